@@ -1,0 +1,38 @@
+"""Turn a folder of images into a fine-tuned ConvNeXt that its owner can trust.
+
+    from convnext_cli import finetune, evaluate, predict, recommend, list_models
+
+Nothing heavy is imported until one of these is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "evaluate": "convnext_cli.inference.evaluation",
+    "finetune": "convnext_cli.training.finetuning",
+    "list_models": "convnext_cli.models.catalog",
+    "predict": "convnext_cli.inference.predictor",
+    "recommend": "convnext_cli.recipes.recommendation",
+}
+
+__all__ = ["evaluate", "finetune", "list_models", "predict", "recommend"]
+
+if TYPE_CHECKING:
+    from convnext_cli.inference.evaluation import evaluate
+    from convnext_cli.inference.predictor import predict
+    from convnext_cli.models.catalog import list_models
+    from convnext_cli.recipes.recommendation import recommend
+    from convnext_cli.training.finetuning import finetune
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *__all__))

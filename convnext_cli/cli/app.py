@@ -1,0 +1,86 @@
+"""The command line: its commands, and how a failure becomes one line and an exit code."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from convnext_cli import __version__
+from convnext_cli.cli import console
+from convnext_cli.cli.demo import demo
+from convnext_cli.cli.eval import evaluate
+from convnext_cli.cli.finetune import finetune
+from convnext_cli.cli.list import list_
+from convnext_cli.cli.predict import predict
+from convnext_cli.cli.recommend import recommend
+from convnext_cli.errors import ConvnextError
+
+EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted."
+DEBUG = "CONVNEXT_DEBUG"
+
+app = typer.Typer(
+    help="Turn a folder of images into a fine-tuned ConvNeXt that you can trust.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("list")(list_)
+app.command("recommend")(recommend)
+app.command("finetune")(finetune)
+app.command("eval")(evaluate)
+app.command("predict")(predict)
+app.command("demo")(demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.show(f"convnext {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.", envvar=DEBUG)] = False,
+) -> None:
+    del version  # done by its callback
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits.
+
+    Args:
+        args: the words after `convnext`; None takes the process's own.
+    """
+    try:
+        code = app(args, standalone_mode=False, prog_name="convnext")
+    except ConvnextError as error:
+        code = _fail(str(error), error.exit_code)
+    except TyperException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("interrupted", 130)
+    except BrokenPipeError:
+        # whoever read our output has gone; Python would complain once more when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    except Exception as error:  # a bug of ours; said as such, in one line like all else
+        code = _fail(f"{type(error).__name__}: {error}. This is a bug; --debug before the command shows where", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str, code: int) -> int:
+    if os.environ.get(DEBUG):
+        raise  # noqa: PLE0704  (called from an except block only)
+    console.fail(text)
+    return code

@@ -1,0 +1,138 @@
+"""`convnext finetune`: train a model on a folder of images."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convnext_cli.cli import console
+from convnext_cli.cli.settings import given, with_settings
+from convnext_cli.recipes.plan import Choice, read_plan
+
+if TYPE_CHECKING:
+    from convnext_cli.training.finetuning import Finished, Started
+    from convnext_cli.training.loop import EpochDone
+
+SHOWN = (
+    "epochs", "batch_size", "micro_batch_size", "lr", "warmup_epochs", "weight_decay", "layer_decay", "drop_path",
+    "label_smoothing", "mixup", "cutmix", "image_size",
+)  # fmt: skip
+EPOCH_COLUMNS = (
+    f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'top-1 %':>7}  {'balanced %':>10}  {'images/s':>8}"
+)
+
+
+@with_settings
+def finetune(
+    data: Annotated[Path, typer.Argument(help="Folder of <class>/ or {train,val,test}/<class>/ folders.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Model, with or without .tag; the recommended one if not given."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; runs/<time>-<model>/ if not given.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Plan file, from `recommend -o` or a run; flags win over it."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="auto (the Hub or its cache), none (random), or a file or run folder.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    **settings: Any,
+) -> None:
+    """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
+    planned_model, planned_weights, planned = read_plan(config) if config else (None, None, {})
+    choices = {name: Choice(value=value, source="plan") for name, value in planned.items()}
+    choices |= {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
+
+    from convnext_cli.training.finetuning import finetune_steps
+
+    events = finetune_steps(
+        data,
+        model=model or planned_model,
+        output=output,
+        weights=weights or planned_weights or "auto",
+        offline=offline,
+        overwrite=overwrite,
+        given=choices,
+    )
+    finished = follow(events)
+    if as_json:
+        console.show_json(asdict(finished))
+    else:
+        show_finished(finished)
+
+
+def follow(events: Iterator[Any]) -> "Finished":
+    """Shows what happens in a fine-tuning and returns its end."""
+    from convnext_cli.training.finetuning import Finished, Started
+    from convnext_cli.training.loop import EpochDone, StepDone
+
+    epochs = 0
+    with console.progress("training") as bar:
+        for event in events:
+            match event:
+                case Started():
+                    epochs = event.plan.recipe.epochs
+                    _show_started(event)
+                case StepDone():
+                    loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
+                    text = f"epoch {event.epoch + 1}/{epochs}{loss}"
+                    bar.update(event.epoch * event.steps + event.step, epochs * event.steps, text)
+                case EpochDone():
+                    console.say(_describe_epoch(event, epochs))
+                case Finished():
+                    return event
+    raise AssertionError("a fine-tuning ends with Finished")
+
+
+def show_finished(finished: "Finished") -> None:
+    """The final block: how good, where, what next."""
+    kept = f"epoch {finished.epoch + 1} ({finished.selected_by})"
+    if finished.val is None:
+        console.show(f"Kept {kept}")
+    else:
+        console.show(
+            f"Kept {kept}: balanced accuracy {console.percent(finished.val.balanced_accuracy)}%, top-1 "
+            f"{console.percent(finished.val.top1)}% on {finished.val.images} validation images"
+        )
+    console.show(f"Run:  {finished.run}")
+    console.show(f"Next: convnext eval {finished.run}")
+
+
+def _show_started(started: "Started") -> None:
+    plan, index = started.plan, started.index
+    new = "all" if started.new_params == started.params else f"{started.new_params:,}"
+    console.say(f"{plan.model}", style="bold")
+    console.say(
+        f"{started.params / 1e6:.2f}M parameters, {new} of them from random values; weights: {plan.weights}"
+        f"{f' (licence {started.license})' if started.license else ''}"
+    )
+    splits = ", ".join(f"{name} {len(index.rows(name)):,}" for name in ("train", "val", "test"))
+    console.say(f"{index.root}: {len(index.classes)} classes; {splits} images")
+    processes = f", {started.num_processes} processes" if started.num_processes > 1 else ""
+    console.say(f"{started.device}, {started.precision}{processes}")
+    console.say(f"run: {started.run}")
+    console.log_table(
+        ["setting", "value", "from", "because"],
+        ((name, plan.settings[name].value, plan.settings[name].source, plan.settings[name].reason) for name in SHOWN),
+    )
+    for note in started.notes:
+        console.warn(note)
+    console.say(EPOCH_COLUMNS, style="bold")
+
+
+def _describe_epoch(event: "EpochDone", epochs: int) -> str:
+    val = event.val
+    losses = f"{event.train_loss:>10.4f}  {f'{val.log_loss:.4f}' if val else '-':>8}"
+    shares = (
+        f"{console.percent(val.top1) if val else '-':>7}  {console.percent(val.balanced_accuracy) if val else '-':>10}"
+    )
+    return f"{f'{event.epoch + 1}/{epochs}':>9}  {losses}  {shares}  {event.images / event.seconds:>8.1f}"

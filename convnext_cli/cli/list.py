@@ -1,0 +1,213 @@
+"""`convnext list`: which models there are."""
+
+import csv
+import io
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from convnext_cli.cli import console
+from convnext_cli.errors import UsageError
+from convnext_cli.models.catalog import (
+    Architecture,
+    find_license,
+    find_model,
+    list_models,
+    load_catalog,
+    load_ranking,
+)
+from convnext_cli.models.names import FAMILIES, MODIFIERS, SIZES
+
+_ORDERS = {
+    "catalog": None,
+    "name": lambda m: m.name,
+    "params": lambda m: m.params,
+    "gmacs": lambda m: m.gmacs,
+    "top1": lambda m: -(m.top1 or 0),
+    "tier": lambda m: _rank(m.name)["position"] or 99,
+}
+
+
+def list_(
+    pattern: Annotated[
+        str, typer.Argument(help="Part of a name, or a shell pattern. A whole name shows the model's card.")
+    ] = "*",
+    family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = None,
+    size: Annotated[str | None, typer.Option(help="zepto to huge.")] = None,
+    tier: Annotated[int | None, typer.Option(help="The specification's tier, 1 to 6.", min=1, max=6)] = None,
+    max_params: Annotated[float | None, typer.Option(help="At most so many parameters, in millions.", min=0)] = None,
+    license: Annotated[str | None, typer.Option(help="A licence of the weights, or 'permissive'.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models that have weights.")] = False,
+    sort: Annotated[str, typer.Option(help=f"One of {', '.join(_ORDERS)}.")] = "catalog",
+    tags: Annotated[bool, typer.Option("--tags", help="One row per set of weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """List the ConvNeXt models, or show one model's card."""
+    if pattern in load_catalog() or "." in pattern:
+        _show_card(pattern, as_json=as_json)
+        return
+    _check_word("family", family, tuple(FAMILIES))
+    _check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
+    _check_word("order", sort, tuple(_ORDERS))
+    if license is not None:
+        find_license(load_catalog().values(), license)
+    models = list_models(
+        pattern,
+        family=family,
+        size=size,
+        tier=tier,
+        max_params=max_params,
+        license=license,
+        pretrained=pretrained,
+    )
+    if order := _ORDERS[sort]:
+        models.sort(key=order)
+    rows = [row for model in models for row in (_tag_rows(model, license) if tags else [_model_row(model)])]
+    if as_json:
+        console.show_json(rows)
+    elif as_csv:
+        console.show_raw(_to_csv(rows))
+    elif not rows:
+        raise UsageError(f"no model matches {pattern!r} and the filters", "Loosen them, or try `convnext list`")
+    else:
+        _show_rows(rows, tags=tags)
+
+
+def _model_row(model: Architecture) -> dict[str, Any]:
+    tag = model.default_tag
+    return {
+        "model": model.name,
+        "tier": _rank(model.name)["tier"],
+        "params_m": round(model.params / 1e6, 2),
+        "gmacs_224": model.gmacs,
+        "top1": model.top1,
+        "image_size": tag.image_size if tag else None,
+        "tags": len(model.tags),
+        "licenses": list(model.licenses),
+        "pretrained": bool(model.tags),
+    }
+
+
+def _tag_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": f"{model.name}.{tag.name}",
+            "license": tag.license,
+            "image_size": tag.image_size,
+            "top1": tag.best_top1,
+            "num_classes": tag.num_classes,
+            "hub": tag.hub_id,
+        }
+        for tag in model.tags
+        if license in (None, tag.license) or (license == "permissive" and tag.is_permissive)
+    ]
+
+
+def _show_rows(rows: list[dict[str, Any]], *, tags: bool) -> None:
+    titles = {
+        "model": "model", "tier": "tier", "params_m": "params (M)", "gmacs_224": "GMACs", "top1": "top-1 (%)",
+        "image_size": "input (px)", "tags": "tags", "licenses": "licences of the weights", "license": "licence",
+        "num_classes": "classes", "hub": "on the Hub",
+    }  # fmt: skip
+    shown = [key for key in rows[0] if key in titles]
+    numbers = [titles[key] for key in shown if key not in ("model", "licenses", "license", "hub")]
+    console.show_table(
+        [titles[key] for key in shown], ([_cell(row[key]) for key in shown] for row in rows), numbers=numbers
+    )
+    if tags:
+        legend = (
+            "top-1: the best published on ImageNet-1k, at the size it was tested; 0 classes: a backbone without head."
+        )
+    else:
+        legend = (
+            "tier: the specification author's ranking, no benchmark. GMACs at 224 px (FLOPs are twice that). top-1: "
+            "the default weights' best published on ImageNet-1k. ImageNet's own terms may apply beside any licence."
+        )
+    console.say(legend, style="dim")
+
+
+def _show_card(name: str, *, as_json: bool) -> None:
+    model, tag = find_model(name)
+    size = tag.image_size if tag else 224
+    card: dict[str, Any] = {
+        "model": name,
+        "family": FAMILIES[model.parsed.family],
+        "modifiers": {modifier: MODIFIERS[modifier] for modifier in model.parsed.modifiers},
+        **_rank(model.name),
+        "params": model.params,
+        "backbone_params": model.backbone_params,
+        "gmacs_224": model.gmacs,
+        "input": [3, size, size],
+        "feature_map": list(model.feature_shape(size)),
+        "pooled": [model.dims[-1]],
+        "output": [tag.num_classes if tag else 1000],
+        "depths": list(model.depths),
+        "dims": list(model.dims),
+        "stem": model.stem,
+        "norm": model.norm,
+        "layer_scale": model.layer_scale,
+        "grn": model.grn,
+        "head": model.head,
+        "activation_mib_per_image_224": model.activation_mib,
+        "tags": [asdict(entry) for entry in model.tags if tag is None or "." not in name or entry == tag],
+    }
+    if as_json:
+        console.show_json(card)
+        return
+    words = {
+        "family": card["family"],
+        **{f"_{modifier}": meaning for modifier, meaning in card["modifiers"].items()},
+        "specification": f"tier {card['tier']} of 6, place {card['position']}" if card["tier"] else "not ranked",
+        "parameters": f"{model.params:,} with 1,000 classes, {model.backbone_params:,} without a classifier",
+        "GMACs": f"{model.gmacs} at 224 px",
+        "input": f"(B, 3, {size}, {size})",
+        "feature map": f"(B, {', '.join(map(str, model.feature_shape(size)))})",
+        "pooled": f"(B, {model.dims[-1]})",
+        "output": f"(B, {card['output'][0]})"
+        + (", its own head; finetune gives it one for your classes" if tag else ""),
+        "blocks": f"{'-'.join(map(str, model.depths))} of width {'-'.join(map(str, model.dims))}",
+        "stem": model.stem,
+        "norm": f"{model.norm}; {'GRN' if model.grn else 'LayerScale'} at the end of each block",
+        "head": model.head,
+        "training memory": f"{model.activation_mib:g} MiB of activations per image at 224 px, float32",
+    }
+    console.show(name, style="bold")
+    console.show_table(["", ""], words.items())
+    if not model.tags:
+        console.show("No pretrained weights exist for it anywhere.")
+        return
+    rows = [
+        (
+            t["name"],
+            t["license"],
+            t["image_size"],
+            ", ".join(f"{v} at {k}" for k, v in t["top1"].items()) or None,
+        )
+        for t in card["tags"]
+    ]
+    console.show_table(["weights", "licence", "input (px)", "top-1 (%) at px"], rows, numbers=["input (px)"])
+
+
+def _rank(name: str) -> dict[str, int | None]:
+    rank = load_ranking()[1].get(name)
+    return {"tier": rank.tier, "position": rank.position} if rank else {"tier": None, "position": None}
+
+
+def _check_word(what: str, word: str | None, known: tuple[str, ...]) -> None:
+    if word is not None and word not in known:
+        raise UsageError(f"unknown {what} {word!r}", f"Known are {', '.join(known)}")
+
+
+def _cell(value: Any) -> Any:
+    return ", ".join(value) or "no weights" if isinstance(value, list) else value
+
+
+def _to_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    if rows:
+        table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        table.writeheader()
+        table.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""From a folder to batches: scan, split, decode, transform, load. Takes plain values, never a Recipe."""

@@ -1,0 +1,69 @@
+"""Batches of prepared images, decoded ahead by threads.
+
+Threads and not processes: Pillow decodes and resizes outside Python's lock, nothing is copied between processes, and
+an error arrives as itself. What an image looks like depends on (seed, epoch, row) alone, never on a thread's timing,
+so that a run can be repeated and continued from these three numbers.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.data.decode import Pixels
+
+AHEAD = 2  # batches decoded before they are asked for
+
+
+def count_cpus() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shuffle_batches(rows: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """All rows in this epoch's order, in batches. The last one may be smaller; none is dropped."""
+    order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+    return cut_batches([rows[i] for i in order], batch_size)
+
+
+def cut_batches(rows: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The rows as they stand, in batches."""
+    return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+
+
+def seed_image(seed: int, epoch: int, row: int) -> np.random.Generator:
+    """The random numbers that augment one image in one epoch."""
+    return np.random.default_rng((seed, epoch, row))
+
+
+def load_batches(
+    batches: Iterable[Sequence[int]], load: Callable[[int], Pixels], *, threads: int
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """Yields each batch's rows and its images, (B, S, S, 3) uint8, while the next ones are being decoded.
+
+    Args:
+        batches: the rows of each batch.
+        load: gives a row's image, (S, S, 3) uint8; runs in a thread.
+        threads: how many images are decoded at a time.
+
+    Raises:
+        ImageError: whatever `load` raised, when its batch is due.
+    """
+    pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="decode")
+    waiting: deque[tuple[list[int], list[Future[Pixels]]]] = deque()
+    try:
+        for rows in batches:
+            waiting.append((list(rows), [pool.submit(load, row) for row in rows]))
+            if len(waiting) > AHEAD:
+                yield _finish(*waiting.popleft())
+        while waiting:
+            yield _finish(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finish(rows: list[int], images: list[Future[Pixels]]) -> tuple[list[int], NDArray[np.uint8]]:
+    return rows, np.stack([image.result() for image in images])

@@ -1,0 +1,179 @@
+"""One walk over a data folder into an index. Everything later takes the index; nobody scans again."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext_cli.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+_NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
+
+    Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, or empty where the data has none.
+    `skipped` counts what is no image, by reason.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    splits: tuple[str, ...]
+    skipped: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, split: str) -> list[int]:
+        """The rows of one split."""
+        return [row for row, name in enumerate(self.splits) if name == split]
+
+    def count_classes(self, split: str | None = None) -> list[int]:
+        """Images per class, in all or in one split."""
+        counts = Counter(label for label, name in zip(self.labels, self.splits, strict=True) if split in (None, name))
+        return [counts[label] for label in range(len(self.classes))]
+
+
+def scan_folder(root: Path) -> Index:
+    """Finds the images of `root/<class>/**`, or of `root/{train,val,test}/<class>/**`.
+
+    The class is the top folder, however deep the file lies. Hidden files and what is no image by its suffix are
+    skipped and counted. Nothing is opened or written.
+
+    Raises:
+        DataError: no such folder, not readable, or no image in it.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DataError(f"{root} {what}", "Give a folder that has one folder of images per class")
+    skipped: Counter[str] = Counter()
+    found: list[tuple[str, str, str]] = []
+    names: set[str] = set()
+    try:
+        for split, folder in _split_folders(root):
+            for name, path in _class_images(folder, skipped):
+                names.add(name)
+                if path is not None:
+                    found.append((path.relative_to(root).as_posix(), name, split))
+    except OSError as error:
+        raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
+    if not found:
+        raise DataError(
+            f"no images in class folders under {root}{_describe(skipped)}",
+            f"Put them into {root}/<class>/, as {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
+    found.sort()
+    classes = tuple(sorted(names))
+    number = {name: label for label, name in enumerate(classes)}
+    return Index(
+        root=root,
+        classes=classes,
+        paths=tuple(path for path, _, _ in found),
+        labels=tuple(number[name] for _, name, _ in found),
+        splits=tuple(split for _, _, split in found),
+        skipped=dict(skipped),
+    )
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image under `folder`, sorted, for prediction: no classes, no splits."""
+    return sorted(_walk(folder, Counter()))
+
+
+def check_trainable(index: Index) -> None:
+    """Checks that the index can be trained on.
+
+    Raises:
+        DataError: one class only, more classes than images, or classes without (training) images.
+    """
+    if len(index.classes) < 2:
+        raise DataError(
+            f"{index.root} has one class only ({index.classes[0]!r})",
+            "Give two class folders or more to tell apart",
+        )
+    if len(index.classes) > len(index):
+        raise DataError(
+            f"{index.root} has more classes ({len(index.classes)}) than images ({len(index)})",
+            "Give each class folder images, or remove the empty ones",
+        )
+    splits = set(index.splits)
+    counts = index.count_classes("train" if "train" in splits else None)
+    missing = [name for name, count in zip(index.classes, counts, strict=True) if not count]
+    if missing:
+        where = "training images" if "train" in splits else "images"
+        examples = ", ".join(missing[:5])
+        raise DataError(
+            f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}",
+            "Add images to these folders, or remove them",
+        )
+
+
+def _split_folders(root: Path) -> list[tuple[str, Path]]:
+    """The data set's own split folders; without a training folder, the root itself as one unnamed split."""
+    folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name)]
+    own = [(SPLIT_NAMES[folder.name.lower()], folder) for folder in folders if folder.name.lower() in SPLIT_NAMES]
+    splits = {split for split, _ in own}
+    if "train" in splits and (len(splits) > 1 or len(own) == len(folders)):
+        return own
+    return [("", root)]
+
+
+def _class_images(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, Path | None]]:
+    """Each class folder's name with each of its images; once with None, so that an empty class is known too."""
+    for entry in os.scandir(folder):
+        if _is_junk(entry.name):
+            skipped["hidden or system file"] += 1
+        elif entry.is_dir():
+            yield entry.name, None
+            for path in _walk(Path(entry.path), skipped):
+                yield entry.name, path
+        elif _is_image(entry.name):
+            skipped["image outside any class folder"] += 1
+        else:
+            skipped["not an image by its suffix"] += 1
+
+
+def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """The images under `folder`. Each real folder is entered once, so that a loop of links ends."""
+    waiting = [folder]
+    seen: set[tuple[int, int]] = set()
+    while waiting:
+        current = waiting.pop()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in os.scandir(current):
+            if _is_junk(entry.name):
+                skipped["hidden or system file"] += 1
+            elif entry.is_dir():
+                waiting.append(Path(entry.path))
+            elif _is_image(entry.name):
+                yield Path(entry.path)
+            else:
+                skipped["not an image by its suffix"] += 1
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _NOT_DATA
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (a Path per file is slow)
+
+
+def _describe(skipped: Counter[str]) -> str:
+    return f" (skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())})" if skipped else ""

@@ -1,0 +1,81 @@
+"""From an image of any size to the model's square input, as uint8. One evaluation transform serves all."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from convnext_cli.data.decode import Pixels
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How images are prepared for a model: timm's fields of the same names.
+
+    `image_size` is the side of the square input in pixels, `mean` and `std` are per channel, for values in 0 to 1.
+    """
+
+    image_size: int
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def transform_for_eval(image: Pixels, how: Preprocessing) -> Pixels:
+    """Resizes and centre-crops (H, W, 3) to (S, S, 3), to the pixel as timm's evaluation transform does.
+
+    `squash` scales both sides to `image_size / crop_pct`; `center` scales the shorter one and keeps the proportions.
+    Source: timm 1.0.31, data/transforms_factory.py, transforms_imagenet_eval.
+    """
+    size = how.image_size
+    target = math.floor(size / how.crop_pct)
+    height, width = image.shape[:2]
+    if how.crop_mode == "squash":
+        resized = (target, target)
+    elif width <= height:
+        resized = (target, max(1, int(target * height / width)))
+    else:
+        resized = (max(1, int(target * width / height)), target)
+    picture = Image.fromarray(image)
+    if picture.size != resized:
+        picture = picture.resize(resized, _FILTERS[how.interpolation])
+    left = round((resized[0] - size) / 2)
+    top = round((resized[1] - size) / 2)
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def transform_for_training(
+    image: Pixels, how: Preprocessing, random: np.random.Generator, *, min_crop_area: float, hflip: float
+) -> Pixels:
+    """Takes a random crop of (H, W, 3), scales it to (S, S, 3), and flips it with probability `hflip`.
+
+    The crop keeps `min_crop_area` to 1 of the area at an aspect ratio of 3/4 to 4/3, as torchvision's
+    RandomResizedCrop draws it.
+    """
+    box = _draw_crop(image.shape[1], image.shape[0], random, min_crop_area)
+    size = (how.image_size, how.image_size)
+    picture = Image.fromarray(image).resize(size, _FILTERS[how.interpolation], box=box)
+    if random.random() < hflip:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(picture)
+
+
+def _draw_crop(
+    width: int, height: int, random: np.random.Generator, min_area: float
+) -> tuple[float, float, float, float]:
+    for _ in range(10):
+        area = width * height * random.uniform(min_area, 1.0)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+            return float(left), float(top), float(left + w), float(top + h)
+    # a very long image: the largest central part within the aspect ratios
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h

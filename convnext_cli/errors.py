@@ -1,0 +1,74 @@
+"""One exception per kind of failure, each with its exit code and the remedy that the user reads."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class ConvnextError(Exception):
+    """A failure that is told in one line: what is wrong, and what to do about it.
+
+    Args:
+        problem: what is wrong, without a full stop at its end.
+        remedy: what the user can do, an imperative sentence without its full stop.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)  # both, so that the exception survives pickling
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.remedy}."
+
+
+class UsageError(ConvnextError):
+    """The command or a setting is not usable as given."""
+
+    exit_code = 2
+
+
+class UnknownModelError(UsageError):
+    """No ConvNeXt of that name."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"unknown model {name!r}",
+            f"{suggest(name, known)}`convnext list` shows all {len(known)} architectures",
+        )
+        self.name = name
+        self.known = tuple(known)
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...]]]:
+        return type(self), (self.name, self.known)
+
+
+class DataError(ConvnextError):
+    """The images, their folder or a run folder cannot be used."""
+
+    exit_code = 3
+
+
+class ImageError(DataError):
+    """One file could not be read as an image."""
+
+
+class RunError(DataError):
+    """A run folder is missing something or cannot be read."""
+
+
+class WeightsError(ConvnextError):
+    """Pretrained weights could not be fetched, read or fitted to the model."""
+
+
+class OutOfMemoryError(ConvnextError):
+    """The device has not enough memory for the plan."""
+
+    exit_code = 4
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Returns "Did you mean …? " with up to three near matches of `word` in `known`, or an empty string."""
+    near = get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"Did you mean {', '.join(near)}? " if near else ""

@@ -1,0 +1,1 @@
+"""Numbers from arrays. Knows nothing of models, files or torch."""

@@ -1,0 +1,1 @@
+"""A trained run at work: predictions for images, metrics for a data set."""

@@ -1,0 +1,60 @@
+"""From uint8 images to logits: the one path that training, eval and predict share."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convnext_cli.data.decode import Pixels
+from convnext_cli.data.loaders import cut_batches, load_batches
+from convnext_cli.data.transforms import Preprocessing
+
+
+def prepare_input(
+    images: NDArray[np.uint8], how: Preprocessing, device: torch.device, memory_format: torch.memory_format
+) -> Tensor:
+    """Turns (B, S, S, 3) uint8 into normalised float32 (B, 3, S, S) on `device`."""
+    pixels = torch.from_numpy(images).to(device, non_blocking=True)
+    mean = torch.tensor(how.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(how.std, device=device).view(1, 3, 1, 1)
+    scaled = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format).div_(255)
+    return scaled.sub_(mean).div_(std)
+
+
+def choose_memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last on a GPU; the plain layout on a CPU, where it measured a little faster without compiling."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def choose_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def forward_batches(
+    model: nn.Module,
+    rows: Sequence[int],
+    load: Callable[[int], Pixels],
+    how: Preprocessing,
+    *,
+    device: torch.device,
+    batch_size: int,
+    threads: int,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yields each batch's rows and its logits, (B, K) float32 on the CPU, in order.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        rows: what to classify.
+        load: gives a row's prepared image, (S, S, 3) uint8.
+        how: mean and std.
+        device: where the model is.
+        batch_size: images per forward pass.
+        threads: images decoded at a time.
+    """
+    memory_format = choose_memory_format(device)
+    for batch, images in load_batches(cut_batches(rows, batch_size), load, threads=threads):
+        yield batch, model(prepare_input(images, how, device, memory_format)).float().cpu()

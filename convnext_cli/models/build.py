@@ -1,0 +1,125 @@
+"""Builds timm's model for training or from a run folder, and writes it in timm's own format."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from convnext_cli.data.transforms import Preprocessing
+from convnext_cli.errors import RunError
+from convnext_cli.files import replace_file
+from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.models.weights import find_weights, fit_weights, read_weights
+
+
+def build_model(
+    architecture: Architecture,
+    tag: Tag | None,
+    *,
+    num_classes: int,
+    drop_path: float,
+    weights: str,
+    offline: bool,
+) -> tuple[nn.Module, list[str]]:
+    """Builds a model with a new classifier.
+
+    Args:
+        architecture: which model.
+        tag: its pretrained weights, where it has any.
+        num_classes: outputs of the new classifier.
+        drop_path: stochastic depth of the last block.
+        weights: `auto` (the Hub or its cache), `none` (random), or the path of a file or run folder.
+        offline: whether the Hub must not be asked.
+
+    Returns:
+        The model, and the names of its parameters that are newly initialised; all of them with `none`.
+
+    Raises:
+        WeightsError: the weights cannot be had, read, or fitted.
+    """
+    name = architecture.name if tag is None else f"{architecture.name}.{tag.name}"
+    path = None
+    if weights == "auto":
+        path = find_weights(architecture, tag, offline=offline)
+    elif weights != "none":
+        path = Path(weights)
+    model: nn.Module = timm.create_model(name, num_classes=num_classes, drop_path_rate=drop_path)
+    if path is None:
+        return model, [parameter for parameter, _ in model.named_parameters()]
+    return model, fit_weights(model, read_weights(path), str(path))
+
+
+def read_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:
+    """How a timm model wants its images: its `pretrained_cfg`, at `image_size` pixels where one is given."""
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm sets a dict on every model
+    how = Preprocessing(
+        image_size=cfg["input_size"][1],
+        crop_pct=cfg["crop_pct"],
+        crop_mode=cfg.get("crop_mode", "center"),
+        interpolation=cfg["interpolation"],
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+    )
+    return how if image_size is None else replace(how, image_size=image_size)
+
+
+def write_model(
+    model: nn.Module, folder: Path, *, classes: Sequence[str], how: Preprocessing, license: str | None
+) -> None:
+    """Writes `config.json` and `model.safetensors`: timm.create_model("local-dir:FOLDER", pretrained=True) loads them.
+
+    The configuration carries the class names, the preprocessing as trained, and the licence of the base weights.
+    """
+    size = (3, how.image_size, how.image_size)
+    # Only the weights' licence is known here; what else their configuration says is about the base weights.
+    cfg = {"license": license, "description": None, "num_classes": len(classes)}
+    with replace_file(folder / "config.json") as path:
+        save_config_for_hf(
+            model,
+            str(path),
+            model_config={"label_names": list(classes), "pretrained_cfg": cfg},
+            data_config={"input_size": size, "crop_pct": how.crop_pct, "crop_mode": how.crop_mode},
+        )
+    state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    with replace_file(folder / "model.safetensors") as path:
+        save_file(state, path, metadata={"format": "pt"})
+
+
+def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
+    """Loads what `write_model` wrote: the model in evaluation mode, its class names, its preprocessing.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    remedy = "Give a folder that `convnext finetune` made and finished an epoch in"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model: nn.Module = timm.create_model(
+            config["architecture"], pretrained_cfg=config["pretrained_cfg"], **config["model_args"]
+        )
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        classes = tuple(config["label_names"])
+        how = read_preprocessing(model)
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} is no finished run: it has no {Path(str(error.filename)).name}", remedy) from error
+    except Exception as error:  # damaged JSON, a missing key, a torn safetensors file: no common base class
+        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise RunError(f"the model in {folder} cannot be read ({type(error).__name__}: {why})", remedy) from error
+    return model.eval(), classes, how
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def seed_weights(seed: int) -> None:
+    """Makes the next model's random weights depend on `seed` alone."""
+    torch.manual_seed(seed)

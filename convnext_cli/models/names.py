@@ -1,0 +1,79 @@
+"""The grammar of ConvNeXt names in timm: `<family>_<size>[_<modifier>…][.<tag>]`."""
+
+import re
+from dataclasses import dataclass
+
+SIZES = (
+    "zepto",
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "tiny",
+    "small",
+    "base",
+    "large",
+    "xlarge",
+    "xxlarge",
+    "huge",
+)
+
+FAMILIES = {
+    "convnext": "ConvNeXt (V1): depthwise 7x7, LayerNorm, LayerScale (arXiv:2201.03545)",
+    "convnextv2": "ConvNeXt V2: V1 with GRN in place of LayerScale, pretrained by FCMAE (arXiv:2301.00808)",
+    "test": "tiny models that timm uses for its unit tests; they do have weights",
+}
+
+MODIFIERS = {
+    "ols": "overlapping stem: two 3x3 stride-2 convolutions in place of one 4x4 stride-4",
+    "hnf": "head norm first: norm, then pooling, then the linear layer",
+    "rms": "another norm than LayerNorm: RMSNorm in atto, timm's SimpleNorm (divides by the variance) in zepto",
+    "mlp": "a hidden layer in the head, as in the LAION CLIP image towers",
+}
+
+_GRAMMAR = re.compile(
+    rf"""
+    (?: (?P<family> convnextv2 | convnext ) _ (?P<size> {"|".join(SIZES)} )
+        (?P<modifiers> (?: _(?: {"|".join(MODIFIERS)} ) )* )
+      | (?P<test> test ) _ (?P<test_size> convnext[23]? )
+    )
+    (?: \. (?P<tag> [a-z0-9_]+ ) )?
+    """,
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelName:
+    """A name taken apart. `str()` puts it together again."""
+
+    family: str
+    size: str
+    modifiers: tuple[str, ...] = ()
+    tag: str | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The name without its tag, as timm registers it."""
+        return "_".join((self.family, self.size, *self.modifiers))
+
+    def __str__(self) -> str:
+        return self.architecture if self.tag is None else f"{self.architecture}.{self.tag}"
+
+
+def parse_name(name: str) -> ModelName | None:
+    """Takes a model name apart, or returns None where it does not follow the grammar.
+
+    The grammar says which names are well formed, the catalogue which of them exist.
+    """
+    match = _GRAMMAR.fullmatch(name)
+    if match is None:
+        return None
+    if match["test"]:
+        return ModelName(family=match["test"], size=match["test_size"], tag=match["tag"])
+    return ModelName(
+        family=match["family"],
+        size=match["size"],
+        modifiers=tuple(match["modifiers"].split("_")[1:]),
+        tag=match["tag"],
+    )

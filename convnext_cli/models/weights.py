@@ -1,0 +1,111 @@
+"""Where pretrained weights come from, and whether they fit. Never a silent random start."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from timm.models.convnext import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from convnext_cli.errors import WeightsError
+from convnext_cli.models.catalog import Architecture, Tag
+
+HUB_FILE = "model.safetensors"
+HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) -> Path:
+    """The file with a tag's weights: from the Hub's cache on this machine, else downloaded into it.
+
+    Raises:
+        WeightsError: the architecture has no weights, or the Hub cannot be reached.
+    """
+    if tag is None:
+        raise WeightsError(
+            f"no pretrained weights exist for {architecture.name}",
+            "Choose another model (`convnext list --pretrained`), give your own with --weights PATH, "
+            "or start from random ones with --weights none",
+        )
+    # The Hub's own client retries a dead connection for half a minute and more; one short question first.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(tag.hub_id, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    url = hf_hub_url(tag.hub_id, HUB_FILE)
+    choices = (
+        f"Download {url} elsewhere and give it with --weights PATH (or copy that machine's Hub cache here), "
+        "or start from random weights with --weights none"
+    )
+    if offline:
+        raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
+    try:
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+        return Path(hf_hub_download(tag.hub_id, HUB_FILE, etag_timeout=HUB_TIMEOUT))
+    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot fetch the weights {tag.hub_id} from the Hub ({why})", choices) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a state dict from a safetensors file, a PyTorch checkpoint (`weights_only`), or a run folder.
+
+    Raises:
+        WeightsError: there is no such file, or it holds no state dict.
+    """
+    if path.is_dir():
+        path = path / HUB_FILE
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}", "Give a .safetensors or .pth file, or a run folder")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling, zip and safetensors errors share no base class
+        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path} cannot be read as weights ({why})",
+            "Give a .safetensors or .pth file that holds a state dict",
+        ) from error
+    while isinstance(found, dict) and (key := next((k for k in _WRAPPERS if isinstance(found.get(k), dict)), None)):
+        found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise WeightsError(f"{path} holds no state dict", "Give a file with parameter names and tensors")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> list[str]:
+    """Copies weights into `model` and returns the names of its parameters that stay newly initialised.
+
+    The head may differ (another number of classes, or none); everything before it must match by name and shape.
+
+    Raises:
+        WeightsError: the weights belong to another architecture.
+    """
+    try:
+        state = checkpoint_filter_fn(dict(found), model)  # the authors' own checkpoints have other names
+    except KeyError:
+        state = dict(found)
+    own = model.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    missing = [name for name in own if name not in fitting]
+    wrong = [name for name in missing if not _is_head(name)]
+    wrong += [name for name in state if name not in own and not _is_head(name)]
+    if wrong:
+        raise WeightsError(
+            f"{source} does not fit the model: {len(wrong)} parameters differ in name or shape, such as "
+            f"{', '.join(wrong[:3])}",
+            "Give weights of the same architecture, or name theirs with --model",
+        )
+    model.load_state_dict(fitting, strict=False)
+    return missing
+
+
+def _is_head(name: str) -> bool:
+    return re.match(r"head\.", name) is not None

@@ -1,0 +1,1 @@
+"""The settings: what they are, the tables they come from, and the plan that picks them."""

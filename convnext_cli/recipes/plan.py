@@ -1,0 +1,187 @@
+"""A plan: a model and every setting with the reason for its value. A file that a person can read and edit."""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convnext_cli.errors import UsageError, suggest
+from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.recipes.memory import largest_micro_batch
+from convnext_cli.recipes.recipe import Recipe, check_settings, default_settings, describe_settings
+from convnext_cli.recipes.tables import Regime, Row, Tables, load_tables
+
+MIN_STEPS_PER_EPOCH = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A setting's value, where it comes from, and why."""
+
+    value: Any
+    source: str
+    """`flag`, `plan`, `rule`, `default`, or the table row's section."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What `finetune` will do."""
+
+    model: str
+    weights: str
+    """`auto`, `none`, or a path."""
+    settings: dict[str, Choice]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The bare values."""
+        return Recipe(**{name: choice.value for name, choice in self.settings.items()})
+
+    def to_toml(self) -> str:
+        """The plan as TOML, each setting's help, source and reason as a comment. `read_plan` takes it back."""
+        lines = [
+            "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags win over it.",
+            f"model = {json.dumps(self.model)}",
+            f"weights = {json.dumps(self.weights)}",
+            "",
+            "[settings]",
+        ]
+        for name, (_, setting) in describe_settings().items():
+            choice = self.settings[name]
+            because = f" ({choice.reason})" if choice.reason else ""
+            lines += [
+                f"# {setting.help} From {choice.source}{because}.",
+                f"{name} = {json.dumps(choice.value)}",
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Reads a plan file: the model and the weights where it names them, and its settings.
+
+    Raises:
+        UsageError: it cannot be read, or holds keys or values that are none of ours; all are named.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read the plan {path}: {error}", "Give a TOML file as `finetune` writes it") from error
+    keys = ("model", "weights", "settings")
+    unknown = [f"{key!r} is no key of a plan. {suggest(key, keys)}".rstrip() for key in raw if key not in keys]
+    if unknown:
+        raise UsageError("; ".join(unknown), f"A plan has {', '.join(keys)}")
+    check_settings(raw.get("settings", {}))
+    return raw.get("model"), raw.get("weights"), raw.get("settings", {})
+
+
+def make_plan(
+    model: Architecture,
+    tag: Tag | None,
+    *,
+    weights: str = "auto",
+    images: int,
+    memory: int | None = None,
+    max_micro_batch: int | None = None,
+    given: Mapping[str, Choice],
+) -> Plan:
+    """Picks every setting: what is given, else what the tables and the rules say, else the default.
+
+    Args:
+        model: the architecture.
+        tag: its weights; None for a random start.
+        weights: `auto`, `none`, or a path.
+        images: how many images there are to train on.
+        memory: bytes of the device that trains; None where it is not known.
+        max_micro_batch: an upper bound for the micro-batch, in images.
+        given: settings that are already decided, by name.
+
+    Raises:
+        UsageError: a given setting has a value that it cannot have; all are named.
+    """
+    check_settings({name: choice.value for name, choice in given.items()})
+    tables = load_tables()
+    chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
+    chosen["image_size"] = _image_size(tag)
+    chosen |= given
+    chosen.setdefault("batch_size", _batch_size(images, tables.base_batch))
+    chosen |= _from_tables(tables, model, images, chosen["batch_size"].value)
+    chosen |= given
+    chosen.setdefault(
+        "micro_batch_size",
+        _micro_batch_size(model, chosen["batch_size"].value, chosen["image_size"].value, memory, max_micro_batch),
+    )
+    chosen["warmup_epochs"] = _shorten_warmup(chosen["warmup_epochs"], chosen["epochs"].value)
+    name = model.name if tag is None else f"{model.name}.{tag.name}"
+    return Plan(model=name, weights=weights, settings={key: chosen[key] for key in describe_settings()})
+
+
+def _image_size(tag: Tag | None) -> Choice:
+    if tag is None:
+        return Choice(value=224, source="default", reason="ConvNeXt's usual input")
+    return Choice(value=tag.image_size, source="rule", reason=f"the input size of {tag.name}")
+
+
+def _batch_size(images: int, base_batch: int) -> Choice:
+    """The tables' own batch, halved until an epoch has a few steps; a handful of images gets a small batch."""
+    batch = base_batch
+    while batch > 8 and images / batch < MIN_STEPS_PER_EPOCH:
+        batch //= 2
+    if batch == base_batch:
+        return Choice(value=batch, source="specification 3.2", reason="the batch its learning rates are for")
+    return Choice(value=batch, source="rule", reason=f"at least {MIN_STEPS_PER_EPOCH} steps an epoch")
+
+
+def _from_tables(tables: Tables, model: Architecture, images: int, batch: int) -> dict[str, Choice]:
+    """The model's row gives the low end of its range; the data set's row, where it has the setting, bounds it."""
+    row = tables.model_row(model.parsed)
+    regime = tables.regime_for(images)
+    chosen = {
+        name: _bounded(name, row, regime, tables.notes)
+        for name in dict.fromkeys((*row.ranges, *regime.ranges))  # in the tables' order
+    }
+    lr = chosen["lr"]
+    if batch != tables.base_batch:
+        scaled = float(f"{lr.value * batch / tables.base_batch:.4g}")
+        why = f"{lr.value:g} at batch {tables.base_batch}, scaled linearly to {batch}"
+        chosen["lr"] = Choice(value=scaled, source=lr.source, reason=_join(why, lr.reason))
+    return chosen
+
+
+def _bounded(name: str, row: Row, regime: Regime, notes: Mapping[str, str]) -> Choice:
+    note = notes.get(name, "")
+    if name not in row.ranges:
+        return Choice(value=regime.ranges[name][0], source=regime.source, reason=note)
+    wanted = row.ranges[name][0]
+    low, high = regime.ranges.get(name, (-math.inf, math.inf))
+    value = min(max(wanted, low), high)
+    if value == wanted:
+        return Choice(value=value, source=row.source, reason=note)
+    why = f"{row.source} has {wanted:g}, outside the range for {regime.name} data sets"
+    return Choice(value=value, source=regime.source, reason=_join(why, note))
+
+
+def _micro_batch_size(model: Architecture, batch: int, image_size: int, memory: int | None, most: int | None) -> Choice:
+    if memory is None:
+        return Choice(value=min(batch, most or batch), source="rule", reason="the whole batch at once")
+    fitting = max(1, largest_micro_batch(model, image_size, memory, batch))
+    if most is not None and most < fitting:
+        return Choice(value=most, source="rule", reason="a larger pass is not faster on a CPU")
+    why = "the whole batch fits" if fitting == batch else "the largest that fits"
+    return Choice(value=fitting, source="rule", reason=f"{why} the estimate for {memory / 2**30:.1f} GiB")
+
+
+def _shorten_warmup(warmup: Choice, epochs: int) -> Choice:
+    """Keeps the warm-up under a tenth of a run that is shorter than its table row thought."""
+    longest = epochs / 10
+    if warmup.value <= longest or warmup.source in ("flag", "plan"):
+        return warmup
+    why = f"a tenth of {epochs} epochs; {warmup.source} has {warmup.value:g}"
+    return Choice(value=longest, source="rule", reason=why)
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,138 @@
+"""What can be set. Each setting is declared once, here: command-line options and the plan file are made from it."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from convnext_cli.errors import UsageError, suggest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What a person needs to know of a setting, and what values it takes."""
+
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    open: bool = False
+    """Whether the bounds themselves are excluded."""
+    flags: tuple[str, ...] = ()
+    """Other names on the command line, beside the field's own in kebab case."""
+
+    def problem(self, value: Any) -> str | None:
+        """Says what is wrong with `value`, or returns None."""
+        if isinstance(value, str):
+            return None
+        if self.low is not None and (value < self.low or (self.open and value == self.low)):
+            return f"must be {'above' if self.open else 'at least'} {self.low:g}"
+        if self.high is not None and (value > self.high or (self.open and value == self.high)):
+            return f"must be {'below' if self.open else 'at most'} {self.high:g}"
+        return None if value == value and abs(value) != float("inf") else "must be a finite number"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """The settings of one fine-tuning, resolved. Those without a default here come from the tables."""
+
+    epochs: Annotated[int, Setting(help="Passes over the training images.", unit="epochs", low=1)]
+    batch_size: Annotated[
+        int,
+        Setting(help="Images per optimizer step, over all processes.", unit="images", low=1, flags=("-b",)),
+    ]
+    micro_batch_size: Annotated[
+        int,
+        Setting(
+            help="Images per forward pass of one process; gradients add up until the batch is full.",
+            unit="images",
+            low=1,
+        ),
+    ]
+    lr: Annotated[float, Setting(help="Peak learning rate, for the whole batch.", low=0, open=True)]
+    min_lr: Annotated[float, Setting(help="Learning rate that the cosine ends at.", low=0)] = 1e-6
+    warmup_epochs: Annotated[
+        float, Setting(help="Epochs of linear rise to the peak learning rate.", unit="epochs", low=0)
+    ]
+    weight_decay: Annotated[float, Setting(help="AdamW's decay; never on norms, biases, LayerScale and GRN.", low=0)]
+    layer_decay: Annotated[
+        float,
+        Setting(help="Learning-rate factor from each block to the one before it; 1 is off.", low=0, high=1),
+    ] = 1.0
+    drop_path: Annotated[
+        float,
+        Setting(help="Stochastic depth of the last block, rising from 0 over all blocks.", low=0, high=0.99),
+    ]
+    label_smoothing: Annotated[
+        float,
+        Setting(help="Share of the target spread over all classes.", low=0, high=0.99, flags=("--smoothing",)),
+    ]
+    mixup: Annotated[float, Setting(help="Mixup alpha; 0 is off.", low=0)]
+    cutmix: Annotated[float, Setting(help="CutMix alpha; 0 is off.", low=0)]
+    image_size: Annotated[
+        int, Setting(help="Side of the square input.", unit="px", low=32, high=2048, flags=("--img-size",))
+    ]
+    min_crop_area: Annotated[
+        float,
+        Setting(
+            help="Smallest share of an image's area that a random training crop keeps.",
+            low=0,
+            high=1,
+            open=False,
+        ),
+    ] = 0.5
+    hflip: Annotated[
+        float,
+        Setting(help="Chance of a left-right flip in training; 0 where left and right differ.", low=0, high=1),
+    ] = 0.0
+    val_fraction: Annotated[
+        float,
+        Setting(help="Share of the images for validation, where the data has no split.", low=0, high=0.9),
+    ] = 0.15
+    test_fraction: Annotated[
+        float, Setting(help="Share of the images for testing, where the data has no split.", low=0, high=0.9)
+    ] = 0.15
+    amp: Annotated[
+        Literal["auto", "no", "bf16"],
+        Setting(help="Mixed precision; auto is bf16 where the GPU supports it, float32 elsewhere."),
+    ] = "auto"
+    seed: Annotated[
+        int,
+        Setting(help="Seed of the split, the weights, the order and the augmentation.", low=0, high=2**32 - 1),
+    ] = 0
+
+
+def describe_settings() -> dict[str, tuple[Any, Setting]]:
+    """Each setting's type (int, float or a Literal of words) and description, by name."""
+    hints = get_type_hints(Recipe, include_extras=True)
+    return {field.name: get_args(hints[field.name]) for field in fields(Recipe)}
+
+
+def default_settings() -> dict[str, Any]:
+    """The settings that have a default of their own."""
+    return {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
+
+
+def check_settings(values: Mapping[str, Any]) -> None:
+    """Checks names, types and bounds of every setting given.
+
+    Raises:
+        UsageError: one or more are wrong; all of them are named.
+    """
+    known = describe_settings()
+    problems = [f"{name} {problem}" for name, value in values.items() if (problem := _problem(known, name, value))]
+    if problems:
+        raise UsageError("; ".join(problems), "`convnext finetune --help` shows every setting with its unit")
+
+
+def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) -> str | None:
+    if name not in known:
+        return f"is not a setting. {suggest(name, known)}".rstrip()
+    kind, setting = known[name]
+    if get_origin(kind) is Literal:
+        words = get_args(kind)
+        return None if value in words else f"= {value!r} must be one of {', '.join(words)}"
+    accepted = (int, float) if kind is float else (int,)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
+    problem = setting.problem(value)
+    return f"= {value!r} {problem}" if problem else None

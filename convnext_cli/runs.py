@@ -1,0 +1,141 @@
+"""The run folder: every file in it is named, written and read here (the model's own two by `models.build`)."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from convnext_cli.data.scan import Index
+from convnext_cli.errors import RunError, UsageError
+from convnext_cli.files import write_text
+
+RUNS = Path("runs")
+_SPLIT_COLUMNS = ("path", "label", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """Resolved settings with their reasons; feeding it back repeats the run."""
+        return self.path / "plan.toml"
+
+    @property
+    def last(self) -> Path:
+        """Everything needed to continue: model, optimizer, progress."""
+        return self.path / "last" / "checkpoint.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """The final figures."""
+        return self.path / "metrics.json"
+
+    def create(self, *, overwrite: bool) -> None:
+        """Makes the folder, which must be new, empty, or a former run that `overwrite` allows to be replaced."""
+        self.check_free(overwrite=overwrite)
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            for old in self._files():
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror}", "Choose another --output") from error
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Checks that a new run may be written here.
+
+        Raises:
+            UsageError: something is there already.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file", "Choose another --output")
+        if any(self.path.iterdir()) and not (overwrite and self.plan.exists()):
+            remedy = "Choose another --output" + (", or add --overwrite" if self.plan.exists() else "")
+            raise UsageError(f"{self.path} exists already", remedy)
+
+    def write_plan(self, toml: str) -> None:
+        """Writes the plan."""
+        write_text(self.plan, toml)
+
+    def write_split(self, index: Index) -> None:
+        """Writes which image went where, and the folder that the paths start from."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(_SPLIT_COLUMNS)
+        for path, label, split in zip(index.paths, index.labels, index.splits, strict=True):
+            table.writerow((path, index.classes[label], split))
+        with_root = {
+            "data": str(index.root.resolve()),
+            "classes": list(index.classes),
+            "skipped": index.skipped,
+        }
+        write_text(self.path / "split.csv", text.getvalue())
+        write_text(self.path / "data.json", json.dumps(with_root, indent=1) + "\n")
+
+    def read_split(self) -> Index:
+        """Reads the index back, as `write_split` was given it.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+        try:
+            about = json.loads((self.path / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
+            lines = (self.path / "split.csv").read_text(encoding="utf-8", errors="surrogateescape")
+            rows = list(csv.DictReader(io.StringIO(lines, newline="")))
+            number = {name: label for label, name in enumerate(about["classes"])}
+            return Index(
+                root=Path(about["data"]),
+                classes=tuple(about["classes"]),
+                paths=tuple(row["path"] for row in rows),
+                labels=tuple(number[row["label"]] for row in rows),
+                splits=tuple(row["split"] for row in rows),
+                skipped=about["skipped"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"the split of {self.path} cannot be read ({type(error).__name__}: {error})",
+                "Give a folder that `convnext finetune` made",
+            ) from error
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Writes versions, device and command line."""
+        write_text(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+    def write_log(self, epochs: list[dict[str, Any]]) -> None:
+        """Writes one line per epoch, all of them anew, so that a kill leaves no half line."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Writes the final figures."""
+        write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
+
+    def _files(self) -> Iterator[Path]:
+        names = ("plan.toml", "split.csv", "data.json", "environment.json", "metrics.jsonl", "metrics.json")
+        yield from (self.path / name for name in (*names, "config.json", "model.safetensors"))
+        yield self.last
+
+
+def name_run(model: str, now: datetime) -> Path:
+    """The default folder of a new run, `runs/<time>-<architecture>`."""
+    return RUNS / f"{now:%Y-%m-%d_%H%M%S}-{model.partition('.')[0]}"
+
+
+def find_newest_run() -> RunFolder:
+    """The newest run under `runs/` that has a model.
+
+    Raises:
+        RunError: there is none.
+    """
+    models = list(RUNS.glob("*/model.safetensors"))
+    if not models:
+        raise RunError(f"no run under {RUNS.resolve()}", "Name one with --run, or make one with `convnext finetune`")
+    return RunFolder(max(models, key=lambda path: path.stat().st_mtime).parent)

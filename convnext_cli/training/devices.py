@@ -1,0 +1,67 @@
+"""Accelerate owns devices, precision and processes; what is asked of it stands here."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from convnext_cli.recipes.memory import GIB
+
+MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
+
+
+def make_accelerator(amp: str) -> Accelerator:
+    """The accelerator for this process. `auto` is bf16 where the GPU has it; on CPUs float32 measured faster."""
+    if amp == "auto":
+        amp = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return Accelerator(mixed_precision=amp)
+
+
+def measure_memory(device: torch.device) -> int:
+    """Bytes of memory that one process may plan with: the GPU's free memory, or its share of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:
+    """Puts together what the ranks computed for rows rank, rank + world, rank + 2 * world …, in order.
+
+    Args:
+        accelerator: knows the ranks.
+        mine: this rank's (n, K), n being its share of `total`.
+        total: rows over all ranks.
+
+    Returns:
+        (total, K), the same on every rank.
+    """
+    world = accelerator.num_processes
+    if world == 1:
+        return mine
+    longest = -(-total // world)
+    padded = torch.zeros(longest, mine.shape[1], device=accelerator.device)
+    padded[: len(mine)] = mine.to(accelerator.device)
+    every: Any = accelerator.gather(padded)
+    return every.view(world, longest, -1).transpose(0, 1).reshape(world * longest, -1)[:total].cpu()
+
+
+def _available_memory() -> int:
+    """Bytes that this machine can still give, file cache included where the system tells (Linux)."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
