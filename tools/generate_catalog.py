@@ -50,14 +50,15 @@ def describe_architecture(name: str, top1: dict[str, dict[int, float]]) -> dict[
     with torch.device("meta"):
         model = timm.create_model(name)
         image = torch.empty(1, 3, 224, 224)
+    macs, kept_bytes = measure_forward(model, image)
     hidden = getattr(model.head.pre_logits, "fc", None) if hasattr(model.head, "pre_logits") else None
     norm_first = type(model.norm_pre).__name__ != "Identity"
     block = model.stages[0].blocks[0]
     return {
         "params": sum(p.numel() for p in model.parameters()),
         "backbone_params": sum(p.numel() for n, p in model.named_parameters() if not n.startswith("head.fc.")),
-        "gmacs": round(count_macs(model, image) / 1e9, 3),
-        "activation_mib": round(count_saved_bytes(model, image) / 2**20, 1),
+        "gmacs": round(macs / 1e9, 3),
+        "activation_mib": round(kept_bytes / 2**20, 1),
         "depths": [len(stage.blocks) for stage in model.stages],
         "dims": [info["num_chs"] for info in model.feature_info],
         "stem": describe_stem(model.stem),
@@ -100,26 +101,16 @@ def describe_tag(tag: str, cfg: Any, top1: dict[int, float]) -> dict[str, Any]:
     }
 
 
-def count_macs(model: torch.nn.Module, image: torch.Tensor) -> int:
-    """Multiply-adds of one forward pass, counted as in timm's published tables (fvcore's rules).
+def measure_forward(model: torch.nn.Module, image: torch.Tensor) -> tuple[int, int]:
+    """Multiply-adds of one forward pass, and the bytes that autograd keeps of it for the backward pass.
 
-    Convolutions and matrix products are half of torch's FLOP count; an element through a LayerNorm counts 5, through
-    any other norm, an activation or GRN nothing.
+    Multiply-adds are counted as in timm's published tables (fvcore's rules): half of torch's FLOPs for convolutions and
+    matrix products; 5 for an element through a LayerNorm; nothing for any other norm, an activation or GRN. Bytes are
+    those of each storage once, parameters left out.
     """
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
-    elements: list[int] = []
-    hooks = [norm.register_forward_hook(lambda _, __, output: elements.append(output.numel())) for norm in norms]
-    with FlopCounterMode(display=False) as counter:
-        model(image)
-    for hook in hooks:
-        hook.remove()
-    return counter.get_total_flops() // 2 + 5 * sum(elements)
-
-
-def count_saved_bytes(model: torch.nn.Module, image: torch.Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass of one image, parameters left out, each storage once."""
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
+    normed: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -127,9 +118,14 @@ def count_saved_bytes(model: torch.nn.Module, image: torch.Tensor) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)):
+        norm.register_forward_hook(lambda _, __, output: normed.append(output.numel()))
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         model.train()(image)
-    return sum(storage.nbytes() for storage in kept.values())
+    return counter.get_total_flops() // 2 + 5 * sum(normed), sum(storage.nbytes() for storage in kept.values())
 
 
 def read_top1() -> dict[str, dict[int, float]]:

@@ -114,7 +114,7 @@ class Bar:
 def progress(label: str) -> Iterator[Bar]:
     """Gives a `Bar` for the length of the block. What is logged meanwhile appears above it."""
     console = _console(stderr=True)
-    if not console.is_terminal or _SILENT:
+    if not console.is_interactive or _SILENT:
         yield Bar(None, None, label)
         return
     columns = (

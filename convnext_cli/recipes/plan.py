@@ -14,7 +14,10 @@ from convnext_cli.recipes.memory import largest_micro_batch
 from convnext_cli.recipes.recipe import Recipe, check_settings, default_settings, describe_settings
 from convnext_cli.recipes.tables import Regime, Row, Tables, load_tables
 
-MIN_STEPS_PER_EPOCH = 8
+MIN_BATCH = 16
+MIN_STEPS = 500  # of a whole run: BiT-HyperRule's length for under 20,000 images (arXiv:1912.11370, section 3.3)
+
+RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a short run from random weights unlearned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,15 +110,18 @@ def make_plan(
     chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
     chosen["image_size"] = _image_size(tag)
     chosen |= given
-    chosen.setdefault("batch_size", _batch_size(images, tables.base_batch))
-    chosen |= _from_tables(tables, model, images, chosen["batch_size"].value)
+    rows = _from_tables(tables, model, images)
+    epochs = chosen.get("epochs", rows["epochs"]).value
+    chosen.setdefault("batch_size", _batch_size(images, epochs, tables.base_batch))
+    chosen |= rows
+    chosen["lr"] = _lr(rows["lr"], chosen["batch_size"].value, tables.base_batch, weights)
     chosen |= given
     chosen.setdefault(
         "micro_batch_size",
         _micro_batch_size(model, chosen["batch_size"].value, chosen["image_size"].value, memory, max_micro_batch),
     )
     chosen["warmup_epochs"] = _shorten_warmup(chosen["warmup_epochs"], chosen["epochs"].value)
-    name = model.name if tag is None else f"{model.name}.{tag.name}"
+    name = model.name if tag is None or weights == "none" else f"{model.name}.{tag.name}"
     return Plan(model=name, weights=weights, settings={key: chosen[key] for key in describe_settings()})
 
 
@@ -125,30 +131,35 @@ def _image_size(tag: Tag | None) -> Choice:
     return Choice(value=tag.image_size, source="rule", reason=f"the input size of {tag.name}")
 
 
-def _batch_size(images: int, base_batch: int) -> Choice:
-    """The tables' own batch, halved until an epoch has a few steps; a handful of images gets a small batch."""
+def _batch_size(images: int, epochs: int, base_batch: int) -> Choice:
+    """The tables' own batch, halved until the run has enough steps; a handful of images gets a small batch."""
     batch = base_batch
-    while batch > 8 and images / batch < MIN_STEPS_PER_EPOCH:
+    while batch > MIN_BATCH and images * epochs / batch < MIN_STEPS:
         batch //= 2
     if batch == base_batch:
-        return Choice(value=batch, source="specification 3.2", reason="the batch its learning rates are for")
-    return Choice(value=batch, source="rule", reason=f"at least {MIN_STEPS_PER_EPOCH} steps an epoch")
+        return Choice(value=batch, source="specification 3.1 to 3.4", reason="the batch its learning rates are for")
+    return Choice(value=batch, source="rule", reason=f"small, so that {epochs} epochs have steps enough")
 
 
-def _from_tables(tables: Tables, model: Architecture, images: int, batch: int) -> dict[str, Choice]:
+def _lr(row: Choice, batch: int, base_batch: int, weights: str) -> Choice:
+    """The row's rate, scaled linearly with the batch; from random weights a rate that they learn with."""
+    if weights == "none":
+        return Choice(value=RANDOM_START_LR, source="rule", reason="random weights need more than the tables' rates")
+    if batch == base_batch:
+        return row
+    scaled = float(f"{row.value * batch / base_batch:.4g}")
+    why = f"{row.value:g} at batch {base_batch}, scaled linearly to {batch}"
+    return Choice(value=scaled, source=row.source, reason=_join(why, row.reason))
+
+
+def _from_tables(tables: Tables, model: Architecture, images: int) -> dict[str, Choice]:
     """The model's row gives the low end of its range; the data set's row, where it has the setting, bounds it."""
     row = tables.model_row(model.parsed)
     regime = tables.regime_for(images)
-    chosen = {
+    return {
         name: _bounded(name, row, regime, tables.notes)
         for name in dict.fromkeys((*row.ranges, *regime.ranges))  # in the tables' order
     }
-    lr = chosen["lr"]
-    if batch != tables.base_batch:
-        scaled = float(f"{lr.value * batch / tables.base_batch:.4g}")
-        why = f"{lr.value:g} at batch {tables.base_batch}, scaled linearly to {batch}"
-        chosen["lr"] = Choice(value=scaled, source=lr.source, reason=_join(why, lr.reason))
-    return chosen
 
 
 def _bounded(name: str, row: Row, regime: Regime, notes: Mapping[str, str]) -> Choice:

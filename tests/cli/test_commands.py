@@ -1,0 +1,211 @@
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from convnext_cli.cli.app import main
+from convnext_cli.runs import RunFolder
+from tests.conftest import save_image
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Convnext = Callable[..., Outcome]
+
+
+@pytest.fixture
+def convnext(capsys: pytest.CaptureFixture[str]) -> Convnext:
+    """Runs the command line in this process."""
+
+    def call(*words: object) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Outcome(caught.value.code or 0, out, err)  # type: ignore[arg-type]
+
+    return call
+
+
+def errors(outcome: Outcome) -> list[str]:
+    return [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+
+
+BAD_INPUT = [
+    (3, "nowhere does not exist", "finetune nowhere"),
+    (3, "no images in class folders", "finetune empty"),
+    (3, "one class only", "finetune one"),
+    (3, "more classes (3) than images (2)", "finetune many"),
+    (2, "Did you mean convnextv2_tiny", "finetune good --model convnextv2_tinny"),
+    (2, "Did you mean fb_in22k", "finetune good --model convnext_tiny.fb_in22kk"),
+    (2, "lr = -0.1 must be above 0", "finetune good --lr -0.1"),
+    (2, "--epochs", "finetune good --epcohs 3"),
+    (2, "'three'", "finetune good --epochs three"),
+    (2, "exists already", "finetune good --output good"),
+    (2, "cannot read the plan", "finetune good --config nowhere.toml"),
+    (1, "no weights at nowhere.pth", "finetune good --weights nowhere.pth"),
+    (1, "no pretrained weights exist for convnextv2_small", "finetune good --model convnextv2_small"),
+    (3, "is no finished run", "eval empty"),
+    (3, "no run under", "eval"),
+    (2, "unknown split 'exam'", "eval run --split exam"),
+    (3, "is no finished run", "predict good/a/0.png --run empty"),
+    (3, "text.png cannot be read as an image", "predict text.png --run run"),
+    (3, "nowhere.png does not exist", "predict nowhere.png --run run"),
+    (3, "no images in empty", "predict empty --run run"),
+    (2, "Did you mean predict", "predcit"),
+    (2, "nothing to recommend for", "recommend"),
+    (2, "dataset size 0", "recommend --dataset-size 0"),
+    (2, "7000 classes for 6000 images", "recommend --dataset-size 6000 --classes 7000"),
+    (2, "unknown licence", "recommend --dataset-size 6000 --license gpl"),
+    (2, "unknown family", "list --family convnextv3"),
+    (2, "no model matches", "list resnet"),
+    (2, "unknown model 'convnext_tinny.in12k'", "list convnext_tinny.in12k"),
+]
+
+
+@pytest.mark.parametrize(("code", "words", "command"), BAD_INPUT, ids=[command for _, _, command in BAD_INPUT])
+def test_bad_input_is_one_line_with_a_remedy_and_its_exit_code(
+    convnext: Convnext, run: RunFolder, tmp_path: Path, code: int, words: str, command: str
+) -> None:
+    (tmp_path / "run").symlink_to(run.path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    for i in range(10):
+        save_image(tmp_path / f"good/a/{i}.png", seed=i)
+        save_image(tmp_path / f"good/b/{i}.png", seed=i)
+    save_image(tmp_path / "one/a/0.png")
+    for name in "ab":
+        save_image(tmp_path / f"many/{name}/0.png")
+    (tmp_path / "many/c").mkdir()
+    outcome = convnext(*command.split())
+    assert outcome.code == code
+    assert len(errors(outcome)) == 1, outcome.err
+    assert words in errors(outcome)[0]
+    assert outcome.err.strip().splitlines()[-1] == errors(outcome)[0]
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_list_and_its_filters(convnext: Convnext) -> None:
+    rows = json.loads(convnext("list", "--json").out)
+    assert len(rows) == 31
+    assert len(json.loads(convnext("list", "--tags", "--json").out)) == 101
+    tiny = json.loads(convnext("list", "tiny", "--family", "convnext", "--sort", "params", "--json").out)
+    assert {row["model"] for row in tiny} == {"convnext_tiny", "convnext_tiny_hnf"}
+    permissive = json.loads(convnext("list", "--tags", "--license", "permissive", "--json").out)
+    assert permissive
+    assert all(row["license"] == "apache-2.0" for row in permissive)
+    table = list(csv.DictReader(io.StringIO(convnext("list", "--csv").out)))
+    assert [row["model"] for row in table] == [row["model"] for row in rows]
+    assert "convnextv2_small" in convnext("list").out
+    assert "convnextv2_small" not in convnext("list", "--pretrained").out
+
+
+def test_a_card_has_the_shapes(convnext: Convnext) -> None:
+    card = json.loads(convnext("list", "convnextv2_tiny", "--json").out)
+    assert (card["input"], card["feature_map"], card["output"]) == ([3, 224, 224], [768, 7, 7], [1000])
+    text = convnext("list", "convnext_zepto_rms_ols").out
+    assert "overlapping stem" in text
+    assert "2,164,232" in text
+    assert "No pretrained weights exist" in convnext("list", "convnextv2_small").out
+    one = json.loads(convnext("list", "convnext_tiny.in12k_ft_in1k_384", "--json").out)
+    assert one["feature_map"] == [768, 12, 12]
+    assert [tag["name"] for tag in one["tags"]] == ["in12k_ft_in1k_384"]
+
+
+def test_recommend_says_why_and_what_next(convnext: Convnext, digits: Path) -> None:
+    outcome = convnext("recommend", "--dataset-size", 6000, "--classes", 4, "--vram", 12)
+    assert outcome.code == 0
+    for words in ("convnextv2_tiny", "cc-by-nc-4.0", "specification 3.7", "Next: convnext finetune DATA"):
+        assert words in outcome.out
+    found = json.loads(convnext("recommend", digits, "--json").out)
+    assert (found["model"], found["dataset_size"]) == ("convnextv2_tiny", 300)
+    assert found["settings"]["lr"].keys() == {"value", "source", "reason"}
+    assert next(m for m in found["models"] if m["model"] == "convnextv2_small")["why_not"]
+
+
+def test_recommend_writes_a_plan_that_finetune_takes(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
+    assert convnext("recommend", digits, "-o", "plan.toml").code == 0
+    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    outcome = convnext("finetune", digits, "--config", "plan.toml", *flags)
+    assert outcome.code == 0, outcome.err
+    plan = (tmp_path / "run/plan.toml").read_text()
+    assert "epochs = 1\n" in plan, "the flag wins"
+    assert "From plan." in plan
+    assert "From flag." in plan
+
+
+def test_eval_and_predict_take_the_newest_run_and_say_which(
+    convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(run.path)
+    outcome = convnext("eval", "--json")
+    assert "runs/mine (the newest)" in outcome.err
+    found = json.loads(outcome.out)
+    assert (found["split"], found["metrics"]["images"]) == ("test", 45)
+    assert len(found["metrics"]["confusion"]) == 3
+
+    image = sorted((digits / "0").glob("*.png"))[0]
+    outcome = convnext("predict", image, "--json")
+    assert "runs/mine (the newest)" in outcome.err
+    [row] = json.loads(outcome.out)
+    assert row["path"] == str(image)
+    assert sum(entry["probability"] for entry in row["top"]) == pytest.approx(1)
+    assert row["class"] == row["top"][0]["class"]
+
+
+def test_eval_on_a_folder(convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path) -> None:
+    outcome = convnext("eval", run.path, digits, "--json")
+    assert json.loads(outcome.out)["split"] == "test", "its own data: its own split holds"
+    other = tmp_path / "other/0"
+    other.mkdir(parents=True)
+    for path in sorted((digits / "0").glob("*.png"))[:30]:
+        (other / path.name).symlink_to(path)
+    outcome = convnext("eval", run.path, tmp_path / "other")
+    assert "were trained on: the figures are too good" in outcome.err
+    assert "no image of 1, 2" in outcome.err
+    save_image(tmp_path / "other/cat/1.png")
+    outcome = convnext("eval", run.path, tmp_path / "other")
+    assert outcome.code == 3
+    assert "classes that the run does not know: cat" in outcome.err
+
+
+def test_predict_goes_on_after_an_unreadable_image(
+    convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "a.png").write_text("no picture")
+    (folder / "b.png").symlink_to(sorted((digits / "2").glob("*.png"))[0])
+    outcome = convnext("predict", folder, "--run", run.path, "--json")
+    assert outcome.code == 3
+    bad, good = json.loads(outcome.out)
+    assert "cannot be read" in bad["error"]
+    assert good["class"] in "012"
+    assert len(errors(outcome)) == 1
+    outcome = convnext("predict", folder, "--run", run.path, "-k", 1)
+    assert outcome.code == 3
+    assert outcome.out.count("%") == 1
+
+
+def test_names_from_folders_are_never_markup(convnext: Convnext, tmp_path: Path) -> None:
+    for name in ("[red]a", "[bold]"):
+        for i in range(10):
+            save_image(tmp_path / "data" / name / f"{i}.png", seed=i)
+    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    assert convnext("finetune", "data", *flags).code == 0
+    outcome = convnext("eval", "run", "--split", "all")
+    assert outcome.code == 0, outcome.err
+    assert "[red]a" in outcome.out
+
+
+def test_version(convnext: Convnext) -> None:
+    assert convnext("--version").out.startswith("convnext 0.")

@@ -1,0 +1,67 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_cli import finetune
+from convnext_cli.data.digits import write_digits
+from convnext_cli.runs import RunFolder
+
+# A run that takes seconds and still learns: 300 digits of 3 classes, timm's smallest ConvNeXt.
+SMALL = {
+    "model": "test_convnext",
+    "weights": "none",
+    "epochs": 2,
+    "batch_size": 16,
+    "lr": 2e-3,
+    "warmup_epochs": 0.5,
+    "image_size": 32,
+    "min_crop_area": 0.9,
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts in a folder of its own, with no run in it, and never asks the Hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("CONVNEXT_DEBUG", raising=False)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real images: 100 each of the digits 0, 1 and 2, as PNG class folders."""
+    everything = write_digits(tmp_path_factory.mktemp("all"))
+    chosen = tmp_path_factory.mktemp("digits")
+    for digit in "012":
+        (chosen / digit).mkdir()
+        for path in sorted((everything / digit).glob("*.png"))[:100]:
+            path.rename(chosen / digit / path.name)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run on the digits."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    finetune(digits, output=folder, **SMALL)  # type: ignore[arg-type]
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets that are not ours to pass on."""
+    folder = os.environ.get("CONVNEXT_TEST_DATA")
+    if not folder:
+        pytest.skip("CONVNEXT_TEST_DATA does not name a folder with the real data sets")
+    return Path(folder)
+
+
+def save_image(path: Path, size: tuple[int, int] = (20, 20), seed: int = 0) -> Path:
+    """Writes a picture of noise, making its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path

@@ -1,0 +1,75 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from convnext_cli.data.decode import Pixels
+from convnext_cli.data.loaders import AHEAD, cut_batches, load_batches, seed_image, shuffle_batches
+from convnext_cli.errors import ImageError
+
+
+def picture(row: int) -> Pixels:
+    return np.full((2, 2, 3), row, np.uint8)
+
+
+def test_an_epoch_shows_every_row_once_and_drops_none() -> None:
+    rows = list(range(100, 145))
+    batches = shuffle_batches(rows, 16, seed=0, epoch=0)
+    assert [len(batch) for batch in batches] == [16, 16, 13]
+    assert sorted(row for batch in batches for row in batch) == rows
+    assert batches == shuffle_batches(rows, 16, seed=0, epoch=0)
+    assert batches != shuffle_batches(rows, 16, seed=0, epoch=1)
+    assert batches != shuffle_batches(rows, 16, seed=1, epoch=0)
+
+
+def test_fewer_rows_than_a_batch_are_one_batch() -> None:
+    assert cut_batches([3, 4], 32) == [[3, 4]]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_batches_come_in_order_whatever_the_threads_do(threads: int) -> None:
+    def load(row: int) -> Pixels:
+        time.sleep(0.001 * (row % 3))
+        return picture(row)
+
+    got = list(load_batches(cut_batches(range(20), 6), load, threads=threads))
+    assert [rows for rows, _ in got] == cut_batches(range(20), 6)
+    for rows, images in got:
+        assert images.shape == (len(rows), 2, 2, 3)
+        assert images[:, 0, 0, 0].tolist() == rows
+
+
+def test_only_a_few_batches_are_decoded_ahead() -> None:
+    loaded = 0
+    lock = threading.Lock()
+
+    def load(row: int) -> Pixels:
+        nonlocal loaded
+        with lock:
+            loaded += 1
+        return picture(row)
+
+    batches = load_batches(cut_batches(range(100), 5), load, threads=2)
+    next(batches)
+    time.sleep(0.1)
+    assert loaded == 5 * (AHEAD + 1)
+    batches.close()
+
+
+def test_an_error_arrives_as_itself() -> None:
+    def load(row: int) -> Pixels:
+        if row == 7:
+            raise ImageError("bad", "Replace it")
+        return picture(row)
+
+    batches = load_batches(cut_batches(range(10), 5), load, threads=2)
+    assert next(batches)[0] == [0, 1, 2, 3, 4]
+    with pytest.raises(ImageError, match="bad"):
+        next(batches)
+
+
+def test_an_images_random_numbers_depend_on_seed_epoch_and_row_alone() -> None:
+    draws = {(s, e, r): seed_image(s, e, r).random() for s in (0, 1) for e in (0, 1) for r in (0, 1)}
+    assert len(set(draws.values())) == 8
+    assert seed_image(1, 0, 1).random() == draws[1, 0, 1]

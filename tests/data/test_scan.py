@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.data.scan import check_trainable, find_images, scan_folder
+from convnext_cli.errors import DataError
+from tests.conftest import save_image
+
+
+def test_class_folders_however_deep(tmp_path: Path) -> None:
+    save_image(tmp_path / "data/NORMAL/p001/a.png")
+    save_image(tmp_path / "data/NORMAL/p002/series/b.JPG")
+    save_image(tmp_path / "data/SICK/c.jpeg")
+    index = scan_folder(tmp_path / "data")
+    assert index.classes == ("NORMAL", "SICK")
+    assert index.paths == ("NORMAL/p001/a.png", "NORMAL/p002/series/b.JPG", "SICK/c.jpeg")
+    assert index.labels == (0, 0, 1)
+    assert index.splits == ("", "", "")
+
+
+def test_own_splits_in_any_spelling(tmp_path: Path) -> None:
+    for path in ("Training/a/1.png", "Training/b/2.png", "VALID/a/3.png", "testing/b/4.png"):
+        save_image(tmp_path / "data" / path)
+    index = scan_folder(tmp_path / "data")
+    assert dict(zip(index.paths, index.splits, strict=True)) == {
+        "Training/a/1.png": "train",
+        "Training/b/2.png": "train",
+        "VALID/a/3.png": "val",
+        "testing/b/4.png": "test",
+    }
+    assert index.count_classes("val") == [1, 0]
+
+
+def test_a_class_called_test_is_a_class(tmp_path: Path) -> None:
+    save_image(tmp_path / "data/test/1.png")
+    save_image(tmp_path / "data/exam/2.png")
+    assert scan_folder(tmp_path / "data").classes == ("exam", "test")
+
+
+def test_what_is_no_image_is_skipped_and_counted(tmp_path: Path) -> None:
+    save_image(tmp_path / "data/a/1.png")
+    save_image(tmp_path / "data/b/2.png")
+    save_image(tmp_path / "data/a/.hidden.png")
+    save_image(tmp_path / "data/.ipynb_checkpoints/1.png")
+    save_image(tmp_path / "data/__MACOSX/a/1.png")
+    save_image(tmp_path / "data/loose.png")
+    (tmp_path / "data/a/Thumbs.db").touch()
+    (tmp_path / "data/notes.txt").touch()
+    index = scan_folder(tmp_path / "data")
+    assert len(index) == 2
+    assert index.skipped == {
+        "hidden or system file": 4,
+        "image outside any class folder": 1,
+        "not an image by its suffix": 1,
+    }
+
+
+def test_a_loop_of_links_ends(tmp_path: Path) -> None:
+    save_image(tmp_path / "data/a/1.png")
+    save_image(tmp_path / "data/b/2.png")
+    (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")
+    index = scan_folder(tmp_path / "data")
+    assert set(index.classes) == {"a", "b"}
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    for name in ("a\nb.png", "naïve 😀.png", "quote'\".png"):
+        save_image(tmp_path / "data/ü" / name)
+    odd = bytes(tmp_path / "data/ü") + b"/\xff\xfe.png"
+    Path(odd.decode("utf-8", "surrogateescape")).write_bytes((tmp_path / "data/ü/quote'\".png").read_bytes())
+    index = scan_folder(tmp_path / "data")
+    assert len(index) == 4
+    assert all((index.root / path).is_file() for path in index.paths)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        scan_folder(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file"):
+        scan_folder(tmp_path / "file")
+    (tmp_path / "empty/a").mkdir(parents=True)
+    with pytest.raises(DataError, match="no images"):
+        scan_folder(tmp_path / "empty")
+
+
+def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
+    save_image(tmp_path / "one/a/1.png")
+    with pytest.raises(DataError, match="one class only"):
+        check_trainable(scan_folder(tmp_path / "one"))
+    for name in "bc":
+        (tmp_path / "one" / name).mkdir()
+    with pytest.raises(DataError, match=r"more classes \(3\) than images \(1\)"):
+        check_trainable(scan_folder(tmp_path / "one"))
+    for i in range(5):
+        save_image(tmp_path / f"one/b/{i}.png")
+    with pytest.raises(DataError, match="1 of 3 classes have no images: c"):
+        check_trainable(scan_folder(tmp_path / "one"))
+    save_image(tmp_path / "two/train/a/1.png")
+    save_image(tmp_path / "two/test/b/1.png")
+    with pytest.raises(DataError, match="no training images: b"):
+        check_trainable(scan_folder(tmp_path / "two"))
+
+
+def test_find_images(tmp_path: Path) -> None:
+    save_image(tmp_path / "x/b.png")
+    save_image(tmp_path / "x/deep/a.png")
+    (tmp_path / "x/no.txt").touch()
+    assert find_images(tmp_path / "x") == [tmp_path / "x/b.png", tmp_path / "x/deep/a.png"]
+
+
+def test_chest_x_rays(shared_data: Path) -> None:
+    index = scan_folder(shared_data / "cxr3")
+    assert index.classes == ("BACTERIA", "NORMAL", "VIRUS")
+    assert (len(index), index.count_classes("val")) == (5856, [8, 8, 0])
+    assert (len(index.rows("train")), len(index.rows("test"))) == (5216, 624)

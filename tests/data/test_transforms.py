@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import create_transform
+
+from convnext_cli.data.transforms import Preprocessing, transform_for_eval, transform_for_training
+
+HOW = Preprocessing(
+    image_size=64, crop_pct=0.875, crop_mode="center", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize("shape", [(64, 64), (73, 73), (300, 200), (111, 400), (8, 8), (1, 50)])
+def test_equals_timms_evaluation_transform(crop_mode: str, crop_pct: float, shape: tuple[int, int]) -> None:
+    how = replace(HOW, crop_mode=crop_mode, crop_pct=crop_pct)
+    theirs = create_transform(
+        (3, 64, 64), crop_mode=crop_mode, crop_pct=crop_pct, interpolation="bicubic", normalize=False
+    )
+    image = noise(*shape)
+    expected = theirs(Image.fromarray(image)).numpy().transpose(1, 2, 0)
+    assert np.array_equal(transform_for_eval(image, how), expected)
+
+
+def test_training_crops_have_the_area_and_shape_asked_for() -> None:
+    ramp = np.zeros((200, 200, 3), np.uint8)
+    ramp[..., 0] = np.arange(200)
+    ramp[..., 1] = np.arange(200)[:, None]
+    for seed in range(200):
+        crop = transform_for_training(ramp, HOW, np.random.default_rng(seed), min_crop_area=0.5, hflip=0.0)
+        assert crop.shape == (64, 64, 3)
+        width, height = np.ptp(crop[..., 0].astype(int)), np.ptp(crop[..., 1].astype(int))
+        assert 0.45 <= (width * height) / 200**2 <= 1.0
+        assert 0.7 <= width / height <= 1.45
+        assert crop[0, 0, 0] < crop[0, -1, 0], "never flipped"
+
+
+def test_flips_are_as_frequent_as_asked() -> None:
+    ramp = np.tile(np.arange(100, dtype=np.uint8)[:, None], (100, 1, 3))
+    flipped = 0
+    for seed in range(400):
+        crop = transform_for_training(ramp, HOW, np.random.default_rng(seed), min_crop_area=0.9, hflip=0.25)
+        flipped += int(crop[0, 0, 0]) > int(crop[0, -1, 0])
+    assert 70 <= flipped <= 130
+
+
+def test_a_very_long_image_is_cropped_in_its_middle() -> None:
+    crop = transform_for_training(noise(10, 500), HOW, np.random.default_rng(0), min_crop_area=0.9, hflip=0.0)
+    assert crop.shape == (64, 64, 3)

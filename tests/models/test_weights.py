@@ -1,0 +1,182 @@
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from convnext_cli.errors import RunError, WeightsError
+from convnext_cli.models.build import build_model, load_model
+from convnext_cli.models.catalog import find_model
+from convnext_cli.models.weights import find_weights, fit_weights, read_weights
+from convnext_cli.runs import RunFolder
+
+
+def make_atto(classes: int = 7, name: str = "convnext_atto") -> torch.nn.Module:
+    model: torch.nn.Module = timm.create_model(name, num_classes=classes)
+    return model
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_fills_the_backbone_and_leaves_the_head_new(tmp_path: Path, suffix: str) -> None:
+    source = make_atto()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, path)
+    else:
+        save_file(source.state_dict(), path)
+    architecture, tag = find_model("convnext_atto")
+    model, new = build_model(architecture, tag, num_classes=4, drop_path=0.0, weights=str(path), offline=True)
+    assert new == ["head.fc.weight", "head.fc.bias"]
+    assert torch.equal(model.state_dict()["stem.0.weight"], source.state_dict()["stem.0.weight"])
+    assert torch.equal(model.state_dict()["head.norm.weight"], source.state_dict()["head.norm.weight"])
+
+
+def test_same_number_of_classes_keeps_the_head() -> None:
+    source, target = make_atto(7), make_atto(7)
+    assert fit_weights(target, source.state_dict(), "here") == []
+    assert torch.equal(target.state_dict()["head.fc.weight"], source.state_dict()["head.fc.weight"])
+
+
+def test_v1_weights_are_refused_by_v2() -> None:
+    with pytest.raises(WeightsError, match="does not fit the model"):
+        fit_weights(make_atto(name="convnextv2_atto"), make_atto().state_dict(), "here")
+
+
+def test_other_models_weights_are_refused() -> None:
+    resnet = timm.create_model("resnet18").state_dict()
+    with pytest.raises(WeightsError, match="does not fit the model"):
+        fit_weights(make_atto(), resnet, "here")
+    with pytest.raises(WeightsError, match="does not fit the model"):
+        fit_weights(make_atto(), {}, "here")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"run": os.system}, path)
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        read_weights(path)
+
+
+def test_damaged_missing_and_empty_files(tmp_path: Path) -> None:
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"\x10\x00\x00")
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        read_weights(torn)
+    with pytest.raises(WeightsError, match="no weights at"):
+        read_weights(tmp_path / "none.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="no state dict"):
+        read_weights(tmp_path / "list.pth")
+
+
+def test_offline_names_the_exact_file_and_the_other_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    architecture, tag = find_model("convnextv2_tiny")
+    with pytest.raises(WeightsError) as caught:
+        find_weights(architecture, tag, offline=True)
+    for words in (
+        "timm/convnextv2_tiny.fcmae_ft_in22k_in1k/resolve/main/model.safetensors",
+        "--weights PATH",
+        "--weights none",
+    ):
+        assert words in str(caught.value)
+
+
+def test_a_model_without_weights_says_so() -> None:
+    with pytest.raises(WeightsError, match="no pretrained weights exist for convnextv2_small"):
+        find_weights(*find_model("convnextv2_small"), offline=False)
+
+
+FIND = """
+import sys
+from convnext_cli.errors import WeightsError
+from convnext_cli.models.catalog import find_model
+from convnext_cli.models.weights import find_weights
+try:
+    print(find_weights(*find_model("test_convnext"), offline=False))
+except WeightsError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def find_in_new_process(endpoint: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """The Hub's client reads its endpoint once, at import."""
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", FIND]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        done = find_in_new_process(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+    assert done.returncode == 1
+    assert "cannot fetch the weights timm/test_convnext.r160_in1k" in done.stdout
+    assert "--weights none" in done.stdout
+
+
+def test_weights_come_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> None:
+    content = b"not really weights"
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        asked = 0
+
+        def do_HEAD(self) -> None:
+            self.answer(b"")
+
+        def do_GET(self) -> None:
+            self.answer(content)
+
+        def answer(self, body: bytes) -> None:
+            Hub.asked += 1
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("ETag", '"' + "b" * 64 + '"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        first = find_in_new_process(endpoint, tmp_path)
+        asked = Hub.asked
+        second = find_in_new_process(endpoint, tmp_path)
+        server.shutdown()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert Path(first.stdout.strip()).read_bytes() == content
+    assert asked >= 2
+    assert second.stdout == first.stdout
+    assert Hub.asked == asked, "the second time must not ask the Hub at all"
+
+
+def test_timm_loads_the_run_folder_to_the_same_logits(run: RunFolder) -> None:
+    ours, classes, how = load_model(run.path)
+    theirs = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
+    images = torch.randn(4, 3, how.image_size, how.image_size)
+    with torch.inference_mode():
+        assert torch.equal(ours(images), theirs(images))
+    assert classes == ("0", "1", "2")
+    assert theirs.pretrained_cfg["input_size"] == (3, how.image_size, how.image_size)
+
+
+def test_a_run_folder_that_cannot_be_read(tmp_path: Path, run: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"has no config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_bytes((run.path / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((run.path / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(RunError, match="cannot be read"):
+        load_model(tmp_path)

@@ -1,0 +1,229 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from convnext_cli import evaluate, finetune, predict
+from convnext_cli.data.scan import scan_folder
+from convnext_cli.errors import ConvnextError, DataError, OutOfMemoryError, UsageError, WeightsError
+from convnext_cli.recipes.plan import Choice
+from convnext_cli.runs import RunFolder
+from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.loop import EpochDone, StepDone
+from tests.conftest import SMALL, save_image
+
+FILES = {
+    "config.json", "data.json", "environment.json", "last", "metrics.json", "metrics.jsonl", "model.safetensors",
+    "plan.toml", "split.csv",
+}  # fmt: skip
+
+
+def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
+    options = SMALL | changes
+    model, weights = options.pop("model"), options.pop("weights")
+    steps = finetune_steps(
+        data,
+        model=str(model),
+        output=output,
+        weights=str(weights),
+        offline=True,
+        overwrite=False,
+        given={name: Choice(value=value, source="flag") for name, value in options.items()},
+    )
+    return list(steps)
+
+
+def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))}
+    events = events_of(digits, tmp_path / "run", epochs=6)
+
+    # 300 images, 15% each for validation and test by class: 210 for training, 14 steps of 16 (the last of 2)
+    assert [type(event) for event in events] == [Started, *([StepDone] * 14 + [EpochDone]) * 6, Finished]
+    assert [event.images for event in events if isinstance(event, StepDone)][:14] == [*range(16, 209, 16), 210]
+    finished = events[-1]
+    assert finished.val.images == 45
+    assert finished.val.top1 > 0.9, "three digits are learned within seconds"
+
+    run = RunFolder(tmp_path / "run")
+    assert {path.name for path in run.path.iterdir()} == FILES
+    assert [path.name for path in (run.path / "last").iterdir()] == ["checkpoint.safetensors"]
+    with (run.path / "split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")} == {
+        "train": 210,
+        "val": 45,
+        "test": 45,
+    }
+    log = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert log[-1]["train_loss"] < log[0]["train_loss"] / 2
+    best = max(log, key=lambda entry: (entry["val_balanced_accuracy"], -entry["val_log_loss"]))
+    assert json.loads(run.metrics.read_text())["epoch"] == best["epoch"] == finished.epoch + 1
+    plan = tomllib.loads(run.plan.read_text())
+    assert plan["settings"]["epochs"] == 6
+    assert json.loads((run.path / "environment.json").read_text())["packages"]["timm"].startswith("1.")
+    assert load_file(run.path / "model.safetensors")["head.fc.weight"].shape == (3, 64)
+    with safe_open(run.last, "pt") as last:
+        assert json.loads(last.metadata()["progress"])["epoch"] == 5
+        assert {name.split(".")[0] for name in last.keys()} == {"model", "optimizer"}  # noqa: SIM118
+
+    found = evaluate(run.path)
+    assert (found.split, found.metrics.images) == ("test", 45)
+    assert found.metrics.top1 > 0.85
+    images = sorted((digits / "1").glob("*.png"))
+    assert sum(prediction.classes[0] == "1" for prediction in predict(images, run.path)) > 90
+
+    assert {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))} == before, "the data is left alone"
+
+
+def test_the_same_seed_gives_the_same_model_and_another_one_another(digits: Path, tmp_path: Path) -> None:
+    weights = {}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        events_of(digits, tmp_path / name, epochs=1, seed=seed, drop_path=0.2, mixup=0.8, cutmix=1.0, hflip=0.5)
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["a"] == weights["b"]
+    assert weights["a"] != weights["c"]
+
+
+def losses(events: list[Any]) -> list[float]:
+    return [event.train_loss for event in events if isinstance(event, EpochDone)]
+
+
+def test_accumulation_gives_the_same_losses(digits: Path, tmp_path: Path) -> None:
+    whole = losses(events_of(digits, tmp_path / "32x1", batch_size=32, micro_batch_size=32))
+    pieces = losses(events_of(digits, tmp_path / "8x4", batch_size=32, micro_batch_size=8))
+    assert pieces == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_plan_file_repeats_the_run(digits: Path) -> None:
+    command = [sys.executable, "-m", "convnext_cli", "finetune", str(digits), "--output"]
+    flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "1", "--image-size", "32"]
+    subprocess.run([*command, "first", *flags], check=True, capture_output=True)
+    subprocess.run([*command, "again", "--config", "first/plan.toml"], check=True, capture_output=True)
+    first, again = (Path(name, "model.safetensors").read_bytes() for name in ("first", "again"))
+    assert first == again
+
+
+def test_two_processes_train_the_same_model_and_rank_0_alone_writes(digits: Path) -> None:
+    flags = ["finetune", str(digits), "--model", "test_convnext", "--weights", "none", "--epochs", "2"]
+    flags += ["--image-size", "32", "--batch-size", "16", "--lr", "0.001", "--json"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m"]
+    two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "convnext_cli"]
+    done = subprocess.run([*run, *two, *flags, "-o", "two"], env=env, capture_output=True, text=True, check=True)
+    subprocess.run([*run, "convnext_cli", *flags, "-o", "one"], env=env, capture_output=True, check=True)
+    assert json.loads(done.stdout)["run"] == "two", "one result, from one process"
+    assert {path.name for path in Path("two").iterdir()} == FILES
+    logs = [
+        [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")
+    ]
+    for one, both in zip(*logs, strict=True):
+        assert both["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+        assert both["val_log_loss"] == pytest.approx(one["val_log_loss"], rel=1e-3)
+
+
+def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(4):
+            save_image(tmp_path / f"data/{name}/{i}.png", seed=i)
+    events = events_of(tmp_path / "data", tmp_path / "run", batch_size=64, epochs=1)
+    assert [event.images for event in events if isinstance(event, StepDone)] == [6]
+    notes = events[0].notes
+    assert any("too few to choose the best epoch" in note for note in notes)
+
+
+def test_a_weak_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split, digit, numbers in (("train", "0", range(30)), ("train", "1", range(30)), ("val", "0", range(30, 34))):
+        (data / split / digit).mkdir(parents=True)
+        paths = sorted((digits / digit).glob("*.png"))
+        for i in numbers:
+            (data / split / digit / paths[i].name).symlink_to(paths[i])
+    events = events_of(data, tmp_path / "run", epochs=3)
+    assert events[-1].epoch == 2
+    assert "last epoch, because the validation split has only 4 images" in events[-1].selected_by
+    assert events[-1].val.absent == ("1",)
+
+
+def test_pretrained_weights_from_a_run(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+    started = events_of(digits, tmp_path / "more", weights=run.path, epochs=1)[0]
+    assert started.new_params == 0  # the same classes: the head is kept too
+    assert started.license is None
+
+
+def test_unreadable_training_image_is_named(tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(20):
+            save_image(tmp_path / f"data/{name}/{i}.png", seed=i)
+    (tmp_path / "data/a/7.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    with pytest.raises(DataError, match=r"a/7\.png cannot be read as an image"):
+        events_of(tmp_path / "data", tmp_path / "run", val_fraction=0.0, test_fraction=0.0)
+
+
+def test_divergence_is_said(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvnextError, match="training diverged") as caught:
+        events_of(digits, tmp_path / "run", lr=1e30, warmup_epochs=0.0, epochs=3)
+    assert caught.value.exit_code == 1
+
+
+def test_out_of_memory_names_what_to_change(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr("convnext_cli.training.loop.prepare_input", no_memory)
+    with pytest.raises(OutOfMemoryError, match="--micro-batch-size 8") as caught:
+        events_of(digits, tmp_path / "run")
+    assert caught.value.exit_code == 4
+
+
+def test_what_is_wrong_is_found_before_anything_is_written(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lr = -1"):
+        finetune(digits, lr=-1.0, output=tmp_path / "run")
+    with pytest.raises(UsageError, match="is not a setting"):
+        finetune(digits, learning_rate=1.0, output=tmp_path / "run")
+    with pytest.raises(WeightsError, match="no weights at"):
+        finetune(digits, weights="nowhere.pth", output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_never_overwritten_unasked(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+    before = (run.path / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match=r"exists already.*--overwrite"):
+        finetune(digits, output=run.path)
+    assert (run.path / "model.safetensors").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.doc").touch()
+    with pytest.raises(UsageError, match="exists already"):
+        finetune(digits, output=tmp_path / "mine", overwrite=True)  # no run: never replaced
+    assert (tmp_path / "mine/thesis.doc").exists()
+
+
+def test_the_chest_x_rays_split_is_said_to_be_too_small(shared_data: Path, tmp_path: Path) -> None:
+    options = SMALL | {"image_size": 32, "epochs": 1}
+    events = finetune_steps(
+        shared_data / "cxr3",
+        model="test_convnext",
+        output=tmp_path / "run",
+        weights="none",
+        offline=True,
+        overwrite=False,
+        given={k: Choice(value=v, source="flag") for k, v in options.items() if k not in ("model", "weights")},
+    )
+    started = next(events)
+    assert isinstance(started, Started)
+    assert any("16 images (0 of VIRUS)" in note for note in started.notes)
+    index = RunFolder(tmp_path / "run").read_split()
+    scanned = scan_folder(shared_data / "cxr3")
+    assert (index.paths, index.splits) == (scanned.paths, scanned.splits)
+    assert np.array_equal(index.labels, scanned.labels)
