@@ -87,6 +87,7 @@ class RunFolder:
         Raises:
             RunError: a file is missing or damaged.
         """
+        remedy = "Give a folder that `convnext finetune` made"
         try:
             about = json.loads((self.path / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
             lines = (self.path / "split.csv").read_text(encoding="utf-8", errors="surrogateescape")
@@ -100,11 +101,11 @@ class RunFolder:
                 splits=tuple(row["split"] for row in rows),
                 skipped=about["skipped"],
             )
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} is no run: it has no {Path(error.filename).name}", remedy) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"the split of {self.path} cannot be read ({type(error).__name__}: {error})",
-                "Give a folder that `convnext finetune` made",
-            ) from error
+            why = f"{type(error).__name__}: {error}"
+            raise RunError(f"the split of {self.path} cannot be read ({why})", remedy) from error
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes versions, device and command line."""

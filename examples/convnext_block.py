@@ -104,7 +104,8 @@ class Block(nn.Module):
         branch = self.project(self.grn(branch)).permute(0, 3, 1, 2)
         if self.scale is not None:
             branch = branch * self.scale.view(1, -1, 1, 1)
-        return x + self.drop_path(branch)
+        output: Tensor = x + self.drop_path(branch)
+        return output
 
 
 class Stage(nn.Module):

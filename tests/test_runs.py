@@ -59,5 +59,9 @@ def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
 
 
 def test_a_damaged_split_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is no run: it has no data\.json"):
+        RunFolder(tmp_path).read_split()
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "split.csv").write_text("path,label,split\n")
     with pytest.raises(RunError, match=r"split of .* cannot be read"):
         RunFolder(tmp_path).read_split()

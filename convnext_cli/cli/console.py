@@ -64,27 +64,19 @@ def show_json_rows(rows: Iterable[Any]) -> None:
     show_raw("[]\n" if first else "\n]\n")
 
 
-def show_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    *,
-    title: str | None = None,
-    numbers: Sequence[str] = (),
-) -> None:
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
     """Writes a table of the result; `numbers` names the columns that stand to the right. None is a dash."""
-    _console(stderr=False).print(make_table(columns, rows, title=title, numbers=numbers))
+    _console(stderr=False).print(make_table(columns, rows, numbers))
 
 
 def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
     """Writes a table to the log."""
-    _console(stderr=True).print(make_table(columns, rows, title=None, numbers=numbers))
+    _console(stderr=True).print(make_table(columns, rows, numbers))
 
 
-def make_table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None, numbers: Sequence[str]
-) -> Table:
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str]) -> Table:
     """A table whose cells are never read as markup: names come from the user's folders."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:

@@ -45,7 +45,9 @@ def demo(
         overwrite=True,
         given={name: Choice(value=value, source="the demo") for name, value in SETTINGS.items()},
     )
-    show_finished(follow(events))
+    finished = follow(events)
+    if not as_json:
+        show_finished(finished)
     found = run_evaluation(RunFolder(run), None, None)
     if as_json:
         console.show_json(asdict(found))

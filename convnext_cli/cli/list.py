@@ -116,6 +116,7 @@ def _show_rows(rows: list[dict[str, Any]], *, tags: bool) -> None:
     console.show_table(
         [titles[key] for key in shown], ([_cell(row[key]) for key in shown] for row in rows), numbers=numbers
     )
+    console.say("")
     if tags:
         legend = (
             "top-1: the best published on ImageNet-1k, at the size it was tested; 0 classes: a backbone without head."
@@ -169,11 +170,11 @@ def _show_card(name: str, *, as_json: bool) -> None:
         + (", its own head; finetune gives it one for your classes" if tag else ""),
         "blocks": f"{'-'.join(map(str, model.depths))} of width {'-'.join(map(str, model.dims))}",
         "stem": model.stem,
-        "norm": f"{model.norm}; {'GRN' if model.grn else 'LayerScale'} at the end of each block",
+        "norm": f"{model.norm}; {'GRN after the GELU' if model.grn else 'LayerScale at the end'} of each block",
         "head": model.head,
         "training memory": f"{model.activation_mib:g} MiB of activations per image at 224 px, float32",
     }
-    console.show(name, style="bold")
+    console.show(f"{name}\n", style="bold")
     console.show_table(["", ""], words.items())
     if not model.tags:
         console.show("No pretrained weights exist for it anywhere.")
@@ -187,6 +188,7 @@ def _show_card(name: str, *, as_json: bool) -> None:
         )
         for t in card["tags"]
     ]
+    console.show("")
     console.show_table(["weights", "licence", "input (px)", "top-1 (%) at px"], rows, numbers=["input (px)"])
 
 
@@ -201,6 +203,8 @@ def _check_word(what: str, word: str | None, known: tuple[str, ...]) -> None:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.2f}"
     return ", ".join(value) or "no weights" if isinstance(value, list) else value
 
 
@@ -209,5 +213,7 @@ def _to_csv(rows: list[dict[str, Any]]) -> str:
     if rows:
         table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         table.writeheader()
-        table.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+        table.writerows(
+            {key: " ".join(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+        )
     return text.getvalue()

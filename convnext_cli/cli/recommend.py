@@ -87,14 +87,14 @@ def _show(found: Recommendation, data: str, output: Path | None) -> None:
             f"{candidate.model.params / 1e6:.1f}",
             candidate.model.top1,
             f"{candidate.memory / GIB:.1f}",
-            ", ".join(candidate.model.licenses) or None,
+            candidate.tag.license if candidate.tag else None,
             f"no: {candidate.refused}" if candidate.refused else candidate.reason,
         )
         for candidate in found.candidates
     ]
     console.show("")
     console.show_table(
-        ["model", "params (M)", "top-1 (%)", "least memory (GiB)", "licences", "why"],
+        ["model", "params (M)", "top-1 (%)", "least memory (GiB)", "licence", "why"],
         rows,
         numbers=["params (M)", "top-1 (%)", "least memory (GiB)"],
     )

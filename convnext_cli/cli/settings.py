@@ -18,7 +18,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         option = typer.Option(
             *flags, help=_help(setting.help, setting.unit), rich_help_panel="Settings", show_default=False
         )
-        annotation = Annotated[kind | None, option]
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]  # made at run time, for Typer
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
@@ -31,4 +31,4 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _help(text: str, unit: str) -> str:
-    return f"{text} [{unit}]" if unit else text
+    return f"{text.removesuffix('.')} ({unit})." if unit else text

@@ -73,8 +73,8 @@ def _draw_crop(
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = random.integers(width - w + 1), random.integers(height - h + 1)
-            return float(left), float(top), float(left + w), float(top + h)
+            x, y = int(random.integers(width - w + 1)), int(random.integers(height - h + 1))
+            return x, y, x + w, y + h
     # a very long image: the largest central part within the aspect ratios
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = (width - w) / 2, (height - h) / 2

@@ -55,7 +55,7 @@ class Predictor:
     def __init__(self, run: Path, device: torch.device | None = None) -> None:
         self.device = device or choose_device()
         model, self.classes, self.how = load_model(run)
-        self.model: nn.Module = model.to(self.device, memory_format=choose_memory_format(self.device))
+        self.model: nn.Module = model.to(self.device).to(memory_format=choose_memory_format(self.device))
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction]:
         """Classifies image files, in order. A file that cannot be read gives a prediction with its error."""

@@ -35,24 +35,21 @@ class Setting:
 class Recipe:
     """The settings of one fine-tuning, resolved. Those without a default here come from the tables."""
 
-    epochs: Annotated[int, Setting(help="Passes over the training images.", unit="epochs", low=1)]
+    epochs: Annotated[int, Setting(help="Passes over the training images.", low=1)]
     batch_size: Annotated[
         int,
-        Setting(help="Images per optimizer step, over all processes.", unit="images", low=1, flags=("-b",)),
+        Setting(help="Images per optimizer step, over all processes.", low=1, flags=("-b",)),
     ]
     micro_batch_size: Annotated[
         int,
         Setting(
             help="Images per forward pass of one process; gradients add up until the batch is full.",
-            unit="images",
             low=1,
         ),
     ]
     lr: Annotated[float, Setting(help="Peak learning rate, for the whole batch.", low=0, open=True)]
     min_lr: Annotated[float, Setting(help="Learning rate that the cosine ends at.", low=0)] = 1e-6
-    warmup_epochs: Annotated[
-        float, Setting(help="Epochs of linear rise to the peak learning rate.", unit="epochs", low=0)
-    ]
+    warmup_epochs: Annotated[float, Setting(help="Epochs of linear rise to the peak learning rate.", low=0)]
     weight_decay: Annotated[float, Setting(help="AdamW's decay; never on norms, biases, LayerScale and GRN.", low=0)]
     layer_decay: Annotated[
         float,

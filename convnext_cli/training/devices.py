@@ -3,7 +3,6 @@
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,16 +15,23 @@ MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
 
 def make_accelerator(amp: str) -> Accelerator:
     """The accelerator for this process. `auto` is bf16 where the GPU has it; on CPUs float32 measured faster."""
+    has_gpu = torch.cuda.is_available()
     if amp == "auto":
-        amp = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return Accelerator(mixed_precision=amp)
+        amp = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "no"
+    # Without being told that it is on a CPU, Accelerate takes each process that torchrun starts there for a lone one.
+    return Accelerator(mixed_precision=amp, cpu=not has_gpu)
 
 
 def measure_memory(device: torch.device) -> int:
     """Bytes of memory that one process may plan with: the GPU's free memory, or its share of the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return _available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _available_memory() // count_local_processes()
+
+
+def count_local_processes() -> int:
+    """Processes of this run on this machine, as torchrun tells them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def describe_device(device: torch.device) -> str:
@@ -53,7 +59,7 @@ def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:
     longest = -(-total // world)
     padded = torch.zeros(longest, mine.shape[1], device=accelerator.device)
     padded[: len(mine)] = mine.to(accelerator.device)
-    every: Any = accelerator.gather(padded)
+    every: Tensor = accelerator.gather(padded)
     return every.view(world, longest, -1).transpose(0, 1).reshape(world * longest, -1)[:total].cpu()
 
 

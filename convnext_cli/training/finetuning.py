@@ -255,8 +255,8 @@ def _notes(index: Index, weak: str | None) -> tuple[str, ...]:
     notes = []
     if weak:
         notes.append(
-            f"{weak}: too few to choose the best epoch by, so the last one is kept. Move images from train to val, "
-            "or remove the val folder and one is drawn from train"
+            f"{weak}: too few to choose the best epoch by, so the last one is kept. Move images from train to val; "
+            "without a val folder, --val-fraction of them is drawn"
         )
     if not index.rows("test"):
         notes.append("there is no test split: figures on the validation split are a little too good")

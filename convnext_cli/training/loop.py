@@ -21,7 +21,7 @@ from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.inference.forward import choose_memory_format, forward_batches, prepare_input
 from convnext_cli.inference.predictor import load_for_eval
 from convnext_cli.recipes.recipe import Recipe
-from convnext_cli.training.devices import gather_rows
+from convnext_cli.training.devices import count_local_processes, gather_rows
 from convnext_cli.training.mixing import mix_batch, smooth_targets
 from convnext_cli.training.optim import Schedule, set_lr
 
@@ -68,7 +68,7 @@ class Job:
     @property
     def threads(self) -> int:
         """Decoding threads of this process."""
-        return max(1, count_cpus() // self.accelerator.num_processes)
+        return max(1, count_cpus() // count_local_processes())
 
 
 def plan_steps(recipe: Recipe, images: int) -> tuple[int, Schedule]:
@@ -158,20 +158,20 @@ def _step(job: Job, step: int, images: NDArray[np.uint8], labels: Tensor, weight
         inputs = prepare_input(images, job.how, device, choose_memory_format(device))
         targets = smooth_targets(labels.to(device), len(job.index.classes), recipe.label_smoothing)
         inputs, targets = mix_batch(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
-        pieces = list(zip(inputs.split(recipe.micro_batch_size), targets.split(recipe.micro_batch_size), strict=True))
+        cuts = range(0, len(inputs), recipe.micro_batch_size)
         total = torch.zeros((), device=device)
-        for number, (piece, wanted) in enumerate(pieces, start=1):
+        for start in cuts:
+            piece = slice(start, start + recipe.micro_batch_size)
             # Only the last piece lets the ranks exchange gradients.
-            waiting = accelerator.no_sync(job.model) if number < len(pieces) else nullcontext()
-            with waiting:
-                logits = job.model(piece)  # autocast is inside the prepared model's forward
-                loss = F.cross_entropy(logits.float(), wanted, reduction="sum") * weight
+            with accelerator.no_sync(job.model) if start != cuts[-1] else nullcontext():
+                logits = job.model(inputs[piece])  # autocast is inside the prepared model's forward
+                loss = F.cross_entropy(logits.float(), targets[piece], reduction="sum") * weight
                 # DistributedDataParallel averages over ranks, the batch's mean needs their sum.
                 accelerator.backward(loss * (world / batch_images))
             total += loss.detach()
         job.optimizer.step()
         job.optimizer.zero_grad(set_to_none=True)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise OutOfMemoryError(
                 f"the device has not enough memory for {recipe.micro_batch_size} images of {recipe.image_size} px "

@@ -54,7 +54,6 @@ def test_only_a_few_batches_are_decoded_ahead() -> None:
     next(batches)
     time.sleep(0.1)
     assert loaded == 5 * (AHEAD + 1)
-    batches.close()
 
 
 def test_an_error_arrives_as_itself() -> None:

@@ -1,6 +1,3 @@
-import sys
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -8,9 +5,7 @@ from timm.layers import LayerNorm, LayerNorm2d, calculate_drop_path_rates
 from timm.models.convnext import ConvNeXtBlock, ConvNeXtStage
 from torch import nn
 
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-
-from convnext_block import GRN, Block, DropPath, Stage, ramp_drop_path
+from examples.convnext_block import GRN, Block, DropPath, Stage, ramp_drop_path
 
 OUR_NAMES = {
     "conv_dw": "depthwise",

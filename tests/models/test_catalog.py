@@ -1,15 +1,10 @@
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from convnext_cli.errors import UnknownModelError, UsageError
 from convnext_cli.models.catalog import find_model, list_models, load_catalog, load_ranking
-
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-
-from generate_catalog import CATALOG, build_catalog
+from tools.generate_catalog import CATALOG, build_catalog
 
 
 def test_catalog_equals_the_installed_timm() -> None:
