@@ -11,6 +11,7 @@ from convnext_cli.cli import console
 from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import (
     Architecture,
+    Tag,
     find_license,
     find_model,
     list_models,
@@ -143,7 +144,7 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "input": [3, size, size],
         "feature_map": list(model.feature_shape(size)),
         "pooled": [model.dims[-1]],
-        "output": [tag.num_classes if tag else 1000],
+        "output": [(tag.num_classes if tag else 1000) or model.dims[-1]],
         "depths": list(model.depths),
         "dims": list(model.dims),
         "stem": model.stem,
@@ -166,8 +167,7 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "input": f"(B, 3, {size}, {size})",
         "feature map": f"(B, {', '.join(map(str, model.feature_shape(size)))})",
         "pooled": f"(B, {model.dims[-1]})",
-        "output": f"(B, {card['output'][0]})"
-        + (", its own head; finetune gives it one for your classes" if tag else ""),
+        "output": f"{_describe_output(tag)}; finetune gives it a head for your classes",
         "blocks": f"{'-'.join(map(str, model.depths))} of width {'-'.join(map(str, model.dims))}",
         "stem": model.stem,
         "norm": f"{model.norm}; {'GRN after the GELU' if model.grn else 'LayerScale at the end'} of each block",
@@ -190,6 +190,12 @@ def _show_card(name: str, *, as_json: bool) -> None:
     ]
     console.show("")
     console.show_table(["weights", "licence", "input (px)", "top-1 (%) at px"], rows, numbers=["input (px)"])
+
+
+def _describe_output(tag: Tag | None) -> str:
+    if tag is not None and tag.num_classes == 0:
+        return "the pooled features: these weights have no classifier"
+    return f"(B, {tag.num_classes if tag else 1000})"
 
 
 def _rank(name: str) -> dict[str, int | None]:

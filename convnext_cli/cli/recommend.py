@@ -85,7 +85,7 @@ def _show(found: Recommendation, data: str, output: Path | None) -> None:
         (
             candidate.model.name,
             f"{candidate.model.params / 1e6:.1f}",
-            candidate.model.top1,
+            f"{candidate.model.top1:.1f}" if candidate.model.top1 else None,
             f"{candidate.memory / GIB:.1f}",
             candidate.tag.license if candidate.tag else None,
             f"no: {candidate.refused}" if candidate.refused else candidate.reason,
