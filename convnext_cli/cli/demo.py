@@ -19,7 +19,7 @@ SETTINGS = {
     "batch_size": 32,
     "lr": 2e-3,  # from random weights, far above a fine-tuning rate
     "warmup_epochs": 1.0,
-    "image_size": 64,
+    "image_size": 32,
     "min_crop_area": 0.7,
 }
 
