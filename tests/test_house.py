@@ -13,7 +13,8 @@ HEAVY = {"torch", "timm", "numpy", "pandas", "torchvision", "accelerate", "sklea
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["list"], ["list", "convnext_tiny"], ["recommend", "--dataset-size", "6000"]]
+    "words",
+    [["--help"], ["list"], ["list", "convnext_tiny"], ["recommend", "--dataset-size", "6000"], ["finetune", "--help"]],
 )
 def test_the_command_line_answers_without_heavy_imports(words: list[str]) -> None:
     script = (

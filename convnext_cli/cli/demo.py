@@ -32,20 +32,21 @@ def demo(
     from convnext_cli.data.digits import write_digits
     from convnext_cli.inference.predictor import Predictor
     from convnext_cli.training.finetuning import finetune_steps
+    from convnext_cli.training.preparation import Request
 
     digits = write_digits(folder / "digits")
     console.warn(f"{MODEL} starts from random weights here: this shows the path, not what pretraining is worth")
     run = folder / "run"
-    events = finetune_steps(
-        digits,
+    request = Request(
+        data=digits,
         model=MODEL,
         output=run,
         weights="none",
         offline=True,
         overwrite=True,
-        given={name: Choice(value=value, source="the demo") for name, value in SETTINGS.items()},
+        settings={name: Choice(value=value, source="the demo") for name, value in SETTINGS.items()},
     )
-    finished = follow(events)
+    finished = follow(finetune_steps(request))
     if not as_json:
         show_finished(finished)
     found = run_evaluation(RunFolder(run), None, None)

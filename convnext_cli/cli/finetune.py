@@ -10,11 +10,14 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.settings import given, with_settings
+from convnext_cli.recipes.costs import GIB, describe_seconds, training_bytes
 from convnext_cli.recipes.plan import Choice, read_plan
+from convnext_cli.recipes.recommendation import estimate_seconds
 
 if TYPE_CHECKING:
     from convnext_cli.training.finetuning import Finished, Started
     from convnext_cli.training.loop import EpochDone
+    from convnext_cli.training.preparation import Prepared
 
 SHOWN = (
     "epochs", "batch_size", "micro_batch_size", "lr", "warmup_epochs", "weight_decay", "layer_decay", "drop_path",
@@ -42,32 +45,79 @@ def finetune(
     weights: Annotated[
         str | None, typer.Option(help="auto (the Hub or its cache), none (random), or a file or run folder.")
     ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="Tables that settings come from: specification, or published (the authors').")
+    ] = "specification",
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan with its memory and time, and stop.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     **settings: Any,
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
+    from convnext_cli.training.preparation import Request, prepare
+
     planned_model, planned_weights, planned = read_plan(config) if config else (None, None, {})
     choices = {name: Choice(value=value, source="plan") for name, value in planned.items()}
     choices |= {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
-
-    from convnext_cli.training.finetuning import finetune_steps
-
-    events = finetune_steps(
-        data,
+    request = Request(
+        data=data,
         model=model or planned_model,
         output=output,
         weights=weights or planned_weights or "auto",
         offline=offline,
         overwrite=overwrite,
-        given=choices,
+        recipe=recipe,
+        settings=choices,
     )
-    finished = follow(events)
+    if dry_run:
+        _show_dry_run(prepare(request), as_json=as_json)
+        return
+
+    from convnext_cli.training.finetuning import finetune_steps
+
+    finished = follow(finetune_steps(request))
     if as_json:
         console.show_json(asdict(finished))
     else:
         show_finished(finished)
+
+
+def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
+    plan, machine = prepared.plan, prepared.machine
+    chosen, index = plan.recipe, prepared.index
+    memory = training_bytes(prepared.architecture, chosen.micro_batch_size, chosen.image_size)
+    seconds = estimate_seconds(prepared.architecture, plan, len(index.rows("train")), machine)
+    splits = {name: len(index.rows(name)) for name in ("train", "val", "test")}
+    if as_json:
+        console.show_json(
+            {
+                "model": plan.model,
+                "weights": plan.weights,
+                "images": splits,
+                "settings": {name: asdict(choice) for name, choice in plan.settings.items()},
+                "machine": asdict(machine),
+                "memory_bytes": memory,
+                "seconds": seconds,
+                "notes": list(prepared.notes),
+            }
+        )
+        return
+    console.show(plan.model, style="bold")
+    console.show(f"{index.root}: {len(index.classes)} classes; {_describe_splits(splits)}")
+    console.show(f"{machine}: about {memory / GIB:.1f} GiB and {describe_seconds(seconds or 0)}, estimated")
+    console.show_table(
+        ["setting", "value", "from", "because"],
+        ((name, choice.value, choice.source, choice.reason) for name, choice in plan.settings.items()),
+    )
+    for note in prepared.notes:
+        console.warn(note)
+
+
+def _describe_splits(splits: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in splits.items()) + " images"
 
 
 def follow(events: Iterator[Any]) -> "Finished":
@@ -115,8 +165,8 @@ def _show_started(started: "Started") -> None:
         f"{started.params / 1e6:.2f}M parameters, {new} of them from random values; weights: {plan.weights}"
         f"{f' (licence {started.license})' if started.license else ''}"
     )
-    splits = ", ".join(f"{name} {len(index.rows(name)):,}" for name in ("train", "val", "test"))
-    console.say(f"{index.root}: {len(index.classes)} classes; {splits} images")
+    splits = {name: len(index.rows(name)) for name in ("train", "val", "test")}
+    console.say(f"{index.root}: {len(index.classes)} classes; {_describe_splits(splits)}")
     processes = f", {started.num_processes} processes" if started.num_processes > 1 else ""
     console.say(f"{started.device}, {started.precision}{processes}")
     console.say(f"run: {started.run}")

@@ -10,11 +10,14 @@ from typing import Any
 
 from convnext_cli.errors import UsageError, suggest
 from convnext_cli.models.catalog import Architecture, Tag
-from convnext_cli.recipes.memory import largest_micro_batch
+from convnext_cli.recipes.costs import GIB, largest_micro_batch
+from convnext_cli.recipes.machine import Machine
 from convnext_cli.recipes.recipe import Recipe, check_settings, default_settings, describe_settings
-from convnext_cli.recipes.tables import Regime, Row, Tables, load_tables
+from convnext_cli.recipes.tables import Regime, Row, load_tables, published_row
 
+USUAL_BATCH = 128
 MIN_BATCH = 16
+MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
 MIN_STEPS = 500  # of a whole run: BiT-HyperRule's length for under 20,000 images (arXiv:1912.11370, section 3.3)
 
 RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a short run from random weights unlearned
@@ -87,8 +90,9 @@ def make_plan(
     *,
     weights: str = "auto",
     images: int,
-    memory: int | None = None,
-    max_micro_batch: int | None = None,
+    machine: Machine | None = None,
+    recipe: str = "specification",
+    domain: str | None = None,
     given: Mapping[str, Choice],
 ) -> Plan:
     """Picks every setting: what is given, else what the tables and the rules say, else the default.
@@ -98,27 +102,29 @@ def make_plan(
         tag: its weights; None for a random start.
         weights: `auto`, `none`, or a path.
         images: how many images there are to train on.
-        memory: bytes of the device that trains; None where it is not known.
-        max_micro_batch: an upper bound for the micro-batch, in images.
+        machine: what trains; None where it is not known.
+        recipe: `specification` or `published`.
+        domain: `medical`, `natural`, or None.
         given: settings that are already decided, by name.
 
     Raises:
         UsageError: a given setting has a value that it cannot have; all are named.
     """
     check_settings({name: choice.value for name, choice in given.items()})
-    tables = load_tables()
     chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
     chosen["image_size"] = _image_size(tag)
-    chosen |= given
-    rows = _from_tables(tables, model, images)
-    epochs = chosen.get("epochs", rows["epochs"]).value
-    chosen.setdefault("batch_size", _batch_size(images, epochs, tables.base_batch))
+    chosen["hflip"] = _hflip(domain)
+    chosen["layer_decay"] = Choice(value=1.0, source="default", reason="the specification has none")
+    rows = _from_published(model, tag) if recipe == "published" else _from_specification(model, images)
     chosen |= rows
-    chosen["lr"] = _lr(rows["lr"], chosen["batch_size"].value, tables.base_batch, weights)
     chosen |= given
+    base_batch = published_row(model, tag).base_batch if recipe == "published" else _specification_batch(model)
+    chosen.setdefault("batch_size", _batch_size(images, chosen["epochs"].value))
+    if "lr" not in given:
+        chosen["lr"] = _scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, weights)
     chosen.setdefault(
         "micro_batch_size",
-        _micro_batch_size(model, chosen["batch_size"].value, chosen["image_size"].value, memory, max_micro_batch),
+        _micro_batch_size(model, chosen["batch_size"].value, chosen["image_size"].value, machine),
     )
     chosen["warmup_epochs"] = _shorten_warmup(chosen["warmup_epochs"], chosen["epochs"].value)
     name = model.name if tag is None or weights == "none" else f"{model.name}.{tag.name}"
@@ -131,17 +137,25 @@ def _image_size(tag: Tag | None) -> Choice:
     return Choice(value=tag.image_size, source="rule", reason=f"the input size of {tag.name}")
 
 
-def _batch_size(images: int, epochs: int, base_batch: int) -> Choice:
-    """The tables' own batch, halved until the run has enough steps; a handful of images gets a small batch."""
-    batch = base_batch
+def _hflip(domain: str | None) -> Choice:
+    if domain == "natural":
+        return Choice(value=0.5, source="rule", reason="a mirrored photo is still a photo of the same thing")
+    if domain == "medical":
+        return Choice(value=0.0, source="rule", reason="left and right differ in a body")
+    return Choice(value=0.0, source="default", reason="left and right may differ; 0.5 suits ordinary photos")
+
+
+def _batch_size(images: int, epochs: int) -> Choice:
+    """The specification's batch, halved until the run has enough steps; a handful of images gets a small batch."""
+    batch = USUAL_BATCH
     while batch > MIN_BATCH and images * epochs / batch < MIN_STEPS:
         batch //= 2
-    if batch == base_batch:
+    if batch == USUAL_BATCH:
         return Choice(value=batch, source="specification 3.1 to 3.4", reason="the batch its learning rates are for")
     return Choice(value=batch, source="rule", reason=f"small, so that {epochs} epochs have steps enough")
 
 
-def _lr(row: Choice, batch: int, base_batch: int, weights: str) -> Choice:
+def _scale_lr(row: Choice, batch: int, base_batch: int, weights: str) -> Choice:
     """The row's rate, scaled linearly with the batch; from random weights a rate that they learn with."""
     if weights == "none":
         return Choice(value=RANDOM_START_LR, source="rule", reason="random weights need more than the tables' rates")
@@ -152,14 +166,31 @@ def _lr(row: Choice, batch: int, base_batch: int, weights: str) -> Choice:
     return Choice(value=scaled, source=row.source, reason=_join(why, row.reason))
 
 
-def _from_tables(tables: Tables, model: Architecture, images: int) -> dict[str, Choice]:
+def _specification_batch(model: Architecture) -> int:
+    return load_tables().model_row(model.parsed).base_batch
+
+
+def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:
+    row = published_row(model, tag)
+    return {name: Choice(value=low, source=row.source) for name, (low, _) in row.ranges.items()}
+
+
+def _from_specification(model: Architecture, images: int) -> dict[str, Choice]:
     """The model's row gives the low end of its range; the data set's row, where it has the setting, bounds it."""
+    tables = load_tables()
     row = tables.model_row(model.parsed)
     regime = tables.regime_for(images)
-    return {
+    chosen = {
         name: _bounded(name, row, regime, tables.notes)
         for name in dict.fromkeys((*row.ranges, *regime.ranges))  # in the tables' order
     }
+    for modifier in model.parsed.modifiers:
+        factor, lr = tables.modifiers[modifier], chosen["lr"]
+        if factor != 1:
+            why = f"{lr.value:g} times {factor:g} for _{modifier}, which no published source supports"
+            value = float(f"{lr.value * factor:.4g}")
+            chosen["lr"] = Choice(value=value, source="specification 4", reason=_join(why, lr.reason))
+    return chosen
 
 
 def _bounded(name: str, row: Row, regime: Regime, notes: Mapping[str, str]) -> Choice:
@@ -175,14 +206,14 @@ def _bounded(name: str, row: Row, regime: Regime, notes: Mapping[str, str]) -> C
     return Choice(value=value, source=regime.source, reason=_join(why, note))
 
 
-def _micro_batch_size(model: Architecture, batch: int, image_size: int, memory: int | None, most: int | None) -> Choice:
-    if memory is None:
-        return Choice(value=min(batch, most or batch), source="rule", reason="the whole batch at once")
-    fitting = max(1, largest_micro_batch(model, image_size, memory, batch))
-    if most is not None and most < fitting:
-        return Choice(value=most, source="rule", reason="a larger pass is not faster on a CPU")
+def _micro_batch_size(model: Architecture, batch: int, image_size: int, machine: Machine | None) -> Choice:
+    if machine is None:
+        return Choice(value=batch, source="rule", reason="the whole batch at once")
+    fitting = max(1, largest_micro_batch(model, image_size, machine.memory, batch))
+    if not machine.is_gpu and fitting > MAX_CPU_MICRO_BATCH:
+        return Choice(value=MAX_CPU_MICRO_BATCH, source="rule", reason="a larger pass is not faster on a CPU")
     why = "the whole batch fits" if fitting == batch else "the largest that fits"
-    return Choice(value=fitting, source="rule", reason=f"{why} the estimate for {memory / 2**30:.1f} GiB")
+    return Choice(value=fitting, source="rule", reason=f"{why} the estimate for {machine.memory / GIB:.1f} GiB")
 
 
 def _shorten_warmup(warmup: Choice, epochs: int) -> Choice:

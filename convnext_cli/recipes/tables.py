@@ -1,4 +1,4 @@
-"""The specification's tables, read from `specification.toml`."""
+"""The tables that settings come from: the user's specification, and what the authors of ConvNeXt published."""
 
 import math
 import tomllib
@@ -7,19 +7,25 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.names import ModelName
 
+RECIPES = ("specification", "published")
+
 TABLE_SETTINGS = (
-    "lr", "weight_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
+    "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
 )  # fmt: skip
+
+OFFICIAL_LAYERS = 13  # steps from head to stem in the authors' grouped layer decay, whatever the depth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One row: the section it comes from, and a (low, high) range for each setting that it has."""
+    """One row: where it comes from, a (low, high) range for each setting it has, and the batch its lr is for."""
 
     source: str
     ranges: dict[str, tuple[float, float]]
+    base_batch: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +40,12 @@ class Regime(Row):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """All rows. `base_batch` is the batch, in images, that the learning rates are for."""
+    """The specification's rows by family and size, by data-set size, and what to say beside them."""
 
-    base_batch: int
     notes: dict[str, str]
     models: dict[tuple[str, str], Row]
+    modifiers: dict[str, float]
+    """Factor on the learning rate that a modifier allows."""
     regimes: tuple[Regime, ...]
 
     def model_row(self, name: ModelName) -> Row:
@@ -58,19 +65,23 @@ class Tables:
 @cache
 def load_tables() -> Tables:
     """The specification's tables."""
-    raw = tomllib.loads((files(__package__) / "specification.toml").read_text(encoding="utf-8"))
+    raw = _read("specification.toml")
+    base_batch = raw["base_batch"]
     return Tables(
-        base_batch=raw["base_batch"],
         notes=raw["notes"],
         models={
-            (row["family"], size): Row(source=f"specification {row['section']}", ranges=_ranges(row))
+            (row["family"], size): Row(
+                source=f"specification {row['section']}", ranges=_ranges(row), base_batch=base_batch
+            )
             for row in raw["models"]
             for size in row["sizes"]
         },
+        modifiers={row["modifier"]: row["lr_factor"] for row in raw["modifiers"]},
         regimes=tuple(
             Regime(
                 source=f"specification {row['section']}",
                 ranges=_ranges(row),
+                base_batch=base_batch,
                 name=row["name"],
                 smallest=row["smallest"],
                 largest=row["largest"],
@@ -79,6 +90,38 @@ def load_tables() -> Tables:
             for row in raw["regimes"]
         ),
     )
+
+
+def published_row(model: Architecture, tag: Tag | None) -> Row:
+    """The authors' settings for fine-tuning such weights, with layer decay as timm's per-block number."""
+    name = model.parsed
+    self_supervised = tag is not None and tag.name == "fcmae"
+    kind = "fcmae" if self_supervised else "supervised"
+    row = next(
+        row
+        for row in _read("published.toml")["rows"]
+        if (row["family"], row["kind"]) == (name.family, kind) and name.size in row["sizes"]
+    )
+    decay = convert_layer_decay(row["layer_decay"], row["decay_over"], sum(model.depths))
+    nearest = "" if name.size in row["published"] else f"; {name.size} was not published, the nearest size is used"
+    settings = row | {"drop_path": row["sizes"][name.size], "layer_decay": decay}
+    return Row(source=f"published {row['source']}{nearest}", ranges=_ranges(settings), base_batch=row["base_batch"])
+
+
+def convert_layer_decay(decay: float, over: str, blocks: int) -> float:
+    """The authors' layer decay as timm's factor per block.
+
+    timm has a step for every block and one for the stem: `blocks + 1`. The authors' "group" decay has 13 steps from
+    head to stem whatever the depth; the factor is such that the stem's rate is theirs. "single" is per block already.
+    """
+    if over == "single":
+        return decay
+    return float(f"{decay ** (OFFICIAL_LAYERS / (blocks + 1)):.4g}")
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((files(__package__) / name).read_text(encoding="utf-8"))
 
 
 def _ranges(row: dict[str, Any]) -> dict[str, tuple[float, float]]:

@@ -1,16 +1,12 @@
 """Accelerate owns devices, precision and processes; what is asked of it stands here."""
 
-import os
 import platform
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from convnext_cli.recipes.memory import GIB
-
-MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
+from convnext_cli.recipes.costs import GIB
 
 
 def make_accelerator(amp: str) -> Accelerator:
@@ -20,18 +16,6 @@ def make_accelerator(amp: str) -> Accelerator:
         amp = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "no"
     # Without being told that it is on a CPU, Accelerate takes each process that torchrun starts there for a lone one.
     return Accelerator(mixed_precision=amp, cpu=not has_gpu)
-
-
-def measure_memory(device: torch.device) -> int:
-    """Bytes of memory that one process may plan with: the GPU's free memory, or its share of the machine's."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return _available_memory() // count_local_processes()
-
-
-def count_local_processes() -> int:
-    """Processes of this run on this machine, as torchrun tells them."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def describe_device(device: torch.device) -> str:
@@ -61,13 +45,3 @@ def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:
     padded[: len(mine)] = mine.to(accelerator.device)
     every: Tensor = accelerator.gather(padded)
     return every.view(world, longest, -1).transpose(0, 1).reshape(world * longest, -1)[:total].cpu()
-
-
-def _available_memory() -> int:
-    """Bytes that this machine can still give, file cache included where the system tells (Linux)."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

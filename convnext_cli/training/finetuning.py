@@ -8,21 +8,18 @@ import platform
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnext_cli.data.scan import Index, check_trainable, scan_folder
-from convnext_cli.data.split import explain_weak_validation, split_index
+from convnext_cli.data.scan import Index
 from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.models.catalog import Architecture, Tag, find_model
-from convnext_cli.recipes.plan import Choice, Plan, make_plan
-from convnext_cli.recipes.recipe import check_settings, default_settings
-from convnext_cli.recipes.recommendation import recommend
+from convnext_cli.recipes.plan import Choice, Plan
 from convnext_cli.runs import RunFolder, name_run
+from convnext_cli.training.preparation import Request, prepare
 
 if TYPE_CHECKING:
     from convnext_cli.training.loop import EpochDone, Job, StepDone
@@ -64,9 +61,10 @@ def finetune(
     *,
     model: str | None = None,
     output: Path | str | None = None,
-    weights: str = "auto",
+    weights: Path | str = "auto",
     offline: bool = False,
     overwrite: bool = False,
+    recipe: str = "specification",
     **settings: Any,
 ) -> Finished:
     """Fine-tunes a ConvNeXt on a folder of images and returns where the run is and how good it is.
@@ -78,67 +76,36 @@ def finetune(
         weights: `auto`, `none`, or the path of a file or run folder.
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
+        recipe: the tables that settings come from, `specification` or `published`.
         **settings: any field of `Recipe`.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
-    given = {name: Choice(value=value, source="flag") for name, value in settings.items()}
-    steps = finetune_steps(
-        Path(data),
+    request = Request(
+        data=Path(data),
         model=model,
         output=Path(output) if output else None,
-        weights=weights,
+        weights=str(weights),
         offline=offline,
         overwrite=overwrite,
-        given=given,
+        recipe=recipe,
+        settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
     )
-    [last] = deque(steps, maxlen=1)
+    [last] = deque(finetune_steps(request), maxlen=1)
     assert isinstance(last, Finished)
     return last
 
 
-def finetune_steps(
-    data: Path,
-    *,
-    model: str | None,
-    output: Path | None,
-    weights: str,
-    offline: bool,
-    overwrite: bool,
-    given: Mapping[str, Choice],
-) -> "Iterator[Started | StepDone | EpochDone | Finished]":
+def finetune_steps(request: Request) -> "Iterator[Started | StepDone | EpochDone | Finished]":
     """Does what `finetune` does, and yields what happens while it happens."""
-    values = default_settings() | {name: choice.value for name, choice in given.items()}
-    check_settings(values)
-    found = find_model(model) if model is not None else None
-    if output is not None:
-        RunFolder(output).check_free(overwrite=overwrite)
-    index = scan_folder(data)
-    check_trainable(index)
-    index = split_index(
-        index, val_fraction=values["val_fraction"], test_fraction=values["test_fraction"], seed=values["seed"]
-    )
-    check_trainable(index)
-    if weights not in ("auto", "none"):
-        _check_weights_path(Path(weights))
+    prepared = prepare(request)
 
     from convnext_cli.training import devices
 
-    accelerator = devices.make_accelerator(values["amp"])
-    memory = devices.measure_memory(accelerator.device)
-    on_cpu = accelerator.device.type == "cpu"
-    images = len(index.rows("train"))
-    architecture, tag = found or _recommended(len(index), memory)
-    plan = make_plan(
-        architecture,
-        tag,
-        weights=weights,
-        images=images,
-        memory=memory,
-        max_micro_batch=devices.MAX_CPU_MICRO_BATCH if on_cpu else None,
-        given=given,
-    )
+    accelerator = devices.make_accelerator(prepared.plan.recipe.amp)
+    if prepared.machine.is_gpu and accelerator.device.type == "cpu":  # a GPU that this torch cannot use
+        prepared = prepare(request, use_gpu=False)
     accelerator.wait_for_everyone()  # all ranks have looked before one of them writes
 
     from convnext_cli.inference.forward import choose_memory_format
@@ -146,45 +113,46 @@ def finetune_steps(
     from convnext_cli.training.loop import Job
     from convnext_cli.training.optim import make_optimizer
 
+    index, plan, tag = prepared.index, prepared.plan, prepared.tag
     recipe = plan.recipe
     seed_weights(recipe.seed)
     with accelerator.local_main_process_first():  # one download for all of a machine's processes
         network, new = build_model(
-            architecture,
+            prepared.architecture,
             tag,
             num_classes=len(index.classes),
             drop_path=recipe.drop_path,
-            weights=weights,
-            offline=offline,
+            weights=request.weights,
+            offline=request.offline,
         )
     how = read_preprocessing(network, recipe.image_size)
     network = network.to(memory_format=choose_memory_format(accelerator.device))
-    groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    prepared, optimizer = accelerator.prepare(network, groups)
-    job = Job(model=prepared, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how)
+    groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
+    model, optimizer = accelerator.prepare(network, groups)
+    job = Job(model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how)
 
-    run = RunFolder(output or name_run(plan.model, datetime.now()))
-    license = tag.license if tag and weights == "auto" else None
-    weak = explain_weak_validation(index)
+    run = RunFolder(request.output or name_run(plan.model, datetime.now()))
+    device = devices.describe_device(accelerator.device)
+    license = tag.license if tag and request.weights == "auto" else None
     if accelerator.is_main_process:
-        run.create(overwrite=overwrite)
+        run.create(overwrite=request.overwrite)
         run.write_plan(plan.to_toml())
         run.write_split(index)
-        run.write_environment(_describe_environment(devices.describe_device(accelerator.device)))
+        run.write_environment(_describe_environment(device))
     yield Started(
         run=run.path,
         plan=plan,
         index=index,
-        device=devices.describe_device(accelerator.device),
+        device=device,
         num_processes=accelerator.num_processes,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
         params=count_parameters(network),
         new_params=sum(sizes[name] for name in new),
         license=license,
-        notes=_notes(index, weak),
+        notes=prepared.notes,
     )
-    yield from _train_and_keep(job, run, license=license, weak=weak)
+    yield from _train_and_keep(job, run, license=license, weak=prepared.weak_validation)
 
 
 def _train_and_keep(
@@ -237,37 +205,6 @@ def _log_epoch(event: "EpochDone", is_best: bool) -> dict[str, Any]:
         "images_per_second": round(event.images / event.seconds, 1),
         "best": is_best,
     }
-
-
-def _recommended(images: int, memory: int) -> tuple[Architecture, Tag | None]:
-    best = recommend(images, vram=memory / 2**30).best
-    return best.model, best.tag
-
-
-def _check_weights_path(path: Path) -> None:
-    from convnext_cli.errors import WeightsError
-
-    if not path.exists():
-        raise WeightsError(f"no weights at {path}", "Give auto, none, a .safetensors or .pth file, or a run folder")
-
-
-def _notes(index: Index, weak: str | None) -> tuple[str, ...]:
-    notes = []
-    if weak:
-        notes.append(
-            f"{weak}: too few to choose the best epoch by, so the last one is kept. Move images from train to val; "
-            "without a val folder, --val-fraction of them is drawn"
-        )
-    if not index.rows("test"):
-        notes.append("there is no test split: figures on the validation split are a little too good")
-    else:
-        absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
-        if absent:
-            notes.append(f"the test split has no image of {', '.join(absent)}")
-    if index.skipped:
-        what = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
-        notes.append(f"skipped in the data folder: {what}")
-    return tuple(notes)
 
 
 def _describe_environment(device: str) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from convnext_cli.errors import ConvnextError, OutOfMemoryError
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.inference.forward import choose_memory_format, forward_batches, prepare_input
 from convnext_cli.inference.predictor import load_for_eval
+from convnext_cli.recipes.machine import count_local_processes
 from convnext_cli.recipes.recipe import Recipe
-from convnext_cli.training.devices import count_local_processes, gather_rows
+from convnext_cli.training.devices import gather_rows
 from convnext_cli.training.mixing import mix_batch, smooth_targets
 from convnext_cli.training.optim import Schedule, set_lr
 

@@ -64,6 +64,8 @@ BAD_INPUT = [
     (2, "dataset size 0", "recommend --dataset-size 0"),
     (2, "7000 classes for 6000 images", "recommend --dataset-size 6000 --classes 7000"),
     (2, "unknown licence", "recommend --dataset-size 6000 --license gpl"),
+    (2, "unknown recipe", "finetune good --recipe officail"),
+    (2, "unknown preference", "recommend --dataset-size 6000 --prefer beauty"),
     (2, "unknown family", "list --family convnextv3"),
     (2, "no model matches", "list resnet"),
     (2, "unknown model 'convnext_tinny.in12k'", "list convnext_tinny.in12k"),
@@ -140,6 +142,19 @@ def test_recommend_writes_a_plan_that_finetune_takes(convnext: Convnext, digits:
     assert "epochs = 1\n" in plan, "the flag wins"
     assert "From plan." in plan
     assert "From flag." in plan
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
+    flags = ("--model", "convnextv2_nano", "--epochs", 3, "--recipe", "published", "--dry-run")
+    outcome = convnext("finetune", digits, *flags)
+    assert outcome.code == 0
+    assert "GiB and" in outcome.out
+    assert "published V2 table 13" in outcome.out
+    found = json.loads(convnext("finetune", digits, *flags, "--json").out)
+    assert found["settings"]["epochs"] == {"value": 3, "source": "flag", "reason": ""}
+    assert found["images"] == {"train": 210, "val": 45, "test": 45}
+    assert found["seconds"] > 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_eval_and_predict_take_the_newest_run_and_say_which(

@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnext_cli.errors import UsageError
-from convnext_cli.models.catalog import Architecture, find_model, load_catalog
-from convnext_cli.recipes.memory import GIB, largest_micro_batch, training_bytes
+from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
+from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batch, training_bytes, training_seconds
+from convnext_cli.recipes.machine import machine_with
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import check_settings, describe_settings
-from convnext_cli.recipes.tables import load_tables
+from convnext_cli.recipes.tables import convert_layer_decay, load_tables
 
 MODELS = list(load_catalog().values())
 
@@ -105,8 +106,7 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
     model: Architecture, images: int, vram: float, batch: int | None
 ) -> None:
     given = {} if batch is None else {"batch_size": Choice(value=batch, source="flag")}
-    memory = round(vram * GIB)
-    plan = make_plan(model, model.default_tag, images=images, memory=memory, given=given)
+    plan = make_plan(model, model.default_tag, images=images, machine=machine_with(vram), given=given)
     tables = load_tables()
     rows = {row.source: row for row in (tables.model_row(model.parsed), tables.regime_for(images))}
     assert list(plan.settings) == list(describe_settings())
@@ -116,7 +116,7 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
             assert low <= choice.value <= high, name
         else:
             assert choice.reason or choice.source in ("flag", "default") or "scaled" in choice.reason, name
-    more = make_plan(model, model.default_tag, images=images, memory=2 * memory, given=given)
+    more = make_plan(model, model.default_tag, images=images, machine=machine_with(2 * vram), given=given)
     assert more.recipe.micro_batch_size >= plan.recipe.micro_batch_size
     assert more.recipe.batch_size == plan.recipe.batch_size
 
@@ -143,3 +143,70 @@ def test_memory_grows_with_images_and_area() -> None:
     assert training_bytes(model, 1, 448) - training_bytes(model, 0, 448) == pytest.approx(4 * (two - one), rel=0.01)
     assert largest_micro_batch(model, 224, 4 * GIB, 128) == 16
     assert largest_micro_batch(model, 224, GIB // 4, 128) == 0
+
+
+def test_layer_decay_is_converted_as_timm_applies_it() -> None:
+    # on 36-block nets .8 -> .925, .7 -> .882, .75 -> .904, .6 -> .836; on tiny (18 blocks) .8 -> .858
+    converted = [convert_layer_decay(decay, "group", 36) for decay in (0.8, 0.7, 0.75, 0.6)]
+    assert converted == pytest.approx([0.925, 0.882, 0.904, 0.836], abs=5e-4)
+    assert convert_layer_decay(0.8, "group", 18) == pytest.approx(0.858, abs=5e-4)
+    assert convert_layer_decay(0.9, "single", 18) == 0.9
+
+
+def test_the_published_recipe() -> None:
+    def published(name: str, **flags: object) -> Plan:
+        model, tag = find_model(name)
+        given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
+        return make_plan(model, tag, images=6000, recipe="published", given=given)
+
+    base = published("convnext_base.fb_in22k", batch_size=512).recipe
+    assert (base.lr, base.weight_decay, base.epochs, base.warmup_epochs) == (5e-5, 1e-8, 30, 0)
+    assert (base.drop_path, base.label_smoothing, base.mixup, base.cutmix) == (0.2, 0.1, 0.0, 0.0)
+    assert base.layer_decay == pytest.approx(0.925, abs=5e-4)
+    assert published("convnext_base.fb_in22k").recipe.lr == pytest.approx(1.25e-5)
+    tiny = published("convnextv2_tiny.fcmae", batch_size=1024).recipe
+    assert (tiny.lr, tiny.layer_decay, tiny.epochs, tiny.mixup) == (3.2e-3, 0.9, 300, 0.8)
+    assert published("convnextv2_tiny").recipe.epochs == 90
+    assert "not published" in published("convnextv2_pico").settings["lr"].source
+    for model in MODELS:  # every model with every tag has a row
+        for tag in (*model.tags, None):
+            make_plan(model, tag, images=6000, recipe="published", given={})
+
+
+def test_conflicts_inside_the_specification_are_resolved_by_rule() -> None:
+    # 300 epochs and 20 of warm-up by model (3.2), 100 to 150 and 5 to 10 by data-set size (5): the data set bounds
+    tiny = plan_for("convnext_tiny").settings
+    assert (tiny["epochs"].value, tiny["warmup_epochs"].value) == (150, 10)
+    assert "specification 3.2 has 300" in tiny["epochs"].reason
+    # lr 3e-4 by model, 1e-4 to 2e-4 by data-set size: likewise
+    assert tiny["lr"].value == 2e-4
+    # mixup .8 and cutmix 1 by model (3.3), none for small data sets (5): likewise
+    small = plan_for("convnext_small").settings
+    assert (small["mixup"].value, small["cutmix"].value, small["drop_path"].value) == (0.0, 0.0, 0.1)
+    # zepto_rms stands in tier 4 by name and in tier 5 as a variant: the name counts
+    assert load_ranking()[1]["convnext_zepto_rms"].tier == 4
+    # "Best Choice" leads with V2 for 6,000 images, section 5 lists V1 alone: the best choice is about such data
+    assert load_tables().regime_for(6000).candidates[0] == "convnextv2_tiny"
+    # _rms "allows" 20% more, which nothing supports: applied, and said
+    rms = plan_for("convnext_atto_rms").settings["lr"]
+    assert rms.value == pytest.approx(2.4e-4)
+    assert "no published source supports" in rms.reason
+
+
+def test_domain_decides_on_flips() -> None:
+    model, tag = find_model("convnext_tiny")
+    flips = {
+        domain: make_plan(model, tag, images=6000, domain=domain, given={}).recipe.hflip
+        for domain in ("medical", "natural", None)
+    }
+    assert flips == {"medical": 0.0, "natural": 0.5, None: 0.0}
+
+
+def test_time_grows_with_images_area_and_grn() -> None:
+    tiny, _ = find_model("convnext_tiny")
+    v2, _ = find_model("convnextv2_tiny")
+    one = training_seconds(tiny, 1000, 224, is_gpu=True, cores=1)
+    assert training_seconds(tiny, 2000, 448, is_gpu=True, cores=1) == pytest.approx(8 * one)
+    assert training_seconds(v2, 1000, 224, is_gpu=True, cores=1) == pytest.approx(2 * one)
+    assert training_seconds(tiny, 1000, 224, is_gpu=False, cores=2) > 100 * one
+    assert [describe_seconds(s) for s in (40, 720, 12_600, 5e5)] == ["40 s", "12 min", "3.5 h", "6 days"]

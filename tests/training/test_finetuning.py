@@ -19,6 +19,7 @@ from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.loop import EpochDone, StepDone
+from convnext_cli.training.preparation import Request
 from tests.conftest import SMALL, save_image
 
 FILES = {
@@ -27,19 +28,20 @@ FILES = {
 }  # fmt: skip
 
 
-def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
+def request_for(data: Path, output: Path, **changes: Any) -> Request:
     options = SMALL | changes
-    model, weights = options.pop("model"), options.pop("weights")
-    steps = finetune_steps(
-        data,
-        model=str(model),
+    return Request(
+        data=data,
         output=output,
-        weights=str(weights),
+        model=str(options.pop("model")),
+        weights=str(options.pop("weights")),
         offline=True,
-        overwrite=False,
-        given={name: Choice(value=value, source="flag") for name, value in options.items()},
+        settings={name: Choice(value=value, source="flag") for name, value in options.items()},
     )
-    return list(steps)
+
+
+def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
+    return list(finetune_steps(request_for(data, output, **changes)))
 
 
 def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
@@ -211,16 +213,7 @@ def test_an_existing_run_is_never_overwritten_unasked(digits: Path, run: RunFold
 
 
 def test_the_chest_x_rays_split_is_said_to_be_too_small(shared_data: Path, tmp_path: Path) -> None:
-    options = SMALL | {"image_size": 32, "epochs": 1}
-    events = finetune_steps(
-        shared_data / "cxr3",
-        model="test_convnext",
-        output=tmp_path / "run",
-        weights="none",
-        offline=True,
-        overwrite=False,
-        given={k: Choice(value=v, source="flag") for k, v in options.items() if k not in ("model", "weights")},
-    )
+    events = finetune_steps(request_for(shared_data / "cxr3", tmp_path / "run"))
     started = next(events)
     assert isinstance(started, Started)
     assert any("16 images (0 of VIRUS)" in note for note in started.notes)

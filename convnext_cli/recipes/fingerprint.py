@@ -1,0 +1,99 @@
+"""What a data set is like: counts from its index, sizes and colours from a bounded sample of its files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convnext_cli.data.scan import Index
+
+SAMPLE = 200  # images whose headers are read
+COLOUR_SAMPLE = 40  # of them decoded, small, to see whether there is any colour
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fingerprint:
+    """A data set in a few numbers."""
+
+    images: int
+    classes: int
+    smallest_class: tuple[str, int]
+    largest_class: tuple[str, int]
+    sampled: int
+    """Images that the next two figures are from."""
+    median_size: tuple[int, int]
+    """Width and height in pixels; (0, 0) where none of the sample could be read."""
+    is_grey: bool
+    """Whether no sampled image has any colour."""
+    unreadable: int
+    """Images of the sample that could not be opened."""
+
+    @property
+    def imbalance(self) -> float:
+        """Images of the largest class for one of the smallest."""
+        return self.largest_class[1] / max(1, self.smallest_class[1])
+
+
+def take_fingerprint(index: Index) -> Fingerprint:
+    """Takes a data set's fingerprint. The sample is spread evenly over the sorted paths, so it repeats."""
+    counts = sorted(zip(index.count_classes(), index.classes, strict=True))
+    rows = range(0, len(index), max(1, -(-len(index) // SAMPLE)))
+    widths, heights, grey, failed = [], [], [], 0
+    for at, row in enumerate(rows):
+        found = _look(index, row, look_for_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
+        if found is None:
+            failed += 1
+            continue
+        width, height, is_grey = found
+        widths.append(width)
+        heights.append(height)
+        grey.append(is_grey)
+    return Fingerprint(
+        images=len(index),
+        classes=len(index.classes),
+        smallest_class=(counts[0][1], counts[0][0]),
+        largest_class=(counts[-1][1], counts[-1][0]),
+        sampled=len(rows),
+        median_size=(_median(widths), _median(heights)),
+        is_grey=bool(grey) and all(grey),
+        unreadable=failed,
+    )
+
+
+def describe_fingerprint(found: Fingerprint) -> list[str]:
+    """What follows from a fingerprint, a sentence each."""
+    sentences = []
+    if found.unreadable:
+        sentences.append(f"{found.unreadable} of {found.sampled} sampled images cannot be opened")
+    if found.imbalance >= 5:
+        (rare, few), (common, many) = found.smallest_class, found.largest_class
+        sentences.append(
+            f"{common} has {many:,} images, {rare} {few:,}: judge by balanced accuracy and the recall of {rare}, "
+            "not by top-1"
+        )
+    if found.is_grey:
+        sentences.append("the images are grey: they are shown to the model as RGB with three equal channels")
+    if 0 < min(found.median_size) < 96:
+        width, height = found.median_size
+        sentences.append(f"the images are small ({width} x {height} px): a smaller --image-size saves time")
+    return sentences
+
+
+def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, bool] | None:
+    """Width, height, and whether it is grey (as far as it was looked at); None where it cannot be opened."""
+    from PIL import Image, ImageChops
+
+    try:
+        with Image.open(index.root / index.paths[row]) as image:
+            width, height = image.size
+            if not look_for_colour or image.mode in ("1", "L", "LA", "I", "F", "I;16"):
+                return width, height, True
+            image.draft("RGB", (64, 64))
+            red, green, blue = image.convert("RGB").resize((32, 32)).split()
+            # JPEG leaves a little difference in what was grey
+            coloured = any(max(ImageChops.difference(red, other).tobytes()) > 8 for other in (green, blue))
+            return width, height, not coloured
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return None
+
+
+def _median(values: Sequence[int]) -> int:
+    return sorted(values)[len(values) // 2] if values else 0

@@ -1,0 +1,82 @@
+"""What this machine has to train on, found out without torch."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext_cli.recipes.costs import GIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """A device to plan for."""
+
+    name: str
+    is_gpu: bool
+    memory: int
+    """Bytes that one process may plan with."""
+    cores: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory / GIB:.1f} GiB free"
+
+
+def describe_machine(*, use_gpu: bool = True) -> Machine:
+    """The first visible NVIDIA GPU with its free memory; without one, the processor with its share of the memory.
+
+    Args:
+        use_gpu: False where it is known already that the processor will train.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if use_gpu and (gpu := _first_gpu()):
+        name, free = gpu
+        return Machine(name=name, is_gpu=True, memory=free, cores=cores)
+    here = count_local_processes()
+    name = f"CPU ({platform.machine()}, {cores} cores)"
+    return Machine(name=name, is_gpu=False, memory=_available_memory() // here, cores=max(1, cores // here))
+
+
+def machine_with(vram: float) -> Machine:
+    """A GPU of `vram` GiB, on somebody else's word."""
+    return Machine(name="GPU", is_gpu=True, memory=round(vram * GIB), cores=1)
+
+
+def count_local_processes() -> int:
+    """Processes of this run on this machine, as torchrun tells them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _first_gpu() -> tuple[str, int] | None:
+    """Name and free bytes of the GPU that this process would take, or None where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or not _driver_is_loaded():
+        return None
+    import pynvml
+
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    try:
+        pynvml.nvmlInit()
+        chosen = visible.split(",")[rank].strip() if visible else str(rank)
+        by_index = chosen.isdigit()
+        handle = (
+            pynvml.nvmlDeviceGetHandleByIndex(int(chosen)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(chosen)
+        )
+        return str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except (pynvml.NVMLError, IndexError):
+        return None
+
+
+def _driver_is_loaded() -> bool:
+    """Whether it is worth importing NVML's bindings at all; they take 60 ms."""
+    return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists() or platform.system() == "Windows"
+
+
+def _available_memory() -> int:
+    """Bytes that this machine can still give, file cache included where the system tells (Linux)."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
