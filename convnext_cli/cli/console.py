@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 _SILENT = os.environ.get("RANK", "0") != "0"
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
@@ -74,8 +76,10 @@ def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers:
     _console(stderr=True).print(make_table(columns, rows, numbers))
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str]) -> Table:
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str]) -> "Table":
     """A table whose cells are never read as markup: names come from the user's folders."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
@@ -87,7 +91,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: S
 class Bar:
     """Progress of one thing: a bar in a terminal, a line now and then elsewhere."""
 
-    def __init__(self, progress: Progress | None, task: TaskID | None, label: str) -> None:
+    def __init__(self, progress: "Progress | None", task: "TaskID | None", label: str) -> None:
         self._progress = progress
         self._task = task
         self._label = label
@@ -109,6 +113,8 @@ def progress(label: str) -> Iterator[Bar]:
     if not console.is_interactive or _SILENT:
         yield Bar(None, None, label)
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),

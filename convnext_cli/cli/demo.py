@@ -9,8 +9,6 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluation, show_evaluation
 from convnext_cli.cli.finetune import follow, show_finished
-from convnext_cli.recipes.plan import Choice
-from convnext_cli.runs import RunFolder
 
 FOLDER = Path("convnext-demo")
 MODEL = "test_convnext"  # timm's smallest: learns the digits on two cores within the minute
@@ -31,6 +29,8 @@ def demo(
     """Fine-tune on 1,797 handwritten digits, evaluate and predict: offline, about a minute on two cores."""
     from convnext_cli.data.digits import write_digits
     from convnext_cli.inference.predictor import Predictor
+    from convnext_cli.recipes.plan import Choice
+    from convnext_cli.runs import RunFolder
     from convnext_cli.training.finetuning import finetune_steps
     from convnext_cli.training.preparation import Request
 

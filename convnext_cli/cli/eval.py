@@ -8,10 +8,10 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.errors import UsageError
-from convnext_cli.runs import RunFolder, find_newest_run
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
+    from convnext_cli.runs import RunFolder
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -29,6 +29,8 @@ def evaluate(
     """Evaluate a run: metrics for each class, and the confusion matrix."""
     if split is not None and split not in SPLITS:
         raise UsageError(f"unknown split {split!r}", f"Give one of {', '.join(SPLITS)}")
+    from convnext_cli.runs import RunFolder, find_newest_run
+
     folder = find_newest_run() if run is None else RunFolder(run)
     if run is None:
         console.say(f"run: {folder.path} (the newest)")
@@ -39,7 +41,7 @@ def evaluate(
         show_evaluation(found)
 
 
-def run_evaluation(run: RunFolder, data: Path | None, split: str | None) -> "Evaluation":
+def run_evaluation(run: "RunFolder", data: Path | None, split: str | None) -> "Evaluation":
     """Evaluates with a progress bar."""
     from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 

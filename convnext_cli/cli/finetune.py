@@ -10,9 +10,6 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.settings import given, with_settings
-from convnext_cli.recipes.costs import GIB, describe_seconds, training_bytes
-from convnext_cli.recipes.plan import Choice, read_plan
-from convnext_cli.recipes.recommendation import estimate_seconds
 
 if TYPE_CHECKING:
     from convnext_cli.training.finetuning import Finished, Started
@@ -57,6 +54,7 @@ def finetune(
     **settings: Any,
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
+    from convnext_cli.recipes.plan import Choice, read_plan
     from convnext_cli.training.preparation import Request, prepare
 
     planned_model, planned_weights, planned = read_plan(config) if config else (None, None, {})
@@ -86,6 +84,9 @@ def finetune(
 
 
 def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
+    from convnext_cli.recipes.costs import GIB, describe_seconds, training_bytes
+    from convnext_cli.recipes.recommendation import estimate_seconds
+
     plan, machine = prepared.plan, prepared.machine
     chosen, index = plan.recipe, prepared.index
     memory = training_bytes(prepared.architecture, chosen.micro_batch_size, chosen.image_size)

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.data.scan import find_images
 from convnext_cli.errors import ImageError
-from convnext_cli.runs import find_newest_run
 
 if TYPE_CHECKING:
     from convnext_cli.inference.predictor import Prediction
@@ -24,6 +22,8 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per image.")] = False,
 ) -> None:
     """Classify images. The exit code is 3 where one of them cannot be read; the others are classified all the same."""
+    from convnext_cli.runs import find_newest_run
+
     paths = _find_paths(images)
     folder = find_newest_run().path if run is None else run
     if run is None:
@@ -47,6 +47,8 @@ def predict(
 
 
 def _find_paths(images: list[Path]) -> list[Path]:
+    from convnext_cli.data.scan import find_images
+
     paths: list[Path] = []
     for path in images:
         if path.is_dir():

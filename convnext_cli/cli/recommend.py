@@ -2,22 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnext_cli.cli import console
 from convnext_cli.errors import UsageError
-from convnext_cli.files import write_text
-from convnext_cli.models.catalog import load_ranking
-from convnext_cli.recipes.costs import GIB, describe_seconds
-from convnext_cli.recipes.fingerprint import Fingerprint, describe_fingerprint
-from convnext_cli.recipes.machine import describe_machine
-from convnext_cli.recipes.recipe import describe_settings
-from convnext_cli.recipes.recommendation import Candidate, Recommendation
-from convnext_cli.recipes.recommendation import recommend as make_recommendation
 
-_UNITS = {name: setting.unit for name, (_, setting) in describe_settings().items()}
+if TYPE_CHECKING:
+    from convnext_cli.recipes.fingerprint import Fingerprint
+    from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
 
 def recommend(
@@ -41,6 +35,10 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend a model and settings for a data set on this machine, each with its reason."""
+    from convnext_cli.files import write_text
+    from convnext_cli.recipes.machine import describe_machine
+    from convnext_cli.recipes.recommendation import recommend as make_recommendation
+
     fingerprint = None
     if data is not None:
         from convnext_cli.data.scan import check_trainable, scan_folder
@@ -72,7 +70,7 @@ def recommend(
         _show(found, fingerprint, str(data or "DATA"), output, top)
 
 
-def _as_json(found: Recommendation, fingerprint: Fingerprint | None) -> dict[str, Any]:
+def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None") -> dict[str, Any]:
     return {
         "model": found.best.model.name,
         "weights": found.plan.model,
@@ -102,9 +100,12 @@ def _as_json(found: Recommendation, fingerprint: Fingerprint | None) -> dict[str
     }
 
 
-def _show(found: Recommendation, fingerprint: Fingerprint | None, data: str, output: Path | None, top: int) -> None:
+def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str, output: Path | None, top: int) -> None:
+    from convnext_cli.recipes.recipe import describe_settings
+
     best = found.best
     assert best.tag is not None
+    units = {name: setting.unit for name, (_, setting) in describe_settings().items()}
     console.show(f"{best.model.name}, {best.reason}, for {found.dataset_size:,} images", style="bold")
     console.show(
         f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, weights under {best.tag.license}"
@@ -126,7 +127,7 @@ def _show(found: Recommendation, fingerprint: Fingerprint | None, data: str, out
     console.show_table(
         ["setting", "value", "from", "because"],
         (
-            (name, f"{choice.value} {_UNITS[name]}".strip(), choice.source, choice.reason)
+            (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
             for name, choice in found.plan.settings.items()
         ),
     )
@@ -140,7 +141,9 @@ def _show(found: Recommendation, fingerprint: Fingerprint | None, data: str, out
     )
 
 
-def _row(candidate: Candidate) -> tuple[Any, ...]:
+def _row(candidate: "Candidate") -> tuple[Any, ...]:
+    from convnext_cli.recipes.costs import GIB, describe_seconds
+
     model = candidate.model
     return (
         model.name,
@@ -155,10 +158,14 @@ def _row(candidate: Candidate) -> tuple[Any, ...]:
     )
 
 
-def _warnings(found: Recommendation, fingerprint: Fingerprint | None) -> list[str]:
+def _warnings(found: "Recommendation", fingerprint: "Fingerprint | None") -> list[str]:
+    from convnext_cli.recipes.fingerprint import describe_fingerprint
+
     return [*found.warnings, *(describe_fingerprint(fingerprint) if fingerprint else ())]
 
 
 def _tier(name: str) -> int | None:
+    from convnext_cli.models.catalog import load_ranking
+
     rank = load_ranking()[1].get(name)
     return rank.tier if rank else None
