@@ -4,7 +4,8 @@
 
 Names, licences, input sizes and preprocessing are timm's own configuration fields. Parameters, multiply-adds and
 kept activations are counted here, on meta tensors, without weights or a GPU. Published top-1 figures come from
-`published_top1.csv`, copied from timm's results/results-imagenet.csv (August 2026) and its results for other sizes.
+`published_top1.csv`, copied from timm's results/results-imagenet.csv (August 2026; the five reference models as of its
+commit 0173a139) and its results for other sizes.
 """
 
 import csv
@@ -20,6 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from convnext_cli.models.names import SIZES, parse_name
 
 CATALOG = Path(__file__).parents[1] / "convnext_cli" / "models" / "catalog.json"
+REFERENCES = (
+    "mobilenetv3_large_100.ra_in1k",
+    "efficientnet_b0.ra_in1k",
+    "resnet50.a1_in1k",
+    "swin_tiny_patch4_window7_224.ms_in1k",
+    "vit_base_patch16_224.augreg_in1k",
+)
 TOP1 = Path(__file__).with_name("published_top1.csv")
 
 
@@ -29,6 +37,7 @@ def build_catalog() -> dict[str, Any]:
     return {
         "timm": timm.__version__,
         "architectures": {name: describe_architecture(name, top1) for name in list_architectures()},
+        "references": [describe_reference(name, top1[name]) for name in REFERENCES],
     }
 
 
@@ -73,6 +82,23 @@ def describe_architecture(name: str, top1: dict[str, dict[int, float]]) -> dict[
             for full_name, cfg in get_arch_pretrained_cfgs(name).items()
             if cfg.has_weights
         ],
+    }
+
+
+def describe_reference(full_name: str, top1: dict[int, float]) -> dict[str, Any]:
+    """A model of another kind, to compare with, at 224 px."""
+    with torch.device("meta"):
+        model = timm.create_model(full_name)
+        macs, _ = measure_forward(model, torch.empty(2, 3, 224, 224))  # two: BatchNorm refuses one in training
+    cfg = model.pretrained_cfg
+    (image_size, best), *_ = top1.items()
+    return {
+        "name": full_name,
+        "params": sum(p.numel() for p in model.parameters()),
+        "gmacs": round(macs / 2 / 1e9, 3),
+        "top1": best,
+        "image_size": image_size,
+        "license": cfg["license"],
     }
 
 

@@ -11,12 +11,14 @@ from convnext_cli.cli import console
 from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import (
     Architecture,
+    Reference,
     Tag,
     find_license,
     find_model,
     list_models,
     load_catalog,
     load_ranking,
+    load_references,
 )
 from convnext_cli.models.names import FAMILIES, MODIFIERS, SIZES
 
@@ -42,6 +44,7 @@ def list_(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models that have weights.")] = False,
     sort: Annotated[str, typer.Option(help=f"One of {', '.join(_ORDERS)}.")] = "catalog",
     tags: Annotated[bool, typer.Option("--tags", help="One row per set of weights.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Add well-known models of other kinds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
@@ -66,6 +69,8 @@ def list_(
     if order := _ORDERS[sort]:
         models.sort(key=order)
     rows = [row for model in models for row in (_tag_rows(model, license) if tags else [_model_row(model)])]
+    if compare and not tags:
+        rows += [_reference_row(reference) for reference in load_references()]
     if as_json:
         console.show_json(rows)
     elif as_csv:
@@ -73,7 +78,7 @@ def list_(
     elif not rows:
         raise UsageError(f"no model matches {pattern!r} and the filters", "Loosen them, or try `convnext list`")
     else:
-        _show_rows(rows, tags=tags)
+        _show_rows(rows, tags=tags, compare=compare)
 
 
 def _model_row(model: Architecture) -> dict[str, Any]:
@@ -88,6 +93,20 @@ def _model_row(model: Architecture) -> dict[str, Any]:
         "tags": len(model.tags),
         "licenses": list(model.licenses),
         "pretrained": bool(model.tags),
+    }
+
+
+def _reference_row(reference: Reference) -> dict[str, Any]:
+    return {
+        "model": reference.name,
+        "tier": None,
+        "params_m": round(reference.params / 1e6, 2),
+        "gmacs_224": reference.gmacs,
+        "top1": reference.top1,
+        "image_size": reference.image_size,
+        "tags": 1,
+        "licenses": [reference.license],
+        "pretrained": True,
     }
 
 
@@ -106,7 +125,7 @@ def _tag_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
     ]
 
 
-def _show_rows(rows: list[dict[str, Any]], *, tags: bool) -> None:
+def _show_rows(rows: list[dict[str, Any]], *, tags: bool, compare: bool) -> None:
     titles = {
         "model": "model", "tier": "tier", "params_m": "params (M)", "gmacs_224": "GMACs", "top1": "top-1 (%)",
         "image_size": "input (px)", "tags": "tags", "licenses": "licences of the weights", "license": "licence",
@@ -127,6 +146,8 @@ def _show_rows(rows: list[dict[str, Any]], *, tags: bool) -> None:
             "tier: the specification author's ranking, no benchmark. GMACs at 224 px (FLOPs are twice that). top-1: "
             "the default weights' best published on ImageNet-1k. ImageNet's own terms may apply beside any licence."
         )
+    if compare:
+        legend += " Models of other kinds: timm's results-imagenet.csv at commit 0173a139."
     console.say(legend, style="dim")
 
 

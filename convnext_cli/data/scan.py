@@ -62,12 +62,13 @@ def scan_folder(root: Path) -> Index:
     skipped: Counter[str] = Counter()
     found: list[tuple[str, str, str]] = []
     names: set[str] = set()
+    start = len(os.path.join(root, ""))  # noqa: PTH118  (strings throughout: a Path per file is slow)
     try:
         for split, folder in _split_folders(root):
             for name, path in _class_images(folder, skipped):
                 names.add(name)
                 if path is not None:
-                    found.append((path.relative_to(root).as_posix(), name, split))
+                    found.append((path[start:].replace(os.sep, "/"), name, split))
     except OSError as error:
         raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
     if not found:
@@ -90,7 +91,7 @@ def scan_folder(root: Path) -> Index:
 
 def find_images(folder: Path) -> list[Path]:
     """Every image under `folder`, sorted, for prediction: no classes, no splits."""
-    return sorted(_walk(folder, Counter()))
+    return sorted(Path(path) for path in _walk(str(folder), Counter()))
 
 
 def check_trainable(index: Index) -> None:
@@ -131,14 +132,14 @@ def _split_folders(root: Path) -> list[tuple[str, Path]]:
     return [("", root)]
 
 
-def _class_images(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, Path | None]]:
+def _class_images(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, str | None]]:
     """Each class folder's name with each of its images; once with None, so that an empty class is known too."""
     for entry in os.scandir(folder):
         if _is_junk(entry.name):
             skipped["hidden or system file"] += 1
         elif entry.is_dir():
             yield entry.name, None
-            for path in _walk(Path(entry.path), skipped):
+            for path in _walk(entry.path, skipped):
                 yield entry.name, path
         elif _is_image(entry.name):
             skipped["image outside any class folder"] += 1
@@ -146,13 +147,13 @@ def _class_images(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, Pa
             skipped["not an image by its suffix"] += 1
 
 
-def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
     """The images under `folder`. Each real folder is entered once, so that a loop of links ends."""
     waiting = [folder]
     seen: set[tuple[int, int]] = set()
     while waiting:
         current = waiting.pop()
-        status = current.stat()
+        status = os.stat(current)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -160,9 +161,9 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
             if _is_junk(entry.name):
                 skipped["hidden or system file"] += 1
             elif entry.is_dir():
-                waiting.append(Path(entry.path))
+                waiting.append(entry.path)
             elif _is_image(entry.name):
-                yield Path(entry.path)
+                yield entry.path
             else:
                 skipped["not an image by its suffix"] += 1
 
@@ -172,7 +173,7 @@ def _is_junk(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (a Path per file is slow)
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 def _describe(skipped: Counter[str]) -> str:

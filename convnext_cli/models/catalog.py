@@ -96,6 +96,19 @@ class Architecture:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """A well-known model of another kind, to compare with. Figures as in `Architecture` and `Tag`."""
+
+    name: str
+    params: int
+    gmacs: float
+    top1: float
+    image_size: int
+    """Side in pixels at which `top1` was measured."""
+    license: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rank:
     """Where the user's specification puts a model: its author's opinion, not a benchmark."""
 
@@ -106,8 +119,12 @@ class Rank:
 @cache
 def load_catalog() -> dict[str, Architecture]:
     """All architectures by name, in the catalogue's order (family, then size)."""
-    raw = json.loads((files(__package__) / "catalog.json").read_text(encoding="utf-8"))
-    return {name: _read_architecture(name, fields) for name, fields in raw["architectures"].items()}
+    return {name: _read_architecture(name, fields) for name, fields in _read_catalog()["architectures"].items()}
+
+
+def load_references() -> list[Reference]:
+    """Models of other kinds, small before large."""
+    return [Reference(**fields) for fields in _read_catalog()["references"]]
 
 
 @cache
@@ -198,6 +215,12 @@ def find_license(models: Iterable[Architecture], license: str) -> str:
     if license not in known:
         raise UsageError(f"unknown licence {license!r}", f"{suggest(license, known)}Known are {', '.join(known)}")
     return license
+
+
+@cache
+def _read_catalog() -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads((files(__package__) / "catalog.json").read_text(encoding="utf-8"))
+    return raw
 
 
 def _read_architecture(name: str, fields: dict[str, Any]) -> Architecture:

@@ -106,6 +106,13 @@ def test_list_and_its_filters(convnext: Convnext) -> None:
     assert all(row["license"] == "apache-2.0" for row in permissive)
     table = list(csv.DictReader(io.StringIO(convnext("list", "--csv").out)))
     assert [row["model"] for row in table] == [row["model"] for row in rows]
+    compared = json.loads(convnext("list", "convnext_tiny*", "--compare", "--json").out)
+    assert [row["model"].partition(".")[0] for row in compared[-3:]] == [
+        "resnet50",
+        "swin_tiny_patch4_window7_224",
+        "vit_base_patch16_224",
+    ]
+    assert compared[-3]["params_m"] == 25.56
     assert "convnextv2_small" in convnext("list").out
     assert "convnextv2_small" not in convnext("list", "--pretrained").out
 
