@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-_SILENT = os.environ.get("RANK", "0") != "0"
+_RANK = os.environ.get("RANK", "0")
+_SILENT = _RANK != "0"
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -37,8 +38,10 @@ def warn(text: str) -> None:
 
 
 def fail(text: str) -> None:
-    """Writes an error as one line."""
-    _console(stderr=True).print(Text.assemble(("error: ", "bold red"), " ".join(text.split())), soft_wrap=True)
+    """Writes an error as one line; from every process, since it may be the only one that has it."""
+    start = f"error (process {_RANK}): " if _SILENT else "error: "
+    line = Text.assemble((start, "bold red"), " ".join(text.split()))
+    Console(file=sys.stderr, highlight=False).print(line, soft_wrap=True)
 
 
 def show(text: str, style: str = "") -> None:

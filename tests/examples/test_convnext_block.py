@@ -1,3 +1,6 @@
+import runpy
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -79,6 +82,11 @@ def test_drop_path_keeps_the_mean_and_survives_rate_one() -> None:
     assert DropPath(0.3).train()(ones).mean() == pytest.approx(1.0, abs=0.02)
     assert torch.equal(DropPath(1.0).train()(ones), torch.zeros_like(ones))
     assert torch.equal(DropPath(0.9).eval()(ones), ones)
+
+
+def test_it_runs_as_a_script(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "convnext_block.py"), run_name="__main__")
+    assert "stage 2: (2, 96, 56, 56) -> (2, 192, 28, 28)" in capsys.readouterr().out
 
 
 def test_grn_starts_as_the_identity() -> None:
