@@ -74,7 +74,7 @@ class RunFolder:
         for path, label, split in zip(index.paths, index.labels, index.splits, strict=True):
             table.writerow((path, index.classes[label], split))
         with_root = {
-            "data": str(index.root.resolve()),
+            "data": str(index.root.absolute()),
             "classes": list(index.classes),
             "skipped": index.skipped,
         }

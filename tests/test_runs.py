@@ -44,6 +44,7 @@ def test_the_split_round_trips_with_odd_names(tmp_path: Path) -> None:
     run.create(overwrite=False)
     run.write_split(index)
     assert run.read_split() == index
+    assert run.read_split().root.is_absolute()
 
 
 def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Puts what commands really print into the README: `python -m cogapp -r README.md`."""
+"""Puts what commands really print into the README: `python -m cogapp -P -r README.md`."""
 
 import os
 import subprocess
 import sys
 
-WIDTH = 110
+WIDTH = 120
 
 
 def show(command: str) -> None:

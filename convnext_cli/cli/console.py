@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.text import Text
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
@@ -20,33 +20,49 @@ _SILENT = _RANK != "0"
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
-def _console(*, stderr: bool) -> Console:
+def _console(*, stderr: bool, silent: bool = _SILENT) -> "Console":
+    return _make_console(sys.stderr if stderr else sys.stdout, silent)
+
+
+@cache
+def _make_console(stream: TextIO, silent: bool) -> "Console":
     """A console that never wraps or cuts what goes into a file or a pipe."""
-    stream = sys.stderr if stderr else sys.stdout
+    from rich.console import Console  # here, because `--help` does without
+
     width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(file=stream, highlight=False, soft_wrap=False, width=width, quiet=_SILENT)
+    return Console(file=stream, highlight=False, width=width, quiet=silent)
+
+
+def _print(text: str, style: str, *, stderr: bool) -> None:
+    from rich.text import Text  # plain text: names from the user's folders are never read as markup
+
+    _console(stderr=stderr).print(Text(text, style=style), soft_wrap=True)
 
 
 def say(text: str, style: str = "") -> None:
     """Writes a line of log."""
-    _console(stderr=True).print(Text(text, style=style), soft_wrap=True)
+    _print(text, style, stderr=True)
 
 
 def warn(text: str) -> None:
     """Writes a line that the user should not miss."""
+    from rich.text import Text
+
     _console(stderr=True).print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
 
 
 def fail(text: str) -> None:
     """Writes an error as one line; from every process, since it may be the only one that has it."""
+    from rich.text import Text
+
     start = f"error (process {_RANK}): " if _SILENT else "error: "
     line = Text.assemble((start, "bold red"), " ".join(text.split()))
-    Console(file=sys.stderr, highlight=False).print(line, soft_wrap=True)
+    _console(stderr=True, silent=False).print(line, soft_wrap=True)
 
 
 def show(text: str, style: str = "") -> None:
     """Writes a line of the result."""
-    _console(stderr=False).print(Text(text, style=style), soft_wrap=True)
+    _print(text, style, stderr=False)
 
 
 def show_raw(text: str) -> None:
@@ -82,6 +98,7 @@ def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers:
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str]) -> "Table":
     """A table whose cells are never read as markup: names come from the user's folders."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
@@ -127,6 +144,12 @@ def progress(label: str) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         yield Bar(bars, bars.add_task(label, total=None, text=""), label)
+
+
+def shorten(path: Path) -> str:
+    """A path from here where it lies below, else the whole of it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def percent(share: float | None) -> str | None:

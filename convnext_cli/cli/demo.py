@@ -26,7 +26,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Where the demo's images and run go.")] = FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
 ) -> None:
-    """Fine-tune on 1,797 handwritten digits, evaluate and predict: offline, about a minute on two cores."""
+    """Try it all on handwritten digits. Fine-tunes, evaluates and predicts, offline, in a minute on two cores."""
     from convnext_cli.data.digits import write_digits
     from convnext_cli.inference.predictor import Predictor
     from convnext_cli.recipes.plan import Choice
@@ -59,5 +59,7 @@ def demo(
     image = index.root / index.paths[index.rows("test")[0]]
     prediction = next(iter(Predictor(run).predict([image])))
     console.show("")
-    console.show(f"{image} is a {prediction.classes[0]} ({100 * prediction.probabilities[0]:.1f}% sure)")
+    console.show(
+        f"{console.shorten(image)} is a {prediction.classes[0]} ({100 * prediction.probabilities[0]:.1f}% sure)"
+    )
     console.show(f"Next: convnext predict {folder}/digits/7 --run {run}")

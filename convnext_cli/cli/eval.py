@@ -26,7 +26,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Evaluate a run: metrics for each class, and the confusion matrix."""
+    """Evaluate a run. Metrics for each class, and the confusion matrix."""
     if split is not None and split not in SPLITS:
         raise UsageError(f"unknown split {split!r}", f"Give one of {', '.join(SPLITS)}")
     from convnext_cli.runs import RunFolder, find_newest_run
@@ -56,7 +56,10 @@ def run_evaluation(run: "RunFolder", data: Path | None, split: str | None) -> "E
 def show_evaluation(found: "Evaluation") -> None:
     """Figures, classes, confusion."""
     metrics, percent = found.metrics, console.percent
-    console.show(f"{found.run} on {found.data}, {found.split}: {metrics.images:,} images", style="bold")
+    console.show(
+        f"{console.shorten(found.run)} on {console.shorten(found.data)}, {found.split}: {metrics.images:,} images",
+        style="bold",
+    )
     console.show(
         f"balanced accuracy {percent(metrics.balanced_accuracy)}%   top-1 {percent(metrics.top1)}%   "
         f"macro F1 {percent(metrics.macro_f1)}%   log loss {metrics.log_loss:.4f}"

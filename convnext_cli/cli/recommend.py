@@ -34,7 +34,7 @@ def recommend(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Recommend a model and settings for a data set on this machine, each with its reason."""
+    """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
     from convnext_cli.files import write_text
     from convnext_cli.recipes.machine import describe_machine
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
@@ -106,7 +106,9 @@ def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str,
     best = found.best
     assert best.tag is not None
     units = {name: setting.unit for name, (_, setting) in describe_settings().items()}
-    console.show(f"{best.model.name}, {best.reason}, for {found.dataset_size:,} images", style="bold")
+    console.show(
+        f"{best.model.name}, {best.reason} for {found.regime} data sets: {found.dataset_size:,} images", style="bold"
+    )
     console.show(
         f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, weights under {best.tag.license}"
         f"{'' if best.tag.is_permissive else ' (not a permissive one; --license permissive avoids it)'}"
@@ -159,9 +161,11 @@ def _row(candidate: "Candidate") -> tuple[Any, ...]:
 
 
 def _warnings(found: "Recommendation", fingerprint: "Fingerprint | None") -> list[str]:
+    if fingerprint is None:
+        return list(found.warnings)
     from convnext_cli.recipes.fingerprint import describe_fingerprint
 
-    return [*found.warnings, *(describe_fingerprint(fingerprint) if fingerprint else ())]
+    return [*found.warnings, *describe_fingerprint(fingerprint)]
 
 
 def _tier(name: str) -> int | None:

@@ -61,7 +61,7 @@ def evaluate_steps(run: RunFolder, data: Path | None, split: str | None) -> Iter
 
 def _find_index(trained_on: Index, data: Path | None) -> Index:
     """The run's own index where its own data folder is meant, so that its split holds there too."""
-    if data is not None and data.resolve() != trained_on.root:
+    if data is not None and data.resolve() != trained_on.root.resolve():
         return scan_folder(data)
     if not trained_on.root.is_dir():
         raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")

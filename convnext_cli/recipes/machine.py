@@ -1,7 +1,6 @@
 """What this machine has to train on, found out without torch."""
 
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def describe_machine(*, use_gpu: bool = True) -> Machine:
         name, free = gpu
         return Machine(name=name, is_gpu=True, memory=free, cores=cores)
     here = count_local_processes()
-    name = f"CPU ({platform.machine()}, {cores} cores)"
+    name = f"CPU ({os.uname().machine}, {cores} cores)"
     return Machine(name=name, is_gpu=False, memory=_available_memory() // here, cores=max(1, cores // here))
 
 
@@ -69,7 +68,7 @@ def _first_gpu() -> tuple[str, int] | None:
 
 def _driver_is_loaded() -> bool:
     """Whether it is worth importing NVML's bindings at all; they take 60 ms."""
-    return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists() or platform.system() == "Windows"
+    return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
 
 
 def _available_memory() -> int:

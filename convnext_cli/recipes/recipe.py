@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from convnext_cli.errors import UsageError, suggest
@@ -98,6 +99,7 @@ class Recipe:
     ] = 0
 
 
+@cache
 def describe_settings() -> dict[str, tuple[Any, Setting]]:
     """Each setting's type (int, float or a Literal of words) and description, by name."""
     hints = get_type_hints(Recipe, include_extras=True)

@@ -118,7 +118,7 @@ def recommend(
             memory=training_bytes(model, chosen.micro_batch_size, chosen.image_size),
             seconds=estimate_seconds(model, plan, dataset_size, machine),
             refused=_refuse(model, tag, plan, machine, license),
-            reason=f"choice {place} of {regime.source}" + _speak_for(model, tag, prefer),
+            reason=f"the specification's choice {place}" + _speak_for(model, tag, prefer),
         )
 
     ranked = [judge(place, catalog[name]) for place, name in enumerate(regime.candidates, start=1)]

@@ -47,7 +47,7 @@ BAD_INPUT = [
     (2, "Did you mean fb_in22k", "finetune good --model convnext_tiny.fb_in22kk"),
     (2, "lr = -0.1 must be above 0", "finetune good --lr -0.1"),
     (2, "--epochs", "finetune good --epcohs 3"),
-    (2, "valid integer", "finetune good --epochs three"),
+    (2, "'--epochs'", "finetune good --epochs three"),
     (2, "exists already", "finetune good --output good"),
     (2, "cannot read the plan", "finetune good --config nowhere.toml"),
     (1, "no weights at nowhere.pth", "finetune good --weights nowhere.pth"),
