@@ -20,7 +20,8 @@ class ConvnextError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.problem}. {self.remedy}."
+        stop = "" if self.problem.endswith(("?", ".")) else "."
+        return f"{self.problem}{stop} {self.remedy}."
 
 
 class UsageError(ConvnextError):

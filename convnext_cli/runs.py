@@ -69,7 +69,7 @@ class RunFolder:
     def write_split(self, index: Index) -> None:
         """Writes which image went where, and the folder that the paths start from."""
         text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
+        table = csv.writer(text)  # with its own line ends, for which it quotes both of their characters in a name
         table.writerow(_SPLIT_COLUMNS)
         for path, label, split in zip(index.paths, index.labels, index.splits, strict=True):
             table.writerow((path, index.classes[label], split))
@@ -90,8 +90,12 @@ class RunFolder:
         remedy = "Give a folder that `convnext finetune` made"
         try:
             about = json.loads((self.path / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
-            lines = (self.path / "split.csv").read_text(encoding="utf-8", errors="surrogateescape")
-            rows = list(csv.DictReader(io.StringIO(lines, newline="")))
+            with (self.path / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                rows = list(csv.DictReader(file))
+            if not rows or any(row.get(key) is None for row in rows for key in _SPLIT_COLUMNS):
+                raise ValueError(f"it must have rows of {', '.join(_SPLIT_COLUMNS)}")
+            if strange := {row["split"] for row in rows} - {"train", "val", "test"}:
+                raise ValueError(f"no such split: {', '.join(sorted(strange))}")
             number = {name: label for label, name in enumerate(about["classes"])}
             return Index(
                 root=Path(about["data"]),
@@ -123,6 +127,16 @@ class RunFolder:
         names = ("plan.toml", "split.csv", "data.json", "environment.json", "metrics.jsonl", "metrics.json")
         yield from (self.path / name for name in (*names, "config.json", "model.safetensors"))
         yield self.last
+
+
+def check_outside(output: Path, data: Path) -> None:
+    """Checks that `output` does not lie in the data folder, which is never written to.
+
+    Raises:
+        UsageError: it does.
+    """
+    if output.resolve().is_relative_to(data.resolve()):
+        raise UsageError(f"{output} would lie in the data folder {data}", "Choose another --output, or start elsewhere")
 
 
 def name_run(model: str, now: datetime) -> Path:

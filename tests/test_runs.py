@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.data.scan import scan_folder
+from convnext_cli.data.split import split_index
 from convnext_cli.errors import RunError
 from convnext_cli.files import replace_file, write_text
 from convnext_cli.runs import RunFolder, find_newest_run
@@ -37,9 +38,10 @@ def test_written_files_are_readable_by_colleagues(tmp_path: Path) -> None:
 def test_the_split_round_trips_with_odd_names(tmp_path: Path) -> None:
     save_image(tmp_path / "data/a,b/x\ny.png")
     save_image(tmp_path / 'data/"c"/z 😀.png')
+    save_image(tmp_path / "data/a,b/carriage\rreturn\r\n.png")
     odd = os.fsdecode(bytes(tmp_path / "data/a,b") + b"/\xff.png")
     Path(odd).write_bytes((tmp_path / "data/a,b/x\ny.png").read_bytes())
-    index = scan_folder(tmp_path / "data")
+    index = split_index(scan_folder(tmp_path / "data"), val_fraction=0.0, test_fraction=0.0, seed=0)
     run = RunFolder(tmp_path / "run")
     run.create(overwrite=False)
     run.write_split(index)
@@ -64,5 +66,11 @@ def test_a_damaged_split_is_said(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_split()
     (tmp_path / "data.json").write_text("{}")
     (tmp_path / "split.csv").write_text("path,label,split\n")
+    for text in ("path,label,split\n", "path,label\na,b\n", "path,label,split\na,b,exam\n"):
+        (tmp_path / "data.json").write_text('{"data": "d", "classes": ["b"], "skipped": {}}')
+        (tmp_path / "split.csv").write_text(text)
+        with pytest.raises(RunError, match=r"split of .* cannot be read"):
+            RunFolder(tmp_path).read_split()
+    (tmp_path / "data.json").write_text("{}")
     with pytest.raises(RunError, match=r"split of .* cannot be read"):
         RunFolder(tmp_path).read_split()

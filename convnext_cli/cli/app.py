@@ -1,5 +1,6 @@
 """The command line: its commands, and how a failure becomes one line and an exit code."""
 
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -19,11 +20,12 @@ from convnext_cli.errors import ConvnextError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted."
 DEBUG = "CONVNEXT_DEBUG"
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Turn a folder of images into a fine-tuned ConvNeXt that you can trust.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich's panels take a third of a second to import
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,6 +46,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
@@ -53,6 +56,8 @@ def _options(
     del version  # done by its callback
     if debug:
         os.environ[DEBUG] = "1"
+    if context.invoked_subcommand is None:
+        console.show(context.get_help())
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -61,20 +66,27 @@ def main(args: list[str] | None = None) -> NoReturn:
     Args:
         args: the words after `convnext`; None takes the process's own.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         code = app(args, standalone_mode=False, prog_name="convnext")
+        if code == INTERRUPTED:  # Typer's answer to Ctrl-C
+            console.fail("interrupted. What earlier epochs saved is whole")
     except ConvnextError as error:
         code = _fail(str(error), error.exit_code)
     except TyperException as error:
-        code = _fail(error.format_message(), error.exit_code)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "convnext"
+        code = _fail(f"{error.format_message().rstrip('.')} (`{command} --help` shows what it takes)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted", 130)
+        code = _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # whoever read our output has gone; Python would complain once more when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        code = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        where = f": {error.filename}" if error.filename else ""
+        code = _fail(f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1)
     except Exception as error:  # a bug of ours; said as such, in one line like all else
         code = _fail(f"{type(error).__name__}: {error}. This is a bug; --debug before the command shows where", 1)
     sys.exit(code if isinstance(code, int) else 0)

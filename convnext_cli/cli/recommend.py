@@ -38,7 +38,12 @@ def recommend(
     from convnext_cli.files import write_text
     from convnext_cli.recipes.machine import describe_machine
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
+    from convnext_cli.runs import check_outside
 
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise UsageError(f"cannot write {output}", "Give a file in a folder that exists")
+    if output is not None and data is not None:
+        check_outside(output, data)
     fingerprint = None
     if data is not None:
         from convnext_cli.data.scan import check_trainable, scan_folder

@@ -32,7 +32,7 @@ def decode_image(path: Path) -> Pixels:
                 image = image.convert("RGBA")  # a palette's transparency is lost with a warning otherwise
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist", "Give the path of an image") from error
+        raise ImageError(f"{path} does not exist", "Check its path") from error
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder", "Give the path of an image") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -64,7 +64,7 @@ def scan_folder(root: Path) -> Index:
     names: set[str] = set()
     start = len(os.path.join(root, ""))  # noqa: PTH118  (strings throughout: a Path per file is slow)
     try:
-        for split, folder in _split_folders(root):
+        for split, folder in _split_folders(root, skipped):
             for name, path in _class_images(folder, skipped):
                 names.add(name)
                 if path is not None:
@@ -122,12 +122,14 @@ def check_trainable(index: Index) -> None:
         )
 
 
-def _split_folders(root: Path) -> list[tuple[str, Path]]:
+def _split_folders(root: Path, skipped: Counter[str]) -> list[tuple[str, Path]]:
     """The data set's own split folders; without a training folder, the root itself as one unnamed split."""
     folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name)]
     own = [(SPLIT_NAMES[folder.name.lower()], folder) for folder in folders if folder.name.lower() in SPLIT_NAMES]
     splits = {split for split, _ in own}
     if "train" in splits and (len(splits) > 1 or len(own) == len(folders)):
+        if len(own) < len(folders):
+            skipped["folder beside train, val and test"] = len(folders) - len(own)
         return own
     return [("", root)]
 

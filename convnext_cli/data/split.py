@@ -1,5 +1,6 @@
 """Which image is for training, which for choosing the best epoch, which for the final figure."""
 
+import os
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -25,7 +26,7 @@ def split_index(index: Index, *, val_fraction: float, test_fraction: float, seed
         if splits[row] == "train":
             rows_by_class[index.labels[row]].append(row)
     for label, rows in rows_by_class.items():
-        random.Random(f"{seed} {index.classes[label]}").shuffle(rows)  # noqa: S311
+        random.Random(os.fsencode(f"{seed} {index.classes[label]}")).shuffle(rows)  # noqa: S311
         val = round(len(rows) * val_fraction)
         test = 0 if own else round(len(rows) * test_fraction)
         kept = max(1, len(rows) - val - test)  # a class without a training image cannot be learned

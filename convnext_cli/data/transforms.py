@@ -8,6 +8,7 @@ from PIL import Image
 
 from convnext_cli.data.decode import Pixels
 
+MAX_RESIZED = 50_000_000  # pixels
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -24,6 +25,17 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        """Refuses what no image could be prepared with.
+
+        Raises:
+            ValueError: a field has a value that it cannot have.
+        """
+        if not (self.image_size >= 1 and 0 < self.crop_pct <= 1 and self.interpolation in _FILTERS):
+            raise ValueError(f"no such preprocessing: {self}")
+        if {len(self.mean), len(self.std)} != {3} or min(self.std) <= 0:
+            raise ValueError(f"mean and std need three channels: {self}")
 
 
 def transform_for_eval(image: Pixels, how: Preprocessing) -> Pixels:
@@ -42,10 +54,14 @@ def transform_for_eval(image: Pixels, how: Preprocessing) -> Pixels:
     else:
         resized = (max(1, int(target * width / height)), target)
     picture = Image.fromarray(image)
-    if picture.size != resized:
-        picture = picture.resize(resized, _FILTERS[how.interpolation])
     left = round((resized[0] - size) / 2)
     top = round((resized[1] - size) / 2)
+    if resized[0] * resized[1] > MAX_RESIZED:  # a very long image: scale the part that is kept, and no more
+        x, y = width / resized[0], height / resized[1]
+        box = (left * x, top * y, (left + size) * x, (top + size) * y)
+        return np.asarray(picture.resize((size, size), _FILTERS[how.interpolation], box=box))
+    if picture.size != resized:
+        picture = picture.resize(resized, _FILTERS[how.interpolation])
     return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.scan import Index, scan_folder
@@ -62,7 +62,9 @@ def evaluate_steps(run: RunFolder, data: Path | None, split: str | None) -> Iter
 def _find_index(trained_on: Index, data: Path | None) -> Index:
     """The run's own index where its own data folder is meant, so that its split holds there too."""
     if data is not None and data.resolve() != trained_on.root.resolve():
-        return scan_folder(data)
+        index = scan_folder(data)
+        moved = (index.classes, index.paths) == (trained_on.classes, trained_on.paths)
+        return replace(trained_on, root=data) if moved else index
     if not trained_on.root.is_dir():
         raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")
     return trained_on
@@ -90,7 +92,7 @@ def _choose_rows(index: Index, split: str | None) -> tuple[str, list[int], list[
 
 def _check_overlap(trained_on: Index, index: Index, rows: list[int]) -> list[str]:
     """Says how many of the images to evaluate on are training images, where the split does not tell."""
-    if index is trained_on:
+    if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
         return []
     seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in trained_on.rows("train")}
     again = sum((index.root / index.paths[row]).resolve() in seen for row in rows)

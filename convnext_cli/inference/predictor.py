@@ -115,14 +115,15 @@ class Predictor:
             yield batch, logits.numpy()
 
 
-def predict(images: Sequence[Path | str], run: Path | str | None = None) -> list[Prediction]:
-    """Classifies image files with a run; None takes the newest under `runs/`.
+def predict(images: Sequence[Path | str] | Path | str, run: Path | str | None = None) -> list[Prediction]:
+    """Classifies one or several image files with a run; None takes the newest under `runs/`.
 
     Raises:
         RunError: the run cannot be read. A file that cannot be read is no failure: its prediction has `error` set.
     """
     folder = find_newest_run().path if run is None else Path(run)
-    return list(Predictor(folder).predict([Path(image) for image in images]))
+    paths = [images] if isinstance(images, Path | str) else images
+    return list(Predictor(folder).predict([Path(image) for image in paths]))
 
 
 def load_for_eval(index: Index, how: Preprocessing) -> Callable[[int], Pixels]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -16,7 +16,7 @@ from convnext_cli.data.transforms import Preprocessing
 from convnext_cli.errors import RunError
 from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
-from convnext_cli.models.weights import find_weights, fit_weights, read_weights
+from convnext_cli.models.weights import find_weights, fit_weights, read_weights, write_tensors
 
 
 def build_model(
@@ -87,9 +87,7 @@ def write_model(
             model_config={"label_names": list(classes), "pretrained_cfg": cfg},
             data_config={"input_size": size, "crop_pct": how.crop_pct, "crop_mode": how.crop_mode},
         )
-    state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    with replace_file(folder / "model.safetensors") as path:
-        save_file(state, path, metadata={"format": "pt"})
+    write_tensors(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
 
 
 def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
@@ -105,8 +103,10 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
             config["architecture"], pretrained_cfg=config["pretrained_cfg"], **config["model_args"]
         )
         model.load_state_dict(load_file(folder / "model.safetensors"))
-        classes = tuple(config["label_names"])
+        classes = tuple(str(name) for name in config["label_names"])
         how = read_preprocessing(model)
+        if len(set(classes)) != model.num_classes or len(classes) != model.num_classes:
+            raise ValueError(f"{len(set(classes))} class names for {model.num_classes} outputs")
     except FileNotFoundError as error:
         raise RunError(f"{folder} is no finished run: it has no {Path(str(error.filename)).name}", remedy) from error
     except Exception as error:  # damaged JSON, a missing key, a torn safetensors file: no common base class

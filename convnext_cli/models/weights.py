@@ -1,5 +1,6 @@
 """Where pretrained weights come from, and whether they fit. Never a silent random start."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,8 @@ import torch
 from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from convnext_cli.errors import WeightsError
+from convnext_cli.errors import ConvnextError, WeightsError
+from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
 
 HUB_FILE = "model.safetensors"
@@ -75,9 +77,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     while isinstance(found, dict) and (key := next((k for k in _WRAPPERS if isinstance(found.get(k), dict)), None)):
         found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items())
+    ):
         raise WeightsError(f"{path} holds no state dict", "Give a file with parameter names and tensors")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def read_license(path: Path) -> str | None:
+    """The licence that the configuration beside a run's weights names; None where there is none."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        license = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"].get("license")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return license if isinstance(license, str) else None
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all.
+
+    Raises:
+        ConvnextError: the disk is full, read-only or gone. What was at `path` is then as it was before.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    try:
+        with replace_file(path) as temporary:
+            save_file(plain, temporary, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        raise ConvnextError(
+            f"cannot write {path} ({error})", "Check the disk's space and permissions; what was saved before is whole"
+        ) from error
 
 
 def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> list[str]:
@@ -90,7 +125,7 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
     """
     try:
         state = checkpoint_filter_fn(dict(found), model)  # the authors' own checkpoints have other names
-    except KeyError:
+    except (KeyError, RuntimeError):
         state = dict(found)
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

@@ -52,7 +52,7 @@ class Plan:
         lines = [
             "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags win over it.",
             f"model = {json.dumps(self.model)}",
-            f"weights = {json.dumps(self.weights)}",
+            f"weights = {json.dumps(self.weights, ensure_ascii=False)}",
             "",
             "[settings]",
         ]
@@ -80,6 +80,14 @@ def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
     unknown = [f"{key!r} is no key of a plan. {suggest(key, keys)}".rstrip() for key in raw if key not in keys]
     if unknown:
         raise UsageError("; ".join(unknown), f"A plan has {', '.join(keys)}")
+    kinds = {"model": str, "weights": str, "settings": dict}
+    wrong = [
+        f"{key} must be a {'table' if kinds[key] is dict else 'text'}"
+        for key in raw
+        if not isinstance(raw[key], kinds[key])
+    ]
+    if wrong:
+        raise UsageError("; ".join(wrong), "A plan is what `recommend -o` writes")
     check_settings(raw.get("settings", {}))
     return raw.get("model"), raw.get("weights"), raw.get("settings", {})
 
@@ -127,7 +135,9 @@ def make_plan(
         _micro_batch_size(model, chosen["batch_size"].value, chosen["image_size"].value, machine),
     )
     chosen["warmup_epochs"] = _shorten_warmup(chosen["warmup_epochs"], chosen["epochs"].value)
-    name = model.name if tag is None or weights == "none" else f"{model.name}.{tag.name}"
+    # Random weights have no tag, but another than the default one still says how images are prepared.
+    unnamed = tag is None or (weights == "none" and tag == model.default_tag)
+    name = model.name if unnamed or tag is None else f"{model.name}.{tag.name}"
     return Plan(model=name, weights=weights, settings={key: chosen[key] for key in describe_settings()})
 
 

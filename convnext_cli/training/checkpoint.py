@@ -4,10 +4,9 @@ import json
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext_cli.files import replace_file
+from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs import RunFolder
 
 
@@ -19,6 +18,4 @@ def save_last(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    with replace_file(run.last) as path:
-        cpu = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-        save_file(cpu, path, metadata={"progress": json.dumps(progress)})
+    write_tensors(tensors, run.last, {"progress": json.dumps(progress)})

@@ -4,6 +4,7 @@ import platform
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from convnext_cli.recipes.costs import GIB
@@ -14,6 +15,7 @@ def make_accelerator(amp: str) -> Accelerator:
     has_gpu = torch.cuda.is_available()
     if amp == "auto":
         amp = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "no"
+    AcceleratorState._reset_state()  # a second run in this process may want another precision
     # Without being told that it is on a CPU, Accelerate takes each process that torchrun starts there for a lone one.
     return Accelerator(mixed_precision=amp, cpu=not has_gpu)
 

@@ -134,7 +134,7 @@ def finetune_steps(request: Request) -> "Iterator[Started | StepDone | EpochDone
 
     run = RunFolder(request.output or name_run(plan.model, datetime.now()))
     device = devices.describe_device(accelerator.device)
-    license = tag.license if tag and request.weights == "auto" else None
+    license = tag.license if tag and request.weights == "auto" else _read_license(request.weights)
     if accelerator.is_main_process:
         run.create(overwrite=request.overwrite)
         run.write_plan(plan.to_toml())
@@ -205,6 +205,13 @@ def _log_epoch(event: "EpochDone", is_best: bool) -> dict[str, Any]:
         "images_per_second": round(event.images / event.seconds, 1),
         "best": is_best,
     }
+
+
+def _read_license(weights: str) -> str | None:
+    """The licence that comes with the user's own weights: that of the run they are from."""
+    from convnext_cli.models.weights import read_license
+
+    return None if weights in ("auto", "none") else read_license(Path(weights))
 
 
 def _describe_environment(device: str) -> dict[str, Any]:

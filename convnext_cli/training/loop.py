@@ -121,6 +121,8 @@ def train(job: Job) -> Iterator[StepDone | EpochDone]:
             yield StepDone(epoch=epoch, step=i + 1, steps=steps, images=shown, loss=loss, lr=lr)
         seconds = time.perf_counter() - started
         val = validate(job)
+        if val is not None and not np.isfinite(val.log_loss):
+            raise _diverged(epoch, f"the validation loss is {val.log_loss}")
         yield EpochDone(epoch=epoch, train_loss=loss, val=val, lr=lr, seconds=seconds, images=shown)
 
 
@@ -199,8 +201,12 @@ def _read_loss(accelerator: Accelerator, loss_sum: Tensor, images: int, epoch: i
     """The mean loss over all ranks so far; checks that it is finite."""
     loss = float(accelerator.reduce(loss_sum.clone(), reduction="sum")) / images
     if not np.isfinite(loss):
-        raise ConvnextError(
-            f"training diverged in epoch {epoch + 1}: the loss is {loss}",
-            "Try a lower --lr or a longer --warmup-epochs; the best model so far is kept",
-        )
+        raise _diverged(epoch, f"the loss is {loss}")
     return loss
+
+
+def _diverged(epoch: int, why: str) -> ConvnextError:
+    kept = "; the best of the epochs before is kept" if epoch else ""
+    return ConvnextError(
+        f"training diverged in epoch {epoch + 1}: {why}", f"Try a lower --lr or a longer --warmup-epochs{kept}"
+    )

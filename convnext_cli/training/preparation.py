@@ -6,14 +6,14 @@ from pathlib import Path
 
 from convnext_cli.data.scan import Index, check_trainable, scan_folder
 from convnext_cli.data.split import explain_weak_validation, split_index
-from convnext_cli.errors import WeightsError
+from convnext_cli.errors import UsageError, WeightsError
 from convnext_cli.models.catalog import Architecture, Tag, find_model
 from convnext_cli.recipes.machine import Machine, describe_machine
 from convnext_cli.recipes.plan import Choice, Plan, make_plan
 from convnext_cli.recipes.recipe import check_settings, default_settings
 from convnext_cli.recipes.recommendation import check_word, recommend
 from convnext_cli.recipes.tables import RECIPES
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs import RUNS, RunFolder, check_outside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,9 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
     check_settings(values)
     check_word("recipe", request.recipe, RECIPES)
     found = find_model(request.model) if request.model is not None else None
+    if values["val_fraction"] + values["test_fraction"] >= 1:
+        raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
+    check_outside(request.output or RUNS, request.data)
     if request.output is not None:
         RunFolder(request.output).check_free(overwrite=request.overwrite)
     if request.weights not in ("auto", "none") and not Path(request.weights).exists():

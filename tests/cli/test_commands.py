@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ BAD_INPUT = [
     (2, "lr = -0.1 must be above 0", "finetune good --lr -0.1"),
     (2, "--epochs", "finetune good --epcohs 3"),
     (2, "'--epochs'", "finetune good --epochs three"),
-    (2, "exists already", "finetune good --output good"),
+    (2, "exists already", "finetune good --output one"),
     (2, "cannot read the plan", "finetune good --config nowhere.toml"),
     (1, "no weights at nowhere.pth", "finetune good --weights nowhere.pth"),
     (1, "no pretrained weights exist for convnextv2_small", "finetune good --model convnextv2_small"),
@@ -64,6 +65,11 @@ BAD_INPUT = [
     (2, "dataset size 0", "recommend --dataset-size 0"),
     (2, "7000 classes for 6000 images", "recommend --dataset-size 6000 --classes 7000"),
     (2, "unknown licence", "recommend --dataset-size 6000 --license gpl"),
+    (2, "leave nothing to train on", "finetune good --val-fraction 0.6 --test-fraction 0.5"),
+    (2, "would lie in the data folder", "finetune good --output good/run"),
+    (2, "would lie in the data folder", "recommend good --output good/plan.toml"),
+    (2, "cannot write nowhere/plan.toml", "recommend good --output nowhere/plan.toml"),
+    (2, "`convnext finetune --help` shows", "finetune"),
     (2, "unknown recipe", "finetune good --recipe officail"),
     (2, "unknown preference", "recommend --dataset-size 6000 --prefer beauty"),
     (2, "unknown family", "list --family convnextv3"),
@@ -198,6 +204,25 @@ def test_eval_on_a_folder(convnext: Convnext, digits: Path, run: RunFolder, tmp_
     outcome = convnext("eval", run.path, tmp_path / "other")
     assert outcome.code == 3
     assert "classes that the run does not know: cat" in outcome.err
+
+
+def test_moved_data_keep_their_split(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "data")
+    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    assert convnext("finetune", "data", *flags).code == 0
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    outcome = convnext("eval", "run")
+    assert outcome.code == 3
+    assert "is gone" in outcome.err
+    found = json.loads(convnext("eval", "run", "elsewhere", "--json").out)
+    assert (found["split"], found["metrics"]["images"]) == ("test", 45)
+
+
+def test_without_a_command_help_is_shown(convnext: Convnext) -> None:
+    outcome = convnext()
+    assert outcome.code == 0
+    assert "finetune" in outcome.out
+    assert not outcome.err
 
 
 def test_predict_goes_on_after_an_unreadable_image(

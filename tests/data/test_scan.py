@@ -114,3 +114,9 @@ def test_chest_x_rays(shared_data: Path) -> None:
     assert index.classes == ("BACTERIA", "NORMAL", "VIRUS")
     assert (len(index), index.count_classes("val")) == (5856, [8, 8, 0])
     assert (len(index.rows("train")), len(index.rows("test"))) == (5216, 624)
+
+
+def test_folders_beside_the_splits_are_counted(tmp_path: Path) -> None:
+    for path in ("train/a/1.png", "train/b/2.png", "test/a/3.png", "vall/a/4.png"):
+        save_image(tmp_path / "data" / path)
+    assert scan_folder(tmp_path / "data").skipped == {"folder beside train, val and test": 1}

@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -54,3 +55,18 @@ def test_flips_are_as_frequent_as_asked() -> None:
 def test_a_very_long_image_is_cropped_in_its_middle() -> None:
     crop = transform_for_training(noise(10, 500), HOW, np.random.default_rng(0), min_crop_area=0.9, hflip=0.0)
     assert crop.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_very_long_image_takes_little_memory(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.repeat(np.linspace(0, 255, 60_000).astype(np.uint8).reshape(*shape, 1), 3, axis=2)
+    tracemalloc.start()
+    small = transform_for_eval(image, HOW)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    monkeypatch.setattr("convnext_cli.data.transforms.MAX_RESIZED", 10**12)
+    whole = transform_for_eval(image[:600, :600], HOW)
+    monkeypatch.setattr("convnext_cli.data.transforms.MAX_RESIZED", 0)
+    part = transform_for_eval(image[:600, :600], HOW)
+    assert small.shape == (64, 64, 3)
+    assert np.abs(whole.astype(int) - part).max() <= 2, "the part that is kept is the same"

@@ -1,5 +1,7 @@
 import http.server
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -175,6 +177,16 @@ def test_a_run_folder_that_cannot_be_read(tmp_path: Path, run: RunFolder) -> Non
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
+        load_model(tmp_path)
+    config = json.loads((run.path / "config.json").read_text())
+    shutil.copy(run.path / "model.safetensors", tmp_path)
+    for key, value in (("crop_pct", 0), ("interpolation", "random"), ("mean", [1])):
+        broken = config | {"pretrained_cfg": config["pretrained_cfg"] | {key: value}}
+        (tmp_path / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(RunError, match="cannot be read"):
+            load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"label_names": ["0", "1", "1"]}))
+    with pytest.raises(RunError, match="2 class names for 3 outputs"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_bytes((run.path / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((run.path / "model.safetensors").read_bytes()[:-100])

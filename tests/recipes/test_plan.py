@@ -73,6 +73,9 @@ def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
     path.write_text("modle = 'convnext_tiny'")
     with pytest.raises(UsageError, match="Did you mean model"):
         read_plan(path)
+    path.write_text("model = 5\nsettings = 3")
+    with pytest.raises(UsageError, match="model must be a text; settings must be a table"):
+        read_plan(path)
     path.write_text("= nothing")
     with pytest.raises(UsageError, match="cannot read the plan"):
         read_plan(path)
@@ -210,3 +213,9 @@ def test_time_grows_with_images_area_and_grn() -> None:
     assert training_seconds(v2, 1000, 224, is_gpu=True, cores=1) == pytest.approx(2 * one)
     assert training_seconds(tiny, 1000, 224, is_gpu=False, cores=2) > 100 * one
     assert [describe_seconds(s) for s in (40, 720, 12_600, 5e5)] == ["40 s", "12 min", "3.5 h", "6 days"]
+
+
+def test_random_weights_keep_a_tag_that_is_not_the_default() -> None:
+    name = "convnextv2_nano.fcmae_ft_in22k_in1k_384"  # it says how images are prepared
+    assert plan_for(name, weights="none").model == name
+    assert plan_for("convnextv2_nano", weights="none").model == "convnextv2_nano"

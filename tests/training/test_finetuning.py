@@ -1,6 +1,8 @@
 import csv
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -221,3 +223,69 @@ def test_the_chest_x_rays_split_is_said_to_be_too_small(shared_data: Path, tmp_p
     scanned = scan_folder(shared_data / "cxr3")
     assert (index.paths, index.splits) == (scanned.paths, scanned.splits)
     assert np.array_equal(index.labels, scanned.labels)
+
+
+def test_the_run_never_lies_in_the_data_folder(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="would lie in the data folder"):
+        finetune(digits, output=digits / "0" / "run")
+    monkeypatch.chdir(digits)
+    with pytest.raises(UsageError, match="would lie in the data folder"):
+        finetune(".")
+
+
+def test_the_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+    source = tmp_path / "v2"
+    shutil.copytree(run.path, source)
+    config = json.loads((source / "config.json").read_text())
+    config["pretrained_cfg"]["license"] = "cc-by-nc-4.0"
+    (source / "config.json").write_text(json.dumps(config))
+    for weights in (source, source / "model.safetensors"):
+        started = events_of(digits, tmp_path / f"run-{weights.suffix}", weights=weights, epochs=1)[0]
+        assert started.license == "cc-by-nc-4.0"
+    again = json.loads((tmp_path / "run-" / "config.json").read_text())
+    assert again["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvnextError, match="training diverged in epoch 1: the validation loss"):
+        events_of(digits, tmp_path / "run", lr=1e30, batch_size=100_000, warmup_epochs=0.0)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_full_disk_leaves_what_was_saved(digits: Path, tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+        "from convnext_cli.cli.app import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "1", "--image-size", "32", "-o", "run"]
+    command = [sys.executable, "-c", script, "finetune", str(digits), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: cannot write run/model.safetensors" in done.stderr
+    assert "bug" not in done.stderr
+    assert not list((tmp_path / "run").glob(".*")), "no temporary file is left"
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+def test_ctrl_c_exits_130_and_says_so(digits: Path) -> None:
+    flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "500", "--image-size", "32", "-o", "run"]
+    command = [sys.executable, "-m", "convnext_cli", "finetune", str(digits), *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.strip().startswith("2/500"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "error: interrupted" in rest
+    assert evaluate("run").metrics.images == 45, "the epochs before are there"
+
+
+def test_two_runs_in_one_process_may_differ_in_precision(digits: Path, tmp_path: Path) -> None:
+    for amp in ("no", "bf16"):
+        started = events_of(digits, tmp_path / amp, amp=amp, epochs=1)[0]
+        assert started.precision == ("bf16" if amp == "bf16" else "float32")
