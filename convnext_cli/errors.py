@@ -73,3 +73,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Returns "Did you mean …? " with up to three near matches of `word` in `known`, or an empty string."""
     near = get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"Did you mean {', '.join(near)}? " if near else ""
+
+
+def check_word(what: str, word: str | None, known: tuple[str, ...]) -> None:
+    """Checks that `word` is None or one of `known`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if word is not None and word not in known:
+        raise UsageError(f"unknown {what} {word!r}", f"{suggest(word, known)}Known are {', '.join(known)}")

@@ -27,7 +27,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich's panels take a third of a second to import
+    rich_markup_mode=None,  # plain help: the import of rich's panels would double the wait for it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.errors import UsageError
+from convnext_cli.errors import UsageError, check_word
 from convnext_cli.models.catalog import (
     Architecture,
     Reference,
@@ -52,9 +52,9 @@ def list_(
     if pattern in load_catalog() or "." in pattern:
         _show_card(pattern, as_json=as_json)
         return
-    _check_word("family", family, tuple(FAMILIES))
-    _check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
-    _check_word("order", sort, tuple(_ORDERS))
+    check_word("family", family, tuple(FAMILIES))
+    check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
+    check_word("order", sort, tuple(_ORDERS))
     if license is not None:
         find_license(load_catalog().values(), license)
     models = list_models(
@@ -222,11 +222,6 @@ def _describe_output(tag: Tag | None) -> str:
 def _rank(name: str) -> dict[str, int | None]:
     rank = load_ranking()[1].get(name)
     return {"tier": rank.tier, "position": rank.position} if rank else {"tier": None, "position": None}
-
-
-def _check_word(what: str, word: str | None, known: tuple[str, ...]) -> None:
-    if word is not None and word not in known:
-        raise UsageError(f"unknown {what} {word!r}", f"Known are {', '.join(known)}")
 
 
 def _cell(value: Any) -> Any:

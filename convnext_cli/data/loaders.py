@@ -5,7 +5,6 @@ an error arrives as itself. What an image looks like depends on (seed, epoch, ro
 so that a run can be repeated and continued from these three numbers.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +15,6 @@ from numpy.typing import NDArray
 from convnext_cli.data.decode import Pixels
 
 AHEAD = 2  # batches decoded before they are asked for
-
-
-def count_cpus() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shuffle_batches(rows: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convnext_cli.data.decode import Pixels, decode_image
-from convnext_cli.data.loaders import count_cpus
 from convnext_cli.data.scan import Index
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics, log_softmax
 from convnext_cli.inference.forward import choose_device, choose_memory_format, forward_batches
 from convnext_cli.models.build import load_model
+from convnext_cli.recipes.machine import count_cpus
 from convnext_cli.runs import find_newest_run
 
 BATCH_SIZE = 32  # images per forward pass

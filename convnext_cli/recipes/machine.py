@@ -27,7 +27,7 @@ def describe_machine(*, use_gpu: bool = True) -> Machine:
     Args:
         use_gpu: False where it is known already that the processor will train.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cpus()
     if use_gpu and (gpu := _first_gpu()):
         name, free = gpu
         return Machine(name=name, is_gpu=True, memory=free, cores=cores)
@@ -39,6 +39,11 @@ def describe_machine(*, use_gpu: bool = True) -> Machine:
 def machine_with(vram: float) -> Machine:
     """A GPU of `vram` GiB, on somebody else's word."""
     return Machine(name="GPU", is_gpu=True, memory=round(vram * GIB), cores=1)
+
+
+def count_cpus() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_local_processes() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convnext_cli.errors import UsageError, suggest
+from convnext_cli.errors import UsageError, check_word
 from convnext_cli.models.catalog import (
     Architecture,
     Tag,
@@ -143,16 +143,6 @@ def estimate_seconds(model: Architecture, plan: Plan, images: int, machine: Mach
     recipe = plan.recipe
     shown = images * recipe.epochs
     return training_seconds(model, shown, recipe.image_size, is_gpu=machine.is_gpu, cores=machine.cores)
-
-
-def check_word(what: str, word: str | None, known: tuple[str, ...]) -> None:
-    """Checks that `word` is None or one of `known`.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    if word is not None and word not in known:
-        raise UsageError(f"unknown {what} {word!r}", f"{suggest(word, known)}Known are {', '.join(known)}")
 
 
 def _refuse(model: Architecture, tag: Tag | None, plan: Plan, machine: Machine | None, license: str) -> str:

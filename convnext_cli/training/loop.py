@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_cli.data.decode import Pixels, decode_image
-from convnext_cli.data.loaders import count_cpus, load_batches, seed_image, shuffle_batches
+from convnext_cli.data.loaders import load_batches, seed_image, shuffle_batches
 from convnext_cli.data.scan import Index
 from convnext_cli.data.transforms import Preprocessing, transform_for_training
 from convnext_cli.errors import ConvnextError, OutOfMemoryError
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.inference.forward import choose_memory_format, forward_batches, prepare_input
 from convnext_cli.inference.predictor import load_for_eval
-from convnext_cli.recipes.machine import count_local_processes
+from convnext_cli.recipes.machine import count_cpus, count_local_processes
 from convnext_cli.recipes.recipe import Recipe
 from convnext_cli.training.devices import gather_rows
 from convnext_cli.training.mixing import mix_batch, smooth_targets

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from convnext_cli.data.scan import Index, check_trainable, scan_folder
 from convnext_cli.data.split import explain_weak_validation, split_index
-from convnext_cli.errors import UsageError, WeightsError
+from convnext_cli.errors import UsageError, WeightsError, check_word
 from convnext_cli.models.catalog import Architecture, Tag, find_model
 from convnext_cli.recipes.machine import Machine, describe_machine
 from convnext_cli.recipes.plan import Choice, Plan, make_plan
 from convnext_cli.recipes.recipe import check_settings, default_settings
-from convnext_cli.recipes.recommendation import check_word, recommend
+from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.recipes.tables import RECIPES
 from convnext_cli.runs import RUNS, RunFolder, check_outside
 
