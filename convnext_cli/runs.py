@@ -14,7 +14,7 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.files import write_text
 
 RUNS = Path("runs")
-_SPLIT_COLUMNS = ("path", "label", "split")
+_SPLIT_COLUMNS = ("path", "label", "group", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,9 @@ class RunFolder:
         text = io.StringIO()
         table = csv.writer(text)  # with its own line ends, for which it quotes both of their characters in a name
         table.writerow(_SPLIT_COLUMNS)
-        for path, label, split in zip(index.paths, index.labels, index.splits, strict=True):
-            table.writerow((path, index.classes[label], split))
+        groups = index.groups or ("",) * len(index)
+        for path, label, group, split in zip(index.paths, index.labels, groups, index.splits, strict=True):
+            table.writerow((path, index.classes[label], group, split))
         with_root = {
             "data": str(index.root.absolute()),
             "classes": list(index.classes),
@@ -97,12 +98,14 @@ class RunFolder:
             if strange := {row["split"] for row in rows} - {"train", "val", "test"}:
                 raise ValueError(f"no such split: {', '.join(sorted(strange))}")
             number = {name: label for label, name in enumerate(about["classes"])}
+            groups = tuple(row["group"] for row in rows)
             return Index(
                 root=Path(about["data"]),
                 classes=tuple(about["classes"]),
                 paths=tuple(row["path"] for row in rows),
                 labels=tuple(number[row["label"]] for row in rows),
                 splits=tuple(row["split"] for row in rows),
+                groups=groups if any(groups) else (),
                 skipped=about["skipped"],
             )
         except FileNotFoundError as error:

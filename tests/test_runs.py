@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,9 @@ def test_the_split_round_trips_with_odd_names(tmp_path: Path) -> None:
     run.write_split(index)
     assert run.read_split() == index
     assert run.read_split().root.is_absolute()
+    grouped = replace(index, groups=("p1", "", 'a "quoted", one', "p1"))
+    run.write_split(grouped)
+    assert run.read_split() == grouped
 
 
 def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
@@ -65,8 +69,8 @@ def test_a_damaged_split_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is no run: it has no data\.json"):
         RunFolder(tmp_path).read_split()
     (tmp_path / "data.json").write_text("{}")
-    (tmp_path / "split.csv").write_text("path,label,split\n")
-    for text in ("path,label,split\n", "path,label\na,b\n", "path,label,split\na,b,exam\n"):
+    (tmp_path / "split.csv").write_text("path,label,group,split\n")
+    for text in ("path,label,group,split\n", "path,label\na,b\n", "path,label,group,split\na,b,,exam\n"):
         (tmp_path / "data.json").write_text('{"data": "d", "classes": ["b"], "skipped": {}}')
         (tmp_path / "split.csv").write_text(text)
         with pytest.raises(RunError, match=r"split of .* cannot be read"):

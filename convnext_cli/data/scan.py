@@ -24,7 +24,8 @@ class Index:
     """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
 
     Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, or empty where the data has none.
-    `skipped` counts what is no image, by reason.
+    `groups` names what row i was taken from (a patient), or has no rows where that is not known. `skipped` counts what
+    is no image, by reason.
     """
 
     root: Path
@@ -32,6 +33,7 @@ class Index:
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     splits: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     skipped: dict[str, int]
 
     def __len__(self) -> int:
