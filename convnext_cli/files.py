@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file under a real name."""
+"""Writing that never leaves half a file under a real name, and the folder for what can be made again."""
 
 import os
 import tempfile
@@ -36,6 +36,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` as UTF-8, whole or not at all. Bytes of odd file names pass through."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def find_cache() -> Path:
+    """The user's cache folder of this program: `$CONVNEXT_CACHE`, or `convnext` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("CONVNEXT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convnext"
 
 
 def _umask() -> int:

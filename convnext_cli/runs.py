@@ -114,6 +114,10 @@ class RunFolder:
             why = f"{type(error).__name__}: {error}"
             raise RunError(f"the split of {self.path} cannot be read ({why})", remedy) from error
 
+    def write_audit(self, audit: dict[str, Any]) -> None:
+        """Writes what was found in the data."""
+        write_text(self.path / "audit.json", json.dumps(audit, indent=1, default=str) + "\n")
+
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes versions, device and command line."""
         write_text(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
@@ -127,7 +131,15 @@ class RunFolder:
         write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
 
     def _files(self) -> Iterator[Path]:
-        names = ("plan.toml", "split.csv", "data.json", "environment.json", "metrics.jsonl", "metrics.json")
+        names = (
+            "plan.toml",
+            "split.csv",
+            "data.json",
+            "audit.json",
+            "environment.json",
+            "metrics.jsonl",
+            "metrics.json",
+        )
         yield from (self.path / name for name in (*names, "config.json", "model.safetensors"))
         yield self.last
 

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,14 @@ SMALL = {
     "min_crop_area": 0.9,
     "val_fraction": 0.2,  # 60 images: enough to choose the best epoch by
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests cache is gone after them, and what the user cached is not seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVNEXT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +67,15 @@ def shared_data() -> Path:
     if not folder:
         pytest.skip("CONVNEXT_TEST_DATA does not name a folder with the real data sets")
     return Path(folder)
+
+
+def draw_picture(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+    """A picture with large and small forms, unlike that of any other seed."""
+    random = np.random.default_rng((7, seed))
+    layers = [random.uniform(0, 255, (side, side, 3)).astype(np.uint8) for side in (3, 6, 24)]
+    scaled = [np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BICUBIC), float) for layer in layers]
+    mixed = 0.5 * scaled[0] + 0.35 * scaled[1] + 0.15 * scaled[2]
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
 def save_image(path: Path, size: tuple[int, int] = (20, 20), seed: int = 0) -> Path:

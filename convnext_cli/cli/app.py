@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 
 from convnext_cli import __version__
 from convnext_cli.cli import console
+from convnext_cli.cli.check import check
 from convnext_cli.cli.demo import demo
 from convnext_cli.cli.eval import evaluate
 from convnext_cli.cli.finetune import finetune
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command("list")(list_)
 app.command("recommend")(recommend)
+app.command("check")(check)
 app.command("finetune")(finetune)
 app.command("eval")(evaluate)
 app.command("predict")(predict)

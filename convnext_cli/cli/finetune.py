@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.check import DATA_HELP, Exclude, GroupFrom, Resplit
 from convnext_cli.cli.settings import given, with_settings
 
 if TYPE_CHECKING:
     from convnext_cli.training.finetuning import Finished, Started
     from convnext_cli.training.loop import EpochDone
-    from convnext_cli.training.preparation import Prepared
+    from convnext_cli.training.preparation import Prepared, Request
 
 SHOWN = (
     "epochs", "batch_size", "micro_batch_size", "lr", "warmup_epochs", "weight_decay", "layer_decay", "drop_path",
@@ -27,7 +28,7 @@ EPOCH_COLUMNS = (
 
 @with_settings
 def finetune(
-    data: Annotated[Path, typer.Argument(help="Folder of <class>/ or {train,val,test}/<class>/ folders.")],
+    data: Annotated[Path, typer.Argument(help=DATA_HELP)],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Model, with or without .tag; the recommended one if not given."),
@@ -42,6 +43,12 @@ def finetune(
     weights: Annotated[
         str | None, typer.Option(help="auto (the Hub or its cache), none (random), or a file or run folder.")
     ] = None,
+    exclude: Exclude = None,
+    group_from: GroupFrom = "auto",
+    resplit: Resplit = False,
+    folds: Annotated[int | None, typer.Option(help="Cut the images into this many folds for --fold.")] = None,
+    fold: Annotated[int, typer.Option(help="Fold that validates, from 1; the others train.")] = 1,
+    audit: Annotated[bool, typer.Option("--check/--no-check", help="Look at every image first.")] = True,
     recipe: Annotated[
         str, typer.Option(help="Tables that settings come from: specification, or published (the authors').")
     ] = "specification",
@@ -54,14 +61,20 @@ def finetune(
     **settings: Any,
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
+    from convnext_cli.data.split import Folds
     from convnext_cli.recipes.plan import Choice, read_plan
-    from convnext_cli.training.preparation import Request, prepare
+    from convnext_cli.training.preparation import Request
 
     planned_model, planned_weights, planned = read_plan(config) if config else (None, None, {})
     choices = {name: Choice(value=value, source="plan") for name, value in planned.items()}
     choices |= {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
     request = Request(
         data=data,
+        exclude=exclude,
+        group_from=group_from,
+        resplit=resplit,
+        audit=audit,
+        folds=Folds(number=folds, fold=fold) if folds is not None else None,
         model=model or planned_model,
         output=output,
         weights=weights or planned_weights or "auto",
@@ -71,7 +84,7 @@ def finetune(
         settings=choices,
     )
     if dry_run:
-        _show_dry_run(prepare(request), as_json=as_json)
+        _show_dry_run(_prepare(request), as_json=as_json)
         return
 
     from convnext_cli.training.finetuning import finetune_steps
@@ -81,6 +94,17 @@ def finetune(
         console.show_json(asdict(finished))
     else:
         show_finished(finished)
+
+
+def _prepare(request: "Request") -> "Prepared":
+    from convnext_cli.training.preparation import Prepared, prepare_steps
+
+    with console.progress("checking images") as bar:
+        for event in prepare_steps(request):
+            if isinstance(event, Prepared):
+                return event
+            bar.update(event.done, event.total)
+    raise AssertionError("a preparation ends with its result")
 
 
 def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
@@ -123,12 +147,17 @@ def _describe_splits(splits: dict[str, int]) -> str:
 
 def follow(events: Iterator[Any]) -> "Finished":
     """Shows what happens in a fine-tuning and returns its end."""
+    from convnext_cli.data.audit.inspection import Progress
     from convnext_cli.training.finetuning import Finished, Started
-    from convnext_cli.training.loop import EpochDone, StepDone
 
     epochs = 0
-    with console.progress("training") as bar:
+    with console.progress("fine-tuning") as bar:
         for event in events:
+            if isinstance(event, Progress):
+                bar.update(event.done, event.total, "images checked")
+                continue
+            from convnext_cli.training.loop import EpochDone, StepDone  # torch: only once training has begun
+
             match event:
                 case Started():
                     epochs = event.plan.recipe.epochs

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def recommend(
-    data: Annotated[Path | None, typer.Argument(help="Folder of images, to count instead of --dataset-size.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="Folder, CSV or zip of images, instead of --dataset-size.")] = None,
     dataset_size: Annotated[int | None, typer.Option(help="Number of images, all splits together.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
     vram: Annotated[float | None, typer.Option(help="Memory of the GPU, in GiB.")] = None,
@@ -46,10 +46,11 @@ def recommend(
         check_outside(output, data)
     fingerprint = None
     if data is not None:
-        from convnext_cli.data.scan import check_trainable, scan_folder
+        from convnext_cli.data.groups import group_index
+        from convnext_cli.data.scan import check_trainable, scan_data
         from convnext_cli.recipes.fingerprint import take_fingerprint
 
-        index = scan_folder(data)
+        index, _ = group_index(scan_data(data), "auto")
         check_trainable(index)
         fingerprint = take_fingerprint(index)
         dataset_size, classes = len(index), len(index.classes)

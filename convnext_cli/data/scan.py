@@ -2,13 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_cli.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm", ".dicom"}
+)
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -49,6 +51,28 @@ class Index:
         return [counts[label] for label in range(len(self.classes))]
 
 
+def scan_data(data: Path) -> Index:
+    """Finds the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
+
+    Raises:
+        DataError: nothing is there, it cannot be read, or it has no images.
+    """
+    suffix = data.suffix.lower()
+    if not data.is_file() or suffix not in (".csv", ".tsv", ".zip"):
+        return scan_folder(data)
+    if suffix == ".zip":
+        from convnext_cli.data.archive import unpack
+
+        folder = unpack(data)
+        manifests = [*folder.glob("*.csv"), *folder.glob("*.tsv")]
+        if len(manifests) != 1:
+            return scan_folder(folder)
+        data = manifests[0]
+    from convnext_cli.data.manifest import read_manifest
+
+    return read_manifest(data)
+
+
 def scan_folder(root: Path) -> Index:
     """Finds the images of `root/<class>/**`, or of `root/{train,val,test}/<class>/**`.
 
@@ -60,7 +84,9 @@ def scan_folder(root: Path) -> Index:
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {what}", "Give a folder that has one folder of images per class")
+        raise DataError(
+            f"{root} {what}", "Give a folder with one folder of images per class, a CSV file, or a zip file"
+        )
     skipped: Counter[str] = Counter()
     found: list[tuple[str, str, str]] = []
     names: set[str] = set()
@@ -122,6 +148,24 @@ def check_trainable(index: Index) -> None:
             f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}",
             "Add images to these folders, or remove them",
         )
+
+
+def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
+    """The connected sets of rows, sorted."""
+    parent: dict[int, int] = {}
+
+    def find(row: int) -> int:
+        while parent.setdefault(row, row) != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for one, two in links:
+        first, second = sorted((find(one), find(two)))
+        parent[second] = first
+    sets: dict[int, list[int]] = {}
+    for row in sorted(parent):
+        sets.setdefault(find(row), []).append(row)
+    return tuple(tuple(rows) for _, rows in sorted(sets.items()))
 
 
 def _split_folders(root: Path, skipped: Counter[str]) -> list[tuple[str, Path]]:

@@ -1,39 +1,75 @@
 """Which image is for training, which for choosing the best epoch, which for the final figure."""
 
-import os
 import random
-from collections import defaultdict
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from convnext_cli.data.scan import Index
+from convnext_cli.data.scan import Index, join_rows
+from convnext_cli.errors import UsageError
 
 MIN_VAL_IMAGES = 50  # a 95% interval of accuracy is then 12 points to either side at worst
 MIN_VAL_PER_CLASS = 5
 
 
-def split_index(index: Index, *, val_fraction: float, test_fraction: float, seed: int) -> Index:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folds:
+    """One of `number` folds for validation, the others for training."""
+
+    number: int
+    fold: int
+    """From 1 to `number`."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            UsageError: there is no such fold.
+        """
+        if self.number < 2 or not 1 <= self.fold <= self.number:
+            raise UsageError(f"there is no fold {self.fold} of {self.number}", "Give --folds 5 --fold 1, 2, 3, 4 or 5")
+
+
+def split_index(
+    index: Index,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    together: Sequence[Sequence[int]] = (),
+    folds: Folds | None = None,
+) -> Index:
     """Gives every row a split: the data set's own where it has one, else drawn by class.
 
-    Own splits stay as they are; where only the validation split is missing, it is drawn from the training images. A
-    draw depends on the seed and on the names of the files, never on the order in which a disk lists them.
+    Own splits stay as they are; where only the validation split is missing, it is drawn from the training images. What
+    belongs together stays together. A draw depends on the seed and on the names of the files, never on the order in
+    which a disk lists them.
+
+    Args:
+        index: scanned, with its groups.
+        val_fraction: share of all images for validation.
+        test_fraction: share for testing.
+        seed: of the draws.
+        together: sets of rows that show one picture; groups stay together in any case.
+        folds: take validation from folds in place of `val_fraction`; own validation images then join the training ones.
     """
     own = set(index.splits) - {""}
-    if "val" in own or val_fraction == 0 == test_fraction:
-        return replace(index, splits=tuple(split or "train" for split in index.splits))
-    splits = [split or "train" for split in index.splits]
-    rows_by_class = defaultdict(list)
-    for row in range(len(index)):
-        if splits[row] == "train":
-            rows_by_class[index.labels[row]].append(row)
-    for label, rows in rows_by_class.items():
-        random.Random(os.fsencode(f"{seed} {index.classes[label]}")).shuffle(rows)  # noqa: S311
-        val = round(len(rows) * val_fraction)
-        test = 0 if own else round(len(rows) * test_fraction)
-        kept = max(1, len(rows) - val - test)  # a class without a training image cannot be learned
-        for row in rows[kept:][:val]:
-            splits[row] = "val"
-        for row in rows[kept + val :]:
-            splits[row] = "test"
+    shares = {"train": 1 - val_fraction - (0 if own else test_fraction)}
+    if not own:
+        shares["test"] = test_fraction
+    if folds is not None:
+        shares = {"train": (1 - shares.get("test", 0)) / folds.number, "test": shares.get("test", 0)}
+        shares |= {f"fold {number}": shares["train"] for number in range(2, folds.number + 1)}
+    elif "val" not in own:
+        shares["val"] = val_fraction
+    open_splits = {"", "train"} | ({"val"} if folds else set())
+    rows = [row for row, split in enumerate(index.splits) if split in open_splits]
+    splits = list(index.splits)
+    for row, part in zip(rows, _deal(index, rows, _find_units(index, together), shares, seed), strict=True):
+        splits[row] = part
+    if folds is not None:
+        val = "train" if folds.fold == 1 else f"fold {folds.fold}"
+        splits = ["val" if split == val else "test" if split == "test" else "train" for split in splits]
     return replace(index, splits=tuple(splits))
 
 
@@ -48,3 +84,43 @@ def explain_weak_validation(index: Index) -> str | None:
         return None
     examples = f" ({', '.join(few[:5])}{' …' if len(few) > 5 else ''})" if few else ""
     return f"the validation split has only {total} images{examples}"
+
+
+def _find_units(index: Index, together: Sequence[Sequence[int]]) -> list[int]:
+    """A number for each row, equal where rows must stay together."""
+    first: dict[str, int] = {}
+    links = [(rows[0], row) for rows in together for row in rows[1:]]
+    links += [(first.setdefault(group, row), row) for row, group in enumerate(index.groups)]
+    units = list(range(len(index)))
+    for rows in join_rows([link for link in links if link[0] != link[1]]):
+        for row in rows:
+            units[row] = rows[0]
+    return units
+
+
+def _deal(index: Index, rows: list[int], units: list[int], shares: dict[str, float], seed: int) -> list[str]:
+    """The part of each row, so that each part has its share of each class and no unit is torn.
+
+    Units go, large ones first, to the part that is least full of their classes for its share, each counted by its
+    middle (Sainte-Laguë's rule, which favours neither large nor small parts). scikit-learn's
+    StratifiedGroupKFold does the same with equal parts, and took 8 s for 3,000 patients where this takes 0.1 s.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        members[units[row]].append(row)
+    order = list(members)  # by path, then shuffled by the seed alone
+    random.Random(seed).shuffle(order)  # noqa: S311
+    order.sort(key=lambda unit: -len(members[unit]))
+    full: dict[str, Counter[int]] = {part: Counter() for part, share in shares.items() if share > 0}
+    found: dict[int, str] = {}
+    for unit in order:
+        has = Counter(index.labels[row] for row in members[unit])
+
+        def fill(part: str, has: Counter[int] = has) -> float:
+            if part == "train" and not all(full[part][label] for label in has):
+                return -1.0  # a class without a training image cannot be learned
+            return sum(n * (full[part][label] + n / 2) for label, n in has.items()) / shares[part]
+
+        found[unit] = min(full, key=fill)
+        full[found[unit]].update(has)
+    return [found[units[row]] for row in rows]

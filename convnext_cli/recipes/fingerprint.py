@@ -15,6 +15,8 @@ class Fingerprint:
 
     images: int
     classes: int
+    groups: int
+    """Patients or other sources that images share; 0 where none are known."""
     smallest_class: tuple[str, int]
     largest_class: tuple[str, int]
     sampled: int
@@ -49,6 +51,7 @@ def take_fingerprint(index: Index) -> Fingerprint:
     return Fingerprint(
         images=len(index),
         classes=len(index.classes),
+        groups=len(set(index.groups)),
         smallest_class=(counts[0][1], counts[0][0]),
         largest_class=(counts[-1][1], counts[-1][0]),
         sampled=len(rows),
@@ -68,6 +71,11 @@ def describe_fingerprint(found: Fingerprint) -> list[str]:
         sentences.append(
             f"{common} has {many:,} images, {rare} {few:,}: judge by balanced accuracy and the recall of {rare}, "
             "not by top-1"
+        )
+    if found.groups:
+        sentences.append(
+            f"{found.groups:,} groups (patients?) by their names: a drawn split keeps each together; `convnext check` "
+            "shows what they are taken from"
         )
     if found.is_grey:
         sentences.append("the images are grey: they are shown to the model as RGB with three equal channels")

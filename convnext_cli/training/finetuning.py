@@ -15,11 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convnext_cli.data.audit.inspection import Progress
 from convnext_cli.data.scan import Index
 from convnext_cli.evaluation.metrics import Metrics
 from convnext_cli.recipes.plan import Choice, Plan
 from convnext_cli.runs import RunFolder, name_run
-from convnext_cli.training.preparation import Request, prepare
+from convnext_cli.training.preparation import Prepared, Request, prepare, prepare_steps
 
 if TYPE_CHECKING:
     from convnext_cli.training.loop import EpochDone, Job, StepDone
@@ -97,9 +98,15 @@ def finetune(
     return last
 
 
-def finetune_steps(request: Request) -> "Iterator[Started | StepDone | EpochDone | Finished]":
+def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone | EpochDone | Finished]":
     """Does what `finetune` does, and yields what happens while it happens."""
-    prepared = prepare(request)
+    prepared = None
+    for event in prepare_steps(request):
+        if isinstance(event, Prepared):
+            prepared = event
+        else:
+            yield event
+    assert prepared is not None
 
     from convnext_cli.training import devices
 
@@ -139,6 +146,8 @@ def finetune_steps(request: Request) -> "Iterator[Started | StepDone | EpochDone
         run.create(overwrite=request.overwrite)
         run.write_plan(plan.to_toml())
         run.write_split(index)
+        if prepared.taken.audit is not None:
+            run.write_audit(prepared.taken.audit.as_dict())
         run.write_environment(_describe_environment(device))
     yield Started(
         run=run.path,

@@ -1,14 +1,18 @@
 """All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from convnext_cli.data.scan import Index, check_trainable, scan_folder
-from convnext_cli.data.split import explain_weak_validation, split_index
+from convnext_cli.data.audit.inspection import Progress
+from convnext_cli.data.intake import Intake, Taken, take_in
+from convnext_cli.data.scan import Index, check_trainable
+from convnext_cli.data.split import Folds, explain_weak_validation, split_index
 from convnext_cli.errors import UsageError, WeightsError, check_word
 from convnext_cli.models.catalog import Architecture, Tag, find_model
-from convnext_cli.recipes.machine import Machine, describe_machine
+from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Choice, Plan, make_plan
 from convnext_cli.recipes.recipe import check_settings, default_settings
 from convnext_cli.recipes.recommendation import recommend
@@ -21,6 +25,12 @@ class Request:
     """What the user asked for."""
 
     data: Path
+    """A folder, a CSV file, or a zip file."""
+    exclude: Path | None = None
+    group_from: str = "auto"
+    resplit: bool = False
+    audit: bool = True
+    folds: Folds | None = None
     model: str | None = None
     """An architecture, with or without a `.tag`; None for the recommended one."""
     output: Path | None = None
@@ -37,7 +47,9 @@ class Request:
 class Prepared:
     """What will be done."""
 
+    taken: Taken
     index: Index
+    """The images taken in, with the split that will be used."""
     architecture: Architecture
     tag: Tag | None
     machine: Machine
@@ -49,6 +61,15 @@ class Prepared:
     def notes(self) -> tuple[str, ...]:
         """What the user should know before trusting the result."""
         index, notes = self.index, []
+        grouping = self.taken.grouping
+        if grouping.groups:
+            example = f", such as {grouping.examples[0][1]} of {grouping.examples[0][0]}" if grouping.examples else ""
+            guess = "; --group-from none if they mean nothing" if grouping.source in ("names", "folders") else ""
+            notes.append(f"{grouping.groups:,} groups (patients?) by {grouping.rule}{example}{guess}")
+        for finding in self.taken.audit.findings if self.taken.audit else ():
+            gravity = "THE SCORE WILL BE FALSE: " if finding.falsifies else ""
+            number = f"{finding.count:,} x " if finding.count else ""
+            notes.append(f"{gravity}{number}{finding.title}: {finding.action}")
         if self.weak_validation:
             notes.append(
                 f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. Move images "
@@ -66,7 +87,14 @@ class Prepared:
 
 
 def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
-    """Checks a request, scans and splits its data, and makes the plan.
+    """Does what `prepare_steps` does, and returns its result."""
+    [last] = deque(prepare_steps(request, use_gpu=use_gpu), maxlen=1)
+    assert isinstance(last, Prepared)
+    return last
+
+
+def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progress | Prepared]:
+    """Checks a request, takes in and splits its data, and makes the plan: yields progress, and the result last.
 
     Args:
         request: what the user asked for.
@@ -78,22 +106,29 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
         WeightsError: the weights given are not there.
     """
     values = default_settings() | {name: choice.value for name, choice in request.settings.items()}
-    check_settings(values)
-    check_word("recipe", request.recipe, RECIPES)
-    found = find_model(request.model) if request.model is not None else None
-    if values["val_fraction"] + values["test_fraction"] >= 1:
-        raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
-    check_outside(request.output or RUNS, request.data)
-    if request.output is not None:
-        RunFolder(request.output).check_free(overwrite=request.overwrite)
-    if request.weights not in ("auto", "none") and not Path(request.weights).exists():
-        raise WeightsError(
-            f"no weights at {request.weights}", "Give auto, none, a .safetensors or .pth file, or a run folder"
-        )
-    index = scan_folder(request.data)
-    check_trainable(index)
+    found = _check(request, values)
+    intake = Intake(
+        data=request.data,
+        exclude=request.exclude,
+        group_from=request.group_from,
+        resplit=request.resplit,
+        audit=request.audit,
+    )
+    taken: Taken | None = None
+    for event in take_in(intake, threads=max(1, count_cpus() // count_local_processes())):
+        if isinstance(event, Taken):
+            taken = event
+        else:
+            yield event
+    assert taken is not None
+    check_trainable(taken.index)
     index = split_index(
-        index, val_fraction=values["val_fraction"], test_fraction=values["test_fraction"], seed=values["seed"]
+        taken.index,
+        val_fraction=values["val_fraction"],
+        test_fraction=values["test_fraction"],
+        seed=values["seed"],
+        together=taken.together,
+        folds=request.folds,
     )
     check_trainable(index)
     machine = describe_machine(use_gpu=use_gpu)
@@ -110,7 +145,8 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
         recipe=request.recipe,
         given=request.settings,
     )
-    return Prepared(
+    yield Prepared(
+        taken=taken,
         index=index,
         architecture=architecture,
         tag=tag,
@@ -118,3 +154,20 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
         plan=plan,
         weak_validation=explain_weak_validation(index),
     )
+
+
+def _check(request: Request, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
+    """Checks all that needs no look at the data; returns the model that was asked for."""
+    check_settings(values)
+    check_word("recipe", request.recipe, RECIPES)
+    found = find_model(request.model) if request.model is not None else None
+    if values["val_fraction"] + values["test_fraction"] >= 1:
+        raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
+    check_outside(request.output or RUNS, request.data)
+    if request.output is not None:
+        RunFolder(request.output).check_free(overwrite=request.overwrite)
+    if request.weights not in ("auto", "none") and not Path(request.weights).exists():
+        raise WeightsError(
+            f"no weights at {request.weights}", "Give auto, none, a .safetensors or .pth file, or a run folder"
+        )
+    return found

@@ -1,8 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from convnext_cli.data.groups import find_straddling
 from convnext_cli.data.scan import Index
-from convnext_cli.data.split import explain_weak_validation, split_index
+from convnext_cli.data.split import Folds, explain_weak_validation, split_index
+from convnext_cli.errors import UsageError
 
 
 def make_index(*counts: int, split: str = "") -> Index:
@@ -56,3 +60,34 @@ def test_weak_validation_is_explained() -> None:
     kermany = make_index(8, 8, 0, split="val")
     assert explain_weak_validation(kermany) == "the validation split has only 16 images (0 of c)"
     assert explain_weak_validation(make_index(20, 20, split="val")) == "the validation split has only 40 images"
+
+
+def test_groups_and_copies_stay_together_and_classes_alike() -> None:
+    index = make_index(60, 90, 300)
+    groups = tuple(f"p{row // 3}" for row in range(len(index)))
+    copies = [(0, 449), (10, 11, 200)]
+    split = split_index(replace(index, groups=groups), val_fraction=0.15, test_fraction=0.15, seed=0, together=copies)
+    assert not find_straddling(split.groups, split.splits)
+    assert all(len({split.splits[row] for row in rows}) == 1 for rows in copies)
+    for name, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+        for found, whole in zip(split.count_classes(name), index.count_classes(), strict=True):
+            assert abs(found - share * whole) <= 3
+
+
+def test_folds_divide_what_is_no_test_image() -> None:
+    index = make_index(50, 70)
+    vals = []
+    for fold in range(1, 6):
+        split = split_index(index, val_fraction=0.3, test_fraction=0.2, seed=0, folds=Folds(number=5, fold=fold))
+        assert split.count_classes("test") == [10, 14]
+        assert sum(split.count_classes("val")) in (19, 20)
+        vals.append(set(split.rows("val")))
+    assert len(set().union(*vals)) == sum(map(len, vals)) == 96
+    with pytest.raises(UsageError, match="no fold 6 of 5"):
+        Folds(number=5, fold=6)
+
+
+def test_own_splits_stay_also_with_groups() -> None:
+    index = make_index(20, 20)
+    own = replace(index, splits=("train", "test") * 20, groups=("p1", "p1") * 20)
+    assert split_index(own, val_fraction=0.0, test_fraction=0.5, seed=0).splits == own.splits

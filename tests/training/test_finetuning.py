@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
+from convnext_cli.data.audit.inspection import Progress
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import ConvnextError, DataError, OutOfMemoryError, UsageError, WeightsError
 from convnext_cli.recipes.plan import Choice
@@ -25,15 +26,16 @@ from convnext_cli.training.preparation import Request
 from tests.conftest import SMALL, save_image
 
 FILES = {
-    "config.json", "data.json", "environment.json", "last", "metrics.json", "metrics.jsonl", "model.safetensors",
-    "plan.toml", "split.csv",
+    "audit.json", "config.json", "data.json", "environment.json", "last", "metrics.json", "metrics.jsonl",
+    "model.safetensors", "plan.toml", "split.csv",
 }  # fmt: skip
 
 
 def request_for(data: Path, output: Path, **changes: Any) -> Request:
-    options = SMALL | changes
+    options: dict[str, Any] = SMALL | changes
     return Request(
         data=data,
+        audit=options.pop("audit", True),
         output=output,
         model=str(options.pop("model")),
         weights=str(options.pop("weights")),
@@ -43,7 +45,9 @@ def request_for(data: Path, output: Path, **changes: Any) -> Request:
 
 
 def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
-    return list(finetune_steps(request_for(data, output, **changes)))
+    """What happens from the start of training on."""
+    events = finetune_steps(request_for(data, output, **changes))
+    return [event for event in events if not isinstance(event, Progress)]
 
 
 def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
@@ -139,7 +143,7 @@ def test_two_processes_train_the_same_model_and_rank_0_alone_writes(digits: Path
 def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
     for name in "ab":
         for i in range(4):
-            save_image(tmp_path / f"data/{name}/{i}.png", seed=i)
+            save_image(tmp_path / f"data/{name}/{i}.png", seed=10 * (name == "b") + i)
     events = events_of(tmp_path / "data", tmp_path / "run", batch_size=64, epochs=1)
     assert [event.images for event in events if isinstance(event, StepDone)] == [4]
     notes = events[0].notes
@@ -165,13 +169,20 @@ def test_pretrained_weights_from_a_run(digits: Path, run: RunFolder, tmp_path: P
     assert started.license is None
 
 
-def test_unreadable_training_image_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
     for name in "ab":
         for i in range(20):
             save_image(tmp_path / f"data/{name}/{i}.png", seed=i)
     (tmp_path / "data/a/7.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    fractions = {"val_fraction": 0.0, "test_fraction": 0.0, "epochs": 1}
+    started = events_of(tmp_path / "data", tmp_path / "run", **fractions)[0]
+    assert len(started.index) == 39
+    assert any("1 x files that cannot be read as images: left out" in note for note in started.notes)
+    audit = json.loads((tmp_path / "run/audit.json").read_text())
+    [unreadable] = [finding for finding in audit["findings"] if finding["kind"] == "unreadable"]
+    assert "a/7.png cannot be read as an image" in unreadable["examples"][0]
     with pytest.raises(DataError, match=r"a/7\.png cannot be read as an image"):
-        events_of(tmp_path / "data", tmp_path / "run", val_fraction=0.0, test_fraction=0.0)
+        events_of(tmp_path / "data", tmp_path / "unchecked", audit=False, **fractions)
 
 
 def test_divergence_is_said(digits: Path, tmp_path: Path) -> None:

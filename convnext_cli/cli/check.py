@@ -1,0 +1,105 @@
+"""`convnext check`: what may be wrong with a data set."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convnext_cli.cli import console
+
+if TYPE_CHECKING:
+    from convnext_cli.data.audit.findings import Audit
+    from convnext_cli.data.intake import Intake
+
+DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, a CSV file with path and label, or a zip file."
+FALSE_SCORE = 3  # the exit code where a finding makes a score false
+
+Exclude = Annotated[Path | None, typer.Option(help="File that lists images to leave out, as --fix-list writes it.")]
+GroupFrom = Annotated[
+    str,
+    typer.Option(
+        help="What images of one patient have in common: auto (a manifest's column, or inferred from names), none, "
+        "dicom:PatientID, or a regular expression on the path."
+    ),
+]
+Resplit = Annotated[bool, typer.Option("--resplit", help="Forget the data's own splits.")]
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help=DATA_HELP)],
+    exclude: Exclude = None,
+    group_from: GroupFrom = "auto",
+    resplit: Resplit = False,
+    fix_list: Annotated[
+        Path | None, typer.Option(help="Write the images to leave out to this file, for `finetune --exclude`.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a data set. Finds unreadable files, duplicates, leaks; exits with 3 if a score would be false."""
+    from convnext_cli.data.intake import Intake, write_fix_list
+    from convnext_cli.runs import check_outside
+
+    if fix_list is not None:
+        check_outside(fix_list, data)
+    audit = run_audit(Intake(data=data, exclude=exclude, group_from=group_from, resplit=resplit))
+    if as_json:
+        console.show_json(audit.as_dict())
+    else:
+        _show(audit)
+    if fix_list is not None:
+        console.say(f"wrote {write_fix_list(audit, fix_list)} paths to {fix_list}")
+    if audit.falsifies:
+        raise typer.Exit(FALSE_SCORE)
+
+
+def run_audit(intake: "Intake") -> "Audit":
+    """Takes data in with a progress bar."""
+    from convnext_cli.data.intake import Taken, take_in
+    from convnext_cli.recipes.machine import count_cpus
+
+    with console.progress("checking images") as bar:
+        for event in take_in(intake, threads=count_cpus()):
+            if isinstance(event, Taken):
+                assert event.audit is not None
+                return event.audit
+            bar.update(event.done, event.total)
+    raise AssertionError("taking in ends with its result")
+
+
+def _show(audit: "Audit") -> None:
+    index, grouping = audit.index, audit.grouping
+    splits = sorted(set(index.splits), key=("train", "val", "test", "").index)
+    console.show(f"{index.root}: {len(index):,} images in {len(index.classes)} classes", style="bold")
+    counts = [index.count_classes(split) for split in splits]
+    columns = [split or "images" for split in splits]
+    console.show_table(
+        ["class", *columns],
+        ((name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)),
+        numbers=columns,
+    )
+    sizes = ", ".join(f"{name} {width} x {height}" for name, (width, height) in audit.sizes.items())
+    console.show(f"sizes     {sizes} px")
+    console.show(f"formats   {', '.join(f'{count:,} {name}' for name, count in audit.formats.items())}")
+    if index.skipped:
+        console.show(f"skipped   {', '.join(f'{count:,} {reason}' for reason, count in index.skipped.items())}")
+    groups = f"{grouping.groups:,} by {grouping.rule}" if grouping.groups else grouping.rule
+    console.show(f"groups    {groups}")
+    for path, group in grouping.examples:
+        console.show(f"          {path} -> {group}")
+    if audit.shortcuts:
+        told = ", ".join(f"{found.name} {found.score:.0%}" for found in audit.shortcuts)
+        chance = audit.shortcuts[0].chance
+        console.show(f"classes told from what is no picture (balanced accuracy; chance {chance:.0%}): {told}")
+    for finding in audit.findings:
+        console.show("")
+        style = "bold red" if finding.falsifies else "bold yellow"
+        console.show(f"{finding.count:,} x {finding.title}" if finding.count else finding.title, style=style)
+        for example in finding.examples:
+            console.show(f"    {example}")
+        console.show(f"  effect    {finding.effect}")
+        console.show(f"  finetune  {finding.action}")
+    console.show("")
+    if audit.falsifies:
+        console.show("A score measured on this data would be false.", style="bold red")
+    else:
+        console.show("Nothing found that would make a score false.", style="bold green")

@@ -1,0 +1,149 @@
+"""The same picture twice: exactly, or saved again, or scaled."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext_cli.data.audit.inspection import Inspection, Progress
+from convnext_cli.data.decode import decode_image
+from convnext_cli.data.scan import Index, join_rows
+from convnext_cli.errors import ImageError
+
+MAX_DISTANCE = 8  # bits of 64 in which the hashes of near duplicates may differ
+MIN_THUMB_CORRELATION = 0.95
+MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
+MAX_DIFFERENCE = 8.0  # grey levels on average
+MAX_CANDIDATES = 200_000  # pairs that are decoded again; the nearest are taken
+_SIDE = 32  # px
+_BLOCK = 2048
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """Which rows show the same picture."""
+
+    exact: tuple[tuple[int, ...], ...]
+    """Clusters of rows with equal pixels."""
+    near: tuple[tuple[int, int], ...]
+    """Pairs of rows, each the first of its exact cluster, that show the same picture differently saved."""
+    clusters: tuple[tuple[int, ...], ...]
+    """Both together: rows that are one picture."""
+    unchecked: int
+    """Pairs with similar hashes that were too many to compare."""
+
+
+def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterator[Progress | Duplicates]:
+    """Yields progress, then the duplicates.
+
+    Exact ones have the same pixels after decoding. Near ones have perceptual hashes at most `MAX_DISTANCE` bits apart,
+    and then, decoded again, nearly the same pixels at 32 x 32: a picture saved again or scaled, not a similar one.
+    """
+    readable = np.flatnonzero(found.measures["readable"])
+    exact = _group_equal(found, readable)
+    others = {row for cluster in exact for row in cluster[1:]}
+    rows = np.array([row for row in readable.tolist() if row not in others], dtype=np.int64)
+    pairs, unchecked = _filter(found, *find_similar(found.measures["hash"][rows]), rows)
+    near: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
+        load = lru_cache(maxsize=4096)(partial(_shrink, index))
+
+        def compare(pair: tuple[int, int]) -> bool:
+            one, two = load(pair[0]), load(pair[1])
+            return one is not None and two is not None and is_same_picture(one, two)
+
+        for done, (pair, same) in enumerate(zip(pairs, pool.map(compare, pairs), strict=True)):
+            if same:
+                near.append(pair)
+            if done % 100 == 0:
+                yield Progress(done=done, total=len(pairs))
+    links = [*near, *((cluster[0], row) for cluster in exact for row in cluster[1:])]
+    yield Duplicates(exact=exact, near=tuple(near), clusters=join_rows(links), unchecked=unchecked)
+
+
+def find_similar(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """All pairs of places whose hashes differ in at most `MAX_DISTANCE` bits: (P, 2), and the bits (P,).
+
+    Of nine pieces of the hash at least one is then equal (8 < 9), so only pairs that share one are compared. Places
+    with one hash in common are chained, one pair each: a thousand black pictures make a thousand pairs, not a million.
+    """
+    order = np.argsort(hashes, kind="stable")
+    same = hashes[order[1:]] == hashes[order[:-1]]
+    chained = np.stack([order[:-1][same], order[1:][same]], axis=1)
+    first = order[np.concatenate([[True], ~same])] if len(order) else order
+    unique = hashes[first]
+    keys = [np.empty(0, np.int64)]
+    for shift in range(0, 63, 7):
+        piece = ((unique >> np.uint64(shift)) & np.uint64(255 if shift == 56 else 127)).astype(np.uint8)
+        by_piece = np.argsort(piece, kind="stable")
+        for bucket in np.split(by_piece, np.flatnonzero(np.diff(piece[by_piece])) + 1):
+            keys.extend(_compare_bucket(unique, np.sort(bucket)))
+    pairs = np.unique(np.concatenate(keys))
+    left, right = pairs // max(1, len(unique)), pairs % max(1, len(unique))
+    bits = np.bitwise_count(unique[left] ^ unique[right])
+    all_pairs = np.concatenate([np.stack([first[left], first[right]], axis=1), chained])
+    return np.sort(all_pairs, axis=1), np.concatenate([bits, np.zeros(len(chained), np.uint8)])
+
+
+def _group_equal(found: Inspection, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
+    digests = found.measures["digest"][rows]
+    order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
+    ends = np.flatnonzero((np.diff(digests[order], axis=0) != 0).any(axis=1)) + 1
+    groups = np.split(rows[order], ends)
+    return tuple(sorted(tuple(group.tolist()) for group in groups if len(group) > 1))
+
+
+def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The similar pairs within a bucket, each as one number: place times number of hashes plus place."""
+    for start in range(0, len(places), _BLOCK):
+        left = places[start : start + _BLOCK]
+        for other in range(start, len(places), _BLOCK):
+            right = places[other : other + _BLOCK]
+            near = np.bitwise_count(hashes[left][:, None] ^ hashes[right][None]) <= MAX_DISTANCE
+            one, two = np.nonzero(near)
+            keep = left[one] < right[two]
+            yield left[one[keep]].astype(np.int64) * len(hashes) + right[two[keep]]
+
+
+def _filter(
+    found: Inspection, pairs: NDArray[np.int64], bits: NDArray[np.uint8], rows: NDArray[np.int64]
+) -> tuple[list[tuple[int, int]], int]:
+    """The pairs whose thumbnails agree too, as rows, nearest first; and how many are left out as too many."""
+    keep = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), 100_000):
+        part = slice(start, start + 100_000)
+        keep[part] = _correlate(found, rows[pairs[part, 0]], rows[pairs[part, 1]]) >= MIN_THUMB_CORRELATION
+    order = np.flatnonzero(keep)[np.argsort(bits[keep], kind="stable")]
+    chosen = rows[pairs[order[:MAX_CANDIDATES]]]
+    return sorted((int(one), int(two)) for one, two in chosen), max(0, len(order) - MAX_CANDIDATES)
+
+
+def _correlate(found: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:
+    first, second = (
+        thumbs - thumbs.mean(axis=1, keepdims=True)
+        for thumbs in (found.measures["thumb"][rows].reshape(len(rows), -1).astype(np.float32) for rows in (one, two))
+    )
+    norm = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    correlation: NDArray[np.float32] = (first * second).sum(axis=1) / np.maximum(norm, 1e-6)
+    return correlation
+
+
+def _shrink(index: Index, row: int) -> NDArray[np.float32] | None:
+    """A row's image at 32 x 32 px; None where it cannot be read any more."""
+    try:
+        image = Image.fromarray(decode_image(index.root / index.paths[row], at_least=4 * _SIDE))
+    except ImageError:
+        return None
+    return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
+
+
+def is_same_picture(one: NDArray[np.float32], two: NDArray[np.float32]) -> bool:
+    """Whether two images at the same small size, (S, S, 3), are one picture saved in two ways."""
+    difference = np.abs(one - two).mean()
+    one, two = one - one.mean(), two - two.mean()
+    norm = np.sqrt((one**2).sum() * (two**2).sum())
+    return bool(difference <= MAX_DIFFERENCE and (one * two).sum() >= MIN_CORRELATION * norm > 0)

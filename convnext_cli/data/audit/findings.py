@@ -1,0 +1,281 @@
+"""From measures to findings: what is wrong, how often, where, what it does to the result, what is done about it."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
+from convnext_cli.data.audit.inspection import Inspection, Progress, inspect_images
+from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
+from convnext_cli.data.groups import Grouping, find_straddling
+from convnext_cli.data.scan import Index
+
+MIN_IMAGES = 20  # a class; fewer cannot be both learned and judged
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One kind of thing that is wrong."""
+
+    kind: str
+    """A word for programs, such as `unreadable`."""
+    falsifies: bool
+    """Whether a score measured in spite of it is false, not only worse."""
+    title: str
+    count: int
+    """How many things; 0 where the finding is about the whole."""
+    examples: tuple[str, ...]
+    effect: str
+    """What it does to the result."""
+    action: str
+    """What `finetune` does about it, and what the user can do."""
+    leave_out: tuple[int, ...] = ()
+    """Rows without which it is gone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """A data set looked at."""
+
+    index: Index
+    grouping: Grouping
+    sizes: dict[str, tuple[int, int]]
+    """Smallest, median and largest image: width and height in pixels."""
+    formats: dict[str, int]
+    """Images by `suffix mode`, such as `.png I;16`."""
+    shortcuts: tuple[Shortcut, ...]
+    findings: tuple[Finding, ...]
+    unreadable: tuple[int, ...]
+    clusters: tuple[tuple[int, ...], ...]
+    """Rows that are one picture."""
+
+    @property
+    def falsifies(self) -> bool:
+        """Whether any finding makes a score false."""
+        return any(finding.falsifies for finding in self.findings)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: all but the rows."""
+        index = self.index
+        return {
+            "data": str(index.root),
+            "images": len(index),
+            "classes": {
+                split or "all": dict(zip(index.classes, index.count_classes(split), strict=True))
+                for split in sorted(set(index.splits))
+            },
+            "sizes": self.sizes,
+            "formats": self.formats,
+            "skipped": index.skipped,
+            "groups": {
+                "source": self.grouping.source,
+                "rule": self.grouping.rule,
+                "number": self.grouping.groups,
+                "examples": self.grouping.examples,
+            },
+            "shortcuts": {
+                found.name: {"balanced_accuracy": found.score, "spread": found.spread, "chance": found.chance}
+                for found in self.shortcuts
+            },
+            "findings": [
+                {
+                    "kind": found.kind,
+                    "falsifies": found.falsifies,
+                    "title": found.title,
+                    "count": found.count,
+                    "examples": found.examples,
+                    "effect": found.effect,
+                    "action": found.action,
+                }
+                for found in self.findings
+            ],
+        }
+
+
+def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Progress | Audit]:
+    """Looks at every image of an index; yields progress, and the audit last. What did not change is not read again."""
+    inspection = duplicates = None
+    for event in inspect_images(index, threads=threads):
+        if isinstance(event, Inspection):
+            inspection = event
+        else:
+            yield event
+    assert inspection is not None
+    for found in find_duplicates(index, inspection, threads=threads):
+        if isinstance(found, Duplicates):
+            duplicates = found
+        else:
+            yield found
+    assert duplicates is not None
+    shortcuts = find_shortcuts(index, inspection)
+    yield Audit(
+        index=index,
+        grouping=grouping,
+        sizes=_describe_sizes(inspection),
+        formats=_count_formats(index, inspection),
+        shortcuts=shortcuts,
+        findings=tuple(_find_all(index, grouping, inspection, duplicates, shortcuts)),
+        unreadable=tuple(inspection.errors),
+        clusters=duplicates.clusters,
+    )
+
+
+def _find_all(
+    index: Index, grouping: Grouping, inspection: Inspection, found: Duplicates, shortcuts: Sequence[Shortcut]
+) -> Iterator[Finding]:
+    """The gravest first."""
+    conflicts = [rows for rows in found.clusters if len({index.labels[row] for row in rows}) > 1]
+    if conflicts:
+        yield Finding(
+            kind="conflicting labels",
+            falsifies=True,
+            title="the same picture under two labels",
+            count=len(conflicts),
+            examples=_show(index, conflicts, label=True),
+            effect="no model can be right on both: training and score are wrong by as much",
+            action="kept as they are; correct them, or leave them out with --exclude",
+            leave_out=tuple(row for rows in conflicts for row in rows),
+        )
+    across = [rows for rows in found.clusters if len({index.splits[row] for row in rows}) > 1]
+    if across:
+        yield Finding(
+            kind="duplicates across splits",
+            falsifies=True,
+            title="the same picture in two splits",
+            count=len(across),
+            examples=_show(index, across),
+            effect="the model is judged on what it was shown: the score is too good",
+            action="the data's own splits are kept; --exclude leaves the training copies out, --resplit draws new ones",
+            leave_out=tuple(row for rows in across for row in _copies_to_drop(index, rows)),
+        )
+    yield from _find_straddling_groups(index, grouping)
+    if inspection.errors:
+        rows = list(inspection.errors)
+        yield Finding(
+            kind="unreadable",
+            falsifies=False,
+            title="files that cannot be read as images",
+            count=len(rows),
+            examples=tuple(inspection.errors[row] for row in rows[:EXAMPLES]),
+            effect="they are neither learned from nor judged",
+            action="left out",
+            leave_out=tuple(rows),
+        )
+    within = [rows for rows in found.clusters if rows not in set(across) | set(conflicts)]
+    if within:
+        pairs = len(found.near)
+        yield Finding(
+            kind="duplicates",
+            falsifies=False,
+            title=f"pictures that are there more than once ({pairs} pairs saved anew or scaled)",
+            count=len(within),
+            examples=_show(index, within),
+            effect="they count more than once" + ("" if any(index.splits) else "; torn apart they would leak"),
+            action="kept, always in one split; --exclude leaves all but one of each out",
+            leave_out=tuple(row for rows in within for row in rows[1:]),
+        )
+    few = [(name, n) for name, n in zip(index.classes, index.count_classes(), strict=True) if n < MIN_IMAGES]
+    if few:
+        yield Finding(
+            kind="small classes",
+            falsifies=False,
+            title=f"classes with fewer than {MIN_IMAGES} images",
+            count=len(few),
+            examples=tuple(f"{name}: {n}" for name, n in few[:EXAMPLES]),
+            effect="their figures say little, and a split may leave none to judge by",
+            action="kept; collect more, or join them with another class",
+        )
+    for shortcut in shortcuts:
+        if shortcut.is_telling:
+            yield Finding(
+                kind=f"shortcut: {shortcut.name}",
+                falsifies=False,
+                title=f"the image's {_THINGS[shortcut.name]} alone tells the classes apart",
+                count=0,
+                examples=(
+                    f"balanced accuracy {shortcut.score:.0%} ± {shortcut.spread:.0%}; chance {shortcut.chance:.0%}",
+                ),
+                effect="the model may learn that instead of what is shown, and fail on images from elsewhere",
+                action="kept; prepare all classes in the same way, and test on images from another source",
+            )
+    if found.unchecked:
+        yield Finding(
+            kind="not compared",
+            falsifies=False,
+            title="pairs of similar pictures that were too many to compare",
+            count=found.unchecked,
+            examples=(),
+            effect="near duplicates among them are not known",
+            action="none",
+        )
+
+
+_THINGS = {"size": "size", "format": "file format", "mode": "pixel mode", "border": "border"}
+
+
+def _find_straddling_groups(index: Index, grouping: Grouping) -> Iterator[Finding]:
+    straddling = find_straddling(index.groups, index.splits) if index.groups else {}
+    if not straddling:
+        return
+    guessed = grouping.source in ("names", "folders")
+    first: dict[str, list[int]] = {group: [] for group in straddling}
+    for row, group in enumerate(index.groups):
+        if group in first:
+            first[group].append(row)
+    pairs = Counter(" and ".join(sorted(splits)) for splits in straddling.values())
+    where = ", ".join(f"{count} in both {names}" for names, count in pairs.most_common())
+    yield Finding(
+        kind="groups across splits",
+        falsifies=True,
+        title=f"identifiers (patients?) that lie in more than one split: {where}",
+        count=len(straddling),
+        examples=tuple(
+            f"{group}: {', '.join(_one_per_split(index, rows))}" for group, rows in list(first.items())[:EXAMPLES]
+        ),
+        effect="images of one patient resemble each other: the score is too good"
+        + (
+            ". Unless the source numbered each split anew, so that the same identifier means different patients"
+            if guessed
+            else ""
+        ),
+        action="the data's own splits are kept; --resplit draws new ones that keep each identifier together"
+        + ("; --group-from none if the identifiers mean nothing" if guessed else ""),
+    )
+
+
+def _one_per_split(index: Index, rows: Iterable[int]) -> list[str]:
+    return list({index.splits[row]: index.paths[row] for row in rows}.values())
+
+
+def _copies_to_drop(index: Index, rows: Sequence[int]) -> list[int]:
+    """All but one; the one that stays is a test image before a validation image before a training image."""
+    order = ("test", "val", "train", "")
+    return sorted(rows, key=lambda row: (order.index(index.splits[row]), row))[1:]
+
+
+def _show(index: Index, clusters: Sequence[Sequence[int]], *, label: bool = False) -> tuple[str, ...]:
+    def name(row: int) -> str:
+        return index.paths[row] + (f" ({index.classes[index.labels[row]]})" if label else "")
+
+    return tuple(" = ".join(name(row) for row in rows[:4]) for rows in clusters[:EXAMPLES])
+
+
+def _describe_sizes(found: Inspection) -> dict[str, tuple[int, int]]:
+    readable = found.measures[found.measures["readable"] == 1]
+    if not len(readable):
+        return {}
+    order = np.argsort(readable["width"].astype(np.int64) * readable["height"], kind="stable")
+    places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
+    return {name: (int(readable["width"][at]), int(readable["height"][at])) for name, at in places.items()}
+
+
+def _count_formats(index: Index, found: Inspection) -> dict[str, int]:
+    def describe(row: int) -> str:
+        mode, *done = found.notes[found.measures["note"][row]].split("|")
+        suffix = "." + index.paths[row].rpartition(".")[2].lower()
+        return f"{suffix} {mode}" + (f" ({', '.join(done)})" if done else "")
+
+    return dict(Counter(map(describe, np.flatnonzero(found.measures["readable"]).tolist())).most_common())

@@ -1,0 +1,117 @@
+"""From what the user points at to an index that can be split: scan, leave out, group, audit."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convnext_cli.data.audit.findings import Audit, audit_index
+from convnext_cli.data.audit.inspection import Progress
+from convnext_cli.data.groups import Grouping, group_index
+from convnext_cli.data.scan import Index, scan_data
+from convnext_cli.errors import DataError
+from convnext_cli.files import write_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intake:
+    """What is taken in, and how."""
+
+    data: Path
+    """A folder, a CSV file, or a zip file."""
+    exclude: Path | None = None
+    """A file that lists paths to leave out, as `convnext check --fix-list` writes it or one a line."""
+    group_from: str = "auto"
+    """`auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
+    resplit: bool = False
+    """Whether the data's own splits are forgotten."""
+    audit: bool = True
+    """Whether every image is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """What was taken in."""
+
+    index: Index
+    """Without the files that cannot be read, where that is known."""
+    grouping: Grouping
+    audit: Audit | None
+    together: tuple[tuple[int, ...], ...]
+    """Rows of `index` that are one picture."""
+
+
+def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
+    """Takes data in: yields progress, and the result last.
+
+    Raises:
+        DataError: the data or the list of exclusions cannot be used.
+        UsageError: the pattern for groups is wrong.
+    """
+    index = scan_data(intake.data)
+    if intake.exclude is not None:
+        index = _exclude(index, intake.exclude)
+    if intake.resplit:
+        index = replace(index, splits=("",) * len(index))
+    index, grouping = group_index(index, intake.group_from)
+    if not intake.audit:
+        yield Taken(index=index, grouping=grouping, audit=None, together=())
+        return
+    for event in audit_index(index, grouping, threads=threads):
+        if isinstance(event, Audit):
+            yield _leave_out_unreadable(index, grouping, event)
+        else:
+            yield event
+
+
+def write_fix_list(audit: Audit, path: Path) -> int:
+    """Writes the paths without which an audit's findings are gone, with the reason; returns how many."""
+    reasons = {row: finding.kind for finding in audit.findings for row in finding.leave_out}
+    lines = ["path,reason", *(f"{_quote(audit.index.paths[row])},{reasons[row]}" for row in sorted(reasons))]
+    write_text(path, "\r\n".join(lines) + "\r\n")
+    return len(reasons)
+
+
+def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Taken:
+    gone = set(audit.unreadable)
+    if len(gone) == len(index):
+        raise DataError(f"none of the {len(index)} images in {index.root} can be read", "Give another folder")
+    rows = [row for row in range(len(index)) if row not in gone]
+    place = {row: at for at, row in enumerate(rows)}
+    together = tuple(tuple(place[row] for row in rows) for rows in audit.clusters)
+    index = select_rows(index, rows)
+    if gone:
+        index = replace(index, skipped=index.skipped | {"unreadable image": len(gone)})
+    return Taken(index=index, grouping=grouping, audit=audit, together=together)
+
+
+def select_rows(index: Index, rows: list[int]) -> Index:
+    """An index of some of the rows; the classes stay, with or without images."""
+    return replace(
+        index,
+        paths=tuple(index.paths[row] for row in rows),
+        labels=tuple(index.labels[row] for row in rows),
+        splits=tuple(index.splits[row] for row in rows),
+        groups=tuple(index.groups[row] for row in rows) if index.groups else (),
+    )
+
+
+def _exclude(index: Index, listing: Path) -> Index:
+    try:
+        with listing.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {listing}: {error}", "Give a file with one path a line") from error
+    named = {row[0] for row in (rows[1:] if rows and rows[0][0] == "path" else rows)}
+    unknown = named - set(index.paths)
+    if unknown:
+        raise DataError(
+            f"{listing} names {len(unknown)} files that are not in {index.root}: {', '.join(sorted(unknown)[:5])}",
+            "Give paths as `convnext check --fix-list` writes them, relative to the data",
+        )
+    kept = select_rows(index, [row for row, path in enumerate(index.paths) if path not in named])
+    return replace(kept, skipped=index.skipped | {"excluded image": len(named)})
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text

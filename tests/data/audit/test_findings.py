@@ -1,0 +1,195 @@
+import os
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_cli.data.audit.findings import Audit, Finding
+from convnext_cli.data.audit.inspection import Inspection, inspect_images
+from convnext_cli.data.decode import Decoded, read_image
+from convnext_cli.data.intake import Intake, Taken, take_in, write_fix_list
+from convnext_cli.data.scan import scan_folder
+from convnext_cli.errors import DataError
+from tests.conftest import draw_picture, save_image
+from tests.data.audit.planting import Planted, plant, score_duplicates
+
+
+def take(data: Path, **options: object) -> Taken:
+    [last] = deque(take_in(Intake(data=data, **options), threads=2), maxlen=1)  # type: ignore[arg-type]
+    assert isinstance(last, Taken)
+    return last
+
+
+def audit(data: Path, **options: object) -> Audit:
+    found = take(data, **options).audit
+    assert found is not None
+    return found
+
+
+def find(audit: Audit, kind: str) -> Finding:
+    [finding] = [finding for finding in audit.findings if finding.kind == kind]
+    return finding
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    root = tmp_path_factory.mktemp("planted")
+    return plant(root, distinct=600, exact=40, encoded=20, resized=20, conflicts=8, leaked=6)
+
+
+@pytest.fixture(scope="module")
+def found(planted: Planted) -> Audit:
+    return audit(planted.root)
+
+
+def test_planted_duplicates_are_found_and_no_others(planted: Planted, found: Audit) -> None:
+    hits, near_share, false_share = score_duplicates(planted, found)
+    assert hits == planted.exact | planted.conflicts
+    assert near_share >= 0.95
+    assert false_share <= 0.01
+
+
+def test_planted_conflicts_and_leaks_are_told(planted: Planted, found: Audit) -> None:
+    assert find(found, "conflicting labels").count == len(planted.conflicts)
+    groups = find(found, "groups across splits")
+    assert groups.count == len(planted.leaked)
+    assert {example.split(":")[0] for example in groups.examples} <= planted.leaked
+    assert "numbered each split anew" in groups.effect
+    assert found.falsifies
+
+
+def test_without_the_fix_list_duplicates_and_conflicts_are_gone(planted: Planted, found: Audit, tmp_path: Path) -> None:
+    written = write_fix_list(found, tmp_path / "fix.csv")
+    after = audit(planted.root, exclude=tmp_path / "fix.csv")
+    assert len(after.index) == len(found.index) - written
+    assert after.clusters == ()
+    assert {finding.kind for finding in after.findings} <= {"groups across splits"}
+
+
+def test_a_new_split_keeps_groups_and_copies_together(planted: Planted) -> None:
+    after = audit(planted.root, resplit=True)
+    assert {finding.kind for finding in after.findings} == {"conflicting labels", "duplicates"}
+
+
+def test_a_dirty_folder(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(12):
+        label = ("SICK", "WELL")[number % 2]
+        (data / label / f"deep/er{number % 3}").mkdir(parents=True, exist_ok=True)
+        draw_picture(number).save(data / label / f"deep/er{number % 3}/{number}.png")
+    torn = (data / "SICK/deep/er0/0.png").read_bytes()
+    (data / "SICK/torn.png").write_bytes(torn[:300])
+    (data / "SICK/empty.jpg").touch()
+    (data / "WELL/text.png").write_text("not an image")
+    (data / "WELL/.ipynb_checkpoints").mkdir()
+    draw_picture(1).save(data / "WELL/.ipynb_checkpoints/1.png")
+    (data / "WELL/Thumbs.db").touch()
+    (data / "notes.txt").touch()
+    (data / "SICK/loop").symlink_to(data / "SICK")
+    odd = [data / "WELL/new\nline.png", data / "WELL/😀.png", Path(os.fsdecode(bytes(data / "SICK") + b"/\xff.png"))]
+    for number, path in enumerate(odd):
+        draw_picture(50 + number).save(str(path).replace("\udcff", "raw"))
+        if "\udcff" in str(path):
+            Path(str(path).replace("\udcff", "raw")).rename(path)
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(data / "SICK/xray.png")
+    draw_picture(60).convert("CMYK").save(data / "SICK/print.jpg")
+    draw_picture(61).convert("P").save(data / "WELL/palette.png")
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    found = audit(data)
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before  # the data folder is only read
+    unreadable = find(found, "unreadable")
+    assert unreadable.count == 3
+    assert all(any(name in text for text in unreadable.examples) for name in ("torn.png", "empty.jpg", "text.png"))
+    taken = take(data)
+    assert len(taken.index) == 12 + 3 + 3
+    assert taken.index.skipped["unreadable image"] == 3
+    assert found.formats[".png I;16 (stretched)"] == 1
+    assert found.formats[".jpg CMYK (converted to RGB)"] == 1
+    assert found.index.skipped == {"hidden or system file": 2, "not an image by its suffix": 1}
+
+
+@pytest.mark.parametrize("thing", ["size", "format", "mode", "border"])
+def test_a_shortcut_is_told_by_its_name(tmp_path: Path, thing: str) -> None:
+    for number in range(120):
+        well = number % 2
+        picture = draw_picture(number, (80 + 20 * well, 80) if thing == "size" else (80, 80))
+        if thing == "mode" and well:
+            picture = picture.convert("L")
+        if thing == "border" and well:
+            picture.paste(255, (0, 0, 80, 6))
+        path = tmp_path / ("SICK", "WELL")[well] / f"{number:04}.{'bmp' if thing == 'format' and well else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    found = audit(tmp_path)
+    assert {shortcut.name for shortcut in found.shortcuts if shortcut.is_telling} == {thing}
+    assert not found.falsifies
+    assert find(found, f"shortcut: {thing}").examples[0].startswith("balanced accuracy 1")
+
+
+def test_small_classes_and_an_unreadable_set(tmp_path: Path) -> None:
+    for number in range(30):
+        save_image(tmp_path / ("many" if number < 27 else "few") / f"{number}.png", seed=number)
+    assert find(audit(tmp_path), "small classes").examples == ("few: 3",)
+    for path in tmp_path.rglob("*.png"):
+        path.write_text("gone")
+    with pytest.raises(DataError, match="none of the 30 images"):
+        take(tmp_path)
+
+
+def test_the_cache_is_used_and_sees_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        save_image(tmp_path / "data" / "ab"[number % 2] / f"{number}.png", seed=number)
+    decoded: list[Path] = []
+
+    def read(path: Path) -> Decoded:
+        decoded.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr("convnext_cli.data.audit.inspection.read_image", read)
+    index = scan_folder(tmp_path / "data")
+
+    def inspect() -> Inspection:
+        [last] = deque(inspect_images(index, threads=1), maxlen=1)
+        assert isinstance(last, Inspection)
+        return last
+
+    first = inspect()
+    assert len(decoded) == 6
+    second = inspect()
+    assert len(decoded) == 6
+    np.testing.assert_array_equal(first.measures, second.measures)
+    changed = save_image(tmp_path / "data/a/0.png", seed=99)
+    os.utime(changed, (1, 1))
+    third = inspect()
+    assert decoded[6:] == [changed]
+    assert (third.measures["digest"][0] != first.measures["digest"][0]).any()
+    for path in Path(os.environ["CONVNEXT_CACHE"]).rglob("*.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    inspect()
+    assert len(decoded) == 7 + 6  # a torn cache is as none
+
+
+def test_exclusions_must_name_files_of_the_data(tmp_path: Path) -> None:
+    for number in range(4):
+        save_image(tmp_path / "data" / "ab"[number % 2] / f"{number}.png", seed=number)
+    (tmp_path / "plain.txt").write_text("a/0.png\n")
+    index = take(tmp_path / "data", exclude=tmp_path / "plain.txt", audit=False).index
+    assert index.paths == ("a/2.png", "b/1.png", "b/3.png")
+    assert index.skipped == {"excluded image": 1}
+    (tmp_path / "plain.txt").write_text("a/9.png\n")
+    with pytest.raises(DataError, match=r"names 1 files that are not in .*: a/9\.png"):
+        take(tmp_path / "data", exclude=tmp_path / "plain.txt")
+
+
+def test_the_chest_x_rays(shared_data: Path) -> None:
+    found = audit(shared_data / "cxr3")
+    groups = find(found, "groups across splits")
+    assert groups.count == 170
+    assert "170 in both test and train" in groups.title
+    repaired = take(shared_data / "cxr3", resplit=True)
+    assert replace(repaired.index, skipped={}).groups == found.index.groups
+    assert repaired.audit is not None
+    assert not repaired.audit.falsifies
