@@ -1,16 +1,18 @@
 """All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
 
+import hashlib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from convnext_cli.data.scan import Index, check_trainable, scan_folder
 from convnext_cli.data.split import explain_weak_validation, split_index
-from convnext_cli.errors import UsageError, WeightsError, check_word
+from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
 from convnext_cli.models.catalog import Architecture, Tag, find_model
 from convnext_cli.recipes.machine import Machine, describe_machine
-from convnext_cli.recipes.plan import Choice, Plan, make_plan
-from convnext_cli.recipes.recipe import check_settings, default_settings
+from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
+from convnext_cli.recipes.recipe import check_settings, default_settings, describe_settings
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.recipes.tables import RECIPES
 from convnext_cli.runs import RUNS, RunFolder, check_outside
@@ -20,7 +22,8 @@ from convnext_cli.runs import RUNS, RunFolder, check_outside
 class Request:
     """What the user asked for."""
 
-    data: Path
+    data: Path | None = None
+    """The images; None for those of the run that `resume` names."""
     model: str | None = None
     """An architecture, with or without a `.tag`; None for the recommended one."""
     output: Path | None = None
@@ -30,7 +33,13 @@ class Request:
     offline: bool = False
     overwrite: bool = False
     recipe: str = "specification"
-    settings: Mapping[str, Choice]
+    settings: Mapping[str, Choice] = field(default_factory=dict)
+    resume: Path | None = None
+    """A run to be continued: model, settings and split are its own then."""
+    max_time: float | None = None
+    """Seconds that the training should take; fewer epochs are planned where it would take longer."""
+    track: tuple[str, ...] = ()
+    """Where figures are sent as well: `tensorboard`, `wandb`, `mlflow`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +51,8 @@ class Prepared:
     tag: Tag | None
     machine: Machine
     plan: Plan
+    images: str
+    """Digest of the images that are trained and validated on."""
     weak_validation: str | None
     """Why the validation split is too small to choose the best epoch by; None where it is not."""
 
@@ -65,8 +76,16 @@ class Prepared:
         return tuple(notes)
 
 
+def continue_if_restarted(request: Request) -> Request:
+    """Where torchrun starts its processes again after a failure, the same command continues the run it began."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if restarted and request.resume is None and request.output and RunFolder(request.output).is_begun:
+        return Request(resume=request.output, offline=request.offline, track=request.track)
+    return request
+
+
 def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
-    """Checks a request, scans and splits its data, and makes the plan.
+    """Checks a request, scans and splits its data, and makes the plan; or takes all that from the run to be continued.
 
     Args:
         request: what the user asked for.
@@ -76,7 +95,14 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
         UsageError: a setting, the model or the output folder is wrong.
         DataError: the data cannot be trained on.
         WeightsError: the weights given are not there.
+        RunError: the run to be continued is none, or damaged.
     """
+    if request.resume is not None:
+        return _prepare_resumed(request, request.resume, use_gpu=use_gpu)
+    if request.data is None:
+        raise UsageError(
+            "no data are given", "Give the folder of images, or --resume RUN (`convnext finetune --help` shows both)"
+        )
     values = default_settings() | {name: choice.value for name, choice in request.settings.items()}
     check_settings(values)
     check_word("recipe", request.recipe, RECIPES)
@@ -116,5 +142,68 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
         tag=tag,
         machine=machine,
         plan=plan,
+        images=digest_images(index),
         weak_validation=explain_weak_validation(index),
     )
+
+
+def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
+    run = RunFolder(path)
+    allowed = Request(data=request.data, resume=path, offline=request.offline, track=request.track)
+    if request != allowed:
+        raise UsageError(
+            "--resume takes the model, the settings and the split from the run",
+            "Leave out all else but --devices, --track, --json and the data folder, if it has moved",
+        )
+    if not run.is_begun:
+        raise RunError(f"{path} is no run that has begun", "Give a folder that `convnext finetune` made, or begin anew")
+    if run.is_finished:
+        raise UsageError(
+            f"{path} has finished: there is nothing to continue",
+            f"`convnext eval {path}` says how good it is; --config {run.plan} repeats it with other settings",
+        )
+    model, weights, values = read_plan(run.plan)
+    if model is None:
+        raise RunError(f"{run.plan} names no model", "Begin anew with another --output")
+    architecture, tag = find_model(model)
+    settings = default_settings() | values
+    if missing := [name for name in describe_settings() if name not in settings]:
+        raise RunError(f"{run.plan} lacks {', '.join(missing)}", "Begin anew with another --output")
+    index = run.read_split()
+    if request.data is not None:
+        index = replace(index, root=request.data)
+    check_outside(path, index.root)
+    return Prepared(
+        index=index,
+        architecture=architecture,
+        tag=tag,
+        machine=describe_machine(use_gpu=use_gpu),
+        plan=Plan(
+            model=model,
+            weights=weights or "auto",
+            settings={name: Choice(value=settings[name], source="plan") for name in describe_settings()},
+        ),
+        images=digest_images(index),
+        weak_validation=explain_weak_validation(index),
+    )
+
+
+def digest_images(index: Index) -> str:
+    """A digest of the sizes in bytes of the training and validation images, in their order.
+
+    Raises:
+        DataError: some of them are not there.
+    """
+    digest, gone = hashlib.sha256(), []
+    for row in (*index.rows("train"), *index.rows("val")):
+        try:
+            digest.update(f"{(index.root / index.paths[row]).stat().st_size} ".encode())
+        except OSError:
+            gone.append(index.paths[row])
+    if gone:
+        examples = ", ".join(gone[:5])
+        raise DataError(
+            f"{len(gone)} images of the split are not in {index.root}: {examples}",
+            "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
+        )
+    return digest.hexdigest()
