@@ -106,6 +106,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(should_reduce_batch_size(error))
 
 
+def is_lost_connection(error: Exception) -> bool:
+    """Whether another rank has gone, so that nothing more can be exchanged."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
 def free_memory() -> None:
     """Gives back what a failed pass has left on the device."""
     clear_device_cache(garbage_collection=True)

@@ -6,11 +6,12 @@ from dataclasses import asdict
 
 from torch import nn
 
-from convnext_cli.errors import DivergedError, StoppedError
+from convnext_cli.errors import ConvnextError, DivergedError, StoppedError
 from convnext_cli.evaluation.metrics import Metrics
 from convnext_cli.models.build import write_model
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import Progress, Tensors, gather_weights, load_checkpoint, save_checkpoint
+from convnext_cli.training.devices import is_lost_connection
 from convnext_cli.training.loop import EpochDone, Remark, StepDone, train
 from convnext_cli.training.step import Job
 
@@ -63,6 +64,12 @@ def train_and_keep(
                     if event.signal:
                         raise _stopped(run, progress.step, event.signal)
             return progress
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            raise ConvnextError(
+                "another process of this run has ended", f"Look for its own error. {_how_to_go_on(run)}"
+            ) from error
         except DivergedError as error:
             halvings = progress.halvings + 1
             if halvings > MAX_HALVINGS:
@@ -104,6 +111,10 @@ def _score(val: Metrics | None) -> tuple[float, float]:
 def _stopped(run: RunFolder, step: int, signal: int) -> StoppedError:
     return StoppedError(
         f"stopped after step {step:,}, and saved",
-        f"Go on with `convnext finetune --resume {shlex.quote(str(run.path))}`",
+        _how_to_go_on(run),
         signal=signal,
     )
+
+
+def _how_to_go_on(run: RunFolder) -> str:
+    return f"Go on with `convnext finetune --resume {shlex.quote(str(run.path))}`"

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from convnext_cli.data.scan import Index, check_trainable, scan_folder
@@ -16,6 +17,8 @@ from convnext_cli.recipes.recipe import check_settings, default_settings, descri
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.recipes.tables import RECIPES
 from convnext_cli.runs import RUNS, RunFolder, check_outside
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +100,7 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
         WeightsError: the weights given are not there.
         RunError: the run to be continued is none, or damaged.
     """
+    _check_trackers(request.track)
     if request.resume is not None:
         return _prepare_resumed(request, request.resume, use_gpu=use_gpu)
     if request.data is None:
@@ -145,6 +149,13 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
         images=digest_images(index),
         weak_validation=explain_weak_validation(index),
     )
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    for name in names:
+        check_word("tracker", name, TRACKERS)
+        if find_spec(name) is None:
+            raise UsageError(f"{name} is not installed", f"Install it with `pip install 'convnext-cli[{name}]'`")
 
 
 def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
