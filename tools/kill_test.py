@@ -1,6 +1,6 @@
 """Kills a training at random moments, continues it each time, and compares where it ends.
 
-    python tools/kill_test.py DATA [--kills 30] [--processes 2] [--images 40] [--seed 0]
+    python tools/kill_test.py DATA [--kills 30] [--processes 2] [--images 16] [--seed 0]
 
 One run is left alone. Then the same run is killed with SIGKILL, which no process can catch, at moments drawn evenly
 over its whole length, and continued with `finetune --resume` until it ends; and so again, until there were as many
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--images", type=int, default=40, help="of each class")
+    parser.add_argument("--images", type=int, default=16, help="of each class")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     data = args.data.absolute()

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from convnext_cli.recipes.costs import GIB
 from convnext_cli.recipes.plan import Plan
@@ -85,6 +86,12 @@ def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
     parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, longest: float) -> Tensor:
+    """Shortens the gradient to the L2 norm `longest` where it is longer, and returns the norm it had."""
+    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), longest)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def agree(accelerator: Accelerator, *values: int) -> list[int]:

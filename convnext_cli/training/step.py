@@ -18,7 +18,14 @@ from convnext_cli.inference.forward import choose_memory_format, prepare_input
 from convnext_cli.recipes.machine import count_cpus, count_local_processes
 from convnext_cli.recipes.recipe import Recipe
 from convnext_cli.training.checkpoint import Progress
-from convnext_cli.training.devices import agree, free_memory, is_out_of_memory, is_sharded, sum_gradients
+from convnext_cli.training.devices import (
+    agree,
+    clip_gradients,
+    free_memory,
+    is_out_of_memory,
+    is_sharded,
+    sum_gradients,
+)  # fmt: skip
 from convnext_cli.training.mixing import mix_batch, smooth_targets
 from convnext_cli.training.signals import Signals
 
@@ -85,7 +92,7 @@ def take_step(
             raise _no_memory(job, progress)
         progress.micro_batch_size = used // 2
     sum_gradients(accelerator, job.model)
-    norm = accelerator.clip_grad_norm_(job.model.parameters(), job.recipe.clip_grad or math.inf)
+    norm = clip_gradients(accelerator, job.model, job.recipe.clip_grad or math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return torch.where(norm.isfinite(), losses, math.nan), signal
