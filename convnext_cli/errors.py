@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import partial
 
 
 class ConvnextError(Exception):
@@ -67,6 +68,22 @@ class OutOfMemoryError(ConvnextError):
     """The device has not enough memory for the plan."""
 
     exit_code = 4
+
+
+class StoppedError(ConvnextError):
+    """A signal ended the run: 2 (Ctrl-C) or 15 (SIGTERM), told to the shell as it expects it."""
+
+    def __init__(self, problem: str, remedy: str, *, signal: int) -> None:
+        super().__init__(problem, remedy)
+        self.signal = signal
+        self.exit_code = 128 + signal
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), signal=self.signal), (self.problem, self.remedy)
+
+
+class DivergedError(ConvnextError):
+    """The loss or its gradient is no finite number any more."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,25 +29,48 @@ class RunFolder:
         """Resolved settings with their reasons; feeding it back repeats the run."""
         return self.path / "plan.toml"
 
-    @property
-    def last(self) -> Path:
-        """Everything needed to continue: model, optimizer, progress."""
-        return self.path / "last" / "checkpoint.safetensors"
+    def checkpoint(self, step: int) -> Path:
+        """Everything needed to continue after `step` optimizer steps: model, optimizer, progress."""
+        return self.path / "last" / f"step-{step:08}.safetensors"
+
+    def list_checkpoints(self) -> list[Path]:
+        """The checkpoints, the newest first."""
+        return sorted(self.path.glob("last/step-*.safetensors"), key=lambda path: (len(path.name), path.name))[::-1]
+
+    def drop_checkpoints(self, *, keep: int) -> None:
+        """Removes all but the newest checkpoints."""
+        for old in self.list_checkpoints()[keep:]:
+            old.unlink(missing_ok=True)
 
     @property
     def metrics(self) -> Path:
         """The final figures."""
         return self.path / "metrics.json"
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether it can be continued: the plan is written after all else that a beginning needs."""
+        return self.plan.exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has come to its end: the final figures are written after all else."""
+        return self.metrics.exists()
+
     def create(self, *, overwrite: bool) -> None:
         """Makes the folder, which must be new, empty, or a former run that `overwrite` allows to be replaced."""
         self.check_free(overwrite=overwrite)
         try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            (self.path / "last").mkdir(parents=True, exist_ok=True)
             for old in self._files():
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}", "Choose another --output") from error
+
+    def drop_temporary(self) -> None:
+        """Removes what a killed process was writing."""
+        for path in self._temporary():
+            path.unlink(missing_ok=True)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Checks that a new run may be written here.
@@ -58,8 +82,14 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "Choose another --output")
-        if any(self.path.iterdir()) and not (overwrite and self.plan.exists()):
-            remedy = "Choose another --output" + (", or add --overwrite" if self.plan.exists() else "")
+        if self.is_begun and not self.is_finished and not overwrite:
+            raise UsageError(
+                f"{self.path} exists already, a run that has not finished",
+                f"Continue it with `convnext finetune --resume {shlex.quote(str(self.path))}`, choose another "
+                "--output, or add --overwrite",
+            )
+        if any(self.path.iterdir()) and not (overwrite and self.is_begun) and not self._is_false_start():
+            remedy = "Choose another --output" + (", or add --overwrite" if self.is_begun else "")
             raise UsageError(f"{self.path} exists already", remedy)
 
     def write_plan(self, toml: str) -> None:
@@ -131,17 +161,24 @@ class RunFolder:
         write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
 
     def _files(self) -> Iterator[Path]:
-        names = (
-            "plan.toml",
-            "split.csv",
-            "data.json",
-            "audit.json",
-            "environment.json",
-            "metrics.jsonl",
-            "metrics.json",
-        )
-        yield from (self.path / name for name in (*names, "config.json", "model.safetensors"))
-        yield self.last
+        """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
+        names = ("metrics.json", "model.safetensors", "config.json", "metrics.jsonl", "plan.toml")
+        yield from (self.path / name for name in names)
+        yield from self._beginnings()
+
+    def _beginnings(self) -> Iterator[Path]:
+        """What is written before the plan, and what a killed process was writing."""
+        yield from (self.path / name for name in ("split.csv", "data.json", "audit.json", "environment.json"))
+        yield from self.list_checkpoints()
+        yield from self._temporary()
+
+    def _temporary(self) -> list[Path]:
+        return [*self.path.glob(".*.tmp"), *self.path.glob("last/.*.tmp")]
+
+    def _is_false_start(self) -> bool:
+        """Whether all that is here is what a run leaves that was killed before it had begun."""
+        last = self.path / "last"
+        return last.is_dir() and not set(self.path.rglob("*")) - {last, *self._beginnings()}
 
 
 def check_outside(output: Path, data: Path) -> None:

@@ -17,9 +17,9 @@ from convnext_cli.cli.finetune import finetune
 from convnext_cli.cli.list import list_
 from convnext_cli.cli.predict import predict
 from convnext_cli.cli.recommend import recommend
-from convnext_cli.errors import ConvnextError
+from convnext_cli.errors import ConvnextError, StoppedError
 
-EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted."
+EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
 DEBUG = "CONVNEXT_DEBUG"
 INTERRUPTED = 130
 
@@ -74,6 +74,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = app(args, standalone_mode=False, prog_name="convnext")
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
             console.fail("interrupted. What earlier epochs saved is whole")
+    except StoppedError as error:  # all processes know it; the first one says it
+        console.say(str(error))
+        code = error.exit_code
     except ConvnextError as error:
         code = _fail(str(error), error.exit_code)
     except TyperException as error:

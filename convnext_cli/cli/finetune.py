@@ -1,6 +1,7 @@
 """`convnext finetune`: train a model on a folder of images."""
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP, Exclude, GroupFrom, Resplit
-from convnext_cli.cli.settings import given, with_settings
+from convnext_cli.cli.settings import given, parse_duration, with_settings
 
 if TYPE_CHECKING:
     from convnext_cli.training.finetuning import Finished, Started
@@ -28,7 +29,7 @@ EPOCH_COLUMNS = (
 
 @with_settings
 def finetune(
-    data: Annotated[Path, typer.Argument(help=DATA_HELP)],
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP, show_default=False)] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Model, with or without .tag; the recommended one if not given."),
@@ -54,6 +55,23 @@ def finetune(
     ] = "specification",
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue this run, with the settings and the split it has.")
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration,
+            metavar="<time>",
+            help="Plan no more epochs than this has room for: 90m, 2h, 1h30m. Measured before training.",
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine, one per GPU; starts torchrun.")
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Send the figures to tensorboard, wandb or mlflow too; may be repeated.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan with its memory and time, and stop.")
     ] = False,
@@ -65,6 +83,10 @@ def finetune(
     from convnext_cli.recipes.plan import Choice, read_plan
     from convnext_cli.training.preparation import Request
 
+    if devices is not None and "RANK" not in os.environ:
+        from convnext_cli.training.launcher import launch
+
+        raise typer.Exit(launch(devices))
     planned_model, planned_weights, planned = read_plan(config) if config else (None, None, {})
     choices = {name: Choice(value=value, source="plan") for name, value in planned.items()}
     choices |= {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
@@ -82,6 +104,9 @@ def finetune(
         overwrite=overwrite,
         recipe=recipe,
         settings=choices,
+        resume=resume,
+        max_time=max_time,
+        track=tuple(track or ()),
     )
     if dry_run:
         _show_dry_run(_prepare(request), as_json=as_json)
@@ -113,7 +138,12 @@ def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
 
     plan, machine = prepared.plan, prepared.machine
     chosen, index = plan.recipe, prepared.index
-    memory = training_bytes(prepared.architecture, chosen.micro_batch_size, chosen.image_size)
+    memory = training_bytes(
+        prepared.architecture,
+        chosen.micro_batch_size,
+        chosen.image_size,
+        grad_checkpointing=chosen.grad_checkpointing,
+    )
     seconds = estimate_seconds(prepared.architecture, plan, len(index.rows("train")), machine)
     splits = {name: len(index.rows(name)) for name in ("train", "val", "test")}
     if as_json:
@@ -147,16 +177,16 @@ def _describe_splits(splits: dict[str, int]) -> str:
 
 def follow(events: Iterator[Any]) -> "Finished":
     """Shows what happens in a fine-tuning and returns its end."""
-    from convnext_cli.data.audit.inspection import Progress
+    from convnext_cli.data.audit.inspection import Checked
     from convnext_cli.training.finetuning import Finished, Started
 
     epochs = 0
     with console.progress("fine-tuning") as bar:
         for event in events:
-            if isinstance(event, Progress):
+            if isinstance(event, Checked):
                 bar.update(event.done, event.total, "images checked")
                 continue
-            from convnext_cli.training.loop import EpochDone, StepDone  # torch: only once training has begun
+            from convnext_cli.training.loop import EpochDone, Remark, StepDone  # torch: only once training has begun
 
             match event:
                 case Started():
@@ -168,6 +198,8 @@ def follow(events: Iterator[Any]) -> "Finished":
                     bar.update(event.epoch * event.steps + event.step, epochs * event.steps, text)
                 case EpochDone():
                     console.say(_describe_epoch(event, epochs))
+                case Remark():
+                    console.warn(event.text)
                 case Finished():
                     return event
     raise AssertionError("a fine-tuning ends with Finished")
@@ -190,10 +222,12 @@ def show_finished(finished: "Finished") -> None:
 def _show_started(started: "Started") -> None:
     plan, index = started.plan, started.index
     new = "all" if started.new_params == started.params else f"{started.new_params:,}"
+    origin = f"{new} of them from random values; weights: {plan.weights}"
+    if started.resumed_at is not None:
+        origin = f"continued after step {started.resumed_at:,}"
     console.say(f"{plan.model}", style="bold")
     console.say(
-        f"{started.params / 1e6:.2f}M parameters, {new} of them from random values; weights: {plan.weights}"
-        f"{f' (licence {started.license})' if started.license else ''}"
+        f"{started.params / 1e6:.2f}M parameters, {origin}{f' (licence {started.license})' if started.license else ''}"
     )
     splits = {name: len(index.rows(name)) for name in ("train", "val", "test")}
     console.say(f"{index.root}: {len(index.classes)} classes; {_describe_splits(splits)}")

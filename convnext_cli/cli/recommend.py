@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def recommend(
-    data: Annotated[Path | None, typer.Argument(help="Folder, CSV or zip of images, instead of --dataset-size.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder, CSV or zip of images, instead of --dataset-size.")
+    ] = None,
     dataset_size: Annotated[int | None, typer.Option(help="Number of images, all splits together.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
     vram: Annotated[float | None, typer.Option(help="Memory of the GPU, in GiB.")] = None,

@@ -1,6 +1,7 @@
 """Makes command-line options out of the recipe's fields, so that each setting is declared once."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -14,7 +15,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(command)
     parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     for name, (kind, setting) in describe_settings().items():
-        flags = (f"--{name.replace('_', '-')}", *setting.flags)
+        flag = name.replace("_", "-")
+        flags = (f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", *setting.flags)
         option = typer.Option(
             *flags, help=_help(setting.help, setting.unit), rich_help_panel="Settings", show_default=False
         )
@@ -28,6 +30,20 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def given(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that stand on the command line."""
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `90m`, `2h`, `1h30m`, `45s` or a bare number of seconds.
+
+    Raises:
+        typer.BadParameter: it is none of these, or nothing.
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    parts = found.groups("0") if found else ()
+    seconds = sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not seconds:
+        raise typer.BadParameter(f"{text!r} is no time; write 90m, 2h or 1h30m")
+    return seconds
 
 
 def _help(text: str, unit: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.audit.findings import Audit, audit_index
-from convnext_cli.data.audit.inspection import Progress
+from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.scan import Index, scan_data
 from convnext_cli.errors import DataError
@@ -40,8 +40,21 @@ class Taken:
     together: tuple[tuple[int, ...], ...]
     """Rows of `index` that are one picture."""
 
+    def describe(self) -> list[str]:
+        """What the user should know of it, a line each."""
+        found, lines = self.grouping, []
+        if found.groups:
+            example = f", such as {found.examples[0][1]} of {found.examples[0][0]}" if found.examples else ""
+            guess = "; --group-from none if they mean nothing" if found.source in ("names", "folders") else ""
+            lines.append(f"{found.groups:,} groups (patients?) by {found.rule}{example}{guess}")
+        for finding in self.audit.findings if self.audit else ():
+            gravity = "THE SCORE WILL BE FALSE: " if finding.falsifies else ""
+            number = f"{finding.count:,} x " if finding.count else ""
+            lines.append(f"{gravity}{number}{finding.title}: {finding.action}")
+        return lines
 
-def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
+
+def take_in(intake: Intake, *, threads: int) -> Iterator[Checked | Taken]:
     """Takes data in: yields progress, and the result last.
 
     Raises:

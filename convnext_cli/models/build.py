@@ -1,7 +1,7 @@
 """Builds timm's model for training or from a run folder, and writes it in timm's own format."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from convnext_cli.data.transforms import Preprocessing
 from convnext_cli.errors import RunError
@@ -71,11 +71,18 @@ def read_preprocessing(model: nn.Module, image_size: int | None = None) -> Prepr
 
 
 def write_model(
-    model: nn.Module, folder: Path, *, classes: Sequence[str], how: Preprocessing, license: str | None
+    model: nn.Module,
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    classes: Sequence[str],
+    how: Preprocessing,
+    license: str | None,
 ) -> None:
     """Writes `config.json` and `model.safetensors`: timm.create_model("local-dir:FOLDER", pretrained=True) loads them.
 
     The configuration carries the class names, the preprocessing as trained, and the licence of the base weights.
+    The weights are given apart, because a model that is spread over several GPUs has only a part of its own.
     """
     size = (3, how.image_size, how.image_size)
     # Only the weights' licence is known here; what else their configuration says is about the base weights.
@@ -87,7 +94,7 @@ def write_model(
             model_config={"label_names": list(classes), "pretrained_cfg": cfg},
             data_config={"input_size": size, "crop_pct": how.crop_pct, "crop_mode": how.crop_mode},
         )
-    write_tensors(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
@@ -113,11 +120,6 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise RunError(f"the model in {folder} cannot be read ({type(error).__name__}: {why})", remedy) from error
     return model.eval(), classes, how
-
-
-def count_parameters(model: nn.Module) -> int:
-    """All parameters, trainable or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def seed_weights(seed: int) -> None:

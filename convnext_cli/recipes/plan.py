@@ -4,7 +4,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Plan:
     def recipe(self) -> Recipe:
         """The bare values."""
         return Recipe(**{name: choice.value for name, choice in self.settings.items()})
+
+    def shorten(self, epochs: Choice) -> "Plan":
+        """The same plan for fewer epochs, of which the warm-up stays at most a tenth."""
+        warmup = _shorten_warmup(self.settings["warmup_epochs"], epochs.value)
+        return replace(self, settings={**self.settings, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:
         """The plan as TOML, each setting's help, source and reason as a comment. `read_plan` takes it back."""
@@ -132,7 +137,7 @@ def make_plan(
         chosen["lr"] = _scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, weights)
     chosen.setdefault(
         "micro_batch_size",
-        _micro_batch_size(model, chosen["batch_size"].value, chosen["image_size"].value, machine),
+        _micro_batch_size(model, chosen, machine),
     )
     chosen["warmup_epochs"] = _shorten_warmup(chosen["warmup_epochs"], chosen["epochs"].value)
     # Random weights have no tag, but another than the default one still says how images are prepared.
@@ -216,10 +221,12 @@ def _bounded(name: str, row: Row, regime: Regime, notes: Mapping[str, str]) -> C
     return Choice(value=value, source=regime.source, reason=_join(why, note))
 
 
-def _micro_batch_size(model: Architecture, batch: int, image_size: int, machine: Machine | None) -> Choice:
+def _micro_batch_size(model: Architecture, chosen: Mapping[str, Choice], machine: Machine | None) -> Choice:
+    batch = chosen["batch_size"].value
     if machine is None:
         return Choice(value=batch, source="rule", reason="the whole batch at once")
-    fitting = max(1, largest_micro_batch(model, image_size, machine.memory, batch))
+    size, twice = chosen["image_size"].value, chosen["grad_checkpointing"].value
+    fitting = max(1, largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=twice))
     if not machine.is_gpu and fitting > MAX_CPU_MICRO_BATCH:
         return Choice(value=MAX_CPU_MICRO_BATCH, source="rule", reason="a larger pass is not faster on a CPU")
     why = "the whole batch fits" if fitting == batch else "the largest that fits"

@@ -82,6 +82,19 @@ class Recipe:
         float,
         Setting(help="Chance of a left-right flip in training; 0 where left and right differ.", low=0, high=1),
     ] = 0.0
+    clip_grad: Annotated[
+        float, Setting(help="Longest gradient (L2 norm) of a step; a longer one is shortened to it. 0 is off.", low=0)
+    ] = 0.0
+    patience: Annotated[int, Setting(help="Epochs without a better one before training stops; 0 is off.", low=0)] = 0
+    save_every: Annotated[
+        int, Setting(help="Optimizer steps between two saved states; 0 saves after each epoch only.", low=0)
+    ] = 0
+    grad_checkpointing: Annotated[
+        bool, Setting(help="Compute activations twice instead of keeping them: less memory, about a third slower.")
+    ] = False
+    deterministic: Annotated[
+        bool, Setting(help="Only algorithms that repeat to the bit, on a GPU too, or an error where there is none.")
+    ] = False
     val_fraction: Annotated[
         float,
         Setting(help="Share of the images for validation, where the data has no split.", low=0, high=0.9),
@@ -101,7 +114,7 @@ class Recipe:
 
 @cache
 def describe_settings() -> dict[str, tuple[Any, Setting]]:
-    """Each setting's type (int, float or a Literal of words) and description, by name."""
+    """Each setting's type (int, float, bool or a Literal of words) and description, by name."""
     hints = get_type_hints(Recipe, include_extras=True)
     return {field.name: get_args(hints[field.name]) for field in fields(Recipe)}
 
@@ -130,6 +143,8 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
     if get_origin(kind) is Literal:
         words = get_args(kind)
         return None if value in words else f"= {value!r} must be one of {', '.join(words)}"
+    if kind is bool:
+        return None if isinstance(value, bool) else f"= {value!r} must be true or false"
     accepted = (int, float) if kind is float else (int,)
     if isinstance(value, bool) or not isinstance(value, accepted):
         return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"

@@ -15,6 +15,7 @@ from convnext_cli.models.catalog import (
 from convnext_cli.recipes.costs import GIB, USABLE, describe_seconds, training_bytes, training_seconds
 from convnext_cli.recipes.machine import Machine, machine_with
 from convnext_cli.recipes.plan import Choice, Plan, make_plan
+from convnext_cli.recipes.recipe import Recipe
 from convnext_cli.recipes.tables import RECIPES, load_tables
 
 DAY = 86_400  # seconds
@@ -115,7 +116,7 @@ def recommend(
             model=model,
             tag=tag,
             plan=plan,
-            memory=training_bytes(model, chosen.micro_batch_size, chosen.image_size),
+            memory=_step_bytes(model, chosen.micro_batch_size, chosen),
             seconds=estimate_seconds(model, plan, dataset_size, machine),
             refused=_refuse(model, tag, plan, machine, license),
             reason=f"the specification's choice {place}" + _speak_for(model, tag, prefer),
@@ -150,10 +151,14 @@ def _refuse(model: Architecture, tag: Tag | None, plan: Plan, machine: Machine |
         return "no pretrained weights exist for it anywhere"
     if tag is None:
         return f"its weights are {' or '.join(model.licenses)}, not {license}"
-    needed = training_bytes(model, 1, plan.recipe.image_size)
+    needed = _step_bytes(model, 1, plan.recipe)
     if machine is not None and needed > machine.memory * USABLE:
         return f"needs about {needed / GIB:.1f} GiB for a single image"
     return ""
+
+
+def _step_bytes(model: Architecture, images: int, recipe: Recipe) -> int:
+    return training_bytes(model, images, recipe.image_size, grad_checkpointing=recipe.grad_checkpointing)
 
 
 def _order(candidate: Candidate, prefer: str) -> tuple[bool, float]:

@@ -1,21 +1,173 @@
-"""What is saved of a run while it trains: the best model for others, the last state to continue from."""
+"""The last state of a run, to continue from exactly: model, optimizer and progress in one file.
 
+Random states are not in it because there are none: every draw comes from (seed, epoch, row) or (seed, step).
+"""
+
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
+from convnext_cli.errors import RunError
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs import RunFolder
 
+Tensors = dict[str, Tensor]
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-def save_last(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Writes model, optimizer and progress into one safetensors file, so that they can never disagree.
 
-    Random states are not in it because there are none: every draw comes from (seed, epoch, row) or (seed, step).
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """Where a run stands: all of its state that is no tensor."""
+
+    images: str
+    """Digest of the images that it trains and validates on."""
+    license: str | None
+    """Licence of the base weights."""
+    micro_batch_size: int
+    """The plan's, or less where the device's memory was too small for it."""
+    step: int = 0
+    """Optimizer steps done."""
+    halvings: int = 0
+    """How often the learning rate was halved because a loss or gradient was no finite number."""
+    loss_sums: list[float] = field(default_factory=list)
+    """Each rank's sum of losses in the epoch that is under way."""
+    seconds: float = 0.0
+    """Training time spent on that epoch."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """A line for each finished epoch."""
+    best_val: dict[str, Any] | None = None
+    """The kept epoch's figures on the validation split."""
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The line of the epoch whose weights are kept; None before the first epoch's end."""
+        return next((entry for entry in reversed(self.log) if entry["best"]), None)
+
+
+def save_checkpoint(
+    run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> Tensors:
+    """Writes the state after `progress.step` steps; all ranks call it, the first one writes. The last two are kept.
+
+    Returns:
+        What `gather_weights` does.
+
+    Raises:
+        ConvnextError: the disk is full, read-only or gone. The checkpoints before are then as they were.
     """
-    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    write_tensors(tensors, run.last, {"progress": json.dumps(progress)})
+    weights = gather_weights(model)
+    tensors = {f"model.{name}": value for name, value in weights.items()}
+    if progress.step:  # before its first step AdamW has no state, and being asked for it would make one up
+        states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+        for name, state in states.get("state", {}).items():  # there is none on ranks that do not write
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
+    if accelerator.is_main_process:
+        words = json.dumps(asdict(progress))
+        metadata = {"progress": words, "sha256": _digest(tensors, words)}
+        write_tensors(tensors, run.checkpoint(progress.step), metadata)
+        run.drop_checkpoints(keep=2)
+    accelerator.wait_for_everyone()
+    return weights
+
+
+def gather_weights(model: nn.Module) -> Tensors:
+    """The model's tensors on the CPU, whole; on the first rank only where they are spread over ranks."""
+    return get_model_state_dict(model, options=WHOLE)  # type: ignore[return-value]  # torch types values as anything
+
+
+def load_checkpoint(
+    run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, list[str]]:
+    """Puts the newest whole checkpoint into model and optimizer; the first rank reads it for all.
+
+    Returns:
+        The progress, and a remark for each newer checkpoint that is damaged.
+
+    Raises:
+        RunError: there is no checkpoint that can be read.
+    """
+    tensors: Tensors = {}
+    found: Any = None
+    if accelerator.is_main_process:
+        try:
+            tensors, *found = _read_newest(run)
+        except RunError as error:  # all ranks stop with it
+            found = error
+    [found] = broadcast_object_list([found])
+    if isinstance(found, RunError):
+        raise found
+    words, remarks = found
+    progress = Progress(**json.loads(words))
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
+    set_model_state_dict(model, _part(tensors, "model."), options=options)
+    optimizer.state.clear()
+    if progress.step:
+        state: dict[str, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            key, _, parameter = name.partition(".")
+            state.setdefault(parameter, {})[key] = value
+        whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+        given: Any = {**whole, "state": state} if accelerator.is_main_process else {}
+        set_optimizer_state_dict(model, optimizer, given, options=options)
+    return progress, remarks
+
+
+def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[str]]:
+    remarks: list[str] = []
+    for path in run.list_checkpoints():
+        try:
+            tensors, words = read_checkpoint(path)
+        except RunError as error:
+            remarks.append(f"{error.problem}; the one before is taken")
+        else:
+            return tensors, words, remarks
+    what = f": {'; '.join(remarks)}" if remarks else ""
+    raise RunError(f"{run.path} has no checkpoint that can be read{what}", "Begin anew with another --output")
+
+
+def read_checkpoint(path: Path) -> tuple[Tensors, str]:
+    """Reads a checkpoint's tensors and its progress as JSON, and holds them against their digest.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        if metadata["sha256"] != _digest(tensors, metadata["progress"]):
+            raise ValueError("its content does not match its checksum")
+    except Exception as error:  # safetensors' errors, OSError and ours share no base class
+        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise RunError(f"the checkpoint {path} is damaged ({why})", "Begin anew with another --output") from error
+    return tensors, metadata["progress"]
+
+
+def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
+    digest = hashlib.sha256(words.encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _part(tensors: Tensors, prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

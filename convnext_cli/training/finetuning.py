@@ -3,27 +3,26 @@
 What is wrong with the input is found before anything heavy is imported.
 """
 
-import os
-import platform
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from convnext_cli.data.audit.inspection import Progress
+from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.scan import Index
+from convnext_cli.errors import DataError
 from convnext_cli.evaluation.metrics import Metrics
 from convnext_cli.recipes.plan import Choice, Plan
 from convnext_cli.runs import RunFolder, name_run
-from convnext_cli.training.preparation import Prepared, Request, prepare, prepare_steps
+from convnext_cli.training.environment import describe_environment
+from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare, prepare_steps
 
 if TYPE_CHECKING:
-    from convnext_cli.training.loop import EpochDone, Job, StepDone
+    from convnext_cli.training.checkpoint import Progress
+    from convnext_cli.training.loop import EpochDone, Remark, StepDone
+    from convnext_cli.training.step import Job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +38,8 @@ class Started:
     params: int
     new_params: int
     """How many of `params` start from random values."""
+    resumed_at: int | None
+    """Optimizer steps that a continued run has behind it; None for a new one."""
     license: str | None
     """Licence of the base weights, where they have one."""
     notes: tuple[str, ...]
@@ -98,8 +99,14 @@ def finetune(
     return last
 
 
-def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone | EpochDone | Finished]":
-    """Does what `finetune` does, and yields what happens while it happens."""
+def finetune_steps(request: Request) -> "Iterator[Checked | Started | StepDone | EpochDone | Remark | Finished]":
+    """Does what `finetune` does, or continues a run, and yields what happens while it happens.
+
+    Raises:
+        StoppedError: a signal asked to stop; the state is saved.
+        ConvnextError: another subclass says what is wrong and what to do.
+    """
+    request = continue_if_restarted(request)
     prepared = None
     for event in prepare_steps(request):
         if isinstance(event, Prepared):
@@ -107,18 +114,26 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         else:
             yield event
     assert prepared is not None
+    run = RunFolder(request.resume or request.output or name_run(prepared.plan.model, datetime.now()))
 
     from convnext_cli.training import devices
 
-    accelerator = devices.make_accelerator(prepared.plan.recipe.amp)
+    recipe = prepared.plan.recipe
+    accelerator = devices.make_accelerator(
+        recipe.amp, deterministic=recipe.deterministic, track=request.track, folder=run.path
+    )
     if prepared.machine.is_gpu and accelerator.device.type == "cpu":  # a GPU that this torch cannot use
         prepared = prepare(request, use_gpu=False)
     accelerator.wait_for_everyone()  # all ranks have looked before one of them writes
 
     from convnext_cli.inference.forward import choose_memory_format
-    from convnext_cli.models.build import build_model, count_parameters, read_preprocessing, seed_weights
-    from convnext_cli.training.loop import Job
+    from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
+    from convnext_cli.training.budget import fit_epochs
+    from convnext_cli.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+    from convnext_cli.training.keeping import train_and_keep
     from convnext_cli.training.optim import make_optimizer
+    from convnext_cli.training.signals import watch_signals
+    from convnext_cli.training.step import Job
 
     index, plan, tag = prepared.index, prepared.plan, prepared.tag
     recipe = plan.recipe
@@ -129,26 +144,42 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
             tag,
             num_classes=len(index.classes),
             drop_path=recipe.drop_path,
-            weights=request.weights,
+            weights="none" if request.resume else request.weights,
             offline=request.offline,
         )
+    network.set_grad_checkpointing(recipe.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
     how = read_preprocessing(network, recipe.image_size)
     network = network.to(memory_format=choose_memory_format(accelerator.device))
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
-    model, optimizer = accelerator.prepare(network, groups)
-    job = Job(model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how)
+    model, optimizer = devices.spread_model(accelerator, network, groups)
 
-    run = RunFolder(request.output or name_run(plan.model, datetime.now()))
+    job = Job(model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how)
     device = devices.describe_device(accelerator.device)
-    license = tag.license if tag and request.weights == "auto" else _read_license(request.weights)
-    if accelerator.is_main_process:
-        run.create(overwrite=request.overwrite)
-        run.write_plan(plan.to_toml())
-        run.write_split(index)
-        if prepared.taken.audit is not None:
-            run.write_audit(prepared.taken.audit.as_dict())
-        run.write_environment(_describe_environment(device))
+    if request.resume is None:
+        license = tag.license if tag and request.weights == "auto" else _read_license(request.weights)
+        if accelerator.is_main_process:
+            run.create(overwrite=request.overwrite)
+            run.write_split(index)
+            if prepared.taken and prepared.taken.audit:
+                run.write_audit(prepared.taken.audit.as_dict())
+            run.write_environment(describe_environment(device))
+        progress = Progress(images=prepared.images, license=license, micro_batch_size=recipe.micro_batch_size)
+        save_checkpoint(run, accelerator, model, optimizer, progress)
+        if request.max_time is not None:
+            plan = fit_epochs(job, progress, plan, request.max_time)
+            job = replace(job, recipe=plan.recipe)
+        if accelerator.is_main_process:
+            run.write_plan(plan.to_toml())
+    elif accelerator.is_main_process:
+        run.drop_temporary()
+    # A new run too starts from its checkpoint: all ranks have the first one's weights then.
+    progress, remarks = load_checkpoint(run, accelerator, model, optimizer)
+    if progress.images != prepared.images:
+        raise DataError(
+            f"the images in {index.root} are not those that {run.path} began with",
+            "Bring the former files back, or begin anew with another --output",
+        )
     yield Started(
         run=run.path,
         plan=plan,
@@ -156,64 +187,38 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         device=device,
         num_processes=accelerator.num_processes,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
-        params=count_parameters(network),
+        params=sum(sizes.values()),
         new_params=sum(sizes[name] for name in new),
-        license=license,
-        notes=prepared.notes,
+        resumed_at=progress.step if request.resume else None,
+        license=progress.license,
+        notes=(*prepared.notes, *remarks),
     )
-    yield from _train_and_keep(job, run, license=license, weak=prepared.weak_validation)
+    with devices.track_figures(accelerator, plan, run.path), watch_signals(job.signals):
+        progress = yield from train_and_keep(job, network, run, progress, weak=prepared.weak_validation)
+    yield _finish(job, run, progress, weak=prepared.weak_validation)
 
 
-def _train_and_keep(
-    job: "Job", run: RunFolder, *, license: str | None, weak: str | None
-) -> "Iterator[StepDone | EpochDone | Finished]":
-    """Trains; after each epoch saves the state, and the model where it is the best so far."""
-    from convnext_cli.models.build import write_model
-    from convnext_cli.training.checkpoint import save_last
-    from convnext_cli.training.loop import EpochDone, train
-
-    selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
-    network = job.accelerator.unwrap_model(job.model)
-    best: EpochDone | None = None
-    log: list[dict[str, Any]] = []
-    for event in train(job):
-        if isinstance(event, EpochDone):
-            is_best = best is None or weak is not None or _score(event) > _score(best)
-            best = event if is_best else best
-            log.append(_log_epoch(event, is_best))
-            if job.accelerator.is_main_process:
-                if is_best:
-                    write_model(network, run.path, classes=job.index.classes, how=job.how, license=license)
-                save_last(run, network, job.optimizer, {"epoch": event.epoch, "log": log})
-                run.write_log(log)
-        yield event
+def _finish(job: "Job", run: RunFolder, progress: "Progress", *, weak: str | None) -> Finished:
+    best = progress.best
     assert best is not None
+    selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
     if job.accelerator.is_main_process:
-        val = None if best.val is None else asdict(best.val)
-        run.write_metrics({"epoch": best.epoch + 1, "selected_by": selected_by, "val": val})
+        run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": progress.best_val})
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
-    yield Finished(run=run.path, epoch=best.epoch, val=best.val, selected_by=selected_by)
+    val = progress.best_val and _revive(Metrics, progress.best_val)
+    return Finished(run=run.path, epoch=best["epoch"] - 1, val=val or None, selected_by=selected_by)
 
 
-def _score(event: "EpochDone") -> tuple[float, float]:
-    assert event.val is not None
-    return event.val.balanced_accuracy, -event.val.log_loss
-
-
-def _log_epoch(event: "EpochDone", is_best: bool) -> dict[str, Any]:
-    val = event.val
-    return {
-        "epoch": event.epoch + 1,
-        "train_loss": event.train_loss,
-        "val_log_loss": val and val.log_loss,
-        "val_top1": val and val.top1,
-        "val_balanced_accuracy": val and val.balanced_accuracy,
-        "lr": event.lr,
-        "seconds": round(event.seconds, 3),
-        "images_per_second": round(event.images / event.seconds, 1),
-        "best": is_best,
-    }
+def _revive(kind: Any, value: Any) -> Any:
+    """Makes the dataclasses again that `asdict` and JSON have turned into plain values."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: _revive(hints[field.name], value[field.name]) for field in fields(kind)})  # type: ignore[operator]
+    if isinstance(value, list | tuple):
+        inner = get_args(kind)[0] if get_args(kind) else None
+        return tuple(_revive(inner, item) for item in value)
+    return value
 
 
 def _read_license(weights: str) -> str | None:
@@ -221,26 +226,3 @@ def _read_license(weights: str) -> str | None:
     from convnext_cli.models.weights import read_license
 
     return None if weights in ("auto", "none") else read_license(Path(weights))
-
-
-def _describe_environment(device: str) -> dict[str, Any]:
-    packages = ("convnext-cli", "torch", "timm", "accelerate", "numpy", "pillow")
-    return {
-        "command": sys.argv,
-        "working_directory": str(Path.cwd()),
-        "git": _describe_git(),
-        "device": device,
-        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-    }
-
-
-def _describe_git() -> str | None:
-    """Commit and cleanness of the working directory's repository, or None outside of one."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -1,31 +1,36 @@
 """All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
 
+import hashlib
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.audit.inspection import Progress
+from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.intake import Intake, Taken, take_in
 from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, explain_weak_validation, split_index
-from convnext_cli.errors import UsageError, WeightsError, check_word
+from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
 from convnext_cli.models.catalog import Architecture, Tag, find_model
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
-from convnext_cli.recipes.plan import Choice, Plan, make_plan
-from convnext_cli.recipes.recipe import check_settings, default_settings
+from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
+from convnext_cli.recipes.recipe import check_settings, default_settings, describe_settings
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.recipes.tables import RECIPES
 from convnext_cli.runs import RUNS, RunFolder, check_outside
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """What the user asked for."""
 
-    data: Path
-    """A folder, a CSV file, or a zip file."""
+    data: Path | None = None
+    """A folder, a CSV file, or a zip file; None for those of the run that `resume` names."""
     exclude: Path | None = None
     group_from: str = "auto"
     resplit: bool = False
@@ -40,36 +45,39 @@ class Request:
     offline: bool = False
     overwrite: bool = False
     recipe: str = "specification"
-    settings: Mapping[str, Choice]
+    settings: Mapping[str, Choice] = field(default_factory=dict)
+    resume: Path | None = None
+    """A run to be continued: model, settings and split are its own then."""
+    max_time: float | None = None
+    """Seconds that the training should take; fewer epochs are planned where it would take longer."""
+    track: tuple[str, ...] = ()
+    """Where figures are sent as well: `tensorboard`, `wandb`, `mlflow`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
     """What will be done."""
 
-    taken: Taken
+    taken: Taken | None
+    """What was taken in; None where a run is continued."""
     index: Index
-    """The images taken in, with the split that will be used."""
+    """The images, with their split."""
     architecture: Architecture
     tag: Tag | None
     machine: Machine
     plan: Plan
+    images: str
+    """Digest of the images that are trained and validated on."""
     weak_validation: str | None
     """Why the validation split is too small to choose the best epoch by; None where it is not."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before trusting the result."""
-        index, notes = self.index, []
-        grouping = self.taken.grouping
-        if grouping.groups:
-            example = f", such as {grouping.examples[0][1]} of {grouping.examples[0][0]}" if grouping.examples else ""
-            guess = "; --group-from none if they mean nothing" if grouping.source in ("names", "folders") else ""
-            notes.append(f"{grouping.groups:,} groups (patients?) by {grouping.rule}{example}{guess}")
-        for finding in self.taken.audit.findings if self.taken.audit else ():
-            gravity = "THE SCORE WILL BE FALSE: " if finding.falsifies else ""
-            number = f"{finding.count:,} x " if finding.count else ""
-            notes.append(f"{gravity}{number}{finding.title}: {finding.action}")
+        index = self.index
+        notes: list[str] = []
+        if self.taken is not None:
+            notes += self.taken.describe()
         if self.weak_validation:
             notes.append(
                 f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. Move images "
@@ -86,6 +94,14 @@ class Prepared:
         return tuple(notes)
 
 
+def continue_if_restarted(request: Request) -> Request:
+    """Where torchrun starts its processes again after a failure, the same command continues the run it began."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if restarted and request.resume is None and request.output and RunFolder(request.output).is_begun:
+        return Request(resume=request.output, offline=request.offline, track=request.track)
+    return request
+
+
 def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
     """Does what `prepare_steps` does, and returns its result."""
     [last] = deque(prepare_steps(request, use_gpu=use_gpu), maxlen=1)
@@ -93,8 +109,10 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
     return last
 
 
-def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progress | Prepared]:
+def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Checked | Prepared]:
     """Checks a request, takes in and splits its data, and makes the plan: yields progress, and the result last.
+
+    Where a run is to be continued, all that is taken from the run.
 
     Args:
         request: what the user asked for.
@@ -104,9 +122,18 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         UsageError: a setting, the model or the output folder is wrong.
         DataError: the data cannot be trained on.
         WeightsError: the weights given are not there.
+        RunError: the run to be continued is none, or damaged.
     """
+    _check_trackers(request.track)
+    if request.resume is not None:
+        yield _prepare_resumed(request, request.resume, use_gpu=use_gpu)
+        return
+    if request.data is None:
+        raise UsageError(
+            "no data are given", "Give the folder of images, or --resume RUN (`convnext finetune --help` shows both)"
+        )
     values = default_settings() | {name: choice.value for name, choice in request.settings.items()}
-    found = _check(request, values)
+    found = _check(request, request.data, values)
     intake = Intake(
         data=request.data,
         exclude=request.exclude,
@@ -152,18 +179,19 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         tag=tag,
         machine=machine,
         plan=plan,
+        images=digest_images(index),
         weak_validation=explain_weak_validation(index),
     )
 
 
-def _check(request: Request, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
+def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
     """Checks all that needs no look at the data; returns the model that was asked for."""
     check_settings(values)
     check_word("recipe", request.recipe, RECIPES)
     found = find_model(request.model) if request.model is not None else None
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
-    check_outside(request.output or RUNS, request.data)
+    check_outside(request.output or RUNS, data)
     if request.output is not None:
         RunFolder(request.output).check_free(overwrite=request.overwrite)
     if request.weights not in ("auto", "none") and not Path(request.weights).exists():
@@ -171,3 +199,73 @@ def _check(request: Request, values: Mapping[str, Any]) -> tuple[Architecture, T
             f"no weights at {request.weights}", "Give auto, none, a .safetensors or .pth file, or a run folder"
         )
     return found
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    for name in names:
+        check_word("tracker", name, TRACKERS)
+        if find_spec(name) is None:
+            raise UsageError(f"{name} is not installed", f"Install it with `pip install 'convnext-cli[{name}]'`")
+
+
+def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
+    run = RunFolder(path)
+    allowed = Request(data=request.data, resume=path, offline=request.offline, track=request.track)
+    if request != allowed:
+        raise UsageError(
+            "--resume takes the model, the settings and the split from the run",
+            "Leave out all else but --devices, --track, --json and the data folder, if it has moved",
+        )
+    if not run.is_begun:
+        raise RunError(f"{path} is no run that has begun", "Give a folder that `convnext finetune` made, or begin anew")
+    if run.is_finished:
+        raise UsageError(
+            f"{path} has finished: there is nothing to continue",
+            f"`convnext eval {path}` says how good it is; --config {run.plan} repeats it with other settings",
+        )
+    model, weights, values = read_plan(run.plan)
+    if model is None:
+        raise RunError(f"{run.plan} names no model", "Begin anew with another --output")
+    architecture, tag = find_model(model)
+    settings = default_settings() | values
+    if missing := [name for name in describe_settings() if name not in settings]:
+        raise RunError(f"{run.plan} lacks {', '.join(missing)}", "Begin anew with another --output")
+    index = run.read_split()
+    if request.data is not None:
+        index = replace(index, root=request.data)
+    check_outside(path, index.root)
+    return Prepared(
+        taken=None,
+        index=index,
+        architecture=architecture,
+        tag=tag,
+        machine=describe_machine(use_gpu=use_gpu),
+        plan=Plan(
+            model=model,
+            weights=weights or "auto",
+            settings={name: Choice(value=settings[name], source="plan") for name in describe_settings()},
+        ),
+        images=digest_images(index),
+        weak_validation=explain_weak_validation(index),
+    )
+
+
+def digest_images(index: Index) -> str:
+    """A digest of the sizes in bytes of the training and validation images, in their order.
+
+    Raises:
+        DataError: some of them are not there.
+    """
+    digest, gone = hashlib.sha256(), []
+    for row in (*index.rows("train"), *index.rows("val")):
+        try:
+            digest.update(f"{(index.root / index.paths[row]).stat().st_size} ".encode())
+        except OSError:
+            gone.append(index.paths[row])
+    if gone:
+        examples = ", ".join(gone[:5])
+        raise DataError(
+            f"{len(gone)} images of the split are not in {index.root}: {examples}",
+            "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
+        )
+    return digest.hexdigest()

@@ -2,37 +2,13 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from convnext_cli.cli.app import main
 from convnext_cli.runs import RunFolder
+from tests.cli.conftest import Convnext, Outcome
 from tests.conftest import save_image
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Convnext = Callable[..., Outcome]
-
-
-@pytest.fixture
-def convnext(capsys: pytest.CaptureFixture[str]) -> Convnext:
-    """Runs the command line in this process."""
-
-    def call(*words: object) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return Outcome(caught.value.code or 0, out, err)  # type: ignore[arg-type]
-
-    return call
 
 
 def errors(outcome: Outcome) -> list[str]:

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
-from convnext_cli.data.audit.inspection import Progress
+from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.scan import scan_folder
-from convnext_cli.errors import ConvnextError, DataError, OutOfMemoryError, UsageError, WeightsError
+from convnext_cli.errors import ConvnextError, DataError, UsageError, WeightsError
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
@@ -47,7 +47,7 @@ def request_for(data: Path, output: Path, **changes: Any) -> Request:
 def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
     """What happens from the start of training on."""
     events = finetune_steps(request_for(data, output, **changes))
-    return [event for event in events if not isinstance(event, Progress)]
+    return [event for event in events if not isinstance(event, Checked)]
 
 
 def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
 
     run = RunFolder(tmp_path / "run")
     assert {path.name for path in run.path.iterdir()} == FILES
-    assert [path.name for path in (run.path / "last").iterdir()] == ["checkpoint.safetensors"]
+    assert [path.name for path in run.list_checkpoints()] == ["step-00000078.safetensors", "step-00000065.safetensors"]
     with (run.path / "split.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")} == {
@@ -80,8 +80,8 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
     assert plan["settings"]["epochs"] == 6
     assert json.loads((run.path / "environment.json").read_text())["packages"]["timm"].startswith("1.")
     assert load_file(run.path / "model.safetensors")["head.fc.weight"].shape == (3, 64)
-    with safe_open(run.last, "pt") as last:
-        assert json.loads(last.metadata()["progress"])["epoch"] == 5
+    with safe_open(run.list_checkpoints()[0], "pt") as last:
+        assert json.loads(last.metadata()["progress"])["step"] == 6 * 13
         assert {name.split(".")[0] for name in last.keys()} == {"model", "optimizer"}  # noqa: SIM118
 
     found = evaluate(run.path)
@@ -191,18 +191,6 @@ def test_divergence_is_said(digits: Path, tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
 
 
-def test_out_of_memory_names_what_to_change(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    def no_memory(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("no memory left")
-
-    monkeypatch.setattr("convnext_cli.training.loop.prepare_input", no_memory)
-    with pytest.raises(OutOfMemoryError, match="--micro-batch-size 8") as caught:
-        events_of(digits, tmp_path / "run")
-    assert caught.value.exit_code == 4
-
-
 def test_what_is_wrong_is_found_before_anything_is_written(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lr = -1"):
         finetune(digits, lr=-1.0, output=tmp_path / "run")
@@ -275,7 +263,7 @@ def test_a_full_disk_leaves_what_was_saved(digits: Path, tmp_path: Path) -> None
     command = [sys.executable, "-c", script, "finetune", str(digits), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "error: cannot write run/model.safetensors" in done.stderr
+    assert "error: cannot write run/last/step-00000000.safetensors" in done.stderr
     assert "bug" not in done.stderr
     assert not list((tmp_path / "run").glob(".*")), "no temporary file is left"
     assert not (tmp_path / "run/model.safetensors").exists()
@@ -292,7 +280,7 @@ def test_ctrl_c_exits_130_and_says_so(digits: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
-    assert "error: interrupted" in rest
+    assert "Go on with `convnext finetune --resume run`" in rest.splitlines()[-1]
     assert evaluate("run").metrics.images == 45, "the epochs before are there"
 
 

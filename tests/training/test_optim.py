@@ -6,6 +6,7 @@ import timm
 import torch
 
 from convnext_cli.training.optim import Schedule, make_optimizer, set_lr
+from tools import draw_schedule
 
 
 def test_the_schedule_rises_reaches_its_peak_and_ends_at_its_floor() -> None:
@@ -58,3 +59,14 @@ def test_set_lr_moves_weights_by_each_groups_rate() -> None:
     moved = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
     assert moved["head.fc.weight"] == pytest.approx(1e-3, rel=1e-3)
     assert moved["stem.0.weight"] < 1e-5
+
+
+def test_the_stem_learns_at_the_rate_that_the_table_in_the_docs_says() -> None:
+    page = (draw_schedule.DOCS / "schedule.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if "`stem" in line]
+    stem = {name: (float(scale), float(lr), float(decay)) for _, name, scale, lr, decay, _ in rows}
+    # convnext_tiny: 18 blocks, the head after them; the stem is 19 factors of 0.8 away
+    scale = 0.8**19
+    assert stem["stem.0.weight"] == pytest.approx((scale, 2e-4 * scale, 0.05), rel=1e-3)
+    assert stem["stem.0.bias"] == pytest.approx((scale, 2e-4 * scale, 0.0), rel=1e-3)
+    assert page == draw_schedule.write_page(), "`python tools/draw_schedule.py` brings the page up to date"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
-from convnext_cli.data.audit.inspection import Inspection, Progress, inspect_images
+from convnext_cli.data.audit.inspection import Checked, Inspection, inspect_images
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
 from convnext_cli.data.groups import Grouping, find_straddling
 from convnext_cli.data.scan import Index
@@ -95,7 +95,7 @@ class Audit:
         }
 
 
-def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Progress | Audit]:
+def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Checked | Audit]:
     """Looks at every image of an index; yields progress, and the audit last. What did not change is not read again."""
     inspection = duplicates = None
     for event in inspect_images(index, threads=threads):

@@ -46,7 +46,7 @@ _BITS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class Checked:
     """How many of how many images are done."""
 
     done: int
@@ -74,7 +74,7 @@ class Inspection:
         return {self.notes[place]: (int(n), int(row)) for place, row, n in zip(places, first, counts, strict=True)}
 
 
-def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspection]:
+def inspect_images(index: Index, *, threads: int) -> Iterator[Checked | Inspection]:
     """Decodes what is new or has changed since the last time, and yields progress, then the measures.
 
     Images are known by path, size and time of change. The measures lie in the cache folder, one file a data folder.
@@ -98,7 +98,7 @@ def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspect
             values["note"] = places.setdefault(note, len(places))
             measures[done] = values
             if (number - AHEAD) % TELL == 0:
-                yield Progress(done=known + number - AHEAD, total=len(index))
+                yield Checked(done=known + number - AHEAD, total=len(index))
     found = Inspection(measures=measures, notes=tuple(places))
     if rows:
         store.keep(found)

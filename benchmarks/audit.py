@@ -1,0 +1,104 @@
+"""The audit measured: planted faults found, and time and memory as a data set grows.
+
+    python benchmarks/audit.py plant              5,000 distinct pictures with 350 faults planted among them
+    python benchmarks/audit.py grow FOLDER …      scan and audit of 1,000, 10,000 … and all images of a folder
+
+Each size runs in a process of its own; its memory is the peak above that of the smallest.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from convnext_cli.data.audit.findings import Audit, audit_index
+from convnext_cli.data.groups import group_index
+from convnext_cli.data.intake import select_rows
+from convnext_cli.data.scan import scan_data
+from convnext_cli.recipes.machine import count_cpus
+from tests.data.audit.planting import plant, score_duplicates
+
+
+def measure(data: Path, images: int | None) -> dict[str, Any]:
+    """Seconds of scanning, grouping and auditing `images` rows spread evenly over a folder, and the peak memory."""
+    started = time.perf_counter()
+    index = scan_data(data)
+    scanned = time.perf_counter()
+    if images is not None and images < len(index):
+        index = select_rows(index, [row * len(index) // images for row in range(images)])
+    index, grouping = group_index(index, "auto")
+    grouped = time.perf_counter()
+    [audit] = deque(audit_index(index, grouping, threads=count_cpus()), maxlen=1)
+    assert isinstance(audit, Audit)
+    again = time.perf_counter()
+    deque(audit_index(index, grouping, threads=count_cpus()), maxlen=0)
+    return {
+        "images": len(index),
+        "scan": scanned - started,
+        "group": grouped - scanned,
+        "audit": again - grouped,
+        "cached": time.perf_counter() - again,
+        "clusters": len(audit.clusters),
+        "kilobytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def grow(folders: list[str]) -> None:
+    """Prints a row for each size of each folder."""
+    print(
+        f"{'images':>8} {'scan s':>7} {'group s':>8} {'audit s':>8} {'again s':>8} {'bytes/image':>12} {'clusters':>9}"
+    )
+    for folder in folders:
+        base: dict[str, Any] | None = None
+        for size in (1_000, 10_000, 10**9):
+            with tempfile.TemporaryDirectory() as cache:
+                env = os.environ | {"CONVNEXT_CACHE": cache}
+                command = [sys.executable, __file__, "one", folder, str(size)]
+                found = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+            base = base or found
+            more = found["images"] - base["images"]
+            memory = f"{(found['kilobytes'] - base['kilobytes']) * 1024 / more:.0f}" if more else "-"
+            print(
+                f"{found['images']:>8,} {found['scan']:>7.2f} {found['group']:>8.2f} {found['audit']:>8.1f} "
+                f"{found['cached']:>8.1f} {memory:>12} {found['clusters']:>9}",
+                flush=True,
+            )
+
+
+def find_planted() -> None:
+    """Prints what was planted and what was found."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CONVNEXT_CACHE"] = str(Path(folder) / "cache")
+        planted = plant(
+            Path(folder) / "data", distinct=5000, exact=200, encoded=50, resized=50, conflicts=20, leaked=30
+        )
+        index, grouping = group_index(scan_data(planted.root), "auto")
+        started = time.perf_counter()
+        [audit] = deque(audit_index(index, grouping, threads=count_cpus()), maxlen=1)
+        seconds = time.perf_counter() - started
+        assert isinstance(audit, Audit)
+    hits, near, false = score_duplicates(planted, audit)
+    kinds = {finding.kind: finding for finding in audit.findings}
+    print(f"{len(index):,} images in {seconds:.0f} s")
+    print(f"exact and conflicting pairs found: {len(hits)} of {len(planted.exact | planted.conflicts)}")
+    print(f"near pairs found: {near:.0%} of {len(planted.near)}; wrongly paired: {false:.2%} of {planted.distinct:,}")
+    print(f"conflicting labels: {kinds['conflicting labels'].count} of {len(planted.conflicts)}")
+    print(f"leaked groups: {kinds['groups across splits'].count} of {len(planted.leaked)}")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["plant"]:
+            find_planted()
+        case ["grow", *folders] if folders:
+            grow(folders)
+        case ["one", folder, size]:
+            print(json.dumps(measure(Path(folder), int(size))))
+        case _:
+            print(__doc__)

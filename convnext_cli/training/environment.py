@@ -1,0 +1,33 @@
+"""With what a run was made: command, versions, device, git state."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """What `environment.json` holds."""
+    packages = ("convnext-cli", "torch", "timm", "accelerate", "numpy", "pillow")
+    return {
+        "command": sys.argv,
+        "working_directory": str(Path.cwd()),
+        "git": _describe_git(),
+        "device": device,
+        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def _describe_git() -> str | None:
+    """Commit and cleanness of the working directory's repository, or None outside of one."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,135 @@
+"""One optimizer step, however small the pieces that the memory makes it take."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convnext_cli.data.scan import Index
+from convnext_cli.data.transforms import Preprocessing
+from convnext_cli.errors import OutOfMemoryError
+from convnext_cli.inference.forward import choose_memory_format, prepare_input
+from convnext_cli.recipes.machine import count_cpus, count_local_processes
+from convnext_cli.recipes.recipe import Recipe
+from convnext_cli.training.checkpoint import Progress
+from convnext_cli.training.devices import (
+    agree,
+    clip_gradients,
+    free_memory,
+    is_out_of_memory,
+    is_sharded,
+    sum_gradients,
+)  # fmt: skip
+from convnext_cli.training.mixing import mix_batch, smooth_targets
+from convnext_cli.training.signals import Signals
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What the loop works on, on its device."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    recipe: Recipe
+    index: Index
+    how: Preprocessing
+    signals: Signals = field(default_factory=Signals)
+    """What has been asked of this process while it trains."""
+
+    @property
+    def threads(self) -> int:
+        """Decoding threads of this process."""
+        return max(1, count_cpus() // count_local_processes())
+
+
+def take_step(
+    job: Job, progress: Progress, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
+) -> tuple[Tensor, int]:
+    """One optimizer step on this rank's share of a batch.
+
+    The gradient is that of the mean over the whole batch, however it is cut into ranks and micro-batches. Where a rank
+    has not memory enough, all of them halve `progress.micro_batch_size` and do the step anew, with the same draws.
+
+    Args:
+        job: what to work on.
+        progress: where the run stands.
+        images: (B, S, S, 3) uint8, this rank's share.
+        labels: (B,) their classes.
+        weight: 0 for a rank that shows an image of another's only to keep step, else 1.
+        batch_images: images of the whole batch, over all ranks.
+
+    Returns:
+        The sum of this rank's losses, on the device, NaN where the gradient is no finite number; and the signal that
+        one of the ranks has received, 0 where none has.
+
+    Raises:
+        OutOfMemoryError: not even one image fits.
+    """
+    accelerator, optimizer = job.accelerator, job.optimizer
+    while True:
+        losses = torch.zeros((), device=accelerator.device)
+        failed = 0
+        try:
+            losses += _add_gradients(job, progress, images, labels, weight, batch_images)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or is_sharded(accelerator):  # the others wait for its shards: no way back
+                raise _no_memory(job, progress) if is_out_of_memory(error) else error from error
+            failed = 1
+        failed, signal = agree(accelerator, failed, job.signals.received)
+        if not failed:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        free_memory()
+        used = min(progress.micro_batch_size, math.ceil(batch_images / accelerator.num_processes))
+        if used == 1:
+            raise _no_memory(job, progress)
+        progress.micro_batch_size = used // 2
+    sum_gradients(accelerator, job.model)
+    norm = clip_gradients(accelerator, job.model, job.recipe.clip_grad or math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.where(norm.isfinite(), losses, math.nan), signal
+
+
+def _add_gradients(
+    job: Job, progress: Progress, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
+) -> Tensor:
+    """Forward and backward of this rank's share, piece by piece; returns the sum of its losses."""
+    accelerator, recipe, size = job.accelerator, job.recipe, progress.micro_batch_size
+    device = accelerator.device
+    random = np.random.default_rng((recipe.seed, progress.step, accelerator.process_index))
+    torch.manual_seed(int(random.integers(2**63)))  # drop path draws from torch's own generator
+    inputs = prepare_input(images, job.how, device, choose_memory_format(device))
+    targets = smooth_targets(labels.to(device), len(job.index.classes), recipe.label_smoothing)
+    inputs, targets = mix_batch(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
+    # FSDP averages over the ranks in its last backward pass, the batch's mean needs their sum.
+    scale = (accelerator.num_processes if is_sharded(accelerator) else 1) / batch_images
+    cuts = range(0, len(inputs), size)
+    total = torch.zeros((), device=device)
+    for start in cuts:
+        piece = slice(start, start + size)
+        with accelerator.no_sync(job.model) if start != cuts[-1] else nullcontext():
+            logits = job.model(inputs[piece])  # autocast is inside the prepared model's forward
+            loss = F.cross_entropy(logits.float(), targets[piece], reduction="sum") * weight
+            accelerator.backward(loss * scale)
+        total += loss.detach()
+    return total
+
+
+def _no_memory(job: Job, progress: Progress) -> OutOfMemoryError:
+    size = job.recipe.image_size
+    if is_sharded(job.accelerator) and progress.micro_batch_size > 1:
+        what, remedy = f"{progress.micro_batch_size} images", f"--micro-batch-size {progress.micro_batch_size // 2}, "
+    else:
+        what, remedy = "a single image", ""
+    return OutOfMemoryError(
+        f"the device has not enough memory for {what} of {size} px at a time",
+        f"Try {remedy}--grad-checkpointing, a smaller --image-size or a smaller --model",
+    )

@@ -1,0 +1,94 @@
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Convnext
+from tests.conftest import draw_picture
+
+
+@pytest.fixture
+def leaking(tmp_path: Path) -> Path:
+    """Two classes in own splits; plants 0 to 2 lie in both, one picture is in both, one file cannot be read."""
+    data = tmp_path / "leaking"
+    for number in range(80):
+        plant = number // 2
+        split = ("train", "test")[number % 2] if plant < 3 else ("test" if plant % 4 == 0 else "train")
+        path = data / split / ("leaf", "root")[plant % 2] / f"plant{plant:02}_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(number, (48, 40)).save(path)
+    shutil.copyfile(data / "train/leaf/plant06_12.png", data / "test/leaf/plant08_99.png")
+    (data / "train/root/torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    return data
+
+
+def test_check_tells_what_would_make_a_score_false(convnext: Convnext, leaking: Path) -> None:
+    outcome = convnext("check", str(leaking))
+    assert outcome.code == 3
+    for words in (
+        "1 x the same picture in two splits",
+        "3 x identifiers (patients?) that lie in more than one split: 3 in both test and train",
+        "plant00_1.png -> plant00",
+        "1 x files that cannot be read as images",
+        "A score measured on this data would be false",
+    ):
+        assert words in outcome.out.replace("\n", " "), outcome.out
+
+
+def test_check_as_json_and_its_fix_list(convnext: Convnext, leaking: Path) -> None:
+    outcome = convnext("check", str(leaking), "--json", "--fix-list", "fix.csv")
+    found = json.loads(outcome.out)
+    kinds = {finding["kind"]: finding for finding in found["findings"]}
+    assert (outcome.code, found["images"], found["groups"]["number"]) == (3, 82, 41)
+    assert kinds["duplicates across splits"]["falsifies"]
+    assert not kinds["unreadable"]["falsifies"]
+    assert Path("fix.csv").read_text().splitlines() == [
+        "path,reason",
+        "train/leaf/plant06_12.png,duplicates across splits",
+        "train/root/torn.png,unreadable",
+    ]
+    after = json.loads(convnext("check", str(leaking), "--json", "--exclude", "fix.csv", "--resplit").out)
+    assert not any(finding["falsifies"] for finding in after["findings"])
+    assert convnext("check", str(leaking), "--exclude", "fix.csv", "--resplit").code == 0
+
+
+def test_the_fix_list_never_lands_in_the_data(convnext: Convnext, leaking: Path) -> None:
+    assert convnext("check", str(leaking), "--fix-list", str(leaking / "fix.csv")).code == 2
+
+
+def test_a_dry_run_tells_the_findings_and_splits_anew(convnext: Convnext, leaking: Path) -> None:
+    flags = ["finetune", str(leaking), "--model", "test_convnext", "--weights", "none", "--dry-run", "--json"]
+    own = json.loads(convnext(*flags).out)
+    assert own["images"] == {"train": 50, "val": 9, "test": 22}
+    assert any(note.startswith("THE SCORE WILL BE FALSE: 3 x identifiers") for note in own["notes"])
+    drawn = json.loads(convnext(*flags, "--resplit").out)
+    assert sum(drawn["images"].values()) == 81
+    assert not any("FALSE" in note for note in drawn["notes"])
+    folds = [json.loads(convnext(*flags, "--folds", "4", "--fold", str(k)).out)["images"] for k in (1, 2, 3, 4)]
+    assert sum(images["val"] for images in folds) == 59
+    assert {images["test"] for images in folds} == {22}
+    assert convnext(*flags, "--folds", "4", "--fold", "5").code == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "zip"])
+def test_a_manifest_and_a_zip_train_like_a_folder(convnext: Convnext, leaking: Path, kind: str) -> None:
+    shutil.rmtree(leaking / "test")
+    (leaking / "train/root/torn.png").unlink()
+    paths = sorted((leaking / "train").rglob("*.png"))
+    if kind == "csv":
+        rows = [f"{path.relative_to(leaking)},{path.parent.name},{path.stem.split('_')[0]}" for path in paths]
+        data = leaking / "list.csv"
+        data.write_text("\n".join(["path,label,patient", *rows]))
+    else:
+        data = leaking.with_suffix(".zip")
+        with zipfile.ZipFile(data, "w") as archive:
+            for path in paths:
+                archive.write(path, path.relative_to(leaking / "train"))
+    flags = "--model test_convnext --weights none --epochs 1 --image-size 32 --batch-size 16 -o run"
+    assert convnext("finetune", str(data), *flags.split()).code == 0
+    split = Path("run/split.csv").read_text().splitlines()
+    assert len(split) == len(paths) + 1
+    assert all(",plant" in line for line in split[1:])
+    assert convnext("eval", "run").code == 0

@@ -1,0 +1,239 @@
+"""What bounds a run: the disk, the time, a better epoch that does not come, and the number of processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convnext_cli.cli.settings import parse_duration
+from convnext_cli.errors import ConvnextError, UsageError
+from convnext_cli.recipes.plan import Choice
+from convnext_cli.runs import RunFolder
+from convnext_cli.training.checkpoint import read_checkpoint
+from convnext_cli.training.finetuning import Finished, finetune_steps
+from convnext_cli.training.loop import EpochDone, StepDone
+from convnext_cli.training.preparation import Request, continue_if_restarted
+from tests.training.test_survival import STEPS, go_on, new, stop_after
+from tools.kill_test import SETTINGS as KILLED
+from tools.kill_test import compare, read_end, take_images
+
+
+@pytest.fixture(scope="module")
+def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return take_images(digits, tmp_path_factory.mktemp("few"), 20)
+
+
+def epochs(events: list[Any]) -> list[EpochDone]:
+    return [event for event in events if isinstance(event, EpochDone)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB: room for a run's beginning and its first epoch, but not for the second one's state."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True, capture_output=True)
+
+
+def test_a_full_disk_and_one_that_is_read_only(data: Path, small_disk: Path) -> None:
+    list(finetune_steps(new(data, "whole")))
+    with pytest.raises(
+        ConvnextError, match=r"cannot write .*(No space left|os error 28).*Check the disk's space"
+    ) as caught:
+        list(finetune_steps(new(data, small_disk / "run")))
+    assert caught.value.exit_code == 1
+    run = RunFolder(small_disk / "run")
+    assert not list(run.path.rglob(".*")), "no half file is left"
+    assert all(read_checkpoint(path) for path in run.list_checkpoints())
+    remount(small_disk, "ro")
+    with pytest.raises((ConvnextError, OSError), match="Read-only file system"):
+        go_on(run.path)
+    remount(small_disk, "rw,size=20m")
+    go_on(run.path)
+    assert read_end(run) == read_end(RunFolder(Path("whole")))
+
+
+def test_a_folder_that_goes_away_is_said(data: Path) -> None:
+    with pytest.raises(ConvnextError, match="cannot write run/last/step-00000004"):
+        stop_after(new(data, "run"), 2, lambda: shutil.rmtree("run"))
+
+
+def test_patience_ends_a_run_that_gets_no_better_and_so_does_its_continuation(digits: Path) -> None:
+    from tests.training.test_finetuning import request_for
+
+    # 60 images to validate with choose the epoch; a rate of next to nothing lets none be better than the one before
+    changes = {"epochs": 9, "patience": 2, "lr": 1e-12, "min_lr": 0.0}
+    events = list(finetune_steps(request_for(digits, Path("run"), **changes)))
+    log = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    best = max(line["epoch"] for line in log if line["best"])
+    assert len(log) == best + 2 < 9
+    assert isinstance(events[-1], Finished)
+    assert events[-1].epoch + 1 == best
+    Path("run/metrics.json").unlink()
+    assert [type(event) for event in go_on("run")[1:]] == [Finished], "it had come to its end"
+
+
+def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(data: Path) -> None:
+    request = new(data, "run", epochs=100_000, warmup_epochs=3.0)
+    events: Iterator[Any] = finetune_steps(replace(request, max_time=2.0))
+    started = next(events)
+    chosen = started.plan.settings["epochs"]
+    assert 1 <= chosen.value < 100_000
+    assert chosen.source == "max-time"
+    assert "2 s to train in" in chosen.reason
+    assert next(events).lr > 0
+    events.close()  # type: ignore[attr-defined]
+    assert tomllib.loads(Path("run/plan.toml").read_text())["settings"]["epochs"] == chosen.value
+    progress = json.loads(read_checkpoint(RunFolder(Path("run")).checkpoint(0))[1])
+    assert progress["step"] == 0, "the measured steps are taken back"
+
+
+def test_measuring_changes_nothing_but_the_epochs(data: Path) -> None:
+    request = new(data, "measured", epochs=2)
+    roomy = replace(request, max_time=3600.0)
+    list(finetune_steps(roomy))
+    list(finetune_steps(new(data, "plain", epochs=2)))
+    assert read_end(RunFolder(Path("measured"))) == read_end(RunFolder(Path("plain")))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1.5h", 5400), ("20", 20)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+def test_gradient_checkpointing_changes_the_memory_and_not_the_training(data: Path) -> None:
+    plain = epochs(list(finetune_steps(new(data, "plain", epochs=2))))
+    saving = epochs(list(finetune_steps(new(data, "saving", epochs=2, grad_checkpointing=True))))
+    for one, other in zip(plain, saving, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+
+
+def test_a_clipped_gradient_is_no_longer_than_asked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    lengths = []
+    true = torch.optim.AdamW.step
+
+    def measured(optimizer: torch.optim.AdamW, *rest: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        lengths.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return true(optimizer, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    list(finetune_steps(new(data, "free", epochs=1)))
+    assert max(lengths) > 0.2
+    lengths.clear()
+    list(finetune_steps(new(data, "clipped", epochs=1, clip_grad=0.1, deterministic=True)))
+    assert len(lengths) == STEPS
+    assert max(lengths) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(data: Path) -> None:
+    request = Request(data=data, model="test_convnext", weights="none", settings={}, track=("tensorbord",))
+    with pytest.raises(UsageError, match=r"unknown tracker 'tensorbord'.*Did you mean tensorboard"):
+        next(finetune_steps(request))
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = new(data, "run", epochs=2)
+    request = Request(
+        data=data,
+        output=first.output,
+        model=first.model,
+        weights="none",
+        settings=first.settings,
+        track=("tensorboard",),
+    )
+    list(finetune_steps(request))
+    [folder] = {path.parent for path in Path("run").rglob("events.out.tfevents*") if path.parent.name == "convnext"}
+    seen = EventAccumulator(str(folder)).Reload()
+    losses = [scalar.value for scalar in seen.Scalars("train_loss")]
+    assert losses == pytest.approx([line["train_loss"] for line in read_end(RunFolder(Path("run")))[1]])
+
+
+def test_what_torchrun_starts_again_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(new(data, "run"), 5)
+    request = new(data, "run")
+    assert continue_if_restarted(request) is request
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert continue_if_restarted(request).resume == Path("run")
+
+
+SLOW_RANK = """
+import os, sys, torch
+import torch.nn.functional as F
+true, seen = F.cross_entropy, iter(range(10**9))
+def limited(logits, *rest, **options):
+    if os.environ.get("RANK") == "1" and len(logits) > 2 and next(seen) == 3:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return true(logits, *rest, **options)
+F.cross_entropy = limited
+from convnext_cli.cli.app import main
+main(sys.argv[1:])
+"""
+WORDS = "--model test_convnext --weights none --image-size 32 --batch-size 8 --lr 0.002 --val-fraction 0.2"
+
+
+def test_two_processes_agree_on_a_smaller_micro_batch(data: Path) -> None:
+    Path("script.py").write_text(SLOW_RANK)
+    words = ["finetune", str(data), *WORDS.split(), "--epochs", "2", "-o"]
+    two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", *two, *words, "two"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.count("out of memory at step") == 1
+    settings = {"batch_size": 8, "lr": 2e-3, "image_size": 32, "val_fraction": 0.2, "epochs": 2}
+    choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
+    one = Request(data=data, output=Path("one"), model="test_convnext", weights="none", settings=choices)
+    list(finetune_steps(one))
+    alone, together = read_end(RunFolder(Path("one")))[1], read_end(RunFolder(Path("two")))[1]
+    assert [line["micro_batch_size"] for line in together] == [2, 2]
+    for line, other in zip(alone, together, strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert line["lr"] == other["lr"]
+
+
+def test_devices_stop_together_and_one_process_goes_on(data: Path) -> None:
+    words = ["finetune", str(data), *WORDS.split(), "--epochs", "40", "--devices", "2", "-o", "run"]
+    with subprocess.Popen([sys.executable, "-m", "convnext_cli", *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.strip().startswith("2/40"):
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert process.returncode == 143
+    assert rest.splitlines()[-1].endswith("Go on with `convnext finetune --resume run`.")
+    events: Iterator[Any] = finetune_steps(Request(resume=Path("run")))
+    started, step = next(events), next(events)
+    assert started.resumed_at >= 2 * 5
+    assert isinstance(step, StepDone)
+    events.close()  # type: ignore[attr-defined]
+
+
+SHORT = KILLED.replace("--epochs 6", "--epochs 3")
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(data: Path) -> None:
+    assert compare(data, kills=3, processes=1, seed=1, settings=SHORT).startswith("3 kills")

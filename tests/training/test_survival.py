@@ -1,0 +1,273 @@
+"""A run that is stopped, killed or hurt, and goes on."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convnext_cli.errors import (
+    DataError,
+    DivergedError,
+    OutOfMemoryError,
+    RunError,
+    StoppedError,
+    UsageError,
+)
+from convnext_cli.recipes.plan import Choice
+from convnext_cli.runs import RunFolder
+from convnext_cli.training.checkpoint import read_checkpoint
+from convnext_cli.training.devices import sum_gradients
+from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.loop import EpochDone, Remark, StepDone
+from convnext_cli.training.preparation import Request
+from tools.kill_test import read_end, take_images
+
+# 60 digits: 48 to train on, 6 steps of 8 an epoch; 12 to validate with, so few that the last epoch is kept
+SETTINGS: dict[str, Any] = {
+    "epochs": 3, "batch_size": 8, "micro_batch_size": 4, "lr": 2e-3, "image_size": 32, "val_fraction": 0.2,
+    "test_fraction": 0.0, "mixup": 0.4, "drop_path": 0.2, "save_every": 4,
+}  # fmt: skip
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return take_images(digits, tmp_path_factory.mktemp("few"), 20)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    list(finetune_steps(new(data, folder)))
+    return RunFolder(folder)
+
+
+def new(data: Path, output: Path | str, **changes: Any) -> Request:
+    settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
+    return Request(data=data, output=Path(output), model="test_convnext", weights="none", settings=settings)
+
+
+def go_on(run: Path | str, **others: Any) -> list[Any]:
+    return list(finetune_steps(Request(resume=Path(run), **others)))
+
+
+def stop_after(request: Request, steps: int, stop: Callable[[], None] | None = None) -> None:
+    """Trains for so many steps, and goes away, or does `stop`."""
+    events = finetune_steps(request)
+    for event in events:
+        steps -= isinstance(event, StepDone)
+        if not steps:
+            if stop is None:
+                events.close()  # type: ignore[attr-defined]  # as good as a kill: nothing more is written
+                return
+            stop()
+            stop = lambda: None  # noqa: E731
+
+
+def remarks(events: list[Any]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Remark)]
+
+
+@pytest.mark.parametrize("steps", [2, 5, STEPS, STEPS + 5, 3 * STEPS])
+def test_a_run_that_goes_on_ends_in_the_same_bytes(data: Path, whole: RunFolder, steps: int) -> None:
+    stop_after(new(data, "run"), steps)
+    run = RunFolder(Path("run"))
+    assert not run.is_finished
+    started, *_, finished = go_on("run")
+    assert isinstance(started, Started)
+    assert started.resumed_at == max(done for done in (0, 4, 6, 8, 12, 16) if done < max(steps, 1))
+    assert isinstance(finished, Finished)
+    assert read_end(run) == read_end(whole)
+    assert json.loads(run.metrics.read_text()) == json.loads(whole.metrics.read_text())
+    assert len(run.list_checkpoints()) == 2
+
+
+def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> None:
+    stop_after(new(data, "run"), STEPS + 1)  # the first epoch's checkpoint is there
+    for name in ("model.safetensors", "config.json", "metrics.jsonl"):
+        Path("run", name).unlink()  # what comes after it is not
+    Path("run/last/.step-00000007.safetensors.abc.tmp").write_bytes(b"half")
+    events = finetune_steps(Request(resume=Path("run")))
+    assert isinstance(next(events), Started)
+    assert isinstance(next(events), StepDone)
+    assert load_file("run/model.safetensors").keys() == load_file(whole.path / "model.safetensors").keys()
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
+    events.close()  # type: ignore[attr-defined]
+    go_on("run")
+    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert not list(Path("run").rglob(".*.tmp"))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Path, whole: RunFolder) -> None:
+    stop_after(new(data, "run"), 11)
+    newest, before = RunFolder(Path("run")).list_checkpoints()
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 1  # one bit of one weight
+    newest.write_bytes(content)
+    with pytest.raises(RunError, match="is damaged"):
+        read_checkpoint(newest)
+    started = (events := go_on("run"))[0]
+    assert started.resumed_at == STEPS
+    assert any(f"{newest} is damaged" in note and "the one before" in note for note in started.notes)
+    assert isinstance(events[-1], Finished)
+    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert before.name == f"step-{STEPS:08}.safetensors"
+
+
+def test_without_a_checkpoint_that_can_be_read_it_says_so(data: Path) -> None:
+    stop_after(new(data, "run"), 2)
+    for path in RunFolder(Path("run")).list_checkpoints():
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(RunError, match=r"run has no checkpoint that can be read: .* is damaged"):
+        go_on("run")
+
+
+def test_what_cannot_go_on_is_refused(data: Path, whole: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has finished"):
+        go_on(whole.path)
+    with pytest.raises(RunError, match="is no run"):
+        go_on(tmp_path)
+    own = tmp_path / "own"
+    shutil.copytree(data, own)  # real files now, that can be changed
+    stop_after(new(own, "run"), 2)
+    with pytest.raises(UsageError, match="takes the model, the settings"):
+        go_on("run", settings={"lr": Choice(value=1.0, source="flag")})
+    with pytest.raises(UsageError, match=r"not finished\. Continue it with `convnext finetune --resume run`"):
+        list(finetune_steps(new(own, "run")))
+    train = [path for path, split in zip(*_split(Path("run")), strict=True) if split == "train"]
+    with (own / train[0]).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match="are not those that run began with"):
+        go_on("run")
+    (own / train[0]).unlink()
+    with pytest.raises(DataError, match=r"1 images of the split are not in .*--resume RUN"):
+        go_on("run")
+    assert isinstance(go_on("run", data=data)[-1], Finished), "the same images elsewhere will do"
+
+
+def _split(run: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    index = RunFolder(run).read_split()
+    return index.paths, index.splits
+
+
+def test_what_a_kill_before_the_beginning_leaves_is_no_run(data: Path, whole: RunFolder) -> None:
+    shutil.copytree(whole.path, "run")
+    for name in ("plan.toml", "metrics.json", "metrics.jsonl", "config.json", "model.safetensors"):
+        Path("run", name).unlink()
+    stop_after(new(data, "run"), 1)
+    assert RunFolder(Path("run")).is_begun
+    shutil.rmtree("run/last")
+    Path("run/plan.toml").unlink()
+    with pytest.raises(UsageError, match="exists already"):  # it may be somebody's own folder
+        list(finetune_steps(new(data, "run")))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_and_saves(data: Path, whole: RunFolder, number: int, code: int) -> None:
+    handler = signal.getsignal(number)
+    with pytest.raises(StoppedError, match="--resume run") as caught:
+        stop_after(new(data, "run"), 9, lambda: os.kill(os.getpid(), number))
+    assert caught.value.exit_code == code
+    assert signal.getsignal(number) is handler
+    assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
+    go_on("run")
+    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+
+
+def test_in_another_thread_signals_are_left_alone(data: Path) -> None:
+    ends: list[Any] = []
+    worker = threading.Thread(target=lambda: ends.extend(finetune_steps(new(data, "run", epochs=1))))
+    worker.start()
+    worker.join()
+    assert isinstance(ends[-1], Finished)
+
+
+def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, images: int, calls: int = 0) -> None:
+    """From the given call on, the model's forward pass has memory for so many images only."""
+    true, seen = torch.nn.functional.cross_entropy, iter(range(10**9))
+
+    def limited(logits: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        if next(seen) >= calls and len(logits) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return true(logits, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", limited)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_nothing_else(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"drop_path": 0.0, "micro_batch_size": 8, "save_every": 0}
+    expected = [event for event in finetune_steps(new(data, "whole", **plain)) if isinstance(event, EpochDone)]
+    out_of_memory_above(monkeypatch, 3, calls=2)
+    events = list(finetune_steps(new(data, "run", **plain)))
+    [remark] = remarks(events)
+    assert "out of memory at step 3: from here on 2 images at a time" in remark
+    found = [event for event in events if isinstance(event, EpochDone)]
+    for one, other in zip(found, expected, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+        assert one.lr == other.lr
+    _, log = read_end(RunFolder(Path("run")))
+    assert [line["micro_batch_size"] for line in log] == [2, 2, 2]
+
+
+def test_the_micro_batch_that_fits_is_remembered(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_above(monkeypatch, 2)
+    whole = list(finetune_steps(new(data, "whole")))
+    assert len(remarks(whole)) == 1
+    stop_after(new(data, "run"), 9)
+    assert not remarks(go_on("run")), "it is said once"
+    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
+
+
+def test_no_memory_for_one_image_says_what_to_change(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_above(monkeypatch, 0, calls=2 * STEPS + 2)
+    with pytest.raises(OutOfMemoryError, match=r"a single image of 32 px.*--grad-checkpointing") as caught:
+        list(finetune_steps(new(data, "run")))
+    assert caught.value.exit_code == 4
+    assert len(load_file("run/model.safetensors")) > 10, "the first epoch's model is there"
+
+
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
+    """The gradients of these steps, counted from 0 and with those that are done again, are no finite numbers."""
+    seen = iter(range(10**9))
+
+    def spoilt(accelerator: Any, model: torch.nn.Module) -> None:
+        sum_gradients(accelerator, model)
+        if next(seen) in calls:
+            next(model.parameters()).grad.view(-1)[0] = float("nan")  # type: ignore[union-attr]
+
+    monkeypatch.setattr("convnext_cli.training.step.sum_gradients", spoilt)
+
+
+def test_a_gradient_that_is_no_number_goes_back_and_halves_the_lr(
+    data: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_gradients(monkeypatch, STEPS + 3)  # step 10; the state after step 8 is saved
+    events = list(finetune_steps(new(data, "run", save_every=2)))
+    [remark] = remarks(events)
+    assert "a loss or its gradient is no finite number: back to step 8, with the lr halved" in remark
+    normal: list[Any] = [line["lr"] for line in read_end(whole)[1]]
+    assert [event.lr for event in events if isinstance(event, EpochDone)] == [
+        normal[0], normal[1] / 2, normal[2] / 2
+    ]  # fmt: skip
+    assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
+
+
+def test_it_stops_at_the_third_time_and_leaves_the_best_model(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, *range(STEPS + 1, 1000))
+        with pytest.raises(DivergedError, match=r"a quarter of the lr too.*the best epoch's model is kept") as caught:
+            said.extend(event.text for event in finetune_steps(new(data, "run")) if isinstance(event, Remark))
+    assert caught.value.exit_code == 1
+    assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
+    assert len(said) == 2
+    assert isinstance(go_on("run")[-1], Finished), "and it can go on from there"

@@ -1,0 +1,180 @@
+"""Kills a training at random moments, continues it each time, and compares where it ends.
+
+    python tools/kill_test.py DATA [--kills 30] [--processes 2] [--images 16] [--seed 0]
+
+One run is left alone. Then the same run is killed with SIGKILL, which no process can catch, at moments drawn evenly
+over its whole length, and continued with `finetune --resume` until it ends; and so again, until there were as many
+kills as asked for. After each kill every file under a real name must be readable, checkpoints down to their checksum.
+Each ended run's model.safetensors must equal the first one's to the byte, and its metrics.jsonl in all but times.
+
+DATA is a folder of <class>/ or {train,val}/<class>/ folders of real images; the first few of each class are used. The
+processes are forked from one that has imported torch already, so that most of their time is training.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from convnext_cli.data.scan import scan_folder
+from convnext_cli.runs import RunFolder
+
+SETTINGS = (
+    "--model test_convnext --weights none --epochs 6 --image-size 32 --batch-size 8 --micro-batch-size 4 --lr 0.002 "
+    "--mixup 0.2 --drop-path 0.1 --val-fraction 0.25 --save-every 3"
+)
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["convnext_cli.training.keeping", "convnext_cli.cli.app", "accelerate.tracking"])
+
+
+def take_images(data: Path, folder: Path, images: int) -> Path:
+    """Links the first `images` of each class of `data` into class folders under `folder`."""
+    index = scan_folder(data)
+    taken: Counter[int] = Counter()
+    for path, label in zip(index.paths, index.labels, strict=True):
+        if taken[label] < images:
+            taken[label] += 1
+            link = folder / index.classes[label] / path.replace("/", "_")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((data / path).absolute())
+    return folder
+
+
+def start(words: Sequence[str], processes: int) -> Sequence[multiprocessing.process.BaseProcess]:
+    """Starts `convnext WORDS` in so many processes, which find each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    started = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+        environment = several | own if processes > 1 else {}
+        started.append(_processes.Process(target=_work, args=(list(words), environment, str(Path.cwd()))))
+        started[-1].start()
+    return started
+
+
+def _work(words: list[str], environment: dict[str, str], folder: str) -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environment}
+    os.chdir(folder)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open("output.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream.fileno())
+    from convnext_cli.cli.app import main
+
+    main(words)
+
+
+def run_and_kill(words: Sequence[str], processes: int, after: float | None) -> bool:
+    """Runs `convnext WORDS`, kills all of its processes after so many seconds, and says whether it had to."""
+    workers = start(words, processes)
+    deadline = None if after is None else time.monotonic() + after
+    for worker in workers:
+        worker.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    killed = any(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    if not killed and any(worker.exitcode for worker in workers):
+        raise SystemExit(f"convnext {' '.join(words)} failed:\n{Path('output.txt').read_text()[-3000:]}")
+    return killed
+
+
+def check_files(run: RunFolder) -> int:
+    """Reads every file under a real name, and returns how many there are.
+
+    Raises:
+        Exception: one cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    from convnext_cli.training.checkpoint import read_checkpoint
+
+    paths = [path for path in run.path.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    for path in paths:
+        if path.parent.name == "last":
+            read_checkpoint(path)
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        elif path.suffix == ".toml":
+            tomllib.loads(path.read_text())
+        elif path.suffix == ".csv":
+            assert all(len(row) == 4 for row in csv.reader(path.read_text().splitlines()))
+        else:
+            for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+                json.loads(text)
+    return len(paths)
+
+
+def read_end(run: RunFolder) -> tuple[bytes, list[dict[str, object]]]:
+    """What a run has come to: the model's bytes, and the log without times."""
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    timeless = [
+        {key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines
+    ]
+    return (run.path / "model.safetensors").read_bytes(), timeless
+
+
+def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str = SETTINGS) -> str:
+    """Does what this page says, in the working directory, and returns what was seen in one line.
+
+    Raises:
+        AssertionError: a run ended elsewhere.
+    """
+    words = ["finetune", str(data), *settings.split(), "--output"]
+    draw = random.Random(seed)  # noqa: S311
+    whole = RunFolder(Path("whole"))
+    run_and_kill(["--version"], 1, None)  # starts the process that the others are forked from
+    began = time.monotonic()
+    run_and_kill([*words, "whole"], processes, None)
+    length, end = time.monotonic() - began, read_end(whole)
+    done, ended, steps = 0, 0, set()
+    while done < kills or ended == 0:
+        name = f"killed-{ended}"
+        run = RunFolder(Path(name))
+        while not run.is_finished:
+            again = ["finetune", "--resume"] if run.is_begun else words
+            if run_and_kill([*again, name], processes, draw.uniform(0, length) if done < kills else None):
+                done += 1
+                check_files(run)
+                steps |= {path.stem for path in run.list_checkpoints()[:1]}
+        assert read_end(run) == end, f"{name} has ended elsewhere than {whole.path}"
+        ended += 1
+        shutil.rmtree(run.path)
+    return (
+        f"{done} kills, {processes} process{'es' * (processes > 1)}: {ended} runs of {length:.1f} s, left at "
+        f"{len(steps)} different checkpoints, all ended in the same bytes; every file could be read after every kill"
+    )
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--images", type=int, default=16, help="of each class")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    data = args.data.absolute()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        taken = take_images(data, Path(folder) / "data", args.images)
+        print(compare(taken, kills=args.kills, processes=args.processes, seed=args.seed))
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()
