@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "evaluate": "convnext_cli.inference.evaluation",
-    "finetune": "convnext_cli.training.finetuning",
+    "finetune": "convnext_cli.library",
     "list_models": "convnext_cli.models.catalog",
-    "predict": "convnext_cli.inference.predictor",
+    "predict": "convnext_cli.inference.prediction",
     "recommend": "convnext_cli.recipes.recommendation",
 }
 
@@ -22,10 +22,10 @@ __all__ = ["evaluate", "finetune", "list_models", "predict", "recommend"]
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import evaluate
-    from convnext_cli.inference.predictor import predict
+    from convnext_cli.inference.prediction import predict
+    from convnext_cli.library import finetune
     from convnext_cli.models.catalog import list_models
     from convnext_cli.recipes.recommendation import recommend
-    from convnext_cli.training.finetuning import finetune
 
 
 def __getattr__(name: str) -> Any:

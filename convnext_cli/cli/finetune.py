@@ -123,12 +123,14 @@ def _describe_splits(splits: dict[str, int]) -> str:
 
 def follow(events: Iterator[Any]) -> "Finished":
     """Shows what happens in a fine-tuning and returns its end."""
+    from convnext_cli.inference.predictor import Progress
+    from convnext_cli.library import draw_along
     from convnext_cli.training.finetuning import Finished, Started
     from convnext_cli.training.loop import EpochDone, StepDone
 
     epochs = 0
     with console.progress("training") as bar:
-        for event in events:
+        for event in draw_along(events):
             match event:
                 case Started():
                     epochs = event.plan.recipe.epochs
@@ -139,6 +141,8 @@ def follow(events: Iterator[Any]) -> "Finished":
                     bar.update(event.epoch * event.steps + event.step, epochs * event.steps, text)
                 case EpochDone():
                     console.say(_describe_epoch(event, epochs))
+                case Progress():
+                    bar.update(event.done, event.total, event.what)
                 case Finished():
                     return event
     raise AssertionError("a fine-tuning ends with Finished")
@@ -154,6 +158,13 @@ def show_finished(finished: "Finished") -> None:
             f"Kept {kept}: balanced accuracy {console.percent(finished.val.balanced_accuracy)}%, top-1 "
             f"{console.percent(finished.val.top1)}% on {finished.val.images} validation images"
         )
+    if (fitted := finished.calibration) and fitted.log_loss:
+        before, after = fitted.log_loss
+        console.show(
+            f"Calibrated by temperature {fitted.temperature:.2f}: validation log loss {before:.4f} to {after:.4f}"
+        )
+    elif fitted:
+        console.show(f"Not calibrated, because {fitted.weak}")
     console.show(f"Run:  {finished.run}")
     console.show(f"Next: convnext eval {finished.run}")
 

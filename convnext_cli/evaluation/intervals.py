@@ -93,7 +93,9 @@ def compute_intervals(
     }
     for macro, name in MACRO.items():
         parts = [by_class[k][name] for k in range(figures.num_classes)]
-        together[macro] = _average_intervals(point[macro][0], point_per_class[name][0], parts, per_class[name])
+        together[macro] = _average_intervals(
+            point[macro][0], point_per_class[name][0], parts, per_class[name], together[macro]
+        )
     return Intervals(
         overall=together,
         per_class=tuple(by_class),
@@ -204,9 +206,13 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     variance = float(defined.var())
     if name in ("kappa", "mcc"):
         return score_interval(estimate, variance, units, low=-1.0)
+    half = t_quantile(units - 1) * math.sqrt(variance * units / (units - 1))
     if name == "log_loss":  # no upper end: symmetric on the scale of its logarithm
-        factor = math.exp(t_quantile(units - 1) * math.sqrt(variance * units / (units - 1)) / estimate)
+        factor = math.exp(half / estimate)
         return Interval(float(estimate / factor), float(estimate * factor))
+    if name == "roc_auc" and 0 < estimate < 1 and variance > 0:  # on the logit scale, as Pepe 2003 (section 5.2.3)
+        odds, factor = estimate / (1 - estimate), math.exp(min(50.0, half / (estimate * (1 - estimate))))
+        return Interval(float(odds / (odds + factor)), float(odds * factor / (1 + odds * factor)))
     return score_interval(estimate, variance, units)
 
 
@@ -234,15 +240,16 @@ def _effective(units: Ints) -> float:
 
 
 def _average_intervals(
-    mean: float, estimates: Floats, intervals: Sequence[Interval | None], replicates: Floats
+    mean: float, estimates: Floats, intervals: Sequence[Interval | None], replicates: Floats, whole: Interval | None
 ) -> Interval | None:
     """The interval of a mean over classes, from those of the classes (MOVER; Zou and Donner 2008, Zou 2007).
 
     Each class keeps its own length, also where all its images are right and its replicates never vary; the replicates
-    say how the classes vary together.
+    say how the classes vary together. A class without an error adds nothing upwards; so where `whole`, the interval
+    from the mean's own variance, reaches higher, the upper end is midway between both, which measured best.
     """
     known = [k for k, interval in enumerate(intervals) if interval is not None]
-    if not known or np.isnan(mean):
+    if not known or whole is None:
         return None
     defined = replicates[:, known][~np.isnan(replicates[:, known]).any(axis=1)].astype(np.float64)
     centred = defined - defined.mean(axis=0) if len(defined) else np.zeros((1, len(known)))
@@ -254,4 +261,5 @@ def _average_intervals(
     for side in ("low", "high"):
         distance = np.array([abs(estimates[k] - getattr(intervals[k], side)) for k in known])
         ends.append(math.sqrt(max(0.0, distance @ together @ distance)) / len(known))
-    return Interval(max(0.0, float(mean - ends[0])), min(1.0, float(mean + ends[1])))
+    high = float(mean + ends[1])
+    return Interval(max(0.0, float(mean - ends[0])), min(1.0, (high + max(high, whole.high)) / 2))

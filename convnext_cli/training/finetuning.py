@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.scan import Index
 from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.recipes.plan import Choice, Plan
+from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs import RunFolder, name_run
 from convnext_cli.training.preparation import Request, prepare
 
 if TYPE_CHECKING:
+    from convnext_cli.inference.fitting import Calibration
+    from convnext_cli.inference.predictor import Progress
     from convnext_cli.training.loop import EpochDone, Job, StepDone
 
 
@@ -54,51 +55,12 @@ class Finished:
     val: Metrics | None
     """That epoch's figures on the validation split; None where it is empty."""
     selected_by: str
+    calibration: "Calibration | None"
+    """What was fitted on the validation split afterwards; None in all processes but the first."""
 
 
-def finetune(
-    data: Path | str,
-    *,
-    model: str | None = None,
-    output: Path | str | None = None,
-    weights: Path | str = "auto",
-    offline: bool = False,
-    overwrite: bool = False,
-    recipe: str = "specification",
-    **settings: Any,
-) -> Finished:
-    """Fine-tunes a ConvNeXt on a folder of images and returns where the run is and how good it is.
-
-    Args:
-        data: folder of `<class>/` or `{train,val,test}/<class>/` folders.
-        model: an architecture, with or without a `.tag`; None takes the recommended one.
-        output: the run folder; None makes `runs/<time>-<model>/`.
-        weights: `auto`, `none`, or the path of a file or run folder.
-        offline: never ask the Hub.
-        overwrite: replace a run that is at `output` already.
-        recipe: the tables that settings come from, `specification` or `published`.
-        **settings: any field of `Recipe`.
-
-    Raises:
-        ConvnextError: a subclass says what is wrong and what to do.
-    """
-    request = Request(
-        data=Path(data),
-        model=model,
-        output=Path(output) if output else None,
-        weights=str(weights),
-        offline=offline,
-        overwrite=overwrite,
-        recipe=recipe,
-        settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
-    )
-    [last] = deque(finetune_steps(request), maxlen=1)
-    assert isinstance(last, Finished)
-    return last
-
-
-def finetune_steps(request: Request) -> "Iterator[Started | StepDone | EpochDone | Finished]":
-    """Does what `finetune` does, and yields what happens while it happens."""
+def finetune_steps(request: Request) -> "Iterator[Started | StepDone | EpochDone | Progress | Finished]":
+    """Fine-tunes, and yields what happens while it happens."""
     prepared = prepare(request)
 
     from convnext_cli.training import devices
@@ -157,8 +119,10 @@ def finetune_steps(request: Request) -> "Iterator[Started | StepDone | EpochDone
 
 def _train_and_keep(
     job: "Job", run: RunFolder, *, license: str | None, weak: str | None
-) -> "Iterator[StepDone | EpochDone | Finished]":
-    """Trains; after each epoch saves the state, and the model where it is the best so far."""
+) -> "Iterator[StepDone | EpochDone | Progress | Finished]":
+    """Trains; after each epoch saves the state, and the model where it is the best so far. Then calibrates it."""
+    from convnext_cli.inference.fitting import Calibration, fit_steps
+    from convnext_cli.inference.predictor import Predictor
     from convnext_cli.models.build import write_model
     from convnext_cli.training.checkpoint import save_last
     from convnext_cli.training.loop import EpochDone, train
@@ -179,12 +143,18 @@ def _train_and_keep(
                 run.write_log(log)
         yield event
     assert best is not None
+    calibration: Calibration | None = None
     if job.accelerator.is_main_process:
         val = None if best.val is None else asdict(best.val)
         run.write_metrics({"epoch": best.epoch + 1, "selected_by": selected_by, "val": val})
+        for step in fit_steps(Predictor(run.path, job.accelerator.device)):
+            if isinstance(step, Calibration):
+                calibration = step
+            else:
+                yield step
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
-    yield Finished(run=run.path, epoch=best.epoch, val=best.val, selected_by=selected_by)
+    yield Finished(run=run.path, epoch=best.epoch, val=best.val, selected_by=selected_by, calibration=calibration)
 
 
 def _score(event: "EpochDone") -> tuple[float, float]:
