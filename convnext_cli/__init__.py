@@ -16,9 +16,10 @@ _HOMES = {
     "list_models": "convnext_cli.models.catalog",
     "predict": "convnext_cli.inference.prediction",
     "recommend": "convnext_cli.recipes.recommendation",
+    "write_report": "convnext_cli.reports.page",
 }
 
-__all__ = ["evaluate", "finetune", "list_models", "predict", "recommend"]
+__all__ = ["evaluate", "finetune", "list_models", "predict", "recommend", "write_report"]
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import evaluate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from convnext_cli.library import finetune
     from convnext_cli.models.catalog import list_models
     from convnext_cli.recipes.recommendation import recommend
+    from convnext_cli.reports.page import write_report
 
 
 def __getattr__(name: str) -> Any:

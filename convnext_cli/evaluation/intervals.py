@@ -179,7 +179,10 @@ def score_interval(estimate: float, variance: float, units: float, low: float = 
     z2 = t**2 / effective
     centre = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
-    scaled = (max(0.0, centre - half), min(1.0, centre + half))
+    scaled = (
+        max(0.0, min(share, centre - half)),
+        min(1.0, max(share, centre + half)),
+    )  # rounding keeps the figure within
     return Interval(*(float(low + (high - low) * end) for end in scaled))
 
 
@@ -229,7 +232,7 @@ def _count_units(figures: Figures, units: Ints) -> dict[str, Floats]:
     either = count(lambda k: (figures.labels == k) | (figures.predictions == k))
     return {
         "precision": predicted, "recall": actual, "specificity": others,
-        "f1": either, "roc_auc": fewer, "pr_auc": fewer,
+        "f1": either, "roc_auc": fewer, "pr_auc": either,
     }  # fmt: skip
 
 

@@ -120,7 +120,8 @@ def read_calibration(run: RunFolder) -> Calibration | None:
         return None
     try:
         thresholds = [t | {"target": Target(**t["target"])} for t in raw["thresholds"]]
-        return Calibration(**raw | {"thresholds": tuple(Threshold(**t) for t in thresholds)})
+        pairs = {name: raw[name] and tuple(raw[name]) for name in ("log_loss", "ece")}
+        return Calibration(**raw | pairs | {"thresholds": tuple(Threshold(**t) for t in thresholds)})
     except (KeyError, TypeError) as error:
         raise RunError(
             f"calibration.json of {run.path} cannot be read ({error})", "Delete it; `convnext eval` fits it again"

@@ -49,7 +49,7 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
         )
     notes = {
         "test": [],
-        "val": ["the best epoch was chosen on these images, so the figures are a little too good"],
+        "val": ["the best epoch and the calibration were chosen on these images, so the figures are a little too good"],
         "train": ["the model was trained on these images: the figures say nothing of new ones"],
     }
     return Subject(index=index, split=split, rows=rows), notes[split]

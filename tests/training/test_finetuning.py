@@ -26,8 +26,8 @@ from convnext_cli.training.preparation import Request
 from tests.conftest import SMALL, save_image
 
 FILES = {
-    "calibration.json", "calibration.safetensors", "config.json", "data.json", "environment.json", "last", "metrics.json", "metrics.jsonl", "model.safetensors",
-    "plan.toml", "split.csv",
+    "calibration.json", "calibration.safetensors", "config.json", "data.json", "environment.json", "last",
+    "metrics.json", "metrics.jsonl", "model.safetensors", "plan.toml", "split.csv",
 }  # fmt: skip
 
 
