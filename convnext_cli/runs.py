@@ -3,18 +3,24 @@
 import csv
 import io
 import json
+import os
 import shlex
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.files import write_text
+from convnext_cli.files import replace_file, write_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
 
 RUNS = Path("runs")
+_CALIBRATION, _ARRAYS = "calibration.json", "calibration.safetensors"
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
 
@@ -56,6 +62,31 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether it has come to its end: the final figures are written after all else."""
         return self.metrics.exists()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether `finetune` has been here."""
+        return self.plan.exists() or (self.path / "config.json").exists()
+
+    @property
+    def report(self) -> Path:
+        """The newest evaluation, for people."""
+        return self.path / "report.html"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the report's plots, as pictures of their own."""
+        return self.path / "plots"
+
+    @property
+    def curves(self) -> Path:
+        """Picture of the training so far."""
+        return self.path / "curves.png"
+
+    @property
+    def tests(self) -> Path:
+        """One line for each time that the run was evaluated on a test split."""
+        return self.path / "tests.jsonl"
 
     def create(self, *, overwrite: bool) -> None:
         """Makes the folder, which must be new, empty, or a former run that `overwrite` allows to be replaced."""
@@ -160,10 +191,86 @@ class RunFolder:
         """Writes the final figures."""
         write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
 
+    def read_log(self) -> list[dict[str, Any]]:
+        """The epochs so far, as `write_log` was given them; none where there is no log."""
+        return _read_lines(self.path / "metrics.jsonl")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """One of the run's JSON files, or None where it is missing or damaged: what is nice to know and no more."""
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8", errors="surrogateescape"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def write_calibration(self, found: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
+        """Writes what was found on the validation split, and the arrays that it came from."""
+        from safetensors.numpy import save_file
+
+        with replace_file(self.path / _ARRAYS) as temporary:
+            save_file(arrays, temporary)
+        write_text(self.path / _CALIBRATION, json.dumps(found, indent=1) + "\n")
+
+    def read_calibration(self) -> dict[str, Any] | None:
+        """What `write_calibration` was given, or None.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        path = self.path / _CALIBRATION
+        if path.exists() and self.read_json(_CALIBRATION) is None:
+            raise RunError(f"{path} cannot be read", "Delete it; `convnext eval` fits it again")
+        return self.read_json(_CALIBRATION)
+
+    def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
+        """The arrays that `write_calibration` was given.
+
+        Raises:
+            RunError: they are missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return dict(load_file(self.path / _ARRAYS))
+        except (OSError, SafetensorError) as error:
+            remedy = f"Delete {_CALIBRATION} there; `convnext eval` fits both again"
+            raise RunError(f"{self.path / _ARRAYS} cannot be read ({error})", remedy) from error
+
+    def fingerprint_weights(self) -> str:
+        """A short sum over the weights, by which is known what was fitted for others."""
+        try:
+            return f"{zlib.crc32((self.path / 'model.safetensors').read_bytes()):08x}"
+        except OSError as error:
+            raise RunError(f"{self.path} has no weights that can be read", "Give a finished run") from error
+
+    def record_test(self, entry: dict[str, Any]) -> int:
+        """Adds an evaluation on a test split and returns the how-manieth it is.
+
+        One write at the file's end, which the system does not mix with another process's.
+
+        Raises:
+            RunError: it cannot be written; an evaluation that leaves no trace would make the test look fresh.
+        """
+        line = (json.dumps(entry) + "\n").encode()
+        try:
+            file = os.open(self.tests, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                os.write(file, line)
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            remedy = "Make the run writable: each evaluation on the test split is recorded there"
+            raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
+        return len(_read_lines(self.tests))
+
     def _files(self) -> Iterator[Path]:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
         names = ("metrics.json", "model.safetensors", "config.json", "metrics.jsonl", "plan.toml")
         yield from (self.path / name for name in names)
+        yield from (self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)
+        yield from self.plots.glob("*.png")
         yield from self._beginnings()
 
     def _beginnings(self) -> Iterator[Path]:
@@ -181,14 +288,31 @@ class RunFolder:
         return last.is_dir() and not set(self.path.rglob("*")) - {last, *self._beginnings()}
 
 
-def check_outside(output: Path, data: Path) -> None:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines; a line that a full disk cut short is passed over."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def check_outside(output: Path, data: Path, option: str = "--output") -> None:
     """Checks that `output` does not lie in the data folder, which is never written to.
 
     Raises:
         UsageError: it does.
     """
     if output.resolve().is_relative_to(data.resolve()):
-        raise UsageError(f"{output} would lie in the data folder {data}", "Choose another --output, or start elsewhere")
+        raise UsageError(
+            f"{output} would lie in the data folder {data}", f"Choose another {option}, or start elsewhere"
+        )
 
 
 def name_run(model: str, now: datetime) -> Path:

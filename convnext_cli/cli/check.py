@@ -62,7 +62,7 @@ def run_audit(intake: "Intake") -> "Audit":
             if isinstance(event, Taken):
                 assert event.audit is not None
                 return event.audit
-            bar.update(event.done, event.total)
+            bar.update(event.done, event.total, event.what)
     raise AssertionError("taking in ends with its result")
 
 

@@ -1,6 +1,5 @@
 """`convnext demo`: the whole path, offline, in about a minute."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +27,7 @@ def demo(
 ) -> None:
     """Try it all on handwritten digits. Fine-tunes, evaluates and predicts, offline, in a minute on two cores."""
     from convnext_cli.data.digits import write_digits
-    from convnext_cli.inference.predictor import Predictor
+    from convnext_cli.inference.prediction import predict
     from convnext_cli.recipes.plan import Choice
     from convnext_cli.runs import RunFolder
     from convnext_cli.training.finetuning import finetune_steps
@@ -51,13 +50,13 @@ def demo(
         show_finished(finished)
     found = run_evaluation(RunFolder(run), None, None)
     if as_json:
-        console.show_json(asdict(found))
+        console.show_json(found.to_dict())
         return
     console.show("")
     show_evaluation(found)
     index = RunFolder(run).read_split()
     image = index.root / index.paths[index.rows("test")[0]]
-    prediction = next(iter(Predictor(run).predict([image])))
+    [prediction] = predict(image, run)
     console.show("")
     console.show(
         f"{console.shorten(image)} is a {prediction.classes[0]} ({100 * prediction.probabilities[0]:.1f}% sure)"

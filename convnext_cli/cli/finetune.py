@@ -128,7 +128,7 @@ def _prepare(request: "Request") -> "Prepared":
         for event in prepare_steps(request):
             if isinstance(event, Prepared):
                 return event
-            bar.update(event.done, event.total)
+            bar.update(event.done, event.total, event.what)
     raise AssertionError("a preparation ends with its result")
 
 
@@ -177,14 +177,15 @@ def _describe_splits(splits: dict[str, int]) -> str:
 
 def follow(events: Iterator[Any]) -> "Finished":
     """Shows what happens in a fine-tuning and returns its end."""
-    from convnext_cli.data.audit.inspection import Checked
+    from convnext_cli.library import draw_along
+    from convnext_cli.progress import Progress
     from convnext_cli.training.finetuning import Finished, Started
 
     epochs = 0
     with console.progress("fine-tuning") as bar:
-        for event in events:
-            if isinstance(event, Checked):
-                bar.update(event.done, event.total, "images checked")
+        for event in draw_along(events):
+            if isinstance(event, Progress):
+                bar.update(event.done, event.total, event.what)
                 continue
             from convnext_cli.training.loop import EpochDone, Remark, StepDone  # torch: only once training has begun
 
@@ -215,6 +216,13 @@ def show_finished(finished: "Finished") -> None:
             f"Kept {kept}: balanced accuracy {console.percent(finished.val.balanced_accuracy)}%, top-1 "
             f"{console.percent(finished.val.top1)}% on {finished.val.images} validation images"
         )
+    if (fitted := finished.calibration) and fitted.log_loss:
+        before, after = fitted.log_loss
+        console.show(
+            f"Calibrated by temperature {fitted.temperature:.2f}: validation log loss {before:.4f} to {after:.4f}"
+        )
+    elif fitted:
+        console.show(f"Not calibrated, because {fitted.weak}")
     console.show(f"Run:  {finished.run}")
     console.show(f"Next: convnext eval {finished.run}")
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.audit.findings import Audit, audit_index
-from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.scan import Index, scan_data
 from convnext_cli.errors import DataError
 from convnext_cli.files import write_text
+from convnext_cli.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class Taken:
         return lines
 
 
-def take_in(intake: Intake, *, threads: int) -> Iterator[Checked | Taken]:
+def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
     """Takes data in: yields progress, and the result last.
 
     Raises:

@@ -1,14 +1,14 @@
-"""Classification metrics from probabilities and labels."""
+"""Classification metrics from logits and labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.integer[Any]]
+from convnext_cli.evaluation.figures import Figures, Floats, Ints, log_softmax
+
+__all__ = ["ClassMetrics", "Floats", "Ints", "Metrics", "compute_metrics", "count_confusion", "log_softmax"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,21 +19,43 @@ class ClassMetrics:
     images: int
     precision: float | None
     recall: float | None
+    """Also called sensitivity."""
+    specificity: float | None
     f1: float | None
+    roc_auc: float | None
+    pr_auc: float | None
+    """Average precision: the precision at each found image of the class, averaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """All figures of one evaluation; shares, not percent."""
+    """All figures of one evaluation; shares, not percent. Averages (`macro_`) are over the classes that occur.
+
+    None where a figure is not defined: one class only, or one prediction only.
+    """
 
     images: int
     top1: float
     balanced_accuracy: float
-    """Mean recall of the classes that occur."""
+    """Mean recall."""
+    macro_precision: float
+    """Mean precision; 0 for a class that is never predicted."""
+    macro_specificity: float | None
     macro_f1: float
-    """Mean F1 of the classes that occur."""
+    macro_roc_auc: float | None
+    """Mean area under the ROC curve, each class against the rest."""
+    macro_pr_auc: float | None
+    """Mean average precision, each class against the rest."""
+    kappa: float | None
+    """Cohen's kappa: agreement beyond chance."""
+    mcc: float | None
+    """Matthews' correlation coefficient, for any number of classes (Gorodkin 2004)."""
     log_loss: float
     """Mean negative log-likelihood of the true class, in nats."""
+    brier: float
+    """Mean squared error of the probabilities, halved so that it lies in 0 to 1."""
+    ece: float
+    """Expected calibration error of the predicted class, 15 bins of equally many images."""
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Images by true class (row) and predicted class (column)."""
@@ -57,30 +79,20 @@ def compute_metrics(logits: Floats, labels: Ints, classes: Sequence[str]) -> Met
     """
     if not len(labels):
         raise ValueError("no images to evaluate")
-    confusion = count_confusion(labels, logits.argmax(axis=1), len(classes))
-    actual = confusion.sum(axis=1)
-    predicted = confusion.sum(axis=0)
-    correct = confusion.diagonal()
-    per_class = tuple(
-        ClassMetrics(
-            name=name,
-            images=int(actual[k]),
-            precision=_ratio(correct[k], predicted[k]),
-            recall=_ratio(correct[k], actual[k]),
-            # 2TP / (2TP + FP + FN), which is defined as soon as the class occurs or is predicted
-            f1=_ratio(2 * correct[k], actual[k] + predicted[k]) if actual[k] else None,
-        )
-        for k, name in enumerate(classes)
-    )
-    present = [entry for entry in per_class if entry.images]
-    log_probabilities = log_softmax(logits)
+    figures = Figures(logits, labels)
+    overall, per_class = figures.compute(np.ones((1, len(labels))))
+    confusion = count_confusion(figures.labels, figures.predictions, len(classes))
     return Metrics(
         images=len(labels),
-        top1=float(correct.sum() / len(labels)),
-        balanced_accuracy=float(np.mean([entry.recall for entry in present])),
-        macro_f1=float(np.mean([entry.f1 for entry in present])),
-        log_loss=float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-        per_class=per_class,
+        **{name: _defined(values[0]) for name, values in overall.items()},  # type: ignore[arg-type]
+        per_class=tuple(
+            ClassMetrics(
+                name=name,
+                images=int(confusion[k].sum()),
+                **{figure: _defined(values[0, k]) for figure, values in per_class.items()},
+            )
+            for k, name in enumerate(classes)
+        ),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
     )
 
@@ -91,12 +103,5 @@ def count_confusion(labels: Ints, predictions: Ints, num_classes: int) -> NDArra
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def log_softmax(logits: Floats) -> NDArray[np.float64]:
-    """Log-probabilities (N, K) in float64, shifted by the row's maximum so that nothing overflows."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_probabilities: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_probabilities
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return float(part / whole) if whole else None
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,15 +1,49 @@
-"""Which images a run is judged on, and how good it is on them."""
+"""How good a run is on some images, how sure that is, and which of several runs is better."""
 
+import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from convnext_cli.data.scan import Index, scan_folder
-from convnext_cli.errors import DataError
-from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.inference.predictor import Predictor, Progress
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.errors import DataError, ImageError
+from convnext_cli.evaluation.comparison import Comparison, compare
+from convnext_cli.evaluation.figures import log_softmax
+from convnext_cli.evaluation.intervals import Intervals, compute_intervals
+from convnext_cli.evaluation.metrics import Metrics, compute_metrics
+from convnext_cli.evaluation.targets import OperatingPoint, Target, apply_threshold
+from convnext_cli.inference.fitting import Calibration, fit_steps, keep_targets, parse_target, read_calibration
+from convnext_cli.inference.predictor import Answers, Predictor
+from convnext_cli.inference.subject import Subject, choose_subject, find_overlap
+from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder, find_newest_run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cases:
+    """The images of an evaluation and what the model said of each, for curves, galleries and comparisons."""
+
+    subject: Subject
+    classes: tuple[str, ...]
+    logits: NDArray[np.float32]
+    """(N, K), the model's own."""
+    labels: NDArray[np.int64]
+    """(N,)"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentationGain:
+    """What test-time augmentation costs and gains on these images."""
+
+    time_ratio: float
+    """Its time over that of a plain evaluation, decoding included."""
+    gain: Comparison
+    """From plain to augmented."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,81 +55,172 @@ class Evaluation:
     split: str
     """`train`, `val`, `test`, or `all`."""
     metrics: Metrics
+    """Of the calibrated probabilities, where the run has a temperature."""
+    intervals: Intervals
+    uncalibrated: Metrics
+    """Of the model's own probabilities."""
+    calibration: Calibration | None
+    operating_points: tuple[OperatingPoint, ...]
+    augmentation: AugmentationGain | None
+    test_number: int | None
+    """The how-manieth evaluation of this run on a test split it is; None for other splits."""
     notes: tuple[str, ...]
     """What makes the figures less than they seem."""
+    cases: Cases
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single images, for JSON."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "cases"}
 
 
-def evaluate(run: Path | str | None = None, data: Path | str | None = None, *, split: str | None = None) -> Evaluation:
+def evaluate(
+    run: Path | str | None = None,
+    data: Path | str | None = None,
+    *,
+    split: str | None = None,
+    targets: Sequence[str] = (),
+    tta: bool = False,
+) -> Evaluation:
     """Evaluates a run.
 
     Args:
         run: the run folder; None takes the newest under `runs/`.
         data: a folder of images; None takes the run's own data and its split.
         split: `train`, `val`, `test` or `all`; None takes `test` where there is one, else `val`, else all.
+        targets: such as `sensitivity=0.95:CLASS`; their thresholds are found on validation and kept in the run.
+        tta: average over shifted views, and say what that costs and gains.
 
     Raises:
         RunError: the run cannot be read.
         DataError: the data has no such split, or classes that the run does not know.
         ImageError: an image cannot be read.
+        UsageError: a target cannot be read, or has no class or validation split to be set on.
     """
     folder = find_newest_run() if run is None else RunFolder(Path(run))
-    [last] = deque(evaluate_steps(folder, None if data is None else Path(data), split), maxlen=1)
+    wanted = [parse_target(text) for text in targets]
+    steps = evaluate_steps(folder, None if data is None else Path(data), split, targets=wanted, tta=tta)
+    [last] = deque(steps, maxlen=1)
     assert isinstance(last, Evaluation)
     return last
 
 
-def evaluate_steps(run: RunFolder, data: Path | None, split: str | None) -> Iterator[Progress | Evaluation]:
-    """Does what `evaluate` does, and yields progress before the result."""
-    trained_on = run.read_split()
-    index = _find_index(trained_on, data)
-    split, rows, notes = _choose_rows(index, split)
-    notes += _check_overlap(trained_on, index, rows)
-    for event in Predictor(run.path).evaluate(index, rows):
-        if isinstance(event, Metrics):
-            if event.absent:
-                notes.append(f"no image of {', '.join(event.absent)}: averages are over the other classes")
-            yield Evaluation(run=run.path, data=index.root, split=split, metrics=event, notes=tuple(notes))
+def evaluate_steps(
+    run: RunFolder,
+    data: Path | None,
+    split: str | None,
+    *,
+    targets: Sequence[Target] = (),
+    tta: bool = False,
+    subject: Subject | None = None,
+) -> Iterator[Progress | Evaluation]:
+    """Does what `evaluate` does, and yields progress before the result.
+
+    `subject` names the images where they are decided already, because several runs are compared on them.
+    """
+    subject, notes = (subject, []) if subject else choose_subject(run, data, split)
+    notes += find_overlap(run, subject)
+    predictor = Predictor(run.path)
+    labels = predictor.label_rows(subject.index, subject.rows)
+    calibration = yield from _calibrate(predictor, notes)
+    if calibration:
+        calibration = keep_targets(run, calibration, predictor.classes, targets)
+    logits, seconds = yield from _ask(predictor, subject, "evaluating")
+    temperature = calibration.temperature if calibration else 1.0
+    augmentation = None
+    if tta:
+        plain = logits
+        logits, longer = yield from _ask(Predictor(run.path, tta=True), subject, "evaluating shifted views")
+        gain = compare(plain / temperature, logits / temperature, labels, subject.groups)
+        augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
+    yield Progress(done=0, total=1, what="drawing resamples for the intervals")
+    calibrated = logits / temperature
+    metrics = compute_metrics(calibrated, labels, predictor.classes)
+    if metrics.absent:
+        notes.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
+    probabilities = np.exp(log_softmax(calibrated))
+    points = [
+        apply_threshold(t, probabilities[:, k], labels == k, subject.groups)
+        for t in (calibration.thresholds if calibration else ())
+        for k in [predictor.classes.index(t.target.name)]
+    ]
+    yield Evaluation(
+        run=run.path,
+        data=subject.index.root,
+        split=subject.split,
+        metrics=metrics,
+        intervals=compute_intervals(calibrated, labels, subject.groups),
+        uncalibrated=compute_metrics(logits, labels, predictor.classes),
+        calibration=calibration,
+        operating_points=tuple(points),
+        augmentation=augmentation,
+        test_number=_record(run, subject, metrics, tta=tta) if subject.split == "test" else None,
+        notes=tuple(notes),
+        cases=Cases(subject=subject, classes=predictor.classes, logits=logits, labels=labels),
+    )
+
+
+def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
+    """Compares two runs on the images that both were evaluated on.
+
+    Raises:
+        DataError: they have other classes.
+    """
+    a, b = first.cases, second.cases
+    if set(a.classes) != set(b.classes):
+        raise DataError(
+            f"{first.run} and {second.run} differ in classes: {', '.join(sorted(set(a.classes) ^ set(b.classes))[:5])}",
+            "Compare runs that were trained on the same classes",
+        )
+    order = [b.classes.index(name) for name in a.classes]
+    temperatures = [e.calibration.temperature if e.calibration else 1.0 for e in (first, second)]
+    return compare(a.logits / temperatures[0], b.logits[:, order] / temperatures[1], a.labels, a.subject.groups)
+
+
+def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, None, Calibration | None]:
+    """The run's calibration; fitted now where the run has none. What prevents it becomes a note."""
+    found = read_calibration(predictor.run)
+    if found is None:
+        try:
+            for event in fit_steps(predictor):
+                if isinstance(event, Calibration):
+                    found = event
+                else:
+                    yield event
+        except ImageError as error:
+            notes.append(f"not calibrated, because the run's own images are gone: {error.problem}")
+    if found and found.weak:
+        notes.append(f"not calibrated, because {found.weak}")
+    return found
+
+
+def _ask(
+    predictor: Predictor, subject: Subject, what: str
+) -> Generator[Progress, None, tuple[NDArray[np.float32], float]]:
+    """The logits of all images (N, K), and the seconds they took."""
+    started = time.perf_counter()
+    logits = np.empty((0, len(predictor.classes)), np.float32)
+    for event in predictor.answer_all(subject.index, subject.rows, what=what):
+        if isinstance(event, Answers):
+            logits = event.logits
         else:
             yield event
+    return logits, time.perf_counter() - started
 
 
-def _find_index(trained_on: Index, data: Path | None) -> Index:
-    """The run's own index where its own data folder is meant, so that its split holds there too."""
-    if data is not None and data.resolve() != trained_on.root.resolve():
-        index = scan_folder(data)
-        moved = (index.classes, index.paths) == (trained_on.classes, trained_on.paths)
-        return replace(trained_on, root=data) if moved else index
-    if not trained_on.root.is_dir():
-        raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")
-    return trained_on
+def _record(run: RunFolder, subject: Subject, metrics: Metrics, *, tta: bool) -> int:
+    return run.record_test(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data": str(subject.index.root),
+            "images": metrics.images,
+            "balanced_accuracy": metrics.balanced_accuracy,
+            "top1": metrics.top1,
+            "tta": tta,
+        }
+    )
 
 
-def _choose_rows(index: Index, split: str | None) -> tuple[str, list[int], list[str]]:
-    own = set(index.splits) - {""}
-    if split == "all" or (split is None and not own):
-        return "all", list(range(len(index))), []
-    if split is None:
-        split = "test" if "test" in own else "val" if "val" in own else "train"
-    rows = index.rows(split)
-    if not rows:
-        raise DataError(
-            f"{index.root} has no {split} split",
-            f"It has {', '.join(sorted(own)) or 'none'}; or use --split all",
-        )
-    notes = {
-        "test": [],
-        "val": ["the best epoch was chosen on these images, so the figures are a little too good"],
-        "train": ["the model was trained on these images: the figures say nothing of new ones"],
-    }
-    return split, rows, notes[split]
-
-
-def _check_overlap(trained_on: Index, index: Index, rows: list[int]) -> list[str]:
-    """Says how many of the images to evaluate on are training images, where the split does not tell."""
-    if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
-        return []
-    seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in trained_on.rows("train")}
-    again = sum((index.root / index.paths[row]).resolve() in seen for row in rows)
-    if not again:
-        return []
-    return [f"{again} of these {len(rows)} images were trained on: the figures are too good"]
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from convnext_cli.data.decode import Pixels
 from convnext_cli.data.loaders import cut_batches, load_batches
 from convnext_cli.data.transforms import Preprocessing
+
+VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of the side
 
 
 def prepare_input(
@@ -33,9 +36,24 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
+    """The views of test-time augmentation, each (B, 3, S, S): as it is, and shifted to the four corners.
+
+    Args:
+        inputs: (B, 3, S, S).
+        mirror: whether to add each view's mirror image; only where training mirrored too.
+    """
+    size = inputs.shape[-1]
+    shift = max(1, size // VIEW_SHIFT)
+    padded = F.pad(inputs, (shift,) * 4, mode="reflect")
+    corners = ((shift, shift), (0, 0), (0, 2 * shift), (2 * shift, 0), (2 * shift, 2 * shift))
+    views = [padded[..., top : top + size, left : left + size] for top, left in corners]
+    return views + ([view.flip(-1) for view in views] if mirror else [])
+
+
 @torch.inference_mode()
 def forward_batches(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     rows: Sequence[int],
     load: Callable[[int], Pixels],
     how: Preprocessing,
@@ -44,10 +62,10 @@ def forward_batches(
     batch_size: int,
     threads: int,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields each batch's rows and its logits, (B, K) float32 on the CPU, in order.
+    """Yields each batch's rows and what the model says of them, float32 on the CPU, in order.
 
     Args:
-        model: in evaluation mode, on `device`.
+        model: a module in evaluation mode on `device`, or what asks one; from (B, 3, S, S) to (B, K).
         rows: what to classify.
         load: gives a row's prepared image, (S, S, 3) uint8.
         how: mean and std.

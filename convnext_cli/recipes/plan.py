@@ -97,6 +97,19 @@ def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
     return raw.get("model"), raw.get("weights"), raw.get("settings", {})
 
 
+def read_reasons(path: Path) -> dict[str, str]:
+    """Where each setting of a plan file comes from and why, as its comment says; nothing where somebody removed it."""
+    found = {}
+    comment = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name = line.partition(" =")[0]
+        if line.startswith("# "):
+            comment = line
+        elif (known := describe_settings().get(name)) and comment.startswith(start := f"# {known[1].help} From "):
+            found[name] = comment.removeprefix(start).removesuffix(".")
+    return found
+
+
 def make_plan(
     model: Architecture,
     tag: Tag | None,

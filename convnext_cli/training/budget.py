@@ -5,7 +5,7 @@ from copy import deepcopy
 
 from convnext_cli.recipes.costs import describe_seconds
 from convnext_cli.recipes.plan import Choice, Plan
-from convnext_cli.training.checkpoint import Progress
+from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import agree
 from convnext_cli.training.loop import StepDone, plan_steps, train
 from convnext_cli.training.step import Job
@@ -16,7 +16,7 @@ VALIDATION = 0.5  # of a training image's time goes into one of validation; a th
 RESERVE = 0.05  # of the time, for checkpoints and for what else the machine does
 
 
-def fit_epochs(job: Job, progress: Progress, plan: Plan, seconds: float) -> Plan:
+def fit_epochs(job: Job, state: State, plan: Plan, seconds: float) -> Plan:
     """Takes real steps for a while, and plans fewer epochs where those of `plan` do not fit into `seconds`.
 
     The model is not the same afterwards: the caller goes back to the checkpoint before. A plan so fitted depends on
@@ -24,7 +24,7 @@ def fit_epochs(job: Job, progress: Progress, plan: Plan, seconds: float) -> Plan
     """
     steps, _ = plan_steps(job.recipe, len(job.index.rows("train")))
     taken, began, first = 0, time.perf_counter(), 0.0
-    for event in train(job, deepcopy(progress)):
+    for event in train(job, deepcopy(state)):
         if isinstance(event, StepDone):
             taken += 1
             if taken == min(WARM_UP, steps - 1):

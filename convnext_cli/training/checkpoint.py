@@ -1,4 +1,4 @@
-"""The last state of a run, to continue from exactly: model, optimizer and progress in one file.
+"""The last state of a run, to continue from exactly: model, optimizer and state in one file.
 
 Random states are not in it because there are none: every draw comes from (seed, epoch, row) or (seed, step).
 """
@@ -31,7 +31,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(kw_only=True, slots=True)
-class Progress:
+class State:
     """Where a run stands: all of its state that is no tensor."""
 
     images: str
@@ -60,9 +60,9 @@ class Progress:
 
 
 def save_checkpoint(
-    run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
 ) -> Tensors:
-    """Writes the state after `progress.step` steps; all ranks call it, the first one writes. The last two are kept.
+    """Writes the state after `state.step` steps; all ranks call it, the first one writes. The last two are kept.
 
     Returns:
         What `gather_weights` does.
@@ -72,14 +72,14 @@ def save_checkpoint(
     """
     weights = gather_weights(model)
     tensors = {f"model.{name}": value for name, value in weights.items()}
-    if progress.step:  # before its first step AdamW has no state, and being asked for it would make one up
+    if state.step:  # before its first step AdamW has no state, and being asked for it would make one up
         states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
-        for name, state in states.get("state", {}).items():  # there is none on ranks that do not write
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
+        for name, moments in states.get("state", {}).items():  # there is none on ranks that do not write
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
     if accelerator.is_main_process:
-        words = json.dumps(asdict(progress))
-        metadata = {"progress": words, "sha256": _digest(tensors, words)}
-        write_tensors(tensors, run.checkpoint(progress.step), metadata)
+        words = json.dumps(asdict(state))
+        metadata = {"state": words, "sha256": _digest(tensors, words)}
+        write_tensors(tensors, run.checkpoint(state.step), metadata)
         run.drop_checkpoints(keep=2)
     accelerator.wait_for_everyone()
     return weights
@@ -92,11 +92,11 @@ def gather_weights(model: nn.Module) -> Tensors:
 
 def load_checkpoint(
     run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, list[str]]:
+) -> tuple[State, list[str]]:
     """Puts the newest whole checkpoint into model and optimizer; the first rank reads it for all.
 
     Returns:
-        The progress, and a remark for each newer checkpoint that is damaged.
+        The state, and a remark for each newer checkpoint that is damaged.
 
     Raises:
         RunError: there is no checkpoint that can be read.
@@ -112,19 +112,19 @@ def load_checkpoint(
     if isinstance(found, RunError):
         raise found
     words, remarks = found
-    progress = Progress(**json.loads(words))
+    state = State(**json.loads(words))
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
     set_model_state_dict(model, _part(tensors, "model."), options=options)
     optimizer.state.clear()
-    if progress.step:
-        state: dict[str, dict[str, Tensor]] = {}
+    if state.step:
+        moments: dict[str, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             key, _, parameter = name.partition(".")
-            state.setdefault(parameter, {})[key] = value
+            moments.setdefault(parameter, {})[key] = value
         whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
-        given: Any = {**whole, "state": state} if accelerator.is_main_process else {}
+        given: Any = {**whole, "state": moments} if accelerator.is_main_process else {}
         set_optimizer_state_dict(model, optimizer, given, options=options)
-    return progress, remarks
+    return state, remarks
 
 
 def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[str]]:
@@ -141,7 +141,7 @@ def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[str]]:
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, str]:
-    """Reads a checkpoint's tensors and its progress as JSON, and holds them against their digest.
+    """Reads a checkpoint's tensors and its state as JSON, and holds them against their digest.
 
     Raises:
         RunError: it is damaged.
@@ -152,12 +152,12 @@ def read_checkpoint(path: Path) -> tuple[Tensors, str]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if metadata["sha256"] != _digest(tensors, metadata["progress"]):
+        if metadata["sha256"] != _digest(tensors, metadata["state"]):
             raise ValueError("its content does not match its checksum")
     except Exception as error:  # safetensors' errors, OSError and ours share no base class
         why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise RunError(f"the checkpoint {path} is damaged ({why})", "Begin anew with another --output") from error
-    return tensors, metadata["progress"]
+    return tensors, metadata["state"]
 
 
 def _digest(tensors: Mapping[str, Tensor], words: str) -> str:

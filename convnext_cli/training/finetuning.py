@@ -3,24 +3,24 @@
 What is wrong with the input is found before anything heavy is imported.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import DataError
 from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.recipes.plan import Choice, Plan
+from convnext_cli.progress import Progress
+from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs import RunFolder, name_run
 from convnext_cli.training.environment import describe_environment
 from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare, prepare_steps
 
 if TYPE_CHECKING:
-    from convnext_cli.training.checkpoint import Progress
+    from convnext_cli.inference.fitting import Calibration
+    from convnext_cli.training.checkpoint import State
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
     from convnext_cli.training.step import Job
 
@@ -56,50 +56,11 @@ class Finished:
     val: Metrics | None
     """That epoch's figures on the validation split; None where it is empty."""
     selected_by: str
+    calibration: "Calibration | None"
+    """What was fitted on the validation split afterwards; None in all processes but the first."""
 
 
-def finetune(
-    data: Path | str,
-    *,
-    model: str | None = None,
-    output: Path | str | None = None,
-    weights: Path | str = "auto",
-    offline: bool = False,
-    overwrite: bool = False,
-    recipe: str = "specification",
-    **settings: Any,
-) -> Finished:
-    """Fine-tunes a ConvNeXt on a folder of images and returns where the run is and how good it is.
-
-    Args:
-        data: folder of `<class>/` or `{train,val,test}/<class>/` folders.
-        model: an architecture, with or without a `.tag`; None takes the recommended one.
-        output: the run folder; None makes `runs/<time>-<model>/`.
-        weights: `auto`, `none`, or the path of a file or run folder.
-        offline: never ask the Hub.
-        overwrite: replace a run that is at `output` already.
-        recipe: the tables that settings come from, `specification` or `published`.
-        **settings: any field of `Recipe`.
-
-    Raises:
-        ConvnextError: a subclass says what is wrong and what to do.
-    """
-    request = Request(
-        data=Path(data),
-        model=model,
-        output=Path(output) if output else None,
-        weights=str(weights),
-        offline=offline,
-        overwrite=overwrite,
-        recipe=recipe,
-        settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
-    )
-    [last] = deque(finetune_steps(request), maxlen=1)
-    assert isinstance(last, Finished)
-    return last
-
-
-def finetune_steps(request: Request) -> "Iterator[Checked | Started | StepDone | EpochDone | Remark | Finished]":
+def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]":
     """Does what `finetune` does, or continues a run, and yields what happens while it happens.
 
     Raises:
@@ -129,7 +90,7 @@ def finetune_steps(request: Request) -> "Iterator[Checked | Started | StepDone |
     from convnext_cli.inference.forward import choose_memory_format
     from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
     from convnext_cli.training.budget import fit_epochs
-    from convnext_cli.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+    from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
     from convnext_cli.training.keeping import train_and_keep
     from convnext_cli.training.optim import make_optimizer
     from convnext_cli.training.signals import watch_signals
@@ -164,18 +125,18 @@ def finetune_steps(request: Request) -> "Iterator[Checked | Started | StepDone |
             if prepared.taken and prepared.taken.audit:
                 run.write_audit(prepared.taken.audit.as_dict())
             run.write_environment(describe_environment(device))
-        progress = Progress(images=prepared.images, license=license, micro_batch_size=recipe.micro_batch_size)
-        save_checkpoint(run, accelerator, model, optimizer, progress)
+        state = State(images=prepared.images, license=license, micro_batch_size=recipe.micro_batch_size)
+        save_checkpoint(run, accelerator, model, optimizer, state)
         if request.max_time is not None:
-            plan = fit_epochs(job, progress, plan, request.max_time)
+            plan = fit_epochs(job, state, plan, request.max_time)
             job = replace(job, recipe=plan.recipe)
         if accelerator.is_main_process:
             run.write_plan(plan.to_toml())
     elif accelerator.is_main_process:
         run.drop_temporary()
     # A new run too starts from its checkpoint: all ranks have the first one's weights then.
-    progress, remarks = load_checkpoint(run, accelerator, model, optimizer)
-    if progress.images != prepared.images:
+    state, remarks = load_checkpoint(run, accelerator, model, optimizer)
+    if state.images != prepared.images:
         raise DataError(
             f"the images in {index.root} are not those that {run.path} began with",
             "Bring the former files back, or begin anew with another --output",
@@ -189,25 +150,37 @@ def finetune_steps(request: Request) -> "Iterator[Checked | Started | StepDone |
         precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
         params=sum(sizes.values()),
         new_params=sum(sizes[name] for name in new),
-        resumed_at=progress.step if request.resume else None,
-        license=progress.license,
+        resumed_at=state.step if request.resume else None,
+        license=state.license,
         notes=(*prepared.notes, *remarks),
     )
     with devices.track_figures(accelerator, plan, run.path), watch_signals(job.signals):
-        progress = yield from train_and_keep(job, network, run, progress, weak=prepared.weak_validation)
-    yield _finish(job, run, progress, weak=prepared.weak_validation)
+        state = yield from train_and_keep(job, network, run, state, weak=prepared.weak_validation)
+    yield from _finish(job, run, state, weak=prepared.weak_validation)
 
 
-def _finish(job: "Job", run: RunFolder, progress: "Progress", *, weak: str | None) -> Finished:
-    best = progress.best
+def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> "Iterator[Progress | Finished]":
+    """Calibrates the weights that were kept; then the final figures, which mark the run as finished."""
+    from convnext_cli.inference.fitting import Calibration, fit_steps
+    from convnext_cli.inference.predictor import Predictor
+
+    best = state.best
     assert best is not None
     selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
+    calibration: Calibration | None = None
     if job.accelerator.is_main_process:
-        run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": progress.best_val})
+        for step in fit_steps(Predictor(run.path, job.accelerator.device)):
+            if isinstance(step, Calibration):
+                calibration = step
+            else:
+                yield step
+        run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
-    val = progress.best_val and _revive(Metrics, progress.best_val)
-    return Finished(run=run.path, epoch=best["epoch"] - 1, val=val or None, selected_by=selected_by)
+    val = state.best_val and _revive(Metrics, state.best_val)
+    yield Finished(
+        run=run.path, epoch=best["epoch"] - 1, val=val or None, selected_by=selected_by, calibration=calibration
+    )
 
 
 def _revive(kind: Any, value: Any) -> Any:

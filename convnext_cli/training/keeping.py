@@ -10,7 +10,7 @@ from convnext_cli.errors import ConvnextError, DivergedError, StoppedError
 from convnext_cli.evaluation.metrics import Metrics
 from convnext_cli.models.build import write_model
 from convnext_cli.runs import RunFolder
-from convnext_cli.training.checkpoint import Progress, Tensors, gather_weights, load_checkpoint, save_checkpoint
+from convnext_cli.training.checkpoint import State, Tensors, gather_weights, load_checkpoint, save_checkpoint
 from convnext_cli.training.devices import is_lost_connection
 from convnext_cli.training.loop import EpochDone, Remark, StepDone, train
 from convnext_cli.training.step import Job
@@ -19,8 +19,8 @@ MAX_HALVINGS = 2  # of the learning rate, where a loss or gradient is no finite 
 
 
 def train_and_keep(
-    job: Job, network: nn.Module, run: RunFolder, progress: Progress, *, weak: str | None
-) -> Generator[StepDone | EpochDone | Remark, None, Progress]:
+    job: Job, network: nn.Module, run: RunFolder, state: State, *, weak: str | None
+) -> Generator[StepDone | EpochDone | Remark, None, State]:
     """Trains; after each epoch, and where else it is due, saves the state, and the model where it is the best so far.
 
     The checkpoint is written first and decides: what a kill leaves unwritten after it, the next start writes.
@@ -29,11 +29,11 @@ def train_and_keep(
         job: what to work on.
         network: timm's model, whose configuration goes with the weights.
         run: where to save.
-        progress: where the run stands.
+        state: where the run stands.
         weak: why the last epoch is taken for the best; None where the validation split chooses.
 
     Returns:
-        The progress at the end.
+        The state at the end.
 
     Raises:
         StoppedError: a signal asked for it; the state is saved.
@@ -44,26 +44,26 @@ def train_and_keep(
 
     def publish(weights: Tensors) -> None:
         if accelerator.is_main_process:
-            if progress.log[-1]["best"]:
+            if state.log[-1]["best"]:
                 classes = job.index.classes
-                write_model(network, run.path, weights, classes=classes, how=job.how, license=progress.license)
-            run.write_log(progress.log)
+                write_model(network, run.path, weights, classes=classes, how=job.how, license=state.license)
+            run.write_log(state.log)
 
-    if progress.log and not progress.loss_sums:  # an epoch's end, after which a kill may have left these unwritten
+    if state.log and not state.loss_sums:  # an epoch's end, after which a kill may have left these unwritten
         publish(gather_weights(model))
     while True:
         try:
-            for event in train(job, progress):
+            for event in train(job, state):
                 if isinstance(event, EpochDone):
-                    _note_epoch(progress, event, always=weak is not None)
-                    publish(save_checkpoint(run, accelerator, model, optimizer, progress))
-                    accelerator.log({name: value for name, value in progress.log[-1].items() if value is not None})
+                    _note_epoch(state, event, always=weak is not None)
+                    publish(save_checkpoint(run, accelerator, model, optimizer, state))
+                    accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
                 yield event
                 if isinstance(event, StepDone) and event.is_due:
-                    save_checkpoint(run, accelerator, model, optimizer, progress)
+                    save_checkpoint(run, accelerator, model, optimizer, state)
                     if event.signal:
-                        raise _stopped(run, progress.step, event.signal)
-            return progress
+                        raise _stopped(run, state.step, event.signal)
+            return state
         except RuntimeError as error:
             if not is_lost_connection(error):
                 raise
@@ -71,23 +71,23 @@ def train_and_keep(
                 "another process of this run has ended", f"Look for its own error. {_how_to_go_on(run)}"
             ) from error
         except DivergedError as error:
-            halvings = progress.halvings + 1
+            halvings = state.halvings + 1
             if halvings > MAX_HALVINGS:
-                kept = "; the best epoch's model is kept" if progress.log else ""
+                kept = "; the best epoch's model is kept" if state.log else ""
                 raise DivergedError(f"{error.problem}, at a quarter of the lr too", f"{error.remedy}{kept}") from error
-            progress, _ = load_checkpoint(run, accelerator, model, optimizer)
-            progress.halvings = halvings
+            state, _ = load_checkpoint(run, accelerator, model, optimizer)
+            state.halvings = halvings
             again = " once more" if halvings > 1 else ""
-            yield Remark(text=f"{error.problem}: back to step {progress.step:,}, with the lr halved{again}")
+            yield Remark(text=f"{error.problem}: back to step {state.step:,}, with the lr halved{again}")
 
 
-def _note_epoch(progress: Progress, event: EpochDone, *, always: bool) -> None:
+def _note_epoch(state: State, event: EpochDone, *, always: bool) -> None:
     """Adds the epoch's line to the log, and its figures where it is the best so far."""
-    val, best = event.val, progress.best
+    val, best = event.val, state.best
     is_best = always or best is None or _score(val) > (best["val_balanced_accuracy"], -best["val_log_loss"])
     if is_best:
-        progress.best_val = None if val is None else asdict(val)
-    progress.log.append(
+        state.best_val = None if val is None else asdict(val)
+    state.log.append(
         {
             "epoch": event.epoch + 1,
             "train_loss": event.train_loss,
@@ -95,7 +95,7 @@ def _note_epoch(progress: Progress, event: EpochDone, *, always: bool) -> None:
             "val_top1": val and val.top1,
             "val_balanced_accuracy": val and val.balanced_accuracy,
             "lr": event.lr,
-            "micro_batch_size": progress.micro_batch_size,
+            "micro_batch_size": state.micro_batch_size,
             "seconds": round(event.seconds, 3),
             "images_per_second": round(event.images / event.seconds, 1),
             "best": is_best,

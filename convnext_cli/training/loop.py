@@ -17,7 +17,7 @@ from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.inference.forward import forward_batches
 from convnext_cli.inference.predictor import load_for_eval
 from convnext_cli.recipes.recipe import Recipe
-from convnext_cli.training.checkpoint import Progress
+from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import gather_rows
 from convnext_cli.training.optim import Schedule, set_lr
 from convnext_cli.training.step import Job, take_step
@@ -74,11 +74,11 @@ def plan_steps(recipe: Recipe, images: int) -> tuple[int, Schedule]:
     return steps, schedule
 
 
-def train(job: Job, progress: Progress) -> Iterator[StepDone | EpochDone | Remark]:
-    """Trains from where `progress` stands to the last epoch, and yields every step and every epoch.
+def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
+    """Trains from where `state` stands to the last epoch, and yields every step and every epoch.
 
     The model's weights after step n depend on the recipe, the images and n alone: order, augmentation, mixing and drop
-    path draw from (seed, epoch, row) and (seed, step). Whoever takes an `EpochDone` adds its line to `progress.log`.
+    path draw from (seed, epoch, row) and (seed, step). Whoever takes an `EpochDone` adds its line to `state.log`.
 
     Raises:
         OutOfMemoryError: a step with one image does not fit into the device's memory.
@@ -91,52 +91,52 @@ def train(job: Job, progress: Progress) -> Iterator[StepDone | EpochDone | Remar
     labels = torch.tensor(job.index.labels)
     steps, schedule = plan_steps(recipe, len(rows))
 
-    for epoch in range(len(progress.log), recipe.epochs):
-        if recipe.patience and count_stale(progress) >= recipe.patience:
+    for epoch in range(len(state.log), recipe.epochs):
+        if recipe.patience and count_stale(state) >= recipe.patience:
             return
-        started = time.perf_counter() - progress.seconds
+        started = time.perf_counter() - state.seconds
         job.model.train()
         batches = shuffle_batches(rows, recipe.batch_size, seed=recipe.seed, epoch=epoch)
         # Each rank takes every world-th image. One that goes empty-handed shows an image with weight 0.
         shares = [batch[rank::world] or batch[:1] for batch in batches]
-        done = progress.step - epoch * steps  # of this epoch, before the run was interrupted
+        done = state.step - epoch * steps  # of this epoch, before the run was interrupted
         shown = sum(map(len, batches[:done]))
-        loss = sum(progress.loss_sums) / shown if shown else float("nan")
-        loss_sum = torch.tensor(sum(progress.loss_sums[rank::world], 0.0), device=accelerator.device)
+        loss = sum(state.loss_sums) / shown if shown else float("nan")
+        loss_sum = torch.tensor(sum(state.loss_sums[rank::world], 0.0), device=accelerator.device)
         loaded = load_batches(shares[done:], _load_training(job, epoch), threads=job.threads)
         for i, (share, images) in enumerate(loaded, start=done):
-            lr = schedule.lr_at(progress.step) * 0.5**progress.halvings
+            lr = schedule.lr_at(state.step) * 0.5**state.halvings
             set_lr(job.optimizer, lr)
-            weight, micro = (1.0 if rank < len(batches[i]) else 0.0), progress.micro_batch_size
-            losses, signal = take_step(job, progress, images, labels[share], weight, len(batches[i]))
+            weight, micro = (1.0 if rank < len(batches[i]) else 0.0), state.micro_batch_size
+            losses, signal = take_step(job, state, images, labels[share], weight, len(batches[i]))
             loss_sum += losses
             shown += len(batches[i])
-            progress.step += 1
-            if progress.micro_batch_size < micro:
-                yield Remark(text=_describe_halving(job, progress))
-            is_due = signal > 0 or (recipe.save_every > 0 and progress.step % recipe.save_every == 0)
+            state.step += 1
+            if state.micro_batch_size < micro:
+                yield Remark(text=_describe_halving(job, state))
+            is_due = signal > 0 or (recipe.save_every > 0 and state.step % recipe.save_every == 0)
             if is_due or (i + 1) % LOSS_EVERY == 0 or i + 1 == steps:
-                loss = _read_loss(accelerator, progress, loss_sum, shown, epoch)
-                progress.seconds = time.perf_counter() - started
+                loss = _read_loss(accelerator, state, loss_sum, shown, epoch)
+                state.seconds = time.perf_counter() - started
             yield StepDone(
                 epoch=epoch, step=i + 1, steps=steps, images=shown, loss=loss, lr=lr, is_due=is_due, signal=signal
             )
-        seconds = progress.seconds
-        val = validate(job, progress)
+        seconds = state.seconds
+        val = validate(job, state)
         if val is not None and not np.isfinite(val.log_loss):
             raise _diverged(epoch, f"the validation loss is {val.log_loss}")
-        progress.loss_sums, progress.seconds = [], 0.0
-        lr = schedule.lr_at(progress.step - 1) * 0.5**progress.halvings
+        state.loss_sums, state.seconds = [], 0.0
+        lr = schedule.lr_at(state.step - 1) * 0.5**state.halvings
         yield EpochDone(epoch=epoch, train_loss=loss, val=val, lr=lr, seconds=seconds, images=shown)
 
 
-def count_stale(progress: Progress) -> int:
+def count_stale(state: State) -> int:
     """Epochs since the best one."""
-    best = progress.best
-    return len(progress.log) - best["epoch"] if best else 0
+    best = state.best
+    return len(state.log) - best["epoch"] if best else 0
 
 
-def validate(job: Job, progress: Progress) -> Metrics | None:
+def validate(job: Job, state: State) -> Metrics | None:
     """Metrics on the validation split, computed by all ranks together; None where it is empty."""
     rows = job.index.rows("val")
     if not rows:
@@ -149,7 +149,7 @@ def validate(job: Job, progress: Progress) -> Metrics | None:
         load_for_eval(job.index, job.how),
         job.how,
         device=job.accelerator.device,
-        batch_size=progress.micro_batch_size,
+        batch_size=state.micro_batch_size,
         threads=job.threads,
     )
     classes = job.index.classes
@@ -170,10 +170,10 @@ def _load_training(job: Job, epoch: int) -> Callable[[int], Pixels]:
     return load
 
 
-def _read_loss(accelerator: Accelerator, progress: Progress, loss_sum: Tensor, images: int, epoch: int) -> float:
+def _read_loss(accelerator: Accelerator, state: State, loss_sum: Tensor, images: int, epoch: int) -> float:
     """The mean loss over all ranks so far; checks that it is finite."""
-    progress.loss_sums = [float(part) for part in accelerator.gather(loss_sum.clone()).reshape(-1)]
-    loss = sum(progress.loss_sums) / images
+    state.loss_sums = [float(part) for part in accelerator.gather(loss_sum.clone()).reshape(-1)]
+    loss = sum(state.loss_sums) / images
     if not np.isfinite(loss):
         raise _diverged(epoch, "a loss or its gradient is no finite number")
     return loss
@@ -185,9 +185,9 @@ def _diverged(epoch: int, why: str) -> DivergedError:
     )
 
 
-def _describe_halving(job: Job, progress: Progress) -> str:
+def _describe_halving(job: Job, state: State) -> str:
     but = ", but for drop path, which draws anew for each of them" if job.recipe.drop_path else ""
     return (
-        f"out of memory at step {progress.step}: from here on {progress.micro_batch_size} images at a time, and more "
+        f"out of memory at step {state.step}: from here on {state.micro_batch_size} images at a time, and more "
         f"of these for a batch of {job.recipe.batch_size}. The training stays the same{but}"
     )

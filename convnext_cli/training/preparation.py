@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.intake import Intake, Taken, take_in
 from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, explain_weak_validation, split_index
 from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
 from convnext_cli.models.catalog import Architecture, Tag, find_model
+from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import check_settings, default_settings, describe_settings
@@ -109,7 +109,7 @@ def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
     return last
 
 
-def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Checked | Prepared]:
+def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progress | Prepared]:
     """Checks a request, takes in and splits its data, and makes the plan: yields progress, and the result last.
 
     Where a run is to be continued, all that is taken from the run.

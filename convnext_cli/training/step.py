@@ -17,7 +17,7 @@ from convnext_cli.errors import OutOfMemoryError
 from convnext_cli.inference.forward import choose_memory_format, prepare_input
 from convnext_cli.recipes.machine import count_cpus, count_local_processes
 from convnext_cli.recipes.recipe import Recipe
-from convnext_cli.training.checkpoint import Progress
+from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import (
     agree,
     clip_gradients,
@@ -50,16 +50,16 @@ class Job:
 
 
 def take_step(
-    job: Job, progress: Progress, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
+    job: Job, state: State, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
 ) -> tuple[Tensor, int]:
     """One optimizer step on this rank's share of a batch.
 
     The gradient is that of the mean over the whole batch, however it is cut into ranks and micro-batches. Where a rank
-    has not memory enough, all of them halve `progress.micro_batch_size` and do the step anew, with the same draws.
+    has not memory enough, all of them halve `state.micro_batch_size` and do the step anew, with the same draws.
 
     Args:
         job: what to work on.
-        progress: where the run stands.
+        state: where the run stands.
         images: (B, S, S, 3) uint8, this rank's share.
         labels: (B,) their classes.
         weight: 0 for a rank that shows an image of another's only to keep step, else 1.
@@ -77,20 +77,20 @@ def take_step(
         losses = torch.zeros((), device=accelerator.device)
         failed = 0
         try:
-            losses += _add_gradients(job, progress, images, labels, weight, batch_images)
+            losses += _add_gradients(job, state, images, labels, weight, batch_images)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_sharded(accelerator):  # the others wait for its shards: no way back
-                raise _no_memory(job, progress) if is_out_of_memory(error) else error from error
+                raise _no_memory(job, state) if is_out_of_memory(error) else error from error
             failed = 1
         failed, signal = agree(accelerator, failed, job.signals.received)
         if not failed:
             break
         optimizer.zero_grad(set_to_none=True)
         free_memory()
-        used = min(progress.micro_batch_size, math.ceil(batch_images / accelerator.num_processes))
+        used = min(state.micro_batch_size, math.ceil(batch_images / accelerator.num_processes))
         if used == 1:
-            raise _no_memory(job, progress)
-        progress.micro_batch_size = used // 2
+            raise _no_memory(job, state)
+        state.micro_batch_size = used // 2
     sum_gradients(accelerator, job.model)
     norm = clip_gradients(accelerator, job.model, job.recipe.clip_grad or math.inf)
     optimizer.step()
@@ -99,12 +99,12 @@ def take_step(
 
 
 def _add_gradients(
-    job: Job, progress: Progress, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
+    job: Job, state: State, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
 ) -> Tensor:
     """Forward and backward of this rank's share, piece by piece; returns the sum of its losses."""
-    accelerator, recipe, size = job.accelerator, job.recipe, progress.micro_batch_size
+    accelerator, recipe, size = job.accelerator, job.recipe, state.micro_batch_size
     device = accelerator.device
-    random = np.random.default_rng((recipe.seed, progress.step, accelerator.process_index))
+    random = np.random.default_rng((recipe.seed, state.step, accelerator.process_index))
     torch.manual_seed(int(random.integers(2**63)))  # drop path draws from torch's own generator
     inputs = prepare_input(images, job.how, device, choose_memory_format(device))
     targets = smooth_targets(labels.to(device), len(job.index.classes), recipe.label_smoothing)
@@ -123,10 +123,10 @@ def _add_gradients(
     return total
 
 
-def _no_memory(job: Job, progress: Progress) -> OutOfMemoryError:
+def _no_memory(job: Job, state: State) -> OutOfMemoryError:
     size = job.recipe.image_size
-    if is_sharded(job.accelerator) and progress.micro_batch_size > 1:
-        what, remedy = f"{progress.micro_batch_size} images", f"--micro-batch-size {progress.micro_batch_size // 2}, "
+    if is_sharded(job.accelerator) and state.micro_batch_size > 1:
+        what, remedy = f"{state.micro_batch_size} images", f"--micro-batch-size {state.micro_batch_size // 2}, "
     else:
         what, remedy = "a single image", ""
     return OutOfMemoryError(

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
-from convnext_cli.data.audit.inspection import Checked
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import ConvnextError, DataError, UsageError, WeightsError
+from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
@@ -26,8 +26,8 @@ from convnext_cli.training.preparation import Request
 from tests.conftest import SMALL, save_image
 
 FILES = {
-    "audit.json", "config.json", "data.json", "environment.json", "last", "metrics.json", "metrics.jsonl",
-    "model.safetensors", "plan.toml", "split.csv",
+    "audit.json", "calibration.json", "calibration.safetensors", "config.json", "data.json", "environment.json", "last",
+    "metrics.json", "metrics.jsonl", "model.safetensors", "plan.toml", "split.csv",
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def request_for(data: Path, output: Path, **changes: Any) -> Request:
 def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
     """What happens from the start of training on."""
     events = finetune_steps(request_for(data, output, **changes))
-    return [event for event in events if not isinstance(event, Checked)]
+    return [event for event in events if not isinstance(event, Progress)]
 
 
 def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
@@ -55,7 +55,8 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
     events = events_of(digits, tmp_path / "run", epochs=6)
 
     # 300 images, by class 20% for validation and 15% for the test: 195 for training, 13 steps of 16 (the last of 3)
-    assert [type(event) for event in events] == [Started, *([StepDone] * 13 + [EpochDone]) * 6, Finished]
+    told = [type(event) for event in events if not isinstance(event, Progress)]
+    assert told == [Started, *([StepDone] * 13 + [EpochDone]) * 6, Finished]
     assert [event.images for event in events if isinstance(event, StepDone)][:13] == [*range(16, 193, 16), 195]
     finished = events[-1]
     assert finished.val.images == 60
@@ -81,7 +82,7 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
     assert json.loads((run.path / "environment.json").read_text())["packages"]["timm"].startswith("1.")
     assert load_file(run.path / "model.safetensors")["head.fc.weight"].shape == (3, 64)
     with safe_open(run.list_checkpoints()[0], "pt") as last:
-        assert json.loads(last.metadata()["progress"])["step"] == 6 * 13
+        assert json.loads(last.metadata()["state"])["step"] == 6 * 13
         assert {name.split(".")[0] for name in last.keys()} == {"model", "optimizer"}  # noqa: SIM118
 
     found = evaluate(run.path)

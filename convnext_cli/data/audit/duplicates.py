@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.data.audit.inspection import Checked, Inspection
+from convnext_cli.data.audit.inspection import Inspection
 from convnext_cli.data.decode import decode_image
 from convnext_cli.data.scan import Index, join_rows
 from convnext_cli.errors import ImageError
+from convnext_cli.progress import Progress
 
 MAX_DISTANCE = 8  # bits of 64 in which the hashes of near duplicates may differ
 MIN_THUMB_CORRELATION = 0.95
@@ -37,7 +38,7 @@ class Duplicates:
     """Pairs with similar hashes that were too many to compare."""
 
 
-def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterator[Checked | Duplicates]:
+def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterator[Progress | Duplicates]:
     """Yields progress, then the duplicates.
 
     Exact ones have the same pixels after decoding. Near ones have perceptual hashes at most `MAX_DISTANCE` bits apart,
@@ -60,7 +61,7 @@ def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterato
             if same:
                 near.append(pair)
             if done % 100 == 0:
-                yield Checked(done=done, total=len(pairs))
+                yield Progress(done=done, total=len(pairs), what="similar pairs compared")
     links = [*near, *((cluster[0], row) for cluster in exact for row in cluster[1:])]
     yield Duplicates(exact=exact, near=tuple(near), clusters=join_rows(links), unchecked=unchecked)
 

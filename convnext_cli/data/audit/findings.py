@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
-from convnext_cli.data.audit.inspection import Checked, Inspection, inspect_images
+from convnext_cli.data.audit.inspection import Inspection, inspect_images
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
 from convnext_cli.data.groups import Grouping, find_straddling
 from convnext_cli.data.scan import Index
+from convnext_cli.progress import Progress
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and judged
 EXAMPLES = 5
@@ -95,7 +96,7 @@ class Audit:
         }
 
 
-def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Checked | Audit]:
+def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Progress | Audit]:
     """Looks at every image of an index; yields progress, and the audit last. What did not change is not read again."""
     inspection = duplicates = None
     for event in inspect_images(index, threads=threads):

@@ -18,6 +18,7 @@ from convnext_cli.data.decode import read_image
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.files import find_cache, replace_file
+from convnext_cli.progress import Progress
 
 VERSION = 1  # of the measures and of decoding; raised when either changes
 THUMB = 12  # side of the thumbnail that near duplicates are first compared by
@@ -46,14 +47,6 @@ _BITS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
-    """How many of how many images are done."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
     """What was measured: row i of `measures` is row i of the index."""
 
@@ -74,7 +67,7 @@ class Inspection:
         return {self.notes[place]: (int(n), int(row)) for place, row, n in zip(places, first, counts, strict=True)}
 
 
-def inspect_images(index: Index, *, threads: int) -> Iterator[Checked | Inspection]:
+def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspection]:
     """Decodes what is new or has changed since the last time, and yields progress, then the measures.
 
     Images are known by path, size and time of change. The measures lie in the cache folder, one file a data folder.
@@ -98,7 +91,7 @@ def inspect_images(index: Index, *, threads: int) -> Iterator[Checked | Inspecti
             values["note"] = places.setdefault(note, len(places))
             measures[done] = values
             if (number - AHEAD) % TELL == 0:
-                yield Checked(done=known + number - AHEAD, total=len(index))
+                yield Progress(done=known + number - AHEAD, total=len(index), what="images checked")
     found = Inspection(measures=measures, notes=tuple(places))
     if rows:
         store.keep(found)

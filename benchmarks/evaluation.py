@@ -1,0 +1,78 @@
+"""What `eval` adds to the forward passes: figures, intervals, thresholds and plots of 10,000 images in 4 classes.
+
+    python benchmarks/evaluation.py [IMAGES [CLASSES]]
+
+Seconds of wall time and of processor time; where the first is the larger, the machine was doing something else too.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from convnext_cli.data.scan import Index
+from convnext_cli.evaluation.intervals import compute_intervals
+from convnext_cli.evaluation.metrics import compute_metrics
+from convnext_cli.evaluation.targets import Target, apply_threshold, find_threshold
+from convnext_cli.inference.evaluation import Cases, Evaluation
+from convnext_cli.inference.subject import Subject
+from convnext_cli.reports import plots
+
+T = tuple[float, float]
+
+
+def clock(work: Callable[[], object]) -> T:
+    """Wall and processor seconds."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def measure(images: int, classes: int) -> dict[str, T]:
+    """The seconds of each part."""
+    random = np.random.default_rng(0)
+    names = tuple(f"class {k}" for k in range(classes))
+    labels = random.integers(0, classes, images)
+    logits = (random.normal(size=(images, classes)) + 2 * np.eye(classes)[labels]).astype(np.float32)
+    groups = [f"patient {i // 5}" for i in range(images)]
+    scores, positive = logits[:, 0].astype(np.float64), labels == 0
+    threshold = find_threshold(scores, positive, Target("sensitivity", 0.95, names[0]))
+    metrics = compute_metrics(logits, labels, names)
+    index = Index(
+        root=Path(), classes=names, paths=("",) * images, labels=tuple(labels), splits=("test",) * images, skipped={}
+    )
+    found = Evaluation(
+        run=Path(), data=Path(), split="test", metrics=metrics, uncalibrated=metrics, calibration=None,
+        intervals=compute_intervals(logits, labels, resamples=200), operating_points=(), augmentation=None,
+        test_number=1, notes=(),
+        cases=Cases(
+            subject=Subject(index=index, split="test", rows=list(range(images))),
+            classes=names, logits=logits, labels=labels,
+        ),
+    )  # fmt: skip
+
+    def draw() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for plot in (plots.plot_roc, plots.plot_pr, plots.plot_reliability):
+                figure = plot(found)
+                plots.make_svg(figure, "benchmark")
+                plots.write_png(figure, Path(folder, "plot.png"))
+            plots.write_png(plots.plot_confusion(found), Path(folder, "plot.png"))
+
+    return {
+        "figures, twice": clock(lambda: [compute_metrics(logits, labels, names) for _ in range(2)]),
+        "intervals": clock(lambda: compute_intervals(logits, labels)),
+        "intervals, clustered": clock(lambda: compute_intervals(logits, labels, groups)),
+        "threshold": clock(lambda: apply_threshold(threshold, scores, positive, groups)),
+        "plots": clock(draw),
+    }
+
+
+if __name__ == "__main__":
+    images, classes = ([int(word) for word in sys.argv[1:]] + [10_000, 4][len(sys.argv) - 1 :])[:2]
+    print(f"{images:,} images, {classes} classes\n{'part':22}{'wall s':>8}{'processor s':>13}")
+    for name, (wall, processor) in measure(images, classes).items():
+        print(f"{name:22}{wall:8.2f}{processor:13.2f}")

@@ -1,0 +1,173 @@
+"""Every figure's formula, once, over weighted images: weights of 1 give the figure, a resample's a replicate.
+
+Figures that are not defined (nothing of a class, no prediction of it) are nan here.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+
+OVERALL = (
+    "top1", "balanced_accuracy", "macro_precision", "macro_specificity", "macro_f1", "macro_roc_auc", "macro_pr_auc",
+    "kappa", "mcc", "log_loss", "brier", "ece",
+)  # fmt: skip
+PER_CLASS = ("precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
+ECE_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
+
+
+class Figures:
+    """One evaluation's images, sorted as the figures need them.
+
+    Args:
+        logits: (N, K) scores before softmax.
+        labels: (N,) true classes, 0 to K-1. Classes may be absent.
+    """
+
+    def __init__(self, logits: Floats, labels: Ints) -> None:
+        images, self.num_classes = logits.shape
+        log_probabilities = log_softmax(logits)
+        probabilities = np.exp(log_probabilities)
+        self.labels = np.asarray(labels)
+        self.predictions: Ints = logits.argmax(axis=1)
+        self.present = np.bincount(self.labels, minlength=self.num_classes) > 0
+        squared = (probabilities**2).sum(axis=1) - 2 * probabilities[np.arange(images), self.labels] + 1
+        # One column per sum over images: minus the log-likelihood; Brier's score, halved to lie in 0 to 1 (with two
+        # classes it is the usual binary score).
+        self._sums = np.stack([-log_probabilities[np.arange(images), self.labels], squared / 2], axis=1)
+        confidence = probabilities.max(axis=1)
+        self.bins = bin_by_rank(confidence)
+        self._gap_by_bin = np.zeros((images, ECE_BINS))
+        self._gap_by_bin[np.arange(images), self.bins] = confidence - (self.predictions == self.labels)
+        self._actual = _Sums(self.labels, self.num_classes)
+        self._predicted = _Sums(self.predictions, self.num_classes)
+        self._hits = _Sums(self.labels, self.num_classes, self.predictions == self.labels)
+        self._rankings = {
+            k: _Ranking(probabilities[:, k], self.labels == k)
+            for k in np.flatnonzero(self.present)
+            if 0 < (self.labels == k).sum() < images
+        }
+
+    def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Computes all figures for C weightings at a time.
+
+        Args:
+            weights: (C, N), how often each image counts.
+
+        Returns:
+            `OVERALL`, each (C,), and `PER_CLASS`, each (C, K).
+        """
+        kind = weights.dtype
+        total = weights.sum(axis=1)
+        sums = weights @ self._sums.astype(kind) / total[:, None]
+        gaps = weights @ self._gap_by_bin.astype(kind)
+        overall, per_class = self._count_figures(weights)
+        overall |= {"log_loss": sums[:, 0], "brier": sums[:, 1], "ece": np.abs(gaps).sum(axis=1) / total}
+        shape = (len(weights), self.num_classes)
+        per_class |= {"roc_auc": np.full(shape, np.nan), "pr_auc": np.full(shape, np.nan)}
+        for k, ranking in self._rankings.items():
+            per_class["roc_auc"][:, k], per_class["pr_auc"][:, k] = ranking.areas(weights)
+        for name in ("roc_auc", "pr_auc"):
+            overall[f"macro_{name}"] = self._macro(per_class[name])
+        return {name: overall[name] for name in OVERALL}, {name: per_class[name] for name in PER_CLASS}
+
+    def _count_figures(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        actual, predicted, correct = (sums(weights) for sums in (self._actual, self._predicted, self._hits))
+        total, hits = actual.sum(axis=1), correct.sum(axis=1)
+        by_chance = (actual * predicted).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            n = total[:, None]
+            per_class = {
+                "precision": correct / predicted,
+                "recall": correct / actual,
+                "specificity": (n - actual - predicted + correct) / (n - actual),
+                # 2TP / (2TP + FP + FN), which is defined as soon as the class occurs
+                "f1": np.where(actual > 0, 2 * correct / (actual + predicted), np.nan),
+            }
+            spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (actual**2).sum(axis=1))
+            overall = {
+                "top1": hits / total,
+                "balanced_accuracy": self._macro(per_class["recall"]),
+                # a class that occurs and is never predicted has precision 0 in the average
+                "macro_precision": self._macro(np.where(predicted > 0, per_class["precision"], 0)),
+                "macro_specificity": self._macro(per_class["specificity"]),
+                "macro_f1": self._macro(per_class["f1"]),
+                "kappa": (total * hits - by_chance) / (total**2 - by_chance),  # Cohen 1960
+                "mcc": (total * hits - by_chance) / np.sqrt(spread),  # Gorodkin 2004, for K classes
+            }
+        return overall, per_class
+
+    def _macro(self, values: Floats) -> Floats:
+        """Mean over the classes that occur; a resample may have lost one of them."""
+        values = values[:, self.present]
+        defined = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            mean: Floats = np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=1)
+        return mean
+
+
+class _Sums:
+    """Sums of weights by key, (C, N) to (C, num); `counted` names the images that count, all where it is None."""
+
+    def __init__(self, keys: Ints, num: int, counted: NDArray[np.bool_] | None = None) -> None:
+        rows = np.arange(len(keys)) if counted is None else np.flatnonzero(counted)
+        self.order = rows[np.argsort(keys[rows], kind="stable")]
+        self.found, self.starts = np.unique(keys[self.order], return_index=True)
+        self.num = num
+
+    def __call__(self, weights: Floats) -> Floats:
+        sums = np.zeros((len(weights), self.num))
+        if len(self.found):
+            sums[:, self.found] = np.add.reduceat(weights.take(self.order, axis=1), self.starts, axis=1)
+        return sums
+
+
+class _Ranking:
+    """One class against the rest, images sorted by falling score; those with the same score stand in one block."""
+
+    def __init__(self, scores: Floats, positive: NDArray[np.bool_]) -> None:
+        self.order = np.argsort(-scores, kind="stable").astype(np.int32)
+        block = np.cumsum(np.concatenate([[0], np.diff(scores[self.order]) != 0]))
+        places = np.flatnonzero(positive[self.order])
+        self.positives = self.order[places]
+        self.firsts = np.flatnonzero(np.concatenate([[True], np.diff(block[places]) != 0]))
+        blocks = block[places[self.firsts]]  # the blocks that hold a positive: nothing changes in the others
+        self.starts = np.searchsorted(block, blocks, side="left")
+        self.ends = np.searchsorted(block, blocks, side="right") - 1
+
+    def areas(self, weights: Floats) -> tuple[Floats, Floats]:
+        """ROC AUC (ties count half) and average precision (one step per distinct score), both (C,)."""
+        sorted_weights = weights.take(self.order, axis=1)
+        upto = np.cumsum(sorted_weights, axis=1)
+        all_end = upto.take(self.ends, axis=1)
+        all_start = upto.take(self.starts, axis=1) - sorted_weights.take(self.starts, axis=1)
+        positive = weights.take(self.positives, axis=1)
+        if len(self.firsts) < len(self.positives):
+            positive = np.add.reduceat(positive, self.firsts, axis=1)
+        positive_end = np.cumsum(positive, axis=1)
+        num_positive = positive_end[:, -1]
+        num_negative = upto[:, -1] - num_positive
+        negative_before = (all_start - positive_end + positive + all_end - positive_end) / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            beaten = (positive * (num_negative[:, None] - negative_before)).sum(axis=1)
+            roc = beaten / (num_positive * num_negative)
+            # a block without any weight adds nothing, so its denominator may be anything but 0
+            pr = (positive * positive_end / np.maximum(all_end, 1e-9)).sum(axis=1) / num_positive
+        return roc, pr
+
+
+def log_softmax(logits: Floats) -> NDArray[np.float64]:
+    """Log-probabilities (N, K) in float64, shifted by the row's maximum so that nothing overflows."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_probabilities: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probabilities
+
+
+def bin_by_rank(confidence: Floats) -> Ints:
+    """Gives each image one of `ECE_BINS` bins of as many images: adaptive bins (Nixon et al., arXiv:1904.01685)."""
+    bins = np.empty(len(confidence), np.int64)
+    bins[np.argsort(confidence, kind="stable")] = np.arange(len(confidence)) * ECE_BINS // len(confidence)
+    return bins

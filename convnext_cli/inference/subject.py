@@ -1,0 +1,78 @@
+"""Which images a run is judged on, and what makes them less of a test than they seem."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convnext_cli.data.scan import Index, scan_folder
+from convnext_cli.errors import DataError
+from convnext_cli.runs import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """Rows of an index."""
+
+    index: Index
+    split: str
+    """`train`, `val`, `test`, or `all`."""
+    rows: list[int]
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The group of each row, or None where groups are not known."""
+        return [self.index.groups[row] for row in self.rows] if self.index.groups else None
+
+
+def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tuple[Subject, list[str]]:
+    """The images to judge a run on, and what the user should know of them.
+
+    Args:
+        run: whose own data and split are taken where `data` is None or the same folder.
+        data: a folder of images.
+        split: None takes `test` where there is one, else `val`, else all.
+
+    Raises:
+        RunError: the run cannot be read.
+        DataError: the data has no such split.
+    """
+    index = _find_index(run.read_split(), data)
+    own = set(index.splits) - {""}
+    if split == "all" or (split is None and not own):
+        return Subject(index=index, split="all", rows=list(range(len(index)))), []
+    if split is None:
+        split = "test" if "test" in own else "val" if "val" in own else "train"
+    rows = index.rows(split)
+    if not rows:
+        raise DataError(
+            f"{index.root} has no {split} split",
+            f"It has {', '.join(sorted(own)) or 'none'}; or use --split all",
+        )
+    notes = {
+        "test": [],
+        "val": ["the best epoch and the calibration were chosen on these images, so the figures are a little too good"],
+        "train": ["the model was trained on these images: the figures say nothing of new ones"],
+    }
+    return Subject(index=index, split=split, rows=rows), notes[split]
+
+
+def find_overlap(run: RunFolder, subject: Subject) -> list[str]:
+    """Says how many of the images are training images of the run, where the split does not tell."""
+    trained_on, index = run.read_split(), subject.index
+    if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
+        return []
+    seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in trained_on.rows("train")}
+    again = sum((index.root / index.paths[row]).resolve() in seen for row in subject.rows)
+    if not again:
+        return []
+    return [f"{again} of these {len(subject.rows)} images were trained on: the figures are too good"]
+
+
+def _find_index(trained_on: Index, data: Path | None) -> Index:
+    """The run's own index where its own data folder is meant, so that its split holds there too."""
+    if data is not None and data.resolve() != trained_on.root.resolve():
+        index = scan_folder(data)
+        moved = (index.classes, index.paths) == (trained_on.classes, trained_on.paths)
+        return replace(trained_on, root=data) if moved else index
+    if not trained_on.root.is_dir():
+        raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")
+    return trained_on

@@ -1,0 +1,140 @@
+"""`report.html`: one file, no network, no script; what it shows was computed elsewhere."""
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from convnext_cli.errors import UsageError
+from convnext_cli.evaluation.intervals import Interval
+from convnext_cli.files import write_text
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.recipes.plan import read_plan, read_reasons
+from convnext_cli.reports import plots
+from convnext_cli.reports.gallery import draw_cases, pick_cases
+from convnext_cli.runs import RunFolder
+
+MAX_CONFUSION = 20  # classes; a wider table helps nobody, and the plot beside the report has it
+
+TILES = (
+    ("top1", "Accuracy", "%"), ("macro_f1", "Macro F1", "%"), ("macro_roc_auc", "Macro ROC AUC", "%"),
+    ("macro_pr_auc", "Macro PR AUC", "%"), ("mcc", "MCC", ""), ("kappa", "Cohen's kappa", ""),
+    ("ece", "Calibration error", "%"), ("log_loss", "Log loss", ""),
+)  # fmt: skip
+
+
+def write_report(found: Evaluation) -> Path:
+    """Writes the report of an evaluation, and its plots as pictures, into the run; returns where it is."""
+    deque(write_report_steps(found), maxlen=0)
+    return RunFolder(found.run).report
+
+
+def write_report_steps(found: Evaluation) -> Iterator[tuple[int, int, str]]:
+    """Does what `write_report` does, and yields how much of how much is done before each part."""
+    run = RunFolder(found.run)
+    log = run.read_log()
+    drawings = {"roc": plots.plot_roc, "pr": plots.plot_pr, "reliability": plots.plot_reliability}
+    total = len(drawings) + 4
+    svg = {}
+    run.plots.mkdir(exist_ok=True)
+
+    def keep(name: str, figure: Figure) -> None:
+        svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704  (matplotlib escapes the names in it)
+        plots.write_png(figure, run.plots / f"{name}.png")
+
+    for done, (name, draw) in enumerate(drawings.items()):
+        yield done, total, "drawing"
+        keep(name, draw(found))
+    if log:
+        keep("loss", plots.plot_loss(log))
+        keep("right", plots.plot_right(log))
+    yield total - 3, total, "drawing"
+    plots.write_png(plots.plot_confusion(found), run.plots / "confusion.png")
+    worst, unsure = pick_cases(found)
+    yield total - 2, total, "looking where the model looks"
+    pictures = draw_cases(found, [*worst, *unsure])
+    chosen = {
+        "worst": [pictures[i] for i in worst if i in pictures],
+        "unsure": [pictures[i] for i in unsure if i in pictures],
+    }
+    yield total - 1, total, "writing"
+    write_text(run.report, render_page(found, run, svg, chosen))
+
+
+def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictures: dict[str, Any]) -> str:
+    """The page as text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "share": _share,
+        "between": _between,
+        "number": _number,
+        "shown": lambda name: plots.shown(str(name)),
+    }
+    folder = files("convnext_cli.reports")
+    template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
+    index = found.cases.subject.index
+    config = run.read_json("config.json") or {}
+    return template.render(
+        found=found,
+        metrics=found.metrics,
+        sure=found.intervals,
+        fitted=found.calibration if found.calibration and found.calibration.weak is None else None,
+        model=config.get("architecture", ""),
+        input_size=config.get("pretrained_cfg", {}).get("input_size", ["", "", ""])[1],
+        license=config.get("pretrained_cfg", {}).get("license"),
+        classes=list(zip(found.metrics.per_class, found.intervals.per_class, strict=True)),
+        confusion=found.metrics.confusion if len(found.metrics.per_class) <= MAX_CONFUSION else None,
+        tiles=TILES,
+        svg=svg,
+        pictures=pictures,
+        log=run.read_log(),
+        kept=run.read_json("metrics.json") or {},
+        index=index,
+        counts={split: index.count_classes(split) for split in ("train", "val", "test") if split in index.splits},
+        audit=_describe_audit(run.read_json("audit.json")),
+        settings=_read_settings(run),
+        environment=run.read_json("environment.json") or {},
+        made=datetime.now().astimezone(),
+        style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704  (our own file)
+    )
+
+
+def _read_settings(run: RunFolder) -> list[tuple[str, Any, str]]:
+    """Every setting with its reason; none where the plan is gone or was written by another version."""
+    try:
+        settings, reasons = read_plan(run.plan)[2], read_reasons(run.plan)
+    except (UsageError, OSError):
+        return []
+    return [(name, value, reasons.get(name, "")) for name, value in settings.items()]
+
+
+def _describe_audit(audit: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the audit of the data found, whatever it looked for: each entry with its words, or its count."""
+    rows = []
+    for name, value in (audit or {}).items():
+        if isinstance(value, list):
+            examples = "; ".join(str(entry) for entry in value[:3])
+            rows.append((name, f"{len(value):,}{f': {examples}' if value else ''}{' …' if len(value) > 3 else ''}"))
+        elif isinstance(value, dict):
+            rows.append((name, "; ".join(f"{key}: {part}" for key, part in list(value.items())[:8])))
+        else:
+            rows.append((name, str(value)))
+    return [(name.replace("_", " "), text[:400]) for name, text in rows]
+
+
+def _share(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _between(interval: Interval | None, scale: float = 100, digits: int = 1) -> str:
+    return "" if interval is None else f"{scale * interval.low:.{digits}f} to {scale * interval.high:.{digits}f}"

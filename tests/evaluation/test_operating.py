@@ -1,0 +1,134 @@
+"""Temperature, thresholds, curves, comparison, novelty: what is decided on validation and told on the test."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
+from sklearn import metrics as reference
+
+from convnext_cli.evaluation.calibration import COLDEST, HOTTEST, fit_temperature
+from convnext_cli.evaluation.comparison import compare
+from convnext_cli.evaluation.curves import measure_reliability, trace_pr, trace_roc
+from convnext_cli.evaluation.figures import Floats, Ints, log_softmax
+from convnext_cli.evaluation.metrics import compute_metrics
+from convnext_cli.evaluation.novelty import choose_novelty_threshold, normalise, score_novelty
+from convnext_cli.evaluation.targets import Target, apply_threshold, find_threshold
+
+
+def draw(images: int, seed: int = 0, strength: float = 1.5) -> tuple[Floats, Ints]:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, images)
+    return random.normal(size=(images, 3)) + strength * np.eye(3)[labels], labels
+
+
+def test_the_temperature_is_the_best_one() -> None:
+    logits, labels = draw(400)
+    found = fit_temperature(4 * logits, labels)
+    best = minimize_scalar(
+        lambda t: compute_metrics(4 * logits / t, labels, "abc").log_loss, bounds=(0.1, 20), method="bounded"
+    )
+    assert found == pytest.approx(best.x, rel=1e-3)
+    assert fit_temperature(8 * logits, labels) == pytest.approx(2 * found, rel=1e-6)
+    calibrated, raw = (compute_metrics(z, labels, "abc") for z in (4 * logits / found, 4 * logits))
+    assert calibrated.ece < raw.ece / 2
+    assert calibrated.confusion == raw.confusion
+
+
+def test_the_temperature_stays_within_bounds() -> None:
+    labels = np.array([0, 1, 2] * 20)
+    assert fit_temperature(np.eye(3)[labels], labels) == pytest.approx(COLDEST), "told apart without an error"
+    assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(HOTTEST), "always wrong"
+
+
+@pytest.mark.parametrize("figure", ["sensitivity", "specificity"])
+def test_a_threshold_meets_its_target_and_gives_up_no_more(figure: str) -> None:
+    logits, labels = draw(300)
+    scores, positive = np.exp(log_softmax(logits))[:, 1], labels == 1
+    found = find_threshold(scores, positive, Target(figure, 0.95, "b"))
+    false, true, _ = reference.roc_curve(positive, scores, drop_intermediate=False)
+    met = true >= 0.95 if figure == "sensitivity" else 1 - false >= 0.95
+    best = (1 - false[met]).max() if figure == "sensitivity" else true[met].max()
+    point = apply_threshold(found, scores, positive, None)
+    assert (point.specificity if figure == "sensitivity" else point.sensitivity) == pytest.approx(best)
+    assert found.reached >= 0.95
+    assert found.reached == pytest.approx(getattr(point, figure))
+    interval = getattr(point, f"{figure}_interval")
+    assert interval.low < found.reached < interval.high
+
+
+def test_a_threshold_is_halfway_and_needs_both_kinds() -> None:
+    scores = np.array([0.9, 0.6, 0.4, 0.1])
+    positive = np.array([True, True, False, False])
+    assert find_threshold(scores, positive, Target("sensitivity", 1.0, "b")).threshold == pytest.approx(0.5)
+    assert find_threshold(scores, positive, Target("specificity", 1.0, "b")).threshold == pytest.approx(0.5)
+    twenty = np.arange(20) / 20
+    assert find_threshold(np.append(twenty, 0.0), np.arange(21) < 20, Target("sensitivity", 0.95, "b")).reached == 0.95
+    with pytest.raises(ValueError, match="of others"):
+        find_threshold(scores, np.ones(4, bool), Target("sensitivity", 0.9, "b"))
+    point = apply_threshold(
+        find_threshold(scores, positive, Target("sensitivity", 1.0, "b")), scores, positive < 0, None
+    )
+    assert (point.sensitivity, point.sensitivity_interval) == (None, None)
+
+
+def test_curves_are_scikit_learns() -> None:
+    logits, labels = draw(200)
+    scores, positive = np.round(logits[:, 0], 1), labels == 0
+    false, true = trace_roc(scores, positive)
+    expected = reference.roc_curve(positive, scores, drop_intermediate=False)
+    assert np.allclose(false, expected[0])
+    assert np.allclose(true, expected[1])
+    recall, precision = trace_pr(scores, positive)
+    expected = reference.precision_recall_curve(positive, scores)
+    assert np.allclose(recall[1:][::-1], expected[1][:-1])
+    assert np.allclose(precision[1:][::-1], expected[0][:-1])
+
+
+def test_reliability_adds_up_to_the_ece() -> None:
+    logits, labels = draw(200)
+    bins = measure_reliability(logits, labels)
+    assert sum(b.images for b in bins) == 200
+    gap = sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / 200
+    assert gap == pytest.approx(compute_metrics(logits, labels, "abc").ece)
+    assert len(measure_reliability(logits[:4], labels[:4])) == 4
+
+
+def test_a_better_model_is_found_better_and_an_equal_one_is_not() -> None:
+    logits, labels = draw(600)
+    better = compare(logits, logits + np.eye(3)[labels], labels)
+    accuracy = better.differences["top1"]
+    assert accuracy is not None
+    assert 0 < accuracy.interval.low < accuracy.value < accuracy.interval.high
+    assert better.p_value < 1e-6
+    same = compare(logits, logits, labels)
+    assert (same.only_first_right, same.only_second_right, same.p_value) == (0, 0, 1.0)
+    other = compare(logits, draw(600, seed=0)[0] + np.random.default_rng(5).normal(size=(600, 3)) / 10, labels)
+    assert other.p_value == pytest.approx(
+        binomtest(other.only_first_right, other.only_first_right + other.only_second_right).pvalue
+    )
+
+
+def test_mcnemars_published_example_and_its_clusters() -> None:
+    # Agresti, Categorical Data Analysis, table 10.1: 86 and 150 discordant, z = 4.17
+    labels = np.zeros(236, int)
+    first, second = np.eye(2)[[1] * 150 + [0] * 86], np.eye(2)[[0] * 150 + [1] * 86]
+    plain = compare(first, second, labels)
+    alone = compare(first, second, labels, [str(i) for i in range(236)])
+    assert (plain.only_second_right, plain.only_first_right) == (150, 86)
+    assert alone.p_value == pytest.approx(3.1e-5, rel=0.05)
+    assert plain.p_value == pytest.approx(3.7e-5, rel=0.05)
+    pairs = compare(first, second, labels, [str(i // 2) for i in range(236)])
+    assert pairs.p_value > 10 * alone.p_value, "two images of one patient are not two witnesses"
+
+
+def test_novelty_grows_with_distance_and_keeps_its_rate() -> None:
+    random = np.random.default_rng(0)
+    centre = random.normal(size=32)
+    known, val, new = (centre + 0.3 * random.normal(size=(n, 32)) for n in (500, 400, 400))
+    bank = normalise(known)
+    threshold = choose_novelty_threshold(score_novelty(val, bank), 0.05)
+    assert np.mean(score_novelty(val, bank) > threshold) <= 0.05
+    assert np.mean(score_novelty(new, bank) > threshold) == pytest.approx(0.05, abs=0.04)
+    assert (score_novelty(random.normal(size=(50, 32)), bank) > threshold).all()
+    assert score_novelty(5 * val, bank) == pytest.approx(score_novelty(val, bank), abs=1e-6), "length says nothing"
+    assert len(score_novelty(val, bank[:3])) == 400, "fewer training images than neighbours"

@@ -1,0 +1,175 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from convnext_cli import evaluate
+from convnext_cli.data.scan import Index
+from convnext_cli.errors import RunError, UsageError
+from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
+from convnext_cli.inference.fitting import ABSTAIN_RATE, parse_target, read_calibration
+from convnext_cli.progress import Progress
+from convnext_cli.runs import RunFolder
+
+
+@pytest.fixture
+def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the small run that a test may write to."""
+    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl"))
+    return RunFolder(tmp_path / "mine")
+
+
+def test_a_fine_tuning_ends_calibrated(run: RunFolder) -> None:
+    found = read_calibration(run)
+    assert found is not None
+    assert (found.weak, found.images, found.training_images) == (None, 60, 195)
+    assert found.log_loss is not None
+    assert found.log_loss[1] <= found.log_loss[0]
+    assert 0.05 < found.temperature < 20
+    assert found.novelty_rate == ABSTAIN_RATE
+
+
+def test_every_figure_has_an_interval_and_each_test_is_counted(mine: RunFolder) -> None:
+    first = evaluate(mine.path)
+    assert (first.split, first.test_number, first.intervals.clustered) == ("test", 1, False)
+    assert evaluate(mine.path, split="val").test_number is None
+    assert evaluate(mine.path).test_number == 2
+    lines = [json.loads(line) for line in mine.tests.read_text().splitlines()]
+    assert [line["images"] for line in lines] == [45, 45]
+    assert lines[0]["top1"] == first.metrics.top1
+    interval = first.intervals.overall["balanced_accuracy"]
+    assert interval is not None
+    assert interval.low < first.metrics.balanced_accuracy < interval.high + 1e-9
+    told = json.loads(json.dumps(first.to_dict(), default=str))
+    assert told["intervals"]["overall"]["top1"].keys() == {"low", "high"}
+    assert told["calibration"]["temperature"] == read_calibration(mine).temperature  # type: ignore[union-attr]
+    assert "cases" not in told
+
+
+def test_a_test_that_cannot_be_recorded_is_not_shown(mine: RunFolder) -> None:
+    mine.tests.mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*tests\.jsonl"):
+        evaluate(mine.path)
+
+
+def test_a_torn_line_does_not_hide_the_others(mine: RunFolder) -> None:
+    assert mine.record_test({"images": 1}) == 1
+    with mine.tests.open("a") as file:
+        file.write('{"ima\n')
+    assert mine.record_test({"images": 2}) == 2
+
+
+def test_groups_widen_what_they_should(mine: RunFolder) -> None:
+    index = mine.read_split()
+    groups = tuple(f"p{row // 5}" for row in range(len(index)))
+    mine.write_split(replace(index, groups=groups))
+    found = evaluate(mine.path)
+    assert found.intervals.clustered
+    assert found.intervals.units == len({groups[row] for row in index.rows("test")}) < 45
+
+
+def shrink_validation(run: RunFolder) -> Index:
+    index = run.read_split()
+    kept = set(index.rows("val")[:4])
+    splits = tuple("train" if s == "val" and row not in kept else s for row, s in enumerate(index.splits))
+    run.write_split(replace(index, splits=splits))
+    return index
+
+
+def test_a_weak_validation_split_calibrates_nothing_and_says_so(mine: RunFolder) -> None:
+    shrink_validation(mine)
+    (mine.path / "calibration.json").unlink()
+    found = evaluate(mine.path)
+    assert found.calibration is not None
+    assert found.calibration.temperature == 1
+    assert any("not calibrated, because the validation split has only 4 images" in note for note in found.notes)
+    assert found.metrics == found.uncalibrated
+    with pytest.raises(UsageError, match="no threshold can be set: the validation split has only 4 images"):
+        evaluate(mine.path, targets=["sensitivity=0.9:1"])
+
+
+def test_what_was_fitted_for_other_weights_is_fitted_again(mine: RunFolder) -> None:
+    weights = load_file(mine.path / "model.safetensors")
+    weights["head.fc.weight"] = weights["head.fc.weight"] * 3
+    save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
+    assert read_calibration(mine) is None
+    before = evaluate(mine.path)
+    assert before.calibration is not None
+    assert before.calibration.weights == mine.fingerprint_weights()
+    assert before.metrics.confusion == before.uncalibrated.confusion
+    assert read_calibration(mine) == before.calibration
+
+
+def test_damaged_calibration_is_said(mine: RunFolder) -> None:
+    (mine.path / "calibration.json").write_text("{")
+    with pytest.raises(RunError, match=r"calibration\.json cannot be read"):
+        evaluate(mine.path)
+
+
+def test_a_target_is_met_on_validation_and_reported_on_the_test(mine: RunFolder) -> None:
+    found = evaluate(mine.path, targets=["sensitivity=0.9:1", "specificity=0.95:2"])
+    assert [str(point.threshold.target) for point in found.operating_points] == [
+        "sensitivity=0.9:1",
+        "specificity=0.95:2",
+    ]
+    for point in found.operating_points:
+        assert point.threshold.reached >= point.threshold.target.value
+        assert point.sensitivity_interval is not None
+        assert point.sensitivity is not None
+        assert point.sensitivity_interval.low <= point.sensitivity <= point.sensitivity_interval.high
+    again = evaluate(mine.path, targets=["sensitivity=0.9:1"])
+    assert again.operating_points == found.operating_points, "kept, and asking twice changes nothing"
+
+
+@pytest.mark.parametrize(
+    "text", ["sensitivity", "sensitivity=2:a", "accuracy=0.9:a", "sensitivity=x:a", "specificity=0.9:"]
+)
+def test_a_target_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(UsageError, match="cannot read the target"):
+        parse_target(text)
+
+
+def test_a_class_may_have_a_colon_in_its_name() -> None:
+    assert parse_target("specificity=0.9:a:b=c").name == "a:b=c"
+
+
+def test_shifted_views_say_what_they_cost_and_gain(mine: RunFolder) -> None:
+    plain = evaluate(mine.path, split="val")
+    events = list(evaluate_steps(mine, None, "val", tta=True))
+    found = events[-1]
+    assert not isinstance(found, Progress)
+    assert found.augmentation is not None
+    gain = found.augmentation.gain.differences["log_loss"]
+    assert gain is not None
+    assert gain.value == pytest.approx(found.metrics.log_loss - plain.metrics.log_loss, abs=1e-9)
+    assert not np.allclose(found.cases.logits, plain.cases.logits)
+    assert {event.what for event in events if isinstance(event, Progress)} >= {"evaluating", "evaluating shifted views"}
+
+
+def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:
+    weights = load_file(mine.path / "model.safetensors")
+    weights["head.fc.weight"] = np.zeros_like(weights["head.fc.weight"])
+    save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
+    good = evaluate(run.path, split="val")
+    [*_, bad] = evaluate_steps(mine, None, None, subject=good.cases.subject)
+    assert not isinstance(bad, Progress)
+    compared = compare_evaluations(good, bad)
+    accuracy = compared.differences["top1"]
+    assert accuracy is not None
+    assert accuracy.value == pytest.approx(bad.metrics.top1 - good.metrics.top1)
+    assert accuracy.interval.high < 0
+    assert compared.p_value < 0.01
+
+
+def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFolder) -> None:
+    index = mine.read_split()
+    other = {"train": "test", "test": "train"}
+    mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
+    subject = evaluate(run.path).cases.subject
+    [*_, found] = evaluate_steps(mine, None, None, subject=subject)
+    assert not isinstance(found, Progress)
+    assert "45 of these 45 images were trained on: the figures are too good" in found.notes

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import timm
+import torch
+
+from convnext_cli.inference.explain import map_heat, overlay_heat, split_model
+from convnext_cli.inference.forward import make_views
+
+MODELS = [("convnext_atto", {}), ("convnextv2_atto", {}), ("convnext_atto", {"head_norm_first": True})]
+
+
+@pytest.mark.parametrize(("name", "options"), MODELS)
+def test_the_map_is_the_gradient_times_the_features_and_its_steps_are_the_model(
+    name: str, options: dict[str, bool]
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **options).eval()
+    inputs = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        places, _, logits = split_model(model, inputs)
+        assert torch.equal(logits, model(inputs))
+        heat = map_heat(model, places, torch.tensor([0, 2]))
+    assert heat.shape == (2, 2, 2)
+    features = model.forward_features(inputs).detach().requires_grad_()
+    told = model.forward_head(features)
+    (gradient,) = torch.autograd.grad(told[0, 0] + told[1, 2], features)
+    assert torch.allclose(heat, (gradient * features).sum(1).relu(), atol=1e-6), "the same at every place, so exact"
+
+
+def test_random_weights_change_the_map() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(4, 3, 128, 128)
+    maps = []
+    for _ in range(2):
+        model = timm.create_model("test_convnext", num_classes=3).eval()
+        with torch.inference_mode():
+            places, _, _ = split_model(model, inputs)
+            maps.append(map_heat(model, places, torch.zeros(4, dtype=torch.long)).flatten().numpy())
+    assert abs(np.corrcoef(maps[0], maps[1])[0, 1]) < 0.7
+
+
+def test_the_heat_is_drawn_where_it_is() -> None:
+    image = np.full((64, 64, 3), 100, np.uint8)
+    heat = np.zeros((4, 4), np.float32)
+    heat[1, 3] = 2.0
+    drawn = overlay_heat(image, heat).astype(int)
+    changed = np.abs(drawn - 100).sum(-1)
+    row, column = np.unravel_index(changed.argmax(), changed.shape)
+    assert (row // 16, column // 16) == (1, 3)
+    assert (changed[40:, :32] == 0).all()
+    assert np.array_equal(overlay_heat(image, np.zeros((4, 4), np.float32)), image)
+
+
+def test_views_are_shifted_and_mirrored_only_if_asked() -> None:
+    inputs = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).view(2, 3, 32, 32)
+    views = make_views(inputs, mirror=False)
+    assert len(views) == 5
+    assert torch.equal(views[0], inputs)
+    assert torch.equal(views[1][..., 2:, 2:], inputs[..., :-2, :-2])
+    mirrored = make_views(inputs, mirror=True)
+    assert len(mirrored) == 10
+    assert torch.equal(mirrored[5], inputs.flip(-1))
+
+
+def plant(images: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise (N, 3, 128, 128), every other image with a striped patch of 32 px; which have one, and in which cell."""
+    inputs = 0.3 * torch.randn(images, 3, 128, 128, generator=random)
+    planted = torch.arange(images) % 2
+    cells = torch.randint(0, 4, (images, 2), generator=random)
+    stripes = torch.where(torch.arange(32) // 4 % 2 == 0, 2.0, -2.0)
+    for i in range(1, images, 2):
+        row, column = (32 * cells[i]).tolist()
+        inputs[i, :, row : row + 32, column : column + 32] = stripes[:, None]
+    return inputs, planted, cells
+
+
+def test_a_planted_patch_draws_the_heat() -> None:
+    torch.manual_seed(0)
+    random = torch.Generator().manual_seed(0)
+    model = timm.create_model("test_convnext", num_classes=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(60):
+        inputs, planted, _ = plant(16, random)
+        loss = torch.nn.functional.cross_entropy(model(inputs), planted)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    inputs, planted, cells = (part[1::2] for part in plant(100, random))
+    with torch.inference_mode():
+        places, _, logits = split_model(model.eval(), inputs)
+        heat = map_heat(model, places, planted).numpy()
+    assert (logits.argmax(1) == 1).float().mean() > 0.75, "the patch was learned"
+    hottest = np.array([np.unravel_index(one.argmax(), one.shape) for one in heat])
+    assert np.mean((hottest == cells.numpy()).all(axis=1)) > 0.8, "by chance 1 in 16"

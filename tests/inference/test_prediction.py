@@ -1,0 +1,143 @@
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_cli import evaluate, predict
+from convnext_cli.cli.app import main
+from convnext_cli.data import decode
+from convnext_cli.data.decode import Pixels
+from convnext_cli.errors import UsageError
+from convnext_cli.evaluation.figures import log_softmax
+from convnext_cli.inference import prediction
+from convnext_cli.inference.fitting import read_calibration
+from convnext_cli.inference.prediction import Wishes, predict_steps
+from convnext_cli.runs import RunFolder
+from tests.conftest import save_image
+
+
+@pytest.fixture
+def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the small run that a test may write to."""
+    shutil.copytree(run.path, tmp_path / "mine")
+    return RunFolder(tmp_path / "mine")
+
+
+def paths_of(run: RunFolder, split: str) -> list[Path]:
+    index = run.read_split()
+    return [index.root / index.paths[row] for row in index.rows(split)]
+
+
+def test_the_temperature_is_used_unless_raw(run: RunFolder) -> None:
+    fitted = read_calibration(run)
+    assert fitted is not None
+    image = paths_of(run, "test")[0]
+    [raw], [calibrated] = predict(image, run.path, raw=True), predict(image, run.path)
+    assert raw.classes == calibrated.classes
+    scaled = np.exp(log_softmax(np.log([raw.probabilities]) / fitted.temperature))[0]
+    assert calibrated.probabilities == pytest.approx(scaled, rel=1e-5)
+    assert raw.probabilities != calibrated.probabilities
+
+
+def test_a_kept_threshold_decides(mine: RunFolder) -> None:
+    found = evaluate(mine.path, targets=["sensitivity=0.9:1"])
+    [point] = found.operating_points
+    predictions = predict(paths_of(mine, "test"), mine.path)
+    decided = [p.decisions["sensitivity=0.9:1"] for p in predictions]
+    of_class = np.array([path.parent.name == "1" for path in paths_of(mine, "test")])
+    assert np.mean(np.array(decided)[of_class]) == pytest.approx(point.sensitivity), "as eval said"
+    for p in predictions:
+        own = dict(zip(p.classes, p.probabilities, strict=True))["1"]
+        assert p.decisions["sensitivity=0.9:1"] == (own >= point.threshold.threshold)
+    assert predict(paths_of(mine, "test")[0], mine.path, raw=True)[0].decisions == {}
+
+
+def test_images_of_another_kind_are_flagged(run: RunFolder, tmp_path: Path) -> None:
+    own = predict(paths_of(run, "test"), run.path, abstain=True)
+    assert np.mean([p.abstained for p in own]) < 0.2, "stated: about one in twenty"
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::4] = 255
+    others = [save_image(tmp_path / f"noise/{i}.png", size=(32, 32), seed=i) for i in range(20)]
+    for i, picture in enumerate((stripes, stripes.swapaxes(0, 1), 255 - stripes, np.full_like(stripes, 128))):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        others.append(tmp_path / f"{i}.png")
+    flagged = predict(others, run.path, abstain=True)
+    assert np.mean([p.abstained for p in flagged]) > 0.9
+    assert min(p.novelty or 0 for p in flagged) > np.median([p.novelty or 0 for p in own])
+    assert predict(others[0], run.path)[0].abstained is None
+
+
+def test_a_run_that_was_never_calibrated_cannot_abstain(mine: RunFolder) -> None:
+    (mine.path / "calibration.json").unlink()
+    with pytest.raises(UsageError, match="it was never calibrated"):
+        predict(paths_of(mine, "test")[0], mine.path, abstain=True)
+    assert predict(paths_of(mine, "test")[0], mine.path)[0].error is None
+
+
+def test_explanations_lie_in_their_own_folder(run: RunFolder, tmp_path: Path) -> None:
+    images = paths_of(run, "test")[:3]
+    found = predict(images, run.path, explain=tmp_path / "heat")
+    names = [p.explanation.name for p in found if p.explanation]
+    assert names == [f"{i:05d}-{path.stem}.png" for i, path in enumerate(images, start=1)]
+    for p in found:
+        assert p.explanation is not None
+        with Image.open(p.explanation) as picture:
+            assert (picture.size, picture.mode) == ((32, 32), "RGB")
+    with pytest.raises(UsageError, match="would lie in the data folder"):
+        predict(images, run.path, explain=images[0].parent / "heat")
+
+
+def test_only_a_few_images_are_held_at_a_time(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def counted(path: Path) -> Pixels:
+        opened.append(path)
+        return decode.decode_image(path)
+
+    monkeypatch.setattr(prediction, "decode_image", counted)
+    images = paths_of(run, "test") * 10
+    steps = predict_steps(run.path, images, Wishes())
+    next(steps)
+    assert len(opened) <= 4 * 32, "the batch at work and those decoded ahead"
+    assert sum(1 for _ in steps) == len(images) - 1
+
+
+def test_programs_get_one_row_per_image_and_failures_too(
+    run: RunFolder, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, odd = tmp_path / "bad.png", tmp_path / 'comma, "quote"\nline.png'
+    bad.write_text("no picture")
+    odd.write_bytes((digits / "1" / sorted(path.name for path in (digits / "1").iterdir())[0]).read_bytes())
+    pattern = f"{digits}/1/*.png"
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "--run", str(run.path), "--abstain", "--csv", str(bad), str(odd), pattern])
+    assert caught.value.code == 3
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 102
+    assert "cannot be read" in rows[0]["error"]
+    assert rows[1]["path"] == str(odd)
+    assert sum(float(rows[1][f"p({name})"]) for name in "012") == pytest.approx(1)
+    assert rows[1]["abstained"] in ("True", "False")
+
+
+def test_a_list_on_standard_input(run: RunFolder, digits: Path, tmp_path: Path) -> None:
+    good = sorted((digits / "1").glob("*.png"))[:2]
+    odd = os.fsencode(tmp_path) + b"/no text \xff.png"
+    Path(os.fsdecode(odd)).write_bytes(good[0].read_bytes())
+    names = b"".join(path + b"\n" for path in (bytes(good[0]), b"gone.png", odd, bytes(good[1])))
+    command = [sys.executable, "-m", "convnext_cli", "predict", "--run", str(run.path), "--json", "-"]
+    done = subprocess.run(command, input=names, capture_output=True, check=False)
+    assert done.returncode == 3
+    told = json.loads(done.stdout)
+    assert [("error" in row) for row in told] == [False, True, False, False]
+    assert told[0]["path"] == str(good[0])
+    assert told[0]["class"] == told[2]["class"]
+    assert told[0]["probabilities"].keys() == set("012")
