@@ -4,7 +4,7 @@ What is wrong with the input is found before anything heavy is imported.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -58,7 +58,7 @@ class Finished:
 
 
 def finetune(
-    data: Path | str,
+    data: Path | str | None = None,
     *,
     model: str | None = None,
     output: Path | str | None = None,
@@ -66,6 +66,9 @@ def finetune(
     offline: bool = False,
     overwrite: bool = False,
     recipe: str = "specification",
+    resume: Path | str | None = None,
+    max_time: float | None = None,
+    track: Sequence[str] = (),
     **settings: Any,
 ) -> Finished:
     """Fine-tunes a ConvNeXt on a folder of images and returns where the run is and how good it is.
@@ -78,13 +81,16 @@ def finetune(
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
         recipe: the tables that settings come from, `specification` or `published`.
+        resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
+        max_time: seconds; fewer epochs are planned where they would take longer.
+        track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         **settings: any field of `Recipe`.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
     request = Request(
-        data=Path(data),
+        data=Path(data) if data is not None else None,
         model=model,
         output=Path(output) if output else None,
         weights=str(weights),
@@ -92,6 +98,9 @@ def finetune(
         overwrite=overwrite,
         recipe=recipe,
         settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
+        resume=Path(resume) if resume is not None else None,
+        max_time=max_time,
+        track=tuple(track),
     )
     [last] = deque(finetune_steps(request), maxlen=1)
     assert isinstance(last, Finished)

@@ -21,11 +21,12 @@ from convnext_cli.errors import (
     StoppedError,
     UsageError,
 )
+from convnext_cli.inference.forward import forward_batches
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.devices import sum_gradients
-from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Started, finetune, finetune_steps
 from convnext_cli.training.loop import EpochDone, Remark, StepDone
 from convnext_cli.training.preparation import Request
 from tools.kill_test import read_end, take_images
@@ -180,6 +181,20 @@ def test_a_signal_finishes_the_step_and_saves(data: Path, whole: RunFolder, numb
     assert signal.getsignal(number) is handler
     assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
     go_on("run")
+    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+
+
+def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signalled(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward_batches(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convnext_cli.training.loop.forward_batches", signalled)
+        with pytest.raises(StoppedError, match=f"stopped after step {STEPS}, and saved"):
+            list(finetune_steps(new(data, "run")))
+    assert not Path("run/model.safetensors").exists()
+    assert finetune(resume="run").epoch == 2
     assert read_end(RunFolder(Path("run"))) == read_end(whole)
 
 
