@@ -3,10 +3,11 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convnext_cli.data.split import Folds
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
@@ -20,7 +21,7 @@ REDRAW = 2.0  # seconds; epochs that are shorter do not each get a picture
 
 
 def finetune(
-    data: Path | str,
+    data: Path | str | None = None,
     *,
     model: str | None = None,
     output: Path | str | None = None,
@@ -28,32 +29,56 @@ def finetune(
     offline: bool = False,
     overwrite: bool = False,
     recipe: str = "specification",
+    exclude: Path | str | None = None,
+    group_from: str = "auto",
+    resplit: bool = False,
+    folds: tuple[int, int] | None = None,
+    audit: bool = True,
+    resume: Path | str | None = None,
+    max_time: float | None = None,
+    track: Sequence[str] = (),
     **settings: Any,
 ) -> Finished:
-    """Fine-tunes a ConvNeXt on a folder of images and returns where the run is and how good it is.
+    """Fine-tunes a ConvNeXt on images and returns where the run is and how good it is.
 
     Args:
-        data: folder of `<class>/` or `{train,val,test}/<class>/` folders.
+        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file.
         model: an architecture, with or without a `.tag`; None takes the recommended one.
         output: the run folder; None makes `runs/<time>-<model>/`.
         weights: `auto`, `none`, or the path of a file or run folder.
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
         recipe: the tables that settings come from, `specification` or `published`.
+        exclude: a file that lists images to leave out.
+        group_from: what images of one patient have in common: `auto`, `none`, `dicom:KEYWORD`, or a pattern.
+        resplit: forget the data's own splits.
+        folds: number of folds, and the one that validates, from 1.
+        audit: look at every image first.
+        resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
+        max_time: seconds; fewer epochs are planned where they would take longer.
+        track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         **settings: any field of `Recipe`.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
     request = Request(
-        data=Path(data),
+        data=Path(data) if data is not None else None,
         model=model,
         output=Path(output) if output else None,
         weights=str(weights),
         offline=offline,
         overwrite=overwrite,
         recipe=recipe,
+        exclude=Path(exclude) if exclude is not None else None,
+        group_from=group_from,
+        resplit=resplit,
+        folds=Folds(number=folds[0], fold=folds[1]) if folds is not None else None,
+        audit=audit,
         settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
+        resume=Path(resume) if resume is not None else None,
+        max_time=max_time,
+        track=tuple(track),
     )
     [last] = deque(draw_along(finetune_steps(request)), maxlen=1)
     assert isinstance(last, Finished)

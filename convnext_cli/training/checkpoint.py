@@ -112,7 +112,10 @@ def load_checkpoint(
     if isinstance(found, RunError):
         raise found
     words, remarks = found
-    state = State(**json.loads(words))
+    try:
+        state = State(**json.loads(words))
+    except TypeError as error:
+        raise RunError(f"{run.path} was written by another version ({error})", "Continue it with that one") from error
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
     set_model_state_dict(model, _part(tensors, "model."), options=options)
     optimizer.state.clear()

@@ -6,12 +6,12 @@ from dataclasses import asdict
 
 from torch import nn
 
-from convnext_cli.errors import ConvnextError, DivergedError, StoppedError
+from convnext_cli.errors import ConvnextError, DivergedError, OutOfMemoryError, StoppedError
 from convnext_cli.evaluation.metrics import Metrics
 from convnext_cli.models.build import write_model
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import State, Tensors, gather_weights, load_checkpoint, save_checkpoint
-from convnext_cli.training.devices import is_lost_connection
+from convnext_cli.training.devices import is_lost_connection, is_out_of_memory
 from convnext_cli.training.loop import EpochDone, Remark, StepDone, train
 from convnext_cli.training.step import Job
 
@@ -65,6 +65,11 @@ def train_and_keep(
                         raise _stopped(run, state.step, event.signal)
             return state
         except RuntimeError as error:
+            if is_out_of_memory(error):  # where no smaller micro-batch helps
+                raise OutOfMemoryError(
+                    "the device has not enough memory for the model, its optimizer and a validation batch",
+                    "Try a smaller --model or --image-size, or more GPUs with FSDP",
+                ) from error
             if not is_lost_connection(error):
                 raise
             raise ConvnextError(

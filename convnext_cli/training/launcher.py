@@ -5,17 +5,27 @@ import os
 import sys
 import uuid
 
+import torch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from convnext_cli.errors import UsageError
 from convnext_cli.recipes.machine import count_cpus
 
 PATIENCE = 600  # seconds that processes told to stop may take to finish their step and save
 
 
 def launch(processes: int) -> int:
-    """Runs this command's own words in `processes` processes and returns the first failure's exit code, or 0."""
+    """Runs this command's own words in `processes` processes and returns the first failure's exit code, or 0.
+
+    Raises:
+        UsageError: there are GPUs, but fewer than that.
+    """
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UsageError(
+            f"--devices {processes}, but there are only {torch.cuda.device_count()} GPUs", "Ask for no more than these"
+        )
     logging.disable(logging.ERROR)  # each process says for itself what goes wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cpus() // processes)))
     config = LaunchConfig(

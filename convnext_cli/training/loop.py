@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from convnext_cli.inference.forward import forward_batches
 from convnext_cli.inference.predictor import load_for_eval
 from convnext_cli.recipes.recipe import Recipe
 from convnext_cli.training.checkpoint import State
-from convnext_cli.training.devices import gather_rows
+from convnext_cli.training.devices import agree, gather_rows
 from convnext_cli.training.optim import Schedule, set_lr
 from convnext_cli.training.step import Job, take_step
 
@@ -122,11 +123,16 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
                 epoch=epoch, step=i + 1, steps=steps, images=shown, loss=loss, lr=lr, is_due=is_due, signal=signal
             )
         seconds = state.seconds
-        val = validate(job, state)
+        lr = schedule.lr_at(state.step - 1) * 0.5**state.halvings
+        val, signal = validate(job, state)
+        if signal:
+            yield StepDone(
+                epoch=epoch, step=steps, steps=steps, images=shown, loss=loss, lr=lr, is_due=True, signal=signal
+            )
+            return
         if val is not None and not np.isfinite(val.log_loss):
             raise _diverged(epoch, f"the validation loss is {val.log_loss}")
         state.loss_sums, state.seconds = [], 0.0
-        lr = schedule.lr_at(state.step - 1) * 0.5**state.halvings
         yield EpochDone(epoch=epoch, train_loss=loss, val=val, lr=lr, seconds=seconds, images=shown)
 
 
@@ -136,11 +142,14 @@ def count_stale(state: State) -> int:
     return len(state.log) - best["epoch"] if best else 0
 
 
-def validate(job: Job, state: State) -> Metrics | None:
-    """Metrics on the validation split, computed by all ranks together; None where it is empty."""
+def validate(job: Job, state: State) -> tuple[Metrics | None, int]:
+    """Metrics on the validation split, computed by all ranks together; None where it is empty.
+
+    A signal cuts it short: it may take longer than whoever sent it will wait. The second value is its number, else 0.
+    """
     rows = job.index.rows("val")
     if not rows:
-        return None
+        return None, 0
     job.model.eval()
     rank, world = job.accelerator.process_index, job.accelerator.num_processes
     parts = forward_batches(
@@ -153,9 +162,14 @@ def validate(job: Job, state: State) -> Metrics | None:
         threads=job.threads,
     )
     classes = job.index.classes
-    mine = torch.cat([torch.empty(0, len(classes)), *(logits for _, logits in parts)])
-    logits = gather_rows(job.accelerator, mine, len(rows)).numpy()
-    return compute_metrics(logits, np.array([job.index.labels[row] for row in rows]), classes)
+    mine = [torch.empty(0, len(classes))]
+    for _ in range(-(-len(rows) // (world * progress.micro_batch_size))):  # as often on every rank
+        mine += [logits for _, logits in islice(parts, 1)]
+        (signal,) = agree(job.accelerator, job.signals.received)
+        if signal:
+            return None, signal
+    logits = gather_rows(job.accelerator, torch.cat(mine), len(rows)).numpy()
+    return compute_metrics(logits, np.array([job.index.labels[row] for row in rows]), classes), 0
 
 
 def _load_training(job: Job, epoch: int) -> Callable[[int], Pixels]:

@@ -21,13 +21,15 @@ from convnext_cli.errors import (
     StoppedError,
     UsageError,
 )
+from convnext_cli.inference.forward import forward_batches
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.devices import sum_gradients
-from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Started, finetune, finetune_steps
 from convnext_cli.training.loop import EpochDone, Remark, StepDone
 from convnext_cli.training.preparation import Request
+from convnext_cli.training.signals import ECHO, Signals, watch_signals
 from tools.kill_test import read_end, take_images
 
 # 60 digits: 48 to train on, 6 steps of 8 an epoch; 12 to validate with, so few that the last epoch is kept
@@ -181,6 +183,35 @@ def test_a_signal_finishes_the_step_and_saves(data: Path, whole: RunFolder, numb
     assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
     go_on("run")
     assert read_end(RunFolder(Path("run"))) == read_end(whole)
+
+
+def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signalled(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward_batches(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convnext_cli.training.loop.forward_batches", signalled)
+        with pytest.raises(StoppedError, match=f"stopped after step {STEPS}, and saved"):
+            list(finetune_steps(new(data, "run")))
+    assert not Path("run/model.safetensors").exists()
+    assert finetune(resume="run").epoch == 2
+    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+
+
+def test_the_second_signal_stops_at_once_but_not_the_echo_of_the_first() -> None:
+    signals = Signals()
+
+    def send_three() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # a launcher's, that has the same Ctrl-C from the terminal
+        assert signals.received == signal.SIGINT
+        signals.since -= 2 * ECHO
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with watch_signals(signals), pytest.raises(StoppedError, match="stopped at once") as caught:
+        send_three()
+    assert caught.value.exit_code == 143
 
 
 def test_in_another_thread_signals_are_left_alone(data: Path) -> None:
