@@ -73,7 +73,7 @@ def write_png(figure: Figure, path: Path) -> None:
                 getattr(artist, f"set_{part}")(_ON_WHITE[colour])
     with replace_file(path) as temporary, _quietly():
         figure.set(dpi=PICTURE_DPI, facecolor="white")
-        FigureCanvasAgg(figure).print_png(str(temporary))
+        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
 
 
 def make_svg(figure: Figure, name: str) -> str:
@@ -81,7 +81,7 @@ def make_svg(figure: Figure, name: str) -> str:
     text = io.StringIO()
     with _quietly(), mpl.rc_context({"svg.hashsalt": name}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(text, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(text, metadata=nothing)  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")  # everything stands where it should, for the picture too
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
