@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convnext_cli.progress import Progress
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
-REDRAW = 2.0  # seconds; epochs that are shorter do not each get a picture
+DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
 
 
 def finetune(
@@ -89,17 +89,23 @@ def draw_along(
     events: "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]",
 ) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]":
     """Passes the events of a fine-tuning on, and keeps `curves.png` in the run folder up to date."""
-    from convnext_cli.reports.plots import draw_curves
-    from convnext_cli.training.loop import EpochDone
-
     run: RunFolder | None = None
-    drawn = -REDRAW
+    drawn = cost = 0.0
     for event in events:
         if isinstance(event, Started):
+            # here, because what is wrong with the input is said before anything heavy is imported
+            from convnext_cli.reports.plots import draw_curves
+            from convnext_cli.training.loop import EpochDone
+
             run = RunFolder(event.run)
-        last = isinstance(event, Finished)
-        due = last or (isinstance(event, EpochDone) and time.monotonic() - drawn >= REDRAW)
-        if run is not None and due and os.environ.get("RANK", "0") == "0":
-            draw_curves(run)
+            yield event
+            continue
+        if run is None or os.environ.get("RANK", "0") != "0":
+            yield event
+            continue
+        due = isinstance(event, EpochDone) and cost <= DRAWING_SHARE * (time.monotonic() - drawn)
+        if due or isinstance(event, Finished):
             drawn = time.monotonic()
+            draw_curves(run)
+            cost = time.monotonic() - drawn
         yield event

@@ -26,6 +26,7 @@ from convnext_cli.runs import RunFolder
 
 COLOURS = ("#3b78c9", "#d9822b", "#2f9e78", "#c24d7e", "#7a63c7", "#9a8a1f", "#3aa0b5", "#a8634a")
 MAX_CURVES = len(COLOURS)  # of a plot; with more classes those that are told apart worst
+PICTURE_DPI = 144
 MAX_POINTS = 300  # of a curve; more cannot be seen
 # Stand-ins that the page replaces, so that its dark and light themes reach into the plots.
 _INK, _MUTED, _LINE = "#010203", "#040506", "#070809"
@@ -71,7 +72,8 @@ def write_png(figure: Figure, path: Path) -> None:
             if isinstance(colour, str) and colour in _ON_WHITE:
                 getattr(artist, f"set_{part}")(_ON_WHITE[colour])
     with replace_file(path) as temporary, _quietly():
-        FigureCanvasAgg(figure).print_figure(str(temporary), format="png", dpi=160, facecolor="white")
+        figure.set(dpi=PICTURE_DPI, facecolor="white")
+        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
 
 
 def make_svg(figure: Figure, name: str) -> str:
@@ -79,7 +81,7 @@ def make_svg(figure: Figure, name: str) -> str:
     text = io.StringIO()
     with _quietly(), mpl.rc_context({"svg.hashsalt": name}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_figure(text, format="svg", metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(text, metadata=nothing)  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")  # everything stands where it should, for the picture too
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -125,7 +127,7 @@ def plot_roc(found: Evaluation) -> Figure:
     for entry, k, colour in _choose_classes(found):
         false, true = _thin(*trace_roc(_scores(found)[:, k], found.cases.labels == k))
         axes.plot(false, true, color=colour, label=f"{shown(entry.name)}  {100 * (entry.roc_auc or 0):.1f}")
-    axes.legend(loc="lower right", title="area, %", title_fontsize=8)
+    _add_legend(axes, "lower right", "area, %")
     return figure
 
 
@@ -136,7 +138,7 @@ def plot_pr(found: Evaluation) -> Figure:
     for entry, k, colour in _choose_classes(found):
         recall, precision = _thin(*trace_pr(_scores(found)[:, k], found.cases.labels == k))
         axes.plot(recall, precision, color=colour, label=f"{shown(entry.name)}  {100 * (entry.pr_auc or 0):.1f}")
-    axes.legend(loc="lower left", title="average precision, %", title_fontsize=8)
+    _add_legend(axes, "lower left", "average precision, %")
     return figure
 
 
@@ -155,7 +157,7 @@ def plot_reliability(found: Evaluation) -> Figure:
         bins = measure_reliability(logits, cases.labels)
         points = np.array([(b.confidence, b.accuracy) for b in bins])
         axes.plot(*points.T, color=colour, marker=marker, markersize=3.5, label=title)
-    axes.legend(loc="upper left")
+    _add_legend(axes, "upper left")
     return figure
 
 
@@ -208,8 +210,7 @@ def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None
         values = [np.nan if entry.get(key) is None else entry[key] for entry in log]
         if not np.isnan(values).all():
             axes.plot([entry["epoch"] for entry in log], values, color=colour, label=title, marker=marker, markersize=3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    _add_legend(axes, "best")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -222,6 +223,12 @@ def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     return figure, axes
+
+
+def _add_legend(axes: Axes, place: Any, title: str | None = None) -> None:
+    """A legend where there is something to name: one class alone has no curve."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc=place, title=title, title_fontsize=8)
 
 
 def _scores(found: Evaluation) -> NDArray[np.float64]:

@@ -163,7 +163,7 @@ def validate(job: Job, state: State) -> tuple[Metrics | None, int]:
     )
     classes = job.index.classes
     mine = [torch.empty(0, len(classes))]
-    for _ in range(-(-len(rows) // (world * progress.micro_batch_size))):  # as often on every rank
+    for _ in range(-(-len(rows) // (world * state.micro_batch_size))):  # as often on every rank
         mine += [logits for _, logits in islice(parts, 1)]
         (signal,) = agree(job.accelerator, job.signals.received)
         if signal:

@@ -22,11 +22,12 @@ from convnext_cli.errors import (
     UsageError,
 )
 from convnext_cli.inference.forward import forward_batches
+from convnext_cli.library import finetune
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.devices import sum_gradients
-from convnext_cli.training.finetuning import Finished, Started, finetune, finetune_steps
+from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.loop import EpochDone, Remark, StepDone
 from convnext_cli.training.preparation import Request
 from convnext_cli.training.signals import ECHO, Signals, watch_signals
