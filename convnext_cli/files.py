@@ -1,10 +1,14 @@
 """Writing that never leaves half a file under a real name, and the folder for what can be made again."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from convnext_cli.errors import UsageError
 
 
 @contextmanager
@@ -36,6 +40,33 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` as UTF-8, whole or not at all. Bytes of odd file names pass through."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines; a line that a full disk cut short is passed over."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def check_outside(output: Path, data: Path, option: str = "--output") -> None:
+    """Checks that `output` does not lie in the data folder, which is never written to.
+
+    Raises:
+        UsageError: it does.
+    """
+    if output.resolve().is_relative_to(data.resolve()):
+        raise UsageError(
+            f"{output} would lie in the data folder {data}", f"Choose another {option}, or start elsewhere"
+        )
 
 
 def find_cache() -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnext_cli.data.split import Folds
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
@@ -29,10 +28,6 @@ def finetune(
     offline: bool = False,
     overwrite: bool = False,
     recipe: str = "specification",
-    exclude: Path | str | None = None,
-    group_from: str = "auto",
-    resplit: bool = False,
-    folds: tuple[int, int] | None = None,
     audit: bool = True,
     resume: Path | str | None = None,
     max_time: float | None = None,
@@ -49,10 +44,6 @@ def finetune(
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
         recipe: the tables that settings come from, `specification` or `published`.
-        exclude: a file that lists images to leave out.
-        group_from: what images of one patient have in common: `auto`, `none`, `dicom:KEYWORD`, or a pattern.
-        resplit: forget the data's own splits.
-        folds: number of folds, and the one that validates, from 1.
         audit: look at every image first.
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.
@@ -70,10 +61,6 @@ def finetune(
         offline=offline,
         overwrite=overwrite,
         recipe=recipe,
-        exclude=Path(exclude) if exclude is not None else None,
-        group_from=group_from,
-        resplit=resplit,
-        folds=Folds(number=folds[0], fold=folds[1]) if folds is not None else None,
         audit=audit,
         settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
         resume=Path(resume) if resume is not None else None,

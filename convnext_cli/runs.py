@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.files import replace_file, write_text
+from convnext_cli.files import read_lines, replace_file, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
@@ -135,13 +135,9 @@ class RunFolder:
         groups = index.groups or ("",) * len(index)
         for path, label, group, split in zip(index.paths, index.labels, groups, index.splits, strict=True):
             table.writerow((path, index.classes[label], group, split))
-        with_root = {
-            "data": str(index.root.absolute()),
-            "classes": list(index.classes),
-            "skipped": index.skipped,
-        }
+        about = {"data": str(index.root.absolute()), "classes": list(index.classes), "skipped": index.skipped}
         write_text(self.path / "split.csv", text.getvalue())
-        write_text(self.path / "data.json", json.dumps(with_root, indent=1) + "\n")
+        write_text(self.path / "data.json", json.dumps(about, indent=1) + "\n")
 
     def read_split(self) -> Index:
         """Reads the index back, as `write_split` was given it.
@@ -172,8 +168,7 @@ class RunFolder:
         except FileNotFoundError as error:
             raise RunError(f"{self.path} is no run: it has no {Path(error.filename).name}", remedy) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise RunError(f"the split of {self.path} cannot be read ({why})", remedy) from error
+            raise RunError(f"the split of {self.path} cannot be read ({error!r})", remedy) from error
 
     def write_audit(self, audit: dict[str, Any]) -> None:
         """Writes what was found in the data."""
@@ -193,7 +188,7 @@ class RunFolder:
 
     def read_log(self) -> list[dict[str, Any]]:
         """The epochs so far, as `write_log` was given them; none where there is no log."""
-        return _read_lines(self.path / "metrics.jsonl")
+        return read_lines(self.path / "metrics.jsonl")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """One of the run's JSON files, or None where it is missing or damaged: what is nice to know and no more."""
@@ -263,7 +258,7 @@ class RunFolder:
         except OSError as error:
             remedy = "Make the run writable: each evaluation on the test split is recorded there"
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
-        return len(_read_lines(self.tests))
+        return len(read_lines(self.tests))
 
     def _files(self) -> Iterator[Path]:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
@@ -286,33 +281,6 @@ class RunFolder:
         """Whether all that is here is what a run leaves that was killed before it had begun."""
         last = self.path / "last"
         return last.is_dir() and not set(self.path.rglob("*")) - {last, *self._beginnings()}
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines; a line that a full disk cut short is passed over."""
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
-def check_outside(output: Path, data: Path, option: str = "--output") -> None:
-    """Checks that `output` does not lie in the data folder, which is never written to.
-
-    Raises:
-        UsageError: it does.
-    """
-    if output.resolve().is_relative_to(data.resolve()):
-        raise UsageError(
-            f"{output} would lie in the data folder {data}", f"Choose another {option}, or start elsewhere"
-        )
 
 
 def name_run(model: str, now: datetime) -> Path:

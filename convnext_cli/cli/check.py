@@ -1,11 +1,12 @@
 """`convnext check`: what may be wrong with a data set."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.settings import given, with_settings
 
 if TYPE_CHECKING:
     from convnext_cli.data.audit.findings import Audit
@@ -14,34 +15,23 @@ if TYPE_CHECKING:
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, a CSV file with path and label, or a zip file."
 FALSE_SCORE = 3  # the exit code where a finding makes a score false
 
-Exclude = Annotated[Path | None, typer.Option(help="File that lists images to leave out, as --fix-list writes it.")]
-GroupFrom = Annotated[
-    str,
-    typer.Option(
-        help="What images of one patient have in common: auto (a manifest's column, or inferred from names), none, "
-        "dicom:PatientID, or a regular expression on the path."
-    ),
-]
-Resplit = Annotated[bool, typer.Option("--resplit", help="Forget the data's own splits.")]
 
-
+@with_settings("exclude", "group_from", "resplit")
 def check(
     data: Annotated[Path, typer.Argument(help=DATA_HELP)],
-    exclude: Exclude = None,
-    group_from: GroupFrom = "auto",
-    resplit: Resplit = False,
     fix_list: Annotated[
         Path | None, typer.Option(help="Write the images to leave out to this file, for `finetune --exclude`.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **settings: Any,
 ) -> None:
     """Check a data set. Finds unreadable files, duplicates, leaks; exits with 3 if a score would be false."""
     from convnext_cli.data.intake import Intake, write_fix_list
-    from convnext_cli.runs import check_outside
+    from convnext_cli.files import check_outside
 
     if fix_list is not None:
         check_outside(fix_list, data)
-    audit = run_audit(Intake(data=data, exclude=exclude, group_from=group_from, resplit=resplit))
+    audit = run_audit(Intake(data=data, **given(settings)))
     if as_json:
         console.show_json(audit.as_dict())
     else:

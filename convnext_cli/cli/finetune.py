@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.check import DATA_HELP, Exclude, GroupFrom, Resplit
+from convnext_cli.cli.check import DATA_HELP
 from convnext_cli.cli.settings import given, parse_duration, with_settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ EPOCH_COLUMNS = (
 )
 
 
-@with_settings
+@with_settings()
 def finetune(
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP, show_default=False)] = None,
     model: Annotated[
@@ -44,11 +44,6 @@ def finetune(
     weights: Annotated[
         str | None, typer.Option(help="auto (the Hub or its cache), none (random), or a file or run folder.")
     ] = None,
-    exclude: Exclude = None,
-    group_from: GroupFrom = "auto",
-    resplit: Resplit = False,
-    folds: Annotated[int | None, typer.Option(help="Cut the images into this many folds for --fold.")] = None,
-    fold: Annotated[int, typer.Option(help="Fold that validates, from 1; the others train.")] = 1,
     audit: Annotated[bool, typer.Option("--check/--no-check", help="Look at every image first.")] = True,
     recipe: Annotated[
         str, typer.Option(help="Tables that settings come from: specification, or published (the authors').")
@@ -79,7 +74,6 @@ def finetune(
     **settings: Any,
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
-    from convnext_cli.data.split import Folds
     from convnext_cli.recipes.plan import Choice, read_plan
     from convnext_cli.training.preparation import Request
 
@@ -92,11 +86,7 @@ def finetune(
     choices |= {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
     request = Request(
         data=data,
-        exclude=exclude,
-        group_from=group_from,
-        resplit=resplit,
         audit=audit,
-        folds=Folds(number=folds, fold=fold) if folds is not None else None,
         model=model or planned_model,
         output=output,
         weights=weights or planned_weights or "auto",

@@ -37,10 +37,9 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
-    from convnext_cli.files import write_text
+    from convnext_cli.files import check_outside, write_text
     from convnext_cli.recipes.machine import describe_machine
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
-    from convnext_cli.runs import check_outside
 
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"cannot write {output}", "Give a file in a folder that exists")

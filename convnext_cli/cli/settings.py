@@ -7,24 +7,37 @@ from typing import Annotated, Any
 
 import typer
 
-from convnext_cli.recipes.recipe import describe_settings
+from convnext_cli.recipes.recipe import Setting, describe_settings
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces a command's `**settings` by one option per setting; those not given on the command line are None."""
-    signature = inspect.signature(command)
-    parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    for name, (kind, setting) in describe_settings().items():
-        flag = name.replace("_", "-")
-        flags = (f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", *setting.flags)
-        option = typer.Option(
-            *flags, help=_help(setting.help, setting.unit), rich_help_panel="Settings", show_default=False
-        )
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]  # made at run time, for Typer
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-    return command
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces a command's `**settings` by one option per setting; those not given on the command line are None.
+
+    Args:
+        names: which settings; all of them where none is named.
+    """
+
+    def change(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters += [
+            _make_option(name, *found) for name, found in describe_settings().items() if name in names or not names
+        ]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        return command
+
+    return change
+
+
+def _make_option(name: str, kind: Any, setting: Setting) -> inspect.Parameter:
+    flag = name.replace("_", "-")
+    flags = (f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", *setting.flags)
+    option = typer.Option(
+        *flags, help=_help(setting.help, setting.unit), rich_help_panel="Settings", show_default=False
+    )
+    annotation = Annotated[kind | None, option]  # made at run time, for Typer
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ class Intake:
 
     data: Path
     """A folder, a CSV file, or a zip file."""
-    exclude: Path | None = None
-    """A file that lists paths to leave out, as `convnext check --fix-list` writes it or one a line."""
+    exclude: str = "none"
+    """A file that lists paths to leave out, as `convnext check --fix-list` writes it or one a line; or `none`."""
     group_from: str = "auto"
     """`auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
     resplit: bool = False
@@ -62,8 +62,8 @@ def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
         UsageError: the pattern for groups is wrong.
     """
     index = scan_data(intake.data)
-    if intake.exclude is not None:
-        index = _exclude(index, intake.exclude)
+    if intake.exclude != "none":
+        index = _exclude(index, Path(intake.exclude))
     if intake.resplit:
         index = replace(index, splits=("",) * len(index))
     index, grouping = group_index(index, intake.group_from)

@@ -12,11 +12,11 @@ from convnext_cli.data.transforms import transform_for_eval
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.novelty import score_novelty
-from convnext_cli.files import replace_file
+from convnext_cli.files import check_outside, replace_file
 from convnext_cli.inference.explain import overlay_heat
 from convnext_cli.inference.fitting import Calibration, read_bank, read_calibration
 from convnext_cli.inference.predictor import Predictor
-from convnext_cli.runs import check_outside, find_newest_run
+from convnext_cli.runs import find_newest_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -95,6 +95,19 @@ class Recipe:
     deterministic: Annotated[
         bool, Setting(help="Only algorithms that repeat to the bit, on a GPU too, or an error where there is none.")
     ] = False
+    exclude: Annotated[
+        str, Setting(help="File that lists images to leave out, as `check --fix-list` writes it, or none.")
+    ] = "none"
+    group_from: Annotated[
+        str,
+        Setting(
+            help="What images of one patient have in common: auto (a manifest's column, or inferred from names), none, "
+            "dicom:PatientID, or a regular expression on the path."
+        ),
+    ] = "auto"
+    resplit: Annotated[bool, Setting(help="Forget the data's own splits and draw new ones.")] = False
+    folds: Annotated[int, Setting(help="Folds to cut what is no test image into; 0 is off.", low=0)] = 0
+    fold: Annotated[int, Setting(help="The fold that validates, from 1; the others train.", low=1)] = 1
     val_fraction: Annotated[
         float,
         Setting(help="Share of the images for validation, where the data has no split.", low=0, high=0.9),
@@ -143,6 +156,9 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
     if get_origin(kind) is Literal:
         words = get_args(kind)
         return None if value in words else f"= {value!r} must be one of {', '.join(words)}"
+    if kind is str:
+        fits = isinstance(value, str) and value and value.isprintable()
+        return None if fits else f"= {value!r} must be printable text"
     if kind is bool:
         return None if isinstance(value, bool) else f"= {value!r} must be true or false"
     accepted = (int, float) if kind is float else (int,)

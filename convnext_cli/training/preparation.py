@@ -13,6 +13,7 @@ from convnext_cli.data.intake import Intake, Taken, take_in
 from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, explain_weak_validation, split_index
 from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
+from convnext_cli.files import check_outside
 from convnext_cli.models.catalog import Architecture, Tag, find_model
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
@@ -20,7 +21,7 @@ from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import check_settings, default_settings, describe_settings
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.recipes.tables import RECIPES
-from convnext_cli.runs import RUNS, RunFolder, check_outside
+from convnext_cli.runs import RUNS, RunFolder
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
@@ -31,11 +32,8 @@ class Request:
 
     data: Path | None = None
     """A folder, a CSV file, or a zip file; None for those of the run that `resume` names."""
-    exclude: Path | None = None
-    group_from: str = "auto"
-    resplit: bool = False
     audit: bool = True
-    folds: Folds | None = None
+    """Whether every image is looked at first."""
     model: str | None = None
     """An architecture, with or without a `.tag`; None for the recommended one."""
     output: Path | None = None
@@ -136,9 +134,9 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
     found = _check(request, request.data, values)
     intake = Intake(
         data=request.data,
-        exclude=request.exclude,
-        group_from=request.group_from,
-        resplit=request.resplit,
+        exclude=values["exclude"],
+        group_from=values["group_from"],
+        resplit=values["resplit"],
         audit=request.audit,
     )
     taken: Taken | None = None
@@ -155,7 +153,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         test_fraction=values["test_fraction"],
         seed=values["seed"],
         together=taken.together,
-        folds=request.folds,
+        folds=Folds(number=values["folds"], fold=values["fold"]) if values["folds"] else None,
     )
     check_trainable(index)
     machine = describe_machine(use_gpu=use_gpu)
