@@ -241,3 +241,21 @@ def test_names_from_folders_are_never_markup(convnext: Convnext, tmp_path: Path)
 
 def test_version(convnext: Convnext) -> None:
     assert convnext("--version").out.startswith("convnext 0.")
+
+
+def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFolder, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("tests.jsonl"))
+    outcome = convnext("eval", "one", "two", "--json")
+    found = json.loads(outcome.out)
+    assert [entry["run"] for entry in found["runs"]] == ["one", "two"]
+    [pair] = found["comparisons"]
+    assert (pair["first"], pair["second"], pair["p_value"]) == ("one", "two", 1.0)
+    assert pair["differences"]["top1"] == {"value": 0.0, "interval": {"low": 0.0, "high": 0.0}}
+    assert (tmp_path / "two/report.html").exists()
+    outcome = convnext("eval", "one", "two", "--no-report", "--target", "sensitivity=0.9:1")
+    assert outcome.code == 0, outcome.err
+    assert "two against one" in outcome.out
+    assert "Evaluation number 2 on a test split" in outcome.out
+    assert "sensitivity=0.9:1" in outcome.out
+    assert "Report:" not in outcome.out
