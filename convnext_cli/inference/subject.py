@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext_cli.data.scan import Index, scan_folder
+from convnext_cli.data.groups import group_index
+from convnext_cli.data.scan import Index, scan_data
 from convnext_cli.errors import DataError
 from convnext_cli.runs import RunFolder
 
@@ -70,9 +71,9 @@ def find_overlap(run: RunFolder, subject: Subject) -> list[str]:
 def _find_index(trained_on: Index, data: Path | None) -> Index:
     """The run's own index where its own data folder is meant, so that its split holds there too."""
     if data is not None and data.resolve() != trained_on.root.resolve():
-        index = scan_folder(data)
-        moved = (index.classes, index.paths) == (trained_on.classes, trained_on.paths)
-        return replace(trained_on, root=data) if moved else index
+        index, _ = group_index(scan_data(data), "auto")
+        moved = index.classes == trained_on.classes and set(trained_on.paths) <= set(index.paths)
+        return replace(trained_on, root=index.root) if moved else index
     if not trained_on.root.is_dir():
         raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")
     return trained_on

@@ -1,5 +1,6 @@
 """The training loop, in straight lines. It yields what happens; who prints or stores it is not its concern."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -175,10 +176,12 @@ def validate(job: Job, state: State) -> tuple[Metrics | None, int]:
 def _load_training(job: Job, epoch: int) -> Callable[[int], Pixels]:
     """A function that gives a row's image, (S, S, 3) uint8, as this epoch shows it."""
     recipe, index = job.recipe, job.index
+    # The smallest crop's shorter side (at 3:4) is then still twice the input's: no detail that would be seen is lost.
+    at_least = math.ceil(2 * recipe.image_size / math.sqrt(0.75 * max(recipe.min_crop_area, 0.05)))
 
     def load(row: int) -> Pixels:
         random = seed_image(recipe.seed, epoch, row)
-        image = decode_image(index.root / index.paths[row])
+        image = decode_image(index.root / index.paths[row], at_least=at_least)
         return transform_for_training(image, job.how, random, min_crop_area=recipe.min_crop_area, hflip=recipe.hflip)
 
     return load
