@@ -262,10 +262,10 @@ class RunFolder:
 
     def _files(self) -> Iterator[Path]:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
-        names = ("metrics.json", "model.safetensors", "config.json", "metrics.jsonl", "plan.toml")
-        yield from (self.path / name for name in names)
-        yield from (self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)
+        yield from (self.metrics, self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)
         yield from self.plots.glob("*.png")
+        names = ("model.safetensors", "config.json", "metrics.jsonl", "plan.toml")
+        yield from (self.path / name for name in names)
         yield from self._beginnings()
 
     def _beginnings(self) -> Iterator[Path]:

@@ -98,6 +98,7 @@ def check_files(run: RunFolder) -> int:
     Raises:
         Exception: one cannot be read.
     """
+    from PIL import Image
     from safetensors.torch import load_file
 
     from convnext_cli.training.checkpoint import read_checkpoint
@@ -108,6 +109,8 @@ def check_files(run: RunFolder) -> int:
             read_checkpoint(path)
         elif path.suffix == ".safetensors":
             load_file(path)
+        elif path.suffix == ".png":
+            Image.open(path).verify()
         elif path.suffix == ".toml":
             tomllib.loads(path.read_text())
         elif path.suffix == ".csv":

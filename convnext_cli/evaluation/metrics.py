@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,10 +82,12 @@ def compute_metrics(logits: Floats, labels: Ints, classes: Sequence[str]) -> Met
         raise ValueError("no images to evaluate")
     figures = Figures(logits, labels)
     overall, per_class = figures.compute(np.ones((1, len(labels))))
+    defined: dict[str, Any] = {name: _defined(values[0]) for name, values in overall.items()}
+    defined["log_loss"] = float(overall["log_loss"][0])  # always defined; where it is no number, the model has diverged
     confusion = count_confusion(figures.labels, figures.predictions, len(classes))
     return Metrics(
         images=len(labels),
-        **{name: _defined(values[0]) for name, values in overall.items()},  # type: ignore[arg-type]
+        **defined,
         per_class=tuple(
             ClassMetrics(
                 name=name,

@@ -57,10 +57,11 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
 
 
 def find_overlap(run: RunFolder, subject: Subject) -> list[str]:
-    """Says how many of the images are training images of the run, where the split does not tell."""
+    """Says what of the images the model was shown in training: by the run's audit, or by their paths."""
     trained_on, index = run.read_split(), subject.index
     if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
-        return []
+        findings = (run.read_json("audit.json") or {}).get("findings", [])
+        return [f"{found['count']:,} x {found['title']}: {found['effect']}" for found in findings if found["falsifies"]]
     seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in trained_on.rows("train")}
     again = sum((index.root / index.paths[row]).resolve() in seen for row in subject.rows)
     if not again:

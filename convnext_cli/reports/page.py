@@ -97,7 +97,7 @@ def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictu
         kept=run.read_json("metrics.json") or {},
         index=index,
         counts={split: index.count_classes(split) for split in ("train", "val", "test") if split in index.splits},
-        audit=_describe_audit(run.read_json("audit.json")),
+        audit=run.read_json("audit.json") or {},
         settings=_read_settings(run),
         environment=run.read_json("environment.json") or {},
         made=datetime.now().astimezone(),
@@ -112,20 +112,6 @@ def _read_settings(run: RunFolder) -> list[tuple[str, Any, str]]:
     except (UsageError, OSError):
         return []
     return [(name, value, reasons.get(name, "")) for name, value in settings.items()]
-
-
-def _describe_audit(audit: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """What the audit of the data found, whatever it looked for: each entry with its words, or its count."""
-    rows = []
-    for name, value in (audit or {}).items():
-        if isinstance(value, list):
-            examples = "; ".join(str(entry) for entry in value[:3])
-            rows.append((name, f"{len(value):,}{f': {examples}' if value else ''}{' …' if len(value) > 3 else ''}"))
-        elif isinstance(value, dict):
-            rows.append((name, "; ".join(f"{key}: {part}" for key, part in list(value.items())[:8])))
-        else:
-            rows.append((name, str(value)))
-    return [(name.replace("_", " "), text[:400]) for name, text in rows]
 
 
 def _share(value: float | None, digits: int = 1) -> str:

@@ -22,6 +22,10 @@ from tests.reports.browser import CHROMIUM, Browser
 
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = (HOSTILE, "$x_1$ & 'two'", "new\nline \udcff 数")
+FINDING = {
+    "kind": "duplicates across splits", "falsifies": True, "title": HOSTILE, "count": 2, "examples": [],
+    "effect": "too good", "action": "kept",
+}  # fmt: skip
 QUOTES = """<img src=x onerror=alert(2)> "a' &amp;.png"""
 
 
@@ -41,7 +45,7 @@ def hostile(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     config = json.loads((mine.path / "config.json").read_text())
     config["label_names"] = CLASSES
     (mine.path / "config.json").write_text(json.dumps(config))
-    (mine.path / "audit.json").write_text(json.dumps({"duplicates": [QUOTES, "b"], "near": {"a": 1}, "note": HOSTILE}))
+    (mine.path / "audit.json").write_text(json.dumps({"findings": [FINDING | {"examples": [QUOTES]}]}))
     (mine.path / "calibration.json").unlink()
     mine.tests.unlink(missing_ok=True)
     found = evaluate(mine.path, targets=[f"sensitivity=0.9:{HOSTILE}"])

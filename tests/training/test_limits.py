@@ -16,6 +16,7 @@ import pytest
 
 from convnext_cli.cli.settings import parse_duration
 from convnext_cli.errors import ConvnextError, UsageError
+from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
@@ -95,7 +96,7 @@ def test_patience_ends_a_run_that_gets_no_better_and_so_does_its_continuation(di
 def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(data: Path) -> None:
     request = new(data, "run", epochs=100_000, warmup_epochs=3.0)
     events: Iterator[Any] = finetune_steps(replace(request, max_time=2.0))
-    started = next(events)
+    started = next(event for event in events if not isinstance(event, Progress))
     chosen = started.plan.settings["epochs"]
     assert 1 <= chosen.value < 100_000
     assert chosen.source == "max-time"

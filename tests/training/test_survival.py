@@ -23,6 +23,7 @@ from convnext_cli.errors import (
 )
 from convnext_cli.inference.forward import forward_batches
 from convnext_cli.library import finetune
+from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
@@ -60,7 +61,8 @@ def new(data: Path, output: Path | str, **changes: Any) -> Request:
 
 
 def go_on(run: Path | str, **others: Any) -> list[Any]:
-    return list(finetune_steps(Request(resume=Path(run), **others)))
+    events = finetune_steps(Request(resume=Path(run), **others))
+    return [event for event in events if not isinstance(event, Progress)]
 
 
 def stop_after(request: Request, steps: int, stop: Callable[[], None] | None = None) -> None:
@@ -166,6 +168,8 @@ def test_what_a_kill_before_the_beginning_leaves_is_no_run(data: Path, whole: Ru
     shutil.copytree(whole.path, "run")
     for name in ("plan.toml", "metrics.json", "metrics.jsonl", "config.json", "model.safetensors"):
         Path("run", name).unlink()
+    for path in Path("run").glob("calibration.*"):
+        path.unlink()
     stop_after(new(data, "run"), 1)
     assert RunFolder(Path("run")).is_begun
     shutil.rmtree("run/last")
