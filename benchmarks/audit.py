@@ -1,7 +1,7 @@
 """The audit measured: planted faults found, and time and memory as a data set grows.
 
-    python benchmarks/audit.py plant              5,000 distinct pictures with 350 faults planted among them
-    python benchmarks/audit.py grow FOLDER …      scan and audit of 1,000, 10,000 … and all images of a folder
+    python -m benchmarks.audit plant              5,000 distinct pictures with 350 faults planted among them
+    python -m benchmarks.audit grow FOLDER …      scan and audit of 1,000, 10,000 … and all images of a folder
 
 Each size runs in a process of its own; its memory is the peak above that of the smallest.
 """
@@ -59,7 +59,7 @@ def grow(folders: list[str]) -> None:
         for size in (1_000, 10_000, 10**9):
             with tempfile.TemporaryDirectory() as cache:
                 env = os.environ | {"CONVNEXT_CACHE": cache}
-                command = [sys.executable, __file__, "one", folder, str(size)]
+                command = [sys.executable, "-m", "benchmarks.audit", "one", folder, str(size)]
                 found = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
             base = base or found
             more = found["images"] - base["images"]
