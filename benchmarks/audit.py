@@ -1,9 +1,9 @@
 """The audit measured: planted faults found, and time and memory as a data set grows.
 
     python -m benchmarks.audit plant              5,000 distinct pictures with 350 faults planted among them
-    python -m benchmarks.audit grow FOLDER …      scan and audit of 1,000, 10,000 … and all images of a folder
+    python -m benchmarks.audit grow FOLDER        scan and audit of 1,000, 10,000 … and all images of a folder
 
-Each size runs in a process of its own; its memory is the peak above that of the smallest.
+Each size runs in a process of its own, on links to the files. Memory is the peak above that of the size before.
 """
 
 import json
@@ -19,19 +19,16 @@ from typing import Any
 
 from convnext_cli.data.audit.findings import Audit, audit_index
 from convnext_cli.data.groups import group_index
-from convnext_cli.data.intake import select_rows
 from convnext_cli.data.scan import scan_data
 from convnext_cli.recipes.machine import count_cpus
 from tests.data.audit.planting import plant, score_duplicates
 
 
-def measure(data: Path, images: int | None) -> dict[str, Any]:
-    """Seconds of scanning, grouping and auditing `images` rows spread evenly over a folder, and the peak memory."""
+def measure(data: Path) -> dict[str, Any]:
+    """Seconds of scanning, grouping and auditing a folder, twice, and the peak memory."""
     started = time.perf_counter()
     index = scan_data(data)
     scanned = time.perf_counter()
-    if images is not None and images < len(index):
-        index = select_rows(index, [row * len(index) // images for row in range(images)])
     index, grouping = group_index(index, "auto")
     grouped = time.perf_counter()
     [audit] = deque(audit_index(index, grouping, threads=count_cpus()), maxlen=1)
@@ -45,30 +42,34 @@ def measure(data: Path, images: int | None) -> dict[str, Any]:
         "audit": again - grouped,
         "cached": time.perf_counter() - again,
         "clusters": len(audit.clusters),
-        "kilobytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
 
-def grow(folders: list[str]) -> None:
-    """Prints a row for each size of each folder."""
+def grow(folder: Path) -> None:
+    """Prints a row for each size of a folder; memory is that above the row before, per image more."""
     print(
         f"{'images':>8} {'scan s':>7} {'group s':>8} {'audit s':>8} {'again s':>8} {'bytes/image':>12} {'clusters':>9}"
     )
-    for folder in folders:
-        base: dict[str, Any] | None = None
-        for size in (1_000, 10_000, 10**9):
-            with tempfile.TemporaryDirectory() as cache:
-                env = os.environ | {"CONVNEXT_CACHE": cache}
-                command = [sys.executable, "-m", "benchmarks.audit", "one", folder, str(size)]
-                found = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
-            base = base or found
-            more = found["images"] - base["images"]
-            memory = f"{(found['kilobytes'] - base['kilobytes']) * 1024 / more:.0f}" if more else "-"
-            print(
-                f"{found['images']:>8,} {found['scan']:>7.2f} {found['group']:>8.2f} {found['audit']:>8.1f} "
-                f"{found['cached']:>8.1f} {memory:>12} {found['clusters']:>9}",
-                flush=True,
-            )
+    index = scan_data(folder)
+    before: dict[str, Any] | None = None
+    for size in [size for size in (1_000, 10_000, 30_000) if size < len(index)] + [len(index)]:
+        with tempfile.TemporaryDirectory() as temporary:
+            for row in (number * len(index) // size for number in range(size)):
+                link = Path(temporary) / "data" / index.paths[row]
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to((folder / index.paths[row]).resolve())
+            command = [sys.executable, "-m", "benchmarks.audit", "one", f"{temporary}/data"]
+            env = os.environ | {"CONVNEXT_CACHE": f"{temporary}/cache"}
+            found = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+        more = found["images"] - before["images"] if before else 0
+        memory = f"{(found['bytes'] - before['bytes']) / more:.0f}" if before else "-"
+        print(
+            f"{found['images']:>8,} {found['scan']:>7.2f} {found['group']:>8.2f} {found['audit']:>8.1f} "
+            f"{found['cached']:>8.1f} {memory:>12} {found['clusters']:>9}",
+            flush=True,
+        )
+        before = found
 
 
 def find_planted() -> None:
@@ -96,9 +97,9 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["plant"]:
             find_planted()
-        case ["grow", *folders] if folders:
-            grow(folders)
-        case ["one", folder, size]:
-            print(json.dumps(measure(Path(folder), int(size))))
+        case ["grow", folder]:
+            grow(Path(folder))
+        case ["one", folder]:
+            print(json.dumps(measure(Path(folder))))
         case _:
             print(__doc__)

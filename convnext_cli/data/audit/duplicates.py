@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.data.audit.inspection import Inspection
+from convnext_cli.data.audit.inspection import THUMB, Inspection
 from convnext_cli.data.decode import decode_image
 from convnext_cli.data.scan import Index, join_rows
 from convnext_cli.errors import ImageError
@@ -21,7 +21,7 @@ MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
 MAX_DIFFERENCE = 8.0  # grey levels on average
 MAX_CANDIDATES = 200_000  # pairs that are decoded again; the nearest are taken
 _SIDE = 32  # px
-_BLOCK = 2048
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterato
     exact = _group_equal(found, readable)
     others = {row for cluster in exact for row in cluster[1:]}
     rows = np.array([row for row in readable.tolist() if row not in others], dtype=np.int64)
-    pairs, unchecked = _filter(found, *find_similar(found.measures["hash"][rows]), rows)
+    pairs, unchecked = _find_candidates(found, rows)
     near: list[tuple[int, int]] = []
     with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
         load = lru_cache(maxsize=4096)(partial(_shrink, index))
@@ -66,28 +66,23 @@ def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterato
     yield Duplicates(exact=exact, near=tuple(near), clusters=join_rows(links), unchecked=unchecked)
 
 
-def find_similar(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """All pairs of places whose hashes differ in at most `MAX_DISTANCE` bits: (P, 2), and the bits (P,).
+def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+    """Yields pairs of places whose hashes differ in at most `MAX_DISTANCE` bits, (P, 2) at a time; some come again.
 
     Of nine pieces of the hash at least one is then equal (8 < 9), so only pairs that share one are compared. Places
     with one hash in common are chained, one pair each: a thousand black pictures make a thousand pairs, not a million.
     """
     order = np.argsort(hashes, kind="stable")
     same = hashes[order[1:]] == hashes[order[:-1]]
-    chained = np.stack([order[:-1][same], order[1:][same]], axis=1)
+    yield np.stack([order[:-1][same], order[1:][same]], axis=1)
     first = order[np.concatenate([[True], ~same])] if len(order) else order
     unique = hashes[first]
-    keys = [np.empty(0, np.int64)]
     for shift in range(0, 63, 7):
         piece = ((unique >> np.uint64(shift)) & np.uint64(255 if shift == 56 else 127)).astype(np.uint8)
         by_piece = np.argsort(piece, kind="stable")
         for bucket in np.split(by_piece, np.flatnonzero(np.diff(piece[by_piece])) + 1):
-            keys.extend(_compare_bucket(unique, np.sort(bucket)))
-    pairs = np.unique(np.concatenate(keys))
-    left, right = pairs // max(1, len(unique)), pairs % max(1, len(unique))
-    bits = np.bitwise_count(unique[left] ^ unique[right])
-    all_pairs = np.concatenate([np.stack([first[left], first[right]], axis=1), chained])
-    return np.sort(all_pairs, axis=1), np.concatenate([bits, np.zeros(len(chained), np.uint8)])
+            for pairs in _compare_bucket(unique, np.sort(bucket)):
+                yield first[pairs]
 
 
 def _group_equal(found: Inspection, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
@@ -99,51 +94,53 @@ def _group_equal(found: Inspection, rows: NDArray[np.int64]) -> tuple[tuple[int,
 
 
 def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The similar pairs within a bucket, each as one number: place times number of hashes plus place."""
+    """The similar pairs within a bucket."""
     for start in range(0, len(places), _BLOCK):
         left = places[start : start + _BLOCK]
         for other in range(start, len(places), _BLOCK):
             right = places[other : other + _BLOCK]
-            near = np.bitwise_count(hashes[left][:, None] ^ hashes[right][None]) <= MAX_DISTANCE
-            one, two = np.nonzero(near)
+            one, two = np.nonzero(np.bitwise_count(hashes[left][:, None] ^ hashes[right][None]) <= MAX_DISTANCE)
             keep = left[one] < right[two]
-            yield left[one[keep]].astype(np.int64) * len(hashes) + right[two[keep]]
+            yield np.stack([left[one[keep]], right[two[keep]]], axis=1)
 
 
-def _filter(
-    found: Inspection, pairs: NDArray[np.int64], bits: NDArray[np.uint8], rows: NDArray[np.int64]
-) -> tuple[list[tuple[int, int]], int]:
-    """The pairs whose thumbnails agree too, as rows, nearest first; and how many are left out as too many."""
-    keep = np.zeros(len(pairs), bool)
-    for start in range(0, len(pairs), 100_000):
-        part = slice(start, start + 100_000)
-        keep[part] = _correlate(found, rows[pairs[part, 0]], rows[pairs[part, 1]]) >= MIN_THUMB_CORRELATION
-    order = np.flatnonzero(keep)[np.argsort(bits[keep], kind="stable")]
-    chosen = rows[pairs[order[:MAX_CANDIDATES]]]
-    return sorted((int(one), int(two)) for one, two in chosen), max(0, len(order) - MAX_CANDIDATES)
+def _find_candidates(found: Inspection, rows: NDArray[np.int64]) -> tuple[list[tuple[int, int]], int]:
+    """The pairs of rows with similar hashes whose thumbnails agree too; and how many are left out as too many."""
+    kept = [np.empty((0, 2), np.int64)]
+    for places in find_similar(found.measures["hash"][rows]):
+        pairs = np.sort(rows[places], axis=1)
+        kept.append(pairs[_correlate(found, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
+    pairs = np.unique(np.concatenate(kept), axis=0)
+    if len(pairs) > MAX_CANDIDATES:
+        hashes = found.measures["hash"]
+        bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
+        pairs = pairs[np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])]
+        return [(int(one), int(two)) for one, two in pairs], len(bits) - MAX_CANDIDATES
+    return [(int(one), int(two)) for one, two in pairs], 0
 
 
 def _correlate(found: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:
-    first, second = (
-        thumbs - thumbs.mean(axis=1, keepdims=True)
-        for thumbs in (found.measures["thumb"][rows].reshape(len(rows), -1).astype(np.float32) for rows in (one, two))
-    )
+    thumbs = found.measures["thumb"]
+    first, second = (thumbs[rows].reshape(len(rows), THUMB * THUMB).astype(np.float32) for rows in (one, two))
+    first -= first.mean(axis=1, keepdims=True)
+    second -= second.mean(axis=1, keepdims=True)
     norm = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
     correlation: NDArray[np.float32] = (first * second).sum(axis=1) / np.maximum(norm, 1e-6)
     return correlation
 
 
-def _shrink(index: Index, row: int) -> NDArray[np.float32] | None:
+def _shrink(index: Index, row: int) -> NDArray[np.uint8] | None:
     """A row's image at 32 x 32 px; None where it cannot be read any more."""
     try:
         image = Image.fromarray(decode_image(index.root / index.paths[row], at_least=4 * _SIDE))
     except ImageError:
         return None
-    return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
+    return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
-def is_same_picture(one: NDArray[np.float32], two: NDArray[np.float32]) -> bool:
+def is_same_picture(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
     """Whether two images at the same small size, (S, S, 3), are one picture saved in two ways."""
+    one, two = first.astype(np.float32), second.astype(np.float32)
     difference = np.abs(one - two).mean()
     one, two = one - one.mean(), two - two.mean()
     norm = np.sqrt((one**2).sum() * (two**2).sum())
