@@ -22,8 +22,8 @@ from convnext_cli.progress import Progress
 
 VERSION = 1  # of the measures and of decoding; raised when either changes
 THUMB = 12  # side of the thumbnail that near duplicates are first compared by
-AHEAD = 64  # images waiting for a thread
-TELL = 100  # images between two words of progress
+PART = 32  # images that a thread takes at a time
+AHEAD = 4  # parts waiting
 
 MEASURES = np.dtype(
     [
@@ -36,7 +36,7 @@ MEASURES = np.dtype(
         ("bits", "u1"),
         ("coloured", "u1"),
         ("readable", "u1"),
-        ("border", "u1", 8),  # mean and deviation of the upper, lower, left and right edge
+        ("border", "u1", 8),  # means, then deviations, of the upper, lower, left and right edge
         ("thumb", "u1", (THUMB, THUMB)),  # grey
     ]
 )
@@ -61,11 +61,6 @@ class Inspection:
         rows = np.flatnonzero(self.measures["readable"] == 0).tolist()
         return {row: self.notes[self.measures["note"][row]][1:] for row in rows}
 
-    def count_notes(self) -> dict[str, tuple[int, int]]:
-        """Each distinct note: how often, and its first row."""
-        places, first, counts = np.unique(self.measures["note"], return_index=True, return_counts=True)
-        return {self.notes[place]: (int(n), int(row)) for place, row, n in zip(places, first, counts, strict=True)}
-
 
 def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspection]:
     """Decodes what is new or has changed since the last time, and yields progress, then the measures.
@@ -75,27 +70,31 @@ def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspect
     measures = np.zeros(len(index), MEASURES)
     measures["signature"] = [_sign(index.root, path) for path in index.paths]
     store = _Store(index.root)
-    places = {note: place for place, note in enumerate(store.fill(measures))}
+    measures, notes = store.fill(measures)
+    places = {note: place for place, note in enumerate(notes)}
     rows = np.flatnonzero(measures["readable"] == 0).tolist()
-    known = len(index) - len(rows)
-    waiting: deque[tuple[int, Future[tuple[Any, str]]]] = deque()
+    done = len(index) - len(rows)
+    waiting: deque[tuple[list[int], Future[list[tuple[Any, str]]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
-        for number, row in enumerate([*rows, *[None] * AHEAD]):
-            if row is not None:
-                waiting.append((row, pool.submit(_measure, index.root / index.paths[row])))
-            if number < AHEAD or not waiting:
+        for part in [*(rows[start : start + PART] for start in range(0, len(rows), PART)), *[[]] * AHEAD]:
+            waiting.append((part, pool.submit(_measure_rows, index, part)))
+            if len(waiting) <= AHEAD:
                 continue
-            done, future = waiting.popleft()
-            values, note = future.result()
-            values["signature"] = measures["signature"][done]
-            values["note"] = places.setdefault(note, len(places))
-            measures[done] = values
-            if (number - AHEAD) % TELL == 0:
-                yield Progress(done=known + number - AHEAD, total=len(index), what="images checked")
+            ready, future = waiting.popleft()
+            for row, (values, note) in zip(ready, future.result(), strict=True):
+                values["signature"] = measures["signature"][row]
+                values["note"] = places.setdefault(note, len(places))
+                measures[row] = values
+            done += len(ready)
+            yield Progress(done=done, total=len(index), what="images checked")
     found = Inspection(measures=measures, notes=tuple(places))
     if rows:
         store.keep(found)
     yield found
+
+
+def _measure_rows(index: Index, rows: list[int]) -> list[tuple[Any, str]]:
+    return [_measure(index.root / index.paths[row]) for row in rows]
 
 
 def _measure(path: Path) -> tuple[Any, str]:
@@ -114,8 +113,8 @@ def _measure(path: Path) -> tuple[Any, str]:
     found["height"], found["width"] = pixels.shape[:2]
     found["bits"], found["readable"] = bits, 1
     found["coloured"] = np.ptp(small, axis=2).max() > 8  # JPEG leaves a little difference in what was grey
-    edges = (grey[0], grey[-1], grey[:, 0], grey[:, -1])
-    found["border"] = [value for edge in edges for value in (edge.mean(), edge.std())]
+    edges = np.stack([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    found["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
     found["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
     return found, "|".join((mode, *(text.partition(" from ")[0] for text in done)))  # kinds of things, to be counted
 
@@ -126,7 +125,7 @@ def hash_picture(grey: NDArray[np.float32]) -> np.uint64:
     Source: the DCT hash of pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
     """
     low = (_COSINES @ grey @ _COSINES.T).ravel()
-    bits = low > np.median(low[1:])  # the first is the mean brightness
+    bits = low > np.partition(low[1:], 31)[31]  # the median; the first is the mean brightness
     return np.uint64(_BITS[bits].sum())
 
 
@@ -146,20 +145,22 @@ class _Store:
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
         self.path = find_cache() / "audit" / f"{name}.npz"
 
-    def fill(self, measures: NDArray[Any]) -> list[str]:
-        """Fills in the rows whose signature is known, and returns the notes that they refer to."""
+    def fill(self, measures: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
+        """Fills in the rows whose signature is known; returns the measures, and the notes that they refer to."""
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 old, notes = saved["measures"], json.loads(str(saved["notes"]))
                 if int(saved["version"]) != VERSION or old.dtype != MEASURES or not len(old):
-                    return []
+                    return measures, []
         except Exception:  # no file, or a damaged one, for which zipfile and NumPy raise a dozen kinds
-            return []
+            return measures, []
+        if np.array_equal(old["signature"], measures["signature"]):
+            return old, list(notes)
         order = np.argsort(old["signature"])
         place = np.searchsorted(old["signature"], measures["signature"], sorter=order).clip(max=len(old) - 1)
         same = old["signature"][order[place]] == measures["signature"]
         measures[same] = old[order[place[same]]]
-        return list(notes)
+        return measures, list(notes)
 
     def keep(self, found: Inspection) -> None:
         """Saves for the next time; where that is not possible, the next time takes as long as this one."""
