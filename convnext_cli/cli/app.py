@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     try:
         code = app(args, standalone_mode=False, prog_name="convnext")
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            console.fail("interrupted. What earlier epochs saved is whole")
+            console.fail("interrupted. What was saved before is whole")
     except StoppedError as error:  # all processes know it; the first one says it
         console.say(str(error))
         code = error.exit_code

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _RANK = os.environ.get("RANK", "0")
 _SILENT = _RANK != "0"
+# A file's name may hold what a terminal obeys, such as colours; shown as \x1b and the like. New lines are our own.
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -36,7 +38,7 @@ def _make_console(stream: TextIO, silent: bool) -> "Console":
 def _print(text: str, style: str, *, stderr: bool) -> None:
     from rich.text import Text  # plain text: names from the user's folders are never read as markup
 
-    _console(stderr=stderr).print(Text(text, style=style), soft_wrap=True)
+    _console(stderr=stderr).print(Text(text.translate(_VISIBLE), style=style), soft_wrap=True)
 
 
 def say(text: str, style: str = "") -> None:
@@ -104,7 +106,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: S
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("-" if cell is None else _flatten(str(cell))) for cell in row))
     return table
 
 
@@ -150,6 +152,11 @@ def shorten(path: Path) -> str:
     """A path from here where it lies below, else the whole of it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _flatten(text: str) -> str:
+    """A table's cell: one line, and nothing in it that a terminal would obey."""
+    return text.replace("\n", "\\n").replace("\t", "\\t").translate(_VISIBLE)
 
 
 def percent(share: float | None) -> str | None:

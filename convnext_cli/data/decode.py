@@ -90,7 +90,9 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
     except ImageError:
         raise
     except Exception as error:  # what Pillow's, pydicom's and gdcm's parsers raise on damaged files has no common base
-        why = " ".join(str(error).replace(str(path), "the file").split()) or type(error).__name__
+        why = (
+            " ".join(str(error).replace(repr(str(path)), "it").replace(str(path), "it").split()) or type(error).__name__
+        )
         raise ImageError(f"{path} cannot be read as an image ({why[:200]})", "Replace or remove the file") from error
 
 

@@ -128,11 +128,11 @@ def _group_by_name(index: Index) -> dict[int, str]:
     shapes: dict[str, list[int]] = defaultdict(list)
     stems = [path.rpartition("/")[2].rpartition(".")[0] for path in index.paths]
     for row, stem in enumerate(stems):
-        shapes[_NUMBER.sub("#", stem)].append(row)
+        shapes[_NUMBER.sub("\0", stem)].append(row)  # no file has that in its name
     found: dict[int, str] = {}
     for shape, rows in shapes.items():
-        has_words_last = shape.rpartition("#")[2].strip(" ._-()")
-        for place in range(1, shape.count("#") + bool(has_words_last)):
+        has_words_last = shape.rpartition("\0")[2].strip(" ._-()")
+        for place in range(1, shape.count("\0") + bool(has_words_last)):
             up_to_number = re.compile(rf"(?:\D*\d+){{{place}}}")
             prefixes = [match[0] for row in rows if (match := up_to_number.match(stems[row]))]
             if len(rows) == 1 or Counter(prefixes).most_common(1)[0][1] <= max(2, MAX_SHARE * len(rows)):

@@ -9,7 +9,7 @@ from convnext_cli.data.audit.findings import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.scan import Index, scan_data
 from convnext_cli.errors import DataError
-from convnext_cli.files import write_text
+from convnext_cli.files import check_outside, write_text
 from convnext_cli.progress import Progress
 
 
@@ -75,6 +75,16 @@ def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
             yield _leave_out_unreadable(index, grouping, event)
         else:
             yield event
+
+
+def check_apart(output: Path, index: Index, option: str = "--output") -> None:
+    """Checks that `output` lies in no folder that has images of `index`, which are only read.
+
+    Raises:
+        UsageError: it does.
+    """
+    for folder in {(index.root / path).parent for path in index.paths}:
+        check_outside(output, folder, option)
 
 
 def write_fix_list(audit: Audit, path: Path) -> int:

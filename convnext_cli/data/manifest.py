@@ -54,6 +54,8 @@ def _find_dialect(sample: str) -> type[csv.Dialect]:
 
 def _find_columns(path: Path, names: Sequence[str]) -> dict[str, str]:
     """The file's own name of each known column."""
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} has two columns of the same name", "Rename or remove one of them")
     lower = {name.strip().lower(): name for name in names}
     found = {
         what: lower[known] for what, words in _COLUMNS.items() if (known := next((w for w in words if w in lower), ""))
@@ -61,7 +63,7 @@ def _find_columns(path: Path, names: Sequence[str]) -> dict[str, str]:
     if "path" not in found:
         raise DataError(
             f"{path} has no column for the images' paths (it has {', '.join(names[:10]) or 'none'})",
-            "Name one path, and one label",
+            f"Name one of them {', '.join(_COLUMNS['path'][:5])}, and one {', '.join(_COLUMNS['label'][:3])}",
         )
     return found
 

@@ -14,8 +14,8 @@ IMAGE_SUFFIXES = frozenset(
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "tests": "test", "holdout": "test",
 }  # fmt: skip
 
 _NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
@@ -171,11 +171,14 @@ def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
 def _split_folders(root: Path, skipped: Counter[str]) -> list[tuple[str, Path]]:
     """The data set's own split folders; without a training folder, the root itself as one unnamed split."""
     folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name)]
-    own = [(SPLIT_NAMES[folder.name.lower()], folder) for folder in folders if folder.name.lower() in SPLIT_NAMES]
+    names = [folder.name.strip().lower() for folder in folders]
+    own = [(SPLIT_NAMES[name], folder) for name, folder in zip(names, folders, strict=True) if name in SPLIT_NAMES]
     splits = {split for split, _ in own}
     if "train" in splits and (len(splits) > 1 or len(own) == len(folders)):
         if len(own) < len(folders):
-            skipped["folder beside train, val and test"] = len(folders) - len(own)
+            for name, folder in zip(names, folders, strict=True):
+                if name not in SPLIT_NAMES:
+                    skipped[f"folder beside train, val and test ({folder.name!r})"] += 1
         return own
     return [("", root)]
 
@@ -210,10 +213,12 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
                 skipped["hidden or system file"] += 1
             elif entry.is_dir():
                 waiting.append(entry.path)
-            elif _is_image(entry.name):
-                yield entry.path
-            else:
+            elif not _is_image(entry.name):
                 skipped["not an image by its suffix"] += 1
+            elif not entry.is_file():
+                skipped["no regular file (a broken link, a pipe)"] += 1
+            else:
+                yield entry.path
 
 
 def _is_junk(name: str) -> bool:

@@ -54,6 +54,9 @@ def split_index(
         folds: take validation from folds in place of `val_fraction`; own validation images then join the training ones.
     """
     own = set(index.splits) - {""}
+    units = _find_units(index, together)
+    if folds is not None and folds.number > len(set(units)):
+        raise UsageError(f"{len(set(units))} groups cannot be cut into {folds.number} folds", "Give fewer --folds")
     shares = {"train": 1 - val_fraction - (0 if own else test_fraction)}
     if not own:
         shares["test"] = test_fraction
@@ -65,7 +68,7 @@ def split_index(
     open_splits = {"", "train"} | ({"val"} if folds else set())
     rows = [row for row, split in enumerate(index.splits) if split in open_splits]
     splits = list(index.splits)
-    for row, part in zip(rows, _deal(index, rows, _find_units(index, together), shares, seed), strict=True):
+    for row, part in zip(rows, _deal(index, rows, units, shares, seed), strict=True):
         splits[row] = part
     if folds is not None:
         val = "train" if folds.fold == 1 else f"fold {folds.fold}"

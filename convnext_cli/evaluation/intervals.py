@@ -175,7 +175,7 @@ def score_interval(estimate: float, variance: float, units: float, low: float = 
     share = (estimate - low) / (high - low)
     spread = variance / (high - low) ** 2 * units / (units - 1)  # the bootstrap divides by n
     # At an end, or where all units agree, the variance says nothing: each unit then counts as one.
-    effective = share * (1 - share) / spread if spread > 0 else units
+    effective = share * (1 - share) / spread if spread > 0 and 0 < share < 1 else units
     z2 = t**2 / effective
     centre = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)

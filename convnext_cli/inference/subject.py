@@ -73,7 +73,9 @@ def _find_index(trained_on: Index, data: Path | None) -> Index:
     """The run's own index where its own data folder is meant, so that its split holds there too."""
     if data is not None and data.resolve() != trained_on.root.resolve():
         index, _ = group_index(scan_data(data), "auto")
-        moved = index.classes == trained_on.classes and set(trained_on.paths) <= set(index.paths)
+        left_out = sum(trained_on.skipped.get(what, 0) for what in ("unreadable image", "excluded image"))
+        same = set(trained_on.paths) <= set(index.paths) and len(index) == len(trained_on) + left_out
+        moved = same and index.classes == trained_on.classes
         return replace(trained_on, root=index.root) if moved else index
     if not trained_on.root.is_dir():
         raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")

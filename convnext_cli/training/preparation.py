@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.intake import Intake, Taken, take_in
+from convnext_cli.data.intake import Intake, Taken, check_apart, take_in
 from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, explain_weak_validation, split_index
 from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
@@ -146,6 +146,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         else:
             yield event
     assert taken is not None
+    check_apart(request.output or RUNS, taken.index)
     check_trainable(taken.index)
     index = split_index(
         taken.index,

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Convnext
-from tests.conftest import draw_picture
+from tests.conftest import draw_picture, save_image
 
 
 @pytest.fixture
@@ -92,3 +93,37 @@ def test_a_manifest_and_a_zip_train_like_a_folder(convnext: Convnext, leaking: P
     assert len(split) == len(paths) + 1
     assert all(",plant" in line for line in split[1:])
     assert convnext("eval", "run").code == 0
+
+
+def test_odd_data_is_said_and_nothing_hangs(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(24):
+        path = tmp_path / "odd" / ("trian", "valid")[number % 2] / "AB"[number // 2 % 2] / f"take#{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(number, (32, 32)).save(path)
+    os.mkfifo(tmp_path / "odd/trian/A/pipe.png")
+    outcome = convnext("check", "odd", "--json")
+    found = json.loads(outcome.out)
+    assert "classes that look like splits" in {finding["kind"] for finding in found["findings"]}
+    assert found["skipped"] == {"no regular file (a broken link, a pipe)": 1}
+    assert outcome.code == 3
+    assert convnext("check", "odd", "--group-from", "trian|valid").code == 3  # two groups are too few for five folds
+    flags = "--model test_convnext --weights none --dry-run --folds 500"
+    assert "cannot be cut into 500 folds" in convnext("finetune", "odd", *flags.split()).err
+
+
+def test_check_refuses_what_cannot_be_trained_on(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(3):
+        save_image(tmp_path / f"one/A/{number}.png", seed=number)
+    outcome = convnext("check", "one")
+    assert outcome.code == 3
+    assert "one class only" in outcome.err
+
+
+def test_nothing_is_written_beside_a_manifests_images(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(8):
+        save_image(tmp_path / f"pictures/{'ab'[number % 2]}/{number}.png", seed=number)
+    paths = sorted(path.relative_to(tmp_path) for path in (tmp_path / "pictures").rglob("*.png"))
+    Path("list.csv").write_text("\n".join(["path,label", *(f"{path},{path.parts[1]}" for path in paths)]))
+    assert convnext("check", "list.csv", "--fix-list", "pictures/a/fix.csv").code == 2
+    assert convnext("finetune", "list.csv", "--dry-run", "-o", "pictures/a/run").code == 2
+    assert not list((tmp_path / "pictures").rglob("*.csv"))

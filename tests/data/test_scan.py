@@ -119,4 +119,4 @@ def test_chest_x_rays(shared_data: Path) -> None:
 def test_folders_beside_the_splits_are_counted(tmp_path: Path) -> None:
     for path in ("train/a/1.png", "train/b/2.png", "test/a/3.png", "vall/a/4.png"):
         save_image(tmp_path / "data" / path)
-    assert scan_folder(tmp_path / "data").skipped == {"folder beside train, val and test": 1}
+    assert scan_folder(tmp_path / "data").skipped == {"folder beside train, val and test ('vall')": 1}

@@ -47,6 +47,8 @@ def find_shortcuts(index: Index, found: Inspection) -> tuple[Shortcut, ...]:
     if len(np.unique(labels)) < 2:
         return ()
     groups = [index.groups[row] for row in rows] if index.groups else [str(row) for row in rows]
+    if len(set(groups)) < 2:
+        return ()
     features = _take_features(index, found, rows)
     return tuple(_try(name, values, labels, groups) for name, values in features.items())
 
@@ -74,7 +76,8 @@ def _try(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], grou
     from sklearn.tree import DecisionTreeClassifier
 
     scores = []
-    for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(values, labels, groups):
+    folds = StratifiedGroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=0)
+    for train, test in folds.split(values, labels, groups):
         tree = DecisionTreeClassifier(max_depth=4, class_weight="balanced", random_state=0)
         predicted = tree.fit(values[train], labels[train]).predict(values[test])
         scores.append(
