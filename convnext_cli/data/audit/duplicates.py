@@ -46,8 +46,7 @@ def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterato
     """
     readable = np.flatnonzero(found.measures["readable"])
     exact = _group_equal(found, readable)
-    others = {row for cluster in exact for row in cluster[1:]}
-    rows = np.array([row for row in readable.tolist() if row not in others], dtype=np.int64)
+    rows = np.setdiff1d(readable, [row for cluster in exact for row in cluster[1:]])
     pairs, unchecked = _find_candidates(found, rows)
     near: list[tuple[int, int]] = []
     with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
@@ -88,9 +87,10 @@ def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
 def _group_equal(found: Inspection, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
     digests = found.measures["digest"][rows]
     order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
-    ends = np.flatnonzero((np.diff(digests[order], axis=0) != 0).any(axis=1)) + 1
-    groups = np.split(rows[order], ends)
-    return tuple(sorted(tuple(group.tolist()) for group in groups if len(group) > 1))
+    digests = digests[order]
+    same = np.concatenate([[False], (digests[1:] == digests[:-1]).all(axis=1), [False]])
+    starts, ends = np.flatnonzero(~same[:-1] & same[1:]), np.flatnonzero(same[:-1] & ~same[1:]) + 1
+    return tuple(sorted(tuple(rows[order[start:end]].tolist()) for start, end in zip(starts, ends, strict=True)))
 
 
 def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

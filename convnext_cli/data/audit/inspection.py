@@ -67,16 +67,15 @@ def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspect
 
     Images are known by path, size and time of change. The measures lie in the cache folder, one file a data folder.
     """
-    measures = np.zeros(len(index), MEASURES)
-    measures["signature"] = [_sign(index.root, path) for path in index.paths]
+    signatures = np.fromiter((_sign(index.root, path) for path in index.paths), np.uint64, len(index))
     store = _Store(index.root)
-    measures, notes = store.fill(measures)
+    measures, notes = store.read(signatures)
     places = {note: place for place, note in enumerate(notes)}
-    rows = np.flatnonzero(measures["readable"] == 0).tolist()
+    rows = np.flatnonzero(measures["readable"] == 0)
     done = len(index) - len(rows)
-    waiting: deque[tuple[list[int], Future[list[tuple[Any, str]]]]] = deque()
+    waiting: deque[tuple[NDArray[np.int64], Future[list[tuple[Any, str]]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
-        for part in [*(rows[start : start + PART] for start in range(0, len(rows), PART)), *[[]] * AHEAD]:
+        for part in [*(rows[start : start + PART] for start in range(0, len(rows), PART)), *[rows[:0]] * AHEAD]:
             waiting.append((part, pool.submit(_measure_rows, index, part)))
             if len(waiting) <= AHEAD:
                 continue
@@ -88,12 +87,12 @@ def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspect
             done += len(ready)
             yield Progress(done=done, total=len(index), what="images checked")
     found = Inspection(measures=measures, notes=tuple(places))
-    if rows:
+    if len(rows):
         store.keep(found)
     yield found
 
 
-def _measure_rows(index: Index, rows: list[int]) -> list[tuple[Any, str]]:
+def _measure_rows(index: Index, rows: NDArray[np.int64]) -> list[tuple[Any, str]]:
     return [_measure(index.root / index.paths[row]) for row in rows]
 
 
@@ -145,22 +144,25 @@ class _Store:
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
         self.path = find_cache() / "audit" / f"{name}.npz"
 
-    def fill(self, measures: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
-        """Fills in the rows whose signature is known; returns the measures, and the notes that they refer to."""
+    def read(self, signatures: NDArray[np.uint64]) -> tuple[NDArray[Any], list[str]]:
+        """The measures of images with these signatures, zeros where none are known; and the notes they refer to."""
+        old, notes = np.zeros(0, MEASURES), []
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                old, notes = saved["measures"], json.loads(str(saved["notes"]))
-                if int(saved["version"]) != VERSION or old.dtype != MEASURES or not len(old):
-                    return measures, []
+                if int(saved["version"]) == VERSION and (found := saved["measures"]).dtype == MEASURES:
+                    old, notes = found, list(json.loads(str(saved["notes"])))
         except Exception:  # no file, or a damaged one, for which zipfile and NumPy raise a dozen kinds
-            return measures, []
-        if np.array_equal(old["signature"], measures["signature"]):
-            return old, list(notes)
-        order = np.argsort(old["signature"])
-        place = np.searchsorted(old["signature"], measures["signature"], sorter=order).clip(max=len(old) - 1)
-        same = old["signature"][order[place]] == measures["signature"]
-        measures[same] = old[order[place[same]]]
-        return measures, list(notes)
+            old, notes = np.zeros(0, MEASURES), []
+        if np.array_equal(old["signature"], signatures):
+            return old, notes
+        measures = np.zeros(len(signatures), MEASURES)
+        measures["signature"] = signatures
+        if len(old):
+            order = np.argsort(old["signature"])
+            place = order[np.searchsorted(old["signature"], signatures, sorter=order).clip(max=len(old) - 1)]
+            same = old["signature"][place] == signatures
+            measures[same] = old[place[same]]
+        return measures, notes
 
     def keep(self, found: Inspection) -> None:
         """Saves for the next time; where that is not possible, the next time takes as long as this one."""
