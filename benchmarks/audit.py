@@ -17,7 +17,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.audit.findings import Audit, audit_index
+from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.scan import scan_data
 from convnext_cli.recipes.machine import count_cpus

@@ -10,7 +10,7 @@ from convnext_cli.cli.settings import given, with_settings
 from convnext_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from convnext_cli.data.audit.findings import Audit
+    from convnext_cli.data.audit.summary import Audit
     from convnext_cli.data.intake import Intake
 
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, a CSV file with path and label, or a zip file."

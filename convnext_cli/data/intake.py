@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext_cli.data.audit.findings import Audit, audit_index
+from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.scan import Index, scan_data
 from convnext_cli.errors import DataError

@@ -52,15 +52,14 @@ def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterato
     with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
         load = lru_cache(maxsize=4096)(partial(_shrink, index))
 
-        def compare(pair: tuple[int, int]) -> bool:
-            one, two = load(pair[0]), load(pair[1])
+        def compare(pair: NDArray[np.int64]) -> bool:
+            one, two = load(int(pair[0])), load(int(pair[1]))
             return one is not None and two is not None and is_same_picture(one, two)
 
-        for done, (pair, same) in enumerate(zip(pairs, pool.map(compare, pairs), strict=True)):
-            if same:
-                near.append(pair)
-            if done % 100 == 0:
-                yield Progress(done=done, total=len(pairs), what="similar pairs compared")
+        for start in range(0, len(pairs), _BLOCK):  # a future for each pair at once would outweigh the images
+            block = pairs[start : start + _BLOCK]
+            near += [(int(one), int(two)) for one, two in block[list(pool.map(compare, block))]]
+            yield Progress(done=start + len(block), total=len(pairs), what="similar pairs compared")
     links = [*near, *((cluster[0], row) for cluster in exact for row in cluster[1:])]
     yield Duplicates(exact=exact, near=tuple(near), clusters=join_rows(links), unchecked=unchecked)
 
@@ -104,19 +103,17 @@ def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> It
             yield np.stack([left[one[keep]], right[two[keep]]], axis=1)
 
 
-def _find_candidates(found: Inspection, rows: NDArray[np.int64]) -> tuple[list[tuple[int, int]], int]:
+def _find_candidates(found: Inspection, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """The pairs of rows with similar hashes whose thumbnails agree too; and how many are left out as too many."""
     kept = [np.empty((0, 2), np.int64)]
     for places in find_similar(found.measures["hash"][rows]):
         pairs = np.sort(rows[places], axis=1)
         kept.append(pairs[_correlate(found, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
     pairs = np.unique(np.concatenate(kept), axis=0)
-    if len(pairs) > MAX_CANDIDATES:
-        hashes = found.measures["hash"]
-        bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
-        pairs = pairs[np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])]
-        return [(int(one), int(two)) for one, two in pairs], len(bits) - MAX_CANDIDATES
-    return [(int(one), int(two)) for one, two in pairs], 0
+    hashes = found.measures["hash"]
+    bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
+    nearest = np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])
+    return pairs[nearest], len(pairs) - len(nearest)
 
 
 def _correlate(found: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:

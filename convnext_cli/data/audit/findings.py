@@ -5,14 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-import numpy as np
-
-from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
-from convnext_cli.data.audit.inspection import Inspection, inspect_images
-from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
+from convnext_cli.data.audit.duplicates import Duplicates
+from convnext_cli.data.audit.inspection import Inspection
+from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.groups import Grouping, find_straddling
 from convnext_cli.data.scan import SPLIT_NAMES, Index
-from convnext_cli.progress import Progress
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and judged
 EXAMPLES = 5
@@ -38,94 +35,7 @@ class Finding:
     """Rows without which it is gone."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Audit:
-    """A data set looked at."""
-
-    index: Index
-    grouping: Grouping
-    sizes: dict[str, tuple[int, int]]
-    """Smallest, median and largest image: width and height in pixels."""
-    formats: dict[str, int]
-    """Images by `suffix mode`, such as `.png I;16`."""
-    shortcuts: tuple[Shortcut, ...]
-    findings: tuple[Finding, ...]
-    unreadable: tuple[int, ...]
-    clusters: tuple[tuple[int, ...], ...]
-    """Rows that are one picture."""
-
-    @property
-    def falsifies(self) -> bool:
-        """Whether any finding makes a score false."""
-        return any(finding.falsifies for finding in self.findings)
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON: all but the rows."""
-        index = self.index
-        return {
-            "data": str(index.root),
-            "images": len(index),
-            "classes": {
-                split or "all": dict(zip(index.classes, index.count_classes(split), strict=True))
-                for split in sorted(set(index.splits))
-            },
-            "sizes": self.sizes,
-            "formats": self.formats,
-            "skipped": index.skipped,
-            "groups": {
-                "source": self.grouping.source,
-                "rule": self.grouping.rule,
-                "number": self.grouping.groups,
-                "examples": self.grouping.examples,
-            },
-            "shortcuts": {
-                found.name: {"balanced_accuracy": found.score, "spread": found.spread, "chance": found.chance}
-                for found in self.shortcuts
-            },
-            "findings": [
-                {
-                    "kind": found.kind,
-                    "falsifies": found.falsifies,
-                    "title": found.title,
-                    "count": found.count,
-                    "examples": found.examples,
-                    "effect": found.effect,
-                    "action": found.action,
-                }
-                for found in self.findings
-            ],
-        }
-
-
-def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Progress | Audit]:
-    """Looks at every image of an index; yields progress, and the audit last. What did not change is not read again."""
-    inspection = duplicates = None
-    for event in inspect_images(index, threads=threads):
-        if isinstance(event, Inspection):
-            inspection = event
-        else:
-            yield event
-    assert inspection is not None
-    for found in find_duplicates(index, inspection, threads=threads):
-        if isinstance(found, Duplicates):
-            duplicates = found
-        else:
-            yield found
-    assert duplicates is not None
-    shortcuts = find_shortcuts(index, inspection)
-    yield Audit(
-        index=index,
-        grouping=grouping,
-        sizes=_describe_sizes(inspection),
-        formats=_count_formats(index, inspection),
-        shortcuts=shortcuts,
-        findings=tuple(_find_all(index, grouping, inspection, duplicates, shortcuts)),
-        unreadable=tuple(inspection.errors),
-        clusters=duplicates.clusters,
-    )
-
-
-def _find_all(
+def find_all(
     index: Index, grouping: Grouping, inspection: Inspection, found: Duplicates, shortcuts: Sequence[Shortcut]
 ) -> Iterator[Finding]:
     """The gravest first."""
@@ -284,21 +194,3 @@ def _show(index: Index, clusters: Sequence[Sequence[int]], *, label: bool = Fals
         return index.paths[row] + (f" ({index.classes[index.labels[row]]})" if label else "")
 
     return tuple(" = ".join(name(row) for row in rows[:4]) for rows in clusters[:EXAMPLES])
-
-
-def _describe_sizes(found: Inspection) -> dict[str, tuple[int, int]]:
-    readable = found.measures[found.measures["readable"] == 1]
-    if not len(readable):
-        return {}
-    order = np.argsort(readable["width"].astype(np.int64) * readable["height"], kind="stable")
-    places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
-    return {name: (int(readable["width"][at]), int(readable["height"][at])) for name, at in places.items()}
-
-
-def _count_formats(index: Index, found: Inspection) -> dict[str, int]:
-    def describe(row: int) -> str:
-        mode, *done = found.notes[found.measures["note"][row]].split("|")
-        suffix = "." + index.paths[row].rpartition(".")[2].lower()
-        return f"{suffix} {mode}" + (f" ({', '.join(done)})" if done else "")
-
-    return dict(Counter(map(describe, np.flatnonzero(found.measures["readable"]).tolist())).most_common())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convnext_cli.data.audit.findings import Audit
+from convnext_cli.data.audit.summary import Audit
 from tests.conftest import draw_picture
 
 CLASSES = ("leaf", "root", "stem")

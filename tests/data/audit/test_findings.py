@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext_cli.data.audit.findings import Audit, Finding
+from convnext_cli.data.audit.findings import Finding
 from convnext_cli.data.audit.inspection import Inspection, inspect_images
+from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.decode import Decoded, read_image
 from convnext_cli.data.intake import Intake, Taken, take_in, write_fix_list
 from convnext_cli.data.scan import scan_folder

@@ -1,0 +1,120 @@
+"""A data set looked at: its measures in short, and its findings."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
+from convnext_cli.data.audit.findings import Finding, find_all
+from convnext_cli.data.audit.inspection import Inspection, inspect_images
+from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
+from convnext_cli.data.groups import Grouping
+from convnext_cli.data.scan import Index
+from convnext_cli.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """A data set looked at."""
+
+    index: Index
+    grouping: Grouping
+    sizes: dict[str, tuple[int, int]]
+    """Smallest, median and largest image: width and height in pixels."""
+    formats: dict[str, int]
+    """Images by `suffix mode`, such as `.png I;16`."""
+    shortcuts: tuple[Shortcut, ...]
+    findings: tuple[Finding, ...]
+    unreadable: tuple[int, ...]
+    clusters: tuple[tuple[int, ...], ...]
+    """Rows that are one picture."""
+
+    @property
+    def falsifies(self) -> bool:
+        """Whether any finding makes a score false."""
+        return any(finding.falsifies for finding in self.findings)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: all but the rows."""
+        index = self.index
+        return {
+            "data": str(index.root),
+            "images": len(index),
+            "classes": {
+                split or "all": dict(zip(index.classes, index.count_classes(split), strict=True))
+                for split in sorted(set(index.splits))
+            },
+            "sizes": self.sizes,
+            "formats": self.formats,
+            "skipped": index.skipped,
+            "groups": {
+                "source": self.grouping.source,
+                "rule": self.grouping.rule,
+                "number": self.grouping.groups,
+                "examples": self.grouping.examples,
+            },
+            "shortcuts": {
+                found.name: {"balanced_accuracy": found.score, "spread": found.spread, "chance": found.chance}
+                for found in self.shortcuts
+            },
+            "findings": [
+                {
+                    "kind": found.kind,
+                    "falsifies": found.falsifies,
+                    "title": found.title,
+                    "count": found.count,
+                    "examples": found.examples,
+                    "effect": found.effect,
+                    "action": found.action,
+                }
+                for found in self.findings
+            ],
+        }
+
+
+def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Progress | Audit]:
+    """Looks at every image of an index; yields progress, and the audit last. What did not change is not read again."""
+    inspection = duplicates = None
+    for event in inspect_images(index, threads=threads):
+        if isinstance(event, Inspection):
+            inspection = event
+        else:
+            yield event
+    assert inspection is not None
+    for found in find_duplicates(index, inspection, threads=threads):
+        if isinstance(found, Duplicates):
+            duplicates = found
+        else:
+            yield found
+    assert duplicates is not None
+    shortcuts = find_shortcuts(index, inspection)
+    yield Audit(
+        index=index,
+        grouping=grouping,
+        sizes=_describe_sizes(inspection),
+        formats=_count_formats(index, inspection),
+        shortcuts=shortcuts,
+        findings=tuple(find_all(index, grouping, inspection, duplicates, shortcuts)),
+        unreadable=tuple(inspection.errors),
+        clusters=duplicates.clusters,
+    )
+
+
+def _describe_sizes(found: Inspection) -> dict[str, tuple[int, int]]:
+    readable = found.measures[found.measures["readable"] == 1]
+    if not len(readable):
+        return {}
+    order = np.argsort(readable["width"].astype(np.int64) * readable["height"], kind="stable")
+    places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
+    return {name: (int(readable["width"][at]), int(readable["height"][at])) for name, at in places.items()}
+
+
+def _count_formats(index: Index, found: Inspection) -> dict[str, int]:
+    def describe(row: int) -> str:
+        mode, *done = found.notes[found.measures["note"][row]].split("|")
+        suffix = "." + index.paths[row].rpartition(".")[2].lower()
+        return f"{suffix} {mode}" + (f" ({', '.join(done)})" if done else "")
+
+    return dict(Counter(map(describe, np.flatnonzero(found.measures["readable"]).tolist())).most_common())
