@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "evaluate": "convnext_cli.inference.evaluation",
-    "finetune": "convnext_cli.library",
+    "finetune": "convnext_cli.api",
     "list_models": "convnext_cli.models.catalog",
     "predict": "convnext_cli.inference.prediction",
     "recommend": "convnext_cli.recipes.recommendation",
@@ -22,9 +22,9 @@ _HOMES = {
 __all__ = ["evaluate", "finetune", "list_models", "predict", "recommend", "write_report"]
 
 if TYPE_CHECKING:
+    from convnext_cli.api import finetune
     from convnext_cli.inference.evaluation import evaluate
     from convnext_cli.inference.prediction import predict
-    from convnext_cli.library import finetune
     from convnext_cli.models.catalog import list_models
     from convnext_cli.recipes.recommendation import recommend
     from convnext_cli.reports.page import write_report

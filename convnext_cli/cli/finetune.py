@@ -167,7 +167,7 @@ def _describe_splits(splits: dict[str, int]) -> str:
 
 def follow(events: Iterator[Any]) -> "Finished":
     """Shows what happens in a fine-tuning and returns its end."""
-    from convnext_cli.library import draw_along
+    from convnext_cli.api import draw_along
     from convnext_cli.progress import Progress
     from convnext_cli.training.finetuning import Finished, Started
 

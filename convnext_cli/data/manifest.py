@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from convnext_cli.data.scan import IMAGE_SUFFIXES, SPLIT_NAMES, Index
+from convnext_cli.data.scan import IMAGE_SUFFIXES, SPLIT_NAMES, Index, is_image
 from convnext_cli.errors import DataError
 
 _COLUMNS = {
@@ -96,7 +96,7 @@ def _find_files(manifest: Path, root: Path, names: Sequence[str]) -> list[str]:
     _refuse(manifest, "no path", [i for i, name in enumerate(names) if not name])
     found, missing = [], []
     for row, name in enumerate(names):
-        endings = ("", *sorted(IMAGE_SUFFIXES)) if not _has_image_suffix(name) else ("",)
+        endings = ("", *sorted(IMAGE_SUFFIXES)) if not is_image(name) else ("",)
         end = next((end for end in endings if os.path.isfile(root / f"{name}{end}")), None)  # noqa: PTH113
         if end is None:
             missing.append(row)
@@ -144,10 +144,6 @@ def _refuse(path: Path, what: str, rows: Sequence[int], examples: Sequence[str] 
     if rows:
         shown = ", ".join(examples) or ", ".join(f"line {row + 2}" for row in rows[:_EXAMPLES])
         raise DataError(f"{path} has {what} in {len(rows)} rows: {shown}", "Correct these rows")
-
-
-def _has_image_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 def _number(text: str | None) -> float | None:

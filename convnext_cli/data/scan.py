@@ -192,7 +192,7 @@ def _class_images(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, st
             yield entry.name, None
             for path in _walk(entry.path, skipped):
                 yield entry.name, path
-        elif _is_image(entry.name):
+        elif is_image(entry.name):
             skipped["image outside any class folder"] += 1
         else:
             skipped["not an image by its suffix"] += 1
@@ -213,7 +213,7 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
                 skipped["hidden or system file"] += 1
             elif entry.is_dir():
                 waiting.append(entry.path)
-            elif not _is_image(entry.name):
+            elif not is_image(entry.name):
                 skipped["not an image by its suffix"] += 1
             elif not entry.is_file():
                 skipped["no regular file (a broken link, a pipe)"] += 1
@@ -225,7 +225,8 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _NOT_DATA
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from convnext_cli.api import finetune
 from convnext_cli.errors import (
     DataError,
     DivergedError,
@@ -22,7 +23,6 @@ from convnext_cli.errors import (
     UsageError,
 )
 from convnext_cli.inference.forward import forward_batches
-from convnext_cli.library import finetune
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder

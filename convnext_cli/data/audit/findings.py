@@ -74,19 +74,20 @@ def find_all(
             leave_out=tuple(row for rows in across for row in _copies_to_drop(index, rows)),
         )
     yield from _find_straddling_groups(index, grouping)
-    if inspection.errors:
-        rows = list(inspection.errors)
+    if errors := inspection.errors:
+        rows = list(errors)
         yield Finding(
             kind="unreadable",
             falsifies=False,
             title="files that cannot be read as images",
             count=len(rows),
-            examples=tuple(inspection.errors[row] for row in rows[:EXAMPLES]),
+            examples=tuple(errors[row] for row in rows[:EXAMPLES]),
             effect="they are neither learned from nor judged",
             action="left out",
             leave_out=tuple(rows),
         )
-    within = [rows for rows in found.clusters if rows not in set(across) | set(conflicts)]
+    told = {*across, *conflicts}
+    within = [rows for rows in found.clusters if rows not in told]
     if within:
         pairs = len(found.near)
         yield Finding(
