@@ -4,14 +4,16 @@ import numpy as np
 
 from convnext_cli.evaluation.figures import Floats, Ints, log_softmax
 
-COLDEST, HOTTEST = 0.05, 20.0  # beyond, the validation images are told apart without an error, or not at all
+COLDEST, HOTTEST = 0.05, 20.0  # beyond, the logits' own scale is out of all proportion
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:
     """Finds the temperature T that minimises the log loss of softmax(logits / T).
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks (arXiv:1706.04599), section 4.2. The loss is
-    convex in 1/T, so its derivative, mean(expected logit - true logit), rises and is bisected.
+    convex in 1/T, so its derivative, mean(expected logit - target logit), rises and is bisected. The target is the true
+    class to (N + 1) / (N + 2) and the others to the rest, as in Platt 1999, Probabilistic Outputs for Support Vector
+    Machines, section 2.2: a few images without an error are no proof that there are none.
 
     Args:
         logits: (N, K) of images that the model was not trained on.
@@ -20,10 +22,12 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     Returns:
         T, within `COLDEST` and `HOTTEST`.
     """
-    true = logits[np.arange(len(labels)), labels]
+    true, total = logits[np.arange(len(labels)), labels], logits.sum(axis=1)
+    doubt = 1 / (len(labels) + 2)
+    target = (1 - doubt) * true + doubt * (total - true) / max(1, logits.shape[1] - 1)
 
     def slope(scale: float) -> float:
-        return float(((np.exp(log_softmax(logits * scale)) * logits).sum(axis=1) - true).mean())
+        return float(((np.exp(log_softmax(logits * scale)) * logits).sum(axis=1) - target).mean())
 
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(50):

@@ -24,19 +24,27 @@ def draw(images: int, seed: int = 0, strength: float = 1.5) -> tuple[Floats, Int
 def test_the_temperature_is_the_best_one() -> None:
     logits, labels = draw(400)
     found = fit_temperature(4 * logits, labels)
+    target = np.where(np.eye(3)[labels] == 1, 401 / 402, 1 / 402 / 2)
     best = minimize_scalar(
+        lambda t: -(target * log_softmax(4 * logits / t)).sum(axis=1).mean(), bounds=(0.1, 20), method="bounded"
+    )
+    plain = minimize_scalar(
         lambda t: compute_metrics(4 * logits / t, labels, "abc").log_loss, bounds=(0.1, 20), method="bounded"
     )
     assert found == pytest.approx(best.x, rel=1e-3)
+    assert found == pytest.approx(plain.x, rel=0.03), "with hundreds of images the doubt is next to nothing"
     assert fit_temperature(8 * logits, labels) == pytest.approx(2 * found, rel=1e-6)
     calibrated, raw = (compute_metrics(z, labels, "abc") for z in (4 * logits / found, 4 * logits))
     assert calibrated.ece < raw.ece / 2
     assert calibrated.confusion == raw.confusion
 
 
-def test_the_temperature_stays_within_bounds() -> None:
+def test_the_temperature_stays_within_bounds_and_modest() -> None:
     labels = np.array([0, 1, 2] * 20)
-    assert fit_temperature(np.eye(3)[labels], labels) == pytest.approx(COLDEST), "told apart without an error"
+    found = fit_temperature(np.eye(3)[labels], labels)
+    sure = np.exp(log_softmax(np.eye(3) / found)).max()
+    assert sure == pytest.approx(61 / 62), "60 images without an error: the next one is wrong by 1 in 62"
+    assert fit_temperature(np.eye(3)[labels] / 10, labels) == pytest.approx(COLDEST)
     assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(HOTTEST), "always wrong"
 
 
