@@ -38,9 +38,12 @@ def largest_micro_batch(
     return micro
 
 
-def training_seconds(model: Architecture, images: int, image_size: int, *, is_gpu: bool, cores: int) -> float:
+def training_seconds(
+    model: Architecture, images: int, image_size: int, *, is_gpu: bool, cores: int, grad_checkpointing: bool = False
+) -> float:
     """Estimated seconds to train on `images` (epochs times data set) of `image_size` pixels."""
-    flops = 6 * model.gmacs * 1e9 * (image_size / 224) ** 2  # 2 per multiply-add, forward and twice that backward
+    passes = 4 if grad_checkpointing else 3  # forward, backward worth two, and forward again
+    flops = 2 * passes * model.gmacs * 1e9 * (image_size / 224) ** 2
     if model.grn:
         flops *= GRN_SLOWDOWN[is_gpu]
     return images * flops / (GPU_FLOPS if is_gpu else CPU_FLOPS_PER_CORE * cores)

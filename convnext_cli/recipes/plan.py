@@ -18,6 +18,7 @@ from convnext_cli.recipes.tables import Regime, Row, load_tables, published_row
 USUAL_BATCH = 128
 MIN_BATCH = 16
 MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
+MIN_GPU_MICRO_BATCH = 8  # a GPU idles below; a CPU is nearly as fast with single images
 MIN_STEPS = 500  # of a whole run: BiT-HyperRule's length for under 20,000 images (arXiv:1912.11370, section 3.3)
 
 RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a short run from random weights unlearned
@@ -148,10 +149,9 @@ def make_plan(
     chosen.setdefault("batch_size", _batch_size(images, chosen["epochs"].value))
     if "lr" not in given:
         chosen["lr"] = _scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, weights)
-    chosen.setdefault(
-        "micro_batch_size",
-        _micro_batch_size(model, chosen, machine),
-    )
+    if "grad_checkpointing" not in given:
+        chosen["grad_checkpointing"] = _grad_checkpointing(model, chosen, machine)
+    chosen.setdefault("micro_batch_size", _micro_batch_size(model, chosen, machine))
     chosen["warmup_epochs"] = _shorten_warmup(chosen["warmup_epochs"], chosen["epochs"].value)
     # Random weights have no tag, but another than the default one still says how images are prepared.
     unnamed = tag is None or (weights == "none" and tag == model.default_tag)
@@ -234,12 +234,34 @@ def _bounded(name: str, row: Row, regime: Regime, notes: Mapping[str, str]) -> C
     return Choice(value=value, source=regime.source, reason=_join(why, note))
 
 
+def _enough_at_once(batch: int, machine: Machine) -> int:
+    """The smallest pass that keeps the machine busy, a halving of `batch`."""
+    enough, least = batch, MIN_GPU_MICRO_BATCH if machine.is_gpu else 1
+    while enough // 2 >= least:
+        enough //= 2
+    return enough
+
+
+def _grad_checkpointing(model: Architecture, chosen: Mapping[str, Choice], machine: Machine | None) -> Choice:
+    """On where the memory would otherwise leave next to nothing at a time."""
+    batch, size = chosen["batch_size"].value, chosen["image_size"].value
+    if machine is not None:
+        fitting = largest_micro_batch(model, size, machine.memory, batch)
+        twice = largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=True)
+        if fitting < min(twice, _enough_at_once(batch, machine)):
+            why = f"without it {fitting or 'no'} image{'' if fitting == 1 else 's'} would fit at a time; a third slower"
+            return Choice(value=True, source="rule", reason=why)
+    return Choice(value=False, source="default", reason="")
+
+
 def _micro_batch_size(model: Architecture, chosen: Mapping[str, Choice], machine: Machine | None) -> Choice:
     batch = chosen["batch_size"].value
     if machine is None:
         return Choice(value=batch, source="rule", reason="the whole batch at once")
     size, twice = chosen["image_size"].value, chosen["grad_checkpointing"].value
     fitting = max(1, largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=twice))
+    if chosen["grad_checkpointing"].source == "rule":  # no more than it was switched on for
+        fitting = min(fitting, _enough_at_once(batch, machine))
     if not machine.is_gpu and fitting > MAX_CPU_MICRO_BATCH:
         return Choice(value=MAX_CPU_MICRO_BATCH, source="rule", reason="a larger pass is not faster on a CPU")
     why = "the whole batch fits" if fitting == batch else "the largest that fits"

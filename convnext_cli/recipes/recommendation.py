@@ -143,7 +143,14 @@ def estimate_seconds(model: Architecture, plan: Plan, images: int, machine: Mach
         return None
     recipe = plan.recipe
     shown = images * recipe.epochs
-    return training_seconds(model, shown, recipe.image_size, is_gpu=machine.is_gpu, cores=machine.cores)
+    return training_seconds(
+        model,
+        shown,
+        recipe.image_size,
+        is_gpu=machine.is_gpu,
+        cores=machine.cores,
+        grad_checkpointing=recipe.grad_checkpointing,
+    )
 
 
 def _refuse(model: Architecture, tag: Tag | None, plan: Plan, machine: Machine | None, license: str) -> str:

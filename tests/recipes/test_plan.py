@@ -148,6 +148,25 @@ def test_memory_grows_with_images_and_area() -> None:
     assert largest_micro_batch(model, 224, GIB // 4, 128) == 0
 
 
+def test_checkpointing_is_planned_where_the_memory_would_leave_next_to_nothing() -> None:
+    def chosen(vram: float, **flags: object) -> dict[str, Choice]:
+        model, tag = find_model("convnext_large")
+        given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
+        return dict(make_plan(model, tag, images=6000, machine=machine_with(vram), given=given).settings)
+
+    roomy, tight = chosen(16), chosen(6)
+    assert (roomy["grad_checkpointing"].value, roomy["micro_batch_size"].value) == (False, 16)
+    assert (tight["grad_checkpointing"].value, tight["grad_checkpointing"].source) == (True, "rule")
+    assert tight["micro_batch_size"].value == 8
+    assert "4 images would fit" in tight["grad_checkpointing"].reason
+    assert chosen(6, grad_checkpointing=False)["micro_batch_size"].value == 4, "the user wins"
+    model, _ = find_model("convnext_large")
+    once, twice = (
+        training_seconds(model, 100, 224, is_gpu=True, cores=1, grad_checkpointing=on) for on in (False, True)
+    )
+    assert twice == pytest.approx(4 / 3 * once)
+
+
 def test_layer_decay_is_converted_as_timm_applies_it() -> None:
     # on 36-block nets .8 -> .925, .7 -> .882, .75 -> .904, .6 -> .836; on tiny (18 blocks) .8 -> .858
     converted = [convert_layer_decay(decay, "group", 36) for decay in (0.8, 0.7, 0.75, 0.6)]
