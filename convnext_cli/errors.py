@@ -86,6 +86,11 @@ class DivergedError(ConvnextError):
     """The loss or its gradient is no finite number any more."""
 
 
+def shorten_error(error: BaseException) -> str:
+    """The first line of a library's error, at most 120 characters; its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0][:120] or type(error).__name__
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Returns "Did you mean …? " with up to three near matches of `word` in `known`, or an empty string."""
     near = get_close_matches(word, list(known), n=3, cutoff=0.6)

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from convnext_cli.errors import RunError
+from convnext_cli.errors import RunError, shorten_error
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs import RunFolder
 
@@ -158,8 +158,9 @@ def read_checkpoint(path: Path) -> tuple[Tensors, str]:
         if metadata["sha256"] != _digest(tensors, metadata["state"]):
             raise ValueError("its content does not match its checksum")
     except Exception as error:  # safetensors' errors, OSError and ours share no base class
-        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise RunError(f"the checkpoint {path} is damaged ({why})", "Begin anew with another --output") from error
+        raise RunError(
+            f"the checkpoint {path} is damaged ({shorten_error(error)})", "Begin anew with another --output"
+        ) from error
     return tensors, metadata["state"]
 
 

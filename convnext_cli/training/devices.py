@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from convnext_cli.errors import UsageError, shorten_error
 from convnext_cli.recipes.costs import GIB
 from convnext_cli.recipes.plan import Plan
 
@@ -45,11 +46,22 @@ def make_accelerator(
 
 @contextmanager
 def track_figures(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[None]:
-    """Opens the trackers for the length of the block, a continued run's under the name that it had."""
+    """Opens the trackers for the length of the block, a continued run's under the name that it had.
+
+    Raises:
+        UsageError: one of them refuses; the run can be continued without it.
+    """
     if accelerator.log_with:
         settings = {name: choice.value for name, choice in plan.settings.items()}
         named = {"wandb": {"id": run.name, "name": run.name, "resume": "allow"}}
-        accelerator.init_trackers("convnext", {"model": plan.model, **settings}, named)
+        try:
+            accelerator.init_trackers("convnext", {"model": plan.model, **settings}, named)
+        except Exception as error:  # each has errors of its own
+            names = ", ".join(str(name) for name in accelerator.log_with)
+            raise UsageError(
+                f"cannot send figures to {names}: {shorten_error(error)}",
+                f"Set it up, or leave out --track: `convnext finetune --resume {run}`",
+            ) from error
     try:
         yield
     finally:

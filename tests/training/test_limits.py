@@ -173,6 +173,20 @@ def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(data: Pa
     assert losses == pytest.approx([line["train_loss"] for line in read_end(RunFolder(Path("run")))[1]])
 
 
+def test_a_tracker_that_refuses_loses_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MLflow does where its database's driver is missing, and W&B without a key."""
+    pytest.importorskip("tensorboard")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no connection\nand much more")
+
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", refuse)
+    with pytest.raises(UsageError, match=r"cannot send figures to .*: no connection") as caught:
+        list(finetune_steps(replace(new(data, "run"), track=("tensorboard",))))
+    assert "--resume run" in caught.value.remedy
+    assert isinstance(go_on("run")[-1], Finished)
+
+
 def test_what_torchrun_starts_again_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_after(new(data, "run"), 5)
     request = new(data, "run")
