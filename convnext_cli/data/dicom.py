@@ -42,14 +42,14 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], str, int, tuple[str, ...]]:
             raise ImageError(f"{path} has {bits}-bit colour", "Export it with 8 bits")
         return stored, f"DICOM {kind}", bits, tuple(done)
     padding = _find_padding(dataset, stored)
-    values: NDArray[Any] = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
-    seen = values[~padding] if not padding.all() else values
-    if "VOILUTSequence" in dataset or "WindowCenter" in dataset:
+    values: NDArray[Any] = np.asarray(apply_modality_lut(stored, dataset))
+    is_windowed = "VOILUTSequence" in dataset or "WindowCenter" in dataset
+    if is_windowed:
         done.append("VOI LUT" if "VOILUTSequence" in dataset else "windowed as the file says")
-        whole = apply_voi_lut(np.asarray(apply_modality_lut(stored, dataset)), dataset)
-        values = np.asarray(whole, dtype=np.float64)
-        seen = values[~padding] if not padding.all() else values
-    else:
+        values = np.asarray(apply_voi_lut(values, dataset))
+    values = values.astype(np.float64)
+    seen = values[~padding] if not padding.all() else values
+    if not is_windowed:
         done.append(f"stretched from {seen.min():g}..{seen.max():g}")
     if kind == "MONOCHROME1":
         done.append("inverted (MONOCHROME1)")

@@ -1,6 +1,7 @@
 """From what the user points at to an index that can be split: scan, leave out, group, audit."""
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,8 +91,10 @@ def check_apart(output: Path, index: Index, option: str = "--output") -> None:
 def write_fix_list(audit: Audit, path: Path) -> int:
     """Writes the paths without which an audit's findings are gone, with the reason; returns how many."""
     reasons = {row: finding.kind for finding in audit.findings for row in finding.leave_out}
-    lines = ["path,reason", *(f"{_quote(audit.index.paths[row])},{reasons[row]}" for row in sorted(reasons))]
-    write_text(path, "\r\n".join(lines) + "\r\n")
+    text = io.StringIO()
+    rows = ((audit.index.paths[row], reasons[row]) for row in sorted(reasons))
+    csv.writer(text).writerows([("path", "reason"), *rows])
+    write_text(path, text.getvalue())
     return len(reasons)
 
 
@@ -134,7 +137,3 @@ def _exclude(index: Index, listing: Path) -> Index:
         )
     kept = select_rows(index, [row for row, path in enumerate(index.paths) if path not in named])
     return replace(kept, skipped=index.skipped | {"excluded image": len(named)})
-
-
-def _quote(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text

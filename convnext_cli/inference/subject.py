@@ -61,7 +61,13 @@ def find_overlap(run: RunFolder, subject: Subject) -> list[str]:
     trained_on, index = run.read_split(), subject.index
     if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
         findings = (run.read_json("audit.json") or {}).get("findings", [])
-        return [f"{found['count']:,} x {found['title']}: {found['effect']}" for found in findings if found["falsifies"]]
+        try:
+            told = [
+                f"{found['count']:,} x {found['title']}: {found['effect']}" for found in findings if found["falsifies"]
+            ]
+        except (KeyError, TypeError, ValueError):
+            told = [f"{run.path / 'audit.json'} is damaged: what it said of the images is not known"]
+        return told
     seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in trained_on.rows("train")}
     again = sum((index.root / index.paths[row]).resolve() in seen for row in subject.rows)
     if not again:
