@@ -40,7 +40,7 @@ def finetune(
         data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file.
         model: an architecture, with or without a `.tag`; None takes the recommended one.
         output: the run folder; None makes `runs/<time>-<model>/`.
-        weights: `auto`, `none`, or the path of a file or run folder.
+        weights: `auto`, `none`, `builtin`, or the path of a file or run folder.
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
         recipe: the tables that settings come from, `specification` or `published`.

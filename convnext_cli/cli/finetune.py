@@ -42,7 +42,10 @@ def finetune(
         typer.Option("--config", "-c", help="Plan file, from `recommend -o` or a run; flags win over it."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="auto (the Hub or its cache), none (random), or a file or run folder.")
+        str | None,
+        typer.Option(
+            help="auto (the Hub or its cache), builtin (small, in the package), none (random), or a file or run."
+        ),
     ] = None,
     audit: Annotated[bool, typer.Option("--check/--no-check", help="Look at every image first.")] = True,
     recipe: Annotated[

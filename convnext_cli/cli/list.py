@@ -16,6 +16,7 @@ from convnext_cli.models.catalog import (
     find_license,
     find_model,
     list_models,
+    load_builtin,
     load_catalog,
     load_ranking,
     load_references,
@@ -68,7 +69,7 @@ def list_(
     )
     if order := _ORDERS[sort]:
         models.sort(key=order)
-    rows = [row for model in models for row in (_tag_rows(model, license) if tags else [_model_row(model)])]
+    rows = [row for model in models for row in (_tag_rows(model, license) if tags else _model_rows(model, license))]
     if compare and not tags:
         rows += [_reference_row(reference) for reference in load_references()]
     if as_json:
@@ -81,9 +82,10 @@ def list_(
         _show_rows(rows, tags=tags, compare=compare)
 
 
-def _model_row(model: Architecture) -> dict[str, Any]:
+def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
+    """The model's row, and one for the weights in the package where they are for this model."""
     tag = model.default_tag
-    return {
+    row = {
         "model": model.name,
         "tier": _rank(model.name)["tier"],
         "params_m": round(model.params / 1e6, 2),
@@ -94,6 +96,19 @@ def _model_row(model: Architecture) -> dict[str, Any]:
         "licenses": list(model.licenses),
         "pretrained": bool(model.tags),
     }
+    return [row] + [
+        row
+        | {"model": name, "tier": None, "top1": None, "tags": 1, "licenses": [own.license]}
+        | {"image_size": own.image_size}
+        for name, own in _builtin(model)
+        if license in (None, own.license)
+    ]
+
+
+def _builtin(model: Architecture) -> list[tuple[str, Tag]]:
+    """The name and the tag of the weights in the package, where they are for this model."""
+    own = load_builtin()
+    return [(f"{model.name}.{own.tag.name}", own.tag)] if own.architecture == model.name else []
 
 
 def _reference_row(reference: Reference) -> dict[str, Any]:
@@ -118,9 +133,9 @@ def _tag_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
             "image_size": tag.image_size,
             "top1": tag.best_top1,
             "num_classes": tag.num_classes,
-            "hub": tag.hub_id,
+            "hub": tag.hub_id or "in the package",
         }
-        for tag in model.tags
+        for tag in (*model.tags, *(tag for _, tag in _builtin(model)))
         if license in (None, tag.license) or (license == "permissive" and tag.is_permissive)
     ]
 
@@ -144,7 +159,8 @@ def _show_rows(rows: list[dict[str, Any]], *, tags: bool, compare: bool) -> None
     else:
         legend = (
             "tier: the specification author's ranking, no benchmark. GMACs at 224 px (FLOPs are twice that). top-1: "
-            "the default weights' best published on ImageNet-1k. ImageNet's own terms may apply beside any licence."
+            "the default weights' best published on ImageNet-1k. ImageNet's own terms may apply beside any licence. "
+            "builtin: small weights in this package, for where the Hub is out of reach (--weights builtin)."
         )
     if compare:
         legend += " Models of other kinds: timm's results-imagenet.csv at commit 0173a139."
@@ -174,8 +190,10 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "grn": model.grn,
         "head": model.head,
         "activation_mib_per_image_224": model.activation_mib,
-        "tags": [asdict(entry) for entry in model.tags if tag is None or "." not in name or entry == tag],
+        "tags": [asdict(entry) for entry in ([tag] if tag and "." in name else model.tags)],
     }
+    if tag is not None and tag.hub_id is None:
+        card["card"] = load_builtin().card
     if as_json:
         console.show_json(card)
         return
@@ -197,6 +215,9 @@ def _show_card(name: str, *, as_json: bool) -> None:
     }
     console.show(f"{name}\n", style="bold")
     console.show_table(["", ""], words.items())
+    for title, text in card.get("card", {}).items():
+        console.show(f"\n{title}", style="bold")
+        console.show(text)
     if not model.tags:
         console.show("No pretrained weights exist for it anywhere.")
         return

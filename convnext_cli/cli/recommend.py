@@ -108,6 +108,7 @@ def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None") -> dict
 
 
 def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str, output: Path | None, top: int) -> None:
+    from convnext_cli.models.catalog import BUILTIN, load_builtin
     from convnext_cli.recipes.recipe import describe_settings
 
     best = found.best
@@ -143,6 +144,9 @@ def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str,
     console.show("")
     option = f"--config {output}" if output else f"--model {best.model.name}"
     console.show(f"Next: convnext finetune {data} {option}")
+    console.say(
+        f"Without the Hub: convnext finetune {data} --weights {BUILTIN}. {load_builtin().card['Rank']}", style="dim"
+    )
     console.say(
         "The order of the models and the specification's settings are its author's; evidence on model size for small "
         "data sets is mixed. Memory and time are estimates, time to a factor of two or three.",

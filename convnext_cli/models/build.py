@@ -13,7 +13,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from convnext_cli.data.transforms import Preprocessing
-from convnext_cli.errors import RunError
+from convnext_cli.errors import RunError, shorten_error
 from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.weights import find_weights, fit_weights, read_weights, write_tensors
@@ -44,13 +44,19 @@ def build_model(
     Raises:
         WeightsError: the weights cannot be had, read, or fitted.
     """
-    name = architecture.name if tag is None else f"{architecture.name}.{tag.name}"
     path = None
     if weights == "auto":
         path = find_weights(architecture, tag, offline=offline)
     elif weights != "none":
         path = Path(weights)
-    model: nn.Module = timm.create_model(name, num_classes=num_classes, drop_path_rate=drop_path)
+    cfg: Any = tag.name if tag else None
+    if tag is not None and tag.hub_id is None:  # timm does not know the package's own
+        same = {key: getattr(tag, key) for key in ("license", "crop_pct", "crop_mode", "interpolation", "mean", "std")}
+        cfg = timm.get_pretrained_cfg(architecture.name)
+        cfg = replace(cfg, tag=tag.name, hf_hub_id=None, input_size=(3, tag.image_size, tag.image_size), **same)
+    model: nn.Module = timm.create_model(
+        architecture.name, pretrained_cfg=cfg, num_classes=num_classes, drop_path_rate=drop_path
+    )
     if path is None:
         return model, [parameter for parameter, _ in model.named_parameters()]
     return model, fit_weights(model, read_weights(path), str(path))
@@ -117,8 +123,9 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
     except FileNotFoundError as error:
         raise RunError(f"{folder} is no finished run: it has no {Path(str(error.filename)).name}", remedy) from error
     except Exception as error:  # damaged JSON, a missing key, a torn safetensors file: no common base class
-        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise RunError(f"the model in {folder} cannot be read ({type(error).__name__}: {why})", remedy) from error
+        raise RunError(
+            f"the model in {folder} cannot be read ({type(error).__name__}: {shorten_error(error)})", remedy
+        ) from error
     return model.eval(), classes, how
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from convnext_cli.errors import UnknownModelError, UsageError, suggest
 from convnext_cli.models.names import ModelName, parse_name
 
+BUILTIN = "builtin"
+"""Name of the weights that come with the package: their tag, and the word that `--weights` takes."""
 PERMISSIVE_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause"})
 REDUCTION = 32  # pixels of input per position of the last feature map, in every ConvNeXt
 
@@ -22,7 +24,8 @@ class Tag:
 
     name: str
     license: str
-    hub_id: str
+    hub_id: str | None
+    """Where the weights are on the Hub; None for those in the package."""
     url: str | None
     num_classes: int
     image_size: int
@@ -96,6 +99,16 @@ class Architecture:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Builtin:
+    """The weights that come with the package, and what is to be known of them."""
+
+    architecture: str
+    tag: Tag
+    card: dict[str, str]
+    """Title to text: their data, recipe, hardware, licence, what they are good for and what not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
     """A well-known model of another kind, to compare with. Figures as in `Architecture` and `Tag`."""
 
@@ -120,6 +133,14 @@ class Rank:
 def load_catalog() -> dict[str, Architecture]:
     """All architectures by name, in the catalogue's order (family, then size)."""
     return {name: _read_architecture(name, fields) for name, fields in _read_catalog()["architectures"].items()}
+
+
+@cache
+def load_builtin() -> Builtin:
+    """What `builtin/card.toml` says of the weights beside it. They are no catalogue entry: nothing ranks them."""
+    raw = tomllib.loads((files(__package__) / "builtin" / "card.toml").read_text(encoding="utf-8"))
+    fixed: dict[str, Any] = {"name": BUILTIN, "hub_id": None, "url": None, "top1": {}}
+    return Builtin(architecture=raw["architecture"], tag=_read_tag(raw["tag"] | fixed), card=raw["card"])
 
 
 def load_references() -> list[Reference]:
@@ -150,10 +171,12 @@ def find_model(name: str) -> tuple[Architecture, Tag | None]:
         raise UnknownModelError(name, list(catalog))
     if not tag_name:
         return architecture, architecture.default_tag
-    for tag in architecture.tags:
+    own = load_builtin()
+    tags = (*architecture.tags, own.tag) if own.architecture == architecture.name else architecture.tags
+    for tag in tags:
         if tag.name == tag_name:
             return architecture, tag
-    known = [tag.name for tag in architecture.tags]
+    known = [tag.name for tag in tags]
     raise UsageError(
         f"{architecture_name} has no weights called {tag_name!r}",
         f"{suggest(tag_name, known)}It has {', '.join(known) or 'none at all'}",

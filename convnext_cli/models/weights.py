@@ -9,7 +9,7 @@ import torch
 from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from convnext_cli.errors import ConvnextError, WeightsError
+from convnext_cli.errors import ConvnextError, WeightsError, shorten_error
 from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
 
@@ -20,7 +20,7 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) -> Path:
-    """The file with a tag's weights: from the Hub's cache on this machine, else downloaded into it.
+    """The file with a tag's weights: the package's own, or the Hub's, from this machine's cache or downloaded into it.
 
     Raises:
         WeightsError: the architecture has no weights, or the Hub cannot be reached.
@@ -31,6 +31,8 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
             "Choose another model (`convnext list --pretrained`), give your own with --weights PATH, "
             "or start from random ones with --weights none",
         )
+    if tag.hub_id is None:
+        return Path(__file__).with_name("builtin") / f"{architecture.name}.safetensors"
     # The Hub's own client retries a dead connection for half a minute and more; one short question first.
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
@@ -40,7 +42,7 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
     url = hf_hub_url(tag.hub_id, HUB_FILE)
     choices = (
         f"Download {url} elsewhere and give it with --weights PATH (or copy that machine's Hub cache here), "
-        "or start from random weights with --weights none"
+        "or fall back on the small weights in the package with --weights builtin"
     )
     if offline:
         raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
@@ -48,8 +50,9 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
         get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
         return Path(hf_hub_download(tag.hub_id, HUB_FILE, etag_timeout=HUB_TIMEOUT))
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"cannot fetch the weights {tag.hub_id} from the Hub ({why})", choices) from error
+        raise WeightsError(
+            f"cannot fetch the weights {tag.hub_id} from the Hub ({shorten_error(error)})", choices
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -70,9 +73,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors errors share no base class
-        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path} cannot be read as weights ({why})",
+            f"{path} cannot be read as weights ({shorten_error(error)})",
             "Give a .safetensors or .pth file that holds a state dict",
         ) from error
     while isinstance(found, dict) and (key := next((k for k in _WRAPPERS if isinstance(found.get(k), dict)), None)):

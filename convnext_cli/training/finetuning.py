@@ -105,7 +105,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
             tag,
             num_classes=len(index.classes),
             drop_path=recipe.drop_path,
-            weights="none" if request.resume else request.weights,
+            weights="none" if request.resume else plan.weights,
             offline=request.offline,
         )
     network.set_grad_checkpointing(recipe.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
@@ -118,7 +118,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
     job = Job(model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how)
     device = devices.describe_device(accelerator.device)
     if request.resume is None:
-        license = tag.license if tag and request.weights == "auto" else _read_license(request.weights)
+        license = tag.license if tag and plan.weights == "auto" else _read_license(plan.weights)
         if accelerator.is_main_process:
             run.create(overwrite=request.overwrite)
             run.write_split(index)

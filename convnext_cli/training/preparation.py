@@ -14,7 +14,7 @@ from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, explain_weak_validation, split_index
 from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
 from convnext_cli.files import check_outside
-from convnext_cli.models.catalog import Architecture, Tag, find_model
+from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
@@ -39,7 +39,7 @@ class Request:
     output: Path | None = None
     """The run folder; None for `runs/<time>-<model>/`."""
     weights: str = "auto"
-    """`auto`, `none`, or the path of a file or run folder."""
+    """`auto`, `none`, `builtin`, or the path of a file or run folder."""
     offline: bool = False
     overwrite: bool = False
     recipe: str = "specification"
@@ -165,7 +165,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
     plan = make_plan(
         architecture,
         tag,
-        weights=request.weights,
+        weights="auto" if request.weights == BUILTIN else request.weights,  # the model's tag says it
         images=len(index.rows("train")),
         machine=machine,
         recipe=request.recipe,
@@ -187,17 +187,29 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     """Checks all that needs no look at the data; returns the model that was asked for."""
     check_settings(values)
     check_word("recipe", request.recipe, RECIPES)
-    found = find_model(request.model) if request.model is not None else None
+    found = _find_builtin(request.model) if request.weights == BUILTIN else None
+    if request.model is not None and found is None:
+        found = find_model(request.model)
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         RunFolder(request.output).check_free(overwrite=request.overwrite)
-    if request.weights not in ("auto", "none") and not Path(request.weights).exists():
+    if request.weights not in ("auto", "none", BUILTIN) and not Path(request.weights).exists():
         raise WeightsError(
-            f"no weights at {request.weights}", "Give auto, none, a .safetensors or .pth file, or a run folder"
+            f"no weights at {request.weights}", "Give auto, none, builtin, a .safetensors or .pth file, or a run folder"
         )
     return found
+
+
+def _find_builtin(model: str | None) -> tuple[Architecture, Tag | None]:
+    """The model of the weights in the package; `--weights builtin` is another way to name it."""
+    own = load_builtin().architecture
+    if model not in (None, own, f"{own}.{BUILTIN}"):
+        raise UsageError(
+            f"the weights in the package are for {own}, not for {model}", f"Leave out --model, or give --model {own}"
+        )
+    return find_model(f"{own}.{BUILTIN}")
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

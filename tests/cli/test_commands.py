@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from convnext_cli.models.catalog import load_builtin
 from convnext_cli.runs import RunFolder
 from tests.cli.conftest import Convnext, Outcome
 from tests.conftest import save_image
@@ -259,3 +260,13 @@ def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFold
     assert "Evaluation number 2 on a test split" in outcome.out
     assert "sensitivity=0.9:1" in outcome.out
     assert "Report:" not in outcome.out
+
+
+def test_list_shows_the_weights_in_the_package(convnext: Convnext) -> None:
+    own = load_builtin()
+    name = f"{own.architecture}.{own.tag.name}"
+    [row] = [row for row in json.loads(convnext("list", "zepto", "--json").out) if row["model"] == name]
+    assert (row["licenses"], row["top1"], row["pretrained"]) == ([own.tag.license], None, True)
+    card = convnext("list", name).out
+    assert all(title in card for title in own.card)
+    assert own.tag.license in card

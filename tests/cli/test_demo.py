@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 
-def test_the_demo_learns_the_digits_offline() -> None:
+def test_the_demo_learns_the_digits_offline_and_shows_what_pretraining_is_worth() -> None:
     """The whole path as a user starts it, with every connection refused."""
     script = (
         "import socket, sys\n"
@@ -14,6 +14,10 @@ def test_the_demo_learns_the_digits_offline() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["split"] == "test"
-    assert found["metrics"]["images"] == 270
-    assert found["metrics"]["balanced_accuracy"] > 0.9
+    right = {}
+    for name in ("from-scratch", "run"):
+        assert found[name]["split"] == "test"
+        assert found[name]["metrics"]["images"] == 270
+        right[name] = found[name]["metrics"]["balanced_accuracy"]
+    assert right["run"] > 0.9
+    assert right["run"] > right["from-scratch"] + 0.02

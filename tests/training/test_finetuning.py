@@ -52,19 +52,19 @@ def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
 
 def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))}
-    events = events_of(digits, tmp_path / "run", epochs=6)
+    events = events_of(digits, tmp_path / "run", epochs=2)
 
     # 300 images, by class 20% for validation and 15% for the test: 195 for training, 13 steps of 16 (the last of 3)
     told = [type(event) for event in events if not isinstance(event, Progress)]
-    assert told == [Started, *([StepDone] * 13 + [EpochDone]) * 6, Finished]
+    assert told == [Started, *([StepDone] * 13 + [EpochDone]) * 2, Finished]
     assert [event.images for event in events if isinstance(event, StepDone)][:13] == [*range(16, 193, 16), 195]
     finished = events[-1]
     assert finished.val.images == 60
-    assert finished.val.top1 > 0.9, "three digits are learned within seconds"
+    assert finished.val.top1 > 0.95, "two epochs are enough for three digits"
 
     run = RunFolder(tmp_path / "run")
     assert {path.name for path in run.path.iterdir()} == FILES
-    assert [path.name for path in run.list_checkpoints()] == ["step-00000078.safetensors", "step-00000065.safetensors"]
+    assert [path.name for path in run.list_checkpoints()] == ["step-00000026.safetensors", "step-00000013.safetensors"]
     with (run.path / "split.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")} == {
@@ -73,21 +73,21 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
         "test": 45,
     }
     log = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["epoch"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert [entry["epoch"] for entry in log] == [1, 2]
     assert log[-1]["train_loss"] < log[0]["train_loss"] / 2
     best = max(log, key=lambda entry: (entry["val_balanced_accuracy"], -entry["val_log_loss"]))
     assert json.loads(run.metrics.read_text())["epoch"] == best["epoch"] == finished.epoch + 1
     plan = tomllib.loads(run.plan.read_text())
-    assert plan["settings"]["epochs"] == 6
+    assert plan["settings"]["epochs"] == 2
     assert json.loads((run.path / "environment.json").read_text())["packages"]["timm"].startswith("1.")
-    assert load_file(run.path / "model.safetensors")["head.fc.weight"].shape == (3, 64)
+    assert load_file(run.path / "model.safetensors")["head.fc.weight"].shape == (3, 256)
     with safe_open(run.list_checkpoints()[0], "pt") as last:
-        assert json.loads(last.metadata()["state"])["step"] == 6 * 13
+        assert json.loads(last.metadata()["state"])["step"] == 2 * 13
         assert {name.split(".")[0] for name in last.keys()} == {"model", "optimizer"}  # noqa: SIM118
 
     found = evaluate(run.path)
     assert (found.split, found.metrics.images) == ("test", 45)
-    assert found.metrics.top1 > 0.85
+    assert found.metrics.top1 > 0.95
     images = sorted((digits / "1").glob("*.png"))
     assert sum(prediction.classes[0] == "1" for prediction in predict(images, run.path)) > 90
 

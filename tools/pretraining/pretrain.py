@@ -1,19 +1,36 @@
-"""Pretrains a small ConvNeXt from random weights, with this project's own `finetune`.
+"""Pretrains the weights in the package from random ones, with this project's own `finetune`.
 
-    python -m tools.pretraining.pretrain images OUT [--classes 300 --per-class 300 --size 64]
-    python -m tools.pretraining.pretrain train DATA RUN [--model convnext_atto --epochs 12 --size 64]
+    python -m tools.pretraining.pretrain formulas OUT [--classes 300 --per-class 100]
+    python -m tools.pretraining.pretrain tiny ZIP OUT
+    python -m tools.pretraining.pretrain train DATA RUN [--model convnext_zepto_rms] [--stages 32x6 64x3]
+    python -m tools.pretraining.pretrain pack RUN
 
-`images` draws the formulas' classes into OUT/{train,val}; any other folder of images can be trained on as well. The
-settings are those of a short training from scratch: a rate of 2e-3 at batch 128, no mixing, large random crops.
+`formulas` draws images by formulas alone; `tiny` unpacks Tiny ImageNet at 32 px without the classes that stay unseen;
+any other folder of images can be trained on as well. `train` goes through its stages, PIXELSxEPOCHS, each from the
+weights of the one before: most epochs on small images, the last ones on larger. `pack` writes the run's weights, halved
+to 16 bits, into the package; `convnext_cli/models/builtin/card.toml` says by hand what they are.
 """
 
 import argparse
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from convnext_cli import finetune
+from convnext_cli.models.catalog import load_builtin
 from tools.pretraining.formulas import write_images
 
 VAL_PER_CLASS = 10
+BATCH = 96
+PEAKS = (2e-3, 1e-3)  # learning rate of the first stage, and of the later ones
+HELD_OUT = frozenset(
+    {
+        "n01784675", "n02085620", "n02132136", "n02481823", "n02788148", "n02793495", "n02815834", "n02883205",
+        "n03042490", "n03201208", "n03393912", "n03444034", "n03804744", "n03837869", "n03930313", "n03937543",
+        "n04254777", "n04371430", "n07920052", "n09193705",
+    }
+)  # fmt: skip
+"""Classes of Tiny ImageNet that are not pretrained on: a downstream task of its own (benchmarks/pretrained.py)."""
 
 
 def draw(out: Path, *, classes: int, per_class: int, size: int, processes: int) -> None:
@@ -25,49 +42,83 @@ def draw(out: Path, *, classes: int, per_class: int, size: int, processes: int) 
         print()
 
 
-def train(data: Path, run: Path, *, model: str, epochs: int, size: int) -> None:
-    """Trains and prints how well the classes are told apart."""
-    finished = finetune(
-        data,
-        model=model,
-        output=run,
-        weights="none",
-        audit=False,  # every image is new by construction
-        group_from="none",
-        epochs=epochs,
-        batch_size=128,
-        lr=2e-3,
-        warmup_epochs=min(1.0, epochs / 10),
-        weight_decay=0.05,
-        drop_path=0.0,
-        label_smoothing=0.1,
-        mixup=0.0,
-        cutmix=0.0,
-        image_size=size,
-        min_crop_area=0.3,
-        hflip=0.5,
-    )
-    assert finished.val is not None
-    print(f"top-1 {finished.val.top1:.1%} on {finished.val.images:,} images of {len(finished.val.per_class)} classes")
+def unpack(archive: Path, out: Path) -> None:
+    """Unpacks `{train,val}/<class>/` of the classes that are pretrained on."""
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(out, [name for name in opened.namelist() if not HELD_OUT & set(Path(name).parts)])
 
 
-if __name__ == "__main__":
+def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
+    """Trains stage after stage and prints how well the classes are told apart."""
+    weights = "none"
+    for number, stage in enumerate(stages):
+        size, epochs = map(int, stage.split("x"))
+        output = run if number + 1 == len(stages) else run.with_name(f"{run.name}-{stage}")
+        finished = finetune(
+            data,
+            model=model,
+            output=output,
+            weights=weights,
+            audit=False,  # every image is new by construction
+            group_from="none",
+            epochs=epochs,
+            batch_size=BATCH,
+            lr=PEAKS[min(number, 1)],
+            min_lr=1e-5 if output == run else 4e-4,  # the next stage goes on from there
+            warmup_epochs=0.1 if number else 0.3,
+            weight_decay=0.05,
+            drop_path=0.0,
+            label_smoothing=0.1,
+            mixup=0.0,
+            cutmix=0.0,
+            image_size=size,
+            min_crop_area=0.35,
+            hflip=0.5,
+        )
+        assert finished.val is not None
+        classes = len(finished.val.per_class)
+        print(f"{stage}: top-1 {finished.val.top1:.1%} on {finished.val.images:,} images of {classes} classes")
+        weights = str(output)
+
+
+def pack(run: Path) -> None:
+    """Writes the run's weights into the package."""
+    import torch
+
+    from convnext_cli.models.catalog import find_model
+    from convnext_cli.models.weights import find_weights, read_weights, write_tensors
+
+    own = load_builtin()
+    halved = {name: value.to(torch.float16) for name, value in read_weights(run).items()}
+    path = find_weights(find_model(own.architecture)[0], own.tag, offline=True)
+    write_tensors(halved, path, {"format": "pt"})
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    images = commands.add_parser("images")
-    images.add_argument("out", type=Path)
-    images.add_argument("--classes", type=int, default=300)
-    images.add_argument("--per-class", type=int, default=300)
-    images.add_argument("--processes", type=int, default=2)
+    formulas = commands.add_parser("formulas")
+    formulas.add_argument("out", type=Path)
+    formulas.add_argument("--classes", type=int, default=300)
+    formulas.add_argument("--per-class", type=int, default=100)
+    formulas.add_argument("--size", type=int, default=64, help="px")
+    formulas.add_argument("--processes", type=int, default=2)
+    tiny = commands.add_parser("tiny")
+    tiny.add_argument("archive", type=Path)
+    tiny.add_argument("out", type=Path)
     training = commands.add_parser("train")
     training.add_argument("data", type=Path)
     training.add_argument("run", type=Path)
-    training.add_argument("--model", default="convnext_atto")
-    training.add_argument("--epochs", type=int, default=12)
-    for command in (images, training):
-        command.add_argument("--size", type=int, default=64, help="px")
+    training.add_argument("--model", default="convnext_zepto_rms")
+    training.add_argument("--stages", nargs="+", default=["32x6", "64x3"], metavar="PIXELSxEPOCHS")
+    packing = commands.add_parser("pack")
+    packing.add_argument("run", type=Path)
     options = vars(parser.parse_args())
-    if options.pop("command") == "images":
-        draw(**options)
-    else:
-        train(**options)
+    commands_by_name: dict[str, Callable[..., None]] = {"formulas": draw, "tiny": unpack, "train": train, "pack": pack}
+    commands_by_name[options.pop("command")](**options)
+
+
+if __name__ == "__main__":
+    main()

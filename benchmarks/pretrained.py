@@ -1,0 +1,223 @@
+"""What the weights in the package are worth: against random ones, frozen and fine-tuned, on five data sets.
+
+    python benchmarks/pretrained.py OUT [--seeds 3] [--size 64] [--images 1000] [--sets digits pets] [--weights RUN]
+
+CONVNEXT_TEST_DATA names the folder with cxr3, pets and tiny_imagenet32.zip; fashion is the test part of Fashion-MNIST
+as Debian's package dataset-fashion-mnist installs it. Each seed draws its own images (by patient on cxr3; classes of
+Tiny ImageNet that the weights have not seen), 80% to train and 20% to choose by, and as many again to test; both
+starts get the same ones. Probe: logistic regression on the frozen, standardised features, its strength chosen on the
+validation images. Fine-tuned: the same settings and epochs for both. Balanced accuracy on the test images;
+OUT/results.json keeps every run.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from convnext_cli import evaluate, finetune
+from convnext_cli.data.digits import write_digits
+from convnext_cli.data.groups import group_index
+from convnext_cli.data.manifest import read_manifest
+from convnext_cli.data.scan import Index, scan_folder
+from convnext_cli.models.catalog import BUILTIN, load_builtin
+from tools.pretraining.pretrain import HELD_OUT
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+Record = dict[str, object]
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+SHOWN = 5_000  # training images shown in a fine-tuning, at least
+
+
+def find_digits(out: Path) -> Index:
+    """Handwritten digits, 8 px."""
+    return scan_folder(write_digits(out / "digits"))
+
+
+def find_fashion(out: Path) -> Index:
+    """Ten kinds of clothing, 28 px, written once."""
+    folder = out / "fashion"
+    if not folder.is_dir():
+        pixels = np.frombuffer(
+            gzip.decompress((FASHION / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16
+        )
+        labels = np.frombuffer(
+            gzip.decompress((FASHION / "t10k-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8
+        )
+        for i, (image, label) in enumerate(zip(pixels.reshape(-1, 28, 28), labels, strict=True)):
+            target = folder / str(label) / f"{i:05}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(target)
+    return scan_folder(folder)
+
+
+def find_unseen(out: Path) -> Index:
+    """The classes of Tiny ImageNet that the weights were not pretrained on, 32 px."""
+    folder = out / "unseen"
+    if not folder.is_dir():
+        with zipfile.ZipFile(shared() / "tiny_imagenet32.zip") as archive:
+            for name in archive.namelist():
+                parts = Path(name).parts
+                if not name.endswith("/") and (label := next((part for part in parts if part in HELD_OUT), None)):
+                    target = folder / label / parts[-1]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.read(name))
+    return scan_folder(folder)
+
+
+SETS: dict[str, Callable[[Path], Index]] = {
+    "cxr3": lambda _: scan_folder(shared() / "cxr3"),
+    "pets": lambda _: scan_folder(shared() / "pets"),
+    "digits": find_digits,
+    "fashion": find_fashion,
+    "unseen": find_unseen,
+}
+
+
+def shared() -> Path:
+    """The folder of real data sets."""
+    return Path(os.environ["CONVNEXT_TEST_DATA"])
+
+
+def draw_manifest(index: Index, images: int, seed: int, path: Path) -> Index:
+    """Draws whole groups: `images` of them to train and choose by, and as many to test; written as a manifest."""
+    grouped, _ = group_index(index, "auto")
+    groups = np.array(grouped.groups or grouped.paths)
+    names, members = np.unique(groups, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(names))[members]  # a group's place in this seed's order
+    order = np.argsort(place, kind="stable")
+    images = min(images, len(order) // 2)
+    rows = []
+    for at, row in enumerate(order[: 2 * images]):
+        split = "train" if at < 0.8 * images else "val" if at < images else "test"
+        rows.append((index.root / index.paths[row], index.classes[index.labels[row]], split, groups[row]))
+    last = {group: split for *_, split, group in rows}  # a group that a border cuts goes to the later side
+    lines = [f'"{image}","{label}",{last[group]},"{group}"' for image, label, _, group in rows]
+    path.write_text("\n".join(["path,label,split,group", *lines, ""]), encoding="utf-8")
+    return read_manifest(path)
+
+
+def probe(index: Index, weights: str, size: int, seed: int) -> float:
+    """Balanced accuracy of a linear classifier on frozen features."""
+    import torch
+
+    from convnext_cli.inference.forward import forward_batches
+    from convnext_cli.inference.predictor import load_for_eval
+    from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
+    from convnext_cli.models.catalog import find_model
+
+    seed_weights(seed)
+    architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
+    weights = "auto" if weights == BUILTIN else weights
+    model, _ = build_model(architecture, tag, num_classes=0, drop_path=0.0, weights=weights, offline=True)
+    how = read_preprocessing(model, size)
+
+    def features(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        rows = index.rows(split)
+        parts = forward_batches(
+            model.eval(), rows, load_for_eval(index, how), how, device=torch.device("cpu"), batch_size=64, threads=1
+        )
+        return torch.cat([part for _, part in parts]).numpy(), np.array([index.labels[row] for row in rows])
+
+    (train, labels), (val, val_labels), (test, test_labels) = map(features, ("train", "val", "test"))
+    fitted = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2_000)).fit(train, labels)
+        for strength in STRENGTHS
+    ]
+    best = max(fitted, key=lambda model: balanced_accuracy_score(val_labels, model.predict(val)))
+    return float(balanced_accuracy_score(test_labels, best.predict(test)))
+
+
+def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: Path) -> float:
+    """Balanced accuracy after fine-tuning everything."""
+    epochs = max(6, round(SHOWN / len(index.rows("train"))))
+    finetune(
+        manifest,
+        model=load_builtin().architecture,
+        weights=weights,
+        output=run,
+        overwrite=True,
+        audit=False,
+        seed=seed,
+        epochs=epochs,
+        batch_size=32,
+        lr=1e-3,
+        warmup_epochs=epochs / 10,
+        image_size=size,
+        min_crop_area=0.5,
+        drop_path=0.0,
+    )
+    return evaluate(run, split="test").metrics.balanced_accuracy
+
+
+def measure(
+    out: Path, sets: list[str], seeds: int, size: int, images: int, weights: str
+) -> Iterator[dict[str, object]]:
+    """Every set, seed and start, as plain records."""
+    for name in sets:
+        whole = SETS[name](out)
+        for seed in range(seeds):
+            manifest = out / f"{name}-{seed}.csv"
+            index = draw_manifest(whole, images, seed, manifest)
+            for start in ("none", weights):
+                found = {
+                    "probe": probe(index, start, size, seed),
+                    "tuned": tune(manifest, index, start, size, seed, out / "run"),
+                }
+                yield {
+                    "set": name, "seed": seed, "start": "random" if start == "none" else "pretrained", **found,
+                    "train": len(index.rows("train")), "test": len(index.rows("test")), "classes": len(index.classes),
+                }  # fmt: skip
+
+
+def show(results: list[Record]) -> None:
+    """Mean and spread over seeds, in percent."""
+    print(f"{'set':<9}{'train':>6}{'test':>6}{'classes':>8}  {'what':<7}{'random':>14}{'pretrained':>14}   wins")
+    for name in dict.fromkeys(str(result["set"]) for result in results):
+        for what in ("probe", "tuned"):
+            mine = [result for result in results if result["set"] == name]
+            cells, values = "", {}
+            for start in ("random", "pretrained"):
+                values[start] = 100 * np.array([result[what] for result in mine if result["start"] == start], float)
+                spread = values[start].std(ddof=1) if len(values[start]) > 1 else float("nan")
+                cells += f"{f'{values[start].mean():.1f} ± {spread:.1f}':>14}"
+            wins = (values["pretrained"] > values["random"]).sum()
+            first = mine[0]
+            print(
+                f"{name:<9}{first['train']:>6}{first['test']:>6}{first['classes']:>8}  {what:<7}{cells}   "
+                f"{wins} of {len(values['random'])}"
+            )
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=64, help="px")
+    parser.add_argument("--images", type=int, default=1_000, help="to train and choose by; as many again to test")
+    parser.add_argument("--weights", default=BUILTIN, help="other weights of the same architecture")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for result in measure(options.out, options.sets, options.seeds, options.size, options.images, options.weights):
+        print(json.dumps(result), flush=True)
+        results.append(result)
+        (options.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The weights that come with the package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from convnext_cli.errors import UsageError, WeightsError
+from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
+from convnext_cli.models.catalog import PERMISSIVE_LICENSES, find_model, load_builtin
+from convnext_cli.models.weights import find_weights, read_weights
+from convnext_cli.recipes.recommendation import recommend
+from convnext_cli.training.preparation import Request, prepare
+
+OWN = load_builtin()
+NAME = f"{OWN.architecture}.{OWN.tag.name}"
+
+
+def test_it_is_small_and_fills_every_parameter_but_the_classifier() -> None:
+    architecture, tag = find_model(NAME)
+    path = find_weights(architecture, tag, offline=True)
+    assert path.stat().st_size < 8_000_000
+    model, new = build_model(architecture, tag, num_classes=4, drop_path=0.0, weights="auto", offline=True)
+    assert new == ["head.fc.weight", "head.fc.bias"]
+    stored = read_weights(path)
+    for name, value in model.state_dict().items():
+        if name not in new:
+            assert torch.equal(value, stored[name].float())
+            assert value.isfinite().all()
+
+
+def test_its_preprocessing_and_licence_are_the_cards() -> None:
+    architecture, tag = find_model(NAME)
+    assert tag is not None
+    model, _ = build_model(architecture, tag, num_classes=2, drop_path=0.0, weights="auto", offline=True)
+    how = read_preprocessing(model)
+    assert (how.image_size, how.crop_pct, how.mean, how.std) == (tag.image_size, tag.crop_pct, tag.mean, tag.std)
+    assert tag.license not in PERMISSIVE_LICENSES, "its images came under ImageNet's terms"
+    for title in ("Data", "Recipe", "Hardware", "Licence", "Good for", "Not for", "Rank"):
+        assert OWN.card[title]
+
+
+def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) -> None:
+    from convnext_cli.data.decode import decode_image
+    from convnext_cli.data.transforms import transform_for_eval
+    from convnext_cli.inference.forward import prepare_input
+
+    files = [path for digit in "012" for path in sorted((digits / digit).glob("*.png"))[:60]]
+    labels = np.repeat([0, 1, 2], 60)
+    right = {}
+    for weights in ("auto", "none"):
+        seed_weights(0)
+        model, _ = build_model(*find_model(NAME), num_classes=0, drop_path=0.0, weights=weights, offline=True)
+        how = read_preprocessing(model, 32)
+        images = np.stack([transform_for_eval(decode_image(path), how) for path in files])
+        with torch.inference_mode():
+            features = model.eval()(prepare_input(images, how, torch.device("cpu"), torch.contiguous_format)).numpy()
+        few = np.arange(len(files)) % 20 < 2  # six of each class to learn from
+        probe = LogisticRegression(max_iter=1_000).fit(features[few] / features.std(), labels[few])
+        right[weights] = probe.score(features[~few] / features.std(), labels[~few])
+    assert right["auto"] > right["none"] + 0.02
+    assert right["auto"] > 0.9
+
+
+def test_the_word_names_the_model_and_no_other(digits: Path, tmp_path: Path) -> None:
+    def prepared(**options: object) -> str:
+        request = Request(data=digits, audit=False, output=tmp_path / "run", weights="builtin", **options)  # type: ignore[arg-type]
+        return prepare(request).plan.model
+
+    assert prepared() == prepared(model=OWN.architecture) == prepared(model=NAME) == NAME
+    with pytest.raises(UsageError, match=f"are for {OWN.architecture}, not for convnext_tiny"):
+        prepared(model="convnext_tiny")
+
+
+@pytest.mark.parametrize("images", [50, 6_000, 100_000, 2_000_000])
+def test_it_is_never_recommended(images: int) -> None:
+    for prefer in (None, "accuracy", "speed", "size"):
+        found = recommend(images, prefer=prefer)
+        assert all(candidate.tag != OWN.tag for candidate in found.candidates)
+
+
+def test_where_the_hub_is_out_of_reach_it_is_offered() -> None:
+    with pytest.raises(WeightsError) as caught:
+        find_weights(*find_model("convnext_tiny"), offline=True)
+    assert "--weights builtin" in caught.value.remedy
+
+
+def test_the_whole_path_without_a_network(digits: Path, tmp_path: Path) -> None:
+    """As a user starts it, with every connection refused: fine-tune, evaluate, predict."""
+    image = next((digits / "2").glob("*.png"))
+    script = f"""
+import socket
+def refuse(*_): raise OSError("no network in this test")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from convnext_cli.cli.app import main
+def call(*words):
+    try:
+        main([str(word) for word in words])
+    except SystemExit as ended:
+        assert not ended.code, (words, ended.code)
+call("finetune", {str(digits)!r}, "--weights", "builtin", "--epochs", 2, "--image-size", 32, "-o", "run", "--lr", 1e-3,
+     "--batch-size", 16)
+call("eval", "run")
+call("predict", {str(image)!r}, "--run", "run", "--json")
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout[done.stdout.rindex("\n[") :])[0]["class"] == "2"
