@@ -31,6 +31,7 @@ def finetune(
     audit: bool = True,
     resume: Path | str | None = None,
     max_time: float | None = None,
+    cache: bool = True,
     track: Sequence[str] = (),
     **settings: Any,
 ) -> Finished:
@@ -47,6 +48,7 @@ def finetune(
         audit: look at every image first.
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.
+        cache: keep decoded images in the user's cache folder, for later epochs and runs.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         **settings: any field of `Recipe`.
 
@@ -65,6 +67,7 @@ def finetune(
         settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
         resume=Path(resume) if resume is not None else None,
         max_time=max_time,
+        cache=cache,
         track=tuple(track),
     )
     [last] = deque(draw_along(finetune_steps(request)), maxlen=1)

@@ -61,6 +61,9 @@ def finetune(
             help="Plan no more epochs than this has room for: 90m, 2h, 1h30m. Measured before training.",
         ),
     ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep decoded images for later epochs and runs.")
+    ] = True,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine, one per GPU; starts torchrun.")
     ] = None,
@@ -96,6 +99,7 @@ def finetune(
         settings=choices,
         resume=resume,
         max_time=max_time,
+        cache=cache,
         track=tuple(track or ()),
     )
     if dry_run:

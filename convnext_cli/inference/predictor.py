@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convnext_cli.data.cache import Pictures
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.scan import Index
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval
@@ -45,17 +46,18 @@ class Predictor:
         run: the run folder.
         device: where to run; the GPU where there is one.
         tta: average over the shifted views of each image, mirrored too where training mirrored.
+        cache: keep prepared images of an index for the next time.
 
     Raises:
         RunError: the run cannot be read.
     """
 
-    def __init__(self, run: Path, device: torch.device | None = None, *, tta: bool = False) -> None:
+    def __init__(self, run: Path, device: torch.device | None = None, *, tta: bool = False, cache: bool = True) -> None:
         self.run = RunFolder(run)
         self.device = device or choose_device()
         model, self.classes, self.how = load_model(run)
         self.model: nn.Module = model.to(self.device).to(memory_format=choose_memory_format(self.device))
-        self.tta = tta
+        self.tta, self.cache = tta, cache
         self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
 
     def answer(
@@ -118,7 +120,7 @@ class Predictor:
             raise DataError(f"no images to evaluate in {index.root}", "Give another folder or split")
         parts: list[Answers] = []
         done = 0
-        for answers in self.answer(rows, load_for_eval(index, self.how), features=features):
+        for answers in self.answer(rows, load_for_eval(index, self.how, cache=self.cache), features=features):
             for error in answers.failed.values():
                 raise error
             parts.append(answers)
@@ -146,6 +148,13 @@ class Predictor:
         return np.array([number[index.labels[row]] for row in rows], np.int64)
 
 
-def load_for_eval(index: Index, how: Preprocessing) -> Callable[[int], Pixels]:
-    """A function that gives a row's image, (S, S, 3) uint8, as evaluation sees it."""
-    return lambda row: transform_for_eval(decode_image(index.root / index.paths[row]), how)
+def load_for_eval(index: Index, how: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:
+    """A function that gives a row's image, (S, S, 3) uint8, as evaluation sees it. `cache` keeps it for next time."""
+    crop = f"{how.crop_mode} crop of {how.crop_pct}"
+    pictures = Pictures(
+        index.root,
+        f"evaluation at {how.image_size} px, {crop}, {how.interpolation}",
+        lambda path: transform_for_eval(decode_image(path), how),
+        keep=cache,
+    )
+    return lambda row: pictures.read(index.paths[row])

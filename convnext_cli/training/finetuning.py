@@ -115,7 +115,10 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
     groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
     model, optimizer = devices.spread_model(accelerator, network, groups)
 
-    job = Job(model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how)
+    job = Job(
+        model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how,
+        cache=request.cache,
+    )  # fmt: skip
     device = devices.describe_device(accelerator.device)
     if request.resume is None:
         license = tag.license if tag and request.weights == "auto" else _read_license(request.weights)
@@ -169,7 +172,7 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
     selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
     calibration: Calibration | None = None
     if job.accelerator.is_main_process:
-        for step in fit_steps(Predictor(run.path, job.accelerator.device)):
+        for step in fit_steps(Predictor(run.path, job.accelerator.device, cache=job.cache)):
             if isinstance(step, Calibration):
                 calibration = step
             else:

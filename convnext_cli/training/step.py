@@ -42,6 +42,8 @@ class Job:
     how: Preprocessing
     signals: Signals = field(default_factory=Signals)
     """What has been asked of this process while it trains."""
+    cache: bool = True
+    """Whether decoded images are kept for later epochs and runs."""
 
     @property
     def threads(self) -> int:

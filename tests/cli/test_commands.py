@@ -259,3 +259,17 @@ def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFold
     assert "Evaluation number 2 on a test split" in outcome.out
     assert "sensitivity=0.9:1" in outcome.out
     assert "Report:" not in outcome.out
+
+
+def test_the_cache_is_shown_and_cleared(
+    convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    assert convnext("eval", run.path, "--no-report", "--no-cache").code == 0
+    assert not (tmp_path / "cache").exists()
+    assert convnext("eval", run.path, "--no-report").code == 0
+    [shown] = json.loads(convnext("cache", "--json").out)
+    assert (shown["root"], shown["images"]) == (str(digits), 45)
+    assert "evaluation at 32 px" in convnext("cache").out
+    assert convnext("cache", "--clear").code == 0
+    assert json.loads(convnext("cache", "--json").out) == []
