@@ -32,6 +32,7 @@ def finetune(
     resume: Path | str | None = None,
     max_time: float | None = None,
     cache: bool = True,
+    probe: bool = True,
     track: Sequence[str] = (),
     **settings: Any,
 ) -> Finished:
@@ -49,6 +50,7 @@ def finetune(
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.
         cache: keep decoded images in the user's cache folder, for later epochs and runs.
+        probe: begin a long run with measuring what it computes fastest with.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         **settings: any field of `Recipe`.
 
@@ -68,6 +70,7 @@ def finetune(
         resume=Path(resume) if resume is not None else None,
         max_time=max_time,
         cache=cache,
+        probe=probe,
         track=tuple(track),
     )
     [last] = deque(draw_along(finetune_steps(request)), maxlen=1)

@@ -15,8 +15,9 @@ from convnext_cli.data.scan import Index
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.inference.explain import map_heat, split_model
-from convnext_cli.inference.forward import choose_device, choose_memory_format, forward_batches, make_views
+from convnext_cli.inference.forward import choose_device, forward_batches, make_views
 from convnext_cli.models.build import load_model
+from convnext_cli.models.fast import keep_memory, speed_up
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus
 from convnext_cli.recipes.plan import read_plan
@@ -56,7 +57,10 @@ class Predictor:
         self.run = RunFolder(run)
         self.device = device or choose_device()
         model, self.classes, self.how = load_model(run)
-        self.model: nn.Module = model.to(self.device).to(memory_format=choose_memory_format(self.device))
+        self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            keep_memory()
+            speed_up(self.model)
         self.tta, self.cache = tta, cache
         self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
 
