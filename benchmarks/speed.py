@@ -6,7 +6,8 @@
 FOLDER has `train/<class>/` folders; so many of its images are linked into a temporary folder. Each contender is a
 process of its own that gets ready and then waits for its turn; a turn is one pass over the images. All turns of a round
 are taken in a random order, so that a machine whose speed drifts touches all of them alike. Memory is the largest
-proportional set size (Linux) of a contender's process with its children.
+proportional set size (Linux) of a contender's process with its children. Where other work shares the machine, images
+per second of processor time, of a process and its children, say more than images per second.
 
     limit …         a training step on one batch that stays in memory, in each of our modes
     ours, first     the first epoch of `finetune`, nothing cached
@@ -19,6 +20,7 @@ proportional set size (Linux) of a contender's process with its children.
 """
 
 import argparse
+import math
 import os
 import random
 import statistics
@@ -44,8 +46,27 @@ class Task(NamedTuple):
     batch_size: int
 
 
-Turns = Iterator[float]
-"""Gets ready, then yields images per second, turn by turn."""
+class Speed(NamedTuple):
+    """Images per second of a turn."""
+
+    wall: float
+    processor: float
+
+
+class Watch:
+    """Counts seconds from when it is made."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter(), sum(os.times()[:4])
+
+    def stop(self, images: int) -> Speed:
+        """The speed at which so many images were done."""
+        wall, processor = self.started
+        return Speed(images / (time.perf_counter() - wall), images / (sum(os.times()[:4]) - processor))
+
+
+Turns = Iterator[Speed]
+"""Gets ready, then yields turn by turn."""
 
 
 def train_resident(task: Task, mode: str) -> Turns:
@@ -53,27 +74,33 @@ def train_resident(task: Task, mode: str) -> Turns:
     import torch
     import torch.nn.functional as F
 
+    from convnext_cli.models.fast import keep_memory, speed_up
+
     model, optimizer = make_torch_model(task)
-    memory_format = torch.channels_last if "channels_last" in mode else torch.contiguous_format
+    memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
     model = model.train().to(memory_format=memory_format)
+    if mode == "fast":
+        keep_memory()
+        speed_up(model)
     side = task.image_size
     inputs = torch.randn(task.batch_size, 3, side, side).to(memory_format=memory_format)
     labels = torch.arange(task.batch_size) % 2
     while True:
-        for warm in (True, False):
-            started, steps = time.perf_counter(), 1 if warm else -(-task.images // task.batch_size)
-            for _ in range(steps):
+        steps = -(-task.images // task.batch_size)
+        for count in (1, steps):  # the first warms up
+            watch = Watch()
+            for _ in range(count):
                 torch.autograd.backward(F.cross_entropy(model(inputs), labels))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        yield steps * task.batch_size / (time.perf_counter() - started)
+        yield watch.stop(steps * task.batch_size)
 
 
 def train_ours(task: Task, mode: str) -> Turns:
     """`finetune`, epoch by epoch."""
     from convnext_cli.recipes.plan import Choice
-    from convnext_cli.training.finetuning import finetune_steps
-    from convnext_cli.training.loop import EpochDone, Remark
+    from convnext_cli.training.finetuning import Started, finetune_steps
+    from convnext_cli.training.loop import EpochDone, Remark, StepDone
     from convnext_cli.training.preparation import Request
 
     settings = {"epochs": 1000, "batch_size": task.batch_size, "image_size": task.image_size, "min_crop_area": 0.5}
@@ -87,11 +114,16 @@ def train_ours(task: Task, mode: str) -> Turns:
         settings={name: Choice(value=value, source="the benchmark") for name, value in settings.items()},
     )
     events = finetune_steps(request)
+    watch = Watch()
     for event in events:
         if isinstance(event, Remark):
             print(f"ours: {event.text}", file=sys.stderr)
+        if isinstance(event, StepDone) and event.step == event.steps:
+            speed = watch.stop(task.images)
         if isinstance(event, EpochDone) and (event.epoch == 0) == (mode == "first"):
-            yield task.images / event.seconds
+            yield speed
+        if isinstance(event, EpochDone | Started):
+            watch = Watch()
 
 
 def train_plain(task: Task, mode: str) -> Turns:
@@ -111,32 +143,37 @@ def train_plain(task: Task, mode: str) -> Turns:
     loader: DataLoader[Any] = DataLoader(seen, task.batch_size, shuffle=True, num_workers=2)
     model.train()
     while True:
-        started = time.perf_counter()
+        watch = Watch()
         for inputs, labels in loader:
             loss = F.cross_entropy(model(inputs), labels)
             torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             loss.item()
-        yield task.images / (time.perf_counter() - started)
+        yield watch.stop(task.images)
 
 
 def answer_resident(task: Task, mode: str) -> Turns:
     """Forward passes on one batch."""
     import torch
 
+    from convnext_cli.models.fast import keep_memory, speed_up
+
     model, _ = make_torch_model(task)
-    memory_format = torch.channels_last if mode == "channels_last" else torch.contiguous_format
+    memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
     model = model.eval().to(memory_format=memory_format)
+    if mode == "fast":
+        keep_memory()
+        speed_up(model)
     inputs = torch.randn(task.batch_size, 3, task.image_size, task.image_size).to(memory_format=memory_format)
     with torch.inference_mode():
         while True:
             model(inputs)
-            started = time.perf_counter()
+            watch = Watch()
             batches = -(-task.images // task.batch_size)
             for _ in range(batches):
                 model(inputs)
-            yield batches * task.batch_size / (time.perf_counter() - started)
+            yield watch.stop(batches * task.batch_size)
 
 
 def answer_ours(task: Task, mode: str) -> Turns:
@@ -155,22 +192,24 @@ def answer_ours(task: Task, mode: str) -> Turns:
     while True:
         if mode == "first":
             clear_pictures()
-        started = time.perf_counter()
+        watch = Watch()
         if mode == "predict":
             list(predict_steps(run, [index.root / index.paths[row] for row in rows], Wishes()))
         else:
             list(predictor.answer_all(index, rows))
-        yield task.images / (time.perf_counter() - started)
+        yield watch.stop(task.images)
 
 
 CONTENDERS: dict[str, tuple[Callable[[Task, str], Turns], str]] = {
-    "limit, plain layout": (train_resident, ""),
-    "limit, channels_last": (train_resident, "channels_last"),
+    "limit, plain layout": (train_resident, "plain"),
+    "limit, channels last": (train_resident, "channels last"),
+    "limit, faster blocks": (train_resident, "fast"),
     "ours, first": (train_ours, "first"),
     "ours, steady": (train_ours, "steady"),
     "plain": (train_plain, ""),
-    "answer limit, plain layout": (answer_resident, ""),
-    "answer limit, channels_last": (answer_resident, "channels_last"),
+    "answer limit, plain layout": (answer_resident, "plain"),
+    "answer limit, channels last": (answer_resident, "channels last"),
+    "answer limit, faster blocks": (answer_resident, "fast"),
     "eval, first": (answer_ours, "first"),
     "eval, again": (answer_ours, "again"),
     "predict": (answer_ours, "predict"),
@@ -259,10 +298,10 @@ def link_images(source: Path, target: Path, count: int) -> int:
     return min(count, len(chosen))
 
 
-def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Images per second of every turn, and peak bytes, by contender."""
+def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[Speed]], dict[str, int]]:
+    """The speed of every turn, and peak bytes, by contender."""
     spawn = get_context("spawn")
-    speeds: dict[str, list[float]] = {name: [] for name in names}
+    speeds: dict[str, list[Speed]] = {name: [] for name in names}
     memory = dict.fromkeys(names, 0)
     waiting: dict[str, tuple[Any, Any]] = {}
 
@@ -278,7 +317,11 @@ def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[f
             process, pipe = waiting.pop(name) if name in waiting else start(name)
             pipe.send(True)
             speed, peak = pipe.recv()
-            print(f"  round {number + 1}: {name:<28} {speed:8.1f} images/s", file=sys.stderr, flush=True)
+            print(
+                f"  round {number + 1}: {name:<28} {speed.wall:8.1f} images/s, {speed.processor:.1f} by processor time",
+                file=sys.stderr,
+                flush=True,
+            )
             speeds[name].append(speed)
             memory[name] = max(memory[name], peak)
             if name.startswith("ours, first"):  # a first epoch there is only once
@@ -299,22 +342,22 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[""], help="contenders whose names have one of these words")
+    parser.add_argument("--only", nargs="*", default=[""], help="contenders whose names begin with one of these")
     args = parser.parse_args()
-    names = [name for name in CONTENDERS if any(word in name for word in args.only)]
+    names = [name for name in CONTENDERS if name.startswith(tuple(args.only))]
     with tempfile.TemporaryDirectory() as work:
         images = link_images(args.data, Path(work, "data"), args.images)
         task = Task(Path(work, "data"), images, args.model, args.image_size, args.batch_size)
         speeds, memory = measure(task, names, args.rounds)
-    middle = {name: statistics.median(values) for name, values in speeds.items()}
     print(f"{args.model}, {args.image_size} px, batches of {args.batch_size}, {images} images, n = {args.rounds}")
-    print(f"{'':<28} {'images/s':>9} {'min':>7} {'max':>7} {'of limit':>9} {'PSS GiB':>8}")
-    for name, values in speeds.items():
+    print(f"{'':<28} {'images/s':>9} {'of limit':>9} {'/s processor':>13} {'of limit':>9} {'PSS GiB':>8}")
+    middle = {name: Speed(*map(statistics.median, zip(*turns, strict=True))) for name, turns in speeds.items()}
+    for name, speed in middle.items():
         answers = CONTENDERS[name][0] in (answer_resident, answer_ours)
         limits = [middle[n] for n in names if n.startswith("answer limit" if answers else "limit")]
-        share = f"{middle[name] / max(limits):9.2f}" if limits else ""
-        numbers = f"{middle[name]:9.1f} {min(values):7.1f} {max(values):7.1f} {share:>9} {memory[name] / 2**30:8.2f}"
-        print(f"{name:<28} {numbers}")
+        best = Speed(*map(max, zip(*limits, strict=True))) if limits else Speed(math.nan, math.nan)
+        wall, processor = (f"{a:.1f} {a / b:9.2f}" for a, b in zip(speed, best, strict=True))
+        print(f"{name:<28} {wall:>19} {processor:>23} {memory[name] / 2**30:8.2f}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 
 SPARED = 0.05  # share of the disk that stays free
 IN_USE = 900.0  # seconds since its last use in which a set is never removed to make room
 PENDING = 8 << 20  # bytes that are written at a time: a kill loses no more
-PATIENCE = 20.0  # seconds to wait for another run's write
+PATIENCE = 10.0  # seconds to wait for another run's write
 _PAGE = 16384  # bytes; the largest part of a picture fits into few pages
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (root TEXT, purpose TEXT);
@@ -196,6 +196,7 @@ class _Store:
                 yield
             except (OSError, sqlite3.OperationalError) as error:  # full, read-only, locked for long, removed
                 self.trouble = f"decoded images are not kept in {self.path.parent}: {error}"
+                self._close()  # or each image would wait for a lock anew
             except sqlite3.Error:  # damaged, or no database at all: made anew
                 self._close()
                 self.path.unlink(missing_ok=True)
@@ -228,7 +229,7 @@ def list_pictures() -> list[PictureSet]:
     found = []
     for path in sorted(_files(), key=_used, reverse=True):
         try:
-            connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=PATIENCE)
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE)
             try:
                 root, purpose = connection.execute("SELECT root, purpose FROM about").fetchone()
                 [images] = connection.execute("SELECT count(*) FROM pictures").fetchone()

@@ -1,5 +1,6 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -190,3 +191,19 @@ def test_the_set_unused_for_longest_makes_room_and_one_in_use_does_not(
     pictures.flush()
     assert "is full" in (pictures.trouble or "")
     assert {pictures.purpose.split(";")[0] for pictures in list_pictures()} == {"busy", "new", "too much"}
+
+
+def test_a_cache_that_stays_locked_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = fill(tmp_path / "data")
+    read_all(tmp_path / "data", paths)
+    monkeypatch.setattr("convnext_cli.data.cache.PATIENCE", 0.1)
+    make = Counted()
+    other = sqlite3.connect(list_pictures()[0].path)
+    other.execute("BEGIN EXCLUSIVE")
+    pictures = Pictures(tmp_path / "data", "test", make)
+    for path in paths:
+        pictures.read(path)
+    other.close()
+    assert "locked" in (pictures.trouble or "")
+    assert [pictures.read(path).shape for path in paths]
+    assert make.made == paths * 2, "it is not asked again, or each image would wait"
