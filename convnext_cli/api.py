@@ -85,20 +85,16 @@ def draw_along(
     run: RunFolder | None = None
     drawn = cost = 0.0
     for event in events:
-        if isinstance(event, Started):
-            # here, because what is wrong with the input is said before anything heavy is imported
-            from convnext_cli.reports.plots import draw_curves
-            from convnext_cli.training.loop import EpochDone
-
+        if isinstance(event, Started) and os.environ.get("RANK", "0") == "0":
             run = RunFolder(event.run)
-            yield event
-            continue
-        if run is None or os.environ.get("RANK", "0") != "0":
-            yield event
-            continue
-        due = isinstance(event, EpochDone) and cost <= DRAWING_SHARE * (time.monotonic() - drawn)
-        if due or isinstance(event, Finished):
-            drawn = time.monotonic()
-            draw_curves(run)
-            cost = time.monotonic() - drawn
+        elif run is not None:
+            from convnext_cli.training.loop import EpochDone  # torch: only once training has begun
+
+            due = isinstance(event, EpochDone) and cost <= DRAWING_SHARE * (time.monotonic() - drawn)
+            if due or isinstance(event, Finished):
+                from convnext_cli.reports.plots import draw_curves  # matplotlib: the first step does not wait for it
+
+                drawn = time.monotonic()
+                draw_curves(run)
+                cost = time.monotonic() - drawn
         yield event
