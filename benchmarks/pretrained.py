@@ -126,7 +126,13 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
     def features(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         rows = index.rows(split)
         parts = forward_batches(
-            model.eval(), rows, load_for_eval(index, how), how, device=torch.device("cpu"), batch_size=64, threads=1
+            model.eval(),
+            rows,
+            load_for_eval(index, how, cache=True),
+            how,
+            device=torch.device("cpu"),
+            batch_size=64,
+            threads=1,
         )
         return torch.cat([part for _, part in parts]).numpy(), np.array([index.labels[row] for row in rows])
 

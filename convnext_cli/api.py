@@ -31,6 +31,8 @@ def finetune(
     audit: bool = True,
     resume: Path | str | None = None,
     max_time: float | None = None,
+    cache: bool = True,
+    probe: bool = True,
     track: Sequence[str] = (),
     **settings: Any,
 ) -> Finished:
@@ -47,6 +49,8 @@ def finetune(
         audit: look at every image first.
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.
+        cache: keep decoded images in the user's cache folder, for later epochs and runs.
+        probe: begin a long run with measuring what it computes fastest with.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         **settings: any field of `Recipe`.
 
@@ -65,6 +69,8 @@ def finetune(
         settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
         resume=Path(resume) if resume is not None else None,
         max_time=max_time,
+        cache=cache,
+        probe=probe,
         track=tuple(track),
     )
     [last] = deque(draw_along(finetune_steps(request)), maxlen=1)
@@ -79,20 +85,16 @@ def draw_along(
     run: RunFolder | None = None
     drawn = cost = 0.0
     for event in events:
-        if isinstance(event, Started):
-            # here, because what is wrong with the input is said before anything heavy is imported
-            from convnext_cli.reports.plots import draw_curves
-            from convnext_cli.training.loop import EpochDone
-
+        if isinstance(event, Started) and os.environ.get("RANK", "0") == "0":
             run = RunFolder(event.run)
-            yield event
-            continue
-        if run is None or os.environ.get("RANK", "0") != "0":
-            yield event
-            continue
-        due = isinstance(event, EpochDone) and cost <= DRAWING_SHARE * (time.monotonic() - drawn)
-        if due or isinstance(event, Finished):
-            drawn = time.monotonic()
-            draw_curves(run)
-            cost = time.monotonic() - drawn
+        elif run is not None:
+            from convnext_cli.training.loop import EpochDone  # torch: only once training has begun
+
+            due = isinstance(event, EpochDone) and cost <= DRAWING_SHARE * (time.monotonic() - drawn)
+            if due or isinstance(event, Finished):
+                from convnext_cli.reports.plots import draw_curves  # matplotlib: the first step does not wait for it
+
+                drawn = time.monotonic()
+                draw_curves(run)
+                cost = time.monotonic() - drawn
         yield event

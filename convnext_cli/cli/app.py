@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 
 from convnext_cli import __version__
 from convnext_cli.cli import console
+from convnext_cli.cli.cache import cache
 from convnext_cli.cli.check import check
 from convnext_cli.cli.demo import demo
 from convnext_cli.cli.eval import evaluate
@@ -37,6 +38,7 @@ app.command("check")(check)
 app.command("finetune")(finetune)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
+app.command("cache")(cache)
 app.command("demo")(demo)
 
 

@@ -38,6 +38,7 @@ def evaluate(
         typer.Option(help="Set a threshold on validation and keep it: sensitivity=0.95:CLASS or specificity=…"),
     ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over shifted views; says its cost and gain.")] = False,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep prepared images for the next time.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html and its plots into the run.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -53,9 +54,9 @@ def evaluate(
     if not runs:
         runs = [find_newest_run()]
         console.say(f"run: {runs[0].path} (the newest)")
-    found = [run_evaluation(runs[0], data, split, targets, tta=tta)]
+    found = [run_evaluation(runs[0], data, split, targets, tta=tta, cache=cache)]
     for run in runs[1:]:
-        found.append(run_evaluation(run, None, None, targets, tta=tta, subject=found[0].cases.subject))
+        found.append(run_evaluation(run, None, None, targets, tta=tta, cache=cache, subject=found[0].cases.subject))
     compared = _compare(found)
     if report:
         for evaluation in found:
@@ -81,13 +82,14 @@ def run_evaluation(
     targets: "list[Target] | None" = None,
     *,
     tta: bool = False,
+    cache: bool = True,
     subject: "Subject | None" = None,
 ) -> "Evaluation":
     """Evaluates with a progress bar."""
     from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 
     with console.progress("evaluating") as bar:
-        for event in evaluate_steps(run, data, split, targets=targets or (), tta=tta, subject=subject):
+        for event in evaluate_steps(run, data, split, targets=targets or (), tta=tta, cache=cache, subject=subject):
             if isinstance(event, Evaluation):
                 return event
             bar.update(event.done, event.total, event.what)

@@ -64,6 +64,12 @@ def finetune(
             help="Plan no more epochs than this has room for: 90m, 2h, 1h30m. Measured before training.",
         ),
     ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep decoded images for later epochs and runs.")
+    ] = True,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Begin a long run by measuring what it computes fastest with.")
+    ] = True,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine, one per GPU; starts torchrun.")
     ] = None,
@@ -99,6 +105,8 @@ def finetune(
         settings=choices,
         resume=resume,
         max_time=max_time,
+        cache=cache,
+        probe=probe,
         track=tuple(track or ()),
     )
     if dry_run:
@@ -233,7 +241,7 @@ def _show_started(started: "Started") -> None:
     splits = {name: len(index.rows(name)) for name in ("train", "val", "test")}
     console.say(f"{index.root}: {len(index.classes)} classes; {_describe_splits(splits)}")
     processes = f", {started.num_processes} processes" if started.num_processes > 1 else ""
-    console.say(f"{started.device}, {started.precision}{processes}")
+    console.say(f"{started.device}, {started.precision}, {started.formulation}{processes}")
     console.say(f"run: {started.run}")
     console.log_table(
         ["setting", "value", "from", "because"],

@@ -20,6 +20,9 @@ from convnext_cli.errors import ImageError
 Pixels = NDArray[np.uint8]
 """An image, (H, W, 3), RGB."""
 
+RULES = 1
+"""Raised when a file would become other pixels; what was kept of files before is then made anew."""
+
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 0.5 GiB as RGB
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 

@@ -1,7 +1,8 @@
 """Batches of prepared images, decoded ahead by threads.
 
 Threads and not processes: Pillow decodes and resizes outside Python's lock, nothing is copied between processes, and
-an error arrives as itself. What an image looks like depends on (seed, epoch, row) alone, never on a thread's timing,
+an error arrives as itself. A thread takes several images at a time: with one each, handing over small images would take
+longer than preparing them. What an image looks like depends on (seed, epoch, row) alone, never on a thread's timing,
 so that a run can be repeated and continued from these three numbers.
 """
 
@@ -41,16 +42,21 @@ def load_batches(
     Args:
         batches: the rows of each batch.
         load: gives a row's image, (S, S, 3) uint8; runs in a thread.
-        threads: how many images are decoded at a time.
+        threads: how many images are prepared at a time.
 
     Raises:
         ImageError: whatever `load` raised, when its batch is due.
     """
     pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="decode")
-    waiting: deque[tuple[list[int], list[Future[Pixels]]]] = deque()
+    waiting: deque[tuple[list[int], list[Future[NDArray[np.uint8]]]]] = deque()
+
+    def load_part(rows: Sequence[int]) -> NDArray[np.uint8]:
+        return np.stack([load(row) for row in rows])
+
     try:
         for rows in batches:
-            waiting.append((list(rows), [pool.submit(load, row) for row in rows]))
+            parts = cut_batches(rows, -(-len(rows) // max(1, threads)))
+            waiting.append((list(rows), [pool.submit(load_part, part) for part in parts]))
             if len(waiting) > AHEAD:
                 yield _finish(*waiting.popleft())
         while waiting:
@@ -59,5 +65,5 @@ def load_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finish(rows: list[int], images: list[Future[Pixels]]) -> tuple[list[int], NDArray[np.uint8]]:
-    return rows, np.stack([image.result() for image in images])
+def _finish(rows: list[int], parts: list[Future[NDArray[np.uint8]]]) -> tuple[list[int], NDArray[np.uint8]]:
+    return rows, np.concatenate([part.result() for part in parts])

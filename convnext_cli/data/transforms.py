@@ -9,6 +9,7 @@ from PIL import Image
 from convnext_cli.data.decode import Pixels
 
 MAX_RESIZED = 50_000_000  # pixels
+MAX_STORED = 3.0  # times the input's side, where crops may be very small
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -63,6 +64,27 @@ def transform_for_eval(image: Pixels, how: Preprocessing) -> Pixels:
     if picture.size != resized:
         picture = picture.resize(resized, _FILTERS[how.interpolation])
     return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def find_stored_side(image_size: int, min_crop_area: float) -> int:
+    """The shorter side, in pixels, at which an image is kept for training.
+
+    At it, the smallest crop (3:4, `min_crop_area` of the area) of a square still has `image_size` pixels on its shorter
+    side, so that no crop shows less detail than the model can see: 1.63 times the input's side for half of the area,
+    and at most `MAX_STORED` times, for crops below 15%.
+    """
+    least = 1 / (0.75 * MAX_STORED**2)
+    return math.ceil(image_size / math.sqrt(0.75 * max(min_crop_area, least)))
+
+
+def reduce_image(image: Pixels, side: int, how: Preprocessing) -> Pixels:
+    """Scales (H, W, 3) so that its shorter side has `side` pixels; a smaller image stays as it is."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if shorter <= side:
+        return image
+    size = (round(width * side / shorter), round(height * side / shorter))
+    return np.asarray(Image.fromarray(image).resize(size, _FILTERS[how.interpolation]))
 
 
 def transform_for_training(

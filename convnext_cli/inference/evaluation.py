@@ -80,6 +80,7 @@ def evaluate(
     split: str | None = None,
     targets: Sequence[str] = (),
     tta: bool = False,
+    cache: bool = True,
 ) -> Evaluation:
     """Evaluates a run.
 
@@ -89,6 +90,7 @@ def evaluate(
         split: `train`, `val`, `test` or `all`; None takes `test` where there is one, else `val`, else all.
         targets: such as `sensitivity=0.95:CLASS`; their thresholds are found on validation and kept in the run.
         tta: average over shifted views, and say what that costs and gains.
+        cache: keep prepared images in the user's cache folder for the next time.
 
     Raises:
         RunError: the run cannot be read.
@@ -98,7 +100,7 @@ def evaluate(
     """
     folder = find_newest_run() if run is None else RunFolder(Path(run))
     wanted = [parse_target(text) for text in targets]
-    steps = evaluate_steps(folder, None if data is None else Path(data), split, targets=wanted, tta=tta)
+    steps = evaluate_steps(folder, None if data is None else Path(data), split, targets=wanted, tta=tta, cache=cache)
     [last] = deque(steps, maxlen=1)
     assert isinstance(last, Evaluation)
     return last
@@ -111,6 +113,7 @@ def evaluate_steps(
     *,
     targets: Sequence[Target] = (),
     tta: bool = False,
+    cache: bool = True,
     subject: Subject | None = None,
 ) -> Iterator[Progress | Evaluation]:
     """Does what `evaluate` does, and yields progress before the result.
@@ -119,7 +122,7 @@ def evaluate_steps(
     """
     subject, notes = (subject, []) if subject else choose_subject(run, data, split)
     notes += find_overlap(run, subject)
-    predictor = Predictor(run.path)
+    predictor = Predictor(run.path, cache=cache)
     labels = predictor.label_rows(subject.index, subject.rows)
     calibration = yield from _calibrate(predictor, notes)
     if calibration:
@@ -129,7 +132,9 @@ def evaluate_steps(
     augmentation = None
     if tta:
         plain = logits
-        logits, longer = yield from _ask(Predictor(run.path, tta=True), subject, "evaluating shifted views")
+        logits, longer = yield from _ask(
+            Predictor(run.path, tta=True, cache=cache), subject, "evaluating shifted views"
+        )
         gain = compare(plain / temperature, logits / temperature, labels, subject.groups)
         augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
     yield Progress(done=0, total=1, what="drawing resamples for the intervals")

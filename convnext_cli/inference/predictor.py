@@ -9,13 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convnext_cli.data.cache import Pictures
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.scan import Index
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.inference.explain import map_heat, split_model
-from convnext_cli.inference.forward import choose_device, choose_memory_format, forward_batches, make_views
+from convnext_cli.inference.forward import choose_device, forward_batches, make_views
 from convnext_cli.models.build import load_model
+from convnext_cli.models.fast import keep_memory, speed_up
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus
 from convnext_cli.recipes.plan import read_plan
@@ -45,17 +47,21 @@ class Predictor:
         run: the run folder.
         device: where to run; the GPU where there is one.
         tta: average over the shifted views of each image, mirrored too where training mirrored.
+        cache: keep prepared images of an index for the next time.
 
     Raises:
         RunError: the run cannot be read.
     """
 
-    def __init__(self, run: Path, device: torch.device | None = None, *, tta: bool = False) -> None:
+    def __init__(self, run: Path, device: torch.device | None = None, *, tta: bool = False, cache: bool = True) -> None:
         self.run = RunFolder(run)
         self.device = device or choose_device()
         model, self.classes, self.how = load_model(run)
-        self.model: nn.Module = model.to(self.device).to(memory_format=choose_memory_format(self.device))
-        self.tta = tta
+        self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            keep_memory()
+            speed_up(self.model)
+        self.tta, self.cache = tta, cache
         self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
 
     def answer(
@@ -118,7 +124,7 @@ class Predictor:
             raise DataError(f"no images to evaluate in {index.root}", "Give another folder or split")
         parts: list[Answers] = []
         done = 0
-        for answers in self.answer(rows, load_for_eval(index, self.how), features=features):
+        for answers in self.answer(rows, load_for_eval(index, self.how, cache=self.cache), features=features):
             for error in answers.failed.values():
                 raise error
             parts.append(answers)
@@ -146,6 +152,13 @@ class Predictor:
         return np.array([number[index.labels[row]] for row in rows], np.int64)
 
 
-def load_for_eval(index: Index, how: Preprocessing) -> Callable[[int], Pixels]:
-    """A function that gives a row's image, (S, S, 3) uint8, as evaluation sees it."""
-    return lambda row: transform_for_eval(decode_image(index.root / index.paths[row]), how)
+def load_for_eval(index: Index, how: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:
+    """A function that gives a row's image, (S, S, 3) uint8, as evaluation sees it. `cache` keeps it for next time."""
+    crop = f"{how.crop_mode} crop of {how.crop_pct}"
+    pictures = Pictures(
+        index.root,
+        f"evaluation at {how.image_size} px, {crop}, {how.interpolation}",
+        lambda path: transform_for_eval(decode_image(path), how),
+        keep=cache,
+    )
+    return lambda row: pictures.read(index.paths[row])

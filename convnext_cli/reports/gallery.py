@@ -53,7 +53,7 @@ def draw_cases(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
     cases = found.cases
     index, predictor = cases.subject.index, Predictor(found.run)
     temperature = found.calibration.temperature if found.calibration else 1.0
-    read = load_for_eval(index, predictor.how)
+    read = load_for_eval(index, predictor.how, cache=False)
     images: dict[int, Pixels] = {}
 
     def load(place: int) -> Pixels:

@@ -40,6 +40,8 @@ class State:
     """Licence of the base weights."""
     micro_batch_size: int
     """The plan's, or less where the device's memory was too small for it."""
+    formulation: str = "timm"
+    """What the model is computed with, which decides the last bits: `timm` or `fast`."""
     step: int = 0
     """Optimizer steps done."""
     halvings: int = 0

@@ -88,6 +88,11 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
+def is_plain_processor(accelerator: Accelerator) -> bool:
+    """Whether whole models are trained in float32 on a processor."""
+    return accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and not is_sharded(accelerator)
+
+
 def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
     """Adds up the gradients of all ranks, in place, so that each has that of the whole batch."""
     if accelerator.num_processes == 1 or is_sharded(accelerator):

@@ -35,6 +35,8 @@ class Started:
     device: str
     num_processes: int
     precision: str
+    formulation: str
+    """What the model is computed with, in words."""
     params: int
     new_params: int
     """How many of `params` start from random values."""
@@ -87,12 +89,16 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         prepared = prepare(request, use_gpu=False)
     accelerator.wait_for_everyone()  # all ranks have looked before one of them writes
 
-    from convnext_cli.inference.forward import choose_memory_format
+    import torch
+
     from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
+    from convnext_cli.models.fast import keep_memory, speed_up
     from convnext_cli.training.budget import fit_epochs
     from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
     from convnext_cli.training.keeping import train_and_keep
+    from convnext_cli.training.loop import plan_steps
     from convnext_cli.training.optim import make_optimizer
+    from convnext_cli.training.probe import FAST, Found, choose_formulation
     from convnext_cli.training.signals import watch_signals
     from convnext_cli.training.step import Job
 
@@ -110,12 +116,23 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         )
     network.set_grad_checkpointing(recipe.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
     how = read_preprocessing(network, recipe.image_size)
-    network = network.to(memory_format=choose_memory_format(accelerator.device))
+    network = network.to(memory_format=torch.channels_last)
+    if accelerator.device.type == "cpu":
+        keep_memory()
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
+    groups = make_optimizer(
+        network,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        fused=devices.is_plain_processor(accelerator),
+    )
     model, optimizer = devices.spread_model(accelerator, network, groups)
 
-    job = Job(model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how)
+    job = Job(
+        model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how,
+        cache=request.cache,
+    )  # fmt: skip
     device = devices.describe_device(accelerator.device)
     if request.resume is None:
         license = tag.license if tag and plan.weights == "auto" else _read_license(plan.weights)
@@ -125,7 +142,18 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
             if prepared.taken and prepared.taken.audit:
                 run.write_audit(prepared.taken.audit.as_dict())
             run.write_environment(describe_environment(device))
-        state = State(images=prepared.images, license=license, micro_batch_size=recipe.micro_batch_size)
+        micro, train = recipe.micro_batch_size, len(index.rows("train"))
+        found = choose_formulation(
+            network,
+            (min(micro, train), recipe.image_size),
+            name=plan.model,
+            steps=plan_steps(recipe, train)[0] * recipe.epochs,
+            accelerator=accelerator,
+            measure=request.probe and not recipe.deterministic,
+        )
+        if found.formulation == FAST:
+            speed_up(network)
+        state = State(images=prepared.images, license=license, micro_batch_size=micro, formulation=found.formulation)
         save_checkpoint(run, accelerator, model, optimizer, state)
         if request.max_time is not None:
             plan = fit_epochs(job, state, plan, request.max_time)
@@ -136,6 +164,10 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         run.drop_temporary()
     # A new run too starts from its checkpoint: all ranks have the first one's weights then.
     state, remarks = load_checkpoint(run, accelerator, model, optimizer)
+    if request.resume is not None:
+        found = Found(formulation=state.formulation)
+        if found.formulation == FAST:
+            speed_up(network)
     if state.images != prepared.images:
         raise DataError(
             f"the images in {index.root} are not those that {run.path} began with",
@@ -148,6 +180,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         device=device,
         num_processes=accelerator.num_processes,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
+        formulation=str(found),
         params=sum(sizes.values()),
         new_params=sum(sizes[name] for name in new),
         resumed_at=state.step if request.resume else None,
@@ -169,7 +202,7 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
     selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
     calibration: Calibration | None = None
     if job.accelerator.is_main_process:
-        for step in fit_steps(Predictor(run.path, job.accelerator.device)):
+        for step in fit_steps(Predictor(run.path, job.accelerator.device, cache=job.cache)):
             if isinstance(step, Calibration):
                 calibration = step
             else:

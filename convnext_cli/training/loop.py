@@ -1,19 +1,20 @@
 """The training loop, in straight lines. It yields what happens; who prints or stores it is not its concern."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from convnext_cli.data.cache import Pictures
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.loaders import load_batches, seed_image, shuffle_batches
-from convnext_cli.data.transforms import transform_for_training
+from convnext_cli.data.transforms import find_stored_side, reduce_image, transform_for_training
 from convnext_cli.errors import DivergedError
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.inference.forward import forward_batches
@@ -92,6 +93,8 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
     rows = job.index.rows("train")
     labels = torch.tensor(job.index.labels)
     steps, schedule = plan_steps(recipe, len(rows))
+    pictures = open_pictures(job)
+    trouble = None
 
     for epoch in range(len(state.log), recipe.epochs):
         if recipe.patience and count_stale(state) >= recipe.patience:
@@ -105,7 +108,7 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
         shown = sum(map(len, batches[:done]))
         loss = sum(state.loss_sums) / shown if shown else float("nan")
         loss_sum = torch.tensor(sum(state.loss_sums[rank::world], 0.0), device=accelerator.device)
-        loaded = load_batches(shares[done:], _load_training(job, epoch), threads=job.threads)
+        loaded = load_batches(shares[done:], _load_training(job, pictures, epoch), threads=job.threads)
         for i, (share, images) in enumerate(loaded, start=done):
             lr = schedule.lr_at(state.step) * 0.5**state.halvings
             set_lr(job.optimizer, lr)
@@ -123,6 +126,9 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
             yield StepDone(
                 epoch=epoch, step=i + 1, steps=steps, images=shown, loss=loss, lr=lr, is_due=is_due, signal=signal
             )
+        pictures.flush()
+        if pictures.trouble and not trouble:
+            yield Remark(text=(trouble := pictures.trouble))
         seconds = state.seconds
         lr = schedule.lr_at(state.step - 1) * 0.5**state.halvings
         val, signal = validate(job, state)
@@ -156,7 +162,7 @@ def validate(job: Job, state: State) -> tuple[Metrics | None, int]:
     parts = forward_batches(
         job.model,
         rows[rank::world],
-        load_for_eval(job.index, job.how),
+        load_for_eval(job.index, job.how, cache=job.cache),
         job.how,
         device=job.accelerator.device,
         batch_size=state.micro_batch_size,
@@ -173,15 +179,24 @@ def validate(job: Job, state: State) -> tuple[Metrics | None, int]:
     return compute_metrics(logits, np.array([job.index.labels[row] for row in rows]), classes), 0
 
 
-def _load_training(job: Job, epoch: int) -> Callable[[int], Pixels]:
+def open_pictures(job: Job) -> Pictures:
+    """The training images at the size that crops are taken from, with the cache or without it the same."""
+    side, how = find_stored_side(job.recipe.image_size, job.recipe.min_crop_area), job.how
+
+    def make(path: Path) -> Pixels:
+        return reduce_image(decode_image(path, at_least=side), side, how)
+
+    purpose = f"training, shorter side at most {side} px, {how.interpolation}"
+    return Pictures(job.index.root, purpose, make, keep=job.cache)
+
+
+def _load_training(job: Job, pictures: Pictures, epoch: int) -> Callable[[int], Pixels]:
     """A function that gives a row's image, (S, S, 3) uint8, as this epoch shows it."""
-    recipe, index = job.recipe, job.index
-    # The smallest crop's shorter side (at 3:4) is then still twice the input's: no detail that would be seen is lost.
-    at_least = math.ceil(2 * recipe.image_size / math.sqrt(0.75 * max(recipe.min_crop_area, 0.05)))
+    recipe, paths = job.recipe, job.index.paths
 
     def load(row: int) -> Pixels:
         random = seed_image(recipe.seed, epoch, row)
-        image = decode_image(index.root / index.paths[row], at_least=at_least)
+        image = pictures.read(paths[row])
         return transform_for_training(image, job.how, random, min_crop_area=recipe.min_crop_area, hflip=recipe.hflip)
 
     return load

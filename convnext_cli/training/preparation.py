@@ -48,6 +48,10 @@ class Request:
     """A run to be continued: model, settings and split are its own then."""
     max_time: float | None = None
     """Seconds that the training should take; fewer epochs are planned where it would take longer."""
+    cache: bool = True
+    """Whether decoded images are kept for later epochs and runs."""
+    probe: bool = True
+    """Whether a long run begins with measuring what it computes fastest with."""
     track: tuple[str, ...] = ()
     """Where figures are sent as well: `tensorboard`, `wandb`, `mlflow`."""
 
@@ -96,7 +100,7 @@ def continue_if_restarted(request: Request) -> Request:
     """Where torchrun starts its processes again after a failure, the same command continues the run it began."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if restarted and request.resume is None and request.output and RunFolder(request.output).is_begun:
-        return Request(resume=request.output, offline=request.offline, track=request.track)
+        return Request(resume=request.output, offline=request.offline, cache=request.cache, track=request.track)
     return request
 
 
@@ -221,11 +225,12 @@ def _check_trackers(names: tuple[str, ...]) -> None:
 
 def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
     run = RunFolder(path)
-    allowed = Request(data=request.data, resume=path, offline=request.offline, track=request.track)
-    if request != allowed:
+    own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
+    if request != Request(resume=path, **own):
         raise UsageError(
             "--resume takes the model, the settings and the split from the run",
-            "Leave out all else but --devices, --track, --json and the data folder, if it has moved",
+            "Leave out all else but --devices, --no-cache, --no-probe, --track, --json and the data folder, if it has "
+            "moved",
         )
     if not run.is_begun:
         raise RunError(f"{path} is no run that has begun", "Give a folder that `convnext finetune` made, or begin anew")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convnext_cli.data.scan import Index
 from convnext_cli.data.transforms import Preprocessing
 from convnext_cli.errors import OutOfMemoryError
-from convnext_cli.inference.forward import choose_memory_format, prepare_input
+from convnext_cli.inference.forward import prepare_input
 from convnext_cli.recipes.machine import count_cpus, count_local_processes
 from convnext_cli.recipes.recipe import Recipe
 from convnext_cli.training.checkpoint import State
@@ -42,6 +42,8 @@ class Job:
     how: Preprocessing
     signals: Signals = field(default_factory=Signals)
     """What has been asked of this process while it trains."""
+    cache: bool = True
+    """Whether decoded images are kept for later epochs and runs."""
 
     @property
     def threads(self) -> int:
@@ -106,7 +108,7 @@ def _add_gradients(
     device = accelerator.device
     random = np.random.default_rng((recipe.seed, state.step, accelerator.process_index))
     torch.manual_seed(int(random.integers(2**63)))  # drop path draws from torch's own generator
-    inputs = prepare_input(images, job.how, device, choose_memory_format(device))
+    inputs = prepare_input(images, job.how, device)
     targets = smooth_targets(labels.to(device), len(job.index.classes), recipe.label_smoothing)
     inputs, targets = mix_batch(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
     # FSDP averages over the ranks in its last backward pass, the batch's mean needs their sum.

@@ -270,3 +270,17 @@ def test_list_shows_the_weights_in_the_package(convnext: Convnext) -> None:
     card = convnext("list", name).out
     assert all(title in card for title in own.card)
     assert own.tag.license in card
+
+
+def test_the_cache_is_shown_and_cleared(
+    convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    assert convnext("eval", run.path, "--no-report", "--no-cache").code == 0
+    assert not (tmp_path / "cache").exists()
+    assert convnext("eval", run.path, "--no-report").code == 0
+    [shown] = json.loads(convnext("cache", "--json").out)
+    assert (shown["root"], shown["images"]) == (str(digits), 45)
+    assert "evaluation at 32 px" in convnext("cache").out
+    assert convnext("cache", "--clear").code == 0
+    assert json.loads(convnext("cache", "--json").out) == []

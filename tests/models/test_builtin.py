@@ -59,7 +59,7 @@ def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) ->
         how = read_preprocessing(model, 32)
         images = np.stack([transform_for_eval(decode_image(path), how) for path in files])
         with torch.inference_mode():
-            features = model.eval()(prepare_input(images, how, torch.device("cpu"), torch.contiguous_format)).numpy()
+            features = model.eval()(prepare_input(images, how, torch.device("cpu"))).numpy()
         few = np.arange(len(files)) % 20 < 2  # six of each class to learn from
         probe = LogisticRegression(max_iter=1_000).fit(features[few] / features.std(), labels[few])
         right[weights] = probe.score(features[~few] / features.std(), labels[~few])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
+from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import ConvnextError, DataError, UsageError, WeightsError
 from convnext_cli.progress import Progress
@@ -289,3 +291,27 @@ def test_two_runs_in_one_process_may_differ_in_precision(digits: Path, tmp_path:
     for amp in ("no", "bf16"):
         started = events_of(digits, tmp_path / amp, amp=amp, epochs=1)[0]
         assert started.precision == ("bf16" if amp == "bf16" else "float32")
+
+
+def test_the_cache_changes_no_bit_and_a_second_run_decodes_nothing(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    decoded: list[Path] = []
+
+    def counted(path: Path, **options: Any) -> Pixels:
+        decoded.append(path)
+        return decode_image(path, **options)
+
+    monkeypatch.setattr("convnext_cli.training.loop.decode_image", counted)
+    monkeypatch.setattr("convnext_cli.inference.predictor.decode_image", counted)
+    made = {}
+    for name, cache in (("without", False), ("cold", True), ("warm", True)):
+        decoded.clear()
+        request = replace(request_for(digits, tmp_path / name, audit=False, min_crop_area=0.5), cache=cache)
+        list(finetune_steps(request))
+        made[name] = len(decoded)
+    # 195 to train on and 60 to validate on, in two epochs; then both once more for the calibration
+    assert made == {"without": 3 * 255, "cold": 2 * 195 + 60, "warm": 0}
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in made]
+    assert models[0] == models[1] == models[2]

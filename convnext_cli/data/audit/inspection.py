@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.data.decode import read_image
+from convnext_cli.data.decode import RULES, read_image
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.files import find_cache, replace_file
 from convnext_cli.progress import Progress
 
-VERSION = 1  # of the measures and of decoding; raised when either changes
+VERSION = 100 + RULES  # the hundreds are raised when the measures change
 THUMB = 12  # side of the thumbnail that near duplicates are first compared by
 PART = 32  # images that a thread takes at a time
 AHEAD = 4  # parts waiting

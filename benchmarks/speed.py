@@ -1,0 +1,364 @@
+"""How near to the machine's limit training and answering are, from a folder of images.
+
+    python -m benchmarks.speed FOLDER [--images 960] [--model convnext_atto] [--image-size 224] [--batch-size 32]
+                               [--rounds 3] [--only WORD ...]
+
+FOLDER has `train/<class>/` folders; so many of its images are linked into a temporary folder. Each contender is a
+process of its own that gets ready and then waits for its turn; a turn is one pass over the images. All turns of a round
+are taken in a random order, so that a machine whose speed drifts touches all of them alike. Memory is the largest
+proportional set size (Linux) of a contender's process with its children. Where other work shares the machine, images
+per second of processor time, of a process and its children, say more than images per second.
+
+    limit …         a training step on one batch that stays in memory, in each of our modes
+    ours, first     the first epoch of `finetune`, nothing cached
+    ours, steady    its later epochs
+    plain           torch's own means: ImageFolder, DataLoader with two workers, RandomResizedCrop, AdamW
+    answer limit …  the forward pass on one batch that stays in memory
+    eval, first     what `eval` does before it computes figures, nothing cached
+    eval, again     the same from the cache
+    predict         `predict` on the same images
+"""
+
+import argparse
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Task(NamedTuple):
+    """What all contenders work on."""
+
+    folder: Path
+    """Linked images in `train/<class>/` and `val/<class>/`; the cache and the runs lie beside it."""
+    images: int
+    model: str
+    image_size: int
+    batch_size: int
+
+
+class Speed(NamedTuple):
+    """Images per second of a turn."""
+
+    wall: float
+    processor: float
+
+
+class Watch:
+    """Counts seconds from when it is made."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter(), sum(os.times()[:4])
+
+    def stop(self, images: int) -> Speed:
+        """The speed at which so many images were done."""
+        wall, processor = self.started
+        return Speed(images / (time.perf_counter() - wall), images / (sum(os.times()[:4]) - processor))
+
+
+Turns = Iterator[Speed]
+"""Gets ready, then yields turn by turn."""
+
+
+def train_resident(task: Task, mode: str) -> Turns:
+    """Steps on one batch."""
+    import torch
+    import torch.nn.functional as F
+
+    from convnext_cli.models.fast import keep_memory, speed_up
+
+    model, optimizer = make_torch_model(task)
+    memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
+    model = model.train().to(memory_format=memory_format)
+    if mode == "fast":
+        keep_memory()
+        speed_up(model)
+    side = task.image_size
+    inputs = torch.randn(task.batch_size, 3, side, side).to(memory_format=memory_format)
+    labels = torch.arange(task.batch_size) % 2
+    while True:
+        steps = -(-task.images // task.batch_size)
+        for count in (1, steps):  # the first warms up
+            watch = Watch()
+            for _ in range(count):
+                torch.autograd.backward(F.cross_entropy(model(inputs), labels))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        yield watch.stop(steps * task.batch_size)
+
+
+def train_ours(task: Task, mode: str) -> Turns:
+    """`finetune`, epoch by epoch."""
+    from convnext_cli.recipes.plan import Choice
+    from convnext_cli.training.finetuning import Started, finetune_steps
+    from convnext_cli.training.loop import EpochDone, Remark, StepDone
+    from convnext_cli.training.preparation import Request
+
+    settings = {"epochs": 1000, "batch_size": task.batch_size, "image_size": task.image_size, "min_crop_area": 0.5}
+    request = Request(
+        data=task.folder,
+        audit=False,
+        model=task.model,
+        weights="none",
+        offline=True,
+        output=task.folder.parent / f"run-{os.getpid()}",
+        settings={name: Choice(value=value, source="the benchmark") for name, value in settings.items()},
+    )
+    events = finetune_steps(request)
+    watch = Watch()
+    for event in events:
+        if isinstance(event, Remark):
+            print(f"ours: {event.text}", file=sys.stderr)
+        if isinstance(event, StepDone) and event.step == event.steps:
+            speed = watch.stop(task.images)
+        if isinstance(event, EpochDone) and (event.epoch == 0) == (mode == "first"):
+            yield speed
+        if isinstance(event, EpochDone | Started):
+            watch = Watch()
+
+
+def train_plain(task: Task, mode: str) -> Turns:
+    """The loop that one would write first."""
+    del mode
+    import torch
+    import torch.nn.functional as F
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    model, optimizer = make_torch_model(task)
+    crop = transforms.RandomResizedCrop(task.image_size, scale=(0.5, 1), interpolation=3)
+    normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    seen = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
+    loader: DataLoader[Any] = DataLoader(seen, task.batch_size, shuffle=True, num_workers=2)
+    model.train()
+    while True:
+        watch = Watch()
+        for inputs, labels in loader:
+            loss = F.cross_entropy(model(inputs), labels)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+        yield watch.stop(task.images)
+
+
+def answer_resident(task: Task, mode: str) -> Turns:
+    """Forward passes on one batch."""
+    import torch
+
+    from convnext_cli.models.fast import keep_memory, speed_up
+
+    model, _ = make_torch_model(task)
+    memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
+    model = model.eval().to(memory_format=memory_format)
+    if mode == "fast":
+        keep_memory()
+        speed_up(model)
+    inputs = torch.randn(task.batch_size, 3, task.image_size, task.image_size).to(memory_format=memory_format)
+    with torch.inference_mode():
+        while True:
+            model(inputs)
+            watch = Watch()
+            batches = -(-task.images // task.batch_size)
+            for _ in range(batches):
+                model(inputs)
+            yield watch.stop(batches * task.batch_size)
+
+
+def answer_ours(task: Task, mode: str) -> Turns:
+    """`eval` or `predict` on all images."""
+    from convnext_cli.data.cache import clear_pictures
+    from convnext_cli.data.scan import scan_data
+    from convnext_cli.inference.prediction import Wishes, predict_steps
+    from convnext_cli.inference.predictor import Predictor
+
+    run = write_model_folder(task)
+    index = scan_data(task.folder)
+    rows = index.rows("train")
+    predictor = Predictor(run)
+    if mode != "predict":
+        list(predictor.answer_all(index, rows))
+    while True:
+        if mode == "first":
+            clear_pictures()
+        watch = Watch()
+        if mode == "predict":
+            list(predict_steps(run, [index.root / index.paths[row] for row in rows], Wishes()))
+        else:
+            list(predictor.answer_all(index, rows))
+        yield watch.stop(task.images)
+
+
+CONTENDERS: dict[str, tuple[Callable[[Task, str], Turns], str]] = {
+    "limit, plain layout": (train_resident, "plain"),
+    "limit, channels last": (train_resident, "channels last"),
+    "limit, faster blocks": (train_resident, "fast"),
+    "ours, first": (train_ours, "first"),
+    "ours, steady": (train_ours, "steady"),
+    "plain": (train_plain, ""),
+    "answer limit, plain layout": (answer_resident, "plain"),
+    "answer limit, channels last": (answer_resident, "channels last"),
+    "answer limit, faster blocks": (answer_resident, "fast"),
+    "eval, first": (answer_ours, "first"),
+    "eval, again": (answer_ours, "again"),
+    "predict": (answer_ours, "predict"),
+}
+
+
+def make_torch_model(task: Task) -> tuple[Any, Any]:
+    """A model of timm's and AdamW, as anybody would make them."""
+    import timm
+    import torch
+
+    model = timm.create_model(task.model, num_classes=len(list((task.folder / "train").iterdir())))
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+
+
+def write_model_folder(task: Task) -> Path:
+    """A folder with a model of random weights, as `finetune` writes it."""
+    from convnext_cli.models.build import read_preprocessing, write_model
+
+    run = task.folder.parent / f"model-{os.getpid()}"
+    run.mkdir()
+    model, _ = make_torch_model(task)
+    how = read_preprocessing(model, task.image_size)
+    write_model(
+        model,
+        run,
+        model.state_dict(),
+        classes=sorted(folder.name for folder in (task.folder / "train").iterdir()),
+        how=how,
+        license=None,
+    )
+    return run
+
+
+def take_turns(name: str, task: Task, pipe: Connection) -> None:
+    """A contender's process: a turn whenever the pipe asks for one; answers with (images/s, peak bytes)."""
+    os.environ["CONVNEXT_CACHE"] = str(task.folder.parent / f"cache-{os.getpid()}")
+    make, mode = CONTENDERS[name]
+    peak = [0]
+    threading.Thread(target=watch_memory, args=(peak,), daemon=True).start()
+    turns = make(task, mode)
+    pipe.send(None)
+    while pipe.recv():
+        pipe.send((next(turns), peak[0]))
+
+
+def watch_memory(peak: list[int]) -> None:
+    """Keeps the largest proportional set size of this process and its children."""
+    while True:
+        peak[0] = max(peak[0], sum(map(read_pss, list_family())))
+        time.sleep(0.25)
+
+
+def list_family() -> list[int]:
+    """This process and its children."""
+    mine = os.getpid()
+    try:
+        children = Path(f"/proc/{mine}/task/{mine}/children").read_text().split()
+    except OSError:
+        children = []
+    return [mine, *map(int, children)]
+
+
+def read_pss(process: int) -> int:
+    """Bytes; shared pages count in part."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def link_images(source: Path, target: Path, count: int) -> int:
+    """Links so many training images, evenly over the classes, and a few others to validate on; returns how many."""
+    files = [
+        sorted(path for path in folder.iterdir() if path.is_file()) for folder in sorted((source / "train").iterdir())
+    ]
+    order = [
+        path for row in zip(*(f * (1 + max(map(len, files)) // len(f)) for f in files), strict=False) for path in row
+    ]
+    chosen = list(dict.fromkeys(order))[: count + 32]
+    for i, path in enumerate(chosen):
+        link = target / ("train" if i < count else "val") / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    return min(count, len(chosen))
+
+
+def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[Speed]], dict[str, int]]:
+    """The speed of every turn, and peak bytes, by contender."""
+    spawn = get_context("spawn")
+    speeds: dict[str, list[Speed]] = {name: [] for name in names}
+    memory = dict.fromkeys(names, 0)
+    waiting: dict[str, tuple[Any, Any]] = {}
+
+    def start(name: str) -> tuple[Any, Any]:
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=take_turns, args=(name, task, theirs))
+        process.start()
+        ours.recv()
+        return process, ours
+
+    for number in range(rounds):
+        for name in random.Random(number).sample(names, len(names)):  # noqa: S311
+            process, pipe = waiting.pop(name) if name in waiting else start(name)
+            pipe.send(True)
+            speed, peak = pipe.recv()
+            print(
+                f"  round {number + 1}: {name:<28} {speed.wall:8.1f} images/s, {speed.processor:.1f} by processor time",
+                file=sys.stderr,
+                flush=True,
+            )
+            speeds[name].append(speed)
+            memory[name] = max(memory[name], peak)
+            if name.startswith("ours, first"):  # a first epoch there is only once
+                process.kill()
+            else:
+                waiting[name] = process, pipe
+    for process, _ in waiting.values():
+        process.kill()
+    return speeds, memory
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=960)
+    parser.add_argument("--model", default="convnext_atto")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=[""], help="contenders whose names begin with one of these")
+    args = parser.parse_args()
+    names = [name for name in CONTENDERS if name.startswith(tuple(args.only))]
+    with tempfile.TemporaryDirectory() as work:
+        images = link_images(args.data, Path(work, "data"), args.images)
+        task = Task(Path(work, "data"), images, args.model, args.image_size, args.batch_size)
+        speeds, memory = measure(task, names, args.rounds)
+    print(f"{args.model}, {args.image_size} px, batches of {args.batch_size}, {images} images, n = {args.rounds}")
+    print(f"{'':<28} {'images/s':>9} {'of limit':>9} {'/s processor':>13} {'of limit':>9} {'PSS GiB':>8}")
+    middle = {name: Speed(*map(statistics.median, zip(*turns, strict=True))) for name, turns in speeds.items()}
+    for name, speed in middle.items():
+        answers = CONTENDERS[name][0] in (answer_resident, answer_ours)
+        limits = [middle[n] for n in names if n.startswith("answer limit" if answers else "limit")]
+        best = Speed(*map(max, zip(*limits, strict=True))) if limits else Speed(math.nan, math.nan)
+        wall, processor = (f"{a:.1f} {a / b:9.2f}" for a, b in zip(speed, best, strict=True))
+        print(f"{name:<28} {wall:>19} {processor:>23} {memory[name] / 2**30:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
