@@ -260,7 +260,7 @@ def watch_memory(peak: list[int]) -> None:
     """Keeps the largest proportional set size of this process and its children."""
     while True:
         peak[0] = max(peak[0], sum(map(read_pss, list_family())))
-        time.sleep(0.25)
+        time.sleep(2.0)  # reading it takes the system as long as copying the page table: not often
 
 
 def list_family() -> list[int]:

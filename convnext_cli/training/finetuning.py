@@ -120,13 +120,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
     if accelerator.device.type == "cpu":
         keep_memory()
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    groups = make_optimizer(
-        network,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-        fused=devices.is_plain_processor(accelerator),
-    )
+    groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
     model, optimizer = devices.spread_model(accelerator, network, groups)
 
     job = Job(

@@ -29,16 +29,16 @@ class Schedule:
         return low + (self.peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float, fused: bool = False
-) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float) -> torch.optim.AdamW:
     """AdamW with timm's groups: no decay on one-dimensional parameters, a smaller rate for earlier blocks.
 
     One-dimensional are the norms, the biases, LayerScale and GRN. timm only stores `lr_scale` in each group;
-    `set_lr` is what applies it. `fused` updates all of a parameter in one pass.
+    `set_lr` is what applies it. PyTorch's one-pass AdamW (`fused`) is three times as fast on a processor, 2% of a step,
+    but goes through memory regardless of its format: with weights in channels last and moments read from a checkpoint,
+    which are not, it pairs the wrong numbers, and a continued run ends in others.
     """
     groups = param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=BETAS)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
