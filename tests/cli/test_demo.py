@@ -19,5 +19,5 @@ def test_the_demo_learns_the_digits_offline_and_shows_what_pretraining_is_worth(
         assert found[name]["split"] == "test"
         assert found[name]["metrics"]["images"] == 270
         right[name] = found[name]["metrics"]["balanced_accuracy"]
-    assert right["run"] > 0.9
+    assert right["run"] > 0.97
     assert right["run"] > right["from-scratch"] + 0.02
