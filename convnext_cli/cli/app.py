@@ -13,6 +13,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.check import check
 from convnext_cli.cli.demo import demo
 from convnext_cli.cli.eval import evaluate
+from convnext_cli.cli.export import export
 from convnext_cli.cli.finetune import finetune
 from convnext_cli.cli.list import list_
 from convnext_cli.cli.predict import predict
@@ -37,6 +38,7 @@ app.command("check")(check)
 app.command("finetune")(finetune)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
+app.command("export")(export)
 app.command("demo")(demo)
 
 

@@ -67,6 +67,9 @@ def finetune(
     track: Annotated[
         list[str] | None, typer.Option(help="Send the figures to tensorboard, wandb or mlflow too; may be repeated.")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option(help="Write model.onnx at the end, by which `predict` does without torch.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan with its memory and time, and stop.")
     ] = False,
@@ -104,7 +107,7 @@ def finetune(
 
     from convnext_cli.training.finetuning import finetune_steps
 
-    finished = follow(finetune_steps(request))
+    finished = follow(finetune_steps(request), onnx=onnx)
     if as_json:
         console.show_json(asdict(finished))
     else:
@@ -165,15 +168,15 @@ def _describe_splits(splits: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in splits.items()) + " images"
 
 
-def follow(events: Iterator[Any]) -> "Finished":
+def follow(events: Iterator[Any], *, onnx: bool = False) -> "Finished":
     """Shows what happens in a fine-tuning and returns its end."""
-    from convnext_cli.api import draw_along
+    from convnext_cli.api import draw_along, export_along
     from convnext_cli.progress import Progress
     from convnext_cli.training.finetuning import Finished, Started
 
     epochs = 0
     with console.progress("fine-tuning") as bar:
-        for event in draw_along(events):
+        for event in draw_along(export_along(events, onnx=onnx)):
             if isinstance(event, Progress):
                 bar.update(event.done, event.total, event.what)
                 continue
