@@ -12,6 +12,7 @@ from convnext_cli import __version__
 from convnext_cli.cli import console
 from convnext_cli.cli.check import check
 from convnext_cli.cli.demo import demo
+from convnext_cli.cli.doctor import doctor
 from convnext_cli.cli.eval import evaluate
 from convnext_cli.cli.export import export
 from convnext_cli.cli.finetune import finetune
@@ -40,6 +41,7 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("export")(export)
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.completion import complete_run
 from convnext_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; the newest under runs/ if not given.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="Run folder; the newest under runs/ if not given.", autocompletion=complete_run),
+    ] = None,
     format: Annotated[
         str, typer.Option("--format", "-f", help="onnx (one file), pt2 (torch.export), or hub (a folder).")
     ] = "onnx",

@@ -11,6 +11,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
+from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.settings import given, parse_duration, with_settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ def finetune(
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP, show_default=False)] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Model, with or without .tag; the recommended one if not given."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model, with or without .tag; the recommended one if not given.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; runs/<time>-<model>/ if not given.")
@@ -51,7 +57,10 @@ def finetune(
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Continue this run, with the settings and the split it has.")
+        Path | None,
+        typer.Option(
+            "--resume", help="Continue this run, with the settings and the split it has.", autocompletion=complete_run
+        ),
     ] = None,
     max_time: Annotated[
         float | None,

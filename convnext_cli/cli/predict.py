@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.completion import complete_run
 from convnext_cli.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Images, folders, patterns such as 'a/*.png'; - reads a list.")],
     run: Annotated[
         Path | None,
-        typer.Option("--run", "-r", help="Run folder or exported ONNX file; the newest under runs/ if not given."),
+        typer.Option(
+            "--run",
+            "-r",
+            help="Run folder or exported ONNX file; the newest under runs/ if not given.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many classes to show.", min=1)] = 3,
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the run's temperature and thresholds.")] = False,
