@@ -112,8 +112,8 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
     """Balanced accuracy of a linear classifier on frozen features."""
     import torch
 
+    from convnext_cli.inference.answers import load_for_eval
     from convnext_cli.inference.forward import forward_batches
-    from convnext_cli.inference.predictor import load_for_eval
     from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
     from convnext_cli.models.catalog import find_model
 

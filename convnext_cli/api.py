@@ -1,12 +1,13 @@
-"""Where training and reports meet: what the command line and a Python program both start."""
+"""Where training, reports and exports meet: what the command line and a Python program both start."""
 
 import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from convnext_cli.errors import ConvnextError
 from convnext_cli.recipes.plan import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from convnext_cli.progress import Progress
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
+Events: TypeAlias = "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]"
+PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
 
 
@@ -34,6 +37,7 @@ def finetune(
     cache: bool = True,
     probe: bool = True,
     track: Sequence[str] = (),
+    onnx: bool = True,
     **settings: Any,
 ) -> Finished:
     """Fine-tunes a ConvNeXt on images and returns where the run is and how good it is.
@@ -52,6 +56,7 @@ def finetune(
         cache: keep decoded images in the user's cache folder, for later epochs and runs.
         probe: begin a long run with measuring what it computes fastest with.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
+        onnx: write `model.onnx` at the end, where the extra `onnx` is installed.
         **settings: any field of `Recipe`.
 
     Raises:
@@ -73,14 +78,43 @@ def finetune(
         probe=probe,
         track=tuple(track),
     )
-    [last] = deque(draw_along(finetune_steps(request)), maxlen=1)
+    [last] = deque(draw_along(export_along(finetune_steps(request), onnx=onnx)), maxlen=1)
     assert isinstance(last, Finished)
     return last
 
 
-def draw_along(
-    events: "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]",
-) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]":
+def export_along(events: Events, *, onnx: bool = True) -> Events:
+    """Passes the events of a fine-tuning on, and writes `model.onnx` into the run before the last of them.
+
+    Only where the extra `onnx` is installed, and not where the environment has CONVNEXT_ONNX=0. The run is whole by
+    then: what prevents the file is said, and is no failure.
+    """
+    for event in events:
+        wanted = onnx and os.environ.get("CONVNEXT_ONNX") != "0" and os.environ.get("RANK", "0") == "0"
+        if isinstance(event, Finished) and wanted:
+            yield from _export(RunFolder(event.run))
+        yield event
+
+
+def _export(run: RunFolder) -> Events:
+    from convnext_cli.exports.delivery import Wanted, export_steps
+    from convnext_cli.exports.graph import check_installed
+    from convnext_cli.progress import Progress
+    from convnext_cli.training.loop import Remark
+
+    try:
+        check_installed()
+    except ConvnextError:
+        return
+    try:
+        for step in export_steps(run, Wanted(max_images=PARITY_IMAGES)):
+            if isinstance(step, Progress):
+                yield step
+    except Exception as error:  # the exporter's own errors are many; none of them is worth a finished run
+        yield Remark(text=f"{run.exported('onnx').name} was not made: {' '.join(str(error).split())[:300]}")
+
+
+def draw_along(events: Events) -> Events:
     """Passes the events of a fine-tuning on, and keeps `curves.png` in the run folder up to date."""
     run: RunFolder | None = None
     drawn = cost = 0.0

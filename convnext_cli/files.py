@@ -3,8 +3,10 @@
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return found
+
+
+def add_line(path: Path, entry: dict[str, Any]) -> None:
+    """Adds an object to a file of JSON lines: one write at its end, which the system does not mix with another's."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(file, (json.dumps(entry) + "\n").encode())
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sum_file(path: Path) -> int:
+    """A sum over a file's bytes, formed once for each state of the file."""
+    state = path.stat()
+    return _sum_bytes(path.absolute(), state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@cache
+def _sum_bytes(path: Path, *state: int) -> int:
+    del state  # a file that was written anew is summed anew
+    return zlib.crc32(path.read_bytes())
 
 
 def check_outside(output: Path, data: Path, option: str = "--output") -> None:

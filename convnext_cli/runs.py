@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import os
 import shlex
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.files import read_lines, replace_file, write_text
+from convnext_cli.files import add_line, read_lines, replace_file, sum_file, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
@@ -82,6 +80,10 @@ class RunFolder:
     def curves(self) -> Path:
         """Picture of the training so far."""
         return self.path / "curves.png"
+
+    def exported(self, format: str, *, int8: bool = False) -> Path:
+        """The model for elsewhere, `onnx` or `pt2`; by the first, in full precision, `predict` does without torch."""
+        return self.path / f"model{'-int8' if int8 else ''}.{format}"
 
     @property
     def tests(self) -> Path:
@@ -235,26 +237,18 @@ class RunFolder:
     def fingerprint_weights(self) -> str:
         """A short sum over the weights, by which is known what was fitted for others."""
         try:
-            return f"{zlib.crc32((self.path / 'model.safetensors').read_bytes()):08x}"
+            return f"{sum_file(self.path / 'model.safetensors'):08x}"
         except OSError as error:
             raise RunError(f"{self.path} has no weights that can be read", "Give a finished run") from error
 
     def record_test(self, entry: dict[str, Any]) -> int:
         """Adds an evaluation on a test split and returns the how-manieth it is.
 
-        One write at the file's end, which the system does not mix with another process's.
-
         Raises:
             RunError: it cannot be written; an evaluation that leaves no trace would make the test look fresh.
         """
-        line = (json.dumps(entry) + "\n").encode()
         try:
-            file = os.open(self.tests, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            try:
-                os.write(file, line)
-                os.fsync(file)
-            finally:
-                os.close(file)
+            add_line(self.tests, entry)
         except OSError as error:
             remedy = "Make the run writable: each evaluation on the test split is recorded there"
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
@@ -264,6 +258,7 @@ class RunFolder:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
         yield from (self.metrics, self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)
         yield from self.plots.glob("*.png")
+        yield from (self.exported("onnx"), self.exported("onnx", int8=True), self.exported("pt2"))
         names = ("model.safetensors", "config.json", "metrics.jsonl", "plan.toml")
         yield from (self.path / name for name in names)
         yield from self._beginnings()

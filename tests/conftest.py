@@ -29,6 +29,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the tests cache is gone after them, and what the user cached is not seen."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVNEXT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CONVNEXT_ONNX", "0")  # seconds for every run; the tests of it ask for it
         yield
 
 

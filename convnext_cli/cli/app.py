@@ -13,7 +13,9 @@ from convnext_cli.cli import console
 from convnext_cli.cli.cache import cache
 from convnext_cli.cli.check import check
 from convnext_cli.cli.demo import demo
+from convnext_cli.cli.doctor import doctor
 from convnext_cli.cli.eval import evaluate
+from convnext_cli.cli.export import export
 from convnext_cli.cli.finetune import finetune
 from convnext_cli.cli.list import list_
 from convnext_cli.cli.predict import predict
@@ -39,7 +41,9 @@ app.command("finetune")(finetune)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("cache")(cache)
+app.command("export")(export)
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 
 
 def _show_version(wanted: bool) -> None:

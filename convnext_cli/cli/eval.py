@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.completion import complete_run
 from convnext_cli.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def evaluate(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]... [DATA]", help="Runs; the newest if none. A folder that is no run is the data."
+            metavar="[RUN]... [DATA]",
+            help="Runs; the newest if none. A folder that is no run is the data.",
+            autocompletion=complete_run,
         ),
     ] = None,
     data: Annotated[

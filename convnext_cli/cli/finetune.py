@@ -11,6 +11,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
+from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.settings import given, parse_duration, with_settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ def finetune(
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP, show_default=False)] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Model, with or without .tag; the recommended one if not given."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model, with or without .tag; the recommended one if not given.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder; runs/<time>-<model>/ if not given.")
@@ -54,7 +60,10 @@ def finetune(
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Continue this run, with the settings and the split it has.")
+        Path | None,
+        typer.Option(
+            "--resume", help="Continue this run, with the settings and the split it has.", autocompletion=complete_run
+        ),
     ] = None,
     max_time: Annotated[
         float | None,
@@ -76,6 +85,9 @@ def finetune(
     track: Annotated[
         list[str] | None, typer.Option(help="Send the figures to tensorboard, wandb or mlflow too; may be repeated.")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option(help="Write model.onnx at the end, by which `predict` does without torch.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan with its memory and time, and stop.")
     ] = False,
@@ -115,7 +127,7 @@ def finetune(
 
     from convnext_cli.training.finetuning import finetune_steps
 
-    finished = follow(finetune_steps(request))
+    finished = follow(finetune_steps(request), onnx=onnx)
     if as_json:
         console.show_json(asdict(finished))
     else:
@@ -176,15 +188,15 @@ def _describe_splits(splits: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in splits.items()) + " images"
 
 
-def follow(events: Iterator[Any]) -> "Finished":
+def follow(events: Iterator[Any], *, onnx: bool = False) -> "Finished":
     """Shows what happens in a fine-tuning and returns its end."""
-    from convnext_cli.api import draw_along
+    from convnext_cli.api import draw_along, export_along
     from convnext_cli.progress import Progress
     from convnext_cli.training.finetuning import Finished, Started
 
     epochs = 0
     with console.progress("fine-tuning") as bar:
-        for event in draw_along(events):
+        for event in draw_along(export_along(events, onnx=onnx)):
             if isinstance(event, Progress):
                 bar.update(event.done, event.total, event.what)
                 continue

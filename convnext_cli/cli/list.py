@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.completion import complete_model
 from convnext_cli.errors import UsageError, check_word
 from convnext_cli.models.catalog import (
     Architecture,
@@ -35,7 +36,11 @@ _ORDERS = {
 
 def list_(
     pattern: Annotated[
-        str, typer.Argument(help="Part of a name, or a shell pattern. A whole name shows the model's card.")
+        str,
+        typer.Argument(
+            help="Part of a name, or a shell pattern. A whole name shows the model's card.",
+            autocompletion=complete_model,
+        ),
     ] = "*",
     family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = None,
     size: Annotated[str | None, typer.Option(help="zepto to huge.")] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.completion import complete_run
 from convnext_cli.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ MAX_PATH = 60  # characters of a path before the table's columns give way
 def predict(
     images: Annotated[list[str], typer.Argument(help="Images, folders, patterns such as 'a/*.png'; - reads a list.")],
     run: Annotated[
-        Path | None, typer.Option("--run", "-r", help="Run folder; the newest under runs/ if not given.")
+        Path | None,
+        typer.Option(
+            "--run",
+            "-r",
+            help="Run folder or exported ONNX file; the newest under runs/ if not given.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many classes to show.", min=1)] = 3,
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the run's temperature and thresholds.")] = False,
@@ -31,6 +38,9 @@ def predict(
         Path | None, typer.Option("--explain", help="Folder to draw into where the model looked.")
     ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over shifted views; several times slower.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per image.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row per image.")] = False,
 ) -> None:
@@ -40,7 +50,7 @@ def predict(
 
     from convnext_cli.runs import find_newest_run
 
-    paths = _find_paths(images)
+    paths = find_paths(images)
     folder = find_newest_run().path if run is None else run
     if run is None:
         console.say(f"run: {folder} (the newest)")
@@ -48,7 +58,7 @@ def predict(
     from convnext_cli.inference.prediction import Wishes, predict_steps
 
     failures: list[ImageError] = []
-    wishes = Wishes(raw=raw, abstain=abstain, explain=explain, tta=tta)
+    wishes = Wishes(raw=raw, abstain=abstain, explain=explain, tta=tta, engine=engine)
     predictions = _follow(predict_steps(folder, paths, wishes), len(paths), failures)
     if as_json:
         console.show_json_rows(_as_json(prediction, top_k) for prediction in predictions)
@@ -63,7 +73,12 @@ def predict(
         raise ImageError(f"{len(failures)} of {len(paths)} images cannot be read: {examples}", "Replace these files")
 
 
-def _find_paths(words: list[str]) -> list[Path]:
+def find_paths(words: list[str]) -> list[Path]:
+    """The image files that words on the command line mean: files, folders, patterns, `-` for a list.
+
+    Raises:
+        ImageError: there are none.
+    """
     from convnext_cli.data.scan import find_images
 
     paths: list[Path] = []

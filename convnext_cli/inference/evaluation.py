@@ -17,8 +17,9 @@ from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.intervals import Intervals, compute_intervals
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.evaluation.targets import OperatingPoint, Target, apply_threshold
+from convnext_cli.inference.answers import Answers
 from convnext_cli.inference.fitting import Calibration, fit_steps, keep_targets, parse_target, read_calibration
-from convnext_cli.inference.predictor import Answers, Predictor
+from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.subject import Subject, choose_subject, find_overlap
 from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder, find_newest_run
@@ -186,7 +187,7 @@ def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, No
     found = read_calibration(predictor.run)
     if found is None:
         try:
-            for event in fit_steps(predictor):
+            for event in fit_steps(predictor, predictor.run):
                 if isinstance(event, Calibration):
                     found = event
                 else:

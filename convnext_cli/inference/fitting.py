@@ -14,7 +14,7 @@ from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.metrics import compute_metrics
 from convnext_cli.evaluation.novelty import ABOUT, choose_novelty_threshold, normalise, score_novelty
 from convnext_cli.evaluation.targets import FIGURES, Target, Threshold, find_threshold
-from convnext_cli.inference.predictor import Answers, Predictor
+from convnext_cli.inference.answers import Answerer, Answers
 from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder
 
@@ -66,7 +66,7 @@ def parse_target(text: str) -> Target:
     return Target(figure, number, name)
 
 
-def fit_steps(predictor: Predictor) -> Iterator[Progress | Calibration]:
+def fit_steps(model: Answerer, run: RunFolder) -> Iterator[Progress | Calibration]:
     """Fits everything on the run's validation split and keeps it in the run: yields progress, and the result last.
 
     Where the validation split is too small, nothing is fitted, and the result says so.
@@ -75,7 +75,6 @@ def fit_steps(predictor: Predictor) -> Iterator[Progress | Calibration]:
         RunError: the run cannot be read.
         ImageError: an image is gone.
     """
-    run = predictor.run
     index = run.read_split()
     val, train = index.rows("val"), index.rows("train")
     fingerprint = run.fingerprint_weights()
@@ -87,15 +86,15 @@ def fit_steps(predictor: Predictor) -> Iterator[Progress | Calibration]:
     picked = [train[i * len(train) // BANK_IMAGES] for i in range(BANK_IMAGES)] if len(train) > BANK_IMAGES else train
     told: list[Answers] = []
     for rows, what in ((val, "calibrating"), (picked, "learning what training images look like")):
-        for event in predictor.answer_all(index, rows, features=True, what=what):
+        for event in model.answer_all(index, rows, features=True, what=what):
             if isinstance(event, Answers):
                 told.append(event)
             else:
                 yield event
-    logits, labels = told[0].logits, predictor.label_rows(index, val)
+    logits, labels = told[0].logits, model.label_rows(index, val)
     bank = normalise(told[1].features).astype(np.float16)
     temperature = fit_temperature(logits, labels)
-    before, after = (compute_metrics(logits / t, labels, predictor.classes) for t in (1.0, temperature))
+    before, after = (compute_metrics(logits / t, labels, model.classes) for t in (1.0, temperature))
     found = Calibration(
         weights=fingerprint,
         images=len(val),
@@ -120,13 +119,22 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     if raw is None or raw.get("weights") != run.fingerprint_weights():
         return None
     try:
-        thresholds = [t | {"target": Target(**t["target"])} for t in raw["thresholds"]]
-        pairs = {name: raw[name] and tuple(raw[name]) for name in ("log_loss", "ece")}
-        return Calibration(**raw | pairs | {"thresholds": tuple(Threshold(**t) for t in thresholds)})
+        return revive_calibration(raw)
     except (KeyError, TypeError) as error:
         raise RunError(
             f"calibration.json of {run.path} cannot be read ({error})", "Delete it; `convnext eval` fits it again"
         ) from error
+
+
+def revive_calibration(raw: dict[str, Any]) -> Calibration:
+    """Makes a calibration again of what `asdict` and JSON have turned into plain values.
+
+    Raises:
+        KeyError, TypeError: a field is missing, unknown or of another kind.
+    """
+    thresholds = [t | {"target": Target(**t["target"])} for t in raw["thresholds"]]
+    pairs = {name: raw[name] and tuple(raw[name]) for name in ("log_loss", "ece")}
+    return Calibration(**raw | pairs | {"thresholds": tuple(Threshold(**t) for t in thresholds)})
 
 
 def read_bank(run: RunFolder) -> NDArray[Any]:

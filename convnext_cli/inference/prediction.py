@@ -9,14 +9,18 @@ from PIL import Image
 
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.transforms import transform_for_eval
-from convnext_cli.errors import ImageError, UsageError
+from convnext_cli.errors import ImageError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.novelty import score_novelty
 from convnext_cli.files import check_outside, replace_file
-from convnext_cli.inference.explain import overlay_heat
+from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.fitting import Calibration, read_bank, read_calibration
-from convnext_cli.inference.predictor import Predictor
-from convnext_cli.runs import find_newest_run
+from convnext_cli.inference.runtime import ONNX_SUFFIX, Runtime, find_runtime
+from convnext_cli.recipes.machine import has_gpu
+from convnext_cli.runs import RunFolder, find_newest_run
+
+ENGINES = ("auto", "onnx", "torch")
+GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch takes to start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +52,8 @@ class Wishes:
     explain: Path | None = None
     """A folder for pictures of where the model looked."""
     tta: bool = False
+    engine: str = "auto"
+    """`onnx` (ONNX Runtime), `torch`, or `auto`: ONNX Runtime where the run has a file that serves."""
 
 
 def predict(
@@ -58,44 +64,52 @@ def predict(
     abstain: bool = False,
     explain: Path | str | None = None,
     tta: bool = False,
+    engine: str = "auto",
 ) -> list[Prediction]:
     """Classifies one or several image files with a run.
 
     Args:
         images: paths of image files.
-        run: the run folder; None takes the newest under `runs/`.
+        run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`.
         raw: leave out the temperature and the thresholds that the run keeps.
         abstain: flag images that are unlike the training images.
         explain: a folder to draw into where the model looked.
         tta: average over shifted views.
+        engine: `onnx` (ONNX Runtime, without torch), `torch`, or `auto`: ONNX Runtime where the run has a file for it
+            that holds its weights, and nothing is asked for that needs torch (`explain`, `tta`).
 
     Raises:
         RunError: the run cannot be read. A file that cannot be read is no failure: its prediction has `error` set.
-        UsageError: the run cannot tell what is unlike its images.
+        UsageError: the run cannot tell what is unlike its images, or the engine cannot do what is asked.
     """
     folder = find_newest_run().path if run is None else Path(run)
     paths = [Path(image) for image in ([images] if isinstance(images, Path | str) else images)]
-    wishes = Wishes(raw=raw, abstain=abstain, explain=Path(explain) if explain else None, tta=tta)
+    wishes = Wishes(raw=raw, abstain=abstain, explain=Path(explain) if explain else None, tta=tta, engine=engine)
     return list(predict_steps(folder, paths, wishes))
 
 
 def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[Prediction]:
     """Does what `predict` does, image by image, in constant memory."""
-    predictor = Predictor(run, tta=wishes.tta)
-    calibration = read_calibration(predictor.run)
-    bank, threshold = _find_bank(predictor, calibration) if wishes.abstain else (None, None)
+    model: Answerer
+    if run.suffix == ONNX_SUFFIX and not run.is_dir():
+        model = file = _open_file(run, wishes)
+        calibration, bank = file.about.calibration, None
+    else:
+        model, calibration = open_run(run, wishes, len(paths)), read_calibration(RunFolder(run))
+        bank = read_bank(RunFolder(run)) if wishes.abstain and calibration and not calibration.weak else None
+    threshold = _find_threshold(run, calibration) if wishes.abstain else None
     if wishes.explain is not None:
         _make_folder(wishes.explain, paths)
     use = None if wishes.raw else calibration
 
     def load(row: int) -> Pixels:
-        return transform_for_eval(decode_image(paths[row]), predictor.how)
+        return transform_for_eval(decode_image(paths[row]), model.how)
 
     row = 0
-    answers = predictor.answer(range(len(paths)), load, features=bank is not None, heat=wishes.explain is not None)
+    answers = model.answer(range(len(paths)), load, features=bank is not None, heat=wishes.explain is not None)
     for part in answers:
         probabilities = np.exp(log_softmax(part.logits / (use.temperature if use else 1.0)))
-        novelty = None if bank is None else score_novelty(part.features, bank)
+        novelty = score_novelty(part.features, bank) if bank is not None else part.novelty
         for place in range(len(part.logits)):
             path = paths[row]
             row += 1
@@ -109,11 +123,11 @@ def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[
                 picture = _draw(wishes.explain / f"{row:05d}-{path.stem[:80]}.png", load(row - 1), part.heat[place])
             yield Prediction(
                 path=path,
-                classes=tuple(predictor.classes[k] for k in order),
+                classes=tuple(model.classes[k] for k in order),
                 probabilities=tuple(float(mine[k]) for k in order),
-                decisions=_decide(use, predictor.classes, mine),
-                novelty=None if novelty is None else float(novelty[place]),
-                abstained=None if novelty is None or threshold is None else bool(novelty[place] > threshold),
+                decisions=_decide(use, model.classes, mine),
+                novelty=None if threshold is None or novelty is None else float(novelty[place]),
+                abstained=None if threshold is None or novelty is None else bool(novelty[place] > threshold),
                 explanation=picture,
             )
 
@@ -123,14 +137,53 @@ def _decide(calibration: Calibration | None, classes: tuple[str, ...], probabili
     return {str(t.target): bool(probabilities[classes.index(t.target.name)] >= t.threshold) for t in thresholds}
 
 
-def _find_bank(predictor: Predictor, calibration: Calibration | None) -> tuple[np.ndarray, float]:
+def open_run(run: Path, wishes: Wishes, images: int) -> Answerer:
+    """The model of a run folder: its ONNX file where that serves, else torch.
+
+    Args:
+        run: the run folder.
+        wishes: what to tell.
+        images: how many there are; with many of them a GPU is worth torch's start.
+
+    Raises:
+        UsageError: the engine that is wished for cannot do it.
+        RunError: the run cannot be read.
+    """
+    check_word("engine", wishes.engine, ENGINES)
+    if wishes.engine != "torch":
+        why = _needs_torch(wishes)
+        if not why and wishes.engine == "auto" and images >= GPU_FROM and has_gpu():
+            why = "the GPU is faster"
+        found = why or find_runtime(RunFolder(run))
+        if isinstance(found, Runtime):
+            return found
+        if wishes.engine == "onnx":
+            raise UsageError(f"ONNX Runtime cannot do it: {found}", f"Use --engine auto, or `convnext export {run}`")
+
+    from convnext_cli.inference.predictor import Predictor  # torch: seconds
+
+    return Predictor(run, tta=wishes.tta)
+
+
+def _open_file(path: Path, wishes: Wishes) -> Runtime:
+    check_word("engine", wishes.engine, ENGINES)
+    if why := "--engine torch needs torch" if wishes.engine == "torch" else _needs_torch(wishes):
+        raise UsageError(f"{path} cannot do it: {why}", "Give the run folder")
+    return Runtime(path)
+
+
+def _needs_torch(wishes: Wishes) -> str:
+    return "--explain needs torch" if wishes.explain is not None else "--tta needs torch" if wishes.tta else ""
+
+
+def _find_threshold(run: Path, calibration: Calibration | None) -> float:
     if calibration is None or calibration.novelty_threshold is None:
         why = calibration.weak if calibration else "it was never calibrated"
         raise UsageError(
-            f"{predictor.run.path} cannot tell what is unlike its images: {why}",
+            f"{run} cannot tell what is unlike its images: {why}",
             "Run `convnext eval` on it, fine-tune with more validation images, or leave out --abstain",
         )
-    return read_bank(predictor.run), calibration.novelty_threshold
+    return calibration.novelty_threshold
 
 
 def _make_folder(folder: Path, paths: Sequence[Path]) -> None:
@@ -144,6 +197,8 @@ def _make_folder(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def _draw(path: Path, image: Pixels, heat: np.ndarray) -> Path:
+    from convnext_cli.inference.explain import overlay_heat  # torch: whoever explains has it by now
+
     with replace_file(path) as temporary:
         Image.fromarray(overlay_heat(image, heat)).save(temporary, format="PNG")
     return path

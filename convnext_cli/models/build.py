@@ -100,6 +100,9 @@ def write_model(
             model_config={"label_names": list(classes), "pretrained_cfg": cfg},
             data_config={"input_size": size, "crop_pct": how.crop_pct, "crop_mode": how.crop_mode},
         )
+        config = json.loads(path.read_text(encoding="utf-8"))
+        del config["model_args"]["num_classes"]  # it stands above already; twice is too often for transformers 5.23
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
 
 

@@ -46,6 +46,11 @@ def count_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU that this process may use."""
+    return _first_gpu() is not None
+
+
 def count_local_processes() -> int:
     """Processes of this run on this machine, as torchrun tells them."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -10,9 +10,10 @@ from PIL import Image
 
 from convnext_cli.data.decode import Pixels
 from convnext_cli.evaluation.figures import log_softmax
+from convnext_cli.inference.answers import load_for_eval
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.explain import overlay_heat
-from convnext_cli.inference.predictor import Predictor, load_for_eval
+from convnext_cli.inference.predictor import Predictor
 from convnext_cli.reports.plots import shown
 
 IMAGES = 12  # of each kind

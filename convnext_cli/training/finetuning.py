@@ -196,7 +196,7 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
     selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
     calibration: Calibration | None = None
     if job.accelerator.is_main_process:
-        for step in fit_steps(Predictor(run.path, job.accelerator.device, cache=job.cache)):
+        for step in fit_steps(Predictor(run.path, job.accelerator.device, cache=job.cache), run):
             if isinstance(step, Calibration):
                 calibration = step
             else:

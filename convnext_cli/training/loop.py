@@ -17,8 +17,8 @@ from convnext_cli.data.loaders import load_batches, seed_image, shuffle_batches
 from convnext_cli.data.transforms import find_stored_side, reduce_image, transform_for_training
 from convnext_cli.errors import DivergedError
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
+from convnext_cli.inference.answers import load_for_eval
 from convnext_cli.inference.forward import forward_batches
-from convnext_cli.inference.predictor import load_for_eval
 from convnext_cli.recipes.recipe import Recipe
 from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import agree, gather_rows

@@ -1,0 +1,128 @@
+"""`convnext export`: the model for other places."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convnext_cli.cli import console
+from convnext_cli.cli.completion import complete_run
+from convnext_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from convnext_cli.exports.delivery import Exported, Wanted
+    from convnext_cli.exports.hub import HubFolder
+    from convnext_cli.runs import RunFolder
+
+
+def export(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="Run folder; the newest under runs/ if not given.", autocompletion=complete_run),
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="onnx (one file), pt2 (torch.export), or hub (a folder).")
+    ] = "onnx",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File, or folder for hub; model.<format> in the run if not given."),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="8 bits; says what that costs. ONNX only.")] = False,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="Images, folder or pattern to check parity on, may be repeated; else the run's validation."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest difference of a probability; with --int8, share of images that change class.", min=0
+        ),
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="Upload the hub folder to this repository, made private.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Export a run. The file is checked on your own images, from file to probability, before it gets its name."""
+    from convnext_cli.errors import check_word
+    from convnext_cli.runs import RunFolder, find_newest_run
+
+    check_word("format", format, ("onnx", "pt2", "hub"))
+    if push and format != "hub":
+        raise UsageError("--push goes with --format hub", "Leave one of them out")
+    folder = find_newest_run() if run is None else RunFolder(run)
+    if run is None:
+        console.say(f"run: {folder.path} (the newest)")
+    if format == "hub":
+        if output is None or int8 or images:
+            raise UsageError("--format hub needs --output, and takes no --int8 and no --images", "Give a new folder")
+        found = _run_hub(folder, output, push, overwrite=overwrite)
+        console.show_json(found.to_dict()) if as_json else _show_hub(found)
+        return
+
+    from convnext_cli.cli.predict import find_paths
+    from convnext_cli.exports.delivery import Wanted
+
+    wanted = Wanted(
+        format=format,
+        output=output,
+        int8=int8,
+        images=tuple(find_paths(images)) if images else (),
+        tolerance=tolerance,
+        overwrite=overwrite,
+    )
+    exported = run_export(folder, wanted)
+    console.show_json(exported.to_dict()) if as_json else _show_exported(exported)
+
+
+def run_export(run: "RunFolder", wanted: "Wanted") -> "Exported":
+    """Exports with a progress bar."""
+    from convnext_cli.exports.delivery import Exported, export_steps
+
+    with console.progress("export") as bar:
+        for event in export_steps(run, wanted):
+            if isinstance(event, Exported):
+                return event
+            bar.update(event.done, event.total, event.what)
+    raise AssertionError("an export ends with its result")
+
+
+def _show_exported(found: "Exported") -> None:
+    parity = found.parity
+    opset = f", opset {found.opset}" if found.opset else ""
+    console.show(f"{console.shorten(found.path)}", style="bold")
+    console.show(f"{found.format}, {found.precision}{opset}, {found.bytes / 1e6:.1f} MB, any batch size")
+    console.show(f"licence of the base weights: {found.license or 'unknown'}")
+    console.show(
+        f"Parity with the run on {parity.images:,} of your images, from file to probability: {parity.same_top1:,} keep "
+        f"their class, probabilities differ by at most {parity.difference:.1e}"
+    )
+    if found.cost and (accuracy := found.cost.differences["balanced_accuracy"]):
+        between = accuracy.interval
+        console.show(
+            f"8 bits change the balanced accuracy by {100 * accuracy.value:+.1f} points (95%: "
+            f"{100 * between.low:+.1f} to {100 * between.high:+.1f}) on these validation images"
+        )
+    if found.format == "onnx":
+        console.show(f"Next: convnext predict IMAGE --run {console.shorten(found.path)}")
+
+
+def _run_hub(run: "RunFolder", output: Path, push: str | None, *, overwrite: bool) -> "HubFolder":
+    from convnext_cli.exports.hub import HubFolder, hub_steps
+
+    with console.progress("export") as bar:
+        for event in hub_steps(run, output, push=push, overwrite=overwrite):
+            if isinstance(event, HubFolder):
+                return event
+            bar.update(event.done, event.total, event.what)
+    raise AssertionError("an export ends with its result")
+
+
+def _show_hub(found: "HubFolder") -> None:
+    console.show(f"{console.shorten(found.path)}", style="bold")
+    console.show(f"config.json, model.safetensors, README.md; licence: {found.license}")
+    for note in found.notes:
+        console.warn(note)
+    if found.url:
+        console.show(f"Pushed to {found.url} (private)")
+    else:
+        console.show("Nothing was uploaded; --push OWNER/NAME does that")

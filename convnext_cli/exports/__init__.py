@@ -1,0 +1,1 @@
+"""A run for other places: one ONNX file, a PyTorch program, a folder for the Hugging Face Hub."""

@@ -1,0 +1,170 @@
+"""Exports a run: writes the file, checks it on the user's own images, and only then gives it its name."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convnext_cli.data.intake import check_apart
+from convnext_cli.data.scan import Index
+from convnext_cli.errors import DataError, UsageError, check_word
+from convnext_cli.evaluation.comparison import Comparison, compare
+from convnext_cli.exports.deployed import describe_run
+from convnext_cli.exports.graph import OPSET, check_installed, write_graph, write_metadata
+from convnext_cli.exports.parity import Parity, ParityError, Tolerance, compare_steps
+from convnext_cli.exports.program import Program, write_program
+from convnext_cli.exports.quantisation import quantise
+from convnext_cli.files import replace_file
+from convnext_cli.inference.answers import Answerer
+from convnext_cli.inference.predictor import Predictor
+from convnext_cli.inference.runtime import Runtime
+from convnext_cli.progress import Progress
+from convnext_cli.runs import RunFolder
+
+FORMATS = ("onnx", "pt2")
+TOLERANCE = Tolerance(1e-4)
+INT8_TOLERANCE = Tolerance(1.0, changed=0.02)  # 8 bits move every probability; what counts is the answer
+PARITY_IMAGES = 500
+CALIBRATION_IMAGES = 100  # training images that show quantisation which values occur
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What to write, and how to check it."""
+
+    format: str = "onnx"
+    """One of `FORMATS`."""
+    output: Path | None = None
+    """None takes the run's own place for it."""
+    int8: bool = False
+    images: tuple[Path, ...] = ()
+    """Image files to check parity on; empty takes the run's validation images."""
+    max_images: int = PARITY_IMAGES
+    tolerance: float | None = None
+    """Largest difference of a probability; with `int8`, the largest share of images that change their class."""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """A file that was written and checked."""
+
+    path: Path
+    format: str
+    precision: str
+    bytes: int
+    opset: int | None
+    license: str | None
+    parity: Parity
+    cost: Comparison | None
+    """With `int8`, from float32 to 8 bits on the run's validation images; None where other images were given."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported]:
+    """Writes a run's model for another place: yields progress, and the result last.
+
+    Raises:
+        UsageError: the format is unknown, the output exists already, or lies in the data folder.
+        RunError: the run cannot be read.
+        DataError: there are no images to check parity on.
+        ParityError: the file does not say what the run says; nothing was written.
+        ConvnextError: the extra `onnx` is not installed.
+    """
+    check_word("format", wanted.format, FORMATS)
+    if wanted.int8 and wanted.format != "onnx":
+        raise UsageError("--int8 goes with --format onnx", "Leave one of them out")
+    output = wanted.output or run.exported(wanted.format, int8=wanted.int8)
+    index = run.read_split()
+    _check_output(output, index, wanted)
+    if wanted.format == "onnx":
+        check_installed()
+    rows = spread(index.rows("val"), wanted.max_images)
+    paths = list(wanted.images) or [index.root / index.paths[row] for row in rows]
+    if not paths:
+        raise DataError(f"{run.path} has no validation images to check parity on", "Give some with --images")
+    if missing := [path for path in paths if not path.exists()]:
+        raise DataError(
+            f"{missing[0]} is gone; parity is checked on the user's own images", "Give some that exist with --images"
+        )
+
+    predictor = Predictor(run.path, torch.device("cpu"))
+    about = describe_run(run.path, predictor)
+    with replace_file(output) as temporary:
+        yield Progress(done=0, total=1, what=f"writing {output.name}")
+        if wanted.format == "pt2":
+            write_program(predictor, about, temporary)
+        else:
+            write_graph(predictor, about, temporary)
+        if wanted.int8:
+            yield Progress(done=0, total=1, what="quantising")
+            about = replace(about, precision="int8")
+            quantise(temporary, about, _choose_calibration(index) or paths)
+        exported: Answerer = Program(temporary) if wanted.format == "pt2" else Runtime(temporary)
+        parity, cost = None, None
+        for event in compare_steps(predictor, exported, paths, about.temperature, _find_tolerance(wanted)):
+            if isinstance(event, Progress):
+                yield event
+                continue
+            parity, before, after = event
+            if wanted.int8 and not wanted.images:
+                labels = predictor.label_rows(index, rows)
+                groups = [index.groups[row] for row in rows] if index.groups else None
+                cost = compare(before / about.temperature, after / about.temperature, labels, groups)
+        assert parity is not None
+        if not parity.holds:
+            raise ParityError(parity)
+        if wanted.format == "onnx":
+            write_metadata(temporary, replace(about, measured=_describe_measured(parity, cost)))
+    yield Exported(
+        path=output,
+        format=wanted.format,
+        precision=about.precision,
+        bytes=output.stat().st_size,
+        opset=OPSET if wanted.format == "onnx" else None,
+        license=about.license,
+        parity=parity,
+        cost=cost,
+    )
+
+
+def _check_output(output: Path, index: Index, wanted: Wanted) -> None:
+    check_apart(output, index)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}", "Give a file in a folder that exists")
+    if wanted.output is not None and output.exists() and not wanted.overwrite:
+        raise UsageError(f"{output} exists already", "Choose another --output, or add --overwrite")
+
+
+def _find_tolerance(wanted: Wanted) -> Tolerance:
+    own = wanted.tolerance
+    if wanted.int8:
+        return INT8_TOLERANCE if own is None else replace(INT8_TOLERANCE, changed=own)
+    return TOLERANCE if own is None else replace(TOLERANCE, difference=own)
+
+
+def _choose_calibration(index: Index) -> list[Path]:
+    """Training images, as far as they are still there."""
+    paths = [index.root / index.paths[row] for row in spread(index.rows("train"), CALIBRATION_IMAGES)]
+    return [path for path in paths if path.exists()]
+
+
+def spread(rows: Sequence[int], most: int) -> list[int]:
+    """At most so many of the rows, from all over them, because they are sorted by class."""
+    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)
+
+
+def _describe_measured(parity: Parity, cost: Comparison | None) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "images": parity.images,
+        "same_top1": parity.same_top1,
+        "largest_difference_of_a_probability": parity.difference,
+    }
+    if cost and (accuracy := cost.differences["balanced_accuracy"]):
+        told["balanced_accuracy_against_float32"] = asdict(accuracy)
+    return told

@@ -1,0 +1,97 @@
+"""A folder for the Hugging Face Hub: the model in timm's own format, which transformers loads too, and its card."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convnext_cli.data.intake import check_apart
+from convnext_cli.errors import ConvnextError, DataError, ImageError, UsageError
+from convnext_cli.exports.card import License, find_license, write_card
+from convnext_cli.files import replace_file, write_text
+from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
+from convnext_cli.progress import Progress
+from convnext_cli.runs import RunFolder
+
+MODEL_FILES = ("config.json", "model.safetensors")
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubFolder:
+    """What was written, and where it went."""
+
+    path: Path
+    license: License
+    url: str | None
+    """Where it was uploaded to; None where that was not asked for."""
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def hub_steps(
+    run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False
+) -> Iterator[Progress | HubFolder]:
+    """Writes config.json, model.safetensors and a model card: yields progress, and the result last.
+
+    The card's figures are measured now, on the run's test split where there is one; that is recorded in the run as
+    every evaluation on a test split is.
+
+    Args:
+        run: the run.
+        output: a new or empty folder.
+        push: a repository, OWNER/NAME, to upload to. It is made private where it does not exist.
+        overwrite: replace the three files in `output`.
+
+    Raises:
+        UsageError: there is something at `output`, or it lies in the data folder.
+        RunError: the run cannot be read.
+        ConvnextError: the Hub refused, or cannot be reached.
+    """
+    check_apart(output, run.read_split())
+    own = {*MODEL_FILES, CARD}
+    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if output.is_file() or (there and not (overwrite and there <= own)):
+        raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces a former export")
+    run.fingerprint_weights()  # a run without weights is refused before anything is written
+    found: Evaluation | None = None
+    notes: list[str] = []
+    try:
+        for event in evaluate_steps(run, None, None):
+            if isinstance(event, Evaluation):
+                found = event
+            else:
+                yield event
+    except (DataError, ImageError) as error:
+        notes.append(f"the card has no figures with intervals: {error.problem}")
+    license = find_license(run)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in MODEL_FILES:
+        with replace_file(output / name) as temporary:
+            shutil.copyfile(run.path / name, temporary)
+    write_text(output / CARD, write_card(run, found, license))
+    if license.is_unknown:
+        notes.append(f"licence unknown: {license.reason}. Say it in {output / CARD} before you pass the model on")
+    url = None
+    if push:
+        yield Progress(done=0, total=1, what=f"uploading to {push}")
+        url = _push(output, push)
+    yield HubFolder(path=output, license=license, url=url, notes=tuple(notes))
+
+
+def _push(folder: Path, repository: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[*MODEL_FILES, CARD]))
+    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConvnextError(
+            f"cannot upload to {repository} ({why})", f"`hf auth login` first; the folder {folder} is whole"
+        ) from error

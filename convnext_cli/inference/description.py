@@ -1,0 +1,98 @@
+"""What an exported file says of itself: everything between an image's file and a probability that is no weight."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from convnext_cli.data.transforms import Preprocessing
+from convnext_cli.inference.fitting import Calibration, revive_calibration
+
+INPUT = "pixels"
+OUTPUTS = ("logits", "probabilities", "features", "novelty")
+"""The last one only where the run can tell what is unlike its images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """The metadata of an exported file."""
+
+    architecture: str
+    classes: tuple[str, ...]
+    how: Preprocessing
+    calibration: Calibration | None
+    weights: str
+    """Fingerprint of the run's weights, by which a file that is older than its run is known."""
+    license: str | None
+    """Licence of the base weights; None where none is known."""
+    precision: str = "float32"
+    """`float32` or `int8`."""
+    measured: dict[str, Any] | None = None
+    """What the file was found to be like on the user's images, such as what quantisation cost."""
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before softmax."""
+        return self.calibration.temperature if self.calibration else 1.0
+
+    def to_metadata(self) -> dict[str, str]:
+        """Words and JSON by name, as ONNX and PyTorch's archives keep them."""
+        calibration = self.calibration
+        values: dict[str, Any] = {
+            "classes": self.classes,
+            "preprocessing": asdict(self.how),
+            "temperature": self.temperature,
+            "thresholds": {str(t.target): t.threshold for t in calibration.thresholds} if calibration else {},
+            "novelty_threshold": calibration.novelty_threshold if calibration else None,
+            "calibration": calibration and asdict(calibration),
+            "measured": self.measured,
+        }
+        words = {
+            "made_by": "convnext",
+            "architecture": self.architecture,
+            "weights": self.weights,
+            "license": self.license or "unknown",
+            "precision": self.precision,
+            "steps": "\n".join(describe_steps(self)),
+        }
+        return words | {name: json.dumps(value) for name, value in values.items()}
+
+
+def read_description(metadata: dict[str, str]) -> Description:
+    """Takes back what `to_metadata` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError: something is missing or not as it was written.
+    """
+    how = json.loads(metadata["preprocessing"])
+    calibration = json.loads(metadata["calibration"])
+    license = metadata["license"]
+    return Description(
+        architecture=metadata["architecture"],
+        classes=tuple(json.loads(metadata["classes"])),
+        how=Preprocessing(**how | {key: tuple(how[key]) for key in ("mean", "std")}),
+        calibration=calibration and revive_calibration(calibration),
+        weights=metadata["weights"],
+        license=None if license == "unknown" else license,
+        precision=metadata["precision"],
+        measured=json.loads(metadata["measured"]),
+    )
+
+
+def describe_steps(about: Description) -> list[str]:
+    """From an image's file to a probability, in words for whoever has no `convnext`."""
+    how, size = about.how, about.how.image_size
+    side = math.floor(size / how.crop_pct)
+    scaled = f"both sides to {side} px" if how.crop_mode == "squash" else f"the shorter side to {side} px"
+    fitted = f"softmax(logits / {about.temperature:.6g})"
+    steps = f"""\
+Decode to RGB, 8 bits, upright by its EXIF orientation. Grey becomes three equal channels; more than 8 bits are \
+stretched from the image's own darkest to its own brightest value; transparency is laid on white.
+Scale {scaled}, {how.interpolation} with antialiasing (as Pillow's resize), unless it has that size.
+Crop the middle {size} x {size} px.
+Give them as `{INPUT}`, uint8 (batch, {size}, {size}, 3). The division by 255, the mean {how.mean} and the standard \
+deviation {how.std} are applied inside.
+`probabilities` (batch, {len(about.classes)}) are {fitted}, in the order of `classes`. Where `thresholds` names a \
+class, it counts as found from that probability on. `novelty`, where there is one, says above `novelty_threshold` that \
+the image is unlike the training images."""
+    return [f"{number}. {step}" for number, step in enumerate(steps.splitlines(), start=1)]

@@ -1,0 +1,71 @@
+"""An exported ONNX file at work: ONNX Runtime, Pillow and NumPy, without torch."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.errors import ConvnextError, RunError
+from convnext_cli.inference.answers import Answerer, Answers
+from convnext_cli.inference.description import INPUT, read_description
+from convnext_cli.recipes.machine import count_cpus
+from convnext_cli.runs import RunFolder
+
+ONNX_SUFFIX = ".onnx"
+INSTALL = "Install what it needs: pip install 'convnext-cli[onnx]'"
+
+
+class Runtime(Answerer):
+    """An exported file, ready to classify.
+
+    Args:
+        path: the file that `convnext export --format onnx` wrote.
+
+    Raises:
+        RunError: the file cannot be read, or is not ours.
+        ConvnextError: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ConvnextError("ONNX Runtime is not installed", INSTALL) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = count_cpus()
+        options.log_severity_level = 3  # errors; its warnings speak of its own optimisations
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.about = read_description(self._session.get_modelmeta().custom_metadata_map)
+        except Exception as error:  # ONNX Runtime's errors, a missing key, a wrong value: no common base class
+            why = " ".join(str(error).split())[:120] or type(error).__name__
+            remedy = "Give a file that `convnext export` wrote"
+            raise RunError(f"{path} cannot be used ({type(error).__name__}: {why})", remedy) from error
+        self.classes, self.how = self.about.classes, self.about.how
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Answers:
+        """Asks the model about prepared images, (B, S, S, 3); an exported file has no heat."""
+        assert not heat
+        told = dict(zip(self._outputs, self._session.run(None, {INPUT: images}), strict=True))
+        return Answers(
+            logits=told["logits"],
+            features=told["features"] if features else told["features"][:, :0],
+            heat=np.empty((len(images), 0, 0), np.float32),
+            probabilities=told["probabilities"],
+            novelty=told.get("novelty"),
+        )
+
+
+def find_runtime(run: RunFolder) -> Runtime | str:
+    """The run's own ONNX file, ready; or why it cannot be used: there is none, it is old, or nothing reads it."""
+    path = run.exported("onnx")
+    if not path.exists():
+        return f"the run has no {path.name}"
+    try:
+        found = Runtime(path)
+    except ConvnextError as error:
+        return error.problem
+    if found.about.weights != run.fingerprint_weights():
+        return f"its {path.name} was made of other weights"
+    return found

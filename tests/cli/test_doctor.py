@@ -1,0 +1,36 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Convnext
+
+
+def test_it_says_what_is_here_and_that_it_works(
+    convnext: Convnext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)  # the export has its own tests
+    outcome = convnext("doctor", "--offline", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["packages"]["torch"]
+    assert found["hub"] == "not asked: offline"
+    assert found["self_test"]["fine-tune"].startswith("ok")
+    assert found["self_test"]["predict, torch"].startswith("ok")
+    assert "pip install" in found["self_test"]["export and predict, ONNX Runtime"]
+    assert found["caches"]["weights (Hub)"]["bytes"] >= 0
+    assert found["works"]
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_broken_installation_is_told_and_fails(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise ImportError("libcudart.so is missing")
+
+    monkeypatch.setattr("convnext_cli.api.finetune", fail)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    outcome = convnext("doctor")
+    assert outcome.code == 1
+    assert "fine-tune: ImportError: libcudart.so is missing" in outcome.out
+    assert "Hub       " in outcome.out
+    assert "It works" not in outcome.out

@@ -1,0 +1,3 @@
+from tests.cli.conftest import convnext
+
+__all__ = ["convnext"]

@@ -1,0 +1,131 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from convnext_cli import evaluate
+from convnext_cli.exports.card import find_license
+from convnext_cli.exports.hub import HubFolder, hub_steps
+from convnext_cli.inference.predictor import Predictor
+from convnext_cli.runs import RunFolder
+from tests.cli.conftest import Convnext
+
+
+def export(run: RunFolder, output: Path, **options: Any) -> HubFolder:
+    *_, last = hub_steps(run, output, **options)
+    assert isinstance(last, HubFolder)
+    return last
+
+
+@pytest.fixture(scope="module")
+def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("hub") / "run"
+    shutil.copytree(run.path, folder)
+    evaluate(folder, split="val", targets=["sensitivity=0.9:1"])
+    return RunFolder(folder)
+
+
+def give_base(run: RunFolder, tmp_path: Path, *, license: str | None, weights: str, model: str) -> RunFolder:
+    """A copy of the run that says it began with other weights."""
+    shutil.copytree(run.path, tmp_path / "based")
+    based = RunFolder(tmp_path / "based")
+    config = json.loads((based.path / "config.json").read_text())
+    config["pretrained_cfg"]["license"] = license
+    (based.path / "config.json").write_text(json.dumps(config))
+    plan = based.plan.read_text()
+    based.plan.write_text(
+        plan.replace('weights = "none"', f'weights = "{weights}"').replace(
+            'model = "test_convnext"', f'model = "{model}"'
+        )
+    )
+    return based
+
+
+BASES = [
+    ("cc-by-nc-4.0", "auto", "convnextv2_tiny.fcmae", "license: cc-by-nc-4.0", "Not for commercial use"),
+    ("apache-2.0", "auto", "convnext_tiny.in12k", "license: apache-2.0", "that of the base weights"),
+    ("dinov3-license", "auto", "convnext_tiny.d", "license: other\nlicense_name: dinov3-license", "dinov3-license"),
+    (None, "none", "convnext_tiny", "license: unknown", "trained from random weights"),
+    (None, "my.pth", "convnext_tiny", "license: unknown", "the licence of the base weights is not known"),
+]
+
+
+@pytest.mark.parametrize(("license", "weights", "model", "head", "words"), BASES, ids=[base[2] for base in BASES])
+def test_the_licence_is_that_of_the_base_weights_or_unknown(
+    mine: RunFolder, tmp_path: Path, license: str | None, weights: str, model: str, head: str, words: str
+) -> None:
+    based = give_base(mine, tmp_path, license=license, weights=weights, model=model)
+    shutil.move(mine.read_split().root, tmp_path / "hidden")  # no figures are needed here
+    try:
+        found = export(based, tmp_path / "out")
+    finally:
+        shutil.move(tmp_path / "hidden", mine.read_split().root)
+    card = (tmp_path / "out/README.md").read_text()
+    assert head in card.split("---")[1]
+    assert words in card
+    assert ("apache" in card) == (license == "apache-2.0")
+    assert found.license == find_license(based)
+    assert ("base_model: timm/" + model in card) == (weights == "auto")
+    assert "the data were not at hand" in card
+
+
+def test_the_card_says_what_a_stranger_needs(mine: RunFolder, convnext: Convnext, tmp_path: Path) -> None:
+    outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "Nothing was uploaded" in outcome.out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    card = (tmp_path / "out/README.md").read_text()
+    for words in ("| balanced accuracy |", "95% interval", "on test, 45 images", "| epochs | 2 |", "sensitivity=0.9:1",
+                  "| 0 | 65 | 20 | 15 |", "Evaluation number", "interpolation bi"):  # fmt: skip
+        assert words in card, words
+    assert str(mine.read_split().root) not in card
+    again = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out")
+    assert again.code == 2
+    assert "exists already" in again.err
+    (tmp_path / "out/mine.txt").write_text("kept")
+    assert convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out", "--overwrite").code == 2
+
+
+def test_it_loads_in_timm_and_in_transformers(mine: RunFolder, tmp_path: Path) -> None:
+    export(mine, tmp_path / "out")
+    inputs = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = Predictor(mine.path, torch.device("cpu")).model(inputs)
+        assert torch.equal(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()(inputs), expected)
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+        loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+        assert torch.allclose(loaded(inputs).logits, expected, atol=1e-6)
+    assert loaded.config.id2label == {0: "0", 1: "1", 2: "2"}
+
+
+def test_only_push_uploads_and_never_in_public(
+    mine: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convnext: Convnext
+) -> None:
+    import huggingface_hub
+
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Api:
+        def create_repo(self, repo_id: str, **options: Any) -> None:
+            if repo_id == "not/mine":
+                raise OSError("403 Forbidden")
+            calls.append((repo_id, options))
+
+        def upload_folder(self, **options: Any) -> str:
+            calls.append((options["repo_id"], options))
+            return "https://hub/me/xrays"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    export(mine, tmp_path / "one")
+    assert not calls
+    assert export(mine, tmp_path / "two", push="me/xrays").url == "https://hub/me/xrays"
+    assert calls[0] == ("me/xrays", {"private": True, "exist_ok": True})
+    assert calls[1][1]["folder_path"] == tmp_path / "two"
+    outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "three", "--push", "not/mine")
+    assert outcome.code == 1
+    assert "403 Forbidden" in outcome.err
+    assert (tmp_path / "three/README.md").exists()
