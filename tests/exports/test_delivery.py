@@ -61,7 +61,7 @@ def test_whoever_has_only_the_file_gets_the_same_probabilities(mine: RunFolder, 
     how, classes = json.loads(told["preprocessing"]), json.loads(told["classes"])
     assert "Crop the middle 32 x 32 px" in told["steps"]
     assert json.loads(told["thresholds"]).keys() == {"sensitivity=0.9:1"}
-    assert told["license"] == "unknown"
+    assert told["license"] == "imagenet-noncommercial", "it follows the weights"
     batch = []
     for path in pictures:  # the words of `steps`, written anew
         picture = Image.open(path).convert("RGB")

@@ -169,7 +169,7 @@ def test_a_weak_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Pa
 def test_pretrained_weights_from_a_run(digits: Path, run: RunFolder, tmp_path: Path) -> None:
     started = events_of(digits, tmp_path / "more", weights=run.path, epochs=1)[0]
     assert started.new_params == 0  # the same classes: the head is kept too
-    assert started.license is None
+    assert started.license == "imagenet-noncommercial", "it follows the weights"
 
 
 def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
