@@ -1,6 +1,6 @@
 """Turn a folder of images into a fine-tuned ConvNeXt that its owner can trust.
 
-    from convnext_cli import finetune, evaluate, predict, recommend, list_models
+    from convnext_cli import finetune, evaluate, predict, export, recommend, list_models
 
 Nothing heavy is imported until one of these is used.
 """
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "evaluate": "convnext_cli.inference.evaluation",
+    "export": "convnext_cli.exports.delivery",
     "finetune": "convnext_cli.api",
     "list_models": "convnext_cli.models.catalog",
     "predict": "convnext_cli.inference.prediction",
@@ -19,10 +20,11 @@ _HOMES = {
     "write_report": "convnext_cli.reports.page",
 }
 
-__all__ = ["evaluate", "finetune", "list_models", "predict", "recommend", "write_report"]
+__all__ = ["evaluate", "export", "finetune", "list_models", "predict", "recommend", "write_report"]
 
 if TYPE_CHECKING:
     from convnext_cli.api import finetune
+    from convnext_cli.exports.delivery import export
     from convnext_cli.inference.evaluation import evaluate
     from convnext_cli.inference.prediction import predict
     from convnext_cli.models.catalog import list_models

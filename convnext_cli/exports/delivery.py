@@ -1,5 +1,6 @@
 """Exports a run: writes the file, checks it on the user's own images, and only then gives it its name."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.runtime import Runtime
 from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs import RunFolder, find_newest_run
 
 FORMATS = ("onnx", "pt2")
 TOLERANCE = Tolerance(1e-4)
@@ -64,6 +65,51 @@ class Exported:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def export(
+    run: Path | str | None = None,
+    *,
+    format: str = "onnx",
+    output: Path | str | None = None,
+    int8: bool = False,
+    images: Sequence[Path | str] = (),
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a run's model for another place, and checks that it says what the run says.
+
+    The file takes `pixels`, (B, S, S, 3) uint8 RGB, resized and cropped as its metadata say, and gives `logits` and
+    `probabilities` (B, K), `features` (B, D), and where the run can abstain `novelty` (B,), 0 (as seen) to 2.
+
+    Args:
+        run: the run folder; None takes the newest under `runs/`.
+        format: `onnx`, or `pt2` (`torch.export`).
+        output: the file; None takes `model.<format>` in the run.
+        int8: 8 bits, ONNX only.
+        images: image files to check parity on; none takes up to 500 of the run's validation images.
+        tolerance: largest difference of a probability, 1e-4 if None; with `int8` the largest share of images that
+            change their class, 0.02 if None.
+        overwrite: replace what is at `output`.
+
+    Raises:
+        ParityError: the file says something else than the run; nothing was written.
+        UsageError: the format is unknown, or the output exists or lies among the images.
+        RunError: the run cannot be read.
+        DataError: there are no images to check parity on.
+        ConvnextError: the extra `onnx` is not installed.
+    """
+    wanted = Wanted(
+        format=format,
+        output=Path(output) if output is not None else None,
+        int8=int8,
+        images=tuple(Path(image) for image in images),
+        tolerance=tolerance,
+        overwrite=overwrite,
+    )
+    [last] = deque(export_steps(find_newest_run() if run is None else RunFolder(Path(run)), wanted), maxlen=1)
+    assert isinstance(last, Exported)
+    return last
 
 
 def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported]:

@@ -42,7 +42,7 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
     url = hf_hub_url(tag.hub_id, HUB_FILE)
     choices = (
         f"Download {url} elsewhere and give it with --weights PATH (or copy that machine's Hub cache here), "
-        "or fall back on the small weights in the package with --weights builtin"
+        "or fall back on the small ones in the package with --weights builtin (--weights none: random ones)"
     )
     if offline:
         raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
