@@ -10,7 +10,7 @@ import torch
 from convnext_cli import evaluate
 from convnext_cli.exports.card import find_license
 from convnext_cli.exports.hub import HubFolder, hub_steps
-from convnext_cli.inference.predictor import Predictor
+from convnext_cli.models.build import load_model
 from convnext_cli.runs import RunFolder
 from tests.cli.conftest import Convnext
 
@@ -38,8 +38,8 @@ def give_base(run: RunFolder, tmp_path: Path, *, license: str | None, weights: s
     (based.path / "config.json").write_text(json.dumps(config))
     plan = based.plan.read_text()
     based.plan.write_text(
-        plan.replace('weights = "none"', f'weights = "{weights}"').replace(
-            'model = "test_convnext"', f'model = "{model}"'
+        plan.replace('weights = "auto"', f'weights = "{weights}"').replace(
+            'model = "convnext_zepto_rms.builtin"', f'model = "{model}"'
         )
     )
     return based
@@ -49,9 +49,13 @@ BASES = [
     ("cc-by-nc-4.0", "auto", "convnextv2_tiny.fcmae", "license: cc-by-nc-4.0", "Not for commercial use"),
     ("apache-2.0", "auto", "convnext_tiny.in12k", "license: apache-2.0", "that of the base weights"),
     ("dinov3-license", "auto", "convnext_tiny.d", "license: other\nlicense_name: dinov3-license", "dinov3-license"),
+    (
+        "imagenet-noncommercial", "auto", "convnext_zepto_rms.builtin",
+        "license: other\nlicense_name: imagenet-noncommercial", "Not for commercial use",
+    ),
     (None, "none", "convnext_tiny", "license: unknown", "trained from random weights"),
     (None, "my.pth", "convnext_tiny", "license: unknown", "the licence of the base weights is not known"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("license", "weights", "model", "head", "words"), BASES, ids=[base[2] for base in BASES])
@@ -69,7 +73,7 @@ def test_the_licence_is_that_of_the_base_weights_or_unknown(
     assert words in card
     assert ("apache" in card) == (license == "apache-2.0")
     assert found.license == find_license(based)
-    assert ("base_model: timm/" + model in card) == (weights == "auto")
+    assert ("base_model: timm/" + model in card) == (weights == "auto" and ".builtin" not in model)
     assert "the data were not at hand" in card
 
 
