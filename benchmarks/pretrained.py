@@ -1,6 +1,7 @@
 """What the weights in the package are worth: against random ones, frozen and fine-tuned, on five data sets.
 
-    python benchmarks/pretrained.py OUT [--seeds 3] [--size 64] [--images 1000] [--sets digits pets] [--weights RUN]
+    python -m benchmarks.pretrained OUT [--seeds 3] [--size 64] [--images 1000] [--sets digits pets] [--weights RUN]
+        [--only probe]
 
 CONVNEXT_TEST_DATA names the folder with cxr3, pets and tiny_imagenet32.zip; fashion is the test part of Fashion-MNIST
 as Debian's package dataset-fashion-mnist installs it. Each seed draws its own images (by patient on cxr3; classes of
@@ -35,6 +36,7 @@ from convnext_cli.models.catalog import BUILTIN, load_builtin
 from tools.pretraining.pretrain import HELD_OUT
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
+WAYS = ("probe", "tuned")
 Record = dict[str, object]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SHOWN = 5_000  # training images shown in a fine-tuning, at least
@@ -168,19 +170,20 @@ def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: 
 
 
 def measure(
-    out: Path, sets: list[str], seeds: int, size: int, images: int, weights: str
-) -> Iterator[dict[str, object]]:
-    """Every set, seed and start, as plain records."""
+    out: Path, sets: list[str], seeds: int, size: int, images: int, weights: str, only: list[str]
+) -> Iterator[Record]:
+    """Every set, seed and start."""
     for name in sets:
         whole = SETS[name](out)
         for seed in range(seeds):
             manifest = out / f"{name}-{seed}.csv"
             index = draw_manifest(whole, images, seed, manifest)
             for start in ("none", weights):
-                found = {
-                    "probe": probe(index, start, size, seed),
-                    "tuned": tune(manifest, index, start, size, seed, out / "run"),
-                }
+                found = {}
+                if "probe" in only:
+                    found["probe"] = probe(index, start, size, seed)
+                if "tuned" in only:
+                    found["tuned"] = tune(manifest, index, start, size, seed, out / "run")
                 yield {
                     "set": name, "seed": seed, "start": "random" if start == "none" else "pretrained", **found,
                     "train": len(index.rows("train")), "test": len(index.rows("test")), "classes": len(index.classes),
@@ -191,8 +194,8 @@ def show(results: list[Record]) -> None:
     """Mean and spread over seeds, in percent."""
     print(f"{'set':<9}{'train':>6}{'test':>6}{'classes':>8}  {'what':<7}{'random':>14}{'pretrained':>14}   wins")
     for name in dict.fromkeys(str(result["set"]) for result in results):
-        for what in ("probe", "tuned"):
-            mine = [result for result in results if result["set"] == name]
+        mine = [result for result in results if result["set"] == name]
+        for what in (what for what in WAYS if what in mine[0]):
             cells, values = "", {}
             for start in ("random", "pretrained"):
                 values[start] = 100 * np.array([result[what] for result in mine if result["start"] == start], float)
@@ -215,10 +218,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="px")
     parser.add_argument("--images", type=int, default=1_000, help="to train and choose by; as many again to test")
     parser.add_argument("--weights", default=BUILTIN, help="other weights of the same architecture")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
-    for result in measure(options.out, options.sets, options.seeds, options.size, options.images, options.weights):
+    for result in measure(**vars(options)):
         print(json.dumps(result), flush=True)
         results.append(result)
         (options.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
