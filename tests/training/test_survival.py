@@ -278,7 +278,9 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     def spoilt(accelerator: Any, model: torch.nn.Module) -> None:
         sum_gradients(accelerator, model)
         if next(seen) in calls:
-            next(model.parameters()).grad.view(-1)[0] = float("nan")  # type: ignore[union-attr]
+            grad = next(model.parameters()).grad
+            assert grad is not None
+            grad[(0,) * grad.ndim] = float("nan")
 
     monkeypatch.setattr("convnext_cli.training.step.sum_gradients", spoilt)
 
