@@ -39,7 +39,7 @@ echo "$2" >> "$LOG"
 if [ "${4:-}" = --local-dir ]; then mkdir -p "$5"; cp "$WEIGHTS" "$5/model.safetensors"; fi
 """,
     "pip": """\
-for word; do case "$word" in convnext-cli*) echo "$word" >> "$LOG" ;; esac; done
+for word; do case "$word" in convnext-cli*|.\\[*) echo "$word" >> "$LOG" ;; esac; done
 """,
     "sbatch": 'SLURM_JOB_ID=1 bash "$1"\n',
     "srun": 'exec "$@"\n',
