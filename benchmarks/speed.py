@@ -75,16 +75,7 @@ def train_resident(task: Task, mode: str) -> Turns:
     import torch
     import torch.nn.functional as F
 
-    from convnext_cli.models.fast import keep_memory, speed_up
-
-    model, optimizer = make_torch_model(task)
-    memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
-    model = model.train().to(memory_format=memory_format)
-    if mode == "fast":
-        keep_memory()
-        speed_up(model)
-    side = task.image_size
-    inputs = torch.randn(task.batch_size, 3, side, side).to(memory_format=memory_format)
+    model, optimizer, inputs = make_resident(task, mode)
     labels = torch.arange(task.batch_size) % 2
     while True:
         steps = -(-task.images // task.batch_size)
@@ -159,15 +150,8 @@ def answer_resident(task: Task, mode: str) -> Turns:
     """Forward passes on one batch."""
     import torch
 
-    from convnext_cli.models.fast import keep_memory, speed_up
-
-    model, _ = make_torch_model(task)
-    memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
-    model = model.eval().to(memory_format=memory_format)
-    if mode == "fast":
-        keep_memory()
-        speed_up(model)
-    inputs = torch.randn(task.batch_size, 3, task.image_size, task.image_size).to(memory_format=memory_format)
+    model, _, inputs = make_resident(task, mode)
+    model.eval()
     with torch.inference_mode():
         while True:
             model(inputs)
@@ -225,6 +209,22 @@ def make_torch_model(task: Task) -> tuple[Any, Any]:
 
     model = timm.create_model(task.model, num_classes=len(list((task.folder / "train").iterdir())))
     return model, torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+
+
+def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
+    """A model in training mode, its optimizer, and one batch of noise, (B, 3, S, S), laid out as `mode` wants them."""
+    import torch
+
+    from convnext_cli.models.fast import keep_memory, speed_up
+
+    model, optimizer = make_torch_model(task)
+    memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
+    model = model.train().to(memory_format=memory_format)
+    if mode == "fast":
+        keep_memory()
+        speed_up(model)
+    inputs = torch.randn(task.batch_size, 3, task.image_size, task.image_size).to(memory_format=memory_format)
+    return model, optimizer, inputs
 
 
 def write_model_folder(task: Task) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from convnext_cli.errors import shorten_error
 from convnext_cli.files import find_cache
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus, describe_machine
@@ -53,7 +54,7 @@ def diagnose_steps(*, offline: bool) -> Iterator[Progress | Diagnosis]:
         offline: never ask the Hub.
     """
     yield Progress(done=0, total=3, what="caches")
-    caches = {"weights (Hub)": _find_hub_cache(), "measures": find_cache()}
+    caches = {"weights (Hub)": _find_hub_cache(), "images and measures": find_cache()}
     sizes = {name: Cache(path=path, bytes=_measure(path)) for name, path in caches.items()}
     yield Progress(done=1, total=3, what="asking the Hub")
     hub = "not asked: offline" if offline else _ask_hub()
@@ -107,8 +108,7 @@ def _ask_hub() -> str:
     try:
         get_hf_file_metadata(hf_hub_url("timm/convnext_atto.d2_in1k", "config.json"), timeout=HUB_TIMEOUT)
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"{constants.ENDPOINT} does not answer ({why}); --weights PATH does without it"
+        return f"{constants.ENDPOINT} does not answer ({shorten_error(error)}); --weights PATH does without it"
     return f"{constants.ENDPOINT} answers, {time.perf_counter() - started:.1f} s"
 
 

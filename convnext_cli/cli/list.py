@@ -16,6 +16,7 @@ from convnext_cli.models.catalog import (
     Tag,
     find_license,
     find_model,
+    find_tags,
     list_models,
     load_builtin,
     load_catalog,
@@ -103,17 +104,11 @@ def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]
     }
     return [row] + [
         row
-        | {"model": name, "tier": None, "top1": None, "tags": 1, "licenses": [own.license]}
+        | {"model": f"{model.name}.{own.name}", "tier": None, "top1": None, "tags": 1, "licenses": [own.license]}
         | {"image_size": own.image_size}
-        for name, own in _builtin(model)
+        for own in find_tags(model)[len(model.tags) :]
         if license in (None, own.license)
     ]
-
-
-def _builtin(model: Architecture) -> list[tuple[str, Tag]]:
-    """The name and the tag of the weights in the package, where they are for this model."""
-    own = load_builtin()
-    return [(f"{model.name}.{own.tag.name}", own.tag)] if own.architecture == model.name else []
 
 
 def _reference_row(reference: Reference) -> dict[str, Any]:
@@ -140,7 +135,7 @@ def _tag_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
             "num_classes": tag.num_classes,
             "hub": tag.hub_id or "in the package",
         }
-        for tag in (*model.tags, *(tag for _, tag in _builtin(model)))
+        for tag in find_tags(model)
         if license in (None, tag.license) or (license == "permissive" and tag.is_permissive)
     ]
 

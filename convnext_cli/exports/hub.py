@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_cli.data.intake import check_apart
-from convnext_cli.errors import ConvnextError, DataError, ImageError, UsageError
+from convnext_cli.errors import ConvnextError, DataError, ImageError, UsageError, shorten_error
 from convnext_cli.exports.card import License, find_license, write_card
 from convnext_cli.files import replace_file, write_text
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
@@ -91,7 +91,7 @@ def _push(folder: Path, repository: str) -> str:
         api.create_repo(repository, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[*MODEL_FILES, CARD]))
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConvnextError(
-            f"cannot upload to {repository} ({why})", f"`hf auth login` first; the folder {folder} is whole"
+            f"cannot upload to {repository} ({shorten_error(error)})",
+            f"`hf auth login` first; the folder {folder} is whole",
         ) from error

@@ -157,6 +157,12 @@ def load_ranking() -> tuple[dict[int, str], dict[str, Rank]]:
     return titles, {name: Rank(tier=tier, position=at) for at, (tier, name) in enumerate(ordered, start=1)}
 
 
+def find_tags(architecture: Architecture) -> tuple[Tag, ...]:
+    """All weights for an architecture, the package's own after timm's."""
+    own = load_builtin()
+    return (*architecture.tags, own.tag) if own.architecture == architecture.name else architecture.tags
+
+
 def find_model(name: str) -> tuple[Architecture, Tag | None]:
     """The architecture of that name, and the tag it names (without one: the default tag).
 
@@ -171,8 +177,7 @@ def find_model(name: str) -> tuple[Architecture, Tag | None]:
         raise UnknownModelError(name, list(catalog))
     if not tag_name:
         return architecture, architecture.default_tag
-    own = load_builtin()
-    tags = (*architecture.tags, own.tag) if own.architecture == architecture.name else architecture.tags
+    tags = find_tags(architecture)
     for tag in tags:
         if tag.name == tag_name:
             return architecture, tag

@@ -1,7 +1,6 @@
 """ConvNeXt's blocks in a formulation that a processor computes faster. Names, weights and results stay timm's.
 
-Measured on one core (AVX-512, torch 2.15, float32, channels_last, processor time of a whole training step): 1.17x for
-convnext_atto at 224 px, 1.21x for convnext_zepto_rms at 64 px. Three things bring it, and a fourth as much again:
+What it brings is measured by `benchmarks/speed.py`. Three things bring it, and a fourth:
 
 - The 1x1 convolutions are matrix products over (B*H*W, C), which channels_last gives without a copy.
 - LayerScale is a factor of the last product's weights, (C, 4C), and not of its result, (B, H, W, C): three passes over
@@ -9,7 +8,7 @@ convnext_atto at 224 px, 1.21x for convnext_zepto_rms at 64 px. Three things bri
 - The gradient of the 7x7 depthwise weights, where PyTorch takes ten times as long as forward: on small maps it is taken
   from seven batched matrix products.
 - What a step has freed is kept for the next one. glibc gives large blocks back to the system, and each step then waits
-  for the system to clear them page by page: 1.13x at 224 px with a batch of 32, for 2% more memory.
+  for the system to clear them page by page.
 """
 
 import ctypes

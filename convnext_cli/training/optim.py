@@ -33,8 +33,8 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float, layer_de
     """AdamW with timm's groups: no decay on one-dimensional parameters, a smaller rate for earlier blocks.
 
     One-dimensional are the norms, the biases, LayerScale and GRN. timm only stores `lr_scale` in each group;
-    `set_lr` is what applies it. PyTorch's one-pass AdamW (`fused`) is three times as fast on a processor, 2% of a step,
-    but goes through memory regardless of its format: with weights in channels last and moments read from a checkpoint,
+    `set_lr` is what applies it. PyTorch's one-pass AdamW (`fused`) is not used: on a processor it
+    goes through memory regardless of its format. With weights in channels last and moments read from a checkpoint,
     which are not, it pairs the wrong numbers, and a continued run ends in others.
     """
     groups = param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay)
