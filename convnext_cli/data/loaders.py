@@ -18,10 +18,34 @@ from convnext_cli.data.decode import Pixels
 AHEAD = 2  # batches decoded before they are asked for
 
 
-def shuffle_batches(rows: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """All rows in this epoch's order, in batches. The last one may be smaller; none is dropped."""
+def shuffle_rows(rows: Sequence[int], *, seed: int, epoch: int) -> list[int]:
+    """All rows in this epoch's order."""
     order = np.random.default_rng((seed, epoch)).permutation(len(rows))
-    return cut_batches([rows[i] for i in order], batch_size)
+    return [rows[i] for i in order]
+
+
+def balance_rows(rows: Sequence[int], labels: Sequence[int], *, seed: int, epoch: int) -> list[int]:
+    """As many draws as there are rows, from each class equally often (to within one), in this epoch's order.
+
+    A class's images are all drawn before one of them is drawn again. The r-th repetition of a row is given as
+    row + r * len(labels), so that it is augmented anew: `draw % len(labels)` is the row.
+
+    Args:
+        rows: the rows to draw from.
+        labels: the class of every row of the index, whether it is drawn from or not.
+        seed: of the run.
+        epoch: which one.
+    """
+    random = np.random.default_rng((seed, epoch))
+    members = [[row for row in rows if labels[row] == label] for label in sorted({labels[row] for row in rows})]
+    extra = set(random.permutation(len(members))[: len(rows) % len(members)])  # whose turn it is for the remainder
+    draws: list[int] = []
+    for number, own in enumerate(members):
+        wanted = len(rows) // len(members) + (number in extra)
+        for repetition in range(-(-wanted // len(own))):
+            chosen = random.permutation(own)[: wanted - repetition * len(own)]
+            draws += [int(row) + repetition * len(labels) for row in chosen]
+    return [draws[i] for i in random.permutation(len(draws))]
 
 
 def cut_batches(rows: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -62,6 +62,14 @@ def build_model(
     return model, fit_weights(model, read_weights(path), str(path))
 
 
+@torch.no_grad()
+def scale_head(model: nn.Module, new: Sequence[str], scale: float) -> None:
+    """Multiplies the classifier's newly initialised weights, as timm's `head_init_scale` does."""
+    for name in ("head.fc.weight", "head.fc.bias"):
+        if name in new:
+            model.get_parameter(name).mul_(scale)
+
+
 def read_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:
     """How a timm model wants its images: its `pretrained_cfg`, at `image_size` pixels where one is given."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm sets a dict on every model

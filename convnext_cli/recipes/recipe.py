@@ -36,7 +36,14 @@ class Setting:
 class Recipe:
     """The settings of one fine-tuning, resolved. Those without a default here come from the tables."""
 
-    epochs: Annotated[int, Setting(help="Passes over the training images.", low=1)]
+    epochs: Annotated[int, Setting(help="Passes over the training images; 0 trains the head alone.", low=0)]
+    freeze_epochs: Annotated[
+        int,
+        Setting(
+            help="Passes before these that train the head alone, on features computed once; 0 is off.",
+            low=0,
+        ),
+    ] = 0
     batch_size: Annotated[
         int,
         Setting(help="Images per optimizer step, over all processes.", low=1, flags=("-b",)),
@@ -66,6 +73,32 @@ class Recipe:
     ]
     mixup: Annotated[float, Setting(help="Mixup alpha; 0 is off.", low=0)]
     cutmix: Annotated[float, Setting(help="CutMix alpha; 0 is off.", low=0)]
+    mixup_off_epoch: Annotated[
+        int, Setting(help="Epoch from which mixup and CutMix are off, counted from 0; 0 leaves them on.", low=0)
+    ] = 0
+    class_weights: Annotated[
+        Literal["none", "balanced", "effective"],
+        Setting(help="Weigh rare classes' losses up: as if all were equally frequent, or by effective number."),
+    ] = "none"
+    sampler: Annotated[
+        Literal["shuffle", "balanced"],
+        Setting(help="Draw each image once an epoch, or each class equally often."),
+    ] = "shuffle"
+    logit_adjustment: Annotated[
+        float,
+        Setting(help="Add this times the log of a class's share to its logits in training; 1 is usual.", low=0),
+    ] = 0.0
+    head_init_scale: Annotated[
+        float, Setting(help="Factor on the new classifier's random weights; 0.001 starts it next to zero.", low=0)
+    ] = 1.0
+    ema_decay: Annotated[
+        float,
+        Setting(
+            help="Validate and keep a moving average of the weights, with this decay after a warm-up; 0 is off.",
+            low=0,
+            high=0.99999,
+        ),
+    ] = 0.0
     image_size: Annotated[
         int, Setting(help="Side of the square input.", unit="px", low=32, high=2048, flags=("--img-size",))
     ]

@@ -8,10 +8,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -25,6 +24,9 @@ from torch.distributed.checkpoint.state_dict import (
 from convnext_cli.errors import RunError, shorten_error
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs import RunFolder
+
+if TYPE_CHECKING:
+    from convnext_cli.training.step import Job
 
 Tensors = dict[str, Tensor]
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -56,24 +58,30 @@ class State:
     """The kept epoch's figures on the validation split."""
 
     @property
+    def epochs(self) -> int:
+        """Finished epochs. The log may have one more line, of the head alone, as epoch 0."""
+        return sum(entry["epoch"] > 0 for entry in self.log)
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """The line of the epoch whose weights are kept; None before the first epoch's end."""
         return next((entry for entry in reversed(self.log) if entry["best"]), None)
 
 
-def save_checkpoint(
-    run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
-) -> Tensors:
+def save_checkpoint(run: RunFolder, job: "Job", state: State) -> Tensors:
     """Writes the state after `state.step` steps; all ranks call it, the first one writes. The last two are kept.
 
     Returns:
-        What `gather_weights` does.
+        What `gather_kept` does.
 
     Raises:
         ConvnextError: the disk is full, read-only or gone. The checkpoints before are then as they were.
     """
-    weights = gather_weights(model)
-    tensors = {f"model.{name}": value for name, value in weights.items()}
+    accelerator, model, optimizer = job.accelerator, job.model, job.optimizer
+    tensors = {f"model.{name}": value for name, value in _gather_weights(model).items()}
+    kept = gather_kept(job)
+    if job.average is not None:
+        tensors |= {f"average.{name}": value for name, value in kept.items()}
     if state.step:  # before its first step AdamW has no state, and being asked for it would make one up
         states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
         for name, moments in states.get("state", {}).items():  # there is none on ranks that do not write
@@ -84,18 +92,26 @@ def save_checkpoint(
         write_tensors(tensors, run.checkpoint(state.step), metadata)
         run.drop_checkpoints(keep=2)
     accelerator.wait_for_everyone()
-    return weights
+    return kept
 
 
-def gather_weights(model: nn.Module) -> Tensors:
-    """The model's tensors on the CPU, whole; on the first rank only where they are spread over ranks."""
+def gather_kept(job: "Job") -> Tensors:
+    """The tensors that the run is for, the average of the weights where there is one.
+
+    They are on the CPU, whole; on the first rank only where they are spread over ranks.
+    """
+    if job.average is None:
+        return _gather_weights(job.model)
+    with job.average.in_place():  # on a CPU what is gathered is the model's own memory, which changes back
+        return {name: value.clone() for name, value in _gather_weights(job.model).items()}
+
+
+def _gather_weights(model: nn.Module) -> Tensors:
     return get_model_state_dict(model, options=WHOLE)  # type: ignore[return-value]  # torch types values as anything
 
 
-def load_checkpoint(
-    run: RunFolder, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[State, list[str]]:
-    """Puts the newest whole checkpoint into model and optimizer; the first rank reads it for all.
+def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
+    """Puts the newest whole checkpoint into model, average and optimizer; the first rank reads it for all.
 
     Returns:
         The state, and a remark for each newer checkpoint that is damaged.
@@ -103,6 +119,7 @@ def load_checkpoint(
     Raises:
         RunError: there is no checkpoint that can be read.
     """
+    accelerator, model, optimizer = job.accelerator, job.model, job.optimizer
     tensors: Tensors = {}
     found: Any = None
     if accelerator.is_main_process:
@@ -119,6 +136,9 @@ def load_checkpoint(
     except TypeError as error:
         raise RunError(f"{run.path} was written by another version ({error})", "Continue it with that one") from error
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
+    if job.average is not None:
+        with job.average.in_place():
+            set_model_state_dict(model, _part(tensors, "average."), options=options)
     set_model_state_dict(model, _part(tensors, "model."), options=options)
     optimizer.state.clear()
     if state.step:

@@ -54,7 +54,7 @@ class Finished:
 
     run: Path
     epoch: int
-    """The epoch, counted from 0, whose weights were kept."""
+    """The epoch, counted from 0, whose weights were kept; -1 for those with only the head trained."""
     val: Metrics | None
     """That epoch's figures on the validation split; None where it is empty."""
     selected_by: str
@@ -91,12 +91,15 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
 
     import torch
 
-    from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
+    from convnext_cli.models.build import build_model, read_preprocessing, scale_head, seed_weights
     from convnext_cli.models.fast import keep_memory, speed_up
+    from convnext_cli.training.averaging import MovingAverage
     from convnext_cli.training.budget import fit_epochs
     from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
-    from convnext_cli.training.keeping import train_and_keep
+    from convnext_cli.training.head import train_head
+    from convnext_cli.training.keeping import note_epoch, train_and_keep
     from convnext_cli.training.loop import plan_steps
+    from convnext_cli.training.objective import make_objective
     from convnext_cli.training.optim import make_optimizer
     from convnext_cli.training.probe import FAST, Found, choose_formulation
     from convnext_cli.training.signals import watch_signals
@@ -114,6 +117,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
             weights="none" if request.resume else plan.weights,
             offline=request.offline,
         )
+    scale_head(network, new, recipe.head_init_scale)
     network.set_grad_checkpointing(recipe.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
     how = read_preprocessing(network, recipe.image_size)
     network = network.to(memory_format=torch.channels_last)
@@ -123,10 +127,12 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
     groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
     model, optimizer = devices.spread_model(accelerator, network, groups)
 
+    objective = make_objective(recipe, index.count_classes("train"), accelerator.device)
     job = Job(
         model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how,
-        cache=request.cache,
+        objective=objective, cache=request.cache,
     )  # fmt: skip
+    head_done = None
     device = devices.describe_device(accelerator.device)
     if request.resume is None:
         license = tag.license if tag and plan.weights == "auto" else _read_license(plan.weights)
@@ -148,7 +154,13 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         if found.formulation == FAST:
             speed_up(network)
         state = State(images=prepared.images, license=license, micro_batch_size=micro, formulation=found.formulation)
-        save_checkpoint(run, accelerator, model, optimizer, state)
+        if recipe.freeze_epochs:
+            head_done = yield from train_head(job, network)
+            note_epoch(state, head_done, always=prepared.weak_validation is not None)
+    if recipe.ema_decay:
+        job = replace(job, average=MovingAverage(model, recipe.ema_decay))
+    if request.resume is None:
+        save_checkpoint(run, job, state)
         if request.max_time is not None:
             plan = fit_epochs(job, state, plan, request.max_time)
             job = replace(job, recipe=plan.recipe)
@@ -157,7 +169,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
     elif accelerator.is_main_process:
         run.drop_temporary()
     # A new run too starts from its checkpoint: all ranks have the first one's weights then.
-    state, remarks = load_checkpoint(run, accelerator, model, optimizer)
+    state, remarks = load_checkpoint(run, job)
     if request.resume is not None:
         found = Found(formulation=state.formulation)
         if found.formulation == FAST:
@@ -181,6 +193,8 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         license=state.license,
         notes=(*prepared.notes, *remarks),
     )
+    if head_done is not None:
+        yield head_done
     with devices.track_figures(accelerator, plan, run.path), watch_signals(job.signals):
         state = yield from train_and_keep(job, network, run, state, weak=prepared.weak_validation)
     yield from _finish(job, run, state, weak=prepared.weak_validation)

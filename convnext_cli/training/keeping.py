@@ -10,7 +10,7 @@ from convnext_cli.errors import ConvnextError, DivergedError, OutOfMemoryError, 
 from convnext_cli.evaluation.metrics import Metrics
 from convnext_cli.models.build import write_model
 from convnext_cli.runs import RunFolder
-from convnext_cli.training.checkpoint import State, Tensors, gather_weights, load_checkpoint, save_checkpoint
+from convnext_cli.training.checkpoint import State, Tensors, gather_kept, load_checkpoint, save_checkpoint
 from convnext_cli.training.devices import is_lost_connection, is_out_of_memory
 from convnext_cli.training.loop import EpochDone, Remark, StepDone, train
 from convnext_cli.training.step import Job
@@ -40,7 +40,7 @@ def train_and_keep(
         DivergedError: a loss or gradient is no finite number, at a quarter of the learning rate too.
         ConvnextError: another subclass: the memory, an image, the disk.
     """
-    accelerator, model, optimizer = job.accelerator, job.model, job.optimizer
+    accelerator = job.accelerator
 
     def publish(weights: Tensors) -> None:
         if accelerator.is_main_process:
@@ -50,17 +50,17 @@ def train_and_keep(
             run.write_log(state.log)
 
     if state.log and not state.loss_sums:  # an epoch's end, after which a kill may have left these unwritten
-        publish(gather_weights(model))
+        publish(gather_kept(job))
     while True:
         try:
             for event in train(job, state):
                 if isinstance(event, EpochDone):
-                    _note_epoch(state, event, always=weak is not None)
-                    publish(save_checkpoint(run, accelerator, model, optimizer, state))
+                    note_epoch(state, event, always=weak is not None)
+                    publish(save_checkpoint(run, job, state))
                     accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
                 yield event
                 if isinstance(event, StepDone) and event.is_due:
-                    save_checkpoint(run, accelerator, model, optimizer, state)
+                    save_checkpoint(run, job, state)
                     if event.signal:
                         raise _stopped(run, state.step, event.signal)
             return state
@@ -80,13 +80,13 @@ def train_and_keep(
             if halvings > MAX_HALVINGS:
                 kept = "; the best epoch's model is kept" if state.log else ""
                 raise DivergedError(f"{error.problem}, at a quarter of the lr too", f"{error.remedy}{kept}") from error
-            state, _ = load_checkpoint(run, accelerator, model, optimizer)
+            state, _ = load_checkpoint(run, job)
             state.halvings = halvings
             again = " once more" if halvings > 1 else ""
             yield Remark(text=f"{error.problem}: back to step {state.step:,}, with the lr halved{again}")
 
 
-def _note_epoch(state: State, event: EpochDone, *, always: bool) -> None:
+def note_epoch(state: State, event: EpochDone, *, always: bool) -> None:
     """Adds the epoch's line to the log, and its figures where it is the best so far."""
     val, best = event.val, state.best
     is_best = always or best is None or _score(val) > (best["val_balanced_accuracy"], -best["val_log_loss"])

@@ -1,7 +1,8 @@
 """The training loop, in straight lines. It yields what happens; who prints or stores it is not its concern."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_cli.data.cache import Pictures
 from convnext_cli.data.decode import Pixels, decode_image
-from convnext_cli.data.loaders import load_batches, seed_image, shuffle_batches
+from convnext_cli.data.loaders import balance_rows, cut_batches, load_batches, seed_image, shuffle_rows
 from convnext_cli.data.transforms import find_stored_side, reduce_image, transform_for_training
 from convnext_cli.errors import DivergedError
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
@@ -96,12 +98,12 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
     pictures = open_pictures(job)
     trouble = None
 
-    for epoch in range(len(state.log), recipe.epochs):
+    for epoch in range(state.epochs, recipe.epochs):
         if recipe.patience and count_stale(state) >= recipe.patience:
             return
         started = time.perf_counter() - state.seconds
         job.model.train()
-        batches = shuffle_batches(rows, recipe.batch_size, seed=recipe.seed, epoch=epoch)
+        batches = cut_batches(draw_rows(job, rows, epoch), recipe.batch_size)
         # Each rank takes every world-th image. One that goes empty-handed shows an image with weight 0.
         shares = [batch[rank::world] or batch[:1] for batch in batches]
         done = state.step - epoch * steps  # of this epoch, before the run was interrupted
@@ -113,10 +115,20 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
             lr = schedule.lr_at(state.step) * 0.5**state.halvings
             set_lr(job.optimizer, lr)
             weight, micro = (1.0 if rank < len(batches[i]) else 0.0), state.micro_batch_size
-            losses, signal = take_step(job, state, images, labels[share], weight, len(batches[i]))
+            losses, signal = take_step(
+                job,
+                state,
+                images,
+                labels[torch.tensor(share) % len(labels)],
+                weight=weight,
+                batch_images=len(batches[i]),
+                mixes=not 0 < recipe.mixup_off_epoch <= epoch,
+            )
             loss_sum += losses
             shown += len(batches[i])
             state.step += 1
+            if job.average is not None:
+                job.average.update(state.step)
             if state.micro_batch_size < micro:
                 yield Remark(text=_describe_halving(job, state))
             is_due = signal > 0 or (recipe.save_every > 0 and state.step % recipe.save_every == 0)
@@ -146,17 +158,36 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
 def count_stale(state: State) -> int:
     """Epochs since the best one."""
     best = state.best
-    return len(state.log) - best["epoch"] if best else 0
+    return state.epochs - best["epoch"] if best else 0
+
+
+def draw_rows(job: Job, rows: Sequence[int], epoch: int) -> list[int]:
+    """The training images in the order of an epoch; `balance_rows` says what numbers above the index's length are."""
+    recipe = job.recipe
+    if recipe.sampler == "balanced":
+        return balance_rows(rows, job.index.labels, seed=recipe.seed, epoch=epoch)
+    return shuffle_rows(rows, seed=recipe.seed, epoch=epoch)
 
 
 def validate(job: Job, state: State) -> tuple[Metrics | None, int]:
     """Metrics on the validation split, computed by all ranks together; None where it is empty.
 
-    A signal cuts it short: it may take longer than whoever sent it will wait. The second value is its number, else 0.
+    Where an average of the weights is kept, it is the average that is asked. A signal cuts it short: it may take longer
+    than whoever sent it will wait. The second value is its number, else 0.
     """
     rows = job.index.rows("val")
     if not rows:
         return None, 0
+    with job.average.in_place() if job.average else nullcontext():
+        logits, signal = _ask_all(job, state, rows)
+    if logits is None:
+        return None, signal
+    labels = np.array([job.index.labels[row] for row in rows])
+    return compute_metrics(logits, labels, job.index.classes), 0
+
+
+def _ask_all(job: Job, state: State, rows: Sequence[int]) -> tuple[NDArray[np.float32] | None, int]:
+    """Logits of rows, (N, K); None where a signal came in between, and its number."""
     job.model.eval()
     rank, world = job.accelerator.process_index, job.accelerator.num_processes
     parts = forward_batches(
@@ -168,15 +199,13 @@ def validate(job: Job, state: State) -> tuple[Metrics | None, int]:
         batch_size=state.micro_batch_size,
         threads=job.threads,
     )
-    classes = job.index.classes
-    mine = [torch.empty(0, len(classes))]
+    mine = [torch.empty(0, len(job.index.classes))]
     for _ in range(-(-len(rows) // (world * state.micro_batch_size))):  # as often on every rank
         mine += [logits for _, logits in islice(parts, 1)]
         (signal,) = agree(job.accelerator, job.signals.received)
         if signal:
             return None, signal
-    logits = gather_rows(job.accelerator, torch.cat(mine), len(rows)).numpy()
-    return compute_metrics(logits, np.array([job.index.labels[row] for row in rows]), classes), 0
+    return gather_rows(job.accelerator, torch.cat(mine), len(rows)).numpy(), 0
 
 
 def open_pictures(job: Job) -> Pictures:
@@ -194,9 +223,9 @@ def _load_training(job: Job, pictures: Pictures, epoch: int) -> Callable[[int], 
     """A function that gives a row's image, (S, S, 3) uint8, as this epoch shows it."""
     recipe, paths = job.recipe, job.index.paths
 
-    def load(row: int) -> Pixels:
-        random = seed_image(recipe.seed, epoch, row)
-        image = pictures.read(paths[row])
+    def load(draw: int) -> Pixels:
+        random = seed_image(recipe.seed, epoch, draw)
+        image = pictures.read(paths[draw % len(paths)])
         return transform_for_training(image, job.how, random, min_crop_area=recipe.min_crop_area, hflip=recipe.hflip)
 
     return load

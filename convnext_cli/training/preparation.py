@@ -196,6 +196,11 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
         found = find_model(request.model)
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
+    if values.get("epochs") == 0 and not values["freeze_epochs"]:
+        raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head alone")
+    corrections = {"class_weights": "none", "sampler": "shuffle", "logit_adjustment": 0}
+    if len(on := [name for name, off in corrections.items() if values[name] != off]) > 1:
+        raise UsageError(f"{' and '.join(on)} correct the same thing, and would do so twice", "Choose one of them")
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         RunFolder(request.output).check_free(overwrite=request.overwrite)

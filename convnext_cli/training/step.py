@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from convnext_cli.errors import OutOfMemoryError
 from convnext_cli.inference.forward import prepare_input
 from convnext_cli.recipes.machine import count_cpus, count_local_processes
 from convnext_cli.recipes.recipe import Recipe
+from convnext_cli.training.averaging import MovingAverage
 from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import (
     agree,
@@ -27,6 +27,7 @@ from convnext_cli.training.devices import (
     sum_gradients,
 )  # fmt: skip
 from convnext_cli.training.mixing import mix_batch, smooth_targets
+from convnext_cli.training.objective import Objective
 from convnext_cli.training.signals import Signals
 
 
@@ -40,6 +41,9 @@ class Job:
     recipe: Recipe
     index: Index
     how: Preprocessing
+    objective: Objective
+    average: MovingAverage | None = None
+    """The average of the weights, where one is kept."""
     signals: Signals = field(default_factory=Signals)
     """What has been asked of this process while it trains."""
     cache: bool = True
@@ -52,7 +56,14 @@ class Job:
 
 
 def take_step(
-    job: Job, state: State, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
+    job: Job,
+    state: State,
+    images: NDArray[np.uint8],
+    labels: Tensor,
+    *,
+    weight: float,
+    batch_images: int,
+    mixes: bool,
 ) -> tuple[Tensor, int]:
     """One optimizer step on this rank's share of a batch.
 
@@ -66,6 +77,7 @@ def take_step(
         labels: (B,) their classes.
         weight: 0 for a rank that shows an image of another's only to keep step, else 1.
         batch_images: images of the whole batch, over all ranks.
+        mixes: whether images are blended as the recipe says.
 
     Returns:
         The sum of this rank's losses, on the device, NaN where the gradient is no finite number; and the signal that
@@ -79,7 +91,7 @@ def take_step(
         losses = torch.zeros((), device=accelerator.device)
         failed = 0
         try:
-            losses += _add_gradients(job, state, images, labels, weight, batch_images)
+            losses += _add_gradients(job, state, images, labels, weight, batch_images, mixes)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_sharded(accelerator):  # the others wait for its shards: no way back
                 raise _no_memory(job, state) if is_out_of_memory(error) else error from error
@@ -101,7 +113,13 @@ def take_step(
 
 
 def _add_gradients(
-    job: Job, state: State, images: NDArray[np.uint8], labels: Tensor, weight: float, batch_images: int
+    job: Job,
+    state: State,
+    images: NDArray[np.uint8],
+    labels: Tensor,
+    weight: float,
+    batch_images: int,
+    mixes: bool,
 ) -> Tensor:
     """Forward and backward of this rank's share, piece by piece; returns the sum of its losses."""
     accelerator, recipe, size = job.accelerator, job.recipe, state.micro_batch_size
@@ -110,7 +128,8 @@ def _add_gradients(
     torch.manual_seed(int(random.integers(2**63)))  # drop path draws from torch's own generator
     inputs = prepare_input(images, job.how, device)
     targets = smooth_targets(labels.to(device), len(job.index.classes), recipe.label_smoothing)
-    inputs, targets = mix_batch(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
+    if mixes:
+        inputs, targets = mix_batch(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
     # FSDP averages over the ranks in its last backward pass, the batch's mean needs their sum.
     scale = (accelerator.num_processes if is_sharded(accelerator) else 1) / batch_images
     cuts = range(0, len(inputs), size)
@@ -119,7 +138,7 @@ def _add_gradients(
         piece = slice(start, start + size)
         with accelerator.no_sync(job.model) if start != cuts[-1] else nullcontext():
             logits = job.model(inputs[piece])  # autocast is inside the prepared model's forward
-            loss = F.cross_entropy(logits.float(), targets[piece], reduction="sum") * weight
+            loss = job.objective.sum_losses(logits, targets[piece]) * weight
             accelerator.backward(loss * scale)
         total += loss.detach()
     return total

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from convnext_cli.data.decode import Pixels
-from convnext_cli.data.loaders import AHEAD, cut_batches, load_batches, seed_image, shuffle_batches
+from convnext_cli.data.loaders import AHEAD, balance_rows, cut_batches, load_batches, seed_image, shuffle_rows
 from convnext_cli.errors import ImageError
 
 
@@ -15,12 +15,30 @@ def picture(row: int) -> Pixels:
 
 def test_an_epoch_shows_every_row_once_and_drops_none() -> None:
     rows = list(range(100, 145))
-    batches = shuffle_batches(rows, 16, seed=0, epoch=0)
-    assert [len(batch) for batch in batches] == [16, 16, 13]
-    assert sorted(row for batch in batches for row in batch) == rows
-    assert batches == shuffle_batches(rows, 16, seed=0, epoch=0)
-    assert batches != shuffle_batches(rows, 16, seed=0, epoch=1)
-    assert batches != shuffle_batches(rows, 16, seed=1, epoch=0)
+    order = shuffle_rows(rows, seed=0, epoch=0)
+    assert [len(batch) for batch in cut_batches(order, 16)] == [16, 16, 13]
+    assert sorted(order) == rows
+    assert order == shuffle_rows(rows, seed=0, epoch=0)
+    assert order != shuffle_rows(rows, seed=0, epoch=1)
+    assert order != shuffle_rows(rows, seed=1, epoch=0)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_the_balanced_sampler_draws_each_class_equally_often(extra: int) -> None:
+    labels = [0] * 200 + [1] * 20 + [2] * (5 + extra)
+    rows = [row for row in range(len(labels)) if row % 10 != 3]  # the others are for validation
+    draws = balance_rows(rows, labels, seed=0, epoch=0)
+    assert len(draws) == len(set(draws)) == len(rows), "no draw is augmented as another is"
+    drawn = [draw % len(labels) for draw in draws]
+    assert set(drawn) <= set(rows)
+    counts = np.bincount([labels[row] for row in drawn])
+    assert counts.max() - counts.min() <= 1
+    for label in (1, 2):  # a class's images are all drawn before one is drawn again
+        times = np.bincount([row for row in drawn if labels[row] == label], minlength=len(labels))
+        own = times[[row for row in rows if labels[row] == label]]
+        assert own.max() - own.min() <= 1
+    assert draws == balance_rows(rows, labels, seed=0, epoch=0)
+    assert draws != balance_rows(rows, labels, seed=0, epoch=1)
 
 
 def test_fewer_rows_than_a_batch_are_one_batch() -> None:

@@ -59,12 +59,12 @@ def test_the_plan_file_repeats_the_plan(tmp_path: Path) -> None:
 
 def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
-    path.write_text("[settings]\nlearning_rate = 1\nepochs = 0\nlr = 'fast'\namp = 'fp8'\nbatch_size = 2.5\n")
+    path.write_text("[settings]\nlearning_rate = 1\nepochs = -1\nlr = 'fast'\namp = 'fp8'\nbatch_size = 2.5\n")
     with pytest.raises(UsageError) as caught:
         read_plan(path)
     for words in (
         "learning_rate is not a setting",
-        "epochs = 0 must be at least 1",
+        "epochs = -1 must be at least 0",
         "lr = 'fast'",
         "amp = 'fp8'",
         "batch_size = 2.5",

@@ -1,0 +1,140 @@
+"""What single settings of a recipe do to a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convnext_cli import evaluate
+from convnext_cli.errors import UsageError
+from convnext_cli.runs import RunFolder
+from convnext_cli.training import loop, step
+from convnext_cli.training.averaging import find_decay
+from convnext_cli.training.checkpoint import read_checkpoint
+from convnext_cli.training.finetuning import Finished
+from convnext_cli.training.loop import EpochDone
+from tests.training.test_finetuning import events_of
+from tests.training.test_survival import go_on, new, stop_after
+from tools.kill_test import read_end
+
+FEW: dict[str, Any] = {"model": "test_convnext", "weights": "none", "audit": False}
+
+
+def kept(run: str) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = load_file(Path(run) / "model.safetensors")
+    return tensors
+
+
+def test_the_average_is_what_is_kept_and_validated(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    ask = loop._ask_all
+
+    def watch(job: Any, *others: Any) -> Any:
+        seen.append(job.model.head.fc.bias.detach().clone())
+        return ask(job, *others)
+
+    monkeypatch.setattr(loop, "_ask_all", watch)
+    events_of(digits, Path("plain"), **FEW)
+    events_of(digits, Path("averaged"), ema_decay=0.99, **FEW)
+    last = RunFolder(Path("averaged")).list_checkpoints()[0]
+    tensors, _ = read_checkpoint(last)
+    assert torch.equal(kept("averaged")["head.fc.bias"], tensors["average.head.fc.bias"])
+    assert torch.equal(kept("averaged")["head.fc.bias"], seen[1])
+    plain = kept("plain")["head.fc.bias"]
+    assert torch.equal(plain, tensors["model.head.fc.bias"]), "averaging does not touch the training itself"
+    assert not torch.equal(plain, kept("averaged")["head.fc.bias"])
+
+
+def test_the_average_is_that_of_the_steps(digits: Path) -> None:
+    events_of(digits, Path("run"), ema_decay=0.9, save_every=1, epochs=1, batch_size=128, **FEW)  # 195 images: 2 steps
+    run = RunFolder(Path("run"))
+    (last, _), (first, _) = (read_checkpoint(path) for path in run.list_checkpoints())
+    name = "head.fc.weight"
+    decay = find_decay(2, 0.9)
+    expected = decay * first[f"average.{name}"] + (1 - decay) * last[f"model.{name}"]
+    assert torch.allclose(last[f"average.{name}"], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [3, 8])
+def test_all_of_them_survive_a_stop(digits: Path, steps: int) -> None:
+    parts = {"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1, "epochs": 2}
+    whole = new(digits, "whole", **parts, batch_size=64)
+    stop_after(whole, 10**6)
+    stop_after(new(digits, "run", **parts, batch_size=64), steps)
+    go_on("run")
+    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
+
+
+def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: RunFolder) -> None:
+    own = {"model": "convnext_zepto_rms", "weights": str(run.path), "audit": False}
+    events = events_of(digits, Path("head"), freeze_epochs=5, epochs=0, **own)
+    before, after = load_file(run.path / "model.safetensors"), kept("head")
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {"head.fc.weight", "head.fc.bias"}
+    (epoch,) = (event for event in events if isinstance(event, EpochDone))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (epoch.epoch, finished.epoch) == (-1, -1)
+    assert [json.loads(line)["epoch"] for line in (Path("head") / "metrics.jsonl").read_text().splitlines()] == [0]
+    assert finished.val is not None
+    assert evaluate(Path("head"), split="val").metrics.top1 == pytest.approx(finished.val.top1)
+
+
+def test_a_head_that_fits_is_better_from_the_first_epoch(digits: Path) -> None:
+    events = events_of(digits, Path("run"), freeze_epochs=10, lr=1e-6)
+    head, first = (event.val for event in events if isinstance(event, EpochDone))
+    assert head is not None
+    assert first is not None
+    assert head.top1 > 0.8, "three digits, from features of photographs"
+    assert abs(first.log_loss - head.log_loss) < 0.05, "so small a rate leaves it where the frozen phase brought it"
+
+
+def test_nothing_to_train_is_refused(digits: Path) -> None:
+    with pytest.raises(UsageError, match="0 epochs train nothing"):
+        events_of(digits, Path("run"), epochs=0)
+    with pytest.raises(UsageError, match="class_weights and sampler correct the same thing"):
+        events_of(digits, Path("run"), class_weights="balanced", sampler="balanced")
+
+
+def test_mixing_stops_at_its_epoch(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed: list[int] = []
+    mix = step.mix_batch  # type: ignore[attr-defined]
+
+    def watch(inputs: Any, targets: Any, random: np.random.Generator, **alphas: float) -> Any:
+        mixed.append(len(inputs))
+        return mix(inputs, targets, random, **alphas)
+
+    monkeypatch.setattr(step, "mix_batch", watch)
+    events_of(digits, Path("run"), mixup=0.8, mixup_off_epoch=2, epochs=3, batch_size=64, **FEW)
+    assert len(mixed) == 2 * 4, "195 images are 4 batches; the third epoch mixes nothing"
+
+
+def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+    take = loop.take_step  # type: ignore[attr-defined]
+
+    def watch(job: Any, state: Any, images: Any, labels: torch.Tensor, **others: Any) -> Any:
+        shown.extend(labels.tolist())
+        return take(job, state, images, labels, **others)
+
+    monkeypatch.setattr(loop, "take_step", watch)
+    rare = Path("rare")
+    for digit, images in (("0", 60), ("1", 60), ("2", 12)):
+        (rare / digit).mkdir(parents=True)
+        for path in sorted((digits / digit).iterdir())[:images]:
+            (rare / digit / path.name).write_bytes(path.read_bytes())
+    events_of(rare, Path("run"), sampler="balanced", **FEW)
+    counts = np.bincount(shown)
+    assert counts.max() - counts.min() <= 1
+    assert counts.sum() == sum(row.endswith(",train") for row in (Path("run") / "split.csv").read_text().split())
+
+
+def test_the_heads_scale_is_that_of_its_first_weights(digits: Path) -> None:
+    for name, scale in (("one", 1.0), ("small", 0.001)):
+        events_of(digits, Path(name), head_init_scale=scale, lr=1e-9, epochs=1)
+    ratio = kept("small")["head.fc.weight"].std() / kept("one")["head.fc.weight"].std()
+    assert ratio == pytest.approx(0.001, rel=0.01)
