@@ -88,7 +88,7 @@ def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
         ("lr", 0.0),
         ("lr", float("nan")),
         ("lr", float("inf")),
-        ("epochs", 0),
+        ("epochs", -1),
         ("drop_path", 1.0),
         ("hflip", 1.5),
     ],

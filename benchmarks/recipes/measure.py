@@ -1,0 +1,95 @@
+"""Which recipe fine-tunes best: every variant on real data sets, equal budgets, several seeds.
+
+    python -m benchmarks.recipes.measure OUT [--variants FILE] [--half report] [--seeds 0 1 2] [--sets cxr3 pets]
+        [--images 700] [--shown 4000]
+
+A variant is a recipe and settings that differ from it (`variants.toml`). For each seed and data set all variants get
+the same images (by patient on cxr3), the weights in the package, and the same number of training images shown, times
+the variant's `budget`. 80% of the images train, 20% choose the best epoch, as many again test. Variants were chosen on
+one half of each data set (`--half choose`); the table is from the other, whose images and patients no choice has seen.
+
+OUT/results.json keeps every run, and a command that is repeated goes on where it stopped. `draw.py` makes the table.
+"""
+
+import argparse
+import json
+import tomllib
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+from benchmarks.datasets import SETS, draw_manifest
+from convnext_cli import evaluate, finetune
+from convnext_cli.models.catalog import BUILTIN, load_builtin
+
+SIZES = {"cxr3": 64, "pets": 64, "unseen": 32, "fashion": 32, "digits": 32}  # px; the last three are no larger
+WHOLE = {"pets"}  # too few to halve: nothing is chosen on it
+VARIANTS = Path(__file__).with_name("variants.toml")
+
+
+def measure(
+    out: Path, variant: dict[str, Any], name: str, seed: int, *, images: int, half: str, shown: int
+) -> dict[str, Any]:
+    """Fine-tunes one variant on one draw of a data set; returns its figures."""
+    manifest = out / f"{name}-{half}-{seed}.csv"
+    index = draw_manifest(SETS[name](out), images, seed, manifest, half=None if name in WHOLE else half)
+    train = len(index.rows("train"))
+    settings = dict(variant.get("settings", {}))
+    epochs = max(1, round(shown * variant.get("budget", 1) / train))
+    run = out / "run"
+    began, busy = perf_counter(), process_time()
+    finetune(
+        manifest,
+        model=load_builtin().architecture,
+        weights=variant.get("weights", BUILTIN),
+        recipe=variant.get("recipe", "specification"),
+        output=run,
+        overwrite=True,
+        audit=False,
+        probe=False,
+        onnx=False,
+        **({"epochs": epochs, "image_size": SIZES[name], "seed": seed} | settings),
+    )
+    seconds, processor = perf_counter() - began, process_time() - busy
+    found = evaluate(run, split="test").metrics
+    return {
+        "set": name, "seed": seed, "half": half, "train": train, "test": found.images, "classes": len(index.classes),
+        "epochs": settings.get("epochs", epochs), "balanced_accuracy": found.balanced_accuracy, "top1": found.top1,
+        "log_loss": found.log_loss, "recall": {each.name: each.recall for each in found.per_class},
+        "seconds": round(seconds, 1), "processor_seconds": round(processor, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measures what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--variants", type=Path, default=VARIANTS)
+    parser.add_argument("--half", choices=("choose", "report"), default="report")
+    parser.add_argument("--sets", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=700, help="to train and choose by; as many again to test")
+    parser.add_argument("--shown", type=int, default=4_000, help="training images shown")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    variants = tomllib.loads(options.variants.read_text(encoding="utf-8"))
+    path = options.out / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    done = {(result["variant"], result["set"], result["seed"], result["half"]) for result in results}
+    for seed in options.seeds:
+        for name in options.sets:
+            if options.half == "choose" and name in WHOLE:
+                continue
+            for title, variant in variants.items():
+                if (title, name, seed, options.half) in done or name not in variant.get("sets", SIZES):
+                    continue
+                result = {"variant": title} | measure(
+                    options.out, variant, name, seed, images=options.images, half=options.half, shown=options.shown
+                )
+                results.append(result)
+                print(json.dumps(result), flush=True)
+                path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
