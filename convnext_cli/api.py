@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convnext_cli.errors import ConvnextError
 from convnext_cli.recipes.plan import Choice
+from convnext_cli.recipes.tables import DEFAULT_RECIPE
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.preparation import Request
@@ -30,7 +31,7 @@ def finetune(
     weights: Path | str = "auto",
     offline: bool = False,
     overwrite: bool = False,
-    recipe: str = "specification",
+    recipe: str = DEFAULT_RECIPE,
     audit: bool = True,
     resume: Path | str | None = None,
     max_time: float | None = None,
@@ -49,7 +50,7 @@ def finetune(
         weights: `auto`, `none`, `builtin`, or the path of a file or run folder.
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
-        recipe: the tables that settings come from, `specification` or `published`.
+        recipe: the tables that settings come from, `measured`, `specification` or `published`.
         audit: look at every image first.
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.

@@ -1,7 +1,7 @@
 """Which recipe fine-tunes best: every variant on real data sets, equal budgets, several seeds.
 
     python -m benchmarks.recipes.measure OUT [--variants FILE] [--half report] [--seeds 0 1 2] [--sets cxr3 pets]
-        [--images 700] [--shown 4000]
+        [--images 700] [--shown 4000] [--cut VIRUS]
 
 A variant is a recipe and settings that differ from it (`variants.toml`). For each seed and data set all variants get
 the same images (by patient on cxr3), the weights in the package, and the same number of training images shown, times
@@ -18,26 +18,50 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+import numpy as np
+
 from benchmarks.datasets import SETS, draw_manifest
+from benchmarks.recipes.plain import train_plainly
 from convnext_cli import evaluate, finetune
+from convnext_cli.data.manifest import read_manifest
+from convnext_cli.data.scan import Index
+from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 
 SIZES = {"cxr3": 64, "pets": 64, "unseen": 32, "fashion": 32, "digits": 32}  # px; the last three are no larger
+RARE = 0.05
 WHOLE = {"pets"}  # too few to halve: nothing is chosen on it
 VARIANTS = Path(__file__).with_name("variants.toml")
 
 
 def measure(
-    out: Path, variant: dict[str, Any], name: str, seed: int, *, images: int, half: str, shown: int
+    out: Path, variant: dict[str, Any], name: str, seed: int, *, images: int, half: str, shown: int, cut: str | None
 ) -> dict[str, Any]:
     """Fine-tunes one variant on one draw of a data set; returns its figures."""
+    out = out.absolute()
     manifest = out / f"{name}-{half}-{seed}.csv"
     index = draw_manifest(SETS[name](out), images, seed, manifest, half=None if name in WHOLE else half)
     train = len(index.rows("train"))
-    settings = dict(variant.get("settings", {}))
-    epochs = max(1, round(shown * variant.get("budget", 1) / train))
-    run = out / "run"
+    if cut is not None:
+        index = cut_class(index, cut, manifest, seed)
+    settings = {"image_size": SIZES[name], "seed": seed} | variant.get("settings", {})
+    epochs = settings.setdefault("epochs", max(1, round(shown * variant.get("budget", 1) / train)))
     began, busy = perf_counter(), process_time()
+    if variant.get("plain"):
+        logits, labels = train_plainly(index, epochs=epochs, size=SIZES[name], seed=seed)
+        found = compute_metrics(logits, labels, index.classes)
+    else:
+        found = tune(manifest, variant, settings, out / "run")
+    return {
+        "set": name, "seed": seed, "half": half, "train": train, "test": found.images, "classes": len(index.classes),
+        "epochs": epochs, "balanced_accuracy": found.balanced_accuracy, "top1": found.top1,
+        "log_loss": found.log_loss, "recall": {each.name: each.recall for each in found.per_class},
+        "seconds": round(perf_counter() - began, 1), "processor_seconds": round(process_time() - busy, 1),
+    }  # fmt: skip
+
+
+def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run: Path) -> Metrics:
+    """Fine-tunes by a variant's recipe and settings, and asks the model of the test images."""
     finetune(
         manifest,
         model=load_builtin().architecture,
@@ -48,16 +72,27 @@ def measure(
         audit=False,
         probe=False,
         onnx=False,
-        **({"epochs": epochs, "image_size": SIZES[name], "seed": seed} | settings),
+        **settings,
     )
-    seconds, processor = perf_counter() - began, process_time() - busy
-    found = evaluate(run, split="test").metrics
-    return {
-        "set": name, "seed": seed, "half": half, "train": train, "test": found.images, "classes": len(index.classes),
-        "epochs": settings.get("epochs", epochs), "balanced_accuracy": found.balanced_accuracy, "top1": found.top1,
-        "log_loss": found.log_loss, "recall": {each.name: each.recall for each in found.per_class},
-        "seconds": round(seconds, 1), "processor_seconds": round(processor, 1),
-    }  # fmt: skip
+    return evaluate(run, split="test").metrics
+
+
+def cut_class(index: Index, name: str, manifest: Path, seed: int) -> Index:
+    """Leaves `RARE` of the images of a class to train and to choose by, whole groups; written over the manifest."""
+    label = index.classes.index(name)
+    groups = index.groups or index.paths
+    mine = [row for row in range(len(index)) if index.labels[row] == label and index.splits[row] != "test"]
+    names = sorted({groups[row] for row in mine})
+    np.random.default_rng(seed).shuffle(names)
+    left: set[str] = set()
+    for group in names:
+        if sum(groups[row] in left for row in mine) < RARE * len(mine):
+            left.add(group)
+    gone = {row for row in mine if groups[row] not in left}
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    lost = {f'"{index.root / index.paths[row]}"' for row in gone}
+    manifest.write_text("\n".join(line for line in lines if line.split(",")[0] not in lost) + "\n", encoding="utf-8")
+    return read_manifest(manifest)
 
 
 def main() -> None:
@@ -70,8 +105,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=700, help="to train and choose by; as many again to test")
     parser.add_argument("--shown", type=int, default=4_000, help="training images shown")
+    parser.add_argument("--cut", help="a class that is left a twentieth of its training images")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    same = {key: getattr(options, key) for key in ("images", "half", "shown", "cut")}
     variants = tomllib.loads(options.variants.read_text(encoding="utf-8"))
     path = options.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -83,9 +120,7 @@ def main() -> None:
             for title, variant in variants.items():
                 if (title, name, seed, options.half) in done or name not in variant.get("sets", SIZES):
                     continue
-                result = {"variant": title} | measure(
-                    options.out, variant, name, seed, images=options.images, half=options.half, shown=options.shown
-                )
+                result = {"variant": title} | measure(options.out, variant, name, seed, **same)
                 results.append(result)
                 print(json.dumps(result), flush=True)
                 path.write_text(json.dumps(results, indent=1), encoding="utf-8")

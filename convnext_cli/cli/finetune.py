@@ -13,6 +13,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.settings import given, parse_duration, with_settings
+from convnext_cli.recipes.tables import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from convnext_cli.training.finetuning import Finished, Started
@@ -55,8 +56,11 @@ def finetune(
     ] = None,
     audit: Annotated[bool, typer.Option("--check/--no-check", help="Look at every image first.")] = True,
     recipe: Annotated[
-        str, typer.Option(help="Tables that settings come from: specification, or published (the authors').")
-    ] = "specification",
+        str,
+        typer.Option(
+            help="Tables that settings come from: measured (by us), specification, or published (the authors')."
+        ),
+    ] = DEFAULT_RECIPE,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
     resume: Annotated[

@@ -8,6 +8,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.errors import UsageError
+from convnext_cli.recipes.tables import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.fingerprint import Fingerprint
@@ -28,8 +29,11 @@ def recommend(
     ] = None,
     license: Annotated[str, typer.Option(help="any, permissive, or a licence of the weights.")] = "any",
     recipe: Annotated[
-        str, typer.Option(help="Tables that settings come from: specification, or published (the authors').")
-    ] = "specification",
+        str,
+        typer.Option(
+            help="Tables that settings come from: measured (by us), specification, or published (the authors')."
+        ),
+    ] = DEFAULT_RECIPE,
     top: Annotated[int, typer.Option(help="How many models to show.", min=1)] = 5,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan to this file, for `finetune --config`.")

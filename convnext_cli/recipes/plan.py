@@ -13,12 +13,13 @@ from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.recipes.costs import GIB, largest_micro_batch
 from convnext_cli.recipes.machine import Machine
 from convnext_cli.recipes.recipe import Recipe, check_settings, default_settings, describe_settings
-from convnext_cli.recipes.tables import Regime, Row, load_tables, published_row
+from convnext_cli.recipes.tables import DEFAULT_RECIPE, Regime, Row, load_measured, load_tables, published_row
 
 USUAL_BATCH = 128
 MIN_BATCH = 16
 MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
 MIN_GPU_MICRO_BATCH = 8  # a GPU idles below; a CPU is nearly as fast with single images
+MEASURED_BLOCKS = 10  # of convnext_zepto_rms, which measured.toml is from
 MIN_STEPS = 500  # of a whole run: BiT-HyperRule's length for under 20,000 images (arXiv:1912.11370, section 3.3)
 
 RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a short run from random weights unlearned
@@ -118,7 +119,7 @@ def make_plan(
     weights: str = "auto",
     images: int,
     machine: Machine | None = None,
-    recipe: str = "specification",
+    recipe: str = DEFAULT_RECIPE,
     domain: str | None = None,
     given: Mapping[str, Choice],
 ) -> Plan:
@@ -130,7 +131,7 @@ def make_plan(
         weights: `auto`, `none`, or a path.
         images: how many images there are to train on.
         machine: what trains; None where it is not known.
-        recipe: `specification` or `published`.
+        recipe: `measured`, `specification` or `published`.
         domain: `medical`, `natural`, or None.
         given: settings that are already decided, by name.
 
@@ -142,13 +143,18 @@ def make_plan(
     chosen["image_size"] = _image_size(tag)
     chosen["hflip"] = _hflip(domain)
     chosen["layer_decay"] = Choice(value=1.0, source="default", reason="the specification has none")
-    rows = _from_published(model, tag) if recipe == "published" else _from_specification(model, images)
+    if recipe == "measured":
+        rows, power = _from_measured(model, tag, images), 0.5
+        base_batch = load_measured().base_batch if rows["lr"].source == "measured" else _specification_batch(model)
+    elif recipe == "published":
+        rows, base_batch, power = _from_published(model, tag), published_row(model, tag).base_batch, 1.0
+    else:
+        rows, base_batch, power = _from_specification(model, images), _specification_batch(model), 1.0
     chosen |= rows
     chosen |= given
-    base_batch = published_row(model, tag).base_batch if recipe == "published" else _specification_batch(model)
     chosen.setdefault("batch_size", _batch_size(images, chosen["epochs"].value))
     if "lr" not in given:
-        chosen["lr"] = _scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, weights)
+        chosen["lr"] = _scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, power, weights)
     if "grad_checkpointing" not in given:
         chosen["grad_checkpointing"] = _grad_checkpointing(model, chosen, machine)
     chosen.setdefault("micro_batch_size", _micro_batch_size(model, chosen, machine))
@@ -183,19 +189,44 @@ def _batch_size(images: int, epochs: int) -> Choice:
     return Choice(value=batch, source="rule", reason=f"small, so that {epochs} epochs have steps enough")
 
 
-def _scale_lr(row: Choice, batch: int, base_batch: int, weights: str) -> Choice:
-    """The row's rate, scaled linearly with the batch; from random weights a rate that they learn with."""
+def _scale_lr(row: Choice, batch: int, base_batch: int, power: float, weights: str) -> Choice:
+    """The row's rate, scaled by a power of the batch; from random weights a rate that they learn with."""
     if weights == "none":
         return Choice(value=RANDOM_START_LR, source="rule", reason="random weights need more than the tables' rates")
     if batch == base_batch:
         return row
-    scaled = float(f"{row.value * batch / base_batch:.4g}")
-    why = f"{row.value:g} at batch {base_batch}, scaled linearly to {batch}"
+    scaled = float(f"{row.value * (batch / base_batch) ** power:.4g}")
+    how = "linearly" if power == 1 else "with its square root"
+    why = f"{row.value:g} at batch {base_batch}, scaled {how} to {batch}"
     return Choice(value=scaled, source=row.source, reason=_join(why, row.reason))
 
 
 def _specification_batch(model: Architecture) -> int:
     return load_tables().model_row(model.parsed).base_batch
+
+
+def _from_measured(model: Architecture, tag: Tag | None, images: int) -> dict[str, Choice]:
+    """What we measured with the smallest model; what depends on a model's size is from the others' tables."""
+    measured, published, rated = load_measured(), published_row(model, tag), _from_specification(model, images)
+    chosen = {
+        name: Choice(value=value, source="measured", reason=measured.reasons.get(name, ""))
+        for name, value in measured.values.items()
+    }
+    if tag is None or tag.hub_id is not None:  # the rate was measured for the weights in the package alone
+        lr = rated["lr"]
+        chosen["lr"] = replace(lr, reason=_join("nothing was measured for this model", lr.reason))
+    chosen["drop_path"] = Choice(value=published.ranges["drop_path"][0], source=published.source)
+    chosen["layer_decay"] = _deepen(chosen["layer_decay"], sum(model.depths))
+    return chosen
+
+
+def _deepen(decay: Choice, blocks: int) -> Choice:
+    """A layer decay per block that gives the stem of a deeper model the rate that it has in the measured one."""
+    if blocks == MEASURED_BLOCKS or decay.value == 1:
+        return decay
+    value = float(f"{decay.value ** ((MEASURED_BLOCKS + 1) / (blocks + 1)):.4g}")
+    why = f"{decay.value:g} for {MEASURED_BLOCKS} blocks; so the stem of {blocks} has the same share of the rate"
+    return replace(decay, value=value, reason=_join(why, decay.reason))
 
 
 def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:

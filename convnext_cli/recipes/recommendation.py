@@ -16,7 +16,7 @@ from convnext_cli.recipes.costs import GIB, USABLE, describe_seconds, training_b
 from convnext_cli.recipes.machine import Machine, machine_with
 from convnext_cli.recipes.plan import Choice, Plan, make_plan
 from convnext_cli.recipes.recipe import Recipe
-from convnext_cli.recipes.tables import RECIPES, load_tables
+from convnext_cli.recipes.tables import DEFAULT_RECIPE, RECIPES, load_tables
 
 DAY = 86_400  # seconds
 DOMAINS = ("medical", "natural")
@@ -69,7 +69,7 @@ def recommend(
     license: str = "any",
     domain: str | None = None,
     prefer: str | None = None,
-    recipe: str = "specification",
+    recipe: str = DEFAULT_RECIPE,
     settings: Mapping[str, Any] | None = None,
 ) -> Recommendation:
     """Picks a model and its settings from the tables.
@@ -82,7 +82,7 @@ def recommend(
         license: `any`, `permissive`, or a licence that the weights must have.
         domain: `medical` or `natural`, where known.
         prefer: `accuracy`, `speed` or `size`; None keeps the specification's order.
-        recipe: `specification` or `published`.
+        recipe: `measured`, `specification` or `published`.
         settings: values that are already decided, by the name of the setting.
 
     Raises:

@@ -10,7 +10,8 @@ from typing import Any
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.names import ModelName
 
-RECIPES = ("specification", "published")
+RECIPES = ("measured", "specification", "published")
+DEFAULT_RECIPE = "measured"
 
 TABLE_SETTINGS = (
     "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
@@ -106,6 +107,21 @@ def published_row(model: Architecture, tag: Tag | None) -> Row:
     nearest = "" if name.size in row["published"] else f"; {name.size} was not published, the nearest size is used"
     settings = row | {"drop_path": row["sizes"][name.size], "layer_decay": decay}
     return Row(source=f"published {row['source']}{nearest}", ranges=_ranges(settings), base_batch=row["base_batch"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What fine-tuned best where it was measured: values and the reasons for them, and the batch its lr is for."""
+
+    values: dict[str, float]
+    reasons: dict[str, str]
+    base_batch: int
+
+
+@cache
+def load_measured() -> Measured:
+    """The settings that our own benchmark of recipes chose."""
+    return Measured(**_read("measured.toml"))
 
 
 def convert_layer_decay(decay: float, over: str, blocks: int) -> float:

@@ -20,7 +20,7 @@ from convnext_cli.recipes.machine import Machine, count_cpus, count_local_proces
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import check_settings, default_settings, describe_settings
 from convnext_cli.recipes.recommendation import recommend
-from convnext_cli.recipes.tables import RECIPES
+from convnext_cli.recipes.tables import DEFAULT_RECIPE, RECIPES
 from convnext_cli.runs import RUNS, RunFolder
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -42,7 +42,7 @@ class Request:
     """`auto`, `none`, `builtin`, or the path of a file or run folder."""
     offline: bool = False
     overwrite: bool = False
-    recipe: str = "specification"
+    recipe: str = DEFAULT_RECIPE
     settings: Mapping[str, Choice] = field(default_factory=dict)
     resume: Path | None = None
     """A run to be continued: model, settings and split are its own then."""

@@ -1,0 +1,126 @@
+"""Tables and a picture of what `measure.py` found.
+
+    python -m benchmarks.recipes.draw OUT/results.json [--half report] [--picture FILE.png]
+
+Balanced accuracy in percent, mean and standard deviation over the seeds, by data set; the mean rank over the data sets
+(by the means, 1 is the best); and the time of a fine-tuning against the first variant's, same data set and seed. The
+picture has the difference to the first variant, same data set and seed: a point a seed, a bar their mean.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Results = dict[str, dict[str, dict[int, dict[str, Any]]]]
+"""By variant, data set and seed."""
+
+
+def arrange(results: list[dict[str, Any]]) -> Results:
+    """The runs by variant, data set and seed."""
+    found: Results = defaultdict(lambda: defaultdict(dict))
+    for result in results:
+        found[result["variant"]][result["set"]][result["seed"]] = result
+    return found
+
+
+def find_scores(runs: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
+    """Balanced accuracy in percent, by seed."""
+    return np.array([100 * runs[seed]["balanced_accuracy"] for seed in sorted(runs)])
+
+
+def rank(found: Results, sets: list[str]) -> dict[str, float]:
+    """The mean over data sets of a variant's rank among those that were run on all of them."""
+    whole = [variant for variant in found if all(name in found[variant] for name in sets)]
+    ranks: dict[str, list[int]] = {variant: [] for variant in whole}
+    for name in sets:
+        means = {variant: find_scores(found[variant][name]).mean() for variant in whole}
+        for variant in whole:
+            ranks[variant].append(1 + sum(means[other] > means[variant] for other in whole))
+    return {variant: float(np.mean(ranks[variant])) for variant in whole}
+
+
+def find_cost(found: Results, variant: str, first: str) -> float:
+    """Processor time of a fine-tuning over the first variant's, geometric mean of all pairs."""
+    logs = [
+        np.log(run["processor_seconds"] / found[first][name][seed]["processor_seconds"])
+        for name, runs in found[variant].items()
+        for seed, run in runs.items()
+        if seed in found[first].get(name, {})
+    ]
+    return float(np.exp(np.mean(logs))) if logs else float("nan")
+
+
+def show(found: Results) -> None:
+    """The table on standard output, by mean rank."""
+    first = next(iter(found))
+    sets = list(found[first])
+    ranks = rank(found, sets)
+    wide = max(map(len, found)) + 2
+    print(f"{'variant':<{wide}}" + "".join(f"{name:>14}" for name in sets) + f"{'mean':>7}{'rank':>6}{'time':>6}")
+    for variant in sorted(found, key=lambda variant: ranks.get(variant, np.inf)):
+        cells, means = "", []
+        for name in sets:
+            scores = find_scores(found[variant].get(name, {}))
+            spread = f"{scores.std(ddof=1):.1f}" if len(scores) > 1 else "-"
+            cells += f"{f'{scores.mean():.1f} ± {spread}' if len(scores) else '-':>14}"
+            means += [scores.mean()] if len(scores) else []
+        place = f"{ranks[variant]:.1f}" if variant in ranks else "-"
+        print(f"{variant:<{wide}}{cells}{np.mean(means):>7.1f}{place:>6}{find_cost(found, variant, first):>6.2f}")
+    example = found[first]
+    print("n of seeds: " + ", ".join(f"{name} {len(example[name])}" for name in sets))
+    for name in sets:
+        run = next(iter(example[name].values()))
+        print(
+            f"{name}: {run['train']} to train, {run['test']} to test, {run['classes']} classes, {run['epochs']} epochs"
+        )
+
+
+def draw(found: Results, path: Path) -> None:
+    """The differences to the first variant as a picture."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    first = next(iter(found))
+    others = [variant for variant in found if variant != first][::-1]
+    sets = list(found[first])
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.45 * len(others)), layout="constrained")
+    for at, variant in enumerate(others):
+        for number, name in enumerate(sets):
+            runs, own = found[variant].get(name, {}), found[first][name]
+            gaps = [100 * (runs[s]["balanced_accuracy"] - own[s]["balanced_accuracy"]) for s in runs if s in own]
+            place = at + 0.3 - 0.6 * number / max(1, len(sets) - 1)
+            if gaps:
+                axes.plot(gaps, [place] * len(gaps), ".", color=f"C{number}", alpha=0.6)
+                axes.plot(
+                    [np.mean(gaps)], [place], "|", color=f"C{number}", markersize=9, label=name if not at else None
+                )
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set_yticks(range(len(others)), others)
+    axes.set_xlabel(f"balanced accuracy minus that of {first!r}, points")
+    axes.legend(loc="lower left", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Prints the table and draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--half", choices=("choose", "report"), default="report")
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    found = arrange([result for result in results if result["half"] == options.half])
+    show(found)
+    if options.picture:
+        draw(found, options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The plain torch loop that people write: the specification's skeleton (its sections 3.1 and 6)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from convnext_cli.data.scan import Index
+from convnext_cli.models.build import build_model, read_preprocessing
+from convnext_cli.models.catalog import BUILTIN, find_model, load_builtin
+
+LR, WEIGHT_DECAY, SMOOTHING, BATCH = 3e-4, 0.05, 0.1, 32
+
+
+class Images(Dataset[tuple[torch.Tensor, int]]):
+    """Rows of an index through a transform."""
+
+    def __init__(self, index: Index, split: str, transform: transforms.Compose) -> None:
+        self.index, self.rows, self.transform = index, index.rows(split), transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+        row = self.rows[at]
+        with Image.open(self.index.root / self.index.paths[row]) as image:
+            return self.transform(image.convert("RGB")), self.index.labels[row]
+
+
+def train_plainly(index: Index, *, epochs: int, size: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Fine-tunes the weights in the package; returns the last epoch's logits of the test images, and their classes."""
+    torch.manual_seed(seed)
+    architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
+    model, _ = build_model(
+        architecture, tag, num_classes=len(index.classes), drop_path=0.0, weights="auto", offline=True
+    )
+    how = read_preprocessing(model, size)
+    model = model.to(memory_format=torch.channels_last)
+    end = [transforms.ToTensor(), transforms.Normalize(how.mean, how.std)]
+    training = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *end])
+    testing = transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), *end])
+    loader = DataLoader(Images(index, "train", training), BATCH, shuffle=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=1e-6)
+    for _ in range(epochs):
+        model.train()
+        for images, targets in loader:
+            optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(model(images), targets, label_smoothing=SMOOTHING)
+            torch.autograd.backward(loss)
+            optimizer.step()
+        scheduler.step()
+    model.eval()
+    with torch.inference_mode():
+        parts = [(model(images), labels) for images, labels in DataLoader(Images(index, "test", testing), BATCH)]
+    logits, labels = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return logits, labels
