@@ -15,6 +15,7 @@ DEFAULT_RECIPE = "measured"
 
 TABLE_SETTINGS = (
     "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
+    "head_init_scale", "ema_decay",
 )  # fmt: skip
 
 OFFICIAL_LAYERS = 13  # steps from head to stem in the authors' grouped layer decay, whatever the depth
@@ -98,14 +99,20 @@ def published_row(model: Architecture, tag: Tag | None) -> Row:
     name = model.parsed
     self_supervised = tag is not None and tag.name == "fcmae"
     kind = "fcmae" if self_supervised else "supervised"
+    table = _read("published.toml")
     row = next(
         row
-        for row in _read("published.toml")["rows"]
+        for row in table["rows"]
         if (row["family"], row["kind"]) == (name.family, kind) and name.size in row["sizes"]
     )
     decay = convert_layer_decay(row["layer_decay"], row["decay_over"], sum(model.depths))
     nearest = "" if name.size in row["published"] else f"; {name.size} was not published, the nearest size is used"
-    settings = row | {"drop_path": row["sizes"][name.size], "layer_decay": decay}
+    settings = row | {
+        "drop_path": row["sizes"][name.size],
+        "layer_decay": decay,
+        "head_init_scale": table["head_init_scale"],
+        "ema_decay": table["ema_decay"] if name.size in row["averaged"] else 0.0,
+    }
     return Row(source=f"published {row['source']}{nearest}", ranges=_ranges(settings), base_batch=row["base_batch"])
 
 

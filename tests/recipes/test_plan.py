@@ -10,15 +10,17 @@ from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batc
 from convnext_cli.recipes.machine import machine_with
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import check_settings, describe_settings
-from convnext_cli.recipes.tables import convert_layer_decay, load_tables
+from convnext_cli.recipes.tables import RECIPES, convert_layer_decay, load_measured, load_tables, published_row
 
 MODELS = list(load_catalog().values())
 
 
-def plan_for(name: str, images: int = 6000, weights: str = "auto", **flags: object) -> Plan:
+def plan_for(
+    name: str, images: int = 6000, weights: str = "auto", recipe: str = "specification", **flags: object
+) -> Plan:
     model, tag = find_model(name)
     given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
-    return make_plan(model, tag, images=images, weights=weights, given=given)
+    return make_plan(model, tag, images=images, weights=weights, recipe=recipe, given=given)
 
 
 def test_the_specifications_rows_for_6000_images_and_v2_tiny() -> None:
@@ -34,6 +36,24 @@ def test_lr_scales_with_the_batch_unless_given() -> None:
     assert plan_for("convnextv2_tiny", batch_size=32).recipe.lr == pytest.approx(5e-5)
     assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).recipe.lr == 1e-3
     assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).settings["lr"].source == "flag"
+
+
+def test_the_measured_recipe_has_its_own_rate_for_the_weights_in_the_package_alone() -> None:
+    measured = load_measured()
+    own = plan_for("convnext_zepto_rms.builtin", recipe="measured", batch_size=measured.base_batch).settings["lr"]
+    assert (own.value, own.source) == (measured.values["lr"], "measured")
+    fourfold = plan_for("convnext_zepto_rms.builtin", recipe="measured", batch_size=4 * measured.base_batch)
+    assert fourfold.recipe.lr == pytest.approx(2 * own.value), "the square root of the batch"
+    other = plan_for("convnextv2_tiny", recipe="measured", batch_size=32).settings["lr"]
+    assert (other.value, other.source) == (1e-4, "specification 3.7")
+    assert "nothing was measured for this model" in other.reason
+
+
+def test_a_deeper_models_stem_has_the_measured_ones_rate() -> None:
+    for name in ("convnext_zepto_rms.builtin", "convnext_base"):
+        chosen = plan_for(name, recipe="measured").recipe.layer_decay
+        blocks = sum(find_model(name)[0].depths)
+        assert chosen ** (blocks + 1) == pytest.approx(load_measured().values["layer_decay"] ** 11, rel=1e-2)
 
 
 def test_random_weights_get_a_larger_rate_and_say_so() -> None:
@@ -103,23 +123,27 @@ def test_values_out_of_bounds_are_refused(name: str, value: float) -> None:
     st.integers(50, 5_000_000),
     st.floats(2, 160),
     st.sampled_from([None, 8, 32, 128, 1024]),
+    st.sampled_from(RECIPES),
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=400)
 def test_every_setting_is_in_its_tables_range_or_flagged(
-    model: Architecture, images: int, vram: float, batch: int | None
+    model: Architecture, images: int, vram: float, batch: int | None, recipe: str
 ) -> None:
     given = {} if batch is None else {"batch_size": Choice(value=batch, source="flag")}
-    plan = make_plan(model, model.default_tag, images=images, machine=machine_with(vram), given=given)
-    tables = load_tables()
-    rows = {row.source: row for row in (tables.model_row(model.parsed), tables.regime_for(images))}
+    asked = {"images": images, "recipe": recipe, "given": given}
+    plan = make_plan(model, model.default_tag, machine=machine_with(vram), **asked)  # type: ignore[arg-type]
+    tables, published = load_tables(), published_row(model, model.default_tag)
+    rows = {row.source: row for row in (tables.model_row(model.parsed), tables.regime_for(images), published)}
     assert list(plan.settings) == list(describe_settings())
     for name, choice in plan.settings.items():
         if choice.source in rows and "scaled" not in choice.reason:
             low, high = rows[choice.source].ranges[name]
             assert low <= choice.value <= high, name
+        elif choice.source == "measured":
+            assert choice.value == load_measured().values[name] or "so the stem" in choice.reason, name
         else:
             assert choice.reason or choice.source in ("flag", "default") or "scaled" in choice.reason, name
-    more = make_plan(model, model.default_tag, images=images, machine=machine_with(2 * vram), given=given)
+    more = make_plan(model, model.default_tag, machine=machine_with(2 * vram), **asked)  # type: ignore[arg-type]
     assert more.recipe.micro_batch_size >= plan.recipe.micro_batch_size
     assert more.recipe.batch_size == plan.recipe.batch_size
 
@@ -189,6 +213,8 @@ def test_the_published_recipe() -> None:
     tiny = published("convnextv2_tiny.fcmae", batch_size=1024).recipe
     assert (tiny.lr, tiny.layer_decay, tiny.epochs, tiny.mixup) == (3.2e-3, 0.9, 300, 0.8)
     assert published("convnextv2_tiny").recipe.epochs == 90
+    assert (published("convnextv2_tiny").recipe.ema_decay, published("convnext_tiny").recipe.ema_decay) == (0.9999, 0.0)
+    assert published("convnext_tiny").recipe.head_init_scale == 0.001
     assert "not published" in published("convnextv2_pico").settings["lr"].source
     for model in MODELS:  # every model with every tag has a row
         for tag in (*model.tags, None):

@@ -74,7 +74,7 @@ def test_preferences_reorder_what_fits() -> None:
 
 def test_long_runs_are_said_to_be_long() -> None:
     laptop = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=4)
-    found = recommend(6000, machine=laptop)
+    found = recommend(6000, machine=laptop, recipe="specification")
     assert any("would take about" in warning for warning in found.warnings)
     assert found.best.plan.recipe.micro_batch_size <= 32
     assert not recommend(6000, vram=24).warnings
