@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convnext_cli.errors import ConvnextError
 from convnext_cli.recipes.plan import Choice
-from convnext_cli.recipes.tables import DEFAULT_RECIPE
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.preparation import Request

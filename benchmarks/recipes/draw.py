@@ -1,6 +1,6 @@
 """Tables and a picture of what `measure.py` found.
 
-    python -m benchmarks.recipes.draw OUT/results.json [--half report] [--picture FILE.png]
+    python -m benchmarks.recipes.draw OUT/results.json... [--half report] [--picture FILE.png]
 
 Balanced accuracy in percent, mean and standard deviation over the seeds, by data set; the mean rank over the data sets
 (by the means, 1 is the best); and the time of a fine-tuning against the first variant's, same data set and seed. The
@@ -111,11 +111,11 @@ def draw(found: Results, path: Path) -> None:
 def main() -> None:
     """Prints the table and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--half", choices=("choose", "report"), default="report")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    results = json.loads(options.results.read_text(encoding="utf-8"))
+    results = [run for path in options.results for run in json.loads(path.read_text(encoding="utf-8"))]
     found = arrange([result for result in results if result["half"] == options.half])
     show(found)
     if options.picture:

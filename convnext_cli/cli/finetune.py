@@ -12,18 +12,14 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
 from convnext_cli.cli.completion import complete_model, complete_run
-from convnext_cli.cli.settings import given, parse_duration, with_settings
-from convnext_cli.recipes.tables import DEFAULT_RECIPE
+from convnext_cli.cli.settings import given, list_decided, parse_duration, with_settings
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from convnext_cli.training.finetuning import Finished, Started
     from convnext_cli.training.loop import EpochDone
     from convnext_cli.training.preparation import Prepared, Request
 
-SHOWN = (
-    "epochs", "batch_size", "micro_batch_size", "lr", "warmup_epochs", "weight_decay", "layer_decay", "drop_path",
-    "label_smoothing", "mixup", "cutmix", "image_size",
-)  # fmt: skip
 EPOCH_COLUMNS = (
     f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'top-1 %':>7}  {'balanced %':>10}  {'images/s':>8}"
 )
@@ -57,9 +53,7 @@ def finetune(
     audit: Annotated[bool, typer.Option("--check/--no-check", help="Look at every image first.")] = True,
     recipe: Annotated[
         str,
-        typer.Option(
-            help="Tables that settings come from: measured (by us), specification, or published (the authors')."
-        ),
+        typer.Option(help="Tables that settings come from: measured, specification, or published (the authors')."),
     ] = DEFAULT_RECIPE,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
@@ -180,10 +174,7 @@ def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
     console.show(plan.model, style="bold")
     console.show(f"{index.root}: {len(index.classes)} classes; {_describe_splits(splits)}")
     console.show(f"{machine}: about {memory / GIB:.1f} GiB and {describe_seconds(seconds or 0)}, estimated")
-    console.show_table(
-        ["setting", "value", "from", "because"],
-        ((name, choice.value, choice.source, choice.reason) for name, choice in plan.settings.items()),
-    )
+    console.show_table(["setting", "value", "from", "because"], list_decided(plan))
     for note in prepared.notes:
         console.warn(note)
 
@@ -259,10 +250,7 @@ def _show_started(started: "Started") -> None:
     processes = f", {started.num_processes} processes" if started.num_processes > 1 else ""
     console.say(f"{started.device}, {started.precision}, {started.formulation}{processes}")
     console.say(f"run: {started.run}")
-    console.log_table(
-        ["setting", "value", "from", "because"],
-        ((name, plan.settings[name].value, plan.settings[name].source, plan.settings[name].reason) for name in SHOWN),
-    )
+    console.log_table(["setting", "value", "from", "because"], list_decided(plan))
     for note in started.notes:
         console.warn(note)
     console.say(EPOCH_COLUMNS, style="bold")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.settings import list_decided
 from convnext_cli.errors import UsageError
-from convnext_cli.recipes.tables import DEFAULT_RECIPE
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.fingerprint import Fingerprint
@@ -30,9 +31,7 @@ def recommend(
     license: Annotated[str, typer.Option(help="any, permissive, or a licence of the weights.")] = "any",
     recipe: Annotated[
         str,
-        typer.Option(
-            help="Tables that settings come from: measured (by us), specification, or published (the authors')."
-        ),
+        typer.Option(help="Tables that settings come from: measured, specification, or published (the authors')."),
     ] = DEFAULT_RECIPE,
     top: Annotated[int, typer.Option(help="How many models to show.", min=1)] = 5,
     output: Annotated[
@@ -113,11 +112,9 @@ def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None") -> dict
 
 def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str, output: Path | None, top: int) -> None:
     from convnext_cli.models.catalog import BUILTIN, load_builtin
-    from convnext_cli.recipes.recipe import describe_settings
 
     best = found.best
     assert best.tag is not None
-    units = {name: setting.unit for name, (_, setting) in describe_settings().items()}
     console.show(
         f"{best.model.name}, {best.reason} for {found.regime} data sets: {found.dataset_size:,} images", style="bold"
     )
@@ -138,13 +135,7 @@ def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str,
     columns = ["model", "tier", "params (M)", "GMACs", "top-1 (%)", "memory (GiB)", "time", "licence", "why"]
     console.show_table(columns, (_row(candidate) for candidate in found.candidates[:top]), numbers=columns[1:7])
     console.show("")
-    console.show_table(
-        ["setting", "value", "from", "because"],
-        (
-            (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
-            for name, choice in found.plan.settings.items()
-        ),
-    )
+    console.show_table(["setting", "value", "from", "because"], list_decided(found.plan))
     console.show("")
     option = f"--config {output}" if output else f"--model {best.model.name}"
     console.show(f"Next: convnext finetune {data} {option}")

@@ -3,11 +3,14 @@
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnext_cli.recipes.recipe import Setting, describe_settings
+
+if TYPE_CHECKING:
+    from convnext_cli.recipes.plan import Plan
 
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -38,6 +41,16 @@ def _make_option(name: str, kind: Any, setting: Setting) -> inspect.Parameter:
     )
     annotation = Annotated[kind | None, option]  # made at run time, for Typer
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
+    """Name, value with unit, source and reason of what was decided for a plan; a last line for what was not."""
+    units = {name: setting.unit for name, (_, setting) in describe_settings().items()}
+    rows = [
+        (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
+        for name, choice in plan.decided.items()
+    ]
+    return [*rows, (f"{len(plan.settings) - len(rows)} others", "", "default", "`convnext finetune --help` lists them")]
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from convnext_cli.errors import UsageError, suggest
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.recipes.costs import GIB, largest_micro_batch
 from convnext_cli.recipes.machine import Machine
-from convnext_cli.recipes.recipe import Recipe, check_settings, default_settings, describe_settings
-from convnext_cli.recipes.tables import DEFAULT_RECIPE, Regime, Row, load_measured, load_tables, published_row
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE, Recipe, check_settings, default_settings, describe_settings
+from convnext_cli.recipes.tables import Regime, Row, load_measured, load_tables, published_row
 
 USUAL_BATCH = 128
 MIN_BATCH = 16
@@ -48,6 +48,11 @@ class Plan:
     def recipe(self) -> Recipe:
         """The bare values."""
         return Recipe(**{name: choice.value for name, choice in self.settings.items()})
+
+    @property
+    def decided(self) -> dict[str, Choice]:
+        """The settings that somebody or something decided, by name; the others are at their defaults."""
+        return {name: choice for name, choice in self.settings.items() if choice.source != "default" or choice.reason}
 
     def shorten(self, epochs: Choice) -> "Plan":
         """The same plan for fewer epochs, of which the warm-up stays at most a tenth."""
@@ -144,7 +149,7 @@ def make_plan(
     chosen["hflip"] = _hflip(domain)
     chosen["layer_decay"] = Choice(value=1.0, source="default", reason="the specification has none")
     if recipe == "measured":
-        rows, power = _from_measured(model, tag, images), 0.5
+        rows, power = _from_measured(model, tag, images, weights), 0.5
         base_batch = load_measured().base_batch if rows["lr"].source == "measured" else _specification_batch(model)
     elif recipe == "published":
         rows, base_batch, power = _from_published(model, tag), published_row(model, tag).base_batch, 1.0
@@ -205,7 +210,7 @@ def _specification_batch(model: Architecture) -> int:
     return load_tables().model_row(model.parsed).base_batch
 
 
-def _from_measured(model: Architecture, tag: Tag | None, images: int) -> dict[str, Choice]:
+def _from_measured(model: Architecture, tag: Tag | None, images: int, weights: str) -> dict[str, Choice]:
     """What we measured with the smallest model; what depends on a model's size is from the others' tables."""
     measured, published, rated = load_measured(), published_row(model, tag), _from_specification(model, images)
     chosen = {
@@ -217,6 +222,10 @@ def _from_measured(model: Architecture, tag: Tag | None, images: int) -> dict[st
         chosen["lr"] = replace(lr, reason=_join("nothing was measured for this model", lr.reason))
     chosen["drop_path"] = Choice(value=published.ranges["drop_path"][0], source=published.source)
     chosen["layer_decay"] = _deepen(chosen["layer_decay"], sum(model.depths))
+    if weights == "none":
+        why = "random weights have nothing to keep"
+        off = Choice(value=0, source="rule", reason=why)
+        chosen |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0)}
     return chosen
 
 

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from convnext_cli.errors import UsageError, suggest
 
+RECIPES = ("measured", "specification", "published")  # the tables that settings come from
+DEFAULT_RECIPE = "measured"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:

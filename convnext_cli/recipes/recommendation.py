@@ -15,8 +15,8 @@ from convnext_cli.models.catalog import (
 from convnext_cli.recipes.costs import GIB, USABLE, describe_seconds, training_bytes, training_seconds
 from convnext_cli.recipes.machine import Machine, machine_with
 from convnext_cli.recipes.plan import Choice, Plan, make_plan
-from convnext_cli.recipes.recipe import Recipe
-from convnext_cli.recipes.tables import DEFAULT_RECIPE, RECIPES, load_tables
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE, RECIPES, Recipe
+from convnext_cli.recipes.tables import load_tables
 
 DAY = 86_400  # seconds
 DOMAINS = ("medical", "natural")

@@ -10,9 +10,6 @@ from typing import Any
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.names import ModelName
 
-RECIPES = ("measured", "specification", "published")
-DEFAULT_RECIPE = "measured"
-
 TABLE_SETTINGS = (
     "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
     "head_init_scale", "ema_decay",

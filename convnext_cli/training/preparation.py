@@ -18,9 +18,14 @@ from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, 
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
-from convnext_cli.recipes.recipe import check_settings, default_settings, describe_settings
+from convnext_cli.recipes.recipe import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    check_settings,
+    default_settings,
+    describe_settings,
+)
 from convnext_cli.recipes.recommendation import recommend
-from convnext_cli.recipes.tables import DEFAULT_RECIPE, RECIPES
 from convnext_cli.runs import RUNS, RunFolder
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")

@@ -9,8 +9,8 @@ from convnext_cli.models.catalog import Architecture, find_model, load_catalog, 
 from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batch, training_bytes, training_seconds
 from convnext_cli.recipes.machine import machine_with
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
-from convnext_cli.recipes.recipe import check_settings, describe_settings
-from convnext_cli.recipes.tables import RECIPES, convert_layer_decay, load_measured, load_tables, published_row
+from convnext_cli.recipes.recipe import RECIPES, check_settings, describe_settings
+from convnext_cli.recipes.tables import convert_layer_decay, load_measured, load_tables, published_row
 
 MODELS = list(load_catalog().values())
 
