@@ -31,6 +31,7 @@ def finetune(
     offline: bool = False,
     overwrite: bool = False,
     recipe: str = "specification",
+    augment: str | None = None,
     audit: bool = True,
     resume: Path | str | None = None,
     max_time: float | None = None,
@@ -50,6 +51,7 @@ def finetune(
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
         recipe: the tables that settings come from, `specification` or `published`.
+        augment: how training images vary: `none`, `light`, `medical`, `natural` or `strong`; None for `light`.
         audit: look at every image first.
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.
@@ -70,6 +72,7 @@ def finetune(
         offline=offline,
         overwrite=overwrite,
         recipe=recipe,
+        augment=augment,
         audit=audit,
         settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
         resume=Path(resume) if resume is not None else None,

@@ -57,6 +57,13 @@ def finetune(
     recipe: Annotated[
         str, typer.Option(help="Tables that settings come from: specification, or published (the authors').")
     ] = "specification",
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="How training images vary: none, light (the usual), medical, natural (photos) or strong. The settings "
+            "that it gives values to win over it."
+        ),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
     resume: Annotated[
@@ -114,6 +121,7 @@ def finetune(
         offline=offline,
         overwrite=overwrite,
         recipe=recipe,
+        augment=augment,
         settings=choices,
         resume=resume,
         max_time=max_time,

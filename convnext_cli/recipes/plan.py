@@ -13,7 +13,7 @@ from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.recipes.costs import GIB, largest_micro_batch
 from convnext_cli.recipes.machine import Machine
 from convnext_cli.recipes.recipe import Recipe, check_settings, default_settings, describe_settings
-from convnext_cli.recipes.tables import Regime, Row, load_tables, published_row
+from convnext_cli.recipes.tables import USUAL_AUGMENTATION, Regime, Row, load_augmentations, load_tables, published_row
 
 USUAL_BATCH = 128
 MIN_BATCH = 16
@@ -119,7 +119,7 @@ def make_plan(
     images: int,
     machine: Machine | None = None,
     recipe: str = "specification",
-    domain: str | None = None,
+    augment: str | None = None,
     given: Mapping[str, Choice],
 ) -> Plan:
     """Picks every setting: what is given, else what the tables and the rules say, else the default.
@@ -131,16 +131,19 @@ def make_plan(
         images: how many images there are to train on.
         machine: what trains; None where it is not known.
         recipe: `specification` or `published`.
-        domain: `medical`, `natural`, or None.
+        augment: a preset of augmentation; wins over a plan file's settings. None for the usual one, which does not.
         given: settings that are already decided, by name.
 
     Raises:
         UsageError: a given setting has a value that it cannot have; all are named.
     """
     check_settings({name: choice.value for name, choice in given.items()})
+    preset = _from_preset(augment or USUAL_AUGMENTATION)
+    if augment is not None:
+        given = {name: choice for name, choice in given.items() if name not in preset or choice.source != "plan"}
     chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
     chosen["image_size"] = _image_size(tag)
-    chosen["hflip"] = _hflip(domain)
+    chosen |= preset
     chosen["layer_decay"] = Choice(value=1.0, source="default", reason="the specification has none")
     rows = _from_published(model, tag) if recipe == "published" else _from_specification(model, images)
     chosen |= rows
@@ -165,12 +168,12 @@ def _image_size(tag: Tag | None) -> Choice:
     return Choice(value=tag.image_size, source="rule", reason=f"the input size of {tag.name}")
 
 
-def _hflip(domain: str | None) -> Choice:
-    if domain == "natural":
-        return Choice(value=0.5, source="rule", reason="a mirrored photo is still a photo of the same thing")
-    if domain == "medical":
-        return Choice(value=0.0, source="rule", reason="left and right differ in a body")
-    return Choice(value=0.0, source="default", reason="left and right may differ; 0.5 suits ordinary photos")
+def _from_preset(name: str) -> dict[str, Choice]:
+    row = load_augmentations()[name]
+    return {
+        setting: Choice(value=value, source=f"augmentation {name}", reason=reason)
+        for setting, (value, reason) in row.items()
+    }
 
 
 def _batch_size(images: int, epochs: int) -> Choice:

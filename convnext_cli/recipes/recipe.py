@@ -72,15 +72,32 @@ class Recipe:
     min_crop_area: Annotated[
         float,
         Setting(
-            help="Smallest share of an image's area that a random training crop keeps.",
+            help="Smallest share of an image's area that a random training crop keeps; 1 takes evaluation's view.",
             low=0,
             high=1,
-            open=False,
         ),
-    ] = 0.5
+    ]
     hflip: Annotated[
         float,
         Setting(help="Chance of a left-right flip in training; 0 where left and right differ.", low=0, high=1),
+    ]
+    rotation: Annotated[
+        float,
+        Setting(
+            help="Training images are turned by at most this, either way; 0 is off", unit="degrees", low=0, high=180
+        ),
+    ] = 0.0
+    jitter: Annotated[
+        float,
+        Setting(
+            help="Brightness and contrast of training images vary by at most this share; 0 is off.", low=0, high=0.99
+        ),
+    ] = 0.0
+    rand_augment: Annotated[
+        float, Setting(help="Magnitude of RandAugment on training images, as timm counts it; 0 is off.", low=0, high=10)
+    ] = 0.0
+    erasing: Annotated[
+        float, Setting(help="Chance that noise hides a rectangle of a training image; 0 is off.", low=0, high=1)
     ] = 0.0
     clip_grad: Annotated[
         float, Setting(help="Longest gradient (L2 norm) of a step; a longer one is shortened to it. 0 is off.", low=0)

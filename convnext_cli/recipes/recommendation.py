@@ -80,7 +80,7 @@ def recommend(
         vram: memory of the GPU in GiB, where there is one that is not in this machine.
         machine: what trains, where `vram` is not given; None where it is not known.
         license: `any`, `permissive`, or a licence that the weights must have.
-        domain: `medical` or `natural`, where known.
+        domain: `medical` or `natural`, where known; it picks the preset of augmentation.
         prefer: `accuracy`, `speed` or `size`; None keeps the specification's order.
         recipe: `specification` or `published`.
         settings: values that are already decided, by the name of the setting.
@@ -110,7 +110,7 @@ def recommend(
     def judge(place: int, model: Architecture) -> Candidate:
         tags = [tag for tag in model.tags if license == "any" or license_matches(tag, license)]
         tag = tags[0] if tags else None
-        plan = make_plan(model, tag, images=dataset_size, machine=machine, recipe=recipe, domain=domain, given=given)
+        plan = make_plan(model, tag, images=dataset_size, machine=machine, recipe=recipe, augment=domain, given=given)
         chosen = plan.recipe
         return Candidate(
             model=model,

@@ -1,4 +1,4 @@
-"""The tables that settings come from: the user's specification, and what the authors of ConvNeXt published."""
+"""The tables that settings come from: the specification, what the authors published, presets of augmentation."""
 
 import math
 import tomllib
@@ -15,6 +15,9 @@ RECIPES = ("specification", "published")
 TABLE_SETTINGS = (
     "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
 )  # fmt: skip
+
+AUGMENTATION_SETTINGS = ("min_crop_area", "hflip", "rotation", "jitter", "rand_augment", "erasing")
+USUAL_AUGMENTATION = "light"
 
 OFFICIAL_LAYERS = 13  # steps from head to stem in the authors' grouped layer decay, whatever the depth
 
@@ -117,6 +120,14 @@ def convert_layer_decay(decay: float, over: str, blocks: int) -> float:
     if over == "single":
         return decay
     return float(f"{decay ** (OFFICIAL_LAYERS / (blocks + 1)):.4g}")
+
+
+def load_augmentations() -> dict[str, dict[str, tuple[float, str]]]:
+    """The presets of augmentation by name: the value and the reason of each of `AUGMENTATION_SETTINGS`."""
+    return {
+        name: {setting: (row[setting]["value"], row[setting]["reason"]) for setting in AUGMENTATION_SETTINGS}
+        for name, row in _read("augmentation.toml").items()
+    }
 
 
 @cache

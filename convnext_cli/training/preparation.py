@@ -20,7 +20,7 @@ from convnext_cli.recipes.machine import Machine, count_cpus, count_local_proces
 from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import check_settings, default_settings, describe_settings
 from convnext_cli.recipes.recommendation import recommend
-from convnext_cli.recipes.tables import RECIPES
+from convnext_cli.recipes.tables import RECIPES, load_augmentations
 from convnext_cli.runs import RUNS, RunFolder
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -43,6 +43,8 @@ class Request:
     offline: bool = False
     overwrite: bool = False
     recipe: str = "specification"
+    augment: str | None = None
+    """A preset of augmentation; None for what the settings say, else the usual one."""
     settings: Mapping[str, Choice] = field(default_factory=dict)
     resume: Path | None = None
     """A run to be continued: model, settings and split are its own then."""
@@ -173,6 +175,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         images=len(index.rows("train")),
         machine=machine,
         recipe=request.recipe,
+        augment=request.augment,
         given=request.settings,
     )
     yield Prepared(
@@ -191,6 +194,7 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     """Checks all that needs no look at the data; returns the model that was asked for."""
     check_settings(values)
     check_word("recipe", request.recipe, RECIPES)
+    check_word("augmentation", request.augment, tuple(load_augmentations()))
     found = _find_builtin(request.model) if request.weights == BUILTIN else None
     if request.model is not None and found is None:
         found = find_model(request.model)

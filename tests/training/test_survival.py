@@ -57,7 +57,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def new(data: Path, output: Path | str, **changes: Any) -> Request:
     settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
-    return Request(data=data, output=Path(output), model="test_convnext", weights="none", settings=settings)
+    return Request(
+        data=data, output=Path(output), model="test_convnext", weights="none", augment="strong", settings=settings
+    )
 
 
 def go_on(run: Path | str, **others: Any) -> list[Any]:
