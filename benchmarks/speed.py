@@ -90,7 +90,7 @@ def train_resident(task: Task, mode: str) -> Turns:
 
 def train_ours(task: Task, mode: str) -> Turns:
     """`finetune`, epoch by epoch."""
-    from convnext_cli.recipes.plan import Choice
+    from convnext_cli.recipes.rules import Choice
     from convnext_cli.training.finetuning import Started, finetune_steps
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
     from convnext_cli.training.preparation import Request

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convnext_cli.errors import ConvnextError
-from convnext_cli.recipes.plan import Choice
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
+from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.preparation import Request
@@ -32,6 +32,7 @@ def finetune(
     offline: bool = False,
     overwrite: bool = False,
     recipe: str = DEFAULT_RECIPE,
+    augment: str | None = None,
     audit: bool = True,
     resume: Path | str | None = None,
     max_time: float | None = None,
@@ -51,6 +52,7 @@ def finetune(
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
         recipe: the tables that settings come from, `measured`, `specification` or `published`.
+        augment: how training images vary: `none`, `light`, `medical`, `natural` or `strong`; None for `light`.
         audit: look at every image first.
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.
@@ -71,6 +73,7 @@ def finetune(
         offline=offline,
         overwrite=overwrite,
         recipe=recipe,
+        augment=augment,
         audit=audit,
         settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
         resume=Path(resume) if resume is not None else None,

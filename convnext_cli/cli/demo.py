@@ -67,7 +67,7 @@ def demo(
 
 
 def _request(digits: Path, run: Path, weights: str) -> "Request":
-    from convnext_cli.recipes.plan import Choice
+    from convnext_cli.recipes.rules import Choice
     from convnext_cli.training.preparation import Request
 
     return Request(

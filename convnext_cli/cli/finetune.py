@@ -55,6 +55,13 @@ def finetune(
         str,
         typer.Option(help="Tables that settings come from: measured, specification, or published (the authors')."),
     ] = DEFAULT_RECIPE,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="How training images vary: none, light (the usual), medical, natural (photos) or strong. The settings "
+            "that it gives values to win over it."
+        ),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is at --output.")] = False,
     resume: Annotated[
@@ -93,7 +100,8 @@ def finetune(
     **settings: Any,
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
-    from convnext_cli.recipes.plan import Choice, read_plan
+    from convnext_cli.recipes.plan import read_plan
+    from convnext_cli.recipes.rules import Choice
     from convnext_cli.training.preparation import Request
 
     if devices is not None and "RANK" not in os.environ:
@@ -112,6 +120,7 @@ def finetune(
         offline=offline,
         overwrite=overwrite,
         recipe=recipe,
+        augment=augment,
         settings=choices,
         resume=resume,
         max_time=max_time,

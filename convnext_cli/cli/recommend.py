@@ -24,7 +24,7 @@ def recommend(
     classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
     vram: Annotated[float | None, typer.Option(help="Memory of the GPU, in GiB.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square input (px).")] = None,
-    domain: Annotated[str | None, typer.Option(help="medical or natural.")] = None,
+    domain: Annotated[str | None, typer.Option(help="medical or natural; decides how training images vary.")] = None,
     prefer: Annotated[
         str | None, typer.Option(help="accuracy, speed or size, in place of the specification's order.")
     ] = None,

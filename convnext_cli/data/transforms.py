@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from convnext_cli.data.augmentation import Augmentation, Box, erase, jitter_light, rand_augment, turn_crop
 from convnext_cli.data.decode import Pixels
 
 MAX_RESIZED = 50_000_000  # pixels
@@ -88,24 +89,44 @@ def reduce_image(image: Pixels, side: int, how: Preprocessing) -> Pixels:
 
 
 def transform_for_training(
-    image: Pixels, how: Preprocessing, random: np.random.Generator, *, min_crop_area: float, hflip: float
+    image: Pixels, how: Preprocessing, random: np.random.Generator, wanted: Augmentation
 ) -> Pixels:
-    """Takes a random crop of (H, W, 3), scales it to (S, S, 3), and flips it with probability `hflip`.
+    """Takes a random crop of (H, W, 3), scales it to (S, S, 3), and changes it as `wanted`.
 
     The crop keeps `min_crop_area` to 1 of the area at an aspect ratio of 3/4 to 4/3, as torchvision's
-    RandomResizedCrop draws it.
+    RandomResizedCrop draws it. Where `min_crop_area` is 1, the evaluation's view takes its place.
     """
-    box = _draw_crop(image.shape[1], image.shape[0], random, min_crop_area)
-    size = (how.image_size, how.image_size)
-    picture = Image.fromarray(image).resize(size, _FILTERS[how.interpolation], box=box)
-    if random.random() < hflip:
+    if wanted.min_crop_area == 1:
+        return augment_view(transform_for_eval(image, how), how, random, wanted)
+    box = _draw_crop(image.shape[1], image.shape[0], random, wanted.min_crop_area)
+    return _augment(image, box, how, random, wanted)
+
+
+def augment_view(view: Pixels, how: Preprocessing, random: np.random.Generator, wanted: Augmentation) -> Pixels:
+    """Changes what `transform_for_eval` gave, (S, S, 3), as `wanted`; where that asks for nothing, it is the same."""
+    return _augment(view, (0, 0, how.image_size, how.image_size), how, random, wanted)
+
+
+def _augment(image: Pixels, box: Box, how: Preprocessing, random: np.random.Generator, wanted: Augmentation) -> Pixels:
+    """What is off draws no number, but for the flip: another setting that is off changes no picture."""
+    size, resample = how.image_size, _FILTERS[how.interpolation]
+    is_flipped = random.random() < wanted.hflip
+    if wanted.rotation:
+        degrees = random.uniform(-wanted.rotation, wanted.rotation)
+        picture = turn_crop(image, box, size, degrees, resample)
+    else:
+        picture = Image.fromarray(image).resize((size, size), resample, box=box)
+    if is_flipped:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(picture)
+    if wanted.jitter:
+        picture = jitter_light(picture, random, wanted.jitter)
+    if wanted.rand_augment:
+        picture = rand_augment(picture, random, wanted.rand_augment, resample)
+    changed = np.asarray(picture)
+    return erase(changed, random) if wanted.erasing and random.random() < wanted.erasing else changed
 
 
-def _draw_crop(
-    width: int, height: int, random: np.random.Generator, min_area: float
-) -> tuple[float, float, float, float]:
+def _draw_crop(width: int, height: int, random: np.random.Generator, min_area: float) -> Box:
     for _ in range(10):
         area = width * height * random.uniform(min_area, 1.0)
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))

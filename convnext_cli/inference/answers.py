@@ -116,11 +116,16 @@ class Answerer(ABC):
 
 def load_for_eval(index: Index, how: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:
     """A function that gives a row's image, (S, S, 3) uint8, as evaluation sees it. `cache` keeps it for next time."""
+    pictures = open_for_eval(index, how, cache=cache)
+    return lambda row: pictures.read(index.paths[row])
+
+
+def open_for_eval(index: Index, how: Preprocessing, *, cache: bool) -> Pictures:
+    """An index's images, (S, S, 3) uint8, as evaluation sees them. `cache` keeps them for next time."""
     crop = f"{how.crop_mode} crop of {how.crop_pct}"
-    pictures = Pictures(
+    return Pictures(
         index.root,
         f"evaluation at {how.image_size} px, {crop}, {how.interpolation}",
         lambda path: transform_for_eval(decode_image(path), how),
         keep=cache,
     )
-    return lambda row: pictures.read(index.paths[row])

@@ -108,15 +108,32 @@ class Recipe:
     min_crop_area: Annotated[
         float,
         Setting(
-            help="Smallest share of an image's area that a random training crop keeps.",
+            help="Smallest share of an image's area that a random training crop keeps; 1 takes evaluation's view.",
             low=0,
             high=1,
-            open=False,
         ),
-    ] = 0.5
+    ]
     hflip: Annotated[
         float,
         Setting(help="Chance of a left-right flip in training; 0 where left and right differ.", low=0, high=1),
+    ]
+    rotation: Annotated[
+        float,
+        Setting(
+            help="Training images are turned by at most this, either way; 0 is off", unit="degrees", low=0, high=180
+        ),
+    ] = 0.0
+    jitter: Annotated[
+        float,
+        Setting(
+            help="Brightness and contrast of training images vary by at most this share; 0 is off.", low=0, high=0.99
+        ),
+    ] = 0.0
+    rand_augment: Annotated[
+        float, Setting(help="Magnitude of RandAugment on training images, as timm counts it; 0 is off.", low=0, high=10)
+    ] = 0.0
+    erasing: Annotated[
+        float, Setting(help="Chance that noise hides a rectangle of a training image; 0 is off.", low=0, high=1)
     ] = 0.0
     clip_grad: Annotated[
         float, Setting(help="Longest gradient (L2 norm) of a step; a longer one is shortened to it. 0 is off.", low=0)
@@ -183,6 +200,21 @@ def check_settings(values: Mapping[str, Any]) -> None:
     problems = [f"{name} {problem}" for name, value in values.items() if (problem := _problem(known, name, value))]
     if problems:
         raise UsageError("; ".join(problems), "`convnext finetune --help` shows every setting with its unit")
+
+
+def check_together(values: Mapping[str, Any]) -> None:
+    """Checks what one setting makes of another, of values that are right by themselves.
+
+    Raises:
+        UsageError: two of them cannot be had together.
+    """
+    if values["val_fraction"] + values["test_fraction"] >= 1:
+        raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
+    if values.get("epochs") == 0 and not values["freeze_epochs"]:
+        raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head alone")
+    corrections = {"class_weights": "none", "sampler": "shuffle", "logit_adjustment": 0}
+    if len(on := [name for name, off in corrections.items() if values[name] != off]) > 1:
+        raise UsageError(f"{' and '.join(on)} correct the same thing, and would do so twice", "Choose one of them")
 
 
 def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) -> str | None:

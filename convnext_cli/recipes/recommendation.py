@@ -14,8 +14,9 @@ from convnext_cli.models.catalog import (
 )
 from convnext_cli.recipes.costs import GIB, USABLE, describe_seconds, training_bytes, training_seconds
 from convnext_cli.recipes.machine import Machine, machine_with
-from convnext_cli.recipes.plan import Choice, Plan, make_plan
+from convnext_cli.recipes.plan import Plan, make_plan
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE, RECIPES, Recipe
+from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import load_tables
 
 DAY = 86_400  # seconds
@@ -80,7 +81,7 @@ def recommend(
         vram: memory of the GPU in GiB, where there is one that is not in this machine.
         machine: what trains, where `vram` is not given; None where it is not known.
         license: `any`, `permissive`, or a licence that the weights must have.
-        domain: `medical` or `natural`, where known.
+        domain: `medical` or `natural`, where known; it picks the preset of augmentation.
         prefer: `accuracy`, `speed` or `size`; None keeps the specification's order.
         recipe: `measured`, `specification` or `published`.
         settings: values that are already decided, by the name of the setting.
@@ -110,7 +111,7 @@ def recommend(
     def judge(place: int, model: Architecture) -> Candidate:
         tags = [tag for tag in model.tags if license == "any" or license_matches(tag, license)]
         tag = tags[0] if tags else None
-        plan = make_plan(model, tag, images=dataset_size, machine=machine, recipe=recipe, domain=domain, given=given)
+        plan = make_plan(model, tag, images=dataset_size, machine=machine, recipe=recipe, augment=domain, given=given)
         chosen = plan.recipe
         return Candidate(
             model=model,

@@ -1,4 +1,4 @@
-"""The tables that settings come from: the user's specification, and what the authors of ConvNeXt published."""
+"""The tables that settings come from: the specification, what the authors published, presets of augmentation."""
 
 import math
 import tomllib
@@ -12,8 +12,11 @@ from convnext_cli.models.names import ModelName
 
 TABLE_SETTINGS = (
     "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
-    "head_init_scale", "ema_decay",
+    "head_init_scale", "ema_decay", "min_crop_area", "hflip", "rand_augment", "erasing",
 )  # fmt: skip
+
+AUGMENTATION_SETTINGS = ("min_crop_area", "hflip", "rotation", "jitter", "rand_augment", "erasing")
+USUAL_AUGMENTATION = "light"
 
 OFFICIAL_LAYERS = 13  # steps from head to stem in the authors' grouped layer decay, whatever the depth
 
@@ -104,12 +107,15 @@ def published_row(model: Architecture, tag: Tag | None) -> Row:
     )
     decay = convert_layer_decay(row["layer_decay"], row["decay_over"], sum(model.depths))
     nearest = "" if name.size in row["published"] else f"; {name.size} was not published, the nearest size is used"
-    settings = row | {
-        "drop_path": row["sizes"][name.size],
-        "layer_decay": decay,
-        "head_init_scale": table["head_init_scale"],
-        "ema_decay": table["ema_decay"] if name.size in row["averaged"] else 0.0,
-    }
+    settings = (
+        row
+        | table["all"]
+        | {
+            "drop_path": row["sizes"][name.size],
+            "layer_decay": decay,
+            "ema_decay": table["ema_decay"] if name.size in row["averaged"] else 0.0,
+        }
+    )
     return Row(source=f"published {row['source']}{nearest}", ranges=_ranges(settings), base_batch=row["base_batch"])
 
 
@@ -137,6 +143,14 @@ def convert_layer_decay(decay: float, over: str, blocks: int) -> float:
     if over == "single":
         return decay
     return float(f"{decay ** (OFFICIAL_LAYERS / (blocks + 1)):.4g}")
+
+
+def load_augmentations() -> dict[str, dict[str, tuple[float, str]]]:
+    """The presets of augmentation by name: the value and the reason of each of `AUGMENTATION_SETTINGS`."""
+    return {
+        name: {setting: (row[setting]["value"], row[setting]["reason"]) for setting in AUGMENTATION_SETTINGS}
+        for name, row in _read("augmentation.toml").items()
+    }
 
 
 @cache

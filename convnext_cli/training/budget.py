@@ -4,7 +4,8 @@ import time
 from copy import deepcopy
 
 from convnext_cli.recipes.costs import describe_seconds
-from convnext_cli.recipes.plan import Choice, Plan
+from convnext_cli.recipes.plan import Plan
+from convnext_cli.recipes.rules import Choice
 from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import agree
 from convnext_cli.training.loop import StepDone, plan_steps, train

@@ -13,15 +13,17 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convnext_cli.data.augmentation import Augmentation
 from convnext_cli.data.cache import Pictures
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.loaders import balance_rows, cut_batches, load_batches, seed_image, shuffle_rows
-from convnext_cli.data.transforms import find_stored_side, reduce_image, transform_for_training
+from convnext_cli.data.transforms import augment_view, find_stored_side, reduce_image, transform_for_training
 from convnext_cli.errors import DivergedError
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
-from convnext_cli.inference.answers import load_for_eval
+from convnext_cli.inference.answers import load_for_eval, open_for_eval
 from convnext_cli.inference.forward import forward_batches
 from convnext_cli.recipes.recipe import Recipe
+from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import agree, gather_rows
 from convnext_cli.training.optim import Schedule, set_lr
@@ -209,7 +211,12 @@ def _ask_all(job: Job, state: State, rows: Sequence[int]) -> tuple[NDArray[np.fl
 
 
 def open_pictures(job: Job) -> Pictures:
-    """The training images at the size that crops are taken from, with the cache or without it the same."""
+    """The training images at the size that crops are taken from, with the cache or without it the same.
+
+    Where nothing is cropped, they are the evaluation's own pictures, and the same to the pixel.
+    """
+    if job.recipe.min_crop_area == 1:
+        return open_for_eval(job.index, job.how, cache=job.cache)
     side, how = find_stored_side(job.recipe.image_size, job.recipe.min_crop_area), job.how
 
     def make(path: Path) -> Pixels:
@@ -222,11 +229,12 @@ def open_pictures(job: Job) -> Pictures:
 def _load_training(job: Job, pictures: Pictures, epoch: int) -> Callable[[int], Pixels]:
     """A function that gives a row's image, (S, S, 3) uint8, as this epoch shows it."""
     recipe, paths = job.recipe, job.index.paths
+    wanted = Augmentation(**{name: getattr(recipe, name) for name in AUGMENTATION_SETTINGS})
+    transform = augment_view if wanted.min_crop_area == 1 else transform_for_training
 
     def load(draw: int) -> Pixels:
-        random = seed_image(recipe.seed, epoch, draw)
         image = pictures.read(paths[draw % len(paths)])
-        return transform_for_training(image, job.how, random, min_crop_area=recipe.min_crop_area, hflip=recipe.hflip)
+        return transform(image, job.how, seed_image(recipe.seed, epoch, draw), wanted)
 
     return load
 

@@ -17,15 +17,18 @@ from convnext_cli.files import check_outside
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
-from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
+from convnext_cli.recipes.plan import Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import (
     DEFAULT_RECIPE,
     RECIPES,
     check_settings,
+    check_together,
     default_settings,
     describe_settings,
 )
 from convnext_cli.recipes.recommendation import recommend
+from convnext_cli.recipes.rules import Choice
+from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs import RUNS, RunFolder
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -48,6 +51,8 @@ class Request:
     offline: bool = False
     overwrite: bool = False
     recipe: str = DEFAULT_RECIPE
+    augment: str | None = None
+    """A preset of augmentation; None for what the settings say, else the usual one."""
     settings: Mapping[str, Choice] = field(default_factory=dict)
     resume: Path | None = None
     """A run to be continued: model, settings and split are its own then."""
@@ -178,6 +183,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         images=len(index.rows("train")),
         machine=machine,
         recipe=request.recipe,
+        augment=request.augment,
         given=request.settings,
     )
     yield Prepared(
@@ -195,17 +201,12 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
 def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
     """Checks all that needs no look at the data; returns the model that was asked for."""
     check_settings(values)
+    check_together(values)
     check_word("recipe", request.recipe, RECIPES)
+    check_word("augmentation", request.augment, tuple(load_augmentations()))
     found = _find_builtin(request.model) if request.weights == BUILTIN else None
     if request.model is not None and found is None:
         found = find_model(request.model)
-    if values["val_fraction"] + values["test_fraction"] >= 1:
-        raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
-    if values.get("epochs") == 0 and not values["freeze_epochs"]:
-        raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head alone")
-    corrections = {"class_weights": "none", "sampler": "shuffle", "logit_adjustment": 0}
-    if len(on := [name for name, off in corrections.items() if values[name] != off]) > 1:
-        raise UsageError(f"{' and '.join(on)} correct the same thing, and would do so twice", "Choose one of them")
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         RunFolder(request.output).check_free(overwrite=request.overwrite)

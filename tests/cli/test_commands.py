@@ -57,6 +57,8 @@ BAD_INPUT = [
     (2, "cannot write nowhere/plan.toml", "recommend good --output nowhere/plan.toml"),
     (2, "`convnext finetune --help` shows", "finetune"),
     (2, "unknown recipe", "finetune good --recipe officail"),
+    (2, "Did you mean medical", "finetune good --augment medicine"),
+    (2, "rand_augment = 11.0 must be at most 10", "finetune good --rand-augment 11"),
     (2, "unknown preference", "recommend --dataset-size 6000 --prefer beauty"),
     (2, "unknown family", "list --family convnextv3"),
     (2, "no model matches", "list resnet"),
@@ -154,6 +156,24 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(convnext: Convnext, digits:
     assert found["images"] == {"train": 210, "val": 45, "test": 45}
     assert found["seconds"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_augmentation_from_a_domain_a_plan_file_a_preset_and_a_flag(convnext: Convnext, digits: Path) -> None:
+    def planned(*flags: object) -> dict[str, tuple[object, str]]:
+        found = json.loads(convnext("finetune", digits, "--dry-run", "--json", *flags).out)["settings"]
+        return {name: (found[name]["value"], found[name]["source"]) for name in ("hflip", "rotation", "rand_augment")}
+
+    assert planned()["hflip"] == (0.0, "augmentation light")
+    assert convnext("recommend", digits, "--domain", "medical", "-o", "plan.toml").code == 0
+    assert "From augmentation medical" in Path("plan.toml").read_text()
+    kept = planned("--config", "plan.toml")
+    assert kept == {"hflip": (0.0, "plan"), "rotation": (10.0, "plan"), "rand_augment": (0.0, "plan")}
+    natural = planned("--config", "plan.toml", "--augment", "natural", "--rotation", 3)
+    assert natural == {
+        "hflip": (0.5, "augmentation natural"),
+        "rotation": (3.0, "flag"),
+        "rand_augment": (9.0, "augmentation natural"),
+    }
 
 
 def test_eval_and_predict_take_the_newest_run_and_say_which(

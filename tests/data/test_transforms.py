@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
+from convnext_cli.data.augmentation import Augmentation
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval, transform_for_training
 
 HOW = Preprocessing(
@@ -35,7 +36,7 @@ def test_training_crops_have_the_area_and_shape_asked_for() -> None:
     ramp[..., 0] = np.arange(200)
     ramp[..., 1] = np.arange(200)[:, None]
     for seed in range(200):
-        crop = transform_for_training(ramp, HOW, np.random.default_rng(seed), min_crop_area=0.5, hflip=0.0)
+        crop = transform_for_training(ramp, HOW, np.random.default_rng(seed), Augmentation(min_crop_area=0.5))
         assert crop.shape == (64, 64, 3)
         width, height = np.ptp(crop[..., 0].astype(int)), np.ptp(crop[..., 1].astype(int))
         assert 0.45 <= (width * height) / 200**2 <= 1.0
@@ -47,13 +48,15 @@ def test_flips_are_as_frequent_as_asked() -> None:
     ramp = np.tile(np.arange(100, dtype=np.uint8)[:, None], (100, 1, 3))
     flipped = 0
     for seed in range(400):
-        crop = transform_for_training(ramp, HOW, np.random.default_rng(seed), min_crop_area=0.9, hflip=0.25)
+        crop = transform_for_training(
+            ramp, HOW, np.random.default_rng(seed), Augmentation(min_crop_area=0.9, hflip=0.25)
+        )
         flipped += int(crop[0, 0, 0]) > int(crop[0, -1, 0])
     assert 70 <= flipped <= 130
 
 
 def test_a_very_long_image_is_cropped_in_its_middle() -> None:
-    crop = transform_for_training(noise(10, 500), HOW, np.random.default_rng(0), min_crop_area=0.9, hflip=0.0)
+    crop = transform_for_training(noise(10, 500), HOW, np.random.default_rng(0), Augmentation(min_crop_area=0.9))
     assert crop.shape == (64, 64, 3)
 
 

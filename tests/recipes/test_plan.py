@@ -8,9 +8,17 @@ from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
 from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batch, training_bytes, training_seconds
 from convnext_cli.recipes.machine import machine_with
-from convnext_cli.recipes.plan import Choice, Plan, make_plan, read_plan
+from convnext_cli.recipes.plan import Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import RECIPES, check_settings, describe_settings
-from convnext_cli.recipes.tables import convert_layer_decay, load_measured, load_tables, published_row
+from convnext_cli.recipes.rules import Choice
+from convnext_cli.recipes.tables import (
+    AUGMENTATION_SETTINGS,
+    convert_layer_decay,
+    load_augmentations,
+    load_measured,
+    load_tables,
+    published_row,
+)
 
 MODELS = list(load_catalog().values())
 
@@ -142,7 +150,8 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
         elif choice.source == "measured":
             assert choice.value == load_measured().values[name] or "so the stem" in choice.reason, name
         else:
-            assert choice.reason or choice.source in ("flag", "default") or "scaled" in choice.reason, name
+            is_off = choice.source.startswith("augmentation") and choice.value == 0
+            assert choice.reason or choice.source in ("flag", "default") or is_off, name
     more = make_plan(model, model.default_tag, machine=machine_with(2 * vram), **asked)  # type: ignore[arg-type]
     assert more.recipe.micro_batch_size >= plan.recipe.micro_batch_size
     assert more.recipe.batch_size == plan.recipe.batch_size
@@ -241,13 +250,34 @@ def test_conflicts_inside_the_specification_are_resolved_by_rule() -> None:
     assert "no published source supports" in rms.reason
 
 
-def test_domain_decides_on_flips() -> None:
+def test_a_preset_gives_its_settings_values_and_reasons() -> None:
     model, tag = find_model("convnext_tiny")
-    flips = {
-        domain: make_plan(model, tag, images=6000, domain=domain, given={}).recipe.hflip
-        for domain in ("medical", "natural", None)
-    }
-    assert flips == {"medical": 0.0, "natural": 0.5, None: 0.0}
+    for name, row in load_augmentations().items():
+        chosen = make_plan(model, tag, images=6000, augment=name, given={}).settings
+        for setting, (value, reason) in row.items():
+            assert chosen[setting] == Choice(value=value, source=f"augmentation {name}", reason=reason)
+            assert value == 0 or reason, f"{name}: {setting}"
+        check_settings({setting: value for setting, (value, _) in row.items()})
+    usual = make_plan(model, tag, images=6000, given={}).recipe
+    assert [getattr(usual, setting) for setting in AUGMENTATION_SETTINGS] == [0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_flag_wins_over_a_preset_and_a_preset_that_is_asked_for_over_a_plan_file() -> None:
+    model, tag = find_model("convnext_tiny")
+    planned = {"rotation": 5.0, "hflip": 0.5, "epochs": 3}
+    given = {name: Choice(value=value, source="plan") for name, value in planned.items()}
+    given["jitter"] = Choice(value=0.3, source="flag")
+
+    def chosen(augment: str | None) -> dict[str, tuple[object, str]]:
+        settings = make_plan(model, tag, images=6000, augment=augment, given=given).settings
+        return {
+            name: (settings[name].value, settings[name].source) for name in ("rotation", "hflip", "epochs", "jitter")
+        }
+
+    kept = {"epochs": (3, "plan"), "jitter": (0.3, "flag")}
+    assert chosen(None) == {"rotation": (5.0, "plan"), "hflip": (0.5, "plan"), **kept}
+    medical = "augmentation medical"
+    assert chosen("medical") == {"rotation": (10.0, medical), "hflip": (0.0, medical), **kept}
 
 
 def test_time_grows_with_images_area_and_grn() -> None:

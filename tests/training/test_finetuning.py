@@ -16,11 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
+from convnext_cli.data.cache import list_pictures
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import ConvnextError, DataError, UsageError, WeightsError
 from convnext_cli.progress import Progress
-from convnext_cli.recipes.plan import Choice
+from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.loop import EpochDone, StepDone
@@ -315,3 +316,22 @@ def test_the_cache_changes_no_bit_and_a_second_run_decodes_nothing(
     assert made == {"without": 2 * 255, "cold": 2 * 195 + 60, "warm": 0}
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in made]
     assert models[0] == models[1] == models[2]
+
+
+def test_without_augmentation_training_and_evaluation_share_their_pictures(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    request = request_for(digits, tmp_path / "run", audit=False)
+    settings = {name: choice for name, choice in request.settings.items() if name != "min_crop_area"}
+    list(finetune_steps(replace(request, augment="none", settings=settings)))
+    [kept] = list_pictures()
+    assert kept.purpose.startswith("evaluation at 32 px")
+    assert kept.images == 195 + 60
+
+
+@pytest.mark.parametrize("augment", ["none", "medical", "natural", "strong"])
+def test_presets_train_other_models(digits: Path, run: RunFolder, tmp_path: Path, augment: str) -> None:
+    list(finetune_steps(replace(request_for(digits, tmp_path / "run"), augment=augment)))
+    assert (tmp_path / "run/model.safetensors").read_bytes() != (run.path / "model.safetensors").read_bytes()
+    assert tomllib.loads((tmp_path / "run/plan.toml").read_text())["settings"]["min_crop_area"] == 0.9, "the flag wins"

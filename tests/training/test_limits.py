@@ -17,7 +17,7 @@ import pytest
 from convnext_cli.cli.settings import parse_duration
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.progress import Progress
-from convnext_cli.recipes.plan import Choice
+from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.finetuning import Finished, finetune_steps

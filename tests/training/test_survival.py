@@ -24,7 +24,7 @@ from convnext_cli.errors import (
 )
 from convnext_cli.inference.forward import forward_batches
 from convnext_cli.progress import Progress
-from convnext_cli.recipes.plan import Choice
+from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.devices import sum_gradients
@@ -57,7 +57,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def new(data: Path, output: Path | str, **changes: Any) -> Request:
     settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
-    return Request(data=data, output=Path(output), model="test_convnext", weights="none", settings=settings)
+    return Request(
+        data=data, output=Path(output), model="test_convnext", weights="none", augment="strong", settings=settings
+    )
 
 
 def go_on(run: Path | str, **others: Any) -> list[Any]:

@@ -1,0 +1,200 @@
+"""The rules that pick settings: what each table says of a model and a data set, and what follows from the machine."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.recipes.costs import GIB, largest_micro_batch
+from convnext_cli.recipes.machine import Machine
+from convnext_cli.recipes.tables import (
+    Regime,
+    Row,
+    load_augmentations,
+    load_measured,
+    load_tables,
+    published_row,
+)
+
+USUAL_BATCH = 128
+MIN_BATCH = 16
+MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
+MIN_GPU_MICRO_BATCH = 8  # a GPU idles below; a CPU is nearly as fast with single images
+MEASURED_BLOCKS = 10  # of convnext_zepto_rms, which measured.toml is from
+MIN_STEPS = 500  # of a whole run: BiT-HyperRule's length for under 20,000 images (arXiv:1912.11370, section 3.3)
+
+RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a short run from random weights unlearned
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A setting's value, where it comes from, and why."""
+
+    value: Any
+    source: str
+    """`flag`, `plan`, `rule`, `default`, or the table row's section."""
+    reason: str = ""
+
+
+def find_image_size(tag: Tag | None) -> Choice:
+    """The size that the weights are for."""
+    if tag is None:
+        return Choice(value=224, source="default", reason="ConvNeXt's usual input")
+    return Choice(value=tag.image_size, source="rule", reason=f"the input size of {tag.name}")
+
+
+def take_preset(name: str) -> dict[str, Choice]:
+    """How a preset of augmentation varies images."""
+    row = load_augmentations()[name]
+    return {
+        setting: Choice(value=value, source=f"augmentation {name}", reason=reason)
+        for setting, (value, reason) in row.items()
+    }
+
+
+def choose_batch_size(images: int, epochs: int) -> Choice:
+    """The specification's batch, halved until the run has enough steps; a handful of images gets a small batch."""
+    batch = USUAL_BATCH
+    while batch > MIN_BATCH and images * epochs / batch < MIN_STEPS:
+        batch //= 2
+    if batch == USUAL_BATCH:
+        return Choice(value=batch, source="specification 3.1 to 3.4", reason="the batch its learning rates are for")
+    return Choice(value=batch, source="rule", reason=f"small, so that {epochs} epochs have steps enough")
+
+
+def scale_lr(row: Choice, batch: int, base_batch: int, power: float, weights: str) -> Choice:
+    """The row's rate, scaled by a power of the batch; from random weights a rate that they learn with."""
+    if weights == "none":
+        return Choice(value=RANDOM_START_LR, source="rule", reason="random weights need more than the tables' rates")
+    if batch == base_batch:
+        return row
+    scaled = float(f"{row.value * (batch / base_batch) ** power:.4g}")
+    how = "linearly" if power == 1 else "with its square root"
+    why = f"{row.value:g} at batch {base_batch}, scaled {how} to {batch}"
+    return Choice(value=scaled, source=row.source, reason=_join(why, row.reason))
+
+
+def pick_rows(
+    recipe: str, model: Architecture, tag: Tag | None, images: int, weights: str
+) -> tuple[dict[str, Choice], int, float]:
+    """What a recipe's tables say, the batch that its learning rate is for, and the power of the batch it goes with."""
+    specified = load_tables().model_row(model.parsed).base_batch
+    if recipe == "measured":
+        rows = _from_measured(model, tag, images, weights)
+        return rows, load_measured().base_batch if rows["lr"].source == "measured" else specified, 0.5
+    if recipe == "published":
+        return _from_published(model, tag), published_row(model, tag).base_batch, 1.0
+    return _from_specification(model, images), specified, 1.0
+
+
+def _from_measured(model: Architecture, tag: Tag | None, images: int, weights: str) -> dict[str, Choice]:
+    """What we measured with the smallest model; what depends on a model's size is from the others' tables."""
+    measured, published, rated = load_measured(), published_row(model, tag), _from_specification(model, images)
+    chosen = {
+        name: Choice(value=value, source="measured", reason=measured.reasons.get(name, ""))
+        for name, value in measured.values.items()
+    }
+    if tag is None or tag.hub_id is not None:  # the rate was measured for the weights in the package alone
+        lr = rated["lr"]
+        chosen["lr"] = replace(lr, reason=_join("nothing was measured for this model", lr.reason))
+    chosen["drop_path"] = Choice(value=published.ranges["drop_path"][0], source=published.source)
+    chosen["layer_decay"] = _deepen(chosen["layer_decay"], sum(model.depths))
+    if weights == "none":
+        why = "random weights have nothing to keep"
+        off = Choice(value=0, source="rule", reason=why)
+        chosen |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0)}
+    return chosen
+
+
+def _deepen(decay: Choice, blocks: int) -> Choice:
+    """A layer decay per block that gives the stem of a deeper model the rate that it has in the measured one."""
+    if blocks == MEASURED_BLOCKS or decay.value == 1:
+        return decay
+    value = float(f"{decay.value ** ((MEASURED_BLOCKS + 1) / (blocks + 1)):.4g}")
+    why = f"{decay.value:g} for {MEASURED_BLOCKS} blocks; so the stem of {blocks} has the same share of the rate"
+    return replace(decay, value=value, reason=_join(why, decay.reason))
+
+
+def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:
+    row = published_row(model, tag)
+    return {name: Choice(value=low, source=row.source) for name, (low, _) in row.ranges.items()}
+
+
+def _from_specification(model: Architecture, images: int) -> dict[str, Choice]:
+    """The model's row gives the low end of its range; the data set's row, where it has the setting, bounds it."""
+    tables = load_tables()
+    row = tables.model_row(model.parsed)
+    regime = tables.regime_for(images)
+    chosen = {
+        name: _bounded(name, row, regime, tables.notes)
+        for name in dict.fromkeys((*row.ranges, *regime.ranges))  # in the tables' order
+    }
+    for modifier in model.parsed.modifiers:
+        factor, lr = tables.modifiers[modifier], chosen["lr"]
+        if factor != 1:
+            why = f"{lr.value:g} times {factor:g} for _{modifier}, which no published source supports"
+            value = float(f"{lr.value * factor:.4g}")
+            chosen["lr"] = Choice(value=value, source="specification 4", reason=_join(why, lr.reason))
+    return chosen
+
+
+def _bounded(name: str, row: Row, regime: Regime, notes: Mapping[str, str]) -> Choice:
+    note = notes.get(name, "")
+    if name not in row.ranges:
+        return Choice(value=regime.ranges[name][0], source=regime.source, reason=note)
+    wanted = row.ranges[name][0]
+    low, high = regime.ranges.get(name, (-math.inf, math.inf))
+    value = min(max(wanted, low), high)
+    if value == wanted:
+        return Choice(value=value, source=row.source, reason=note)
+    why = f"{row.source} has {wanted:g}, outside the range for {regime.name} data sets"
+    return Choice(value=value, source=regime.source, reason=_join(why, note))
+
+
+def _enough_at_once(batch: int, machine: Machine) -> int:
+    """The smallest pass that keeps the machine busy, a halving of `batch`."""
+    enough, least = batch, MIN_GPU_MICRO_BATCH if machine.is_gpu else 1
+    while enough // 2 >= least:
+        enough //= 2
+    return enough
+
+
+def choose_grad_checkpointing(model: Architecture, chosen: Mapping[str, Choice], machine: Machine | None) -> Choice:
+    """On where the memory would otherwise leave next to nothing at a time."""
+    batch, size = chosen["batch_size"].value, chosen["image_size"].value
+    if machine is not None:
+        fitting = largest_micro_batch(model, size, machine.memory, batch)
+        twice = largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=True)
+        if fitting < min(twice, _enough_at_once(batch, machine)):
+            why = f"without it {fitting or 'no'} image{'' if fitting == 1 else 's'} would fit at a time; a third slower"
+            return Choice(value=True, source="rule", reason=why)
+    return Choice(value=False, source="default", reason="")
+
+
+def choose_micro_batch_size(model: Architecture, chosen: Mapping[str, Choice], machine: Machine | None) -> Choice:
+    """As many images at a time as fit, and on a processor no more than are useful."""
+    batch = chosen["batch_size"].value
+    if machine is None:
+        return Choice(value=batch, source="rule", reason="the whole batch at once")
+    size, twice = chosen["image_size"].value, chosen["grad_checkpointing"].value
+    fitting = max(1, largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=twice))
+    if chosen["grad_checkpointing"].source == "rule":  # no more than it was switched on for
+        fitting = min(fitting, _enough_at_once(batch, machine))
+    if not machine.is_gpu and fitting > MAX_CPU_MICRO_BATCH:
+        return Choice(value=MAX_CPU_MICRO_BATCH, source="rule", reason="a larger pass is not faster on a CPU")
+    why = "the whole batch fits" if fitting == batch else "the largest that fits"
+    return Choice(value=fitting, source="rule", reason=f"{why} the estimate for {machine.memory / GIB:.1f} GiB")
+
+
+def shorten_warmup(warmup: Choice, epochs: int) -> Choice:
+    """Keeps the warm-up under a tenth of a run that is shorter than its table row thought."""
+    longest = epochs / 10
+    if warmup.value <= longest or warmup.source in ("flag", "plan"):
+        return warmup
+    why = f"a tenth of {epochs} epochs; {warmup.source} has {warmup.value:g}"
+    return Choice(value=longest, source="rule", reason=why)
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
