@@ -27,6 +27,7 @@ from convnext_cli.data.manifest import read_manifest
 from convnext_cli.data.scan import Index
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.models.catalog import BUILTIN, load_builtin
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 
 SIZES = {"cxr3": 64, "pets": 64, "unseen": 32, "fashion": 32, "digits": 32}  # px; the last three are no larger
 RARE = 0.05
@@ -66,7 +67,8 @@ def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run:
         manifest,
         model=load_builtin().architecture,
         weights=variant.get("weights", BUILTIN),
-        recipe=variant.get("recipe", "specification"),
+        recipe=variant.get("recipe", DEFAULT_RECIPE),
+        augment=variant.get("augment"),
         output=run,
         overwrite=True,
         audit=False,

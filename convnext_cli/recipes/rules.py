@@ -21,7 +21,6 @@ USUAL_BATCH = 128
 MIN_BATCH = 16
 MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
 MIN_GPU_MICRO_BATCH = 8  # a GPU idles below; a CPU is nearly as fast with single images
-MEASURED_BLOCKS = 10  # of convnext_zepto_rms, which measured.toml is from
 MIN_STEPS = 500  # of a whole run: BiT-HyperRule's length for under 20,000 images (arXiv:1912.11370, section 3.3)
 
 RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a short run from random weights unlearned
@@ -89,31 +88,21 @@ def pick_rows(
 
 
 def _from_measured(model: Architecture, tag: Tag | None, images: int, weights: str) -> dict[str, Choice]:
-    """What we measured with the smallest model; what depends on a model's size is from the others' tables."""
-    measured, published, rated = load_measured(), published_row(model, tag), _from_specification(model, images)
+    """What we measured with the weights in the package; what depends on the weights is from other tables for others."""
+    measured, published = load_measured(), published_row(model, tag)
     chosen = {
         name: Choice(value=value, source="measured", reason=measured.reasons.get(name, ""))
         for name, value in measured.values.items()
     }
-    if tag is None or tag.hub_id is not None:  # the rate was measured for the weights in the package alone
-        lr = rated["lr"]
+    if tag is None or tag.hub_id is not None:
+        lr = _from_specification(model, images)["lr"]
         chosen["lr"] = replace(lr, reason=_join("nothing was measured for this model", lr.reason))
-    chosen["drop_path"] = Choice(value=published.ranges["drop_path"][0], source=published.source)
-    chosen["layer_decay"] = _deepen(chosen["layer_decay"], sum(model.depths))
+        for name in ("layer_decay", "drop_path"):
+            chosen[name] = Choice(value=published.ranges[name][0], source=published.source)
     if weights == "none":
-        why = "random weights have nothing to keep"
-        off = Choice(value=0, source="rule", reason=why)
+        off = Choice(value=0, source="rule", reason="random weights have nothing to keep")
         chosen |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0)}
     return chosen
-
-
-def _deepen(decay: Choice, blocks: int) -> Choice:
-    """A layer decay per block that gives the stem of a deeper model the rate that it has in the measured one."""
-    if blocks == MEASURED_BLOCKS or decay.value == 1:
-        return decay
-    value = float(f"{decay.value ** ((MEASURED_BLOCKS + 1) / (blocks + 1)):.4g}")
-    why = f"{decay.value:g} for {MEASURED_BLOCKS} blocks; so the stem of {blocks} has the same share of the rate"
-    return replace(decay, value=value, reason=_join(why, decay.reason))
 
 
 def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:
