@@ -52,7 +52,8 @@ def finetune(
         offline: never ask the Hub.
         overwrite: replace a run that is at `output` already.
         recipe: the tables that settings come from, `measured`, `specification` or `published`.
-        augment: how training images vary: `none`, `light`, `medical`, `natural` or `strong`; None for `light`.
+        augment: how training images vary: `none`, `light`, `medical`, `natural` or `strong`; None for the
+            recipe's own, else `light`.
         audit: look at every image first.
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.

@@ -121,8 +121,7 @@ def _move(picture: Image.Image, matrix: tuple[float, ...], resample: Image.Resam
 
 
 def _mean_colour(picture: Image.Image) -> tuple[int, ...]:
-    red, green, blue = np.asarray(picture).mean(axis=(0, 1)).round().astype(int).tolist()
-    return red, green, blue
+    return picture.reduce(picture.size).getpixel((0, 0))  # type: ignore[return-value]
 
 
 def _rotate(picture: Image.Image, level: float, resample: Image.Resampling) -> Image.Image:

@@ -51,8 +51,7 @@ class Request:
     offline: bool = False
     overwrite: bool = False
     recipe: str = DEFAULT_RECIPE
-    augment: str | None = None
-    """A preset of augmentation; None for what the settings say, else the usual one."""
+    augment: str | None = None  # a preset of augmentation; None for the settings' and the recipe's own
     settings: Mapping[str, Choice] = field(default_factory=dict)
     resume: Path | None = None
     """A run to be continued: model, settings and split are its own then."""
@@ -290,9 +289,8 @@ def digest_images(index: Index) -> str:
         except OSError:
             gone.append(index.paths[row])
     if gone:
-        examples = ", ".join(gone[:5])
         raise DataError(
-            f"{len(gone)} images of the split are not in {index.root}: {examples}",
+            f"{len(gone)} images of the split are not in {index.root}: {', '.join(gone[:5])}",
             "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
         )
     return digest.hexdigest()
