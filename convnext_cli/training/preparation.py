@@ -196,8 +196,7 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     found = _find_builtin(request.model) if request.weights == BUILTIN else None
     if request.model is not None and found is None:
         found = find_model(request.model)
-    if found is not None:
-        check_head(found[0], request.settings)
+    check_head(found and found[0], request.settings)
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
     if values.get("epochs") == 0 and not values["freeze_epochs"]:
