@@ -70,6 +70,17 @@ class Recipe:
         float,
         Setting(help="Stochastic depth of the last block, rising from 0 over all blocks.", low=0, high=0.99),
     ]
+    head: Annotated[
+        Literal["linear", "mlp"],
+        Setting(help="Classifier: linear, the model's own; mlp, with a new hidden layer and GELU before it."),
+    ] = "linear"
+    head_hidden_size: Annotated[
+        int, Setting(help="Width of the hidden layer; it has effect with --head mlp alone.", low=1, high=8192)
+    ] = 512  # as fastai's create_head has it
+    head_dropout: Annotated[
+        float,
+        Setting(help="Share of the classifier's inputs left out in training; 0 is off.", low=0, high=0.99),
+    ] = 0.0
     label_smoothing: Annotated[
         float,
         Setting(help="Share of the target spread over all classes.", low=0, high=0.99, flags=("--smoothing",)),
@@ -105,6 +116,10 @@ class Recipe:
     image_size: Annotated[
         int, Setting(help="Side of the square input.", unit="px", low=32, high=2048, flags=("--img-size",))
     ]
+    in_chans: Annotated[
+        Literal[1, 3],
+        Setting(help="Channels of the model's input; with 1, it sees an image's luminance and no colour."),
+    ] = 3
     min_crop_area: Annotated[
         float,
         Setting(
@@ -223,7 +238,8 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
     kind, setting = known[name]
     if get_origin(kind) is Literal:
         words = get_args(kind)
-        return None if value in words else f"= {value!r} must be one of {', '.join(words)}"
+        known_word = (type(value), value) in [(type(word), word) for word in words]  # True is no 1
+        return None if known_word else f"= {value!r} must be one of {', '.join(map(str, words))}"
     if kind is str:
         fits = isinstance(value, str) and value and value.isprintable()
         return None if fits else f"= {value!r} must be printable text"
