@@ -15,6 +15,7 @@ SMALL = {
     "model": "convnext_zepto_rms",
     "weights": "builtin",
     "epochs": 1,
+    "freeze_epochs": 0,
     "batch_size": 16,
     "lr": 1e-3,
     "warmup_epochs": 0.2,
