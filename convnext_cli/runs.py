@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
 
 RUNS = Path("runs")
+_SPLITS = re.compile(r"train|val|test|fold-\d+")
 _CALIBRATION, _ARRAYS = "calibration.json", "calibration.safetensors"
+FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
 
@@ -64,7 +67,7 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether `finetune` has been here."""
-        return self.plan.exists() or (self.path / "config.json").exists()
+        return any((self.path / name).exists() for name in ("plan.toml", "config.json", FOLDS_PLAN))
 
     @property
     def report(self) -> Path:
@@ -154,7 +157,7 @@ class RunFolder:
                 rows = list(csv.DictReader(file))
             if not rows or any(row.get(key) is None for row in rows for key in _SPLIT_COLUMNS):
                 raise ValueError(f"it must have rows of {', '.join(_SPLIT_COLUMNS)}")
-            if strange := {row["split"] for row in rows} - {"train", "val", "test"}:
+            if strange := {row["split"] for row in rows if not _SPLITS.fullmatch(row["split"])}:
                 raise ValueError(f"no such split: {', '.join(sorted(strange))}")
             number = {name: label for label, name in enumerate(about["classes"])}
             groups = tuple(row["group"] for row in rows)
@@ -284,12 +287,13 @@ def name_run(model: str, now: datetime) -> Path:
 
 
 def find_newest_run() -> RunFolder:
-    """The newest run under `runs/` that has a model.
+    """The newest run under `runs/` that has a model; where that is a fold, the cross-validation it is part of.
 
     Raises:
         RunError: there is none.
     """
-    models = list(RUNS.glob("*/model.safetensors"))
+    models = [*RUNS.glob("*/model.safetensors"), *RUNS.glob("*/fold-*/model.safetensors")]
     if not models:
         raise RunError(f"no run under {RUNS.resolve()}", "Name one with --run, or make one with `convnext finetune`")
-    return RunFolder(max(models, key=lambda path: path.stat().st_mtime).parent)
+    newest = max(models, key=lambda path: path.stat().st_mtime).parent
+    return RunFolder(newest if newest.parent == RUNS else newest.parent)

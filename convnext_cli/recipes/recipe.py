@@ -160,7 +160,9 @@ class Recipe:
     ] = "auto"
     resplit: Annotated[bool, Setting(help="Forget the data's own splits and draw new ones.")] = False
     folds: Annotated[int, Setting(help="Folds to cut what is no test image into; 0 is off.", low=0)] = 0
-    fold: Annotated[int, Setting(help="The fold that validates, from 1; the others train.", low=1)] = 1
+    fold: Annotated[
+        int, Setting(help="The fold that validates, from 1; the others train. 0 is all of them, in turn.", low=0)
+    ] = 0
     val_fraction: Annotated[
         float,
         Setting(help="Share of the images for validation, where the data has no split.", low=0, high=0.9),

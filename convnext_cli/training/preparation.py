@@ -11,9 +11,10 @@ from typing import Any
 
 from convnext_cli.data.intake import Intake, Taken, check_apart, take_in
 from convnext_cli.data.scan import Index, check_trainable
-from convnext_cli.data.split import Folds, explain_weak_validation, split_index
+from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
 from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
 from convnext_cli.files import check_outside
+from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
@@ -73,7 +74,9 @@ class Prepared:
     taken: Taken | None
     """What was taken in; None where a run is continued."""
     index: Index
-    """The images, with their split."""
+    """The images, with their split; where all folds are trained in turn, with the first's."""
+    folds: Index | None
+    """The images, with the fold that each validates in, where all folds are trained in turn."""
     architecture: Architecture
     tag: Tag | None
     machine: Machine
@@ -109,7 +112,7 @@ class Prepared:
 def continue_if_restarted(request: Request) -> Request:
     """Where torchrun starts its processes again after a failure, the same command continues the run it began."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if restarted and request.resume is None and request.output and RunFolder(request.output).is_begun:
+    if restarted and request.resume is None and request.output and open_folder(request.output).is_begun:
         return Request(resume=request.output, offline=request.offline, cache=request.cache, track=request.track)
     return request
 
@@ -170,7 +173,11 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         together=taken.together,
         folds=Folds(number=values["folds"], fold=values["fold"]) if values["folds"] else None,
     )
-    check_trainable(index)
+    folds = index if values["folds"] and not values["fold"] else None
+    parts = [choose_fold(folds, fold) for fold in range(1, values["folds"] + 1)] if folds else [index]
+    for index in parts:
+        check_trainable(index)
+    index = parts[0]
     machine = describe_machine(use_gpu=use_gpu)
     if found is None:
         best = recommend(len(index), machine=machine, recipe=request.recipe).best
@@ -189,6 +196,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
     yield Prepared(
         taken=taken,
         index=index,
+        folds=folds,
         architecture=architecture,
         tag=tag,
         machine=machine,
@@ -209,7 +217,8 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
         found = find_model(request.model)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
-        RunFolder(request.output).check_free(overwrite=request.overwrite)
+        folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
+        folder.check_free(overwrite=request.overwrite)
     if request.weights not in ("auto", "none", BUILTIN) and not Path(request.weights).exists():
         raise WeightsError(
             f"no weights at {request.weights}", "Give auto, none, builtin, a .safetensors or .pth file, or a run folder"
@@ -235,7 +244,7 @@ def _check_trackers(names: tuple[str, ...]) -> None:
 
 
 def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
-    run = RunFolder(path)
+    run = open_folder(path)
     own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
     if request != Request(resume=path, **own):
         raise UsageError(
@@ -261,9 +270,12 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
     if request.data is not None:
         index = replace(index, root=request.data)
     check_outside(path, index.root)
+    folds = index if isinstance(run, FoldsFolder) else None
+    index = choose_fold(folds, 1) if folds else index
     return Prepared(
         taken=None,
         index=index,
+        folds=folds,
         architecture=architecture,
         tag=tag,
         machine=describe_machine(use_gpu=use_gpu),
