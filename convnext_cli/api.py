@@ -159,6 +159,10 @@ def draw_along(events: Events) -> Events:
     for event in events:
         if isinstance(event, Started) and os.environ.get("RANK", "0") == "0":
             run = RunFolder(event.run)
+            if event.resumed_at is None and run.read_range_test():
+                from convnext_cli.reports.plots import draw_range_test
+
+                draw_range_test(run)
         elif run is not None:
             from convnext_cli.training.loop import EpochDone  # torch: only once training has begun
 

@@ -1,13 +1,14 @@
-"""The folder of a cross-validation: a run for each fold, and beside them what they share."""
+"""The folder of a cross-validation, a run for each fold; and where new runs lie."""
 
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from convnext_cli.data.split import FOLD, is_fold, name_fold
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.runs import FOLDS_PLAN, RunFolder
+from convnext_cli.runs import FOLDS_PLAN, RUNS, RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +77,21 @@ def check_single(path: Path) -> None:
     """
     if isinstance(open_folder(path), FoldsFolder):
         raise UsageError(f"{path} has a model for each fold", f"Name one of them, such as {path / name_fold(1)}")
+
+
+def name_run(model: str, now: datetime) -> Path:
+    """The default folder of a new run, `runs/<time>-<architecture>`."""
+    return RUNS / f"{now:%Y-%m-%d_%H%M%S}-{model.partition('.')[0]}"
+
+
+def find_newest_run() -> RunFolder:
+    """The newest run under `runs/` that has a model; where that is a fold, the cross-validation it is part of.
+
+    Raises:
+        RunError: there is none.
+    """
+    models = [*RUNS.glob("*/model.safetensors"), *RUNS.glob("*/fold-*/model.safetensors")]
+    if not models:
+        raise RunError(f"no run under {RUNS.resolve()}", "Name one with --run, or make one with `convnext finetune`")
+    newest = max(models, key=lambda path: path.stat().st_mtime).parent
+    return RunFolder(newest if newest.parent == RUNS else newest.parent)

@@ -18,14 +18,14 @@ from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.intervals import Intervals, compute_intervals
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.evaluation.targets import OperatingPoint, Target, apply_threshold
-from convnext_cli.folds import FoldsFolder, open_folder
+from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.answers import Answerer, Answers
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.fitting import Calibration, fit_steps, keep_targets, parse_target, read_calibration
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.subject import Subject, choose_subject, find_overlap
 from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder, find_newest_run
+from convnext_cli.runs import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

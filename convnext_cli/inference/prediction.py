@@ -13,13 +13,13 @@ from convnext_cli.errors import ImageError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.novelty import score_novelty
 from convnext_cli.files import check_outside, replace_file
-from convnext_cli.folds import FoldsFolder, open_folder
+from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
 from convnext_cli.inference.fitting import Calibration, read_bank, read_calibration
 from convnext_cli.inference.runtime import ONNX_SUFFIX, Runtime, find_runtime
 from convnext_cli.recipes.machine import has_gpu
-from convnext_cli.runs import RunFolder, find_newest_run
+from convnext_cli.runs import RunFolder
 
 ENGINES = ("auto", "onnx", "torch")
 GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch takes to start

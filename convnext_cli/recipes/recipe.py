@@ -9,6 +9,7 @@ from convnext_cli.errors import UsageError, suggest
 
 RECIPES = ("measured", "specification", "published")  # the tables that settings come from
 DEFAULT_RECIPE = "measured"
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,8 @@ class Setting:
     high: float | None = None
     open: bool = False
     """Whether the bounds themselves are excluded."""
+    words: tuple[str, ...] = ()
+    """What may stand in place of a number, for it to be found before training; never in a `Recipe`."""
     flags: tuple[str, ...] = ()
     """Other names on the command line, beside the field's own in kebab case."""
 
@@ -58,7 +61,15 @@ class Recipe:
             low=1,
         ),
     ]
-    lr: Annotated[float, Setting(help="Peak learning rate, for the whole batch.", low=0, open=True)]
+    lr: Annotated[
+        float,
+        Setting(
+            help="Peak learning rate, for the whole batch; auto finds it by a range test of at most 60 steps.",
+            low=0,
+            open=True,
+            words=(AUTO,),
+        ),
+    ]
     min_lr: Annotated[float, Setting(help="Learning rate that the cosine ends at.", low=0)] = 1e-6
     warmup_epochs: Annotated[float, Setting(help="Epochs of linear rise to the peak learning rate.", low=0)]
     weight_decay: Annotated[float, Setting(help="AdamW's decay; never on norms, biases, LayerScale and GRN.", low=0)]
@@ -223,6 +234,8 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
     if name not in known:
         return f"is not a setting. {suggest(name, known)}".rstrip()
     kind, setting = known[name]
+    if setting.words and value in setting.words:
+        return None
     if get_origin(kind) is Literal:
         words = get_args(kind)
         return None if value in words else f"= {value!r} must be one of {', '.join(words)}"

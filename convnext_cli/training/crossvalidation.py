@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from convnext_cli.data.split import choose_fold, explain_weak_validation
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.folds import FoldsFolder
+from convnext_cli.folds import FoldsFolder, name_run
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.rules import Choice
-from convnext_cli.runs import name_run
 from convnext_cli.training.environment import describe_environment
 from convnext_cli.training.finetuning import (
     Finished,

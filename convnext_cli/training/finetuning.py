@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.evaluation.metrics import Metrics
+from convnext_cli.folds import name_run
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Plan
-from convnext_cli.runs import RunFolder, name_run
+from convnext_cli.recipes.recipe import AUTO
+from convnext_cli.runs import RunFolder
 from convnext_cli.training.environment import describe_environment
 from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare, prepare_steps
 
@@ -126,6 +128,7 @@ def train_prepared(
     from convnext_cli.training.probe import FAST, Found, choose_formulation
     from convnext_cli.training.signals import watch_signals
     from convnext_cli.training.step import Job
+    from convnext_cli.training.sweep import set_found, sweep_steps
 
     index, plan, tag = prepared.index, prepared.plan, prepared.tag
     recipe = plan.recipe
@@ -185,6 +188,13 @@ def train_prepared(
         save_checkpoint(run, job, state)
         if request.max_time is not None:
             plan = fit_epochs(job, state, plan, request.max_time)
+            job = replace(job, recipe=plan.recipe)
+        if plan.settings["lr"].source == AUTO:
+            load_checkpoint(run, accelerator, model, optimizer)  # the test begins where the training does
+            tested = yield from sweep_steps(job, state)
+            if accelerator.is_main_process:
+                run.write_range_test(tested)
+            plan = set_found(plan, tested, plan_steps(recipe, train)[0] * plan.recipe.epochs)
             job = replace(job, recipe=plan.recipe)
         if accelerator.is_main_process:
             run.write_plan(plan.to_toml())

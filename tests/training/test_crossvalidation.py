@@ -15,14 +15,14 @@ import pytest
 from convnext_cli import cross_validate, evaluate, export, predict
 from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError, RunError, StoppedError, UsageError
-from convnext_cli.folds import FoldsFolder
+from convnext_cli.folds import FoldsFolder, find_newest_run
 from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.reports.page import write_report
-from convnext_cli.runs import RunFolder, find_newest_run
+from convnext_cli.runs import RunFolder
 from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps, train_steps
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.loop import StepDone
