@@ -190,7 +190,7 @@ def train_prepared(
             plan = fit_epochs(job, state, plan, request.max_time)
             job = replace(job, recipe=plan.recipe)
         if plan.settings["lr"].source == AUTO:
-            load_checkpoint(run, accelerator, model, optimizer)  # the test begins where the training does
+            load_checkpoint(run, job)  # the test begins where the training does
             tested = yield from sweep_steps(job, state)
             if accelerator.is_main_process:
                 run.write_range_test(tested)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convnext_cli.data.loaders import load_batches, shuffle_batches
+from convnext_cli.data.loaders import cut_batches, load_batches
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.training.checkpoint import State
-from convnext_cli.training.loop import load_training, open_pictures
+from convnext_cli.training.loop import draw_rows, load_training, open_pictures
 from convnext_cli.training.optim import set_lr
 from convnext_cli.training.step import Job, take_step
 
@@ -44,7 +44,7 @@ def sweep_steps(job: Job, state: State) -> Generator[Progress, None, dict[str, A
     lrs: list[float] = []
     losses: list[float] = []
     for epoch in range(MAX_STEPS):
-        batches = shuffle_batches(rows, recipe.batch_size, seed=recipe.seed, epoch=epoch)
+        batches = cut_batches(draw_rows(job, rows, epoch), recipe.batch_size)
         batches = [batch for batch in batches if len(batch) == recipe.batch_size] or batches
         shares = [batch[rank::world] or batch[:1] for batch in batches]
         loaded = load_batches(shares, load_training(job, pictures, epoch), threads=job.threads)
@@ -52,7 +52,8 @@ def sweep_steps(job: Job, state: State) -> Generator[Progress, None, dict[str, A
             lr = LOW * (HIGH / LOW) ** (state.step / (MAX_STEPS - 1))
             set_lr(job.optimizer, lr)
             weight = 1.0 if rank < len(batch) else 0.0
-            sums, _ = take_step(job, state, images, labels[share], weight, len(batch))
+            own = labels[torch.tensor(share) % len(labels)]
+            sums, _ = take_step(job, state, images, own, weight=weight, batch_images=len(batch), mixes=True)
             state.step += 1
             lrs.append(lr)
             losses.append(float(accelerator.gather(sums.reshape(1)).sum()) / len(batch))
