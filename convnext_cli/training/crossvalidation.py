@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from convnext_cli.data.intake import digest_images
 from convnext_cli.data.split import choose_fold, explain_weak_validation
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.evaluation.metrics import Metrics
@@ -24,7 +25,7 @@ from convnext_cli.training.finetuning import (
     revive,
     train_prepared,
 )
-from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, digest_images, prepare
+from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare
 
 if TYPE_CHECKING:
     from convnext_cli.training.loop import EpochDone, Remark, StepDone

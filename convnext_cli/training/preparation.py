@@ -1,6 +1,5 @@
 """All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -9,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.intake import Intake, Taken, check_apart, take_in
+from convnext_cli.data.intake import Intake, Taken, check_apart, digest_images, take_in
 from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
-from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
+from convnext_cli.errors import RunError, UsageError, WeightsError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin
@@ -287,24 +286,3 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
         images=digest_images(index),
         weak_validation=explain_weak_validation(index),
     )
-
-
-def digest_images(index: Index) -> str:
-    """A digest of the sizes in bytes of the training and validation images, in their order.
-
-    Raises:
-        DataError: some of them are not there.
-    """
-    digest, gone = hashlib.sha256(), []
-    for row in (*index.rows("train"), *index.rows("val")):
-        try:
-            digest.update(f"{(index.root / index.paths[row]).stat().st_size} ".encode())
-        except OSError:
-            gone.append(index.paths[row])
-    if gone:
-        examples = ", ".join(gone[:5])
-        raise DataError(
-            f"{len(gone)} images of the split are not in {index.root}: {examples}",
-            "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
-        )
-    return digest.hexdigest()
