@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "cross_validate": "convnext_cli.api",
     "evaluate": "convnext_cli.inference.evaluation",
     "export": "convnext_cli.exports.delivery",
     "finetune": "convnext_cli.api",
@@ -20,10 +21,10 @@ _HOMES = {
     "write_report": "convnext_cli.reports.page",
 }
 
-__all__ = ["evaluate", "export", "finetune", "list_models", "predict", "recommend", "write_report"]
+__all__ = ["cross_validate", "evaluate", "export", "finetune", "list_models", "predict", "recommend", "write_report"]
 
 if TYPE_CHECKING:
-    from convnext_cli.api import finetune
+    from convnext_cli.api import cross_validate, finetune
     from convnext_cli.exports.delivery import export
     from convnext_cli.inference.evaluation import evaluate
     from convnext_cli.inference.prediction import predict

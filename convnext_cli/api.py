@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,6 +11,7 @@ from convnext_cli.errors import ConvnextError
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
+from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps
 from convnext_cli.training.finetuning import Finished, Started, finetune_steps
 from convnext_cli.training.preparation import Request
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from convnext_cli.progress import Progress
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
-Events: TypeAlias = "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]"
+Events: TypeAlias = "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]"
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
 
@@ -66,26 +67,59 @@ def finetune(
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
-    request = Request(
-        data=Path(data) if data is not None else None,
-        model=model,
-        output=Path(output) if output else None,
-        weights=str(weights),
-        offline=offline,
-        overwrite=overwrite,
-        recipe=recipe,
-        augment=augment,
-        audit=audit,
-        settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
-        resume=Path(resume) if resume is not None else None,
-        max_time=max_time,
-        cache=cache,
-        probe=probe,
-        track=tuple(track),
-    )
+    request = _make_request(
+        data, output, resume, settings, model=model, weights=str(weights), offline=offline, overwrite=overwrite,
+        recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, probe=probe, track=tuple(track),
+    )  # fmt: skip
     [last] = deque(draw_along(export_along(finetune_steps(request), onnx=onnx)), maxlen=1)
     assert isinstance(last, Finished)
     return last
+
+
+def cross_validate(
+    data: Path | str | None = None,
+    *,
+    output: Path | str | None = None,
+    resume: Path | str | None = None,
+    onnx: bool = True,
+    **options: Any,
+) -> CrossValidated:
+    """Fine-tunes a model for each fold, one after the other, and returns their figures with mean and spread.
+
+    Args:
+        data: as `finetune` takes it.
+        output: the folder of the folds' runs; None makes `runs/<time>-<model>/`.
+        resume: a cross-validation to be continued.
+        onnx: write each fold's `model.onnx`, where the extra `onnx` is installed.
+        **options: `folds`, 5 if not given, and what `finetune` takes.
+
+    Raises:
+        ConvnextError: a subclass says what is wrong and what to do.
+    """
+    if resume is None:
+        options = {"folds": 5, **options}
+    own = {name: options.pop(name) for name in Request.__slots__ if name in options}
+    own |= {name: kind(own[name]) for name, kind in (("weights", str), ("track", tuple)) if name in own}
+    request = _make_request(data, output, resume, options, **own)
+    [last] = deque(draw_along(export_along(cross_validate_steps(request), onnx=onnx)), maxlen=1)
+    assert isinstance(last, CrossValidated)
+    return last
+
+
+def _make_request(
+    data: Path | str | None,
+    output: Path | str | None,
+    resume: Path | str | None,
+    settings: Mapping[str, Any],
+    **options: Any,
+) -> Request:
+    return Request(
+        data=Path(data) if data is not None else None,
+        output=Path(output) if output else None,
+        resume=Path(resume) if resume is not None else None,
+        settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
+        **options,
+    )
 
 
 def export_along(events: Events, *, onnx: bool = True) -> Events:
@@ -126,6 +160,10 @@ def draw_along(events: Events) -> Events:
     for event in events:
         if isinstance(event, Started) and os.environ.get("RANK", "0") == "0":
             run = RunFolder(event.run)
+            if event.resumed_at is None and run.read_range_test():
+                from convnext_cli.reports.plots import draw_range_test
+
+                draw_range_test(run)
         elif run is not None:
             from convnext_cli.training.loop import EpochDone  # torch: only once training has begun
 

@@ -3,10 +3,10 @@
 import csv
 import io
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
 
 RUNS = Path("runs")
+_SPLITS = re.compile(r"train|val|test|fold-\d+")
+_RANGE_TEST = "lr.json"
 _CALIBRATION, _ARRAYS = "calibration.json", "calibration.safetensors"
+FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
 
@@ -64,7 +67,7 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether `finetune` has been here."""
-        return self.plan.exists() or (self.path / "config.json").exists()
+        return any((self.path / name).exists() for name in ("plan.toml", "config.json", FOLDS_PLAN))
 
     @property
     def report(self) -> Path:
@@ -80,6 +83,11 @@ class RunFolder:
     def curves(self) -> Path:
         """Picture of the training so far."""
         return self.path / "curves.png"
+
+    @property
+    def range_test(self) -> Path:
+        """Picture of the learning-rate range test; its numbers are beside it."""
+        return self.path / "lr.png"
 
     def exported(self, format: str, *, int8: bool = False) -> Path:
         """The model for elsewhere, `onnx` or `pt2`; by the first, in full precision, `predict` does without torch."""
@@ -154,7 +162,7 @@ class RunFolder:
                 rows = list(csv.DictReader(file))
             if not rows or any(row.get(key) is None for row in rows for key in _SPLIT_COLUMNS):
                 raise ValueError(f"it must have rows of {', '.join(_SPLIT_COLUMNS)}")
-            if strange := {row["split"] for row in rows} - {"train", "val", "test"}:
+            if strange := {row["split"] for row in rows if not _SPLITS.fullmatch(row["split"])}:
                 raise ValueError(f"no such split: {', '.join(sorted(strange))}")
             number = {name: label for label, name in enumerate(about["classes"])}
             groups = tuple(row["group"] for row in rows)
@@ -179,6 +187,14 @@ class RunFolder:
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes versions, device and command line."""
         write_text(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+    def write_range_test(self, found: dict[str, Any]) -> None:
+        """Writes the numbers of the learning-rate range test."""
+        write_text(self.path / _RANGE_TEST, json.dumps(found, indent=1) + "\n")
+
+    def read_range_test(self) -> dict[str, Any] | None:
+        """What `write_range_test` was given; None where there was no such test."""
+        return self.read_json(_RANGE_TEST)
 
     def write_log(self, epochs: list[dict[str, Any]]) -> None:
         """Writes one line per epoch, all of them anew, so that a kill leaves no half line."""
@@ -257,7 +273,7 @@ class RunFolder:
     def _files(self) -> Iterator[Path]:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
         yield from (self.metrics, self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)
-        yield from self.plots.glob("*.png")
+        yield from (self.range_test, *self.plots.glob("*.png"))
         yield from (self.exported("onnx"), self.exported("onnx", int8=True), self.exported("pt2"))
         names = ("model.safetensors", "config.json", "metrics.jsonl", "plan.toml")
         yield from (self.path / name for name in names)
@@ -265,7 +281,9 @@ class RunFolder:
 
     def _beginnings(self) -> Iterator[Path]:
         """What is written before the plan, and what a killed process was writing."""
-        yield from (self.path / name for name in ("split.csv", "data.json", "audit.json", "environment.json"))
+        yield from (
+            self.path / name for name in ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST)
+        )
         yield from self.list_checkpoints()
         yield from self._temporary()
 
@@ -276,20 +294,3 @@ class RunFolder:
         """Whether all that is here is what a run leaves that was killed before it had begun."""
         last = self.path / "last"
         return last.is_dir() and not set(self.path.rglob("*")) - {last, *self._beginnings()}
-
-
-def name_run(model: str, now: datetime) -> Path:
-    """The default folder of a new run, `runs/<time>-<architecture>`."""
-    return RUNS / f"{now:%Y-%m-%d_%H%M%S}-{model.partition('.')[0]}"
-
-
-def find_newest_run() -> RunFolder:
-    """The newest run under `runs/` that has a model.
-
-    Raises:
-        RunError: there is none.
-    """
-    models = list(RUNS.glob("*/model.safetensors"))
-    if not models:
-        raise RunError(f"no run under {RUNS.resolve()}", "Name one with --run, or make one with `convnext finetune`")
-    return RunFolder(max(models, key=lambda path: path.stat().st_mtime).parent)

@@ -8,7 +8,8 @@ from convnext_cli.data.scan import scan_folder
 from convnext_cli.data.split import split_index
 from convnext_cli.errors import RunError
 from convnext_cli.files import replace_file, write_text
-from convnext_cli.runs import RunFolder, find_newest_run
+from convnext_cli.folds import find_newest_run
+from convnext_cli.runs import RunFolder
 from tests.conftest import save_image
 
 

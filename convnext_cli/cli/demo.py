@@ -7,7 +7,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluation, show_evaluation
-from convnext_cli.cli.finetune import follow, show_finished
+from convnext_cli.cli.training import follow, show_finished
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 
 if TYPE_CHECKING:

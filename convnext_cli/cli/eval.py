@@ -50,8 +50,8 @@ def evaluate(
         raise UsageError(f"unknown split {split!r}", f"Give one of {', '.join(SPLITS)}")
     runs, data = _sort_paths(paths or [], data)
 
+    from convnext_cli.folds import find_newest_run
     from convnext_cli.inference.fitting import parse_target
-    from convnext_cli.runs import find_newest_run
 
     targets = [parse_target(text) for text in target or ()]
     if not runs:

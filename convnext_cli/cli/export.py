@@ -44,7 +44,8 @@ def export(
 ) -> None:
     """Export a run. The file is checked on your own images, from file to probability, before it gets its name."""
     from convnext_cli.errors import check_word
-    from convnext_cli.runs import RunFolder, find_newest_run
+    from convnext_cli.folds import find_newest_run
+    from convnext_cli.runs import RunFolder
 
     check_word("format", format, ("onnx", "pt2", "hub"))
     if push and format != "hub":

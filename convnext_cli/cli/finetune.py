@@ -1,8 +1,6 @@
 """`convnext finetune`: train a model on a folder of images."""
 
-import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,16 +11,11 @@ from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.settings import given, list_decided, parse_duration, with_settings
+from convnext_cli.cli.training import count_splits, describe_splits, follow, show_finished
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
-    from convnext_cli.training.finetuning import Finished, Started
-    from convnext_cli.training.loop import EpochDone
     from convnext_cli.training.preparation import Prepared, Request
-
-EPOCH_COLUMNS = (
-    f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'top-1 %':>7}  {'balanced %':>10}  {'images/s':>8}"
-)
 
 
 @with_settings()
@@ -132,9 +125,9 @@ def finetune(
         _show_dry_run(_prepare(request), as_json=as_json)
         return
 
-    from convnext_cli.training.finetuning import finetune_steps
+    from convnext_cli.training.crossvalidation import train_steps
 
-    finished = follow(finetune_steps(request), onnx=onnx)
+    finished = follow(train_steps(request), onnx=onnx)
     if as_json:
         console.show_json(asdict(finished))
     else:
@@ -164,8 +157,9 @@ def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
         chosen.image_size,
         grad_checkpointing=chosen.grad_checkpointing,
     )
-    seconds = estimate_seconds(prepared.architecture, plan, len(index.rows("train")), machine)
-    splits = {name: len(index.rows(name)) for name in ("train", "val", "test")}
+    folds = chosen.folds if prepared.folds else 1
+    seconds = folds * (estimate_seconds(prepared.architecture, plan, len(index.rows("train")), machine) or 0)
+    splits = count_splits(index)
     if as_json:
         console.show_json(
             {
@@ -181,94 +175,9 @@ def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
         )
         return
     console.show(plan.model, style="bold")
-    console.show(f"{index.root}: {len(index.classes)} classes; {_describe_splits(splits)}")
-    console.show(f"{machine}: about {memory / GIB:.1f} GiB and {describe_seconds(seconds or 0)}, estimated")
+    fold = f" in the first of {folds} folds" if prepared.folds else ""
+    console.show(f"{index.root}: {len(index.classes)} classes; {describe_splits(splits)}{fold}")
+    console.show(f"{machine}: about {memory / GIB:.1f} GiB and {describe_seconds(seconds)}, estimated")
     console.show_table(["setting", "value", "from", "because"], list_decided(plan))
     for note in prepared.notes:
         console.warn(note)
-
-
-def _describe_splits(splits: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in splits.items()) + " images"
-
-
-def follow(events: Iterator[Any], *, onnx: bool = False) -> "Finished":
-    """Shows what happens in a fine-tuning and returns its end."""
-    from convnext_cli.api import draw_along, export_along
-    from convnext_cli.progress import Progress
-    from convnext_cli.training.finetuning import Finished, Started
-
-    epochs = 0
-    with console.progress("fine-tuning") as bar:
-        for event in draw_along(export_along(events, onnx=onnx)):
-            if isinstance(event, Progress):
-                bar.update(event.done, event.total, event.what)
-                continue
-            from convnext_cli.training.loop import EpochDone, Remark, StepDone  # torch: only once training has begun
-
-            match event:
-                case Started():
-                    epochs = event.plan.recipe.epochs
-                    _show_started(event)
-                case StepDone():
-                    loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
-                    text = f"epoch {event.epoch + 1}/{epochs}{loss}"
-                    bar.update(event.epoch * event.steps + event.step, epochs * event.steps, text)
-                case EpochDone():
-                    console.say(_describe_epoch(event, epochs))
-                case Remark():
-                    console.warn(event.text)
-                case Finished():
-                    return event
-    raise AssertionError("a fine-tuning ends with Finished")
-
-
-def show_finished(finished: "Finished") -> None:
-    """The final block: how good, where, what next."""
-    kept = f"epoch {finished.epoch + 1} ({finished.selected_by})"
-    if finished.val is None:
-        console.show(f"Kept {kept}")
-    else:
-        console.show(
-            f"Kept {kept}: balanced accuracy {console.percent(finished.val.balanced_accuracy)}%, top-1 "
-            f"{console.percent(finished.val.top1)}% on {finished.val.images} validation images"
-        )
-    if (fitted := finished.calibration) and fitted.log_loss:
-        before, after = fitted.log_loss
-        console.show(
-            f"Calibrated by temperature {fitted.temperature:.2f}: validation log loss {before:.4f} to {after:.4f}"
-        )
-    elif fitted:
-        console.show(f"Not calibrated, because {fitted.weak}")
-    console.show(f"Run:  {finished.run}")
-    console.show(f"Next: convnext eval {finished.run}")
-
-
-def _show_started(started: "Started") -> None:
-    plan, index = started.plan, started.index
-    new = "all" if started.new_params == started.params else f"{started.new_params:,}"
-    origin = f"{new} of them from random values; weights: {plan.weights}"
-    if started.resumed_at is not None:
-        origin = f"continued after step {started.resumed_at:,}"
-    console.say(f"{plan.model}", style="bold")
-    console.say(
-        f"{started.params / 1e6:.2f}M parameters, {origin}{f' (licence {started.license})' if started.license else ''}"
-    )
-    splits = {name: len(index.rows(name)) for name in ("train", "val", "test")}
-    console.say(f"{index.root}: {len(index.classes)} classes; {_describe_splits(splits)}")
-    processes = f", {started.num_processes} processes" if started.num_processes > 1 else ""
-    console.say(f"{started.device}, {started.precision}, {started.formulation}{processes}")
-    console.say(f"run: {started.run}")
-    console.log_table(["setting", "value", "from", "because"], list_decided(plan))
-    for note in started.notes:
-        console.warn(note)
-    console.say(EPOCH_COLUMNS, style="bold")
-
-
-def _describe_epoch(event: "EpochDone", epochs: int) -> str:
-    val = event.val
-    losses = f"{event.train_loss:>10.4f}  {f'{val.log_loss:.4f}' if val else '-':>8}"
-    shares = (
-        f"{console.percent(val.top1) if val else '-':>7}  {console.percent(val.balanced_accuracy) if val else '-':>10}"
-    )
-    return f"{f'{event.epoch + 1}/{epochs}':>9}  {losses}  {shares}  {event.images / event.seconds:>8.1f}"

@@ -48,7 +48,7 @@ def predict(
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", "Give one of them")
 
-    from convnext_cli.runs import find_newest_run
+    from convnext_cli.folds import find_newest_run
 
     paths = find_paths(images)
     folder = find_newest_run().path if run is None else run

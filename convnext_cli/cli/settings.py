@@ -39,6 +39,8 @@ def _make_option(name: str, kind: Any, setting: Setting) -> inspect.Parameter:
     option = typer.Option(
         *flags, help=_help(setting.help, setting.unit), rich_help_panel="Settings", show_default=False
     )
+    if setting.words:
+        option.parser, option.metavar = _parse_number_or(setting.words), "|".join(("<float>", *setting.words))
     annotation = Annotated[kind | None, option]  # made at run time, for Typer
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -70,6 +72,16 @@ def parse_duration(text: str) -> float:
     if not seconds:
         raise typer.BadParameter(f"{text!r} is no time; write 90m, 2h or 1h30m")
     return seconds
+
+
+def _parse_number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:
+    def parse(text: str) -> float | str:
+        try:
+            return text if text in words else float(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r} is no number; write one, or {' or '.join(words)}") from error
+
+    return parse
 
 
 def _help(text: str, unit: str) -> str:

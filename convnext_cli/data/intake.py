@@ -1,6 +1,7 @@
 """From what the user points at to an index that can be split: scan, leave out, group, audit."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -137,3 +138,24 @@ def _exclude(index: Index, listing: Path) -> Index:
         )
     kept = select_rows(index, [row for row, path in enumerate(index.paths) if path not in named])
     return replace(kept, skipped=index.skipped | {"excluded image": len(named)})
+
+
+def digest_images(index: Index) -> str:
+    """A digest of the sizes in bytes of the training and validation images, in their order.
+
+    Raises:
+        DataError: some of them are not there.
+    """
+    digest, gone = hashlib.sha256(), []
+    for row in (*index.rows("train"), *index.rows("val")):
+        try:
+            digest.update(f"{(index.root / index.paths[row]).stat().st_size} ".encode())
+        except OSError:
+            gone.append(index.paths[row])
+    if gone:
+        examples = ", ".join(gone[:5])
+        raise DataError(
+            f"{len(gone)} images of the split are not in {index.root}: {examples}",
+            "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
+        )
+    return digest.hexdigest()

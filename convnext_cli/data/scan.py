@@ -25,7 +25,8 @@ _NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 class Index:
     """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
 
-    Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, or empty where the data has none.
+    Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, `fold-1` and so on where folds
+    validate in turn, or empty where the data has none.
     `groups` names what row i was taken from (a patient), or has no rows where that is not known. `skipped` counts what
     is no image, by reason.
     """

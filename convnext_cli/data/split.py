@@ -10,6 +10,7 @@ from convnext_cli.errors import UsageError
 
 MIN_VAL_IMAGES = 50  # a 95% interval of accuracy is then 12 points to either side at worst
 MIN_VAL_PER_CLASS = 5
+FOLD = "fold-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +19,7 @@ class Folds:
 
     number: int
     fold: int
-    """From 1 to `number`."""
+    """From 1 to `number`; 0 leaves each image the fold that it validates in, for `choose_fold`."""
 
     def __post_init__(self) -> None:
         """Checks the numbers.
@@ -26,7 +27,7 @@ class Folds:
         Raises:
             UsageError: there is no such fold.
         """
-        if self.number < 2 or not 1 <= self.fold <= self.number:
+        if self.number < 2 or not 0 <= self.fold <= self.number:
             raise UsageError(f"there is no fold {self.fold} of {self.number}", "Give --folds 5 --fold 1, 2, 3, 4 or 5")
 
 
@@ -62,7 +63,7 @@ def split_index(
         shares["test"] = test_fraction
     if folds is not None:
         shares = {"train": (1 - shares.get("test", 0)) / folds.number, "test": shares.get("test", 0)}
-        shares |= {f"fold {number}": shares["train"] for number in range(2, folds.number + 1)}
+        shares |= {name_fold(fold): shares["train"] for fold in range(2, folds.number + 1)}
     elif "val" not in own:
         shares["val"] = val_fraction
     open_splits = {"", "train"} | ({"val"} if folds else set())
@@ -71,8 +72,30 @@ def split_index(
     for row, part in zip(rows, _deal(index, rows, units, shares, seed), strict=True):
         splits[row] = part
     if folds is not None:
-        val = "train" if folds.fold == 1 else f"fold {folds.fold}"
-        splits = ["val" if split == val else "test" if split == "test" else "train" for split in splits]
+        splits = [name_fold(1) if split == "train" else split for split in splits]
+    found = replace(index, splits=tuple(splits))
+    return choose_fold(found, folds.fold) if folds and folds.fold else found
+
+
+def name_fold(fold: int) -> str:
+    """The split of an image that validates in this fold, counted from 1."""
+    return f"{FOLD}{fold}"
+
+
+def is_fold(split: str) -> bool:
+    """Whether a split is one that `name_fold` has named."""
+    return split.startswith(FOLD)
+
+
+def choose_fold(index: Index, fold: int) -> Index:
+    """The index in which one fold validates and the others train; the test split stays.
+
+    Args:
+        index: with the fold that each image validates in, as `split_index` gives it for fold 0.
+        fold: from 1.
+    """
+    own = name_fold(fold)
+    splits = ("val" if split == own else "train" if is_fold(split) else split for split in index.splits)
     return replace(index, splits=tuple(splits))
 
 

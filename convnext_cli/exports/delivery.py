@@ -18,11 +18,12 @@ from convnext_cli.exports.parity import Parity, ParityError, Tolerance, compare_
 from convnext_cli.exports.program import Program, write_program
 from convnext_cli.exports.quantisation import quantise
 from convnext_cli.files import replace_file
+from convnext_cli.folds import check_single, find_newest_run
 from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.runtime import Runtime
 from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder, find_newest_run
+from convnext_cli.runs import RunFolder
 
 FORMATS = ("onnx", "pt2")
 TOLERANCE = Tolerance(1e-4)
@@ -123,6 +124,7 @@ def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported
         ConvnextError: the extra `onnx` is not installed.
     """
     check_word("format", wanted.format, FORMATS)
+    check_single(run.path)
     if wanted.int8 and wanted.format != "onnx":
         raise UsageError("--int8 goes with --format onnx", "Leave one of them out")
     output = wanted.output or run.exported(wanted.format, int8=wanted.int8)

@@ -10,6 +10,7 @@ from convnext_cli.data.intake import check_apart
 from convnext_cli.errors import ConvnextError, DataError, ImageError, UsageError, shorten_error
 from convnext_cli.exports.card import License, find_license, write_card
 from convnext_cli.files import replace_file, write_text
+from convnext_cli.folds import check_single
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder
@@ -52,6 +53,7 @@ def hub_steps(
         RunError: the run cannot be read.
         ConvnextError: the Hub refused, or cannot be reached.
     """
+    check_single(run.path)
     check_apart(output, run.read_split())
     own = {*MODEL_FILES, CARD}
     there = {path.name for path in output.iterdir()} if output.is_dir() else set()

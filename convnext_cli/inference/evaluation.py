@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.errors import DataError, ImageError
+from convnext_cli.data.split import name_fold
+from convnext_cli.errors import DataError, ImageError, UsageError
 from convnext_cli.evaluation.comparison import Comparison, compare
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.intervals import Intervals, compute_intervals
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.evaluation.targets import OperatingPoint, Target, apply_threshold
-from convnext_cli.inference.answers import Answers
+from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
+from convnext_cli.inference.answers import Answerer, Answers
+from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.fitting import Calibration, fit_steps, keep_targets, parse_target, read_calibration
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.subject import Subject, choose_subject, find_overlap
 from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder, find_newest_run
+from convnext_cli.runs import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,18 +126,25 @@ def evaluate_steps(
     """
     subject, notes = (subject, []) if subject else choose_subject(run, data, split)
     notes += find_overlap(run, subject)
-    predictor = Predictor(run.path, cache=cache)
+    predictor = open_model(run, notes, cache=cache)
     labels = predictor.label_rows(subject.index, subject.rows)
-    calibration = yield from _calibrate(predictor, notes)
-    if calibration:
-        calibration = keep_targets(run, calibration, predictor.classes, targets)
+    calibration: Calibration | None = None
+    if isinstance(predictor, Predictor):
+        calibration = yield from _calibrate(predictor, notes)
+        if calibration:
+            calibration = keep_targets(run, calibration, predictor.classes, targets)
+    elif targets:
+        raise UsageError(
+            f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
+            f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
+        )
     logits, seconds = yield from _ask(predictor, subject, "evaluating")
     temperature = calibration.temperature if calibration else 1.0
     augmentation = None
     if tta:
         plain = logits
         logits, longer = yield from _ask(
-            Predictor(run.path, tta=True, cache=cache), subject, "evaluating shifted views"
+            open_model(run, [], tta=True, cache=cache), subject, "evaluating shifted views"
         )
         gain = compare(plain / temperature, logits / temperature, labels, subject.groups)
         augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
@@ -163,6 +173,16 @@ def evaluate_steps(
         notes=tuple(notes),
         cases=Cases(subject=subject, classes=predictor.classes, logits=logits, labels=labels),
     )
+
+
+def open_model(run: RunFolder, notes: list[str], *, tta: bool = False, cache: bool = True) -> Predictor | Ensemble:
+    """The run's model, or all of a cross-validation's, whose weak points become notes."""
+    folder = open_folder(run.path)
+    if not isinstance(folder, FoldsFolder):
+        return Predictor(run.path, tta=tta, cache=cache)
+    model, weak = open_ensemble(folder, tta=tta, cache=cache)
+    notes += weak
+    return model
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
@@ -200,7 +220,7 @@ def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, No
 
 
 def _ask(
-    predictor: Predictor, subject: Subject, what: str
+    predictor: Answerer, subject: Subject, what: str
 ) -> Generator[Progress, None, tuple[NDArray[np.float32], float]]:
     """The logits of all images (N, K), and the seconds they took."""
     started = time.perf_counter()

@@ -13,11 +13,13 @@ from convnext_cli.errors import ImageError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.novelty import score_novelty
 from convnext_cli.files import check_outside, replace_file
+from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.answers import Answerer
+from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
 from convnext_cli.inference.fitting import Calibration, read_bank, read_calibration
 from convnext_cli.inference.runtime import ONNX_SUFFIX, Runtime, find_runtime
 from convnext_cli.recipes.machine import has_gpu
-from convnext_cli.runs import RunFolder, find_newest_run
+from convnext_cli.runs import RunFolder
 
 ENGINES = ("auto", "onnx", "torch")
 GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch takes to start
@@ -70,7 +72,8 @@ def predict(
 
     Args:
         images: paths of image files.
-        run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`.
+        run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`. With a
+            cross-validation's folder, probabilities are the mean over its models.
         raw: leave out the temperature and the thresholds that the run keeps.
         abstain: flag images that are unlike the training images.
         explain: a folder to draw into where the model looked.
@@ -94,10 +97,14 @@ def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
         model = file = _open_file(run, wishes)
         calibration, bank = file.about.calibration, None
+        threshold = _find_threshold(run, calibration) if wishes.abstain else None
+    elif isinstance(folder := open_folder(run), FoldsFolder):
+        model, threshold = _open_folds(folder, wishes, len(paths))
+        calibration = bank = None
     else:
         model, calibration = open_run(run, wishes, len(paths)), read_calibration(RunFolder(run))
         bank = read_bank(RunFolder(run)) if wishes.abstain and calibration and not calibration.weak else None
-    threshold = _find_threshold(run, calibration) if wishes.abstain else None
+        threshold = _find_threshold(run, calibration) if wishes.abstain else None
     if wishes.explain is not None:
         _make_folder(wishes.explain, paths)
     use = None if wishes.raw else calibration
@@ -170,6 +177,25 @@ def _open_file(path: Path, wishes: Wishes) -> Runtime:
     if why := "--engine torch needs torch" if wishes.engine == "torch" else _needs_torch(wishes):
         raise UsageError(f"{path} cannot do it: {why}", "Give the run folder")
     return Runtime(path)
+
+
+def _open_folds(folder: FoldsFolder, wishes: Wishes, images: int) -> tuple[Ensemble, float | None]:
+    """A cross-validation's models, and the mean of their thresholds of novelty, which is held against the mean score.
+
+    The folds' thresholds of probability are left out: they hold for one model's probabilities, not for their mean.
+    """
+    runs = folder.list_runs()
+    found = [read_calibration(run) for run in runs]
+    thresholds = [_find_threshold(run.path, c) for run, c in zip(runs, found, strict=True)] if wishes.abstain else []
+    members = [
+        Member(
+            model=open_run(run.path, wishes, images),
+            temperature=1.0 if wishes.raw else find_temperature(calibration),
+            bank=read_bank(run) if wishes.abstain else None,
+        )
+        for run, calibration in zip(runs, found, strict=True)
+    ]
+    return Ensemble(folder, members), float(np.mean(thresholds)) if thresholds else None
 
 
 def _needs_torch(wishes: Wishes) -> str:

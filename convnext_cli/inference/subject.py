@@ -5,6 +5,7 @@ from pathlib import Path
 
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.scan import Index, scan_data
+from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError
 from convnext_cli.runs import RunFolder
 
@@ -15,7 +16,7 @@ class Subject:
 
     index: Index
     split: str
-    """`train`, `val`, `test`, or `all`."""
+    """`train`, `val`, `test`, or `all`; of a cross-validation `test`, or `val` for all images of its folds."""
     rows: list[int]
 
     @property
@@ -38,6 +39,8 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
     """
     index = _find_index(run.read_split(), data)
     own = set(index.splits) - {""}
+    if any(map(is_fold, own)):
+        return _choose_of_folds(index, split)
     if split == "all" or (split is None and not own):
         return Subject(index=index, split="all", rows=list(range(len(index)))), []
     if split is None:
@@ -68,11 +71,31 @@ def find_overlap(run: RunFolder, subject: Subject) -> list[str]:
         except (KeyError, TypeError, ValueError):
             told = [f"{run.path / 'audit.json'} is damaged: what it said of the images is not known"]
         return told
-    seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in trained_on.rows("train")}
+    shown = [row for row, split in enumerate(trained_on.splits) if split == "train" or is_fold(split)]
+    seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in shown}
     again = sum((index.root / index.paths[row]).resolve() in seen for row in subject.rows)
     if not again:
         return []
     return [f"{again} of these {len(subject.rows)} images were trained on: the figures are too good"]
+
+
+def _choose_of_folds(index: Index, split: str | None) -> tuple[Subject, list[str]]:
+    """The images to judge a cross-validation on: those that no member, or not the one that answers, was trained on."""
+    tested = index.rows("test")
+    if split in ("train", "all") or (split == "test" and not tested):
+        why = "has no test split" if split == "test" else f"has models that were trained on images of --split {split}"
+        raise DataError(
+            f"the cross-validation of {index.root} {why}",
+            "Give --split val: each image is then answered by the one model that was not trained on it",
+        )
+    if tested and split != "val":
+        return Subject(index=index, split="test", rows=tested), []
+    note = (
+        "out of fold: each image is answered by the one model that was not trained on it. That model's best epoch and "
+        "calibration were chosen on it, so the figures are a little too good"
+    )
+    rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
+    return Subject(index=index, split="val", rows=rows), [note]
 
 
 def _find_index(trained_on: Index, data: Path | None) -> Index:

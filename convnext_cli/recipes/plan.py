@@ -10,7 +10,14 @@ from typing import Any
 from convnext_cli.errors import UsageError, suggest
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.recipes.machine import Machine
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE, Recipe, check_settings, default_settings, describe_settings
+from convnext_cli.recipes.recipe import (
+    AUTO,
+    DEFAULT_RECIPE,
+    Recipe,
+    check_settings,
+    default_settings,
+    describe_settings,
+)
 from convnext_cli.recipes.rules import (
     Choice,
     choose_batch_size,
@@ -152,10 +159,15 @@ def make_plan(
     chosen |= rows
     if augment is not None:
         chosen |= preset
+    is_lr_open = "lr" in given and given["lr"].value == AUTO
+    given = {name: choice for name, choice in given.items() if name != "lr" or not is_lr_open}
     chosen |= given
     chosen.setdefault("batch_size", choose_batch_size(images, chosen["epochs"].value))
     if "lr" not in given:
         chosen["lr"] = scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, power, weights)
+    if is_lr_open:
+        why = f"a range test before training finds it, in place of {chosen['lr'].value:g}"
+        chosen["lr"] = Choice(value=chosen["lr"].value, source=AUTO, reason=why)
     if "grad_checkpointing" not in given:
         chosen["grad_checkpointing"] = choose_grad_checkpointing(model, chosen, machine)
     chosen.setdefault("micro_batch_size", choose_micro_batch_size(model, chosen, machine))

@@ -9,6 +9,7 @@ from convnext_cli.errors import UsageError, suggest
 
 RECIPES = ("measured", "specification", "published")  # the tables that settings come from
 DEFAULT_RECIPE = "measured"
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,8 @@ class Setting:
     high: float | None = None
     open: bool = False
     """Whether the bounds themselves are excluded."""
+    words: tuple[str, ...] = ()
+    """What may stand in place of a number, for it to be found before training; never in a `Recipe`."""
     flags: tuple[str, ...] = ()
     """Other names on the command line, beside the field's own in kebab case."""
 
@@ -58,7 +61,15 @@ class Recipe:
             low=1,
         ),
     ]
-    lr: Annotated[float, Setting(help="Peak learning rate, for the whole batch.", low=0, open=True)]
+    lr: Annotated[
+        float,
+        Setting(
+            help="Peak learning rate, for the whole batch; auto finds it by a range test of at most 60 steps.",
+            low=0,
+            open=True,
+            words=(AUTO,),
+        ),
+    ]
     min_lr: Annotated[float, Setting(help="Learning rate that the cosine ends at.", low=0)] = 1e-6
     warmup_epochs: Annotated[float, Setting(help="Epochs of linear rise to the peak learning rate.", low=0)]
     weight_decay: Annotated[float, Setting(help="AdamW's decay; never on norms, biases, LayerScale and GRN.", low=0)]
@@ -175,7 +186,9 @@ class Recipe:
     ] = "auto"
     resplit: Annotated[bool, Setting(help="Forget the data's own splits and draw new ones.")] = False
     folds: Annotated[int, Setting(help="Folds to cut what is no test image into; 0 is off.", low=0)] = 0
-    fold: Annotated[int, Setting(help="The fold that validates, from 1; the others train.", low=1)] = 1
+    fold: Annotated[
+        int, Setting(help="The fold that validates, from 1; the others train. 0 is all of them, in turn.", low=0)
+    ] = 0
     val_fraction: Annotated[
         float,
         Setting(help="Share of the images for validation, where the data has no split.", low=0, high=0.9),
@@ -236,6 +249,8 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
     if name not in known:
         return f"is not a setting. {suggest(name, known)}".rstrip()
     kind, setting = known[name]
+    if setting.words and value in setting.words:
+        return None
     if get_origin(kind) is Literal:
         words = get_args(kind)
         known_word = (type(value), value) in [(type(word), word) for word in words]  # True is no 1

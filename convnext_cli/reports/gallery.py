@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,12 @@ from PIL import Image
 
 from convnext_cli.data.decode import Pixels
 from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.inference.answers import load_for_eval
-from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.inference.answers import Answers, load_for_eval
+from convnext_cli.inference.evaluation import Evaluation, open_model
 from convnext_cli.inference.explain import overlay_heat
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.reports.plots import shown
+from convnext_cli.runs import RunFolder
 
 IMAGES = 12  # of each kind
 SIDE = 176  # px, twice what the page shows
@@ -52,18 +53,25 @@ def draw_cases(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
     if not places:
         return {}
     cases = found.cases
-    index, predictor = cases.subject.index, Predictor(found.run)
+    index, model = cases.subject.index, open_model(RunFolder(found.run), [])
     temperature = found.calibration.temperature if found.calibration else 1.0
-    read = load_for_eval(index, predictor.how, cache=False)
+    read = load_for_eval(index, model.how, cache=False)
     images: dict[int, Pixels] = {}
 
     def load(place: int) -> Pixels:
         images[place] = read(cases.subject.rows[place])
         return images[place]
 
+    def explain() -> Iterator[Answers]:
+        if isinstance(model, Predictor):
+            yield from model.answer(places, load, heat=True)
+        else:  # out of fold, each image has a model of its own
+            for place in places:
+                yield from model.choose(index, cases.subject.rows[place]).answer([place], load, heat=True)
+
     pictures = {}
     waiting = iter(places)
-    for answers in predictor.answer(places, load, heat=True):
+    for answers in explain():
         for heat, place in zip(answers.heat, waiting, strict=False):
             if place not in images:
                 continue

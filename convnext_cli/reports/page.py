@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from convnext_cli.errors import UsageError
 from convnext_cli.evaluation.intervals import Interval
 from convnext_cli.files import write_text
+from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.reports import plots
@@ -37,7 +38,7 @@ def write_report(found: Evaluation) -> Path:
 
 def write_report_steps(found: Evaluation) -> Iterator[tuple[int, int, str]]:
     """Does what `write_report` does, and yields how much of how much is done before each part."""
-    run = RunFolder(found.run)
+    run = open_folder(found.run)
     log = run.read_log()
     drawings = {"roc": plots.plot_roc, "pr": plots.plot_pr, "reliability": plots.plot_reliability}
     total = len(drawings) + 4
@@ -79,12 +80,14 @@ def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictu
     folder = files("convnext_cli.reports")
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     index = found.cases.subject.index
-    config = run.read_json("config.json") or {}
+    members = run.list_runs() if isinstance(run, FoldsFolder) else []
+    config = (members[0] if members else run).read_json("config.json") or {}
     return template.render(
         found=found,
         metrics=found.metrics,
         sure=found.intervals,
         fitted=found.calibration if found.calibration and found.calibration.weak is None else None,
+        members=len(members),
         model=config.get("architecture", ""),
         input_size=config.get("pretrained_cfg", {}).get("input_size", ["", "", ""])[1],
         license=config.get("pretrained_cfg", {}).get("license"),

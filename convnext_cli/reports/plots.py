@@ -64,6 +64,12 @@ def draw_curves(run: RunFolder) -> None:
         write_png(plot_training(log), run.curves)
 
 
+def draw_range_test(run: RunFolder) -> None:
+    """Draws the learning-rate range test as `lr.png` in the run folder."""
+    if found := run.read_range_test():
+        write_png(plot_range_test(found), run.range_test)
+
+
 def write_png(figure: Figure, path: Path) -> None:
     """Writes a plot as a picture, in ink on white. The figure's colours are the picture's from then on."""
     for artist in figure.findobj():
@@ -100,6 +106,24 @@ def plot_training(log: Log) -> Figure:
     loss, right = figure.subplots(1, 2)
     _draw_loss(loss, log)
     _draw_right(right, log)
+    return figure
+
+
+@_quietly()
+def plot_range_test(found: dict[str, Any]) -> Figure:
+    """The loss of each step of a range test over its learning rate, smoothed too, and the rate that was chosen."""
+    figure = _start(4.8, 3.2)
+    axes = figure.subplots()
+    losses = [np.nan if loss is None else loss for loss in found["loss"]]
+    axes.plot(found["lr"], losses, ".", color=COLOURS[1], markersize=3, label="a step")
+    axes.plot(found["lr"], found["smoothed"], color=COLOURS[0], label="smoothed")
+    if found["chosen"] is not None:
+        axes.axvline(found["chosen"], color=_MUTED, linewidth=0.8, linestyle=":", label=f"chosen: {found['chosen']:g}")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.1 * max(found["smoothed"]))
+    axes.set_xlabel("learning rate")
+    axes.set_title("Training loss at a rising learning rate")
+    _add_legend(axes, "best")
     return figure
 
 

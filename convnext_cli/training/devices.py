@@ -12,14 +12,16 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, ProjectConfiguration
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from convnext_cli.errors import UsageError, shorten_error
+from convnext_cli.folds import find_whole
 from convnext_cli.recipes.costs import GIB
 from convnext_cli.recipes.plan import Plan
+from convnext_cli.runs import RunFolder
 
 
 def make_accelerator(
@@ -53,14 +55,17 @@ def track_figures(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[N
     """
     if accelerator.log_with:
         settings = {name: choice.value for name, choice in plan.settings.items()}
-        named = {"wandb": {"id": run.name, "name": run.name, "resume": "allow"}}
+        whole = find_whole(RunFolder(run)).path
+        name = run.name if whole == run else f"{whole.name}-{run.name}"
+        named = {"wandb": {"id": name, "name": name, "resume": "allow"}}
+        accelerator.project_configuration = ProjectConfiguration(str(run), logging_dir=str(run))
         try:
             accelerator.init_trackers("convnext", {"model": plan.model, **settings}, named)
         except Exception as error:  # each has errors of its own
             names = ", ".join(str(name) for name in accelerator.log_with)
             raise UsageError(
                 f"cannot send figures to {names}: {shorten_error(error)}",
-                f"Set it up, or leave out --track: `convnext finetune --resume {run}`",
+                f"Set it up, or leave out --track: `convnext finetune --resume {whole}`",
             ) from error
     try:
         yield

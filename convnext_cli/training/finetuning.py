@@ -3,22 +3,26 @@
 What is wrong with the input is found before anything heavy is imported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from convnext_cli.data.scan import Index
-from convnext_cli.errors import DataError
+from convnext_cli.errors import DataError, UsageError
 from convnext_cli.evaluation.metrics import Metrics
+from convnext_cli.folds import name_run
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Plan
-from convnext_cli.runs import RunFolder, name_run
+from convnext_cli.recipes.recipe import AUTO
+from convnext_cli.runs import RunFolder
 from convnext_cli.training.environment import describe_environment
 from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare, prepare_steps
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from convnext_cli.inference.fitting import Calibration
     from convnext_cli.training.checkpoint import State
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
@@ -70,29 +74,49 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         ConvnextError: another subclass says what is wrong and what to do.
     """
     request = continue_if_restarted(request)
-    prepared = None
+    prepared = yield from prepare_along(request)
+    if prepared.folds:
+        raise UsageError("this trains one fold", "Give --fold, or call `cross_validate` to train all of them")
+    run = RunFolder(request.resume or request.output or name_run(prepared.plan.model, datetime.now()))
+    accelerator, prepared = open_devices(request, prepared, run.path)
+    for event in train_prepared(request, prepared, run, accelerator):
+        if isinstance(event, Finished):
+            accelerator.end_training()
+        yield event
+
+
+def prepare_along(request: Request) -> Generator[Progress, None, Prepared]:
+    """Yields the progress of a preparation and returns its result."""
     for event in prepare_steps(request):
         if isinstance(event, Prepared):
-            prepared = event
-        else:
-            yield event
-    assert prepared is not None
-    run = RunFolder(request.resume or request.output or name_run(prepared.plan.model, datetime.now()))
+            return event
+        yield event
+    raise AssertionError("a preparation ends with its result")
 
+
+def open_devices(request: Request, prepared: Prepared, folder: Path) -> "tuple[Accelerator, Prepared]":
+    """The accelerator, and what was prepared, for what it really has. All ranks have looked then, and may write."""
     from convnext_cli.training import devices
 
     recipe = prepared.plan.recipe
     accelerator = devices.make_accelerator(
-        recipe.amp, deterministic=recipe.deterministic, track=request.track, folder=run.path
+        recipe.amp, deterministic=recipe.deterministic, track=request.track, folder=folder
     )
     if prepared.machine.is_gpu and accelerator.device.type == "cpu":  # a GPU that this torch cannot use
         prepared = prepare(request, use_gpu=False)
-    accelerator.wait_for_everyone()  # all ranks have looked before one of them writes
+    accelerator.wait_for_everyone()
+    return accelerator, prepared
 
+
+def train_prepared(
+    request: Request, prepared: Prepared, run: RunFolder, accelerator: "Accelerator"
+) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]":
+    """Trains what was prepared into `run`, or continues it there where `request.resume` says so."""
     import torch
 
     from convnext_cli.models.build import build_model, read_preprocessing, scale_head, seed_weights
     from convnext_cli.models.fast import keep_memory, speed_up
+    from convnext_cli.training import devices
     from convnext_cli.training.averaging import MovingAverage
     from convnext_cli.training.budget import fit_epochs
     from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
@@ -104,6 +128,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
     from convnext_cli.training.probe import FAST, Found, choose_formulation
     from convnext_cli.training.signals import watch_signals
     from convnext_cli.training.step import Job
+    from convnext_cli.training.sweep import set_found, sweep_steps
 
     index, plan, tag = prepared.index, prepared.plan, prepared.tag
     recipe = plan.recipe
@@ -167,6 +192,13 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         if request.max_time is not None:
             plan = fit_epochs(job, state, plan, request.max_time)
             job = replace(job, recipe=plan.recipe)
+        if plan.settings["lr"].source == AUTO:
+            load_checkpoint(run, job)  # the test begins where the training does
+            tested = yield from sweep_steps(job, state)
+            if accelerator.is_main_process:
+                run.write_range_test(tested)
+            plan = set_found(plan, tested, plan_steps(recipe, train)[0] * plan.recipe.epochs)
+            job = replace(job, recipe=plan.recipe)
         if accelerator.is_main_process:
             run.write_plan(plan.to_toml())
     elif accelerator.is_main_process:
@@ -220,21 +252,20 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
                 yield step
         run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
     job.accelerator.wait_for_everyone()
-    job.accelerator.end_training()
-    val = state.best_val and _revive(Metrics, state.best_val)
+    val = state.best_val and revive(Metrics, state.best_val)
     yield Finished(
         run=run.path, epoch=best["epoch"] - 1, val=val or None, selected_by=selected_by, calibration=calibration
     )
 
 
-def _revive(kind: Any, value: Any) -> Any:
+def revive(kind: Any, value: Any) -> Any:
     """Makes the dataclasses again that `asdict` and JSON have turned into plain values."""
     if is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
-        return kind(**{field.name: _revive(hints[field.name], value[field.name]) for field in fields(kind)})  # type: ignore[operator]
+        return kind(**{field.name: revive(hints[field.name], value[field.name]) for field in fields(kind)})  # type: ignore[operator]
     if isinstance(value, list | tuple):
         inner = get_args(kind)[0] if get_args(kind) else None
-        return tuple(_revive(inner, item) for item in value)
+        return tuple(revive(inner, item) for item in value)
     return value
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from convnext_cli.errors import ConvnextError, DivergedError, OutOfMemoryError, StoppedError
 from convnext_cli.evaluation.metrics import Metrics
+from convnext_cli.folds import find_whole
 from convnext_cli.models.build import write_model
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import State, Tensors, gather_kept, load_checkpoint, save_checkpoint
@@ -122,4 +123,4 @@ def _stopped(run: RunFolder, step: int, signal: int) -> StoppedError:
 
 
 def _how_to_go_on(run: RunFolder) -> str:
-    return f"Go on with `convnext finetune --resume {shlex.quote(str(run.path))}`"
+    return f"Go on with `convnext finetune --resume {shlex.quote(str(find_whole(run).path))}`"

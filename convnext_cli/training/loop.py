@@ -112,7 +112,7 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
         shown = sum(map(len, batches[:done]))
         loss = sum(state.loss_sums) / shown if shown else float("nan")
         loss_sum = torch.tensor(sum(state.loss_sums[rank::world], 0.0), device=accelerator.device)
-        loaded = load_batches(shares[done:], _load_training(job, pictures, epoch), threads=job.threads)
+        loaded = load_batches(shares[done:], load_training(job, pictures, epoch), threads=job.threads)
         for i, (share, images) in enumerate(loaded, start=done):
             lr = schedule.lr_at(state.step) * 0.5**state.halvings
             set_lr(job.optimizer, lr)
@@ -226,7 +226,7 @@ def open_pictures(job: Job) -> Pictures:
     return Pictures(job.index.root, purpose, make, keep=job.cache)
 
 
-def _load_training(job: Job, pictures: Pictures, epoch: int) -> Callable[[int], Pixels]:
+def load_training(job: Job, pictures: Pictures, epoch: int) -> Callable[[int], Pixels]:
     """A function that gives a row's image, (S, S, 3) uint8, as this epoch shows it."""
     recipe, paths = job.recipe, job.index.paths
     wanted = Augmentation(**{name: getattr(recipe, name) for name in AUGMENTATION_SETTINGS})

@@ -1,6 +1,5 @@
 """All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -9,11 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.intake import Intake, Taken, check_apart, take_in
+from convnext_cli.data.intake import Intake, Taken, check_apart, digest_images, take_in
 from convnext_cli.data.scan import Index, check_trainable
-from convnext_cli.data.split import Folds, explain_weak_validation, split_index
-from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, check_word
+from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
+from convnext_cli.errors import RunError, UsageError, WeightsError, check_word
 from convnext_cli.files import check_outside
+from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.head import check_head
@@ -73,7 +73,9 @@ class Prepared:
     taken: Taken | None
     """What was taken in; None where a run is continued."""
     index: Index
-    """The images, with their split."""
+    """The images, with their split; where all folds are trained in turn, with the first's."""
+    folds: Index | None
+    """The images, with the fold that each validates in, where all folds are trained in turn."""
     architecture: Architecture
     tag: Tag | None
     machine: Machine
@@ -109,7 +111,7 @@ class Prepared:
 def continue_if_restarted(request: Request) -> Request:
     """Where torchrun starts its processes again after a failure, the same command continues the run it began."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if restarted and request.resume is None and request.output and RunFolder(request.output).is_begun:
+    if restarted and request.resume is None and request.output and open_folder(request.output).is_begun:
         return Request(resume=request.output, offline=request.offline, cache=request.cache, track=request.track)
     return request
 
@@ -170,7 +172,11 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         together=taken.together,
         folds=Folds(number=values["folds"], fold=values["fold"]) if values["folds"] else None,
     )
-    check_trainable(index)
+    folds = index if values["folds"] and not values["fold"] else None
+    parts = [choose_fold(folds, fold) for fold in range(1, values["folds"] + 1)] if folds else [index]
+    for index in parts:
+        check_trainable(index)
+    index = parts[0]
     machine = describe_machine(use_gpu=use_gpu)
     if found is None:
         best = recommend(len(index), machine=machine, recipe=request.recipe).best
@@ -190,6 +196,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
     yield Prepared(
         taken=taken,
         index=index,
+        folds=folds,
         architecture=architecture,
         tag=tag,
         machine=machine,
@@ -211,7 +218,8 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     check_head(found and found[0], request.settings)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
-        RunFolder(request.output).check_free(overwrite=request.overwrite)
+        folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
+        folder.check_free(overwrite=request.overwrite)
     if request.weights not in ("auto", "none", BUILTIN) and not Path(request.weights).exists():
         raise WeightsError(
             f"no weights at {request.weights}", "Give auto, none, builtin, a .safetensors or .pth file, or a run folder"
@@ -237,7 +245,7 @@ def _check_trackers(names: tuple[str, ...]) -> None:
 
 
 def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
-    run = RunFolder(path)
+    run = open_folder(path)
     own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
     if request != Request(resume=path, **own):
         raise UsageError(
@@ -263,9 +271,12 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
     if request.data is not None:
         index = replace(index, root=request.data)
     check_outside(path, index.root)
+    folds = index if isinstance(run, FoldsFolder) else None
+    index = choose_fold(folds, 1) if folds else index
     return Prepared(
         taken=None,
         index=index,
+        folds=folds,
         architecture=architecture,
         tag=tag,
         machine=describe_machine(use_gpu=use_gpu),
@@ -277,23 +288,3 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
         images=digest_images(index),
         weak_validation=explain_weak_validation(index),
     )
-
-
-def digest_images(index: Index) -> str:
-    """A digest of the sizes in bytes of the training and validation images, in their order.
-
-    Raises:
-        DataError: some of them are not there.
-    """
-    digest, gone = hashlib.sha256(), []
-    for row in (*index.rows("train"), *index.rows("val")):
-        try:
-            digest.update(f"{(index.root / index.paths[row]).stat().st_size} ".encode())
-        except OSError:
-            gone.append(index.paths[row])
-    if gone:
-        raise DataError(
-            f"{len(gone)} images of the split are not in {index.root}: {', '.join(gone[:5])}",
-            "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
-        )
-    return digest.hexdigest()

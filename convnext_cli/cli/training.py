@@ -1,0 +1,150 @@
+"""What the terminal shows of a training: its start, each epoch, its end."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from convnext_cli.cli import console
+from convnext_cli.cli.settings import list_decided
+
+if TYPE_CHECKING:
+    from convnext_cli.data.scan import Index
+    from convnext_cli.training.crossvalidation import CrossValidated
+    from convnext_cli.training.finetuning import Finished, Started
+    from convnext_cli.training.loop import EpochDone
+
+EPOCH_COLUMNS = (
+    f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'top-1 %':>7}  {'balanced %':>10}  {'images/s':>8}"
+)
+
+FOLD_FIGURES = {
+    "balanced_accuracy": "balanced %", "top1": "top-1 %", "macro_f1": "macro F1 %", "macro_roc_auc": "ROC AUC %",
+    "log_loss": "log loss",
+}  # fmt: skip
+
+
+def follow(events: Iterator[Any], *, onnx: bool = False) -> "Finished | CrossValidated":
+    """Shows what happens in a fine-tuning, or in that of all folds, and returns its end."""
+    from convnext_cli.api import draw_along, export_along
+    from convnext_cli.progress import Progress
+    from convnext_cli.training.crossvalidation import CrossValidated
+    from convnext_cli.training.finetuning import Finished, Started
+
+    epochs, end = 0, None
+    with console.progress("fine-tuning") as bar:
+        for event in draw_along(export_along(events, onnx=onnx)):
+            if isinstance(event, Progress):
+                bar.update(event.done, event.total, event.what)
+                continue
+            from convnext_cli.training.loop import EpochDone, Remark, StepDone  # torch: only once training has begun
+
+            match event:
+                case Started():
+                    epochs = event.plan.recipe.epochs
+                    _show_started(event) if end is None else _show_next_fold(event)
+                case StepDone():
+                    loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
+                    text = f"epoch {event.epoch + 1}/{epochs}{loss}"
+                    bar.update(event.epoch * event.steps + event.step, epochs * event.steps, text)
+                case EpochDone():
+                    console.say(_describe_epoch(event, epochs))
+                case Remark():
+                    console.warn(event.text)
+                case Finished() | CrossValidated():
+                    end = event
+    assert end is not None
+    return end
+
+
+def show_finished(finished: "Finished | CrossValidated") -> None:
+    """The final block: how good, where, what next."""
+    from convnext_cli.training.crossvalidation import CrossValidated
+
+    if isinstance(finished, CrossValidated):
+        _show_folds(finished)
+        return
+    kept = f"epoch {finished.epoch + 1} ({finished.selected_by})"
+    if finished.val is None:
+        console.show(f"Kept {kept}")
+    else:
+        console.show(
+            f"Kept {kept}: balanced accuracy {console.percent(finished.val.balanced_accuracy)}%, top-1 "
+            f"{console.percent(finished.val.top1)}% on {finished.val.images} validation images"
+        )
+    if (fitted := finished.calibration) and fitted.log_loss:
+        before, after = fitted.log_loss
+        console.show(
+            f"Calibrated by temperature {fitted.temperature:.2f}: validation log loss {before:.4f} to {after:.4f}"
+        )
+    elif fitted:
+        console.show(f"Not calibrated, because {fitted.weak}")
+    console.show(f"Run:  {finished.run}")
+    console.show(f"Next: convnext eval {finished.run}")
+
+
+def _show_folds(found: "CrossValidated") -> None:
+    """The figures of each fold, and their mean and spread."""
+    columns = ["fold", "images", "kept", *FOLD_FIGURES.values()]
+    rows: list[list[Any]] = []
+    for fold in found.folds:
+        figures = (_describe_figure(name, getattr(fold.val, name)) for name in FOLD_FIGURES)
+        rows.append([fold.fold, fold.val.images, f"epoch {fold.epoch + 1}", *figures])
+    for part in ("mean", "sd"):
+        values = {name: getattr(found.spread.get(name), part, None) for name in FOLD_FIGURES}
+        rows.append([part, None, None, *(_describe_figure(name, value) for name, value in values.items())])
+    console.show_table(columns, rows, numbers=columns)
+    console.show(
+        f"sd: standard deviation over {len(found.folds)} folds. Their training images overlap: it is no standard error"
+    )
+    console.show(f"Folds: {found.run}")
+    console.show(f"Next: convnext eval {found.run}, the mean of its {len(found.folds)} models on the test split")
+
+
+def _describe_figure(name: str, value: float | None) -> str | None:
+    return f"{value:.4f}" if name == "log_loss" and value is not None else console.percent(value)
+
+
+def _show_next_fold(started: "Started") -> None:
+    plan = started.plan.recipe
+    console.say(f"fold {plan.fold} of {plan.folds}: {describe_splits(count_splits(started.index))}", style="bold")
+    console.say(EPOCH_COLUMNS, style="bold")
+
+
+def _show_started(started: "Started") -> None:
+    plan, index = started.plan, started.index
+    new = "all" if started.new_params == started.params else f"{started.new_params:,}"
+    origin = f"{new} of them from random values; weights: {plan.weights}"
+    if started.resumed_at is not None:
+        origin = f"continued after step {started.resumed_at:,}"
+    console.say(f"{plan.model}", style="bold")
+    console.say(
+        f"{started.params / 1e6:.2f}M parameters, {origin}{f' (licence {started.license})' if started.license else ''}"
+    )
+    fold = f"; fold {plan.recipe.fold} of {plan.recipe.folds}" if plan.recipe.folds else ""
+    console.say(f"{index.root}: {len(index.classes)} classes; {describe_splits(count_splits(index))}{fold}")
+    processes = f", {started.num_processes} processes" if started.num_processes > 1 else ""
+    console.say(f"{started.device}, {started.precision}, {started.formulation}{processes}")
+    console.say(f"run: {started.run}")
+    console.log_table(["setting", "value", "from", "because"], list_decided(plan))
+    for note in started.notes:
+        console.warn(note)
+    console.say(EPOCH_COLUMNS, style="bold")
+
+
+def _describe_epoch(event: "EpochDone", epochs: int) -> str:
+    val = event.val
+    losses = f"{event.train_loss:>10.4f}  {f'{val.log_loss:.4f}' if val else '-':>8}"
+    shares = (
+        f"{console.percent(val.top1) if val else '-':>7}  {console.percent(val.balanced_accuracy) if val else '-':>10}"
+    )
+    return f"{f'{event.epoch + 1}/{epochs}':>9}  {losses}  {shares}  {event.images / event.seconds:>8.1f}"
+
+
+def count_splits(index: "Index") -> dict[str, int]:
+    """Images by split."""
+    return {name: len(index.rows(name)) for name in ("train", "val", "test")}
+
+
+def describe_splits(splits: dict[str, int]) -> str:
+    """The same in words."""
+    return ", ".join(f"{name} {count:,}" for name, count in splits.items()) + " images"

@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+from convnext_cli.folds import FoldsFolder
+from tests.cli.conftest import Convnext
+from tools.kill_test import take_images
+
+
+def test_the_command_line_takes_the_word_and_no_other(convnext: Convnext, digits: Path) -> None:
+    flags = ["finetune", digits, "--weights", "builtin", "--dry-run", "--json"]
+    lr = json.loads(convnext(*flags, "--lr", "auto").out)["settings"]["lr"]
+    assert lr["source"] == "auto"
+    assert "a range test before training finds it" in lr["reason"]
+    Path("plan.toml").write_text('[settings]\nlr = "auto"\n')
+    assert json.loads(convnext(*flags, "--config", "plan.toml").out)["settings"]["lr"] == lr
+    assert json.loads(convnext(*flags, "--lr", "0.5").out)["settings"]["lr"]["value"] == 0.5
+    wrong = convnext(*flags, "--lr", "fast")
+    assert wrong.code == 2
+    assert "'fast' is no number; write one, or auto" in wrong.err
+    assert len(wrong.err.strip().splitlines()) == 1
+
+
+def test_all_folds_in_turn_and_then_as_one(convnext: Convnext, digits: Path) -> None:
+    data = take_images(digits, Path("data"), 12)
+    flags = "--weights builtin --img-size 32 --epochs 1 -b 8 --lr 0.001 --test-fraction 0.25 --no-check --folds 2"
+    dry = convnext("finetune", data, *flags.split(), "--dry-run")
+    assert "in the first of 2 folds" in dry.out
+    done = convnext("finetune", data, *flags.split(), "-o", "runs/cv")
+    assert done.code == 0, done.err
+    assert done.err.count("fold 2 of 2") == 1
+    rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line.split()}
+    told = json.loads(FoldsFolder(Path("runs/cv")).metrics.read_text())
+    for row, values in (("mean", "mean"), ("sd", "sd")):
+        assert rows[row][3] == f"{100 * told['spread']['balanced_accuracy'][values]:.1f}"
+    found = json.loads(convnext("eval", "--json", "--no-report").out)
+    assert (found["run"], found["split"], found["metrics"]["images"]) == ("runs/cv", "test", 9)
+    assert "out of fold" in convnext("eval", "runs/cv", "--split", "val", "--no-report").err
+    image = next(data.rglob("*.png"))
+    assert "run: runs/cv (the newest)" in convnext("predict", image).err
+    assert convnext("export", "runs/cv").code == 2
+    again = convnext("finetune", "--resume", "runs/cv")
+    assert "has finished" in again.err

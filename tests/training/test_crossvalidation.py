@@ -1,0 +1,230 @@
+"""All folds in turn, and their models as one."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convnext_cli import cross_validate, evaluate, export, predict
+from convnext_cli.data.split import is_fold
+from convnext_cli.errors import DataError, RunError, StoppedError, UsageError
+from convnext_cli.folds import FoldsFolder, find_newest_run
+from convnext_cli.inference.evaluation import evaluate_steps
+from convnext_cli.inference.predictor import Predictor
+from convnext_cli.progress import Progress
+from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.rules import Choice
+from convnext_cli.reports.page import write_report
+from convnext_cli.runs import RunFolder
+from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps, train_steps
+from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.loop import StepDone
+from convnext_cli.training.preparation import Request
+from tests.conftest import SMALL
+from tools.kill_test import take_images
+
+FOLDS = 2
+SETTINGS: dict[str, Any] = {name: value for name, value in SMALL.items() if name not in ("model", "weights")}
+SETTINGS |= {"folds": FOLDS, "val_fraction": 0.0, "test_fraction": 0.2, "save_every": 3}
+
+
+@pytest.fixture(scope="module")
+def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return take_images(digits, tmp_path_factory.mktemp("some"), 50)  # 60 to a fold: enough to be calibrated
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FoldsFolder:
+    """The cross-validation that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole") / "runs" / "cv"
+    cross_validate(data, output=folder, weights="builtin", **SETTINGS)
+    return FoldsFolder(folder)
+
+
+def new(data: Path, output: Path | str, **changes: Any) -> Request:
+    settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
+    return Request(data=data, output=Path(output), weights="builtin", settings=settings)
+
+
+def weights_of(folder: FoldsFolder) -> list[bytes]:
+    return [(folder.run(fold).path / "model.safetensors").read_bytes() for fold in range(1, FOLDS + 1)]
+
+
+def test_the_folds_part_the_data_and_share_the_test(whole: FoldsFolder) -> None:
+    indexes = [run.read_split() for run in whole.list_runs()]
+    assert len(indexes) == FOLDS
+    val = [set(index.rows("val")) for index in indexes]
+    assert len({tuple(index.rows("test")) for index in indexes}) == 1
+    assert not val[0] & val[1]
+    everything = set(range(len(indexes[0])))
+    assert val[0] | val[1] == everything - set(indexes[0].rows("test"))
+    for index, own in zip(indexes, val, strict=True):
+        assert set(index.rows("train")) == everything - own - set(index.rows("test"))
+
+
+def test_a_fold_is_what_it_is_alone(data: Path, whole: FoldsFolder) -> None:
+    list(finetune_steps(new(data, "alone", fold=2)))
+    assert Path("alone/model.safetensors").read_bytes() == weights_of(whole)[1]
+    assert read_plan(Path("alone/plan.toml")) == read_plan(whole.run(2).plan)
+    assert weights_of(whole)[0] != weights_of(whole)[1]
+
+
+def test_the_spread_is_that_of_the_folds(whole: FoldsFolder) -> None:
+    told = json.loads(whole.metrics.read_text())
+    own = [json.loads(run.metrics.read_text())["val"] for run in whole.list_runs()]
+    for name in ("balanced_accuracy", "log_loss", "macro_roc_auc"):
+        values = [figures[name] for figures in own]
+        assert [fold[name] for fold in told["folds"]] == values
+        assert told["spread"][name] == pytest.approx({"mean": mean(values), "sd": stdev(values), "n": FOLDS})
+    assert "images" not in told["spread"]
+
+
+@pytest.mark.parametrize("steps", [2, 6])  # in the first fold, in the second
+def test_what_is_killed_goes_on_to_the_same_bytes(data: Path, whole: FoldsFolder, steps: int) -> None:
+    events = cross_validate_steps(new(data, "cv"))
+    for event in events:
+        steps -= isinstance(event, StepDone)
+        if not steps:
+            break
+    events.close()  # type: ignore[attr-defined]  # as good as a kill
+    first = Path("cv/fold-1/metrics.json")
+    was_finished = first.stat().st_mtime_ns if first.exists() else None
+    with pytest.raises(RunError, match=r"has not finished.*--resume cv"):
+        predict(next(data.rglob("*.png")), "cv")
+    told = list(train_steps(Request(resume=Path("cv"))))
+    assert sum(isinstance(event, Finished) for event in told) == (1 if was_finished else 2)
+    assert isinstance(told[-1], CrossValidated)
+    assert was_finished in (None, first.stat().st_mtime_ns), "a finished fold is left alone"
+    assert weights_of(FoldsFolder(Path("cv"))) == weights_of(whole)
+    assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(whole.metrics.read_text())
+    assert Path("cv/fold-2/audit.json").exists()
+    with pytest.raises(UsageError, match="has finished"):
+        list(train_steps(Request(resume=Path("cv"))))
+
+
+def test_a_signal_names_the_whole(data: Path) -> None:
+    def interrupt() -> None:
+        for event in cross_validate_steps(new(data, "cv")):
+            if isinstance(event, StepDone):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StoppedError, match="--resume cv`"):
+        interrupt()
+    with pytest.raises(UsageError, match=r"not finished\. Continue it with `convnext finetune --resume cv`"):
+        list(cross_validate_steps(new(data, "cv")))
+
+
+def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole: FoldsFolder) -> None:
+    shutil.copytree(whole.path, "cv")
+    Path("cv/metrics.json").unlink()
+    Path("cv/fold-2/metrics.json").unlink()
+    Path("cv/fold-2/plan.toml").unlink()
+    own = Path(shutil.copytree(data, "own"))
+    with next(own.rglob("*.png")).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match="are not those that cv began with"):
+        list(train_steps(Request(resume=Path("cv"), data=own)))
+    with pytest.raises(UsageError, match="exists already"):
+        list(cross_validate_steps(new(data, "cv")))
+    events = cross_validate_steps(replace(new(data, "cv", epochs=2), overwrite=True))
+    for event in events:
+        if isinstance(event, Started):
+            break
+    assert not Path("cv/fold-2/model.safetensors").exists(), "nothing of the former folds can be taken for a new one"
+    assert read_plan(Path("cv/fold-1/plan.toml"))[2]["epochs"] == 2
+    events.close()  # type: ignore[attr-defined]
+
+
+def test_the_time_is_shared_by_the_folds(data: Path) -> None:
+    request = new(data, "cv", epochs=400, folds=3)
+    plans = []
+    events = cross_validate_steps(replace(request, max_time=4.0))
+    for event in events:
+        if isinstance(event, Started):
+            plans.append(event.plan.recipe)
+            if len(plans) == 2:
+                break
+    events.close()  # type: ignore[attr-defined]
+    assert plans[0].epochs == plans[1].epochs < 400
+    assert read_plan(Path("cv/folds.toml"))[2]["epochs"] == plans[0].epochs
+
+
+def test_the_ensemble_says_the_mean_of_its_members(data: Path, whole: FoldsFolder) -> None:
+    images = sorted(data.rglob("*.png"))[::10]
+    together = predict(images, whole.path, abstain=True, explain="heat")
+    alone = [predict(images, run.path, abstain=True) for run in whole.list_runs()]
+    raw = [predict(images, run.path, raw=True) for run in whole.list_runs()]
+    for place, said in enumerate(together):
+        assert sum(said.probabilities) == pytest.approx(1)
+        for name, probability in zip(said.classes, said.probabilities, strict=True):
+            parts = [dict(zip(one[place].classes, one[place].probabilities, strict=True))[name] for one in alone]
+            assert probability == pytest.approx(mean(parts), abs=1e-6)
+        assert said.novelty == pytest.approx(mean(one[place].novelty or 0 for one in alone))
+        assert said.explanation is not None
+        assert said.explanation.exists()
+    for place, said in enumerate(predict(images, whole.path, raw=True)):
+        parts = [dict(zip(one[place].classes, one[place].probabilities, strict=True))[said.classes[0]] for one in raw]
+        assert said.probabilities[0] == pytest.approx(mean(parts), abs=1e-6)
+
+
+def test_the_ensemble_is_tested_on_what_no_member_saw(whole: FoldsFolder) -> None:
+    found = evaluate(whole.path)
+    index = whole.read_split()
+    assert (found.split, found.cases.subject.rows) == ("test", index.rows("test"))
+    images = [index.root / index.paths[row] for row in index.rows("test")]
+    for logits, said in zip(found.cases.logits, predict(images, whole.path), strict=True):
+        shares = dict(zip(said.classes, said.probabilities, strict=True))
+        assert np.exp(logits) == pytest.approx([shares[name] for name in found.cases.classes], abs=1e-5)
+    assert found.test_number == 1
+    assert write_report(found).parent == whole.path
+    for split in ("train", "all"):
+        with pytest.raises(DataError, match="trained on images"):
+            evaluate(whole.path, split=split)
+    with pytest.raises(UsageError, match="no validation images of its own"):
+        evaluate(whole.path, targets=["sensitivity=0.9:1"])
+
+
+def test_out_of_fold_each_image_is_answered_by_the_model_that_never_saw_it(whole: FoldsFolder) -> None:
+    [found] = [event for event in evaluate_steps(whole, None, "val") if not isinstance(event, Progress)]
+    subject = found.cases.subject
+    assert subject.rows == [row for row, split in enumerate(subject.index.splits) if is_fold(split)]
+    assert any("out of fold" in note for note in found.notes)
+    for run in whole.list_runs():
+        index = run.read_split()
+        alone = evaluate(run.path, split="val")
+        own = [subject.rows.index(row) for row in index.rows("val")]
+        assert alone.calibration is not None
+        scaled = alone.cases.logits / alone.calibration.temperature
+        assert found.cases.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
+        difference = found.cases.logits[own] - scaled  # but for a constant of each image, which softmax takes out
+        assert np.ptp(difference, axis=1).max() < 1e-4
+        assert not set(own) & {subject.rows.index(row) for row in index.rows("train")}
+    write_report(found)
+
+
+def test_images_that_were_trained_on_are_named(data: Path, whole: FoldsFolder) -> None:
+    index = whole.read_split()
+    lines = [f"{data / index.paths[row]},{index.classes[index.labels[row]]}" for row in range(len(index))]
+    Path("all.csv").write_text("\n".join(["path,label", *lines, ""]))
+    found = evaluate(whole.path, "all.csv", split="all")
+    folds = sum(map(is_fold, index.splits))
+    assert any(f"{folds} of these {len(index)} images were trained on" in note for note in found.notes)
+
+
+def test_where_one_model_is_meant_a_member_is_named(
+    data: Path, whole: FoldsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"a model for each fold.*fold-1"):
+        export(whole.path)
+    with pytest.raises(UsageError, match="cross_validate"):
+        list(finetune_steps(new(data, "run")))
+    monkeypatch.chdir(whole.path.parents[1])
+    assert find_newest_run() == RunFolder(Path("runs/cv"))
+    assert Predictor(whole.run(1).path).classes == ("0", "1", "2")
