@@ -6,65 +6,67 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from convnext_cli.cli.layout import lay_out, make_visible
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress, TaskID
-    from rich.table import Table
 
 _RANK = os.environ.get("RANK", "0")
 _SILENT = _RANK != "0"
-# A file's name may hold what a terminal obeys, such as colours; shown as \x1b and the like. New lines are our own.
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
+_STYLES = {"bold": "1", "dim": "2", "yellow": "33", "bold red": "1;31", "bold green": "1;32"}  # ECMA-48, SGR
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
-def _console(*, stderr: bool, silent: bool = _SILENT) -> "Console":
-    return _make_console(sys.stderr if stderr else sys.stdout, silent)
+def _print(stream: TextIO, text: str, style: str = "") -> None:
+    stream.write(_paint(stream, make_visible(text), style) + "\n")
+    stream.flush()  # in order, where both streams go to the same file
 
 
-@cache
-def _make_console(stream: TextIO, silent: bool) -> "Console":
-    """A console that never wraps or cuts what goes into a file or a pipe."""
-    from rich.console import Console  # here, because `--help` does without
-
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(file=stream, highlight=False, width=width, quiet=silent)
+def _paint(stream: TextIO, text: str, style: str) -> str:
+    """The text in that style, where the stream shows it; FORCE_COLOR and NO_COLOR as everywhere."""
+    shown = os.environ.get("FORCE_COLOR") or (_is_terminal(stream) and not os.environ.get("NO_COLOR"))
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and text and shown else text
 
 
-def _print(text: str, style: str, *, stderr: bool) -> None:
-    from rich.text import Text  # plain text: names from the user's folders are never read as markup
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
-    _console(stderr=stderr).print(Text(text.translate(_VISIBLE), style=style), soft_wrap=True)
+
+def _find_width(stream: TextIO) -> int | None:
+    """Places in a line of the terminal; None for a file or a pipe, where nothing is folded."""
+    wanted = os.environ.get("COLUMNS", "")
+    if wanted.isdecimal():
+        return int(wanted)
+    return os.get_terminal_size(stream.fileno()).columns or 80 if stream.isatty() else None
 
 
 def say(text: str, style: str = "") -> None:
     """Writes a line of log."""
-    _print(text, style, stderr=True)
+    if not _SILENT:
+        _print(sys.stderr, text, style)
 
 
 def warn(text: str) -> None:
     """Writes a line that the user should not miss."""
-    from rich.text import Text
-
-    _console(stderr=True).print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
+    if not _SILENT:
+        sys.stderr.write(_paint(sys.stderr, "note: ", "yellow"))
+        _print(sys.stderr, text)
 
 
 def fail(text: str) -> None:
     """Writes an error as one line; from every process, since it may be the only one that has it."""
-    from rich.text import Text
-
     start = f"error (process {_RANK}): " if _SILENT else "error: "
-    line = Text.assemble((start, "bold red"), " ".join(text.split()))
-    _console(stderr=True, silent=False).print(line, soft_wrap=True)
+    sys.stderr.write(_paint(sys.stderr, start, "bold red"))
+    _print(sys.stderr, " ".join(text.split()))
 
 
 def show(text: str, style: str = "") -> None:
     """Writes a line of the result."""
-    _print(text, style, stderr=False)
+    if not _SILENT:
+        _print(sys.stdout, text, style)
 
 
 def show_raw(text: str) -> None:
@@ -89,25 +91,19 @@ def show_json_rows(rows: Iterable[Any]) -> None:
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
     """Writes a table of the result; `numbers` names the columns that stand to the right. None is a dash."""
-    _console(stderr=False).print(make_table(columns, rows, numbers))
+    _print_table(sys.stdout, columns, rows, numbers)
 
 
 def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
     """Writes a table to the log."""
-    _console(stderr=True).print(make_table(columns, rows, numbers))
+    _print_table(sys.stderr, columns, rows, numbers)
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str]) -> "Table":
-    """A table whose cells are never read as markup: names come from the user's folders."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("-" if cell is None else _flatten(str(cell))) for cell in row))
-    return table
+def _print_table(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str]) -> None:
+    if not _SILENT:
+        lines = lay_out(columns, rows, numbers, _find_width(stream))
+        for line, is_title in lines:
+            _print(stream, line, "bold" if is_title else "")
 
 
 class Bar:
@@ -131,10 +127,10 @@ class Bar:
 @contextmanager
 def progress(label: str) -> Iterator[Bar]:
     """Gives a `Bar` for the length of the block. What is logged meanwhile appears above it."""
-    console = _console(stderr=True)
-    if not console.is_interactive or _SILENT:
+    if _SILENT or not _is_terminal(sys.stderr):
         yield Bar(None, None, label)
         return
+    from rich.console import Console  # here: what shows no bar answers sooner without
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -144,7 +140,9 @@ def progress(label: str) -> Iterator[Bar]:
         TextColumn("{task.fields[text]}", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    # Results that go into a file must not be drawn above the bar, which would send them to stderr.
+    console = Console(file=sys.stderr, highlight=False)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
         yield Bar(bars, bars.add_task(label, total=None, text=""), label)
 
 
@@ -152,11 +150,6 @@ def shorten(path: Path) -> str:
     """A path from here where it lies below, else the whole of it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _flatten(text: str) -> str:
-    """A table's cell: one line, and nothing in it that a terminal would obey."""
-    return text.replace("\n", "\\n").replace("\t", "\\t").translate(_VISIBLE)
 
 
 def percent(share: float | None) -> str | None:

@@ -4,11 +4,13 @@ import math
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.names import ModelName
+
+_HERE = Path(__file__).parent
 
 TABLE_SETTINGS = (
     "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
@@ -155,7 +157,7 @@ def load_augmentations() -> dict[str, dict[str, tuple[float, str]]]:
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((files(__package__) / name).read_text(encoding="utf-8"))
+    return tomllib.loads((_HERE / name).read_text(encoding="utf-8"))
 
 
 def _ranges(row: dict[str, Any]) -> dict[str, tuple[float, float]]:

@@ -1,0 +1,75 @@
+import os
+import pty
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from convnext_cli.cli import console
+from convnext_cli.cli.layout import lay_out
+
+ROWS: list[list[Any]] = [["cat", 0.5, "a word or two"], ["開発", None, "x\x1b[31my\nz"]]
+
+
+def lines_of(width: int | None) -> list[str]:
+    return [line for line, _ in lay_out(["class", "share", "why"], ROWS, ["share"], width)]
+
+
+def test_columns_stand_below_their_titles() -> None:
+    assert lines_of(None) == [
+        "class  share  why",
+        "cat      0.5  a word or two",
+        "開発       -  x\\x1b[31my\\nz",  # its two signs take four places
+    ]
+
+
+def test_long_texts_are_folded_between_words_then_within_them() -> None:
+    assert lines_of(26)[1:3] == ["cat      0.5  a word or", "              two"]
+    assert lines_of(26)[3:] == ["開発       -  x\\x1b[31my\\n", "              z"]
+    assert max(map(len, lines_of(12))) <= 12
+
+
+def test_a_table_without_titles_has_no_line_for_them() -> None:
+    assert list(lay_out(["", ""], [["a", 1]], [], None)) == [("a  1", False)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"NO_COLOR": "1"}, False)]
+)
+def test_colours_are_for_terminals(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], coloured: bool
+) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    console.show("text", style="bold")
+    console.warn("bell\x07")
+    bold, yellow = ("\x1b[1mtext\x1b[0m", "\x1b[33mnote: \x1b[0m") if coloured else ("text", "note: ")
+    assert capsys.readouterr() == (f"{bold}\n", f"{yellow}bell\\x07\n")
+
+
+def test_a_bar_in_the_terminal_takes_no_result_from_a_file() -> None:
+    script = """
+from convnext_cli.cli import console
+with console.progress("predicting") as bar:
+    bar.update(1, 2)
+    console.show_raw("row\\n")
+    console.say("remark")
+"""
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"TERM": "xterm", "RANK": "0"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        check=True,
+    )
+    shown = os.read(ours, 1 << 16)
+    os.close(ours)
+    os.close(theirs)
+    assert done.stdout == b"row\n"
+    assert b"predicting" in shown
+    assert b"remark" in shown
+    assert b"row" not in shown
