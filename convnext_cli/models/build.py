@@ -27,6 +27,8 @@ def build_model(
     drop_path: float,
     weights: str,
     offline: bool,
+    head_hidden_size: int | None = None,
+    head_dropout: float = 0.0,
 ) -> tuple[nn.Module, list[str]]:
     """Builds a model with a new classifier.
 
@@ -37,6 +39,8 @@ def build_model(
         drop_path: stochastic depth of the last block.
         weights: `auto` (the Hub or its cache), `none` (random), or the path of a file or run folder.
         offline: whether the Hub must not be asked.
+        head_hidden_size: width of a hidden layer before the classifier; None keeps the model's own head.
+        head_dropout: share of the classifier's inputs that training leaves out.
 
     Returns:
         The model, and the names of its parameters that are newly initialised; all of them with `none`.
@@ -55,7 +59,12 @@ def build_model(
         cfg = timm.get_pretrained_cfg(architecture.name)
         cfg = replace(cfg, tag=tag.name, hf_hub_id=None, input_size=(3, tag.image_size, tag.image_size), **same)
     model: nn.Module = timm.create_model(
-        architecture.name, pretrained_cfg=cfg, num_classes=num_classes, drop_path_rate=drop_path
+        architecture.name,
+        pretrained_cfg=cfg,
+        num_classes=num_classes,
+        drop_path_rate=drop_path,
+        head_hidden_size=head_hidden_size,
+        drop_rate=head_dropout,
     )
     if path is None:
         return model, [parameter for parameter, _ in model.named_parameters()]

@@ -78,6 +78,11 @@ class Architecture:
         return parsed
 
     @property
+    def takes_hidden_layer(self) -> bool:
+        """Whether timm can put a hidden layer between its norm and its classifier."""
+        return not self.head.startswith("norm")
+
+    @property
     def default_tag(self) -> Tag | None:
         """The weights that timm loads when no tag is named; None where no weights exist."""
         return self.tags[0] if self.tags else None

@@ -120,7 +120,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> list[str]:
     """Copies weights into `model` and returns the names of its parameters that stay newly initialised.
 
-    The head may differ (another number of classes, or none); everything before it must match by name and shape.
+    The head may differ (another number of classes, another hidden layer, or none); everything before it must match by
+    name and shape. Where the hidden layer differs, the classifier is new too: it was made for other features.
 
     Raises:
         WeightsError: the weights belong to another architecture.
@@ -130,6 +131,8 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
     except (KeyError, RuntimeError):
         state = dict(found)
     own = model.state_dict()
+    if _hidden_shapes(state) != _hidden_shapes(own):
+        state = {name: value for name, value in state.items() if not re.match(r"head\.(fc|pre_logits)\.", name)}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     missing = [name for name in own if name not in fitting]
     wrong = [name for name in missing if not _is_head(name)]
@@ -142,6 +145,10 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
         )
     model.load_state_dict(fitting, strict=False)
     return missing
+
+
+def _hidden_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items() if name.startswith("head.pre_logits.")}
 
 
 def _is_head(name: str) -> bool:

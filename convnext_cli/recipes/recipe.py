@@ -70,6 +70,17 @@ class Recipe:
         float,
         Setting(help="Stochastic depth of the last block, rising from 0 over all blocks.", low=0, high=0.99),
     ]
+    head: Annotated[
+        Literal["linear", "mlp"],
+        Setting(help="Classifier: linear, the model's own; mlp, with a new hidden layer and GELU before it."),
+    ] = "linear"
+    head_hidden_size: Annotated[
+        int, Setting(help="Width of the hidden layer; it has effect with --head mlp alone.", low=1, high=8192)
+    ] = 512  # as fastai's create_head has it
+    head_dropout: Annotated[
+        float,
+        Setting(help="Share of the classifier's inputs left out in training; 0 is off.", low=0, high=0.99),
+    ] = 0.0
     label_smoothing: Annotated[
         float,
         Setting(help="Share of the target spread over all classes.", low=0, high=0.99, flags=("--smoothing",)),

@@ -116,6 +116,8 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
             drop_path=recipe.drop_path,
             weights="none" if request.resume else plan.weights,
             offline=request.offline,
+            head_hidden_size=recipe.head_hidden_size if recipe.head == "mlp" else None,
+            head_dropout=recipe.head_dropout,
         )
     scale_head(network, new, recipe.head_init_scale)
     network.set_grad_checkpointing(recipe.grad_checkpointing)  # type: ignore[operator]  # timm's models have it

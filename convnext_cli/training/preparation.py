@@ -16,6 +16,7 @@ from convnext_cli.errors import DataError, RunError, UsageError, WeightsError, c
 from convnext_cli.files import check_outside
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin
 from convnext_cli.progress import Progress
+from convnext_cli.recipes.head import check_head
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Plan, make_plan, read_plan
 from convnext_cli.recipes.recipe import (
@@ -175,6 +176,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         best = recommend(len(index), machine=machine, recipe=request.recipe).best
         found = best.model, best.tag
     architecture, tag = found
+    check_head(architecture, request.settings)
     plan = make_plan(
         architecture,
         tag,
@@ -206,6 +208,8 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     found = _find_builtin(request.model) if request.weights == BUILTIN else None
     if request.model is not None and found is None:
         found = find_model(request.model)
+    if found is not None:
+        check_head(found[0], request.settings)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         RunFolder(request.output).check_free(overwrite=request.overwrite)

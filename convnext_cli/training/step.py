@@ -125,7 +125,7 @@ def _add_gradients(
     accelerator, recipe, size = job.accelerator, job.recipe, state.micro_batch_size
     device = accelerator.device
     random = np.random.default_rng((recipe.seed, state.step, accelerator.process_index))
-    torch.manual_seed(int(random.integers(2**63)))  # drop path draws from torch's own generator
+    torch.manual_seed(int(random.integers(2**63)))  # drop path and dropout draw from torch's own
     inputs = prepare_input(images, job.how, device)
     targets = smooth_targets(labels.to(device), len(job.index.classes), recipe.label_smoothing)
     if mixes:
