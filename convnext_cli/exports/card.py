@@ -153,7 +153,8 @@ def _describe_use(run: RunFolder) -> str:
 def _describe_steps(how: dict[str, Any]) -> str:
     size = how.get("input_size", [3, 0, 0])[-1]
     names = Preprocessing.__dataclass_fields__.keys() & how.keys() - {"image_size"}
-    return f"{size} x {size} px, " + ", ".join(f"{name} {how[name]}" for name in sorted(names))
+    grey = 'luminance alone (Pillow\'s `convert("L")`), ' if how.get("input_size", [3])[0] == 1 else ""
+    return f"{grey}{size} x {size} px, " + ", ".join(f"{name} {how[name]}" for name in sorted(names))
 
 
 def _describe_settings(run: RunFolder, settings: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from convnext_cli.evaluation.novelty import NEIGHBOUR
 from convnext_cli.inference.description import Description
 from convnext_cli.inference.explain import split_model
 from convnext_cli.inference.fitting import read_bank, read_calibration
+from convnext_cli.inference.forward import take_luminance
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.models.weights import read_license
 
@@ -31,14 +32,17 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = about.temperature
-        self.register_buffer("mean", torch.tensor(about.how.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(about.how.std).view(1, 3, 1, 1))
+        self.is_grey = about.how.is_grey
+        self.register_buffer("mean", torch.tensor(about.how.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(about.how.std).view(1, -1, 1, 1))
         self.register_buffer("bank", bank)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """From (B, S, S, 3) uint8 to logits and probabilities (B, K), features (B, D), and with a bank novelty (B,)."""
-        inputs = (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
-        _, features, logits = split_model(self.model, inputs)
+        seen = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        if self.is_grey:
+            seen = take_luminance(seen)
+        _, features, logits = split_model(self.model, (seen / 255 - self.mean) / self.std)
         told = (logits, torch.softmax(logits / self.temperature, dim=1), features)
         if self.bank is None:
             return told

@@ -84,14 +84,15 @@ def describe_steps(about: Description) -> list[str]:
     how, size = about.how, about.how.image_size
     side = math.floor(size / how.crop_pct)
     scaled = f"both sides to {side} px" if how.crop_mode == "squash" else f"the shorter side to {side} px"
+    luminance = "conversion to luminance (as Pillow's convert('L')), the " if how.is_grey else ""
     fitted = f"softmax(logits / {about.temperature:.6g})"
     steps = f"""\
 Decode to RGB, 8 bits, upright by its EXIF orientation. Grey becomes three equal channels; more than 8 bits are \
 stretched from the image's own darkest to its own brightest value; transparency is laid on white.
 Scale {scaled}, {how.interpolation} with antialiasing (as Pillow's resize), unless it has that size.
 Crop the middle {size} x {size} px.
-Give them as `{INPUT}`, uint8 (batch, {size}, {size}, 3). The division by 255, the mean {how.mean} and the standard \
-deviation {how.std} are applied inside.
+Give them as `{INPUT}`, uint8 (batch, {size}, {size}, 3). The {luminance}division by 255, the mean {how.mean} and the \
+standard deviation {how.std} are applied inside.
 `probabilities` (batch, {len(about.classes)}) are {fitted}, in the order of `classes`. Where `thresholds` names a \
 class, it counts as found from that probability on. `novelty`, where there is one, says above `novelty_threshold` that \
 the image is unlike the training images."""

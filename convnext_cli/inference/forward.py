@@ -16,16 +16,28 @@ VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of
 
 
 def prepare_input(images: NDArray[np.uint8], how: Preprocessing, device: torch.device) -> Tensor:
-    """Turns (B, S, S, 3) uint8 into normalised float32 (B, 3, S, S) on `device`, channels last.
+    """Turns (B, S, S, 3) uint8 into normalised float32 (B, C, S, S) on `device`, channels last; C is 3, or 1 for grey.
 
     Channels last is the format of all our models: timm's LayerNorm gives it anyway, and in the plain format
     convnext_zepto_rms, whose norm does not, took 1.6 times as long for a training step (64 px, processor time).
     """
     pixels = torch.from_numpy(images).to(device, non_blocking=True)
-    mean = torch.tensor(how.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(how.std, device=device).view(1, 3, 1, 1)
-    scaled = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255)
-    return scaled.sub_(mean).div_(std)
+    mean = torch.tensor(how.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(how.std, device=device).view(1, -1, 1, 1)
+    seen = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    if how.is_grey:
+        seen = take_luminance(seen)
+    return seen.div_(255).sub_(mean).div_(std)
+
+
+def take_luminance(pixels: Tensor) -> Tensor:
+    """Turns RGB (B, 3, H, W), float32 from 0 to 255, into grey (B, 1, H, W), to the bit as Pillow's `convert("L")`.
+
+    ITU-R 601-2 luma, 0.299 R + 0.587 G + 0.114 B, rounded. In units of 1/65536 all of it is whole and below 2^24, where
+    float32 is exact. Source: Pillow, src/libImaging/Convert.c, L24.
+    """
+    red, green, blue = pixels.unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor().unsqueeze(1)
 
 
 def choose_device() -> torch.device:
@@ -34,10 +46,10 @@ def choose_device() -> torch.device:
 
 
 def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
-    """The views of test-time augmentation, each (B, 3, S, S): as it is, and shifted to the four corners.
+    """The views of test-time augmentation, each (B, C, S, S): as it is, and shifted to the four corners.
 
     Args:
-        inputs: (B, 3, S, S).
+        inputs: (B, C, S, S).
         mirror: whether to add each view's mirror image; only where training mirrored too.
     """
     size = inputs.shape[-1]
@@ -62,7 +74,7 @@ def forward_batches(
     """Yields each batch's rows and what the model says of them, float32 on the CPU, in order.
 
     Args:
-        model: a module in evaluation mode on `device`, or what asks one; from (B, 3, S, S) to (B, K).
+        model: a module in evaluation mode on `device`, or what asks one; from (B, C, S, S) to (B, K).
         rows: what to classify.
         load: gives a row's prepared image, (S, S, 3) uint8.
         how: mean and std.

@@ -16,7 +16,7 @@ from convnext_cli.data.transforms import Preprocessing
 from convnext_cli.errors import RunError, shorten_error
 from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
-from convnext_cli.models.weights import find_weights, fit_weights, read_weights, write_tensors
+from convnext_cli.models.weights import average_channels, find_weights, fit_weights, read_weights, write_tensors
 
 
 def build_model(
@@ -27,6 +27,7 @@ def build_model(
     drop_path: float,
     weights: str,
     offline: bool,
+    in_chans: int = 3,
     head_hidden_size: int | None = None,
     head_dropout: float = 0.0,
 ) -> tuple[nn.Module, list[str]]:
@@ -39,6 +40,7 @@ def build_model(
         drop_path: stochastic depth of the last block.
         weights: `auto` (the Hub or its cache), `none` (random), or the path of a file or run folder.
         offline: whether the Hub must not be asked.
+        in_chans: channels of the input, 3, or 1 for luminance alone.
         head_hidden_size: width of a hidden layer before the classifier; None keeps the model's own head.
         head_dropout: share of the classifier's inputs that training leaves out.
 
@@ -62,6 +64,7 @@ def build_model(
         architecture.name,
         pretrained_cfg=cfg,
         num_classes=num_classes,
+        in_chans=in_chans,
         drop_path_rate=drop_path,
         head_hidden_size=head_hidden_size,
         drop_rate=head_dropout,
@@ -82,13 +85,14 @@ def scale_head(model: nn.Module, new: Sequence[str], scale: float) -> None:
 def read_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:
     """How a timm model wants its images: its `pretrained_cfg`, at `image_size` pixels where one is given."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm sets a dict on every model
+    mean, std = average_channels(cfg) if model.in_chans == 1 else (tuple(cfg["mean"]), tuple(cfg["std"]))
     how = Preprocessing(
         image_size=cfg["input_size"][1],
         crop_pct=cfg["crop_pct"],
         crop_mode=cfg.get("crop_mode", "center"),
         interpolation=cfg["interpolation"],
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
+        mean=mean,
+        std=std,
     )
     return how if image_size is None else replace(how, image_size=image_size)
 
@@ -107,7 +111,7 @@ def write_model(
     The configuration carries the class names, the preprocessing as trained, and the licence of the base weights.
     The weights are given apart, because a model that is spread over several GPUs has only a part of its own.
     """
-    size = (3, how.image_size, how.image_size)
+    data = {"crop_pct": how.crop_pct, "crop_mode": how.crop_mode, "mean": how.mean, "std": how.std}
     # Only the weights' licence is known here; what else their configuration says is about the base weights.
     cfg = {"license": license, "description": None, "num_classes": len(classes)}
     with replace_file(folder / "config.json") as path:
@@ -115,7 +119,7 @@ def write_model(
             model,
             str(path),
             model_config={"label_names": list(classes), "pretrained_cfg": cfg},
-            data_config={"input_size": size, "crop_pct": how.crop_pct, "crop_mode": how.crop_mode},
+            data_config=data | {"input_size": (len(how.mean), how.image_size, how.image_size)},
         )
         config = json.loads(path.read_text(encoding="utf-8"))
         del config["model_args"]["num_classes"]  # it stands above already; twice is too often for transformers 5.23

@@ -4,6 +4,8 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from timm.models.convnext import checkpoint_filter_fn
@@ -123,20 +125,31 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
     The head may differ (another number of classes, another hidden layer, or none); everything before it must match by
     name and shape. Where the hidden layer differs, the classifier is new too: it was made for other features.
 
+    Weights for three channels fit a model for grey (`merge_channels`).
+
     Raises:
-        WeightsError: the weights belong to another architecture.
+        WeightsError: the weights belong to another architecture, or are for grey and the model is not.
     """
     try:
         state = checkpoint_filter_fn(dict(found), model)  # the authors' own checkpoints have other names
     except (KeyError, RuntimeError):
         state = dict(found)
     own = model.state_dict()
+    cfg: Any = model.pretrained_cfg
+    stem = f"{cfg['first_conv']}.weight"
+    if own[stem].shape[1] == 1:
+        state = merge_channels(state, cfg)
     if _hidden_shapes(state) != _hidden_shapes(own):
         state = {name: value for name, value in state.items() if not re.match(r"head\.(fc|pre_logits)\.", name)}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     missing = [name for name in own if name not in fitting]
     wrong = [name for name in missing if not _is_head(name)]
     wrong += [name for name in state if name not in own and not _is_head(name)]
+    if wrong == [stem] and stem in state:
+        raise WeightsError(
+            f"{source} does not fit the model: its input has {state[stem].shape[1]} channels, not {own[stem].shape[1]}",
+            "Give --in-chans 1, or weights for three channels",
+        )
     if wrong:
         raise WeightsError(
             f"{source} does not fit the model: {len(wrong)} parameters differ in name or shape, such as "
@@ -145,6 +158,37 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
         )
     model.load_state_dict(fitting, strict=False)
     return missing
+
+
+def average_channels(cfg: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation for grey: the averages of those that timm's configuration has for RGB."""
+    return (fmean(cfg["mean"]),), (fmean(cfg["std"]),)
+
+
+def merge_channels(state: dict[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Makes the stem of RGB weights one for grey that answers a grey image as the three channels do.
+
+    A grey image g is (g - mean_c) / std_c in channel c, and (g - mean) / std for the new stem. So its weights are
+    std * sum(w_c / std_c), and its bias takes what the means differ by; timm's plain sum of w_c leaves both out. Exact,
+    but at the border for overlapping stems (`_ols`), unless the means are equal: they pad with no grey value.
+
+    Args:
+        state: weights under timm's names, the stem's (O, 3, k, k); another stem is left as it is.
+        cfg: timm's configuration of the RGB weights: `first_conv`, `mean` and `std`.
+
+    Returns:
+        The weights with a stem of (O, 1, k, k).
+    """
+    name = cfg["first_conv"]
+    weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
+    if weight is None or bias is None or weight.ndim != 4 or weight.shape[1] != 3:
+        return state
+    [mean], [std] = average_channels(cfg)
+    means, stds = (torch.tensor(cfg[key], dtype=torch.float64).view(1, 3, 1, 1) for key in ("mean", "std"))
+    scaled = weight.double() / stds
+    shift = (scaled * (mean - means)).sum((1, 2, 3))
+    merged = {f"{name}.weight": std * scaled.sum(1, keepdim=True), f"{name}.bias": bias.double() + shift}
+    return state | {key: value.float() for key, value in merged.items()}  # files may hold float16
 
 
 def _hidden_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

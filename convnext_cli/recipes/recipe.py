@@ -116,6 +116,10 @@ class Recipe:
     image_size: Annotated[
         int, Setting(help="Side of the square input.", unit="px", low=32, high=2048, flags=("--img-size",))
     ]
+    in_chans: Annotated[
+        Literal[1, 3],
+        Setting(help="Channels of the model's input; with 1, it sees an image's luminance and no colour."),
+    ] = 3
     min_crop_area: Annotated[
         float,
         Setting(
@@ -234,7 +238,8 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
     kind, setting = known[name]
     if get_origin(kind) is Literal:
         words = get_args(kind)
-        return None if value in words else f"= {value!r} must be one of {', '.join(words)}"
+        known_word = (type(value), value) in [(type(word), word) for word in words]  # True is no 1
+        return None if known_word else f"= {value!r} must be one of {', '.join(map(str, words))}"
     if kind is str:
         fits = isinstance(value, str) and value and value.isprintable()
         return None if fits else f"= {value!r} must be printable text"

@@ -116,6 +116,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
             drop_path=recipe.drop_path,
             weights="none" if request.resume else plan.weights,
             offline=request.offline,
+            in_chans=recipe.in_chans,
             head_hidden_size=recipe.head_hidden_size if recipe.head == "mlp" else None,
             head_dropout=recipe.head_dropout,
         )
@@ -147,7 +148,7 @@ def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone 
         micro, train = recipe.micro_batch_size, len(index.rows("train"))
         found = choose_formulation(
             network,
-            (min(micro, train), recipe.image_size),
+            (min(micro, train), recipe.in_chans, recipe.image_size, recipe.image_size),
             name=plan.model,
             steps=plan_steps(recipe, train)[0] * recipe.epochs,
             accelerator=accelerator,

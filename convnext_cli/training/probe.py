@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ TIMM, FAST = "timm", "fast"  # as State.formulation keeps them
 MIN_STEPS = 300  # of a run that is measured for: the probe takes as long as eight steps, 3% of that at the most
 BUDGET = 20.0  # seconds after which no further round is begun
 ROUNDS = 3  # of one step in each formulation, after one that is not counted
+
+Shape: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +43,13 @@ class Found:
 
 
 def choose_formulation(
-    network: nn.Module, shape: tuple[int, int], *, name: str, steps: int, accelerator: Accelerator, measure: bool
+    network: nn.Module, shape: Shape, *, name: str, steps: int, accelerator: Accelerator, measure: bool
 ) -> Found:
     """Chooses what a new run computes with. All ranks call it; the first one's answer holds.
 
     Args:
         network: the model, on the processor, in its memory format.
-        shape: images of a forward pass, and their side in pixels.
+        shape: of a forward pass's input, (B, C, S, S).
         name: the model's name, which the answer is remembered by.
         steps: optimizer steps of the whole run.
         accelerator: knows the device and the ranks.
@@ -61,7 +64,7 @@ def choose_formulation(
     [is_known] = broadcast_object_list([seconds is not None])
     if not is_known:
         try:
-            seconds = _measure(network, *shape)
+            seconds = _measure(network, shape)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -75,13 +78,13 @@ def choose_formulation(
     return Found(formulation=FAST if gain > 1 else TIMM, gain=max(1.0, gain))
 
 
-def _measure(network: nn.Module, images: int, size: int) -> dict[str, float]:
+def _measure(network: nn.Module, shape: Shape) -> dict[str, float]:
     """Seconds of a step in each formulation, the least of several taken in turn. Touches no random state."""
     models = {TIMM: deepcopy(network).train(), FAST: deepcopy(network).train()}
     speed_up(models[FAST])
     seconds = dict.fromkeys(models, float("inf"))
     with torch.random.fork_rng(devices=[]):
-        inputs = torch.randn(images, 3, size, size).to(memory_format=torch.channels_last)
+        inputs = torch.randn(shape).to(memory_format=torch.channels_last)
         began = time.perf_counter()
         for i in range(ROUNDS + 1):
             for name, model in models.items():
@@ -100,7 +103,7 @@ def _time_step(model: nn.Module, inputs: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _find_answer(name: str, shape: tuple[int, int], processes: int) -> Path:
+def _find_answer(name: str, shape: Shape, processes: int) -> Path:
     """The file that an answer for this machine, torch, model and shape is kept in."""
     key = (_name_processor(), torch.__version__, torch.get_num_threads(), processes, name, shape)
     return find_cache() / "probes" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.json"

@@ -45,7 +45,7 @@ def network() -> nn.Module:
 
 def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> probe.Found:
     options: dict[str, Any] = {"name": "test", "steps": MIN_STEPS, "measure": True}
-    return choose_formulation(network, (4, 32), accelerator=make_accelerator(amp), **options | changes)
+    return choose_formulation(network, (4, 3, 32, 32), accelerator=make_accelerator(amp), **options | changes)
 
 
 def test_the_faster_one_is_taken_and_remembered(network: nn.Module, steps_taken: list[str]) -> None:

@@ -1,0 +1,197 @@
+"""A model of one input channel: its stem, its images, and every place that its run goes to."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_model_data_config
+
+from convnext_cli import evaluate, finetune, predict
+from convnext_cli.errors import UsageError, WeightsError
+from convnext_cli.exports.delivery import Exported, Wanted, export_steps
+from convnext_cli.exports.hub import hub_steps
+from convnext_cli.inference.forward import prepare_input, take_luminance
+from convnext_cli.inference.predictor import Predictor
+from convnext_cli.inference.runtime import Runtime
+from convnext_cli.models.build import build_model, load_model, read_preprocessing, write_model
+from convnext_cli.models.catalog import find_model
+from convnext_cli.models.weights import fit_weights
+from convnext_cli.recipes.recipe import check_settings
+from convnext_cli.runs import RunFolder
+from tests.conftest import SMALL, draw_picture
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def mine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("grey") / "run"
+    finetune(digits, output=folder, **SMALL | {"in_chans": 1})  # type: ignore[arg-type]
+    return RunFolder(folder)
+
+
+def draw(images: int, mode: str) -> list[Image.Image]:
+    return [draw_picture(seed, (64, 64)).convert(mode) for seed in range(images)]
+
+
+def stack(pictures: list[Image.Image]) -> np.ndarray:
+    """As decoding gives them: three channels, equal where the picture is grey."""
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+
+
+def answer(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
+    how = read_preprocessing(model, images.shape[1])
+    with torch.inference_mode():
+        logits: torch.Tensor = model.eval()(prepare_input(images, how, CPU))
+    return logits
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "convnext_zepto_rms", "convnext_zepto_rms_ols"])
+def test_grey_images_get_the_same_logits_from_one_channel_as_from_three(name: str) -> None:
+    torch.manual_seed(0)
+    colour = timm.create_model(name, num_classes=3)
+    for parameter in colour.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # also the biases and the scales, which are 0 or nearly at first
+    grey = timm.create_model(name, num_classes=3, in_chans=1)
+    assert fit_weights(grey, colour.state_dict(), "here") == []
+    images = stack(draw(4, "L"))
+    expected = answer(colour, images)
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(answer(grey, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_weights_in_the_package_say_the_same_of_grey_images() -> None:
+    options: dict[str, Any] = {"num_classes": 0, "drop_path": 0.0, "weights": "auto", "offline": True}
+    model, tag = find_model("convnext_zepto_rms.builtin")
+    (colour, _), (grey, new) = (build_model(model, tag, in_chans=channels, **options) for channels in (3, 1))
+    assert new == []
+    assert grey.state_dict()["stem.0.weight"].shape == (32, 1, 4, 4)
+    images = stack(draw(4, "L"))
+    torch.testing.assert_close(answer(grey, images), answer(colour, images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_stem_s_means_and_deviations_count() -> None:
+    """timm's plain sum over the channels would not do."""
+    torch.manual_seed(0)
+    colour = timm.create_model("convnext_atto", num_classes=3)
+    grey = timm.create_model("convnext_atto", num_classes=3, in_chans=1)
+    fit_weights(grey, colour.state_dict(), "here")
+    plain = colour.state_dict()["stem.0.weight"].sum(1, keepdim=True)
+    assert not torch.allclose(grey.state_dict()["stem.0.weight"], plain, rtol=1e-3)
+    images = stack(draw(2, "L"))
+    stems = [m.stem[0](prepare_input(images, read_preprocessing(m, 64), CPU)) for m in (colour, grey)]
+    torch.testing.assert_close(stems[1], stems[0], rtol=1e-4, atol=1e-5)
+
+
+def test_colour_becomes_pillows_luminance() -> None:
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colours])
+    found = take_luminance(torch.from_numpy(colours).permute(0, 3, 1, 2).float())
+    assert np.array_equal(found[:, 0].numpy(), expected)
+
+
+def test_weights_of_one_channel_fit_no_model_of_three() -> None:
+    grey = timm.create_model("convnext_atto", in_chans=1).state_dict()
+    assert fit_weights(timm.create_model("convnext_atto", in_chans=1), grey, "here") == []
+    with pytest.raises(WeightsError, match=r"its input has 1 channels, not 3\. Give --in-chans 1"):
+        fit_weights(timm.create_model("convnext_atto"), grey, "here")
+    resnet = timm.create_model("resnet18").state_dict()
+    with pytest.raises(WeightsError, match="does not fit the model"):
+        fit_weights(timm.create_model("convnext_atto", in_chans=1), resnet, "here")
+
+
+@pytest.mark.parametrize("value", [2, True, 1.0, "1"])
+def test_only_one_and_three_channels_are_known(value: object) -> None:
+    with pytest.raises(UsageError, match=r"in_chans = .* must be one of 1, 3"):
+        check_settings({"in_chans": value})
+
+
+def test_the_run_has_one_channel_learns_and_says_so(mine: RunFolder) -> None:
+    assert load_file(mine.path / "model.safetensors")["stem.0.weight"].shape[1] == 1
+    config = json.loads((mine.path / "config.json").read_text())
+    assert config["model_args"]["in_chans"] == 1
+    cfg = config["pretrained_cfg"]
+    assert (cfg["input_size"], len(cfg["mean"]), len(cfg["std"])) == ([1, 32, 32], 1, 1)
+    _, _, how = load_model(mine.path)
+    assert how.is_grey
+    assert evaluate(mine.path).metrics.top1 > 0.9
+
+
+def test_it_is_written_and_read_to_the_same_logits(mine: RunFolder, tmp_path: Path) -> None:
+    model, classes, how = load_model(mine.path)
+    write_model(model, tmp_path, model.state_dict(), classes=classes, how=how, license=None)
+    again, _, how_again = load_model(tmp_path)
+    images = stack(draw(3, "RGB"))[:, :32, :32]
+    assert how_again == how
+    assert torch.equal(answer(again, images), answer(model, images))
+
+
+def test_colour_and_its_luminance_get_one_answer(mine: RunFolder, tmp_path: Path) -> None:
+    [picture] = draw(1, "RGB")
+    picture = picture.resize((36, 36))  # the side before the crop, so that nothing is scaled
+    picture.save(tmp_path / "colour.png")
+    picture.convert("L").save(tmp_path / "grey.png")
+    colour, grey = predict([tmp_path / "colour.png", tmp_path / "grey.png"], mine.path)
+    assert colour.probabilities == grey.probabilities
+
+
+def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) -> None:
+    *_, _ = hub_steps(mine, tmp_path / "hub")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(theirs))
+    pictures = draw(2, "RGB")
+    inputs = torch.stack([transform(picture.convert("L")) for picture in pictures])
+    assert inputs.shape == (2, 1, 32, 32)
+    for seed, picture in enumerate(pictures):
+        picture.convert("L").save(tmp_path / f"{seed}.png")
+    own = predict([tmp_path / "0.png", tmp_path / "1.png"], mine.path, raw=True, engine="torch")
+    with torch.inference_mode():
+        expected = theirs(inputs)
+        for row, prediction in zip(expected.softmax(1).tolist(), own, strict=True):
+            told = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+            assert [told[name] for name in "012"] == pytest.approx(row, abs=1e-4)
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+        loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hub").eval()
+        assert torch.allclose(loaded(inputs).logits, expected, atol=1e-6)
+    assert 'luminance alone (Pillow\'s `convert("L")`), 32 x 32 px' in (tmp_path / "hub/README.md").read_text()
+
+
+def export(run: RunFolder, **wanted: Any) -> Exported:
+    *_, last = export_steps(run, Wanted(**wanted))
+    assert isinstance(last, Exported)
+    return last
+
+
+def test_every_export_takes_rgb_and_says_what_the_run_says(mine: RunFolder, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    shutil.copytree(mine.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    (tmp_path / "images").mkdir()
+    paths: list[Path] = []
+    for seed, picture in enumerate(draw(6, "RGB")):
+        paths.append(tmp_path / "images" / f"{seed}.png")
+        picture.save(paths[-1])
+    assert export(run).parity.holds
+    assert export(run, format="pt2", images=tuple(paths)).parity.holds
+    assert export(run, int8=True, tolerance=0.2).parity.holds
+    file = Runtime(run.exported("onnx"))
+    assert "The conversion to luminance" in "\n".join(file.about.to_metadata()["steps"].splitlines())
+    assert file.how.is_grey
+    images = stack(draw(6, "RGB"))[:, :32, :32]
+    told, expected = (m.ask(images, features=True, heat=False) for m in (file, Predictor(run.path, CPU)))
+    np.testing.assert_allclose(told.logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(told.features, expected.features, atol=1e-3)
+    by_torch, by_onnx = (predict(paths, run.path, engine=engine, abstain=True) for engine in ("torch", "onnx"))
+    for a, b in zip(by_torch, by_onnx, strict=True):
+        assert a.probabilities == pytest.approx(b.probabilities, abs=1e-4)
+        assert a.novelty == pytest.approx(b.novelty, abs=1e-4)
+    assert predict(paths[:1], run.path, tta=True, explain=tmp_path / "heat")[0].error is None
+    assert len(list((tmp_path / "heat").iterdir())) == 1
