@@ -25,7 +25,10 @@ from convnext_cli.models.catalog import find_model
 from convnext_cli.models.weights import fit_weights
 from convnext_cli.recipes.recipe import check_settings
 from convnext_cli.runs import RunFolder
+from tests.cli.conftest import Convnext, convnext
 from tests.conftest import SMALL, draw_picture
+
+__all__ = ["convnext"]
 
 CPU = torch.device("cpu")
 
@@ -112,6 +115,14 @@ def test_weights_of_one_channel_fit_no_model_of_three() -> None:
 def test_only_one_and_three_channels_are_known(value: object) -> None:
     with pytest.raises(UsageError, match=r"in_chans = .* must be one of 1, 3"):
         check_settings({"in_chans": value})
+
+
+def test_the_option_is_a_number(digits: Path, convnext: Convnext) -> None:
+    words = ("finetune", digits, "--weights", "builtin", "--in-chans", 1, "--dry-run", "--json")
+    outcome = convnext(*words)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["settings"]["in_chans"]["value"] == 1
+    assert convnext(*words[:5], 2).code == 2
 
 
 def test_the_run_has_one_channel_learns_and_says_so(mine: RunFolder) -> None:

@@ -102,6 +102,16 @@ def test_a_run_starts_from_one_with_another_head(mine: RunFolder, digits: Path, 
     assert evaluate(tmp_path / "back").metrics.top1 > 0.9
 
 
+def test_the_head_alone_is_trained_with_its_layer_and_on_one_channel(digits: Path, tmp_path: Path) -> None:
+    alone = SMALL | HEAD | {"in_chans": 1, "epochs": 0, "freeze_epochs": 20}
+    finetune(digits, output=tmp_path / "run", **alone)  # type: ignore[arg-type]
+    found = load_file(tmp_path / "run/model.safetensors")
+    began, new_here = build(in_chans=1, head_hidden_size=HIDDEN)
+    changed = [name for name, value in began.state_dict().items() if not torch.equal(value, found[name])]
+    assert changed == new_here
+    assert evaluate(tmp_path / "run").metrics.top1 > 0.7
+
+
 def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) -> None:
     *_, _ = hub_steps(mine, tmp_path / "hub")
     with torch.inference_mode():
