@@ -7,16 +7,20 @@ from convnext_cli.models.catalog import Architecture
 from convnext_cli.recipes.plan import Choice
 
 
-def check_head(model: Architecture, given: Mapping[str, Choice]) -> None:
+def check_head(model: Architecture | None, given: Mapping[str, Choice]) -> None:
     """Checks that a model can have the classifier that is asked for.
 
     A width that a plan holds is none that was asked for: plans hold every setting.
+
+    Args:
+        model: the model; None where it is not chosen yet.
+        given: the settings that are decided.
 
     Raises:
         UsageError: the model has no place for a hidden layer, or a width is given without one.
     """
     hidden = "head" in given and given["head"].value == "mlp"
-    if hidden and not model.takes_hidden_layer:
+    if hidden and model is not None and not model.takes_hidden_layer:
         raise UsageError(
             f"{model.name} cannot have --head mlp: its norm stands before the pooling, where timm adds no hidden layer",
             "Leave --head out, or choose another model",

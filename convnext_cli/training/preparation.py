@@ -208,8 +208,7 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     found = _find_builtin(request.model) if request.weights == BUILTIN else None
     if request.model is not None and found is None:
         found = find_model(request.model)
-    if found is not None:
-        check_head(found[0], request.settings)
+    check_head(found and found[0], request.settings)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         RunFolder(request.output).check_free(overwrite=request.overwrite)

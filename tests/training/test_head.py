@@ -170,11 +170,11 @@ def test_a_run_that_was_stopped_draws_the_same_dropout(digits: Path, tmp_path: P
     assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
 
 
-def test_what_cannot_be_is_said_before_the_images_are_looked_at(digits: Path) -> None:
+def test_what_cannot_be_is_said_before_the_images_are_looked_at(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot have --head mlp"):
-        finetune(digits, model="convnext_tiny_hnf", weights="none", head="mlp")
+        finetune(tmp_path / "nothing", model="convnext_tiny_hnf", weights="none", head="mlp")
     with pytest.raises(UsageError, match="no effect with the linear head"):
-        finetune(digits, model="convnext_tiny", weights="none", head_hidden_size=64)
+        finetune(tmp_path / "nothing", head_hidden_size=64)
 
 
 def check(model: str, source: str = "flag", **settings: object) -> None:
