@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import Architecture
-from convnext_cli.recipes.plan import Choice
+from convnext_cli.recipes.rules import Choice
 
 
 def check_head(model: Architecture | None, given: Mapping[str, Choice]) -> None:

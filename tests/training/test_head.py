@@ -21,7 +21,7 @@ from convnext_cli.models.build import build_model, load_model
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.fast import FastBlock, speed_up
 from convnext_cli.recipes.head import check_head
-from convnext_cli.recipes.plan import Choice
+from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.finetuning import finetune_steps
 from tests.conftest import SMALL
