@@ -14,6 +14,7 @@ OUT/results.json keeps every run, and a command that is repeated goes on where i
 import argparse
 import json
 import tomllib
+from dataclasses import astuple
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -25,6 +26,7 @@ from benchmarks.recipes.plain import train_plainly
 from convnext_cli import evaluate, finetune
 from convnext_cli.data.manifest import read_manifest
 from convnext_cli.data.scan import Index
+from convnext_cli.evaluation.intervals import Intervals, compute_intervals
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
@@ -51,17 +53,20 @@ def measure(
     if variant.get("plain"):
         logits, labels = train_plainly(index, epochs=epochs, size=SIZES[name], seed=seed)
         found = compute_metrics(logits, labels, index.classes)
+        groups = [index.groups[row] for row in index.rows("test")] if index.groups else None
+        intervals = compute_intervals(logits, labels, groups)
     else:
-        found = tune(manifest, variant, settings, out / "run")
+        found, intervals = tune(manifest, variant, settings, out / "run")
     return {
         "set": name, "seed": seed, "half": half, "train": train, "test": found.images, "classes": len(index.classes),
         "epochs": epochs, "balanced_accuracy": found.balanced_accuracy, "top1": found.top1,
+        "interval": astuple(interval) if (interval := intervals.overall["balanced_accuracy"]) else None,
         "log_loss": found.log_loss, "recall": {each.name: each.recall for each in found.per_class},
         "seconds": round(perf_counter() - began, 1), "processor_seconds": round(process_time() - busy, 1),
     }  # fmt: skip
 
 
-def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run: Path) -> Metrics:
+def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run: Path) -> tuple[Metrics, Intervals]:
     """Fine-tunes by a variant's recipe and settings, and asks the model of the test images."""
     finetune(
         manifest,
@@ -76,7 +81,8 @@ def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run:
         onnx=False,
         **settings,
     )
-    return evaluate(run, split="test").metrics
+    tested = evaluate(run, split="test")
+    return tested.metrics, tested.intervals
 
 
 def cut_class(index: Index, name: str, manifest: Path, seed: int) -> Index:
