@@ -3,8 +3,8 @@
     python -m benchmarks.recipes.draw OUT/results.json... [--half report] [--picture FILE.png] [--recall VIRUS]
 
 Balanced accuracy in percent, mean and standard deviation over the seeds, by data set; the mean rank over the data sets
-(by the means, 1 is the best; with one data set it says nothing more than the order); and the time of a fine-tuning against the first variant's, same data set and seed. The
-picture has the difference to the first variant, same data set and seed: a point a seed, a bar their mean.
+(by the means, 1 is the best); and the processor time of a fine-tuning against the first variant's, same data set and
+seed. The picture has the difference to the first variant, same data set and seed: a point a seed, a bar their mean.
 """
 
 import argparse
