@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 _SPLITS = re.compile(r"train|val|test|fold-\d+")
-_RANGE_TEST = "lr.json"
-_CALIBRATION, _ARRAYS = "calibration.json", "calibration.safetensors"
+_RANGE_TEST, _CALIBRATION, _ARRAYS = "lr.json", "calibration.json", "calibration.safetensors"
 FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
@@ -48,6 +47,14 @@ class RunFolder:
         """Removes all but the newest checkpoints."""
         for old in self.list_checkpoints()[keep:]:
             old.unlink(missing_ok=True)
+
+    def candidate(self, epoch: int) -> Path:
+        """An epoch's weights, kept until the best ones are averaged."""
+        return self.path / "last" / f"epoch-{epoch:04}.safetensors"
+
+    def list_candidates(self) -> list[Path]:
+        """All that `candidate` names and that is there."""
+        return list(self.path.glob("last/epoch-*.safetensors"))
 
     @property
     def metrics(self) -> Path:
@@ -273,18 +280,15 @@ class RunFolder:
     def _files(self) -> Iterator[Path]:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
         yield from (self.metrics, self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)
-        yield from (self.range_test, *self.plots.glob("*.png"))
+        yield from (self.range_test, *self.plots.glob("*.png"), *self.list_candidates())
         yield from (self.exported("onnx"), self.exported("onnx", int8=True), self.exported("pt2"))
-        names = ("model.safetensors", "config.json", "metrics.jsonl", "plan.toml")
-        yield from (self.path / name for name in names)
+        yield from (self.path / name for name in ("model.safetensors", "config.json", "metrics.jsonl", "plan.toml"))
         yield from self._beginnings()
 
     def _beginnings(self) -> Iterator[Path]:
         """What is written before the plan, and what a killed process was writing."""
-        yield from (
-            self.path / name for name in ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST)
-        )
-        yield from self.list_checkpoints()
+        names = ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST)
+        yield from (*(self.path / name for name in names), *self.list_checkpoints())
         yield from self._temporary()
 
     def _temporary(self) -> list[Path]:

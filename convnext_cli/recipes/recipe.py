@@ -161,6 +161,10 @@ class Recipe:
     erasing: Annotated[
         float, Setting(help="Chance that noise hides a rectangle of a training image; 0 is off.", low=0, high=1)
     ] = 0.0
+    average_best: Annotated[
+        int,
+        Setting(help="Average the weights of this many best epochs at the end, and keep that if no worse.", low=0),
+    ] = 0
     clip_grad: Annotated[
         float, Setting(help="Longest gradient (L2 norm) of a step; a longer one is shortened to it. 0 is off.", low=0)
     ] = 0.0

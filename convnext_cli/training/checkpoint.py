@@ -55,7 +55,9 @@ class State:
     log: list[dict[str, Any]] = field(default_factory=list)
     """A line for each finished epoch."""
     best_val: dict[str, Any] | None = None
-    """The kept epoch's figures on the validation split."""
+    """The kept weights' figures on the validation split."""
+    averaged: list[int] = field(default_factory=list)
+    """The epochs whose weights' average was kept at the end; none where one epoch's were."""
 
     @property
     def epochs(self) -> int:
@@ -135,11 +137,11 @@ def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
         state = State(**json.loads(words))
     except TypeError as error:
         raise RunError(f"{run.path} was written by another version ({error})", "Continue it with that one") from error
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
+    options = _options(job)
     if job.average is not None:
         with job.average.in_place():
-            set_model_state_dict(model, _part(tensors, "average."), options=options)
-    set_model_state_dict(model, _part(tensors, "model."), options=options)
+            put_weights(job, _part(tensors, "average."))
+    put_weights(job, _part(tensors, "model."))
     optimizer.state.clear()
     if state.step:
         moments: dict[str, dict[str, Tensor]] = {}
@@ -150,6 +152,15 @@ def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
         given: Any = {**whole, "state": moments} if accelerator.is_main_process else {}
         set_optimizer_state_dict(model, optimizer, given, options=options)
     return state, remarks
+
+
+def put_weights(job: "Job", weights: Mapping[str, Tensor]) -> None:
+    """Gives the model weights that the first rank has; all ranks call it."""
+    set_model_state_dict(job.model, dict(weights), options=_options(job))
+
+
+def _options(job: "Job") -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=job.accelerator.num_processes > 1)
 
 
 def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[str]]:

@@ -243,6 +243,8 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
     best = state.best
     assert best is not None
     selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
+    if state.averaged:
+        selected_by = f"averaged with epochs {', '.join(map(str, state.averaged))}; {selected_by}"
     calibration: Calibration | None = None
     if job.accelerator.is_main_process:
         for step in fit_steps(Predictor(run.path, job.accelerator.device, cache=job.cache), run):
@@ -251,6 +253,8 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
             else:
                 yield step
         run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
+        for path in run.list_candidates():  # only now: a run that is killed before averages them again
+            path.unlink(missing_ok=True)
     job.accelerator.wait_for_everyone()
     val = state.best_val and revive(Metrics, state.best_val)
     yield Finished(

@@ -14,6 +14,7 @@ from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import State, Tensors, gather_kept, load_checkpoint, save_checkpoint
 from convnext_cli.training.devices import is_lost_connection, is_out_of_memory
 from convnext_cli.training.loop import EpochDone, Remark, StepDone, train
+from convnext_cli.training.soup import average_best, keep_candidate
 from convnext_cli.training.step import Job
 
 MAX_HALVINGS = 2  # of the learning rate, where a loss or gradient is no finite number
@@ -49,6 +50,8 @@ def train_and_keep(
                 classes = job.index.classes
                 write_model(network, run.path, weights, classes=classes, how=job.how, license=state.license)
             run.write_log(state.log)
+            if job.recipe.average_best:
+                keep_candidate(job, run, state, weights, last=weak is not None)
 
     if state.log and not state.loss_sums:  # an epoch's end, after which a kill may have left these unwritten
         publish(gather_kept(job))
@@ -64,6 +67,12 @@ def train_and_keep(
                     save_checkpoint(run, job, state)
                     if event.signal:
                         raise _stopped(run, state.step, event.signal)
+            if job.recipe.average_best:
+                remark, signal = average_best(job, network, run, state, last=weak is not None)
+                if signal:
+                    raise _stopped(run, state.step, signal)
+                if remark is not None:
+                    yield remark
             return state
         except RuntimeError as error:
             if is_out_of_memory(error):  # where no smaller micro-batch helps

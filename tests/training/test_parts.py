@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from convnext_cli import evaluate
 from convnext_cli.errors import UsageError
 from convnext_cli.runs import RunFolder
-from convnext_cli.training import loop, step
+from convnext_cli.training import loop, soup, step
 from convnext_cli.training.averaging import find_decay
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.finetuning import Finished
-from convnext_cli.training.loop import EpochDone
-from tests.training.test_finetuning import events_of
+from convnext_cli.training.finetuning import Finished, finetune_steps
+from convnext_cli.training.loop import EpochDone, Remark
+from tests.training.test_finetuning import events_of, request_for
 from tests.training.test_survival import go_on, new, stop_after
 from tools.kill_test import read_end
 
@@ -138,3 +138,40 @@ def test_the_heads_scale_is_that_of_its_first_weights(digits: Path) -> None:
         events_of(digits, Path(name), head_init_scale=scale, lr=1e-9, epochs=1)
     ratio = kept("small")["head.fc.weight"].std() / kept("one")["head.fc.weight"].std()
     assert ratio == pytest.approx(0.001, rel=0.01)
+
+
+def test_the_best_epochs_are_averaged_and_kept_where_no_worse(digits: Path) -> None:
+    own = {"average_best": 2, "epochs": 3, "batch_size": 64, **FEW}
+    candidates: dict[str, dict[str, torch.Tensor]] = {}
+    events = []
+    for event in finetune_steps(request_for(digits, Path("run"), **own)):
+        events.append(event)
+        for path in RunFolder(Path("run")).list_candidates():
+            candidates[path.name] = load_file(path)
+    log = RunFolder(Path("run")).read_log()
+    best = sorted(log, key=lambda entry: (entry["val_balanced_accuracy"], -entry["val_log_loss"]))[-2:]
+    [text] = [event.text for event in events if isinstance(event, Remark)]
+    assert f"epochs {', '.join(str(epoch) for epoch in sorted(entry['epoch'] for entry in best))}" in text
+    assert not RunFolder(Path("run")).list_candidates(), "they are gone once the run has finished"
+    means = [candidates[f"epoch-{entry['epoch']:04}.safetensors"]["head.fc.weight"] for entry in best]
+    is_mean = torch.allclose(kept("run")["head.fc.weight"], (means[0] + means[1]) / 2, atol=1e-7)
+    assert is_mean == ("and is kept" in text)
+    told = json.loads((Path("run") / "metrics.json").read_text())
+    assert is_mean == told["selected_by"].startswith("averaged with")
+    assert evaluate(Path("run"), split="val").uncalibrated.log_loss == pytest.approx(told["val"]["log_loss"])
+
+
+def test_an_average_that_is_worse_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soup, "average_tensors", lambda found: {n: torch.zeros_like(v) for n, v in found[0].items()})
+    events = events_of(digits, Path("run"), average_best=2, epochs=3)
+    assert any(isinstance(event, Remark) and "is kept" in event.text for event in events)
+    assert kept("run")["head.fc.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("steps", [5, 8])
+def test_an_average_survives_a_stop(digits: Path, steps: int) -> None:
+    own = {"average_best": 2, "epochs": 2, "batch_size": 64}
+    stop_after(new(digits, "whole", **own), 10**6)
+    stop_after(new(digits, "run", **own), steps)
+    go_on("run")
+    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
