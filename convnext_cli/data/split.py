@@ -27,7 +27,9 @@ class Folds:
         Raises:
             UsageError: there is no such fold.
         """
-        if self.number < 2 or not 0 <= self.fold <= self.number:
+        if self.number < 2:
+            raise UsageError("one fold would leave nothing to train on", "Give --folds 2 or more")
+        if not 0 <= self.fold <= self.number:
             raise UsageError(f"there is no fold {self.fold} of {self.number}", "Give --folds 5 --fold 1, 2, 3, 4 or 5")
 
 
