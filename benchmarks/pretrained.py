@@ -79,6 +79,7 @@ def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: 
         weights=weights,
         output=run,
         overwrite=True,
+        recipe="specification",
         audit=False,
         seed=seed,
         epochs=epochs,

@@ -192,7 +192,7 @@ def train_prepared(
         if request.max_time is not None:
             plan = fit_epochs(job, state, plan, request.max_time)
             job = replace(job, recipe=plan.recipe)
-        if plan.settings["lr"].source == AUTO:
+        if plan.settings["lr"].source == AUTO and recipe.epochs:
             load_checkpoint(run, job)  # the test begins where the training does
             tested = yield from sweep_steps(job, state)
             if accelerator.is_main_process:

@@ -59,6 +59,7 @@ def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
             model=model,
             output=output,
             weights=weights,
+            recipe="specification",
             audit=False,  # every image is new by construction
             group_from="none",
             epochs=epochs,
