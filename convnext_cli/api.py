@@ -39,6 +39,7 @@ def finetune(
     max_time: float | None = None,
     cache: bool = True,
     probe: bool = True,
+    compile: bool = False,
     track: Sequence[str] = (),
     onnx: bool = True,
     **settings: Any,
@@ -60,6 +61,7 @@ def finetune(
         max_time: seconds; fewer epochs are planned where they would take longer.
         cache: keep decoded images in the user's cache folder, for later epochs and runs.
         probe: begin a long run with measuring what it computes fastest with.
+        compile: compile the model for training, on a processor; takes a minute or more, which long runs make up for.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         onnx: write `model.onnx` at the end, where the extra `onnx` is installed.
         **settings: any field of `Recipe`.
@@ -69,7 +71,8 @@ def finetune(
     """
     request = _make_request(
         data, output, resume, settings, model=model, weights=str(weights), offline=offline, overwrite=overwrite,
-        recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, probe=probe, track=tuple(track),
+        recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, probe=probe,
+        compile=compile, track=tuple(track),
     )  # fmt: skip
     [last] = deque(draw_along(export_along(finetune_steps(request), onnx=onnx)), maxlen=1)
     assert isinstance(last, Finished)

@@ -77,6 +77,10 @@ def finetune(
     probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="Begin a long run by measuring what it computes fastest with.")
     ] = True,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the model, on a processor: a minute or more, for faster steps."),
+    ] = False,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine, one per GPU; starts torchrun.")
     ] = None,
@@ -119,6 +123,7 @@ def finetune(
         max_time=max_time,
         cache=cache,
         probe=probe,
+        compile=compile,
         track=tuple(track or ()),
     )
     if dry_run:

@@ -43,7 +43,11 @@ class State:
     micro_batch_size: int
     """The plan's, or less where the device's memory was too small for it."""
     formulation: str = "timm"
-    """What the model is computed with, which decides the last bits: `timm` or `fast`."""
+    """What the model is computed with, which decides the last bits, as do the next two: `timm` or `fast`."""
+    threads: int = 0
+    """Of one process, as `Formulation` has them; 0 where nothing says."""
+    compiled: bool = False
+    """Whether passes of whole micro-batches are compiled."""
     step: int = 0
     """Optimizer steps done."""
     halvings: int = 0

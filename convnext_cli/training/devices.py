@@ -23,6 +23,8 @@ from convnext_cli.recipes.costs import GIB
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs import RunFolder
 
+THREADS = torch.get_num_threads()  # as torch found them. A run may take fewer; the next in this process asks anew
+
 
 def make_accelerator(
     amp: str, *, deterministic: bool = False, track: Sequence[str] = (), folder: Path | None = None
@@ -150,7 +152,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+    return f"CPU ({platform.machine()}), {THREADS} threads"
 
 
 def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:

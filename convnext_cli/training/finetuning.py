@@ -115,17 +115,18 @@ def train_prepared(
     import torch
 
     from convnext_cli.models.build import build_model, read_preprocessing, scale_head, seed_weights
-    from convnext_cli.models.fast import keep_memory, speed_up
+    from convnext_cli.models.fast import keep_memory
     from convnext_cli.training import devices
     from convnext_cli.training.averaging import MovingAverage
     from convnext_cli.training.budget import fit_epochs
     from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
+    from convnext_cli.training.compiling import Formulation, formulate
     from convnext_cli.training.head import train_head
     from convnext_cli.training.keeping import note_epoch, train_and_keep
     from convnext_cli.training.loop import plan_steps
     from convnext_cli.training.objective import make_objective
     from convnext_cli.training.optim import make_optimizer
-    from convnext_cli.training.probe import FAST, Found, choose_formulation
+    from convnext_cli.training.probe import Found, choose_formulation
     from convnext_cli.training.signals import watch_signals
     from convnext_cli.training.step import Job
     from convnext_cli.training.sweep import set_found, sweep_steps
@@ -162,6 +163,9 @@ def train_prepared(
     )  # fmt: skip
     head_done = None
     device = devices.describe_device(accelerator.device)
+    train, share = len(index.rows("train")), -(-recipe.batch_size // accelerator.num_processes)
+    images = min(recipe.micro_batch_size, share, train)
+    shape = (images, recipe.in_chans, recipe.image_size, recipe.image_size)  # of most forward passes
     if request.resume is None:
         license = tag.license if tag and plan.weights == "auto" else _read_license(plan.weights)
         if accelerator.is_main_process:
@@ -170,18 +174,25 @@ def train_prepared(
             if prepared.taken and prepared.taken.audit:
                 run.write_audit(prepared.taken.audit.as_dict())
             run.write_environment(describe_environment(device))
-        micro, train = recipe.micro_batch_size, len(index.rows("train"))
         found = choose_formulation(
             network,
-            (min(micro, train), recipe.in_chans, recipe.image_size, recipe.image_size),
+            shape,
             name=plan.model,
-            steps=plan_steps(recipe, train)[0] * recipe.epochs,
+            passes=plan_steps(recipe, train)[0] * recipe.epochs * -(-share // images),
             accelerator=accelerator,
             measure=request.probe and not recipe.deterministic,
+            compile=request.compile,
         )
-        if found.formulation == FAST:
-            speed_up(network)
-        state = State(images=prepared.images, license=license, micro_batch_size=micro, formulation=found.formulation)
+        compiled, problem = formulate(network, found.formulation, shape, accelerator)
+        job = replace(job, compiled=compiled)
+        state = State(
+            images=prepared.images,
+            license=license,
+            micro_batch_size=recipe.micro_batch_size,
+            formulation=found.formulation.blocks,
+            threads=found.formulation.threads,
+            compiled=compiled is not None,
+        )
         if recipe.freeze_epochs:
             head_done = yield from train_head(job, network)
             note_epoch(state, head_done, always=prepared.weak_validation is not None)
@@ -206,9 +217,10 @@ def train_prepared(
     # A new run too starts from its checkpoint: all ranks have the first one's weights then.
     state, remarks = load_checkpoint(run, job)
     if request.resume is not None:
-        found = Found(formulation=state.formulation)
-        if found.formulation == FAST:
-            speed_up(network)
+        kept = Formulation(blocks=state.formulation, threads=state.threads or devices.THREADS, compiled=state.compiled)
+        found = Found(formulation=kept)
+        compiled, problem = formulate(network, kept, shape, accelerator)
+        job = replace(job, compiled=compiled)
     if state.images != prepared.images:
         raise DataError(
             f"the images in {index.root} are not those that {run.path} began with",
@@ -221,12 +233,12 @@ def train_prepared(
         device=device,
         num_processes=accelerator.num_processes,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
-        formulation=str(found),
+        formulation=str(replace(found, formulation=replace(found.formulation, compiled=compiled is not None))),
         params=sum(sizes.values()),
         new_params=sum(sizes[name] for name in new),
         resumed_at=state.step if request.resume else None,
         license=state.license,
-        notes=(*prepared.notes, *remarks),
+        notes=(*prepared.notes, *remarks, *filter(None, (found.remark, problem))),
     )
     if head_done is not None:
         yield head_done
@@ -237,9 +249,13 @@ def train_prepared(
 
 def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> "Iterator[Progress | Finished]":
     """Calibrates the weights that were kept; then the final figures, which mark the run as finished."""
+    import torch
+
     from convnext_cli.inference.fitting import Calibration, fit_steps
     from convnext_cli.inference.predictor import Predictor
+    from convnext_cli.training.devices import THREADS
 
+    torch.set_num_threads(THREADS)
     best = state.best
     assert best is not None
     selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"

@@ -1,49 +1,74 @@
-"""Which formulation of the model is the faster one here: measured on real steps, and remembered."""
+"""What the model is computed with fastest here: measured on real passes, and remembered."""
 
 import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from convnext_cli.files import find_cache, write_text
-from convnext_cli.models.fast import speed_up
-from convnext_cli.training.devices import is_out_of_memory, is_plain_processor
+from convnext_cli.training.compiling import FAST, TIMM, Formulation, Shape, draw_inputs, formulated_copy, run_pass
+from convnext_cli.training.devices import THREADS, is_out_of_memory, is_plain_processor
 
-TIMM, FAST = "timm", "fast"  # as State.formulation keeps them
-MIN_STEPS = 300  # of a run that is measured for: the probe takes as long as eight steps, 3% of that at the most
+MIN_PASSES = 1_000  # of a run that is measured for: the probe takes as long as 20 to 30 passes, 3% of that at the most
 BUDGET = 20.0  # seconds after which no further round is begun
-ROUNDS = 3  # of one step in each formulation, after one that is not counted
-
-Shape: TypeAlias = tuple[int, int, int, int]
+ROUNDS = 3  # of one pass in each formulation, after one that is not counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """What a run computes with, and why."""
 
-    formulation: str
+    formulation: Formulation
     gain: float | None = None
-    """Images per second, over those of timm's own formulation; None where nothing was measured."""
+    """Images per second, over those of timm's own formulation with all threads; None where nothing was measured."""
+    remark: str = ""
 
     def __str__(self) -> str:
-        if self.formulation == TIMM:
-            return "timm's own blocks" + (", the faster ones here" if self.gain else "")
-        return "blocks in a faster formulation" + (f", measured {self.gain:.2f} x timm's" if self.gain else "")
+        if self.gain is None:
+            return str(self.formulation)
+        if self.formulation == Formulation():
+            return f"{self.formulation}, the fastest here"
+        return f"{self.formulation}, measured {self.gain:.2f} x timm's"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Seconds of a forward and backward pass, the least of several taken in turn."""
+
+    plain: dict[str, float]
+    """By `<blocks> <threads>`."""
+    bf16: float | None = None
+    """In bf16, where the processor has instructions for it."""
+
+    @property
+    def best(self) -> Formulation:
+        """The fastest."""
+        blocks, threads = min(self.plain, key=lambda name: self.plain[name]).split()
+        return Formulation(blocks=blocks, threads=int(threads))
+
+    @property
+    def seconds(self) -> float:
+        """Of a pass in it."""
+        return min(self.plain.values())
 
 
 def choose_formulation(
-    network: nn.Module, shape: Shape, *, name: str, steps: int, accelerator: Accelerator, measure: bool
+    network: nn.Module,
+    shape: Shape,
+    *,
+    name: str,
+    passes: int,
+    accelerator: Accelerator,
+    measure: bool,
+    compile: bool = False,
 ) -> Found:
     """Chooses what a new run computes with. All ranks call it; the first one's answer holds.
 
@@ -51,84 +76,128 @@ def choose_formulation(
         network: the model, on the processor, in its memory format.
         shape: of a forward pass's input, (B, C, S, S).
         name: the model's name, which the answer is remembered by.
-        steps: optimizer steps of the whole run.
+        passes: forward and backward passes of the whole run.
         accelerator: knows the device and the ranks.
-        measure: whether to measure; without, and in runs too short to pay for it, the usually faster one is taken.
+        measure: whether to measure; without, and in runs too short to pay for it, what is usually faster is taken.
+        compile: whether to compile it as well, which is not measured.
     """
     if not is_plain_processor(accelerator):
-        return Found(formulation=TIMM)
-    if not measure or steps < MIN_STEPS:
-        return Found(formulation=FAST)
+        where = "--compile is for whole models in float32 on a processor, so the model runs as it is"
+        return Found(formulation=Formulation(), remark=where if compile else "")
     path = _find_answer(name, shape, accelerator.num_processes)
-    seconds = _read_answer(path)
-    [is_known] = broadcast_object_list([seconds is not None])
-    if not is_known:
-        try:
-            seconds = _measure(network, shape)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            seconds = None
-        if accelerator.is_main_process and seconds:
-            _keep_answer(path, seconds)
-    [seconds] = broadcast_object_list([seconds])
-    if not seconds:
-        return Found(formulation=FAST)
-    gain = seconds[TIMM] / seconds[FAST]
-    return Found(formulation=FAST if gain > 1 else TIMM, gain=max(1.0, gain))
+    [measured] = broadcast_object_list([_read_answer(path) if measure else None])
+    if measured is None and measure and passes >= MIN_PASSES:
+        [measured] = broadcast_object_list([_measure(network, shape)])
+        _keep_answer(path, measured, accelerator)
+    if measured is None:
+        return Found(formulation=Formulation(blocks=FAST, compiled=compile))
+    offer = measured.bf16 is not None and measured.bf16 < measured.seconds and not compile
+    return Found(
+        formulation=replace(measured.best, compiled=compile),
+        gain=None if compile else measured.plain[f"{TIMM} {THREADS}"] / measured.seconds,
+        remark=f"--amp bf16 would be {measured.seconds / (measured.bf16 or 1):.2f} times as fast here" if offer else "",
+    )
 
 
-def _measure(network: nn.Module, shape: Shape) -> dict[str, float]:
-    """Seconds of a step in each formulation, the least of several taken in turn. Touches no random state."""
-    models = {TIMM: deepcopy(network).train(), FAST: deepcopy(network).train()}
-    speed_up(models[FAST])
-    seconds = dict.fromkeys(models, float("inf"))
-    with torch.random.fork_rng(devices=[]):
-        inputs = torch.randn(shape).to(memory_format=torch.channels_last)
-        began = time.perf_counter()
-        for i in range(ROUNDS + 1):
-            for name, model in models.items():
-                taken = _time_step(model, inputs)
-                seconds[name] = min(seconds[name], taken) if i else float("inf")
-            if i and time.perf_counter() - began > BUDGET:
-                break
+def _measure(network: nn.Module, shape: Shape) -> Measured | None:
+    """Timm's blocks against the faster ones, then the faster of them with fewer threads, as long as fewer are faster.
+
+    None where the memory is too small for it.
+    """
+    deadline = time.perf_counter() + BUDGET
+    try:
+        models = {blocks: formulated_copy(network, blocks) for blocks in (TIMM, FAST)}
+        inputs = draw_inputs(shape)
+        contenders: dict[str, Callable[[], float]] = {
+            f"{blocks} {THREADS}": _timer(model, inputs, THREADS) for blocks, model in models.items()
+        }
+        if _has_bf16():
+            contenders["bf16"] = _timer(models[TIMM], inputs, THREADS, bf16=True)
+        plain = _take_turns(contenders, deadline)
+        bf16 = plain.pop("bf16", None)
+        while True:
+            best = Measured(plain=plain).best
+            fewer = f"{best.blocks} {best.threads // 2}"
+            if best.threads == 1 or fewer in plain or time.perf_counter() > deadline:
+                return Measured(plain=plain, bf16=bf16)
+            model = models[best.blocks]
+            former = f"{best.blocks} {best.threads}"
+            pair = {former: _timer(model, inputs, best.threads), fewer: _timer(model, inputs, best.threads // 2)}
+            taken = _take_turns(pair, deadline)
+            # The ratio of these turns counts: the machine may have had more or less to give in those before.
+            plain[fewer] = plain[former] * taken[fewer] / taken[former]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        torch.set_num_threads(THREADS)
+
+
+def _take_turns(contenders: Mapping[str, Callable[[], float]], deadline: float) -> dict[str, float]:
+    """The least seconds of each."""
+    seconds: dict[str, float] = {}
+    for i in range(ROUNDS + 1):
+        for name, take in contenders.items():
+            taken = take()
+            seconds[name] = taken if i < 2 else min(seconds[name], taken)  # the first round is replaced
+        if i and time.perf_counter() > deadline:
+            break
     return seconds
 
 
-def _time_step(model: nn.Module, inputs: torch.Tensor) -> float:
+def _timer(
+    forward: Callable[[Tensor], Tensor], inputs: Tensor, threads: int, *, bf16: bool = False
+) -> Callable[[], float]:
+    def take() -> float:
+        torch.set_num_threads(threads)
+        return _time_pass(forward, inputs, bf16=bf16)
+
+    return take
+
+
+def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: bool) -> float:
     started = time.perf_counter()
-    logits = model(inputs)
-    torch.autograd.backward(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)))
-    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        run_pass(forward, inputs)
     return time.perf_counter() - started
 
 
 def _find_answer(name: str, shape: Shape, processes: int) -> Path:
     """The file that an answer for this machine, torch, model and shape is kept in."""
-    key = (_name_processor(), torch.__version__, torch.get_num_threads(), processes, name, shape)
+    key = (_describe_processor("model name"), torch.__version__, THREADS, processes, name, shape)
     return find_cache() / "probes" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.json"
 
 
-def _name_processor() -> str:
-    """What `/proc/cpuinfo` calls it (Linux), or the platform does."""
+def _has_bf16() -> bool:
+    flags = _describe_processor("flags").split()
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _describe_processor(what: str) -> str:
+    """What `/proc/cpuinfo` says of it (Linux), or the platform does."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    return next((line for line in lines if line.startswith("model name")), platform.processor())
+    return next((line for line in lines if line.startswith(what)), platform.processor())
 
 
-def _read_answer(path: Path) -> dict[str, float] | None:
+def _read_answer(path: Path) -> Measured | None:
     try:
-        kept = json.loads(path.read_text())
-        return {name: float(kept[name]) for name in (TIMM, FAST)}
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
+        measured = Measured(**json.loads(path.read_text()))
+        assert measured.plain[f"{TIMM} {THREADS}"] > 0
+        assert measured.best.threads <= THREADS
+        return measured
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):  # none yet, or a damaged one
         return None
 
 
-def _keep_answer(path: Path, seconds: Mapping[str, float]) -> None:
+def _keep_answer(path: Path, measured: Measured | None, accelerator: Accelerator) -> None:
+    if measured is None or not accelerator.is_main_process:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(seconds))
+        write_text(path, json.dumps(asdict(measured)))
     except OSError:  # then the next run measures again
         return

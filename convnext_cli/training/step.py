@@ -18,6 +18,7 @@ from convnext_cli.recipes.machine import count_cpus, count_local_processes
 from convnext_cli.recipes.recipe import Recipe
 from convnext_cli.training.averaging import MovingAverage
 from convnext_cli.training.checkpoint import State
+from convnext_cli.training.compiling import Compiled
 from convnext_cli.training.devices import (
     agree,
     clip_gradients,
@@ -48,11 +49,20 @@ class Job:
     """What has been asked of this process while it trains."""
     cache: bool = True
     """Whether decoded images are kept for later epochs and runs."""
+    compiled: Compiled | None = None
+    """The model's compiled pass, where it has one."""
 
     @property
     def threads(self) -> int:
         """Decoding threads of this process."""
         return max(1, count_cpus() // count_local_processes())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K) to train on, of (B, C, S, S)."""
+        if self.compiled is not None and len(inputs) == self.compiled.images:
+            return self.compiled.forward(inputs)
+        logits: Tensor = self.model(inputs)
+        return logits
 
 
 def take_step(
@@ -137,7 +147,7 @@ def _add_gradients(
     for start in cuts:
         piece = slice(start, start + size)
         with accelerator.no_sync(job.model) if start != cuts[-1] else nullcontext():
-            logits = job.model(inputs[piece])  # autocast is inside the prepared model's forward
+            logits = job.forward(inputs[piece])  # autocast is inside the prepared model's forward
             loss = job.objective.sum_losses(logits, targets[piece]) * weight
             accelerator.backward(loss * scale)
         total += loss.detach()

@@ -1,5 +1,6 @@
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,41 @@ from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder
 from convnext_cli.training import probe
 from convnext_cli.training.checkpoint import read_checkpoint
+from convnext_cli.training.compiling import FAST, TIMM, Formulation
 from convnext_cli.training.devices import make_accelerator
 from convnext_cli.training.finetuning import Started, finetune_steps
 from convnext_cli.training.loop import StepDone
 from convnext_cli.training.preparation import Request
-from convnext_cli.training.probe import FAST, MIN_STEPS, TIMM, choose_formulation
+from convnext_cli.training.probe import MIN_PASSES, choose_formulation
 from tests.training.test_finetuning import request_for
+
+Passes = list[tuple[str, int]]
 
 
 @pytest.fixture
-def steps_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The formulations in the order in which they were timed, by a clock for which timm's is twice as fast."""
+def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
+    """Blocks and threads in the order in which they were timed. Timm's blocks are twice as fast, two threads best."""
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
-    taken: list[str] = []
+    monkeypatch.setattr(probe, "THREADS", 4)
+    monkeypatch.setattr(probe, "_has_bf16", lambda: False)
+    taken: Passes = []
 
-    def time_step(model: nn.Module, inputs: torch.Tensor) -> float:
+    def time_pass(forward: Any, inputs: torch.Tensor, *, bf16: bool) -> float:
         assert inputs.shape == (4, 3, 32, 32)
-        is_fast = any(isinstance(module, FastBlock) for module in model.modules())
-        taken.append(FAST if is_fast else TIMM)
-        return 2.0 if is_fast else 1.0
+        if bf16:
+            return 0.5
+        is_fast = any(isinstance(module, FastBlock) for module in forward.modules())
+        taken.append((FAST if is_fast else TIMM, torch.get_num_threads()))
+        return SECONDS[taken[-1][1]] * (2 if is_fast else 1)
 
-    monkeypatch.setattr(probe, "_time_step", time_step)
-    return taken
+    monkeypatch.setattr(probe, "_time_pass", time_pass)
+    before = torch.get_num_threads()
+    yield taken
+    torch.set_num_threads(before)
+
+
+SECONDS = {4: 1.0, 2: 0.5, 1: 0.75}  # of a pass, by threads
+ROUNDS = probe.ROUNDS + 1
 
 
 @pytest.fixture
@@ -44,35 +58,57 @@ def network() -> nn.Module:
 
 
 def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> probe.Found:
-    options: dict[str, Any] = {"name": "test", "steps": MIN_STEPS, "measure": True}
+    options: dict[str, Any] = {"name": "test", "passes": MIN_PASSES, "measure": True}
     return choose_formulation(network, (4, 3, 32, 32), accelerator=make_accelerator(amp), **options | changes)
 
 
-def test_the_faster_one_is_taken_and_remembered(network: nn.Module, steps_taken: list[str]) -> None:
+def test_the_fastest_is_taken_and_remembered(network: nn.Module, passes: Passes) -> None:
     found = choose(network)
-    assert (found.formulation, found.gain) == (TIMM, 1.0)
-    assert steps_taken == [TIMM, FAST] * (1 + probe.ROUNDS)
+    assert found == probe.Found(formulation=Formulation(blocks=TIMM, threads=2), gain=2.0)
+    blocks, half, quarter = [(TIMM, 4), (FAST, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
+    assert passes == blocks * ROUNDS + half * ROUNDS + quarter * ROUNDS
     assert not any(isinstance(module, FastBlock) for module in network.modules()), "the model itself is as it was"
-    assert choose(network) == found
-    assert len(steps_taken) == 2 * (1 + probe.ROUNDS), "the second run measures nothing"
+    passes.clear()
+    assert choose(network, passes=1) == found, "a short run takes what is known"
+    assert not passes
     choose(network, name="another")
-    assert len(steps_taken) == 4 * (1 + probe.ROUNDS)
+    assert passes
 
 
-@pytest.mark.usefixtures("steps_taken")
+@pytest.mark.usefixtures("passes")
 def test_a_damaged_answer_is_measured_again(network: nn.Module, tmp_path: Path) -> None:
     found = choose(network)
     [kept] = (tmp_path / "cache/probes").iterdir()
-    kept.write_text(kept.read_text()[:5])
-    assert choose(network) == found
-    assert json.loads(kept.read_text()) == {TIMM: 1.0, FAST: 2.0}
+    whole = kept.read_text()
+    for damaged in (whole[:5], "[]", whole.replace("timm 4", "timm"), whole.replace("timm 2", "timm 64")):
+        kept.write_text(damaged)
+        assert choose(network) == found
+        assert json.loads(kept.read_text()) == json.loads(whole)
 
 
-def test_nothing_is_measured_where_it_does_not_pay(network: nn.Module, steps_taken: list[str]) -> None:
-    for changes in ({"steps": MIN_STEPS - 1}, {"measure": False}):
-        assert choose(network, **changes) == probe.Found(formulation=FAST)
-    assert choose(network, amp="bf16") == probe.Found(formulation=TIMM)
-    assert not steps_taken
+def test_nothing_is_measured_where_it_does_not_pay(network: nn.Module, passes: Passes) -> None:
+    for changes in ({"passes": MIN_PASSES - 1}, {"measure": False}):
+        assert choose(network, **changes) == probe.Found(formulation=Formulation(blocks=FAST))
+    assert choose(network, amp="bf16") == probe.Found(formulation=Formulation())
+    assert not passes
+
+
+@pytest.mark.usefixtures("passes")
+def test_compiling_is_only_done_where_asked_for(network: nn.Module) -> None:
+    assert not choose(network).formulation.compiled
+    assert choose(network, compile=True).formulation == Formulation(blocks=TIMM, threads=2, compiled=True)
+    unmeasured = choose(network, compile=True, name="another", measure=False)
+    assert unmeasured.formulation == Formulation(blocks=FAST, compiled=True)
+    assert choose(network, amp="bf16", compile=True).remark.startswith("--compile is for whole models in float32")
+
+
+def test_bf16_is_offered_and_not_taken(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_has_bf16", lambda: True)
+    monkeypatch.setitem(SECONDS, 2, 0.75)
+    found = choose(network)
+    assert passes
+    assert found.formulation == Formulation(blocks=TIMM, threads=2)
+    assert found.remark == "--amp bf16 would be 1.50 times as fast here"
 
 
 def test_measuring_draws_nothing(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,9 +120,15 @@ def test_measuring_draws_nothing(network: nn.Module, tmp_path: Path, monkeypatch
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("formulation", [TIMM, FAST])
+KINDS = (
+    Formulation(blocks=TIMM),
+    Formulation(blocks=FAST, threads=1),
+)
+
+
+@pytest.mark.parametrize("formulation", KINDS, ids=str)
 def test_a_run_goes_on_with_what_it_began_with(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formulation: str
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formulation: Formulation
 ) -> None:
     def choose(*_args: Any, **_options: Any) -> probe.Found:
         return probe.Found(formulation=formulation)
@@ -102,8 +144,53 @@ def test_a_run_goes_on_with_what_it_began_with(
     monkeypatch.setattr(probe, "choose_formulation", None)  # not asked again
     went_on = [event for event in finetune_steps(Request(resume=tmp_path / "cut")) if not isinstance(event, Progress)]
     assert isinstance(went_on[0], Started)
-    assert went_on[0].formulation.startswith({TIMM: "timm's", FAST: "blocks in a faster"}[formulation])
+    assert went_on[0].formulation == str(formulation)
+    assert not [note for note in went_on[0].notes if "compiled" in note]
     _, words = read_checkpoint(RunFolder(tmp_path / "cut").list_checkpoints()[0])
-    assert json.loads(words)["formulation"] == formulation
+    kept = json.loads(words)
+    assert (kept["formulation"], kept["threads"], kept["compiled"]) == astuple(formulation)
     ends = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert ends[0] == ends[1]
+
+
+def test_passes_of_whole_micro_batches_are_compiled(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def compile(network: nn.Module, *, dynamic: bool) -> Any:
+        assert not dynamic
+
+        def forward(inputs: torch.Tensor) -> Any:
+            sizes.append(len(inputs))
+            return network(inputs)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile)
+    request = replace(request_for(digits, tmp_path / "run", epochs=1, save_every=5), audit=False)
+    for event in (events := finetune_steps(replace(request, compile=True))):
+        if isinstance(event, StepDone) and event.step == 6:
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert sizes == [16] * 7, "the first is what compiles"
+    sizes.clear()
+    went_on = [event for event in finetune_steps(Request(resume=tmp_path / "run")) if isinstance(event, Started)]
+    assert "compiled" in went_on[0].formulation
+    assert sizes == [16] * 8, "195 images: the first pass, seven steps of 16 after the five saved, and one of three"
+    sizes.clear()
+    list(finetune_steps(replace(request, output=tmp_path / "plain", compile=False)))
+    assert not sizes
+
+
+def test_without_a_compiler_the_model_runs_as_it_is(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    request = replace(request_for(digits, tmp_path / "run"), audit=False, compile=True)
+    started = next(event for event in finetune_steps(request) if isinstance(event, Started))
+    assert "the model cannot be compiled here (no C++ compiler), so it runs as it is" in started.notes
+    assert "compiled" not in started.formulation

@@ -1,0 +1,95 @@
+"""The model as torch.compile writes it: for whole micro-batches in training, and for nothing else."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from convnext_cli.errors import shorten_error
+from convnext_cli.models.fast import speed_up
+from convnext_cli.training.devices import THREADS, agree
+
+Shape: TypeAlias = tuple[int, int, int, int]
+TIMM, FAST = "timm", "fast"  # the blocks, as State.formulation keeps them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Formulation:
+    """What a run computes with. All of it decides the last bits, so the state keeps it."""
+
+    blocks: str = TIMM
+    threads: int = THREADS
+    """Of one process; more threads add up in another order."""
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        words = ["timm's own blocks" if self.blocks == TIMM else "blocks in a faster formulation"]
+        words += [f"{self.threads} of {THREADS} threads"] * (self.threads != THREADS) + ["compiled"] * self.compiled
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """A compiled forward pass with a gradient."""
+
+    forward: Callable[[Tensor], Tensor]
+    images: int
+    """The only number of images that it is for: each other one would be compiled anew, for half a minute or more."""
+
+
+def formulate(
+    network: nn.Module, formulation: Formulation, shape: Shape, accelerator: Accelerator
+) -> tuple[Compiled | None, str]:
+    """Gives a model its formulation, in place; all ranks call it. Touches no random state.
+
+    Args:
+        network: timm's, in its memory format.
+        formulation: what to compute with.
+        shape: of most forward passes' input, (B, C, S, S).
+        accelerator: knows the ranks.
+
+    Returns:
+        The compiled pass, where one is asked for, and what went wrong with it on any rank, if anything did.
+    """
+    torch.set_num_threads(formulation.threads)
+    if formulation.blocks == FAST:
+        speed_up(network)
+    if not formulation.compiled:
+        return None, ""
+    compiled, problem = None, ""
+    try:
+        compiled = Compiled(forward=torch.compile(network.train(), dynamic=False), images=shape[0])
+        run_pass(compiled.forward, draw_inputs(shape))
+        network.zero_grad(set_to_none=True)
+    except Exception as error:  # the compiler's errors share no base class; torch's wrappers of them do not either
+        problem = shorten_error(error)
+    (failed,) = agree(accelerator, int(bool(problem)))
+    if failed:
+        return None, f"the model cannot be compiled here ({problem or 'in another process'}), so it runs as it is"
+    return compiled, ""
+
+
+def formulated_copy(network: nn.Module, blocks: str) -> nn.Module:
+    """A copy to measure with, in training mode."""
+    model = deepcopy(network).train()
+    if blocks == FAST:
+        speed_up(model)
+    return model
+
+
+def draw_inputs(shape: Shape) -> Tensor:
+    """Noise to measure with, of that shape."""
+    with torch.random.fork_rng(devices=[]):
+        return torch.randn(shape).to(memory_format=torch.channels_last)
+
+
+def run_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+    """One forward and backward pass, which draws nothing that others would see."""
+    with torch.random.fork_rng(devices=[]):
+        logits = forward(inputs).float()
+        torch.autograd.backward(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)))
