@@ -36,7 +36,8 @@ class Found:
             return str(self.formulation)
         if self.formulation == Formulation():
             return f"{self.formulation}, the fastest here"
-        return f"{self.formulation}, measured {self.gain:.2f} x timm's"
+        others = " with all" if self.formulation.threads != THREADS else ""
+        return f"{self.formulation}, measured {self.gain:.2f} x timm's{others}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
