@@ -3,7 +3,8 @@
     python -m benchmarks.recipes.draw OUT/results.json... [--half report] [--picture FILE.png] [--recall VIRUS]
 
 Balanced accuracy in percent, mean and standard deviation over the seeds, by data set; the mean rank over the data sets
-(by the means, 1 is the best); and the processor time of a fine-tuning against the first variant's, same data set and
+(by the means, 1 is the best), of the variants with all seeds. Of one with fewer seeds, (the difference) to the first
+variant on the same ones. Time is the processor time of a fine-tuning against the first variant's, same data set and
 seed. The picture has the difference to the first variant, same data set and seed: a point a seed, a bar their mean.
 """
 
@@ -34,8 +35,9 @@ def find_scores(runs: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
 
 
 def rank(found: Results, sets: list[str]) -> dict[str, float]:
-    """The mean over data sets of a variant's rank among those that were run on all of them."""
-    whole = [variant for variant in found if all(name in found[variant] for name in sets)]
+    """The mean over data sets of a variant's rank among those that were run with all seeds on all of them."""
+    first = next(iter(found))
+    whole = [v for v in found if all(found[v].get(name, {}).keys() == found[first][name].keys() for name in sets)]
     ranks: dict[str, list[int]] = {variant: [] for variant in whole}
     for name in sets:
         means = {variant: find_scores(found[variant][name]).mean() for variant in whole}
@@ -84,12 +86,18 @@ def show(found: Results) -> None:
     for variant in sorted(found, key=lambda variant: ranks.get(variant, np.inf)):
         cells, means = "", []
         for name in sets:
-            scores = find_scores(found[variant].get(name, {}))
-            spread = f"{scores.std(ddof=1):.1f}" if len(scores) > 1 else "-"
-            cells += f"{f'{scores.mean():.1f} ± {spread}' if len(scores) else '-':>14}"
+            runs, same = found[variant].get(name, {}), found[first][name]
+            scores = find_scores(runs)
             means += [scores.mean()] if len(scores) else []
+            if runs.keys() == same.keys():
+                spread = f"{scores.std(ddof=1):.1f}" if len(scores) > 1 else "-"
+                cells += f"{f'{scores.mean():.1f} ± {spread}':>14}"
+            else:  # fewer seeds: only the difference on the same ones says something
+                gap = (scores - find_scores({seed: same[seed] for seed in runs})).mean() if runs else np.nan
+                cells += f"{f'({gap:+.1f})' if runs else '-':>14}"
         place = f"{ranks[variant]:.1f}" if variant in ranks else "-"
-        print(f"{variant:<{wide}}{cells}{np.mean(means):>7.1f}{place:>6}{find_cost(found, variant, first):>6.2f}")
+        mean = f"{np.mean(means):.1f}" if variant in ranks else "-"
+        print(f"{variant:<{wide}}{cells}{mean:>7}{place:>6}{find_cost(found, variant, first):>6.2f}")
     example = found[first]
     print("n of seeds: " + ", ".join(f"{name} {len(example[name])}" for name in sets))
     for name in sets:
