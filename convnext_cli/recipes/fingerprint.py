@@ -70,7 +70,7 @@ def describe_fingerprint(found: Fingerprint) -> list[str]:
         (rare, few), (common, many) = found.smallest_class, found.largest_class
         sentences.append(
             f"{common} has {many:,} images, {rare} {few:,}: judge by balanced accuracy and the recall of {rare}, "
-            "not by top-1"
+            "not by top-1; --sampler balanced draws it more often"
         )
     if found.groups:
         sentences.append(
