@@ -12,7 +12,9 @@ COUNTS = (900, 90, 10)
 
 def objective(**settings: object) -> Objective:
     needed = {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "lr": 1e-3, "warmup_epochs": 0, "image_size": 32}
-    needed |= dict.fromkeys(("weight_decay", "drop_path", "label_smoothing", "mixup", "cutmix"), 0.0)
+    needed |= dict.fromkeys(
+        ("weight_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "min_crop_area", "hflip"), 0.0
+    )
     return make_objective(Recipe(**(needed | default_settings() | settings)), COUNTS, CPU)
 
 
