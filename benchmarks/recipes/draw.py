@@ -70,7 +70,7 @@ def show_recall(found: Results, label: str) -> None:
             )
             scores, (low, high) = find_scores(runs), runs[min(runs)]["interval"]
             cells = [
-                f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else np.nan:.1f}"
+                f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else " " * 6)
                 for values in (own, others, scores)
             ]
             print(f"{variant:<28}{cells[0]:>20}{cells[1]:>16}{cells[2]:>20}   {100 * low:.1f} to {100 * high:.1f}")
