@@ -7,12 +7,14 @@ FOLDER has `train/<class>/` folders; so many of its images are linked into a tem
 process of its own that gets ready and then waits for its turn; a turn is one pass over the images. All turns of a round
 are taken in a random order, so that a machine whose speed drifts touches all of them alike. Memory is the largest
 proportional set size (Linux) of a contender's process with its children. Where other work shares the machine, images
-per second of processor time, of a process and its children, say more than images per second.
+per second of processor time, of a process and its children, say more than images per second. Ratios are taken within
+each round, to the fastest limit; the table has their median, least and largest.
 
-    limit …         a training step on one batch that stays in memory, in each of our modes
+    limit …         a training step on one batch that stays in memory: timm's model in three modes, and ours
     ours, first     the first epoch of `finetune`, nothing cached
     ours, steady    its later epochs
     plain           torch's own means: ImageFolder, DataLoader with two workers, RandomResizedCrop, AdamW
+    plain, alone    the same without workers
     answer limit …  the forward pass on one batch that stays in memory
     eval, first     what `eval` does before it computes figures, nothing cached
     eval, again     the same from the cache
@@ -21,7 +23,6 @@ per second of processor time, of a process and its children, say more than image
 
 import argparse
 import itertools
-import math
 import os
 import random
 import statistics
@@ -120,7 +121,6 @@ def train_ours(task: Task, mode: str) -> Turns:
 
 def train_plain(task: Task, mode: str) -> Turns:
     """The loop that one would write first."""
-    del mode
     import torch
     import torch.nn.functional as F
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -132,7 +132,7 @@ def train_plain(task: Task, mode: str) -> Turns:
     crop = transforms.RandomResizedCrop(task.image_size, scale=(0.5, 1), interpolation=3)
     normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     seen = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
-    loader: DataLoader[Any] = DataLoader(seen, task.batch_size, shuffle=True, num_workers=2)
+    loader: DataLoader[Any] = DataLoader(seen, task.batch_size, shuffle=True, num_workers=0 if mode == "alone" else 2)
     model.train()
     for epoch in itertools.count():
         watch = Watch()
@@ -189,14 +189,16 @@ def answer_ours(task: Task, mode: str) -> Turns:
 CONTENDERS: dict[str, tuple[Callable[[Task, str], Turns], str]] = {
     "limit, plain layout": (train_resident, "plain"),
     "limit, channels last": (train_resident, "channels last"),
-    "limit, faster blocks": (train_resident, "fast"),
     "limit, compiled": (train_resident, "compiled"),
+    "limit, our blocks": (train_resident, "ours"),
     "ours, first": (train_ours, "first"),
     "ours, steady": (train_ours, "steady"),
-    "plain": (train_plain, ""),
+    "plain": (train_plain, "workers"),
+    "plain, alone": (train_plain, "alone"),
     "answer limit, plain layout": (answer_resident, "plain"),
     "answer limit, channels last": (answer_resident, "channels last"),
-    "answer limit, faster blocks": (answer_resident, "fast"),
+    "answer limit, compiled": (answer_resident, "compiled"),
+    "answer limit, our blocks": (answer_resident, "ours"),
     "eval, first": (answer_ours, "first"),
     "eval, again": (answer_ours, "again"),
     "predict": (answer_ours, "predict"),
@@ -221,9 +223,9 @@ def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
     model, optimizer = make_torch_model(task)
     memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
     model = model.train().to(memory_format=memory_format)
-    if mode in ("fast", "compiled"):
+    if mode == "ours":
         keep_memory()
-        speed_up(model)
+        speed_up(model, native=True)
     if mode == "compiled":
         model.compile(dynamic=False)
     inputs = torch.randn(task.batch_size, 3, task.image_size, task.image_size).to(memory_format=memory_format)
@@ -355,14 +357,24 @@ def main() -> None:
         task = Task(Path(work, "data"), images, args.model, args.image_size, args.batch_size)
         speeds, memory = measure(task, names, args.rounds)
     print(f"{args.model}, {args.image_size} px, batches of {args.batch_size}, {images} images, n = {args.rounds}")
-    print(f"{'':<28} {'images/s':>9} {'of limit':>9} {'/s processor':>13} {'of limit':>9} {'PSS GiB':>8}")
-    middle = {name: Speed(*map(statistics.median, zip(*turns, strict=True))) for name, turns in speeds.items()}
-    for name, speed in middle.items():
+    print(f"{'':<27}{'images/s':>9}  of limit (least, most)  /s processor  of limit (least, most) {'PSS GiB':>8}")
+    for name, turns in speeds.items():
         answers = CONTENDERS[name][0] in (answer_resident, answer_ours)
-        limits = [middle[n] for n in names if n.startswith("answer limit" if answers else "limit")]
-        best = Speed(*map(max, zip(*limits, strict=True))) if limits else Speed(math.nan, math.nan)
-        wall, processor = (f"{a:.1f} {a / b:9.2f}" for a, b in zip(speed, best, strict=True))
-        print(f"{name:<28} {wall:>19} {processor:>23} {memory[name] / 2**30:8.2f}")
+        limits = [turns for n, turns in speeds.items() if n.startswith("answer limit" if answers else "limit")]
+        columns = [
+            describe(of, turns, limits) for of in (Speed._fields.index("wall"), Speed._fields.index("processor"))
+        ]
+        print(f"{name:<27}{columns[0]}  {columns[1]} {memory[name] / 2**30:8.2f}")
+
+
+def describe(part: int, turns: list[Speed], limits: list[list[Speed]]) -> str:
+    """One contender's median speed, and its ratios to the fastest limit."""
+    speed = statistics.median(turn[part] for turn in turns)
+    if not limits:
+        return f"{speed:9.1f} {'':>22}"
+    best = max(limits, key=lambda limit: statistics.median(turn[part] for turn in limit))
+    ratios = [mine[part] / its[part] for mine, its in zip(turns, best, strict=True)]
+    return f"{speed:9.1f}  {statistics.median(ratios):6.2f} ({min(ratios):4.2f}, {max(ratios):4.2f})  "
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class State:
     micro_batch_size: int
     """The plan's, or less where the device's memory was too small for it."""
     formulation: str = "timm"
-    """What the model is computed with, which decides the last bits, as do the next two: `timm` or `fast`."""
+    """What the model is computed with, which decides the last bits, as do the next two: `timm`, `fast` or `native`."""
     threads: int = 0
     """Of one process, as `Formulation` has them; 0 where nothing says."""
     compiled: bool = False

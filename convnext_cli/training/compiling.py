@@ -11,11 +11,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from convnext_cli.errors import shorten_error
+from convnext_cli.models.depthwise import NoKernelError, load_kernel
 from convnext_cli.models.fast import speed_up
 from convnext_cli.training.devices import THREADS, agree
 
 Shape: TypeAlias = tuple[int, int, int, int]
-TIMM, FAST = "timm", "fast"  # the blocks, as State.formulation keeps them
+TIMM, FAST, NATIVE = "timm", "fast", "native"  # the blocks, as State.formulation keeps them
+_WORDS = {
+    TIMM: "timm's own blocks",
+    FAST: "blocks in a faster formulation",
+    NATIVE: "blocks in a faster formulation with a compiled gradient",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +34,7 @@ class Formulation:
     compiled: bool = False
 
     def __str__(self) -> str:
-        words = ["timm's own blocks" if self.blocks == TIMM else "blocks in a faster formulation"]
+        words = [_WORDS[self.blocks]]
         words += [f"{self.threads} of {THREADS} threads"] * (self.threads != THREADS) + ["compiled"] * self.compiled
         return ", ".join(words)
 
@@ -44,7 +50,7 @@ class Compiled:
 
 def formulate(
     network: nn.Module, formulation: Formulation, shape: Shape, accelerator: Accelerator
-) -> tuple[Compiled | None, str]:
+) -> tuple[Compiled | None, list[str]]:
     """Gives a model its formulation, in place; all ranks call it. Touches no random state.
 
     Args:
@@ -54,13 +60,15 @@ def formulate(
         accelerator: knows the ranks.
 
     Returns:
-        The compiled pass, where one is asked for, and what went wrong with it on any rank, if anything did.
+        The compiled pass, where one is asked for, and what went wrong on any rank, if anything did.
     """
     torch.set_num_threads(formulation.threads)
-    if formulation.blocks == FAST:
-        speed_up(network)
+    missing = find_missing_kernel() if formulation.blocks == NATIVE else ""
+    if formulation.blocks != TIMM:
+        speed_up(network, native=formulation.blocks == NATIVE and not missing)
+    problems = [missing] if missing else []
     if not formulation.compiled:
-        return None, ""
+        return None, problems
     compiled, problem = None, ""
     try:
         compiled = Compiled(forward=torch.compile(network.train(), dynamic=False), images=shape[0])
@@ -70,15 +78,25 @@ def formulate(
         problem = shorten_error(error)
     (failed,) = agree(accelerator, int(bool(problem)))
     if failed:
-        return None, f"the model cannot be compiled here ({problem or 'in another process'}), so it runs as it is"
-    return compiled, ""
+        why = f"the model cannot be compiled here ({problem or 'in another process'}), so it runs as it is"
+        return None, [*problems, why]
+    return compiled, problems
+
+
+def find_missing_kernel() -> str:
+    """What a user should know where there is no kernel for `NATIVE` blocks; nothing where there is."""
+    try:
+        load_kernel()
+    except NoKernelError as error:
+        return f"a C compiler (gcc) would make training faster here: {error}"
+    return ""
 
 
 def formulated_copy(network: nn.Module, blocks: str) -> nn.Module:
     """A copy to measure with, in training mode."""
     model = deepcopy(network).train()
-    if blocks == FAST:
-        speed_up(model)
+    if blocks != TIMM:
+        speed_up(model, native=blocks == NATIVE)
     return model
 
 

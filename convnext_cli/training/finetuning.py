@@ -183,7 +183,7 @@ def train_prepared(
             measure=request.probe and not recipe.deterministic,
             compile=request.compile,
         )
-        compiled, problem = formulate(network, found.formulation, shape, accelerator)
+        compiled, problems = formulate(network, found.formulation, shape, accelerator)
         job = replace(job, compiled=compiled)
         state = State(
             images=prepared.images,
@@ -219,7 +219,7 @@ def train_prepared(
     if request.resume is not None:
         kept = Formulation(blocks=state.formulation, threads=state.threads or devices.THREADS, compiled=state.compiled)
         found = Found(formulation=kept)
-        compiled, problem = formulate(network, kept, shape, accelerator)
+        compiled, problems = formulate(network, kept, shape, accelerator)
         job = replace(job, compiled=compiled)
     if state.images != prepared.images:
         raise DataError(
@@ -238,7 +238,7 @@ def train_prepared(
         new_params=sum(sizes[name] for name in new),
         resumed_at=state.step if request.resume else None,
         license=state.license,
-        notes=(*prepared.notes, *remarks, *filter(None, (found.remark, problem))),
+        notes=(*prepared.notes, *remarks, *found.remarks, *problems),
     )
     if head_done is not None:
         yield head_done

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +13,22 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from convnext_cli.files import find_cache, write_text
-from convnext_cli.training.compiling import FAST, TIMM, Formulation, Shape, draw_inputs, formulated_copy, run_pass
+from convnext_cli.models.depthwise import describe_processor
+from convnext_cli.training.compiling import (
+    FAST,
+    NATIVE,
+    TIMM,
+    Formulation,
+    Shape,
+    draw_inputs,
+    find_missing_kernel,
+    formulated_copy,
+    run_pass,
+)  # fmt: skip
 from convnext_cli.training.devices import THREADS, is_out_of_memory, is_plain_processor
 
 MIN_PASSES = 1_000  # of a run that is measured for: the probe takes as long as 20 to 30 passes, 3% of that at the most
+KERNEL_PASSES = 100  # of a run that the kernel is compiled for, which takes a second, once
 BUDGET = 20.0  # seconds after which no further round is begun
 ROUNDS = 3  # of one pass in each formulation, after one that is not counted
 
@@ -29,7 +40,8 @@ class Found:
     formulation: Formulation
     gain: float | None = None
     """Images per second, over those of timm's own formulation with all threads; None where nothing was measured."""
-    remark: str = ""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of it."""
 
     def __str__(self) -> str:
         if self.gain is None:
@@ -84,30 +96,37 @@ def choose_formulation(
     """
     if not is_plain_processor(accelerator):
         where = "--compile is for whole models in float32 on a processor, so the model runs as it is"
-        return Found(formulation=Formulation(), remark=where if compile else "")
-    path = _find_answer(name, shape, accelerator.num_processes)
+        return Found(formulation=Formulation(), remarks=(where,) if compile else ())
+    if passes < KERNEL_PASSES:
+        return Found(formulation=Formulation(blocks=FAST, compiled=compile))
+    [missing] = broadcast_object_list([find_missing_kernel()])
+    usual = FAST if missing else NATIVE
+    path = _find_answer(name, shape, accelerator.num_processes, usual)
     [measured] = broadcast_object_list([_read_answer(path) if measure else None])
     if measured is None and measure and passes >= MIN_PASSES:
-        [measured] = broadcast_object_list([_measure(network, shape)])
+        [measured] = broadcast_object_list([_measure(network, shape, usual)])
         _keep_answer(path, measured, accelerator)
+    remarks: tuple[str, ...] = (missing,) if missing else ()
     if measured is None:
-        return Found(formulation=Formulation(blocks=FAST, compiled=compile))
+        return Found(formulation=Formulation(blocks=usual, compiled=compile), remarks=remarks)
     offer = measured.bf16 is not None and measured.bf16 < measured.seconds and not compile
+    if offer:
+        remarks += (f"--amp bf16 would be {measured.seconds / (measured.bf16 or 1):.2f} times as fast here",)
     return Found(
         formulation=replace(measured.best, compiled=compile),
         gain=None if compile else measured.plain[f"{TIMM} {THREADS}"] / measured.seconds,
-        remark=f"--amp bf16 would be {measured.seconds / (measured.bf16 or 1):.2f} times as fast here" if offer else "",
+        remarks=remarks,
     )
 
 
-def _measure(network: nn.Module, shape: Shape) -> Measured | None:
-    """Timm's blocks against the faster ones, then the faster of them with fewer threads, as long as fewer are faster.
+def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
+    """Timm's blocks against the faster ones, without the kernel and with it, where there is one.
 
-    None where the memory is too small for it.
+    Then the fastest of them with fewer threads, as long as fewer are faster. None where the memory is too small for it.
     """
     deadline = time.perf_counter() + BUDGET
     try:
-        models = {blocks: formulated_copy(network, blocks) for blocks in (TIMM, FAST)}
+        models = {blocks: formulated_copy(network, blocks) for blocks in dict.fromkeys((TIMM, FAST, usual))}
         inputs = draw_inputs(shape)
         contenders: dict[str, Callable[[], float]] = {
             f"{blocks} {THREADS}": _timer(model, inputs, THREADS) for blocks, model in models.items()
@@ -164,24 +183,15 @@ def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: boo
     return time.perf_counter() - started
 
 
-def _find_answer(name: str, shape: Shape, processes: int) -> Path:
+def _find_answer(name: str, shape: Shape, processes: int, usual: str) -> Path:
     """The file that an answer for this machine, torch, model and shape is kept in."""
-    key = (_describe_processor("model name"), torch.__version__, THREADS, processes, name, shape)
+    key = (describe_processor("model name"), torch.__version__, THREADS, processes, name, shape, usual)
     return find_cache() / "probes" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.json"
 
 
 def _has_bf16() -> bool:
-    flags = _describe_processor("flags").split()
+    flags = describe_processor("flags").split()
     return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def _describe_processor(what: str) -> str:
-    """What `/proc/cpuinfo` says of it (Linux), or the platform does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line for line in lines if line.startswith(what)), platform.processor())
 
 
 def _read_answer(path: Path) -> Measured | None:

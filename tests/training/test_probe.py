@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,18 @@ import timm
 import torch
 from torch import nn
 
+from convnext_cli.models.depthwise import NativeDepthwise, load_kernel
 from convnext_cli.models.fast import FastBlock
 from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder
 from convnext_cli.training import probe
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.compiling import FAST, TIMM, Formulation
+from convnext_cli.training.compiling import FAST, NATIVE, TIMM, Formulation, formulate
 from convnext_cli.training.devices import make_accelerator
 from convnext_cli.training.finetuning import Started, finetune_steps
 from convnext_cli.training.loop import StepDone
 from convnext_cli.training.preparation import Request
-from convnext_cli.training.probe import MIN_PASSES, choose_formulation
+from convnext_cli.training.probe import KERNEL_PASSES, MIN_PASSES, choose_formulation
 from tests.training.test_finetuning import request_for
 
 Passes = list[tuple[str, int]]
@@ -37,9 +39,10 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
         assert inputs.shape == (4, 3, 32, 32)
         if bf16:
             return 0.5
-        is_fast = any(isinstance(module, FastBlock) for module in forward.modules())
-        taken.append((FAST if is_fast else TIMM, torch.get_num_threads()))
-        return SECONDS[taken[-1][1]] * (2 if is_fast else 1)
+        kinds = {type(module) for module in forward.modules()}
+        blocks = NATIVE if NativeDepthwise in kinds else FAST if FastBlock in kinds else TIMM
+        taken.append((blocks, torch.get_num_threads()))
+        return SECONDS[taken[-1][1]] * SLOWER[blocks]
 
     monkeypatch.setattr(probe, "_time_pass", time_pass)
     before = torch.get_num_threads()
@@ -48,6 +51,7 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
 
 
 SECONDS = {4: 1.0, 2: 0.5, 1: 0.75}  # of a pass, by threads
+SLOWER = {TIMM: 1, FAST: 2, NATIVE: 3}
 ROUNDS = probe.ROUNDS + 1
 
 
@@ -65,11 +69,11 @@ def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> probe.Foun
 def test_the_fastest_is_taken_and_remembered(network: nn.Module, passes: Passes) -> None:
     found = choose(network)
     assert found == probe.Found(formulation=Formulation(blocks=TIMM, threads=2), gain=2.0)
-    blocks, half, quarter = [(TIMM, 4), (FAST, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
+    blocks, half, quarter = [(TIMM, 4), (FAST, 4), (NATIVE, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
     assert passes == blocks * ROUNDS + half * ROUNDS + quarter * ROUNDS
     assert not any(isinstance(module, FastBlock) for module in network.modules()), "the model itself is as it was"
     passes.clear()
-    assert choose(network, passes=1) == found, "a short run takes what is known"
+    assert choose(network, passes=KERNEL_PASSES) == found, "a shorter run takes what is known"
     assert not passes
     choose(network, name="another")
     assert passes
@@ -88,9 +92,36 @@ def test_a_damaged_answer_is_measured_again(network: nn.Module, tmp_path: Path) 
 
 def test_nothing_is_measured_where_it_does_not_pay(network: nn.Module, passes: Passes) -> None:
     for changes in ({"passes": MIN_PASSES - 1}, {"measure": False}):
-        assert choose(network, **changes) == probe.Found(formulation=Formulation(blocks=FAST))
+        assert choose(network, **changes) == probe.Found(formulation=Formulation(blocks=NATIVE))
     assert choose(network, amp="bf16") == probe.Found(formulation=Formulation())
     assert not passes
+
+
+def test_the_shortest_runs_compile_no_kernel(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes
+) -> None:
+    monkeypatch.setattr(probe, "find_missing_kernel", None)  # not asked for
+    assert choose(network, passes=KERNEL_PASSES - 1) == probe.Found(formulation=Formulation(blocks=FAST))
+    assert not passes
+
+
+def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Passes
+) -> None:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    load_kernel.cache_clear()
+    for choice in (choose(network), choose(network, measure=False, name="another")):
+        [remark] = choice.remarks
+        assert remark.startswith("a C compiler (gcc) would make training faster here: ")
+        assert "/nowhere/cc" in remark
+    assert choice.formulation == Formulation(blocks=FAST)
+    assert {blocks for blocks, _ in passes} == {TIMM, FAST}
+    network, formulation = deepcopy(network), Formulation(blocks=NATIVE)
+    _, problems = formulate(network, formulation, (4, 3, 32, 32), make_accelerator("no"))
+    assert problems == [remark], "a run that began elsewhere goes on"
+    assert any(isinstance(module, FastBlock) for module in network.modules())
+    load_kernel.cache_clear()
 
 
 @pytest.mark.usefixtures("passes")
@@ -98,8 +129,9 @@ def test_compiling_is_only_done_where_asked_for(network: nn.Module) -> None:
     assert not choose(network).formulation.compiled
     assert choose(network, compile=True).formulation == Formulation(blocks=TIMM, threads=2, compiled=True)
     unmeasured = choose(network, compile=True, name="another", measure=False)
-    assert unmeasured.formulation == Formulation(blocks=FAST, compiled=True)
-    assert choose(network, amp="bf16", compile=True).remark.startswith("--compile is for whole models in float32")
+    assert unmeasured.formulation == Formulation(blocks=NATIVE, compiled=True)
+    [remark] = choose(network, amp="bf16", compile=True).remarks
+    assert remark.startswith("--compile is for whole models in float32")
 
 
 def test_bf16_is_offered_and_not_taken(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +140,7 @@ def test_bf16_is_offered_and_not_taken(network: nn.Module, passes: Passes, monke
     found = choose(network)
     assert passes
     assert found.formulation == Formulation(blocks=TIMM, threads=2)
-    assert found.remark == "--amp bf16 would be 1.50 times as fast here"
+    assert found.remarks == ("--amp bf16 would be 1.50 times as fast here",)
 
 
 def test_measuring_draws_nothing(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +155,7 @@ def test_measuring_draws_nothing(network: nn.Module, tmp_path: Path, monkeypatch
 KINDS = (
     Formulation(blocks=TIMM),
     Formulation(blocks=FAST, threads=1),
+    Formulation(blocks=NATIVE),
 )
 
 
