@@ -36,6 +36,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+RESIDENT = 10  # batches, at most, in a turn without a folder
+
 
 class Task(NamedTuple):
     """What all contenders work on."""
@@ -79,7 +81,7 @@ def train_resident(task: Task, mode: str) -> Turns:
     model, optimizer, inputs = make_resident(task, mode)
     labels = torch.arange(task.batch_size) % 2
     while True:
-        steps = -(-task.images // task.batch_size)
+        steps = count_batches(task)
         for count in (1, steps):  # the first warms up
             watch = Watch()
             for _ in range(count):
@@ -156,7 +158,7 @@ def answer_resident(task: Task, mode: str) -> Turns:
         while True:
             model(inputs)
             watch = Watch()
-            batches = -(-task.images // task.batch_size)
+            batches = count_batches(task)
             for _ in range(batches):
                 model(inputs)
             yield watch.stop(batches * task.batch_size)
@@ -203,6 +205,11 @@ CONTENDERS: dict[str, tuple[Callable[[Task, str], Turns], str]] = {
     "eval, again": (answer_ours, "again"),
     "predict": (answer_ours, "predict"),
 }
+
+
+def count_batches(task: Task) -> int:
+    """Batches in a turn of a contender whose images stay in memory: one is like another."""
+    return min(RESIDENT, -(-task.images // task.batch_size))
 
 
 def make_torch_model(task: Task) -> tuple[Any, Any]:

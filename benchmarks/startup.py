@@ -1,14 +1,18 @@
 """How long the command line takes to answer, as a ratio to an empty Python process of the same run.
 
-    python benchmarks/startup.py [ROUNDS]
+    python benchmarks/startup.py [ROUNDS] [FOLDER]
 
-The commands are run in turn, round after round, so that a machine whose speed drifts touches all of them alike.
+The commands are run in turn, round after round, so that a machine whose speed drifts touches all of them alike. With a
+folder of images: how long `finetune` (convnext_zepto_rms, 64 px, without the audit) takes to the end of its first step,
+as a ratio to what Python takes to import torch and timm.
 """
 
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
@@ -17,12 +21,29 @@ COMMANDS = {
     "convnext recommend": [sys.executable, "-m", "convnext_cli", "recommend", "--dataset-size", "6000"],
 }
 
+IMPORTS = {"import torch, timm": [sys.executable, "-c", "import torch, timm"]}
+FIRST_STEP = """
+import os, sys, pathlib
+from convnext_cli.recipes.rules import Choice
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.loop import StepDone
+from convnext_cli.training.preparation import Request
 
-def measure(rounds: int) -> dict[str, list[float]]:
+wanted = {"epochs": 3, "freeze_epochs": 0, "image_size": 64}
+settings = {name: Choice(value=value, source="the benchmark") for name, value in wanted.items()}
+data, output = map(pathlib.Path, sys.argv[1:])
+request = Request(data=data, audit=False, model="convnext_zepto_rms", weights="none", offline=True, output=output,
+                  overwrite=True, settings=settings)
+next(event for event in finetune_steps(request) if isinstance(event, StepDone))
+os._exit(0)  # without waiting for the steps that are under way
+"""
+
+
+def measure(commands: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
     """Wall seconds of every command in every round, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
-        for name, command in COMMANDS.items():
+        for name, command in commands.items():
             started = time.perf_counter()
             subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
             if number:
@@ -30,11 +51,21 @@ def measure(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+def report(commands: dict[str, list[str]], rounds: int) -> None:
+    """Measures and prints a table, with ratios to the first command."""
+    seconds = measure(commands, rounds)
+    first = next(iter(commands))
+    print(f"{'command':<20} {'median s':>9} {'min':>6} {'max':>6}   x {first}   (n = {rounds})")
+    for name, taken in seconds.items():
+        ratio = statistics.median(mine / its for mine, its in zip(taken, seconds[first], strict=True))
+        print(f"{name:<20} {statistics.median(taken):>9.3f} {min(taken):>6.3f} {max(taken):>6.3f} {ratio:>9.2f}")
+
+
 if __name__ == "__main__":
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    seconds = measure(rounds)
-    empty = seconds["python -c pass"]
-    print(f"{'command':<20} {'median s':>9} {'min':>6} {'max':>6} {'x python':>9}   (n = {rounds})")
-    for name, taken in seconds.items():
-        ratio = statistics.median(mine / its for mine, its in zip(taken, empty, strict=True))
-        print(f"{name:<20} {statistics.median(taken):>9.3f} {min(taken):>6.3f} {max(taken):>6.3f} {ratio:>9.1f}")
+    if len(sys.argv) > 2:
+        with tempfile.TemporaryDirectory() as scratch:
+            finetune = [sys.executable, "-c", FIRST_STEP, sys.argv[2], str(Path(scratch, "run"))]
+            report(IMPORTS | {"finetune, first step": finetune}, rounds)
+    else:
+        report(COMMANDS, rounds)

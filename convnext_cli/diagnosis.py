@@ -113,11 +113,12 @@ def _ask_hub() -> str:
 
 
 def _test_all() -> dict[str, str]:
-    """Fine-tunes on a few generated images, predicts by torch, exports and predicts by ONNX Runtime."""
+    """Compiles the kernel, fine-tunes on a few generated images, predicts by torch, exports and predicts by ONNX Runtime."""
     results: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         parts: dict[str, Callable[[], str]] = {
+            "kernel for training": _load_kernel,
             "fine-tune": lambda: _fine_tune(Path(folder), run),
             "predict, torch": lambda: _predict(run, "torch"),
             "export and predict, ONNX Runtime": lambda: _export(run),
@@ -130,6 +131,13 @@ def _test_all() -> dict[str, str]:
                 results[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 break
     return results
+
+
+def _load_kernel() -> str:
+    from convnext_cli.training.compiling import find_missing_kernel
+
+    missing = find_missing_kernel()
+    return f"skipped: {missing}" if missing else ""
 
 
 def _fine_tune(folder: Path, run: Path) -> str:
