@@ -39,7 +39,7 @@ def finetune(
     max_time: float | None = None,
     cache: bool = True,
     probe: bool = True,
-    compile: bool = False,
+    compile: bool | None = None,
     track: Sequence[str] = (),
     onnx: bool = True,
     **settings: Any,
@@ -61,7 +61,8 @@ def finetune(
         max_time: seconds; fewer epochs are planned where they would take longer.
         cache: keep decoded images in the user's cache folder, for later epochs and runs.
         probe: begin a long run with measuring what it computes fastest with.
-        compile: compile the model for training, on a processor; takes a minute or more, which long runs make up for.
+        compile: compile the model for training, on a processor, which takes a minute or more; None lets runs of half an
+            hour or more measure whether it pays.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         onnx: write `model.onnx` at the end, where the extra `onnx` is installed.
         **settings: any field of `Recipe`.

@@ -113,7 +113,7 @@ def _ask_hub() -> str:
 
 
 def _test_all() -> dict[str, str]:
-    """Compiles the kernel, fine-tunes on a few generated images, predicts by torch, exports and predicts by ONNX Runtime."""
+    """Compiles the kernel, fine-tunes on generated images, predicts by torch, exports and predicts by ONNX Runtime."""
     results: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

@@ -78,9 +78,12 @@ def finetune(
         bool, typer.Option("--probe/--no-probe", help="Begin a long run by measuring what it computes fastest with.")
     ] = True,
     compile: Annotated[
-        bool,
-        typer.Option("--compile", help="Compile the model, on a processor: a minute or more, for faster steps."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the model, on a processor: a minute or two, for faster steps. Long runs try it unasked.",
+        ),
+    ] = None,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine, one per GPU; starts torchrun.")
     ] = None,

@@ -78,9 +78,13 @@ def formulate(
         problem = shorten_error(error)
     (failed,) = agree(accelerator, int(bool(problem)))
     if failed:
-        why = f"the model cannot be compiled here ({problem or 'in another process'}), so it runs as it is"
-        return None, [*problems, why]
+        return None, [*problems, describe_failure(problem or "in another process")]
     return compiled, problems
+
+
+def describe_failure(why: str) -> str:
+    """What a user should know where the model could not be compiled."""
+    return f"the model cannot be compiled here ({why}), so it runs as it is"
 
 
 def find_missing_kernel() -> str:

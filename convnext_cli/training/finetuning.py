@@ -112,11 +112,8 @@ def train_prepared(
     request: Request, prepared: Prepared, run: RunFolder, accelerator: "Accelerator"
 ) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]":
     """Trains what was prepared into `run`, or continues it there where `request.resume` says so."""
-    import torch
-
-    from convnext_cli.models.build import build_model, read_preprocessing, scale_head, seed_weights
-    from convnext_cli.models.fast import keep_memory
     from convnext_cli.training import devices
+    from convnext_cli.training.assembly import build_job
     from convnext_cli.training.averaging import MovingAverage
     from convnext_cli.training.budget import fit_epochs
     from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
@@ -124,43 +121,13 @@ def train_prepared(
     from convnext_cli.training.head import train_head
     from convnext_cli.training.keeping import note_epoch, train_and_keep
     from convnext_cli.training.loop import plan_steps
-    from convnext_cli.training.objective import make_objective
-    from convnext_cli.training.optim import make_optimizer
     from convnext_cli.training.probe import Found, choose_formulation
     from convnext_cli.training.signals import watch_signals
-    from convnext_cli.training.step import Job
     from convnext_cli.training.sweep import set_found, sweep_steps
 
     index, plan, tag = prepared.index, prepared.plan, prepared.tag
     recipe = plan.recipe
-    seed_weights(recipe.seed)
-    with accelerator.local_main_process_first():  # one download for all of a machine's processes
-        network, new = build_model(
-            prepared.architecture,
-            tag,
-            num_classes=len(index.classes),
-            drop_path=recipe.drop_path,
-            weights="none" if request.resume else plan.weights,
-            offline=request.offline,
-            in_chans=recipe.in_chans,
-            head_hidden_size=recipe.head_hidden_size if recipe.head == "mlp" else None,
-            head_dropout=recipe.head_dropout,
-        )
-    scale_head(network, new, recipe.head_init_scale)
-    network.set_grad_checkpointing(recipe.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
-    how = read_preprocessing(network, recipe.image_size)
-    network = network.to(memory_format=torch.channels_last)
-    if accelerator.device.type == "cpu":
-        keep_memory()
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    groups = make_optimizer(network, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
-    model, optimizer = devices.spread_model(accelerator, network, groups)
-
-    objective = make_objective(recipe, index.count_classes("train"), accelerator.device)
-    job = Job(
-        model=model, optimizer=optimizer, accelerator=accelerator, recipe=recipe, index=index, how=how,
-        objective=objective, cache=request.cache,
-    )  # fmt: skip
+    job, network, params, new_params = build_job(request, prepared, accelerator)
     head_done = None
     device = devices.describe_device(accelerator.device)
     train, share = len(index.rows("train")), -(-recipe.batch_size // accelerator.num_processes)
@@ -174,6 +141,7 @@ def train_prepared(
             if prepared.taken and prepared.taken.audit:
                 run.write_audit(prepared.taken.audit.as_dict())
             run.write_environment(describe_environment(device))
+        yield Progress(done=0, total=1, what="measuring what computes fastest")
         found = choose_formulation(
             network,
             shape,
@@ -197,7 +165,7 @@ def train_prepared(
             head_done = yield from train_head(job, network)
             note_epoch(state, head_done, always=prepared.weak_validation is not None)
     if recipe.ema_decay:
-        job = replace(job, average=MovingAverage(model, recipe.ema_decay))
+        job = replace(job, average=MovingAverage(job.model, recipe.ema_decay))
     if request.resume is None:
         save_checkpoint(run, job, state)
         if request.max_time is not None:
@@ -234,8 +202,8 @@ def train_prepared(
         num_processes=accelerator.num_processes,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
         formulation=str(replace(found, formulation=replace(found.formulation, compiled=compiled is not None))),
-        params=sum(sizes.values()),
-        new_params=sum(sizes[name] for name in new),
+        params=params,
+        new_params=new_params,
         resumed_at=state.step if request.resume else None,
         license=state.license,
         notes=(*prepared.notes, *remarks, *found.remarks, *problems),

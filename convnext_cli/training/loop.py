@@ -27,7 +27,7 @@ from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.checkpoint import State
 from convnext_cli.training.devices import agree, gather_rows
 from convnext_cli.training.optim import Schedule, set_lr
-from convnext_cli.training.step import Job, take_step
+from convnext_cli.training.step import Job, Share, take_step
 
 LOSS_EVERY = 10  # steps between two readings of the loss; each one waits for the GPU
 
@@ -113,19 +113,18 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
         loss = sum(state.loss_sums) / shown if shown else float("nan")
         loss_sum = torch.tensor(sum(state.loss_sums[rank::world], 0.0), device=accelerator.device)
         loaded = load_batches(shares[done:], load_training(job, pictures, epoch), threads=job.threads)
-        for i, (share, images) in enumerate(loaded, start=done):
+        for i, (own, images) in enumerate(loaded, start=done):
             lr = schedule.lr_at(state.step) * 0.5**state.halvings
             set_lr(job.optimizer, lr)
-            weight, micro = (1.0 if rank < len(batches[i]) else 0.0), state.micro_batch_size
-            losses, signal = take_step(
-                job,
-                state,
-                images,
-                labels[torch.tensor(share) % len(labels)],
-                weight=weight,
+            micro = state.micro_batch_size
+            share = Share(
+                images=images,
+                labels=labels[torch.tensor(own) % len(labels)],
+                weight=1.0 if rank < len(batches[i]) else 0.0,
                 batch_images=len(batches[i]),
                 mixes=not 0 < recipe.mixup_off_epoch <= epoch,
             )
+            losses, signal = take_step(job, state, share)
             loss_sum += losses
             shown += len(batches[i])
             state.step += 1

@@ -62,8 +62,8 @@ class Request:
     """Whether decoded images are kept for later epochs and runs."""
     probe: bool = True
     """Whether a long run begins with measuring what it computes fastest with."""
-    compile: bool = False
-    """Whether the model is compiled before it trains."""
+    compile: bool | None = None
+    """Whether the model is compiled before it trains; None where measuring decides."""
     track: tuple[str, ...] = ()
     """Where figures are sent as well: `tensorboard`, `wandb`, `mlflow`."""
 

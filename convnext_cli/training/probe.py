@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from convnext_cli.errors import shorten_error
 from convnext_cli.files import find_cache, write_text
 from convnext_cli.models.depthwise import describe_processor
 from convnext_cli.training.compiling import (
@@ -20,6 +23,7 @@ from convnext_cli.training.compiling import (
     TIMM,
     Formulation,
     Shape,
+    describe_failure,
     draw_inputs,
     find_missing_kernel,
     formulated_copy,
@@ -29,6 +33,8 @@ from convnext_cli.training.devices import THREADS, is_out_of_memory, is_plain_pr
 
 MIN_PASSES = 1_000  # of a run that is measured for: the probe takes as long as 20 to 30 passes, 3% of that at the most
 KERNEL_PASSES = 100  # of a run that the kernel is compiled for, which takes a second, once
+COMPILE_FROM = 1_800.0  # seconds of passes that compiling is tried for: it takes one to two minutes of them
+COMPILING = 120.0  # seconds that a compiled model must save
 BUDGET = 20.0  # seconds after which no further round is begun
 ROUNDS = 3  # of one pass in each formulation, after one that is not counted
 
@@ -60,6 +66,8 @@ class Measured:
     """By `<blocks> <threads>`."""
     bf16: float | None = None
     """In bf16, where the processor has instructions for it."""
+    compiled: float | None = None
+    """The best of `plain` compiled; infinite where that cannot be done, None where it was not tried."""
 
     @property
     def best(self) -> Formulation:
@@ -81,7 +89,7 @@ def choose_formulation(
     passes: int,
     accelerator: Accelerator,
     measure: bool,
-    compile: bool = False,
+    compile: bool | None = None,
 ) -> Found:
     """Chooses what a new run computes with. All ranks call it; the first one's answer holds.
 
@@ -92,13 +100,13 @@ def choose_formulation(
         passes: forward and backward passes of the whole run.
         accelerator: knows the device and the ranks.
         measure: whether to measure; without, and in runs too short to pay for it, what is usually faster is taken.
-        compile: whether to compile it as well, which is not measured.
+        compile: whether to compile it as well; None where measuring decides, in runs long enough to try it.
     """
     if not is_plain_processor(accelerator):
         where = "--compile is for whole models in float32 on a processor, so the model runs as it is"
         return Found(formulation=Formulation(), remarks=(where,) if compile else ())
     if passes < KERNEL_PASSES:
-        return Found(formulation=Formulation(blocks=FAST, compiled=compile))
+        return Found(formulation=Formulation(blocks=FAST, compiled=bool(compile)))
     [missing] = broadcast_object_list([find_missing_kernel()])
     usual = FAST if missing else NATIVE
     path = _find_answer(name, shape, accelerator.num_processes, usual)
@@ -108,13 +116,19 @@ def choose_formulation(
         _keep_answer(path, measured, accelerator)
     remarks: tuple[str, ...] = (missing,) if missing else ()
     if measured is None:
-        return Found(formulation=Formulation(blocks=usual, compiled=compile), remarks=remarks)
-    offer = measured.bf16 is not None and measured.bf16 < measured.seconds and not compile
-    if offer:
-        remarks += (f"--amp bf16 would be {measured.seconds / (measured.bf16 or 1):.2f} times as fast here",)
+        return Found(formulation=Formulation(blocks=usual, compiled=bool(compile)), remarks=remarks)
+    if measure and compile is None and measured.compiled is None and passes * measured.seconds >= COMPILE_FROM:
+        [(measured, problem)] = broadcast_object_list([_measure_compiled(network, shape, measured)])
+        _keep_answer(path, measured, accelerator)
+        remarks += (problem,) if problem else ()
+    saved = passes * (measured.seconds - (measured.compiled or math.inf))
+    compiles = saved > COMPILING if compile is None else compile
+    if measured.bf16 is not None and measured.bf16 < measured.seconds and not compiles:
+        remarks += (f"--amp bf16 would be {measured.seconds / measured.bf16:.2f} times as fast here",)
+    seconds = measured.compiled if compiles else measured.seconds
     return Found(
-        formulation=replace(measured.best, compiled=compile),
-        gain=None if compile else measured.plain[f"{TIMM} {THREADS}"] / measured.seconds,
+        formulation=replace(measured.best, compiled=compiles),
+        gain=measured.plain[f"{TIMM} {THREADS}"] / seconds if seconds is not None else None,
         remarks=remarks,
     )
 
@@ -150,6 +164,21 @@ def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
         if not is_out_of_memory(error):
             raise
         return None
+    finally:
+        torch.set_num_threads(THREADS)
+
+
+def _measure_compiled(network: nn.Module, shape: Shape, measured: Measured) -> tuple[Measured, str]:
+    """Adds the best formulation compiled, and says why where that cannot be done."""
+    best = measured.best
+    model, inputs = formulated_copy(network, best.blocks), draw_inputs(shape)
+    forward = torch.compile(deepcopy(model), dynamic=False)
+    try:
+        pair = {name: _timer(run, inputs, best.threads) for name, run in (("plain", model), ("compiled", forward))}
+        taken = _take_turns(pair, math.inf)
+        return replace(measured, compiled=measured.seconds * taken["compiled"] / taken["plain"]), ""
+    except Exception as error:  # the compiler's errors share no base class
+        return replace(measured, compiled=math.inf), describe_failure(shorten_error(error))
     finally:
         torch.set_num_threads(THREADS)
 
@@ -199,6 +228,7 @@ def _read_answer(path: Path) -> Measured | None:
         measured = Measured(**json.loads(path.read_text()))
         assert measured.plain[f"{TIMM} {THREADS}"] > 0
         assert measured.best.threads <= THREADS
+        assert measured.compiled is None or measured.compiled > 0
         return measured
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):  # none yet, or a damaged one
         return None

@@ -65,29 +65,27 @@ class Job:
         return logits
 
 
-def take_step(
-    job: Job,
-    state: State,
-    images: NDArray[np.uint8],
-    labels: Tensor,
-    *,
-    weight: float,
-    batch_images: int,
-    mixes: bool,
-) -> tuple[Tensor, int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What one rank shows in a step."""
+
+    images: NDArray[np.uint8]
+    """(B, S, S, 3)."""
+    labels: Tensor
+    """(B,) their classes."""
+    weight: float
+    """0 for a rank that shows an image of another's only to keep step, else 1."""
+    batch_images: int
+    """Images of the whole batch, over all ranks."""
+    mixes: bool
+    """Whether images are blended as the recipe says."""
+
+
+def take_step(job: Job, state: State, share: Share) -> tuple[Tensor, int]:
     """One optimizer step on this rank's share of a batch.
 
     The gradient is that of the mean over the whole batch, however it is cut into ranks and micro-batches. Where a rank
     has not memory enough, all of them halve `state.micro_batch_size` and do the step anew, with the same draws.
-
-    Args:
-        job: what to work on.
-        state: where the run stands.
-        images: (B, S, S, 3) uint8, this rank's share.
-        labels: (B,) their classes.
-        weight: 0 for a rank that shows an image of another's only to keep step, else 1.
-        batch_images: images of the whole batch, over all ranks.
-        mixes: whether images are blended as the recipe says.
 
     Returns:
         The sum of this rank's losses, on the device, NaN where the gradient is no finite number; and the signal that
@@ -101,7 +99,7 @@ def take_step(
         losses = torch.zeros((), device=accelerator.device)
         failed = 0
         try:
-            losses += _add_gradients(job, state, images, labels, weight, batch_images, mixes)
+            losses += _add_gradients(job, state, share)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_sharded(accelerator):  # the others wait for its shards: no way back
                 raise _no_memory(job, state) if is_out_of_memory(error) else error from error
@@ -111,7 +109,7 @@ def take_step(
             break
         optimizer.zero_grad(set_to_none=True)
         free_memory()
-        used = min(state.micro_batch_size, math.ceil(batch_images / accelerator.num_processes))
+        used = min(state.micro_batch_size, math.ceil(share.batch_images / accelerator.num_processes))
         if used == 1:
             raise _no_memory(job, state)
         state.micro_batch_size = used // 2
@@ -122,33 +120,25 @@ def take_step(
     return torch.where(norm.isfinite(), losses, math.nan), signal
 
 
-def _add_gradients(
-    job: Job,
-    state: State,
-    images: NDArray[np.uint8],
-    labels: Tensor,
-    weight: float,
-    batch_images: int,
-    mixes: bool,
-) -> Tensor:
+def _add_gradients(job: Job, state: State, share: Share) -> Tensor:
     """Forward and backward of this rank's share, piece by piece; returns the sum of its losses."""
     accelerator, recipe, size = job.accelerator, job.recipe, state.micro_batch_size
     device = accelerator.device
     random = np.random.default_rng((recipe.seed, state.step, accelerator.process_index))
     torch.manual_seed(int(random.integers(2**63)))  # drop path and dropout draw from torch's own
-    inputs = prepare_input(images, job.how, device)
-    targets = smooth_targets(labels.to(device), len(job.index.classes), recipe.label_smoothing)
-    if mixes:
+    inputs = prepare_input(share.images, job.how, device)
+    targets = smooth_targets(share.labels.to(device), len(job.index.classes), recipe.label_smoothing)
+    if share.mixes:
         inputs, targets = mix_batch(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
     # FSDP averages over the ranks in its last backward pass, the batch's mean needs their sum.
-    scale = (accelerator.num_processes if is_sharded(accelerator) else 1) / batch_images
+    scale = (accelerator.num_processes if is_sharded(accelerator) else 1) / share.batch_images
     cuts = range(0, len(inputs), size)
     total = torch.zeros((), device=device)
     for start in cuts:
         piece = slice(start, start + size)
         with accelerator.no_sync(job.model) if start != cuts[-1] else nullcontext():
             logits = job.forward(inputs[piece])  # autocast is inside the prepared model's forward
-            loss = job.objective.sum_losses(logits, targets[piece]) * weight
+            loss = job.objective.sum_losses(logits, targets[piece]) * share.weight
             accelerator.backward(loss * scale)
         total += loss.detach()
     return total

@@ -20,7 +20,7 @@ from convnext_cli.recipes.rules import Choice
 from convnext_cli.training.checkpoint import State
 from convnext_cli.training.loop import draw_rows, load_training, open_pictures
 from convnext_cli.training.optim import set_lr
-from convnext_cli.training.step import Job, take_step
+from convnext_cli.training.step import Job, Share, take_step
 
 MAX_STEPS = 60
 LOW, HIGH = 1e-6, 1.0  # of the rate, ten steps to a decade
@@ -48,12 +48,17 @@ def sweep_steps(job: Job, state: State) -> Generator[Progress, None, dict[str, A
         batches = [batch for batch in batches if len(batch) == recipe.batch_size] or batches
         shares = [batch[rank::world] or batch[:1] for batch in batches]
         loaded = load_batches(shares, load_training(job, pictures, epoch), threads=job.threads)
-        for batch, (share, images) in zip(batches, loaded, strict=True):
+        for batch, (own, images) in zip(batches, loaded, strict=True):
             lr = LOW * (HIGH / LOW) ** (state.step / (MAX_STEPS - 1))
             set_lr(job.optimizer, lr)
-            weight = 1.0 if rank < len(batch) else 0.0
-            own = labels[torch.tensor(share) % len(labels)]
-            sums, _ = take_step(job, state, images, own, weight=weight, batch_images=len(batch), mixes=True)
+            share = Share(
+                images=images,
+                labels=labels[torch.tensor(own) % len(labels)],
+                weight=1.0 if rank < len(batch) else 0.0,
+                batch_images=len(batch),
+                mixes=True,
+            )
+            sums, _ = take_step(job, state, share)
             state.step += 1
             lrs.append(lr)
             losses.append(float(accelerator.gather(sums.reshape(1)).sum()) / len(batch))

@@ -117,9 +117,9 @@ def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest
     shown: list[int] = []
     take = loop.take_step  # type: ignore[attr-defined]
 
-    def watch(job: Any, state: Any, images: Any, labels: torch.Tensor, **others: Any) -> Any:
-        shown.extend(labels.tolist())
-        return take(job, state, images, labels, **others)
+    def watch(job: Any, state: Any, share: Any) -> Any:
+        shown.extend(share.labels.tolist())
+        return take(job, state, share)
 
     monkeypatch.setattr(loop, "take_step", watch)
     rare = Path("rare")

@@ -21,7 +21,7 @@ from convnext_cli.training.devices import make_accelerator
 from convnext_cli.training.finetuning import Started, finetune_steps
 from convnext_cli.training.loop import StepDone
 from convnext_cli.training.preparation import Request
-from convnext_cli.training.probe import KERNEL_PASSES, MIN_PASSES, choose_formulation
+from convnext_cli.training.probe import COMPILE_FROM, COMPILING, KERNEL_PASSES, MIN_PASSES, choose_formulation
 from tests.training.test_finetuning import request_for
 
 Passes = list[tuple[str, int]]
@@ -42,7 +42,7 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
         kinds = {type(module) for module in forward.modules()}
         blocks = NATIVE if NativeDepthwise in kinds else FAST if FastBlock in kinds else TIMM
         taken.append((blocks, torch.get_num_threads()))
-        return SECONDS[taken[-1][1]] * SLOWER[blocks]
+        return SECONDS[taken[-1][1]] * SLOWER["compiled" if hasattr(forward, "is_compiled") else blocks]
 
     monkeypatch.setattr(probe, "_time_pass", time_pass)
     before = torch.get_num_threads()
@@ -124,9 +124,65 @@ def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
     load_kernel.cache_clear()
 
 
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Models that are compiled: by a compiler that halves the time of their passes."""
+    monkeypatch.setitem(SLOWER, "compiled", 0.5)
+    asked: list[str] = []
+
+    def compile(network: nn.Module, *, dynamic: bool) -> nn.Module:
+        assert not dynamic
+        asked.append("compiled")
+        network.is_compiled = True  # type: ignore[assignment]
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return asked
+
+
+def test_a_long_run_is_compiled_where_that_saves_more_than_it_takes(
+    network: nn.Module, passes: Passes, compiles: list[str]
+) -> None:
+    seconds = SECONDS[2]  # of a pass
+    short, middle, long = (round(wanted / seconds) for wanted in (COMPILE_FROM - 1, 2.5 * COMPILING, COMPILE_FROM))
+    assert not choose(network, passes=short).formulation.compiled
+    assert not compiles
+    assert not choose(network, passes=long, compile=False).formulation.compiled
+    assert not compiles
+    found = choose(network, passes=long)
+    assert compiles == ["compiled"]
+    assert found == probe.Found(formulation=Formulation(blocks=TIMM, threads=2, compiled=True), gain=4.0)
+    passes.clear()
+    assert choose(network, passes=middle) == found, "remembered, so that it pays sooner"
+    assert not choose(network, passes=middle // 2).formulation.compiled
+    assert not passes
+    assert compiles == ["compiled"]
+
+
 @pytest.mark.usefixtures("passes")
-def test_compiling_is_only_done_where_asked_for(network: nn.Module) -> None:
-    assert not choose(network).formulation.compiled
+def test_a_compiler_that_fails_is_not_tried_again(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[nn.Module] = []
+
+    def compile(network: nn.Module, **_options: Any) -> Any:
+        def forward(_inputs: torch.Tensor) -> None:
+            raise RuntimeError("no C++ compiler")
+
+        tried.append(network)
+        forward.modules = network.modules  # type: ignore[attr-defined]
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(probe, "_time_pass", lambda forward, inputs, **_options: len(forward(inputs)) * 0.5)
+    passes = round(COMPILE_FROM)
+    found = choose(network, passes=passes)
+    assert found.remarks == ("the model cannot be compiled here (no C++ compiler), so it runs as it is",)
+    assert not found.formulation.compiled
+    assert choose(network, passes=passes) == replace(found, remarks=())
+    assert len(tried) == 1
+
+
+@pytest.mark.usefixtures("passes")
+def test_compiling_can_be_asked_for(network: nn.Module) -> None:
     assert choose(network, compile=True).formulation == Formulation(blocks=TIMM, threads=2, compiled=True)
     unmeasured = choose(network, compile=True, name="another", measure=False)
     assert unmeasured.formulation == Formulation(blocks=NATIVE, compiled=True)

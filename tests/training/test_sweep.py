@@ -110,10 +110,10 @@ def test_the_seed_decides(data: Path, found: RunFolder) -> None:
 def test_the_groups_keep_their_share_of_the_rate(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[float]] = []
 
-    def watch(job: Any, state: Any, *rest: Any, **options: Any) -> Any:
+    def watch(job: Any, state: Any, share: Any) -> Any:
         rate = sweep.LOW * (sweep.HIGH / sweep.LOW) ** (state.step / (sweep.MAX_STEPS - 1))
         seen.append({round(group["lr"] / (rate * group["lr_scale"]), 9) for group in job.optimizer.param_groups})
-        return take_step(job, state, *rest, **options)
+        return take_step(job, state, share)
 
     monkeypatch.setattr("convnext_cli.training.sweep.take_step", watch)
     for event in finetune_steps(new(data, "run")):

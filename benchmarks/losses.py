@@ -1,0 +1,93 @@
+"""Whether `finetune` learns as a plain torch loop does: the training loss after the same steps with the same settings.
+
+    python -m benchmarks.losses FOLDER [--images 960] [--epochs 3] [--seeds 5] [--model convnext_zepto_rms]
+
+FOLDER has `train/<class>/` folders. Both start from random weights and take the same images, batches of 32, random
+crops of at least half of the area at 64 px, and AdamW at a constant 1e-4; what differs are the random draws and that
+ours leaves biases and norms without weight decay. What is printed is the mean over the last epoch's images.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from benchmarks.speed import Task, link_images, make_torch_model
+from convnext_cli.recipes.rules import Choice
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.loop import EpochDone
+from convnext_cli.training.preparation import Request
+
+SETTINGS = {
+    "lr": 1e-4, "min_lr": 1e-4, "warmup_epochs": 0, "weight_decay": 0.05, "layer_decay": 1.0, "freeze_epochs": 0,
+    "drop_path": 0.0, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "hflip": 0.0, "min_crop_area": 0.5,
+    "clip_grad": 0.0, "ema_decay": 0.0,
+}  # fmt: skip
+
+
+def train_ours(task: Task, epochs: int, seed: int) -> float:
+    """The last epoch's mean training loss."""
+    settings = SETTINGS | {
+        "epochs": epochs,
+        "seed": seed,
+        "batch_size": task.batch_size,
+        "image_size": task.image_size,
+    }
+    request = Request(
+        data=task.folder,
+        audit=False,
+        model=task.model,
+        weights="none",
+        offline=True,
+        output=task.folder.parent / f"run-{seed}",
+        settings={name: Choice(value=value, source="the benchmark") for name, value in settings.items()},
+    )
+    return [event.train_loss for event in finetune_steps(request) if isinstance(event, EpochDone)][-1]
+
+
+def train_plain(task: Task, epochs: int, seed: int) -> float:
+    """The last epoch's mean training loss."""
+    torch.manual_seed(seed)
+    model, optimizer = make_torch_model(task)
+    crop = transforms.RandomResizedCrop(task.image_size, scale=(0.5, 1), interpolation=3)
+    normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    seen = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
+    loader = DataLoader(seen, task.batch_size, shuffle=True)
+    for _ in range(epochs):
+        total = 0.0
+        for inputs, labels in loader:
+            loss = F.cross_entropy(model(inputs), labels)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            total += loss.item() * len(labels)
+    return total / len(seen)
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=960)
+    parser.add_argument("--model", default="convnext_zepto_rms")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        images = link_images(args.data, Path(work, "data"), args.images)
+        task = Task(Path(work, "data"), images, args.model, 64, 32)
+        print(f"{args.model}, {images} images, {args.epochs} epochs, training loss of the last; n = {args.seeds}")
+        for name, train in (("ours", train_ours), ("plain", train_plain)):
+            losses = [train(task, args.epochs, seed) for seed in range(args.seeds)]
+            print(f"{name:<6} {statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}")
+
+
+if __name__ == "__main__":
+    main()
