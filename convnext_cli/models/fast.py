@@ -17,6 +17,7 @@ import ctypes
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp, SimpleNorm2d
+from timm.layers.activations import GELU
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
@@ -58,28 +59,31 @@ class FastBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
         """From (B, C, H, W) to (B, C', H', W')."""
         inner = self.conv_dw(x)
         inner = self.norm(inner).permute(0, 2, 3, 1) if self.use_conv_mlp else self.norm(inner.permute(0, 2, 3, 1))
-        first, second = self.mlp.fc1, self.mlp.fc2
-        if self._fuses(inner):
-            inner = torch.ops.mkldnn._linear_pointwise(inner, first.weight.flatten(1), first.bias, "gelu", [], "none")
-        else:
-            inner = self.mlp.drop1(self.mlp.act(F.linear(inner, first.weight.flatten(1), first.bias)))
-        weight, bias = second.weight.flatten(1), second.bias
-        if self.gamma is not None:
-            weight, bias = weight * self.gamma[:, None], bias * self.gamma
-        inner = self.mlp.drop2(F.linear(inner, weight, bias)).permute(0, 3, 1, 2)
+        inner = self.mlp.drop2(self._mix_channels(inner)).permute(0, 3, 1, 2)
         result: Tensor = self.drop_path(inner) + self.shortcut(x)
         return result
 
-    def _fuses(self, inner: Tensor) -> bool:
+    def _mix_channels(self, x: Tensor) -> Tensor:
+        """The two products with GELU between them, and LayerScale; from (B, H, W, C) to (B, H, W, C')."""
+        first, second = self.mlp.fc1, self.mlp.fc2
+        weight, bias = second.weight.flatten(1), second.bias
+        if self.gamma is not None:
+            weight, bias = weight * self.gamma[:, None], bias * self.gamma
+        if self._fuses(x):
+            inner = torch.ops.mkldnn._linear_pointwise(x, first.weight.flatten(1), first.bias, "gelu", [], "none")
+        else:
+            inner = self.mlp.drop1(self.mlp.act(F.linear(x, first.weight.flatten(1), first.bias)))
+        return F.linear(inner, weight, bias)
+
+    def _fuses(self, x: Tensor) -> bool:
         """Whether oneDNN may do the first product and GELU in one pass, which gives no gradient."""
-        plain = inner.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and inner.device.type == "cpu"
         return (
-            plain
+            not torch.is_grad_enabled()
             and not self.training
-            and not torch.is_grad_enabled()
+            and type(self.mlp.act) is GELU
+            and (x.device.type, x.dtype) == ("cpu", torch.float32)
+            and not torch.is_autocast_enabled("cpu")
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-            and type(self.mlp.act) is nn.GELU
-            and self.mlp.act.approximate == "none"
         )
 
 

@@ -65,3 +65,27 @@ def test_only_blocks_with_a_plain_mlp_change() -> None:
     speed_up(second)
     assert any(isinstance(module, FastBlock) for module in first.modules())
     assert not any(isinstance(module, FastBlock) for module in second.modules()), "GRN stands between its layers"
+
+
+def test_gelu_is_fused_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("convnext_zepto_rms", num_classes=3).eval()
+    expected = deepcopy(model)
+    speed_up(model)
+    asked: list[bool] = []
+    fuses = FastBlock._fuses
+
+    def watch(block: FastBlock, x: torch.Tensor) -> bool:
+        asked.append(fuses(block, x))
+        return asked[-1]
+
+    monkeypatch.setattr(FastBlock, "_fuses", watch)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-4)
+    assert asked == [torch.backends.mkldnn.is_available()] * 10, "depths 2, 2, 4, 2"  # type: ignore[no-untyped-call]
+    asked.clear()
+    model(x)
+    model.train()
+    with torch.no_grad():
+        model(x)
+    assert asked == [False] * 20
