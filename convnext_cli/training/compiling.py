@@ -1,5 +1,6 @@
 """The model as torch.compile writes it: for whole micro-batches in training, and for nothing else."""
 
+import logging
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from convnext_cli.errors import shorten_error
 from convnext_cli.models.depthwise import NoKernelError, load_kernel
 from convnext_cli.models.fast import speed_up
 from convnext_cli.training.devices import THREADS, agree
+
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # else the compiler warns of an absent CUDA
 
 Shape: TypeAlias = tuple[int, int, int, int]
 TIMM, FAST, NATIVE = "timm", "fast", "native"  # the blocks, as State.formulation keeps them
