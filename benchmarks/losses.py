@@ -14,16 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
-from benchmarks.speed import Task, link_images, make_torch_model
-from convnext_cli.recipes.rules import Choice
+from benchmarks.speed import Task, link_images, make_request, make_torch_model, open_images
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.loop import EpochDone
-from convnext_cli.training.preparation import Request
 
 SETTINGS = {
     "lr": 1e-4, "min_lr": 1e-4, "warmup_epochs": 0, "weight_decay": 0.05, "layer_decay": 1.0, "freeze_epochs": 0,
@@ -34,21 +28,7 @@ SETTINGS = {
 
 def train_ours(task: Task, epochs: int, seed: int) -> float:
     """The last epoch's mean training loss."""
-    settings = SETTINGS | {
-        "epochs": epochs,
-        "seed": seed,
-        "batch_size": task.batch_size,
-        "image_size": task.image_size,
-    }
-    request = Request(
-        data=task.folder,
-        audit=False,
-        model=task.model,
-        weights="none",
-        offline=True,
-        output=task.folder.parent / f"run-{seed}",
-        settings={name: Choice(value=value, source="the benchmark") for name, value in settings.items()},
-    )
+    request = make_request(task, f"run-{seed}", SETTINGS | {"epochs": epochs, "seed": seed})
     return [event.train_loss for event in finetune_steps(request) if isinstance(event, EpochDone)][-1]
 
 
@@ -56,10 +36,7 @@ def train_plain(task: Task, epochs: int, seed: int) -> float:
     """The last epoch's mean training loss."""
     torch.manual_seed(seed)
     model, optimizer = make_torch_model(task)
-    crop = transforms.RandomResizedCrop(task.image_size, scale=(0.5, 1), interpolation=3)
-    normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    seen = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
-    loader = DataLoader(seen, task.batch_size, shuffle=True)
+    loader = open_images(task, workers=0)
     for _ in range(epochs):
         total = 0.0
         for inputs, labels in loader:
@@ -68,7 +45,7 @@ def train_plain(task: Task, epochs: int, seed: int) -> float:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             total += loss.item() * len(labels)
-    return total / len(seen)
+    return total / len(loader.dataset)
 
 
 def main() -> None:

@@ -93,21 +93,10 @@ def train_resident(task: Task, mode: str) -> Turns:
 
 def train_ours(task: Task, mode: str) -> Turns:
     """`finetune`, epoch by epoch."""
-    from convnext_cli.recipes.rules import Choice
     from convnext_cli.training.finetuning import Started, finetune_steps
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
-    from convnext_cli.training.preparation import Request
 
-    settings = {"epochs": 1000, "batch_size": task.batch_size, "image_size": task.image_size, "min_crop_area": 0.5}
-    request = Request(
-        data=task.folder,
-        audit=False,
-        model=task.model,
-        weights="none",
-        offline=True,
-        output=task.folder.parent / f"run-{os.getpid()}",
-        settings={name: Choice(value=value, source="the benchmark") for name, value in settings.items()},
-    )
+    request = make_request(task, f"run-{os.getpid()}", {"epochs": 1000, "min_crop_area": 0.5})
     events = finetune_steps(request)
     watch = Watch()
     for event in events:
@@ -125,16 +114,9 @@ def train_plain(task: Task, mode: str) -> Turns:
     """The loop that one would write first."""
     import torch
     import torch.nn.functional as F
-    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    from torch.utils.data import DataLoader
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
 
     model, optimizer = make_torch_model(task)
-    crop = transforms.RandomResizedCrop(task.image_size, scale=(0.5, 1), interpolation=3)
-    normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    seen = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
-    loader: DataLoader[Any] = DataLoader(seen, task.batch_size, shuffle=True, num_workers=0 if mode == "alone" else 2)
+    loader = open_images(task, workers=0 if mode == "alone" else 2)
     model.train()
     for epoch in itertools.count():
         watch = Watch()
@@ -219,6 +201,36 @@ def make_torch_model(task: Task) -> tuple[Any, Any]:
 
     model = timm.create_model(task.model, num_classes=len(list((task.folder / "train").iterdir())))
     return model, torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+
+
+def open_images(task: Task, *, workers: int) -> Any:
+    """Torch's own loader of random crops, as anybody would make it."""
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    crop = transforms.RandomResizedCrop(task.image_size, scale=(0.5, 1), interpolation=3)
+    normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    seen = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
+    return DataLoader(seen, task.batch_size, shuffle=True, num_workers=workers)
+
+
+def make_request(task: Task, run: str, settings: dict[str, Any]) -> Any:
+    """A fine-tuning of ours from random weights; `run` names its folder, beside the images."""
+    from convnext_cli.recipes.rules import Choice
+    from convnext_cli.training.preparation import Request
+
+    wanted = settings | {"batch_size": task.batch_size, "image_size": task.image_size}
+    return Request(
+        data=task.folder,
+        audit=False,
+        model=task.model,
+        weights="none",
+        offline=True,
+        output=task.folder.parent / run,
+        settings={name: Choice(value=value, source="the benchmark") for name, value in wanted.items()},
+    )
 
 
 def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
+from convnext_cli.data import transforms
 from convnext_cli.data.augmentation import Augmentation
-from convnext_cli.data.transforms import Preprocessing, transform_for_eval, transform_for_training
+from convnext_cli.data.transforms import Preprocessing, reduce_image, transform_for_eval, transform_for_training
 
 HOW = Preprocessing(
     image_size=64, crop_pct=0.875, crop_mode="center", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
@@ -73,3 +74,26 @@ def test_a_very_long_image_takes_little_memory(shape: tuple[int, int], monkeypat
     part = transform_for_eval(image[:600, :600], HOW)
     assert small.shape == (64, 64, 3)
     assert np.abs(whole.astype(int) - part).max() <= 2, "the part that is kept is the same"
+
+
+@pytest.mark.parametrize("least", [0.5, 1.0])
+def test_a_grey_image_becomes_the_same_pixels_as_in_colour(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.repeat(noise(111, 97)[..., :1], 3, axis=2)
+    tinted = grey.copy()
+    tinted[1, 1, 2] ^= 1  # one pixel of another colour, where a coarse look does not see it
+    wanted = Augmentation(min_crop_area=least)
+
+    def change(image: np.ndarray) -> list[np.ndarray]:
+        return [
+            transform_for_eval(image, HOW),
+            reduce_image(image, 80, HOW),
+            transform_for_training(image, HOW, np.random.default_rng(3), wanted),
+        ]
+
+    results = [change(grey), change(tinted)]
+    assert transforms._open_picture(grey).mode == "L"
+    assert transforms._open_picture(tinted).mode == "RGB"
+    monkeypatch.setattr(transforms, "_open_picture", Image.fromarray)
+    for mine, expected in zip(results, [change(grey), change(tinted)], strict=True):
+        for one, other in zip(mine, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
