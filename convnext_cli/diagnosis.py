@@ -113,12 +113,12 @@ def _ask_hub() -> str:
 
 
 def _test_all() -> dict[str, str]:
-    """Compiles the kernel, fine-tunes on generated images, predicts by torch, exports and predicts by ONNX Runtime."""
+    """Compiles the kernels, fine-tunes on generated images, predicts by torch, exports and predicts by ONNX Runtime."""
     results: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         parts: dict[str, Callable[[], str]] = {
-            "kernel for training": _load_kernel,
+            "kernels for training": _load_kernels,
             "fine-tune": lambda: _fine_tune(Path(folder), run),
             "predict, torch": lambda: _predict(run, "torch"),
             "export and predict, ONNX Runtime": lambda: _export(run),
@@ -133,7 +133,7 @@ def _test_all() -> dict[str, str]:
     return results
 
 
-def _load_kernel() -> str:
+def _load_kernels() -> str:
     from convnext_cli.training.compiling import find_missing_kernel
 
     missing = find_missing_kernel()

@@ -9,16 +9,11 @@
  */
 #include <omp.h>
 
+#include "lanes.h"
+
 #define SIDE 7
 #define EDGE 3
 #define TILE 8
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 long find_lanes(void) { return LANES; }
 

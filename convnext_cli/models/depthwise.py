@@ -1,79 +1,15 @@
-"""The gradient of 7x7 depthwise weights in C, where this machine can compile it: PyTorch's takes five times as long.
+"""The gradient of 7x7 depthwise weights by our own kernel: PyTorch's takes five times as long.
 
 What it brings is measured by `benchmarks/speed.py`. `depthwise.c` says how it works.
 """
-
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_cli.files import find_cache, replace_file
+from convnext_cli.models.kernels import load_kernels
 
 SIDE = 7
-SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-PATIENCE = 60  # seconds for the compiler, which takes one
-
-
-class NoKernelError(Exception):
-    """The kernel cannot be compiled or loaded here; says why."""
-
-
-@cache
-def load_kernel() -> ctypes.CDLL:
-    """The compiled kernel, kept in the cache folder for this processor.
-
-    Raises:
-        NoKernelError: there is no compiler, or it failed.
-    """
-    key = (SOURCE.read_bytes(), FLAGS, describe_processor("model name"), describe_processor("flags"))
-    path = find_cache() / "kernels" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.so"
-    try:
-        try:
-            kernel = ctypes.CDLL(str(path))
-        except OSError:  # none yet, or a damaged one
-            _compile(path)
-            kernel = ctypes.CDLL(str(path))
-        kernel.find_lanes.restype = kernel.find_room.restype = ctypes.c_long
-        kernel.find_room.argtypes = [ctypes.c_long] * 2
-        kernel.sum_products.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 4 + [ctypes.c_int]
-        kernel.sum_products.restype = None
-    except (OSError, AttributeError) as error:
-        raise NoKernelError(str(error)) from error
-    return kernel
-
-
-def describe_processor(what: str) -> str:
-    """What `/proc/cpuinfo` says of it (Linux), `model name` or `flags`, or the platform does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line for line in lines if line.startswith(what)), platform.processor())
-
-
-def _compile(path: Path) -> None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise NoKernelError("there is no C compiler")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:  # whole or not at all, whoever else is at it
-        command = [*compiler.split(), *FLAGS, str(SOURCE), "-o", str(temporary)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise NoKernelError(f"{compiler} took more than {PATIENCE} s") from error
-        if done.returncode:
-            raise NoKernelError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 
 class NativeDepthwise(nn.Conv2d):
@@ -92,7 +28,7 @@ def is_for_kernel(module: nn.Module) -> bool:
     """Whether the kernel is for it: a 7x7 depthwise convolution that keeps the size of its maps."""
     return (
         type(module) is nn.Conv2d
-        and module.groups == module.in_channels == module.out_channels >= load_kernel().find_lanes()
+        and module.groups == module.in_channels == module.out_channels >= load_kernels().find_lanes()
         and module.kernel_size == (SIDE, SIDE)
         and module.stride == module.dilation == (1, 1)
         and module.padding == (SIDE // 2, SIDE // 2)
@@ -132,15 +68,15 @@ def find_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
         grad: the gradient of its output, (B, C, H, W).
 
     Raises:
-        NoKernelError: the kernel cannot be compiled or loaded here.
+        NoKernelError: the kernels cannot be compiled or loaded here.
     """
-    kernel, threads = load_kernel(), torch.get_num_threads()
+    kernels, threads = load_kernels(), torch.get_num_threads()
     x, grad = (part.contiguous(memory_format=torch.channels_last) for part in (x, grad))
     batch, channels, height, width = x.shape
     sums = x.new_empty(batch, SIDE, SIDE, channels)
-    scratch = x.new_empty(threads * kernel.find_room(height, width))
+    scratch = x.new_empty(threads * kernels.find_room(height, width))
     places = (part.data_ptr() for part in (x, grad, sums, scratch))
-    kernel.sum_products(*places, batch, height, width, channels, threads)
+    kernels.sum_products(*places, batch, height, width, channels, threads)
     return sums.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous()
 
 

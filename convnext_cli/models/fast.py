@@ -1,12 +1,13 @@
 """ConvNeXt's blocks in a formulation that a processor computes faster. Names, weights and results stay timm's.
 
-What it brings is measured by `benchmarks/speed.py`. Five things bring it:
+What it brings is measured by `benchmarks/speed.py`. Six things bring it:
 
 - The 1x1 convolutions are matrix products over (B*H*W, C), which channels_last gives without a copy.
 - LayerScale is a factor of the last product's weights, (C, 4C), and not of its result, (B, H, W, C): three passes over
   all activations less.
 - The gradient of the 7x7 depthwise weights, where PyTorch takes five to ten times as long as forward, comes from our
   own kernel where there is a C compiler (`depthwise.py`).
+- Where there is one, what lies between the two products of narrow blocks never leaves the cache (`mlp.py`).
 - The norm of the *_rms models is LayerNorm with its mean put back; PyTorch has that in one pass, and timm in eight.
 - What a step has freed is kept for the next one. glibc gives large blocks back to the system, and each step then waits
   for the system to clear them page by page.
@@ -22,6 +23,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from convnext_cli.models.depthwise import NativeDepthwise, is_for_kernel
+from convnext_cli.models.mlp import is_narrow, mix_channels
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
@@ -31,14 +33,14 @@ def speed_up(model: nn.Module, *, native: bool = False) -> None:
 
     Args:
         model: timm's.
-        native: whether to train with the kernel for depthwise weights.
+        native: whether to train with our own kernels.
 
     Raises:
-        NoKernelError: the kernel is asked for, and cannot be compiled here.
+        NoKernelError: the kernels are asked for, and cannot be compiled here.
     """
     for module in model.modules():
         if type(module) is ConvNeXtBlock and type(module.mlp) is Mlp:
-            module.__class__ = FastBlock
+            module.__class__ = NarrowBlock if native and is_narrow(module.mlp) else FastBlock
         elif type(module) is SimpleNorm2d and module.weight is not None:
             module.__class__ = FastSimpleNorm2d
         elif native and is_for_kernel(module):
@@ -69,11 +71,14 @@ class FastBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
         weight, bias = second.weight.flatten(1), second.bias
         if self.gamma is not None:
             weight, bias = weight * self.gamma[:, None], bias * self.gamma
+        return self._multiply(x, first.weight.flatten(1), first.bias, weight, bias)
+
+    def _multiply(self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
         if self._fuses(x):
-            inner = torch.ops.mkldnn._linear_pointwise(x, first.weight.flatten(1), first.bias, "gelu", [], "none")
+            inner = torch.ops.mkldnn._linear_pointwise(x, first, first_bias, "gelu", [], "none")
         else:
-            inner = self.mlp.drop1(self.mlp.act(F.linear(x, first.weight.flatten(1), first.bias)))
-        return F.linear(inner, weight, bias)
+            inner = self.mlp.drop1(self.mlp.act(F.linear(x, first, first_bias)))
+        return F.linear(inner, second, second_bias)
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether oneDNN may do the first product and GELU in one pass, which gives no gradient."""
@@ -85,6 +90,17 @@ class FastBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
+
+
+class NarrowBlock(FastBlock):
+    """A block of few channels, in training with our own kernels."""
+
+    def _multiply(self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
+        is_plain = (x.device.type, x.dtype) == ("cpu", torch.float32) and not torch.is_autocast_enabled("cpu")
+        if torch.is_grad_enabled() and is_plain:
+            result: Tensor = mix_channels(x, first, first_bias, second, second_bias)
+            return result
+        return super()._multiply(x, first, first_bias, second, second_bias)
 
 
 class FastSimpleNorm2d(SimpleNorm2d):  # type: ignore[misc]

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from convnext_cli.errors import shorten_error
-from convnext_cli.models.depthwise import NoKernelError, load_kernel
 from convnext_cli.models.fast import speed_up
+from convnext_cli.models.kernels import NoKernelError, load_kernels
 from convnext_cli.training.devices import THREADS, agree
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # else the compiler warns of an absent CUDA
@@ -93,7 +93,7 @@ def describe_failure(why: str) -> str:
 def find_missing_kernel() -> str:
     """What a user should know where there is no kernel for `NATIVE` blocks; nothing where there is."""
     try:
-        load_kernel()
+        load_kernels()
     except NoKernelError as error:
         return f"a C compiler (gcc) would make training faster here: {error}"
     return ""

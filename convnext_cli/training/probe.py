@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import find_cache, write_text
-from convnext_cli.models.depthwise import describe_processor
+from convnext_cli.models.kernels import describe_processor
 from convnext_cli.training.compiling import (
     FAST,
     NATIVE,

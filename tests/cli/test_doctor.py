@@ -15,7 +15,7 @@ def test_it_says_what_is_here_and_that_it_works(
     found = json.loads(outcome.out)
     assert found["packages"]["torch"]
     assert found["hub"] == "not asked: offline"
-    assert found["self_test"]["kernel for training"].startswith(("ok", "skipped: a C compiler"))
+    assert found["self_test"]["kernels for training"].startswith(("ok", "skipped: a C compiler"))
     assert found["self_test"]["fine-tune"].startswith("ok")
     assert found["self_test"]["predict, torch"].startswith("ok")
     assert "pip install" in found["self_test"]["export and predict, ONNX Runtime"]

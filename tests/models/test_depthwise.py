@@ -9,20 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext_cli.models.depthwise import (
-    SIDE,
-    NativeDepthwise,
-    NoKernelError,
-    find_weight_gradient,
-    is_for_kernel,
-    load_kernel,
-)
+from convnext_cli.models.depthwise import SIDE, NativeDepthwise, find_weight_gradient, is_for_kernel
+from convnext_cli.models.kernels import NoKernelError, load_kernels
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernel() -> None:
     try:
-        load_kernel()
+        load_kernels()
     except NoKernelError as error:
         pytest.skip(f"the kernel cannot be compiled here: {error}")
 
@@ -31,9 +25,9 @@ def _kernel() -> None:
 def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing loaded, and an empty cache; its folder of kernels."""
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path))
-    load_kernel.cache_clear()
+    load_kernels.cache_clear()
     yield tmp_path / "kernels"
-    load_kernel.cache_clear()
+    load_kernels.cache_clear()
 
 
 @settings(max_examples=80, deadline=None)
@@ -94,17 +88,17 @@ def test_other_convolutions_stay_pytorchs() -> None:
 
 
 def test_the_kernel_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_kernel()
+    load_kernels()
     [kept] = anew.iterdir()
-    load_kernel.cache_clear()
+    load_kernels.cache_clear()
     monkeypatch.setenv("CC", "/nowhere/cc")
-    load_kernel()
+    load_kernels()
     assert list(anew.iterdir()) == [kept]
 
 
 def test_threads_that_compile_at_once_end_with_one_file(anew: Path) -> None:
     found: list[object] = []
-    workers = [threading.Thread(target=lambda: found.append(load_kernel())) for _ in range(3)]
+    workers = [threading.Thread(target=lambda: found.append(load_kernels())) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -126,17 +120,17 @@ def test_without_a_compiler_there_is_a_reason(
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(NoKernelError, match=why):
-        load_kernel()
+        load_kernels()
     assert not [path for path in anew.iterdir() if path.stat().st_size]
 
 
 def test_a_damaged_kernel_is_compiled_again(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_kernel()
+    load_kernels()
     [kept] = anew.iterdir()
-    load_kernel.cache_clear()
+    load_kernels.cache_clear()
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "other"))
     damaged = tmp_path / "other/kernels" / kept.name
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"")
-    load_kernel()
+    load_kernels()
     assert damaged.stat().st_size == kept.stat().st_size

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import SimpleNorm2d
 
-from convnext_cli.models.depthwise import NativeDepthwise, NoKernelError, load_kernel
+from convnext_cli.models.depthwise import NativeDepthwise
 from convnext_cli.models.fast import FastBlock, FastSimpleNorm2d, speed_up
+from convnext_cli.models.kernels import NoKernelError, load_kernels
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from convnext_cli.models.fast import FastBlock, FastSimpleNorm2d, speed_up
 def test_a_model_answers_and_learns_as_timms_own(name: str, native: bool) -> None:
     if native:
         try:
-            load_kernel()
+            load_kernels()
         except NoKernelError as error:
             pytest.skip(f"the kernel cannot be compiled here: {error}")
     torch.manual_seed(0)

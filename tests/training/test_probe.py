@@ -10,8 +10,9 @@ import timm
 import torch
 from torch import nn
 
-from convnext_cli.models.depthwise import NativeDepthwise, load_kernel
+from convnext_cli.models.depthwise import NativeDepthwise
 from convnext_cli.models.fast import FastBlock
+from convnext_cli.models.kernels import load_kernels
 from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder
 from convnext_cli.training import probe
@@ -110,7 +111,7 @@ def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
 ) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "empty"))
     monkeypatch.setenv("CC", "/nowhere/cc")
-    load_kernel.cache_clear()
+    load_kernels.cache_clear()
     for choice in (choose(network), choose(network, measure=False, name="another")):
         [remark] = choice.remarks
         assert remark.startswith("a C compiler (gcc) would make training faster here: ")
@@ -121,7 +122,7 @@ def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
     _, problems = formulate(network, formulation, (4, 3, 32, 32), make_accelerator("no"))
     assert problems == [remark], "a run that began elsewhere goes on"
     assert any(isinstance(module, FastBlock) for module in network.modules())
-    load_kernel.cache_clear()
+    load_kernels.cache_clear()
 
 
 @pytest.fixture
