@@ -102,6 +102,8 @@ def train_ours(task: Task, mode: str) -> Turns:
     for event in events:
         if isinstance(event, Remark):
             print(f"ours: {event.text}", file=sys.stderr)
+        if isinstance(event, Started):
+            print(f"ours: {event.formulation}", file=sys.stderr)
         if isinstance(event, StepDone) and event.step == event.steps:
             speed = watch.stop(task.images)
         if isinstance(event, EpochDone) and (event.epoch == 0) == (mode == "first"):

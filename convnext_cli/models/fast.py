@@ -54,6 +54,12 @@ def keep_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_memory_back() -> None:
+    """Lets glibc give back to the system what is free, whatever it was told to keep."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 class FastBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
     """timm's block with the same parameters under the same names."""
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import find_cache, write_text
+from convnext_cli.models.fast import give_memory_back
 from convnext_cli.models.kernels import describe_processor
 from convnext_cli.training.compiling import (
     FAST,
@@ -31,11 +33,12 @@ from convnext_cli.training.compiling import (
 )  # fmt: skip
 from convnext_cli.training.devices import THREADS, is_out_of_memory, is_plain_processor
 
-MIN_PASSES = 1_000  # of a run that is measured for: the probe takes as long as 20 to 30 passes, 3% of that at the most
+MIN_PASSES = 1_000  # of a run that is measured for: the probe takes as long as 30 passes at the most, 3% of that
 KERNEL_PASSES = 100  # of a run that the kernel is compiled for, which takes a second, once
 COMPILE_FROM = 1_800.0  # seconds of passes that compiling is tried for: it takes one to two minutes of them
 COMPILING = 120.0  # seconds that a compiled model must save
 BUDGET = 20.0  # seconds after which no further round is begun
+IMAGES = 16  # at a time, at most: more of timm's formulation would take more memory than the training after it
 ROUNDS = 3  # of one pass in each formulation, after one that is not counted
 
 
@@ -60,7 +63,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """Seconds of a forward and backward pass, the least of several taken in turn."""
+    """Seconds of a forward and backward pass of the run's size, the least of several taken in turn."""
 
     plain: dict[str, float]
     """By `<blocks> <threads>`."""
@@ -141,12 +144,11 @@ def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
     deadline = time.perf_counter() + BUDGET
     try:
         models = {blocks: formulated_copy(network, blocks) for blocks in dict.fromkeys((TIMM, FAST, usual))}
-        inputs = draw_inputs(shape)
-        contenders: dict[str, Callable[[], float]] = {
-            f"{blocks} {THREADS}": _timer(model, inputs, THREADS) for blocks, model in models.items()
-        }
+        inputs = draw_inputs((min(IMAGES, shape[0]), *shape[1:]))
+        timer = partial(_timer, inputs=inputs, images=shape[0])
+        contenders = {f"{blocks} {THREADS}": timer(model, threads=THREADS) for blocks, model in models.items()}
         if _has_bf16():
-            contenders["bf16"] = _timer(models[TIMM], inputs, THREADS, bf16=True)
+            contenders["bf16"] = timer(models[TIMM], threads=THREADS, bf16=True)
         plain = _take_turns(contenders, deadline)
         bf16 = plain.pop("bf16", None)
         while True:
@@ -156,7 +158,7 @@ def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
                 return Measured(plain=plain, bf16=bf16)
             model = models[best.blocks]
             former = f"{best.blocks} {best.threads}"
-            pair = {former: _timer(model, inputs, best.threads), fewer: _timer(model, inputs, best.threads // 2)}
+            pair = {former: timer(model, threads=best.threads), fewer: timer(model, threads=best.threads // 2)}
             taken = _take_turns(pair, deadline)
             # The ratio of these turns counts: the machine may have had more or less to give in those before.
             plain[fewer] = plain[former] * taken[fewer] / taken[former]
@@ -174,8 +176,8 @@ def _measure_compiled(network: nn.Module, shape: Shape, measured: Measured) -> t
     model, inputs = formulated_copy(network, best.blocks), draw_inputs(shape)
     forward = torch.compile(deepcopy(model), dynamic=False)
     try:
-        pair = {name: _timer(run, inputs, best.threads) for name, run in (("plain", model), ("compiled", forward))}
-        taken = _take_turns(pair, math.inf)
+        timer = partial(_timer, inputs=inputs, images=shape[0], threads=best.threads)
+        taken = _take_turns({"plain": timer(model), "compiled": timer(forward)}, math.inf)
         return replace(measured, compiled=measured.seconds * taken["compiled"] / taken["plain"]), ""
     except Exception as error:  # the compiler's errors share no base class
         return replace(measured, compiled=math.inf), describe_failure(shorten_error(error))
@@ -196,11 +198,13 @@ def _take_turns(contenders: Mapping[str, Callable[[], float]], deadline: float) 
 
 
 def _timer(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, threads: int, *, bf16: bool = False
+    forward: Callable[[Tensor], Tensor], *, inputs: Tensor, images: int, threads: int, bf16: bool = False
 ) -> Callable[[], float]:
+    """What takes the time of a pass, for so many images."""
+
     def take() -> float:
         torch.set_num_threads(threads)
-        return _time_pass(forward, inputs, bf16=bf16)
+        return _time_pass(forward, inputs, bf16=bf16) * images / len(inputs)
 
     return take
 
@@ -209,7 +213,9 @@ def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: boo
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         run_pass(forward, inputs)
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    give_memory_back()  # or pieces of the contenders' different sizes would add up
+    return seconds
 
 
 def _find_answer(name: str, shape: Shape, processes: int, usual: str) -> Path:

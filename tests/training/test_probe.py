@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from convnext_cli.files import find_cache
 from convnext_cli.models.depthwise import NativeDepthwise
 from convnext_cli.models.fast import FastBlock
 from convnext_cli.models.kernels import load_kernels
@@ -284,3 +285,15 @@ def test_without_a_compiler_the_model_runs_as_it_is(
     started = next(event for event in finetune_steps(request) if isinstance(event, Started))
     assert "the model cannot be compiled here (no C++ compiler), so it runs as it is" in started.notes
     assert "compiled" not in started.formulation
+
+
+def test_no_more_images_than_needed_are_measured_with(
+    network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "IMAGES", 4)  # which is what `passes` expects
+    options: dict[str, Any] = {"name": "test", "passes": MIN_PASSES, "measure": True, "compile": False}
+    found = choose_formulation(network, (32, 3, 32, 32), accelerator=make_accelerator("no"), **options)
+    assert passes
+    assert found == probe.Found(formulation=Formulation(blocks=TIMM, threads=2), gain=2.0)
+    [kept] = find_cache().glob("probes/*.json")
+    assert json.loads(kept.read_text())["plain"]["timm 2"] == SECONDS[2] * 32 / 4, "seconds of a pass of the run's size"
