@@ -23,7 +23,7 @@ TIMM, FAST, NATIVE = "timm", "fast", "native"  # the blocks, as State.formulatio
 _WORDS = {
     TIMM: "timm's own blocks",
     FAST: "blocks in a faster formulation",
-    NATIVE: "blocks in a faster formulation with a compiled gradient",
+    NATIVE: "blocks in a faster formulation with our own kernels",
 }
 
 

@@ -102,13 +102,9 @@ def test_gelu_of_the_very_large_and_of_what_is_no_number() -> None:
 
 
 def test_narrow_blocks_alone_change() -> None:
-    model = timm.create_model("convnext_base")
-    speed_up(model, native=True)
-    assert not any(isinstance(module, NarrowBlock) for module in model.modules()), "128 channels and more"
     model = timm.create_model("convnext_atto")
     speed_up(model, native=True)
-    assert [isinstance(block, NarrowBlock) for stage in model.stages for block in stage.blocks] == [True] * 4 + [
-        False
-    ] * 8, "40 and 80 channels, 160 and 320"
+    narrow = [all(isinstance(block, NarrowBlock) for block in stage.blocks) for stage in model.stages]
+    assert narrow == [True, True, False, False], "40 and 80 channels, 160 and 320"
     v2 = timm.create_model("convnextv2_atto")
     assert not is_narrow(v2.stages[0].blocks[0].mlp), "GRN stands between its layers"
