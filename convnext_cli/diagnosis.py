@@ -134,9 +134,9 @@ def _test_all() -> dict[str, str]:
 
 
 def _load_kernels() -> str:
-    from convnext_cli.training.compiling import find_missing_kernel
+    from convnext_cli.training.compiling import find_missing_kernels
 
-    missing = find_missing_kernel()
+    missing = find_missing_kernels()
     return f"skipped: {missing}" if missing else ""
 
 

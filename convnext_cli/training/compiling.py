@@ -66,7 +66,7 @@ def formulate(
         The compiled pass, where one is asked for, and what went wrong on any rank, if anything did.
     """
     torch.set_num_threads(formulation.threads)
-    missing = find_missing_kernel() if formulation.blocks == NATIVE else ""
+    missing = find_missing_kernels() if formulation.blocks == NATIVE else ""
     if formulation.blocks != TIMM:
         speed_up(network, native=formulation.blocks == NATIVE and not missing)
     problems = [missing] if missing else []
@@ -90,8 +90,8 @@ def describe_failure(why: str) -> str:
     return f"the model cannot be compiled here ({why}), so it runs as it is"
 
 
-def find_missing_kernel() -> str:
-    """What a user should know where there is no kernel for `NATIVE` blocks; nothing where there is."""
+def find_missing_kernels() -> str:
+    """What a user should know where there are no kernels for `NATIVE` blocks; nothing where there are."""
     try:
         load_kernels()
     except NoKernelError as error:

@@ -27,14 +27,14 @@ from convnext_cli.training.compiling import (
     Shape,
     describe_failure,
     draw_inputs,
-    find_missing_kernel,
+    find_missing_kernels,
     formulated_copy,
     run_pass,
 )  # fmt: skip
 from convnext_cli.training.devices import THREADS, is_out_of_memory, is_plain_processor
 
 MIN_PASSES = 1_000  # of a run that is measured for: the probe takes as long as 30 passes at the most, 3% of that
-KERNEL_PASSES = 100  # of a run that the kernel is compiled for, which takes a second, once
+KERNEL_PASSES = 100  # of a run that the kernels are compiled for, which takes a second, once
 COMPILE_FROM = 1_800.0  # seconds of passes that compiling is tried for: it takes one to two minutes of them
 COMPILING = 120.0  # seconds that a compiled model must save
 BUDGET = 20.0  # seconds after which no further round is begun
@@ -110,7 +110,7 @@ def choose_formulation(
         return Found(formulation=Formulation(), remarks=(where,) if compile else ())
     if passes < KERNEL_PASSES:
         return Found(formulation=Formulation(blocks=FAST, compiled=bool(compile)))
-    [missing] = broadcast_object_list([find_missing_kernel()])
+    [missing] = broadcast_object_list([find_missing_kernels()])
     usual = FAST if missing else NATIVE
     path = _find_answer(name, shape, accelerator.num_processes, usual)
     [measured] = broadcast_object_list([_read_answer(path) if measure else None])
@@ -137,7 +137,7 @@ def choose_formulation(
 
 
 def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
-    """Timm's blocks against the faster ones, without the kernel and with it, where there is one.
+    """Timm's blocks against the faster ones, without the kernels and with them, where they can be compiled.
 
     Then the fastest of them with fewer threads, as long as fewer are faster. None where the memory is too small for it.
     """

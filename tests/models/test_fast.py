@@ -8,19 +8,15 @@ from timm.layers import SimpleNorm2d
 
 from convnext_cli.models.depthwise import NativeDepthwise
 from convnext_cli.models.fast import FastBlock, FastSimpleNorm2d, speed_up
-from convnext_cli.models.kernels import NoKernelError, load_kernels
 
 
 @pytest.mark.parametrize(
     "name", ["test_convnext", "test_convnext2", "test_convnext3", "convnext_zepto_rms", "convnext_zepto_rms_ols"]
 )
 @pytest.mark.parametrize("native", [False, True])
-def test_a_model_answers_and_learns_as_timms_own(name: str, native: bool) -> None:
+def test_a_model_answers_and_learns_as_timms_own(name: str, native: bool, request: pytest.FixtureRequest) -> None:
     if native:
-        try:
-            load_kernels()
-        except NoKernelError as error:
-            pytest.skip(f"the kernel cannot be compiled here: {error}")
+        request.getfixturevalue("kernels")
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3).to(memory_format=torch.channels_last)
     for parameter_name, parameter in model.named_parameters():

@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 
 from convnext_cli.models import mlp
 from convnext_cli.models.fast import NarrowBlock, speed_up
-from convnext_cli.models.kernels import NoKernelError, load_kernels
+from convnext_cli.models.kernels import load_kernels
 from convnext_cli.models.mlp import is_narrow, mix_channels
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _kernels() -> None:
-    try:
-        load_kernels()
-    except NoKernelError as error:
-        pytest.skip(f"the kernels cannot be compiled here: {error}")
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def _draw(channels: int, hidden: int, *shape: int) -> list[torch.Tensor]:

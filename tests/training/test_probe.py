@@ -102,7 +102,7 @@ def test_nothing_is_measured_where_it_does_not_pay(network: nn.Module, passes: P
 def test_the_shortest_runs_compile_no_kernel(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes
 ) -> None:
-    monkeypatch.setattr(probe, "find_missing_kernel", None)  # not asked for
+    monkeypatch.setattr(probe, "find_missing_kernels", None)  # not asked for
     assert choose(network, passes=KERNEL_PASSES - 1) == probe.Found(formulation=Formulation(blocks=FAST))
     assert not passes
 
