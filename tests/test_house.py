@@ -57,8 +57,3 @@ def test_no_false_statement_of_the_specification_is_repeated() -> None:
     for path, text in texts.items():
         for statement in FALSE:
             assert not re.search(statement, text, re.IGNORECASE), f"{path}: {statement}"
-
-
-def test_every_module_is_small_enough_to_read() -> None:
-    for path in (ROOT / "convnext_cli").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 300, path
