@@ -1,11 +1,12 @@
 """A plan: a model and every setting with the reason for its value. A file that a person can read and edit."""
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from convnext_cli.errors import UsageError, suggest
 from convnext_cli.models.catalog import Architecture, Tag
@@ -17,6 +18,7 @@ from convnext_cli.recipes.recipe import (
     check_settings,
     default_settings,
     describe_settings,
+    is_unicode,
 )
 from convnext_cli.recipes.rules import (
     Choice,
@@ -64,11 +66,15 @@ class Plan:
         return replace(self, settings={**self.settings, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:
-        """The plan as TOML, each setting's help, source and reason as a comment. `read_plan` takes it back."""
+        """Return the plan as TOML, each setting's help, source and reason as a comment. `read_plan` reads it.
+
+        Raises:
+            UsageError: a text is not Unicode (a file name in another encoding), which TOML cannot hold.
+        """
         lines = [
             "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags win over it.",
-            f"model = {json.dumps(self.model)}",
-            f"weights = {json.dumps(self.weights, ensure_ascii=False)}",
+            _to_toml("model", self.model),
+            _to_toml("weights", self.weights),
             "",
             "[settings]",
         ]
@@ -77,9 +83,16 @@ class Plan:
             because = f" ({choice.reason})" if choice.reason else ""
             lines += [
                 f"# {setting.help} From {choice.source}{because}.",
-                f"{name} = {json.dumps(choice.value)}",
+                _to_toml(name, choice.value),
             ]
         return "\n".join(lines) + "\n"
+
+
+def _to_toml(name: str, value: Any) -> str:
+    """Return the line `name = value`."""
+    if isinstance(value, str) and not is_unicode(value):
+        raise UsageError(f"{name} = {value!r} is not Unicode text, so no plan can hold it", "Rename the file")
+    return tomli_w.dumps({name: value}).rstrip("\n")
 
 
 def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:

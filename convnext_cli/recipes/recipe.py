@@ -222,6 +222,11 @@ def default_settings() -> dict[str, Any]:
     return {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold the text. A file name in another encoding has lone surrogates, which it cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def check_settings(values: Mapping[str, Any]) -> None:
     """Checks names, types and bounds of every setting given.
 
@@ -260,8 +265,8 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
         known_word = (type(value), value) in [(type(word), word) for word in words]  # True is no 1
         return None if known_word else f"= {value!r} must be one of {', '.join(map(str, words))}"
     if kind is str:
-        fits = isinstance(value, str) and value and value.isprintable()
-        return None if fits else f"= {value!r} must be printable text"
+        fits = isinstance(value, str) and value and "\0" not in value and is_unicode(value)
+        return None if fits else f"= {value!r} must be Unicode text"
     if kind is bool:
         return None if isinstance(value, bool) else f"= {value!r} must be true or false"
     accepted = (int, float) if kind is float else (int,)

@@ -26,6 +26,7 @@ from convnext_cli.recipes.recipe import (
     check_together,
     default_settings,
     describe_settings,
+    is_unicode,
 )
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.recipes.rules import Choice
@@ -222,6 +223,10 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     if request.output is not None:
         folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
         folder.check_free(overwrite=request.overwrite)
+    if not is_unicode(request.weights):
+        raise UsageError(
+            f"--weights {request.weights!r} is not Unicode text, so no plan can hold it", "Rename the file"
+        )
     if request.weights not in ("auto", "none", BUILTIN) and not Path(request.weights).exists():
         raise WeightsError(
             f"no weights at {request.weights}", "Give auto, none, builtin, a .safetensors or .pth file, or a run folder"

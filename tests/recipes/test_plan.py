@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnext_cli.errors import UsageError
+from convnext_cli.files import write_text
 from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
 from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batch, training_bytes, training_seconds
 from convnext_cli.recipes.machine import machine_with
@@ -80,6 +82,37 @@ def test_the_plan_file_repeats_the_plan(tmp_path: Path) -> None:
     model, weights, values = read_plan(tmp_path / "plan.toml")
     assert (model, weights) == (plan.model, plan.weights)
     assert values == {name: choice.value for name, choice in plan.settings.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "leave out \U0001f600.csv",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467.csv",
+        "a\\b\"c'",
+        "tab\tline\nreturn\r\x7f\x1b\x01",
+        "\u2028\u202e\x85",
+    ],
+)
+def test_the_plan_file_holds_any_text(tmp_path: Path, name: str) -> None:
+    plan = plan_for("convnext_atto", weights=name, exclude=name, group_from=f"({name[0]}+)")
+    write_text(tmp_path / "plan.toml", plan.to_toml())
+    _, weights, values = read_plan(tmp_path / "plan.toml")
+    assert (weights, values["exclude"], values["group_from"]) == (name, name, f"({name[0]}+)")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+@settings(max_examples=50)
+def test_the_plan_file_holds_all_of_unicode(name: str) -> None:
+    assert tomllib.loads(plan_for("convnext_atto", exclude=name).to_toml())["settings"]["exclude"] == name
+
+
+@pytest.mark.parametrize("name", ["\udcff.csv", "a\0b", ""])
+def test_a_name_that_no_plan_can_hold_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"exclude = .* must be Unicode text"):
+        plan_for("convnext_atto", exclude=name)
+    with pytest.raises(UsageError, match=r"weights = .* is not Unicode text"):
+        plan_for("convnext_atto", weights="\udcff.pth").to_toml()
 
 
 def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
