@@ -1,0 +1,196 @@
+"""Image formats: which are read, their suffixes, and the first bytes that tell them apart.
+
+`scan`, `manifest`, `predict` and `decode` share these tables. Neither Pillow nor pydicom is imported; a test compares
+the suffixes with Pillow's registry.
+"""
+
+import os
+import re
+import stat
+import struct
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+PILLOW_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "AVIF": (".avif", ".avifs"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "ICNS": (".icns",),
+    "ICO": (".ico",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "MPO": (".mpo",),
+    "MSP": (".msp",),
+    "PCX": (".pcx",),
+    "PNG": (".png", ".apng"),
+    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+}
+"""The formats that Pillow may open, by Pillow's names, with their suffixes.
+
+Left out of its registry are EPS (starts Ghostscript), WMF and what else needs a program of its own, containers of other
+things (HDF5, GRIB, BUFR, MPEG, FITS), and textures of games.
+"""
+
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+IMAGE_SUFFIXES = DICOM_SUFFIXES.union(*PILLOW_SUFFIXES.values())
+
+HEAD_BYTES = 512
+"""Bytes at the start of a file that `identify_bytes` needs."""
+
+
+class SpecialFileError(OSError):
+    """A pipe, a socket or a device where a file is expected."""
+
+
+class ImageFormat(NamedTuple):
+    """A format told by a file's first bytes."""
+
+    name: str
+    """Pillow's name of the format, `DICOM`, or the common name of one that cannot be read, such as `HEIC`."""
+    readable: bool
+
+
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (  # regular expressions at the first byte
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"II\*\0|MM\0\*|II\0\*|MM\*\0|II\+\0\x08\0|MM\0\+\0\x08", "TIFF"),
+    (rb"RIFF....WEBP", "WEBP"),
+    (rb"BM.{12}(?:\x0c|\x10|\x28|\x34|\x38|\x40|\x6c|\x7c)\0\0\0", "BMP"),
+    (rb"P[1-6][ \t\r\n]+(?:#|\d)|P[Ff]\s+\d", "PPM"),
+    (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
+    (rb"qoif", "QOI"),
+    (rb"8BPS\0\x01", "PSD"),
+    (rb"\x01\xda[\0\x01][\x01\x02]\0[\x01-\x03]", "SGI"),
+    (rb"\x59\xa6\x6a\x95", "SUN"),
+    (rb"\x0a[\0\x02\x03\x05][\0\x01][\x01\x02\x04\x08]", "PCX"),
+    (rb"\0\0\x01\0[^\0]\0..[^\0]?\0[\0\x01]\0", "ICO"),
+    (rb"icns\0", "ICNS"),
+    (rb"DanM|LinS", "MSP"),
+    (rb"/\* XPM \*/", "XPM"),
+    (rb"\s*#define[ \t]+\w*_?width[ \t]+\d", "XBM"),
+    (rb".{128}DICM", "DICOM"),
+)
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (rb"%!PS|\x04%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
+    (rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", "HEIC"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (rb"II\xbc\x01", "JPEG XR"),
+    (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "WMF or EMF"),
+    (rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]", "SVG"),
+    (rb"....ftypcrx |FUJIFILMCCD-RAW|IIU\0|II(?:RO|RS)|MMOR|\0MRM|FOVb", "camera raw"),
+    (rb"\x76\x2f\x31\x01", "OpenEXR"),
+    (rb"#\?(?:RADIANCE|RGBE)", "Radiance HDR"),
+    (rb"SIMPLE  =", "FITS"),
+    (rb"\x89HDF\r\n\x1a\n", "HDF5"),
+    (rb"NRRD000\d", "NRRD"),
+    (rb".{344}(?:n\+1|ni1)\0", "NIfTI"),
+    (rb"ObjectType\s*=\s*Image|NDims\s*=\s*\d", "MetaImage"),
+    (rb"ZISRAWFILE", "CZI"),
+    (rb"gimp xcf", "XCF"),
+    (rb"AT&TFORM....DJV", "DjVu"),
+    (rb"DDS \x7c\0\0\0|BLP[12]|FTEX", "game texture"),
+    (rb"BPG\xfb", "BPG"),
+    (rb"FLIF", "FLIF"),
+)
+_READABLE = tuple((re.compile(pattern, re.DOTALL), ImageFormat(name, True)) for pattern, name in _SIGNATURES)
+_UNREADABLE = tuple((re.compile(pattern, re.DOTALL), ImageFormat(name, False)) for pattern, name in _OTHERS)
+_RAW_SUFFIXES = frozenset(
+    {".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".nef", ".nrw", ".pef", ".raw", ".rwl", ".srw"}
+)
+_VALUE_REPRESENTATIONS = frozenset(
+    b"AE AS AT CS DA DS DT FL FD IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
+)
+_LONG_REPRESENTATIONS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5, table 7.1-1
+
+
+def has_image_suffix(name: str) -> bool:
+    """Return True where a file name ends with the suffix of a format that can be read, in any case."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+
+
+def open_regular_file(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; never waits for a pipe and never opens a device.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        SpecialFileError: it is a pipe, a socket or a device.
+        OSError: it cannot be opened.
+    """
+    if not stat.S_ISDIR(mode := os.stat(path).st_mode) and not stat.S_ISREG(mode):  # noqa: PTH116
+        raise SpecialFileError(f"{path} is not a regular file")
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def identify_file(path: str | Path) -> ImageFormat | None:
+    """Identify a file's image format by its first bytes; None where it is none that is known.
+
+    None also for what is no regular file or cannot be opened.
+    """
+    try:
+        with open_regular_file(path) as file:
+            return identify_bytes(file.read(HEAD_BYTES), os.path.splitext(path)[1])  # noqa: PTH122
+    except (OSError, ValueError):
+        return None
+
+
+def identify_bytes(head: bytes, suffix: str = "") -> ImageFormat | None:
+    """Identify an image format by the first `HEAD_BYTES` bytes of a file; None where they are of no known one.
+
+    The suffix decides only what the bytes leave open: TGA, which has no signature, and camera raw, which is TIFF with a
+    preview in the place of the picture.
+    """
+    suffix = suffix.lower()
+    for pattern, image_format in _READABLE:
+        if pattern.match(head):
+            is_raw = image_format.name == "TIFF" and (suffix in _RAW_SUFFIXES or head[8:10] == b"CR")
+            return ImageFormat("camera raw", False) if is_raw else image_format
+    if head[4:8] == b"ftyp":  # ISO media: the brands tell AVIF from HEIC, and both from films
+        brands = head[8 : int.from_bytes(head[:4], "big")]
+        if {b"avif", b"avis"} & {brands[i : i + 4] for i in range(0, len(brands), 4)}:
+            return ImageFormat("AVIF", True)
+    for pattern, image_format in _UNREADABLE:
+        if pattern.match(head):
+            return image_format
+    if any(_starts_like_dicom(head, order, explicit) for order in "<>" for explicit in (True, False)):
+        return ImageFormat("DICOM", True)
+    return ImageFormat("TGA", True) if suffix in PILLOW_SUFFIXES["TGA"] and head else None
+
+
+def _starts_like_dicom(head: bytes, order: str, explicit: bool) -> bool:
+    """Return True where `head` begins with three DICOM elements in rising order: a data set without its preamble."""
+    place, last = 0, 0
+    for count in range(3):
+        if place + 12 > len(head):
+            return count >= 2
+        group, element = struct.unpack_from(f"{order}HH", head, place)
+        tag = group << 16 | element
+        if tag <= last or group not in (0x0002, 0x0008, 0x0010, 0x0018, 0x0020, 0x0028) or (not last and group > 8):
+            return False
+        size = 8
+        if explicit:
+            representation = head[place + 4 : place + 6]
+            if representation not in _VALUE_REPRESENTATIONS:
+                return False
+            size = 12 if representation in _LONG_REPRESENTATIONS else 8
+            (length,) = (
+                struct.unpack_from(f"{order}L", head, place + 8)
+                if size == 12
+                else struct.unpack_from(f"{order}H", head, place + 6)
+            )
+        else:
+            (length,) = struct.unpack_from(f"{order}L", head, place + 4)
+        if length % 2 and length != 0xFFFFFFFF:
+            return False
+        place, last = place + size + length, tag
+    return True
