@@ -1,0 +1,125 @@
+"""Reading text files that people give: lists of paths and tables, in whatever encoding they were saved.
+
+The rule: a byte order mark decides (UTF-8, UTF-16, UTF-32); else UTF-8 where all bytes fit; else UTF-16 where every
+second byte is zero; else Windows-1252, of which Latin-1's letters are a part, where each other byte is one of its
+letters or typographic signs and no three of them stand in a row, as they would in Cyrillic, Greek or Asian encodings.
+What fits none is refused with the byte and its line. No surrogate ever comes out.
+"""
+
+import codecs
+import re
+import unicodedata
+from pathlib import Path
+
+from convnext_cli.errors import DataError
+
+UTF_8 = "UTF-8"
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig", UTF_8),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),  # before UTF-16, whose mark is the beginning of it
+    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+)
+_SIGNS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u20ac\xa0\xd7°±²³µ§ªº½¼¾"
+_REMEDY = "Save it as UTF-8"
+
+
+def read_text(path: Path, remedy: str = _REMEDY) -> tuple[str, str]:
+    """Read a text file; return its text and the name of its encoding.
+
+    Raises:
+        DataError: it cannot be read, or its encoding is not known.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}", remedy) from error
+    return decode_text(raw, str(path))
+
+
+def decode_text(raw: bytes, source: str) -> tuple[str, str]:
+    """Decode text by the rule above; return it and the name of its encoding.
+
+    Args:
+        raw: the bytes of a whole file.
+        source: its name, for the message.
+
+    Raises:
+        DataError: the encoding is not known.
+    """
+    for mark, codec, name in _MARKS:
+        if raw.startswith(mark):
+            try:
+                return raw.decode(codec).removeprefix("\ufeff"), name
+            except UnicodeDecodeError as error:
+                raise _refuse(raw, source, error.start, f"it begins as {name} and is not") from error
+    if b"\0" in raw:
+        for codec, zeros in (("utf-16-le", raw[1::2]), ("utf-16-be", raw[::2])):
+            if len(raw) % 2 == 0 and zeros.count(0) > 0.5 * len(zeros):
+                try:
+                    text = raw.decode(codec)
+                except UnicodeDecodeError:
+                    continue
+                if "\0" not in text:
+                    return text, "UTF-16"
+        raise _refuse(raw, source, raw.index(0), "it holds zero bytes, so it is no text")
+    try:
+        return raw.decode("utf-8"), UTF_8
+    except UnicodeDecodeError as error:
+        first = error.start
+    strange = re.search(rb"[\x80-\xff]{3,}|[\x81\x8d\x8f\x90\x9d]", raw)
+    if strange is None:
+        text = raw.decode("cp1252")
+        if all(sign.isalpha() or sign in _SIGNS for sign in set(text) if not sign.isascii()):
+            return text, "Windows-1252"
+    raise _refuse(raw, source, first, "it is neither UTF-8, UTF-16 nor Windows-1252")
+
+
+def decode_name(name: str) -> str:
+    """Return a file or folder name as text; bytes that are not UTF-8 are read by the rule above, or written in hex."""
+    if not any("\udc80" <= sign <= "\udcff" for sign in name):
+        return name
+    raw = name.encode("utf-8", "surrogateescape")
+    try:
+        return decode_text(raw, "a name")[0]
+    except DataError:
+        return raw.decode("utf-8", "backslashreplace")
+
+
+def normalise_name(name: str) -> str:
+    """Return a name in the one form of all names that print alike.
+
+    NFC; every run of blanks, non-breaking ones too, as one space; none at its ends; nothing that has no width.
+    """
+    if name.isascii() and name.strip() == name and "  " not in name and name.isprintable():
+        return name
+    composed = unicodedata.normalize("NFC", decode_name(name))
+    return " ".join(composed.translate(_NO_WIDTH).split()) or decode_name(name)
+
+
+def fold_name(name: str) -> str:
+    """Return the form by which names that differ in case, hyphens or width alone are found to be alike."""
+    folded = unicodedata.normalize("NFKC", normalise_name(name)).casefold()
+    return re.sub(r"[\s_\-\u2010-\u2015]+", " ", folded).strip()
+
+
+def find_name(name: str, known: "tuple[str, ...] | list[str]") -> int | None:
+    """Return the place of a name among known ones, in whatever normal form either is written; None where it is none.
+
+    The very name comes before one in another form.
+    """
+    if name in known:
+        return known.index(name)
+    wanted = normalise_name(name)
+    return next((place for place, other in enumerate(known) if normalise_name(other) == wanted), None)
+
+
+_NO_WIDTH = dict.fromkeys((0x200B, 0x2060, 0xFEFF, 0xAD))
+
+
+def _refuse(raw: bytes, source: str, place: int, why: str) -> DataError:
+    line = raw.count(b"\n", 0, place) + 1
+    return DataError(
+        f"{source} cannot be read as text: byte 0x{raw[place]:02x} in line {line} (byte {place + 1}); {why}", _REMEDY
+    )
