@@ -4,8 +4,9 @@ One SQLite file for each data folder and each way of preparing its images. SQLit
 several runs at once and under a kill. It keeps a journal and no write-ahead log: measured, that writes pictures once
 instead of twice, and it leaves one file a set, so that the set unused for longest is removed by removing its file.
 
-An image is known by path, size, time of change, Pillow's version and the rules of decoding. The cache never fails a
-run: what cannot be read is decoded again, what cannot be written is not kept, and `trouble` says why.
+An image is known by the content of its file (`contents.py` has the rule and its price), Pillow's version and the rules
+of decoding. The cache never fails a run: what cannot be read is decoded again, what cannot be written is not kept, and
+`trouble` says why.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from convnext_cli.data.contents import make_key, open_digests
 from convnext_cli.data.decode import RULES, Pixels
 from convnext_cli.files import find_cache
 
@@ -38,7 +40,7 @@ _PAGE = 16384  # bytes; the largest part of a picture fits into few pages
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (root TEXT, purpose TEXT);
 CREATE TABLE IF NOT EXISTS pictures (
-    path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, height INTEGER, width INTEGER, crc INTEGER, pixels BLOB
+    content BLOB PRIMARY KEY, height INTEGER, width INTEGER, crc INTEGER, pixels BLOB
 );
 """
 
@@ -71,7 +73,9 @@ class Pictures:
         self.root, self.make = root, make
         self.store = _Store(root, purpose) if keep else None
         if self.store is not None:
+            self.digests = open_digests(root)
             weakref.finalize(self, self.store.close)
+            weakref.finalize(self, self.digests.flush)
 
     @property
     def trouble(self) -> str | None:
@@ -85,30 +89,33 @@ class Pictures:
             ImageError: as `make` does.
         """
         file = self.root / path
-        if self.store is None:
+        if self.store is None or not self.store.is_open:
             return self.make(file)
-        try:
-            status = file.stat()
-        except OSError:
+        content = make_key(self.digests, path)
+        if content is None:
             return self.make(file)  # which says what is wrong
-        key = (os.fsencode(path), status.st_size, status.st_mtime_ns)
-        found = self.store.find(*key)
-        if found is None:
-            found = self.make(file)
-            self.store.keep(*key, found)
-        return found
+        pixels = self.store.find(content)
+        if pixels is None:
+            pixels = self.make(file)
+            if make_key(self.digests, path) == content:  # not where the file was changed meanwhile
+                self.store.keep(content, pixels)
+        return pixels
 
     def flush(self) -> None:
         """Writes what is still waiting to be kept."""
         if self.store is not None:
             self.store.flush()
+            self.digests.flush()
 
 
 class _Store:
     """The SQLite file of one set."""
 
     def __init__(self, root: Path, purpose: str) -> None:
-        self.about = str(root.resolve()), f"{purpose}; decoded by rules {RULES} and Pillow {PIL.__version__}"
+        self.about = (
+            str(root.resolve()),
+            f"{purpose}; by content, rules {RULES} and Pillow {PIL.__version__}",
+        )
         name = hashlib.blake2b(os.fsencode("\0".join(self.about)), digest_size=12).hexdigest()
         self.path = _folder() / f"{name}.sqlite"
         self.trouble: str | None = None
@@ -120,14 +127,19 @@ class _Store:
         with self._guarded():
             self._open()
 
-    def find(self, path: bytes, size: int, changed: int) -> Pixels | None:
-        """The picture, where one is kept of just this file and is whole."""
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a file to read from."""
+        return self._connection is not None
+
+    def find(self, content: bytes) -> Pixels | None:
+        """Return the picture, where one is kept of a file with this content and is whole."""
         row = None
         with self._guarded():
             self._touch()
             if self._connection is not None:
-                query = "SELECT height, width, crc, pixels FROM pictures WHERE path = ? AND size = ? AND changed = ?"
-                row = self._connection.execute(query, (path, size, changed)).fetchone()
+                query = "SELECT height, width, crc, pixels FROM pictures WHERE content = ?"
+                row = self._connection.execute(query, (content,)).fetchone()
         if row is None:
             return None
         height, width, crc, pixels = row
@@ -138,7 +150,7 @@ class _Store:
             return np.asarray(Image.fromarray(flat.reshape(height, width)).convert("RGB"))
         return flat.reshape(height, width, 3)
 
-    def keep(self, path: bytes, size: int, changed: int, picture: Pixels) -> None:
+    def keep(self, content: bytes, picture: Pixels) -> None:
         """Keeps a picture; a grey one in a third of the space."""
         if self.trouble:
             return
@@ -147,7 +159,7 @@ class _Store:
         is_grey = np.array_equal(grey, picture[..., 1]) and np.array_equal(grey, picture[..., 2])
         pixels = np.ascontiguousarray(grey if is_grey else picture).tobytes()
         with self._lock:
-            self._waiting[path] = (path, size, changed, height, width, _sum(height, width, pixels), pixels)
+            self._waiting[content] = (content, height, width, _sum(height, width, pixels), pixels)
             self._bytes += len(pixels)
             if self._bytes >= PENDING:
                 self.flush()
@@ -165,7 +177,7 @@ class _Store:
                 )
                 return
             with self._connection as connection:
-                connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         """Writes what is waiting and lets go of the file."""

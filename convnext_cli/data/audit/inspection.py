@@ -4,30 +4,31 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext_cli.data.contents import ContentDigests, make_key, open_digests
 from convnext_cli.data.decode import RULES, read_image
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.files import find_cache, replace_file
 from convnext_cli.progress import Progress
 
-VERSION = 100 + RULES  # the hundreds are raised when the measures change
+VERSION = 200 + RULES  # the hundreds are raised when the measures change
 THUMB = 12  # side of the thumbnail that near duplicates are first compared by
 PART = 32  # images that a thread takes at a time
 AHEAD = 4  # parts waiting
 
 MEASURES = np.dtype(
     [
-        ("signature", "u8"),  # of path, size and time of change; decides whether the rest still holds
+        ("signature", "u8"),  # of the file's content; decides whether the rest still holds. 0: the file cannot be read
         ("digest", "u8", 2),  # of the decoded pixels and their shape
         ("hash", "u8"),  # perceptual: signs of the 8 x 8 lowest frequencies
         ("width", "u4"),
@@ -63,37 +64,60 @@ class Inspection:
 
 
 def inspect_images(index: Index, *, threads: int) -> Iterator[Progress | Inspection]:
-    """Decodes what is new or has changed since the last time, and yields progress, then the measures.
+    """Measure the images whose content is not known yet, and yield progress, then the measures.
 
-    Images are known by path, size and time of change. The measures lie in the cache folder, one file a data folder.
+    Images are known by their content (`data/contents.py`). The measures lie in the cache folder, a file for each data
+    folder.
     """
-    signatures = np.fromiter((_sign(index.root, path) for path in index.paths), np.uint64, len(index))
     store = _Store(index.root)
-    measures, notes = store.read(signatures)
+    old, notes = store.read()
+    known = {int(row["signature"]): place for place, row in enumerate(old) if row["readable"] and row["signature"]}
     places = {note: place for place, note in enumerate(notes)}
-    rows = np.flatnonzero(measures["readable"] == 0)
-    done = len(index) - len(rows)
-    waiting: deque[tuple[NDArray[np.int64], Future[list[tuple[Any, str]]]]] = deque()
+    digests = open_digests(index.root)
+    measures = np.zeros(len(index), MEASURES)
+    rows = np.arange(len(index))
+    waiting: deque[tuple[NDArray[np.int64], Future[list[_Row]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
         for part in [*(rows[start : start + PART] for start in range(0, len(rows), PART)), *[rows[:0]] * AHEAD]:
-            waiting.append((part, pool.submit(_measure_rows, index, part)))
+            waiting.append((part, pool.submit(_measure_rows, index, part, digests, known)))
             if len(waiting) <= AHEAD:
                 continue
             ready, future = waiting.popleft()
-            for row, (values, note) in zip(ready, future.result(), strict=True):
-                values["signature"] = measures["signature"][row]
+            for row, (signature, values, note) in zip(ready, future.result(), strict=True):
+                if values is None:
+                    measures[row] = old[known[signature]]
+                    continue
+                values["signature"] = signature
                 values["note"] = places.setdefault(note, len(places))
                 measures[row] = values
-            done += len(ready)
-            yield Progress(done=done, total=len(index), what="images checked")
-    found = Inspection(measures=measures, notes=tuple(places))
-    if len(rows):
-        store.keep(found)
-    yield found
+            if len(ready):
+                yield Progress(done=int(ready[-1]) + 1, total=len(index), what="images checked")
+    inspection = Inspection(measures=measures, notes=tuple(places))
+    digests.flush()
+    if not np.array_equal(measures, old):
+        store.keep(inspection)
+    yield inspection
 
 
-def _measure_rows(index: Index, rows: NDArray[np.int64]) -> list[tuple[Any, str]]:
-    return [_measure(index.root / index.paths[row]) for row in rows]
+_Row: TypeAlias = "tuple[int, Any | None, str]"
+"""A signature; the measures, or None where they are known; and their note."""
+
+
+def _measure_rows(
+    index: Index, rows: NDArray[np.int64], digests: ContentDigests, known: Mapping[int, int]
+) -> list[_Row]:
+    measured: list[_Row] = []
+    for row in rows:
+        path = index.paths[row]
+        key = make_key(digests, path)
+        signature = _sign(key) if key else 0
+        if signature in known:
+            measured.append((signature, None, ""))
+            continue
+        values, note = _measure(index.root / path)
+        is_same = make_key(digests, path) == key  # or the file was changed meanwhile
+        measured.append((signature if is_same else 0, values, note))
+    return measured
 
 
 def _measure(path: Path) -> tuple[Any, str]:
@@ -128,13 +152,8 @@ def hash_picture(grey: NDArray[np.float32]) -> np.uint64:
     return np.uint64(_BITS[bits].sum())
 
 
-def _sign(root: Path, path: str) -> int:
-    try:
-        status = os.stat(root / path)  # noqa: PTH116
-    except OSError:
-        return 0
-    what = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
-    return int.from_bytes(hashlib.blake2b(os.fsencode(what), digest_size=8).digest(), "little") or 1
+def _sign(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") or 1
 
 
 class _Store:
@@ -144,25 +163,15 @@ class _Store:
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
         self.path = find_cache() / "audit" / f"{name}.npz"
 
-    def read(self, signatures: NDArray[np.uint64]) -> tuple[NDArray[Any], list[str]]:
-        """The measures of images with these signatures, zeros where none are known; and the notes they refer to."""
-        old, notes = np.zeros(0, MEASURES), []
+    def read(self) -> tuple[NDArray[Any], list[str]]:
+        """Return the measures that were kept, none where there are none; and the notes that they refer to."""
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                if int(saved["version"]) == VERSION and (found := saved["measures"]).dtype == MEASURES:
-                    old, notes = found, list(json.loads(str(saved["notes"])))
+                if int(saved["version"]) == VERSION and (kept := saved["measures"]).dtype == MEASURES:
+                    return kept, list(json.loads(str(saved["notes"])))
         except Exception:  # no file, or a damaged one, for which zipfile and NumPy raise a dozen kinds
-            old, notes = np.zeros(0, MEASURES), []
-        if np.array_equal(old["signature"], signatures):
-            return old, notes
-        measures = np.zeros(len(signatures), MEASURES)
-        measures["signature"] = signatures
-        if len(old):
-            order = np.argsort(old["signature"])
-            place = order[np.searchsorted(old["signature"], signatures, sorter=order).clip(max=len(old) - 1)]
-            same = old["signature"][place] == signatures
-            measures[same] = old[place[same]]
-        return measures, notes
+            return np.zeros(0, MEASURES), []
+        return np.zeros(0, MEASURES), []  # of another version
 
     def keep(self, found: Inspection) -> None:
         """Saves for the next time; where that is not possible, the next time takes as long as this one."""
