@@ -100,7 +100,7 @@ def finetune(
     **settings: Any,
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
-    from convnext_cli.recipes.plan import read_plan
+    from convnext_cli.recipes.plan import carry_over, read_choices, read_plan
     from convnext_cli.recipes.rules import Choice
     from convnext_cli.training.preparation import Request
 
@@ -108,9 +108,10 @@ def finetune(
         from convnext_cli.training.launcher import launch
 
         raise typer.Exit(launch(devices))
-    planned_model, planned_weights, planned = read_plan(config) if config else (None, None, {})
-    choices = {name: Choice(value=value, source="plan") for name, value in planned.items()}
-    choices |= {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
+    planned_model, planned_weights, _ = read_plan(config) if config else (None, None, {})
+    choices = {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
+    if config:
+        choices = carry_over(read_choices(config), choices, same_model=model in (None, planned_model))
     request = Request(
         data=data,
         audit=audit,

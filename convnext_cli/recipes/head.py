@@ -26,5 +26,5 @@ def check_head(model: Architecture | None, given: Mapping[str, Choice]) -> None:
             "Leave --head out, or choose another model",
         )
     width = given.get("head_hidden_size")
-    if width is not None and width.source != "plan" and not hidden:
+    if width is not None and width.source == "flag" and not hidden:
         raise UsageError("head_hidden_size has no effect with the linear head", "Add --head mlp, or leave it out")

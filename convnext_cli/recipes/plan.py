@@ -1,8 +1,10 @@
 """A plan: a model and every setting with the reason for its value. A file that a person can read and edit."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,25 +68,25 @@ class Plan:
         return replace(self, settings={**self.settings, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:
-        """Return the plan as TOML, each setting's help, source and reason as a comment. `read_plan` reads it.
+        """Return the plan as TOML: values with their help, then the reason of each. `read_choices` reads it back.
 
         Raises:
             UsageError: a text is not Unicode (a file name in another encoding), which TOML cannot hold.
         """
         lines = [
-            "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags win over it.",
+            "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags override it.",
             _to_toml("model", self.model),
             _to_toml("weights", self.weights),
             "",
             "[settings]",
         ]
         for name, (_, setting) in describe_settings().items():
+            lines += [f"# {setting.help.removesuffix('.')}.", _to_toml(name, self.settings[name].value)]
+        lines += ["", "[reasons]  # of the values above; a value that is edited loses its reason"]
+        for name in describe_settings():
             choice = self.settings[name]
-            because = f" ({choice.reason})" if choice.reason else ""
-            lines += [
-                f"# {setting.help} From {choice.source}{because}.",
-                _to_toml(name, choice.value),
-            ]
+            fields = {"value": choice.value, "source": choice.source, "reason": choice.reason}
+            lines.append(f"{name} = {{ {', '.join(_to_toml(*field) for field in fields.items())} }}")
         return "\n".join(lines) + "\n"
 
 
@@ -96,42 +98,137 @@ def _to_toml(name: str, value: Any) -> str:
 
 
 def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
-    """Reads a plan file: the model and the weights where it names them, and its settings.
+    """Read a plan file: the model and the weights where it names them, and its settings.
 
     Raises:
-        UsageError: it cannot be read, or holds keys or values that are none of ours; all are named.
+        UsageError: it cannot be read, or holds unknown keys or values; all are named.
+    """
+    raw = _read_tables(path)
+    return raw.get("model"), raw.get("weights"), raw.get("settings", {})
+
+
+def read_choices(path: Path) -> dict[str, Choice]:
+    """Read a plan file's settings with their sources and reasons.
+
+    The source is `plan` where the file records none, where the value was edited since, and where the source named a
+    flag: that flag was another command's.
+
+    Raises:
+        UsageError: as `read_plan`.
+    """
+    raw = _read_tables(path)
+    recorded = raw.get("reasons", {})
+    return {name: _restore(value, recorded.get(name)) for name, value in raw.get("settings", {}).items()}
+
+
+def read_reasons(path: Path) -> dict[str, str]:
+    """Read where each setting of a plan file comes from, as text; empty where the file does not say.
+
+    Plans of version 0.1.0 have it in the comment above each setting.
+
+    Raises:
+        UsageError: as `read_plan`.
+        OSError: the file cannot be read.
+    """
+    if "reasons" in _read_tables(path):
+        choices = read_choices(path).items()
+        return {name: f"{found.source} ({found.reason})" if found.reason else found.source for name, found in choices}
+    reasons = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for comment, line in pairwise(lines):
+        name = line.partition(" =")[0]
+        if name in describe_settings() and (reason := re.search(r"^#.* From (.+)\.$", comment)):
+            reasons[name] = reason[1]
+    return reasons
+
+
+def carry_over(planned: Mapping[str, Choice], flags: Mapping[str, Choice], *, same_model: bool) -> dict[str, Choice]:
+    """Return a plan file's choices with flags over them; a reason that a flag contradicts is replaced.
+
+    Args:
+        planned: what the plan file holds.
+        flags: what the command line holds.
+        same_model: False where the command line names another model than the plan.
+    """
+    changed = {name for name, choice in flags.items() if name in planned and planned[name].value != choice.value}
+    changed |= set() if same_model else {"model"}
+
+    def explain(name: str, choice: Choice) -> Choice:
+        causes = [cause for cause in _DEPENDENCIES.get(name, ()) if cause in changed]
+        if not causes or choice.source in ("plan", "default"):
+            return choice
+        others = ", ".join(
+            f"{cause} {planned[cause].value}" if cause in planned else f"another {cause}" for cause in causes
+        )
+        return Choice(value=choice.value, source="plan", reason=f"chosen for {others}")
+
+    return {name: explain(name, choice) for name, choice in planned.items()} | dict(flags)
+
+
+# Settings whose reasons are about the value of another setting, or about the model.
+_DEPENDENCIES = {
+    "lr": ("model", "batch_size"),
+    "min_lr": ("lr",),
+    "layer_decay": ("model",),
+    "drop_path": ("model",),
+    "batch_size": ("epochs",),
+    "micro_batch_size": ("model", "batch_size", "image_size", "grad_checkpointing"),
+    "grad_checkpointing": ("model", "batch_size", "image_size"),
+    "image_size": ("model",),
+}
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    """Read and check a plan file.
+
+    Raises:
+        UsageError: it cannot be read, or holds unknown keys or values; all are named.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the plan {path}: {error}", "Give a TOML file as `finetune` writes it") from error
-    keys = ("model", "weights", "settings")
-    unknown = [f"{key!r} is no key of a plan. {suggest(key, keys)}".rstrip() for key in raw if key not in keys]
+    kinds = {"model": str, "weights": str, "settings": dict, "reasons": dict}
+    unknown = [f"{key!r} is no key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
     if unknown:
-        raise UsageError("; ".join(unknown), f"A plan has {', '.join(keys)}")
-    kinds = {"model": str, "weights": str, "settings": dict}
+        raise UsageError("; ".join(unknown), f"A plan has {', '.join(kinds)}")
     wrong = [
         f"{key} must be a {'table' if kinds[key] is dict else 'text'}"
         for key in raw
         if not isinstance(raw[key], kinds[key])
     ]
+    wrong += (
+        [
+            f"reasons.{name} must have value, source and reason"
+            for name, row in raw.get("reasons", {}).items()
+            if not _is_reason(row)
+        ]
+        if not wrong
+        else []
+    )
     if wrong:
         raise UsageError("; ".join(wrong), "A plan is what `recommend -o` writes")
     check_settings(raw.get("settings", {}))
-    return raw.get("model"), raw.get("weights"), raw.get("settings", {})
+    return raw
 
 
-def read_reasons(path: Path) -> dict[str, str]:
-    """Where each setting of a plan file comes from and why, as its comment says; nothing where somebody removed it."""
-    found = {}
-    comment = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name = line.partition(" =")[0]
-        if line.startswith("# "):
-            comment = line
-        elif (known := describe_settings().get(name)) and comment.startswith(start := f"# {known[1].help} From "):
-            found[name] = comment.removeprefix(start).removesuffix(".")
-    return found
+def _is_reason(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"value", "source", "reason"}
+        and all(isinstance(row[key], str) for key in ("source", "reason"))
+    )
+
+
+def _restore(value: Any, recorded: Mapping[str, Any] | None) -> Choice:
+    if recorded is None:
+        return Choice(value=value, source="plan")
+    source, reason = recorded["source"], recorded["reason"]
+    if value != recorded["value"]:
+        return Choice(value=value, source="plan", reason=f"edited; it was {recorded['value']} (from {source})")
+    if source in ("flag", AUTO):
+        return Choice(value=value, source="plan", reason=reason or f"a {source} of the command that made the plan")
+    return Choice(value=value, source=source, reason=reason)
 
 
 def make_plan(
@@ -163,7 +260,7 @@ def make_plan(
     check_settings({name: choice.value for name, choice in given.items()})
     preset = take_preset(augment or USUAL_AUGMENTATION)
     if augment is not None:
-        given = {name: choice for name, choice in given.items() if name not in preset or choice.source != "plan"}
+        given = {name: choice for name, choice in given.items() if name not in preset or choice.source == "flag"}
     chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
     chosen["image_size"] = find_image_size(tag)
     chosen |= preset

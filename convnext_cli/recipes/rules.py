@@ -181,7 +181,8 @@ def shorten_warmup(warmup: Choice, epochs: int) -> Choice:
     longest = epochs / 10
     if warmup.value <= longest or warmup.source in ("flag", "plan"):
         return warmup
-    why = f"a tenth of {epochs} epochs; {warmup.source} has {warmup.value:g}"
+    origin = "the plan" if warmup.source == "rule" else warmup.source
+    why = f"a tenth of {epochs} epochs; {origin} has {warmup.value:g}"
     return Choice(value=longest, source="rule", reason=why)
 
 

@@ -18,7 +18,7 @@ from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, 
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.head import check_head
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
-from convnext_cli.recipes.plan import Plan, make_plan, read_plan
+from convnext_cli.recipes.plan import Plan, make_plan, read_choices, read_plan
 from convnext_cli.recipes.recipe import (
     DEFAULT_RECIPE,
     RECIPES,
@@ -267,12 +267,13 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
             f"{path} has finished: there is nothing to continue",
             f"`convnext eval {path}` says how good it is; --config {run.plan} repeats it with other settings",
         )
-    model, weights, values = read_plan(run.plan)
+    model, weights, _ = read_plan(run.plan)
     if model is None:
         raise RunError(f"{run.plan} names no model", "Begin anew with another --output")
     architecture, tag = find_model(model)
-    settings = default_settings() | values
-    if missing := [name for name in describe_settings() if name not in settings]:
+    choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
+    choices |= read_choices(run.plan)
+    if missing := [name for name in describe_settings() if name not in choices]:
         raise RunError(f"{run.plan} lacks {', '.join(missing)}", "Begin anew with another --output")
     index = run.read_split()
     if request.data is not None:
@@ -290,7 +291,7 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
         plan=Plan(
             model=model,
             weights=weights or "auto",
-            settings={name: Choice(value=settings[name], source="plan") for name in describe_settings()},
+            settings={name: choices[name] for name in describe_settings()},
         ),
         images=digest_images(index),
         weak_validation=explain_weak_validation(index),

@@ -10,7 +10,7 @@ from convnext_cli.files import write_text
 from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
 from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batch, training_bytes, training_seconds
 from convnext_cli.recipes.machine import machine_with
-from convnext_cli.recipes.plan import Plan, make_plan, read_plan
+from convnext_cli.recipes.plan import Plan, carry_over, make_plan, read_choices, read_plan, read_reasons
 from convnext_cli.recipes.recipe import RECIPES, check_settings, describe_settings
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import (
@@ -115,6 +115,59 @@ def test_a_name_that_no_plan_can_hold_is_refused(name: str) -> None:
         plan_for("convnext_atto", weights="\udcff.pth").to_toml()
 
 
+def test_a_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    plan = plan_for("convnext_small", epochs=4, exclude="of/\U0001f600.txt")
+    path.write_text(plan.to_toml())
+    choices = read_choices(path)
+    flags = {"epochs", "exclude"}
+    assert {name: choices[name] for name in choices if name not in flags} == {
+        name: choice for name, choice in plan.settings.items() if name not in flags
+    }
+    assert choices["epochs"] == Choice(value=4, source="plan", reason="a flag of the command that made the plan")
+    assert read_plan(path)[2]["exclude"] == "of/\U0001f600.txt"
+    again = make_plan(*find_model(plan.model), images=6000, given=choices)
+    assert {name: again.settings[name] for name in choices} == choices
+    assert read_reasons(path)["image_size"] == "rule (the input size of in12k_ft_in1k)"
+
+
+def test_an_edited_value_loses_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(plan_for("convnext_small").to_toml().replace("\nweight_decay = 0.05\n", "\nweight_decay = 0.1\n"))
+    edited = read_choices(path)["weight_decay"]
+    assert edited == Choice(value=0.1, source="plan", reason="edited; it was 0.05 (from specification 3.3)")
+
+
+def test_a_flag_replaces_the_reasons_that_it_contradicts(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    plan = plan_for("convnext_small")
+    path.write_text(plan.to_toml())
+    batch = {"batch_size": Choice(value=32, source="flag")}
+    merged = carry_over(read_choices(path), batch, same_model=True)
+    assert merged["lr"] == Choice(value=plan.recipe.lr, source="plan", reason="chosen for batch_size 128")
+    assert merged["weight_decay"].source == "specification 3.3"
+    same = carry_over(read_choices(path), {"batch_size": Choice(value=128, source="flag")}, same_model=True)
+    assert same["lr"].source == plan.settings["lr"].source
+    other = carry_over(read_choices(path), {}, same_model=False)
+    assert other["image_size"].reason == "chosen for another model"
+
+
+def test_plans_of_version_0_1_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        'model = "test_convnext"\nweights = "auto"\n\n[settings]\n'
+        "# Passes over the training images. From specification 5, small (3.2 has 300; a note (here)).\nepochs = 3\n"
+        "# Training images are turned by at most this, either way; 0 is off From augmentation light.\nrotation = 0.0\n"
+        "lr = 0.001\n"
+    )
+    assert {name: choice.value for name, choice in read_choices(path).items()} == read_plan(path)[2]
+    assert {choice.source for choice in read_choices(path).values()} == {"plan"}
+    assert read_reasons(path) == {
+        "epochs": "specification 5, small (3.2 has 300; a note (here))",
+        "rotation": "augmentation light",
+    }
+
+
 def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text("[settings]\nlearning_rate = 1\nepochs = -1\nlr = 'fast'\namp = 'fp8'\nbatch_size = 2.5\n")
@@ -133,6 +186,9 @@ def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
         read_plan(path)
     path.write_text("model = 5\nsettings = 3")
     with pytest.raises(UsageError, match="model must be a text; settings must be a table"):
+        read_plan(path)
+    path.write_text("[reasons]\nlr = 3\nepochs = {value = 1, source = 2, reason = ''}")
+    with pytest.raises(UsageError, match=r"reasons\.lr must have value.*reasons\.epochs must"):
         read_plan(path)
     path.write_text("= nothing")
     with pytest.raises(UsageError, match="cannot read the plan"):

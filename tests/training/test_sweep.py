@@ -84,7 +84,7 @@ def test_the_run_has_the_rate_and_its_plan_repeats_it_without_a_test(data: Path,
     assert told is not None
     settings = tomllib.loads(found.plan.read_text())["settings"]
     assert settings["lr"] == told["chosen"]
-    assert "From lr sweep (" in found.plan.read_text()
+    assert 'source = "lr sweep"' in found.plan.read_text()
     assert len(told["lr"]) == len(told["loss"]) <= sweep.MAX_STEPS
     assert found.range_test.stat().st_size > 5000
     log = found.read_log()
