@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.errors import UnknownModelError, UsageError, suggest
-from convnext_cli.models.names import ModelName, parse_name
+from convnext_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
+from convnext_cli.models.names import ModelName, parse_hub_id, parse_name
 
 BUILTIN = "builtin"
 """Name of the weights that come with the package: their tag, and the word that `--weights` takes."""
@@ -170,13 +170,22 @@ def find_tags(architecture: Architecture) -> tuple[Tag, ...]:
 
 
 def find_model(name: str) -> tuple[Architecture, Tag | None]:
-    """The architecture of that name, and the tag it names (without one: the default tag).
+    """Return the architecture of that name, and the tag it names (without one: the default tag).
+
+    timm's ids on the Hub are names too: `timm/NAME`, `hf-hub:timm/NAME`.
 
     Raises:
         UnknownModelError: no such architecture, with the nearest names.
-        UsageError: the architecture exists, the tag does not.
+        UsageError: the architecture exists, the tag does not; or it is an id of another owner.
     """
     catalog = load_catalog()
+    if hub := parse_hub_id(name):
+        owner, name = hub
+        if owner != "timm":
+            raise UsageError(
+                f"{owner}/{name} is not one of timm's models, and only those are fetched from the Hub",
+                f"Fetch it with `hf download {owner}/{name} --local-dir DIR`, then give --weights DIR and its --model",
+            )
     architecture_name, _, tag_name = name.partition(".")
     architecture = catalog.get(architecture_name)
     if architecture is None:
@@ -192,6 +201,38 @@ def find_model(name: str) -> tuple[Architecture, Tag | None]:
         f"{architecture_name} has no weights called {tag_name!r}",
         f"{suggest(tag_name, known)}It has {', '.join(known) or 'none at all'}",
     )
+
+
+def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
+    """Return the model and the weights that are meant where `weights` names timm's own, such as `timm/NAME.TAG`.
+
+    Args:
+        model: what was asked for, or None.
+        weights: `auto`, `none`, `builtin`, a path, or a name or id of timm's weights. What exists is a path.
+
+    Raises:
+        WeightsError: there is nothing at that path, and it is no name of timm's.
+        UsageError: the weights are another model's than `model`.
+    """
+    if weights in ("auto", "none", BUILTIN):
+        return model, weights
+    path = weights.removeprefix("local-dir:")
+    if Path(path).exists():
+        return model, path
+    if not parse_hub_id(weights) and not parse_name(weights):
+        raise WeightsError(
+            f"no weights at {path}", "Give auto, none, builtin, a .safetensors or .pth file, a run folder, or timm/NAME"
+        )
+    try:
+        architecture, tag = find_model(weights)
+    except UsageError as error:
+        raise WeightsError(f"no weights at {path}, and {error.problem}", error.remedy) from error
+    if model is not None:
+        own_architecture, own_tag = find_model(model)
+        has_tag = own_tag is not None and model.rstrip("/").endswith(f".{own_tag.name}")
+        if own_architecture != architecture or (has_tag and own_tag != tag):
+            raise UsageError(f"--weights {weights} are not those of --model {model}", "Leave out one of the two")
+    return (architecture.name if tag is None else f"{architecture.name}.{tag.name}"), "auto"
 
 
 def list_models(

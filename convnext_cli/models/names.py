@@ -43,6 +43,9 @@ _GRAMMAR = re.compile(
 )
 
 
+_HUB = re.compile(r"(?:hf[-_]hub:|https://(?:huggingface\.co|hf\.co)/)?(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)/?")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelName:
     """A name taken apart. `str()` puts it together again."""
@@ -59,6 +62,15 @@ class ModelName:
 
     def __str__(self) -> str:
         return self.architecture if self.tag is None else f"{self.architecture}.{self.tag}"
+
+
+def parse_hub_id(text: str) -> tuple[str, str] | None:
+    """Return owner and name of a repository on the Hugging Face Hub, or None where `text` is no such id.
+
+    Takes `timm/NAME`, `hf-hub:timm/NAME` and `hf_hub:timm/NAME` as timm does, and the repository's address.
+    """
+    match = _HUB.fullmatch(text)
+    return (match["owner"], match["name"]) if match else None
 
 
 def parse_name(name: str) -> ModelName | None:

@@ -1,24 +1,46 @@
 """Where pretrained weights come from, and whether they fit. Never a silent random start."""
 
+import argparse
 import json
 import re
+import warnings
+from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from pickle import UnpicklingError
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from convnext_cli.errors import ConvnextError, WeightsError, shorten_error
 from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.models.conversion import clean_text, convert_names, name_architecture
 
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "state_dict", "model_state_dict", "model",
+    "network", "net", "module", "weights", "params",
+)  # fmt: skip
+"""Where training scripts keep the state dict, averaged weights first, as timm's `load_state_dict` does."""
+_FOLDER_FILES = (
+    HUB_FILE, f"{HUB_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+_OTHER_FORMATS = {
+    b"\x89HDF": "a file of Keras (HDF5)",
+    b"GGUF": "a GGUF file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x08": "an ONNX file",
+    b"version https://": "a Git LFS pointer, not the file itself",
+    b"<": "a web page",
+}
 
 
 def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) -> Path:
@@ -58,36 +80,129 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict from a safetensors file, a PyTorch checkpoint (`weights_only`), or a run folder.
+    """Return a ConvNeXt's tensors under timm's names, from a file or a folder.
+
+    Takes a safetensors file, an index of several (Hugging Face), a PyTorch checkpoint, a run folder, or a Hugging Face
+    folder. Nothing in a checkpoint is run: torch's `weights_only` reader makes tensors and the harmless types of
+    `_list_harmless_types`. Averaged weights (EMA) are preferred, as timm does. `conversion.SCHEMES` names the libraries
+    whose parameter names are known.
 
     Raises:
-        WeightsError: there is no such file, or it holds no state dict.
+        WeightsError: there is no such file, it cannot be read, or it holds no ConvNeXt.
     """
-    if path.is_dir():
-        path = path / HUB_FILE
-    if not path.is_file():
-        raise WeightsError(f"no weights at {path}", "Give a .safetensors or .pth file, or a run folder")
+    path = _find_file(path)
+    found = _read_file(path)
+    while isinstance(found, Mapping) and (key := next((k for k in _WRAPPERS if _holds_tensors(found.get(k))), "")):
+        found = found[key]
+    state = {}
+    if isinstance(found, Mapping):
+        state = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not state:
+        raise WeightsError(f"{path} holds no state dict", "Give a file with parameter names and tensors")
+    converted, _ = convert_names(state, str(path))
+    for name, value in converted.items():
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise WeightsError(f"{path} is quantised: {name} is {kind}", "Give the weights in float32 or float16")
+        if not torch.isfinite(value).all():
+            raise WeightsError(
+                f"{path} holds values that are not finite, in {name}: its training diverged or it is damaged",
+                "Give an earlier checkpoint",
+            )
+    return converted
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(part, Tensor | Mapping) for part in value.values())
+
+
+def _find_file(path: Path) -> Path:
+    """Return the file with the weights: `path`, or the one that a run or a Hugging Face folder keeps them in."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise WeightsError(f"no weights at {path}", "Give a .safetensors or .pth file, or a run folder")
+        return path
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    there = [*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.pt"), *path.glob("*.pth.tar")]
+    if there:
+        names = ", ".join(sorted(file.name for file in there)[:5])
+        raise WeightsError(f"{path} has no {HUB_FILE}, but {names}", "Name one of its files with --weights")
+    raise WeightsError(f"{path} has no {HUB_FILE}", "Give a run that finished an epoch, or a file of weights")
+
+
+def _read_file(path: Path) -> Any:
+    """Return what a file of tensors holds; its first bytes, not its name, say what it is."""
+    remedy = "Give a .safetensors or .pth file that holds a state dict"
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            start = file.read(16)
+        if path.name.endswith(".index.json"):
+            return _read_shards(path)
+        if start[8:9] == b"{":
             from safetensors.torch import load_file
 
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        if other := next((what for magic, what in _OTHER_FORMATS.items() if start.startswith(magic)), ""):
+            raise WeightsError(f"{path} is {other}, not weights of PyTorch", remedy)
+        with torch.serialization.safe_globals(_list_harmless_types()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's words about its own future
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # unpickling, zip and safetensors errors share no base class
-        raise WeightsError(
-            f"{path} cannot be read as weights ({shorten_error(error)})",
-            "Give a .safetensors or .pth file that holds a state dict",
-        ) from error
-    while isinstance(found, dict) and (key := next((k for k in _WRAPPERS if isinstance(found.get(k), dict)), None)):
-        found = found[key]
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items())
-    ):
-        raise WeightsError(f"{path} holds no state dict", "Give a file with parameter names and tensors")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+        if isinstance(error, UnpicklingError) and (names := _list_refused_types(path)):
+            raise WeightsError(
+                f"{path} cannot be read as weights: it holds Python objects ({names}), and making them would run code",
+                "Where it was made, save its tensors alone: torch.save(model.state_dict(), FILE)",
+            ) from error
+        if "TorchScript" in str(error):
+            why = "it is a TorchScript program"
+        elif isinstance(error, OSError) and error.strerror:
+            why = error.strerror
+        else:
+            why = "damaged, cut short, or of another format"
+        raise WeightsError(f"{path} cannot be read as weights ({why})", remedy) from error
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files that a Hugging Face index names; they lie beside it."""
+    try:
+        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is no index of weights", "Give the folder that holds the weights") from error
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        part = path.parent / str(name)
+        if not isinstance(name, str) or Path(name).name != name or not part.is_file():
+            raise WeightsError(f"{path} names {name!r}, which is not beside it", "Copy the whole folder")
+        tensors |= _read_file(part)
+    return tensors
+
+
+def _list_harmless_types() -> list[Any]:
+    """Return the types besides tensors that training scripts save and that run nothing when they are made."""
+    arrays = np._core.multiarray
+    paths = {"PosixPath": PurePosixPath, "PurePosixPath": PurePosixPath, "Path": PurePosixPath}
+    paths |= {"WindowsPath": PureWindowsPath, "PureWindowsPath": PureWindowsPath}
+    return [
+        argparse.Namespace, defaultdict, SimpleNamespace, datetime, date, timedelta, timezone,
+        np.dtype, np.ndarray, *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType")),
+        *((getattr(arrays, name), f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
+          for name in ("scalar", "_reconstruct")),
+        *((kind, f"{module}.{name}") for name, kind in paths.items() for module in ("pathlib", "pathlib._local")),
+    ]  # fmt: skip
+
+
+def _list_refused_types(path: Path) -> str:
+    """Return the types that `weights_only` does not make, for a message; nothing where they are not known."""
+    try:
+        with torch.serialization.safe_globals(_list_harmless_types()):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a checkpoint of the old format, or a damaged one
+        return ""
+    return ", ".join(clean_text(name, 60) for name in sorted(names)[:3])
 
 
 def read_license(path: Path) -> str | None:
@@ -130,13 +245,10 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
     Raises:
         WeightsError: the weights belong to another architecture, or are for grey and the model is not.
     """
-    try:
-        state = checkpoint_filter_fn(dict(found), model)  # the authors' own checkpoints have other names
-    except (KeyError, RuntimeError):
-        state = dict(found)
     own = model.state_dict()
     cfg: Any = model.pretrained_cfg
     stem = f"{cfg['first_conv']}.weight"
+    state = {name: _shape_like(value, own[name]) if name in own else value for name, value in found.items()}
     if own[stem].shape[1] == 1:
         state = merge_channels(state, cfg)
     if _hidden_shapes(state) != _hidden_shapes(own):
@@ -151,10 +263,12 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
             "Give --in-chans 1, or weights for three channels",
         )
     if wrong:
+        names = name_architecture(found)
+        told = f"its weights are of {' or '.join(names)}" if names else "its weights are of another architecture"
         raise WeightsError(
-            f"{source} does not fit the model: {len(wrong)} parameters differ in name or shape, such as "
-            f"{', '.join(wrong[:3])}",
-            "Give weights of the same architecture, or name theirs with --model",
+            f"{source} does not fit {cfg.get('architecture') or 'the model'}: {told} ({len(wrong)} parameters differ "
+            f"in name or shape, such as {', '.join(wrong[:3])})",
+            f"Give --model {names[0]}" if names else "Give weights of the same architecture",
         )
     model.load_state_dict(fitting, strict=False)
     return missing
@@ -189,6 +303,12 @@ def merge_channels(state: dict[str, Tensor], cfg: Mapping[str, Any]) -> dict[str
     shift = (scaled * (mean - means)).sum((1, 2, 3))
     merged = {f"{name}.weight": std * scaled.sum(1, keepdim=True), f"{name}.bias": bias.double() + shift}
     return state | {key: value.float() for key, value in merged.items()}  # files may hold float16
+
+
+def _shape_like(value: Tensor, own: Tensor) -> Tensor:
+    """Return a linear layer as the 1x1 convolution that the model has in its place, and the other way round."""
+    same = [n for n in value.shape if n != 1] == [n for n in own.shape if n != 1]
+    return value.reshape(own.shape) if same and value.shape[:1] == own.shape[:1] else value
 
 
 def _hidden_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

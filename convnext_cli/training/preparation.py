@@ -11,10 +11,10 @@ from typing import Any
 from convnext_cli.data.intake import Intake, Taken, check_apart, digest_images, take_in
 from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
-from convnext_cli.errors import RunError, UsageError, WeightsError, check_word
+from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.folds import FoldsFolder, open_folder
-from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin
+from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.head import check_head
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
@@ -149,6 +149,8 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         raise UsageError(
             "no data are given", "Give the folder of images, or --resume RUN (`convnext finetune --help` shows both)"
         )
+    model, weights = resolve_weights(request.model, request.weights)
+    request = replace(request, model=model, weights=weights)
     values = default_settings() | {name: choice.value for name, choice in request.settings.items()}
     found = _check(request, request.data, values)
     intake = Intake(
@@ -226,10 +228,6 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     if not is_unicode(request.weights):
         raise UsageError(
             f"--weights {request.weights!r} is not Unicode text, so no plan can hold it", "Rename the file"
-        )
-    if request.weights not in ("auto", "none", BUILTIN) and not Path(request.weights).exists():
-        raise WeightsError(
-            f"no weights at {request.weights}", "Give auto, none, builtin, a .safetensors or .pth file, or a run folder"
         )
     return found
 

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from convnext_cli.errors import UnknownModelError, UsageError
-from convnext_cli.models.catalog import find_model, list_models, load_catalog, load_ranking
+from convnext_cli.errors import UnknownModelError, UsageError, WeightsError
+from convnext_cli.models.catalog import find_model, list_models, load_catalog, load_ranking, resolve_weights
 from tools.generate_catalog import CATALOG, build_catalog
 
 
@@ -62,3 +63,34 @@ def test_unknown_names_get_the_nearest() -> None:
         find_model("convnext_tiny.fb_in22")
     with pytest.raises(UnknownModelError):
         find_model("convnextv2_xlarge")  # well formed, and does not exist
+
+
+@pytest.mark.parametrize("prefix", ["", "timm/", "hf-hub:timm/", "hf_hub:timm/", "https://huggingface.co/timm/"])
+def test_ids_on_the_hub_are_names_of_models_and_of_weights(prefix: str) -> None:
+    architecture, tag = find_model(f"{prefix}convnext_tiny.fb_in22k")
+    assert (architecture.name, tag and tag.name) == ("convnext_tiny", "fb_in22k")
+    assert resolve_weights(None, f"{prefix}convnext_tiny.fb_in22k") == ("convnext_tiny.fb_in22k", "auto")
+    assert resolve_weights("convnext_tiny", f"{prefix}convnext_tiny.fb_in22k") == ("convnext_tiny.fb_in22k", "auto")
+    for model in ("convnext_small", "convnext_tiny.in12k_ft_in1k"):
+        with pytest.raises(UsageError, match="are not those of --model"):
+            resolve_weights(model, f"{prefix}convnext_tiny.fb_in22k")
+
+
+def test_ids_of_other_owners_are_refused_with_the_way_to_use_them() -> None:
+    for name in ("facebook/convnext-tiny-224", "hf-hub:me/mine"):
+        with pytest.raises(UsageError, match=r"hf download .* --local-dir DIR`, then give --weights DIR"):
+            find_model(name)
+        with pytest.raises(WeightsError, match="not one of timm's models"):
+            resolve_weights(None, name)
+    with pytest.raises(UnknownModelError, match=r"unknown model 'convnext_tinny'\. Did you mean convnext_tiny"):
+        find_model("timm/convnext_tinny")
+
+
+def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm/convnext_tiny").touch()
+    assert resolve_weights(None, "timm/convnext_tiny") == (None, "timm/convnext_tiny")
+    assert resolve_weights(None, "local-dir:timm") == (None, "timm")
+    with pytest.raises(WeightsError, match=r"no weights at gone\.pth"):
+        resolve_weights(None, "gone.pth")

@@ -47,22 +47,25 @@ def test_same_number_of_classes_keeps_the_head() -> None:
 
 
 def test_v1_weights_are_refused_by_v2() -> None:
-    with pytest.raises(WeightsError, match="does not fit the model"):
+    with pytest.raises(WeightsError, match=r"does not fit convnextv2_atto: its weights are of convnext_atto \("):
         fit_weights(make_atto(name="convnextv2_atto"), make_atto().state_dict(), "here")
 
 
-def test_other_models_weights_are_refused() -> None:
+def test_other_models_weights_are_refused(tmp_path: Path) -> None:
     resnet = timm.create_model("resnet18").state_dict()
-    with pytest.raises(WeightsError, match="does not fit the model"):
+    with pytest.raises(WeightsError, match="does not fit convnext_atto: its weights are of another architecture"):
         fit_weights(make_atto(), resnet, "here")
-    with pytest.raises(WeightsError, match="does not fit the model"):
+    with pytest.raises(WeightsError, match="does not fit convnext_atto"):
         fit_weights(make_atto(), {}, "here")
+    torch.save(resnet, tmp_path / "resnet.pth")
+    with pytest.raises(WeightsError, match=r"holds no ConvNeXt that is known here; .* such as conv1\.weight"):
+        read_weights(tmp_path / "resnet.pth")
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"run": os.system}, path)
-    with pytest.raises(WeightsError, match="cannot be read as weights"):
+    with pytest.raises(WeightsError, match=r"holds Python objects \(.*system\), and making them would run code"):
         read_weights(path)
 
 
