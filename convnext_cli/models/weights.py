@@ -7,7 +7,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta, timezone
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from importlib import import_module
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from pickle import UnpicklingError
 from statistics import fmean
 from types import SimpleNamespace
@@ -183,8 +184,12 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 
 def _list_harmless_types() -> list[Any]:
     """Return the types besides tensors that training scripts save and that run nothing when they are made."""
-    arrays = np._core.multiarray
-    paths = {"PosixPath": PurePosixPath, "PurePosixPath": PurePosixPath, "Path": PurePosixPath}
+    arrays = import_module("numpy._core.multiarray")
+    paths: dict[str, type[PurePath]] = {
+        "PosixPath": PurePosixPath,
+        "PurePosixPath": PurePosixPath,
+        "Path": PurePosixPath,
+    }
     paths |= {"WindowsPath": PureWindowsPath, "PureWindowsPath": PureWindowsPath}
     return [
         argparse.Namespace, defaultdict, SimpleNamespace, datetime, date, timedelta, timezone,

@@ -149,12 +149,13 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         raise UsageError(
             "no data are given", "Give the folder of images, or --resume RUN (`convnext finetune --help` shows both)"
         )
+    data = request.data
     model, weights = resolve_weights(request.model, request.weights)
     request = replace(request, model=model, weights=weights)
     values = default_settings() | {name: choice.value for name, choice in request.settings.items()}
-    found = _check(request, request.data, values)
+    found = _check(request, data, values)
     intake = Intake(
-        data=request.data,
+        data=data,
         exclude=values["exclude"],
         group_from=values["group_from"],
         resplit=values["resplit"],
