@@ -5,8 +5,13 @@
 Nothing heavy is imported until one of these is used.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime 1.29 and later otherwise contacts a telemetry host and writes a device id into the home folder. Its
+# library reads this when it is loaded, by us or by torch's exporter, so it is set before any module of ours.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __version__ = "0.1.0"
 
