@@ -8,6 +8,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_run
 from convnext_cli.errors import UsageError
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.exports.delivery import Exported, Wanted
@@ -60,14 +61,19 @@ def export(
         console.show_json(found.to_dict()) if as_json else _show_hub(found)
         return
 
-    from convnext_cli.cli.predict import find_paths
+    from convnext_cli.cli.predict import describe_skipped, find_files
     from convnext_cli.exports.delivery import Wanted
 
+    inputs = find_files(images) if images else None
+    for _, error in inputs.errors if inputs else ():
+        raise error
+    if inputs and inputs.skipped:
+        console.warn(describe_skipped(inputs.skipped))
     wanted = Wanted(
         format=format,
         output=output,
         int8=int8,
-        images=tuple(find_paths(images)) if images else (),
+        images=inputs.paths if inputs else (),
         tolerance=tolerance,
         overwrite=overwrite,
     )
@@ -104,7 +110,7 @@ def _show_exported(found: "Exported") -> None:
             f"{100 * between.low:+.1f} to {100 * between.high:+.1f}) on these validation images"
         )
     if found.format == "onnx":
-        console.show(f"Next: convnext predict IMAGE --run {console.shorten(found.path)}")
+        console.show(f"Next: convnext predict IMAGE --run {quote(console.shorten(found.path))}")
 
 
 def _run_hub(run: "RunFolder", output: Path, push: str | None, *, overwrite: bool) -> "HubFolder":

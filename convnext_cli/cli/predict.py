@@ -1,10 +1,8 @@
 """`convnext predict`: what is this."""
 
-import csv
-import glob
-import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +10,12 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_run
+from convnext_cli.cli.layout import count_cells
 from convnext_cli.errors import ImageError, UsageError
+from convnext_cli.text import make_visible
 
 if TYPE_CHECKING:
+    from convnext_cli.data.inputs import Inputs
     from convnext_cli.inference.prediction import Prediction
 
 MAX_PATH = 60  # characters of a path before the table's columns give way
@@ -41,81 +42,77 @@ def predict(
     engine: Annotated[
         str, typer.Option(help="auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.")
     ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per image.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row per image.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, an object per image; a last one counts skipped files.")
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV, one line per image, safe to open in a spreadsheet.")
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With --csv, names as they are: no escapes, no guard against formulas.")
+    ] = False,
 ) -> None:
     """Classify images. The exit code is 3 where one of them cannot be read; the others are classified all the same."""
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", "Give one of them")
+    if exact and not as_csv:
+        raise UsageError("--exact goes with --csv", "Add --csv, or leave out --exact")
 
     from convnext_cli.folds import find_newest_run
 
-    paths = find_paths(images)
+    inputs = find_files(images)
     folder = find_newest_run().path if run is None else run
     if run is None:
         console.say(f"run: {folder} (the newest)")
 
-    from convnext_cli.inference.prediction import Wishes, predict_steps
+    from convnext_cli.inference.prediction import Prediction, Wishes, predict_steps
 
     failures: list[ImageError] = []
     wishes = Wishes(raw=raw, abstain=abstain, explain=explain, tta=tta, engine=engine)
-    predictions = _follow(predict_steps(folder, paths, wishes), len(paths), failures)
+    bad = [Prediction(path=path, error=error) for path, error in inputs.errors]
+    total = len(inputs.paths) + len(bad)
+    events = chain(bad, predict_steps(folder, inputs.paths, wishes))
+    predictions = _follow(events, total, failures)
     if as_json:
-        console.show_json_rows(_as_json(prediction, top_k) for prediction in predictions)
+        rows = (_as_json(prediction, top_k) for prediction in predictions)
+        console.show_json_rows(chain(rows, [{"skipped": inputs.skipped}] if inputs.skipped else []))
     elif as_csv:
-        _show_csv(predictions)
+        _show_csv(predictions, exact=exact)
     else:
-        _show_table(predictions, paths, top_k)
+        _show_table(predictions, inputs.paths, top_k)
+    if inputs.skipped:
+        console.warn(describe_skipped(inputs.skipped))
     if len(failures) == 1:
         raise failures[0]
     if failures:
         examples = "; ".join(error.problem for error in failures[:5])
-        raise ImageError(f"{len(failures)} of {len(paths)} images cannot be read: {examples}", "Replace these files")
+        raise ImageError(f"{len(failures)} of {total} images cannot be read: {examples}", "Replace these files")
 
 
-def find_paths(words: list[str]) -> list[Path]:
-    """The image files that words on the command line mean: files, folders, patterns, `-` for a list.
+def find_files(words: list[str]) -> "Inputs":
+    """Find the image files that words on the command line mean; `-` reads a list of them from standard input.
 
     Raises:
         ImageError: there are none.
+        DataError: standard input is no list.
     """
-    from convnext_cli.data.scan import find_images
+    from convnext_cli.data.inputs import find_inputs
 
-    paths: list[Path] = []
-    for word in _read_words(words):
-        path = Path(word)
-        if path.is_dir():
-            found = find_images(path)
-            if not found:
-                raise ImageError(f"no images in {path}", "Give an image, or a folder that has some")
-            paths += found
-        elif not path.exists() and (matches := _match(word)):
-            paths += matches
-        else:
-            paths.append(path)
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing and len(missing) == len(paths):
-        raise ImageError(f"{', '.join(missing[:5])} does not exist", "Give the path of an image")
-    if not paths:
-        raise ImageError("no images given", "Give images, folders or patterns, or a list of them on standard input")
-    return paths
+    return find_inputs(word for given in words for word in (_read_stdin() if given == "-" else [given]))
 
 
-def _match(pattern: str) -> list[Path]:
-    """The files that a pattern means, where the shell did not say so already; it may be absolute."""
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
-    return sorted(path for path in map(Path, found) if path.is_file())
+def _read_stdin() -> Iterator[str]:
+    from convnext_cli.data.inputs import read_list
+
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", "Give a list of paths to it, or leave out -")
+    return read_list(sys.stdin.buffer)
 
 
-def _read_words(words: list[str]) -> Iterator[str]:
-    """The words, with `-` replaced by the lines of standard input, whose bytes need not be text."""
-    for word in words:
-        if word != "-":
-            yield word
-            continue
-        for line in sys.stdin.buffer:
-            if name := line.rstrip(b"\r\n"):
-                yield name.decode("utf-8", errors="surrogateescape")
+def describe_skipped(skipped: dict[str, int]) -> str:
+    """Describe what was left out of folders, by reason."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+    return f"skipped: {reasons}"
 
 
 def _follow(predictions: "Iterator[Prediction]", total: int, failures: list[ImageError]) -> "Iterator[Prediction]":
@@ -147,8 +144,12 @@ def _as_json(prediction: "Prediction", top_k: int) -> dict[str, Any]:
     return row
 
 
-def _show_csv(predictions: "Iterator[Prediction]") -> None:
+def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool) -> None:
     """One row per image; the classes' columns stand in the order of their names, the same for every image."""
+
+    def show_row(cells: list[Any]) -> None:
+        console.show_csv_row(cells, exact=exact)
+
     names: list[str] = []
     targets: list[str] = []
     waiting: list[Prediction] = []  # failures that come before the first answer, which names the columns
@@ -158,15 +159,15 @@ def _show_csv(predictions: "Iterator[Prediction]") -> None:
             if prediction.error is not None:
                 continue
             names, targets = sorted(prediction.classes), list(prediction.decisions)
-            _show_csv_row(_csv_columns(names, targets))
+            show_row(_csv_columns(names, targets))
             for first in waiting:
-                _show_csv_row(_csv_cells(first, names, targets))
+                show_row(_csv_cells(first, names, targets))
         else:
-            _show_csv_row(_csv_cells(prediction, names, targets))
+            show_row(_csv_cells(prediction, names, targets))
     if not names:
-        _show_csv_row(_csv_columns([], []))
+        show_row(_csv_columns([], []))
         for first in waiting:
-            _show_csv_row(_csv_cells(first, [], []))
+            show_row(_csv_cells(first, [], []))
 
 
 def _csv_columns(names: list[str], targets: list[str]) -> list[str]:
@@ -184,15 +185,9 @@ def _csv_cells(prediction: "Prediction", names: list[str], targets: list[str]) -
     return [prediction.path, *best, *extra, error, *shares, *decisions]
 
 
-def _show_csv_row(cells: list[Any]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    console.show_raw(text.getvalue())
-
-
-def _show_table(predictions: "Iterator[Prediction]", paths: list[Path], top_k: int) -> None:
+def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:
     """A line per image as it comes, its columns aligned."""
-    width = min(MAX_PATH, max(len(str(path)) for path in paths))
+    width = min(MAX_PATH, max(count_cells(make_visible(str(path))) for path in paths))
     for prediction in predictions:
         if prediction.error is None:
             console.show(_describe(prediction, width, top_k))
@@ -200,9 +195,14 @@ def _show_table(predictions: "Iterator[Prediction]", paths: list[Path], top_k: i
 
 def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
     ranked = zip(prediction.classes[:top_k], prediction.probabilities[:top_k], strict=True)
-    longest = max(len(name) for name in prediction.classes)
-    parts = [f"{name:<{longest}} {100 * probability:5.1f}%" for name, probability in ranked]
+    longest = max(count_cells(make_visible(name)) for name in prediction.classes)
+    parts = [f"{_pad(name, longest)} {100 * probability:5.1f}%" for name, probability in ranked]
     parts += [f"{target}: {'yes' if met else 'no'}" for target, met in prediction.decisions.items()]
     if prediction.abstained:
         parts.append("UNLIKE THE TRAINING IMAGES")
-    return f"{prediction.path!s:<{width}}  " + "  ".join(parts).rstrip()
+    return f"{_pad(str(prediction.path), width)}  " + "  ".join(parts).rstrip()
+
+
+def _pad(text: str, cells: int) -> str:
+    visible = make_visible(text)
+    return visible + " " * (cells - count_cells(visible))

@@ -118,11 +118,6 @@ def scan_folder(root: Path) -> Index:
     )
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Every image under `folder`, sorted, for prediction: no classes, no splits."""
-    return sorted(Path(path) for path in _walk(str(folder), Counter()))
-
-
 def check_trainable(index: Index) -> None:
     """Checks that the index can be trained on.
 
@@ -171,7 +166,7 @@ def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
 
 def _split_folders(root: Path, skipped: Counter[str]) -> list[tuple[str, Path]]:
     """The data set's own split folders; without a training folder, the root itself as one unnamed split."""
-    folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name)]
+    folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name)]
     names = [folder.name.strip().lower() for folder in folders]
     own = [(SPLIT_NAMES[name], folder) for name, folder in zip(names, folders, strict=True) if name in SPLIT_NAMES]
     splits = {split for split, _ in own}
@@ -187,7 +182,7 @@ def _split_folders(root: Path, skipped: Counter[str]) -> list[tuple[str, Path]]:
 def _class_images(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, str | None]]:
     """Each class folder's name with each of its images; once with None, so that an empty class is known too."""
     for entry in os.scandir(folder):
-        if _is_junk(entry.name):
+        if is_hidden(entry.name):
             skipped["hidden or system file"] += 1
         elif entry.is_dir():
             yield entry.name, None
@@ -210,7 +205,7 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         for entry in os.scandir(current):
-            if _is_junk(entry.name):
+            if is_hidden(entry.name):
                 skipped["hidden or system file"] += 1
             elif entry.is_dir():
                 waiting.append(entry.path)
@@ -222,7 +217,8 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
                 yield entry.path
 
 
-def _is_junk(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return True for what every walk passes over: hidden files, and what Windows and macOS leave in folders."""
     return name.startswith(".") or name.lower() in _NOT_DATA
 
 

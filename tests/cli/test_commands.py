@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_choices
@@ -247,6 +248,50 @@ def test_predict_goes_on_after_an_unreadable_image(
     outcome = convnext("predict", folder, "--run", run.path, "-k", 1)
     assert outcome.code == 3
     assert outcome.out.count("%") == 1
+
+
+def test_predict_answers_for_what_lies_in_a_folder_and_counts_the_rest(
+    convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    picture = Image.open(sorted((digits / "1").glob("*.png"))[0]).convert("RGB")
+    for name, format in (("a.jfif", "JPEG"), ("b.pnm", "PPM"), ("c", "PNG"), ("line\nFAKE.png", "PNG")):
+        picture.save(folder / name, format=format)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "=self.png").symlink_to("=self.png")
+    (tmp_path / "empty").mkdir()
+    told = "note: skipped: 1 not an image by suffix or content"
+
+    outcome = convnext("predict", "empty", folder, "--run", run.path, "--json")
+    assert (outcome.code, told in outcome.err) == (3, True)
+    *rows, last = json.loads(outcome.out)
+    assert [Path(row["path"]).name for row in rows] == [
+        "empty", "=self.png", "a.jfif", "b.pnm", "c", "line\nFAKE.png",
+    ]  # fmt: skip
+    assert ["error" in row for row in rows] == [True, True, False, False, False, False]
+    assert last == {"skipped": {"not an image by suffix or content": 1}}
+    assert "2 of 6 images cannot be read" in outcome.err
+
+    outcome = convnext("predict", folder, "--run", run.path, "-k", 1)
+    assert told in outcome.err
+    assert outcome.out.count("\n") == 4
+    assert "line\\nFAKE.png" in outcome.out
+
+
+@pytest.mark.parametrize("command", ["predict - --run run", "export run --images -"])
+def test_an_image_on_standard_input_is_told(
+    convnext: Convnext, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "run").symlink_to(run.path)
+    raw = save_image(tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    outcome = convnext(*command.split())
+    assert outcome.code == 3
+    assert "standard input is an image (PNG), and `-` reads a list of paths" in outcome.err
+    monkeypatch.setattr("sys.stdin", None)
+    outcome = convnext(*command.split())
+    assert (outcome.code, "standard input is closed" in outcome.err) == (2, True)
 
 
 def test_names_from_folders_are_never_markup(convnext: Convnext, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.scan import check_trainable, find_images, scan_folder
+from convnext_cli.data.scan import check_trainable, scan_folder
 from convnext_cli.errors import DataError
 from tests.conftest import save_image
 
@@ -100,13 +100,6 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
     save_image(tmp_path / "two/test/b/1.png")
     with pytest.raises(DataError, match="no training images: b"):
         check_trainable(scan_folder(tmp_path / "two"))
-
-
-def test_find_images(tmp_path: Path) -> None:
-    save_image(tmp_path / "x/b.png")
-    save_image(tmp_path / "x/deep/a.png")
-    (tmp_path / "x/no.txt").touch()
-    assert find_images(tmp_path / "x") == [tmp_path / "x/b.png", tmp_path / "x/deep/a.png"]
 
 
 def test_chest_x_rays(shared_data: Path) -> None:

@@ -118,7 +118,7 @@ def test_programs_get_one_row_per_image_and_failures_too(
     odd.write_bytes((digits / "1" / sorted(path.name for path in (digits / "1").iterdir())[0]).read_bytes())
     pattern = f"{digits}/1/*.png"
     with pytest.raises(SystemExit) as caught:
-        main(["predict", "--run", str(run.path), "--abstain", "--csv", str(bad), str(odd), pattern])
+        main(["predict", "--run", str(run.path), "--abstain", "--csv", "--exact", str(bad), str(odd), pattern])
     assert caught.value.code == 3
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 102

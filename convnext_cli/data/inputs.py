@@ -1,0 +1,158 @@
+"""Which files a person means whose images are to be predicted: files, folders, patterns, or a list of them.
+
+A folder gives each file in it that is an image by its suffix or its first bytes. What cannot be used is one bad entry,
+and never the end of the others.
+"""
+
+import glob
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR
+from typing import BinaryIO
+
+from convnext_cli.data.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
+from convnext_cli.data.scan import is_hidden
+from convnext_cli.data.text import decode_text
+from convnext_cli.errors import DataError, ImageError
+
+MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths
+NO_IMAGE = "not an image by suffix or content"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """The files to predict."""
+
+    paths: tuple[Path, ...]
+    """In the order of the words, each folder's sorted. Some may turn out to be missing or unreadable."""
+    errors: tuple[tuple[Path, ImageError], ...]
+    """Folders that gave no image, with the reason."""
+    skipped: dict[str, int]
+    """How many other files lie in the folders, by the reason why they are left out."""
+
+
+def find_inputs(words: Iterable[str]) -> Inputs:
+    """Find the files that words mean; nothing but files without a known suffix is opened.
+
+    Args:
+        words: paths of files and folders, and patterns such as `a/*.png`.
+
+    Raises:
+        ImageError: there are none.
+    """
+    paths: list[Path] = []
+    errors: list[tuple[Path, ImageError]] = []
+    skipped: Counter[str] = Counter()
+    missing = 0
+    for word in words:
+        for path in _expand(word):
+            mode = _find_mode(path)
+            missing += mode is None
+            if mode is None or not S_ISDIR(mode):
+                paths.append(path)
+                continue
+            found, problems = find_images(path, skipped)
+            paths += found
+            errors += problems
+    if errors and not paths:
+        raise errors[0][1]
+    if not paths:
+        raise ImageError("no images given", "Give images, folders or patterns, or a list of them on standard input")
+    if missing == len(paths):
+        named = ", ".join(str(path) for path in paths[:5])
+        raise ImageError(f"{named} does not exist", "Give the path of an image")
+    return Inputs(paths=tuple(paths), errors=tuple(errors), skipped=dict(skipped))
+
+
+def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[tuple[Path, ImageError]]]:
+    """Find every image under `folder`, sorted, and what could not be looked into; other files are counted in `skipped`.
+
+    A broken link, pipe or device with an image's name is among the images, so that whoever reads them names it. Each
+    real folder is entered once, so that a loop of links ends.
+    """
+    images: list[str] = []
+    errors: list[tuple[Path, ImageError]] = []
+    waiting = [str(folder)]
+    seen: set[tuple[int, int]] = set()
+    while waiting:
+        current = waiting.pop()
+        try:
+            status = os.stat(current)  # noqa: PTH116  (strings throughout: a Path per file is slow)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if is_hidden(entry.name):
+                        skipped["hidden or system file"] += 1
+                    elif _is_folder(entry):
+                        waiting.append(entry.path)
+                    elif has_image_suffix(entry.name) or ((found := identify_file(entry.path)) and found.readable):
+                        images.append(entry.path)
+                    else:
+                        skipped[f"{found.name}, which cannot be read" if found else NO_IMAGE] += 1
+        except OSError as error:
+            problem = f"the folder {current} cannot be read ({error.strerror or error})"
+            errors.append((Path(current), ImageError(problem, "Check its permissions")))
+    if not images and not errors:
+        errors.append((folder, ImageError(f"no images in {folder}", "Give an image, or a folder that has some")))
+    return sorted(map(Path, images)), errors
+
+
+def read_list(stream: BinaryIO) -> Iterator[str]:
+    """Yield the paths that a stream has, one a line.
+
+    UTF-16 and UTF-32 are told by their mark or their zero bytes. Other bytes are kept as they are, since a file's name
+    need not be text.
+
+    Raises:
+        DataError: it is an image or something else that is no list.
+    """
+    raw = stream.read(MAX_LIST + 1)
+    if len(raw) > MAX_LIST:
+        raise DataError(f"standard input has more than {MAX_LIST // 1024**2} MiB", "Give a list of paths, one a line")
+    marked = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    found = None if marked else identify_bytes(raw[:HEAD_BYTES])
+    if found and not os.path.lexists(raw.split(b"\n", 1)[0].rstrip(b"\r").replace(b"\0", b"")):
+        raise DataError(
+            f"standard input is an image ({found.name}), and `-` reads a list of paths",
+            "Give the path of the image, or a list with one path a line",
+        )
+    if marked or b"\0" in raw:
+        text = decode_text(raw, "standard input")[0]
+    else:
+        text = os.fsdecode(raw.removeprefix(b"\xef\xbb\xbf"))
+    for line in io.StringIO(text):  # not splitlines: a name may hold other characters that end a line
+        if name := line.rstrip("\r\n"):
+            yield name
+
+
+def _expand(word: str) -> list[Path]:
+    """Return the paths that a pattern means, where the shell did not say so already; a path is itself."""
+    path = Path(word)
+    if not word or _find_mode(path) is not None or not glob.has_magic(word):
+        return [path] if word else []
+    try:
+        matches = sorted(map(Path, glob.glob(word, recursive=True)))  # noqa: PTH207  (Path.glob takes no absolute one)
+    except (OSError, ValueError):
+        return [path]
+    return (matches if "**" not in word else [match for match in matches if not match.is_dir()]) or [path]
+
+
+def _find_mode(path: Path) -> int | None:
+    """Return a path's mode; None where it does not exist, leads to itself or is too long."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -1,0 +1,138 @@
+import io
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from convnext_cli.data.inputs import Inputs, find_inputs, read_list
+from convnext_cli.errors import DataError, ImageError
+from tests.conftest import save_image
+
+FORMATS = {
+    ".jfif": "JPEG", ".jpe": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".pnm": "PPM", ".pbm": "PPM", ".webp": "WEBP",
+    ".qoi": None, "": "PNG", ".scan": "TIFF", ".42": "GIF",
+}  # fmt: skip
+
+
+def names(inputs: Inputs) -> list[str]:
+    return [path.name for path in inputs.paths]
+
+
+def test_a_folder_gives_every_image_by_suffix_or_first_bytes(tmp_path: Path) -> None:
+    for at, (suffix, format) in enumerate(FORMATS.items()):
+        if format is not None:
+            Image.new("RGB", (8, 8), (at, 0, 0)).save(tmp_path / f"x{at:02}{suffix}", format=format)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "phone").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (tmp_path / ".hidden.png").touch()
+    inputs = find_inputs([str(tmp_path)])
+    assert names(inputs) == sorted(f"x{at:02}{suffix}" for at, (suffix, kind) in enumerate(FORMATS.items()) if kind)
+    assert inputs.skipped == {
+        "HEIC, which cannot be read": 1,
+        "hidden or system file": 1,
+        "not an image by suffix or content": 1,
+    }
+
+
+def test_what_is_no_file_is_among_the_images_and_ends_nothing(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b-pipe.png")
+    (tmp_path / "c-self.png").symlink_to("c-self.png")
+    (tmp_path / "d-broken.png").symlink_to("nowhere")
+    (tmp_path / "e-device.png").symlink_to("/dev/zero")
+    (tmp_path / "f-pipe").symlink_to("b-pipe.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with socket.socket(socket.AF_UNIX) as some:
+        os.chdir(tmp_path)
+        some.bind("g-socket.png")
+        inputs = find_inputs([str(tmp_path)])
+    assert names(inputs) == ["a.png", "b-pipe.png", "c-self.png", "d-broken.png", "e-device.png", "g-socket.png"]
+    assert inputs.skipped == {"not an image by suffix or content": 1}
+
+
+def test_a_bad_entry_of_a_list_is_named_and_the_others_remain(tmp_path: Path) -> None:
+    first, last = save_image(tmp_path / "a.png"), save_image(tmp_path / "z.png")
+    (tmp_path / "empty").mkdir()
+    save_image(tmp_path / "full/m.png")
+    long = "x" * 5000 + ".png"
+    words = [str(first), str(tmp_path / "empty"), "", "nowhere.png", long, str(tmp_path / "full"), "no*.png", str(last)]
+    inputs = find_inputs(words)
+    assert names(inputs) == ["a.png", "nowhere.png", long, "m.png", "no*.png", "z.png"]
+    [(path, error)] = inputs.errors
+    assert path == tmp_path / "empty"
+    assert "no images in" in error.problem
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable for root")
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "locked").mkdir(mode=0)
+    inputs = find_inputs([str(tmp_path)])
+    assert names(inputs) == ["a.png"]
+    [(path, error)] = inputs.errors
+    assert path == tmp_path / "locked"
+    assert "cannot be read" in error.problem
+
+
+def test_a_folder_that_fails_is_named(tmp_path: Path) -> None:
+    deep = save_image(tmp_path / "a.png").parent
+    for _ in range(18):  # each name is short enough, the path to the last is not
+        os.chdir(deep)
+        deep = Path("d" * 250)
+        deep.mkdir()
+    inputs = find_inputs([str(tmp_path)])
+    assert names(inputs) == ["a.png"]
+    [(_, error)] = inputs.errors
+    assert "File name too long" in error.problem
+
+
+def test_patterns(tmp_path: Path) -> None:
+    save_image(tmp_path / "a/1.png")
+    save_image(tmp_path / "a/deep/2.png")
+    save_image(tmp_path / "a/[3].png")
+    assert names(find_inputs([str(tmp_path / "a/*")])) == ["1.png", "[3].png", "2.png"]
+    assert names(find_inputs([str(tmp_path / "**/*")])) == ["1.png", "[3].png", "2.png"]
+    assert names(find_inputs([str(tmp_path / "a/[3].png")])) == ["[3].png"]
+
+
+def test_nothing_but_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"nowhere\.png, none\.png does not exist"):
+        find_inputs(["nowhere.png", "none.png"])
+    with pytest.raises(ImageError, match="no images given"):
+        find_inputs([])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no images in"):
+        find_inputs([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_list_in_any_unicode(encoding: str) -> None:
+    text = "a b.png\r\n\r\nMüll/開発.png\nline\u2028sep.png"
+    assert list(read_list(io.BytesIO(text.encode(encoding)))) == ["a b.png", "Müll/開発.png", "line\u2028sep.png"]
+
+
+def test_a_list_keeps_names_that_are_no_text() -> None:
+    assert list(map(os.fsencode, read_list(io.BytesIO(b"\xff\xfea.png"[2:] + b"\n\xe9\x85.png\n")))) == [
+        b"a.png",
+        b"\xe9\x85.png",
+    ]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "PPM", "GIF", "TIFF", "WEBP", "BMP"])
+def test_an_image_instead_of_a_list_is_told(format: str, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), (70, 80, 90)).save(tmp_path / "x", format=format)
+    with pytest.raises(DataError, match=rf"standard input is an image \({format}\)"):
+        list(read_list(io.BytesIO((tmp_path / "x").read_bytes())))
+
+
+def test_what_is_no_list_is_told() -> None:
+    with pytest.raises(DataError, match="zero bytes"):
+        list(read_list(io.BytesIO(b"a.png\nb\0\0\0c.png\n")))
+
+
+def test_a_list_whose_first_name_begins_like_an_image_is_a_list(tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    save_image(tmp_path / "P5 1.png")
+    assert list(read_list(io.BytesIO(b"P5 1.png\n"))) == ["P5 1.png"]
