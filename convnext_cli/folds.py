@@ -1,6 +1,5 @@
 """The folder of a cross-validation, a run for each fold; and where new runs lie."""
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 from convnext_cli.data.split import FOLD, is_fold, name_fold
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.runs import FOLDS_PLAN, RUNS, RunFolder
+from convnext_cli.text import quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class FoldsFolder(RunFolder):
         if not self.is_finished:
             raise RunError(
                 f"{self.path} is a cross-validation that has not finished",
-                f"Go on with `convnext finetune --resume {shlex.quote(str(self.path))}`, or name one of its folds",
+                f"Go on with `convnext finetune --resume {quote(self.path)}`, or name one of its folds",
             )
         number = len({split for split in self.read_split().splits if is_fold(split)})
         return [self.run(fold) for fold in range(1, number + 1)]

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.files import add_line, read_lines, replace_file, sum_file, write_text
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
@@ -133,7 +133,7 @@ class RunFolder:
         if self.is_begun and not self.is_finished and not overwrite:
             raise UsageError(
                 f"{self.path} exists already, a run that has not finished",
-                f"Continue it with `convnext finetune --resume {shlex.quote(str(self.path))}`, choose another "
+                f"Continue it with `convnext finetune --resume {quote(self.path)}`, choose another "
                 "--output, or add --overwrite",
             )
         if any(self.path.iterdir()) and not (overwrite and self.is_begun) and not self._is_false_start():

@@ -5,12 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from convnext_cli.runs import RunFolder
 
 STRACE = shutil.which("strace")
 SCRIPT = """
@@ -70,6 +67,8 @@ def test_no_command_connects_to_another_machine_or_leaves_a_device_id(digits: Pa
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 def test_the_trace_shows_a_connection() -> None:
-    script = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('192.0.2.1', 53)); s.close()"
+    script = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('192.0.2.1', 53)); s.close()"
+    )
     _, calls = trace(script, "", Path.cwd())
     assert len(find_outside_calls(calls)) == 1

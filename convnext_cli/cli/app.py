@@ -65,7 +65,7 @@ def _options(
     if debug:
         os.environ[DEBUG] = "1"
     if context.invoked_subcommand is None:
-        console.show(context.get_help())
+        console.show_lines(context.get_help())
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -99,7 +99,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         where = f": {error.filename}" if error.filename else ""
         code = _fail(f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1)
     except Exception as error:  # a bug of ours; said as such, in one line like all else
-        code = _fail(f"{type(error).__name__}: {error}. This is a bug; --debug before the command shows where", 1)
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        code = _fail(f"{what}. This is a bug; --debug before the command shows where", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

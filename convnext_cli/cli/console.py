@@ -1,6 +1,7 @@
 """The only place that prints. Results go to stdout, everything else to stderr, and only from the first process."""
 
-import json
+import csv
+import io
 import os
 import sys
 import time
@@ -9,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from convnext_cli.cli.layout import lay_out, make_visible
+from convnext_cli.cli.layout import lay_out
+from convnext_cli.text import guard_cell, make_visible, to_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -44,7 +46,7 @@ def _find_width(stream: TextIO) -> int | None:
 
 
 def say(text: str, style: str = "") -> None:
-    """Writes a line of log."""
+    """Writes a line of log. Here and below a line stays one: names in it may hold what ends a line."""
     if not _SILENT:
         _print(sys.stderr, text, style)
 
@@ -60,7 +62,7 @@ def fail(text: str) -> None:
     """Writes an error as one line; from every process, since it may be the only one that has it."""
     start = f"error (process {_RANK}): " if _SILENT else "error: "
     sys.stderr.write(_paint(sys.stderr, start, "bold red"))
-    _print(sys.stderr, " ".join(text.split()))
+    _print(sys.stderr, text)
 
 
 def show(text: str, style: str = "") -> None:
@@ -69,22 +71,38 @@ def show(text: str, style: str = "") -> None:
         _print(sys.stdout, text, style)
 
 
+def show_lines(text: str) -> None:
+    """Writes lines of the result that are our own text."""
+    for line in text.split("\n"):
+        show(line)
+
+
 def show_raw(text: str) -> None:
     """Writes a part of the result exactly as it is, for programs."""
     if not _SILENT:
         sys.stdout.write(text)
 
 
+def show_csv_row(cells: Iterable[Any], *, exact: bool = False) -> None:
+    """Writes a row of CSV, one line, which no spreadsheet computes; `exact` leaves names as they are, to the byte."""
+    text = io.StringIO()
+    if exact and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+    # with its own line ends it quotes both of their characters
+    csv.writer(text).writerow(cells if exact else map(guard_cell, cells))
+    show_raw(text.getvalue().removesuffix("\r\n") + "\n")
+
+
 def show_json(data: Any) -> None:
     """Writes the whole result as JSON."""
-    show_raw(json.dumps(data, indent=1, ensure_ascii=False, default=str) + "\n")
+    show_raw(to_json(data, indent=1) + "\n")
 
 
 def show_json_rows(rows: Iterable[Any]) -> None:
     """Writes a JSON array row by row, so that a long one needs no memory."""
     first = True
     for row in rows:
-        show_raw(("[\n" if first else ",\n") + json.dumps(row, ensure_ascii=False, default=str))
+        show_raw(("[\n" if first else ",\n") + to_json(row))
         first = False
     show_raw("[]\n" if first else "\n]\n")
 

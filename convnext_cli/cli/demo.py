@@ -9,6 +9,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluation, show_evaluation
 from convnext_cli.cli.training import follow, show_finished
 from convnext_cli.models.catalog import BUILTIN, load_builtin
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.training.preparation import Request
@@ -63,7 +64,7 @@ def demo(
     console.show(
         f"{console.shorten(image)} is a {prediction.classes[0]} ({100 * prediction.probabilities[0]:.1f}% sure)"
     )
-    console.show(f"Next: convnext predict {folder}/digits/7 --run {run.path}")
+    console.show(f"Next: convnext predict {quote(folder / 'digits/7')} --run {quote(run.path)}")
 
 
 def _request(digits: Path, run: Path, weights: str) -> "Request":

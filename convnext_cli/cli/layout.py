@@ -5,14 +5,9 @@ from itertools import zip_longest
 from typing import Any
 from unicodedata import combining, east_asian_width
 
-# A file's name may hold what a terminal obeys, such as colours; shown as \x1b and the like. New lines are our own.
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+from convnext_cli.text import make_visible
+
 _GAP = "  "  # between two columns
-
-
-def make_visible(text: str) -> str:
-    """The text, without anything that a terminal would obey but new lines and tabs."""
-    return text.translate(_VISIBLE)
 
 
 def lay_out(
@@ -26,8 +21,8 @@ def lay_out(
         numbers: titles of the columns that stand to the right.
         width: cells of a line, which long texts are folded for; None folds nothing.
     """
-    grid = [[_flatten("-" if cell is None else str(cell)) for cell in row] for row in (columns, *rows)]
-    widths = [max(map(_count_cells, column)) for column in zip(*grid, strict=True)]
+    grid = [[make_visible("-" if cell is None else str(cell)) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(count_cells, column)) for column in zip(*grid, strict=True)]
     if width is not None:
         _narrow(widths, grid, width - len(_GAP) * (len(widths) - 1))
     for at, row in enumerate(grid):
@@ -45,7 +40,7 @@ def lay_out(
 def _narrow(widths: list[int], grid: Sequence[Sequence[str]], width: int) -> None:
     """Takes from the widest columns until they fit; from within words only where nothing else is left."""
     words = [
-        max(_count_cells(word) for cell in column for word in cell.split(" ")) for column in zip(*grid, strict=True)
+        max(count_cells(word) for cell in column for word in cell.split(" ")) for column in zip(*grid, strict=True)
     ]
     while sum(widths) > max(width, len(widths)):
         spare = [cells if cells > word else 0 for cells, word in zip(widths, words, strict=True)]
@@ -53,12 +48,7 @@ def _narrow(widths: list[int], grid: Sequence[Sequence[str]], width: int) -> Non
         widths[source.index(max(source))] -= 1
 
 
-def _flatten(text: str) -> str:
-    """A table's cell: one line, and nothing in it that a terminal would obey."""
-    return make_visible(text.replace("\n", "\\n").replace("\t", "\\t"))
-
-
-def _count_cells(text: str) -> int:
+def count_cells(text: str) -> int:
     """How wide a terminal shows it: East Asian letters take two places, combining marks none."""
     if text.isascii():
         return len(text)
@@ -67,23 +57,23 @@ def _count_cells(text: str) -> int:
 
 def _fold(text: str, cells: int) -> list[str]:
     """Lines no wider than `cells`, cut between words, or within one that is wider itself."""
-    if _count_cells(text) <= cells:
+    if count_cells(text) <= cells:
         return [text]
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if _count_cells(longer) <= cells:
+        if count_cells(longer) <= cells:
             lines[-1] = longer
             continue
         if lines[-1]:
             lines.append("")
         for sign in word:
-            if lines[-1] and _count_cells(lines[-1] + sign) > cells:
+            if lines[-1] and count_cells(lines[-1] + sign) > cells:
                 lines.append("")
             lines[-1] += sign
     return lines
 
 
 def _pad(text: str, cells: int, *, right: bool) -> str:
-    space = " " * (cells - _count_cells(text))
+    space = " " * (cells - count_cells(text))
     return space + text if right else text + space

@@ -1,7 +1,5 @@
 """`convnext list`: which models there are."""
 
-import csv
-import io
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -81,7 +79,7 @@ def list_(
     if as_json:
         console.show_json(rows)
     elif as_csv:
-        console.show_raw(_to_csv(rows))
+        _show_csv(rows)
     elif not rows:
         raise UsageError(f"no model matches {pattern!r} and the filters", "Loosen them, or try `convnext list`")
     else:
@@ -213,11 +211,13 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "head": model.head,
         "training memory": f"{model.activation_mib:g} MiB of activations per image at 224 px, float32",
     }
-    console.show(f"{name}\n", style="bold")
+    console.show(name, style="bold")
+    console.show("")
     console.show_table(["", ""], words.items())
     for title, text in card.get("card", {}).items():
-        console.show(f"\n{title}", style="bold")
-        console.show(text)
+        console.show("")
+        console.show(title, style="bold")
+        console.show_lines(text)
     if not model.tags:
         console.show("No pretrained weights exist for it anywhere.")
         return
@@ -251,12 +251,8 @@ def _cell(value: Any) -> Any:
     return ", ".join(value) or "no weights" if isinstance(value, list) else value
 
 
-def _to_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
+def _show_csv(rows: list[dict[str, Any]]) -> None:
     if rows:
-        table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        table.writeheader()
-        table.writerows(
-            {key: " ".join(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
-        )
-    return text.getvalue()
+        console.show_csv_row(rows[0].keys())
+    for row in rows:
+        console.show_csv_row(" ".join(value) if isinstance(value, list) else value for value in row.values())

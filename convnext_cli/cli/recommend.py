@@ -10,6 +10,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.settings import list_decided
 from convnext_cli.errors import UsageError
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.fingerprint import Fingerprint
@@ -137,10 +138,11 @@ def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str,
     console.show("")
     console.show_table(["setting", "value", "from", "because"], list_decided(found.plan))
     console.show("")
-    option = f"--config {output}" if output else f"--model {best.model.name}"
-    console.show(f"Next: convnext finetune {data} {option}")
+    quoted = quote(data)
+    option = f"--config {quote(output)}" if output else f"--model {best.model.name}"
+    console.show(f"Next: convnext finetune {quoted} {option}")
     console.say(
-        f"Without the Hub: convnext finetune {data} --weights {BUILTIN}. {load_builtin().card['Rank']}", style="dim"
+        f"Without the Hub: convnext finetune {quoted} --weights {BUILTIN}. {load_builtin().card['Rank']}", style="dim"
     )
     console.say(
         "The order of the models and the specification's settings are its author's; evidence on model size for small "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
 from convnext_cli.cli.settings import list_decided
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.scan import Index
@@ -79,7 +80,7 @@ def show_finished(finished: "Finished | CrossValidated") -> None:
     elif fitted:
         console.show(f"Not calibrated, because {fitted.weak}")
     console.show(f"Run:  {finished.run}")
-    console.show(f"Next: convnext eval {finished.run}")
+    console.show(f"Next: convnext eval {quote(finished.run)}")
 
 
 def _show_folds(found: "CrossValidated") -> None:
@@ -97,7 +98,7 @@ def _show_folds(found: "CrossValidated") -> None:
         f"sd: standard deviation over {len(found.folds)} folds. Their training images overlap: it is no standard error"
     )
     console.show(f"Folds: {found.run}")
-    console.show(f"Next: convnext eval {found.run}, the mean of its {len(found.folds)} models on the test split")
+    console.show(f"Next: convnext eval {quote(found.run)}, the mean of its {len(found.folds)} models on the test split")
 
 
 def _describe_figure(name: str, value: float | None) -> str | None:

@@ -1,5 +1,7 @@
 """The model card: what a stranger needs to know before using a model, made of what the run knows."""
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.models.weights import read_license
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.runs import RunFolder
+from convnext_cli.text import make_visible
 
 HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # those that the Hub has a key for
 NON_COMMERCIAL = frozenset({"cc-by-nc-4.0", "fair-noncommercial-research-license", load_builtin().tag.license})
@@ -61,8 +64,8 @@ def write_card(run: RunFolder, found: Evaluation | None, license: License) -> st
     name = str(model or config.get("architecture"))
     parts = (
         _head(license, name if weights == "auto" and not name.endswith(f".{BUILTIN}") else None),
-        f"# {name}, fine-tuned to tell {len(index.classes)} classes apart",
-        f"**Licence: {license}.** {_warn(license)}{DATA_LICENSE}",
+        f"# {escape_markdown(name)}, fine-tuned to tell {len(index.classes)} classes apart",
+        f"**Licence: {escape_markdown(str(license))}.** {_warn(license)}{DATA_LICENSE}",
         f"## Data\n\n{_describe_data(index)}",
         f"## Figures\n\n{_describe_figures(run, found)}",
         f"## How to use it\n\n{_describe_use(run)}",
@@ -78,11 +81,11 @@ def _head(license: License, base: str | None) -> str:
     if license.name in HUB_LICENSES:
         lines.append(f"license: {license.name}")
     elif license.name:
-        lines += ["license: other", f"license_name: {license.name}"]
+        lines += ["license: other", f"license_name: {_as_yaml(license.name)}"]
     else:
         lines.append("license: unknown")
     if base:
-        lines.append(f"base_model: timm/{base}")
+        lines.append(f"base_model: {_as_yaml(f'timm/{base}')}")
     return "\n".join([*lines, "---"])
 
 
@@ -123,7 +126,7 @@ def _describe_figures(run: RunFolder, found: Evaluation | None) -> str:
         _table((f"figure (%) on {found.split}, {values.images:,} images", "", "95% interval"), rows),
         _table(("class", "images", "recall %", "95% interval", "precision %", "95% interval"), classes),
         f"Intervals from {sure.resamples:,} resamples of {drawn}.{number}",
-        *(f"Note: {note}." for note in found.notes),
+        *(f"Note: {escape_markdown(note)}." for note in found.notes),
     ]
     return "\n\n".join(parts)
 
@@ -144,7 +147,8 @@ def _describe_use(run: RunFolder) -> str:
     if fitted and not fitted.weak:
         lines.append(f"Divide the logits by the temperature {fitted.temperature:.4f} before the softmax.")
         lines += [
-            f"`{t.target}`: from a probability of {t.threshold:.4f} on, found on {t.images:,} validation images."
+            f"{_as_code(str(t.target))}: from a probability of {t.threshold:.4f} on, found on {t.images:,} validation "
+            "images."
             for t in fitted.thresholds
         ]
     return "\n".join(lines)
@@ -165,9 +169,26 @@ def _describe_settings(run: RunFolder, settings: dict[str, Any]) -> str:
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |" for line in lines
-    )
+    return "\n".join(f"| {' | '.join(escape_markdown(cell) for cell in line)} |" for line in lines)
+
+
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&$!#:@]|(?<!\w)_|_(?!\w)|(?<=www)\.", re.IGNORECASE)
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is: no emphasis, link, image, HTML or table border of its own."""
+    return " ".join(_MARKUP.sub(r"\\\g<0>", make_visible(text)).split())
+
+
+def _as_code(text: str) -> str:
+    """Return text between more backquotes than it holds in a row itself."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{make_visible(text)}{space}{fence}"
+
+
+def _as_yaml(word: str) -> str:
+    return word if re.fullmatch(r"[A-Za-z][\w./-]*", word) else json.dumps(word)
 
 
 def _percent(share: float | None) -> str:

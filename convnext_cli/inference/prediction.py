@@ -20,6 +20,7 @@ from convnext_cli.inference.fitting import Calibration, read_bank, read_calibrat
 from convnext_cli.inference.runtime import ONNX_SUFFIX, Runtime, find_runtime
 from convnext_cli.recipes.machine import has_gpu
 from convnext_cli.runs import RunFolder
+from convnext_cli.text import quote
 
 ENGINES = ("auto", "onnx", "torch")
 GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch takes to start
@@ -165,7 +166,9 @@ def open_run(run: Path, wishes: Wishes, images: int) -> Answerer:
         if isinstance(found, Runtime):
             return found
         if wishes.engine == "onnx":
-            raise UsageError(f"ONNX Runtime cannot do it: {found}", f"Use --engine auto, or `convnext export {run}`")
+            raise UsageError(
+                f"ONNX Runtime cannot do it: {found}", f"Use --engine auto, or `convnext export {quote(run)}`"
+            )
 
     from convnext_cli.inference.predictor import Predictor  # torch: seconds
 

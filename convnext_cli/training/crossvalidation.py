@@ -15,6 +15,7 @@ from convnext_cli.folds import FoldsFolder, name_run
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.rules import Choice
+from convnext_cli.text import quote
 from convnext_cli.training.environment import describe_environment
 from convnext_cli.training.finetuning import (
     Finished,
@@ -188,5 +189,5 @@ def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
         assert kept is not None
         return Fold(fold=fold, run=run.path, epoch=kept["epoch"] - 1, val=revive(Metrics, kept["val"]))
     except (AssertionError, KeyError, TypeError) as error:
-        remedy = f"Delete it, and `convnext finetune --resume {folder.path}` writes it again"
+        remedy = f"Delete it, and `convnext finetune --resume {quote(folder.path)}` writes it again"
         raise RunError(f"{run.metrics} is damaged", remedy) from error

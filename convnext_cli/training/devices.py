@@ -22,6 +22,7 @@ from convnext_cli.folds import find_whole
 from convnext_cli.recipes.costs import GIB
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs import RunFolder
+from convnext_cli.text import quote
 
 THREADS = torch.get_num_threads()  # as torch found them. A run may take fewer; the next in this process asks anew
 
@@ -67,7 +68,7 @@ def track_figures(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[N
             names = ", ".join(str(name) for name in accelerator.log_with)
             raise UsageError(
                 f"cannot send figures to {names}: {shorten_error(error)}",
-                f"Set it up, or leave out --track: `convnext finetune --resume {whole}`",
+                f"Set it up, or leave out --track: `convnext finetune --resume {quote(whole)}`",
             ) from error
     try:
         yield

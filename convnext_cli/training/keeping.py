@@ -1,6 +1,5 @@
 """What is kept of a run while it trains: its state, to continue from, and the best model so far, for others."""
 
-import shlex
 from collections.abc import Generator
 from dataclasses import asdict
 
@@ -11,6 +10,7 @@ from convnext_cli.evaluation.metrics import Metrics
 from convnext_cli.folds import find_whole
 from convnext_cli.models.build import write_model
 from convnext_cli.runs import RunFolder
+from convnext_cli.text import quote
 from convnext_cli.training.checkpoint import State, Tensors, gather_kept, load_checkpoint, save_checkpoint
 from convnext_cli.training.devices import is_lost_connection, is_out_of_memory
 from convnext_cli.training.loop import EpochDone, Remark, StepDone, train
@@ -132,4 +132,4 @@ def _stopped(run: RunFolder, step: int, signal: int) -> StoppedError:
 
 
 def _how_to_go_on(run: RunFolder) -> str:
-    return f"Go on with `convnext finetune --resume {shlex.quote(str(find_whole(run).path))}`"
+    return f"Go on with `convnext finetune --resume {quote(find_whole(run).path)}`"

@@ -32,6 +32,7 @@ from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs import RUNS, RunFolder
+from convnext_cli.text import quote
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
@@ -264,7 +265,8 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
     if run.is_finished:
         raise UsageError(
             f"{path} has finished: there is nothing to continue",
-            f"`convnext eval {path}` says how good it is; --config {run.plan} repeats it with other settings",
+            f"`convnext eval {quote(path)}` says how good it is; --config {quote(run.plan)} repeats it with other "
+            "settings",
         )
     model, weights, _ = read_plan(run.plan)
     if model is None:

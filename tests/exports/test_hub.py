@@ -8,7 +8,7 @@ import timm
 import torch
 
 from convnext_cli import evaluate
-from convnext_cli.exports.card import find_license
+from convnext_cli.exports.card import escape_markdown, find_license, write_card
 from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.models.build import load_model
 from convnext_cli.runs import RunFolder
@@ -133,3 +133,28 @@ def test_only_push_uploads_and_never_in_public(
     assert outcome.code == 1
     assert "403 Forbidden" in outcome.err
     assert (tmp_path / "three/README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("cat", "cat"),
+        ("min_crop_area 0.5 to 3.1e-05 (7%)", "min_crop_area 0.5 to 3.1e-05 (7%)"),
+        ("![x](http://example.org/a.png)", r"\!\[x\](http\://example.org/a.png)"),
+        ("<img src=x>|*b* _i_ `c` $m$", r"\<img src=x\>\|\*b\* \_i\_ \`c\` \$m\$"),
+        ("www.example.org a@b.org", r"www\.example.org a\@b.org"),
+        ("line\n# title\u202e", r"line\\n\# title\\u202e"),
+    ],
+)
+def test_a_name_in_the_card_is_text(name: str, escaped: str) -> None:
+    assert escape_markdown(name) == escaped
+
+
+def test_a_licence_of_an_edited_run_stays_one_value(mine: RunFolder, tmp_path: Path) -> None:
+    license = 'other"\nbase_model: x/y # <b>'
+    based = give_base(mine, tmp_path, license=license, weights="auto", model="convnext_tiny.d")
+    card = write_card(based, None, find_license(based))
+    head = card.split("---")[1].strip().splitlines()
+    assert [line for line in head if line.startswith("license_name: ")] == [f"license_name: {json.dumps(license)}"]
+    assert [line for line in head if line.startswith("base_model")] == ["base_model: timm/convnext_tiny.d"]
+    assert "<b>" not in card.split("---", 2)[2].replace(r"\<b", "")

@@ -1,0 +1,82 @@
+"""Names that others chose, as text that a terminal, a shell, a spreadsheet or a program takes for nothing else."""
+
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+# What moves a cursor, changes a colour, ends a line or reverses the order of what is shown: C0, DEL and C1; line and
+# paragraph separators; Unicode's Bidi_Control characters and their deprecated kin; the byte order mark.
+_CONTROLS = (
+    *range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070), 0xFEFF,
+)  # fmt: skip
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_SURROGATES = re.compile("[\ud800-\udfff]")  # how Python holds bytes of a file name that are not text
+_FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # and their full-width forms
+
+
+def _escape(code: int) -> str:
+    return _SHORT.get(chr(code), f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+_VISIBLE = {code: _escape(code) for code in _CONTROLS}
+
+
+def make_visible(text: str) -> str:
+    r"""Return the text as one line, each control character replaced by its escape, such as `\x1b` or `\n`."""
+    return _SURROGATES.sub(lambda found: _escape(ord(found[0])), text.translate(_VISIBLE))
+
+
+def quote(path: str | Path) -> str:
+    """Return a path as a shell and `convnext` take it, for commands that a person pastes.
+
+    One with control characters or bytes that are no text becomes bash's `$'…'`, so that what is shown is the command.
+    """
+    text = str(path)
+    if text.startswith("-"):
+        text = f"./{text}"
+    if make_visible(text) == text:
+        return shlex.quote(text)
+    parts = (char if char.isprintable() and char not in "\\'" else _quote_char(char) for char in text)
+    return f"$'{''.join(parts)}'"
+
+
+def _quote_char(char: str) -> str:
+    bytes_ = char.encode("utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in bytes_)
+
+
+def guard_cell(cell: Any) -> Any:
+    """Return a CSV cell that a spreadsheet does not compute, on one line; finite numbers stay, others become None.
+
+    Text that begins like a formula gets an apostrophe before it, as OWASP advises ("CSV Injection").
+    """
+    if isinstance(cell, float):
+        return cell if math.isfinite(cell) else None
+    if cell is None or isinstance(cell, int):
+        return cell
+    text = str(cell)
+    return ("'" if text.startswith(_FORMULA) else "") + make_visible(text)
+
+
+def to_json(data: Any, *, indent: int | None = None) -> str:
+    """Return the data as JSON in ASCII, which holds in any locale; numbers that are not finite are null.
+
+    What JSON has no form for, such as a path, becomes its text. Bytes of a name that are no text are kept as Python's
+    lone surrogates, from which `os.fsencode` makes the name again.
+    """
+    try:
+        text = json.dumps(data, indent=indent, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_drop_nan(data), indent=indent, default=str, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")
+
+
+def _drop_nan(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _drop_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_drop_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

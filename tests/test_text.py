@@ -1,0 +1,122 @@
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.cli import console
+from convnext_cli.text import guard_cell, make_visible, quote, to_json
+
+ODD = (
+    "=1+1",
+    "+1",
+    "-2",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "line\nFAKE",
+    "return\rFAKE",
+    "\x1b[31mred\x1b[0m",
+    "\x9b31m",
+    "\x7f",
+    "\x85",
+    "\u202egnp.exe\u202c",
+    "\u2066x\u2069",
+    "\u200f",
+    "\u061c",
+    "\u2028line",
+    "\u2029",
+    "\ufeffx",
+    'quote"x',
+    "it's",
+    "back\\slash",
+    "$(id)",
+    "`id`",
+    "-x",
+    "~",
+    "a  b",
+    "開発",
+    "é",
+    "👩\u200d🔬",
+    "\udcff\udcfe.png",
+    "nul\x01",
+    "\uff1d1",
+)
+CONTROLS = {
+    chr(code) for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), 0x2028, 0x2029, 0x2066, 0x2069)
+}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_nothing_controls_a_terminal(text: str) -> None:
+    shown = make_visible(text)
+    assert not CONTROLS & set(shown)
+    shown.encode()
+    if text.isprintable():
+        assert shown == text
+
+
+def test_letters_and_signs_stay() -> None:
+    assert make_visible("naïve 開発 👩\u200d🔬 نه\u200cخیر") == "naïve 開発 👩\u200d🔬 نه\u200cخیر"
+    assert make_visible("a\n\x1b\u202e\udcff") == r"a\n\x1b\u202e\udcff"
+
+
+@pytest.mark.parametrize("text", [*ODD, "\x1bf", "a'\nb", "\udcffA"])
+def test_a_quoted_path_is_that_path_in_a_shell(text: str) -> None:
+    quoted = quote(text)
+    assert not CONTROLS & set(quoted)
+    done = subprocess.run(["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True)
+    assert done.stdout.removeprefix(b"./") == os.fsencode(text)
+    assert not done.stdout.startswith(b"-")
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_cell_is_one_line_that_nothing_computes(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_csv_row([text, 0.5, None, -1, True, math.nan, Path("a")])
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert not CONTROLS & set(out.removesuffix("\n"))
+    [cells] = csv.reader(io.StringIO(out, newline=""))
+    assert cells[0][0] not in "=+-@\t\r\uff1d\uff0b\uff0d\uff20"
+    assert cells[1:] == ["0.5", "", "-1", "True", "", "a"]
+
+
+@pytest.mark.parametrize("text", [text for text in ODD if "\udcff" not in text])
+def test_an_exact_cell_is_the_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_csv_row([text, "x"], exact=True)
+    [cells] = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert cells == [text, "x"]
+
+
+def test_a_plain_cell_stays() -> None:
+    assert guard_cell("cat") == "cat"
+    assert guard_cell(-0.5) == -0.5
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_json_is_ascii_and_gives_the_text_back(text: str) -> None:
+    written = to_json({text: [text, Path(text)]})
+    assert written.isascii()
+    assert written.isprintable()
+    assert json.loads(written) == {text: [text, text]}
+
+
+def test_json_has_no_number_that_is_none() -> None:
+    written = to_json({"a": [math.nan, 1.5], "b": (math.inf, -math.inf), "c": {"d": math.nan}})
+    assert json.loads(written, parse_constant=pytest.fail) == {"a": [None, 1.5], "b": [None, None], "c": {"d": None}}
+
+
+def test_a_line_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for write in (console.say, console.warn, console.fail, console.show):
+        write("line\nFAKE\r\u2028x")
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "line\\nFAKE\\r\\u2028x",
+        "note: line\\nFAKE\\r\\u2028x",
+        "error: line\\nFAKE\\r\\u2028x",
+    ]
+    assert captured.out == "line\\nFAKE\\r\\u2028x\n"
