@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from convnext_cli.data.groups import find_straddling, group_index
 from convnext_cli.data.scan import Index, scan_folder
 from convnext_cli.errors import UsageError
+from tests.data.naming import FEWER, WITH_GROUPS, WITHOUT_GROUPS
 from tests.data.test_decode import XRAY, save_dicom
 
 
@@ -18,45 +20,35 @@ def make_index(*paths: str) -> Index:
     )
 
 
-TWO, TWENTY = (1, 2), range(20)
-WITH = {
-    "patient and image": [f"{c}/person{1000 + p}_{c}_{p * 3 + i}.jpeg" for c in "ab" for p in TWENTY for i in TWO],
-    "series and image": [f"{c}/IM-{k}{p:03}-{i:04}.jpeg" for k, c in enumerate("ab") for p in TWENTY for i in TWO],
-    "a constant number first": [
-        f"{c}/N2-IM-{p + 50 * (c == 'b')}-{i:04}.png" for c in "ab" for p in TWENTY for i in TWO
-    ],
-    "both eyes": [f"{c}/{p + 50 * (c == 'b')}_{s}.jpeg" for c in "ab" for p in TWENTY for s in ("left", "right")],
-    "folders": [f"{c}/p{p:03}/{i}.png" for c in "ab" for p in range(10) for i in range(3)],
-}
-WITHOUT = {
-    "numbered": [f"{c}/{i:04}.png" for c in "ab" for i in range(50)],
-    "word and number": [f"{c}/{c}.{i}.jpg" for c in ("cat", "dog") for i in range(50)],
-    "number and word": [f"{c}/{i}_{c}.jpg" for c in ("cat", "dog") for i in range(50)],
-    "the class's own name": [f"n{c}4567/n{c}4567_{i}.JPEG" for c in (1, 2, 3) for i in range(50)],
-    "random": [f"{c}/{'abcdefgh'[i % 8]}{'stuvwxyz'[i // 8]}.png" for c in "ab" for i in range(50)],
-    "version last": [f"{c}/img_{i + 50 * (c == 'b')}_v2.png" for c in "ab" for i in range(50)],
-    "one folder for all": [f"{c}/images/{i}.png" for c in "ab" for i in range(50)],
-}
-
-
-@pytest.mark.parametrize("name", WITH)
-def test_identifiers_that_repeat_are_found(name: str) -> None:
-    index, grouping = group_index(make_index(*WITH[name]), "auto")
-    per_group = 3 if name == "folders" else 2
-    assert grouping.groups == len(set(index.groups))
-    if name == "patient and image":  # both classes number their patients alike: taken for the same ones
-        assert grouping.groups == 20
-    elif name != "folders":
-        assert grouping.groups == len(index) // per_group
+@pytest.mark.parametrize("name", WITH_GROUPS)
+def test_identifiers_that_repeat_are_groups(name: str) -> None:
+    index, grouping = group_index(make_index(*WITH_GROUPS[name]), "auto")
+    assert grouping.groups == len(set(index.groups)) == (10 if name in FEWER else 16), grouping
     assert len(grouping.examples) == 3
-    assert all(group in path for path, group in grouping.examples)
 
 
-@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("name", WITHOUT_GROUPS)
 def test_names_without_identifier_give_no_groups(name: str) -> None:
-    index, grouping = group_index(make_index(*WITHOUT[name]), "auto")
+    index, grouping = group_index(make_index(*WITHOUT_GROUPS[name]), "auto")
     assert grouping.source == "none", grouping
     assert index.groups == ()
+
+
+def test_the_right_images_share_a_group() -> None:
+    for name in ("hexadecimal", "UUID", "copies", "eyes first", "crop first", "date, then patient"):
+        index, _ = group_index(make_index(*WITH_GROUPS[name]), "auto")
+        images = Counter(index.groups)
+        assert set(images.values()) == {2 if name == "eyes first" else 3}, (name, images)
+
+
+def test_only_identifiers_that_begin_anew_in_each_class_are_left_out() -> None:
+    """120 X-rays whose numbers repeat in the other class, but for four persons with three images each."""
+    both = [f"{c}/person{p}_{c}_{3 * p + k}.jpeg" for p in range(54) for k, c in enumerate(("bacteria", "virus"))]
+    four = [f"virus/person{200 + p}_virus_{900 + 3 * p + i}.jpeg" for p in range(4) for i in range(3)]
+    index, grouping = group_index(make_index(*both, *four), "auto")
+    assert grouping.source == "names"
+    shared = {group: count for group, count in Counter(index.groups).items() if count > 1}
+    assert shared == {f"person{200 + p}": 3 for p in range(4)}
 
 
 def test_a_pattern_decides() -> None:
@@ -78,6 +70,10 @@ def test_a_dicom_attribute_decides(tmp_path: Path) -> None:
     index, grouping = group_index(scan_folder(tmp_path), "dicom:PatientID")
     assert index.groups == ("P1", "P2", "P2")
     assert grouping.source == "dicom"
+    assert group_index(scan_folder(tmp_path), "auto")[0].groups == ("P1", "P2", "P2"), "found unasked"
+    for path in tmp_path.rglob("*.dcm"):
+        save_dicom(path, XRAY, PatientID="ANONYMOUS")
+    assert group_index(scan_folder(tmp_path), "auto")[1].source == "none", "one ID on all files is no patient"
     with pytest.raises(UsageError, match="no file has the DICOM attribute StudyID"):
         group_index(index, "dicom:StudyID")
 
