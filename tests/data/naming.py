@@ -8,24 +8,8 @@ from collections.abc import Callable
 
 SUBJECTS, THREE, MANY = range(16), (1, 2, 3), range(24)
 FEWER = {"frames", "frames, glued", "frames of named videos"}  # of 10 subjects
-NAMES = [
-    "anna",
-    "bert",
-    "carl",
-    "dora",
-    "emil",
-    "fred",
-    "gina",
-    "hans",
-    "ina",
-    "jan",
-    "kim",
-    "lea",
-    "max",
-    "nora",
-    "otto",
-    "paul",
-]
+NAMES = ["anna", "bert", "carl", "dora", "emil", "fred", "gina", "hans", "ina", "jan", "kim", "lea", "max", "nora"]
+NAMES += ["otto", "paul"]
 VIDEOS = ["kitchen", "street", "beach", "forest", "office", "park", "night", "train", "shop", "snow"]
 
 

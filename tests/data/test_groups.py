@@ -64,13 +64,13 @@ def test_a_pattern_decides() -> None:
 
 
 def test_a_dicom_attribute_decides(tmp_path: Path) -> None:
-    for name, patient in (("a/1", "P1"), ("a/2", "P2"), ("b/3", "P2")):
+    for name, patient in (("a/1", "P1"), ("a/2", "P2"), ("b/3", "P2"), ("b/4", "P3")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_dicom(tmp_path / f"{name}.dcm", XRAY, PatientID=patient)
     index, grouping = group_index(scan_folder(tmp_path), "dicom:PatientID")
-    assert index.groups == ("P1", "P2", "P2")
+    assert index.groups == ("P1", "P2", "P2", "P3")
     assert grouping.source == "dicom"
-    assert group_index(scan_folder(tmp_path), "auto")[0].groups == ("P1", "P2", "P2"), "found unasked"
+    assert group_index(scan_folder(tmp_path), "auto")[0].groups == ("P1", "P2", "P2", "P3"), "found unasked"
     for path in tmp_path.rglob("*.dcm"):
         save_dicom(path, XRAY, PatientID="ANONYMOUS")
     assert group_index(scan_folder(tmp_path), "auto")[1].source == "none", "one ID on all files is no patient"
