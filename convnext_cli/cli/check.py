@@ -17,7 +17,7 @@ DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, a CSV file
 FALSE_SCORE = 3  # the exit code where a finding makes a score false
 
 
-@with_settings("exclude", "group_from", "resplit")
+@with_settings("image_root", "exclude", "group_from", "resplit")
 def check(
     data: Annotated[Path, typer.Argument(help=DATA_HELP)],
     fix_list: Annotated[
@@ -44,6 +44,8 @@ def check(
         check_apart(fix_list, audit.index, "--fix-list")
         console.say(f"wrote {write_fix_list(audit, fix_list)} paths to {fix_list}")
     check_trainable(audit.index)
+    if not as_json:
+        _show_verdict(audit)
     if audit.falsifies:
         raise typer.Exit(FALSE_SCORE)
 
@@ -78,6 +80,8 @@ def _show(audit: "Audit") -> None:
     console.show(f"formats   {', '.join(f'{count:,} {name}' for name, count in audit.formats.items())}")
     if index.skipped:
         console.show(f"skipped   {', '.join(f'{count:,} {reason}' for reason, count in index.skipped.items())}")
+    for note in index.notes:
+        console.show(f"layout    {note}")
     groups = f"{grouping.groups:,} by {grouping.rule}" if grouping.groups else grouping.rule
     console.show(f"groups    {groups}")
     for path, group in grouping.examples:
@@ -94,6 +98,9 @@ def _show(audit: "Audit") -> None:
             console.show(f"    {example}")
         console.show(f"  effect    {finding.effect}")
         console.show(f"  finetune  {finding.action}")
+
+
+def _show_verdict(audit: "Audit") -> None:
     console.show("")
     if audit.falsifies:
         console.show("A score measured on this data would be false.", style="bold red")

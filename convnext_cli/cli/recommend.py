@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.settings import list_decided
+from convnext_cli.cli.settings import given, list_decided, with_settings
 from convnext_cli.errors import UsageError
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 from convnext_cli.text import quote
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
 
+@with_settings("image_root", "exclude")
 def recommend(
     data: Annotated[
         Path | None, typer.Argument(help="Folder, CSV or zip of images, instead of --dataset-size.")
@@ -39,6 +40,7 @@ def recommend(
         Path | None, typer.Option("--output", "-o", help="Write the plan to this file, for `finetune --config`.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **settings: Any,
 ) -> None:
     """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
     from convnext_cli.files import check_outside, write_text
@@ -55,7 +57,7 @@ def recommend(
         from convnext_cli.data.scan import check_trainable, scan_data
         from convnext_cli.recipes.fingerprint import take_fingerprint
 
-        index, _ = group_index(scan_data(data), "auto")
+        index, _ = group_index(scan_data(data, **given(settings)), "auto")
         check_trainable(index)
         fingerprint = take_fingerprint(index)
         dataset_size, classes = len(index), len(index.classes)
@@ -70,7 +72,7 @@ def recommend(
         domain=domain,
         prefer=prefer,
         recipe=recipe,
-        settings={} if image_size is None else {"image_size": image_size},
+        settings=given(settings) | ({} if image_size is None else {"image_size": image_size}),
     )
     if output is not None:
         write_text(output, found.plan.to_toml())

@@ -43,7 +43,7 @@ def unpack(archive: Path) -> Path:
         raise DataError(f"{archive} cannot be unpacked ({error})", "Give a whole zip file without password") from error
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked ({error})", "Check the disk's space and permissions") from error
-    return _skip_wrapper(target)
+    return target
 
 
 def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -56,12 +56,3 @@ def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
         raise DataError(
             f"{archive} would unpack to {total / 1024**3:.0f} GiB", "Unpack it yourself and give the folder"
         )
-
-
-def _skip_wrapper(folder: Path) -> Path:
-    """Many archives hold one folder that holds everything: go inside it."""
-    while True:
-        inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-        if len(inside) != 1 or not inside[0].is_dir():
-            return folder
-        folder = inside[0]

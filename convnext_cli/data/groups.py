@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
 
+from convnext_cli.data.layout import find_split
 from convnext_cli.data.scan import Index
+from convnext_cli.data.text import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
 
 MIN_SHARING = 0.05  # of the images must share their identifier with another one for it to be one
@@ -156,13 +158,19 @@ def _group_by_folder(index: Index) -> Iterator[dict[int, str]]:
     """Yield the folders inside the class folder, the outermost first: `NORMAL/p001/a.png` is of p001."""
     inside = []
     for row, path in enumerate(index.paths):
-        inside.append(path.split("/")[2 if index.splits[row] and _has_split_folder(path, index, row) else 1 : -1])
+        inside.append(_list_inside(path, index.classes[index.labels[row]], index.splits[row]))
     for depth in range(max(map(len, inside), default=0)):
         yield {row: folders[depth] for row, folders in enumerate(inside) if len(folders) > depth}
 
 
-def _has_split_folder(path: str, index: Index, row: int) -> bool:
-    return path.split("/", 1)[0] != index.classes[index.labels[row]]
+def _list_inside(path: str, name: str, split: str) -> list[str]:
+    """The folders inside the class folder; those behind the first one where a manifest has other names."""
+    parts = path.split("/")[:-1]
+    place = next((at for at, part in enumerate(parts) if part == name or normalise_name(part) == name), None)
+    inside = parts[1 if place is None else place + 1 :]
+    if split and inside and (known := find_split(inside[0])) and known[0] == split:
+        return inside[1:]  # `<class>/train`
+    return inside
 
 
 def _group_by_name(index: Index) -> dict[int, str]:

@@ -15,8 +15,8 @@ from stat import S_ISDIR
 from typing import BinaryIO
 
 from convnext_cli.data.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
-from convnext_cli.data.scan import is_hidden
 from convnext_cli.data.text import decode_text
+from convnext_cli.data.tree import is_hidden
 from convnext_cli.errors import DataError, ImageError
 
 MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
-from convnext_cli.data.scan import Index, scan_data
+from convnext_cli.data.scan import AUTO, NONE, Index, scan_data, select_rows
 from convnext_cli.errors import DataError
 from convnext_cli.files import check_outside, write_text
 from convnext_cli.progress import Progress
@@ -21,8 +21,11 @@ class Intake:
 
     data: Path
     """A folder, a CSV file, or a zip file."""
-    exclude: str = "none"
-    """A file that lists paths to leave out, as `convnext check --fix-list` writes it or one a line; or `none`."""
+    image_root: str = AUTO
+    """The folder that a manifest's paths begin in; `auto` looks beside and below the manifest."""
+    exclude: str = NONE
+    """A file that lists images to leave out, as `convnext check --fix-list` writes it or one path, folder or pattern a
+    line; or one folder or pattern; or `none`."""
     group_from: str = "auto"
     """`auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
     resplit: bool = False
@@ -44,7 +47,7 @@ class Taken:
 
     def describe(self) -> list[str]:
         """What the user should know of it, a line each."""
-        found, lines = self.grouping, []
+        found, lines = self.grouping, list(self.index.notes)
         if found.groups:
             example = f", such as {found.examples[0][1]} of {found.examples[0][0]}" if found.examples else ""
             guess = "; --group-from none if they mean nothing" if found.source in ("names", "folders") else ""
@@ -63,11 +66,9 @@ def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
         DataError: the data or the list of exclusions cannot be used.
         UsageError: the pattern for groups is wrong.
     """
-    index = scan_data(intake.data)
-    if intake.exclude != "none":
-        index = _exclude(index, Path(intake.exclude))
+    index = scan_data(intake.data, image_root=intake.image_root, exclude=intake.exclude)
     if intake.resplit:
-        index = replace(index, splits=("",) * len(index))
+        index = replace(index, splits=("",) * len(index), folds=())
     index, grouping = group_index(index, intake.group_from)
     if not intake.audit:
         yield Taken(index=index, grouping=grouping, audit=None, together=())
@@ -110,34 +111,6 @@ def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Tak
     if gone:
         index = replace(index, skipped=index.skipped | {"unreadable image": len(gone)})
     return Taken(index=index, grouping=grouping, audit=audit, together=together)
-
-
-def select_rows(index: Index, rows: list[int]) -> Index:
-    """An index of some of the rows; the classes stay, with or without images."""
-    return replace(
-        index,
-        paths=tuple(index.paths[row] for row in rows),
-        labels=tuple(index.labels[row] for row in rows),
-        splits=tuple(index.splits[row] for row in rows),
-        groups=tuple(index.groups[row] for row in rows) if index.groups else (),
-    )
-
-
-def _exclude(index: Index, listing: Path) -> Index:
-    try:
-        with listing.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {listing}: {error}", "Give a file with one path a line") from error
-    named = {row[0] for row in (rows[1:] if rows and rows[0][0] == "path" else rows)}
-    unknown = named - set(index.paths)
-    if unknown:
-        raise DataError(
-            f"{listing} names {len(unknown)} files that are not in {index.root}: {', '.join(sorted(unknown)[:5])}",
-            "Give paths as `convnext check --fix-list` writes them, relative to the data",
-        )
-    kept = select_rows(index, [row for row, path in enumerate(index.paths) if path not in named])
-    return replace(kept, skipped=index.skipped | {"excluded image": len(named)})
 
 
 def digest_images(index: Index) -> str:

@@ -2,23 +2,19 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext_cli.errors import DataError
+from convnext_cli.data.exclusion import find_excluded
+from convnext_cli.data.formats import IMAGE_SUFFIXES
+from convnext_cli.data.layout import Layout, recognise
+from convnext_cli.data.text import fold_name
+from convnext_cli.data.tree import Folder, walk_folder
+from convnext_cli.errors import DataError, UsageError
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm", ".dicom"}
-)
-
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test", "tests": "test", "holdout": "test",
-}  # fmt: skip
-
-_NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+AUTO, NONE = "auto", "none"
+EXCLUDED = "excluded image"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +23,9 @@ class Index:
 
     Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, `fold-1` and so on where folds
     validate in turn, or empty where the data has none.
-    `groups` names what row i was taken from (a patient), or has no rows where that is not known. `skipped` counts what
-    is no image, by reason.
+    `groups` names what row i was taken from (a patient), or has no rows where that is not known. `folds` says in which
+    fold of a table's own row i validates (`fold-1` and so on), or has no rows. `skipped` counts what is no image, by
+    reason. `notes` say how the folders or the table were read.
     """
 
     root: Path
@@ -37,7 +34,9 @@ class Index:
     labels: tuple[int, ...]
     splits: tuple[str, ...]
     groups: tuple[str, ...] = ()
+    folds: tuple[str, ...] = ()
     skipped: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,36 +51,46 @@ class Index:
         return [counts[label] for label in range(len(self.classes))]
 
 
-def scan_data(data: Path) -> Index:
-    """Finds the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
+def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE) -> Index:
+    """Find the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
+
+    Args:
+        data: the folder or file.
+        image_root: the folder that a manifest's paths begin in; `auto` looks in its own folder and those below.
+        exclude: what to leave out (`exclusion.find_excluded`), or `none`.
 
     Raises:
-        DataError: nothing is there, it cannot be read, or it has no images.
+        DataError: nothing is there, it cannot be read, it has no images, or its layout can mean several things.
+        UsageError: `image_root` is given without a manifest.
     """
     suffix = data.suffix.lower()
     if not data.is_file() or suffix not in (".csv", ".tsv", ".zip"):
-        return scan_folder(data)
+        return scan_folder(data, image_root=image_root, exclude=exclude)
     if suffix == ".zip":
         from convnext_cli.data.archive import unpack
 
         folder = unpack(data)
-        manifests = [*folder.glob("*.csv"), *folder.glob("*.tsv")]
-        if len(manifests) != 1:
-            return scan_folder(folder)
-        data = manifests[0]
+        return scan_folder(folder, image_root=image_root, exclude=exclude, archive=data)
     from convnext_cli.data.manifest import read_manifest
 
-    return read_manifest(data)
+    return _exclude(read_manifest(data, image_root), exclude)
 
 
-def scan_folder(root: Path) -> Index:
-    """Finds the images of `root/<class>/**`, or of `root/{train,val,test}/<class>/**`.
+def scan_folder(root: Path, *, image_root: str = AUTO, exclude: str = NONE, archive: Path | None = None) -> Index:
+    """Find the images of a folder, with their classes and splits as `layout.recognise` has them.
 
-    The class is the top folder, however deep the file lies. Hidden files and what is no image by its suffix are
-    skipped and counted. Nothing is opened or written.
+    A CSV file that lies in it decides where the folders do not say the classes. Hidden files and what is no image by
+    suffix or first bytes are skipped and counted. Nothing is written.
+
+    Args:
+        root: the folder.
+        image_root: as in `scan_data`.
+        exclude: as in `scan_data`.
+        archive: the zip file that the folder was unpacked from.
 
     Raises:
-        DataError: no such folder, not readable, or no image in it.
+        DataError: no such folder, not readable, no image in it, or a layout that can mean several things.
+        UsageError: `image_root` is given, and there is no manifest.
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
@@ -89,24 +98,37 @@ def scan_folder(root: Path) -> Index:
             f"{root} {what}", "Give a folder with one folder of images per class, a CSV file, or a zip file"
         )
     skipped: Counter[str] = Counter()
-    found: list[tuple[str, str, str]] = []
-    names: set[str] = set()
-    start = len(os.path.join(root, ""))  # noqa: PTH118  (strings throughout: a Path per file is slow)
     try:
-        for split, folder in _split_folders(root, skipped):
-            for name, path in _class_images(folder, skipped):
-                names.add(name)
-                if path is not None:
-                    found.append((path[start:].replace(os.sep, "/"), name, split))
+        tree = walk_folder(str(root), skipped)
     except OSError as error:
         raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
-    if not found:
+    gone = _exclude_from(tree, root, exclude) if exclude != NONE else set()
+    skipped[EXCLUDED] = len(gone)
+    layout = recognise(tree, archive.stem if archive else root.name)
+    if archive:
+        root = Path(layout.start.path)
+    index = _make_index(root, layout, skipped)
+    if table := _choose_table(layout, index, image_root, archive or root):
+        rows = [row for row, path in enumerate(table.paths) if os.path.join(table.root, path) not in gone]  # noqa: PTH118
+        left_out = {EXCLUDED: len(gone)} if gone else {}
+        return replace(select_rows(table, rows), skipped=table.skipped | left_out)
+    if not len(index):
         raise DataError(
-            f"no images in class folders under {root}{_describe(skipped)}",
+            f"no images in class folders under {root}{_describe(index.skipped)}",
             f"Put them into {root}/<class>/, as {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
+    return index
+
+
+def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
+    start = len(os.path.join(root, ""))  # noqa: PTH118  (strings throughout: a Path per file is slow)
+    found = [
+        (path[start:].replace(os.sep, "/"), placement.name, placement.split)
+        for placement in layout.placements
+        for path in placement.folder.list_images()
+    ]
     found.sort()
-    classes = tuple(sorted(names))
+    classes = tuple(layout.classes)
     number = {name: label for label, name in enumerate(classes)}
     return Index(
         root=root,
@@ -114,7 +136,124 @@ def scan_folder(root: Path) -> Index:
         paths=tuple(path for path, _, _ in found),
         labels=tuple(number[name] for _, name, _ in found),
         splits=tuple(split for _, _, split in found),
-        skipped=dict(skipped),
+        skipped={reason: count for reason, count in (skipped + layout.skipped).items() if count},
+        notes=tuple(layout.notes),
+    )
+
+
+def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -> Index | None:
+    """The manifest in the folder, where it and not the folders says the classes; else None.
+
+    Raises:
+        DataError: neither does, or they contradict each other.
+        UsageError: `image_root` is given, and there is no manifest.
+    """
+    from convnext_cli.data.manifest import OtherTaskError, read_manifest
+
+    start, doubt = layout.start, layout.doubt
+    tables = sorted(name for name in start.others if name.lower().endswith((".csv", ".tsv")))
+    if not tables and image_root != AUTO:
+        raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
+    read: dict[str, Index] = {}
+    problems: dict[str, DataError] = {}
+    for name in tables:
+        try:
+            read[name] = read_manifest(Path(start.path, name), image_root)
+        except DataError as error:
+            problems[name] = error
+    if doubt or not len(index):
+        if len(read) == 1:
+            [(name, table)] = read.items()
+            why = f"the classes are those of {name}"
+            named = set(_list_files(table))
+            beside = sum(os.path.normpath(path) not in named for path in layout.tree.list_images())
+            skipped = dict(layout.skipped) | ({f"image without a row in {name}": beside} if beside else {})
+            return replace(table, notes=(why, *table.notes), skipped=table.skipped | skipped)
+        if len(read) > 1:
+            raise DataError(
+                f"{doubt.problem if doubt else f'{source} has no class folders'}; {', '.join(read)} each say classes",
+                f"Give one of them itself, such as {Path(start.path, min(read))}, or one table with a column split",
+            )
+        for problem in problems.values():
+            if isinstance(problem, OtherTaskError) or image_root != AUTO:
+                raise problem
+        if doubt and problems:
+            name = min(problems)
+            raise DataError(f"{doubt.problem} ({name} does not decide: {problems[name].problem})", doubt.remedy)
+        if doubt:
+            raise doubt
+        return None
+    chosen = None
+    for name, table in read.items():
+        says_more = any(table.groups) or any(table.folds) or (any(table.splits) and not any(index.splits))
+        is_whole = set(_list_files(table)) >= set(_list_files(index))
+        if _agrees(table, index, name, source) and says_more and is_whole and chosen is None:
+            why = f"the classes of {name} are those of the folders; its other columns are used"
+            chosen = replace(table, notes=(why, *table.notes))
+    return chosen
+
+
+def _agrees(table: Index, index: Index, name: str, source: Path) -> bool:
+    """Return whether a manifest gives the images the classes that their folders do, whatever it calls them.
+
+    Raises:
+        DataError: it gives them others.
+    """
+    own = dict(zip(_list_files(index), index.labels, strict=True))
+    pairs = Counter(
+        (own[path], label) for path, label in zip(_list_files(table), table.labels, strict=True) if path in own
+    )
+    if not pairs:
+        return False
+    if len(pairs) > len({first for first, _ in pairs}) or len(pairs) > len({second for _, second in pairs}):
+        (first, second), _ = pairs.most_common()[-1]
+        raise DataError(
+            f"{source} has folders ({', '.join(index.classes[:5])}) and a table ({name}: "
+            f"{', '.join(table.classes[:5])}) that give the images different classes, such as "
+            f"{index.classes[first]!r} and {table.classes[second]!r}",
+            f"Give the table itself, {table.root / name}, to train on its classes; or take it out of the folder to "
+            "train on the folders' names",
+        )
+    return True
+
+
+def _list_files(index: Index) -> list[str]:
+    """The files of the rows, whatever way their paths are written."""
+    return [os.path.normpath(os.path.join(index.root, path)) for path in index.paths]  # noqa: PTH118
+
+
+def _exclude_from(tree: Folder, root: Path, exclude: str) -> set[str]:
+    """Take images out of a tree; folders that become empty by that go too. Return the images' paths."""
+    start = len(os.path.join(root, ""))  # noqa: PTH118
+    paths = [path[start:] for path in tree.list_images()]
+    gone = {os.path.join(root, paths[row]) for row in find_excluded(exclude, paths, root)}  # noqa: PTH118
+    for folder in tree.walk():
+        folder.images = [name for name in folder.images if os.path.join(folder.path, name) not in gone]  # noqa: PTH118
+    filled = {folder.path for folder in tree.walk() if folder.count}
+    tree.recount()
+    for folder in tree.walk():
+        folder.folders = [inner for inner in folder.folders if inner.count or inner.path not in filled]
+    return gone
+
+
+def _exclude(index: Index, exclude: str) -> Index:
+    """The index of a manifest without the images that `exclude` names."""
+    if exclude == NONE:
+        return index
+    gone = find_excluded(exclude, index.paths, index.root)
+    kept = select_rows(index, [row for row in range(len(index)) if row not in gone])
+    return replace(kept, skipped=index.skipped | {EXCLUDED: len(gone)})
+
+
+def select_rows(index: Index, rows: list[int]) -> Index:
+    """An index of some of the rows; the classes stay, with or without images."""
+    return replace(
+        index,
+        paths=tuple(index.paths[row] for row in rows),
+        labels=tuple(index.labels[row] for row in rows),
+        splits=tuple(index.splits[row] for row in rows),
+        groups=tuple(index.groups[row] for row in rows) if index.groups else (),
+        folds=tuple(index.folds[row] for row in rows) if index.folds else (),
     )
 
 
@@ -135,15 +274,30 @@ def check_trainable(index: Index) -> None:
             "Give each class folder images, or remove the empty ones",
         )
     splits = set(index.splits)
+    if splits <= {"val", "test"}:
+        raise DataError(
+            f"all images of {index.root} are in its {' and '.join(sorted(splits))} split: there is nothing to train on",
+            "Give the folder that has the training images too, or draw new splits by --resplit",
+        )
     counts = index.count_classes("train" if "train" in splits else None)
     missing = [name for name, count in zip(index.classes, counts, strict=True) if not count]
     if missing:
         where = "training images" if "train" in splits else "images"
         examples = ", ".join(missing[:5])
+        alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
+        hint = f"; {' and '.join(alike[0])} differ in case or hyphens only" if alike else ""
         raise DataError(
-            f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}",
-            "Add images to these folders, or remove them",
+            f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}{hint}",
+            "Give them one name" if alike else "Add images to these folders, or remove them",
         )
+
+
+def find_alike(classes: Iterable[str]) -> list[list[str]]:
+    """Return the classes whose names differ in case, hyphens or width only, by their common form."""
+    forms: dict[str, list[str]] = {}
+    for name in classes:
+        forms.setdefault(fold_name(name), []).append(name)
+    return [names for names in forms.values() if len(names) > 1]
 
 
 def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
@@ -164,68 +318,5 @@ def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(rows) for _, rows in sorted(sets.items()))
 
 
-def _split_folders(root: Path, skipped: Counter[str]) -> list[tuple[str, Path]]:
-    """The data set's own split folders; without a training folder, the root itself as one unnamed split."""
-    folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name)]
-    names = [folder.name.strip().lower() for folder in folders]
-    own = [(SPLIT_NAMES[name], folder) for name, folder in zip(names, folders, strict=True) if name in SPLIT_NAMES]
-    splits = {split for split, _ in own}
-    if "train" in splits and (len(splits) > 1 or len(own) == len(folders)):
-        if len(own) < len(folders):
-            for name, folder in zip(names, folders, strict=True):
-                if name not in SPLIT_NAMES:
-                    skipped[f"folder beside train, val and test ({folder.name!r})"] += 1
-        return own
-    return [("", root)]
-
-
-def _class_images(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, str | None]]:
-    """Each class folder's name with each of its images; once with None, so that an empty class is known too."""
-    for entry in os.scandir(folder):
-        if is_hidden(entry.name):
-            skipped["hidden or system file"] += 1
-        elif entry.is_dir():
-            yield entry.name, None
-            for path in _walk(entry.path, skipped):
-                yield entry.name, path
-        elif is_image(entry.name):
-            skipped["image outside any class folder"] += 1
-        else:
-            skipped["not an image by its suffix"] += 1
-
-
-def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
-    """The images under `folder`. Each real folder is entered once, so that a loop of links ends."""
-    waiting = [folder]
-    seen: set[tuple[int, int]] = set()
-    while waiting:
-        current = waiting.pop()
-        status = os.stat(current)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in os.scandir(current):
-            if is_hidden(entry.name):
-                skipped["hidden or system file"] += 1
-            elif entry.is_dir():
-                waiting.append(entry.path)
-            elif not is_image(entry.name):
-                skipped["not an image by its suffix"] += 1
-            elif not entry.is_file():
-                skipped["no regular file (a broken link, a pipe)"] += 1
-            else:
-                yield entry.path
-
-
-def is_hidden(name: str) -> bool:
-    """Return True for what every walk passes over: hidden files, and what Windows and macOS leave in folders."""
-    return name.startswith(".") or name.lower() in _NOT_DATA
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-
-
-def _describe(skipped: Counter[str]) -> str:
+def _describe(skipped: dict[str, int]) -> str:
     return f" (skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())})" if skipped else ""

@@ -55,9 +55,18 @@ def split_index(
         seed: of the draws.
         together: sets of rows that show one picture; groups stay together in any case.
         folds: take validation from folds in place of `val_fraction`; own validation images then join the training ones.
+            Where the index has folds of its own, these are taken.
+
+    Raises:
+        UsageError: there are fewer groups than folds, or the index has folds of another number.
     """
     own = set(index.splits) - {""}
     units = _find_units(index, together)
+    if folds is not None and index.folds and folds.number != (number := len(set(index.folds))):
+        raise UsageError(
+            f"the data's own table has {number} folds, not {folds.number}",
+            f"Give --folds {number}, or --resplit to draw others",
+        )
     if folds is not None and folds.number > len(set(units)):
         raise UsageError(f"{len(set(units))} groups cannot be cut into {folds.number} folds", "Give fewer --folds")
     shares = {"train": 1 - val_fraction - (0 if own else test_fraction)}
@@ -71,7 +80,8 @@ def split_index(
     open_splits = {"", "train"} | ({"val"} if folds else set())
     rows = [row for row, split in enumerate(index.splits) if split in open_splits]
     splits = list(index.splits)
-    for row, part in zip(rows, _deal(index, rows, units, shares, seed), strict=True):
+    parts = [index.folds[row] for row in rows] if folds and index.folds else _deal(index, rows, units, shares, seed)
+    for row, part in zip(rows, parts, strict=True):
         splits[row] = part
     if folds is not None:
         splits = [name_fold(1) if split == "train" else split for split in splits]

@@ -11,6 +11,7 @@ from convnext_cli.data.cache import Pictures
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.loaders import cut_batches, load_batches
 from convnext_cli.data.scan import Index
+from convnext_cli.data.text import find_name
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.progress import Progress
@@ -104,13 +105,14 @@ class Answerer(ABC):
         Raises:
             DataError: the index has a class that the run does not know.
         """
-        unknown = [name for name in index.classes if name not in self.classes]
+        places = {name: find_name(name, self.classes) for name in index.classes}
+        unknown = [name for name, place in places.items() if place is None]
         if unknown:
             raise DataError(
                 f"{index.root} has classes that the run does not know: {', '.join(unknown[:5])}",
                 f"Name its folders as in training: {', '.join(self.classes[:10])}",
             )
-        number = [self.classes.index(name) for name in index.classes]
+        number = list(places.values())
         return np.array([number[index.labels[row]] for row in rows], np.int64)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.split import name_fold
+from convnext_cli.data.text import find_name
 from convnext_cli.errors import DataError, ImageError, UsageError
 from convnext_cli.evaluation.comparison import Comparison, compare
 from convnext_cli.evaluation.figures import log_softmax
@@ -192,12 +193,13 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
         DataError: they have other classes.
     """
     a, b = first.cases, second.cases
-    if set(a.classes) != set(b.classes):
+    places = [find_name(name, b.classes) for name in a.classes]
+    if len(a.classes) != len(b.classes) or None in places:
         raise DataError(
             f"{first.run} and {second.run} differ in classes: {', '.join(sorted(set(a.classes) ^ set(b.classes))[:5])}",
             "Compare runs that were trained on the same classes",
         )
-    order = [b.classes.index(name) for name in a.classes]
+    order = [place for place in places if place is not None]
     temperatures = [e.calibration.temperature if e.calibration else 1.0 for e in (first, second)]
     return compare(a.logits / temperatures[0], b.logits[:, order] / temperatures[1], a.labels, a.subject.groups)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.split import explain_weak_validation
+from convnext_cli.data.text import find_name
 from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.evaluation.calibration import fit_temperature
 from convnext_cli.evaluation.figures import log_softmax
@@ -157,10 +158,12 @@ def keep_targets(
             f"no threshold can be set: {calibration.weak}",
             "Fine-tune with more validation images, or leave out --target",
         )
-    for target in targets:
-        if target.name not in classes:
+    places = {target: find_name(target.name, classes) for target in targets}
+    for target, place in places.items():
+        if place is None:
             known = f"Known are {', '.join(classes[:20])}"
             raise UsageError(f"unknown class {target.name!r} in --target", f"{suggest(target.name, classes)}{known}")
+    targets = [replace(target, name=classes[place]) for target, place in places.items() if place is not None]
     arrays = run.read_calibration_arrays()
     probabilities = np.exp(log_softmax(arrays["val_logits"] / calibration.temperature))
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}

@@ -1,12 +1,16 @@
 """Which images a run is judged on, and what makes them less of a test than they seem."""
 
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.groups import group_index
-from convnext_cli.data.scan import Index, scan_data
+from convnext_cli.data.scan import AUTO, NONE, Index, scan_data
 from convnext_cli.data.split import is_fold
-from convnext_cli.errors import DataError
+from convnext_cli.data.text import normalise_name
+from convnext_cli.errors import ConvnextError, DataError
+from convnext_cli.folds import open_folder
+from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs import RunFolder
 
 
@@ -37,7 +41,7 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
         RunError: the run cannot be read.
         DataError: the data has no such split.
     """
-    index = _find_index(run.read_split(), data)
+    index = _find_index(run, run.read_split(), data)
     own = set(index.splits) - {""}
     if any(map(is_fold, own)):
         return _choose_of_folds(index, split)
@@ -98,14 +102,33 @@ def _choose_of_folds(index: Index, split: str | None) -> tuple[Subject, list[str
     return Subject(index=index, split="val", rows=rows), [note]
 
 
-def _find_index(trained_on: Index, data: Path | None) -> Index:
+def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> Index:
     """The run's own index where its own data folder is meant, so that its split holds there too."""
     if data is not None and data.resolve() != trained_on.root.resolve():
-        index, _ = group_index(scan_data(data), "auto")
+        index, _ = group_index(_scan_as(run, data), "auto")
         left_out = sum(trained_on.skipped.get(what, 0) for what in ("unreadable image", "excluded image"))
-        same = set(trained_on.paths) <= set(index.paths) and len(index) == len(trained_on) + left_out
-        moved = same and index.classes == trained_on.classes
-        return replace(trained_on, root=index.root) if moved else index
+        places = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
+        paths = tuple(places.get(_compose(path), "") for path in trained_on.paths)
+        classes = {normalise_name(name) for name in trained_on.classes}
+        moved = all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes)
+        return replace(trained_on, root=index.root, paths=paths) if moved else index
     if not trained_on.root.is_dir():
         raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")
     return trained_on
+
+
+def _scan_as(run: RunFolder, data: Path) -> Index:
+    """Scan data; where they cannot be read by themselves, as the run read its own (`--image-root`, `--exclude`)."""
+    try:
+        return scan_data(data)
+    except DataError as error:
+        try:
+            settings = read_plan(open_folder(run.path).plan)[2]
+            options = {name: settings.get(name, default) for name, default in (("image_root", AUTO), ("exclude", NONE))}
+            return scan_data(data, **options)
+        except ConvnextError:
+            raise error from None
+
+
+def _compose(path: str) -> str:
+    return unicodedata.normalize("NFC", path)

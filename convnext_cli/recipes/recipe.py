@@ -178,8 +178,15 @@ class Recipe:
     deterministic: Annotated[
         bool, Setting(help="Only algorithms that repeat to the bit, on a GPU too, or an error where there is none.")
     ] = False
+    image_root: Annotated[
+        str, Setting(help="Folder that a CSV file's paths begin in; auto looks in its own folder and those below.")
+    ] = AUTO
     exclude: Annotated[
-        str, Setting(help="File that lists images to leave out, as `check --fix-list` writes it, or none.")
+        str,
+        Setting(
+            help="Images to leave out: a file that lists paths, folders or patterns, as `check --fix-list` writes it; "
+            "or one folder or pattern, such as masks or '*_mask.png'; or none."
+        ),
     ] = "none"
     group_from: Annotated[
         str,

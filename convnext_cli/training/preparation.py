@@ -157,6 +157,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
     found = _check(request, data, values)
     intake = Intake(
         data=data,
+        image_root=values["image_root"],
         exclude=values["exclude"],
         group_from=values["group_from"],
         resplit=values["resplit"],

@@ -97,16 +97,13 @@ def test_a_manifest_and_a_zip_train_like_a_folder(convnext: Convnext, leaking: P
 
 def test_odd_data_is_said_and_nothing_hangs(convnext: Convnext, tmp_path: Path) -> None:
     for number in range(24):
-        path = tmp_path / "odd" / ("trian", "valid")[number % 2] / "AB"[number // 2 % 2] / f"take#{number}.png"
+        path = tmp_path / "odd" / ("leaf", "root")[number % 2] / "AB"[number // 2 % 2] / f"take#{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_picture(number, (32, 32)).save(path)
-    os.mkfifo(tmp_path / "odd/trian/A/pipe.png")
+    os.mkfifo(tmp_path / "odd/leaf/A/pipe.png")
     outcome = convnext("check", "odd", "--json")
-    found = json.loads(outcome.out)
-    assert "classes that look like splits" in {finding["kind"] for finding in found["findings"]}
-    assert found["skipped"] == {"no regular file (a broken link, a pipe)": 1}
-    assert outcome.code == 3
-    assert convnext("check", "odd", "--group-from", "trian|valid").code == 3  # two groups are too few for five folds
+    assert json.loads(outcome.out)["skipped"] == {"no regular file (a broken link, a pipe)": 1}
+    assert outcome.code == 0
     flags = "--model test_convnext --weights none --dry-run --folds 500"
     assert "cannot be cut into 500 folds" in convnext("finetune", "odd", *flags.split()).err
 
@@ -117,6 +114,49 @@ def test_check_refuses_what_cannot_be_trained_on(convnext: Convnext, tmp_path: P
     outcome = convnext("check", "one")
     assert outcome.code == 3
     assert "one class only" in outcome.err
+    assert "Nothing found" not in outcome.out
+
+
+def test_check_and_finetune_say_how_the_data_were_read(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(40):
+        save_image(tmp_path / f"d/x_train/x_train/{'ab'[number % 2]}/{number}.png", seed=number)
+    save_image(tmp_path / "d/x_pred/x_pred/1.png", seed=99)
+    outcome = convnext("check", "d")
+    assert outcome.code == 0
+    said = " ".join(outcome.out.split())
+    assert "layout the classes of the train split are the folders in x_train/x_train" in said
+    assert "1 image without a class, in 'x_pred'" in said
+    assert json.loads(convnext("check", "d", "--json").out)["notes"]
+    dry = convnext("finetune", "d", "--model", "test_convnext", "--weights", "none", "--dry-run", "--json")
+    assert any("x_train/x_train" in note for note in json.loads(dry.out)["notes"])
+
+
+def test_a_questioned_layout_is_no_verdict(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(4):
+        save_image(tmp_path / f"d/{('train_images', 'test_images')[number % 2]}/{number}.png", seed=number)
+    for words in (("check", "d"), ("recommend", "d"), ("finetune", "d", "--dry-run")):
+        outcome = convnext(*words)
+        assert outcome.code == 3
+        assert "test_images, train_images are folders of splits without a folder for each class" in outcome.err
+        assert "Nothing found" not in outcome.out
+
+
+def test_image_root_and_exclude_decide_for_all_commands(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(40):
+        save_image(tmp_path / f"pictures/{number}.png", seed=number)
+        save_image(tmp_path / f"others/{number}.png", seed=number + 100)
+    rows = [f"{number},{'ab'[number % 2]}" for number in range(40)]
+    (tmp_path / "list.csv").write_text("\n".join(["id,label", *rows]))
+    assert "more than one file in the folders below" in convnext("check", "list.csv").err
+    options = ("--image-root", "pictures", "--exclude", "3?.png")
+    assert json.loads(convnext("check", "list.csv", "--json", *options).out)["images"] == 30
+    found = json.loads(convnext("recommend", "list.csv", "--json", *options, "-o", "plan.toml").out)
+    assert found["dataset_size"] == 30
+    flags = ("--model", "test_convnext", "--weights", "none", "--dry-run", "--json", "--no-check")
+    dry = json.loads(convnext("finetune", "list.csv", *flags, *options).out)
+    assert sum(dry["images"].values()) == 30
+    planned = json.loads(convnext("finetune", "list.csv", *flags, "--config", "plan.toml").out)
+    assert sum(planned["images"].values()) == 30
 
 
 def test_nothing_is_written_beside_a_manifests_images(convnext: Convnext, tmp_path: Path) -> None:

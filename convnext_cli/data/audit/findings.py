@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from convnext_cli.data.audit.duplicates import Duplicates
 from convnext_cli.data.audit.inspection import Inspection
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.groups import Grouping, find_straddling
-from convnext_cli.data.scan import SPLIT_NAMES, Index
+from convnext_cli.data.scan import Index, find_alike
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and judged
 EXAMPLES = 5
@@ -39,16 +38,6 @@ def find_all(
     index: Index, grouping: Grouping, inspection: Inspection, found: Duplicates, shortcuts: Sequence[Shortcut]
 ) -> Iterator[Finding]:
     """The gravest first."""
-    if splits := _look_like_splits(index):
-        yield Finding(
-            kind="classes that look like splits",
-            falsifies=True,
-            title="the classes seem to be splits",
-            count=len(index.classes),
-            examples=tuple(f"{name}: {', '.join(sorted(splits))}" for name in index.classes[:EXAMPLES]),
-            effect="the model would learn to tell the splits apart, not what is in them",
-            action="kept; name the folders train, val and test",
-        )
     conflicts = [rows for rows in found.clusters if len({index.labels[row] for row in rows}) > 1]
     if conflicts:
         yield Finding(
@@ -100,6 +89,16 @@ def find_all(
             action="kept, always in one split; --exclude leaves all but one of each out",
             leave_out=tuple(row for rows in within for row in rows[1:]),
         )
+    if alike := find_alike(index.classes):
+        yield Finding(
+            kind="class names alike",
+            falsifies=False,
+            title="sets of classes whose names differ in case or hyphens only",
+            count=len(alike),
+            examples=tuple(" and ".join(names) for names in alike[:EXAMPLES]),
+            effect="if such a set is one class, the model learns to tell apart what is the same",
+            action="kept as different classes; give them one name if they are one",
+        )
     few = [(name, n) for name, n in zip(index.classes, index.count_classes(), strict=True) if n < MIN_IMAGES]
     if few:
         yield Finding(
@@ -134,17 +133,6 @@ def find_all(
             effect="near duplicates among them are not known",
             action="none",
         )
-
-
-def _look_like_splits(index: Index) -> set[str]:
-    """The folders that all classes have in common, where one class is nearly named as a split; else none."""
-    inside: dict[int, set[str]] = {}
-    for path, label in zip(index.paths, index.labels, strict=True):
-        parts = path.split("/")
-        inside.setdefault(label, set()).add(parts[1] if len(parts) > 2 else "")
-    common = set.intersection(*inside.values()) - {""} if inside else set()
-    named = any(get_close_matches(name.strip().lower(), SPLIT_NAMES, cutoff=0.75) for name in index.classes)
-    return common if named and len(common) > 1 and not any(index.splits) else set()
 
 
 _THINGS = {"size": "size", "format": "file format", "mode": "pixel mode", "border": "border"}

@@ -49,6 +49,7 @@ class Audit:
             "sizes": self.sizes,
             "formats": self.formats,
             "skipped": index.skipped,
+            "notes": list(index.notes),
             "groups": {
                 "source": self.grouping.source,
                 "rule": self.grouping.rule,

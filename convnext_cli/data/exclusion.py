@@ -1,0 +1,112 @@
+"""Images to leave out: paths, folders and patterns, from a list or straight from the command line."""
+
+import csv
+import fnmatch
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from convnext_cli.data.text import decode_name, decode_text
+from convnext_cli.errors import DataError
+
+
+def read_exclusions(option: str) -> list[list[str]]:
+    """Read what `--exclude` names: the rows of a file, or one row of the pattern that it is.
+
+    Bytes of a file name that are no text stay in it, as `check --fix-list` writes them.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    listing = Path(option)
+    if not listing.is_file():
+        return [[option]]
+    try:
+        raw = listing.read_bytes()
+        is_ours = raw.startswith(b"path,reason")
+        text = raw.decode("utf-8", "surrogateescape") if is_ours else decode_text(raw, str(listing))[0]
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {listing}: {error}", "Give a file with one path a line") from error
+    return rows[1:] if rows and rows[0][0].strip().lower() == "path" else rows
+
+
+def find_excluded(option: str, paths: Sequence[str], root: Path) -> set[int]:
+    """Return the rows of `paths` that `--exclude` names.
+
+    A row is a path as the index has it (absolute or from the working folder is fine too), a folder (its path, or a name
+    at any depth), or a pattern with `*`, `?` or `[...]` on a path or a name. A path that is there is no pattern.
+
+    Raises:
+        DataError: the list cannot be read, or names what is not there.
+    """
+    rows = read_exclusions(option)
+    finder = _Finder(paths, root)
+    found: set[int] = set()
+    unknown = []
+    for row in rows:
+        places = finder.find(",".join(row)) or finder.find(row[0])
+        if not places and not row[0].startswith("#"):
+            unknown.append(row[0])
+        found |= places
+    if unknown:
+        examples = ", ".join(sorted(unknown)[:5])
+        if not Path(option).is_file():
+            raise DataError(
+                f"--exclude {option}: there is no such list, and no image or folder of that name in {root}",
+                "Give a file that lists paths, a folder's name, or a pattern such as '*_mask.png'",
+            )
+        raise DataError(
+            f"{option} names {len(unknown)} files that are not in {root}: {examples}",
+            "Give paths as `convnext check --fix-list` writes them, relative to the data, folders, or patterns",
+        )
+    return found
+
+
+class _Finder:
+    """Rows by path, by folder, by pattern."""
+
+    def __init__(self, paths: Sequence[str], root: Path) -> None:
+        self.root = os.path.abspath(root)  # noqa: PTH100
+        self.paths = [_compose(path) for path in paths]
+        self.exact = {path: row for row, path in enumerate(paths)}
+        self.rows = {path: row for row, path in enumerate(self.paths)}
+        self.folders: dict[str, set[int]] = {}
+
+    def find(self, word: str) -> set[int]:
+        if word in self.exact:
+            return {self.exact[word]}
+        plain = _compose(word.strip())
+        for form in dict.fromkeys((plain, plain.replace("\\", "/"))):
+            clean = os.path.normpath(form) if form else form
+            for path in (clean, os.path.relpath(clean, self.root)):
+                if path in self.rows:
+                    return {self.rows[path]}
+                if path in self._list_folders():
+                    return self.folders[path]
+            if not set(clean).isdisjoint("*?[") and (rows := self._match(clean)):
+                return rows
+        return set()
+
+    def _list_folders(self) -> dict[str, set[int]]:
+        """The rows below each folder, by its path and by its name."""
+        if not self.folders:
+            for row, path in enumerate(self.paths):
+                parts = path.split("/")[:-1]
+                for depth, part in enumerate(parts):
+                    for name in {part, "/".join(parts[: depth + 1])}:
+                        self.folders.setdefault(name, set()).add(row)
+        return self.folders
+
+    def _match(self, pattern: str) -> set[int]:
+        matches = re.compile(fnmatch.translate(pattern)).match
+        names = {name for name in self._list_folders() if matches(name)}
+        rows = {row for row, path in enumerate(self.paths) if matches(path) or matches(path.rpartition("/")[2])}
+        return rows.union(*(self.folders[name] for name in names))
+
+
+def _compose(path: str) -> str:
+    return path if path.isascii() else unicodedata.normalize("NFC", decode_name(path))

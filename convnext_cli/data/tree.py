@@ -1,0 +1,130 @@
+"""One walk over a folder: which images lie where. Nothing is decided here, and nothing is written."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from convnext_cli.data.formats import has_image_suffix, identify_file
+
+NOT_AN_IMAGE = "not an image by its suffix"
+LINK = "no regular file (a broken link, a pipe)"
+HIDDEN = "hidden or system file"
+
+_NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_KNOWN_SUFFIXES = frozenset(  # of files that need not be opened to know that they are no images
+    {
+        ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf",
+        ".py", ".ipynb", ".log", ".zip", ".gz", ".tar", ".tgz", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".h5",
+        ".hdf5", ".pt", ".pth", ".onnx", ".xls", ".xlsx", ".doc", ".docx", ".parquet", ".db", ".mp4", ".avi", ".mov",
+    }
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Folder:
+    """A folder with its images and other files by name, and its folders; all sorted by nothing but the disk."""
+
+    path: str
+    name: str
+    folders: "list[Folder]" = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    count: int = 0
+    """Images here and below."""
+
+    @property
+    def filled(self) -> "list[Folder]":
+        """The folders that have images, by name."""
+        return sorted((folder for folder in self.folders if folder.count), key=lambda folder: folder.name)
+
+    def walk(self) -> "Iterator[Folder]":
+        """Yield this folder and all below, each before those in it."""
+        waiting = [self]
+        while waiting:
+            folder = waiting.pop()
+            yield folder
+            waiting.extend(folder.folders)
+
+    def list_images(self) -> Iterator[str]:
+        """Yield the path of each image here and below."""
+        for folder in self.walk():
+            start = os.path.join(folder.path, "")  # noqa: PTH118  (strings throughout: a Path per file is slow)
+            for name in folder.images:
+                yield start + name
+
+    def recount(self) -> None:
+        """Count anew after images were removed."""
+        for folder in reversed(list(self.walk())):
+            folder.count = len(folder.images) + sum(inner.count for inner in folder.folders)
+
+
+def walk_folder(root: str, skipped: Counter[str]) -> Folder:
+    """Walk over `root`; hidden files and what is no image by suffix or first bytes are counted in `skipped`.
+
+    A link to a folder that it lies in is not entered, so that a loop of links ends.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    top = Folder(root, os.path.basename(root.rstrip("/")))  # noqa: PTH119
+    waiting: list[tuple[Folder, Folder | None, frozenset[tuple[int, int]]]] = [(top, None, frozenset())]
+    while waiting:
+        folder, parent, above = waiting.pop()
+        status = os.stat(folder.path)  # noqa: PTH116
+        here = (status.st_dev, status.st_ino)
+        if here not in above and parent is not None:
+            parent.folders.append(folder)
+        elif parent is not None:
+            continue
+        inside = above | {here}
+        with os.scandir(folder.path) as entries:
+            for entry in entries:
+                name = entry.name
+                if is_hidden(name):
+                    skipped[HIDDEN] += 1
+                elif _is_folder(entry):
+                    waiting.append((Folder(entry.path, name), folder, inside))
+                elif has_image_suffix(name):
+                    if _is_file(entry):
+                        folder.images.append(name)
+                    else:
+                        skipped[LINK] += 1
+                elif reason := _explain_other(entry):
+                    skipped[reason] += 1
+                    folder.others.append(name)
+                else:
+                    folder.images.append(name)
+    top.recount()
+    return top
+
+
+def is_hidden(name: str) -> bool:
+    """Return True for what every walk passes over: hidden files, and what Windows and macOS leave in folders."""
+    return name[0] == "." or name.lower() in _NOT_DATA
+
+
+def _explain_other(entry: "os.DirEntry[str]") -> str:
+    """Say why a file without an image's suffix is none; empty where its first bytes say that it is one."""
+    if os.path.splitext(entry.name)[1].lower() in _KNOWN_SUFFIXES:  # noqa: PTH122
+        return NOT_AN_IMAGE
+    if not _is_file(entry):
+        return LINK
+    found = identify_file(entry.path)
+    if found is None:
+        return NOT_AN_IMAGE
+    return "" if found.readable else f"image in a format that is not read ({found.name})"
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False

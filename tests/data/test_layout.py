@@ -1,0 +1,336 @@
+"""The table of layouts: what is recognised, with classes and splits, and what is questioned, with its words."""
+
+import re
+import shutil
+import unicodedata
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from convnext_cli.data.scan import check_trainable, scan_data, scan_folder
+from convnext_cli.errors import DataError, UsageError
+from tests.conftest import save_image
+
+Form = Literal["NFC", "NFD"]
+FORMS: tuple[Form, ...] = ("NFC", "NFD")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_image(tmp_path_factory.mktemp("picture") / "a.png")
+
+
+def make(root: Path, words: str, picture: Path, number: int = 3) -> Path:
+    """Files by a line each: `a/b/` holds `number` pictures, `a.png` is one, `t.csv: …` a table of such lines."""
+    for line in words.split():
+        name, _, text = line.partition(":")
+        path = root / name.replace("~", " ")
+        if text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.replace("|", "\n").replace("~", " ") + "\n")
+        elif name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+            for k in range(number):
+                shutil.copyfile(picture, path / f"{k}.png")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, path)
+    return root
+
+
+# files, then classes and the images of each split
+RECOGNISED = {
+    # ordinary sets, which stay as they were
+    "classes": ("a/ b/", "a b", {"": 6}),
+    "patients inside the classes": ("a/p1/ a/p2/ b/p3/ b/p4/", "a b", {"": 12}),
+    "simple splits": ("train/a/ train/b/ val/a/ val/b/ test/a/ test/b/", "a b", {"train": 6, "val": 6, "test": 6}),
+    "splits in other words": ("Training/a/ Training/b/ VALID/a/ testing/b/", "a b", {"train": 6, "val": 3, "test": 3}),
+    "a training folder alone": ("train/a/ train/b/", "a b", {"train": 6}),
+    "a class called test": ("test/ exam/", "exam test", {"": 6}),
+    "a class called train": ("train/ bus/ car/", "bus car train", {"": 9}),
+    "class names that hold such words": (
+        "trainer/ test_tube/ valley/ masked_man/ predator/ label_maker/",
+        "label_maker masked_man predator test_tube trainer valley",
+        {"": 18},
+    ),
+    "class names with a split's word each": (
+        "train_station/ test_station/ airport/",
+        "airport test_station train_station",
+        {"": 9},
+    ),
+    "masks that are worn": (
+        "with_mask/ without_mask/ mask_incorrect/",
+        "mask_incorrect with_mask without_mask",
+        {"": 9},
+    ),
+    "numbers as classes": ("0/ 1/ 2/", "0 1 2", {"": 9}),
+    "views inside the classes": ("a/left/ a/right/ b/left/ b/right/", "a b", {"": 12}),
+    "letters of both cases": ("a/ A/ b/", "A a b", {"": 9}),
+    "machine parts": ("part1/ part2/ part3/", "part1 part2 part3", {"": 9}),
+    "notes beside the classes": ("a/ b/ readme.txt:x data.json:{}", "a b", {"": 6}),
+    "a table of other things beside the classes": ("a/ b/ sizes.csv:class,size|a,1|b,2", "a b", {"": 6}),
+    "folders of images inside the classes": ("a/images/ b/images/", "a b", {"": 6}),
+    "labels of other tools inside the classes": ("a/ a/0.json:{} b/ b/0.json:{}", "a b", {"": 6}),
+    "a class whose images are called test": ("a/test.png a/1.png b/test_2.png b/train_1.png", "a b", {"": 4}),
+    # splits
+    "composite names": ("seg_train/a/ seg_train/b/ seg_test/a/ seg_test/b/", "a b", {"train": 6, "test": 6}),
+    "repeated names, unlabelled beside": (
+        "x_train/x_train/a/ x_train/x_train/b/ x_test/x_test/a/ x_test/x_test/b/ x_pred/x_pred/",
+        "a b",
+        {"train": 6, "test": 6},
+    ),
+    "names in two words": ("Training~Set/a/ Training~Set/b/ Test~Set/a/ Test~Set/b/", "a b", {"train": 6, "test": 6}),
+    "numbered names": ("1_train/a/ 1_train/b/ 2_val/a/ 3_test/b/", "a b", {"train": 6, "val": 3, "test": 3}),
+    "words behind": ("images_train/a/ images_train/b/ images_test/a/", "a b", {"train": 6, "test": 3}),
+    "camel case": ("TrainImages/a/ TrainImages/b/ TestImages/a/", "a b", {"train": 6, "test": 3}),
+    "years": ("train2017/a/ train2017/b/ val2017/a/", "a b", {"train": 6, "val": 3}),
+    "evaluation as a test": (
+        "training/a/ training/b/ validation/a/ evaluation/b/",
+        "a b",
+        {"train": 6, "val": 3, "test": 3},
+    ),
+    "an unlabelled test": ("train/a/ train/b/ test/", "a b", {"train": 6}),
+    "an unlabelled test in a folder of its own": ("train/a/ train/b/ test/unknown/", "a b", {"train": 6}),
+    "images inside the splits": ("train/images/a/ train/images/b/ test/images/a/", "a b", {"train": 6, "test": 3}),
+    "splits below the classes": ("a/train/ a/test/ b/train/ b/test/", "a b", {"train": 6, "test": 6}),
+    "composite splits below the classes": ("a/a_train/ a/a_test/ b/b_train/ b/b_test/", "a b", {"train": 6, "test": 6}),
+    # wrappers
+    "one folder around the classes": ("dataset/a/ dataset/b/", "a b", {"": 6}),
+    "one folder around the splits": (
+        "dataset/train/a/ dataset/train/b/ dataset/test/a/",
+        "a b",
+        {"train": 6, "test": 3},
+    ),
+    "two folders around it": ("archive/set/a/ archive/set/b/", "a b", {"": 6}),
+    "documents beside the one folder": ("images/001.a/ images/002.b/ parts/x.txt:1 x.txt:1", "001.a 002.b", {"": 6}),
+    # masks
+    "folders of images and masks": ("a/images/ a/masks/ b/images/ b/masks/", "a b", {"": 6}),
+    "folders of masks of two kinds": (
+        "a/images/ a/lung~masks/ a/infection~masks/ b/images/ b/lung~masks/",
+        "a b",
+        {"": 6},
+    ),
+    "masks inside the class": ("a/ a/masks/ b/ b/masks/", "a b", {"": 6}),
+    "masks beside their pictures": (
+        " ".join(f"{c}/{k}.png {c}/{k}_mask.png" for c in "ab" for k in range(3)),
+        "a b",
+        {"": 6},
+    ),
+    "masks as another set has them": (
+        " ".join(f"{c}/x~({k}).png {c}/x~({k})_mask.png {c}/x~({k})_mask_1.png" for c in "ab" for k in range(3)),
+        "a b",
+        {"": 6},
+    ),
+    "segmentations beside their pictures": (
+        " ".join(f"{c}/I{k}.jpg {c}/I{k}_segmentation.png" for c in "ab" for k in range(3)),
+        "a b",
+        {"": 6},
+    ),
+    "masks in a tree of their own": ("images/a/ images/b/ masks/a/ masks/b/", "a b", {"": 6}),
+    "one name that looks like a mask's": ("a/ a/x.png a/x_mask.png b/", "a b", {"": 8}),
+    # tables
+    "a competition": (
+        "train_images/ test_images/ train.csv:id_code,diagnosis|0,2|1,3|2,2 test.csv:id_code|0|1|2",
+        "2 3",
+        {"": 3},
+    ),
+    "a table beside one folder of images": ("images/ labels.csv:file,label|0.png,x|1.png,y|2.png,x", "x y", {"": 3}),
+    "a table that says the folders' classes": ("a/ b/ t.csv:path,label|a/0.png,0|b/0.png,1", "a b", {"": 6}),
+    "a table that says the patients too": (
+        "a/ b/ t.csv:path,label,patient|" + "|".join(f"{c}/{k}.png,{c},p{k}" for c in "ab" for k in range(3)),
+        "a b",
+        {"": 6},
+    ),
+}
+
+# files, and what is said
+QUESTIONED = {
+    "splits without classes": ("train/ test/", "without a folder for each class"),
+    "composite splits without classes": (
+        "train_images/ test_images/",
+        "test_images, train_images are folders of splits",
+    ),
+    "splits without classes, a table without them": ("train_images/ test_images/ train.csv:id,x|0,1", "train.csv"),
+    "two tables": (
+        "images/ a.csv:path,label|images/0.png,x|images/1.png,y b.csv:path,label|images/0.png,x|images/2.png,y",
+        "a.csv, b.csv each say classes",
+    ),
+    "a table that contradicts the folders": (
+        "site1/ site2/ t.csv:path,label|site1/0.png,x|site1/1.png,y|site2/0.png,x",
+        "give the images different classes",
+    ),
+    "a table of several labels": (
+        "train/ test/ train.csv:id,labels|0,x;y|1,x|2,y",
+        "several labels in 1 of 3 rows",
+    ),
+    "parts of one set": ("HAM_images_part_1/ HAM_images_part_2/", "look like parts of one set"),
+    "folds": ("fold1/a/ fold1/b/ fold2/a/ fold2/b/", "look like folds"),
+    "splits inside sites": (
+        " ".join(f"{site}/{split}/{c}/" for site in ("site1", "site2") for split in ("train", "test") for c in "ab"),
+        "the same folders \\(a, b\\)",
+    ),
+    "splits in some classes": ("a/train/ a/test/ b/", "has none"),
+    "splits deeper": ("a/x/train/ a/x/test/ b/x/", "inside the class 'a'"),
+    "two sets of splits": (
+        "red_train/a/ red_train/b/ red_test/a/ blue_train/a/ blue_train/b/ blue_test/a/",
+        "two sets",
+    ),
+    "splits and other folders": ("s_train/a/ s_train/b/ s_test/a/ other/a/", "lies beside them"),
+    "a slip of the pen": ("trian/a/ trian/b/ valid/a/ valid/b/", "look like splits"),
+    "a test folder alone": ("test/a/ test/b/", "nothing to train on"),
+    "images alone": ("images/", "the only folder with images"),
+    "images and masks alone": ("images/ masks/", "the only folder with images"),
+    "images and masks that are not paired": ("images/ masks/x.png masks/y.png", "look like pictures and their masks"),
+    "masks that are paired in part": ("a/images/ a/masks/0.png a/masks/x.png b/images/", "only 1 of its 2"),
+    "YOLO": ("images/ labels/0.txt:0 labels/1.txt:0 labels/2.txt:0", "detection"),
+    "YOLO with splits": (
+        "images/train/ images/val/ labels/train/0.txt:0 labels/train/1.txt:0 labels/val/0.txt:0",
+        "detection",
+    ),
+    "YOLO inside the splits": (
+        "train/images/ train/labels/0.txt:0 train/labels/1.txt:0 valid/images/ valid/labels/0.txt:0",
+        "detection",
+    ),
+    "COCO": ("train2017/ val2017/ annotations/instances.json:{}", "detection"),
+    "COCO in each split": (
+        "train/ train/_annotations.coco.json:{} valid/ valid/_annotations.coco.json:{}",
+        "detection",
+    ),
+    "VOC": ("JPEGImages/ Annotations/0.xml:x Annotations/1.xml:x Annotations/2.xml:x SegmentationClass/", "detection"),
+    "one class, or patients": ("NORMAL/p1/ NORMAL/p2/ NORMAL/p3/", "one class only"),
+    "one class": ("a/", "one class only"),
+}
+
+
+@pytest.mark.parametrize("case", RECOGNISED)
+def test_a_layout_is_recognised(case: str, tmp_path: Path, picture: Path) -> None:
+    words, classes, splits = RECOGNISED[case]
+    index = scan_folder(make(tmp_path / "data", words, picture))
+    check_trainable(index)
+    assert index.classes == tuple(classes.split())
+    assert {split: index.splits.count(split) for split in set(index.splits)} == splits
+    assert all((index.root / path).is_file() for path in index.paths)
+    total = len(list((tmp_path / "data").rglob("*.*g")))
+    accounted = sum(count for reason, count in index.skipped.items() if reason.startswith(("image ", "mask ")))
+    assert len(index) + accounted == total
+
+
+@pytest.mark.parametrize("case", QUESTIONED)
+def test_a_layout_is_questioned(case: str, tmp_path: Path, picture: Path) -> None:
+    words, said = QUESTIONED[case]
+    make(tmp_path / "data", words, picture)
+    with pytest.raises(DataError, match=said) as caught:
+        check_trainable(scan_folder(tmp_path / "data"))
+    assert caught.value.remedy
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", [*RECOGNISED, *QUESTIONED])
+def test_a_folder_does_as_the_zip_file_of_it(case: str, tmp_path: Path, picture: Path) -> None:
+    words = (RECOGNISED | QUESTIONED)[case][0]
+    folder = make(tmp_path / "data", words, picture, number=2 if case in RECOGNISED and "mask" not in case else 3)
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                packed.write(path, path.relative_to(folder))
+    outcomes: list[object] = []
+    for data in (folder, tmp_path / "data.zip"):
+        try:
+            index = scan_data(data)
+        except DataError as error:
+            outcomes.append(re.sub(r"\S*[/]\S*|data(\.zip)?", "", error.problem))
+        else:
+            outcomes.append((index.classes, index.labels, index.splits, index.skipped))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_what_decides_is_said(tmp_path: Path, picture: Path) -> None:
+    index = scan_folder(make(tmp_path / "data", RECOGNISED["repeated names, unlabelled beside"][0], picture))
+    assert index.notes == (
+        "the classes of the test split are the folders in x_test/x_test",
+        "the classes of the train split are the folders in x_train/x_train",
+        "splits by the names of folders: x_pred, x_test, x_train",
+    )
+    assert index.skipped == {"image without a class, in 'x_pred'": 3}
+    index = scan_folder(make(tmp_path / "comp", RECOGNISED["a competition"][0], picture))
+    assert index.paths == ("train_images/0.png", "train_images/1.png", "train_images/2.png")
+    assert index.notes[0] == "the classes are those of train.csv"
+    index = scan_folder(make(tmp_path / "wrapped", RECOGNISED["one folder around the splits"][0], picture))
+    assert index.notes == ("the classes and splits are the folders in dataset",)
+    index = scan_folder(make(tmp_path / "plants", "colour/x/ colour/y/ colour/z/ grey/x/ grey/y/ grey/z/", picture))
+    assert "have the same folders (x, y, z)" in index.notes[0]
+
+
+def test_a_table_adds_groups_to_the_folders(tmp_path: Path, picture: Path) -> None:
+    index = scan_folder(make(tmp_path / "data", RECOGNISED["a table that says the patients too"][0], picture))
+    assert index.groups == ("p0", "p1", "p2") * 2
+
+
+def test_exclude_answers_a_question(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", QUESTIONED["masks that are paired in part"][0], picture)
+    for exclude in ("masks", "a/masks", "a/masks/*", "masks/"):
+        index = scan_data(data, exclude=exclude)
+        assert (index.classes, len(index), index.skipped) == (("a", "b"), 6, {"excluded image": 2})
+    (tmp_path / "list.txt").write_text("# masks\nmasks\n0.png\n")
+    with pytest.raises(DataError, match=r"list\.txt names 1 files that are not in .*: 0\.png"):
+        scan_data(data, exclude=str(tmp_path / "list.txt"))
+    with pytest.raises(DataError, match="no such list, and no image or folder of that name"):
+        scan_data(data, exclude="mask.txt")
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_list_of_exclusions_in_any_encoding_and_form(codec: str, form: Form, tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", picture)
+    odd = data / "a" / unicodedata.normalize(form, "é, 1.png")
+    shutil.copyfile(picture, odd)
+    (tmp_path / "list.txt").write_bytes("a\\é, 1.png\nb/0.png\n".encode(codec))
+    index = scan_data(data, exclude=str(tmp_path / "list.txt"))
+    assert index.paths == ("a/0.png", "a/1.png", "a/2.png", "b/1.png", "b/2.png")
+    (tmp_path / "list.txt").write_bytes(f"{data}/b\n".encode(codec))
+    assert scan_data(data, exclude=str(tmp_path / "list.txt")).classes == ("a",)
+
+
+def test_image_root_needs_a_table(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", picture)
+    with pytest.raises(UsageError, match="--image-root is for a CSV file"):
+        scan_data(data, image_root=str(data))
+
+
+def test_names_that_print_alike_are_one_class(tmp_path: Path, picture: Path) -> None:
+    one, two = (unicodedata.normalize(form, "café") for form in FORMS)
+    data = make(tmp_path / "flat", f"{one}/ {two}/ bar/ bar~/", picture)
+    index = scan_folder(data)
+    assert index.classes == ("bar", one)
+    assert index.count_classes() == [6, 6]
+    [note] = index.notes
+    assert note == f"2 classes spelled in several ways that print alike (Unicode forms, blanks) joined: bar, {one}"
+    index = scan_folder(make(tmp_path / "s", f"train/{one}/ train/bar/ test/{two}/ test/bar/", picture))
+    assert (index.classes, index.count_classes("test")) == (("bar", one), [3, 3])
+
+
+def test_a_class_name_never_holds_a_surrogate(tmp_path: Path, picture: Path) -> None:
+    for name in ("B\udcfcro", "M\udcfcll"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copyfile(picture, tmp_path / "data" / name / "1.png")
+    index = scan_folder(tmp_path / "data")
+    assert index.classes == ("Büro", "Müll")
+    assert all((index.root / path).is_file() for path in index.paths)
+
+
+def test_images_are_told_by_their_first_bytes_too(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/ a/x.json:{}", picture)
+    shutil.copyfile(picture, data / "a/without")
+    (data / "b/film.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    index = scan_folder(data)
+    assert len(index) == 7
+    assert index.skipped == {"not an image by its suffix": 1, "image in a format that is not read (HEIC)": 1}
+
+
+def test_a_link_to_itself_is_passed_over(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", picture)
+    (data / "a/self.png").symlink_to("self.png")
+    (data / "a/loop").symlink_to(data)
+    assert scan_folder(data).skipped == {"no regular file (a broken link, a pipe)": 1}
