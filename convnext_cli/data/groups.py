@@ -126,12 +126,13 @@ def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
 
 
 def _read_dicom(index: Index, keyword: str) -> dict[int, str]:
-    from convnext_cli.data.decode import DICOM_SUFFIXES
     from convnext_cli.data.dicom import read_tag
+    from convnext_cli.data.formats import PILLOW_SUFFIXES
 
+    others = frozenset().union(*PILLOW_SUFFIXES.values())  # DICOM may have no suffix
     found = {}
     for row, path in enumerate(index.paths):
-        if PurePosixPath(path).suffix.lower() in DICOM_SUFFIXES and (value := read_tag(index.root / path, keyword)):
+        if PurePosixPath(path).suffix.lower() not in others and (value := read_tag(index.root / path, keyword)):
             found[row] = value
     if not found:
         raise UsageError(f"no file has the DICOM attribute {keyword}", "Give another keyword, such as dicom:PatientID")

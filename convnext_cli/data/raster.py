@@ -1,0 +1,90 @@
+"""Stored values of an image, of any type and range, and how they become 8 bits."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PART = 1 << 22  # pixels that are converted at a time
+
+
+class Raster(NamedTuple):
+    """The stored values of an image, upright or not, before they become 8 bits."""
+
+    values: NDArray[Any]
+    """(H, W) grey or (H, W, 3) RGB, larger is brighter."""
+    alpha: NDArray[Any] | None
+    """(H, W), from 0 to 1; None where the file has none."""
+    mode: str
+    bits: int
+    done: tuple[str, ...] = ()
+
+
+def turn_upright(raster: Raster, orientation: int) -> Raster:
+    """Turn and mirror a raster as the EXIF orientation, 1 to 8, says."""
+    if orientation == 1:
+        return raster
+
+    def turn(array: NDArray[Any]) -> NDArray[Any]:
+        if orientation >= 5:  # the stored rows are columns
+            array = array.swapaxes(0, 1)
+        array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
+        return array[::-1] if orientation in (3, 4, 7, 8) else array
+
+    alpha = None if raster.alpha is None else turn(raster.alpha)
+    return raster._replace(values=turn(raster.values), alpha=alpha, done=(*raster.done, "turned upright"))
+
+
+def scale_alpha(alpha: NDArray[Any], full: float) -> NDArray[np.float32] | None:
+    """Scale a deep image's opacity to 0..1; None where it is nowhere full, because then it is no opacity."""
+    scaled: NDArray[np.float32] = (alpha / np.float32(full)).clip(0, 1).astype(np.float32)
+    return scaled if alpha.max() == full else None
+
+
+def find_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """Return the lowest and the highest finite value, 0 and 0 where there is none."""
+    low, high = math.inf, -math.inf
+    for rows in cut_rows(values.shape):
+        part = values[rows]
+        if shown is not None:
+            part = part[shown[rows]]
+        if part.dtype.kind == "f":
+            part = part[np.isfinite(part)]
+        if part.size:
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def stretch_between(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Map (H, W) or (H, W, 3) to uint8 (H, W, 3), `low` to 0 and `high` to 255."""
+    result = np.empty((*values.shape[:2], 3), np.uint8)
+    table = None
+    if values.dtype.kind in "ui" and high - low < 1 << 16:
+        table = _scale(np.arange(low, high + 1), low, high)
+    for rows in cut_rows(values.shape):
+        part = values[rows]
+        if table is None:
+            eight = _scale(part, low, high)
+        else:  # the same numbers, each computed once
+            eight = table[np.clip(part.astype(np.int64) - int(low), 0, len(table) - 1)]
+        result[rows] = eight if values.ndim == 3 else eight[..., None]
+    return result
+
+
+def _scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    with np.errstate(all="ignore"):  # not a number and infinite have their places below
+        wide = values.astype(np.float64)
+        if math.isinf(high - low):
+            wide, low, high = wide / 4, low / 4, high / 4
+        scaled = np.nan_to_num((wide - low) / (high - low or 1.0), nan=0.0, posinf=1.0, neginf=0.0)
+        eight: NDArray[np.uint8] = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    return eight
+
+
+def cut_rows(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Cut an image into slices of rows small enough to be converted beside the whole."""
+    step = max(1, _PART // max(1, shape[1]))
+    for top in range(0, shape[0], step):
+        yield slice(top, top + step)
