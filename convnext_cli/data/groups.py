@@ -125,14 +125,20 @@ def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
     return found
 
 
-def _read_dicom(index: Index, keyword: str) -> dict[int, str]:
-    from convnext_cli.data.dicom import read_tag
+def _list_dicom(index: Index) -> list[int]:
+    """Return the rows that may be DICOM: by suffix, or without one of another format."""
     from convnext_cli.data.formats import PILLOW_SUFFIXES
 
-    others = frozenset().union(*PILLOW_SUFFIXES.values())  # DICOM may have no suffix
+    others = frozenset[str]().union(*PILLOW_SUFFIXES.values())
+    return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
+
+
+def _read_dicom(index: Index, keyword: str) -> dict[int, str]:
+    from convnext_cli.data.dicom import read_tag
+
     found = {}
-    for row, path in enumerate(index.paths):
-        if PurePosixPath(path).suffix.lower() not in others and (value := read_tag(index.root / path, keyword)):
+    for row in _list_dicom(index):
+        if value := read_tag(index.root / index.paths[row], keyword):
             found[row] = value
     if not found:
         raise UsageError(f"no file has the DICOM attribute {keyword}", "Give another keyword, such as dicom:PatientID")
@@ -141,9 +147,7 @@ def _read_dicom(index: Index, keyword: str) -> dict[int, str]:
 
 def _read_patients(index: Index) -> dict[int, str]:
     """Return the PatientID of each DICOM file; empty where no two files share one, or nothing can read DICOM."""
-    from convnext_cli.data.decode import DICOM_SUFFIXES
-
-    if not any(PurePosixPath(path).suffix.lower() in DICOM_SUFFIXES for path in index.paths):
+    if not _list_dicom(index):
         return {}
     try:
         patients = _read_dicom(index, "PatientID")

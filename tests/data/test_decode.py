@@ -13,7 +13,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
 
-from convnext_cli.data.decode import MAX_PIXELS, decode_image, read_image
+from convnext_cli.data.decode import decode_image, read_image
+from convnext_cli.data.memory import MAX_PIXELS
 from convnext_cli.errors import ImageError
 from tests.conftest import draw_picture, save_image
 
