@@ -1,58 +1,197 @@
-"""A data set in a zip file is unpacked once, into the user's cache folder, never beside the file."""
+"""A data set in a zip file is unpacked once, into the user's cache folder, never beside the file.
 
+A zip file from elsewhere decides nothing but its own pictures: what would lie outside of it, links, doubled names and
+sizes that make no sense are refused before anything is written.
+"""
+
+import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from convnext_cli.errors import DataError
+from convnext_cli.errors import DataError, shorten_error
 from convnext_cli.files import find_cache
 
-MAX_BYTES = 200 * 1024**3  # of all files unpacked; against archives made to fill a disk
+GIB = 1024**3
+MAX_BYTES = 200 * GIB  # of all files unpacked
+MAX_RATIO = 100  # of unpacked to packed bytes, from SMALL on: pictures are packed already, deflate reaches 1,032
+SMALL = GIB // 4
+MAX_FREE = 0.9  # of the disk's free space
+MAX_NAME = 255  # bytes of a file's or folder's name, as Linux has it
+MAX_PATH = 2000  # bytes of a path inside the archive
+_UTF8 = 0x800  # the flag of a name that is UTF-8
+_ENCRYPTED = 0x1
+_DOS = 0  # ZipInfo.create_system
 
 
 def unpack(archive: Path) -> Path:
-    """Unpacks `archive` unless it was before, and returns the folder that has its files.
+    """Unpack `archive` unless it was before, and return the folder that has its files.
 
     The folder is named by the archive's list of names, sizes and checksums, so another archive gets another one. It
-    appears under its name only when it is whole.
+    appears under its name only when it is whole; of two processes one unpacks, and the other waits for it.
 
     Raises:
-        DataError: it is no zip file, a damaged one, one that would write outside, or one too large.
+        DataError: it is no zip file, a damaged or encrypted one, one with more than its own files, or one too large.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [member for member in opened.infolist() if not member.is_dir()]
-            _check(archive, members)
-            listing = "\n".join(f"{member.filename} {member.file_size} {member.CRC}" for member in members)
+            files, folders = _list_members(archive, opened.infolist())
+            listing = "\n".join(f"{member.filename} {member.file_size} {member.CRC}" for member in files.values())
             key = hashlib.blake2b(os.fsencode(listing), digest_size=12).hexdigest()
-            target = find_cache() / "unpacked" / f"{archive.stem}-{key}"
+            target = find_cache() / "unpacked" / f"{_shorten(archive.stem)}-{key}"
             if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-"))
-                try:
-                    opened.extractall(temporary)
-                    temporary.rename(target)
-                except FileExistsError:  # another process was faster; its folder is the same
-                    pass
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise DataError(f"{archive} cannot be unpacked ({error})", "Give a whole zip file without password") from error
+                with _lock(target, key):
+                    if not target.exists():
+                        _check_size(archive, files.values(), target.parent)
+                        _extract(opened, files, folders, target, key)
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked ({error})", "Check the disk's space and permissions") from error
+    except Exception as error:  # what zipfile and its decompressors raise on damaged files has no common base
+        raise DataError(f"{archive} cannot be unpacked ({shorten_error(error)})", "Give a whole zip file") from error
     return target
 
 
-def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    for member in members:
-        path = PurePosixPath(member.filename)
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{archive} has a file outside of itself ({member.filename!r})", "Pack it anew")
-    total = sum(member.file_size for member in members)
-    if total > MAX_BYTES:
+def check_inside(archive: Path, root: Path, paths: Iterable[str]) -> None:
+    """Check that paths from `root`, as a table in the archive names them, lie in the archive's own folder.
+
+    Raises:
+        DataError: one of them does not.
+    """
+    unpacked = find_cache() / "unpacked"
+    inside = os.path.join(unpacked, Path(os.path.relpath(root, unpacked)).parts[0], "")  # noqa: PTH118
+    start = os.path.join(root, "")  # noqa: PTH118  (strings: a Path per image is slow)
+    outside = [
+        path
+        for path in paths
+        if not os.path.normpath(path if path.startswith("/") else start + path).startswith(inside)
+    ]
+    if outside:
         raise DataError(
-            f"{archive} would unpack to {total / 1024**3:.0f} GiB", "Unpack it yourself and give the folder"
+            f"{archive} has a table that names {len(outside)} pictures outside of the archive, such as {outside[0]}",
+            "Pack the pictures with it, or give the table itself",
         )
+
+
+def _list_members(
+    archive: Path, members: Iterable[zipfile.ZipInfo]
+) -> tuple[dict[PurePosixPath, zipfile.ZipInfo], set[PurePosixPath]]:
+    """Return the archive's files by their paths, and its folders.
+
+    Raises:
+        DataError: one of them is no file of the archive's own.
+    """
+    members = list(members)
+    has_slash = any("/" in member.filename for member in members)
+    files: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    folders: set[PurePosixPath] = set()
+    for member in members:
+        name = _decode_name(member)
+        is_dos = "\\" in name and (member.create_system == _DOS or not has_slash)
+        if is_dos:  # against the format's definition, but some programs write it
+            name = name.replace("\\", "/")
+        path = PurePosixPath(name)
+        kind = stat.S_IFMT(member.external_attr >> 16) if member.create_system != _DOS else 0
+        problem = ""
+        if path.is_absolute() or ".." in path.parts or (is_dos and PureWindowsPath(name).drive):
+            problem = "a file outside of itself"
+        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            problem = "a link or a special file"
+        elif len(os.fsencode(name)) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):
+            problem = "a name that is too long"
+        elif member.flag_bits & _ENCRYPTED:
+            problem = "an encrypted file"
+        elif path in files:
+            problem = "a file twice"
+        elif not path.parts and not name.endswith("/"):
+            problem = "a file without a name"
+        if problem:
+            raise DataError(f"{archive} has {problem} ({name[:200]!r})", "Unpack it yourself and give the folder")
+        if name.endswith("/"):
+            folders.add(path)
+        else:
+            files[path] = member
+            folders.update(path.parents)
+    if both := folders & files.keys():
+        raise DataError(
+            f"{archive} has a file and a folder of one name ({min(both)})", "Unpack it yourself and give the folder"
+        )
+    return files, folders
+
+
+def _decode_name(member: zipfile.ZipInfo) -> str:
+    """Return a member's name. Without the flag for UTF-8 it should be code page 437; macOS writes UTF-8 without it."""
+    if member.flag_bits & _UTF8 or member.filename.isascii():
+        return member.filename
+    with suppress(UnicodeError):
+        return member.filename.encode("cp437").decode("utf-8")
+    return member.filename
+
+
+def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path) -> None:
+    """Check the sizes that the archive declares; `zipfile` reads no more than these."""
+    total = sum(member.file_size for member in members)
+    packed = max(1, archive.stat().st_size)
+    free = shutil.disk_usage(folder).free
+    remedy = "Unpack it yourself and give the folder"
+    if total > MAX_BYTES:
+        raise DataError(f"{archive} would unpack to {total / GIB:,.0f} GiB, above {MAX_BYTES // GIB} GiB", remedy)
+    if total > SMALL and total > MAX_RATIO * packed:
+        raise DataError(
+            f"{archive} would unpack to {total / GIB:.1f} GiB, {total // packed} times its size: no pictures do", remedy
+        )
+    if total > MAX_FREE * free:
+        raise DataError(
+            f"{archive} would unpack to {total / GIB:.1f} GiB, and {folder} has {free / GIB:.1f} GiB free",
+            "Make room there, or name another cache folder with CONVNEXT_CACHE",
+        )
+
+
+@contextmanager
+def _lock(target: Path, key: str) -> Iterator[None]:
+    """Keep other processes from unpacking the same archive meanwhile, where the file system has locks."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.parent / f".{key}.lock"
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _extract(
+    opened: zipfile.ZipFile,
+    files: dict[PurePosixPath, zipfile.ZipInfo],
+    folders: Iterable[PurePosixPath],
+    target: Path,
+    key: str,
+) -> None:
+    prefix = f".unpacking-{key}-"
+    for leftover in target.parent.glob(f"{prefix}*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+    try:
+        for folder in folders:
+            (temporary / folder).mkdir(parents=True, exist_ok=True)
+        for path, member in files.items():
+            with opened.open(member) as source, (temporary / path).open("xb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        temporary.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster, where there are no locks; its folder is the same
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _shorten(stem: str) -> str:
+    return os.fsdecode(os.fsencode(stem)[:100])

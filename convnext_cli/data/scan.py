@@ -67,10 +67,12 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE) -> Ind
     if not data.is_file() or suffix not in (".csv", ".tsv", ".zip"):
         return scan_folder(data, image_root=image_root, exclude=exclude)
     if suffix == ".zip":
-        from convnext_cli.data.archive import unpack
+        from convnext_cli.data.archive import check_inside, unpack
 
-        folder = unpack(data)
-        return scan_folder(folder, image_root=image_root, exclude=exclude, archive=data)
+        index = scan_folder(unpack(data), image_root=image_root, exclude=exclude, archive=data)
+        if image_root == AUTO:
+            check_inside(data, index.root, index.paths)
+        return index
     from convnext_cli.data.manifest import read_manifest
 
     return _exclude(read_manifest(data, image_root), exclude)
