@@ -241,7 +241,8 @@ def _find_family(folders: Iterable[Folder]) -> dict[str, list[Folder]]:
     split, or nothing else lies beside it. Composite names beside other folders of images are ordinary names, unless
     the training folder has classes inside.
     """
-    listed = list(folders)
+    if not (listed := list(folders)):
+        return {}
     families: dict[tuple[str, ...], dict[str, list[Folder]]] = {}
     simple: dict[str, list[Folder]] = {}
     for folder in sorted(listed, key=lambda folder: folder.name):
@@ -468,7 +469,7 @@ def _find_mask_files(images: Sequence[str]) -> set[str]:
 
 def _drop_mask_folders(parent: Folder) -> int:
     """Take the folders of masks out of `parent`; return how many masks they had."""
-    if not any(_ANY_MASK.search(folder.name.casefold()) for folder in parent.folders):
+    if not parent.folders or not any(_ANY_MASK.search(folder.name.casefold()) for folder in parent.folders):
         return 0
     filled = parent.filled
     named = [(folder, set(_list_words(folder.name))) for folder in filled]

@@ -465,8 +465,9 @@ class _FileFinder:
 
     def find_all(self, names: Sequence[str]) -> list[str | None]:
         """Each name as a path from the root, with its suffix; None where there is no such file."""
+        self.ambiguous = []
         found = [self.find(name) for name in names]
-        if any(found) or not names:
+        if any(found) or self.ambiguous or not names:
             return found
         for prefix, cut in self._list_places(names):
             moved = [self.find(name, prefix, cut) for name in names]
@@ -504,7 +505,10 @@ class _FileFinder:
             return None
         for key in _make_keys(name):
             if matches := listing.get(key):
-                return matches[0] if len(matches) == 1 or name in matches else None
+                if len(matches) > 1 and name not in matches:
+                    self.ambiguous.append(name)
+                    return None
+                return name if name in matches else matches[0]
         if self.encoding == "Windows-1252" and not name.isascii():
             try:
                 raw = os.fsdecode(name.encode("cp1252"))
@@ -601,8 +605,8 @@ def _find_files(table: _Table, finder: _FileFinder, column: str) -> list[str]:
     found = finder.find_all(names)
     if finder.ambiguous:
         raise DataError(
-            f"{table.path}: {len(finder.ambiguous)} names are those of more than one file in the folders below, such "
-            f"as {finder.ambiguous[0]}",
+            f"{table.path}: {len(finder.ambiguous)} names are those of more than one file, such as "
+            f"{finder.ambiguous[0]}",
             "Say where the paths begin by --image-root DIR, or write them with their folders and suffixes",
         )
     missing = [row for row, path in enumerate(found) if path is None]

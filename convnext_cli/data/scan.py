@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.formats import IMAGE_SUFFIXES
 from convnext_cli.data.layout import Layout, recognise
 from convnext_cli.data.text import fold_name
 from convnext_cli.data.tree import Folder, walk_folder
@@ -116,8 +115,8 @@ def scan_folder(root: Path, *, image_root: str = AUTO, exclude: str = NONE, arch
         return replace(select_rows(table, rows), skipped=table.skipped | left_out)
     if not len(index):
         raise DataError(
-            f"no images in class folders under {root}{_describe(index.skipped)}",
-            f"Put them into {root}/<class>/, as {', '.join(sorted(IMAGE_SUFFIXES))}",
+            f"no images in class folders under {archive or root}{_describe(index.skipped)}",
+            f"Put them into {archive or root}/<class>/, as JPEG, PNG, TIFF, DICOM or another format that is read",
         )
     return index
 
@@ -169,7 +168,7 @@ def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -
             why = f"the classes are those of {name}"
             named = set(_list_files(table))
             beside = sum(os.path.normpath(path) not in named for path in layout.tree.list_images())
-            skipped = dict(layout.skipped) | ({f"image without a row in {name}": beside} if beside else {})
+            skipped = dict(+layout.skipped) | ({f"image without a row in {name}": beside} if beside else {})
             return replace(table, notes=(why, *table.notes), skipped=table.skipped | skipped)
         if len(read) > 1:
             raise DataError(

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from convnext_cli.data.formats import has_image_suffix, identify_file
+from convnext_cli.data.formats import IMAGE_SUFFIXES, identify_file
 
 NOT_AN_IMAGE = "not an image by its suffix"
 LINK = "no regular file (a broken link, a pipe)"
@@ -85,7 +85,7 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
                     skipped[HIDDEN] += 1
                 elif _is_folder(entry):
                     waiting.append((Folder(entry.path, name), folder, inside))
-                elif has_image_suffix(name):
+                elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
                     if _is_file(entry):
                         folder.images.append(name)
                     else:

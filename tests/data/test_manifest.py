@@ -1,10 +1,15 @@
+import os
+import unicodedata
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from convnext_cli.data.groups import group_index
+from convnext_cli.data.manifest import OtherTaskError
 from convnext_cli.data.scan import scan_data
-from convnext_cli.errors import DataError
+from convnext_cli.data.split import Folds, choose_fold, split_index
+from convnext_cli.errors import DataError, UsageError
 from tests.conftest import save_image
 
 
@@ -96,3 +101,160 @@ def test_a_bad_zip_is_said(tmp_path: Path) -> None:
         archive.writestr("../../evil.png", "x")
     with pytest.raises(DataError, match="a file outside of itself"):
         scan_data(tmp_path / "evil.zip")
+
+
+def rows(*cells: str, number: int = 4, head: str = "path,label") -> str:
+    """A table with a row for each of the images a to d, whose further cells are these in turn."""
+    lines = [f"images/{'abcd'[k % 4]}.png,{cells[k % len(cells)]}" for k in range(number)]
+    return "\n".join([head, *lines]) + "\n"
+
+
+# text of a table, its classes, and words of its notes
+READ = {
+    "doubled quotation marks": (rows('heart', '"lung, ""upper"", left"', '"lung, ""upper"", right"'),
+                                ["heart", 'lung, "upper", left', 'lung, "upper", right'], []),
+    "semicolons with commas inside": ("path;label\nimages/a.png;x, y\nimages/b.png;z, y\n", ["x, y", "z, y"], []),
+    "tabs": ("path\tlabel\nimages/a.png\tx;1\nimages/b.png\ty;2\n", ["x;1", "y;2"], []),
+    "pipes": ("path|label\nimages/a.png|x\nimages/b.png|y\n", ["x", "y"], []),
+    "blanks behind the commas": ('path, label\nimages/a.png, "x, 1"\nimages/b.png, y\n', ["x, 1", "y"], []),
+    "Windows' line ends": (rows("x", "y").replace("\n", "\r\n"), ["x", "y"], []),
+    "line ends inside a cell": ('path,label,note\nimages/a.png,x,"two\nlines"\nimages/b.png,y,\n', ["x", "y"],
+                                ["columns that are not used: note"]),
+    "back slashes": (rows("x", "y").replace("images/", "images\\"), ["x", "y"], []),
+    "a drive": (rows("x", "y").replace("images/", "C:\\Users\\me\\images\\"), ["x", "y"], ["C:/Users/me/"]),
+    "another machine's paths": (rows("x", "y").replace("images/", "/mnt/d/images/"), ["x", "y"], ["mnt/d/"]),
+    "capitals of a suffix": (rows("x", "y").replace(".png", ".PNG"), ["x", "y"], []),
+    "identifiers": ("id_code,diagnosis\na,0\nb,1\nc,0\n", ["0", "1"], ["images found in images", "label 'diagnosis'"]),
+    "no header": ("images/a.png,x\nimages/b.png,y\n", ["x", "y"], ["path 'column 1'", "label 'column 2'"]),
+    "other names of columns": (rows("x", "y", "x", head="Image Path,Class Name"), ["x", "y"], ["label 'Class Name'"]),
+    "a label by its content": (rows("x,1.5", "y,2.5", "x,3.5", head="image,kind,ratio"), ["x", "y"],
+                               ["label 'kind'", "not used: ratio"]),
+    "the path by its content": ("note,where,label\n1,images/a.png,x\n2,images/b.png,y\n", ["x", "y"],
+                                ["path 'where'", "not used: note"]),
+    "an index before the path": (",image_id,dx,age\n0,a,nv,50\n1,b,mel,60\n2,c,nv,55\n", ["mel", "nv"],
+                                 ["not used: (without a name), age"]),
+    "an age in a file of 0 and 1": (rows("1,0,45", "0,1,50", "1,0,60", head="image,MEL,NV,age"), ["MEL", "NV"],
+                                    ["classes by the 2 columns of 0 and 1", "not used: age"]),
+    "an index of 0 and 1": ("index,image,MEL,NV\n0,images/a,1,0\n1,images/b,0,1\n", ["MEL", "NV"], ["not used: index"]),
+    "a sign of the patient among 0 and 1": (
+        rows("1,0,0,1", "0,1,0,0", "0,0,1,1", "0,1,0,1", head="image,MEL,NV,BCC,married"), ["BCC", "MEL", "NV"],
+        ["not used: married"],
+    ),
+    "a class without images": (rows("1,0,0", "0,1,0", head="image,MEL,NV,UNK"), ["MEL", "NV"], ["not used: UNK"]),
+    "true and false": (rows("True,False", "False,True", head="image,MEL,NV"), ["MEL", "NV"], []),
+    "grades": (rows("0", "1", "2", "3"), ["0", "1", "2", "3"], []),
+    "half grades": (rows("1.5", "2.0"), ["1.5", "2.0"], []),
+    "splits in other words": (rows("x,train_set", "y,validation", "x,Testing", head="path,label,subset"), ["x", "y"],
+                              ["split 'subset'"]),
+    "a set that is no split": (rows("x,rosendahl", "y,vidir", head="path,label,dataset"), ["x", "y"],
+                               ["not used: dataset"]),
+    "names that print alike": (rows("caf\u00e9", "cafe\u0301", "caf\u00e9\xa0", "bar"), ["bar", "caf\u00e9"],
+                               ["print alike"]),
+    "labels with a comma each": (rows('"lung, left"', '"lung, right"', '"heart, left"'),
+                                 ["heart, left", "lung, left", "lung, right"], []),
+    "labels of two words": (rows("dog", "hot dog", "cat"), ["cat", "dog", "hot dog"], []),
+}  # fmt: skip
+
+REFUSED = {
+    "a number": (rows(*(f"{20 + 1.3 * k:.1f}" for k in range(4)), head="image,target"), "is a number"),
+    "ages": (
+        "image,age\n" + "".join(f"images/{'abcd'[k % 4]}.png,{20 + 7 * k % 60}\n" for k in range(40)), "is a number",
+    ),
+    "several labels": (rows("Mass", "Effusion|Mass", "Effusion", "No Finding"), "several labels in 1 of 4 rows"),
+    "several labels by semicolons": (rows("a", "b", "a;b", "b"), "several labels"),
+    "several labels by commas": (rows("a", "b", '"a, b"', "b"), "several labels"),
+    "several labels by blanks": (rows("scab", "rust", "scab rust", "rust scab"), "several labels"),
+    "lists": (rows('"[\'a\', \'b\']"', '"[\'a\']"'), "several labels"),
+    "several columns of 1": (rows("1,1,0", "0,1,0", "0,0,0", head="image,MEL,NV,BCC"), "multi-label set"),
+    "a comma without quotation marks": (rows("x", "y, z", "x", "x"), "more cells than the header in 1 rows: line 3"),
+    "lines after a blank one": ("path,label\n\nimages/a.png,x\n\nimages/b.png,\n", "no label in 1 rows: line 5"),
+    "one image under two labels": (rows("x", "y", "x", "y", "z", number=5), "multi-label"),
+    "no text": ("path,label\nimages/a.png,\x00\n", "zero bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_table_is_read(case: str, images: Path) -> None:
+    text, classes, notes = READ[case]
+    write(images / "list.csv", "").write_bytes(text.encode())
+    index = scan_data(images / "list.csv")
+    assert list(index.classes) == classes
+    assert all((index.root / path).is_file() for path in index.paths)
+    for words in notes:
+        assert words in " / ".join(index.notes)
+    if not notes:
+        assert not [note for note in index.notes if "not used" in note]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_table_is_refused(case: str, images: Path) -> None:
+    text, said = REFUSED[case]
+    with pytest.raises(DataError, match=said) as caught:
+        scan_data(write(images / "list.csv", text))
+    assert isinstance(caught.value, OtherTaskError) == (
+        "number" in said or "labels" in said or "multi-label set" in said
+    )
+
+
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_table_in_any_encoding(codec: str, delimiter: str, images: Path) -> None:
+    text = rows("Müll", "Büro").replace(",", delimiter)
+    (images / "list.csv").write_bytes(text.encode(codec))
+    index = scan_data(images / "list.csv")
+    assert index.classes == ("Büro", "Müll")
+    assert index.notes == {"utf-8-sig": (), "cp1252": ("read as Windows-1252, as it is not UTF-8",)}.get(
+        codec, ("read as UTF-16, as it is not UTF-8",)
+    )
+
+
+def test_names_on_disk_in_another_form_or_encoding(images: Path) -> None:
+    save_image(images / "images" / unicodedata.normalize("NFD", "é.png"))
+    (images / "list.csv").write_text("path,label\nimages/é.png,x\nimages/a.png,y\n")
+    assert len(scan_data(images / "list.csv")) == 2
+    (images / "images/b.png").rename(os.fsdecode(bytes(images) + b"/images/\xfc.png"))
+    (images / "list.csv").write_bytes("path,label\nimages/ü.png,x\nimages/a.png,y\n".encode("latin-1"))
+    index = scan_data(images / "list.csv")
+    assert all((index.root / path).is_file() for path in index.paths)
+
+
+def test_a_name_that_two_files_have_is_asked_about(images: Path) -> None:
+    save_image(images / "more/a.png")
+    save_image(images / "more/b.png")
+    table = write(images / "list.csv", "id,label\na,x\nb,y\n")
+    with pytest.raises(DataError, match=r"2 names are those of more than one file, such as a\. .*--image-root"):
+        scan_data(table)
+    assert scan_data(table, image_root=str(images / "more")).root == images / "more"
+    with pytest.raises(DataError, match="is no folder"):
+        scan_data(table, image_root=str(images / "nowhere"))
+    with pytest.raises(DataError, match=r"does not exist in 1 rows: c\. .*--image-root"):
+        scan_data(write(images / "list.csv", "id,label\na,x\nc,y\n"), image_root=str(images / "more"))
+    save_image(images / "images/a.jpg")
+    with pytest.raises(DataError, match="1 names are those of more than one file, such as a"):
+        scan_data(write(images / "list.csv", "id,label\nimages/a,x\nimages/b,y\n"))
+
+
+def test_the_table_of_a_split_looks_in_its_folder_first(tmp_path: Path) -> None:
+    for folder in ("train", "test"):
+        for name in "abc":
+            save_image(tmp_path / folder / f"{name}.png")
+    index = scan_data(write(tmp_path / "train.csv", "id,label\na,x\nb,y\nc,x\n"))
+    assert index.paths == ("train/a.png", "train/b.png", "train/c.png")
+
+
+def test_the_folds_of_a_table_are_used(images: Path) -> None:
+    names = [f"{k:02}" for k in range(20)]
+    for name in names:
+        save_image(images / f"images/{name}.png")
+    text = "".join(f"images/{name},{k % 2},{k % 10 // 2}\n" for k, name in enumerate(names))
+    index = scan_data(write(images / "list.csv", "path,label,fold\n" + text))
+    assert index.notes[-1] == "column 'fold' has 5 folds: --folds 5 uses them; without, it is not used"
+    assert set(index.splits) == {""}
+    index, _ = group_index(index, "none")
+    options = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0}
+    dealt = split_index(index, folds=Folds(number=5, fold=0), **options)  # type: ignore[arg-type]
+    assert dealt.splits == tuple(f"fold-{k % 10 // 2 + 1}" for k in range(20))
+    assert choose_fold(dealt, 2).rows("val") == [2, 3, 12, 13]
+    with pytest.raises(UsageError, match="has 5 folds, not 4"):
+        split_index(index, folds=Folds(number=4, fold=1), **options)  # type: ignore[arg-type]
+    assert "fold-1" not in split_index(index, **options).splits  # type: ignore[arg-type]
