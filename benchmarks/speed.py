@@ -106,7 +106,7 @@ def train_ours(task: Task, mode: str) -> Turns:
             print(f"ours: {event.formulation}", file=sys.stderr)
         if isinstance(event, StepDone) and event.step == event.steps:
             speed = watch.stop(task.images)
-        if isinstance(event, EpochDone) and (event.epoch == 0) == (mode == "first"):
+        if isinstance(event, EpochDone) and (event.epoch == 1) == (mode == "first"):
             yield speed
         if isinstance(event, EpochDone | Started):
             watch = Watch()

@@ -12,14 +12,14 @@ from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps
-from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
 from convnext_cli.training.preparation import Request
 
 if TYPE_CHECKING:
     from convnext_cli.progress import Progress
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
-Events: TypeAlias = "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]"
+Events: TypeAlias = "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]"
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
 

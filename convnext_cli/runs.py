@@ -277,6 +277,10 @@ class RunFolder:
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
         return len(read_lines(self.tests))
 
+    def read_tests(self) -> list[dict[str, Any]]:
+        """Return the evaluations on a test split, oldest first, as `record_test` was given them."""
+        return read_lines(self.tests)
+
     def _files(self) -> Iterator[Path]:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
         yield from (self.metrics, self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)

@@ -1,5 +1,6 @@
 """`convnext eval`: how good a run is, how sure that is, and which of several runs is better."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,6 +77,18 @@ def evaluate(
             console.show(f"Report: {console.shorten(RunFolder(evaluation.run).report)}")
     for evaluation, comparison in zip(found[1:], compared, strict=True):
         _show_comparison(found[0], evaluation, comparison)
+    if len(found) == 1:
+        console.show(_summarise(found[0]))
+        console.show(f"Next: convnext predict IMAGE --run {shlex.quote(console.shorten(found[0].run))}")
+
+
+def _summarise(found: "Evaluation") -> str:
+    """Return one sentence: how good, how sure, on what."""
+    ci = found.intervals.overall["balanced_accuracy"]
+    sure = f", 95% CI [{100 * ci.low:.1f}, {100 * ci.high:.1f}]" if ci else ""
+    where = "" if found.split == "all" else f"{found.split} "
+    percent = console.percent(found.metrics.balanced_accuracy)
+    return f"Balanced accuracy {percent}%{sure}, on {found.metrics.images:,} {where}images"
 
 
 def run_evaluation(

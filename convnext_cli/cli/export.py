@@ -109,8 +109,11 @@ def _show_exported(found: "Exported") -> None:
             f"8 bits change the balanced accuracy by {100 * accuracy.value:+.1f} points (95%: "
             f"{100 * between.low:+.1f} to {100 * between.high:+.1f}) on these validation images"
         )
+    path = console.shorten(found.path)
     if found.format == "onnx":
-        console.show(f"Next: convnext predict IMAGE --run {quote(console.shorten(found.path))}")
+        console.show(f"Next: convnext predict IMAGE --run {quote(path)}")
+    else:
+        console.show(f"Next, in Python: torch.export.load({path!r}).module()")
 
 
 def _run_hub(run: "RunFolder", output: Path, push: str | None, *, overwrite: bool) -> "HubFolder":
@@ -133,3 +136,5 @@ def _show_hub(found: "HubFolder") -> None:
         console.show(f"Pushed to {found.url} (private)")
     else:
         console.show("Nothing was uploaded; --push OWNER/NAME does that")
+    local = f"local-dir:{console.shorten(found.path)}"
+    console.show(f"Next, in Python: timm.create_model({local!r}, pretrained=True)")

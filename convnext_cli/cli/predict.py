@@ -65,8 +65,10 @@ def predict(
     if run is None:
         console.say(f"run: {folder} (the newest)")
 
-    from convnext_cli.inference.prediction import Prediction, Wishes, predict_steps
+    from convnext_cli.inference.prediction import Prediction, Wishes, list_missed_targets, predict_steps
 
+    for missed in () if raw else list_missed_targets(folder):
+        console.warn(missed)
     failures: list[ImageError] = []
     wishes = Wishes(raw=raw, abstain=abstain, explain=explain, tta=tta, engine=engine)
     bad = [Prediction(path=path, error=error) for path, error in inputs.errors]
@@ -80,6 +82,10 @@ def predict(
         _show_csv(predictions, exact=exact)
     else:
         _show_table(predictions, inputs.paths, top_k)
+        told = f"Classified {total - len(failures):,} of {total:,} images"
+        console.say(told if explain else f"{told}. Next: --explain FOLDER draws where the model looked")
+    if explain is not None:
+        console.say(f"Explanations: {total - len(failures)} pictures in {console.shorten(explain)}")
     if inputs.skipped:
         console.warn(describe_skipped(inputs.skipped))
     if len(failures) == 1:

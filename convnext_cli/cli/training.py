@@ -11,7 +11,7 @@ from convnext_cli.text import quote
 if TYPE_CHECKING:
     from convnext_cli.data.scan import Index
     from convnext_cli.training.crossvalidation import CrossValidated
-    from convnext_cli.training.finetuning import Finished, Started
+    from convnext_cli.training.finetuning import Finished, Planned, Started
     from convnext_cli.training.loop import EpochDone
 
 EPOCH_COLUMNS = (
@@ -24,13 +24,14 @@ FOLD_FIGURES = {
 }  # fmt: skip
 
 
-def follow(events: Iterator[Any], *, onnx: bool = False) -> "Finished | CrossValidated":
-    """Shows what happens in a fine-tuning, or in that of all folds, and returns its end."""
+def follow(events: Iterator[Any], *, onnx: bool = False, settings: bool = True) -> "Finished | CrossValidated":
+    """Show a fine-tuning, or that of all folds, and return its result; `settings` shows the plan's table too."""
     from convnext_cli.api import draw_along, export_along
     from convnext_cli.progress import Progress
     from convnext_cli.training.crossvalidation import CrossValidated
-    from convnext_cli.training.finetuning import Finished, Started
+    from convnext_cli.training.finetuning import Finished, Planned, Started
 
+    planned: Planned | None = None
     epochs, end = 0, None
     with console.progress("fine-tuning") as bar:
         for event in draw_along(export_along(events, onnx=onnx)):
@@ -40,13 +41,16 @@ def follow(events: Iterator[Any], *, onnx: bool = False) -> "Finished | CrossVal
             from convnext_cli.training.loop import EpochDone, Remark, StepDone  # torch: only once training has begun
 
             match event:
+                case Planned():
+                    _show_plan(event, settings=settings) if planned is None else _show_next_fold(event)
+                    planned = event
                 case Started():
                     epochs = event.plan.recipe.epochs
-                    _show_started(event) if end is None else _show_next_fold(event)
+                    _show_started(event, planned)
                 case StepDone():
                     loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
-                    text = f"epoch {event.epoch + 1}/{epochs}{loss}"
-                    bar.update(event.epoch * event.steps + event.step, epochs * event.steps, text)
+                    text = f"epoch {event.epoch}/{epochs}{loss}"
+                    bar.update((event.epoch - 1) * event.steps + event.step, epochs * event.steps, text)
                 case EpochDone():
                     console.say(_describe_epoch(event, epochs))
                 case Remark():
@@ -64,7 +68,7 @@ def show_finished(finished: "Finished | CrossValidated") -> None:
     if isinstance(finished, CrossValidated):
         _show_folds(finished)
         return
-    kept = f"epoch {finished.epoch + 1} ({finished.selected_by})"
+    kept = _describe_kept(finished)
     if finished.val is None:
         console.show(f"Kept {kept}")
     else:
@@ -83,13 +87,19 @@ def show_finished(finished: "Finished | CrossValidated") -> None:
     console.show(f"Next: convnext eval {quote(finished.run)}")
 
 
+def _describe_kept(finished: "Finished") -> str:
+    if finished.epoch == 0:
+        return "the head-only model: no epoch of fine-tuning was better"
+    return f"epoch {finished.epoch} ({finished.selected_by})"
+
+
 def _show_folds(found: "CrossValidated") -> None:
     """The figures of each fold, and their mean and spread."""
     columns = ["fold", "images", "kept", *FOLD_FIGURES.values()]
     rows: list[list[Any]] = []
     for fold in found.folds:
         figures = (_describe_figure(name, getattr(fold.val, name)) for name in FOLD_FIGURES)
-        rows.append([fold.fold, fold.val.images, f"epoch {fold.epoch + 1}", *figures])
+        rows.append([fold.fold, fold.val.images, f"epoch {fold.epoch}", *figures])
     for part in ("mean", "sd"):
         values = {name: getattr(found.spread.get(name), part, None) for name in FOLD_FIGURES}
         rows.append([part, None, None, *(_describe_figure(name, value) for name, value in values.items())])
@@ -105,31 +115,47 @@ def _describe_figure(name: str, value: float | None) -> str | None:
     return f"{value:.4f}" if name == "log_loss" and value is not None else console.percent(value)
 
 
-def _show_next_fold(started: "Started") -> None:
-    plan = started.plan.recipe
-    console.say(f"fold {plan.fold} of {plan.folds}: {describe_splits(count_splits(started.index))}", style="bold")
-    console.say(EPOCH_COLUMNS, style="bold")
+def _show_next_fold(planned: "Planned") -> None:
+    recipe = planned.plan.recipe
+    console.say(f"fold {recipe.fold} of {recipe.folds}: {describe_splits(count_splits(planned.index))}", style="bold")
 
 
-def _show_started(started: "Started") -> None:
-    plan, index = started.plan, started.index
-    new = "all" if started.new_params == started.params else f"{started.new_params:,}"
-    origin = f"{new} of them from random values; weights: {plan.weights}"
-    if started.resumed_at is not None:
-        origin = f"continued after step {started.resumed_at:,}"
+def _show_plan(planned: "Planned", *, settings: bool) -> None:
+    plan, index = planned.plan, planned.index
     console.say(f"{plan.model}", style="bold")
-    console.say(
-        f"{started.params / 1e6:.2f}M parameters, {origin}{f' (licence {started.license})' if started.license else ''}"
-    )
     fold = f"; fold {plan.recipe.fold} of {plan.recipe.folds}" if plan.recipe.folds else ""
     console.say(f"{index.root}: {len(index.classes)} classes; {describe_splits(count_splits(index))}{fold}")
+    console.say(f"run: {planned.run}")
+    if settings:
+        console.log_table(["setting", "value", "from", "because"], list_decided(plan))
+    for note in planned.notes:
+        console.warn(note)
+
+
+def _show_started(started: "Started", planned: "Planned | None") -> None:
+    """Show the model, the device, and the settings that were measured since the plan was shown."""
+    plan = started.plan
+    license = f" (licence {started.license})" if started.license else ""
+    console.say(f"{started.params / 1e6:.2f}M parameters; {_describe_start(started)}{license}")
     processes = f", {started.num_processes} processes" if started.num_processes > 1 else ""
     console.say(f"{started.device}, {started.precision}, {started.formulation}{processes}")
-    console.say(f"run: {started.run}")
-    console.log_table(["setting", "value", "from", "because"], list_decided(plan))
+    for name, choice in plan.settings.items():
+        if planned is not None and choice.value != planned.plan.settings[name].value:
+            console.say(f"{name} {choice.value}, from {choice.source}: {choice.reason}")
     for note in started.notes:
         console.warn(note)
     console.say(EPOCH_COLUMNS, style="bold")
+
+
+def _describe_start(started: "Started") -> str:
+    """Return where the parameters come from, in words."""
+    if started.resumed_at is not None:
+        return f"resumed after step {started.resumed_at:,}"
+    if started.new_params == started.params:
+        return "all newly initialised"
+    origin = "pretrained weights" if started.plan.weights == "auto" else f"weights from {started.plan.weights}"
+    new = f"{started.new_params:,} newly initialised" if started.new_params else "none newly initialised"
+    return f"{origin}, {new}"
 
 
 def _describe_epoch(event: "EpochDone", epochs: int) -> str:
@@ -138,7 +164,7 @@ def _describe_epoch(event: "EpochDone", epochs: int) -> str:
     shares = (
         f"{console.percent(val.top1) if val else '-':>7}  {console.percent(val.balanced_accuracy) if val else '-':>10}"
     )
-    return f"{f'{event.epoch + 1}/{epochs}':>9}  {losses}  {shares}  {event.images / event.seconds:>8.1f}"
+    return f"{f'{event.epoch}/{epochs}':>9}  {losses}  {shares}  {event.images / event.seconds:>8.1f}"
 
 
 def count_splits(index: "Index") -> dict[str, int]:

@@ -53,24 +53,34 @@ def transform_for_eval(image: Pixels, how: Preprocessing) -> Pixels:
     Source: timm 1.0.31, data/transforms_factory.py, transforms_imagenet_eval.
     """
     size = how.image_size
-    target = math.floor(size / how.crop_pct)
     height, width = image.shape[:2]
+    resized, left, top = _plan_crop(width, height, how)
+    picture = _open_picture(image)
+    if resized[0] * resized[1] > MAX_RESIZED:  # a very long image: scale the part that is kept, and no more
+        box = locate_crop(width, height, how)
+        return np.asarray(_to_rgb(picture.resize((size, size), _FILTERS[how.interpolation], box=box)))
+    if picture.size != resized:
+        picture = picture.resize(resized, _FILTERS[how.interpolation])
+    return np.asarray(_to_rgb(picture.crop((left, top, left + size, top + size))))
+
+
+def locate_crop(width: int, height: int, how: Preprocessing) -> tuple[float, float, float, float]:
+    """Return the part of an image that evaluation sees: left, top, right, bottom, in pixels of the image."""
+    resized, left, top = _plan_crop(width, height, how)
+    x, y = width / resized[0], height / resized[1]
+    return left * x, top * y, (left + how.image_size) * x, (top + how.image_size) * y
+
+
+def _plan_crop(width: int, height: int, how: Preprocessing) -> tuple[tuple[int, int], int, int]:
+    """Return the size (W, H) that evaluation scales an image to, and the crop's left and top in it, all in pixels."""
+    target = math.floor(how.image_size / how.crop_pct)
     if how.crop_mode == "squash":
         resized = (target, target)
     elif width <= height:
         resized = (target, max(1, int(target * height / width)))
     else:
         resized = (max(1, int(target * width / height)), target)
-    picture = _open_picture(image)
-    left = round((resized[0] - size) / 2)
-    top = round((resized[1] - size) / 2)
-    if resized[0] * resized[1] > MAX_RESIZED:  # a very long image: scale the part that is kept, and no more
-        x, y = width / resized[0], height / resized[1]
-        box = (left * x, top * y, (left + size) * x, (top + size) * y)
-        return np.asarray(_to_rgb(picture.resize((size, size), _FILTERS[how.interpolation], box=box)))
-    if picture.size != resized:
-        picture = picture.resize(resized, _FILTERS[how.interpolation])
-    return np.asarray(_to_rgb(picture.crop((left, top, left + size, top + size))))
+    return resized, round((resized[0] - how.image_size) / 2), round((resized[1] - how.image_size) / 2)
 
 
 def find_stored_side(image_size: int, min_crop_area: float) -> int:

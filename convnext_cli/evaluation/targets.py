@@ -48,6 +48,22 @@ class OperatingPoint:
     specificity: float | None
     specificity_interval: Interval | None
 
+    @property
+    def measured(self) -> float | None:
+        """The figure that the target is about, on these images."""
+        return self.sensitivity if self.threshold.target.figure == "sensitivity" else self.specificity
+
+    @property
+    def measured_interval(self) -> Interval | None:
+        """Its 95% confidence interval."""
+        is_sensitivity = self.threshold.target.figure == "sensitivity"
+        return self.sensitivity_interval if is_sensitivity else self.specificity_interval
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether the measured figure is below the target."""
+        return self.measured is not None and self.measured < self.threshold.target.value
+
 
 def find_threshold(scores: Floats, positive: NDArray[np.bool_], target: Target) -> Threshold:
     """Finds the threshold that meets a target and gives up as little of the other figure as it can.

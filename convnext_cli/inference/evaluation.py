@@ -160,6 +160,7 @@ def evaluate_steps(
         for t in (calibration.thresholds if calibration else ())
         for k in [predictor.classes.index(t.target.name)]
     ]
+    notes += [_describe_missed(point) for point in points if point.is_missed]
     yield Evaluation(
         run=run.path,
         data=subject.index.root,
@@ -170,7 +171,7 @@ def evaluate_steps(
         calibration=calibration,
         operating_points=tuple(points),
         augmentation=augmentation,
-        test_number=_record(run, subject, metrics, tta=tta) if subject.split == "test" else None,
+        test_number=_record(run, subject, metrics, points, tta=tta) if subject.split == "test" else None,
         notes=tuple(notes),
         cases=Cases(subject=subject, classes=predictor.classes, logits=logits, labels=labels),
     )
@@ -235,7 +236,16 @@ def _ask(
     return logits, time.perf_counter() - started
 
 
-def _record(run: RunFolder, subject: Subject, metrics: Metrics, *, tta: bool) -> int:
+def _describe_missed(point: OperatingPoint) -> str:
+    """Return one sentence about a target that these images do not meet."""
+    target, measured, interval = point.threshold.target, point.measured, point.measured_interval
+    assert measured is not None
+    ci = f", 95% CI [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval else ""
+    chance = ", which includes the target" if interval and interval.high >= target.value else ""
+    return f"target {target} is not met on these images: {target.figure} {100 * measured:.1f}%{ci}{chance}"
+
+
+def _record(run: RunFolder, subject: Subject, metrics: Metrics, points: Sequence[OperatingPoint], *, tta: bool) -> int:
     return run.record_test(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -244,6 +254,7 @@ def _record(run: RunFolder, subject: Subject, metrics: Metrics, *, tta: bool) ->
             "balanced_accuracy": metrics.balanced_accuracy,
             "top1": metrics.top1,
             "tta": tta,
+            "targets": {str(point.threshold.target): point.measured for point in points},
         }
     )
 

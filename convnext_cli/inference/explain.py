@@ -1,11 +1,12 @@
 """Where a model looks: Grad-CAM at the last stage, and its picture over the image."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from convnext_cli.data.decode import Pixels
@@ -13,6 +14,7 @@ from convnext_cli.data.decode import Pixels
 # From transparent over violet and orange to pale yellow (matplotlib's inferno at 0, 1/4, 1/2, 3/4 and 1).
 _COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
 OPACITY = 0.65  # of the hottest place
+FRAME = (255, 176, 0)  # around the part of an image that the model saw
 
 
 def map_heat(model: Any, features: Tensor, classes: Tensor) -> Tensor:
@@ -46,6 +48,45 @@ def overlay_heat(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
     colours = np.stack([np.interp(smooth, stops, _COLOURS[:, c]) for c in range(3)], axis=-1)
     alpha = OPACITY * smooth[..., None]
     return np.rint(image * (1 - alpha) + colours * alpha).astype(np.uint8)
+
+
+def draw_explanation(
+    image: Pixels, heat: NDArray[np.float32], box: tuple[float, float, float, float], caption: str
+) -> Image.Image:
+    """Draw an image (H, W, 3) beside itself with the heat map over it, at its own size, and a caption below both.
+
+    Args:
+        image: the whole image.
+        heat: (h, w), of the part that the model saw.
+        box: that part: left, top, right, bottom, in pixels of the image. A frame shows it where it is not everything.
+        caption: one line.
+    """
+    caption = "".join(letter if letter.isprintable() else "?" for letter in caption)
+    height, width = image.shape[:2]
+    left, top = max(0, round(box[0])), max(0, round(box[1]))
+    right, bottom = min(width, max(left + 1, round(box[2]))), min(height, max(top + 1, round(box[3])))
+    heated = image.copy()
+    heated[top:bottom, left:right] = overlay_heat(image[top:bottom, left:right], heat)
+    gap = max(2, round(0.01 * max(width, height)))
+    text_height = max(12, round(0.03 * max(width, height)))
+    canvas = Image.new("RGB", (2 * width + gap, height + 2 * text_height), "white")
+    canvas.paste(Image.fromarray(image), (0, 0))
+    canvas.paste(Image.fromarray(heated), (width + gap, 0))
+    draw = ImageDraw.Draw(canvas)
+    if (left, top, right, bottom) != (0, 0, width, height):
+        edge = (width + gap + left, top, width + gap + right - 1, bottom - 1)
+        draw.rectangle(edge, outline=FRAME, width=max(1, gap // 4))
+    while text_height > 8 and draw.textlength(caption, _load_font(text_height)) > canvas.width:
+        text_height -= 1
+    draw.text((0, height + text_height // 4), caption, fill="black", font=_load_font(text_height))
+    return canvas
+
+
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which matplotlib brings: it has Greek, Cyrillic and more, where Pillow's own has Latin."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def split_model(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

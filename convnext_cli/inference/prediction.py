@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from convnext_cli.data.decode import Pixels, decode_image
-from convnext_cli.data.transforms import transform_for_eval
+from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_for_eval
 from convnext_cli.errors import ImageError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.novelty import score_novelty
@@ -92,6 +91,19 @@ def predict(
     return list(predict_steps(folder, paths, wishes))
 
 
+def list_missed_targets(run: Path) -> list[str]:
+    """Return a sentence for each target of a run that its last evaluation on a test split did not meet."""
+    folder = RunFolder(run)
+    tests = folder.read_tests() if run.is_dir() else []
+    measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests else {}
+    calibration = read_calibration(folder) if measured else None
+    return [
+        f"target {t.target} was not met on the test split: {t.target.figure} {100 * value:.1f}%"
+        for t in (calibration.thresholds if calibration else ())
+        if (value := measured.get(str(t.target))) is not None and value < t.target.value
+    ]
+
+
 def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[Prediction]:
     """Does what `predict` does, image by image, in constant memory."""
     model: Answerer
@@ -128,7 +140,10 @@ def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[
             order = np.argsort(-mine, kind="stable")
             picture = None
             if wishes.explain is not None:
-                picture = _draw(wishes.explain / f"{row:05d}-{path.stem[:80]}.png", load(row - 1), part.heat[place])
+                caption = "   ".join(f"{model.classes[k]} {100 * mine[k]:.1f}%" for k in order[:3])
+                picture = _draw(
+                    wishes.explain / f"{row:05d}-{path.stem[:80]}.png", path, part.heat[place], model.how, caption
+                )
             yield Prediction(
                 path=path,
                 classes=tuple(model.classes[k] for k in order),
@@ -225,9 +240,11 @@ def _make_folder(folder: Path, paths: Sequence[Path]) -> None:
         raise UsageError(f"cannot write {folder}: {error.strerror}", "Choose another --explain") from error
 
 
-def _draw(path: Path, image: Pixels, heat: np.ndarray) -> Path:
-    from convnext_cli.inference.explain import overlay_heat  # torch: whoever explains has it by now
+def _draw(output: Path, path: Path, heat: np.ndarray, how: Preprocessing, caption: str) -> Path:
+    from convnext_cli.inference.explain import draw_explanation  # torch: whoever explains has it by now
 
-    with replace_file(path) as temporary:
-        Image.fromarray(overlay_heat(image, heat)).save(temporary, format="PNG")
-    return path
+    image = decode_image(path)
+    drawn = draw_explanation(image, heat, locate_crop(image.shape[1], image.shape[0], how), caption)
+    with replace_file(output) as temporary:
+        drawn.save(temporary, format="PNG")
+    return output

@@ -19,6 +19,7 @@ from convnext_cli.text import quote
 from convnext_cli.training.environment import describe_environment
 from convnext_cli.training.finetuning import (
     Finished,
+    Planned,
     Started,
     finetune_steps,
     open_devices,
@@ -40,7 +41,7 @@ class Fold:
     """Counted from 1."""
     run: Path
     epoch: int
-    """The epoch, counted from 0, whose weights were kept."""
+    """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
     val: Metrics
     """On the images of this fold, which its model was not trained on."""
 
@@ -69,7 +70,7 @@ class CrossValidated:
 
 def cross_validate_steps(
     request: Request,
-) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]":
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]":
     """Does what `cross_validate` does, or continues it, and yields what happens, each fold's `Finished` included.
 
     The first fold decides what is measured (epochs that fit into a time); the others take it from there, so that all
@@ -130,7 +131,7 @@ def cross_validate_steps(
     if accelerator.is_main_process:
         folder.write_metrics(
             {
-                "folds": [{"fold": fold.fold, "epoch": fold.epoch + 1, **figures_of(fold.val)} for fold in found],
+                "folds": [{"fold": fold.fold, "epoch": fold.epoch, **figures_of(fold.val)} for fold in found],
                 "spread": {name: {"mean": s.mean, "sd": s.sd, "n": s.n} for name, s in done.spread.items()},
             }
         )
@@ -140,7 +141,7 @@ def cross_validate_steps(
 
 def train_steps(
     request: Request,
-) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]":
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]":
     """Does what is asked for: all folds in turn, or one fine-tuning."""
     folds, fold = (request.settings.get(name, Choice(value=0, source="default")).value for name in ("folds", "fold"))
     is_whole = FoldsFolder(request.resume).is_begun if request.resume else bool(folds) and not fold
@@ -187,7 +188,7 @@ def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
     kept = run.read_json("metrics.json")
     try:
         assert kept is not None
-        return Fold(fold=fold, run=run.path, epoch=kept["epoch"] - 1, val=revive(Metrics, kept["val"]))
+        return Fold(fold=fold, run=run.path, epoch=kept["epoch"], val=revive(Metrics, kept["val"]))
     except (AssertionError, KeyError, TypeError) as error:
         remedy = f"Delete it, and `convnext finetune --resume {quote(folder.path)}` writes it again"
         raise RunError(f"{run.metrics} is damaged", remedy) from error

@@ -153,7 +153,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
-    return f"CPU ({platform.machine()}), {THREADS} threads"
+    return f"CPU ({platform.machine()}), {THREADS} thread{'s' * (THREADS != 1)}"
 
 
 def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:

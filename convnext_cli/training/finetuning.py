@@ -30,11 +30,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Started:
-    """Training is about to begin: everything that was decided."""
+class Planned:
+    """The plan is made and nothing has been computed yet."""
 
     run: Path
     plan: Plan
+    index: Index
+    resumes: bool
+    """Whether an unfinished run is continued."""
+    notes: tuple[str, ...]
+    """What the user should know before trusting the result."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """Training is about to begin, with the final plan."""
+
+    run: Path
+    plan: Plan
+    """As planned, but for what was measured since: the learning rate, the number of epochs."""
     index: Index
     device: str
     num_processes: int
@@ -49,7 +63,7 @@ class Started:
     license: str | None
     """Licence of the base weights, where they have one."""
     notes: tuple[str, ...]
-    """What the user should know before trusting the result."""
+    """What came up since the plan was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +72,7 @@ class Finished:
 
     run: Path
     epoch: int
-    """The epoch, counted from 0, whose weights were kept; -1 for those with only the head trained."""
+    """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
     val: Metrics | None
     """That epoch's figures on the validation split; None where it is empty."""
     selected_by: str
@@ -66,7 +80,9 @@ class Finished:
     """What was fitted on the validation split afterwards; None in all processes but the first."""
 
 
-def finetune_steps(request: Request) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]":
+def finetune_steps(
+    request: Request,
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished]":
     """Does what `finetune` does, or continues a run, and yields what happens while it happens.
 
     Raises:
@@ -110,7 +126,7 @@ def open_devices(request: Request, prepared: Prepared, folder: Path) -> "tuple[A
 
 def train_prepared(
     request: Request, prepared: Prepared, run: RunFolder, accelerator: "Accelerator"
-) -> "Iterator[Progress | Started | StepDone | EpochDone | Remark | Finished]":
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished]":
     """Trains what was prepared into `run`, or continues it there where `request.resume` says so."""
     from convnext_cli.training import devices
     from convnext_cli.training.assembly import build_job
@@ -127,6 +143,7 @@ def train_prepared(
 
     index, plan, tag = prepared.index, prepared.plan, prepared.tag
     recipe = plan.recipe
+    yield Planned(run=run.path, plan=plan, index=index, resumes=request.resume is not None, notes=prepared.notes)
     job, network, params, new_params = build_job(request, prepared, accelerator)
     head_done = None
     device = devices.describe_device(accelerator.device)
@@ -141,7 +158,7 @@ def train_prepared(
             if prepared.taken and prepared.taken.audit:
                 run.write_audit(prepared.taken.audit.as_dict())
             run.write_environment(describe_environment(device))
-        yield Progress(done=0, total=1, what="measuring what computes fastest")
+        yield Progress(done=0, total=1, what="autotuning")
         found = choose_formulation(
             network,
             shape,
@@ -206,7 +223,7 @@ def train_prepared(
         new_params=new_params,
         resumed_at=state.step if request.resume else None,
         license=state.license,
-        notes=(*prepared.notes, *remarks, *found.remarks, *problems),
+        notes=(*remarks, *found.remarks, *problems),
     )
     if head_done is not None:
         yield head_done
@@ -241,9 +258,7 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
             path.unlink(missing_ok=True)
     job.accelerator.wait_for_everyone()
     val = state.best_val and revive(Metrics, state.best_val)
-    yield Finished(
-        run=run.path, epoch=best["epoch"] - 1, val=val or None, selected_by=selected_by, calibration=calibration
-    )
+    yield Finished(run=run.path, epoch=best["epoch"], val=val or None, selected_by=selected_by, calibration=calibration)
 
 
 def revive(kind: Any, value: Any) -> Any:

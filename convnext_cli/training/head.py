@@ -83,7 +83,7 @@ def train_head(job: Job, network: nn.Module) -> Generator[Progress, None, EpochD
             logits = _ask_head(network, features[len(rows["train"]) :].to(device)).float().cpu()
         val = compute_metrics(logits.numpy(), labels[rows["val"]].cpu().numpy(), index.classes)
     return EpochDone(
-        epoch=-1,
+        epoch=0,
         train_loss=float(loss_sum) / len(rows["train"]),
         val=val,
         lr=HEAD_LR,

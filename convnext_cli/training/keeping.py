@@ -104,7 +104,7 @@ def note_epoch(state: State, event: EpochDone, *, always: bool) -> None:
         state.best_val = None if val is None else asdict(val)
     state.log.append(
         {
-            "epoch": event.epoch + 1,
+            "epoch": event.epoch,
             "train_loss": event.train_loss,
             "val_log_loss": val and val.log_loss,
             "val_top1": val and val.top1,

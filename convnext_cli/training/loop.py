@@ -34,7 +34,7 @@ LOSS_EVERY = 10  # steps between two readings of the loss; each one waits for th
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepDone:
-    """One optimizer step. `loss` is the epoch's mean so far, as last read."""
+    """One optimizer step. Epochs and steps are counted from 1; `loss` is the epoch's mean so far, as last read."""
 
     epoch: int
     step: int
@@ -50,7 +50,7 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochDone:
-    """One epoch, counted from 0. `val` is None where there is nothing to validate on."""
+    """One epoch, counted from 1; 0 is the head-only phase. `val` is None without a validation split."""
 
     epoch: int
     train_loss: float
@@ -137,7 +137,7 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
                 loss = _read_loss(accelerator, state, loss_sum, shown, epoch)
                 state.seconds = time.perf_counter() - started
             yield StepDone(
-                epoch=epoch, step=i + 1, steps=steps, images=shown, loss=loss, lr=lr, is_due=is_due, signal=signal
+                epoch=epoch + 1, step=i + 1, steps=steps, images=shown, loss=loss, lr=lr, is_due=is_due, signal=signal
             )
         pictures.flush()
         if pictures.trouble and not trouble:
@@ -147,13 +147,13 @@ def train(job: Job, state: State) -> Iterator[StepDone | EpochDone | Remark]:
         val, signal = validate(job, state)
         if signal:
             yield StepDone(
-                epoch=epoch, step=steps, steps=steps, images=shown, loss=loss, lr=lr, is_due=True, signal=signal
+                epoch=epoch + 1, step=steps, steps=steps, images=shown, loss=loss, lr=lr, is_due=True, signal=signal
             )
             return
         if val is not None and not np.isfinite(val.log_loss):
             raise _diverged(epoch, f"the validation loss is {val.log_loss}")
         state.loss_sums, state.seconds = [], 0.0
-        yield EpochDone(epoch=epoch, train_loss=loss, val=val, lr=lr, seconds=seconds, images=shown)
+        yield EpochDone(epoch=epoch + 1, train_loss=loss, val=val, lr=lr, seconds=seconds, images=shown)
 
 
 def count_stale(state: State) -> int:

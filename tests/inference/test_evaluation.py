@@ -12,6 +12,7 @@ from convnext_cli.data.scan import Index
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
 from convnext_cli.inference.fitting import ABSTAIN_RATE, parse_target, read_calibration
+from convnext_cli.inference.prediction import list_missed_targets
 from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder
 
@@ -173,3 +174,22 @@ def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFol
     [*_, found] = evaluate_steps(mine, None, None, subject=subject)
     assert not isinstance(found, Progress)
     assert "45 of these 45 images were trained on: the figures are too good" in found.notes
+
+
+@pytest.mark.parametrize(("threshold", "sensitivity"), [(0.0, 100), (1.0, 0)])
+def test_a_missed_target_is_said_by_eval_and_by_predict(mine: RunFolder, threshold: float, sensitivity: int) -> None:
+    evaluate(mine.path, targets=["sensitivity=0.9:1"])
+    kept = mine.read_calibration()
+    assert kept is not None
+    kept["thresholds"][0]["threshold"] = threshold  # every image is called, or none
+    mine.write_calibration(kept, mine.read_calibration_arrays())
+    found = evaluate(mine.path)
+    assert [point.sensitivity for point in found.operating_points] == [sensitivity / 100]
+    missed = [note for note in found.notes if "is not met on these images: sensitivity 0.0%, 95% CI [" in note]
+    told = list_missed_targets(mine.path)
+    if sensitivity == 100:
+        assert not missed
+        assert not told
+    else:
+        assert missed
+        assert told == ["target sensitivity=0.9:1 was not met on the test split: sensitivity 0.0%"]

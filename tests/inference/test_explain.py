@@ -3,7 +3,8 @@ import pytest
 import timm
 import torch
 
-from convnext_cli.inference.explain import map_heat, overlay_heat, split_model
+from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_for_eval
+from convnext_cli.inference.explain import draw_explanation, map_heat, overlay_heat, split_model
 from convnext_cli.inference.forward import make_views
 
 MODELS = [("convnext_atto", {}), ("convnextv2_atto", {}), ("convnext_atto", {"head_norm_first": True})]
@@ -49,6 +50,28 @@ def test_the_heat_is_drawn_where_it_is() -> None:
     assert (row // 16, column // 16) == (1, 3)
     assert (changed[40:, :32] == 0).all()
     assert np.array_equal(overlay_heat(image, np.zeros((4, 4), np.float32)), image)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (200, 200), (123, 61)])
+@pytest.mark.parametrize(("mode", "pct"), [("center", 0.875), ("center", 1.0), ("squash", 1.0)])
+def test_the_explanation_lies_on_what_the_model_saw(width: int, height: int, mode: str, pct: float) -> None:
+    how = Preprocessing(
+        image_size=64, crop_pct=pct, crop_mode=mode, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    rows, columns = np.mgrid[0:height, 0:width]
+    image = np.stack([255 * columns / width, 255 * rows / height, 0 * rows], axis=-1).astype(np.uint8)
+    seen = transform_for_eval(image, how)
+    left, top, right, bottom = locate_crop(width, height, how)
+    ends = 255 * np.array([left / width, right / width, top / height, bottom / height])
+    told = [seen[..., 0].min(), seen[..., 0].max(), seen[..., 1].min(), seen[..., 1].max()]
+    assert np.allclose(ends, told, atol=255 / 61 + 3), "the gradient says which part was seen"
+    drawn = np.asarray(draw_explanation(image, np.ones((2, 2), np.float32), (left, top, right, bottom), "a 99.0%"))
+    assert drawn.shape[1] > 2 * width
+    assert np.array_equal(drawn[:height, :width], image), "the original, at its own size"
+    beside = drawn[:height, -width:].astype(int)
+    changed = np.abs(beside - image).sum(-1) > 0
+    inside = (columns >= round(left)) & (columns < round(right)) & (rows >= round(top)) & (rows < round(bottom))
+    assert np.array_equal(changed, inside)
 
 
 def test_views_are_shifted_and_mirrored_only_if_asked() -> None:

@@ -24,7 +24,7 @@ from convnext_cli.progress import Progress
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentations
 from convnext_cli.runs import RunFolder
-from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
 from convnext_cli.training.loop import EpochDone, StepDone
 from convnext_cli.training.preparation import Request
 from tests.conftest import SMALL, save_image
@@ -60,7 +60,7 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
 
     # 300 images, by class 20% for validation and 15% for the test: 195 for training, 13 steps of 16 (the last of 3)
     told = [type(event) for event in events if not isinstance(event, Progress)]
-    assert told == [Started, *([StepDone] * 13 + [EpochDone]) * 2, Finished]
+    assert told == [Planned, Started, *([StepDone] * 13 + [EpochDone]) * 2, Finished]
     assert [event.images for event in events if isinstance(event, StepDone)][:13] == [*range(16, 193, 16), 195]
     finished = events[-1]
     assert finished.val.images == 60
@@ -80,7 +80,7 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
     assert [entry["epoch"] for entry in log] == [1, 2]
     assert log[-1]["train_loss"] < log[0]["train_loss"] / 2
     best = max(log, key=lambda entry: (entry["val_balanced_accuracy"], -entry["val_log_loss"]))
-    assert json.loads(run.metrics.read_text())["epoch"] == best["epoch"] == finished.epoch + 1
+    assert json.loads(run.metrics.read_text())["epoch"] == best["epoch"] == finished.epoch
     plan = tomllib.loads(run.plan.read_text())
     assert plan["settings"]["epochs"] == 2
     assert json.loads((run.path / "environment.json").read_text())["packages"]["timm"].startswith("1.")
@@ -163,13 +163,13 @@ def test_a_weak_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Pa
         for i in numbers:
             (data / split / digit / paths[i].name).symlink_to(paths[i])
     events = events_of(data, tmp_path / "run", epochs=3)
-    assert events[-1].epoch == 2
+    assert events[-1].epoch == 3
     assert "last epoch, because the validation split has only 4 images" in events[-1].selected_by
     assert events[-1].val.absent == ("1",)
 
 
 def test_pretrained_weights_from_a_run(digits: Path, run: RunFolder, tmp_path: Path) -> None:
-    started = events_of(digits, tmp_path / "more", weights=run.path, epochs=1)[0]
+    started = events_of(digits, tmp_path / "more", weights=run.path, epochs=1)[1]
     assert started.new_params == 0  # the same classes: the head is kept too
     assert started.license == "imagenet-noncommercial", "it follows the weights"
 
@@ -180,9 +180,9 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
             save_image(tmp_path / f"data/{name}/{i}.png", seed=i)
     (tmp_path / "data/a/7.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     fractions = {"val_fraction": 0.0, "test_fraction": 0.0, "epochs": 1}
-    started = events_of(tmp_path / "data", tmp_path / "run", **fractions)[0]
-    assert len(started.index) == 39
-    assert any("1 x files that cannot be read as images: left out" in note for note in started.notes)
+    planned = events_of(tmp_path / "data", tmp_path / "run", **fractions)[0]
+    assert len(planned.index) == 39
+    assert any("1 x files that cannot be read as images: left out" in note for note in planned.notes)
     audit = json.loads((tmp_path / "run/audit.json").read_text())
     [unreadable] = [finding for finding in audit["findings"] if finding["kind"] == "unreadable"]
     assert "a/7.png cannot be read as an image" in unreadable["examples"][0]
@@ -220,9 +220,10 @@ def test_an_existing_run_is_never_overwritten_unasked(digits: Path, run: RunFold
 
 def test_the_chest_x_rays_split_is_said_to_be_too_small(shared_data: Path, tmp_path: Path) -> None:
     events = finetune_steps(request_for(shared_data / "cxr3", tmp_path / "run"))
-    started = next(event for event in events if not isinstance(event, Progress))
-    assert isinstance(started, Started)
-    assert any("16 images (0 of VIRUS)" in note for note in started.notes)
+    planned = next(event for event in events if not isinstance(event, Progress))
+    assert isinstance(planned, Planned)
+    assert any("16 images (0 of VIRUS)" in note for note in planned.notes)
+    next(event for event in events if isinstance(event, Started))  # the split is written by then
     index = RunFolder(tmp_path / "run").read_split()
     scanned = scan_folder(shared_data / "cxr3")
     assert (index.paths, index.splits) == (scanned.paths, scanned.splits)
@@ -244,7 +245,7 @@ def test_the_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path:
     config["pretrained_cfg"]["license"] = "cc-by-nc-4.0"
     (source / "config.json").write_text(json.dumps(config))
     for weights in (source, source / "model.safetensors"):
-        started = events_of(digits, tmp_path / f"run-{weights.suffix}", weights=weights, epochs=1)[0]
+        started = events_of(digits, tmp_path / f"run-{weights.suffix}", weights=weights, epochs=1)[1]
         assert started.license == "cc-by-nc-4.0"
     again = json.loads((tmp_path / "run-" / "config.json").read_text())
     assert again["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
@@ -291,7 +292,7 @@ def test_ctrl_c_exits_130_and_says_so(digits: Path) -> None:
 
 def test_two_runs_in_one_process_may_differ_in_precision(digits: Path, tmp_path: Path) -> None:
     for amp in ("no", "bf16"):
-        started = events_of(digits, tmp_path / amp, amp=amp, epochs=1)[0]
+        started = events_of(digits, tmp_path / amp, amp=amp, epochs=1)[1]
         assert started.precision == ("bf16" if amp == "bf16" else "float32")
 
 

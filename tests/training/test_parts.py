@@ -78,7 +78,7 @@ def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: R
     (epoch,) = (event for event in events if isinstance(event, EpochDone))
     finished = events[-1]
     assert isinstance(finished, Finished)
-    assert (epoch.epoch, finished.epoch) == (-1, -1)
+    assert (epoch.epoch, finished.epoch) == (0, 0)
     assert [json.loads(line)["epoch"] for line in (Path("head") / "metrics.jsonl").read_text().splitlines()] == [0]
     assert finished.val is not None
     assert evaluate(Path("head"), split="val").metrics.top1 == pytest.approx(finished.val.top1)

@@ -28,7 +28,7 @@ from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.devices import sum_gradients
-from convnext_cli.training.finetuning import Finished, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
 from convnext_cli.training.loop import EpochDone, Remark, StepDone
 from convnext_cli.training.preparation import Request
 from convnext_cli.training.signals import ECHO, Signals, watch_signals
@@ -89,7 +89,9 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(data: Path, whole: RunFolder,
     stop_after(new(data, "run"), steps)
     run = RunFolder(Path("run"))
     assert not run.is_finished
-    started, *_, finished = go_on("run")
+    planned, started, *_, finished = go_on("run")
+    assert isinstance(planned, Planned)
+    assert planned.resumes
     assert isinstance(started, Started)
     assert started.resumed_at == max(done for done in (0, 4, 6, 8, 12, 16) if done < max(steps, 1))
     assert isinstance(finished, Finished)
@@ -104,6 +106,7 @@ def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> No
         Path("run", name).unlink()  # what comes after it is not
     Path("run/last/.step-00000007.safetensors.abc.tmp").write_bytes(b"half")
     events = finetune_steps(Request(resume=Path("run")))
+    assert isinstance(next(events), Planned)
     assert isinstance(next(events), Started)
     assert isinstance(next(events), StepDone)
     assert load_file("run/model.safetensors").keys() == load_file(whole.path / "model.safetensors").keys()
@@ -122,7 +125,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Path, whole: Ru
     newest.write_bytes(content)
     with pytest.raises(RunError, match="is damaged"):
         read_checkpoint(newest)
-    started = (events := go_on("run"))[0]
+    started = (events := go_on("run"))[1]
     assert started.resumed_at == STEPS
     assert any(f"{newest} is damaged" in note and "the one before" in note for note in started.notes)
     assert isinstance(events[-1], Finished)
@@ -202,7 +205,7 @@ def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypa
         with pytest.raises(StoppedError, match=f"stopped after step {STEPS}, and saved"):
             list(finetune_steps(new(data, "run")))
     assert not Path("run/model.safetensors").exists()
-    assert finetune(resume="run").epoch == 2
+    assert finetune(resume="run").epoch == 3
     assert read_end(RunFolder(Path("run"))) == read_end(whole)
 
 
