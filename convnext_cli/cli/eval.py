@@ -1,6 +1,5 @@
 """`convnext eval`: how good a run is, how sure that is, and which of several runs is better."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_run
 from convnext_cli.errors import RunError, UsageError
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.evaluation.comparison import Comparison
@@ -79,7 +79,7 @@ def evaluate(
         _show_comparison(found[0], evaluation, comparison)
     if len(found) == 1:
         console.show(_summarise(found[0]))
-        console.show(f"Next: convnext predict IMAGE --run {shlex.quote(console.shorten(found[0].run))}")
+        console.show(f"Next: convnext predict IMAGE --run {quote(console.shorten(found[0].run))}")
 
 
 def _summarise(found: "Evaluation") -> str:
