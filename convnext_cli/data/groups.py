@@ -1,6 +1,7 @@
 """Groups: images of one patient, plant, part or photograph, which must not lie on both sides of a split."""
 
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ _TOKEN = re.compile(rf"(?<![^\W_]){_DATE.pattern}(?![^\W_])|[^\W_]+")
 _CODE = re.compile(r"\d|^[a-f]{4,}$|^[A-F]{4,}$")  # digits, or a part of a UUID that happens to have none
 _PART = re.compile(r"\d+|[^\W\d_]+")
 _DICOM = "dicom:"
+MAX_SECONDS_PATH, MAX_SECONDS = 2.0, 60.0  # for a pattern of the user's on one path, and on all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,13 +112,22 @@ def _describe(groups: Sequence[str], paths: Sequence[str], source: str, rule: st
 
 
 def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
+    import regex  # it reads what `re` does, and has a time limit: some patterns take for ever on some paths
+
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
+        compiled = regex.compile(pattern)
+    except regex.error as error:
         raise UsageError(f"{pattern!r} is no regular expression ({error})", r"Try --group-from 'person\d+'") from error
     found = {}
+    end = time.monotonic() + MAX_SECONDS
     for row, path in enumerate(paths):
-        if match := compiled.search(path):
+        try:
+            match = compiled.search(path, timeout=min(MAX_SECONDS_PATH, max(0.01, end - time.monotonic())))
+        except TimeoutError as error:
+            raise UsageError(
+                f"{pattern!r} takes too long on {path}", "Avoid repeats inside repeats, such as (a+)+, in --group-from"
+            ) from error
+        if match:
             found[row] = match[1] if compiled.groups and match[1] is not None else match[0]
     if not found:
         raise UsageError(

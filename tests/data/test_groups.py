@@ -51,6 +51,14 @@ def test_only_identifiers_that_begin_anew_in_each_class_are_left_out() -> None:
     assert shared == {f"person{200 + p}": 3 for p in range(4)}
 
 
+@pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a+)+$", "((a{1,100}){1,100}){1,100}b"])
+def test_a_pattern_that_takes_for_ever_is_given_up(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convnext_cli.data.groups.MAX_SECONDS_PATH", 0.05)
+    index = make_index(f"x/{'a' * 60}!.png", f"y/{'a' * 61}.png")
+    with pytest.raises(UsageError, match=r"takes too long on x/a+!\.png|is found in no path"):
+        group_index(index, pattern)
+
+
 def test_a_pattern_decides() -> None:
     index = make_index("a/x7-1.png", "a/x7-2.png", "b/x8-1.png", "b/other.png")
     grouped, grouping = group_index(index, r"x(\d)")
