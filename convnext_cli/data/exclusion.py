@@ -80,6 +80,8 @@ class _Finder:
         if word in self.exact:
             return {self.exact[word]}
         plain = _compose(word.strip())
+        if not plain:
+            return set()
         for form in dict.fromkeys((plain, plain.replace("\\", "/"))):
             clean = os.path.normpath(form) if form else form
             for path in (clean, os.path.relpath(clean, self.root)):

@@ -111,6 +111,7 @@ def scan_folder(root: Path, *, image_root: str = AUTO, exclude: str = NONE, arch
     index = _make_index(root, layout, skipped)
     if table := _choose_table(layout, index, image_root, archive or root):
         rows = [row for row, path in enumerate(table.paths) if os.path.join(table.root, path) not in gone]  # noqa: PTH118
+        _check_left(len(rows), exclude, root)
         left_out = {EXCLUDED: len(gone)} if gone else {}
         return replace(select_rows(table, rows), skipped=table.skipped | left_out)
     if not len(index):
@@ -228,6 +229,7 @@ def _exclude_from(tree: Folder, root: Path, exclude: str) -> set[str]:
     start = len(os.path.join(root, ""))  # noqa: PTH118
     paths = [path[start:] for path in tree.list_images()]
     gone = {os.path.join(root, paths[row]) for row in find_excluded(exclude, paths, root)}  # noqa: PTH118
+    _check_left(len(paths) - len(gone), exclude, root)
     for folder in tree.walk():
         folder.images = [name for name in folder.images if os.path.join(folder.path, name) not in gone]  # noqa: PTH118
     filled = {folder.path for folder in tree.walk() if folder.count}
@@ -237,11 +239,17 @@ def _exclude_from(tree: Folder, root: Path, exclude: str) -> set[str]:
     return gone
 
 
+def _check_left(images: int, exclude: str, root: Path) -> None:
+    if not images:
+        raise DataError(f"--exclude {exclude} leaves no image of {root}", "Exclude fewer images")
+
+
 def _exclude(index: Index, exclude: str) -> Index:
     """The index of a manifest without the images that `exclude` names."""
     if exclude == NONE:
         return index
     gone = find_excluded(exclude, index.paths, index.root)
+    _check_left(len(index) - len(gone), exclude, index.root)
     kept = select_rows(index, [row for row in range(len(index)) if row not in gone])
     return replace(kept, skipped=index.skipped | {EXCLUDED: len(gone)})
 

@@ -9,6 +9,8 @@ from convnext_cli.data.formats import IMAGE_SUFFIXES, identify_file
 
 NOT_AN_IMAGE = "not an image by its suffix"
 LINK = "no regular file (a broken link, a pipe)"
+CLOSED = "folder that cannot be read"
+MAX_LINKS = 20  # times that links lead into one folder; more are made to keep a walk going for ever
 HIDDEN = "hidden or system file"
 
 _NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
@@ -62,23 +64,33 @@ class Folder:
 def walk_folder(root: str, skipped: Counter[str]) -> Folder:
     """Walk over `root`; hidden files and what is no image by suffix or first bytes are counted in `skipped`.
 
-    A link to a folder that it lies in is not entered, so that a loop of links ends.
+    A link to a folder that it lies in is not entered, so that a loop of links ends. A folder that cannot be read and
+    what is no file are counted too, and the first of each is named.
 
     Raises:
-        OSError: a folder cannot be read.
+        OSError: `root` cannot be read.
     """
     top = Folder(root, os.path.basename(root.rstrip("/")))  # noqa: PTH119
     waiting: list[tuple[Folder, Folder | None, frozenset[tuple[int, int]]]] = [(top, None, frozenset())]
+    entered: Counter[tuple[int, int]] = Counter()
     while waiting:
         folder, parent, above = waiting.pop()
-        status = os.stat(folder.path)  # noqa: PTH116
-        here = (status.st_dev, status.st_ino)
-        if here not in above and parent is not None:
-            parent.folders.append(folder)
-        elif parent is not None:
+        try:
+            status = os.stat(folder.path)  # noqa: PTH116
+            entries = os.scandir(folder.path)
+        except OSError as error:
+            if parent is None:
+                raise
+            _skip(skipped, f"{CLOSED} ({error.strerror})", folder.path)
             continue
-        inside = above | {here}
-        with os.scandir(folder.path) as entries:
+        here = (status.st_dev, status.st_ino)
+        entered[here] += 1
+        with entries:
+            if here in above or entered[here] > MAX_LINKS:
+                continue
+            if parent is not None:
+                parent.folders.append(folder)
+            inside = above | {here}
             for entry in entries:
                 name = entry.name
                 if is_hidden(name):
@@ -89,14 +101,20 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
                     if _is_file(entry):
                         folder.images.append(name)
                     else:
-                        skipped[LINK] += 1
+                        _skip(skipped, LINK, entry.path)
                 elif reason := _explain_other(entry):
-                    skipped[reason] += 1
+                    _skip(skipped, reason, entry.path if reason == LINK else "")
                     folder.others.append(name)
                 else:
                     folder.images.append(name)
     top.recount()
     return top
+
+
+def _skip(skipped: Counter[str], reason: str, path: str = "") -> None:
+    """Count what is passed over; with a path, the first for that reason is named."""
+    known = next((text for text in skipped if text.startswith(reason)), f"{reason}, such as {path}") if path else reason
+    skipped[known] += 1
 
 
 def is_hidden(name: str) -> bool:

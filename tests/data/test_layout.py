@@ -1,5 +1,6 @@
 """The table of layouts: what is recognised, with classes and splits, and what is questioned, with its words."""
 
+import os
 import re
 import shutil
 import unicodedata
@@ -333,4 +334,43 @@ def test_a_link_to_itself_is_passed_over(tmp_path: Path, picture: Path) -> None:
     data = make(tmp_path / "data", "a/ b/", picture)
     (data / "a/self.png").symlink_to("self.png")
     (data / "a/loop").symlink_to(data)
-    assert scan_folder(data).skipped == {"no regular file (a broken link, a pipe)": 1}
+    assert scan_folder(data).skipped == {f"no regular file (a broken link, a pipe), such as {data / 'a/self.png'}": 1}
+
+
+def test_what_cannot_be_entered_is_named_and_the_others_remain(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", picture)
+    deep = data / "a"
+    for _ in range(18):  # each name is short enough, the path to the last is not
+        os.chdir(deep)
+        deep = Path("d" * 250)
+        deep.mkdir()
+    index = scan_folder(data)
+    assert index.classes == ("a", "b")
+    [reason] = index.skipped
+    assert reason.startswith(f"folder that cannot be read (File name too long), such as {data / 'a'}/ddd")
+
+
+def test_links_that_lead_back_and_forth_end(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", picture)
+    for at in range(40):  # 2^40 ways to the last
+        (tmp_path / f"level{at}").mkdir()
+        for name in ("one", "two"):
+            (tmp_path / f"level{at}" / name).symlink_to(tmp_path / f"level{at + 1}")
+    (data / "a/links").symlink_to(tmp_path / "level0")
+    assert len(scan_folder(data)) == len(scan_folder(make(tmp_path / "same", "a/ b/", picture)))
+
+
+@pytest.mark.parametrize("exclude", ["*", "a", "list.txt"])
+def test_an_exclusion_of_everything_is_a_sentence(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, exclude: str
+) -> None:
+    data = make(tmp_path / "data", "a/", picture)
+    monkeypatch.chdir(tmp_path)
+    names = sorted(str(path.relative_to(data)) for path in data.rglob("*.png"))
+    Path("list.txt").write_text("\n".join([*names, ",reason", " "]) if exclude == "list.txt" else "")
+    (data / "table.csv").write_text("path,label\n" + "".join(f"{name},{name[-5]}\n" for name in names))
+    problem = rf"--exclude {re.escape(exclude)} leaves no image of|names 2 files that are not in"
+    with pytest.raises(DataError, match=problem):
+        scan_data(data, exclude=exclude)
+    with pytest.raises(DataError, match=problem):
+        scan_data(data / "table.csv", exclude=exclude)
