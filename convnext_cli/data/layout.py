@@ -64,6 +64,7 @@ _NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
 _MASK_FILE = re.compile(
     r"(?:[ _.\-]|(?<=\)))(?:mask|masks|segmentation|seg|gt|groundtruth|superpixels?)(?:[ _\-]?\d+)?$", re.IGNORECASE
 )
+_MASK_START = re.compile(r"(?:mask|segmentation|seg|gt)([ _.\-])", re.IGNORECASE)
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
 PAIRED = 0.9
 """The fraction of a folder's masks that must have a picture of the same name."""
@@ -101,18 +102,21 @@ class Layout:
         return sorted({placement.name for placement in self.placements})
 
 
-def recognise(tree: Folder, name: str) -> Layout:
+def recognise(tree: Folder, name: str, known: Iterable[str] = ()) -> Layout:
     """Recognise the layout of a folder. Masks that are found beside their pictures are taken out of `tree`.
 
     Args:
         tree: all that is in the folder.
         name: of the folder or of the zip file that it came in.
+        known: classes of a run, whose names are in no doubt.
     """
+    classes = {normalise_name(one) for one in known}
     layout = Layout(tree=tree, start=tree)
     try:
         _drop_masks(tree, layout)
-        layout.start = _enter_wrappers(tree, name, layout)
-        _place(layout)
+        if not classes & {normalise_name(top.name) for top in tree.filled}:
+            layout.start = _enter_wrappers(tree, name, layout)
+        _place(layout, classes)
         if not layout.doubt:
             _join_names(layout)
             _note_common_folders(layout)
@@ -147,7 +151,7 @@ def _list_words(name: str) -> list[str]:
     return [word for word in re.findall(r"[^\W\d_]+|\d+", apart.casefold()) if word not in ("set", "the")]
 
 
-def _place(layout: Layout) -> None:
+def _place(layout: Layout, known: set[str]) -> None:
     """Find the class folders and their splits."""
     start = layout.start
     layout.skipped["image outside any class folder"] += len(start.images)
@@ -156,7 +160,8 @@ def _place(layout: Layout) -> None:
         _place_splits(own, layout)
         return
     tops = start.filled
-    _question_tops(start, layout)
+    if not known & {normalise_name(top.name) for top in tops}:
+        _question_tops(start, layout)
     below = {top.path: family if len(family := _find_family(top.folders)) > 1 else {} for top in tops}
     having = [top for top in tops if below[top.path]]
     if not having:
@@ -456,15 +461,20 @@ def _drop_masks(tree: Folder, layout: Layout) -> None:
 
 
 def _find_mask_files(images: Sequence[str]) -> set[str]:
-    """The images whose name is that of another one in the folder, with a word for a mask behind it."""
+    """The images whose name is that of another one in the folder, with a word for a mask behind or before it."""
     together = "\n".join(images).casefold()
     if not any(word in together for word in ("mask", "seg", "gt", "groundtruth", "superpixel")):
         return set()
-    ending = [(name, match) for name in images if (match := _MASK_FILE.search(name.rpartition(".")[0]))]
-    if not ending:
-        return set()
-    stems = {name.rpartition(".")[0] for name in images}
-    return {name for name, match in ending if name[: match.start()].rstrip(" _-.") in stems}
+    stems = {name.rpartition(".")[0]: name for name in images}
+    found = {
+        name for stem, name in stems.items() if (match := _MASK_FILE.search(stem)) and stem[: match.start()] in stems
+    }
+    for stem, name in stems.items():
+        if match := _MASK_START.match(stem):
+            rest = stem[match.end() :]
+            if rest in stems or any(f"{word}{match[1]}{rest}" in stems for word in ("image", "img")):
+                found.add(name)
+    return found
 
 
 def _drop_mask_folders(parent: Folder) -> int:
@@ -513,11 +523,16 @@ def _strip_mask(stem: str) -> str:
 
 
 def _explain_table(start: Folder) -> str:
-    tables = [name for name in start.others if name.lower().endswith((".csv", ".tsv"))]
+    tables = [
+        os.path.join(folder.path, name)  # noqa: PTH118
+        for folder in start.walk()
+        for name in folder.others
+        if name.lower().endswith((".csv", ".tsv"))
+    ]
     if tables:
         return (
-            f"Give the table itself, such as {os.path.join(start.path, sorted(tables)[0])}, with columns for path and "  # noqa: PTH118
-            "label (--image-root DIR says where its paths begin)"
+            f"Give the table itself, such as {min(tables)}, with columns for path and label (--image-root DIR says "
+            "where its paths begin)"
         )
     return "Give a folder with one folder for each class, or a CSV file with path and label"
 

@@ -446,7 +446,7 @@ class _FileFinder:
         self.notes: list[str] = []
         self.ambiguous: list[str] = []
         self._listings: dict[str, dict[str, list[str]]] = {}
-        self._folders: list[str] | None = None
+        self._below: dict[str, list[str]] | None = None
 
     def fits(self, cells: Sequence[str]) -> bool:
         """Return whether most of a column's first cells name files."""
@@ -461,7 +461,7 @@ class _FileFinder:
         for prefix, cut in self._list_places(tried):
             if 2 * sum(self.find(cell, prefix, cut) is not None for cell in tried) > len(tried):
                 return True
-        return self.search and 2 * sum(len(self._find_below(cell)) > 0 for cell in tried) > len(tried)
+        return self.search and 2 * sum(bool(self._find_below(cell)) for cell in tried) > len(tried)
 
     def find_all(self, names: Sequence[str]) -> list[str | None]:
         """Each name as a path from the root, with its suffix; None where there is no such file."""
@@ -480,8 +480,8 @@ class _FileFinder:
         places = [self._find_below(name) for name in names]
         self.ambiguous = [name for name, paths in zip(names, places, strict=True) if len(paths) > 1]
         if any(places) and not self.ambiguous:
-            folders = sorted({path.rpartition("/")[0] for paths in places for path in paths})
-            shown = ", ".join(map(decode_name, folders[:_EXAMPLES])) + (" …" if len(folders) > _EXAMPLES else "")
+            within = sorted({path.rpartition("/")[0] for paths in places for path in paths})
+            shown = ", ".join(map(decode_name, within[:_EXAMPLES])) + (" …" if len(within) > _EXAMPLES else "")
             self.notes.append(f"images found in {shown}")
         return [paths[0] if len(paths) == 1 else None for paths in places]
 
@@ -544,21 +544,29 @@ class _FileFinder:
 
     def _find_below(self, name: str) -> list[str]:
         """The files of this name in all folders below the root, to a depth; those of the manifest's split first."""
-        form = "/".join(_split_path(name))
-        found = [path for folder in self._list_folders() if (path := self.find(form, folder))]
+        *folders, last = _split_path(name) or [""]
+        behind = "/".join(["", *map(_compose, folders)])
+        found: list[str] = []
+        for key in _make_keys(last):
+            places = self._index_below().get(key, [])
+            found = [path for path in places if f"/{_compose(os.path.dirname(path))}".endswith(behind)]  # noqa: PTH120
+            if found:
+                break
         if len(found) > 1 and self.split:
             own = [path for path in found if any(_has_split(part, self.split[0]) for part in path.split("/")[:-1])]
             return own or found
         return found
 
-    def _list_folders(self) -> list[str]:
-        """The folders below the root, to a depth."""
-        if self._folders is None:
-            self._folders, level = [], [""]
+    def _index_below(self) -> dict[str, list[str]]:
+        """The files in all folders below the root, to a depth, by each form of their names."""
+        if self._below is None:
+            self._below, level = defaultdict(list), [""]
             for _ in range(MAX_DEPTH):
                 level = [inner for folder in level for inner in _list_subfolders(self.root, folder)]
-                self._folders += level
-        return self._folders
+                for folder in level:
+                    for key, names in self._list(folder).items():
+                        self._below[key] += [f"{folder}/{name}" for name in names]
+        return self._below
 
 
 def _list_subfolders(root: str, folder: str) -> list[str]:

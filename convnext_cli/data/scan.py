@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,13 +50,14 @@ class Index:
         return [counts[label] for label in range(len(self.classes))]
 
 
-def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE) -> Index:
+def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known: Sequence[str] = ()) -> Index:
     """Find the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
 
     Args:
         data: the folder or file.
         image_root: the folder that a manifest's paths begin in; `auto` looks in its own folder and those below.
         exclude: what to leave out (`exclusion.find_excluded`), or `none`.
+        known: classes of a run, whose names are in no doubt.
 
     Raises:
         DataError: nothing is there, it cannot be read, it has no images, or its layout can mean several things.
@@ -64,11 +65,11 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE) -> Ind
     """
     suffix = data.suffix.lower()
     if not data.is_file() or suffix not in (".csv", ".tsv", ".zip"):
-        return scan_folder(data, image_root=image_root, exclude=exclude)
+        return scan_folder(data, image_root=image_root, exclude=exclude, known=known)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack
 
-        index = scan_folder(unpack(data), image_root=image_root, exclude=exclude, archive=data)
+        index = scan_folder(unpack(data), image_root=image_root, exclude=exclude, archive=data, known=known)
         if image_root == AUTO:
             check_inside(data, index.root, index.paths)
         return index
@@ -77,7 +78,9 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE) -> Ind
     return _exclude(read_manifest(data, image_root), exclude)
 
 
-def scan_folder(root: Path, *, image_root: str = AUTO, exclude: str = NONE, archive: Path | None = None) -> Index:
+def scan_folder(
+    root: Path, *, image_root: str = AUTO, exclude: str = NONE, archive: Path | None = None, known: Sequence[str] = ()
+) -> Index:
     """Find the images of a folder, with their classes and splits as `layout.recognise` has them.
 
     A CSV file that lies in it decides where the folders do not say the classes. Hidden files and what is no image by
@@ -88,6 +91,7 @@ def scan_folder(root: Path, *, image_root: str = AUTO, exclude: str = NONE, arch
         image_root: as in `scan_data`.
         exclude: as in `scan_data`.
         archive: the zip file that the folder was unpacked from.
+        known: as in `scan_data`.
 
     Raises:
         DataError: no such folder, not readable, no image in it, or a layout that can mean several things.
@@ -105,7 +109,7 @@ def scan_folder(root: Path, *, image_root: str = AUTO, exclude: str = NONE, arch
         raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
     gone = _exclude_from(tree, root, exclude) if exclude != NONE else set()
     skipped[EXCLUDED] = len(gone)
-    layout = recognise(tree, archive.stem if archive else root.name)
+    layout = recognise(tree, archive.stem if archive else root.name, known)
     if archive:
         root = Path(layout.start.path)
     index = _make_index(root, layout, skipped)

@@ -105,7 +105,7 @@ def _choose_of_folds(index: Index, split: str | None) -> tuple[Subject, list[str
 def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> Index:
     """The run's own index where its own data folder is meant, so that its split holds there too."""
     if data is not None and data.resolve() != trained_on.root.resolve():
-        index, _ = group_index(_scan_as(run, data), "auto")
+        index, _ = group_index(_scan_as(run, trained_on.classes, data), "auto")
         left_out = sum(trained_on.skipped.get(what, 0) for what in ("unreadable image", "excluded image"))
         places = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
         paths = tuple(places.get(_compose(path), "") for path in trained_on.paths)
@@ -117,15 +117,15 @@ def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> Index:
     return trained_on
 
 
-def _scan_as(run: RunFolder, data: Path) -> Index:
+def _scan_as(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
     """Scan data; where they cannot be read by themselves, as the run read its own (`--image-root`, `--exclude`)."""
     try:
-        return scan_data(data)
+        return scan_data(data, known=classes)
     except DataError as error:
         try:
             settings = read_plan(open_folder(run.path).plan)[2]
             options = {name: settings.get(name, default) for name, default in (("image_root", AUTO), ("exclude", NONE))}
-            return scan_data(data, **options)
+            return scan_data(data, **options, known=classes)
         except ConvnextError:
             raise error from None
 

@@ -129,6 +129,11 @@ RECOGNISED = {
         "a b",
         {"": 6},
     ),
+    "masks by a word before": (
+        " ".join(f"{c}/image_{k}.png {c}/mask_{k}.png" for c in "ab" for k in range(3)),
+        "a b",
+        {"": 6},
+    ),
     "masks in a tree of their own": ("images/a/ images/b/ masks/a/ masks/b/", "a b", {"": 6}),
     "one name that looks like a mask's": ("a/ a/x.png a/x_mask.png b/", "a b", {"": 8}),
     # tables
@@ -245,6 +250,21 @@ def test_a_folder_does_as_the_zip_file_of_it(case: str, tmp_path: Path, picture:
         else:
             outcomes.append((index.classes, index.labels, index.splits, index.skipped))
     assert outcomes[0] == outcomes[1]
+
+
+def test_a_tables_place_is_said(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", "train/ test/ train/labels.csv:path,label|0.png,x|1.png,y", picture)
+    with pytest.raises(DataError) as caught:
+        scan_folder(data)
+    assert f"Give the table itself, such as {data}/train/labels.csv" in caught.value.remedy
+    assert scan_data(data / "train/labels.csv").classes == ("x", "y")
+
+
+def test_the_classes_of_a_run_are_in_no_doubt(tmp_path: Path, picture: Path) -> None:
+    data = make(tmp_path / "data", QUESTIONED["one class, or patients"][0], picture)
+    assert scan_folder(data, known=("NORMAL", "SICK")).classes == ("NORMAL",)
+    data = make(tmp_path / "words", "images/ masks/x.png", picture)
+    assert scan_folder(data, known=("images", "masks")).classes == ("images", "masks")
 
 
 def test_what_decides_is_said(tmp_path: Path, picture: Path) -> None:
