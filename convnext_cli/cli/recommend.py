@@ -52,6 +52,7 @@ def recommend(
     if output is not None and data is not None:
         check_outside(output, data)
     fingerprint = None
+    notes: tuple[str, ...] = ()
     if data is not None:
         from convnext_cli.data.groups import group_index
         from convnext_cli.data.scan import check_trainable, scan_data
@@ -60,7 +61,7 @@ def recommend(
         index, _ = group_index(scan_data(data, **given(settings)), "auto")
         check_trainable(index)
         fingerprint = take_fingerprint(index)
-        dataset_size, classes = len(index), len(index.classes)
+        dataset_size, classes, notes = len(index), len(index.classes), index.notes
     if dataset_size is None:
         raise UsageError("nothing to recommend for", "Give --dataset-size N, or a folder of images")
     found = make_recommendation(
@@ -78,9 +79,12 @@ def recommend(
         write_text(output, found.plan.to_toml())
         console.say(f"wrote {output}")
     if as_json:
-        console.show_json(_as_json(found, fingerprint))
+        console.show_json(_as_json(found, fingerprint) | {"notes": list(notes)})
     else:
-        _show(found, fingerprint, str(data or "DATA"), output, top)
+        for note in notes:
+            console.warn(note)
+        options = [f"--{name.replace('_', '-')} {quote(value)}" for name, value in given(settings).items()]
+        _show(found, fingerprint, " ".join([quote(str(data or "DATA")), *options]), output, top)
 
 
 def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None") -> dict[str, Any]:
@@ -140,11 +144,10 @@ def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str,
     console.show("")
     console.show_table(["setting", "value", "from", "because"], list_decided(found.plan))
     console.show("")
-    quoted = quote(data)
     option = f"--config {quote(output)}" if output else f"--model {best.model.name}"
-    console.show(f"Next: convnext finetune {quoted} {option}")
+    console.show(f"Next: convnext finetune {data} {option}")
     console.say(
-        f"Without the Hub: convnext finetune {quoted} --weights {BUILTIN}. {load_builtin().card['Rank']}", style="dim"
+        f"Without the Hub: convnext finetune {data} --weights {BUILTIN}. {load_builtin().card['Rank']}", style="dim"
     )
     console.say(
         "The order of the models and the specification's settings are its author's; evidence on model size for small "

@@ -77,6 +77,7 @@ _NUMBERS = frozenset(
     )
 )
 """Columns that hold measurements or count the rows."""
+_LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis"))
 _FLAGS = frozenset(("sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right"))
 _DELIMITERS = ",;\t|"
 _SAMPLE = 200
@@ -139,7 +140,7 @@ def read_manifest(path: Path, image_root: str = AUTO) -> Index:
     notes = [f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []
     notes += finder.notes
     splits = _read_splits(table, named)
-    folds = _read_folds(table, named)
+    folds = _read_folds(table, named, splits)
     if not folds:
         named.pop("fold", None)
     groups = _read_groups(table, named)
@@ -266,6 +267,9 @@ def _read_labels(table: _Table, named: dict[str, str]) -> tuple[list[str], list[
     hot = [name for name in binary if _fold_column(name) not in _FLAGS | _NUMBERS]
     if len(hot) > 1:
         return _read_one_hot(table, hot), hot
+    for name in left:
+        if set(_fold_column(name).split("_")) & _LABEL_WORDS and 1 < len(set(table.columns[name])) < len(table):
+            return _check_labels(table, name), [name]
     likely = [
         name
         for name in left
@@ -309,7 +313,7 @@ def _check_labels(table: _Table, name: str) -> list[str]:
     labels = table.columns[name]
     table.refuse("no label", [row for row, label in enumerate(labels) if not label])
     if _is_measure(table, name):
-        values = sorted({value for cell in labels if (value := _number(cell)) is not None})
+        values = sorted(_list_values(labels))
         raise OtherTaskError(
             f"column {name!r} of {table.path} is a number ({len(values)} values from {values[0]:g} to {values[-1]:g}): "
             "a regression set, which this program does not train on",
@@ -328,9 +332,8 @@ def _check_labels(table: _Table, name: str) -> list[str]:
 def _is_measure(table: _Table, name: str) -> bool:
     """Return whether a column's cells are numbers that measure or count something, not names of classes."""
     cells = [cell for cell in table.columns[name] if cell]
-    numbers = [_number(cell.replace(",", ".") if cell.count(",") == 1 else cell) for cell in cells]
-    values = {number for number in numbers if number is not None}
-    if not values or None in numbers or len(values) < 3:
+    values = _list_values(cells)
+    if len(values) < 3:
         return False
     words = _fold_column(name)
     if not all(value.is_integer() for value in values):
@@ -340,6 +343,12 @@ def _is_measure(table: _Table, name: str) -> bool:
     if words in _NUMBERS or words.partition(":")[0] in _NUMBERS:
         return len(values) > 5
     return (len(values) > MAX_GAPPED and not counts_up) or (len(values) > 10 and len(values) > len(cells) / 2)
+
+
+def _list_values(cells: Sequence[str]) -> set[float]:
+    """The different numbers in cells, with a point or a comma; none where a cell is no number."""
+    numbers = [_number(cell.replace(",", ".") if cell.count(",") == 1 else cell) for cell in cells]
+    return set() if None in numbers else {number for number in numbers if number is not None}
 
 
 def _find_separator(labels: Sequence[str]) -> str:
@@ -388,14 +397,18 @@ def _read_split(cell: str) -> str | None:
     return found[0] if found and found[0] in SPLIT_NAMES.values() else None
 
 
-def _read_folds(table: _Table, named: dict[str, str]) -> list[str]:
-    """The fold that each row validates in, as `split.name_fold` names it; no rows where that is not known."""
+def _read_folds(table: _Table, named: dict[str, str], splits: Sequence[str]) -> list[str]:
+    """The fold that each row validates in, as `split.name_fold` names it; no rows where that is not known.
+
+    Test images need none.
+    """
     if "fold" not in named:
         return []
     cells = table.columns[named["fold"]]
     order = sorted(set(cells) - {""}, key=lambda cell: (_number(cell) is None, _number(cell) or 0.0, cell))
     names = {cell: f"fold-{place}" for place, cell in enumerate(order, start=1)}
-    return [names.get(cell, "") for cell in cells] if all(cells) else []
+    is_known = all(cell or split == "test" for cell, split in zip(cells, splits, strict=True))
+    return [names.get(cell, "") for cell in cells] if is_known else []
 
 
 def _read_groups(table: _Table, named: dict[str, str]) -> list[str]:

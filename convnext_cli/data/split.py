@@ -62,7 +62,7 @@ def split_index(
     """
     own = set(index.splits) - {""}
     units = _find_units(index, together)
-    if folds is not None and index.folds and folds.number != (number := len(set(index.folds))):
+    if folds is not None and index.folds and folds.number != (number := len(set(index.folds) - {""})):
         raise UsageError(
             f"the data's own table has {number} folds, not {folds.number}",
             f"Give --folds {number}, or --resplit to draw others",

@@ -2,7 +2,8 @@
 
 The rule: a byte order mark decides (UTF-8, UTF-16, UTF-32); else UTF-8 where all bytes fit; else UTF-16 where every
 second byte is zero; else Windows-1252, of which Latin-1's letters are a part, where each other byte is one of its
-letters or typographic signs and no three of them stand in a row, as they would in Cyrillic, Greek or Asian encodings.
+letters or typographic signs, no three of them stand in a row, as they would in Cyrillic, Greek or Asian encodings, and
+no capital stands inside a word, as it would in a Macintosh's.
 What fits none is refused with the byte and its line. No surrogate ever comes out.
 """
 
@@ -68,10 +69,10 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
         return raw.decode("utf-8"), UTF_8
     except UnicodeDecodeError as error:
         first = error.start
-    strange = re.search(rb"[\x80-\xff]{3,}|[\x81\x8d\x8f\x90\x9d]", raw)
-    if strange is None:
+    if not re.search(rb"[\x80-\xff]{3,}|[\x81\x8d\x8f\x90\x9d]", raw):
         text = raw.decode("cp1252")
-        if all(sign.isalpha() or sign in _SIGNS for sign in set(text) if not sign.isascii()):
+        is_usual = all(sign.isalpha() or sign in _SIGNS for sign in set(text) if not sign.isascii())
+        if is_usual and not re.search("[A-Za-z][\xc0-\xd6\xd8-\xde\u0152\u0160\u0178\u017d][a-z]", text):
             return text, "Windows-1252"
     raise _refuse(raw, source, first, "it is neither UTF-8, UTF-16 nor Windows-1252")
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from convnext_cli.data.groups import find_straddling
 from convnext_cli.data.intake import Intake, Taken, check_apart, digest_images, take_in
 from convnext_cli.data.scan import Index, check_trainable
 from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
@@ -96,6 +97,15 @@ class Prepared:
         notes: list[str] = []
         if self.taken is not None:
             notes += self.taken.describe()
+        if self.taken is not None and self.taken.index.folds and self.plan.recipe.folds:
+            own = self.taken.index
+            torn = len(find_straddling(own.groups, own.folds)) if own.groups else 0
+            torn += sum(len({own.folds[row] for row in rows} - {""}) > 1 for rows in self.taken.together)
+            if torn:
+                notes.append(
+                    f"{torn} groups or duplicates lie in more than one of the table's folds: validation figures will "
+                    "be too good. --resplit draws folds that keep them together"
+                )
         if self.weak_validation:
             notes.append(
                 f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. Move images "

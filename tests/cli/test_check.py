@@ -133,6 +133,20 @@ def test_check_and_finetune_say_how_the_data_were_read(convnext: Convnext, tmp_p
     assert any("x_train/x_train" in note for note in json.loads(dry.out)["notes"])
 
 
+def test_duplicates_across_the_folds_of_a_table_are_said(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(20):
+        save_image(tmp_path / f"i/{number}.png", size=(40, 40), seed=number % 19)  # the last is the first again
+    rows = [f"i/{number}.png,{'ab'[number // 2 % 2]},{number % 2}" for number in range(20)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,fold", *rows]))
+    flags = ("--model", "test_convnext", "--weights", "none", "--dry-run", "--json", "--folds", "2", "--fold", "1")
+    said = json.loads(convnext("finetune", "list.csv", *flags).out)["notes"]
+    assert any(note.startswith("1 groups or duplicates lie in more than one of the table's folds") for note in said)
+    assert not any(
+        "table's folds" in note
+        for note in json.loads(convnext("finetune", "list.csv", *flags, "--resplit").out)["notes"]
+    )
+
+
 def test_a_questioned_layout_is_no_verdict(convnext: Convnext, tmp_path: Path) -> None:
     for number in range(4):
         save_image(tmp_path / f"d/{('train_images', 'test_images')[number % 2]}/{number}.png", seed=number)

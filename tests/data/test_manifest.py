@@ -111,15 +111,21 @@ def rows(*cells: str, number: int = 4, head: str = "path,label") -> str:
 
 # text of a table, its classes, and words of its notes
 READ = {
-    "doubled quotation marks": (rows('heart', '"lung, ""upper"", left"', '"lung, ""upper"", right"'),
-                                ["heart", 'lung, "upper", left', 'lung, "upper", right'], []),
+    "doubled quotation marks": (
+        rows("heart", '"lung, ""upper"", left"', '"lung, ""upper"", right"'),
+        ["heart", 'lung, "upper", left', 'lung, "upper", right'],
+        [],
+    ),
     "semicolons with commas inside": ("path;label\nimages/a.png;x, y\nimages/b.png;z, y\n", ["x, y", "z, y"], []),
     "tabs": ("path\tlabel\nimages/a.png\tx;1\nimages/b.png\ty;2\n", ["x;1", "y;2"], []),
     "pipes": ("path|label\nimages/a.png|x\nimages/b.png|y\n", ["x", "y"], []),
     "blanks behind the commas": ('path, label\nimages/a.png, "x, 1"\nimages/b.png, y\n', ["x, 1", "y"], []),
     "Windows' line ends": (rows("x", "y").replace("\n", "\r\n"), ["x", "y"], []),
-    "line ends inside a cell": ('path,label,note\nimages/a.png,x,"two\nlines"\nimages/b.png,y,\n', ["x", "y"],
-                                ["columns that are not used: note"]),
+    "line ends inside a cell": (
+        'path,label,note\nimages/a.png,x,"two\nlines"\nimages/b.png,y,\n',
+        ["x", "y"],
+        ["columns that are not used: note"],
+    ),
     "back slashes": (rows("x", "y").replace("images/", "images\\"), ["x", "y"], []),
     "a drive": (rows("x", "y").replace("images/", "C:\\Users\\me\\images\\"), ["x", "y"], ["C:/Users/me/"]),
     "another machine's paths": (rows("x", "y").replace("images/", "/mnt/d/images/"), ["x", "y"], ["mnt/d/"]),
@@ -127,50 +133,85 @@ READ = {
     "identifiers": ("id_code,diagnosis\na,0\nb,1\nc,0\n", ["0", "1"], ["images found in images", "label 'diagnosis'"]),
     "no header": ("images/a.png,x\nimages/b.png,y\n", ["x", "y"], ["path 'column 1'", "label 'column 2'"]),
     "other names of columns": (rows("x", "y", "x", head="Image Path,Class Name"), ["x", "y"], ["label 'Class Name'"]),
-    "a label by its content": (rows("x,1.5", "y,2.5", "x,3.5", head="image,kind,ratio"), ["x", "y"],
-                               ["label 'kind'", "not used: ratio"]),
-    "the path by its content": ("note,where,label\n1,images/a.png,x\n2,images/b.png,y\n", ["x", "y"],
-                                ["path 'where'", "not used: note"]),
-    "an index before the path": (",image_id,dx,age\n0,a,nv,50\n1,b,mel,60\n2,c,nv,55\n", ["mel", "nv"],
-                                 ["not used: (without a name), age"]),
-    "an age in a file of 0 and 1": (rows("1,0,45", "0,1,50", "1,0,60", head="image,MEL,NV,age"), ["MEL", "NV"],
-                                    ["classes by the 2 columns of 0 and 1", "not used: age"]),
+    "a label by its content": (
+        rows("x,1.5", "y,2.5", "x,3.5", head="image,kind,ratio"),
+        ["x", "y"],
+        ["label 'kind'", "not used: ratio"],
+    ),
+    "the path by its content": (
+        "note,where,label\n1,images/a.png,x\n2,images/b.png,y\n",
+        ["x", "y"],
+        ["path 'where'", "not used: note"],
+    ),
+    "an index before the path": (
+        ",image_id,dx,age\n0,a,nv,50\n1,b,mel,60\n2,c,nv,55\n",
+        ["mel", "nv"],
+        ["not used: (without a name), age"],
+    ),
+    "an age in a file of 0 and 1": (
+        rows("1,0,45", "0,1,50", "1,0,60", head="image,MEL,NV,age"),
+        ["MEL", "NV"],
+        ["classes by the 2 columns of 0 and 1", "not used: age"],
+    ),
     "an index of 0 and 1": ("index,image,MEL,NV\n0,images/a,1,0\n1,images/b,0,1\n", ["MEL", "NV"], ["not used: index"]),
     "a sign of the patient among 0 and 1": (
-        rows("1,0,0,1", "0,1,0,0", "0,0,1,1", "0,1,0,1", head="image,MEL,NV,BCC,married"), ["BCC", "MEL", "NV"],
+        rows("1,0,0,1", "0,1,0,0", "0,0,1,1", "0,1,0,1", head="image,MEL,NV,BCC,married"),
+        ["BCC", "MEL", "NV"],
         ["not used: married"],
     ),
     "a class without images": (rows("1,0,0", "0,1,0", head="image,MEL,NV,UNK"), ["MEL", "NV"], ["not used: UNK"]),
     "true and false": (rows("True,False", "False,True", head="image,MEL,NV"), ["MEL", "NV"], []),
+    "a label by a word of its name": (
+        rows("x,True", "y,False", "x,True", head="fname,noisy_label,is_valid"),
+        ["x", "y"],
+        ["not used: is_valid"],
+    ),
     "grades": (rows("0", "1", "2", "3"), ["0", "1", "2", "3"], []),
     "half grades": (rows("1.5", "2.0"), ["1.5", "2.0"], []),
-    "splits in other words": (rows("x,train_set", "y,validation", "x,Testing", head="path,label,subset"), ["x", "y"],
-                              ["split 'subset'"]),
-    "a set that is no split": (rows("x,rosendahl", "y,vidir", head="path,label,dataset"), ["x", "y"],
-                               ["not used: dataset"]),
-    "names that print alike": (rows("caf\u00e9", "cafe\u0301", "caf\u00e9\xa0", "bar"), ["bar", "caf\u00e9"],
-                               ["print alike"]),
-    "labels with a comma each": (rows('"lung, left"', '"lung, right"', '"heart, left"'),
-                                 ["heart, left", "lung, left", "lung, right"], []),
+    "splits in other words": (
+        rows("x,train_set", "y,validation", "x,Testing", head="path,label,subset"),
+        ["x", "y"],
+        ["split 'subset'"],
+    ),
+    "a set that is no split": (
+        rows("x,rosendahl", "y,vidir", head="path,label,dataset"),
+        ["x", "y"],
+        ["not used: dataset"],
+    ),
+    "names that print alike": (
+        rows("caf\u00e9", "cafe\u0301", "caf\u00e9\xa0", "bar"),
+        ["bar", "caf\u00e9"],
+        ["print alike"],
+    ),
+    "labels with a comma each": (
+        rows('"lung, left"', '"lung, right"', '"heart, left"'),
+        ["heart, left", "lung, left", "lung, right"],
+        [],
+    ),
     "labels of two words": (rows("dog", "hot dog", "cat"), ["cat", "dog", "hot dog"], []),
-}  # fmt: skip
+}
 
 REFUSED = {
     "a number": (rows(*(f"{20 + 1.3 * k:.1f}" for k in range(4)), head="image,target"), "is a number"),
     "ages": (
-        "image,age\n" + "".join(f"images/{'abcd'[k % 4]}.png,{20 + 7 * k % 60}\n" for k in range(40)), "is a number",
+        "image,age\n" + "".join(f"images/{'abcd'[k % 4]}.png,{20 + 7 * k % 60}\n" for k in range(40)),
+        "is a number",
+    ),
+    "a number with a comma": (
+        "image;label\n" + "".join(f"images/{c};{k},5\n" for k, c in enumerate("abcd")),
+        "is a number",
     ),
     "several labels": (rows("Mass", "Effusion|Mass", "Effusion", "No Finding"), "several labels in 1 of 4 rows"),
     "several labels by semicolons": (rows("a", "b", "a;b", "b"), "several labels"),
     "several labels by commas": (rows("a", "b", '"a, b"', "b"), "several labels"),
     "several labels by blanks": (rows("scab", "rust", "scab rust", "rust scab"), "several labels"),
-    "lists": (rows('"[\'a\', \'b\']"', '"[\'a\']"'), "several labels"),
+    "lists": (rows("\"['a', 'b']\"", "\"['a']\""), "several labels"),
     "several columns of 1": (rows("1,1,0", "0,1,0", "0,0,0", head="image,MEL,NV,BCC"), "multi-label set"),
     "a comma without quotation marks": (rows("x", "y, z", "x", "x"), "more cells than the header in 1 rows: line 3"),
     "lines after a blank one": ("path,label\n\nimages/a.png,x\n\nimages/b.png,\n", "no label in 1 rows: line 5"),
     "one image under two labels": (rows("x", "y", "x", "y", "z", number=5), "multi-label"),
     "no text": ("path,label\nimages/a.png,\x00\n", "zero bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", READ)
@@ -257,4 +298,11 @@ def test_the_folds_of_a_table_are_used(images: Path) -> None:
     assert choose_fold(dealt, 2).rows("val") == [2, 3, 12, 13]
     with pytest.raises(UsageError, match="has 5 folds, not 4"):
         split_index(index, folds=Folds(number=4, fold=1), **options)  # type: ignore[arg-type]
+    text = "".join(
+        f"images/{name},{k % 2},{k % 5 if k < 15 else ''},{'train' if k < 15 else 'test'}\n"
+        for k, name in enumerate(names)
+    )
+    index = scan_data(write(images / "list.csv", "path,label,fold,split\n" + text))
+    dealt = split_index(index, folds=Folds(number=5, fold=0), **options)  # type: ignore[arg-type]
+    assert dealt.splits == tuple(f"fold-{k % 5 + 1}" if k < 15 else "test" for k in range(20))
     assert "fold-1" not in split_index(index, **options).splits  # type: ignore[arg-type]

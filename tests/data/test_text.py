@@ -31,6 +31,7 @@ def test_latin_1_is_read_as_the_part_of_windows_1252_that_it_is() -> None:
         ("path,label\n1.png,лёгкое\n".encode("cp1251"), r"byte 0xeb in line 2 \(byte 18\); it is neither UTF-8"),
         ("path,label\n1.png,肺炎\n".encode("gbk"), "in line 2"),
         ("path,label\n1.png,胸\n".encode("shift-jis"), "in line 2"),
+        ("path,label\n1.png,Büro\n".encode("mac-roman"), "byte 0x9f in line 2"),
         (b"path,label\n1.png,a\x81\n", "byte 0x81 in line 2"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "zero bytes, so it is no text"),
         (b"\xff\xfea\0b", "it begins as UTF-16 and is not"),
