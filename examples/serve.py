@@ -3,26 +3,41 @@
     pip install 'convnext-cli[serve]'
     python examples/serve.py runs/2026-11-22_101500-convnextv2_tiny --port 8000
 
-It listens on this machine alone; there is no login, so put one in front before it is opened to others. What is uploaded
-has at most 20 MB, is kept in a temporary folder under a name of our own while it is looked at, and is gone afterwards.
+It listens on this machine alone; there is no login, so put one in front before it is opened to others, and name the
+host that they ask for with --host-name. What is uploaded has at most 20 MB, is kept in a temporary folder under a name
+of our own while it is looked at, and is gone afterwards. At most `MAX_UPLOADS` uploads are kept at a time, and one that
+stops arriving is given up.
 """
 
 import argparse
 import asyncio
 import base64
 import html
+import logging
+import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import h11
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse
+from PIL import Image
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convnext_cli import predict
 from convnext_cli.errors import ConvnextError
 from convnext_cli.inference.prediction import Prediction
 
 MAX_BYTES = 20_000_000
+MAX_UPLOADS = 4  # kept in memory at a time; others are read, and told to come again
+MAX_CONNECTIONS = 100
+STALL = 15.0  # seconds without a byte of a request, after which its connection is closed
+PATIENCE = 120.0  # seconds for the whole of a request
+HOSTS = ("127.0.0.1", "localhost")
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -38,10 +53,41 @@ td+td{{text-align:right}} img{{width:100%;max-width:24rem}} .bad{{color:#b00}}</
 {result}</html>"""
 
 
-def make_app(run: Path) -> FastAPI:
-    """The two pages: an empty form, and the form with an answer."""
+class Connection(H11Protocol):  # type: ignore[misc]  # uvicorn need not be installed to check the rest
+    """A connection that is closed where its request does not arrive, or where there are too many."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin to watch."""
+        super().connection_made(transport)
+        self.begun = self.heard = self.loop.time()
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        self.watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Note that something came."""
+        self.heard = self.loop.time()
+        super().data_received(data)
+
+    def watch(self) -> None:
+        """Close the connection if its request has stalled; look again in a second."""
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self.begun = self.heard = now  # the request is here, and its answer may take its time
+        elif now - self.heard > STALL or now - self.begun > PATIENCE:
+            self.transport.abort()
+            return
+        self.loop.call_later(1.0, self.watch)
+
+
+def make_app(run: Path, hosts: Sequence[str] = HOSTS) -> FastAPI:
+    """Make the two pages: an empty form, and the form with an answer."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     one_at_a_time = asyncio.Lock()
+    places = asyncio.Semaphore(MAX_UPLOADS)
 
     @app.get("/")
     async def show_form() -> HTMLResponse:
@@ -49,15 +95,20 @@ def make_app(run: Path) -> FastAPI:
 
     @app.post("/")
     async def classify(request: Request) -> HTMLResponse:
-        # the size is counted while it arrives: what a header says need not be so
-        size = 0
-        body = bytearray()
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > MAX_BYTES:
-                return answer(f"<p class=bad>More than {MAX_BYTES / 1e6:.0f} MB.</p>", status=413)
-            body += chunk
-        request._body = bytes(body)
+        try:
+            if places.locked():
+                await read_body(request, keep=False)  # an answer before the end of the upload would not be seen
+                return answer("<p class=bad>Too many uploads at once; try again.</p>", status=503)
+            async with places:
+                return await classify_upload(request)
+        except ClientDisconnect:
+            return answer("", status=400)  # which nobody reads
+
+    async def classify_upload(request: Request) -> HTMLResponse:
+        body = await read_body(request, keep=True)
+        if body is None:
+            return answer(f"<p class=bad>More than {MAX_BYTES / 1e6:.0f} MB.</p>", status=413)
+        request._body = body
         async with request.form(max_files=1, max_fields=0) as form:
             upload = form.get("image")
             if upload is None or isinstance(upload, str):
@@ -69,43 +120,92 @@ def make_app(run: Path) -> FastAPI:
     return app
 
 
+async def read_body(request: Request, *, keep: bool) -> bytes | None:
+    """Read a request to its end; return its body, or None where it is too large or not kept.
+
+    The size is counted while it arrives: what a header says need not be so.
+    """
+    size = 0
+    body = bytearray()
+    async for chunk in request.stream():
+        size += len(chunk)
+        if keep and size <= MAX_BYTES:
+            body += chunk
+        else:
+            body.clear()
+    return bytes(body) if keep and size <= MAX_BYTES else None
+
+
 def explain(run: Path, data: bytes, suffix: str) -> HTMLResponse:
-    """Classifies an uploaded file and draws where the model looked."""
+    """Classify an uploaded file and draw where the model looked."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "in" / f"image{suffix}"  # nothing of the name that came with it
         path.parent.mkdir()
         path.write_bytes(data)
         try:
-            [told] = predict(path, run, explain=Path(folder) / "heat")
+            [prediction] = predict(path, run, explain=Path(folder) / "heat")
         except ConvnextError as error:
             return answer(f"<p class=bad>{html.escape(error.problem)}</p>", status=500)
-        if told.error or told.explanation is None:
+        except Exception:  # the run has answered before: it is the picture
+            logging.exception("a picture that no reader refuses in words")
             return answer("<p class=bad>This cannot be read as an image.</p>", status=400)
-        return answer(describe(told, told.explanation.read_bytes()))
+        if prediction.error or prediction.explanation is None:
+            return answer("<p class=bad>This cannot be read as an image.</p>", status=400)
+        return answer(describe(prediction, prediction.explanation.read_bytes()))
 
 
-def describe(told: Prediction, heat: bytes) -> str:
-    """Classes with their probabilities, decisions, and the picture."""
+def check_run(run: Path) -> None:
+    """Check that the run answers.
+
+    Raises:
+        ConvnextError: it does not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "in" / "grey.png"
+        path.parent.mkdir()
+        Image.new("RGB", (64, 64), "grey").save(path)
+        [prediction] = predict(path, run, explain=Path(folder) / "heat")
+    if prediction.error:
+        raise prediction.error
+
+
+def describe(prediction: Prediction, heat: bytes) -> str:
+    """Describe the answer: classes with their probabilities, decisions, and the picture."""
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{100 * share:.1f}%</td></tr>"
-        for name, share in zip(told.classes[:10], told.probabilities[:10], strict=True)
+        for name, share in zip(prediction.classes[:10], prediction.probabilities[:10], strict=True)
     )
-    decided = "".join(f"<p>{html.escape(t)}: {'yes' if met else 'no'}</p>" for t, met in told.decisions.items())
+    decided = "".join(f"<p>{html.escape(t)}: {'yes' if met else 'no'}</p>" for t, met in prediction.decisions.items())
     picture = base64.b64encode(heat).decode()
-    alt = f"Where the model looked for {html.escape(told.classes[0])}"
+    alt = f"Where the model looked for {html.escape(prediction.classes[0])}"
     return (
         f'<table id="answer">{rows}</table>{decided}<img id="heat" alt="{alt}" src="data:image/png;base64,{picture}">'
     )
 
 
 def answer(result: str, status: int = 200) -> HTMLResponse:
-    """The page."""
+    """Make the page."""
     return HTMLResponse(PAGE.format(result=result), status_code=status, headers=SECURITY)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve a run until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--host-name", action="append", default=[], help="a name that others ask for; may be repeated")
     options = parser.parse_args()
-    uvicorn.run(make_app(options.run), host="127.0.0.1", port=options.port, log_level="warning")
+    try:
+        check_run(options.run)
+        listening = socket.create_server(("127.0.0.1", options.port))
+    except ConvnextError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+    except (OSError, OverflowError) as error:
+        parser.exit(2, f"error: cannot listen on port {options.port} ({error}). Give another --port.\n")
+    print(f"Serving {options.run} at http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
+    app = make_app(options.run, (*HOSTS, *options.host_name))
+    uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", log_level="warning")).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()

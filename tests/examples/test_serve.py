@@ -1,20 +1,28 @@
+import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from convnext_cli.runs import RunFolder
+from tests.data.test_decode import save_dicom
 from tests.reports.browser import CHROMIUM, Browser
 
 for name in ("fastapi", "uvicorn", "multipart"):
     pytest.importorskip(name, reason="the extra serve is not installed")
+
+import uvicorn  # noqa: E402
+
+from examples import serve  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "examples/serve.py"
 PATIENCE = 180  # seconds, on a machine that does other things too
@@ -23,30 +31,21 @@ PATIENCE = 180  # seconds, on a machine that does other things too
 @pytest.fixture(scope="module")
 def address(run: RunFolder) -> Iterator[str]:
     """The example, serving the small run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, str(SCRIPT), str(run.path), "--port", str(port)]
-    process = subprocess.Popen(command)
-    until = time.monotonic() + PATIENCE
+    command = [sys.executable, str(SCRIPT), str(run.path), "--port", "0", "--host-name", "x-rays.example"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10).close()
-                break
-            except urllib.error.URLError:
-                assert process.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/"
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        assert told.startswith(f"Serving {run.path} at http://127.0.0.1:"), told
+        yield told.split()[-1]
     finally:
         process.terminate()
-        process.wait(30)
+        process.communicate(timeout=30)
 
 
-def post(address: str, content: bytes, filename: str) -> tuple[int, str]:
+def post(address: str, content: bytes, filename: str, host: str = "localhost") -> tuple[int, str]:
     head = f'--x\r\nContent-Disposition: form-data; name="image"; filename="{filename}"\r\n\r\n'.encode()
-    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    kind = {"Content-Type": "multipart/form-data; boundary=x", "Host": host}
     request = urllib.request.Request(address, data=head + content + b"\r\n--x--\r\n", headers=kind)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
@@ -95,14 +94,125 @@ def test_no_path_comes_from_outside(address: str, digits: Path, tmp_path: Path) 
 
 def test_what_is_too_large_or_no_image_is_refused(address: str, tmp_path: Path) -> None:
     assert post(address, b"no image", "a.png")[0] == 400
-    try:
-        status, _ = post(address, b"\0" * 21_000_000, "a.png")
-        assert status == 413
-    except (urllib.error.URLError, ConnectionError, OSError):
-        pass  # it hung up before all of it was sent
+    assert post(address, b"\0" * 21_000_000, "a.png")[0] == 413
     bomb = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(bomb)
     status, page = post(address, bomb.read_bytes(), "bomb.png")
     assert status == 400
     assert "cannot be read as an image" in page
     assert urllib.request.urlopen(address, timeout=30).status == 200  # noqa: S310
+
+
+def test_another_sites_name_is_refused(address: str, digits: Path) -> None:
+    image = sorted((digits / "1").glob("*.png"))[0].read_bytes()
+    for host in ("other.example", "127.0.0.1.other.example", "localhost.", "x-rays.example.other", "[::1]"):
+        assert post(address, image, "a.png", host)[0] == 400
+    for host in ("localhost:1", "127.0.0.1", "x-rays.example"):
+        assert post(address, image, "a.png", host)[0] == 200
+
+
+@pytest.mark.parametrize("name", ["frames.dcm", "empty.dcm", "empty.png", "torn.png"])
+def test_a_bad_picture_is_the_senders_error(address: str, digits: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "frames.dcm":
+        save_dicom(path, np.zeros((2, 64, 48), np.uint8), NumberOfFrames=None)
+    else:
+        image = sorted((digits / "1").glob("*.png"))[0].read_bytes()
+        path.write_bytes(image[: len(image) // 2] if name == "torn.png" else b"")
+    assert post(address, path.read_bytes(), name)[0] in (200, 400)
+
+
+class Server:
+    """The example's own server in this process, with its limits made short."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(serve, "STALL", 0.3)
+        monkeypatch.setattr(serve, "PATIENCE", 2.0)
+        monkeypatch.setattr(serve, "MAX_CONNECTIONS", 6)
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        app = serve.make_app(Path("nowhere"))
+        self.server = uvicorn.Server(uvicorn.Config(app, http=serve.Connection, ws="none", log_level="critical"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+
+    def __enter__(self) -> Callable[[bytes], socket.socket]:
+        self.thread.start()
+
+        def send(data: bytes) -> socket.socket:
+            connection = socket.create_connection(self.socket.getsockname(), timeout=PATIENCE)
+            connection.sendall(data)
+            return connection
+
+        return send
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        self.socket.close()
+
+
+HEAD = (
+    b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 90000\r\n"
+)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST", HEAD, HEAD + b"\r\n", HEAD + b"\r\n" + bytes(50_000)])
+def test_a_request_that_stops_arriving_is_given_up(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(monkeypatch) as send, send(begun) as connection:
+        assert is_closed(connection)
+
+
+def test_a_request_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(monkeypatch) as send, send(HEAD + b"\r\n") as connection:
+        connection.settimeout(0.1)
+        for _ in range(600):
+            try:
+                connection.sendall(b"x")
+                closed = is_closed(connection)
+            except TimeoutError:
+                continue
+            except OSError:
+                closed = True
+            assert closed
+            return
+        pytest.fail("it was never given up")
+
+
+def test_uploads_and_connections_have_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "STALL", 60.0)
+    with Server(monkeypatch) as send, contextlib.ExitStack() as stack:
+        monkeypatch.setattr(serve, "STALL", 60.0)
+        monkeypatch.setattr(serve, "PATIENCE", 60.0)
+        waiting = [stack.enter_context(send(HEAD + b"\r\n" + bytes(10_000))) for _ in range(4)]
+        late = stack.enter_context(send(HEAD + b"\r\n" + bytes(90_000)))
+        assert late.recv(100).startswith(b"HTTP/1.1 503")
+        del waiting
+        more = [stack.enter_context(send(b"")) for _ in range(4)]
+        assert is_closed(more[-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [("nowhere", 3, "nowhere is no finished run"), ("RUN --port 99999", 2, "cannot listen on port")],
+)
+def test_what_cannot_be_served_is_said(
+    run: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    code: int,
+    problem: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve.py", *words.replace("RUN", str(run.path)).split()])
+    with pytest.raises(SystemExit) as caught:
+        serve.main()
+    said = capsys.readouterr()
+    assert (caught.value.code, said.out) == (code, "")
+    assert problem in said.err
+    assert said.err.count("\n") == 1
