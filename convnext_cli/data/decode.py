@@ -143,8 +143,13 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
     if name == "PPM" and (raster := _read_deep_pnm(file, path)) is not None:
         return _finish(raster)
     file.seek(0)
+    if name not in Image.OPEN:
+        Image.init()
+    formats = [known for known in PILLOW_SUFFIXES if known in Image.OPEN and name in ("", known)]
+    if not formats:
+        raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
     try:  # an explicit list: Pillow would start Ghostscript for a PostScript file of any name
-        opened = Image.open(file, formats=(name,) if name else tuple(PILLOW_SUFFIXES))
+        opened = Image.open(file, formats=formats)
     except UnidentifiedImageError:
         if name != "TIFF":
             raise

@@ -43,14 +43,14 @@ def read_dicom(file: BinaryIO, path: Path) -> Raster:
     """
     dataset = _read_dataset(file, path)
     if not any(keyword in dataset for keyword in _PIXELS):
-        if not len(dataset):
+        if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
             raise ImageError(f"{path} cannot be read as an image (no DICOM)", "Replace or remove the file")
         raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
     done: list[str] = []
     options = _find_options(dataset, path, done)
     kind, bits = options["photometric_interpretation"], options["bits_stored"]
     size = options["samples_per_pixel"] * max(1, options["bits_allocated"] // 8)
-    is_compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    is_compressed = _check_syntax(dataset.file_meta.TransferSyntaxUID, path)
     is_wide = options["bits_allocated"] > 16  # too many levels for a table
     bytes_per_pixel = (8 if is_compressed else 3) * size + (60 if is_wide else 4)
     with reserve_memory(path, options["columns"], options["rows"], bytes_per_pixel):
@@ -142,6 +142,8 @@ def _find_options(dataset: "Dataset", path: Path, done: list[str]) -> dict[str, 
         length = len(dataset.PixelData or b"")
         allocated = max(8, min(32, length // (rows * columns * samples) * 8))
         done.append(f"taken for {allocated} bits (no BitsAllocated)")
+    if allocated != 1 and allocated not in (8, 16, 32, 64):
+        raise ImageError(f"{path} is DICOM of {allocated} bits allocated, which cannot be read", _REMEDY)
     stored = _integer(dataset, "BitsStored")
     if stored is None or not 1 <= stored <= allocated:
         if "PixelData" in dataset:
@@ -154,6 +156,26 @@ def _find_options(dataset: "Dataset", path: Path, done: list[str]) -> dict[str, 
         "number_of_frames": max(1, _integer(dataset, "NumberOfFrames") or 1),
         "planar_configuration": 1 if _integer(dataset, "PlanarConfiguration") == 1 else 0,
     }  # fmt: skip
+
+
+def _check_syntax(syntax: Any, path: Path) -> bool:
+    """Return True where a transfer syntax compresses pixel data.
+
+    Raises:
+        ImageError: nothing here reads it, such as film.
+    """
+    from pydicom.pixels import get_decoder
+
+    try:
+        decoder, is_compressed = get_decoder(syntax), bool(syntax.is_compressed)
+    except (NotImplementedError, ValueError) as error:
+        raise ImageError(f"{path} is DICOM in {syntax.name or syntax}, which cannot be read", _REMEDY) from error
+    if is_compressed and not decoder.is_available:
+        raise ImageError(
+            f"{path} is DICOM in {syntax.name}, which what is installed cannot read",
+            "Install what reads it: pip install 'convnext-cli[dicom]'",
+        )
+    return is_compressed
 
 
 def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: list[str]) -> NDArray[Any]:

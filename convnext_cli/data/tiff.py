@@ -33,7 +33,7 @@ def is_read_by_pillow(tags: Any) -> bool:
     formats, bits = tags.get(339, (_UNSIGNED,)), tags.get(258, (1,))
     photometric, samples = tags.get(262, _MINISWHITE), tags.get(277, 1)
     compression, is_separate = tags.get(259, _UNCOMPRESSED), tags.get(284, 1) == 2
-    if 50706 in tags or (42113 in tags and max(bits) > 8):  # DNG; no-data values
+    if 50706 in tags or tags.get(32997, 1) != 1 or (42113 in tags and max(bits) > 8):  # DNG; no-data values
         return False
     if compression in (*_JPEG, *_CCITT):
         return True
@@ -233,7 +233,10 @@ def _give_meaning(page: Any, planes: NDArray[Any], done: list[str]) -> Raster:
         if bits == 8:
             values = np.rint(values).astype(np.uint8)
     elif photometric == _MINISWHITE:
-        values = ~values if values.dtype.kind in "ui" and bits == 8 * values.itemsize else full - values
+        if values.dtype.kind == "f":
+            values = -values
+        else:
+            values = ~values if bits == 8 * values.itemsize else values.dtype.type(full) - values
         done.append("inverted (white is zero)")
     if bits < 8:
         values = np.rint(values * (255 / full)).astype(np.uint8)
