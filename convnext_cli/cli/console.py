@@ -107,19 +107,34 @@ def show_json_rows(rows: Iterable[Any]) -> None:
     show_raw("[]\n" if first else "\n]\n")
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
-    """Writes a table of the result; `numbers` names the columns that stand to the right. None is a dash."""
-    _print_table(sys.stdout, columns, rows, numbers)
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = (), spare: Sequence[str] = ()
+) -> None:
+    """Write a table of the result.
+
+    Args:
+        columns: titles.
+        rows: cells; None is a dash.
+        numbers: titles of the columns that stand to the right.
+        spare: titles of the columns that a narrow terminal may leave out, in that order.
+    """
+    _print_table(sys.stdout, columns, rows, numbers, spare)
 
 
 def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
     """Writes a table to the log."""
-    _print_table(sys.stderr, columns, rows, numbers)
+    _print_table(sys.stderr, columns, rows, numbers, ())
 
 
-def _print_table(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str]) -> None:
+def _print_table(
+    stream: TextIO,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    numbers: Sequence[str],
+    spare: Sequence[str],
+) -> None:
     if not _SILENT:
-        lines = lay_out(columns, rows, numbers, _find_width(stream))
+        lines = lay_out(columns, rows, numbers, _find_width(stream), spare)
         for line, is_title in lines:
             _print(stream, line, "bold" if is_title else "")
 

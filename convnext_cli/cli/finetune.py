@@ -10,7 +10,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
 from convnext_cli.cli.completion import complete_model, complete_run
-from convnext_cli.cli.settings import given, list_decided, parse_duration, with_settings
+from convnext_cli.cli.settings import describe_sizes, given, list_decided, parse_duration, repeat_command, with_settings
 from convnext_cli.cli.training import count_splits, describe_splits, follow, show_finished
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @with_settings()
 def finetune(
+    context: typer.Context,
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP, show_default=False)] = None,
     model: Annotated[
         str | None,
@@ -131,7 +132,8 @@ def finetune(
         track=tuple(track or ()),
     )
     if dry_run:
-        _show_dry_run(_prepare(request), as_json=as_json)
+        command = repeat_command(context, leave_out=("dry_run", "as_json"))
+        _show_dry_run(_prepare(request), command, check=audit, onnx=onnx, as_json=as_json)
         return
 
     from convnext_cli.training.crossvalidation import train_steps
@@ -154,9 +156,9 @@ def _prepare(request: "Request") -> "Prepared":
     raise AssertionError("a preparation ends with its result")
 
 
-def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
-    from convnext_cli.recipes.costs import GIB, describe_seconds, training_bytes
-    from convnext_cli.recipes.recommendation import estimate_seconds
+def _show_dry_run(prepared: "Prepared", command: str, *, check: bool, onnx: bool, as_json: bool) -> None:
+    from convnext_cli.recipes.costs import GIB, training_bytes
+    from convnext_cli.recipes.recommendation import DAY, DataCounts, estimate_plan, recommend, suggest_faster
 
     plan, machine = prepared.plan, prepared.machine
     chosen, index = plan.recipe, prepared.index
@@ -167,7 +169,13 @@ def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
         grad_checkpointing=chosen.grad_checkpointing,
     )
     folds = chosen.folds if prepared.folds else 1
-    seconds = folds * (estimate_seconds(prepared.architecture, plan, len(index.rows("train")), machine) or 0)
+    counts = DataCounts.of(index, prepared.fingerprint)
+    time = estimate_plan(prepared.architecture, plan, counts, machine, check=check, onnx=onnx, folds=folds)
+    faster = None
+    if time.total > DAY:
+        found = recommend(counts.images, machine=machine, counts=counts, fingerprint=prepared.fingerprint)
+        faster = suggest_faster(time.total, [*found.candidates, *found.small])
+    notes = [*prepared.notes, *([faster] if faster else [])]
     splits = count_splits(index)
     if as_json:
         console.show_json(
@@ -178,15 +186,19 @@ def _show_dry_run(prepared: "Prepared", *, as_json: bool) -> None:
                 "settings": {name: asdict(choice) for name, choice in plan.settings.items()},
                 "machine": asdict(machine),
                 "memory_bytes": memory,
-                "seconds": seconds,
-                "notes": list(prepared.notes),
+                "seconds": time.total,
+                "time": asdict(time),
+                "notes": notes,
+                "next": command,
             }
         )
         return
     console.show(plan.model, style="bold")
     fold = f" in the first of {folds} folds" if prepared.folds else ""
     console.show(f"{index.root}: {len(index.classes)} classes; {describe_splits(splits)}{fold}")
-    console.show(f"{machine}: about {memory / GIB:.1f} GiB and {describe_seconds(seconds)}, estimated")
+    console.show(describe_sizes(prepared.architecture, chosen.image_size, chosen.in_chans, len(index.classes)))
+    console.show(f"{machine}: about {memory / GIB:.1f} GiB; time, to a factor of two or three, about {time}")
     console.show_table(["setting", "value", "from", "because"], list_decided(plan))
-    for note in prepared.notes:
+    for note in notes:
         console.warn(note)
+    console.show(f"Next: {command}")

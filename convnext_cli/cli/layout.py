@@ -11,17 +11,37 @@ _GAP = "  "  # between two columns
 
 
 def lay_out(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str], width: int | None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    numbers: Sequence[str],
+    width: int | None,
+    spare: Sequence[str] = (),
 ) -> Iterator[tuple[str, bool]]:
-    """The lines of a table, and whether each belongs to the titles, which come first where there are any.
+    """Yield the lines of a table, and whether each belongs to the titles, which come first where there are any.
+
+    Words are kept whole: where the columns do not fit, spare ones are left out, and a line says so; where that is not
+    enough, each row becomes a block of lines.
 
     Args:
         columns: titles.
         rows: cells; None is a dash.
         numbers: titles of the columns that stand to the right.
         width: cells of a line, which long texts are folded for; None folds nothing.
+        spare: titles of the columns that may be left out, in that order.
     """
     grid = [[make_visible("-" if cell is None else str(cell)) for cell in row] for row in (columns, *rows)]
+    kept = list(range(len(columns)))
+    left_out: list[str] = []
+    for title in spare:
+        if width is None or _find_least(grid, kept) <= width:
+            break
+        kept.remove(list(columns).index(title))
+        left_out.append(title)
+    if width is not None and _find_least(grid, kept) > width:
+        yield from _stack(grid, width)
+        return
+    titles = [columns[at] for at in kept]
+    grid = [[row[at] for at in kept] for row in grid]
     widths = [max(map(count_cells, column)) for column in zip(*grid, strict=True)]
     if width is not None:
         _narrow(widths, grid, width - len(_GAP) * (len(widths) - 1))
@@ -32,20 +52,40 @@ def lay_out(
         for parts in zip_longest(*folded, fillvalue=""):
             padded = (
                 _pad(part, cells, right=title in numbers)
-                for part, cells, title in zip(parts, widths, columns, strict=True)
+                for part, cells, title in zip(parts, widths, titles, strict=True)
             )
             yield _GAP.join(padded).rstrip(), at == 0
+    if left_out and width is not None:
+        for line in _fold(f"(too narrow for {', '.join(left_out)})", width):
+            yield line, False
+
+
+def _stack(grid: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, bool]]:
+    """Yield each row as its first cell, and below it the others with their titles."""
+    titles, *rows = grid
+    for row in rows:
+        for line in _fold(row[0], width):
+            yield line, False
+        for title, cell in zip(titles[1:], row[1:], strict=True):
+            if cell:
+                for line in _fold(f"{title} {cell}".strip(), max(1, width - len(_GAP))):
+                    yield _GAP + line, False
+
+
+def _find_least(grid: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
+    """Return the width of a table of these columns folded between all words."""
+    longest = (max(count_cells(word) for row in grid for word in row[at].split(" ")) for at in kept)
+    return sum(longest) + len(_GAP) * (len(kept) - 1)
 
 
 def _narrow(widths: list[int], grid: Sequence[Sequence[str]], width: int) -> None:
-    """Takes from the widest columns until they fit; from within words only where nothing else is left."""
+    """Take from the widest columns until they fit; no column gets narrower than its longest word."""
     words = [
         max(count_cells(word) for cell in column for word in cell.split(" ")) for column in zip(*grid, strict=True)
     ]
-    while sum(widths) > max(width, len(widths)):
+    while sum(widths) > width:
         spare = [cells if cells > word else 0 for cells, word in zip(widths, words, strict=True)]
-        source = spare if any(spare) else widths
-        widths[source.index(max(source))] -= 1
+        widths[spare.index(max(spare))] -= 1
 
 
 def count_cells(text: str) -> int:

@@ -1,5 +1,6 @@
 """`convnext recommend`: which model, with which settings, and why."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.settings import given, list_decided, with_settings
+from convnext_cli.cli.completion import complete_model
+from convnext_cli.cli.settings import given, list_decided, name_flag, with_settings
 from convnext_cli.errors import UsageError
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE, default_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
 
-@with_settings("image_root", "exclude")
+@with_settings("image_size", "image_root", "exclude")
 def recommend(
     data: Annotated[
         Path | None, typer.Argument(help="Folder, CSV or zip of images, instead of --dataset-size.")
@@ -25,8 +27,16 @@ def recommend(
     dataset_size: Annotated[int | None, typer.Option(help="Number of images, all splits together.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
     vram: Annotated[float | None, typer.Option(help="Memory of the GPU, in GiB.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the square input (px).")] = None,
-    domain: Annotated[str | None, typer.Option(help="medical or natural; decides how training images vary.")] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="medical, natural or other; decides how training images vary. Guessed from the images if not given."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Plan for this model, with or without .tag.", autocompletion=complete_model),
+    ] = None,
     prefer: Annotated[
         str | None, typer.Option(help="accuracy, speed or size, in place of the specification's order.")
     ] = None,
@@ -45,22 +55,30 @@ def recommend(
     """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
     from convnext_cli.files import check_outside, write_text
     from convnext_cli.recipes.machine import describe_machine
+    from convnext_cli.recipes.recommendation import DataCounts
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
 
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise UsageError(f"cannot write {output}", "Give a file in a folder that exists")
     if output is not None and data is not None:
         check_outside(output, data)
-    fingerprint = None
+    fingerprint = counts = None
     notes: tuple[str, ...] = ()
     if data is not None:
+        if dataset_size is not None or classes is not None:
+            raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
         from convnext_cli.data.groups import group_index
         from convnext_cli.data.scan import check_trainable, scan_data
+        from convnext_cli.data.split import split_index
         from convnext_cli.recipes.fingerprint import take_fingerprint
 
-        index, _ = group_index(scan_data(data, **given(settings)), "auto")
+        how = {name: value for name, value in given(settings).items() if name in ("image_root", "exclude")}
+        index, _ = group_index(scan_data(data, **how), "auto")
         check_trainable(index)
         fingerprint = take_fingerprint(index)
+        usual = default_settings()
+        drawn = {name: usual[name] for name in ("val_fraction", "test_fraction", "seed")}
+        counts = DataCounts.of(split_index(index, **drawn), fingerprint)
         dataset_size, classes, notes = len(index), len(index.classes), index.notes
     if dataset_size is None:
         raise UsageError("nothing to recommend for", "Give --dataset-size N, or a folder of images")
@@ -73,21 +91,63 @@ def recommend(
         domain=domain,
         prefer=prefer,
         recipe=recipe,
-        settings=given(settings) | ({} if image_size is None else {"image_size": image_size}),
+        model=model,
+        counts=counts,
+        fingerprint=fingerprint,
+        settings=given(settings),
     )
+    next_command = _build_next(found, data, output, recipe=recipe, settings=given(settings), elsewhere=vram is not None)
     if output is not None:
         write_text(output, found.plan.to_toml())
-        console.say(f"wrote {output}")
+        console.say(f"wrote the plan to {output}")
     if as_json:
-        console.show_json(_as_json(found, fingerprint) | {"notes": list(notes)})
+        console.show_json(_as_json(found, fingerprint, next_command) | {"notes": list(notes)})
     else:
         for note in notes:
             console.warn(note)
-        options = [f"--{name.replace('_', '-')} {quote(value)}" for name, value in given(settings).items()]
-        _show(found, fingerprint, " ".join([quote(str(data or "DATA")), *options]), output, top)
+        options = [f"{name_flag(name)} {quote(str(value))}" for name, value in given(settings).items()]
+        _show(found, fingerprint, str(data or "DATA"), options, recipe, top)
+        console.show(f"Next: {next_command}")
 
 
-def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None") -> dict[str, Any]:
+def _build_next(
+    found: "Recommendation",
+    data: Path | None,
+    output: Path | None,
+    *,
+    recipe: str,
+    settings: Mapping[str, Any],
+    elsewhere: bool,
+) -> str:
+    """Return the command that trains with exactly the settings that were shown.
+
+    Args:
+        found: the recommendation.
+        data: what it is for; None for a number of images.
+        output: the file that the plan was written to.
+        recipe: the recipe that was asked for.
+        settings: the settings that were asked for.
+        elsewhere: whether the plan is for another machine than this one.
+    """
+    start = f"convnext finetune {quote(data or 'DATA')}"
+    if output is not None:
+        return f"{start} --config {quote(output)}"
+    tag, architecture = found.best.tag, found.best.model
+    words = ["--model", architecture.name if tag == architecture.default_tag else found.plan.model]
+    if recipe != DEFAULT_RECIPE:
+        words += ["--recipe", recipe]
+    if found.augment is not None:
+        words += ["--augment", found.augment]
+    for name, value in settings.items():
+        words += [name_flag(name), quote(str(value))]
+    if elsewhere:  # there, finetune would plan for the memory that it finds
+        chosen = found.plan.recipe
+        words += ["--micro-batch-size", str(chosen.micro_batch_size)]
+        words += ["--grad-checkpointing" if chosen.grad_checkpointing else "--no-grad-checkpointing"]
+    return " ".join([start, *words])
+
+
+def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None", next_command: str) -> dict[str, Any]:
     return {
         "model": found.best.model.name,
         "weights": found.plan.model,
@@ -113,47 +173,67 @@ def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None") -> dict
             for candidate in found.candidates
         ],
         "settings": {name: asdict(choice) for name, choice in found.plan.settings.items()},
+        "time": asdict(found.best.time) if found.best.time else None,
+        "augment": found.augment,
         "warnings": _warnings(found, fingerprint),
+        "next": next_command,
     }
 
 
-def _show(found: "Recommendation", fingerprint: "Fingerprint | None", data: str, output: Path | None, top: int) -> None:
+def _show(
+    found: "Recommendation", fingerprint: "Fingerprint | None", data: str, options: list[str], recipe: str, top: int
+) -> None:
     from convnext_cli.models.catalog import BUILTIN, load_builtin
+    from convnext_cli.recipes.tables import load_tables
 
     best = found.best
     assert best.tag is not None
     console.show(
-        f"{best.model.name}, {best.reason} for {found.regime} data sets: {found.dataset_size:,} images", style="bold"
+        f"{best.model.name} ({best.reason}) for a {found.regime} data set: {found.dataset_size:,} images", style="bold"
     )
     console.show(
         f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, weights under {best.tag.license}"
         f"{'' if best.tag.is_permissive else ' (not a permissive one; --license permissive avoids it)'}"
     )
     console.show(f"planned for: {found.machine}")
+    if best.time is not None:
+        console.show(f"time: about {best.time}, to a factor of two or three")
     if fingerprint is not None:
         width, height = fingerprint.median_size
+        size = f"{width} x {height} px, " if width else ""
         console.show(
-            f"{data}: {fingerprint.images:,} images in {fingerprint.classes} classes; {width} x {height} px, "
+            f"{data}: {fingerprint.images:,} images in {fingerprint.classes} classes; {size}"
             f"{'grey' if fingerprint.is_grey else 'colour'} (from a sample of {fingerprint.sampled})"
         )
     for warning in _warnings(found, fingerprint):
         console.warn(warning)
     console.show("")
     columns = ["model", "tier", "params (M)", "GMACs", "top-1 (%)", "memory (GiB)", "time", "licence", "why"]
-    console.show_table(columns, (_row(candidate) for candidate in found.candidates[:top]), numbers=columns[1:7])
+    console.show_table(
+        columns,
+        (_row(candidate) for candidate in found.candidates[:top]),
+        numbers=columns[1:7],
+        spare=("tier", "GMACs", "params (M)", "memory (GiB)", "top-1 (%)"),
+    )
+    console.say(
+        "tier and order: the specification author's ranking, not a benchmark (docs/specification.md)", style="dim"
+    )
     console.show("")
     console.show_table(["setting", "value", "from", "because"], list_decided(found.plan))
     console.show("")
-    option = f"--config {quote(output)}" if output else f"--model {best.model.name}"
-    console.show(f"Next: convnext finetune {data} {option}")
-    console.say(
-        f"Without the Hub: convnext finetune {data} --weights {BUILTIN}. {load_builtin().card['Rank']}", style="dim"
-    )
-    console.say(
-        "The order of the models and the specification's settings are its author's; evidence on model size for small "
-        "data sets is mixed. Memory and time are estimates, time to a factor of two or three.",
-        style="dim",
-    )
+    if found.plan.settings["lr"].source.startswith("specification"):
+        batch, rule = found.plan.recipe.batch_size, load_tables().lr_rule
+        rates = ", ".join(f"{size}: {rate:g}" for size, rate in rule.examples.items())
+        console.show(
+            f"The specification's rule for lr, {rule.lr:g} x batch / {rule.batch} (section 2), by batch: {rates}. "
+            f"At batch {batch}: {rule.rate(batch):g}. The model's own row is used instead: {found.plan.recipe.lr:g}"
+        )
+    if recipe != "specification":
+        console.say(
+            f"Without the Hub: convnext finetune {' '.join([quote(data), *options])} --weights {BUILTIN}. "
+            f"{load_builtin().card['Rank']}",
+            style="dim",
+        )
 
 
 def _row(candidate: "Candidate") -> tuple[Any, ...]:
@@ -176,9 +256,10 @@ def _row(candidate: "Candidate") -> tuple[Any, ...]:
 def _warnings(found: "Recommendation", fingerprint: "Fingerprint | None") -> list[str]:
     if fingerprint is None:
         return list(found.warnings)
-    from convnext_cli.recipes.fingerprint import describe_fingerprint
+    from convnext_cli.recipes.fingerprint import describe_fingerprint, explain_domain
 
-    return [*found.warnings, *describe_fingerprint(fingerprint)]
+    domain = [explain_domain(fingerprint, "--domain other or natural overrules it")] if found.is_domain_guessed else []
+    return [*found.warnings, *domain, *describe_fingerprint(fingerprint)]
 
 
 def _tier(name: str) -> int | None:

@@ -2,14 +2,18 @@
 
 import inspect
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnext_cli.recipes.recipe import Setting, describe_settings
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
+    from convnext_cli.models.catalog import Architecture
     from convnext_cli.recipes.plan import Plan
 
 
@@ -33,9 +37,14 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     return change
 
 
+def name_flag(setting: str) -> str:
+    """Return the command-line flag of a setting."""
+    return f"--{setting.replace('_', '-')}"
+
+
 def _make_option(name: str, kind: Any, setting: Setting) -> inspect.Parameter:
-    flag = name.replace("_", "-")
-    flags = (f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", *setting.flags)
+    flag = name_flag(name)
+    flags = (f"{flag}/--no-{flag[2:]}" if kind is bool else flag, *setting.flags)
     option = typer.Option(
         *flags, help=_help(setting.help, setting.unit), rich_help_panel="Settings", show_default=False
     )
@@ -53,6 +62,33 @@ def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
         for name, choice in plan.decided.items()
     ]
     return [*rows, (f"{len(plan.settings) - len(rows)} others", "", "default", "`convnext finetune --help` lists them")]
+
+
+def describe_sizes(model: "Architecture", image_size: int, channels: int, classes: int) -> str:
+    """Return the shapes of input, features and output for one image."""
+    features = model.feature_shape(image_size)
+    return (
+        f"input ({channels}, {image_size}, {image_size}) -> features {features} -> pooled ({features[0]},) -> output "
+        f"({classes},)"
+    )
+
+
+def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:
+    """Return the command that was given, quoted for a shell, without some of its parameters."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        source = context.get_parameter_source(name)
+        if name in leave_out or value is None or source is None or source.name != "COMMANDLINE":
+            continue
+        if isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[-1])
+            continue
+        flag = max(parameter.opts, key=lambda flag: flag.startswith("--"))
+        for entry in value if isinstance(value, list | tuple) else [value]:
+            words += [] if parameter.param_type_name == "argument" else [flag]
+            words.append(quote(entry) if isinstance(entry, Path) else shlex.quote(str(entry)))
+    return " ".join(words)
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
+from convnext_cli.data.formats import DICOM_SUFFIXES
 from convnext_cli.data.scan import Index
 
 SAMPLE = 200  # images whose headers are read
+MEDICAL_SIDE = 96  # px of the shorter side, from which on grey images may be X-rays; digits and icons are smaller
 COLOUR_SAMPLE = 40  # of them decoded, small, to see whether there is any colour
 
 
@@ -27,6 +30,13 @@ class Fingerprint:
     """Whether no sampled image has any colour."""
     unreadable: int
     """Images of the sample that could not be opened."""
+    dicom: int = 0
+    """DICOM files of the sample."""
+
+    @property
+    def median_side(self) -> int:
+        """The shorter side of the median size in pixels; 0 where none could be read."""
+        return min(self.median_size)
 
     @property
     def imbalance(self) -> float:
@@ -40,6 +50,9 @@ def take_fingerprint(index: Index) -> Fingerprint:
     rows = range(0, len(index), max(1, -(-len(index) // SAMPLE)))
     widths, heights, grey, failed = [], [], [], 0
     for at, row in enumerate(rows):
+        if is_dicom(index.paths[row]):
+            grey.append(True)
+            continue
         found = _look(index, row, look_for_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
         if found is None:
             failed += 1
@@ -58,7 +71,20 @@ def take_fingerprint(index: Index) -> Fingerprint:
         median_size=(_median(widths), _median(heights)),
         is_grey=bool(grey) and all(grey),
         unreadable=failed,
+        dicom=sum(is_dicom(index.paths[row]) for row in rows),
     )
+
+
+def guess_domain(found: Fingerprint) -> str | None:
+    """Guess the domain: `medical` for DICOM, and for grey images as large as X-rays are; None for all else."""
+    is_like_xrays = found.is_grey and found.median_side >= MEDICAL_SIDE
+    return "medical" if found.dicom > found.sampled / 2 or is_like_xrays else None
+
+
+def explain_domain(found: Fingerprint, overrule: str) -> str:
+    """Say why the images are taken for medical ones, and how to overrule it."""
+    why = "the images are DICOM" if found.dicom else "the images are grey, as X-rays are"
+    return f"{why}: training images vary as medical ones should (no flips, small turns). {overrule}"
 
 
 def describe_fingerprint(found: Fingerprint) -> list[str]:
@@ -79,9 +105,6 @@ def describe_fingerprint(found: Fingerprint) -> list[str]:
         )
     if found.is_grey:
         sentences.append("the images are grey: they are shown to the model as RGB with three equal channels")
-    if 0 < min(found.median_size) < 96:
-        width, height = found.median_size
-        sentences.append(f"the images are small ({width} x {height} px): a smaller --image-size saves time")
     return sentences
 
 
@@ -101,6 +124,11 @@ def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, b
             return width, height, not coloured
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return None
+
+
+def is_dicom(path: str) -> bool:
+    """Return whether a file is DICOM by its suffix."""
+    return PurePosixPath(path).suffix.lower() in DICOM_SUFFIXES
 
 
 def _median(values: Sequence[int]) -> int:

@@ -1,10 +1,11 @@
 """What this machine has to train on, found out without torch."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnext_cli.recipes.costs import GIB
+from convnext_cli.recipes.costs import AVX2_SHARE, CORE_FLOPS, GIB, WITHOUT_KERNELS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +17,8 @@ class Machine:
     memory: int
     """Bytes that one process may plan with."""
     cores: int
+    core_flops: float = CORE_FLOPS
+    """FLOP/s of one processor in training."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.memory / GIB:.1f} GiB free"
@@ -30,10 +33,21 @@ def describe_machine(*, use_gpu: bool = True) -> Machine:
     cores = count_cpus()
     if use_gpu and (gpu := _first_gpu()):
         name, free = gpu
-        return Machine(name=name, is_gpu=True, memory=free, cores=cores)
+        return Machine(name=name, is_gpu=True, memory=free, cores=cores, core_flops=estimate_core_flops())
     here = count_local_processes()
+    speed = estimate_core_flops()
     name = f"CPU ({os.uname().machine}, {cores} cores)"
-    return Machine(name=name, is_gpu=False, memory=_available_memory() // here, cores=max(1, cores // here))
+    memory = _available_memory() // here
+    return Machine(name=name, is_gpu=False, memory=memory, cores=max(1, cores // here), core_flops=speed)
+
+
+def estimate_core_flops() -> float:
+    """Estimate what one processor computes in training, in FLOP/s, from its instructions and a compiler for kernels."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    width = 1.0 if "avx512f" in flags else AVX2_SHARE
+    compiler = os.environ.get("CC", "cc").split()[0]
+    return CORE_FLOPS * width * (1.0 if shutil.which(compiler) else WITHOUT_KERNELS)
 
 
 def machine_with(vram: float) -> Machine:

@@ -28,6 +28,7 @@ from convnext_cli.recipes.rules import (
     choose_grad_checkpointing,
     choose_micro_batch_size,
     find_image_size,
+    find_min_lr,
     pick_rows,
     scale_lr,
     shorten_warmup,
@@ -237,9 +238,12 @@ def make_plan(
     *,
     weights: str = "auto",
     images: int,
+    train_images: int | None = None,
     machine: Machine | None = None,
     recipe: str = DEFAULT_RECIPE,
     augment: str | None = None,
+    keep_planned: bool = False,
+    median_side: int = 0,
     given: Mapping[str, Choice],
 ) -> Plan:
     """Picks every setting: what is given, else what the tables and the rules say, else the default.
@@ -248,10 +252,13 @@ def make_plan(
         model: the architecture.
         tag: its weights; None for a random start.
         weights: `auto`, `none`, or a path.
-        images: how many images there are to train on.
+        images: of the whole data set; it decides which of the specification's rows count.
+        train_images: of the training split; None for all.
         machine: what trains; None where it is not known.
         recipe: `measured`, `specification` or `published`.
         augment: a preset of augmentation; wins over the recipe's and a plan file's settings. None for the recipe's own.
+        keep_planned: let a plan file's settings win over `augment`.
+        median_side: the shorter side of most images, in pixels; 0 where it is not known.
         given: settings that are already decided, by name.
 
     Raises:
@@ -259,10 +266,10 @@ def make_plan(
     """
     check_settings({name: choice.value for name, choice in given.items()})
     preset = take_preset(augment or USUAL_AUGMENTATION)
-    if augment is not None:
+    if augment is not None and not keep_planned:
         given = {name: choice for name, choice in given.items() if name not in preset or choice.source == "flag"}
     chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
-    chosen["image_size"] = find_image_size(tag)
+    chosen["image_size"] = find_image_size(tag, median_side)
     chosen |= preset
     chosen["layer_decay"] = Choice(value=1.0, source="default", reason="the specification has none")
     rows, base_batch, power = pick_rows(recipe, model, tag, images, weights)
@@ -272,9 +279,11 @@ def make_plan(
     is_lr_open = "lr" in given and given["lr"].value == AUTO
     given = {name: choice for name, choice in given.items() if name != "lr" or not is_lr_open}
     chosen |= given
-    chosen.setdefault("batch_size", choose_batch_size(images, chosen["epochs"].value))
+    chosen.setdefault("batch_size", choose_batch_size(train_images or images, chosen["epochs"].value))
     if "lr" not in given:
-        chosen["lr"] = scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, power, weights)
+        chosen["lr"] = scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, power)
+    if "min_lr" not in given and (min_lr := find_min_lr(recipe, chosen["lr"].value)):
+        chosen["min_lr"] = min_lr
     if is_lr_open:
         why = f"a range test before training finds it, in place of {chosen['lr'].value:g}"
         chosen["lr"] = Choice(value=chosen["lr"].value, source=AUTO, reason=why)

@@ -1,27 +1,66 @@
 """Which model for this data on this machine, with which settings, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convnext_cli.data.scan import Index
 from convnext_cli.errors import UsageError, check_word
 from convnext_cli.models.catalog import (
     Architecture,
     Tag,
     find_license,
+    find_model,
     license_matches,
     load_catalog,
 )
-from convnext_cli.recipes.costs import GIB, USABLE, describe_seconds, training_bytes, training_seconds
+from convnext_cli.recipes.costs import (
+    GIB,
+    USABLE,
+    RunTime,
+    describe_seconds,
+    estimate_time,
+    training_bytes,
+    training_seconds,
+)
+from convnext_cli.recipes.fingerprint import Fingerprint, guess_domain
 from convnext_cli.recipes.machine import Machine, machine_with
 from convnext_cli.recipes.plan import Plan, make_plan
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE, RECIPES, Recipe
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE, RECIPES, Recipe, default_settings
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import load_tables
 
-DAY = 86_400  # seconds
-DOMAINS = ("medical", "natural")
+DAY = 86_400.0  # seconds
+NIGHT = 10 * 3_600.0
+SMALL_MODELS = ("convnext_nano", "convnext_pico", "convnext_femto", "convnext_atto")  # with permissive weights
+PRESETS = {"medical": "medical", "natural": "natural", "other": "light"}  # of augmentation, by domain
+DOMAINS = tuple(PRESETS)
 PREFERENCES = ("accuracy", "speed", "size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataCounts:
+    """The images of a data set as a fine-tuning uses them."""
+
+    images: int
+    train: int
+    val: int
+    pixels: int = 0
+    """Of a file, usually; 0 where it is not known."""
+
+    @classmethod
+    def of(cls, index: Index, fingerprint: Fingerprint | None) -> "DataCounts":
+        """Return the counts of a data set that has been split."""
+        train, val = (len(index.rows(split)) for split in ("train", "val"))
+        width, height = fingerprint.median_size if fingerprint else (0, 0)
+        return cls(images=len(index), train=train, val=val, pixels=width * height)
+
+    @classmethod
+    def guess(cls, images: int) -> "DataCounts":
+        """Return what `finetune` would draw from a data set without splits."""
+        defaults = default_settings()
+        val, test = (round(images * defaults[f"{split}_fraction"]) for split in ("val", "test"))
+        return cls(images=images, train=max(1, images - val - test), val=val)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +72,16 @@ class Candidate:
     plan: Plan
     memory: int
     """Estimated bytes to train with the plan's micro-batch."""
-    seconds: float | None
-    """Estimated seconds of the whole training; None where the machine is not known."""
+    time: RunTime | None
+    """Estimated seconds of the whole run; None where the machine is not known."""
     refused: str
     """Why it is not recommended; empty where it may be."""
     reason: str
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated seconds of the whole run; None where the machine is not known."""
+        return self.time.total if self.time else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +93,11 @@ class Recommendation:
     machine: Machine | None
     candidates: tuple[Candidate, ...]
     warnings: tuple[str, ...]
+    small: tuple[Candidate, ...]
+    """Small models with permissive weights, larger ones first: what a slow machine can train."""
+    augment: str | None
+    """The preset of augmentation for the domain; None for the recipe's own."""
+    is_domain_guessed: bool
 
     @property
     def best(self) -> Candidate:
@@ -71,9 +120,12 @@ def recommend(
     domain: str | None = None,
     prefer: str | None = None,
     recipe: str = DEFAULT_RECIPE,
+    model: str | None = None,
+    counts: DataCounts | None = None,
+    fingerprint: Fingerprint | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Recommendation:
-    """Picks a model and its settings from the tables.
+    """Pick a model and its settings from the tables.
 
     Args:
         dataset_size: number of images, all splits together.
@@ -81,9 +133,12 @@ def recommend(
         vram: memory of the GPU in GiB, where there is one that is not in this machine.
         machine: what trains, where `vram` is not given; None where it is not known.
         license: `any`, `permissive`, or a licence that the weights must have.
-        domain: `medical` or `natural`, where known; it picks the preset of augmentation.
+        domain: `medical`, `natural` or `other`; it picks the preset of augmentation. None guesses from the fingerprint.
         prefer: `accuracy`, `speed` or `size`; None keeps the specification's order.
         recipe: `measured`, `specification` or `published`.
+        model: a model that is chosen already, with or without a `.tag`; None picks one.
+        counts: images by split; None for what would be drawn from `dataset_size`.
+        fingerprint: what the images are like, where they have been looked at.
         settings: values that are already decided, by the name of the setting.
 
     Raises:
@@ -104,53 +159,111 @@ def recommend(
     catalog = load_catalog()
     if license != "any":
         find_license(catalog.values(), license)
-    regime = load_tables().regime_for(dataset_size)
+    tables = load_tables()
+    regime = tables.regime_for(dataset_size)
     machine = machine if vram is None else machine_with(vram)
+    counts = counts or DataCounts.guess(dataset_size)
     given = {name: Choice(value=value, source="flag") for name, value in (settings or {}).items()}
+    augment = choose_augmentation(domain, recipe, fingerprint)
 
-    def judge(place: int, model: Architecture) -> Candidate:
-        tags = [tag for tag in model.tags if license == "any" or license_matches(tag, license)]
-        tag = tags[0] if tags else None
-        plan = make_plan(model, tag, images=dataset_size, machine=machine, recipe=recipe, augment=domain, given=given)
+    def judge(architecture: Architecture, why: str, *, least: int = 0, asked: Tag | None = None) -> Candidate:
+        tags = [tag for tag in architecture.tags if license == "any" or license_matches(tag, license)]
+        tag = asked or (tags[0] if tags else None)
+        plan = make_plan(
+            architecture, tag, images=dataset_size, train_images=counts.train, machine=machine, recipe=recipe,
+            augment=augment, median_side=fingerprint.median_side if fingerprint else 0, given=given,
+        )  # fmt: skip
         chosen = plan.recipe
+        refused = _refuse(architecture, tag, plan, machine, license)
+        if not refused and dataset_size < least:
+            refused = f"only from {least:,} images, by the specification"
         return Candidate(
-            model=model,
+            model=architecture,
             tag=tag,
             plan=plan,
-            memory=_step_bytes(model, chosen.micro_batch_size, chosen),
-            seconds=estimate_seconds(model, plan, dataset_size, machine),
-            refused=_refuse(model, tag, plan, machine, license),
-            reason=f"the specification's choice {place}" + _speak_for(model, tag, prefer),
+            memory=_step_bytes(architecture, chosen.micro_batch_size, chosen),
+            time=estimate_plan(architecture, plan, counts, machine) if machine else None,
+            refused=refused,
+            reason=why + _speak_for(architecture, tag, prefer),
         )
 
-    ranked = [judge(place, catalog[name]) for place, name in enumerate(regime.candidates, start=1)]
+    ranked = [
+        judge(catalog[named.model], f"specification: {named.why}", least=named.least) for named in regime.candidates
+    ]
     if prefer:
         ranked.sort(key=lambda candidate: _order(candidate, prefer))
+    if model is not None:
+        architecture, tag = find_model(model)
+        own = judge(architecture, "--model", asked=tag if "." in model else None)
+        if own.refused:
+            raise UsageError(f"{model}: {own.refused}", "Choose another --model, or leave it out")
+        ranked = [own, *(candidate for candidate in ranked if candidate.model.name != architecture.name)]
     if all(candidate.refused for candidate in ranked):
         why = "; ".join(f"{candidate.model.name}: {candidate.refused}" for candidate in ranked)
         raise UsageError(f"no model is left for this ({why})", "Allow more memory or another licence")
+    best = next(candidate for candidate in ranked if not candidate.refused)
+    small = tuple(judge(catalog[name], "") for name in SMALL_MODELS)
     return Recommendation(
         dataset_size=dataset_size,
         regime=regime.name,
         machine=machine,
         candidates=tuple(ranked),
-        warnings=_warnings(dataset_size, classes, next(c for c in ranked if not c.refused)),
+        warnings=_warnings(dataset_size, classes, best, (*ranked, *small), tables.describe_gap(dataset_size)),
+        small=small,
+        augment=augment,
+        is_domain_guessed=augment is not None and domain is None,
     )
 
 
-def estimate_seconds(model: Architecture, plan: Plan, images: int, machine: Machine | None) -> float | None:
-    """Estimated seconds of the whole training on `images` an epoch; None where the machine is not known."""
-    if machine is None:
+def choose_augmentation(domain: str | None, recipe: str, fingerprint: Fingerprint | None) -> str | None:
+    """Return the preset of augmentation for a domain, or for what the images look like; None for the recipe's own."""
+    if domain is not None:
+        return PRESETS[domain]
+    if recipe != DEFAULT_RECIPE or fingerprint is None:  # the other recipes have an augmentation of their own
         return None
-    recipe = plan.recipe
-    shown = images * recipe.epochs
-    return training_seconds(
+    guessed = guess_domain(fingerprint)
+    return guessed and PRESETS[guessed]
+
+
+def estimate_plan(
+    model: Architecture,
+    plan: Plan,
+    counts: DataCounts,
+    machine: Machine,
+    *,
+    check: bool = True,
+    onnx: bool = True,
+    folds: int = 1,
+) -> RunTime:
+    """Estimate the seconds of a run with this plan, or of one for each fold."""
+    return estimate_time(
         model,
-        shown,
-        recipe.image_size,
+        plan.recipe,
+        train=counts.train,
+        val=counts.val,
+        images=counts.images,
+        pixels=counts.pixels,
         is_gpu=machine.is_gpu,
         cores=machine.cores,
-        grad_checkpointing=recipe.grad_checkpointing,
+        core_flops=machine.core_flops,
+        check=check,
+        onnx=onnx,
+        folds=folds,
+    )
+
+
+def suggest_faster(seconds: float, candidates: Sequence[Candidate]) -> str | None:
+    """Say that a run takes days, and which model finishes overnight; None where it takes less than a day."""
+    if seconds <= DAY:
+        return None
+    fitting = [found for found in candidates if not found.refused and found.seconds and found.seconds <= NIGHT]
+    if fitting:
+        best = fitting[0]
+        instead = f"--model {best.model.name} takes about {describe_seconds(best.seconds or 0)}"
+    else:
+        instead = "--weights builtin trains a small model at 64 px"
+    return (
+        f"this takes about {describe_seconds(seconds)} here. Overnight: {instead}, or --max-time 10h plans fewer epochs"
     )
 
 
@@ -187,13 +300,12 @@ def _speak_for(model: Architecture, tag: Tag | None, prefer: str | None) -> str:
     }[prefer]
 
 
-def _warnings(images: int, classes: int | None, best: Candidate) -> tuple[str, ...]:
-    found = []
-    if best.seconds is not None and best.seconds > DAY:
-        found.append(
-            f"this would take about {describe_seconds(best.seconds)} here: consider fewer --epochs, --prefer speed, a "
-            "smaller --image-size, or a GPU"
-        )
+def _warnings(
+    images: int, classes: int | None, best: Candidate, others: Sequence[Candidate], gap: str | None
+) -> tuple[str, ...]:
+    found = [gap] if gap else []
+    if best.seconds is not None and (slow := suggest_faster(best.seconds, others)):
+        found.append(slow)
     if classes and images / classes < 20:
         found.append(
             f"{images / classes:.0f} images a class is very few: expect wide uncertainty, and collect more if you can"

@@ -33,13 +33,50 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """A model that the specification names for data of some size, and where it does."""
+
+    model: str
+    why: str
+    """The place in the document, such as `Best Choice, 1st` or `section 5, small`."""
+    least: int = 0
+    """Images below which the document does not want it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Regime(Row):
     """A row of the data-set table, with the models that the specification names for that size, best first."""
 
     name: str
     smallest: int
     largest: int
-    candidates: tuple[str, ...]
+    largest_model: str
+    """Size of the largest model that the document names for such data; its lr and drop path bound no larger one's."""
+    candidates: tuple[Named, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningRateRule:
+    """A learning rate in proportion to the batch."""
+
+    source: str
+    lr: float
+    batch: int
+    examples: dict[int, float]
+    """Batch to rate, as the document prints them."""
+
+    def rate(self, batch: int) -> float:
+        """Return the rate for a batch of that many images."""
+        return self.lr * batch / self.batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conflict:
+    """Where the specification disagrees with itself, and the rule that decides."""
+
+    id: str
+    says: str
+    rule: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +84,12 @@ class Tables:
     """The specification's rows by family and size, by data-set size, and what to say beside them."""
 
     notes: dict[str, str]
+    scratch_notes: dict[str, str]
+    """What to say in place of `notes` where training starts from random weights."""
+    lr_rule: LearningRateRule
+    common: dict[str, tuple[float, str, str]]
+    """What every training has, by setting: value, source and reason. `min_lr` is a fraction of the peak."""
+    conflicts: tuple[Conflict, ...]
     models: dict[tuple[str, str], Row]
     modifiers: dict[str, float]
     """Factor on the learning rate that a modifier allows."""
@@ -55,6 +98,15 @@ class Tables:
     def model_row(self, name: ModelName) -> Row:
         """The row for a model's family and size."""
         return self.models[name.family, name.size]
+
+    def describe_gap(self, images: int) -> str | None:
+        """Say that the document has no row for `images` and which is used; return None where it has one."""
+        used = self.regime_for(images)
+        if used.smallest <= images <= used.largest:
+            return None
+        limit = f"up to {used.largest:,}" if images > used.largest else f"from {used.smallest:,}"
+        where = f"the nearest, for {used.name} data sets {limit} images, is used"
+        return f"the specification has no row for {images:,} images: {where}"
 
     def regime_for(self, images: int) -> Regime:
         """The regime that `images` fall into; between two, the nearer on a logarithmic scale."""
@@ -73,6 +125,17 @@ def load_tables() -> Tables:
     base_batch = raw["base_batch"]
     return Tables(
         notes=raw["notes"],
+        scratch_notes=raw["notes_from_scratch"],
+        lr_rule=LearningRateRule(
+            source=f"specification {raw['lr_rule']['section']}",
+            lr=raw["lr_rule"]["lr"],
+            batch=raw["lr_rule"]["batch"],
+            examples=dict(raw["lr_rule"]["examples"]),
+        ),
+        common={
+            name: (row["value"], f"specification {row['section']}", row["reason"]) for name, row in raw["all"].items()
+        },
+        conflicts=tuple(Conflict(**row) for row in raw["conflicts"]),
         models={
             (row["family"], size): Row(
                 source=f"specification {row['section']}", ranges=_ranges(row), base_batch=base_batch
@@ -89,7 +152,11 @@ def load_tables() -> Tables:
                 name=row["name"],
                 smallest=row["smallest"],
                 largest=row["largest"],
-                candidates=tuple(row["candidates"]),
+                largest_model=row["largest_model"],
+                candidates=tuple(
+                    Named(model=entry["model"], why=entry["why"], least=entry.get("from", 0))
+                    for entry in row["candidates"]
+                ),
             )
             for row in raw["regimes"]
         ),

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from convnext_cli.files import check_outside
 from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
 from convnext_cli.progress import Progress
+from convnext_cli.recipes.fingerprint import Fingerprint, explain_domain, take_fingerprint
 from convnext_cli.recipes.head import check_head
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Plan, make_plan, read_choices, read_plan
@@ -29,8 +31,8 @@ from convnext_cli.recipes.recipe import (
     describe_settings,
     is_unicode,
 )
-from convnext_cli.recipes.recommendation import recommend
-from convnext_cli.recipes.rules import Choice
+from convnext_cli.recipes.recommendation import DataCounts, choose_augmentation, recommend
+from convnext_cli.recipes.rules import Choice, explain_lr
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs import RUNS, RunFolder
 from convnext_cli.text import quote
@@ -87,6 +89,10 @@ class Prepared:
     plan: Plan
     images: str
     """Digest of the images that are trained and validated on."""
+    fingerprint: Fingerprint | None
+    """What the images are like; None where a run is continued."""
+    plan_notes: tuple[str, ...]
+    """What the user should know of the plan."""
     weak_validation: str | None
     """Why the validation split is too small to choose the best epoch by; None where it is not."""
 
@@ -119,7 +125,7 @@ class Prepared:
         if index.skipped:
             what = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
             notes.append(f"skipped in the data folder: {what}")
-        return tuple(notes)
+        return (*notes, *self.plan_notes)
 
 
 def continue_if_restarted(request: Request) -> Request:
@@ -196,21 +202,31 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         check_trainable(index)
     index = parts[0]
     machine = describe_machine(use_gpu=use_gpu)
+    fingerprint = take_fingerprint(taken.index)
+    counts = DataCounts.of(index, fingerprint)
     if found is None:
-        best = recommend(len(index), machine=machine, recipe=request.recipe).best
+        best = recommend(
+            len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
+        ).best
         found = best.model, best.tag
     architecture, tag = found
     check_head(architecture, request.settings)
-    plan = make_plan(
+    augment = request.augment or choose_augmentation(None, request.recipe, fingerprint)
+    keep = augment is not None and request.augment is None  # a guess never replaces what a plan file holds
+    make = partial(
+        make_plan,
         architecture,
         tag,
         weights="auto" if request.weights == BUILTIN else request.weights,  # the model's tag says it
-        images=len(index.rows("train")),
+        images=len(index),
+        train_images=counts.train,
         machine=machine,
         recipe=request.recipe,
-        augment=request.augment,
-        given=request.settings,
+        augment=augment,
+        keep_planned=keep,
+        median_side=fingerprint.median_side,
     )
+    plan = make(given=request.settings)
     yield Prepared(
         taken=taken,
         index=index,
@@ -220,8 +236,29 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         machine=machine,
         plan=plan,
         images=digest_images(index),
+        fingerprint=fingerprint,
+        plan_notes=_explain_plan(request, architecture, plan, make(given=_without_lr(request.settings)), fingerprint),
         weak_validation=explain_weak_validation(index),
     )
+
+
+def _explain_plan(
+    request: Request, architecture: Architecture, plan: Plan, usual: Plan, fingerprint: Fingerprint
+) -> tuple[str, ...]:
+    """Say what the user should know of a plan; `usual` is the same one with the recipe's own learning rate."""
+    notes = []
+    guessed = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
+    if guessed and any(choice.source == f"augmentation {guessed}" for choice in plan.settings.values()):
+        notes.append(explain_domain(fingerprint, "--augment light, natural or none overrules it"))
+    lr = plan.settings["lr"]
+    if lr.source in ("flag", "plan"):
+        note = explain_lr(architecture, lr.value, plan.recipe.batch_size, usual.recipe.lr)
+        notes += [note] if note else []
+    return tuple(notes)
+
+
+def _without_lr(settings: Mapping[str, Choice]) -> dict[str, Choice]:
+    return {name: choice for name, choice in settings.items() if name != "lr"}
 
 
 def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
@@ -306,5 +343,7 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
             settings={name: choices[name] for name in describe_settings()},
         ),
         images=digest_images(index),
+        fingerprint=None,
+        plan_notes=(),
         weak_validation=explain_weak_validation(index),
     )

@@ -24,10 +24,22 @@ def test_columns_stand_below_their_titles() -> None:
     ]
 
 
-def test_long_texts_are_folded_between_words_then_within_them() -> None:
-    assert lines_of(26)[1:3] == ["cat      0.5  a word or", "              two"]
-    assert lines_of(26)[3:] == ["開発       -  x\\x1b[31my\\n", "              z"]
+def test_long_texts_are_folded_between_words() -> None:
+    assert lines_of(27)[1:3] == ["cat      0.5  a word or two", "開発       -  x\\x1b[31my\\nz"]
+    folded = list(lay_out(["class", "why"], [["cat", "a word or two"]], [], 12))
+    assert [line for line, _ in folded] == ["class  why", "cat    a", "       word", "       or", "       two"]
+
+
+def test_rows_are_stacked_where_words_do_not_fit() -> None:
+    assert lines_of(26)[:3] == ["cat", "  share 0.5", "  why a word or two"]
     assert max(map(len, lines_of(12))) <= 12
+
+
+def test_spare_columns_are_left_out_and_it_is_said() -> None:
+    columns, rows = ["model", "tier", "why"], [["convnext_zepto_rms_ols", 4, "light"]]
+    lines = [line for line, _ in lay_out(columns, rows, ["tier"], 32, ["tier"])]
+    assert lines == ["model                   why", "convnext_zepto_rms_ols  light", "(too narrow for tier)"]
+    assert "tier" in next(lay_out(columns, rows, ["tier"], 40, ["tier"]))[0]
 
 
 def test_a_table_without_titles_has_no_line_for_them() -> None:

@@ -12,9 +12,10 @@ from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batc
 from convnext_cli.recipes.machine import machine_with
 from convnext_cli.recipes.plan import Plan, carry_over, make_plan, read_choices, read_plan, read_reasons
 from convnext_cli.recipes.recipe import RECIPES, check_settings, describe_settings
-from convnext_cli.recipes.rules import Choice
+from convnext_cli.recipes.rules import Choice, explain_lr, find_image_size
 from convnext_cli.recipes.tables import (
     AUGMENTATION_SETTINGS,
+    Conflict,
     convert_layer_decay,
     load_augmentations,
     load_measured,
@@ -61,11 +62,10 @@ def test_the_measured_recipe_has_its_own_rate_for_the_weights_in_the_package_alo
     assert (decay.value, decay.source.split()[0]) == (0.9, "published")
 
 
-def test_random_weights_get_a_larger_rate_and_say_so() -> None:
-    chosen = plan_for("convnext_atto", weights="none").settings["lr"]
-    assert chosen.value == 1e-3
-    assert "random weights" in chosen.reason
-    measured = plan_for("convnext_atto", weights="none", recipe="measured").recipe
+def test_small_models_get_a_larger_rate_from_random_weights_and_say_so() -> None:
+    plan = plan_for("convnext_atto", weights="none", recipe="measured")
+    assert "random weights" in plan.settings["lr"].reason
+    measured = plan.recipe
     assert (measured.lr, measured.freeze_epochs, measured.layer_decay) == (1e-3, 0, 1.0)
 
 
@@ -255,7 +255,7 @@ def test_every_model_has_a_row_and_every_candidate_exists() -> None:
     for model in MODELS:
         assert tables.model_row(model.parsed).ranges.keys() >= {"lr", "weight_decay", "drop_path", "epochs"}
     for regime in tables.regimes:
-        assert set(regime.candidates) <= set(load_catalog())
+        assert {named.model for named in regime.candidates} <= set(load_catalog())
 
 
 def test_memory_grows_with_images_and_area() -> None:
@@ -316,24 +316,124 @@ def test_the_published_recipe() -> None:
             make_plan(model, tag, images=6000, recipe="published", given={})
 
 
-def test_conflicts_inside_the_specification_are_resolved_by_rule() -> None:
-    # 300 epochs and 20 of warm-up by model (3.2), 100 to 150 and 5 to 10 by data-set size (5): the data set bounds
-    tiny = plan_for("convnext_tiny").settings
-    assert (tiny["epochs"].value, tiny["warmup_epochs"].value) == (150, 10)
-    assert "specification 3.2 has 300" in tiny["epochs"].reason
-    # lr 3e-4 by model, 1e-4 to 2e-4 by data-set size: likewise
-    assert tiny["lr"].value == 2e-4
-    # mixup .8 and cutmix 1 by model (3.3), none for small data sets (5): likewise
-    small = plan_for("convnext_small").settings
-    assert (small["mixup"].value, small["cutmix"].value, small["drop_path"].value) == (0.0, 0.0, 0.1)
-    # zepto_rms stands in tier 4 by name and in tier 5 as a variant: the name counts
-    assert load_ranking()[1]["convnext_zepto_rms"].tier == 4
-    # "Best Choice" leads with V2 for 6,000 images, section 5 lists V1 alone: the best choice is about such data
-    assert load_tables().regime_for(6000).candidates[0] == "convnextv2_tiny"
-    # _rms "allows" 20% more, which nothing supports: applied, and said
-    rms = plan_for("convnext_atto_rms").settings["lr"]
-    assert rms.value == pytest.approx(2.4e-4)
-    assert "no published source supports" in rms.reason
+def _value(model: str, name: str, images: int = 6000) -> object:
+    return plan_for(model, images=images).settings[name].value
+
+
+CONFLICTS = {
+    "lr-rule": lambda: [plan_for("convnextv2_tiny", batch_size=batch).recipe.lr for batch in (128, 64)] == [2e-4, 1e-4],
+    "model-against-data": lambda: (
+        [_value("convnext_tiny", "lr"), _value("convnext_xxlarge", "lr", 100_000), _value("convnext_xlarge", "lr")],
+        [_value("convnext_small", "drop_path"), _value("convnext_xxlarge", "drop_path", 100_000)],
+    )
+    == ([2e-4, 5e-5, 5e-5], [0.1, 0.6]),
+    "epochs": lambda: [_value("convnext_tiny", name) for name in ("epochs", "warmup_epochs")] == [150, 10],
+    "mixing": lambda: [
+        [_value(name, setting, images) for setting in ("mixup", "cutmix")]
+        for name, images in (("convnext_small", 6000), ("convnext_nano", 100_000))
+    ]
+    == [[0.0, 0.0], [0.8, 1.0]],
+    "label-smoothing": lambda: [_value("convnext_tiny", "label_smoothing", n) for n in (6000, 100_000)] == [0.05, 0.1],
+    "drop-path": lambda: _value("convnext_xlarge", "drop_path", 2_000_000) == 0.6,
+    "v2-drop-path": lambda: [
+        load_tables().model_row(find_model(f"convnextv2_{size}")[0].parsed).ranges["drop_path"]
+        for size in ("atto", "tiny", "small", "base", "large", "huge")
+    ]
+    == [(0.1, 0.1), (0.1, 0.2), (0.2, 0.4), (0.3, 0.5), (0.4, 0.6), (0.6, 0.6)],
+    "v2-lr": lambda: [
+        load_tables().model_row(find_model(f"convnextv2_{size}")[0].parsed).ranges["lr"][0]
+        for size in ("nano", "tiny", "small", "base")
+    ]
+    == [3e-4, 2e-4, 2e-4, 8e-5],
+    "small-warmup": lambda: load_tables().models["convnext", "small"].ranges["warmup_epochs"] == (20, 20),
+    "base-lr": lambda: _value("convnext_base", "lr", 100_000) == 2e-4,
+    "min-lr": lambda: _value("convnextv2_tiny", "min_lr") == 2e-6,
+    "jitter": lambda: [_value("convnext_tiny", name) for name in ("rand_augment", "jitter")] == [9.0, 0.0],
+    "ranked-twice": lambda: load_ranking()[1]["convnext_zepto_rms"].tier == 4,
+    "v2-first": lambda: [named.why for named in load_tables().regime_for(6000).candidates][:6]
+    == [*(f"Best Choice, {place}" for place in ("1st", "2nd", "3rd", "4th", "5th")), "section 5, small"],
+    "base-for-small": lambda: [n.least for n in load_tables().regimes[0].candidates if n.model == "convnext_base"]
+    == [50_000],
+    "tiny-for-medical": lambda: [named.model for named in load_tables().regime_for(6000).candidates][-3:]
+    == ["convnext_pico", "convnext_femto", "convnext_atto"],
+    "between-sizes": lambda: [load_tables().describe_gap(n) is None for n in (20_000, 31_000, 50_000, 500_000, 10**6)]
+    == [True, False, True, False, True],
+    "rms-lr": lambda: _value("convnext_atto_rms", "lr") == 2.4e-4
+    and "no published source supports" in plan_for("convnext_atto_rms").settings["lr"].reason,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("conflict", load_tables().conflicts, ids=lambda conflict: conflict.id)
+def test_a_conflict_inside_the_specification_is_resolved_by_its_rule(conflict: Conflict) -> None:
+    assert CONFLICTS[conflict.id]()
+    page = (Path(__file__).parents[2] / "docs/specification.md").read_text()
+    assert f"| {conflict.says} | {conflict.rule} |" in page
+
+
+def test_every_conflict_is_tested() -> None:
+    assert [conflict.id for conflict in load_tables().conflicts] == list(CONFLICTS)
+
+
+@pytest.mark.parametrize(
+    ("model", "lr"),
+    [("convnext_xlarge", 5e-5), ("convnext_large", 8e-5), ("convnext_base", 1e-4), ("convnext_atto", 2e-4)],
+)
+def test_the_specification_is_followed_from_random_weights_too(model: str, lr: float) -> None:
+    chosen = plan_for(model, weights="none", batch_size=128).settings["lr"]
+    assert chosen.value == lr
+    assert "fine-tune" not in chosen.reason, "a note for random weights"
+    assert "4e-3 at batch 4096" in chosen.reason
+
+
+def test_large_models_from_random_weights_get_their_row_where_nothing_was_measured() -> None:
+    for recipe in ("measured", "published"):
+        assert plan_for("convnext_xlarge", weights="none", recipe=recipe, batch_size=128).recipe.lr == 5e-5
+        assert plan_for("convnext_nano", weights="none", recipe=recipe).recipe.lr == 1e-3
+
+
+def test_the_specifications_augmentation_and_last_rate() -> None:
+    recipe = plan_for("convnextv2_tiny").recipe
+    assert (recipe.hflip, recipe.rand_augment, recipe.erasing, recipe.min_crop_area) == (0.5, 9.0, 0.25, 0.08)
+    assert recipe.min_lr == pytest.approx(recipe.lr * 1e-2)
+    assert plan_for("convnextv2_tiny", lr=1e-3).recipe.min_lr == pytest.approx(1e-5)
+    assert plan_for("convnextv2_tiny", recipe="measured").recipe.min_lr == 1e-6
+
+
+def test_the_specifications_rule_for_the_rate() -> None:
+    rule = load_tables().lr_rule
+    assert {batch: rule.rate(batch) for batch in rule.examples} == pytest.approx(rule.examples)
+    page = (Path(__file__).parents[2] / "docs/specification.md").read_text()
+    assert "| lr | 0.004 | 0.002 | 0.001 | 0.0005 | 0.00025 | 0.000125 |" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "batch", "is_told"),
+    [
+        ("convnext_base", 0.05, 128, True),
+        ("convnext_base", 1.2e-4, 128, False),
+        ("convnext_base", 3e-4, 512, False),
+        ("convnext_base", 1e-8, 128, True),
+        ("convnextv2_tiny", 2e-3, 128, True),
+        ("convnext_atto_rms", 4.8e-4, 128, False),
+    ],
+)
+def test_a_rate_outside_the_row_is_told(name: str, lr: float, batch: int, is_told: bool) -> None:
+    model, _ = find_model(name)
+    told = explain_lr(model, lr, batch, plan_for(name, batch_size=batch).recipe.lr)
+    assert bool(told) == is_told
+    assert not told or f"outside the range for {name}" in told
+
+
+@pytest.mark.parametrize(
+    ("median_side", "size"), [(0, 224), (8, 128), (100, 128), (128, 128), (150, 160), (200, 224), (1000, 224)]
+)
+def test_small_images_are_planned_at_a_fitting_size(median_side: int, size: int) -> None:
+    _, tag = find_model("convnextv2_tiny")
+    chosen = find_image_size(tag, median_side)
+    assert chosen.value == size
+    assert ("enlarging adds no detail" in chosen.reason) == (size < 224)
+    _, small = find_model("convnext_zepto_rms.builtin")
+    assert find_image_size(small, median_side).value == 64, "never above the size of the weights"
 
 
 def test_a_preset_gives_its_settings_values_and_reasons() -> None:

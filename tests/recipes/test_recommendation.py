@@ -5,9 +5,18 @@ import pytest
 from convnext_cli import recommend
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
-from convnext_cli.models.catalog import load_catalog
-from convnext_cli.recipes.fingerprint import describe_fingerprint, take_fingerprint
+from convnext_cli.models.catalog import find_model, load_catalog, load_ranking
+from convnext_cli.recipes.costs import RunTime
+from convnext_cli.recipes.fingerprint import (
+    Fingerprint,
+    describe_fingerprint,
+    explain_domain,
+    guess_domain,
+    take_fingerprint,
+)
 from convnext_cli.recipes.machine import Machine, describe_machine
+from convnext_cli.recipes.plan import make_plan
+from convnext_cli.recipes.recommendation import DAY, NIGHT, DataCounts, estimate_plan
 from tests.conftest import save_image
 
 
@@ -72,12 +81,91 @@ def test_preferences_reorder_what_fits() -> None:
     assert recommend(6000, prefer="accuracy").candidates[-1].model.name == "convnextv2_small", "refused: last"
 
 
-def test_long_runs_are_said_to_be_long() -> None:
-    laptop = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=4)
+def test_runs_of_days_come_with_a_model_that_finishes_overnight() -> None:
+    laptop = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=2)
     found = recommend(6000, machine=laptop, recipe="specification")
-    assert any("would take about" in warning for warning in found.warnings)
+    [slow] = [warning for warning in found.warnings if "Overnight" in warning]
+    name = slow.partition("--model ")[2].split()[0]
+    faster = recommend(6000, machine=laptop, recipe="specification", model=name).best
+    assert faster.seconds is not None
+    assert faster.seconds <= NIGHT < DAY < (found.best.seconds or 0)
     assert found.best.plan.recipe.micro_batch_size <= 32
     assert not recommend(6000, vram=24).warnings
+    hopeless = recommend(3_000_000, machine=laptop, recipe="specification").warnings
+    assert any("--weights builtin" in warning for warning in hopeless)
+
+
+@pytest.mark.parametrize(
+    ("images", "used"), [(6000, None), (30_000, "small"), (40_000, "medium"), (300_000, "medium"), (500_000, "large")]
+)
+def test_sizes_that_the_document_has_no_row_for_are_said_to_be_so(images: int, used: str | None) -> None:
+    told = [warning for warning in recommend(images).warnings if "has no row" in warning]
+    assert len(told) == (used is not None)
+    assert all(f"{images:,} images" in text and f"for {used} data sets" in text for text in told)
+
+
+BEST_CHOICE = ("convnextv2_tiny", "convnextv2_small", "convnext_tiny", "convnextv2_nano", "convnext_base")
+SECTION_5 = {
+    "small": "femto pico nano tiny", "medium": "tiny small base", "large": "base large xlarge",
+}  # fmt: skip
+RULE_OF_THUMB = {"small": "tiny nano small", "medium": "small base", "large": "large huge"}
+
+
+@pytest.mark.parametrize("size", [6000, 100_000, 2_000_000])
+def test_each_place_in_the_document_is_the_one_named(size: int) -> None:
+    for candidate in recommend(size).candidates:
+        where, name = candidate.reason.removeprefix("specification: "), candidate.model.parsed
+        kind, _, regime = where.partition(", ")
+        if kind == "Best Choice":
+            assert BEST_CHOICE[int(regime[0]) - 1] == str(name)
+        elif kind == "section 5":
+            assert name.family == "convnext"
+            assert name.size in SECTION_5[regime].split()
+        elif kind == "rule of thumb":
+            assert name.size in RULE_OF_THUMB[regime].split()
+        else:
+            assert where == f"tier {load_ranking()[1][str(name)].tier}"
+
+
+def test_a_model_of_ones_own_is_planned() -> None:
+    found = recommend(6000, model="convnext_femto.d1_in1k")
+    assert (found.plan.model, found.best.reason) == ("convnext_femto.d1_in1k", "--model")
+    assert recommend(6000, model="convnext_xxlarge").candidates[1].model.name == "convnextv2_tiny"
+    for model, why in (("convnextv2_small", "no pretrained weights"), ("convnext_xxlarge", "GiB for a single image")):
+        with pytest.raises(UsageError, match=why):
+            recommend(6000, model=model, vram=2)
+    with pytest.raises(UsageError, match="cc-by-nc"):
+        recommend(6000, model="convnextv2_tiny", license="permissive")
+
+
+def test_hours_are_for_the_training_images_alone() -> None:
+    machine = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=2)
+    whole = recommend(1000, machine=machine, counts=DataCounts(images=1000, train=1000, val=0)).best.time
+    drawn = recommend(1000, machine=machine).best.time
+    assert whole is not None
+    assert drawn is not None
+    assert 0.7 < drawn.epochs / whole.epochs < 0.76, "70% train, 15% are validated at a quarter of the price"
+
+
+def test_time_has_all_parts() -> None:
+    model = find_model("convnext_atto")[0]
+    machine = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=2)
+    counts = DataCounts(images=1000, train=700, val=150, pixels=1_000_000)
+
+    def estimate(folds: int = 1, **options: bool) -> RunTime:
+        plan = make_plan(model, model.default_tag, images=1000, train_images=700, machine=machine, given={})
+        return estimate_plan(model, plan, counts, machine, folds=folds, **options)
+
+    time = estimate()
+    parts = (time.start, time.check, time.head, time.epochs, time.finish)
+    assert all(seconds > 0 for seconds in parts)
+    assert time.total == pytest.approx(sum(parts))
+    assert estimate(check=False).check == 0
+    assert estimate(onnx=False).finish < time.finish
+    assert estimate(folds=5).epochs == pytest.approx(5 * time.epochs)
+    assert time.head < time.epochs / 10
+    for name in ("check", "frozen phase", "epochs", "calibration and export"):
+        assert name in str(time)
 
 
 def test_this_machine_is_found_without_torch() -> None:
@@ -103,7 +191,7 @@ def test_fingerprint(tmp_path: Path) -> None:
     assert (found.smallest_class, found.largest_class) == (("rare", 2), ("common", 12))
     (tmp_path / "data/rare/1.png").write_text("no image")
     sentences = " ".join(describe_fingerprint(take_fingerprint(scan_folder(tmp_path / "data"))))
-    for words in ("1 of 14 sampled images cannot be opened", "recall of rare", "images are small"):
+    for words in ("1 of 14 sampled images cannot be opened", "recall of rare"):
         assert words in sentences
 
 
@@ -113,4 +201,16 @@ def test_fingerprint_of_real_images(shared_data: Path, digits: Path) -> None:
     xrays = take_fingerprint(scan_folder(shared_data / "cxr3"))
     assert xrays.is_grey, "stored as RGB, and grey all the same"
     assert xrays.median_size == (224, 224)
-    assert take_fingerprint(scan_folder(digits)).is_grey
+    assert [guess_domain(found) for found in (pets, xrays)] == [None, "medical"]
+    small = take_fingerprint(scan_folder(digits))
+    assert small.is_grey
+    assert guess_domain(small) is None, "digits are no X-rays"
+
+
+def test_dicom_is_medical() -> None:
+    files = Fingerprint(
+        images=9, classes=2, groups=0, smallest_class=("a", 4), largest_class=("b", 5), sampled=9,
+        median_size=(0, 0), is_grey=True, unreadable=0, dicom=9,
+    )  # fmt: skip
+    assert guess_domain(files) == "medical"
+    assert "DICOM" in explain_domain(files, "")

@@ -1,0 +1,117 @@
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.recipes.plan import read_plan
+from tests.cli.conftest import Convnext
+from tests.conftest import save_image
+
+FLAGS = [
+    "",
+    "--vram 2",
+    "--image-size 160",
+    "--domain medical",
+    "--domain natural",
+    "--domain other --recipe published",
+    "--prefer speed",
+    "--prefer accuracy --license permissive",
+    "--license apache-2.0",
+    "--recipe specification",
+    "--recipe specification --domain medical --vram 80",
+    "--recipe published --image-size 96 --vram 4 --prefer size",
+    "--top 2",
+    "--model convnext_pico",
+    "--model convnextv2_nano.fcmae_ft_in22k_in1k_384 --license cc-by-nc-4.0",
+    "-o 'a plan.toml' --vram 4 --recipe specification --domain natural",
+]
+
+
+def values(text: str) -> dict[str, object]:
+    return {name: choice["value"] for name, choice in json.loads(text)["settings"].items()}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("by", ["folder", "number"])
+def test_the_next_command_has_the_settings_that_were_shown(
+    convnext: Convnext, digits: Path, flags: str, by: str
+) -> None:
+    what = [digits] if by == "folder" else ["--dataset-size", 300, "--classes", 3, "--image-size", 128]
+    words = [*what, *shlex.split(flags)]
+    shown = convnext("recommend", *words, "--json")
+    assert shown.code == 0, shown.err
+    found = json.loads(shown.out)
+    command = shlex.split(found["next"])
+    assert command[:2] == ["convnext", "finetune"]
+    assert command[2] == (str(digits) if by == "folder" else "DATA")
+    planned = convnext("finetune", digits, *command[3:], "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    assert values(planned.out) == values(shown.out)
+    assert json.loads(planned.out)["model"] == found["weights"]
+    if "--vram" not in flags:
+        assert json.loads(planned.out)["seconds"] == pytest.approx(sum(found["time"].values()), rel=0.1)
+
+
+def test_the_next_command_stands_in_the_text_too(convnext: Convnext, tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(12):
+            save_image(tmp_path / f"my data/{name}/{i}.png", size=(40, 40), seed=i)
+    outcome = convnext("recommend", "my data")
+    assert outcome.out.splitlines()[-1] == "Next: convnext finetune 'my data' --model convnextv2_tiny"
+    outcome = convnext("recommend", "my data", "-o", "plan.toml")
+    assert outcome.out.splitlines()[-1] == "Next: convnext finetune 'my data' --config plan.toml"
+    assert "wrote the plan to plan.toml" in outcome.err
+    assert read_plan(Path("plan.toml"))[0] == "convnextv2_tiny.fcmae_ft_in22k_in1k"
+
+
+def test_a_plan_that_is_fed_back_keeps_its_reasons(convnext: Convnext, digits: Path) -> None:
+    shown = json.loads(convnext("recommend", digits, "-o", "plan.toml", "--json").out)["settings"]
+    planned = json.loads(convnext("finetune", digits, "--config", "plan.toml", "--dry-run", "--json").out)["settings"]
+    assert planned == shown
+
+
+def test_grey_images_are_taken_for_medical_ones_and_it_is_said(convnext: Convnext, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in "ab":
+        (tmp_path / f"data/{name}").mkdir(parents=True)
+        for i in range(12):
+            Image.effect_noise((120, 100), 10 + i).save(tmp_path / f"data/{name}/{i}.png")
+
+    def choose(*words: str) -> tuple[object, bool, bool]:
+        found = json.loads(convnext(*words, "--json").out)
+        notes = " ".join(found.get("notes", []) + found.get("warnings", []))
+        return found["settings"]["rotation"]["value"], "as X-rays are" in notes, "overrules it" in notes
+
+    assert choose("recommend", "data") == (10.0, True, True)
+    assert choose("recommend", "data", "--domain", "other") == (0.0, False, False)
+    assert choose("recommend", "data", "--recipe", "published") == (0.0, False, False), "it has its own"
+    assert choose("finetune", "data", "--dry-run") == (10.0, True, True)
+    assert choose("finetune", "data", "--dry-run", "--augment", "light") == (0.0, False, False)
+    assert choose("finetune", "data", "--dry-run", "--rotation", "3") == (3.0, True, True)
+    size = json.loads(convnext("recommend", "data", "--json").out)["settings"]["image_size"]
+    assert size["value"] == 128
+    assert "100 px" in size["reason"]
+
+
+def test_the_rule_for_the_rate_is_shown(convnext: Convnext) -> None:
+    text = convnext("recommend", "--dataset-size", 6000, "--recipe", "specification").out
+    assert "0.004 x batch / 4096 (section 2)" in text
+    assert "256: 0.00025" in text
+
+
+def test_a_dry_run_tells_sizes_time_a_rate_outside_the_row_and_what_next(convnext: Convnext, digits: Path) -> None:
+    words = ("finetune", digits, "--model", "convnext_base", "--lr", 0.05, "--image-size", 160, "--no-check")
+    outcome = convnext(*words, "--dry-run")
+    assert "input (3, 160, 160) -> features (1024, 5, 5) -> pooled (1024,) -> output (3,)" in outcome.out
+    assert "lr 0.05 is outside the range for convnext_base, 0.0001 to 0.00015 at batch 128" in outcome.err
+    expected = f"Next: convnext finetune {digits} --model convnext_base --no-check --lr 0.05 --image-size 160"
+    assert outcome.out.splitlines()[-1] == expected
+    assert "start 14 s" in outcome.out
+
+
+def test_counts_are_not_given_beside_data(convnext: Convnext, digits: Path) -> None:
+    outcome = convnext("recommend", digits, "--classes", 4)
+    assert outcome.code == 2
+    assert "counted from the data" in outcome.err
