@@ -150,8 +150,8 @@ def answer_resident(task: Task, mode: str) -> Turns:
 
 def answer_ours(task: Task, mode: str) -> Turns:
     """`eval` or `predict` on all images."""
-    from convnext_cli.data.cache import clear_pictures
     from convnext_cli.data.scan import scan_data
+    from convnext_cli.files import clear_cache
     from convnext_cli.inference.prediction import Wishes, predict_steps
     from convnext_cli.inference.predictor import Predictor
 
@@ -163,7 +163,7 @@ def answer_ours(task: Task, mode: str) -> Turns:
         list(predictor.answer_all(index, rows))
     while True:
         if mode == "first":
-            clear_pictures()
+            clear_cache()
         watch = Watch()
         if mode == "predict":
             list(predict_steps(run, [index.root / index.paths[row] for row in rows], Wishes()))

@@ -1,6 +1,5 @@
 """What this installation has, and whether it works: from synthetic images to a model's answer."""
 
-import os
 import platform
 import tempfile
 import time
@@ -10,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from convnext_cli.errors import shorten_error
-from convnext_cli.files import find_cache
+from convnext_cli.files import find_cache, measure_tree
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus, describe_machine
 
@@ -55,7 +54,7 @@ def diagnose_steps(*, offline: bool) -> Iterator[Progress | Diagnosis]:
     """
     yield Progress(done=0, total=3, what="caches")
     caches = {"weights (Hub)": _find_hub_cache(), "images and measures": find_cache()}
-    sizes = {name: Cache(path=path, bytes=_measure(path)) for name, path in caches.items()}
+    sizes = {name: Cache(path=path, bytes=measure_tree(path)) for name, path in caches.items()}
     yield Progress(done=1, total=3, what="asking the Hub")
     hub = "not asked: offline" if offline else _ask_hub()
     yield Progress(done=2, total=3, what="self-test")
@@ -90,15 +89,6 @@ def _find_hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
-
-
-def _measure(folder: Path) -> int:
-    """Bytes of all files below; a link, as the Hub's cache has them, counts nothing."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118  (a cache may have very many files)
-    return total
 
 
 def _ask_hub() -> str:

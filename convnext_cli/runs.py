@@ -225,10 +225,10 @@ class RunFolder:
 
     def write_calibration(self, found: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
         """Writes what was found on the validation split, and the arrays that it came from."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save  # and not its own writer, whose error on a full disk is no OSError
 
         with replace_file(self.path / _ARRAYS) as temporary:
-            save_file(arrays, temporary)
+            temporary.write_bytes(save(arrays))
         write_text(self.path / _CALIBRATION, json.dumps(found, indent=1) + "\n")
 
     def read_calibration(self) -> dict[str, Any] | None:

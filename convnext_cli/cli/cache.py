@@ -7,39 +7,53 @@ from typing import Annotated
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.errors import ConvnextError
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of it. A training that reads from a zip file fails then.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show or clear the decoded images that are kept for later runs."""
-    from convnext_cli.data.cache import DEFAULT_LIMIT, LIMIT, clear_pictures, list_pictures
-    from convnext_cli.files import find_cache
+    """Show or clear what is kept for later runs: decoded images, measures, unpacked zip files, compiled kernels."""
+    from convnext_cli.data.cache import DEFAULT_LIMIT, LIMIT, list_pictures
+    from convnext_cli.files import clear_cache, find_cache, list_cache
     from convnext_cli.recipes.costs import GIB
 
-    found = list_pictures()
-    size = sum(pictures.size for pictures in found)
-    if clear:
-        clear_pictures()
+    parts, sets = list_cache(), list_pictures()
+    total = sum(part.bytes for part in parts)
+    remaining = clear_cache() if clear else []
     if as_json:
-        console.show_json([asdict(pictures) for pictures in found])
-    elif clear:
-        console.show(f"Removed {size / GIB:.2f} GiB of decoded images from {find_cache()}")
+        described = {"path": find_cache(), "bytes": total, "parts": [asdict(part) for part in parts]}
+        console.show_json(described | {"cleared": clear and not remaining, "sets": [asdict(one) for one in sets]})
     else:
-        console.show(f"{find_cache()}: {size / GIB:.2f} GiB of decoded images", style="bold")
-        if found:
-            now = time.time()
-            console.show_table(
-                ["data", "prepared for", "images", "GiB", "days unused"],
-                (
-                    (one.root, one.purpose.partition(";")[0], f"{one.images:,}", f"{one.size / GIB:.2f}",
-                     f"{(now - one.used) / 86400:.0f}")
-                    for one in found
-                ),
-                numbers=["images", "GiB", "days unused"],
-            )  # fmt: skip
-        console.show(
-            f"At most {DEFAULT_LIMIT:g} GiB unless ${LIMIT} says otherwise; what is unused for longest goes first. "
-            "--clear removes all of it"
+        size = f"removed {total / GIB:.2f} GiB" if clear else f"{total / GIB:.2f} GiB"
+        console.show(f"{find_cache()}: {size}", style="bold")
+        console.show_table(
+            ["part", "what", "entries", "MiB"],
+            ((part.name, part.title, f"{part.entries:,}", f"{part.bytes / 2**20:,.1f}") for part in parts),
+            numbers=["entries", "MiB"],
         )
+    if remaining:
+        raise ConvnextError(
+            f"{len(remaining)} entries of the cache cannot be removed, such as {remaining[0]}", "Check its permissions"
+        )
+    if as_json or clear:
+        return
+    if sets:
+        now = time.time()
+        console.show("")
+        console.show_table(
+            ["data", "prepared for", "images", "GiB", "days unused"],
+            (
+                (one.root, one.purpose.partition(";")[0], f"{one.images:,}", f"{one.size / GIB:.2f}",
+                 f"{(now - one.used) / 86400:.0f}")
+                for one in sets
+            ),
+            numbers=["images", "GiB", "days unused"],
+        )  # fmt: skip
+    console.show(
+        f"Decoded images take at most {DEFAULT_LIMIT:g} GiB unless ${LIMIT} says otherwise; what is unused for longest "
+        "goes first. --clear removes all parts; the Hub's weights are kept elsewhere and stay"
+    )

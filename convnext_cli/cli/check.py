@@ -7,7 +7,6 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.settings import given, with_settings
-from convnext_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from convnext_cli.data.audit.summary import Audit
@@ -23,18 +22,18 @@ def check(
     fix_list: Annotated[
         Path | None, typer.Option(help="Write the images to leave out to this file, for `finetune --exclude`.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --fix-list.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **settings: Any,
 ) -> None:
     """Check a data set. Finds unreadable files, duplicates, leaks; exits with 3 if a score would be false."""
     from convnext_cli.data.intake import Intake, check_apart, write_fix_list
     from convnext_cli.data.scan import check_trainable
-    from convnext_cli.files import check_outside
+    from convnext_cli.files import check_output, check_outside
 
     if fix_list is not None:
         check_outside(fix_list, data, "--fix-list")
-        if fix_list.is_dir() or not fix_list.parent.is_dir():
-            raise UsageError(f"cannot write {fix_list}", "Give a file in a folder that exists")
+        check_output(fix_list, "--fix-list", overwrite=overwrite)
     audit = run_audit(Intake(data=data, **given(settings)))
     if as_json:
         console.show_json(audit.as_dict())
@@ -42,7 +41,7 @@ def check(
         _show(audit)
     if fix_list is not None:
         check_apart(fix_list, audit.index, "--fix-list")
-        console.say(f"wrote {write_fix_list(audit, fix_list)} paths to {fix_list}")
+        console.say(f"wrote {write_fix_list(audit, fix_list, overwrite=overwrite)} paths to {fix_list}")
     check_trainable(audit.index)
     if not as_json:
         _show_verdict(audit)

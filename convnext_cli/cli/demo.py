@@ -8,6 +8,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluation, show_evaluation, write_report
 from convnext_cli.cli.training import follow
+from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.text import quote
 
@@ -33,11 +34,13 @@ def demo(
 
     The model starts from the weights in the package; beside it the same model starts from random ones.
     """
-    from convnext_cli.data.digits import write_digits
+    from convnext_cli.data.digits import is_written, write_digits
     from convnext_cli.inference.prediction import predict
     from convnext_cli.runs import RunFolder
     from convnext_cli.training.finetuning import finetune_steps
 
+    if (folder / "digits").exists() and not is_written(folder / "digits"):
+        raise UsageError(f"{folder / 'digits'} exists already, and not from a demo", "Choose another --output")
     console.say(
         "Fine-tunes a small ConvNeXt on 1,797 handwritten digits twice, from random and from pretrained weights; "
         "evaluates both on the test digits; writes a report. About a minute on two cores."

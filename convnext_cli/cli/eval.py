@@ -62,19 +62,20 @@ def evaluate(
     for run in runs[1:]:
         found.append(run_evaluation(run, None, None, targets, tta=tta, cache=cache, subject=found[0].cases.subject))
     compared = _compare(found)
-    if report:
-        for evaluation in found:
-            write_report(evaluation)
     if as_json:
         alone = found[0].to_dict()
         console.show_json(alone if len(found) == 1 else _as_json(found, compared))
-        return
     for evaluation in found:
-        show_evaluation(evaluation)
-        if report:
+        if not as_json:
+            show_evaluation(evaluation)
+        if report:  # after the figures: they are not lost where it cannot be written
             from convnext_cli.runs import RunFolder
 
-            console.show(f"Report: {console.shorten(RunFolder(evaluation.run).report)}")
+            write_report(evaluation)
+            if not as_json:
+                console.show(f"Report: {console.shorten(RunFolder(evaluation.run).report)}")
+    if as_json:
+        return
     for evaluation, comparison in zip(found[1:], compared, strict=True):
         _show_comparison(found[0], evaluation, comparison)
     if len(found) == 1:

@@ -38,6 +38,7 @@ def predict(
     explain: Annotated[
         Path | None, typer.Option("--explain", help="Folder to draw into where the model looked.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures at --explain.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average over shifted views; several times slower.")] = False,
     engine: Annotated[
         str, typer.Option(help="auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.")
@@ -70,7 +71,7 @@ def predict(
     for missed in () if raw else list_missed_targets(folder):
         console.warn(missed)
     failures: list[ImageError] = []
-    wishes = Wishes(raw=raw, abstain=abstain, explain=explain, tta=tta, engine=engine)
+    wishes = Wishes(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
     bad = [Prediction(path=path, error=error) for path, error in inputs.errors]
     total = len(inputs.paths) + len(bad)
     events = chain(bad, predict_steps(folder, inputs.paths, wishes))

@@ -49,31 +49,35 @@ def recommend(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan to this file, for `finetune --config`.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **settings: Any,
 ) -> None:
     """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
-    from convnext_cli.files import check_outside, write_text
+    from convnext_cli.files import check_output, check_outside, write_output
     from convnext_cli.recipes.machine import describe_machine
     from convnext_cli.recipes.recommendation import DataCounts
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
 
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise UsageError(f"cannot write {output}", "Give a file in a folder that exists")
-    if output is not None and data is not None:
-        check_outside(output, data)
+    if output is not None:
+        if data is not None:
+            check_outside(output, data)
+        check_output(output, overwrite=overwrite)
     fingerprint = counts = None
     notes: tuple[str, ...] = ()
     if data is not None:
         if dataset_size is not None or classes is not None:
             raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
         from convnext_cli.data.groups import group_index
+        from convnext_cli.data.intake import check_apart
         from convnext_cli.data.scan import check_trainable, scan_data
         from convnext_cli.data.split import split_index
         from convnext_cli.recipes.fingerprint import take_fingerprint
 
         how = {name: value for name, value in given(settings).items() if name in ("image_root", "exclude")}
         index, _ = group_index(scan_data(data, **how), "auto")
+        if output is not None:
+            check_apart(output, index)
         check_trainable(index)
         fingerprint = take_fingerprint(index)
         usual = default_settings()
@@ -98,7 +102,7 @@ def recommend(
     )
     next_command = _build_next(found, data, output, recipe=recipe, settings=given(settings), elsewhere=vram is not None)
     if output is not None:
-        write_text(output, found.plan.to_toml())
+        write_output(output, found.plan.to_toml(), overwrite=overwrite)
         console.say(f"wrote the plan to {output}")
     if as_json:
         console.show_json(_as_json(found, fingerprint, next_command) | {"notes": list(notes)})

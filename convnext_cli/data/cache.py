@@ -255,13 +255,6 @@ def list_pictures() -> list[PictureSet]:
     return found
 
 
-def clear_pictures() -> None:
-    """Removes all sets. A run that is using one decodes from then on."""
-    for path in _files():
-        path.unlink(missing_ok=True)
-        Path(f"{path}-journal").unlink(missing_ok=True)
-
-
 def _sum(height: int, width: int, pixels: bytes) -> int:
     return zlib.crc32(pixels, zlib.crc32(f"{height} {width}".encode()))
 

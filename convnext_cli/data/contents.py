@@ -93,13 +93,13 @@ class ContentDigests:
                 self._write(rows)
 
     def _load(self) -> dict[bytes, tuple[str, bytes]]:
-        if not (self._keeps_state and self.path.exists()):
-            return {}
         try:
+            if not (self._keeps_state and self.path.exists()):
+                return {}
             with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection:
                 rows = connection.execute("SELECT path, state, digest FROM digests").fetchall()
             return {path: (state, digest) for path, state, digest in rows}
-        except (sqlite3.Error, TypeError):  # damaged: computed again
+        except (OSError, sqlite3.Error, TypeError):  # damaged, or not ours to read: computed again
             return {}
 
     def _write(self, rows: list[tuple[bytes, str, bytes]]) -> None:

@@ -6,6 +6,12 @@ import numpy as np
 from PIL import Image
 
 COUNT = 1797
+MARK = ".convnext-demo"  # tells a folder of the demo, whole or cut short, from one of the user's
+
+
+def is_written(folder: Path) -> bool:
+    """Return whether a folder is one that `write_digits` began, now or before it left a mark."""
+    return (folder / MARK).exists() or len(list(folder.glob("[0-9]/*.png"))) == COUNT
 
 
 def write_digits(folder: Path) -> Path:
@@ -19,6 +25,8 @@ def write_digits(folder: Path) -> Path:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("Written by `convnext demo`, which may write these files anew.\n", encoding="utf-8")
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         target = folder / str(label) / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)

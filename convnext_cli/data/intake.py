@@ -11,7 +11,7 @@ from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.scan import AUTO, NONE, Index, scan_data, select_rows
 from convnext_cli.errors import DataError
-from convnext_cli.files import check_outside, write_text
+from convnext_cli.files import check_outside, write_output
 from convnext_cli.progress import Progress
 
 
@@ -81,22 +81,31 @@ def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
 
 
 def check_apart(output: Path, index: Index, option: str = "--output") -> None:
-    """Checks that `output` lies in no folder that has images of `index`, which are only read.
+    """Check that `output` does not lie in the data: in a folder that has images of `index`, or in the data folder.
+
+    Beside a CSV file with paths it may lie: that folder is the user's, and no folder in it becomes a class.
 
     Raises:
         UsageError: it does.
     """
-    for folder in {(index.root / path).parent for path in index.paths}:
+    folders = {(index.root / path).parent for path in index.paths}
+    if not any(path.suffix.lower() in (".csv", ".tsv") for path in index.root.glob("*.*")):
+        folders.add(index.root)
+    for folder in sorted(folders):
         check_outside(output, folder, option)
 
 
-def write_fix_list(audit: Audit, path: Path) -> int:
-    """Writes the paths without which an audit's findings are gone, with the reason; returns how many."""
+def write_fix_list(audit: Audit, path: Path, *, overwrite: bool = False) -> int:
+    """Write the paths without which an audit's findings are gone, with the reason; return how many.
+
+    Raises:
+        UsageError: as `files.check_output`.
+    """
     reasons = {row: finding.kind for finding in audit.findings for row in finding.leave_out}
     text = io.StringIO()
     rows = ((audit.index.paths[row], reasons[row]) for row in sorted(reasons))
     csv.writer(text).writerows([("path", "reason"), *rows])
-    write_text(path, text.getvalue())
+    write_output(path, text.getvalue(), "--fix-list", overwrite=overwrite)
     return len(reasons)
 
 

@@ -17,7 +17,7 @@ from convnext_cli.exports.graph import OPSET, check_installed, write_graph, writ
 from convnext_cli.exports.parity import Parity, ParityError, Tolerance, compare_steps
 from convnext_cli.exports.program import Program, write_program
 from convnext_cli.exports.quantisation import quantise
-from convnext_cli.files import replace_file
+from convnext_cli.files import check_output, replace_output
 from convnext_cli.folds import check_single, find_newest_run
 from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.predictor import Predictor
@@ -143,7 +143,7 @@ def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported
 
     predictor = Predictor(run.path, torch.device("cpu"))
     about = describe_run(run.path, predictor)
-    with replace_file(output) as temporary:
+    with replace_output(output, overwrite=_may_replace(wanted)) as temporary:
         yield Progress(done=0, total=1, what=f"writing {output.name}")
         if wanted.format == "pt2":
             write_program(predictor, about, temporary)
@@ -182,11 +182,14 @@ def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported
 
 
 def _check_output(output: Path, index: Index, wanted: Wanted) -> None:
-    check_apart(output, index)
-    if output.is_dir() or not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}", "Give a file in a folder that exists")
-    if wanted.output is not None and output.exists() and not wanted.overwrite:
-        raise UsageError(f"{output} exists already", "Choose another --output, or add --overwrite")
+    if wanted.output is not None:
+        check_apart(output, index)
+    check_output(output, overwrite=_may_replace(wanted))
+
+
+def _may_replace(wanted: Wanted) -> bool:
+    """Return whether an existing file is replaced: at the run's own place always, elsewhere if asked for."""
+    return wanted.overwrite or wanted.output is None
 
 
 def _find_tolerance(wanted: Wanted) -> Tolerance:

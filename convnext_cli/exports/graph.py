@@ -36,6 +36,8 @@ def write_graph(predictor: Predictor, about: Description, path: Path) -> None:
         UsageError: the model is too large for one ONNX file.
     """
     check_installed()
+    from onnxscript.optimizer import optimize_ir
+
     module, example = deploy(predictor, about)
     if sum(value.nbytes for value in module.state_dict().values()) > MAX_BYTES:
         raise UsageError("the model is larger than the 2 GB that one ONNX file can hold", "Use --format pt2")
@@ -54,6 +56,9 @@ def write_graph(predictor: Predictor, about: Description, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    # What blocks compute of their weights (LayerScale times the product's) becomes a constant: quantisation takes
+    # constants alone, and the exporter computes small ones only.
+    optimize_ir(program.model, input_size_limit=MAX_BYTES, output_size_limit=MAX_BYTES)
     program.model.metadata_props.update(about.to_metadata())
     program.save(path)
 

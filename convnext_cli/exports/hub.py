@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from convnext_cli.data.intake import check_apart
 from convnext_cli.errors import ConvnextError, DataError, ImageError, UsageError, shorten_error
 from convnext_cli.exports.card import License, find_license, write_card
-from convnext_cli.files import replace_file, write_text
+from convnext_cli.files import replace_output
 from convnext_cli.folds import check_single
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.progress import Progress
@@ -57,7 +58,9 @@ def hub_steps(
     check_apart(output, run.read_split())
     own = {*MODEL_FILES, CARD}
     there = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if output.is_file() or (there and not (overwrite and there <= own)):
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise UsageError(f"{output} is no folder", "Choose another --output")
+    if there and not (overwrite and there <= own):
         raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces a former export")
     run.fingerprint_weights()  # a run without weights is refused before anything is written
     found: Evaluation | None = None
@@ -71,11 +74,7 @@ def hub_steps(
     except (DataError, ImageError) as error:
         notes.append(f"the card has no figures with intervals: {error.problem}")
     license = find_license(run)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in MODEL_FILES:
-        with replace_file(output / name) as temporary:
-            shutil.copyfile(run.path / name, temporary)
-    write_text(output / CARD, write_card(run, found, license))
+    _write(run, output, write_card(run, found, license), overwrite=overwrite)
     if license.is_unknown:
         notes.append(f"licence unknown: {license.reason}. Say it in {output / CARD} before you pass the model on")
     url = None
@@ -83,6 +82,25 @@ def hub_steps(
         yield Progress(done=0, total=1, what=f"uploading to {push}")
         url = _push(output, push)
     yield HubFolder(path=output, license=license, url=url, notes=tuple(notes))
+
+
+def _write(run: RunFolder, output: Path, card: str, *, overwrite: bool) -> None:
+    """Write all three files under temporary names first, so that a full disk leaves none of them."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]  # the innermost first
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            for name in (CARD, *MODEL_FILES):
+                temporary = stack.enter_context(replace_output(output / name, overwrite=overwrite))
+                if name == CARD:
+                    temporary.write_text(card, encoding="utf-8")
+                else:
+                    shutil.copyfile(run.path / name, temporary)
+    except BaseException:
+        with suppress(OSError):  # a folder that has something in it stays
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _push(folder: Path, repository: str) -> str:

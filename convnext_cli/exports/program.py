@@ -20,10 +20,12 @@ DESCRIPTION = "description.json"  # the archive's extra file, with what ONNX kee
 def write_program(predictor: Predictor, about: Description, path: Path) -> None:
     """Writes the run's model by `torch.export`, for a batch of any size."""
     module, example = deploy(predictor, about)
-    with warnings.catch_warnings(), path.open("wb") as file:
+    archive = io.BytesIO()  # PyTorch's own writer ends the process by a signal where the disk is full
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about its own future
         program = torch.export.export(module, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(about.to_metadata(), indent=1)})
+        torch.export.save(program, archive, extra_files={DESCRIPTION: json.dumps(about.to_metadata(), indent=1)})
+    path.write_bytes(archive.getbuffer())
 
 
 class Program(Answerer):

@@ -1,6 +1,8 @@
 """What a run says of new images: probabilities, decisions, whether it should say anything, and where it looked."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,10 +10,10 @@ import numpy as np
 
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_for_eval
-from convnext_cli.errors import ImageError, UsageError, check_word
+from convnext_cli.errors import ImageError, RunError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.novelty import score_novelty
-from convnext_cli.files import check_outside, replace_file
+from convnext_cli.files import check_output, check_outside, replace_output
 from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
@@ -53,6 +55,8 @@ class Wishes:
     abstain: bool = False
     explain: Path | None = None
     """A folder for pictures of where the model looked."""
+    overwrite: bool = False
+    """Whether pictures that are in `explain` already are replaced."""
     tta: bool = False
     engine: str = "auto"
     """`onnx` (ONNX Runtime), `torch`, or `auto`: ONNX Runtime where the run has a file that serves."""
@@ -65,6 +69,7 @@ def predict(
     raw: bool = False,
     abstain: bool = False,
     explain: Path | str | None = None,
+    overwrite: bool = False,
     tta: bool = False,
     engine: str = "auto",
 ) -> list[Prediction]:
@@ -76,7 +81,8 @@ def predict(
             cross-validation's folder, probabilities are the mean over its models.
         raw: leave out the temperature and the thresholds that the run keeps.
         abstain: flag images that are unlike the training images.
-        explain: a folder to draw into where the model looked.
+        explain: a folder to draw into where the model looked, outside of the data.
+        overwrite: replace pictures that are in `explain` already.
         tta: average over shifted views.
         engine: `onnx` (ONNX Runtime, without torch), `torch`, or `auto`: ONNX Runtime where the run has a file for it
             that holds its weights, and nothing is asked for that needs torch (`explain`, `tta`).
@@ -87,7 +93,14 @@ def predict(
     """
     folder = find_newest_run().path if run is None else Path(run)
     paths = [Path(image) for image in ([images] if isinstance(images, Path | str) else images)]
-    wishes = Wishes(raw=raw, abstain=abstain, explain=Path(explain) if explain else None, tta=tta, engine=engine)
+    wishes = Wishes(
+        raw=raw,
+        abstain=abstain,
+        explain=Path(explain) if explain else None,
+        overwrite=overwrite,
+        tta=tta,
+        engine=engine,
+    )
     return list(predict_steps(folder, paths, wishes))
 
 
@@ -119,7 +132,7 @@ def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[
         bank = read_bank(RunFolder(run)) if wishes.abstain and calibration and not calibration.weak else None
         threshold = _find_threshold(run, calibration) if wishes.abstain else None
     if wishes.explain is not None:
-        _make_folder(wishes.explain, paths)
+        _make_folder(run, paths, wishes)
     use = None if wishes.raw else calibration
 
     def load(row: int) -> Pixels:
@@ -141,9 +154,8 @@ def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[
             picture = None
             if wishes.explain is not None:
                 caption = "   ".join(f"{model.classes[k]} {100 * mine[k]:.1f}%" for k in order[:3])
-                picture = _draw(
-                    wishes.explain / f"{row:05d}-{path.stem[:80]}.png", path, part.heat[place], model.how, caption
-                )
+                picture = wishes.explain / _name_picture(row, path)
+                _draw(picture, path, part.heat[place], model.how, caption, overwrite=wishes.overwrite)
             yield Prediction(
                 path=path,
                 classes=tuple(model.classes[k] for k in order),
@@ -230,21 +242,50 @@ def _find_threshold(run: Path, calibration: Calibration | None) -> float:
     return calibration.novelty_threshold
 
 
-def _make_folder(folder: Path, paths: Sequence[Path]) -> None:
-    """Makes the folder for pictures, which must not be one that images are read from."""
-    for parent in {path.resolve().parent for path in paths}:
-        check_outside(folder, parent, option="--explain")
+def _make_folder(run: Path, paths: Sequence[Path], wishes: Wishes) -> None:
+    """Make the folder for pictures, which must not lie in the data and not hold pictures of these names.
+
+    The data are the run's own, the folders that the images lie in, and the folder that several of these lie in.
+
+    Raises:
+        UsageError: it does.
+    """
+    from convnext_cli.data.intake import check_apart  # the audit: whoever explains waits for torch anyway
+
+    folder = wishes.explain
+    assert folder is not None
+    parents = sorted({path.resolve().parent for path in paths})
+    for data in (*parents, *_find_data_folder(parents)):
+        check_outside(folder, data, option="--explain")
+    with suppress(RunError):  # a file, or a run whose data are not known
+        check_apart(folder, RunFolder(run).read_split(), option="--explain")
+    for row, path in enumerate(paths, start=1):
+        picture = folder / _name_picture(row, path)
+        if os.path.lexists(picture):
+            check_output(picture, "--explain", overwrite=wishes.overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}", "Choose another --explain") from error
 
 
-def _draw(output: Path, path: Path, heat: np.ndarray, how: Preprocessing, caption: str) -> Path:
+def _find_data_folder(parents: Sequence[Path]) -> list[Path]:
+    """Return the folder above class folders, or above splits with class folders; none where they lie farther apart."""
+    if len(parents) < 2:
+        return []
+    above = Path(os.path.commonpath(parents))
+    is_data = all(len(parent.relative_to(above).parts) <= 2 for parent in parents)  # <class>, or <split>/<class>
+    return [above] if is_data and above != Path(above.anchor) else []
+
+
+def _name_picture(row: int, path: Path) -> str:
+    return f"{row:05d}-{path.stem[:80]}.png"
+
+
+def _draw(output: Path, path: Path, heat: np.ndarray, how: Preprocessing, caption: str, *, overwrite: bool) -> None:
     from convnext_cli.inference.explain import draw_explanation  # torch: whoever explains has it by now
 
     image = decode_image(path)
     drawn = draw_explanation(image, heat, locate_crop(image.shape[1], image.shape[0], how), caption)
-    with replace_file(output) as temporary:
+    with replace_output(output, "--explain", overwrite=overwrite) as temporary:
         drawn.save(temporary, format="PNG")
-    return output

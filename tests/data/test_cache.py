@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext_cli.data.cache import IN_USE, LIMIT, PENDING, Pictures, clear_pictures, list_pictures
+from convnext_cli.data.cache import IN_USE, LIMIT, PENDING, Pictures, list_pictures
 from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.errors import ImageError
+from convnext_cli.files import clear_cache
 from tests.conftest import save_image
 
 
@@ -60,7 +61,7 @@ def test_what_was_made_once_is_not_made_again(tmp_path: Path) -> None:
     assert read_all(tmp_path / "data", paths, "another size") == paths
     [one, two] = list_pictures()
     assert (one.images, one.root) == (two.images, two.root) == (6, str(tmp_path / "data"))
-    clear_pictures()
+    assert clear_cache() == []
     assert list_pictures() == []
     assert read_all(tmp_path / "data", paths) == paths
 

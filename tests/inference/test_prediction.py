@@ -96,6 +96,48 @@ def test_explanations_lie_in_their_own_folder(run: RunFolder, tmp_path: Path) ->
         predict(images, run.path, explain=images[0].parent / "heat")
 
 
+def test_explanations_never_become_a_class_of_the_data(run: RunFolder, tmp_path: Path) -> None:
+    images = paths_of(run, "test")
+    data = run.read_split().root
+    copied = tmp_path / "new"
+    for path in images:
+        (copied / "deep" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copied / "deep" / path.parent.name)
+    copies = sorted(copied.rglob("*.png"))
+    before = sorted([*data.rglob("*"), *tmp_path.rglob("*")])
+    for chosen, folder in (
+        (images, data / "heat"),  # beside the class folders
+        (images[:1], data / "heat"),  # the run's own data, whichever of its images is asked about
+        (copies[:1], data / "heat"),
+        (copies, copied / "deep/heat"),  # other data in class folders
+        (copies, copied / "deep/0/heat"),
+    ):
+        with pytest.raises(UsageError, match=r"would lie in the data folder .* Choose another --explain"):
+            predict(chosen, run.path, explain=folder)
+    (tmp_path / "link").symlink_to(data)
+    with pytest.raises(UsageError, match="would lie in the data folder"):
+        predict(images[:1], run.path, explain=tmp_path / "link/heat")
+    (tmp_path / "link").unlink()
+    assert sorted([*data.rglob("*"), *tmp_path.rglob("*")]) == before
+    assert predict(copies[:1], run.path, explain=tmp_path / "heat")[0].explanation is not None
+
+
+def test_explanations_replace_no_file_unasked_and_a_link_never(run: RunFolder, tmp_path: Path) -> None:
+    image = paths_of(run, "test")[0]
+    picture = tmp_path / f"00001-{image.stem}.png"
+    picture.write_text("mine")
+    with pytest.raises(UsageError, match=r"exists already\. Choose another --explain, or add --overwrite"):
+        predict(image, run.path, explain=tmp_path)
+    assert picture.read_text() == "mine"
+    predict(image, run.path, explain=tmp_path, overwrite=True)
+    assert Image.open(picture).size == (32, 32)
+    picture.unlink()
+    picture.symlink_to("gone.png")
+    with pytest.raises(UsageError, match="symbolic link, which is never replaced"):
+        predict(image, run.path, explain=tmp_path, overwrite=True)
+    assert not (tmp_path / "gone.png").exists()
+
+
 def test_only_a_few_images_are_held_at_a_time(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
