@@ -43,7 +43,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared run from colleagues
         temporary.replace(path)
     except OSError as error:
-        if error.errno in _NO_ROOM_ERRORS:  # says the file's own name, where the system says a temporary one or none
+        if error.errno in _NO_ROOM_ERRORS and error.strerror != NO_ROOM:  # the file's own name, and not a temporary one
             raise OSError(error.errno, NO_ROOM, str(path)) from error
         raise
     finally:
@@ -133,9 +133,13 @@ def add_line(path: Path, entry: dict[str, Any]) -> None:
     line = (json.dumps(entry) + "\n").encode()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        written = os.write(file, line)
+        written = 0
+        with suppress(OSError):
+            written = os.write(file, line)
         if written < len(line):
             os.ftruncate(file, os.fstat(file).st_size - written)
+            if not os.fstat(file).st_size:
+                path.unlink()
             raise OSError(errno.ENOSPC, "no room on the disk for another line", str(path))
         os.fsync(file)
     finally:

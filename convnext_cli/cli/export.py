@@ -97,7 +97,10 @@ def _show_exported(found: "Exported") -> None:
     parity = found.parity
     opset = f", opset {found.opset}" if found.opset else ""
     console.show(f"{console.shorten(found.path)}", style="bold")
-    console.show(f"{found.format}, {found.precision}{opset}, {found.bytes / 1e6:.1f} MB, any batch size")
+    smaller = ""
+    if found.float32_bytes:
+        smaller = f" ({found.bytes / found.float32_bytes:.0%} of {found.float32_bytes / 1e6:.1f} MB in float32)"
+    console.show(f"{found.format}, {found.precision}{opset}, {found.bytes / 1e6:.1f} MB{smaller}, any batch size")
     console.show(f"licence of the base weights: {found.license or 'unknown'}")
     console.show(
         f"Parity with the run on {parity.images:,} of your images, from file to probability: {parity.same_top1:,} keep "

@@ -57,6 +57,8 @@ class Exported:
     format: str
     precision: str
     bytes: int
+    float32_bytes: int | None
+    """With `int8`, the size before."""
     opset: int | None
     license: str | None
     parity: Parity
@@ -149,6 +151,7 @@ def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported
             write_program(predictor, about, temporary)
         else:
             write_graph(predictor, about, temporary)
+        float32_bytes = temporary.stat().st_size if wanted.int8 else None
         if wanted.int8:
             yield Progress(done=0, total=1, what="quantising")
             about = replace(about, precision="int8")
@@ -174,6 +177,7 @@ def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported
         format=wanted.format,
         precision=about.precision,
         bytes=output.stat().st_size,
+        float32_bytes=float32_bytes,
         opset=OPSET if wanted.format == "onnx" else None,
         license=about.license,
         parity=parity,

@@ -57,8 +57,13 @@ def write_graph(predictor: Predictor, about: Description, path: Path) -> None:
         )
     assert program is not None
     # What blocks compute of their weights (LayerScale times the product's) becomes a constant: quantisation takes
-    # constants alone, and the exporter computes small ones only.
-    optimize_ir(program.model, input_size_limit=MAX_BYTES, output_size_limit=MAX_BYTES)
+    # constants alone, and the exporter computes small ones only. The training images' features stay in 16 bits.
+    optimize_ir(
+        program.model,
+        input_size_limit=MAX_BYTES,
+        output_size_limit=MAX_BYTES,
+        should_fold=lambda node: False if any(value and value.name == "bank" for value in node.inputs) else None,
+    )
     program.model.metadata_props.update(about.to_metadata())
     program.save(path)
 

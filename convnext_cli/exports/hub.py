@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,21 @@ def hub_steps(
     if there and not (overwrite and there <= own):
         raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces a former export")
     run.fingerprint_weights()  # a run without weights is refused before anything is written
-    found: Evaluation | None = None
-    notes: list[str] = []
-    try:
-        for event in evaluate_steps(run, None, None):
-            if isinstance(event, Evaluation):
-                found = event
-            else:
-                yield event
-    except (DataError, ImageError) as error:
-        notes.append(f"the card has no figures with intervals: {error.problem}")
     license = find_license(run)
-    _write(run, output, write_card(run, found, license), overwrite=overwrite)
+    notes: list[str] = []
+    with _replace_all(output, overwrite=overwrite) as files:
+        for name in MODEL_FILES:
+            shutil.copyfile(run.path / name, files[name])
+        evaluation: Evaluation | None = None
+        try:  # after what needs most room on the disk: no look at the test split is counted without a card
+            for event in evaluate_steps(run, None, None):
+                if isinstance(event, Evaluation):
+                    evaluation = event
+                else:
+                    yield event
+        except (DataError, ImageError) as error:
+            notes.append(f"the card has no figures with intervals: {error.problem}")
+        files[CARD].write_text(write_card(run, evaluation, license), encoding="utf-8", errors="surrogateescape")
     if license.is_unknown:
         notes.append(f"licence unknown: {license.reason}. Say it in {output / CARD} before you pass the model on")
     url = None
@@ -84,18 +87,18 @@ def hub_steps(
     yield HubFolder(path=output, license=license, url=url, notes=tuple(notes))
 
 
-def _write(run: RunFolder, output: Path, card: str, *, overwrite: bool) -> None:
-    """Write all three files under temporary names first, so that a full disk leaves none of them."""
+@contextmanager
+def _replace_all(output: Path, *, overwrite: bool) -> Iterator[dict[str, Path]]:
+    """Give a temporary path for each of the three files; they get their names when the block ends well, or none does.
+
+    The folder is made, and removed again if nothing came of it.
+    """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # the innermost first
     output.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
-            for name in (CARD, *MODEL_FILES):
-                temporary = stack.enter_context(replace_output(output / name, overwrite=overwrite))
-                if name == CARD:
-                    temporary.write_text(card, encoding="utf-8")
-                else:
-                    shutil.copyfile(run.path / name, temporary)
+            names = (*MODEL_FILES, CARD)
+            yield {name: stack.enter_context(replace_output(output / name, overwrite=overwrite)) for name in names}
     except BaseException:
         with suppress(OSError):  # a folder that has something in it stays
             for folder in made:

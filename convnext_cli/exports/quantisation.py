@@ -14,7 +14,9 @@ from convnext_cli.inference.description import INPUT, Description
 
 
 def quantise(path: Path, about: Description, images: Sequence[Path]) -> None:
-    """Writes an ONNX file anew with convolutions and matrix products in 8 bits; all else stays float32.
+    """Write an ONNX file anew with the weights and inputs of convolutions and matrix products in 8 bits.
+
+    Norms (GRN included), GELU, residual sums and the comparison with the training images stay float32.
 
     Static: the range of every value is taken from calibration images, and nothing is measured at run time. Weights
     have a range per channel.

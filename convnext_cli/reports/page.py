@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from convnext_cli.errors import UsageError
 from convnext_cli.evaluation.intervals import Interval
-from convnext_cli.files import write_text
+from convnext_cli.files import replace_file
 from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.recipes.plan import read_plan, read_reasons
@@ -37,35 +38,43 @@ def write_report(found: Evaluation) -> Path:
 
 
 def write_report_steps(found: Evaluation) -> Iterator[tuple[int, int, str]]:
-    """Does what `write_report` does, and yields how much of how much is done before each part."""
+    """Does what `write_report` does, and yields how much of how much is done before each part.
+
+    Raises:
+        OSError: there is no room on the disk. A former report and its plots are then as they were.
+    """
     run = open_folder(found.run)
     log = run.read_log()
     drawings = {"roc": plots.plot_roc, "pr": plots.plot_pr, "reliability": plots.plot_reliability}
     total = len(drawings) + 4
     svg = {}
     run.plots.mkdir(exist_ok=True)
+    with ExitStack() as stack:  # all files get their names at the end, or none does
 
-    def keep(name: str, figure: Figure) -> None:
-        svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704  (matplotlib escapes the names in it)
-        plots.write_png(figure, run.plots / f"{name}.png")
+        def keep(name: str, figure: Figure) -> None:
+            plots.write_png(figure, stack.enter_context(replace_file(run.plots / f"{name}.png")))
 
-    for done, (name, draw) in enumerate(drawings.items()):
-        yield done, total, "drawing"
-        keep(name, draw(found))
-    if log:
-        keep("loss", plots.plot_loss(log))
-        keep("right", plots.plot_right(log))
-    yield total - 3, total, "drawing"
-    plots.write_png(plots.plot_confusion(found), run.plots / "confusion.png")
-    worst, unsure = pick_cases(found)
-    yield total - 2, total, "looking where the model looks"
-    pictures = draw_cases(found, [*worst, *unsure])
-    chosen = {
-        "worst": [pictures[i] for i in worst if i in pictures],
-        "unsure": [pictures[i] for i in unsure if i in pictures],
-    }
-    yield total - 1, total, "writing"
-    write_text(run.report, render_page(found, run, svg, chosen))
+        for done, (name, draw) in enumerate(drawings.items()):
+            yield done, total, "drawing"
+            figure = draw(found)
+            svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704  (matplotlib escapes the names in it)
+            keep(name, figure)
+        if log:
+            for name, figure in (("loss", plots.plot_loss(log)), ("right", plots.plot_right(log))):
+                svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704
+                keep(name, figure)
+        yield total - 3, total, "drawing"
+        keep("confusion", plots.plot_confusion(found))
+        worst, unsure = pick_cases(found)
+        yield total - 2, total, "looking where the model looks"
+        pictures = draw_cases(found, [*worst, *unsure])
+        chosen = {
+            "worst": [pictures[i] for i in worst if i in pictures],
+            "unsure": [pictures[i] for i in unsure if i in pictures],
+        }
+        yield total - 1, total, "writing"
+        page = stack.enter_context(replace_file(run.report))
+        page.write_text(render_page(found, run, svg, chosen), encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictures: dict[str, Any]) -> str:

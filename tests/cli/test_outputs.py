@@ -149,15 +149,10 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
         assert "balanced accuracy" in outcome.out, "the figures are not lost with the report"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can take the number of a user that does not exist")
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv (util-linux)")
 @pytest.mark.parametrize("home", [None, "/nonexistent", "/root"])
 def test_without_a_home_folder_it_works_and_the_place_of_the_cache_is_said_once(place: Path, home: str | None) -> None:
-    script = (
-        "import os, sys\n"
-        "os.setgroups([]); os.setgid(12345); os.setuid(12345)\n"
-        "from convnext_cli.cli.app import main\n"
-        "main(sys.argv[1:])\n"
-    )
+    become = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]  # as `docker run --user 12345`
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     with tempfile.TemporaryDirectory() as shared:  # pytest's own folders are private
         Path(shared).chmod(0o777)
@@ -165,10 +160,11 @@ def test_without_a_home_folder_it_works_and_the_place_of_the_cache_is_said_once(
         environment |= {"TMPDIR": shared, "LANG": "C.UTF-8"} | ({"HOME": home} if home else {})
         for _ in range(2):
             done = subprocess.run(
-                [sys.executable, "-c", script, "check", f"{shared}/data", "--json"],
-                env=environment, capture_output=True, text=True, timeout=60, check=False,
+                [*become, sys.executable, "-m", "convnext_cli", "check", f"{shared}/data", "--json"],
+                env=environment, cwd=shared, capture_output=True, text=True, timeout=60, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["images"] == 12
             assert done.stderr.count(f"the cache is in {shared}/convnext-12345/convnext") == 1
         assert {path.parent.name for path in Path(shared).glob("convnext-12345/convnext/*/*")} >= {"audit"}
+        assert sorted(path.name for path in Path(shared).iterdir()) == ["convnext-12345", "data"]

@@ -130,7 +130,8 @@ def test_explanations_replace_no_file_unasked_and_a_link_never(run: RunFolder, t
         predict(image, run.path, explain=tmp_path)
     assert picture.read_text() == "mine"
     predict(image, run.path, explain=tmp_path, overwrite=True)
-    assert Image.open(picture).size == (32, 32)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (32, 32)
     picture.unlink()
     picture.symlink_to("gone.png")
     with pytest.raises(UsageError, match="symbolic link, which is never replaced"):
