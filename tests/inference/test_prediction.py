@@ -131,7 +131,7 @@ def test_explanations_replace_no_file_unasked_and_a_link_never(run: RunFolder, t
     assert picture.read_text() == "mine"
     predict(image, run.path, explain=tmp_path, overwrite=True)
     with Image.open(picture) as drawn:
-        assert drawn.size == (32, 32)
+        assert drawn.format == "PNG"
     picture.unlink()
     picture.symlink_to("gone.png")
     with pytest.raises(UsageError, match="symbolic link, which is never replaced"):
