@@ -344,8 +344,15 @@ def test_the_cache_is_shown_and_cleared(
     assert convnext("eval", run.path, "--no-report", "--no-cache").code == 0
     assert not (tmp_path / "cache").exists()
     assert convnext("eval", run.path, "--no-report").code == 0
-    [shown] = json.loads(convnext("cache", "--json").out)
-    assert (shown["root"], shown["images"]) == (str(digits), 45)
-    assert "evaluation at 32 px" in convnext("cache").out
+    shown = json.loads(convnext("cache", "--json").out)
+    [kept] = shown["sets"]
+    assert (kept["root"], kept["images"]) == (str(digits), 45)
+    sizes = {part["name"]: part["bytes"] for part in shown["parts"]}
+    assert sizes["pictures"] == kept["size"]
+    assert sum(sizes.values()) == shown["bytes"]
+    text = convnext("cache").out
+    assert "evaluation at 32 px" in text
+    assert all(name in text for name in sizes)
     assert convnext("cache", "--clear").code == 0
-    assert json.loads(convnext("cache", "--json").out) == []
+    shown = json.loads(convnext("cache", "--json").out)
+    assert (shown["sets"], shown["bytes"]) == ([], 0)
