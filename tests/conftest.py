@@ -80,6 +80,11 @@ def draw_picture(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
+def draw_relative(family: int, seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+    """A picture of its own that resembles others of its family, as two of one patient do."""
+    return Image.blend(draw_picture(10_000 + family, size), draw_picture(seed, size), 0.5)
+
+
 def save_image(path: Path, size: tuple[int, int] = (20, 20), seed: int = 0) -> Path:
     """Writes a picture of noise, making its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **settings: Any,
 ) -> None:
-    """Check a data set. Finds unreadable files, duplicates, leaks; exits with 3 if a score would be false."""
+    """Check a data set. Finds unreadable files, duplicates, leakage; exits with 3 if test scores will be wrong."""
     from convnext_cli.data.intake import Intake, check_apart, write_fix_list
     from convnext_cli.data.scan import check_trainable
     from convnext_cli.files import check_output, check_outside
@@ -83,16 +83,18 @@ def _show(audit: "Audit") -> None:
         console.show(f"layout    {note}")
     groups = f"{grouping.groups:,} by {grouping.rule}" if grouping.groups else grouping.rule
     console.show(f"groups    {groups}")
+    if grouping.is_guess:
+        console.show(f"          a guess, {grouping.certainty}: {grouping.evidence}")
     for path, group in grouping.examples:
         console.show(f"          {path} -> {group}")
     if audit.shortcuts:
         told = ", ".join(f"{found.name} {found.score:.0%}" for found in audit.shortcuts)
         chance = audit.shortcuts[0].chance
-        console.show(f"classes told from what is no picture (balanced accuracy; chance {chance:.0%}): {told}")
+        console.show(f"classes predictable from metadata alone (balanced accuracy; chance {chance:.0%}): {told}")
     for finding in audit.findings:
         console.show("")
         style = "bold red" if finding.falsifies else "bold yellow"
-        console.show(f"{finding.count:,} x {finding.title}" if finding.count else finding.title, style=style)
+        console.show(f"{finding.severity}: {finding.title}", style=style)
         for example in finding.examples:
             console.show(f"    {example}")
         console.show(f"  effect    {finding.effect}")
@@ -102,6 +104,6 @@ def _show(audit: "Audit") -> None:
 def _show_verdict(audit: "Audit") -> None:
     console.show("")
     if audit.falsifies:
-        console.show("A score measured on this data would be false.", style="bold red")
+        console.show("Test scores on this data will be wrong, for the reasons above.", style="bold red")
     else:
-        console.show("Nothing found that would make a score false.", style="bold green")
+        console.show("No leakage or label conflicts found.", style="bold green")

@@ -61,6 +61,15 @@ class Grouping:
     groups: int = 0
     examples: tuple[tuple[str, str], ...] = ()
     """Up to three paths with their groups."""
+    certainty: str = "given"
+    """`given`; or of a guess `supported` by the pictures, or `unsure`."""
+    evidence: str = ""
+    """Of a guess: what the pictures say of it."""
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether names or folders suggested the groups."""
+        return self.source in ("names", "folders")
 
 
 def group_index(index: Index, how: str) -> tuple[Index, Grouping]:
@@ -108,7 +117,15 @@ def _describe(groups: Sequence[str], paths: Sequence[str], source: str, rule: st
         if counts[group] > 1 and len(shown) < 3:
             shown.setdefault(group, path)
     examples = tuple((path, group) for group, path in shown.items())
-    return Grouping(source=source, rule=rule, groups=len(counts), examples=examples)
+    unsure = source in ("names", "folders")
+    return Grouping(
+        source=source,
+        rule=rule,
+        groups=len(counts),
+        examples=examples,
+        certainty="unsure" if unsure else "given",
+        evidence="not compared with the pictures" if unsure else "",
+    )
 
 
 def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:

@@ -43,19 +43,19 @@ class Taken:
     grouping: Grouping
     audit: Audit | None
     together: tuple[tuple[int, ...], ...]
-    """Rows of `index` that are one picture."""
+    """Rows of `index` that are one picture, or very similar: they stay in one split."""
 
     def describe(self) -> list[str]:
         """What the user should know of it, a line each."""
         found, lines = self.grouping, list(self.index.notes)
         if found.groups:
             example = f", such as {found.examples[0][1]} of {found.examples[0][0]}" if found.examples else ""
-            guess = "; --group-from none if they mean nothing" if found.source in ("names", "folders") else ""
-            lines.append(f"{found.groups:,} groups (patients?) by {found.rule}{example}{guess}")
-        for finding in self.audit.findings if self.audit else ():
-            gravity = "THE SCORE WILL BE FALSE: " if finding.falsifies else ""
-            number = f"{finding.count:,} x " if finding.count else ""
-            lines.append(f"{gravity}{number}{finding.title}: {finding.action}")
+            guess = f" ({found.certainty}: {found.evidence}); --group-from none if they mean nothing"
+            lines.append(
+                f"{found.groups:,} groups (patients?) by {found.rule}{example}{guess if found.is_guess else ''}"
+            )
+        findings = self.audit.findings if self.audit else ()
+        lines += [f"{finding.severity}: {finding.title}. {finding.effect}. {finding.action}" for finding in findings]
         return lines
 
 
@@ -75,7 +75,7 @@ def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
         return
     for event in audit_index(index, grouping, threads=threads):
         if isinstance(event, Audit):
-            yield _leave_out_unreadable(index, grouping, event)
+            yield _leave_out_unreadable(event.index, event.grouping, event)
         else:
             yield event
 
@@ -115,7 +115,7 @@ def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Tak
         raise DataError(f"none of the {len(index)} images in {index.root} can be read", "Give another folder")
     rows = [row for row in range(len(index)) if row not in gone]
     place = {row: at for at, row in enumerate(rows)}
-    together = tuple(tuple(place[row] for row in rows) for rows in audit.clusters)
+    together = tuple(tuple(place[row] for row in rows) for rows in audit.together)
     index = select_rows(index, rows)
     if gone:
         index = replace(index, skipped=index.skipped | {"unreadable image": len(gone)})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Convnext
-from tests.conftest import draw_picture, save_image
+from tests.conftest import draw_picture, draw_relative, save_image
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def leaking(tmp_path: Path) -> Path:
         split = ("train", "test")[number % 2] if plant < 3 else ("test" if plant % 4 == 0 else "train")
         path = data / split / ("leaf", "root")[plant % 2] / f"plant{plant:02}_{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_picture(number, (48, 40)).save(path)
+        draw_relative(plant, number, (48, 40)).save(path)
     shutil.copyfile(data / "train/leaf/plant06_12.png", data / "test/leaf/plant08_99.png")
     (data / "train/root/torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     return data
@@ -29,11 +29,12 @@ def test_check_tells_what_would_make_a_score_false(convnext: Convnext, leaking: 
     outcome = convnext("check", str(leaking))
     assert outcome.code == 3
     for words in (
-        "1 x the same picture in two splits",
-        "3 x identifiers (patients?) that lie in more than one split: 3 in both test and train",
+        "warning: leakage: 1 picture in two splits or more, as duplicates (the same pixels)",
+        "warning: leakage: 3 groups (patients?) have images in more than one split: 3 in both test and train",
+        "a guess, supported: images of one group are more alike than images of two",
         "plant00_1.png -> plant00",
-        "1 x files that cannot be read as images",
-        "A score measured on this data would be false",
+        "note: 1 files that cannot be read as images",
+        "Test scores on this data will be wrong",
     ):
         assert words in outcome.out.replace("\n", " "), outcome.out
 
@@ -63,10 +64,10 @@ def test_a_dry_run_tells_the_findings_and_splits_anew(convnext: Convnext, leakin
     flags = ["finetune", str(leaking), "--model", "test_convnext", "--weights", "none", "--dry-run", "--json"]
     own = json.loads(convnext(*flags).out)
     assert own["images"] == {"train": 50, "val": 9, "test": 22}
-    assert any(note.startswith("THE SCORE WILL BE FALSE: 3 x identifiers") for note in own["notes"])
+    assert any(note.startswith("warning: leakage: 3 groups") for note in own["notes"])
     drawn = json.loads(convnext(*flags, "--resplit").out)
     assert sum(drawn["images"].values()) == 81
-    assert not any("FALSE" in note for note in drawn["notes"])
+    assert not any("leakage" in note for note in drawn["notes"])
     folds = [json.loads(convnext(*flags, "--folds", "4", "--fold", str(k)).out)["images"] for k in (1, 2, 3, 4)]
     assert sum(images["val"] for images in folds) == 59
     assert {images["test"] for images in folds} == {22}

@@ -1,9 +1,10 @@
-"""The same picture twice: exactly, or saved again, or scaled."""
+"""Duplicates and near-duplicates: the same picture twice, exactly, or saved again, or scaled."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,20 @@ from convnext_cli.data.scan import Index, join_rows
 from convnext_cli.errors import ImageError
 from convnext_cli.progress import Progress
 
-MAX_DISTANCE = 8  # bits of 64 in which the hashes of near duplicates may differ
+MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
 MIN_THUMB_CORRELATION = 0.95
 MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
 MAX_DIFFERENCE = 8.0  # grey levels on average
+MAX_COARSE = 1.25  # grey levels, root mean square over 16 x 16; JPEG at quality 40 differs by at most 0.95
+MIN_DETAIL = 0.75  # correlation of what 64 x 64 pixels show beyond 16 x 16; JPEG at quality 40 has at least 0.92
+DETAIL_FLOOR = 2.0  # grey levels; weaker detail is noise of the coding
+MAX_COMPARED = 100_000_000  # pairs of thumbnails
 MAX_CANDIDATES = 200_000  # pairs that are decoded again; the nearest are taken
-_SIDE = 32  # px
+MAX_CHAIN = 0.1  # of the images may be held together as very similar
+_SIDE, _FINE, _COARSE = 32, 64, 16  # px
 _BLOCK = 1024
+_GATHER = 100_000  # pairs of thumbnails at a time
+_MATRIX = 4096  # images with one hash times images with another, from which on a matrix product is faster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,58 +37,106 @@ class Duplicates:
     """Which rows show the same picture."""
 
     exact: tuple[tuple[int, ...], ...]
-    """Clusters of rows with equal pixels."""
+    """Duplicates: clusters of rows with equal pixels."""
     near: tuple[tuple[int, int], ...]
-    """Pairs of rows, each the first of its exact cluster, that show the same picture differently saved."""
+    """Near-duplicates: pairs of rows, each the first of its exact cluster, of one picture saved in two ways. Pairs
+    within a cluster that is known already are not listed."""
+    similar: tuple[tuple[int, int], ...]
+    """Pairs of very similar rows that are two pictures, such as neighbouring slices or frames."""
     clusters: tuple[tuple[int, ...], ...]
-    """Both together: rows that are one picture."""
+    """Duplicates and near-duplicates together: rows that are one picture."""
+    together: tuple[tuple[int, ...], ...]
+    """Rows to hold in one split: `clusters`, and very similar rows unless they chain to a tenth of all images."""
     unchecked: int
     """Pairs with similar hashes that were too many to compare."""
 
 
-def find_duplicates(index: Index, found: Inspection, *, threads: int) -> Iterator[Progress | Duplicates]:
-    """Yields progress, then the duplicates.
+def find_duplicates(index: Index, inspection: Inspection, *, threads: int) -> Iterator[Progress | Duplicates]:
+    """Yield progress, then the duplicates.
 
-    Exact ones have the same pixels after decoding. Near ones have perceptual hashes at most `MAX_DISTANCE` bits apart,
-    and then, decoded again, nearly the same pixels at 32 x 32: a picture saved again or scaled, not a similar one.
+    Duplicates have the same pixels after decoding. Candidates for near-duplicates have perceptual hashes at most
+    `MAX_DISTANCE` bits apart and thumbnails that correlate; they are decoded again. What then has nearly the same
+    pixels at 32 x 32 is very similar. It is a near-duplicate, the same picture saved again or scaled, if it has the
+    same grey values at 16 x 16 and the same detail beyond them. Two slices or frames differ in one of these.
     """
-    readable = np.flatnonzero(found.measures["readable"])
-    exact = _group_equal(found, readable)
+    readable = np.flatnonzero(inspection.measures["readable"])
+    exact = _group_equal(inspection, readable)
     rows = np.setdiff1d(readable, [row for cluster in exact for row in cluster[1:]])
-    pairs, unchecked = _find_candidates(found, rows)
+    pairs, unchecked = _find_candidates(inspection, rows)
     near: list[tuple[int, int]] = []
+    similar: list[tuple[int, int]] = []
+    joined = JoinedRows()
     with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
         load = lru_cache(maxsize=4096)(partial(_shrink, index))
 
-        def compare(pair: NDArray[np.int64]) -> bool:
-            one, two = load(int(pair[0])), load(int(pair[1]))
-            return one is not None and two is not None and is_same_picture(one, two)
+        def compare(pair: tuple[int, int]) -> str:
+            one, two = load(pair[0]), load(pair[1])
+            return "" if one is None or two is None else compare_pictures(one, two)
 
         for start in range(0, len(pairs), _BLOCK):  # a future for each pair at once would outweigh the images
-            block = pairs[start : start + _BLOCK]
-            near += [(int(one), int(two)) for one, two in block[list(pool.map(compare, block))]]
-            yield Progress(done=start + len(block), total=len(pairs), what="similar pairs compared")
+            block = [
+                (one, two)
+                for one, two in pairs[start : start + _BLOCK].tolist()
+                if joined.find(one) != joined.find(two)
+            ]
+            for pair, kind in zip(block, pool.map(compare, block), strict=True):
+                if kind == "near":
+                    near.append(pair)
+                    joined.join(*pair)
+                elif kind:
+                    similar.append(pair)
+            yield Progress(done=start + len(block), total=len(pairs), what="similar images compared")
     links = [*near, *((cluster[0], row) for cluster in exact for row in cluster[1:])]
-    yield Duplicates(exact=exact, near=tuple(near), clusters=join_rows(links), unchecked=unchecked)
+    clusters = join_rows(links)
+    # Of one picture saved in two ways and a third that is alike, one link is enough.
+    similar = [(one, two) for one, two in similar if joined.find(one) != joined.find(two)]
+    together = join_rows([*links, *similar])
+    if max(map(len, together), default=0) > max(2, MAX_CHAIN * len(index)):
+        together = clusters
+    yield Duplicates(
+        exact=exact,
+        near=tuple(near),
+        similar=tuple(similar),
+        clusters=clusters,
+        together=together,
+        unchecked=unchecked,
+    )
+
+
+class JoinedRows:
+    """Rows joined pair by pair."""
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def find(self, row: int) -> int:
+        """Return the row that stands for all that are joined with this one."""
+        while (parent := self._parent.get(row, row)) != row:
+            self._parent[row] = row = self._parent.get(parent, parent)
+        return row
+
+    def join(self, one: int, two: int) -> None:
+        """Join two rows and all that are joined with either."""
+        self._parent[self.find(two)] = self.find(one)
 
 
 def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """Yields pairs of places whose hashes differ in at most `MAX_DISTANCE` bits, (P, 2) at a time; some come again.
+    """Yield pairs of places in unique `hashes` that differ in at most `MAX_DISTANCE` bits, (P, 2) at a time.
 
-    Of nine pieces of the hash at least one is then equal (8 < 9), so only pairs that share one are compared. Places
-    with one hash in common are chained, one pair each: a thousand black pictures make a thousand pairs, not a million.
+    Of nine pieces of the hash at least one is then equal (8 < 9), so only pairs that share one are compared. A pair
+    comes once, with the first piece that it shares.
     """
-    order = np.argsort(hashes, kind="stable")
-    same = hashes[order[1:]] == hashes[order[:-1]]
-    yield np.stack([order[:-1][same], order[1:][same]], axis=1)
-    first = order[np.concatenate([[True], ~same])] if len(order) else order
-    unique = hashes[first]
-    for shift in range(0, 63, 7):
-        piece = ((unique >> np.uint64(shift)) & np.uint64(255 if shift == 56 else 127)).astype(np.uint8)
+    masks = [(np.uint64(shift), np.uint64(255 if shift == 56 else 127)) for shift in range(0, 63, 7)]
+    for place, (shift, mask) in enumerate(masks):
+        piece = ((hashes >> shift) & mask).astype(np.uint8)
         by_piece = np.argsort(piece, kind="stable")
         for bucket in np.split(by_piece, np.flatnonzero(np.diff(piece[by_piece])) + 1):
-            for pairs in _compare_bucket(unique, np.sort(bucket)):
-                yield first[pairs]
+            for pairs in _compare_bucket(hashes, np.sort(bucket)):
+                differs = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
+                earlier = np.zeros(len(pairs), bool)
+                for other, bits in masks[:place]:
+                    earlier |= ((differs >> other) & bits) == 0
+                yield pairs[~earlier]
 
 
 def _group_equal(found: Inspection, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
@@ -103,17 +159,60 @@ def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> It
             yield np.stack([left[one[keep]], right[two[keep]]], axis=1)
 
 
-def _find_candidates(found: Inspection, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """The pairs of rows with similar hashes whose thumbnails agree too; and how many are left out as too many."""
+def _find_candidates(inspection: Inspection, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Return the pairs of rows with similar hashes whose thumbnails agree too; and how many were too many to compare.
+
+    Every image with a hash is compared with every image with the same or a similar one: an unlike picture with the same
+    hash hides no pair. Where many images share a hash, their thumbnails are compared by matrix products.
+    """
+    hashes = inspection.measures["hash"]
+    order = rows[np.argsort(hashes[rows], kind="stable")]
+    unique, first, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
     kept = [np.empty((0, 2), np.int64)]
-    for places in find_similar(found.measures["hash"][rows]):
-        pairs = np.sort(rows[places], axis=1)
-        kept.append(pairs[_correlate(found, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
+    compared = unchecked = 0
+    same = np.flatnonzero(sizes > 1)
+    for places in chain([np.stack([same, same], axis=1)], find_similar(unique)):
+        work = sizes[places[:, 0]] * sizes[places[:, 1]]
+        fits = compared + np.cumsum(work) <= MAX_COMPARED
+        compared += int(work[fits].sum())
+        unchecked += int(work[~fits].sum())
+        large = fits & (work > _MATRIX)
+        for u, v in places[large]:
+            one, two = (order[first[x] : first[x] + sizes[x]] for x in (u, v))
+            kept += _correlate_sets(inspection, one, two)
+        small, work = places[fits & ~large], work[fits & ~large]
+        ends = np.cumsum(work)
+        for start in range(0, int(ends[-1]) if len(ends) else 0, _GATHER):
+            at = np.arange(start, min(start + _GATHER, int(ends[-1])))
+            place = np.searchsorted(ends, at, side="right")
+            u, v = small[place].T
+            left, right = np.divmod(at - (ends[place] - work[place]), sizes[v])
+            pairs = np.sort(np.stack([order[first[u] + left], order[first[v] + right]], axis=1), axis=1)
+            pairs = pairs[(u != v) | (left < right)]
+            kept.append(pairs[_correlate(inspection, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
     pairs = np.unique(np.concatenate(kept), axis=0)
-    hashes = found.measures["hash"]
     bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
     nearest = np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])
-    return pairs[nearest], len(pairs) - len(nearest)
+    return pairs[nearest], unchecked + len(pairs) - len(nearest)
+
+
+def _correlate_sets(inspection: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the pairs of a row of each set whose thumbnails correlate, (P, 2) at a time, each once."""
+
+    def normalise(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        thumbs = inspection.measures["thumb"][rows].reshape(len(rows), THUMB * THUMB).astype(np.float32)
+        thumbs -= thumbs.mean(axis=1, keepdims=True)
+        scaled: NDArray[np.float32] = thumbs / np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-3)
+        return scaled
+
+    kept = []
+    for start in range(0, len(one), _BLOCK):
+        left = normalise(one[start : start + _BLOCK])
+        for other in range(0, len(two), _BLOCK):
+            a, b = np.nonzero(left @ normalise(two[other : other + _BLOCK]).T >= MIN_THUMB_CORRELATION)
+            pairs = np.stack([one[start + a], two[other + b]], axis=1)
+            kept.append(np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)[: 2 * MAX_CANDIDATES])
+    return kept
 
 
 def _correlate(found: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -126,19 +225,45 @@ def _correlate(found: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]
     return correlation
 
 
-def _shrink(index: Index, row: int) -> NDArray[np.uint8] | None:
-    """A row's image at 32 x 32 px; None where it cannot be read any more."""
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """An image at the small sizes that it is compared at."""
+
+    colour: NDArray[np.uint8]
+    """(32, 32, 3)"""
+    coarse: NDArray[np.float32]
+    """(16, 16) grey values, less their mean."""
+    detail: NDArray[np.float32]
+    """(64, 64) grey values, less those of 16 x 16 pixels."""
+
+
+def shrink(image: Image.Image) -> Shrunk:
+    """Return an RGB image at the sizes that it is compared at."""
+    colour = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))
+    fine = np.asarray(image.convert("L").resize((_FINE, _FINE), Image.Resampling.BILINEAR), dtype=np.float32)
+    factor = _FINE // _COARSE
+    coarse = fine.reshape(_COARSE, factor, _COARSE, factor).mean(axis=(1, 3))
+    return Shrunk(colour, coarse - coarse.mean(), fine - coarse.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+def _shrink(index: Index, row: int) -> Shrunk | None:
+    """Return a row's image; None where it cannot be read any more."""
     try:
-        image = Image.fromarray(decode_image(index.root / index.paths[row], at_least=4 * _SIDE))
+        return shrink(Image.fromarray(decode_image(index.root / index.paths[row], at_least=4 * _SIDE)))
     except ImageError:
         return None
-    return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
-def is_same_picture(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
-    """Whether two images at the same small size, (S, S, 3), are one picture saved in two ways."""
-    one, two = first.astype(np.float32), second.astype(np.float32)
+def compare_pictures(first: Shrunk, second: Shrunk) -> str:
+    """Return `near` for one picture saved in two ways, `similar` for two that are very alike, or nothing."""
+    one, two = first.colour.astype(np.float32), second.colour.astype(np.float32)
     difference = np.abs(one - two).mean()
     one, two = one - one.mean(), two - two.mean()
     norm = np.sqrt((one**2).sum() * (two**2).sum())
-    return bool(difference <= MAX_DIFFERENCE and (one * two).sum() >= MIN_CORRELATION * norm > 0)
+    if difference > MAX_DIFFERENCE or not (one * two).sum() >= MIN_CORRELATION * norm > 0:
+        return ""
+    floor = DETAIL_FLOOR**2
+    variances = [(shrunk.detail**2).mean() + floor for shrunk in (first, second)]
+    detail = ((first.detail * second.detail).mean() + floor) / np.sqrt(variances[0] * variances[1])
+    is_same = detail >= MIN_DETAIL and ((first.coarse - second.coarse) ** 2).mean() <= MAX_COARSE**2
+    return "near" if is_same else "similar"

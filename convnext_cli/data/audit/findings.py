@@ -1,12 +1,13 @@
 """From measures to findings: what is wrong, how often, where, what it does to the result, what is done about it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from convnext_cli.data.audit.duplicates import Duplicates
 from convnext_cli.data.audit.inspection import Inspection
 from convnext_cli.data.audit.shortcuts import Shortcut
+from convnext_cli.data.audit.support import LEVEL, Support
 from convnext_cli.data.groups import Grouping, find_straddling
 from convnext_cli.data.scan import Index, find_alike
 
@@ -33,62 +34,85 @@ class Finding:
     leave_out: tuple[int, ...] = ()
     """Rows without which it is gone."""
 
+    @property
+    def severity(self) -> str:
+        """`warning` where test scores are not to be trusted, else `note`."""
+        return "warning" if self.falsifies else "note"
+
 
 def find_all(
-    index: Index, grouping: Grouping, inspection: Inspection, found: Duplicates, shortcuts: Sequence[Shortcut]
+    index: Index,
+    grouping: Grouping,
+    inspection: Inspection,
+    found: Duplicates,
+    shortcuts: Sequence[Shortcut],
+    across: Support | None = None,
 ) -> Iterator[Finding]:
-    """The gravest first."""
+    """Yield the findings, the gravest first.
+
+    Args:
+        index: what was looked at.
+        grouping: where its groups come from.
+        inspection: its measures.
+        found: its duplicates.
+        shortcuts: how well single properties tell the classes.
+        across: what the pictures say of groups that lie in two splits; None where they were not asked.
+    """
     conflicts = [rows for rows in found.clusters if len({index.labels[row] for row in rows}) > 1]
     if conflicts:
         yield Finding(
             kind="conflicting labels",
             falsifies=True,
-            title="the same picture under two labels",
+            title=f"conflicting labels: {_count(conflicts, 'picture')} with two labels each",
             count=len(conflicts),
             examples=_show(index, conflicts, label=True),
-            effect="no model can be right on both: training and score are wrong by as much",
+            effect="at least one label is wrong, in training or in the test",
             action="kept as they are; correct them, or leave them out with --exclude",
             leave_out=tuple(row for rows in conflicts for row in rows),
         )
-    across = [rows for rows in found.clusters if len({index.splits[row] for row in rows}) > 1]
-    if across:
-        yield Finding(
-            kind="duplicates across splits",
-            falsifies=True,
-            title="the same picture in two splits",
-            count=len(across),
-            examples=_show(index, across),
-            effect="the model is judged on what it was shown: the score is too good",
-            action="the data's own splits are kept; --exclude leaves the training copies out, --resplit draws new ones",
-            leave_out=tuple(row for rows in across for row in _copies_to_drop(index, rows)),
-        )
-    yield from _find_straddling_groups(index, grouping)
+    told = set(conflicts)
+    exact, near = _split_by_kind(found, lambda rows: len({index.splits[row] for row in rows}) > 1)
+    for kind, clusters in (("duplicates", exact), ("near-duplicates", near)):
+        if clusters:
+            told |= set(clusters)
+            yield Finding(
+                kind=f"{kind} across splits",
+                falsifies=True,
+                title=f"leakage: {_count(clusters, 'picture')} in two splits or more, as {_KINDS[kind]}",
+                count=len(clusters),
+                examples=_show(index, clusters),
+                effect="the model is tested on pictures it was trained on; test scores will be too high",
+                action="the data's own splits are kept; --exclude leaves the training copies out, --resplit draws new "
+                "splits",
+                leave_out=tuple(row for rows in clusters for row in _copies_to_drop(index, rows)),
+            )
+    yield from _find_straddling_groups(index, grouping, across)
     if errors := inspection.errors:
         rows = list(errors)
         yield Finding(
             kind="unreadable",
             falsifies=False,
-            title="files that cannot be read as images",
+            title=f"{len(rows):,} files that cannot be read as images",
             count=len(rows),
             examples=tuple(errors[row] for row in rows[:EXAMPLES]),
             effect="they are neither learned from nor judged",
             action="left out",
             leave_out=tuple(rows),
         )
-    told = {*across, *conflicts}
-    within = [rows for rows in found.clusters if rows not in told]
-    if within:
-        pairs = len(found.near)
-        yield Finding(
-            kind="duplicates",
-            falsifies=False,
-            title=f"pictures that are there more than once ({pairs} pairs saved anew or scaled)",
-            count=len(within),
-            examples=_show(index, within),
-            effect="they count more than once" + ("" if any(index.splits) else "; torn apart they would leak"),
-            action="kept, always in one split; --exclude leaves all but one of each out",
-            leave_out=tuple(row for rows in within for row in rows[1:]),
-        )
+    exact, near = _split_by_kind(found, lambda rows: len(rows) > 1)
+    for kind, clusters in (("duplicates", exact), ("near-duplicates", near)):
+        if within := [rows for rows in clusters if rows not in told]:
+            yield Finding(
+                kind=kind,
+                falsifies=False,
+                title=f"{kind}: {_count(within, 'picture')} stored more than once, as {_KINDS[kind]}",
+                count=len(within),
+                examples=_show(index, within),
+                effect="they count more than once",
+                action="kept, always in one split; --exclude leaves all but one of each out",
+                leave_out=tuple(row for rows in within for row in rows[1:]),
+            )
+    yield from _find_similar(index, found)
     if alike := find_alike(index.classes):
         yield Finding(
             kind="class names alike",
@@ -104,7 +128,7 @@ def find_all(
         yield Finding(
             kind="small classes",
             falsifies=False,
-            title=f"classes with fewer than {MIN_IMAGES} images",
+            title=f"{len(few)} classes with fewer than {MIN_IMAGES} images",
             count=len(few),
             examples=tuple(f"{name}: {n}" for name, n in few[:EXAMPLES]),
             effect="their figures say little, and a split may leave none to judge by",
@@ -127,10 +151,10 @@ def find_all(
         yield Finding(
             kind="not compared",
             falsifies=False,
-            title="pairs of similar pictures that were too many to compare",
+            title=f"{found.unchecked:,} pairs of similar images were too many to compare",
             count=found.unchecked,
             examples=(),
-            effect="near duplicates among them are not known",
+            effect="near-duplicates among them are not known",
             action="none",
         )
 
@@ -138,34 +162,95 @@ def find_all(
 _THINGS = {"size": "size", "format": "file format", "mode": "pixel mode", "border": "border"}
 
 
-def _find_straddling_groups(index: Index, grouping: Grouping) -> Iterator[Finding]:
+def _split_by_kind(
+    found: Duplicates, is_meant: Callable[[Sequence[int]], bool]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the clusters that are meant by their exact duplicates alone, and those that near-duplicates add."""
+    first = {rows[0]: rows for rows in found.exact}
+    meant = [rows for rows in found.clusters if is_meant(rows)]
+    exact = [rows for rows in meant if any(is_meant(first[row]) for row in rows if row in first)]
+    return exact, [rows for rows in meant if rows not in set(exact)]
+
+
+_KINDS = {"duplicates": "duplicates (the same pixels)", "near-duplicates": "near-duplicates (saved again or scaled)"}
+
+
+def _find_similar(index: Index, found: Duplicates) -> Iterator[Finding]:
+    """Pairs of very similar images that no group holds together already: across splits, else within one."""
+    pairs = [(a, b) for a, b in found.similar if not index.groups or index.groups[a] != index.groups[b]]
+    across = [pair for pair in pairs if index.splits[pair[0]] != index.splits[pair[1]]]
+    for kind, chosen in (("across splits", across), ("", [] if across else pairs)):
+        if chosen:
+            images = len({row for pair in chosen for row in pair})
+            yield Finding(
+                kind=f"very similar images {kind}".strip(),
+                falsifies=False,
+                title=("possible leakage" if kind else "very similar images")
+                + f": {len(chosen):,} pairs of very similar images ({images:,} images){' in two splits' * bool(kind)}, "
+                "perhaps of one subject",
+                count=len(chosen),
+                examples=_show(index, chosen),
+                effect="neighbouring slices or frames of one subject resemble each other"
+                + ("; test scores may be too high" if kind else ""),
+                action="none is left out; name the subjects with --group-from, or in a CSV column"
+                + ("" if kind else "; new splits hold them together"),
+            )
+
+
+def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | None) -> Iterator[Finding]:
     straddling = find_straddling(index.groups, index.splits) if index.groups else {}
     if not straddling:
         return
-    guessed = grouping.source in ("names", "folders")
     first: dict[str, list[int]] = {group: [] for group in straddling}
     for row, group in enumerate(index.groups):
         if group in first:
             first[group].append(row)
     pairs = Counter(" and ".join(sorted(splits)) for splits in straddling.values())
     where = ", ".join(f"{count} in both {names}" for names, count in pairs.most_common())
+    is_sure = not grouping.is_guess or (
+        grouping.certainty == "supported" and (not across or across.verdict != "refuted")
+    )
+    effect = "images of one patient resemble each other; test scores will be too high"
+    if grouping.is_guess:
+        doubt = (
+            "The groups are a guess from the names" if is_sure else "Not sure: the groups are a guess from the names"
+        )
+        told = grouping.evidence
+        if across and across.verdict == "refuted":
+            told = f"images of one group in two splits are no more alike than of two ({_describe_test(across)})"
+        effect += f". {doubt}; {told}. The source may have numbered each split anew"
     yield Finding(
         kind="groups across splits",
-        falsifies=True,
-        title=f"identifiers (patients?) that lie in more than one split: {where}",
+        falsifies=is_sure,
+        title=f"{'leakage' if is_sure else 'possible leakage'}: {len(straddling):,} groups (patients?) have images in "
+        f"more than one split: {where}",
         count=len(straddling),
         examples=tuple(
             f"{group}: {', '.join(_one_per_split(index, rows))}" for group, rows in list(first.items())[:EXAMPLES]
         ),
-        effect="images of one patient resemble each other: the score is too good"
-        + (
-            ". Unless the source numbered each split anew, so that the same identifier means different patients"
-            if guessed
-            else ""
-        ),
-        action="the data's own splits are kept; --resplit draws new ones that keep each identifier together"
-        + ("; --group-from none if the identifiers mean nothing" if guessed else ""),
+        effect=effect,
+        action="the data's own splits are kept; --resplit draws new ones that keep each group together"
+        + ("; --group-from none if the names mean nothing" if grouping.is_guess else ""),
     )
+
+
+def explain_support(support: Support) -> str:
+    """Say what the pictures say of a guess."""
+    told = {
+        "supported": "images of one group are more alike than images of two",
+        "refuted": "images of one group are no more alike than images of two",
+        "unclear": "too few images share a group to tell by the pictures, or they are hardly more alike",
+    }[support.verdict]
+    return f"{told} ({_describe_test(support)})"
+
+
+def _describe_test(support: Support) -> str:
+    sign = "<" if support.verdict == "supported" else ">"
+    return f"rank test on {support.groups:,} groups: p {sign} {LEVEL}"
+
+
+def _count(clusters: Sequence[object], noun: str) -> str:
+    return f"{len(clusters):,} {noun}{'s' * (len(clusters) != 1)}"
 
 
 def _one_per_split(index: Index, rows: Iterable[int]) -> list[str]:

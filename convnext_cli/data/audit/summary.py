@@ -1,15 +1,16 @@
-"""A data set looked at: its measures in short, and its findings."""
+"""The audit of a data set: its measures in short, and its findings."""
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
-from convnext_cli.data.audit.findings import Finding, find_all
+from convnext_cli.data.audit.findings import Finding, explain_support, find_all
 from convnext_cli.data.audit.inspection import Inspection, inspect_images
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
+from convnext_cli.data.audit.support import Support, counts_anew, measure_support
 from convnext_cli.data.groups import Grouping
 from convnext_cli.data.scan import Index
 from convnext_cli.progress import Progress
@@ -30,6 +31,10 @@ class Audit:
     unreadable: tuple[int, ...]
     clusters: tuple[tuple[int, ...], ...]
     """Rows that are one picture."""
+    together: tuple[tuple[int, ...], ...]
+    """Rows to hold in one split: those of one picture, and very similar ones."""
+    inspection: Inspection
+    """The measures of every image."""
 
     @property
     def falsifies(self) -> bool:
@@ -55,6 +60,8 @@ class Audit:
                 "rule": self.grouping.rule,
                 "number": self.grouping.groups,
                 "examples": self.grouping.examples,
+                "certainty": self.grouping.certainty,
+                "evidence": self.grouping.evidence,
             },
             "shortcuts": {
                 found.name: {"balanced_accuracy": found.score, "spread": found.spread, "chance": found.chance}
@@ -64,6 +71,7 @@ class Audit:
                 {
                     "kind": found.kind,
                     "falsifies": found.falsifies,
+                    "severity": found.severity,
                     "title": found.title,
                     "count": found.count,
                     "examples": found.examples,
@@ -84,6 +92,7 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[P
         else:
             yield event
     assert inspection is not None
+    index, grouping, across = _weigh_groups(index, grouping, inspection)
     for found in find_duplicates(index, inspection, threads=threads):
         if isinstance(found, Duplicates):
             duplicates = found
@@ -97,10 +106,31 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[P
         sizes=_describe_sizes(inspection),
         formats=_count_formats(index, inspection),
         shortcuts=shortcuts,
-        findings=tuple(find_all(index, grouping, inspection, duplicates, shortcuts)),
+        findings=tuple(find_all(index, grouping, inspection, duplicates, shortcuts, across)),
         unreadable=tuple(inspection.errors),
         clusters=duplicates.clusters,
+        together=duplicates.together,
+        inspection=inspection,
     )
+
+
+def _weigh_groups(index: Index, grouping: Grouping, inspection: Inspection) -> tuple[Index, Grouping, Support | None]:
+    """Ask the pictures about groups that names or folders suggest, within splits and across them.
+
+    Groups whose numbers begin anew in the classes and splits, and whose images are not alike, are dropped.
+    """
+    if not grouping.is_guess:
+        return index, grouping, None
+    within = measure_support(index, inspection)
+    if within.verdict == "refuted" and counts_anew(index):
+        example = grouping.examples[0][1] if grouping.examples else ""
+        rule = f"none: numbers such as {example} begin anew in each class, and {explain_support(within)}"
+        return replace(index, groups=()), Grouping(source="none", rule=rule), None
+    across = measure_support(index, inspection, across=within) if len(set(index.splits)) > 1 else None
+    is_supported = "supported" in (within.verdict, across.verdict if across else "")
+    support = across if across and within.verdict != "supported" and is_supported else within
+    certainty = "supported" if is_supported else "unsure"
+    return index, replace(grouping, certainty=certainty, evidence=explain_support(support)), across
 
 
 def _describe_sizes(found: Inspection) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from convnext_cli.data.audit.summary import Audit
-from tests.conftest import draw_picture
+from tests.conftest import draw_relative
 
 CLASSES = ("leaf", "root", "stem")
 
@@ -30,7 +30,8 @@ class Planted:
 def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, conflicts: int, leaked: int) -> Planted:
     """Writes `distinct` pictures as `root/{train,test}/<class>/plant<group>_<number>.png` and plants faults.
 
-    Each plant has two pictures of one class in one split, but for `leaked` of them, whose pictures lie in both.
+    Each plant has two pictures, alike and not the same, of one class in one split, but for `leaked` of them, whose
+    pictures lie in both.
     """
     draw = random.Random(0)
     pictures: list[str] = []
@@ -44,7 +45,7 @@ def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, 
         by_group[group].append(number)
         path = root / split / label / f"plant{group:05}_{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_picture(number, (64 + 8 * (number % 5), 72)).save(path, compress_level=1)
+        draw_relative(group, number, (64 + 8 * (number % 5), 72)).save(path, compress_level=1)
         pictures.append(path.relative_to(root).as_posix())
     chosen = draw.sample(pictures[2 * leaked :], exact + encoded + resized + conflicts)
     copies: list[set[tuple[str, str]]] = [set(), set(), set()]

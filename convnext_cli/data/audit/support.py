@@ -1,0 +1,117 @@
+"""Do the pictures bear out that images of one group belong together? Names alone can only suggest it."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.data.audit.inspection import Inspection
+from convnext_cli.data.scan import Index
+
+LEVEL = 0.01  # of the test, over both likenesses together
+MIN_RANK = 0.55  # a mean rank surely below is no likeness worth speaking of
+GROUPS, IMAGES, OTHERS = 500, 4, 200  # groups, images of each, and images of other groups that are compared
+MIN_GROUPS_TOLD = 10  # to say that there is no likeness
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Support:
+    """What a rank test says of groups."""
+
+    verdict: str
+    """`supported`, `refuted`, or `unclear`."""
+    groups: int
+    """Groups that were compared."""
+    rank: float
+    """Mean rank of an image of the same group among those of others, by likeness: 0.5 is chance, 1 always first."""
+
+
+def measure_support(index: Index, inspection: Inspection, *, across: Support | None = None) -> Support:
+    """Test whether images of one group are more alike than images of two.
+
+    An image is compared with another of its group, and with images of other groups that have the other one's class and
+    split, by the correlation of their thumbnails and by their brightness and contrast. The rank of the first among the
+    second is uniform where groups mean nothing. Each group's mean rank is one value; their mean is tested against 0.5
+    by Student's t, one-sided, at `LEVEL`, halved for the two likenesses.
+
+    Args:
+        index: with groups.
+        inspection: its measures.
+        across: None compares images of one class and split. What that gave compares images of two splits instead, to
+            tell whether an identifier means the same in both: refuted where the likeness is surely less than half.
+    """
+    cells = np.unique([f"{s}/{k}" for s, k in zip(index.splits, index.labels, strict=True)], return_inverse=True)[1]
+    splits = np.array(index.splits)
+    members: dict[str, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(inspection.measures["readable"]).tolist():
+        members[index.groups[row]].append(row)
+    _, numbers = np.unique(index.groups, return_inverse=True)
+    rows_of = {cell: np.flatnonzero((cells == cell) & (inspection.measures["readable"] == 1)) for cell in set(cells)}
+    several = [rows for rows in members.values() if len(rows) > 1]
+    digests = inspection.measures["digest"]
+    ranks: list[NDArray[np.float64]] = []
+    for rows in _pick(several, GROUPS if across is None else 4 * GROUPS):
+        found = []
+        for one in _pick(rows, IMAGES):
+            fits = (splits[rows] != splits[one]) if across else (cells[rows] == cells[one])
+            mates = [row for row in np.array(rows)[fits] if (digests[row] != digests[one]).any()]
+            for two in _pick(mates, IMAGES):
+                others = rows_of[cells[two]]
+                others = np.array(_pick(others[numbers[others] != numbers[one]], OTHERS))
+                if len(others) > 1:
+                    found.append(_rank(inspection, one, int(two), others))
+        if found:
+            ranks.append(np.mean(found, axis=0))
+    if len(ranks) < 2:
+        return Support(verdict="unclear", groups=len(ranks), rank=0.5)
+    return _judge(np.array(ranks), across)
+
+
+def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
+    """Judge the mean ranks of groups, (G, 2)."""
+    from scipy.stats import t as student
+
+    groups = len(ranks)
+    mean, error = ranks.mean(axis=0), np.maximum(ranks.std(axis=0, ddof=1), 1e-3) / math.sqrt(groups)
+    point = float(student.ppf(1 - LEVEL / 2, groups - 1))
+    best = int(np.argmax((mean - 0.5) / error))
+    limit = MIN_RANK if across is None else min(MIN_RANK, 0.5 + (across.rank - 0.5) / 2)
+    if mean[best] - point * error[best] > 0.5:
+        verdict = "supported"
+    elif groups >= MIN_GROUPS_TOLD and (mean + point * error < limit).all():
+        verdict = "refuted"
+    else:
+        verdict = "unclear"
+    return Support(verdict=verdict, groups=groups, rank=float(mean[best]))
+
+
+def _rank(inspection: Inspection, one: int, two: int, others: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the share of `others` that are less like `one` than `two` is: in layout, and in brightness."""
+    thumbs = inspection.measures["thumb"][[one, two, *others]].reshape(len(others) + 2, -1).astype(np.float32)
+    light = np.stack([thumbs.mean(axis=1), thumbs.std(axis=1)], axis=1)
+    thumbs -= light[:, :1]
+    thumbs /= np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-6)
+    likeness = (thumbs[1:] @ thumbs[0], -np.abs(light[1:] - light[0]).sum(axis=1))
+    layout, brightness = (float((v[1:] < v[0]).mean() + (v[1:] == v[0]).mean() / 2) for v in likeness)
+    return layout, brightness
+
+
+def _pick(values, number: int):  # type: ignore[no-untyped-def]
+    """Return at most `number` of the values, evenly."""
+    if len(values) <= number:
+        return values
+    return [values[i * len(values) // number] for i in range(number)]
+
+
+def counts_anew(index: Index) -> bool:
+    """Return whether groups that repeat lie in half of all classes and splits on average, as restarted numbers do."""
+    cells: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    images: dict[str, int] = defaultdict(int)
+    for group, split, label in zip(index.groups, index.splits, index.labels, strict=True):
+        cells[group].add((split, label))
+        images[group] += 1
+    everywhere = len(set(zip(index.splits, index.labels, strict=True)))
+    repeated = [len(cells[group]) for group, count in images.items() if count > 1]
+    return everywhere > 1 and bool(repeated) and sum(repeated) >= len(repeated) * everywhere / 2
