@@ -117,16 +117,19 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[P
 def _weigh_groups(index: Index, grouping: Grouping, inspection: Inspection) -> tuple[Index, Grouping, Support | None]:
     """Ask the pictures about groups that names or folders suggest, within splits and across them.
 
-    Groups whose numbers begin anew in the classes and splits, and whose images are not alike, are dropped.
+    Groups whose numbers begin anew in the classes and splits, and whose images are not surely alike, are dropped.
     """
     if not grouping.is_guess:
         return index, grouping, None
     within = measure_support(index, inspection)
-    if within.verdict == "refuted" and counts_anew(index):
+    is_restarted = counts_anew(index)
+    if within.verdict != "supported" and is_restarted:
         example = grouping.examples[0][1] if grouping.examples else ""
         rule = f"none: numbers such as {example} begin anew in each class, and {explain_support(within)}"
         return replace(index, groups=()), Grouping(source="none", rule=rule), None
     across = measure_support(index, inspection, across=within) if len(set(index.splits)) > 1 else None
+    if across and is_restarted and across.verdict == "unclear":
+        across = replace(across, verdict="refuted")
     is_supported = "supported" in (within.verdict, across.verdict if across else "")
     support = across if across and within.verdict != "supported" and is_supported else within
     certainty = "supported" if is_supported else "unsure"

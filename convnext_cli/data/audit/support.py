@@ -12,7 +12,7 @@ from convnext_cli.data.scan import Index
 
 LEVEL = 0.01  # of the test, over both likenesses together
 MIN_RANK = 0.55  # a mean rank surely below is no likeness worth speaking of
-GROUPS, IMAGES, OTHERS = 500, 4, 200  # groups, images of each, and images of other groups that are compared
+GROUPS, IMAGES, OTHERS = 500, 6, 200  # groups, images of each, and images of other groups that are compared
 MIN_GROUPS_TOLD = 10  # to say that there is no likeness
 
 
@@ -77,7 +77,7 @@ def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
     mean, error = ranks.mean(axis=0), np.maximum(ranks.std(axis=0, ddof=1), 1e-3) / math.sqrt(groups)
     point = float(student.ppf(1 - LEVEL / 2, groups - 1))
     best = int(np.argmax((mean - 0.5) / error))
-    limit = MIN_RANK if across is None else min(MIN_RANK, 0.5 + (across.rank - 0.5) / 2)
+    limit = MIN_RANK if across is None else 0.5 + (across.rank - 0.5) / 2
     if mean[best] - point * error[best] > 0.5:
         verdict = "supported"
     elif groups >= MIN_GROUPS_TOLD and (mean + point * error < limit).all():
@@ -106,7 +106,7 @@ def _pick(values, number: int):  # type: ignore[no-untyped-def]
 
 
 def counts_anew(index: Index) -> bool:
-    """Return whether groups that repeat lie in half of all classes and splits on average, as restarted numbers do."""
+    """Return whether groups that repeat lie in most classes and splits on average, as numbers that begin anew do."""
     cells: dict[str, set[tuple[str, int]]] = defaultdict(set)
     images: dict[str, int] = defaultdict(int)
     for group, split, label in zip(index.groups, index.splits, index.labels, strict=True):
@@ -114,4 +114,4 @@ def counts_anew(index: Index) -> bool:
         images[group] += 1
     everywhere = len(set(zip(index.splits, index.labels, strict=True)))
     repeated = [len(cells[group]) for group, count in images.items() if count > 1]
-    return everywhere > 1 and bool(repeated) and sum(repeated) >= len(repeated) * everywhere / 2
+    return bool(repeated) and sum(repeated) > len(repeated) * (1 + everywhere) / 2

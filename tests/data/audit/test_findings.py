@@ -72,7 +72,7 @@ def test_without_the_fix_list_duplicates_and_conflicts_are_gone(planted: Planted
 
 def test_a_new_split_keeps_groups_and_copies_together(planted: Planted) -> None:
     after = audit(planted.root, resplit=True)
-    assert {finding.kind for finding in after.findings} == {"conflicting labels", "duplicates"}
+    assert {finding.kind for finding in after.findings} == {"conflicting labels", "duplicates", "near-duplicates"}
 
 
 def test_a_dirty_folder(tmp_path: Path) -> None:
@@ -128,6 +128,36 @@ def test_a_shortcut_is_told_by_its_name(tmp_path: Path, thing: str) -> None:
     assert {shortcut.name for shortcut in found.shortcuts if shortcut.is_telling} == {thing}
     assert not found.falsifies
     assert find(found, f"shortcut: {thing}").examples[0].startswith("balanced accuracy 1")
+
+
+def test_jpg_and_jpeg_are_one_format(tmp_path: Path) -> None:
+    for number in range(60):
+        path = tmp_path / ("SICK", "WELL")[number % 2] / f"{number:04}.{('jpg', 'jpeg')[number % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(number, (48, 48)).save(path)
+    assert not any(shortcut.is_telling for shortcut in audit(tmp_path).shortcuts)
+
+
+def make_border_set(root: Path, number: int, *, planted: bool) -> Path:
+    """Photos of two classes that differ in brightness all over, with a brighter frame on one if `planted`."""
+    for row in range(80):
+        light, noise = row % 2, np.random.default_rng((number, row))
+        pixels = np.asarray(draw_picture(1000 * number + row, (48, 48)), float) * (0.8 + 0.15 * light)
+        if planted and light:
+            pixels[:2] = pixels[-2:] = 150 + noise.normal() * 20
+        path = root / f"{number}{planted}" / "ab"[light] / f"{row:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+    return root / f"{number}{planted}"
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_a_border_is_reported_where_it_beats_the_inside(tmp_path: Path, *, planted: bool) -> None:
+    told = [
+        any(s.is_telling for s in audit(make_border_set(tmp_path, n, planted=planted)).shortcuts if s.name == "border")
+        for n in range(6)
+    ]
+    assert sum(told) >= 5 if planted else sum(told) <= 1, told
 
 
 def test_small_classes_and_an_unreadable_set(tmp_path: Path) -> None:
@@ -190,6 +220,9 @@ def test_the_chest_x_rays(shared_data: Path) -> None:
     groups = find(found, "groups across splits")
     assert groups.count == 170
     assert "170 in both test and train" in groups.title
+    assert found.grouping.certainty == "supported"
+    assert not groups.falsifies, "images of one number in two splits are no more alike than of two"
+    assert not any(shortcut.is_telling for shortcut in found.shortcuts if shortcut.name != "border")
     repaired = take(shared_data / "cxr3", resplit=True)
     assert replace(repaired.index, skipped={}).groups == found.index.groups
     assert repaired.audit is not None

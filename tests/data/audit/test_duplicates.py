@@ -1,0 +1,140 @@
+import io
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from convnext_cli.data.audit.duplicates import MAX_DISTANCE, compare_pictures, find_similar, shrink
+from convnext_cli.data.audit.inspection import THUMB
+from convnext_cli.data.audit.summary import Audit
+from convnext_cli.data.intake import Intake, Taken, take_in, write_fix_list
+from tests.conftest import draw_picture
+
+
+def audit(data: Path, **options: object) -> Audit:
+    [last] = deque(take_in(Intake(data=data, **options), threads=2), maxlen=1)  # type: ignore[arg-type]
+    assert isinstance(last, Taken)
+    assert last.audit is not None
+    return last.audit
+
+
+def count(audit: Audit) -> dict[str, int]:
+    return {finding.kind: finding.count for finding in audit.findings}
+
+
+def save(image: Image.Image, path: Path, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def draw_texture(seed: int) -> Image.Image:
+    """A checkerboard's low frequencies, which decide the hash, with a fine texture of its own."""
+    rough = np.kron(np.indices((8, 8)).sum(axis=0) % 2, np.ones((16, 16))) * 40.0 + np.linspace(0, 120, 128)
+    fine = np.random.default_rng(seed).normal(size=(128, 128)) * 25
+    return Image.fromarray(np.clip(rough + gaussian_filter(fine, 2) * 6 + 50, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def test_similar_hashes_are_found_once_as_by_comparing_all() -> None:
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 2**63, 200, dtype=np.uint64)
+    for row in range(100):
+        flips = random.choice(64, row % 12, replace=False).astype(np.uint64)
+        hashes[100 + row] = hashes[row] ^ np.bitwise_or.reduce(np.uint64(1) << flips, initial=np.uint64(0))
+    hashes = np.unique(hashes)
+    found = [tuple(sorted(pair)) for pairs in find_similar(hashes) for pair in pairs.tolist()]
+    bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    expected = {(a, b) for a, b in np.argwhere(bits <= MAX_DISTANCE).tolist() if a < b}
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+
+
+def test_an_unlike_picture_with_the_same_hash_hides_no_pair(tmp_path: Path) -> None:
+    """All hashes are the same in thirds: each picture's copy is found among 29 others."""
+    for number in range(30):
+        picture = draw_texture(number)
+        save(picture, tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
+        save(picture, tmp_path / "test" / "ab"[number % 2] / f"again{number}.jpg", quality=90)
+    found = audit(tmp_path, group_from="none")
+    hashes = Counter(found.inspection.measures["hash"].tolist())
+    assert len(hashes) < 40, "pictures share hashes"
+    assert count(found)["near-duplicates across splits"] == 30
+    assert all(len(rows) == 2 for rows in found.clusters)
+
+
+def test_after_the_fix_list_no_copies_lie_in_two_splits(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(40):
+        picture = draw_texture(number // 4) if number % 2 else draw_picture(number // 3)
+        options: dict[str, Any] = {} if number % 3 else {"quality": int(random.choice((60, 75, 90)))}
+        path = tmp_path / "data" / ("train", "test")[number % 3 == 1] / "ab"[number // 20] / f"{number}"
+        save(picture, path.with_suffix(".jpg" if options else ".png"), **options)
+    before = audit(tmp_path / "data", group_from="none")
+    assert {"duplicates across splits", "near-duplicates across splits"} & set(count(before))
+    write_fix_list(before, tmp_path / "fix.csv")
+    after = audit(tmp_path / "data", group_from="none", exclude=str(tmp_path / "fix.csv"))
+    assert set(count(after)) <= {"small classes"}
+
+
+def test_a_thousand_black_pictures_are_one_cluster(tmp_path: Path) -> None:
+    black = Image.new("RGB", (16, 16))
+    for number in range(300):
+        save(black, tmp_path / "ab"[number % 2] / f"{number}.png")
+    found = audit(tmp_path, group_from="none")
+    assert [len(rows) for rows in found.clusters] == [300]
+    assert not found.findings[0].title.startswith("near")
+
+
+def test_exact_and_near_are_counted_apart(tmp_path: Path) -> None:
+    for number in range(24):
+        save(draw_picture(number), tmp_path / ("train", "test")[number % 2] / "ab"[number // 2 % 2] / f"{number}.png")
+    for number in range(0, 6, 2):
+        save(draw_picture(number), tmp_path / "test" / "ab"[number // 2 % 2] / f"copy{number}.png")
+    for number in range(8, 12, 2):
+        save(draw_picture(number), tmp_path / "test" / "ab"[number // 2 % 2] / f"copy{number}.jpg", quality=80)
+    found = {finding.kind: finding for finding in audit(tmp_path, group_from="none").findings}
+    assert found["duplicates across splits"].count == 3
+    assert "the same pixels" in found["duplicates across splits"].title
+    assert found["near-duplicates across splits"].count == 2
+    assert len(found["near-duplicates across splits"].leave_out) == 2
+
+
+def make_slices(number: int) -> list[Image.Image]:
+    """Neighbouring slices of a scan: large forms that change slowly, finer ones, and noise of their own."""
+    random = np.random.default_rng(number)
+    large, fine = (
+        gaussian_filter(random.normal(size=(12, 96, 96)), width) for width in ((24, 16, 16), (2.5, 2.5, 2.5))
+    )
+    volume = large / large.std() * 45 + fine / fine.std() * 15 + 128 + random.normal(size=large.shape) * 4
+    return [Image.fromarray(np.clip(one, 0, 255).astype(np.uint8)).convert("RGB") for one in volume]
+
+
+def test_neighbouring_slices_are_similar_and_not_left_out(tmp_path: Path) -> None:
+    for scan in range(4):
+        for number, picture in enumerate(make_slices(scan)):
+            save(picture, tmp_path / ("train", "test")[number % 2] / "ab"[scan % 2] / f"{scan * 100 + number}.png")
+    found = {finding.kind: finding for finding in audit(tmp_path, group_from="none").findings}
+    similar = found["very similar images across splits"]
+    assert similar.severity == "note"
+    assert not similar.leave_out
+    assert "perhaps of one subject" in similar.title
+    assert not any("duplicates" in kind for kind in found)
+
+
+@pytest.mark.parametrize("quality", [50, 75, 95])
+@pytest.mark.parametrize("scale", [0.5, 1, 1.5])
+def test_a_picture_saved_again_or_scaled_is_a_near_duplicate(quality: int, scale: float) -> None:
+    for number in range(5):
+        picture = draw_picture(number, (192, 160))
+        file = io.BytesIO()
+        picture.resize((round(192 * scale), round(160 * scale))).save(file, "JPEG", quality=quality)
+        with Image.open(file) as again:
+            assert compare_pictures(shrink(picture), shrink(again.convert("RGB"))) == "near"
+        assert compare_pictures(shrink(picture), shrink(draw_picture(number + 100, (192, 160)))) == ""
+
+
+def test_thumbnails_are_large_enough_to_compare() -> None:
+    assert THUMB * THUMB > 64

@@ -1,0 +1,94 @@
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convnext_cli.data.audit.inspection import Inspection, inspect_images
+from convnext_cli.data.audit.summary import Audit
+from convnext_cli.data.audit.support import LEVEL, Support, measure_support
+from convnext_cli.data.intake import Intake, Taken, take_in
+from convnext_cli.data.scan import Index, scan_data
+from tests.conftest import draw_relative
+
+
+def audit(data: Path) -> Audit:
+    [last] = deque(take_in(Intake(data=data), threads=2), maxlen=1)
+    assert isinstance(last, Taken)
+    assert last.audit is not None
+    return last.audit
+
+
+def draw(root: Path, paths: list[str], families: list[int]) -> None:
+    for number, (path, family) in enumerate(zip(paths, families, strict=True)):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        draw_relative(family, number, (32, 32)).save(root / path)
+
+
+def list_slides(per_cell: int = 3) -> list[str]:
+    """Blood cells: slides numbered anew in each class and split."""
+    return [
+        f"{split}/{label}/_{slide}_{100 * slide + i}.png"
+        for split in ("train", "test")
+        for label in ("EOS", "LYM")
+        for slide in range(12)
+        for i in range(per_cell)
+    ]
+
+
+def test_counters_that_begin_anew_and_mean_nothing_are_no_groups(tmp_path: Path) -> None:
+    paths = list_slides()
+    draw(tmp_path, paths, list(range(1000, 1000 + len(paths))))  # no two pictures are alike
+    found = audit(tmp_path)
+    assert found.grouping.source == "none"
+    assert "begin anew in each class" in found.grouping.rule
+    assert found.index.groups == ()
+    assert not found.falsifies
+
+
+def test_numbers_that_begin_anew_in_each_split_make_no_score_false(tmp_path: Path) -> None:
+    paths = list_slides()
+    cells = {cell: number for number, cell in enumerate(sorted({path.rpartition("/")[0] for path in paths}))}
+    draw(tmp_path, paths, [100 * cells[p.rpartition("/")[0]] + int(p.rpartition("/")[2].split("_")[1]) for p in paths])
+    found = audit(tmp_path)
+    [groups] = [finding for finding in found.findings if finding.kind == "groups across splits"]
+    assert found.grouping.certainty == "supported"
+    assert groups.severity == "note"
+    assert "no more alike than of two" in groups.effect
+    assert not found.falsifies
+
+
+def test_identifiers_that_the_pictures_support_make_a_score_false(tmp_path: Path) -> None:
+    paths = list_slides()
+    draw(tmp_path, paths, [int(path.rpartition("/")[2].split("_")[1]) for path in paths])
+    found = audit(tmp_path)
+    [groups] = [finding for finding in found.findings if finding.kind == "groups across splits"]
+    assert (found.grouping.certainty, groups.severity, groups.count) == ("supported", "warning", 12)
+    assert found.falsifies
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Inspection]:
+    root = tmp_path_factory.mktemp("unlike")
+    draw(root, [f"{'ab'[n % 2]}/{n:03}.png" for n in range(80)], list(range(80)))
+    index = scan_data(root)
+    [last] = deque(inspect_images(index, threads=2), maxlen=1)
+    assert isinstance(last, Inspection)
+    return index, last
+
+
+def test_groups_drawn_by_chance_are_supported_as_rarely_as_stated(unlike: tuple[Index, Inspection]) -> None:
+    index, inspection = unlike
+    verdicts = []
+    for seed in range(60):
+        numbers = np.random.default_rng(seed).permutation(len(index)) // 3
+        verdicts.append(measure_support(replace(index, groups=tuple(map(str, numbers))), inspection).verdict)
+    assert verdicts.count("supported") <= 3, f"level {LEVEL}: 0.6 of 60 on average"
+
+
+def test_one_group_says_nothing(unlike: tuple[Index, Inspection]) -> None:
+    index, inspection = unlike
+    groups = ("p", "p", *map(str, range(2, len(index))))
+    found = measure_support(replace(index, groups=groups), inspection)
+    assert found == Support(verdict="unclear", groups=found.groups, rank=0.5)
