@@ -195,12 +195,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--host-name", action="append", default=[], help="a name that others ask for; may be repeated")
     options = parser.parse_args()
+    if not 0 <= options.port <= 65535:
+        parser.error("--port is a number from 0 to 65535")
     try:
         check_run(options.run)
         listening = socket.create_server(("127.0.0.1", options.port))
     except ConvnextError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         parser.exit(2, f"error: cannot listen on port {options.port} ({error}). Give another --port.\n")
     print(f"Serving {options.run} at http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
     app = make_app(options.run, (*HOSTS, *options.host_name))

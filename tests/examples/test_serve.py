@@ -199,7 +199,7 @@ def test_uploads_and_connections_have_a_number(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
-    [("nowhere", 3, "nowhere is no finished run"), ("RUN --port 99999", 2, "cannot listen on port")],
+    [("nowhere", 3, "nowhere is no finished run"), ("RUN --port TAKEN", 2, "cannot listen on port")],
 )
 def test_what_cannot_be_served_is_said(
     run: RunFolder,
@@ -209,9 +209,11 @@ def test_what_cannot_be_served_is_said(
     code: int,
     problem: str,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["serve.py", *words.replace("RUN", str(run.path)).split()])
-    with pytest.raises(SystemExit) as caught:
-        serve.main()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = words.replace("RUN", str(run.path)).replace("TAKEN", str(taken.getsockname()[1]))
+        monkeypatch.setattr(sys, "argv", ["serve.py", *words.split()])
+        with pytest.raises(SystemExit) as caught:
+            serve.main()
     said = capsys.readouterr()
     assert (caught.value.code, said.out) == (code, "")
     assert problem in said.err
