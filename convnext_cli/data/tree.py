@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from convnext_cli.data.formats import IMAGE_SUFFIXES, identify_file
+from convnext_cli.data.formats import IMAGE_SUFFIXES, has_image_suffix, identify_file
 
 NOT_AN_IMAGE = "not an image by its suffix"
 LINK = "no regular file (a broken link, a pipe)"
@@ -93,15 +93,14 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
             inside = above | {here}
             for entry in entries:
                 name = entry.name
-                if is_hidden(name):
+                if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and name[0] != "." and _is_file(entry):
+                    folder.images.append(name)  # first, for there are many
+                elif is_hidden(name):
                     skipped[HIDDEN] += 1
                 elif _is_folder(entry):
                     waiting.append((Folder(entry.path, name), folder, inside))
-                elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
-                    if _is_file(entry):
-                        folder.images.append(name)
-                    else:
-                        _skip(skipped, LINK, entry.path)
+                elif has_image_suffix(name):
+                    _skip(skipped, LINK, entry.path)
                 elif reason := _explain_other(entry):
                     _skip(skipped, reason, entry.path if reason == LINK else "")
                     folder.others.append(name)
