@@ -113,13 +113,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines; a line that a full disk cut short is passed over."""
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = path.read_bytes().splitlines()
+    except OSError:  # it is not there, or is a folder
         return []
     for line in lines:
         try:
             found.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return found
 

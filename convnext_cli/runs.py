@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import RunError, UsageError
@@ -17,9 +19,14 @@ from convnext_cli.text import quote
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
 
+    from convnext_cli.records import AuditRecord, Config, Data, Environment, Result
+
+Kind = TypeVar("Kind")
 RUNS = Path("runs")
 _SPLITS = re.compile(r"train|val|test|fold-\d+")
 _RANGE_TEST, _CALIBRATION, _ARRAYS = "lr.json", "calibration.json", "calibration.safetensors"
+MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
+CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
 FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
@@ -162,34 +169,130 @@ class RunFolder:
         Raises:
             RunError: a file is missing or damaged.
         """
+        from convnext_cli.records import read_text
+
         remedy = "Give a folder that `convnext finetune` made"
+        table = self.path / "split.csv"
         try:
-            about = json.loads((self.path / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
-            with (self.path / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                rows = list(csv.DictReader(file))
-            if not rows or any(row.get(key) is None for row in rows for key in _SPLIT_COLUMNS):
-                raise ValueError(f"it must have rows of {', '.join(_SPLIT_COLUMNS)}")
-            if strange := {row["split"] for row in rows if not _SPLITS.fullmatch(row["split"])}:
-                raise ValueError(f"no such split: {', '.join(sorted(strange))}")
-            number = {name: label for label, name in enumerate(about["classes"])}
-            groups = tuple(row["group"] for row in rows)
-            return Index(
-                root=Path(about["data"]),
-                classes=tuple(about["classes"]),
-                paths=tuple(row["path"] for row in rows),
-                labels=tuple(number[row["label"]] for row in rows),
-                splits=tuple(row["split"] for row in rows),
-                groups=groups if any(groups) else (),
-                skipped=about["skipped"],
-            )
+            about = self.read_data()
+            text = read_text(table, remedy)
         except FileNotFoundError as error:
             raise RunError(f"{self.path} is no run: it has no {Path(error.filename).name}", remedy) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"the split of {self.path} cannot be read ({error!r})", remedy) from error
+        number = {name: label for label, name in enumerate(about.classes)}
+        paths, labels, groups, splits = [], [], [], []
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for row in reader:
+                if problem := _find_split_problem(row, number):
+                    raise RunError(f"{table} cannot be read: line {reader.line_num}: {problem}", remedy)
+                paths.append(row["path"])
+                labels.append(number[row["label"]])
+                groups.append(row["group"])
+                splits.append(row["split"])
+        except csv.Error as error:
+            raise RunError(f"{table} cannot be read: line {reader.line_num}: {error}", remedy) from error
+        if not paths:
+            raise RunError(f"{table} cannot be read: it has no rows of {', '.join(_SPLIT_COLUMNS)}", remedy)
+        return Index(
+            root=Path(about.data),
+            classes=about.classes,
+            paths=tuple(paths),
+            labels=tuple(labels),
+            splits=tuple(splits),
+            groups=tuple(groups) if any(groups) else (),
+            skipped=about.skipped,
+        )
+
+    def read_data(self) -> "Data":
+        """Read where the images are, and the classes in the order of the model's outputs.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            RunError: it does not fit its schema.
+        """
+        from convnext_cli.records import Data, read_record  # here and below: `recommend` answers without it
+
+        remedy = "Give a folder that `convnext finetune` made"
+        about = read_record(self.path / "data.json", Data, remedy)
+        if twice := sorted(name for name, count in Counter(about.classes).items() if count > 1):
+            raise RunError(f"{self.path / 'data.json'} cannot be read: classes: {twice[0]!r} stands twice", remedy)
+        return about
+
+    def read_config(self) -> "Config":
+        """Read the model's configuration: its architecture, classes and preprocessing.
+
+        Raises:
+            RunError: it is missing, does not fit its schema, or its classes are not those of the data.
+        """
+        from convnext_cli.records import Config, read_record
+
+        path = self.path / "config.json"
+        try:
+            config = read_record(path, Config, MODEL_REMEDY)
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} is no finished run: it has no {path.name}", MODEL_REMEDY) from error
+        names = config.label_names
+        if len(set(names)) != len(names) or config.num_classes not in (None, len(names)):
+            problem = f"{len(set(names))} class names for {config.num_classes or len(names)} outputs"
+            raise RunError(f"{path} cannot be read: label_names: {problem}", MODEL_REMEDY)
+        how = config.pretrained_cfg
+        channels, height, width = how.input_size
+        if height != width:
+            raise RunError(f"{path} cannot be read: input_size: {height} x {width} px is not square", MODEL_REMEDY)
+        if {len(how.mean), len(how.std)} not in ({1}, {3}) or channels != config.model_args.in_chans:
+            problem = f"{len(how.mean)} means, {len(how.std)} deviations and {config.model_args.in_chans} channels"
+            raise RunError(f"{path} cannot be read: pretrained_cfg: {problem} for {channels} channels", MODEL_REMEDY)
+        if (self.path / "data.json").exists() and self.read_data().classes != names:
+            raise RunError(f"the classes in {path} are not those of data.json beside it", MODEL_REMEDY)
+        return config
+
+    def read_result(self) -> "Result | None":
+        """Read the epoch that was kept, and its metrics on validation; None before the run has finished.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
+        from convnext_cli.records import Result
+
+        return self._read_if_there(self.metrics, Result, "Delete it, and `convnext finetune --resume` writes it again")
+
+    def read_audit(self) -> "AuditRecord | None":
+        """Read what was found in the data; None where the audit was switched off.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
+        from convnext_cli.records import AuditRecord
+
+        return self._read_if_there(self.path / "audit.json", AuditRecord, "`convnext check` looks at the data again")
+
+    def read_environment(self) -> "Environment | None":
+        """Read versions, device and command line.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
+        from convnext_cli.records import Environment
+
+        return self._read_if_there(self.path / "environment.json", Environment, "Bring the former file back")
+
+    def _read_if_there(self, path: Path, kind: "type[Kind]", remedy: str) -> "Kind | None":
+        from convnext_cli.records import read_record
+
+        try:
+            return read_record(path, kind, remedy)
+        except FileNotFoundError:
+            return None
 
     def write_audit(self, audit: dict[str, Any]) -> None:
         """Writes what was found in the data."""
         write_text(self.path / "audit.json", json.dumps(audit, indent=1, default=str) + "\n")
+
+    def copy_audit(self, other: "RunFolder") -> None:
+        """Copy another run's audit of the same data, as it is; a damaged one stays one that is seen to be damaged."""
+        if (path := other.path / "audit.json").is_file():
+            with replace_file(self.path / "audit.json") as temporary:
+                shutil.copyfile(path, temporary)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes versions, device and command line."""
@@ -200,8 +303,20 @@ class RunFolder:
         write_text(self.path / _RANGE_TEST, json.dumps(found, indent=1) + "\n")
 
     def read_range_test(self) -> dict[str, Any] | None:
-        """What `write_range_test` was given; None where there was no such test."""
-        return self.read_json(_RANGE_TEST)
+        """Read what `write_range_test` was given; None where there was no such test.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
+        from convnext_cli.records import RangeTest, convert_record, read_json
+
+        path, remedy = self.path / _RANGE_TEST, f"Delete it: {_RANGE_TEST} is only for the plot"
+        try:
+            raw: dict[str, Any] = read_json(path, remedy, nan_is_none=True)
+        except FileNotFoundError:
+            return None
+        convert_record(raw, RangeTest, path, remedy)
+        return raw
 
     def write_log(self, epochs: list[dict[str, Any]]) -> None:
         """Writes one line per epoch, all of them anew, so that a kill leaves no half line."""
@@ -212,35 +327,45 @@ class RunFolder:
         write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The epochs so far, as `write_log` was given them; none where there is no log."""
-        return read_lines(self.path / "metrics.jsonl")
+        """Read the epochs so far, as `write_log` was given them; none where there is no log.
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """One of the run's JSON files, or None where it is missing or damaged: what is nice to know and no more."""
+        Raises:
+            RunError: a line does not fit its schema.
+        """
+        from convnext_cli.records import Epoch, convert_record, parse_json, read_text
+
+        path, remedy = self.path / "metrics.jsonl", "Delete it: it is only for the plots"
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8", errors="surrogateescape"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+            lines = read_text(path, remedy).splitlines()
+        except FileNotFoundError:
+            return []
+        epochs = []
+        for number, line in enumerate(lines, start=1):
+            epoch = parse_json(line, f"{path}, line {number},", remedy, nan_is_none=True)
+            convert_record(epoch, Epoch, f"{path}, line {number},", remedy)
+            epochs.append(epoch)
+        return epochs
 
     def write_calibration(self, found: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
         """Writes what was found on the validation split, and the arrays that it came from."""
         from safetensors.numpy import save  # and not its own writer, whose error on a full disk is no OSError
 
         with replace_file(self.path / _ARRAYS) as temporary:
-            temporary.write_bytes(save(arrays))
+            temporary.write_bytes(save(arrays, metadata={"weights": found["weights"]}))
         write_text(self.path / _CALIBRATION, json.dumps(found, indent=1) + "\n")
 
-    def read_calibration(self) -> dict[str, Any] | None:
-        """What `write_calibration` was given, or None.
+    def read_calibration(self) -> Any:
+        """Read what `write_calibration` was given, as plain values; None where there is none.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the file is no JSON.
         """
-        path = self.path / _CALIBRATION
-        if path.exists() and self.read_json(_CALIBRATION) is None:
-            raise RunError(f"{path} cannot be read", "Delete it; `convnext eval` fits it again")
-        return self.read_json(_CALIBRATION)
+        from convnext_cli.records import read_json
+
+        try:
+            return read_json(self.path / _CALIBRATION, CALIBRATION_REMEDY)
+        except FileNotFoundError:
+            return None
 
     def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
         """The arrays that `write_calibration` was given.
@@ -248,14 +373,18 @@ class RunFolder:
         Raises:
             RunError: they are missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
 
+        path, remedy = self.path / _ARRAYS, f"Delete {_CALIBRATION} there; `convnext eval` fits both again"
         try:
-            return dict(load_file(self.path / _ARRAYS))
-        except (OSError, SafetensorError) as error:
-            remedy = f"Delete {_CALIBRATION} there; `convnext eval` fits both again"
-            raise RunError(f"{self.path / _ARRAYS} cannot be read ({error})", remedy) from error
+            with safe_open(path, "np") as file:
+                weights = (file.metadata() or {}).get("weights")  # runs of former versions have none
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (OSError, SafetensorError, TypeError) as error:
+            raise RunError(f"{path} cannot be read ({error})", remedy) from error
+        if weights not in (None, self.fingerprint_weights()):
+            raise RunError(f"{path} cannot be read: it was fitted for other weights ({weights})", remedy)
+        return arrays
 
     def fingerprint_weights(self) -> str:
         """A short sum over the weights, by which is known what was fitted for others."""
@@ -275,11 +404,24 @@ class RunFolder:
         except OSError as error:
             remedy = "Make the run writable: each evaluation on the test split is recorded there"
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
-        return len(read_lines(self.tests))
+        # A damaged line is a former evaluation too.
+        return sum(bool(line.strip()) for line in self.tests.read_bytes().splitlines())
 
     def read_tests(self) -> list[dict[str, Any]]:
-        """Return the evaluations on a test split, oldest first, as `record_test` was given them."""
-        return read_lines(self.tests)
+        """Return the evaluations on a test split, oldest first, as `record_test` was given them.
+
+        A line that a full disk cut short is passed over.
+
+        Raises:
+            RunError: a line does not fit its schema.
+        """
+        from convnext_cli.records import Test, convert_record
+
+        remedy = "Correct the line; each evaluation on the test split is recorded there"
+        tests = read_lines(self.tests)
+        for number, entry in enumerate(tests, start=1):
+            convert_record(entry, Test, f"{self.tests}, evaluation {number},", remedy)
+        return tests
 
     def _files(self) -> Iterator[Path]:
         """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
@@ -302,3 +444,14 @@ class RunFolder:
         """Whether all that is here is what a run leaves that was killed before it had begun."""
         last = self.path / "last"
         return last.is_dir() and not set(self.path.rglob("*")) - {last, *self._beginnings()}
+
+
+def _find_split_problem(row: Mapping[str | None, Any], classes: Mapping[str, int]) -> str | None:
+    """Say what is wrong with a row of `split.csv`."""
+    if missing := [key for key in _SPLIT_COLUMNS if row.get(key) is None]:
+        return f"no {', '.join(missing)}; it must have rows of {', '.join(_SPLIT_COLUMNS)}"
+    if not row["path"] or "\0" in row["path"]:
+        return f"path: {row['path']!r} is no path"
+    if row["label"] not in classes:
+        return f"label: data.json has no class {row['label']!r}"
+    return None if _SPLITS.fullmatch(row["split"]) else f"split: no such split {row['split']!r}"

@@ -74,8 +74,8 @@ def test_a_damaged_split_is_said(tmp_path: Path) -> None:
     for text in ("path,label,group,split\n", "path,label\na,b\n", "path,label,group,split\na,b,,exam\n"):
         (tmp_path / "data.json").write_text('{"data": "d", "classes": ["b"], "skipped": {}}')
         (tmp_path / "split.csv").write_text(text)
-        with pytest.raises(RunError, match=r"split of .* cannot be read"):
+        with pytest.raises(RunError, match=r"split\.csv cannot be read"):
             RunFolder(tmp_path).read_split()
     (tmp_path / "data.json").write_text("{}")
-    with pytest.raises(RunError, match=r"split of .* cannot be read"):
+    with pytest.raises(RunError, match=r"data\.json cannot be read: Object missing required field data"):
         RunFolder(tmp_path).read_split()

@@ -41,7 +41,8 @@ def finetune(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="auto (the Hub or its cache), builtin (small, in the package), none (random), or a file or run."
+            help="auto (the Hub or its cache), builtin (small, in the package), none (random), a file or folder, or "
+            "timm/NAME."
         ),
     ] = None,
     audit: Annotated[bool, typer.Option("--check/--no-check", help="Look at every image first.")] = True,

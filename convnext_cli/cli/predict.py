@@ -66,8 +66,12 @@ def predict(
     if run is None:
         console.say(f"run: {folder} (the newest)")
 
+    from convnext_cli.inference.agreement import describe_calibration
     from convnext_cli.inference.prediction import Prediction, Wishes, list_missed_targets, predict_steps
 
+    if folder.is_dir():
+        for note in describe_calibration(folder):
+            console.warn(note)
     for missed in () if raw else list_missed_targets(folder):
         console.warn(missed)
     failures: list[ImageError] = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convnext_cli.recipes.recipe import Setting, describe_settings
+from convnext_cli.recipes.recipe import Setting, check_settings, describe_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -92,8 +92,14 @@ def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that stand on the command line."""
-    return {name: value for name, value in settings.items() if value is not None}
+    """Return the settings that stand on the command line.
+
+    Raises:
+        UsageError: one has a value that it cannot have.
+    """
+    values = {name: value for name, value in settings.items() if value is not None}
+    check_settings(values)
+    return values
 
 
 def parse_duration(text: str) -> float:

@@ -35,7 +35,10 @@ class Preprocessing:
         Raises:
             ValueError: a field has a value that it cannot have.
         """
-        if not (self.image_size >= 1 and 0 < self.crop_pct <= 1 and self.interpolation in _FILTERS):
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean and std must be finite: {self}")
+        is_known = self.interpolation in _FILTERS and self.crop_mode in ("center", "squash")
+        if not (self.image_size >= 1 and 0 < self.crop_pct <= 1 and is_known):
             raise ValueError(f"no such preprocessing: {self}")
         if {len(self.mean), len(self.std)} not in ({1}, {3}) or min(self.std) <= 0:
             raise ValueError(f"mean and std need one channel or three: {self}")

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from convnext_cli.evaluation.figures import Figures, Floats, Ints, log_softmax
 
 __all__ = ["ClassMetrics", "Floats", "Ints", "Metrics", "compute_metrics", "count_confusion", "log_softmax"]
+
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,13 +22,13 @@ class ClassMetrics:
 
     name: str
     images: int
-    precision: float | None
-    recall: float | None
+    precision: Fraction | None
+    recall: Fraction | None
     """Also called sensitivity."""
-    specificity: float | None
-    f1: float | None
-    roc_auc: float | None
-    pr_auc: float | None
+    specificity: Fraction | None
+    f1: Fraction | None
+    roc_auc: Fraction | None
+    pr_auc: Fraction | None
     """Average precision: the precision at each found image of the class, averaged."""
 
 
@@ -36,16 +40,16 @@ class Metrics:
     """
 
     images: int
-    top1: float
-    balanced_accuracy: float
+    top1: Fraction
+    balanced_accuracy: Fraction
     """Mean recall."""
-    macro_precision: float
+    macro_precision: Fraction
     """Mean precision; 0 for a class that is never predicted."""
-    macro_specificity: float | None
-    macro_f1: float
-    macro_roc_auc: float | None
+    macro_specificity: Fraction | None
+    macro_f1: Fraction
+    macro_roc_auc: Fraction | None
     """Mean area under the ROC curve, each class against the rest."""
-    macro_pr_auc: float | None
+    macro_pr_auc: Fraction | None
     """Mean average precision, each class against the rest."""
     kappa: float | None
     """Cohen's kappa: agreement beyond chance."""
@@ -53,9 +57,9 @@ class Metrics:
     """Matthews' correlation coefficient, for any number of classes (Gorodkin 2004)."""
     log_loss: float
     """Mean negative log-likelihood of the true class, in nats."""
-    brier: float
+    brier: Fraction
     """Mean squared error of the probabilities, halved so that it lies in 0 to 1."""
-    ece: float
+    ece: Fraction
     """Expected calibration error of the predicted class, 15 bins of equally many images."""
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]

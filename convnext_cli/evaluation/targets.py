@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from convnext_cli.evaluation.figures import Floats
@@ -17,9 +19,8 @@ FIGURES = ("sensitivity", "specificity")
 class Target:
     """What is asked for: a sensitivity or a specificity of at least `value` for the class `name`."""
 
-    figure: str
-    """One of `FIGURES`."""
-    value: float
+    figure: Literal["sensitivity", "specificity"]
+    value: Annotated[float, Meta(gt=0, le=1)]
     name: str
 
     def __str__(self) -> str:
@@ -31,10 +32,10 @@ class Threshold:
     """A target and the probability from which on the class counts as found."""
 
     target: Target
-    threshold: float
-    reached: float
+    threshold: Annotated[float, Meta(ge=0)]
+    reached: Annotated[float, Meta(ge=0, le=1)]
     """The target's figure on the images the threshold was found on."""
-    images: int
+    images: Annotated[int, Meta(ge=0)]
     """How many of these images the figure rests on: those of the class for a sensitivity, the others' else."""
 
 

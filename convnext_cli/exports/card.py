@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from convnext_cli.data.scan import Index
-from convnext_cli.data.transforms import Preprocessing
 from convnext_cli.evaluation.intervals import Interval
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.fitting import read_calibration
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.models.weights import read_license
 from convnext_cli.recipes.plan import read_plan, read_reasons
+from convnext_cli.records import Preprocessing
 from convnext_cli.runs import RunFolder
 from convnext_cli.text import make_visible
 
@@ -58,10 +58,10 @@ def find_license(run: RunFolder) -> License:
 
 def write_card(run: RunFolder, found: Evaluation | None, license: License) -> str:
     """The card as Markdown with the Hub's own head. It holds no path and no image of the data."""
-    config = run.read_json("config.json") or {}
+    config = run.read_config()
     model, weights, settings = read_plan(run.plan) if run.plan.exists() else (None, None, {})
     index = run.read_split()
-    name = str(model or config.get("architecture"))
+    name = str(model or config.architecture)
     parts = (
         _head(license, name if weights == "auto" and not name.endswith(f".{BUILTIN}") else None),
         f"# {escape_markdown(name)}, fine-tuned to tell {len(index.classes)} classes apart",
@@ -108,7 +108,8 @@ def _describe_data(index: Index) -> str:
 
 def _describe_figures(run: RunFolder, found: Evaluation | None) -> str:
     if found is None:
-        kept = (run.read_json("metrics.json") or {}).get("val") or {}
+        result = run.read_result()
+        kept = (result.val if result else None) or {}
         known = [(title, _percent(kept[name])) for name, title in FIGURES.items() if kept.get(name) is not None]
         return (_table(("figure (%)", "validation"), known) + "\n\n" if known else "") + (
             "On the images that the best epoch was chosen by, and without intervals: the data were not at hand."
@@ -132,7 +133,7 @@ def _describe_figures(run: RunFolder, found: Evaluation | None) -> str:
 
 
 def _describe_use(run: RunFolder) -> str:
-    how: dict[str, Any] = (run.read_json("config.json") or {}).get("pretrained_cfg", {})
+    how = run.read_config().pretrained_cfg
     fitted = read_calibration(run)
     lines = [
         "```python",
@@ -154,11 +155,13 @@ def _describe_use(run: RunFolder) -> str:
     return "\n".join(lines)
 
 
-def _describe_steps(how: dict[str, Any]) -> str:
-    size = how.get("input_size", [3, 0, 0])[-1]
-    names = Preprocessing.__dataclass_fields__.keys() & how.keys() - {"image_size"}
-    grey = 'luminance alone (Pillow\'s `convert("L")`), ' if how.get("input_size", [3])[0] == 1 else ""
-    return f"{grey}{size} x {size} px, " + ", ".join(f"{name} {how[name]}" for name in sorted(names))
+def _describe_steps(how: Preprocessing) -> str:
+    channels, size, _ = how.input_size
+    grey = 'luminance alone (Pillow\'s `convert("L")`), ' if channels == 1 else ""
+    return (
+        f"{grey}{size} x {size} px, crop_mode {how.crop_mode}, crop_pct {how.crop_pct}, interpolation "
+        f"{how.interpolation}, mean {list(how.mean)}, std {list(how.std)}"
+    )
 
 
 def _describe_settings(run: RunFolder, settings: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The model as it leaves: from pixels to probabilities, so that little is left for others to get wrong."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -57,9 +56,9 @@ def describe_run(run: Path, predictor: Predictor) -> Description:
     Raises:
         RunError: the run cannot be read.
     """
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = predictor.run.read_config()
     return Description(
-        architecture=config["architecture"],
+        architecture=config.architecture,
         classes=predictor.classes,
         how=predictor.how,
         calibration=read_calibration(predictor.run),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_cli.data.intake import check_apart
-from convnext_cli.errors import ConvnextError, DataError, ImageError, UsageError, shorten_error
+from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError, shorten_error
 from convnext_cli.exports.card import License, find_license, write_card
 from convnext_cli.files import replace_output
 from convnext_cli.folds import check_single
@@ -75,6 +75,8 @@ def hub_steps(
                     evaluation = event
                 else:
                     yield event
+        except RunError:  # a damaged run is not passed on
+            raise
         except (DataError, ImageError) as error:
             notes.append(f"the card has no figures with intervals: {error.problem}")
         files[CARD].write_text(write_card(run, evaluation, license), encoding="utf-8", errors="surrogateescape")

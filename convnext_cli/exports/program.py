@@ -36,7 +36,7 @@ class Program(Answerer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
-        about = read_description(json.loads(extra[DESCRIPTION]))
+        about = read_description(json.loads(extra[DESCRIPTION]), path)
         self.classes, self.how = about.classes, about.how
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from convnext_cli.data.loaders import cut_batches, load_batches
 from convnext_cli.data.scan import Index
 from convnext_cli.data.text import find_name
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval
-from convnext_cli.errors import DataError, ImageError
+from convnext_cli.errors import DataError, ImageError, RunError
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus
 
@@ -53,13 +53,16 @@ class Answerer(ABC):
     def answer(
         self, rows: Sequence[int], load: Callable[[int], Pixels], *, features: bool = False, heat: bool = False
     ) -> Iterator[Answers]:
-        """Asks the model, batch by batch.
+        """Ask the model, batch by batch.
 
         Args:
             rows: which images.
             load: gives a row's prepared image, (S, S, 3) uint8. Where it raises `ImageError`, the row has failed.
             features: whether to give the features before the classifier.
             heat: whether to explain the predicted class.
+
+        Raises:
+            RunError: the model's outputs are not finite.
         """
         failed: dict[int, ImageError] = {}
 
@@ -72,6 +75,8 @@ class Answerer(ABC):
 
         for batch, images in load_batches(cut_batches(rows, BATCH_SIZE), try_load, threads=count_cpus()):
             told = self.ask(images, features=features, heat=heat)
+            if not np.isfinite(told.logits).all():
+                raise RunError("the model's outputs are not finite: its weights are damaged", "Give another run")
             yield replace(told, failed={place: failed.pop(row) for place, row in enumerate(batch) if row in failed})
 
     def answer_all(

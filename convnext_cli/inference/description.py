@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convnext_cli.data.transforms import Preprocessing
-from convnext_cli.inference.fitting import Calibration, revive_calibration
+from convnext_cli.errors import RunError
+from convnext_cli.inference.fitting import Calibration, check_thresholds
+from convnext_cli.records import MAX_SIDE, Config, convert_record, parse_json
 
 INPUT = "pixels"
 OUTPUTS = ("logits", "probabilities", "features", "novelty")
@@ -58,24 +60,51 @@ class Description:
         return words | {name: json.dumps(value) for name, value in values.items()}
 
 
-def read_description(metadata: dict[str, str]) -> Description:
-    """Takes back what `to_metadata` gave.
+def read_description(metadata: dict[str, str], source: object) -> Description:
+    """Take back what `to_metadata` gave.
+
+    Args:
+        metadata: words and JSON by name.
+        source: the file that they are from, for errors.
 
     Raises:
-        KeyError, TypeError, ValueError: something is missing or not as it was written.
+        RunError: something is missing, does not fit its schema, or does not agree with the rest.
     """
-    how = json.loads(metadata["preprocessing"])
-    calibration = json.loads(metadata["calibration"])
+    remedy = "Give a file that `convnext export` wrote, or export the run again"
+    if missing := [name for name in _WORDS + _JSON if name not in metadata]:
+        raise RunError(f"{source} is not a file that `convnext export` wrote: it has no {missing[0]}", remedy)
+    values = {name: parse_json(metadata[name], f"{source}, {name},", remedy) for name in _JSON}
     license = metadata["license"]
-    return Description(
-        architecture=metadata["architecture"],
-        classes=tuple(json.loads(metadata["classes"])),
-        how=Preprocessing(**how | {key: tuple(how[key]) for key in ("mean", "std")}),
-        calibration=calibration and revive_calibration(calibration),
-        weights=metadata["weights"],
-        license=None if license == "unknown" else license,
-        precision=metadata["precision"],
-        measured=json.loads(metadata["measured"]),
+    kept = {
+        "architecture": metadata["architecture"], "classes": values["classes"], "how": values["preprocessing"],
+        "calibration": values["calibration"], "weights": metadata["weights"],
+        "license": None if license == "unknown" else license, "precision": metadata["precision"],
+        "measured": values["measured"],
+    }  # fmt: skip
+    about = convert_record(kept, Description, source, remedy)
+    if len(set(about.classes)) != len(about.classes) or not about.classes:
+        raise RunError(f"{source} cannot be read: classes: {len(set(about.classes))} different names", remedy)
+    if about.how.image_size > MAX_SIDE:
+        raise RunError(f"{source} cannot be read: preprocessing: image_size {about.how.image_size}", remedy)
+    if about.calibration:
+        check_thresholds(about.calibration, about.classes, source, remedy)
+    return about
+
+
+_WORDS = ("architecture", "weights", "license", "precision")
+_JSON = ("classes", "preprocessing", "calibration", "measured")
+
+
+def to_preprocessing(config: Config) -> Preprocessing:
+    """Return the preprocessing that a run's configuration names."""
+    how = config.pretrained_cfg
+    return Preprocessing(
+        image_size=how.input_size[1],
+        crop_pct=how.crop_pct,
+        crop_mode=how.crop_mode,
+        interpolation=how.interpolation,
+        mean=how.mean,
+        std=how.std,
     )
 
 

@@ -20,12 +20,14 @@ from convnext_cli.evaluation.intervals import Intervals, compute_intervals
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
 from convnext_cli.evaluation.targets import OperatingPoint, Target, apply_threshold
 from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
+from convnext_cli.inference.agreement import check_records, describe_progress
 from convnext_cli.inference.answers import Answerer, Answers
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.fitting import Calibration, fit_steps, keep_targets, parse_target, read_calibration
 from convnext_cli.inference.predictor import Predictor
-from convnext_cli.inference.subject import Subject, choose_subject, find_overlap
+from convnext_cli.inference.subject import Subject, audit_steps, choose_subject, find_overlap
 from convnext_cli.progress import Progress
+from convnext_cli.records import AuditRecord
 from convnext_cli.runs import RunFolder
 
 
@@ -71,11 +73,13 @@ class Evaluation:
     """The how-manieth evaluation of this run on a test split it is; None for other splits."""
     notes: tuple[str, ...]
     """What makes the figures less than they seem."""
+    audit: AuditRecord | None = None
+    """What was found in the data that the run was trained on; None where that is not known."""
     cases: Cases
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the single images, for JSON."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "cases"}
+        """Return everything but the audit and the single images, for JSON."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("audit", "cases")}
 
 
 def evaluate(
@@ -126,7 +130,11 @@ def evaluate_steps(
     `subject` names the images where they are decided already, because several runs are compared on them.
     """
     subject, notes = (subject, []) if subject else choose_subject(run, data, split)
-    notes += find_overlap(run, subject)
+    check_records(run)
+    if (unfinished := describe_progress(run)) is not None:
+        notes.insert(0, unfinished)
+    audit = yield from audit_steps(run, notes)
+    notes += find_overlap(run, subject, audit)
     predictor = open_model(run, notes, cache=cache)
     labels = predictor.label_rows(subject.index, subject.rows)
     calibration: Calibration | None = None
@@ -173,6 +181,7 @@ def evaluate_steps(
         augmentation=augmentation,
         test_number=_record(run, subject, metrics, points, tta=tta) if subject.split == "test" else None,
         notes=tuple(notes),
+        audit=audit,
         cases=Cases(subject=subject, classes=predictor.classes, logits=logits, labels=labels),
     )
 
@@ -209,6 +218,8 @@ def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, No
     """The run's calibration; fitted now where the run has none. What prevents it becomes a note."""
     found = read_calibration(predictor.run)
     if found is None:
+        if predictor.run.read_calibration() is not None:
+            notes.append("calibration.json was fitted for other weights than model.safetensors; it is fitted again")
         try:
             for event in fit_steps(predictor, predictor.run):
                 if isinstance(event, Calibration):

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any, cast
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from convnext_cli.data.split import explain_weak_validation
@@ -17,10 +18,15 @@ from convnext_cli.evaluation.novelty import ABOUT, choose_novelty_threshold, nor
 from convnext_cli.evaluation.targets import FIGURES, Target, Threshold, find_threshold
 from convnext_cli.inference.answers import Answerer, Answers
 from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder
+from convnext_cli.records import convert_record
+from convnext_cli.runs import CALIBRATION_REMEDY, RunFolder
 
 ABSTAIN_RATE = 0.05  # of validation images that count as unlike the training images
 BANK_IMAGES = 5000  # training images that others are compared with; 3 MB for the smallest models, 20 for the largest
+
+
+Nats = Annotated[float, Meta(ge=0, le=1e6)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,24 +35,24 @@ class Calibration:
 
     weights: str
     """Fingerprint of the weights that it holds for."""
-    images: int
+    images: Annotated[int, Meta(ge=0)]
     """Validation images it rests on."""
     weak: str | None
     """Why nothing was fitted, or None."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """What logits are divided by before softmax."""
-    log_loss: tuple[float, float] | None = None
+    log_loss: tuple[Nats, Nats] | None = None
     """On validation, before and after."""
-    ece: tuple[float, float] | None = None
+    ece: tuple[Fraction, Fraction] | None = None
     """On validation, before and after."""
     thresholds: tuple[Threshold, ...] = ()
     """Probabilities, after the temperature, from which on a class counts as found."""
     novelty_score: str = ABOUT
-    novelty_threshold: float | None = None
+    novelty_threshold: Annotated[float, Meta(ge=-1, le=3)] | None = None
     """The score from which on an image counts as unlike the training images."""
-    novelty_rate: float = ABSTAIN_RATE
+    novelty_rate: Annotated[float, Meta(ge=0, le=1)] = ABSTAIN_RATE
     """The share of validation images that lie above it."""
-    training_images: int = 0
+    training_images: Annotated[int, Meta(ge=0)] = 0
     """How many training images others are compared with."""
 
 
@@ -64,7 +70,7 @@ def parse_target(text: str) -> Target:
         number = float("nan")
     if figure not in FIGURES or not 0 < number <= 1 or not colon or not name:
         raise UsageError(f"cannot read the target {text!r}", "Write it as sensitivity=0.95:CLASS or specificity=…")
-    return Target(figure, number, name)
+    return Target(cast("Any", figure), number, name)
 
 
 def fit_steps(model: Answerer, run: RunFolder) -> Iterator[Progress | Calibration]:
@@ -111,36 +117,52 @@ def fit_steps(model: Answerer, run: RunFolder) -> Iterator[Progress | Calibratio
 
 
 def read_calibration(run: RunFolder) -> Calibration | None:
-    """What was fitted for the run's present weights, or None.
+    """Return what was fitted for the run's present weights; None where nothing was.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    raw = run.read_calibration()
-    if raw is None or raw.get("weights") != run.fingerprint_weights():
+    raw, path = run.read_calibration(), run.path / "calibration.json"
+    if raw is None:
         return None
-    try:
-        return revive_calibration(raw)
-    except (KeyError, TypeError) as error:
-        raise RunError(
-            f"calibration.json of {run.path} cannot be read ({error})", "Delete it; `convnext eval` fits it again"
-        ) from error
+    calibration = convert_record(raw, Calibration, path, CALIBRATION_REMEDY)
+    if calibration.weights != run.fingerprint_weights():
+        return None
+    check_thresholds(calibration, run.read_config().label_names, path, CALIBRATION_REMEDY)
+    return calibration
 
 
-def revive_calibration(raw: dict[str, Any]) -> Calibration:
-    """Makes a calibration again of what `asdict` and JSON have turned into plain values.
+def check_thresholds(calibration: Calibration, classes: Sequence[str], source: object, remedy: str) -> None:
+    """Check that thresholds are for classes that the model has.
 
     Raises:
-        KeyError, TypeError: a field is missing, unknown or of another kind.
+        RunError: one is for another.
     """
-    thresholds = [t | {"target": Target(**t["target"])} for t in raw["thresholds"]]
-    pairs = {name: raw[name] and tuple(raw[name]) for name in ("log_loss", "ece")}
-    return Calibration(**raw | pairs | {"thresholds": tuple(Threshold(**t) for t in thresholds)})
+    for number, threshold in enumerate(calibration.thresholds):
+        if threshold.target.name not in classes:
+            problem = f"the model has no class {threshold.target.name!r}"
+            raise RunError(f"{source} cannot be read: thresholds[{number}].target.name: {problem}", remedy)
 
 
 def read_bank(run: RunFolder) -> NDArray[Any]:
-    """The normalised features of training images, (M, D)."""
-    return run.read_calibration_arrays()["bank"]
+    """Return the normalised features of training images, (M, D).
+
+    Raises:
+        RunError: they are missing or damaged.
+    """
+    return _read_array(run, "bank", 2)
+
+
+def _read_array(run: RunFolder, name: str, ndim: int) -> NDArray[Any]:
+    """Return one of the arrays that were kept, whose values are finite and at least one."""
+    array = run.read_calibration_arrays().get(name)
+    if array is None or array.ndim != ndim or not array.size or not np.isfinite(array).all():
+        problem = "is missing" if array is None else f"has shape {array.shape}, or values that are not finite"
+        raise RunError(
+            f"{run.path / 'calibration.safetensors'} cannot be read: {name} {problem}",
+            "Delete calibration.json there; `convnext eval` fits both again",
+        )
+    return array
 
 
 def keep_targets(
@@ -164,12 +186,18 @@ def keep_targets(
             known = f"Known are {', '.join(classes[:20])}"
             raise UsageError(f"unknown class {target.name!r} in --target", f"{suggest(target.name, classes)}{known}")
     targets = [replace(target, name=classes[place]) for target, place in places.items() if place is not None]
-    arrays = run.read_calibration_arrays()
-    probabilities = np.exp(log_softmax(arrays["val_logits"] / calibration.temperature))
+    logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", 1)
+    if logits.shape != (calibration.images, len(classes)) or len(labels) != len(logits):
+        raise RunError(
+            f"{run.path / 'calibration.safetensors'} cannot be read: val_logits {logits.shape}, val_labels "
+            f"{labels.shape} are not of {calibration.images} images and {len(classes)} classes",
+            "Delete calibration.json there; `convnext eval` fits both again",
+        )
+    probabilities = np.exp(log_softmax(logits / calibration.temperature))
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
     for target in targets:
         k = classes.index(target.name)
-        thresholds[target] = find_threshold(probabilities[:, k], arrays["val_labels"] == k, target)
+        thresholds[target] = find_threshold(probabilities[:, k], labels == k, target)
     kept = replace(calibration, thresholds=tuple(thresholds.values()))
-    run.write_calibration(asdict(kept), arrays)
+    run.write_calibration(asdict(kept), run.read_calibration_arrays())
     return kept

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ConvnextError, RunError
 from convnext_cli.inference.answers import Answerer, Answers
-from convnext_cli.inference.description import INPUT, read_description
+from convnext_cli.inference.description import INPUT, read_description, to_preprocessing
 from convnext_cli.recipes.machine import count_cpus
 from convnext_cli.runs import RunFolder
 
 ONNX_SUFFIX = ".onnx"
+REMEDY = "Give a file that `convnext export` wrote, or export the run again"
 INSTALL = "Install what it needs: pip install 'convnext-cli[onnx]'"
 
 
@@ -36,13 +37,21 @@ class Runtime(Answerer):
         options.log_severity_level = 3  # errors; its warnings speak of its own optimisations
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            self.about = read_description(self._session.get_modelmeta().custom_metadata_map)
-        except Exception as error:  # ONNX Runtime's errors, a missing key, a wrong value: no common base class
-            why = " ".join(str(error).split())[:120] or type(error).__name__
-            remedy = "Give a file that `convnext export` wrote"
-            raise RunError(f"{path} cannot be used ({type(error).__name__}: {why})", remedy) from error
+            metadata = self._session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # ONNX Runtime's errors have no common base class, and say its own line numbers
+            raise RunError(f"{path} cannot be read: it is damaged, or no ONNX file", REMEDY) from error
+        self.about = read_description(metadata, path)
         self.classes, self.how = self.about.classes, self.about.how
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        outputs = {output.name: output.shape for output in self._session.get_outputs()}
+        inputs = {tensor.name: tensor.shape[1:] for tensor in self._session.get_inputs()}
+        self._outputs = list(outputs)
+        if inputs != {INPUT: [self.how.image_size, self.how.image_size, 3]}:
+            raise RunError(f"{path} cannot be read: image_size {self.how.image_size} is not its input's", REMEDY)
+        if any(outputs.get(name, [0])[-1] != len(self.classes) for name in ("logits", "probabilities")):
+            raise RunError(f"{path} cannot be read: {len(self.classes)} classes are not its outputs'", REMEDY)
+        fitted = self.about.calibration
+        if fitted and fitted.novelty_threshold is not None and "novelty" not in outputs:
+            raise RunError(f"{path} cannot be read: it has a novelty_threshold and no output of that name", REMEDY)
 
     def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Answers:
         """Asks the model about prepared images, (B, S, S, 3); an exported file has no heat."""
@@ -68,4 +77,12 @@ def find_runtime(run: RunFolder) -> Runtime | str:
         return error.problem
     if found.about.weights != run.fingerprint_weights():
         return f"its {path.name} was made of other weights"
+    config, about = run.read_config(), found.about
+    for name, told, own in (
+        ("architecture", about.architecture, config.architecture),
+        ("classes", about.classes, config.label_names),
+        ("preprocessing", about.how, to_preprocessing(config)),
+    ):
+        if told != own:  # both hold for the same weights, so one of them was edited
+            raise RunError(f"{path} and config.json beside it differ in {name}", "Bring the former files back")
     return found

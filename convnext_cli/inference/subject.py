@@ -1,16 +1,22 @@
 """Which images a run is judged on, and what makes them less of a test than they seem."""
 
+import json
 import unicodedata
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext_cli.data.groups import group_index
+from convnext_cli.data.audit.summary import Audit, audit_index
+from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.scan import AUTO, NONE, Index, scan_data
 from convnext_cli.data.split import is_fold
 from convnext_cli.data.text import normalise_name
-from convnext_cli.errors import ConvnextError, DataError
+from convnext_cli.errors import ConvnextError, DataError, RunError
 from convnext_cli.folds import open_folder
+from convnext_cli.progress import Progress
+from convnext_cli.recipes.machine import count_cpus
 from convnext_cli.recipes.plan import read_plan
+from convnext_cli.records import AuditRecord, convert_record
 from convnext_cli.runs import RunFolder
 
 
@@ -63,18 +69,47 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
     return Subject(index=index, split=split, rows=rows), notes[split]
 
 
-def find_overlap(run: RunFolder, subject: Subject) -> list[str]:
-    """Says what of the images the model was shown in training: by the run's audit, or by their paths."""
+def audit_steps(run: RunFolder, notes: list[str]) -> Generator[Progress, None, AuditRecord | None]:
+    """Return the run's audit of its data; measure it again where `audit.json` is damaged, and note that.
+
+    Returns:
+        None where the run has no audit, or it can be neither read nor measured again.
+    """
+    try:
+        audit = run.read_audit()
+    except RunError as error:
+        index = run.read_split()
+        known = [row for row, path in enumerate(index.paths) if (index.root / path).is_file()]
+        if len(known) < len(index):
+            gone = len(index) - len(known)
+            notes.append(
+                f"{error.problem}. Whether images leak between splits is not known: {gone:,} of {len(index):,} images "
+                "are gone, so it cannot be measured again"
+            )
+            return None
+        notes.append(f"{error.problem}. The images were checked again")
+        groups = len(set(index.groups) - {""})
+        grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
+        measured: Audit | None = None
+        for event in audit_index(index, grouping, threads=count_cpus()):
+            if isinstance(event, Audit):
+                measured = event
+            else:
+                yield event
+        assert measured is not None
+        plain = json.loads(json.dumps(measured.as_dict(), default=str))
+        return convert_record(plain, AuditRecord, run.path / "audit.json", error.remedy)
+    if audit is None:
+        notes.append("the run has no audit.json: whether images leak between splits was not checked")
+    return audit
+
+
+def find_overlap(run: RunFolder, subject: Subject, audit: AuditRecord | None) -> list[str]:
+    """Say what of the images the model was shown in training: by the run's audit, or by their paths."""
     trained_on, index = run.read_split(), subject.index
     if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
-        findings = (run.read_json("audit.json") or {}).get("findings", [])
-        try:
-            told = [
-                f"{found['count']:,} x {found['title']}: {found['effect']}" for found in findings if found["falsifies"]
-            ]
-        except (KeyError, TypeError, ValueError):
-            told = [f"{run.path / 'audit.json'} is damaged: what it said of the images is not known"]
-        return told
+        findings = audit.findings if audit else ()
+        return [f"{found.count:,} x {found.title}: {found.effect}" for found in findings if found.falsifies]
     shown = [row for row, split in enumerate(trained_on.splits) if split == "train" or is_fold(split)]
     seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in shown}
     again = sum((index.root / index.paths[row]).resolve() in seen for row in subject.rows)

@@ -13,10 +13,12 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from convnext_cli.data.transforms import Preprocessing
-from convnext_cli.errors import RunError, shorten_error
+from convnext_cli.errors import RunError
 from convnext_cli.files import replace_file
-from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.models.catalog import Architecture, Tag, load_catalog
 from convnext_cli.models.weights import average_channels, find_weights, fit_weights, read_weights, write_tensors
+from convnext_cli.records import Config
+from convnext_cli.runs import MODEL_REMEDY, RunFolder
 
 
 def build_model(
@@ -128,29 +130,68 @@ def write_model(
 
 
 def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
-    """Loads what `write_model` wrote: the model in evaluation mode, its class names, its preprocessing.
+    """Load what `write_model` wrote: the model in evaluation mode, its class names, its preprocessing.
+
+    The model is made of the run's own files alone: what `config.json` says of places to fetch weights from is not
+    passed on to timm, and nothing is built before the weights have been seen to have its sizes.
 
     Raises:
-        RunError: a file is missing or damaged.
+        RunError: a file is missing, damaged, or does not agree with the others.
     """
-    remedy = "Give a folder that `convnext finetune` made and finished an epoch in"
+    run = RunFolder(folder)
+    config, path = run.read_config(), folder / "model.safetensors"
+    architecture = load_catalog().get(config.architecture)
+    if architecture is None:
+        why = f"architecture: {config.architecture!r} is no ConvNeXt of timm"
+        raise RunError(f"{folder / 'config.json'} cannot be read: {why}", MODEL_REMEDY)
+    arguments = config.model_args
+    if arguments.head_hidden_size is not None and not architecture.takes_hidden_layer:
+        why = f"head_hidden_size: {architecture.name} takes no hidden layer"
+        raise RunError(f"{folder / 'config.json'} cannot be read: {why}", MODEL_REMEDY)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model: nn.Module = timm.create_model(
-            config["architecture"], pretrained_cfg=config["pretrained_cfg"], **config["model_args"]
-        )
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        classes = tuple(str(name) for name in config["label_names"])
-        how = read_preprocessing(model)
-        if len(set(classes)) != model.num_classes or len(classes) != model.num_classes:
-            raise ValueError(f"{len(set(classes))} class names for {model.num_classes} outputs")
+        state = load_file(path)
     except FileNotFoundError as error:
-        raise RunError(f"{folder} is no finished run: it has no {Path(str(error.filename)).name}", remedy) from error
-    except Exception as error:  # damaged JSON, a missing key, a torn safetensors file: no common base class
+        raise RunError(f"{folder} is no finished run: it has no {path.name}", MODEL_REMEDY) from error
+    except Exception as error:  # a torn file: safetensors' own errors, OSError
+        raise RunError(f"{path} cannot be read: it is damaged or cut short", MODEL_REMEDY) from error
+    classes = len(config.label_names)
+    outputs = len(state.get("head.fc.weight", ()))
+    if outputs != classes:
+        raise RunError(f"{path} cannot be read: {classes} class names for {outputs} outputs", MODEL_REMEDY)
+    model: nn.Module = timm.create_model(
+        architecture.name,
+        pretrained=False,
+        pretrained_cfg=to_plain_cfg(config, folder / "config.json"),
+        num_classes=classes,
+        in_chans=arguments.in_chans,
+        head_hidden_size=arguments.head_hidden_size,
+        drop_rate=arguments.drop_rate,
+    )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        own = model.state_dict()
+        other = [name for name in own if name not in state or state[name].shape != own[name].shape]
+        other += [name for name in state if name not in own]
         raise RunError(
-            f"the model in {folder} cannot be read ({type(error).__name__}: {shorten_error(error)})", remedy
+            f"{path} cannot be read: {len(other)} tensors do not fit {architecture.name}, such as {other[0]}",
+            MODEL_REMEDY,
         ) from error
-    return model.eval(), classes, how
+    if broken := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
+        raise RunError(f"{path} cannot be read: {broken[0]} has values that are not finite", MODEL_REMEDY)
+    return model.eval(), config.label_names, read_preprocessing(model)
+
+
+def to_plain_cfg(config: Config, path: Path) -> dict[str, Any]:
+    """Return the fields of a run's `pretrained_cfg` that timm needs, without any place to fetch weights from."""
+    raw = json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"]
+    kept = {key: raw[key] for key in ("tag", "first_conv", "classifier", "license", "description") if key in raw}
+    how = config.pretrained_cfg
+    return kept | {
+        "architecture": config.architecture, "num_classes": len(config.label_names), "input_size": how.input_size,
+        "mean": how.mean, "std": how.std, "crop_pct": how.crop_pct, "crop_mode": how.crop_mode,
+        "interpolation": how.interpolation, "pool_size": None, "fixed_input_size": False,
+    }  # fmt: skip
 
 
 def seed_weights(seed: int) -> None:

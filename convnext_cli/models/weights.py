@@ -215,7 +215,7 @@ def read_license(path: Path) -> str | None:
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:
         license = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"].get("license")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return license if isinstance(license, str) else None
 

@@ -31,6 +31,7 @@ from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import load_tables
 
 DAY = 86_400.0  # seconds
+MAX_VRAM = 100_000  # GiB; no machine has it, and estimates beyond it are nonsense
 NIGHT = 10 * 3_600.0
 SMALL_MODELS = ("convnext_nano", "convnext_pico", "convnext_femto", "convnext_atto")  # with permissive weights
 PRESETS = {"medical": "medical", "natural": "natural", "other": "light"}  # of augmentation, by domain
@@ -148,8 +149,8 @@ def recommend(
         raise UsageError(f"dataset size {dataset_size} must be at least 1", "Give the number of your images")
     if classes is not None and not 2 <= classes <= dataset_size:
         raise UsageError(f"{classes} classes for {dataset_size} images", "Give 2 classes or more, each with images")
-    if vram is not None and not 0 < vram < float("inf"):
-        raise UsageError(f"vram {vram:g} must be above 0", "Give the GPU's memory in GiB")
+    if vram is not None and not 0 < vram <= MAX_VRAM:
+        raise UsageError(f"vram {vram:g} must be above 0 and at most {MAX_VRAM:,} GiB", "Give the GPU's memory in GiB")
     for what, word, known in (
         ("domain", domain, DOMAINS),
         ("preference", prefer, PREFERENCES),

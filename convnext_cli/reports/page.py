@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from msgspec import to_builtins
 
 from convnext_cli.errors import UsageError
 from convnext_cli.evaluation.intervals import Interval
@@ -90,28 +91,30 @@ def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictu
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     index = found.cases.subject.index
     members = run.list_runs() if isinstance(run, FoldsFolder) else []
-    config = (members[0] if members else run).read_json("config.json") or {}
+    config = (members[0] if members else run).read_config()
+    result = None if members else run.read_result()
+    environment_record = run.read_environment()
     return template.render(
         found=found,
         metrics=found.metrics,
         sure=found.intervals,
         fitted=found.calibration if found.calibration and found.calibration.weak is None else None,
         members=len(members),
-        model=config.get("architecture", ""),
-        input_size=config.get("pretrained_cfg", {}).get("input_size", ["", "", ""])[1],
-        license=config.get("pretrained_cfg", {}).get("license"),
+        model=config.architecture,
+        input_size=config.pretrained_cfg.input_size[1],
+        license=config.pretrained_cfg.license,
         classes=list(zip(found.metrics.per_class, found.intervals.per_class, strict=True)),
         confusion=found.metrics.confusion if len(found.metrics.per_class) <= MAX_CONFUSION else None,
         tiles=TILES,
         svg=svg,
         pictures=pictures,
         log=run.read_log(),
-        kept=run.read_json("metrics.json") or {},
+        kept=result,
         index=index,
         counts={split: index.count_classes(split) for split in ("train", "val", "test") if split in index.splits},
-        audit=run.read_json("audit.json") or {},
+        audit=found.audit,
         settings=_read_settings(run),
-        environment=run.read_json("environment.json") or {},
+        environment=environment_record and to_builtins(environment_record),
         made=datetime.now().astimezone(),
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704  (our own file)
     )

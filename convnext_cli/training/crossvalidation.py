@@ -15,6 +15,7 @@ from convnext_cli.folds import FoldsFolder, name_run
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.rules import Choice
+from convnext_cli.records import convert_record
 from convnext_cli.text import quote
 from convnext_cli.training.environment import describe_environment
 from convnext_cli.training.finetuning import (
@@ -24,7 +25,6 @@ from convnext_cli.training.finetuning import (
     finetune_steps,
     open_devices,
     prepare_along,
-    revive,
     train_prepared,
 )
 from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare
@@ -89,7 +89,8 @@ def cross_validate_steps(
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
     begun = {fold for fold in missing if not is_new and folder.run(fold).is_begun}
     images = prepared.images  # of the first fold: all that are no test images
-    if not is_new and (folder.read_json("environment.json") or {}).get("images") != images:
+    environment = None if is_new else folder.read_environment()
+    if not is_new and (environment is None or environment.images != images):
         raise DataError(
             f"the images in {prepared.index.root} are not those that {folder.path} began with",
             "Bring the former files back, or begin anew with another --output",
@@ -122,8 +123,8 @@ def cross_validate_steps(
                 if is_main:
                     folder.write_plan(plan.to_toml())
             # a continued cross-validation has not looked at the images again
-            if isinstance(event, Started) and not is_new and is_main and (audit := folder.read_json("audit.json")):
-                run.write_audit(audit)
+            if isinstance(event, Started) and not is_new and is_main:
+                run.copy_audit(folder)
             yield event
         accelerator.free_memory()
     found = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
@@ -185,10 +186,9 @@ def _set_fold(plan: Plan, choice: Choice) -> Plan:
 
 def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
     run = folder.run(fold)
-    kept = run.read_json("metrics.json")
-    try:
-        assert kept is not None
-        return Fold(fold=fold, run=run.path, epoch=kept["epoch"], val=revive(Metrics, kept["val"]))
-    except (AssertionError, KeyError, TypeError) as error:
-        remedy = f"Delete it, and `convnext finetune --resume {quote(folder.path)}` writes it again"
-        raise RunError(f"{run.metrics} is damaged", remedy) from error
+    kept = run.read_result()
+    remedy = f"Delete it, and `convnext finetune --resume {quote(folder.path)}` writes it again"
+    if kept is None or kept.val is None:
+        raise RunError(f"{run.metrics} is missing, or has no metrics on validation", remedy)
+    val = convert_record(kept.val, Metrics, f"{run.metrics}, val,", remedy)
+    return Fold(fold=fold, run=run.path, epoch=kept.epoch, val=val)

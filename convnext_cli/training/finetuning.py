@@ -4,10 +4,12 @@ What is wrong with the input is found before anything heavy is imported.
 """
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING
+
+from msgspec import convert
 
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import DataError, UsageError
@@ -257,19 +259,8 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
         for path in run.list_candidates():  # only now: a run that is killed before averages them again
             path.unlink(missing_ok=True)
     job.accelerator.wait_for_everyone()
-    val = state.best_val and revive(Metrics, state.best_val)
+    val = state.best_val and convert(state.best_val, Metrics)
     yield Finished(run=run.path, epoch=best["epoch"], val=val or None, selected_by=selected_by, calibration=calibration)
-
-
-def revive(kind: Any, value: Any) -> Any:
-    """Makes the dataclasses again that `asdict` and JSON have turned into plain values."""
-    if is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        return kind(**{field.name: revive(hints[field.name], value[field.name]) for field in fields(kind)})  # type: ignore[operator]
-    if isinstance(value, list | tuple):
-        inner = get_args(kind)[0] if get_args(kind) else None
-        return tuple(revive(inner, item) for item in value)
-    return value
 
 
 def _read_license(weights: str) -> str | None:

@@ -1,5 +1,7 @@
 """Temperature, thresholds, curves, comparison, novelty: what is decided on validation and told on the test."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -52,7 +54,7 @@ def test_the_temperature_stays_within_bounds_and_modest() -> None:
 def test_a_threshold_meets_its_target_and_gives_up_no_more(figure: str) -> None:
     logits, labels = draw(300)
     scores, positive = np.exp(log_softmax(logits))[:, 1], labels == 1
-    found = find_threshold(scores, positive, Target(figure, 0.95, "b"))
+    found = find_threshold(scores, positive, Target(cast("Any", figure), 0.95, "b"))
     false, true, _ = reference.roc_curve(positive, scores, drop_intermediate=False)
     met = true >= 0.95 if figure == "sensitivity" else 1 - false >= 0.95
     best = (1 - false[met]).max() if figure == "sensitivity" else true[met].max()

@@ -57,11 +57,11 @@ def test_a_test_that_cannot_be_recorded_is_not_shown(mine: RunFolder) -> None:
         evaluate(mine.path)
 
 
-def test_a_torn_line_does_not_hide_the_others(mine: RunFolder) -> None:
+def test_a_damaged_line_counts_as_an_evaluation_and_hides_no_other(mine: RunFolder) -> None:
     assert mine.record_test({"images": 1}) == 1
     with mine.tests.open("a") as file:
         file.write('{"ima\n')
-    assert mine.record_test({"images": 2}) == 2
+    assert mine.record_test({"images": 2}) == 3
 
 
 def test_groups_widen_what_they_should(mine: RunFolder) -> None:
