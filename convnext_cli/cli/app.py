@@ -17,6 +17,7 @@ from convnext_cli.cli.doctor import doctor
 from convnext_cli.cli.eval import evaluate
 from convnext_cli.cli.export import export
 from convnext_cli.cli.finetune import finetune
+from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.list import list_
 from convnext_cli.cli.predict import predict
 from convnext_cli.cli.recommend import recommend
@@ -94,7 +95,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "convnext"
-        code = _fail(f"{error.format_message().rstrip('.')} (`{command} --help` shows what it takes)", error.exit_code)
+        text = explain_usage(error, sys.argv[1:] if args is None else args)
+        code = _fail(f"{text} (`{command} --help` shows what it takes)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:

@@ -7,7 +7,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_model
-from convnext_cli.errors import UsageError, check_word
+from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
     Architecture,
     Reference,
@@ -21,7 +21,7 @@ from convnext_cli.models.catalog import (
     load_ranking,
     load_references,
 )
-from convnext_cli.models.names import FAMILIES, MODIFIERS, SIZES
+from convnext_cli.models.names import FAMILIES, GRAMMAR, MODIFIERS, NORMS, SIZES
 
 _ORDERS = {
     "catalog": None,
@@ -54,7 +54,16 @@ def list_(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """List the ConvNeXt models, or show one model's card."""
-    if pattern in load_catalog() or "." in pattern:
+    filters = {
+        "--family": family, "--size": size, "--tier": tier, "--max-params": max_params, "--license": license,
+        "--pretrained": pretrained, "--tags": tags, "--compare": compare, "--csv": as_csv,
+        "--sort": sort != "catalog",
+    }  # fmt: skip
+    used = [name for name, value in filters.items() if value not in (None, False)]
+    if "." in pattern and used:
+        find_model(pattern)
+        raise UsageError(f"{', '.join(used)} cannot be used with one set of weights", "Leave it out, or leave out .tag")
+    if "." in pattern or (pattern in load_catalog() and not used):
         _show_card(pattern, as_json=as_json)
         return
     check_word("family", family, tuple(FAMILIES))
@@ -71,6 +80,8 @@ def list_(
         license=license,
         pretrained=pretrained,
     )
+    if pattern in load_catalog():
+        models = [model for model in models if model.name == pattern]
     if order := _ORDERS[sort]:
         models.sort(key=order)
     rows = [row for model in models for row in (_tag_rows(model, license) if tags else _model_rows(model, license))]
@@ -81,7 +92,9 @@ def list_(
     elif as_csv:
         _show_csv(rows)
     elif not rows:
-        raise UsageError(f"no model matches {pattern!r} and the filters", "Loosen them, or try `convnext list`")
+        near = "" if list_models(pattern) else suggest(pattern, load_catalog())
+        filtered = f" and {', '.join(used)}" if used else ""
+        raise UsageError(f"no model matches {pattern!r}{filtered}", f"{near}`convnext list` shows all models")
     else:
         _show_rows(rows, tags=tags, compare=compare)
 
@@ -96,6 +109,8 @@ def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]
         "gmacs_224": model.gmacs,
         "top1": model.top1,
         "image_size": tag.image_size if tag else None,
+        "depths": list(model.depths),
+        "dims": list(model.dims),
         "tags": len(model.tags),
         "licenses": list(model.licenses),
         "pretrained": bool(model.tags),
@@ -117,6 +132,8 @@ def _reference_row(reference: Reference) -> dict[str, Any]:
         "gmacs_224": reference.gmacs,
         "top1": reference.top1,
         "image_size": reference.image_size,
+        "depths": None,
+        "dims": None,
         "tags": 1,
         "licenses": [reference.license],
         "pretrained": True,
@@ -147,7 +164,12 @@ def _show_rows(rows: list[dict[str, Any]], *, tags: bool, compare: bool) -> None
     shown = [key for key in rows[0] if key in titles]
     numbers = [titles[key] for key in shown if key not in ("model", "licenses", "license", "hub")]
     console.show_table(
-        [titles[key] for key in shown], ([_cell(row[key]) for key in shown] for row in rows), numbers=numbers
+        [titles[key] for key in shown],
+        ([_cell(row[key]) for key in shown] for row in rows),
+        numbers=numbers,
+        spare=[
+            titles[key] for key in ("tier", "tags", "gmacs_224", "num_classes", "image_size", "hub") if key in shown
+        ],
     )
     console.say("")
     if tags:
@@ -156,7 +178,8 @@ def _show_rows(rows: list[dict[str, Any]], *, tags: bool, compare: bool) -> None
         )
     else:
         legend = (
-            "tier: the specification author's ranking, no benchmark. GMACs at 224 px (FLOPs are twice that). top-1: "
+            "names: <family>_<size>[_<modifier>...][.<tag>]; a model's card has the grammar. tier: the specification "
+            "author's ranking, no benchmark (docs/specification.md). GMACs at 224 px (FLOPs are twice that). top-1: "
             "the default weights' best published on ImageNet-1k. ImageNet's own terms may apply beside any licence. "
             "builtin: small weights in this package, for where the Hub is out of reach (--weights builtin)."
         )
@@ -180,8 +203,12 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "feature_map": list(model.feature_shape(size)),
         "pooled": [model.dims[-1]],
         "output": [(tag.num_classes if tag else 1000) or model.dims[-1]],
+        "name": {"family": model.parsed.family, "size": model.parsed.size, "modifiers": list(model.parsed.modifiers)},
+        "grammar": GRAMMAR,
         "depths": list(model.depths),
         "dims": list(model.dims),
+        "stages": [asdict(stage) for stage in model.stages(size)],
+        "norm_formula": NORMS[model.norm],
         "stem": model.stem,
         "norm": model.norm,
         "layer_scale": model.layer_scale,
@@ -195,7 +222,9 @@ def _show_card(name: str, *, as_json: bool) -> None:
     if as_json:
         console.show_json(card)
         return
+    parsed = model.parsed
     words = {
+        "name": f"family {parsed.family}, size {parsed.size}, modifiers {', '.join(parsed.modifiers) or 'none'}",
         "family": card["family"],
         **{f"_{modifier}": meaning for modifier, meaning in card["modifiers"].items()},
         "specification": f"tier {card['tier']} of 6, place {card['position']}" if card["tier"] else "not ranked",
@@ -207,13 +236,33 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "output": f"{_describe_output(tag)}; finetune gives it a head for your classes",
         "blocks": f"{'-'.join(map(str, model.depths))} of width {'-'.join(map(str, model.dims))}",
         "stem": model.stem,
-        "norm": f"{model.norm}; {'GRN after the GELU' if model.grn else 'LayerScale at the end'} of each block",
+        "norm": NORMS[model.norm],
+        "block": f"depthwise, norm, MLP; {'GRN after the activation' if model.grn else 'LayerScale at the end'}",
         "head": model.head,
         "training memory": f"{model.activation_mib:g} MiB of activations per image at 224 px, float32",
     }
     console.show(name, style="bold")
     console.show("")
     console.show_table(["", ""], words.items())
+    console.show("")
+    console.show(f"name grammar  {GRAMMAR}")
+    console.show("")
+    columns = ["stage", "resolution", "channels", "blocks", "drop path"]
+    console.show_table(
+        columns,
+        (
+            (
+                stage.number,
+                f"{stage.side_before}x{stage.side_before} -> {stage.side}x{stage.side}",
+                stage.channels,
+                stage.blocks,
+                f"{stage.drop_path[0]:.2f} to {stage.drop_path[1]:.2f}",
+            )
+            for stage in model.stages(size)
+        ),
+        numbers=("stage", "channels", "blocks"),
+    )
+    console.say("drop path: of each stage's first and last block, times --drop-path", style="dim")
     for title, text in card.get("card", {}).items():
         console.show("")
         console.show(title, style="bold")
@@ -255,4 +304,4 @@ def _show_csv(rows: list[dict[str, Any]]) -> None:
     if rows:
         console.show_csv_row(rows[0].keys())
     for row in rows:
-        console.show_csv_row(" ".join(value) if isinstance(value, list) else value for value in row.values())
+        console.show_csv_row(" ".join(map(str, value)) if isinstance(value, list) else value for value in row.values())

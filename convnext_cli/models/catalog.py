@@ -51,6 +51,21 @@ class Tag:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One of a ConvNeXt's four stages, for a square image."""
+
+    number: int
+    side_before: int
+    """Pixels or positions of its input's side."""
+    side: int
+    """Positions of its output's side."""
+    channels: int
+    blocks: int
+    drop_path: tuple[float, float]
+    """Stochastic depth of its first and last block, as fractions of the last block of all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
     """One ConvNeXt architecture with 1,000 classes, and the weights that exist for it (the default first)."""
 
@@ -97,6 +112,20 @@ class Architecture:
     def top1(self) -> float | None:
         """The best published top-1 of the default weights in percent."""
         return self.default_tag.best_top1 if self.default_tag else None
+
+    def stages(self, image_size: int) -> list[Stage]:
+        """Return the four stages for a square image of `image_size` pixels."""
+        blocks, last = 0, max(1, sum(self.depths) - 1)
+        stages = []
+        for number, (depth, width) in enumerate(zip(self.depths, self.dims, strict=True), start=1):
+            side = image_size // (2 * 2**number)
+            ramp = (blocks / last, (blocks + depth - 1) / last)
+            before = image_size if number == 1 else image_size // 2**number
+            stages.append(
+                Stage(number=number, side_before=before, side=side, channels=width, blocks=depth, drop_path=ramp)
+            )
+            blocks += depth
+        return stages
 
     def feature_shape(self, image_size: int) -> tuple[int, int, int]:
         """Shape (C, H, W) of the last feature map for a square image of `image_size` pixels."""

@@ -27,20 +27,27 @@ FAMILIES = {
 MODIFIERS = {
     "ols": "overlapping stem: two 3x3 stride-2 convolutions in place of one 4x4 stride-4",
     "hnf": "head norm first: norm, then pooling, then the linear layer",
-    "rms": "another norm than LayerNorm: RMSNorm in atto, timm's SimpleNorm (divides by the variance) in zepto",
+    "rms": "another norm than LayerNorm: RMSNorm in atto, timm's SimpleNorm in zepto",
     "mlp": "a hidden layer in the head, as in the LAION CLIP image towers",
 }
 
-_GRAMMAR = re.compile(
-    rf"""
-    (?: (?P<family> convnextv2 | convnext ) _ (?P<size> {"|".join(SIZES)} )
-        (?P<modifiers> (?: _(?: {"|".join(MODIFIERS)} ) )* )
-      | (?P<test> test ) _ (?P<test_size> convnext[23]? )
-    )
-    (?: \. (?P<tag> [a-z0-9_]+ ) )?
-    """,
-    re.VERBOSE,
+NORMS = {
+    "RmsNorm2d": "RMSNorm: y = x / sqrt(mean(x^2) + eps) * w over channels; no mean is subtracted, no bias",
+    "SimpleNorm2d": "timm's SimpleNorm, not RMSNorm: y = x / sqrt(var(x) + eps) * w over channels; "
+    "the variance is about the mean, which is not subtracted from x; no bias",
+    "LayerNorm": "LayerNorm: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b over channels",
+    "LayerNorm2d": "LayerNorm: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b over channels",
+}
+"""What each norm computes at each position."""
+
+GRAMMAR = (
+    rf"(?:(?P<family>convnextv2|convnext)_(?P<size>{'|'.join(SIZES)})"
+    rf"(?P<modifiers>(?:_(?:{'|'.join(MODIFIERS)}))*)"
+    r"|(?P<test>test)_(?P<test_size>convnext[23]?))(?:\.(?P<tag>[a-z0-9_]+))?"
 )
+"""The regular expression of all names."""
+
+_GRAMMAR = re.compile(GRAMMAR)
 
 
 _HUB = re.compile(r"(?:hf[-_]hub:|https://(?:huggingface\.co|hf\.co)/)?(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)/?")

@@ -10,6 +10,9 @@ from convnext_cli.errors import UsageError, suggest
 RECIPES = ("measured", "specification", "published")  # the tables that settings come from
 DEFAULT_RECIPE = "measured"
 AUTO = "auto"
+FLATTEN = (
+    "a head without pooling fits one input size alone, and has a weight for each position, 49 times as many at 224 px"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +27,8 @@ class Setting:
     """Whether the bounds themselves are excluded."""
     words: tuple[str, ...] = ()
     """What may stand in place of a number, for it to be found before training; never in a `Recipe`."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """Words that people try, each with the reason why there is no such choice."""
     flags: tuple[str, ...] = ()
     """Other names on the command line, beside the field's own in kebab case."""
 
@@ -83,7 +88,10 @@ class Recipe:
     ]
     head: Annotated[
         Literal["linear", "mlp"],
-        Setting(help="Classifier: linear, the model's own; mlp, with a new hidden layer and GELU before it."),
+        Setting(
+            help="Classifier: linear, the model's own; mlp, with a new hidden layer and GELU before it.",
+            refused=(("flatten", FLATTEN),),
+        ),
     ] = "linear"
     head_hidden_size: Annotated[
         int, Setting(help="Width of the hidden layer; it has effect with --head mlp alone.", low=1, high=8192)
@@ -270,7 +278,9 @@ def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) ->
     if get_origin(kind) is Literal:
         words = get_args(kind)
         known_word = (type(value), value) in [(type(word), word) for word in words]  # True is no 1
-        return None if known_word else f"= {value!r} must be one of {', '.join(map(str, words))}"
+        because = dict(setting.refused).get(value) if isinstance(value, str) else None
+        why = f": {because}" if because else ""
+        return None if known_word else f"= {value!r} must be one of {', '.join(map(str, words))}{why}"
     if kind is str:
         fits = isinstance(value, str) and value and "\0" not in value and is_unicode(value)
         return None if fits else f"= {value!r} must be Unicode text"

@@ -1,0 +1,90 @@
+"""What to say to options and values that people know from other programs."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+from convnext_cli.errors import suggest
+from convnext_cli.recipes.recipe import describe_settings
+
+# Names in timm's, torchvision's, transformers', Keras', fastai's and Ultralytics' programs, without dashes; ours.
+NAMES = {
+    "learning-rate": "--lr", "lr0": "--lr", "base-lr": "--lr", "blr": "--lr", "max-lr": "--lr", "lr-max": "--lr",
+    "epoch": "--epochs", "num-epochs": "--epochs", "n-epochs": "--epochs", "num-train-epochs": "--epochs",
+    "max-epochs": "--epochs", "bs": "--batch-size", "batch": "--batch-size", "train-batch-size": "--batch-size",
+    "per-device-train-batch-size": "--micro-batch-size", "wd": "--weight-decay", "decay": "--weight-decay",
+    "imgsz": "--image-size", "img": "--image-size", "input-size": "--image-size", "resolution": "--image-size",
+    "image-resolution": "--image-size", "arch": "--model", "a": "--model", "backbone": "--model", "net": "--model",
+    "model-name": "--model", "architecture": "--model", "checkpoint": "--weights", "initial-checkpoint": "--weights",
+    "pretrained": "--weights", "pretrained-weights": "--weights", "ckpt": "--weights", "warmup": "--warmup-epochs",
+    "warmup-ratio": "--warmup-epochs", "min-learning-rate": "--min-lr", "lr-min": "--min-lr", "lrf": "--min-lr",
+    "drop": "--head-dropout", "dropout": "--head-dropout", "drop-path-rate": "--drop-path", "aa": "--rand-augment",
+    "auto-augment": "--rand-augment", "augmentation": "--augment", "reprob": "--erasing",
+    "random-erasing": "--erasing", "model-ema-decay": "--ema-decay", "ema": "--ema-decay", "model-ema": "--ema-decay",
+    "label-smooth": "--label-smoothing", "mixup-alpha": "--mixup", "cutmix-alpha": "--cutmix",
+    "fp16": "--amp", "bf16": "--amp", "precision": "--amp", "mixed-precision": "--amp", "out": "--output",
+    "out-dir": "--output", "output-dir": "--output", "save-dir": "--output", "project": "--output",
+    "freeze": "--freeze-epochs", "freeze-backbone": "--freeze-epochs", "accumulate": "--micro-batch-size",
+    "grad-accum-steps": "--micro-batch-size", "gradient-accumulation-steps": "--micro-batch-size",
+    "early-stopping": "--patience", "clip": "--clip-grad", "max-grad-norm": "--clip-grad",
+    "gradient-checkpointing": "--grad-checkpointing", "val-split": "--val-fraction", "test-split": "--test-fraction",
+    "k-folds": "--folds", "gpus": "--devices", "num-gpus": "--devices", "nproc-per-node": "--devices",
+    "random-state": "--seed", "random-seed": "--seed", "licence": "--license", "num-images": "--dataset-size",
+    "num-classes": "--classes", "memory": "--vram", "gpu-memory": "--vram", "topk": "--top", "top-k": "--top",
+}  # fmt: skip
+
+_OPTIMIZER = (
+    "the optimizer is always AdamW, because the published and the measured settings, learning rates and layer decay "
+    "among them, are for it"
+)
+_SCHEDULE = "the learning rate always rises linearly and then follows a cosine; --warmup-epochs and --min-lr shape it"
+_CLASSES = "the classes are counted from the data"
+_DEVICE = "a GPU is used where there is one; CUDA_VISIBLE_DEVICES chooses it, --devices N takes several"
+_WORKERS = "images are loaded by threads, as many as there are processors"
+REASONS = {
+    "optimizer": _OPTIMIZER, "opt": _OPTIMIZER, "optim": _OPTIMIZER, "momentum": _OPTIMIZER, "betas": _OPTIMIZER,
+    "scheduler": _SCHEDULE, "sched": _SCHEDULE, "lr-scheduler": _SCHEDULE, "lr-scheduler-type": _SCHEDULE,
+    "lr-schedule": _SCHEDULE, "num-classes": _CLASSES, "nc": _CLASSES, "n-classes": _CLASSES,
+    "device": _DEVICE, "gpu": _DEVICE, "cuda": _DEVICE, "workers": _WORKERS, "num-workers": _WORKERS, "j": _WORKERS,
+}  # fmt: skip
+
+
+def explain_usage(error: TyperException, words: Sequence[str]) -> str:
+    """Return an error's message with what is known of the option or the value that was meant.
+
+    Args:
+        error: what the parsing of the command line raised.
+        words: the command line.
+    """
+    text = error.format_message().rstrip(".")
+    option = getattr(error, "option_name", None)  # Typer's NoSuchOption and BadOptionUsage, which it does not export
+    if option is not None and text.startswith("No such option"):
+        return _explain_option(error, option, words) or text
+    if isinstance(error, typer.BadParameter) and error.param is not None:
+        value = re.search(r"^'([^']*)' is not one of", error.message)
+        setting = describe_settings().get(error.param.name or "")
+        if value and setting and (reason := dict(setting[1].refused).get(value[1])):
+            return f"{text}: {reason}"
+    return text
+
+
+def _explain_option(error: TyperException, option: str, words: Sequence[str]) -> str | None:
+    known = {flag for parameter in _list_parameters(error) for flag in (*parameter.opts, *parameter.secondary_opts)}
+    typed = next((word for word in words if word.startswith(option)), option).partition("=")[0]
+    name = typed.lstrip("-").lower().replace("_", "-")
+    if f"--{name}" in known:
+        return f"No such option: {typed}. Did you mean --{name}?"
+    if (ours := NAMES.get(name)) in known:
+        return f"No such option: {typed}. Did you mean {ours}?"
+    if name in REASONS and "--lr" in known:  # of finetune alone
+        return f"No such option: {typed}: {REASONS[name]}"
+    near = suggest(f"--{name}", sorted(known)).strip()
+    return f"No such option: {typed}. {near}" if near else None
+
+
+def _list_parameters(error: TyperException) -> list[Any]:
+    context = getattr(error, "ctx", None)
+    return list(context.command.params) if context is not None else []

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.cli.app import app
+from convnext_cli.cli.hints import NAMES, REASONS
+from tests.cli.conftest import Convnext
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("--learning-rate 1", "No such option: --learning-rate. Did you mean --lr?"),
+        ("--learning_rate=1", "Did you mean --lr?"),
+        ("-lr 0.1", "No such option: -lr. Did you mean --lr?"),
+        ("--batch_size 3", "Did you mean --batch-size?"),
+        ("--num-epochs 3", "Did you mean --epochs?"),
+        ("--epcohs 3", "Did you mean --epochs"),
+        ("--wd 0.1", "Did you mean --weight-decay?"),
+        ("--arch convnext_tiny", "Did you mean --model?"),
+        ("--optimizer sgd", "the optimizer is always AdamW, because"),
+        ("--opt=sgd", "the optimizer is always AdamW, because"),
+        ("--sched step", "follows a cosine"),
+        ("--num-classes 3", "counted from the data"),
+        ("--device cuda:0", "CUDA_VISIBLE_DEVICES"),
+        ("--head flatten", "a head without pooling fits one input size alone"),
+        ("--head wide", "is not one of 'linear', 'mlp' ("),
+        ("--qqqqqqqq", "No such option: --qqqqqqqq"),
+    ],
+)
+def test_options_of_other_programs_are_understood(convnext: Convnext, typed: str, words: str) -> None:
+    outcome = convnext("finetune", "data", *typed.split())
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.err.count("error: ") == len(outcome.err.splitlines()) == 1
+
+
+def test_each_command_suggests_its_own_options_alone(convnext: Convnext) -> None:
+    assert "Did you mean --classes?" in convnext("recommend", "--num-classes", 3).err
+    assert "--lr" not in convnext("predict", "x.png", "--learning-rate", 3).err
+    assert "AdamW" not in convnext("predict", "x.png", "--optimizer", "sgd").err
+
+
+def test_every_name_leads_to_an_option_that_exists() -> None:
+    import typer.main
+
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    known = {flag for command in commands for parameter in command.params for flag in parameter.opts}
+    assert set(NAMES.values()) <= known
+    assert not {f"--{name}" for name in (*NAMES, *REASONS)} & {
+        flag
+        for command in commands
+        if command.name == "finetune"
+        for parameter in command.params
+        for flag in parameter.opts
+    }, "an option that there is needs no hint"
+
+
+def test_a_plan_file_is_told_why_a_head_is_refused(convnext: Convnext) -> None:
+    Path("plan.toml").write_text("[settings]\nhead = 'flatten'\n")
+    assert "head without pooling" in convnext("finetune", "data", "--config", "plan.toml").err
