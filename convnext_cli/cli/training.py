@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
-from convnext_cli.cli.settings import list_decided
+from convnext_cli.cli.settings import describe_sizes, list_decided
+from convnext_cli.models.catalog import find_model
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _show_plan(planned: "Planned", *, settings: bool) -> None:
     console.say(f"{plan.model}", style="bold")
     fold = f"; fold {plan.recipe.fold} of {plan.recipe.folds}" if plan.recipe.folds else ""
     console.say(f"{index.root}: {len(index.classes)} classes; {describe_splits(count_splits(index))}{fold}")
+    architecture, recipe = find_model(plan.model)[0], plan.recipe
+    console.say(describe_sizes(architecture, recipe.image_size, recipe.in_chans, len(index.classes)))
     console.say(f"run: {planned.run}")
     if settings:
         console.log_table(["setting", "value", "from", "because"], list_decided(plan))
