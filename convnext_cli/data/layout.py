@@ -354,7 +354,8 @@ def _question_tops(start: Folder, layout: Layout) -> None:
         return
     pictures = [top for top, own in zip(tops, words, strict=True) if own and own <= _PICTURES | {"jpeg"}]
     masks = [top for top, own in zip(tops, words, strict=True) if own & _MASKS and not own & _NEGATIONS]
-    if pictures and masks:
+    is_plain = any(own & _PLAIN for own in words if own <= _PICTURES)
+    if pictures and masks and (is_plain or len(pictures) + len(masks) == len(tops)):
         raise _DoubtError(
             f"{_name(pictures[0])} and {_name(masks[0])} look like pictures and their masks, not like two classes",
             f"Leave the masks out by --exclude {masks[0].name}, give a folder with one folder for each class, or a CSV "
@@ -487,6 +488,8 @@ def _drop_mask_folders(parent: Folder) -> int:
     pictures = [folder for folder, words in named if words & _PICTURES and folder not in masks]
     if not masks:
         return 0
+    if len(pictures) + len(masks) < len(filled):  # among other names, `photo` may be a class
+        pictures = [folder for folder, words in named if words & _PLAIN and folder not in masks]
     sources = [(folder.name, set(_list_stems(folder))) for folder in pictures]
     if parent.images and not pictures and len(filled) == len(masks):
         sources.append((parent.name, {os.path.splitext(name)[0].casefold() for name in parent.images}))  # noqa: PTH122

@@ -52,7 +52,7 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
     if any(map(is_fold, own)):
         return _choose_of_folds(index, split)
     if split == "all" or (split is None and not own):
-        return Subject(index=index, split="all", rows=list(range(len(index)))), []
+        return Subject(index=index, split="all", rows=list(range(len(index)))), list(index.notes)
     if split is None:
         split = "test" if "test" in own else "val" if "val" in own else "train"
     rows = index.rows(split)
@@ -66,7 +66,7 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
         "val": ["the best epoch and the calibration were chosen on these images, so the figures are a little too good"],
         "train": ["the model was trained on these images: the figures say nothing of new ones"],
     }
-    return Subject(index=index, split=split, rows=rows), notes[split]
+    return Subject(index=index, split=split, rows=rows), [*index.notes, *notes[split]]
 
 
 def audit_steps(run: RunFolder, notes: list[str]) -> Generator[Progress, None, AuditRecord | None]:

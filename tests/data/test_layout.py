@@ -69,6 +69,7 @@ RECOGNISED = {
     "numbers as classes": ("0/ 1/ 2/", "0 1 2", {"": 9}),
     "views inside the classes": ("a/left/ a/right/ b/left/ b/right/", "a b", {"": 12}),
     "letters of both cases": ("a/ A/ b/", "A a b", {"": 9}),
+    "photos and masks among other classes": ("photo/ mask/ hat/", "hat mask photo", {"": 9}),
     "machine parts": ("part1/ part2/ part3/", "part1 part2 part3", {"": 9}),
     "notes beside the classes": ("a/ b/ readme.txt:x data.json:{}", "a b", {"": 6}),
     "a table of other things beside the classes": ("a/ b/ sizes.csv:class,size|a,1|b,2", "a b", {"": 6}),

@@ -38,7 +38,8 @@ def test_a_targets_class_too(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     logits = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
     labels = np.arange(40) % 2
-    calibration = Calibration(weights="", images=40, weak=None)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    calibration = Calibration(weights=run.fingerprint_weights(), images=40, weak=None)
     run.write_calibration(asdict(calibration), {"val_logits": logits, "val_labels": labels})
     classes = ("bar", COMPOSED)
     kept = keep_targets(run, calibration, classes, [parse_target(f"sensitivity=0.9:{DECOMPOSED}")])
