@@ -135,6 +135,28 @@ def _finish(raster: Raster) -> Decoded:
     return Decoded(pixels, mode, bits, done)
 
 
+def open_listed(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
+    """Open an image with Pillow, limited to the formats of `PILLOW_SUFFIXES`; nothing is decoded yet.
+
+    An explicit list, because Pillow starts Ghostscript for a PostScript file of any name.
+
+    Args:
+        file: the file, at its start.
+        path: for the message.
+        name: the one format that it may be; empty for all.
+
+    Raises:
+        UnidentifiedImageError: it is of none of them.
+        ImageError: the installed Pillow lacks this format.
+    """
+    if name not in Image.OPEN:
+        Image.init()
+    formats = [known for known in PILLOW_SUFFIXES if known in Image.OPEN and name in ("", known)]
+    if not formats:
+        raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
+    return Image.open(file, formats=formats)
+
+
 def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decoded:
     """Read what is not DICOM; `name` is the format told by the first bytes, empty where none is."""
     file.seek(0)
@@ -143,13 +165,8 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
     if name == "PPM" and (raster := _read_deep_pnm(file, path)) is not None:
         return _finish(raster)
     file.seek(0)
-    if name not in Image.OPEN:
-        Image.init()
-    formats = [known for known in PILLOW_SUFFIXES if known in Image.OPEN and name in ("", known)]
-    if not formats:
-        raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
-    try:  # an explicit list: Pillow would start Ghostscript for a PostScript file of any name
-        opened = Image.open(file, formats=formats)
+    try:
+        opened = open_listed(file, path, name)
     except UnidentifiedImageError:
         if name != "TIFF":
             raise

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from convnext_cli.data.formats import DICOM_SUFFIXES
 from convnext_cli.data.scan import Index
+from convnext_cli.errors import ImageError
 
 SAMPLE = 200  # images whose headers are read
 MEDICAL_SIDE = 96  # px of the shorter side, from which on grey images may be X-rays; digits and icons are smaller
@@ -109,21 +110,43 @@ def describe_fingerprint(found: Fingerprint) -> list[str]:
 
 
 def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, bool] | None:
-    """Width, height, and whether it is grey (as far as it was looked at); None where it cannot be opened."""
-    from PIL import Image, ImageChops
+    """Return width, height, and True where it is grey (as far as it was looked at); None where it cannot be read."""
+    import numpy as np
+    from PIL import Image
+
+    from convnext_cli.data.decode import decode_image, open_listed
+    from convnext_cli.data.formats import identify_file, open_regular_file
+
+    path = index.root / index.paths[row]
+    try:
+        with open_regular_file(path) as file, open_listed(file, path) as image:
+            width, height, mode = *image.size, image.mode
+        if not look_for_colour or mode in ("1", "L", "LA", "I", "F", "I;16"):
+            return width, height, True
+    except Exception:  # DICOM, a TIFF that Pillow does not know, or what parsers raise for a damaged file
+        kind = identify_file(path)
+        width, height = _read_dicom_size(path) if kind is not None and kind.name == "DICOM" else (0, 0)
+        if width and height and not look_for_colour:
+            return width, height, True
+    try:
+        pixels = decode_image(path, at_least=64)
+    except ImageError:
+        return None
+    if not width:
+        height, width = pixels.shape[:2]
+    small = np.asarray(Image.fromarray(pixels).resize((32, 32)), dtype=np.int16)
+    is_grey = int(abs(small - small[..., :1]).max()) <= 8  # JPEG leaves a little difference in what was grey
+    return width, height, is_grey
+
+
+def _read_dicom_size(path: Path) -> tuple[int, int]:
+    """Return width and height from a DICOM header; (0, 0) where they cannot be read."""
+    from convnext_cli.data.dicom import read_tag
 
     try:
-        with Image.open(index.root / index.paths[row]) as image:
-            width, height = image.size
-            if not look_for_colour or image.mode in ("1", "L", "LA", "I", "F", "I;16"):
-                return width, height, True
-            image.draft("RGB", (64, 64))
-            red, green, blue = image.convert("RGB").resize((32, 32)).split()
-            # JPEG leaves a little difference in what was grey
-            coloured = any(max(ImageChops.difference(red, other).tobytes()) > 8 for other in (green, blue))
-            return width, height, not coloured
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
-        return None
+        return int(read_tag(path, "Columns") or 0), int(read_tag(path, "Rows") or 0)
+    except (ImageError, ValueError):
+        return 0, 0
 
 
 def is_dicom(path: str) -> bool:

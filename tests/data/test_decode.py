@@ -1,7 +1,4 @@
-import io
-import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from convnext_cli.data.decode import decode_image, read_image
 from convnext_cli.data.memory import MAX_PIXELS
 from convnext_cli.errors import ImageError
 from tests.conftest import draw_picture, save_image
+from tools.fuzz_images import encode_all, encode_png, mutate
 
 RAMP = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
 XRAY = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits in 16
@@ -50,7 +48,7 @@ def test_deep_greyscale_keeps_its_levels(tmp_path: Path, ending: str) -> None:
 
 def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
     colour = np.stack([XRAY, XRAY[::-1], XRAY.T], axis=2)
-    (tmp_path / "colour.png").write_bytes(encode_png(colour))
+    (tmp_path / "colour.png").write_bytes(encode_png(colour, 2))
     tifffile.imwrite(tmp_path / "plain.tiff", colour, photometric="rgb")
     tifffile.imwrite(tmp_path / "big_endian.tiff", colour, photometric="rgb", byteorder=">")
     tifffile.imwrite(tmp_path / "packed.tiff", colour, photometric="rgb", compression="deflate")
@@ -126,7 +124,7 @@ def test_what_is_not_an_image(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint16), size=(20_000, 20_000)))
+    (tmp_path / "bomb.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint16), 2, size=(20_000, 20_000)))
     with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,} pixels"):
         decode_image(tmp_path / "bomb.png")
 
@@ -196,82 +194,26 @@ def test_dicom_frames_colour_and_what_has_no_image(tmp_path: Path) -> None:
         decode_image(tmp_path / "text.dcm")
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow and pydicom warn of odd tags; what counts is the answer
 def test_damaged_files_never_crash_the_decoder(tmp_path: Path) -> None:
-    number = 5000
+    whole = list(encode_all())
+    for number, (data, ending) in enumerate(whole):
+        (tmp_path / f"whole{number}.{ending}").write_bytes(data)
+        assert decode_image(tmp_path / f"whole{number}.{ending}").shape[2] == 3
+    number = 30 * len(whole)
     counts = {"read": 0, "named": 0}
-    for data, ending in mutate(number, seed=0):
+    for data, ending in mutate(whole, number, seed=0):
         path = tmp_path / f"damaged.{ending}"
         path.write_bytes(data)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow and pydicom warn of odd tags; what counts is the answer
-            try:
-                image = decode_image(path)
-                assert image.dtype == np.uint8
-                assert image.shape[2] == 3
-                counts["read"] += 1
-            except ImageError as error:
-                assert str(path) in error.problem  # noqa: PT017  (most of the files are read)
-                counts["named"] += 1
+        try:
+            image = decode_image(path)
+            assert image.dtype == np.uint8
+            assert image.shape[2] == 3
+            counts["read"] += 1
+        except ImageError as error:
+            assert str(path) in error.problem  # noqa: PT017  (most of the files are read)
+            counts["named"] += 1
     assert min(counts.values()) > number / 20
-
-
-def mutate(number: int, seed: int) -> "list[tuple[bytes, str]]":
-    """Whole files of every format with bytes flipped, cut, or spliced; the same for the same seed."""
-    random = np.random.default_rng(seed)
-    whole = list(encode_all())
-    found = []
-    for i in range(number):
-        data, ending = whole[i % len(whole)]
-        changed = bytearray(data)
-        kind = random.integers(4)
-        if kind == 0:
-            for place in random.integers(0, len(changed), random.integers(1, 20)):
-                changed[place] = random.integers(256)
-        elif kind == 1:
-            del changed[random.integers(1, len(changed)) :]
-        elif kind == 2:
-            other = whole[random.integers(len(whole))][0]
-            start, length = random.integers(len(changed)), random.integers(1, 200)
-            changed[start : start + length] = other[start % len(other) :][:length]
-        else:  # the header, where sizes and types stand
-            for place in random.integers(0, min(64, len(changed)), 3):
-                changed[place] = random.integers(256)
-        found.append((bytes(changed), ending))
-    return found
-
-
-def encode_all() -> "list[tuple[bytes, str]]":
-    """A small picture in each format and depth."""
-    picture = draw_picture(5, (40, 32))
-    deep = np.asarray(picture.convert("L")).astype(np.uint16) * 16
-    found: list[tuple[bytes, str]] = []
-    kinds: list[tuple[str, Image.Image, dict[str, Any]]] = [
-        ("jpg", picture, {}), ("jpg", picture, {"progressive": True}), ("jpg", picture.convert("CMYK"), {}),
-        ("png", picture, {}), ("png", picture.convert("P"), {}), ("png", Image.fromarray(deep), {}),
-        ("tiff", picture, {}), ("tiff", picture, {"compression": "tiff_lzw"}), ("tiff", Image.fromarray(deep), {}),
-        ("tiff", Image.fromarray(deep.astype(np.float32)), {}), ("webp", picture, {}), ("gif", picture, {}),
-        ("bmp", picture, {}), ("ppm", picture, {}),
-    ]  # fmt: skip
-    for ending, image, options in kinds:
-        buffer = io.BytesIO()
-        image.save(buffer, "jpeg" if ending == "jpg" else ending, **options)
-        found.append((buffer.getvalue(), ending))
-    found.append((encode_png(np.stack([deep] * 3, axis=2)), "png"))
-    buffer = io.BytesIO()
-    save_dicom(buffer, deep, BitsStored=12, WindowCenter=500, WindowWidth=900)
-    return [*found, (buffer.getvalue(), "dcm")]
-
-
-def encode_png(image: np.ndarray[Any, np.dtype[np.uint16]], size: tuple[int, int] | None = None) -> bytes:
-    """16-bit RGB (H, W, 3) as PNG, which Pillow cannot write; `size` lies about width and height."""
-    width, height = size or (image.shape[1], image.shape[0])
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in image)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
 def save_dicom(path: Any, stored: np.ndarray[Any, Any], **attributes: Any) -> Any:

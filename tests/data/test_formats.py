@@ -130,3 +130,10 @@ def test_the_tables_need_no_reader() -> None:
     script = f"import sys, convnext_cli.data.formats; print(sorted({readers} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_pillow_opens_listed_formats_only() -> None:
+    root = Path(__file__).parents[2]
+    for path in [*root.glob("convnext_cli/**/*.py"), *root.glob("examples/*.py")]:
+        for line in path.read_text().splitlines():
+            assert "Image.open(" not in line or "formats=" in line, f"{path}: {line}"

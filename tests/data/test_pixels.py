@@ -16,7 +16,7 @@ from PIL import Image
 
 from convnext_cli.data.decode import decode_image, read_image
 from convnext_cli.errors import ImageError
-from tests.data.test_decode import encode_png
+from tools.fuzz_images import encode_png
 
 Y, X = np.mgrid[:48, :64]
 WAVES = np.stack([0.5 + 0.45 * np.sin(X / (9 + i) + i) * np.cos(Y / (7 - i) + i) for i in range(4)], axis=-1)  # 0..1
@@ -211,11 +211,9 @@ def test_tiff_without_a_known_meaning_is_refused_by_its_kind(tmp_path: Path, nam
 
 def encode_chunks(values: NDArray[np.uint16], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """16-bit PNG (H, W, C) of a colour type, with chunks before the data."""
-    whole = bytearray(encode_png(values))
-    whole[25] = colour
-    whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
+    whole = encode_png(values, colour)
     put = b"".join(struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
-    return bytes(whole[:33]) + put + bytes(whole[33:])
+    return whole[:33] + put + whole[33:]
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
