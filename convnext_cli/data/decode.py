@@ -43,7 +43,7 @@ RULES = 2
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits a pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
 _SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in the other order, the second
-_READER_BYTES = {"WEBP": 20, "JPEG2000": 24, "AVIF": 20}
+_READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
 """Bytes a pixel that a library holds beside Pillow's own picture, measured on pictures of one colour."""
 
 # Readers warn of odd tags, and of pictures half as large as MAX_PIXELS: nothing that a user could act upon.
@@ -151,16 +151,17 @@ def open_listed(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
     """
     if name not in Image.OPEN:
         Image.init()
-    formats = [known for known in PILLOW_SUFFIXES if known in Image.OPEN and name in ("", known)]
-    if not formats:
+    formats = [name] if name in Image.OPEN else [known for known in PILLOW_SUFFIXES if known in Image.OPEN]
+    if name not in ("", *formats):
         raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
     return Image.open(file, formats=formats)
 
 
 def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decoded:
     """Read what is not DICOM; `name` is the format told by the first bytes, empty where none is."""
-    file.seek(0)
-    _refuse_deep(file, path, name)
+    if name in ("SGI", "JPEG2000", "ICO"):
+        file.seek(0)
+        _refuse_deep(file, path, name)
     file.seek(0)
     if name == "PPM" and (raster := _read_deep_pnm(file, path)) is not None:
         return _finish(raster)
@@ -276,8 +277,8 @@ def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
     count = own + 3 + _READER_BYTES.get(image.format or "", 0)
     if image.mode in _DEEP_MODES:
         return count + own
-    if _find_rawmode(image).startswith(("RGB;16", "RGBA;16", "LA;16")):
-        return 4 + 4 + 8 + 4
+    if (rawmode := _find_rawmode(image)) in (*_SWAPPED, "LA;16B"):
+        return 20 if rawmode == "RGB;16B" else 26
     if image.format in ("JPEG", "MPO"):  # in several scans, libjpeg holds all coefficients, 2 bytes each
         layers = getattr(image, "layer", ())
         place = file.tell()

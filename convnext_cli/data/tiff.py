@@ -190,13 +190,15 @@ def decompress_segment(data: bytes, compression: int, fill_order: int, width: in
     """
     from PIL import TiffImagePlugin
 
-    start = 8 + 2 + 10 * 12 + 4
-    tags = {256: width, 257: rows, 258: 8, 259: compression, 262: 1, 266: fill_order, 273: start, 277: 1, 278: rows}
-    tags[279] = len(data)
+    item = 4 if width % 4 == 0 else 1  # as 32-bit numbers where that fits: Pillow limits pixels, not bytes
+    start = 8 + 2 + 11 * 12 + 4
+    tags = {256: width // item, 257: rows, 258: 8 * item, 259: compression, 262: 1, 266: fill_order, 273: start}
+    tags |= {277: 1, 278: rows, 279: len(data), 339: 2 if item == 4 else 1}
     entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
     head = struct.pack("<2sHLH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    with TiffImagePlugin.TiffImageFile(io.BytesIO(head + data)) as image:  # not Image.open: the size is checked already
-        return np.asarray(image)
+    with TiffImagePlugin.TiffImageFile(io.BytesIO(head + data)) as image:
+        values = np.asarray(image)
+    return values.astype("<i4", copy=False).view(np.uint8) if item == 4 else values
 
 
 def _give_meaning(page: Any, planes: NDArray[Any], done: list[str]) -> Raster:
