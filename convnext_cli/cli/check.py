@@ -1,12 +1,14 @@
 """`convnext check`: what may be wrong with a data set."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.settings import given, with_settings
+from convnext_cli.cli.settings import given, name_flag, with_settings
+from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.audit.summary import Audit
@@ -45,8 +47,24 @@ def check(
     check_trainable(audit.index)
     if not as_json:
         _show_verdict(audit)
+        console.show(f"Next: {_build_next(data, fix_list, given(settings), audit)}")
     if audit.falsifies:
         raise typer.Exit(FALSE_SCORE)
+
+
+def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> str:
+    """Return the command that a person gives next: `recommend`, or `check` of what may mend the data."""
+    flags = [f"{name_flag(name)} {quote(value)}" for name, value in settings.items() if not isinstance(value, bool)]
+    if not audit.falsifies:
+        kept = [flag for flag in flags if not flag.startswith("--group-from")]
+        left_out = [f"--exclude {quote(fix_list)}"] if fix_list and "exclude" not in settings else []
+        return " ".join([f"convnext recommend {quote(data)}", *kept, *left_out])
+    check = " ".join([f"convnext check {quote(data)}", *flags])
+    if any(audit.index.splits) and not settings.get("resplit"):
+        return f"{check} --resplit, to see whether new splits are free of it"
+    if fix_list is None:
+        return f"{check} --fix-list leave-out.csv, to list the images to leave out"
+    return f"{check} --exclude {quote(fix_list)}, to see what is left"
 
 
 def run_audit(intake: "Intake") -> "Audit":

@@ -9,6 +9,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_model
 from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
+    BUILTIN,
     Architecture,
     Reference,
     Tag,
@@ -186,6 +187,7 @@ def _show_rows(rows: list[dict[str, Any]], *, tags: bool, compare: bool) -> None
     if compare:
         legend += " Models of other kinds: timm's results-imagenet.csv at commit 0173a139."
     console.say(legend, style="dim")
+    console.say("Next: convnext list MODEL shows its card, convnext recommend DATA picks one for your images")
 
 
 def _show_card(name: str, *, as_json: bool) -> None:
@@ -269,6 +271,7 @@ def _show_card(name: str, *, as_json: bool) -> None:
         console.show_lines(text)
     if not model.tags:
         console.show("No pretrained weights exist for it anywhere.")
+        console.say(f"Next: convnext finetune DATA --model {name} --weights none")
         return
     rows = [
         (
@@ -281,6 +284,9 @@ def _show_card(name: str, *, as_json: bool) -> None:
     ]
     console.show("")
     console.show_table(["weights", "licence", "input (px)", "top-1 (%) at px"], rows, numbers=["input (px)"])
+    is_builtin = tag is not None and tag.hub_id is None
+    following = f"finetune DATA --weights {BUILTIN}" if is_builtin else f"recommend DATA --model {name}"
+    console.say(f"Next: convnext {following}")
 
 
 def _describe_output(tag: Tag | None) -> str:

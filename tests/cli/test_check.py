@@ -184,3 +184,20 @@ def test_nothing_is_written_beside_a_manifests_images(convnext: Convnext, tmp_pa
     assert convnext("check", "list.csv", "--fix-list", "pictures/a/fix.csv").code == 2
     assert convnext("finetune", "list.csv", "--dry-run", "-o", "pictures/a/run").code == 2
     assert not list((tmp_path / "pictures").rglob("*.csv"))
+
+
+def test_check_ends_with_the_next_command(convnext: Convnext, tmp_path: Path) -> None:
+    for i in range(6):
+        for name in ("a", "b"):
+            save_image(tmp_path / f"my data/{name}/{i}.png", seed=10 * i + ord(name))
+    words = ("check", "my data", "--group-from", "none")
+    assert convnext(*words).out.splitlines()[-1] == "Next: convnext recommend 'my data'"
+    outcome = convnext(*words, "--fix-list", "out.csv")
+    assert outcome.out.splitlines()[-1] == "Next: convnext recommend 'my data' --exclude out.csv"
+    for name in ("a", "b"):
+        save_image(tmp_path / f"split/train/{name}/0.png", seed=ord(name))
+        save_image(tmp_path / f"split/train/{name}/1.png", seed=1 + ord(name))
+        save_image(tmp_path / f"split/test/{name}/2.png", seed=ord(name))
+    outcome = convnext("check", "split")
+    assert outcome.code == 3
+    assert outcome.out.splitlines()[-1].startswith("Next: convnext check split --resplit, ")

@@ -107,3 +107,15 @@ def test_tables_keep_names_whole(convnext: Convnext, monkeypatch: pytest.MonkeyP
     assert names <= set(narrow.split()), "no name is cut"
     rows = [line for line in narrow.splitlines() if line.split() and re.fullmatch(GRAMMAR, line.split()[0])]
     assert all(len(line) <= width for line in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("convnext_tiny", "convnext recommend DATA --model convnext_tiny"),
+        ("convnextv2_small", "convnext finetune DATA --model convnextv2_small --weights none"),
+        ("convnext_zepto_rms.builtin", "convnext finetune DATA --weights builtin"),
+    ],
+)
+def test_a_card_ends_with_the_next_command(convnext: Convnext, name: str, command: str) -> None:
+    assert convnext("list", name).err.splitlines()[-1] == f"Next: {command}"
