@@ -75,6 +75,7 @@ def run(folder: Path, start: int, stop: int, seed: int) -> None:
             path = folder / f"damaged.{ending}"
             path.write_bytes(data)
             log.write(f"{number}")
+            log.flush()
             begun = time.monotonic()
             try:
                 decode_image(path)

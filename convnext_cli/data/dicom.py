@@ -180,6 +180,7 @@ def _check_syntax(syntax: Any, path: Path) -> bool:
 
 def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: list[str]) -> NDArray[Any]:
     """Decode the first frame: (H, W), or (H, W, 3) in RGB."""
+    from pydicom import uid
     from pydicom.encaps import get_frame
     from pydicom.pixels import pixel_array
 
@@ -208,9 +209,10 @@ def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: l
             shift = high + 1 - options["bits_stored"]  # left-aligned
     if frames > 1:
         done.append(f"first of {frames} frames")
-    stored: NDArray[Any] = pixel_array(
-        dataset, index=0, **(options | {"bits_stored": options["bits_stored"] + shift})
-    )  # YBR becomes RGB here
+    # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, and an error
+    plugin = "pillow" if syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) and options["bits_stored"] == 8 else ""
+    options = options | {"bits_stored": options["bits_stored"] + shift}
+    stored: NDArray[Any] = pixel_array(dataset, index=0, decoding_plugin=plugin, **options)  # YBR becomes RGB here
     return stored >> shift if shift else stored
 
 
