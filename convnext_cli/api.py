@@ -7,19 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from convnext_cli.errors import ConvnextError
+from convnext_cli.errors import ConvnextError, StoppedError
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps
-from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
 from convnext_cli.training.preparation import Request
 
 if TYPE_CHECKING:
     from convnext_cli.progress import Progress
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
-Events: TypeAlias = "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]"
+Events: TypeAlias = (
+    "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]"
+)
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
 
@@ -127,14 +129,14 @@ def _make_request(
 
 
 def export_along(events: Events, *, onnx: bool = True) -> Events:
-    """Passes the events of a fine-tuning on, and writes `model.onnx` into the run before the last of them.
+    """Pass the events of a fine-tuning on, and write `model.onnx` into the run before it counts as finished.
 
-    Only where the extra `onnx` is installed, and not where the environment has CONVNEXT_ONNX=0. The run is whole by
-    then: what prevents the file is said, and is no failure.
+    A process that is killed meanwhile leaves an unfinished run, which `--resume` completes. Only where the extra `onnx`
+    is installed, and not where the environment has CONVNEXT_ONNX=0. What prevents the file is said, and is no failure.
     """
     for event in events:
         wanted = onnx and os.environ.get("CONVNEXT_ONNX") != "0" and os.environ.get("RANK", "0") == "0"
-        if isinstance(event, Finished) and wanted:
+        if isinstance(event, Trained) and wanted:
             yield from _export(RunFolder(event.run))
         yield event
 
@@ -153,6 +155,8 @@ def _export(run: RunFolder) -> Events:
         for step in export_steps(run, Wanted(max_images=PARITY_IMAGES)):
             if isinstance(step, Progress):
                 yield step
+    except StoppedError:
+        raise
     except Exception as error:  # the exporter's own errors are many; none of them is worth a finished run
         yield Remark(text=f"{run.exported('onnx').name} was not made: {' '.join(str(error).split())[:300]}")
 
@@ -172,7 +176,7 @@ def draw_along(events: Events) -> Events:
             from convnext_cli.training.loop import EpochDone  # torch: only once training has begun
 
             due = isinstance(event, EpochDone) and cost <= DRAWING_SHARE * (time.monotonic() - drawn)
-            if due or isinstance(event, Finished):
+            if due or isinstance(event, Trained):
                 from convnext_cli.reports.plots import draw_curves  # matplotlib: the first step does not wait for it
 
                 drawn = time.monotonic()

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from convnext_cli.data.split import FOLD, is_fold, name_fold
 from convnext_cli.errors import RunError, UsageError
+from convnext_cli.locks import LOCK
 from convnext_cli.runs import FOLDS_PLAN, RUNS, RunFolder
 from convnext_cli.text import quote
 
@@ -54,7 +56,8 @@ class FoldsFolder(RunFolder):
         """Whether all that is here was written before the first fold's plan was taken over."""
         first = self.run(1)
         known = {first.path, first.plan, *self._beginnings(), *first._beginnings()}
-        return set(self.path.rglob("*")) <= known | {folder / "last" for folder in (self.path, first.path)}
+        known |= {folder / name for folder in (self.path, first.path) for name in ("last", LOCK)}
+        return set(self.path.rglob("*")) <= known
 
 
 def open_folder(path: Path) -> RunFolder:
@@ -79,9 +82,12 @@ def check_single(path: Path) -> None:
         raise UsageError(f"{path} has a model for each fold", f"Name one of them, such as {path / name_fold(1)}")
 
 
-def name_run(model: str, now: datetime) -> Path:
-    """The default folder of a new run, `runs/<time>-<architecture>`."""
-    return RUNS / f"{now:%Y-%m-%d_%H%M%S}-{model.partition('.')[0]}"
+def name_runs(model: str, now: datetime) -> Iterator[Path]:
+    """Yield names for a new run's folder, the best first: `runs/<time>-<architecture>`, then with a number."""
+    name = f"{now:%Y-%m-%d_%H%M%S}-{model.partition('.')[0]}"
+    yield RUNS / name
+    for number in count(2):
+        yield RUNS / f"{name}-{number}"
 
 
 def find_newest_run() -> RunFolder:

@@ -129,6 +129,7 @@ class Environment(Struct, frozen=True, kw_only=True):
     git: str | None = None
     packages: dict[str, str] = {}
     images: str | None = None
+    split: str | None = None
 
 
 class Test(Struct, frozen=True, kw_only=True):

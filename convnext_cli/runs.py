@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convnext_cli.data.scan import Index
-from convnext_cli.errors import RunError, UsageError
+from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.files import add_line, read_lines, replace_file, sum_file, write_text
+from convnext_cli.locks import LOCK
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _SPLITS = re.compile(r"train|val|test|fold-\d+")
 _RANGE_TEST, _CALIBRATION, _ARRAYS = "lr.json", "calibration.json", "calibration.safetensors"
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
 CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
+_ORIGIN = "last/origin.safetensors"
 FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
@@ -62,6 +64,32 @@ class RunFolder:
     def list_candidates(self) -> list[Path]:
         """All that `candidate` names and that is there."""
         return list(self.path.glob("last/epoch-*.safetensors"))
+
+    def write_origin(self, arrays: "dict[str, NDArray[Any]]") -> None:
+        """Write the digests of the split's rows and of the images' bytes.
+
+        Raises:
+            ConvnextError: the disk is full, read-only or gone.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        path = self.path / _ORIGIN
+        try:
+            with replace_file(path) as temporary:
+                save_file(arrays, temporary)
+        except (SafetensorError, OSError) as error:
+            raise ConvnextError(f"cannot write {path} ({error})", "Check the disk's space and permissions") from error
+
+    def read_origin(self) -> "dict[str, NDArray[Any]]":
+        """Return the arrays that `write_origin` was given; none where the file is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return dict(load_file(self.path / _ORIGIN))
+        except (OSError, SafetensorError):
+            return {}
 
     @property
     def metrics(self) -> Path:
@@ -143,7 +171,11 @@ class RunFolder:
                 f"Continue it with `convnext finetune --resume {quote(self.path)}`, choose another "
                 "--output, or add --overwrite",
             )
-        if any(self.path.iterdir()) and not (overwrite and self.is_begun) and not self._is_false_start():
+        if (
+            any(path.name != LOCK for path in self.path.iterdir())
+            and not (overwrite and self.is_begun)
+            and not self._is_false_start()
+        ):
             remedy = "Choose another --output" + (", or add --overwrite" if self.is_begun else "")
             raise UsageError(f"{self.path} exists already", remedy)
 
@@ -433,7 +465,7 @@ class RunFolder:
 
     def _beginnings(self) -> Iterator[Path]:
         """What is written before the plan, and what a killed process was writing."""
-        names = ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST)
+        names = ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST, _ORIGIN)
         yield from (*(self.path / name for name in names), *self.list_checkpoints())
         yield from self._temporary()
 
@@ -443,7 +475,7 @@ class RunFolder:
     def _is_false_start(self) -> bool:
         """Whether all that is here is what a run leaves that was killed before it had begun."""
         last = self.path / "last"
-        return last.is_dir() and not set(self.path.rglob("*")) - {last, *self._beginnings()}
+        return last.is_dir() and not set(self.path.rglob("*")) - {last, self.path / LOCK, *self._beginnings()}
 
 
 def _find_split_problem(row: Mapping[str | None, Any], classes: Mapping[str, int]) -> str | None:

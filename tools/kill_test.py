@@ -1,11 +1,15 @@
-"""Kills a training at random moments, continues it each time, and compares where it ends.
+"""Kill a training at random moments, continue it each time, and compare where it ends.
 
-    python tools/kill_test.py DATA [--kills 30] [--processes 2] [--images 16] [--seed 0]
+    python tools/kill_test.py DATA [--during export] [--kills 30] [--processes 2] [--images 16] [--seed 0]
 
 One run is left alone. Then the same run is killed with SIGKILL, which no process can catch, at moments drawn evenly
 over its whole length, and continued with `finetune --resume` until it ends; and so again, until there were as many
 kills as asked for. After each kill every file under a real name must be readable, checkpoints down to their checksum.
-Each ended run's model.safetensors must equal the first one's to the byte, and its metrics.jsonl in all but times.
+Each ended run must have the files of the first one, its model, calibration and figures to the byte, and its
+metrics.jsonl in all but times; no temporary file and no lock may be left.
+
+`--during` draws the moments from one phase: cache (until the first epoch's end, into a cache that kills have left
+behind), calibration, or export (of model.onnx, which is otherwise left out).
 
 DATA is a folder of <class>/ or {train,val}/<class>/ folders of real images; the first few of each class are used. The
 processes are forked from one that has imported torch already, so that most of their time is training.
@@ -24,15 +28,18 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.runs import RunFolder
 
+EPOCHS = 6
 SETTINGS = (
-    "--model test_convnext --weights none --epochs 6 --image-size 32 --batch-size 8 --micro-batch-size 4 --lr 0.002 "
-    "--mixup 0.2 --drop-path 0.1 --val-fraction 0.25 --save-every 3"
+    f"--model test_convnext --weights none --epochs {EPOCHS} --image-size 32 --batch-size 8 --micro-batch-size 4 "
+    "--lr 0.002 --mixup 0.2 --drop-path 0.1 --val-fraction 0.25 --save-every 3"
 )
 
 _processes = multiprocessing.get_context("forkserver")
@@ -62,9 +69,24 @@ def start(words: Sequence[str], processes: int) -> Sequence[multiprocessing.proc
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
         environment = several | own if processes > 1 else {}
+        environment = environment | {"CONVNEXT_CACHE": os.environ.get("CONVNEXT_CACHE", ""), "CONVNEXT_ONNX": "1"}
         started.append(_processes.Process(target=_work, args=(list(words), environment, str(Path.cwd()))))
         started[-1].start()
     return started
+
+
+@contextmanager
+def use_cache(name: str) -> Iterator[None]:
+    """Give the processes that are started in the block a cache folder of their own."""
+    before = os.environ.get("CONVNEXT_CACHE")
+    os.environ["CONVNEXT_CACHE"] = str(Path(name).absolute())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CONVNEXT_CACHE"]
+        else:
+            os.environ["CONVNEXT_CACHE"] = before
 
 
 def _work(words: list[str], environment: dict[str, str], folder: str) -> None:
@@ -77,9 +99,59 @@ def _work(words: list[str], environment: dict[str, str], folder: str) -> None:
     main(words)
 
 
-def run_and_kill(words: Sequence[str], processes: int, after: float | None) -> bool:
-    """Runs `convnext WORDS`, kills all of its processes after so many seconds, and says whether it had to."""
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a run, told by files that it begins and ends with; None is the process's own start or end."""
+
+    begin: str | None = None
+    end: str | None = None
+    lines: int = 0
+    """Lines that the first file has then."""
+
+
+PHASES = {
+    "all": Phase(),
+    "cache": Phase(end="metrics.jsonl"),
+    "calibration": Phase(begin="metrics.jsonl", end="calibration.json", lines=EPOCHS),
+    "export": Phase(begin="calibration.json", end="metrics.json"),
+}
+
+
+def is_written(path: Path, since: float, lines: int = 0) -> bool:
+    """Return whether a file was written after a time, with at least so many lines."""
+    try:
+        return path.stat().st_mtime > since and (not lines or len(path.read_bytes().splitlines()) >= lines)
+    except OSError:
+        return False
+
+
+def measure(words: Sequence[str], processes: int, run: RunFolder, phase: Phase) -> float:
+    """Run `convnext WORDS` to its end, and return the seconds that the phase took."""
+    since = began = time.time()
+    workers, ended = start(words, processes), None
+    has_begun = phase.begin is None
+    while any(worker.is_alive() for worker in workers):
+        if not has_begun and phase.begin and is_written(run.path / phase.begin, since, phase.lines):
+            has_begun, began = True, time.time()
+        if ended is None and phase.end and is_written(run.path / phase.end, since):
+            ended = time.time()
+        time.sleep(0.002)
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit(f"convnext {' '.join(words)} failed:\n{Path('output.txt').read_text()[-3000:]}")
+    return (ended or time.time()) - began
+
+
+def run_and_kill(
+    words: Sequence[str], processes: int, after: float | None, run: RunFolder | None = None, phase: Phase = Phase()
+) -> bool:
+    """Run `convnext WORDS`, kill its processes so many seconds after the phase begins; return whether it had to."""
+    since = time.time()
     workers = start(words, processes)
+    if run is not None and phase.begin:
+        while any(worker.is_alive() for worker in workers):
+            if is_written(run.path / phase.begin, since, phase.lines):
+                break
+            time.sleep(0.002)
     deadline = None if after is None else time.monotonic() + after
     for worker in workers:
         worker.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -105,10 +177,14 @@ def check_files(run: RunFolder) -> int:
 
     paths = [path for path in run.path.rglob("*") if path.is_file() and not path.name.startswith(".")]
     for path in paths:
-        if path.parent.name == "last":
+        if path.name.startswith("step-"):
             read_checkpoint(path)
         elif path.suffix == ".safetensors":
             load_file(path)
+        elif path.suffix == ".onnx":
+            import onnx
+
+            onnx.checker.check_model(path)
         elif path.suffix == ".png":
             Image.open(path).verify()
         elif path.suffix == ".toml":
@@ -121,6 +197,23 @@ def check_files(run: RunFolder) -> int:
     return len(paths)
 
 
+def read_files(run: RunFolder) -> dict[str, bytes]:
+    """Return the names of a run's files, with the content of those that repeat to the byte."""
+    same = (
+        "model.safetensors",
+        "config.json",
+        "calibration.json",
+        "calibration.safetensors",
+        "metrics.json",
+        "split.csv",
+    )
+    return {
+        str(path.relative_to(run.path)): path.read_bytes() if path.name in same else b""
+        for path in run.path.rglob("*")
+        if path.is_file()
+    }
+
+
 def read_end(run: RunFolder) -> tuple[bytes, list[dict[str, object]]]:
     """What a run has come to: the model's bytes, and the log without times."""
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
@@ -130,35 +223,43 @@ def read_end(run: RunFolder) -> tuple[bytes, list[dict[str, object]]]:
     return (run.path / "model.safetensors").read_bytes(), timeless
 
 
-def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str = SETTINGS) -> str:
-    """Does what this page says, in the working directory, and returns what was seen in one line.
+def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str = SETTINGS, during: str = "all") -> str:
+    """Do what this page says, in the working directory, and return what was seen in one line.
 
     Raises:
         AssertionError: a run ended elsewhere.
     """
-    words = ["finetune", str(data), *settings.split(), "--output"]
+    phase = PHASES[during]
+    onnx = [] if during == "export" else ["--no-onnx"]
+    words = ["finetune", str(data), *settings.split(), *onnx, "--output"]
     draw = random.Random(seed)  # noqa: S311
     whole = RunFolder(Path("whole"))
     run_and_kill(["--version"], 1, None)  # starts the process that the others are forked from
-    began = time.monotonic()
-    run_and_kill([*words, "whole"], processes, None)
-    length, end = time.monotonic() - began, read_end(whole)
+    with use_cache("whole-cache"):
+        length = measure([*words, "whole"], processes, whole, phase)
+    end, files = read_end(whole), read_files(whole)
     done, ended, steps = 0, 0, set()
     while done < kills or ended == 0:
         name = f"killed-{ended}"
         run = RunFolder(Path(name))
-        while not run.is_finished:
-            again = ["finetune", "--resume"] if run.is_begun else words
-            if run_and_kill([*again, name], processes, draw.uniform(0, length) if done < kills else None):
-                done += 1
-                check_files(run)
-                steps |= {path.stem for path in run.list_checkpoints()[:1]}
+        with use_cache(f"{name}-cache"):
+            while not run.is_finished:
+                begun = ["finetune", "--resume", name, *onnx]
+                command = begun if run.is_begun else [*words, name]
+                if run_and_kill(
+                    command, processes, draw.uniform(0, 1.2 * length) if done < kills else None, run, phase
+                ):
+                    done += 1
+                    check_files(run)
+                    steps |= {path.stem for path in run.list_checkpoints()[:1]}
         assert read_end(run) == end, f"{name} has ended elsewhere than {whole.path}"
+        assert read_files(run) == files, f"{name} has other files than {whole.path}"
         ended += 1
         shutil.rmtree(run.path)
+    several = "es" * (processes > 1)
     return (
-        f"{done} kills, {processes} process{'es' * (processes > 1)}: {ended} runs of {length:.1f} s, left at "
-        f"{len(steps)} different checkpoints, all ended in the same bytes; every file could be read after every kill"
+        f"{done} kills, {processes} process{several}, in {length:.1f} s ({during}): {ended} runs, left at {len(steps)} "
+        "different checkpoints, all ended in the same bytes and files; every file could be read after each kill"
     )
 
 
@@ -166,6 +267,7 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--during", choices=PHASES, default="all")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--images", type=int, default=16, help="of each class")
@@ -175,7 +277,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         taken = take_images(data, Path(folder) / "data", args.images)
-        print(compare(taken, kills=args.kills, processes=args.processes, seed=args.seed))
+        print(compare(taken, kills=args.kills, processes=args.processes, seed=args.seed, during=args.during))
         os.chdir("/")
 
 

@@ -21,6 +21,7 @@ from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.list import list_
 from convnext_cli.cli.predict import predict
 from convnext_cli.cli.recommend import recommend
+from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
 from convnext_cli.errors import ConvnextError, StoppedError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
@@ -81,10 +82,18 @@ def main(args: list[str] | None = None) -> NoReturn:
     Args:
         args: the words after `convnext`; None takes the process's own.
     """
+    with keep_streams():
+        code = _run(args)
+    sys.exit(code)
+
+
+def _run(args: list[str] | None) -> int:
+    """Run the command line and return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         code = app(args, standalone_mode=False, prog_name="convnext")
+        sys.stdout.flush()  # here, so that what fails is said as all else
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
             console.fail("interrupted. What was saved before is whole")
     except StoppedError as error:  # all processes know it; the first one says it
@@ -101,15 +110,17 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # whoever read our output has gone; Python would complain once more when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         code = 1
     except OSError as error:
+        if error.filename is None:  # a stream's: Python would complain once more when it closes stdout
+            discard_unwritten(sys.stdout)
         where = f": {error.filename}" if error.filename else ""
         code = _fail(f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1)
     except Exception as error:  # a bug of ours; said as such, in one line like all else
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         code = _fail(f"{what}. This is a bug; --debug before the command shows where", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _fail(text: str, code: int) -> int:

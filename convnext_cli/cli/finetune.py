@@ -11,6 +11,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.settings import describe_sizes, given, list_decided, parse_duration, repeat_command, with_settings
+from convnext_cli.cli.streams import stop_by_signals, survive_lost_reader
 from convnext_cli.cli.training import count_splits, describe_splits, follow, show_finished
 from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 
@@ -139,11 +140,13 @@ def finetune(
 
     from convnext_cli.training.crossvalidation import train_steps
 
-    finished = follow(train_steps(request), onnx=onnx)
-    if as_json:
-        console.show_json(asdict(finished))
-    else:
-        show_finished(finished)
+    with stop_by_signals():
+        finished = follow(train_steps(request), onnx=onnx)
+    with survive_lost_reader():
+        if as_json:
+            console.show_json(asdict(finished))
+        else:
+            show_finished(finished)
 
 
 def _prepare(request: "Request") -> "Prepared":

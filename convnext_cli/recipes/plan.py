@@ -49,9 +49,14 @@ class Plan:
     settings: dict[str, Choice]
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The value of each setting, by name."""
+        return {name: choice.value for name, choice in self.settings.items()}
+
+    @property
     def recipe(self) -> Recipe:
         """The bare values."""
-        return Recipe(**{name: choice.value for name, choice in self.settings.items()})
+        return Recipe(**self.values)
 
     @property
     def decided(self) -> dict[str, Choice]:

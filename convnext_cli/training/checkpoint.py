@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from convnext_cli.errors import RunError, shorten_error
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs import RunFolder
+from convnext_cli.training.devices import is_sharded
 
 if TYPE_CHECKING:
     from convnext_cli.training.step import Job
@@ -37,7 +38,7 @@ class State:
     """Where a run stands: all of its state that is no tensor."""
 
     images: str
-    """Digest of the images that it trains and validates on."""
+    """Digest of the sizes of the images that it trains and validates on."""
     license: str | None
     """Licence of the base weights."""
     micro_batch_size: int
@@ -48,6 +49,8 @@ class State:
     """Of one process, as `Formulation` has them; 0 where nothing says."""
     compiled: bool = False
     """Whether passes of whole micro-batches are compiled."""
+    origin: dict[str, Any] | None = None
+    """The fields of `Origin`; None in a state of a version that kept none."""
     step: int = 0
     """Optimizer steps done."""
     halvings: int = 0
@@ -131,6 +134,7 @@ def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
     if accelerator.is_main_process:
         try:
             tensors, *found = _read_newest(run)
+            _check_fit(_part(tensors, "model."), job)
         except RunError as error:  # all ranks stop with it
             found = error
     [found] = broadcast_object_list([found])
@@ -156,6 +160,25 @@ def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
         given: Any = {**whole, "state": moments} if accelerator.is_main_process else {}
         set_optimizer_state_dict(model, optimizer, given, options=options)
     return state, remarks
+
+
+def _check_fit(weights: Tensors, job: "Job") -> None:
+    """Check that a state's weights are those of the model that was built.
+
+    Raises:
+        RunError: a name or a shape differs.
+    """
+    if is_sharded(job.accelerator):  # each rank has a part of each tensor
+        return
+    kept, built = (
+        {name: tuple(value.shape) for name, value in part.items()} for part in (weights, job.model.state_dict())
+    )
+    if differing := sorted(name for name in kept.keys() | built.keys() if kept.get(name) != built.get(name)):
+        raise RunError(
+            f"the saved state is of another model than plan.toml describes: {len(differing)} parameters differ in name "
+            f"or shape, such as {differing[0]}",
+            "Set the changed values of plan.toml back, or begin anew with another --output",
+        )
 
 
 def put_weights(job: "Job", weights: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from convnext_cli.data.intake import digest_images
 from convnext_cli.data.split import choose_fold, explain_weak_validation
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.folds import FoldsFolder, name_run
+from convnext_cli.folds import FoldsFolder
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.rules import Choice
@@ -22,14 +21,19 @@ from convnext_cli.training.finetuning import (
     Finished,
     Planned,
     Started,
+    Trained,
     finetune_steps,
+    hold_folder,
     open_devices,
     prepare_along,
     train_prepared,
 )
+from convnext_cli.training.origin import digest_split, sum_digests
 from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
 
@@ -70,7 +74,7 @@ class CrossValidated:
 
 def cross_validate_steps(
     request: Request,
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]":
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]":
     """Does what `cross_validate` does, or continues it, and yields what happens, each fold's `Finished` included.
 
     The first fold decides what is measured (epochs that fit into a time); the others take it from there, so that all
@@ -84,27 +88,43 @@ def cross_validate_steps(
     prepared = yield from prepare_along(request)
     if prepared.folds is None:
         raise UsageError("there are no folds to train in turn", "Give --folds, without --fold")
-    folder = FoldsFolder(request.resume or request.output or name_run(prepared.plan.model, datetime.now()))
-    number, is_new = prepared.plan.recipe.folds, request.resume is None
+    accelerator, prepared = open_devices(request, prepared)
+    with hold_folder(request, prepared.plan.model, accelerator) as (path, notes):
+        for event in _train_folds(request, prepared, FoldsFolder(path), accelerator):
+            yield replace(event, notes=(*event.notes, *notes)) if isinstance(event, Started) else event
+
+
+def _train_folds(
+    request: Request, prepared: Prepared, folder: FoldsFolder, accelerator: "Accelerator"
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]":
+    """Train the folds that are missing into `folder`, which this process holds."""
+    from convnext_cli.training.devices import describe_device
+
+    number, is_new, is_main = prepared.plan.recipe.folds, request.resume is None, accelerator.is_main_process
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
     begun = {fold for fold in missing if not is_new and folder.run(fold).is_begun}
     images = prepared.images  # of the first fold: all that are no test images
+    split = sum_digests(digest_split(prepared.folds)) if prepared.folds else ""
     environment = None if is_new else folder.read_environment()
     if not is_new and (environment is None or environment.images != images):
         raise DataError(
             f"the images in {prepared.index.root} are not those that {folder.path} began with",
             "Bring the former files back, or begin anew with another --output",
         )
-    accelerator, prepared = open_devices(request, prepared, folder.path)
+    if environment is not None and environment.split not in (None, split):
+        raise RunError(
+            f"{folder.path / 'split.csv'} was changed since its first fold began",
+            "Put the former file back, or begin anew with another --output",
+        )
     assert prepared.folds is not None
-    if is_new and accelerator.is_main_process:
-        from convnext_cli.training.devices import describe_device
-
+    accelerator.wait_for_everyone()  # all have read what is there
+    if is_new and is_main:
         folder.create(overwrite=request.overwrite)
         folder.write_split(prepared.folds)
         if prepared.taken and prepared.taken.audit:
             folder.write_audit(prepared.taken.audit.as_dict())
-        folder.write_environment(describe_environment(describe_device(accelerator.device)) | {"images": images})
+        made_with = describe_environment(describe_device(accelerator.device))
+        folder.write_environment(made_with | {"images": images, "split": split})
     plan = prepared.plan
     for fold in missing:
         run = folder.run(fold)
@@ -114,22 +134,24 @@ def cross_validate_steps(
             chosen = prepare(asked)
         else:
             max_time = request.max_time and request.max_time / number
-            asked = replace(request, resume=None, overwrite=False, max_time=max_time if fold == 1 else None)
+            asked = replace(
+                request, resume=None, output=run.path, overwrite=False, max_time=max_time if fold == 1 else None
+            )
             chosen = _choose(prepared, plan, fold)
-        for event in train_prepared(asked, chosen, run, accelerator):
-            is_main = accelerator.is_main_process
-            if isinstance(event, Started) and is_new and fold == 1:
-                plan = _set_fold(event.plan, plan.settings["fold"])
-                if is_main:
-                    folder.write_plan(plan.to_toml())
-            # a continued cross-validation has not looked at the images again
-            if isinstance(event, Started) and not is_new and is_main:
-                run.copy_audit(folder)
-            yield event
+        with hold_folder(asked, plan.model, accelerator):
+            for event in train_prepared(asked, chosen, run, accelerator):
+                if isinstance(event, Started) and is_new and fold == 1:
+                    plan = _set_fold(event.plan, plan.settings["fold"])
+                    if is_main:
+                        folder.write_plan(plan.to_toml())
+                # a continued cross-validation has not looked at the images again
+                if isinstance(event, Started) and not is_new and is_main:
+                    run.copy_audit(folder)
+                yield event
         accelerator.free_memory()
     found = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
     done = CrossValidated(run=folder.path, folds=found, spread=spread_figures([fold.val for fold in found]))
-    if accelerator.is_main_process:
+    if is_main:
         folder.write_metrics(
             {
                 "folds": [{"fold": fold.fold, "epoch": fold.epoch, **figures_of(fold.val)} for fold in found],
@@ -142,7 +164,7 @@ def cross_validate_steps(
 
 def train_steps(
     request: Request,
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished | CrossValidated]":
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]":
     """Does what is asked for: all folds in turn, or one fine-tuning."""
     folds, fold = (request.settings.get(name, Choice(value=0, source="default")).value for name in ("folds", "fold"))
     is_whole = FoldsFolder(request.resume).is_begun if request.resume else bool(folds) and not fold

@@ -2,28 +2,29 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from convnext_cli.errors import UsageError, shorten_error
+from convnext_cli.errors import ConvnextError, UsageError, shorten_error
 from convnext_cli.folds import find_whole
 from convnext_cli.recipes.costs import GIB
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs import RunFolder
 from convnext_cli.text import quote
 
+T = TypeVar("T")
 THREADS = torch.get_num_threads()  # as torch found them. A run may take fewer; the next in this process asks anew
 
 
@@ -154,6 +155,20 @@ def describe_device(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
     return f"CPU ({platform.machine()}), {THREADS} thread{'s' * (THREADS != 1)}"
+
+
+def do_on_first_rank(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do `work` on the first rank, and return its result on all ranks; a failure is raised on all of them."""
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except ConvnextError as error:
+            result[1] = error
+    value, failure = broadcast_object_list(result)
+    if failure is not None:
+        raise failure
+    return cast("T", value)
 
 
 def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:

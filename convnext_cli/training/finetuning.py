@@ -4,8 +4,10 @@ What is wrong with the input is found before anything heavy is imported.
 """
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +16,23 @@ from msgspec import convert
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.folds import name_run
+from convnext_cli.folds import name_runs, open_folder
+from convnext_cli.locks import lock_folder
 from convnext_cli.progress import Progress
+from convnext_cli.recipes.machine import count_cpus, count_local_processes
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.recipe import AUTO
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.environment import describe_environment
-from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare, prepare_steps
+from convnext_cli.training.origin import NO_CONTENTS, check_contents, digest_contents, record_origin
+from convnext_cli.training.preparation import (
+    Prepared,
+    Request,
+    check_unfinished,
+    continue_if_restarted,
+    prepare,
+    prepare_steps,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,6 +81,13 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """Model and calibration are on disk. What else belongs to a finished run is written before the next event."""
+
+    run: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
     """The run is on disk."""
 
@@ -84,7 +103,7 @@ class Finished:
 
 def finetune_steps(
     request: Request,
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished]":
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished]":
     """Does what `finetune` does, or continues a run, and yields what happens while it happens.
 
     Raises:
@@ -95,12 +114,12 @@ def finetune_steps(
     prepared = yield from prepare_along(request)
     if prepared.folds:
         raise UsageError("this trains one fold", "Give --fold, or call `cross_validate` to train all of them")
-    run = RunFolder(request.resume or request.output or name_run(prepared.plan.model, datetime.now()))
-    accelerator, prepared = open_devices(request, prepared, run.path)
-    for event in train_prepared(request, prepared, run, accelerator):
-        if isinstance(event, Finished):
-            accelerator.end_training()
-        yield event
+    accelerator, prepared = open_devices(request, prepared)
+    with hold_folder(request, prepared.plan.model, accelerator) as (path, notes):
+        for event in train_prepared(request, prepared, RunFolder(path), accelerator):
+            if isinstance(event, Finished):
+                accelerator.end_training()
+            yield replace(event, notes=(*event.notes, *notes)) if isinstance(event, Started) else event
 
 
 def prepare_along(request: Request) -> Generator[Progress, None, Prepared]:
@@ -112,13 +131,47 @@ def prepare_along(request: Request) -> Generator[Progress, None, Prepared]:
     raise AssertionError("a preparation ends with its result")
 
 
-def open_devices(request: Request, prepared: Prepared, folder: Path) -> "tuple[Accelerator, Prepared]":
-    """The accelerator, and what was prepared, for what it really has. All ranks have looked then, and may write."""
+@contextmanager
+def hold_folder(request: Request, model: str, accelerator: "Accelerator") -> "Iterator[tuple[Path, tuple[str, ...]]]":
+    """Choose the folder that a training writes into, and lock it for the length of the block.
+
+    The first rank holds the lock; all ranks call this.
+
+    Yields:
+        The folder, and a note where the file system has no locks.
+
+    Raises:
+        RunError: another process trains into it.
+        UsageError: it has finished, or been filled by another process, since it was checked.
+    """
+    from convnext_cli.training.devices import do_on_first_rank
+
+    with ExitStack() as stack:
+
+        def lock() -> tuple[Path, bool]:
+            path = request.resume or request.output
+            if path is not None:
+                is_held = stack.enter_context(lock_folder(path))
+                if request.resume is not None:
+                    check_unfinished(open_folder(path))
+                return path, is_held
+            for path in name_runs(model, datetime.now()):
+                with suppress(FileExistsError):
+                    return path, stack.enter_context(lock_folder(path, is_new=True))
+            raise AssertionError("there is always a next name")
+
+        path, is_held = do_on_first_rank(accelerator, lock)
+        note = "its file system has no locks, so nothing keeps a second training out of the run folder"
+        yield path, () if is_held else (note,)
+
+
+def open_devices(request: Request, prepared: Prepared) -> "tuple[Accelerator, Prepared]":
+    """Return the accelerator, and the preparation for the device it has. All ranks have prepared, and may write."""
     from convnext_cli.training import devices
 
     recipe = prepared.plan.recipe
     accelerator = devices.make_accelerator(
-        recipe.amp, deterministic=recipe.deterministic, track=request.track, folder=folder
+        recipe.amp, deterministic=recipe.deterministic, track=request.track, folder=request.resume or request.output
     )
     if prepared.machine.is_gpu and accelerator.device.type == "cpu":  # a GPU that this torch cannot use
         prepared = prepare(request, use_gpu=False)
@@ -128,7 +181,7 @@ def open_devices(request: Request, prepared: Prepared, folder: Path) -> "tuple[A
 
 def train_prepared(
     request: Request, prepared: Prepared, run: RunFolder, accelerator: "Accelerator"
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Finished]":
+) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished]":
     """Trains what was prepared into `run`, or continues it there where `request.resume` says so."""
     from convnext_cli.training import devices
     from convnext_cli.training.assembly import build_job
@@ -137,7 +190,7 @@ def train_prepared(
     from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
     from convnext_cli.training.compiling import Formulation, formulate
     from convnext_cli.training.head import train_head
-    from convnext_cli.training.keeping import note_epoch, train_and_keep
+    from convnext_cli.training.keeping import describe_resume, note_epoch, train_and_keep
     from convnext_cli.training.loop import plan_steps
     from convnext_cli.training.probe import Found, choose_formulation
     from convnext_cli.training.signals import watch_signals
@@ -146,6 +199,11 @@ def train_prepared(
     index, plan, tag = prepared.index, prepared.plan, prepared.tag
     recipe = plan.recipe
     yield Planned(run=run.path, plan=plan, index=index, resumes=request.resume is not None, notes=prepared.notes)
+    contents, origin = NO_CONTENTS, prepared.origin
+    if accelerator.is_main_process:
+        contents = yield from digest_contents(index, threads=max(1, count_cpus() // count_local_processes()))
+    if origin is not None:
+        devices.do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
     job, network, params, new_params = build_job(request, prepared, accelerator)
     head_done = None
     device = devices.describe_device(accelerator.device)
@@ -160,6 +218,7 @@ def train_prepared(
             if prepared.taken and prepared.taken.audit:
                 run.write_audit(prepared.taken.audit.as_dict())
             run.write_environment(describe_environment(device))
+        origin = devices.do_on_first_rank(accelerator, partial(record_origin, run, plan, index, contents))
         yield Progress(done=0, total=1, what="autotuning")
         found = choose_formulation(
             network,
@@ -174,6 +233,7 @@ def train_prepared(
         job = replace(job, compiled=compiled)
         state = State(
             images=prepared.images,
+            origin=asdict(origin),
             license=license,
             micro_batch_size=recipe.micro_batch_size,
             formulation=found.formulation.blocks,
@@ -197,6 +257,12 @@ def train_prepared(
                 run.write_range_test(tested)
             plan = set_found(plan, tested, plan_steps(recipe, train)[0] * plan.recipe.epochs)
             job = replace(job, recipe=plan.recipe)
+        if (
+            origin is not None and plan is not prepared.plan
+        ):  # epochs or lr were measured: the state is saved anew with them
+            state, _ = load_checkpoint(run, job)
+            state.origin = asdict(replace(origin, settings=plan.values))
+            save_checkpoint(run, job, state)
         if accelerator.is_main_process:
             run.write_plan(plan.to_toml())
     elif accelerator.is_main_process:
@@ -208,6 +274,11 @@ def train_prepared(
         found = Found(formulation=kept)
         compiled, problems = formulate(network, kept, shape, accelerator)
         job = replace(job, compiled=compiled)
+        if origin is None:
+            origin = devices.do_on_first_rank(accelerator, partial(record_origin, run, plan, index, contents))
+            state.origin = asdict(origin)
+        if recipe.micro_batch_size != origin.settings["micro_batch_size"]:
+            state.micro_batch_size = recipe.micro_batch_size
     if state.images != prepared.images:
         raise DataError(
             f"the images in {index.root} are not those that {run.path} began with",
@@ -231,11 +302,14 @@ def train_prepared(
         yield head_done
     with devices.track_figures(accelerator, plan, run.path), watch_signals(job.signals):
         state = yield from train_and_keep(job, network, run, state, weak=prepared.weak_validation)
-    yield from _finish(job, run, state, weak=prepared.weak_validation)
+        job.signals.remedy = describe_resume(run)
+        yield from _finish(job, run, state, weak=prepared.weak_validation)
 
 
-def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> "Iterator[Progress | Finished]":
-    """Calibrates the weights that were kept; then the final figures, which mark the run as finished."""
+def _finish(
+    job: "Job", run: RunFolder, state: "State", *, weak: str | None
+) -> "Iterator[Progress | Trained | Finished]":
+    """Calibrate the weights that were kept; then write the final figures, which mark the run as finished."""
     import torch
 
     from convnext_cli.inference.fitting import Calibration, fit_steps
@@ -255,6 +329,10 @@ def _finish(job: "Job", run: RunFolder, state: "State", *, weak: str | None) -> 
                 calibration = step
             else:
                 yield step
+    job.signals.check()  # where a library has caught what the signal raised, here and below
+    yield Trained(run=run.path)
+    job.signals.check()
+    if job.accelerator.is_main_process:
         run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
         for path in run.list_candidates():  # only now: a run that is killed before averages them again
             path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import asdict
+from signal import SIGINT, SIGTERM, Signals
 
 from torch import nn
 
@@ -83,7 +84,7 @@ def train_and_keep(
             if not is_lost_connection(error):
                 raise
             raise ConvnextError(
-                "another process of this run has ended", f"Look for its own error. {_how_to_go_on(run)}"
+                "another process of this run has ended", f"Look for its own error. {describe_resume(run)}"
             ) from error
         except DivergedError as error:
             halvings = state.halvings + 1
@@ -124,12 +125,10 @@ def _score(val: Metrics | None) -> tuple[float, float]:
 
 
 def _stopped(run: RunFolder, step: int, signal: int) -> StoppedError:
-    return StoppedError(
-        f"stopped after step {step:,}, and saved",
-        _how_to_go_on(run),
-        signal=signal,
-    )
+    name = "" if signal in (SIGINT, SIGTERM) else f" ({Signals(signal).name})"
+    return StoppedError(f"stopped after step {step:,}, and saved{name}", describe_resume(run), signal=signal)
 
 
-def _how_to_go_on(run: RunFolder) -> str:
+def describe_resume(run: RunFolder) -> str:
+    """Return the sentence with the command that continues a run."""
     return f"Go on with `convnext finetune --resume {quote(find_whole(run).path)}`"

@@ -12,6 +12,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from convnext_cli.errors import UsageError
 from convnext_cli.recipes.machine import count_cpus
+from convnext_cli.training.signals import list_signals
 
 PATIENCE = 600  # seconds that processes told to stop may take to finish their step and save
 
@@ -27,6 +28,9 @@ def launch(processes: int) -> int:
             f"--devices {processes}, but there are only {torch.cuda.device_count()} GPUs", "Ask for no more than these"
         )
     logging.disable(logging.ERROR)  # each process says for itself what goes wrong
+    os.environ.setdefault(
+        "TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(["SIGQUIT", *(number.name for number in list_signals())])
+    )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cpus() // processes)))
     config = LaunchConfig(
         min_nodes=1,

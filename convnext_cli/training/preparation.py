@@ -16,6 +16,7 @@ from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation,
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.folds import FoldsFolder, open_folder
+from convnext_cli.locks import check_unlocked
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.fingerprint import Fingerprint, explain_domain, take_fingerprint
@@ -23,6 +24,7 @@ from convnext_cli.recipes.head import check_head
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Plan, make_plan, read_choices, read_plan
 from convnext_cli.recipes.recipe import (
+    AUTO,
     DEFAULT_RECIPE,
     RECIPES,
     check_settings,
@@ -36,6 +38,7 @@ from convnext_cli.recipes.rules import Choice, explain_lr
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs import RUNS, RunFolder
 from convnext_cli.text import quote
+from convnext_cli.training.origin import Origin, check_plan, check_split, read_origin
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
@@ -95,6 +98,10 @@ class Prepared:
     """What the user should know of the plan."""
     weak_validation: str | None
     """Why the validation split is too small to choose the best epoch by; None where it is not."""
+    origin: Origin | None = None
+    """What the run began with; None for a new run, and for one of a version that did not keep it."""
+    changes: tuple[str, ...] = ()
+    """Notes on what was changed since then, and may be."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -125,7 +132,7 @@ class Prepared:
         if index.skipped:
             what = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
             notes.append(f"skipped in the data folder: {what}")
-        return (*notes, *self.plan_notes)
+        return (*notes, *self.plan_notes, *self.changes)
 
 
 def continue_if_restarted(request: Request) -> Request:
@@ -274,6 +281,7 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
+        check_unlocked(request.output)
         folder.check_free(overwrite=request.overwrite)
     if not is_unicode(request.weights):
         raise UsageError(
@@ -299,6 +307,25 @@ def _check_trackers(names: tuple[str, ...]) -> None:
             raise UsageError(f"{name} is not installed", f"Install it with `pip install 'convnext-cli[{name}]'`")
 
 
+def check_unfinished(run: RunFolder) -> None:
+    """Check that a run has not come to its end.
+
+    Raises:
+        UsageError: it has.
+    """
+    if run.is_finished:
+        onnx = (
+            ""
+            if isinstance(run, FoldsFolder) or run.exported("onnx").exists()
+            else (f"; `convnext export {quote(run.path)}` writes model.onnx, which is not there")
+        )
+        raise UsageError(
+            f"{run.path} has finished: there is nothing to continue",
+            f"`convnext eval {quote(run.path)}` says how good it is; --config {quote(run.plan)} repeats it with other "
+            f"settings{onnx}",
+        )
+
+
 def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
     run = open_folder(path)
     own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
@@ -310,21 +337,21 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
         )
     if not run.is_begun:
         raise RunError(f"{path} is no run that has begun", "Give a folder that `convnext finetune` made, or begin anew")
+    check_unlocked(path)
     if run.is_finished:
-        raise UsageError(
-            f"{path} has finished: there is nothing to continue",
-            f"`convnext eval {quote(path)}` says how good it is; --config {quote(run.plan)} repeats it with other "
-            "settings",
-        )
+        run.drop_temporary()
+    check_unfinished(run)
     model, weights, _ = read_plan(run.plan)
     if model is None:
         raise RunError(f"{run.plan} names no model", "Begin anew with another --output")
-    architecture, tag = find_model(model)
     choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
     choices |= read_choices(run.plan)
     if missing := [name for name in describe_settings() if name not in choices]:
         raise RunError(f"{run.plan} lacks {', '.join(missing)}", "Begin anew with another --output")
     index = run.read_split()
+    values = {name: choice.value for name, choice in choices.items()}
+    origin, changes = _compare_origin(run, index, model, weights or "auto", values)
+    architecture, tag = find_model(model)
     if request.data is not None:
         index = replace(index, root=request.data)
     check_outside(path, index.root)
@@ -346,4 +373,32 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
         fingerprint=None,
         plan_notes=(),
         weak_validation=explain_weak_validation(index),
+        origin=origin,
+        changes=changes,
     )
+
+
+def _compare_origin(
+    run: RunFolder, index: Index, model: str, weights: str, settings: dict[str, Any]
+) -> tuple[Origin | None, tuple[str, ...]]:
+    """Compare plan and split with what the run began with, and return that, and a note for each allowed change.
+
+    Of a cross-validation the first fold is asked; its images' bytes are compared when it is continued.
+
+    Raises:
+        RunError: they differ.
+    """
+    first = run.run(1) if isinstance(run, FoldsFolder) else run
+    origin = read_origin(first)
+    if origin is None:
+        if settings["lr"] == AUTO:
+            raise RunError(f"{run.plan} has lr = {AUTO}, which began as a number", "Set it back to that number")
+        return None, ("begun by a version that kept no digests: of plan, split and images only sizes are compared",)
+    if isinstance(run, FoldsFolder):
+        origin = replace(origin, settings=origin.settings | {"fold": 0})
+        notes = check_plan(run, origin, model, weights, settings)
+        check_split(first, origin, choose_fold(index, 1), folder=run.path)
+        return None, tuple(notes)
+    notes = check_plan(run, origin, model, weights, settings)
+    check_split(run, origin, index)
+    return origin, tuple(notes)

@@ -24,7 +24,7 @@ from convnext_cli.progress import Progress
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentations
 from convnext_cli.runs import RunFolder
-from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
 from convnext_cli.training.loop import EpochDone, StepDone
 from convnext_cli.training.preparation import Request
 from tests.conftest import SMALL, save_image
@@ -60,7 +60,7 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
 
     # 300 images, by class 20% for validation and 15% for the test: 195 for training, 13 steps of 16 (the last of 3)
     told = [type(event) for event in events if not isinstance(event, Progress)]
-    assert told == [Planned, Started, *([StepDone] * 13 + [EpochDone]) * 2, Finished]
+    assert told == [Planned, Started, *([StepDone] * 13 + [EpochDone]) * 2, Trained, Finished]
     assert [event.images for event in events if isinstance(event, StepDone)][:13] == [*range(16, 193, 16), 195]
     finished = events[-1]
     assert finished.val.images == 60

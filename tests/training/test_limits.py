@@ -16,10 +16,11 @@ import pytest
 
 from convnext_cli.cli.settings import parse_duration
 from convnext_cli.errors import ConvnextError, UsageError
+from convnext_cli.progress import Progress
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
 from convnext_cli.training.loop import EpochDone, StepDone
 from convnext_cli.training.preparation import Request, continue_if_restarted
 from tests.training.test_survival import STEPS, go_on, new, stop_after
@@ -89,7 +90,7 @@ def test_patience_ends_a_run_that_gets_no_better_and_so_does_its_continuation(di
     assert isinstance(events[-1], Finished)
     assert events[-1].epoch == best
     Path("run/metrics.json").unlink()
-    assert [type(event) for event in go_on("run")] == [Planned, Started, Finished], "it had come to its end"
+    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, Finished], "it had come to its end"
 
 
 def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(data: Path) -> None:
@@ -240,7 +241,8 @@ def test_devices_stop_together_and_one_process_goes_on(data: Path) -> None:
     assert process.returncode == 143
     assert rest.splitlines()[-1].endswith("Go on with `convnext finetune --resume run`.")
     events: Iterator[Any] = finetune_steps(Request(resume=Path("run")))
-    _, started, step = next(events), next(events), next(events)
+    started = next(event for event in events if not isinstance(event, Progress | Planned))
+    step = next(events)
     assert started.resumed_at >= 2 * 5
     assert isinstance(step, StepDone)
     events.close()  # type: ignore[attr-defined]

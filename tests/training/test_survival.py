@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.devices import sum_gradients
-from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
 from convnext_cli.training.loop import EpochDone, Remark, StepDone
 from convnext_cli.training.preparation import Request
 from convnext_cli.training.signals import ECHO, Signals, watch_signals
@@ -107,7 +108,7 @@ def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> No
     Path("run/last/.step-00000007.safetensors.abc.tmp").write_bytes(b"half")
     events = finetune_steps(Request(resume=Path("run")))
     assert isinstance(next(events), Planned)
-    assert isinstance(next(events), Started)
+    assert isinstance(next(event for event in events if not isinstance(event, Progress)), Started)
     assert isinstance(next(events), StepDone)
     assert load_file("run/model.safetensors").keys() == load_file(whole.path / "model.safetensors").keys()
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
@@ -222,6 +223,59 @@ def test_the_second_signal_stops_at_once_but_not_the_echo_of_the_first() -> None
     with watch_signals(signals), pytest.raises(StoppedError, match="stopped at once") as caught:
         send_three()
     assert caught.value.exit_code == 143
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_what_batch_systems_and_lost_terminals_send_is_noted(name: str) -> None:
+    number, signals = signal.Signals[name], Signals()
+    before = signal.getsignal(number)
+    with watch_signals(signals):
+        os.kill(os.getpid(), number)
+        signals.since -= 2 * ECHO
+        os.kill(os.getpid(), number)  # SIGXCPU comes each second: the state is still saved
+    assert signals.received == number
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_signal_that_is_ignored_stays_so(name: str) -> None:
+    number, signals = signal.Signals[name], Signals()
+    before = signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with watch_signals(signals):
+            os.kill(os.getpid(), number)
+        assert signals.received == 0
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_batch_systems_signal_saves_and_is_named(data: Path) -> None:
+    with pytest.raises(
+        StoppedError, match=r"after step 10, and saved \(SIGUSR1\)\. Go on with `.* --resume run`"
+    ) as caught:
+        stop_after(new(data, "run"), 9, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert caught.value.exit_code == 128 + signal.SIGUSR1
+    assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+def test_a_signal_while_the_run_is_finished_ends_it_and_it_can_go_on(
+    data: Path, whole: RunFolder, swallows: bool
+) -> None:
+    def train() -> None:
+        for event in finetune_steps(new(data, "run")):
+            if isinstance(event, Trained):
+                with suppress(StoppedError) if swallows else nullcontext():  # as a library may that catches everything
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match=r"Go on with `convnext finetune --resume run`"):
+        train()
+    assert not RunFolder(Path("run")).is_finished
+    Path("run/.model.onnx.abc.tmp").write_bytes(b"half")
+    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, Finished]
+    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert not list(Path("run").rglob(".*"))
 
 
 def test_in_another_thread_signals_are_left_alone(data: Path) -> None:

@@ -1,0 +1,124 @@
+"""A training goes on whatever happens to its terminal."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.cli.app import main
+from convnext_cli.cli.streams import Log, keep_streams, stop_by_signals, survive_lost_reader
+from convnext_cli.errors import StoppedError
+from convnext_cli.runs import RunFolder
+from tools.kill_test import check_files, take_images
+
+WORDS = ["--model", "test_convnext", "--weights", "none", "--epochs", "2", "--image-size", "32", "-o", "run"]
+
+
+@pytest.fixture(scope="module")
+def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return take_images(digits, tmp_path_factory.mktemp("few"), 20)
+
+
+def open_lost(kind: str) -> int:
+    """A file number that cannot be written to."""
+    if kind == "full disk":
+        if not Path("/dev/full").exists():
+            pytest.skip("this system has no /dev/full")
+        return os.open("/dev/full", os.O_WRONLY)
+    theirs, ours = os.pipe() if kind == "pipe" else pty.openpty()
+    os.close(theirs)
+    return ours
+
+
+LOST = ("pipe", "terminal", "full disk")
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_log_that_cannot_be_written_is_dropped(kind: str) -> None:
+    with os.fdopen(open_lost(kind), "w", buffering=1) as stream:
+        with pytest.raises(OSError, match=r"Broken pipe|Input/output error|No space left"):
+            stream.write("line\n")
+        log = Log(stream)
+        for _ in range(3):
+            assert log.write("line\n") == 5
+            log.writelines(["line\n"])
+            log.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what waits in its buffer
+    Log(stream).write("closed\n")
+    Log(stream).flush()
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_training_ends_well_without_a_terminal(kind: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train() -> None:
+        with (
+            os.fdopen(open_lost(kind), "w", buffering=1) as err,
+            os.fdopen(open_lost(kind), "w") as out,
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr(sys, "stderr", err)  # here: pytest sets its own between a fixture and its test
+            patch.setattr(sys, "stdout", out)
+            main(["finetune", str(data), *WORDS])
+
+    with pytest.raises(SystemExit) as ended:
+        train()
+    assert ended.value.code == (1 if kind == "full disk" else 0), "a result that a disk has no room for is said"
+    assert json.loads(Path("run/metrics.json").read_text())["epoch"] > 0
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_closed_streams_are_not_taken_for_files(data: Path) -> None:
+    script = 'exec "$0" -m convnext_cli finetune "$@" <&- >&- 2>&-'
+    command = ["bash", "-c", script, sys.executable, str(data), *WORDS]
+    assert subprocess.run(command, check=False).returncode == 0
+    run = RunFolder(Path("run"))
+    assert run.is_finished
+    assert check_files(run) > 8
+
+
+def test_lost_readers_of_results_are_forgiven_and_full_disks_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with os.fdopen(open_lost("pipe"), "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with survive_lost_reader():
+            sys.stdout.write("result\n")
+    with os.fdopen(open_lost("full disk"), "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(OSError, match="No space left"), survive_lost_reader():
+            sys.stdout.write("result\n")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def test_streams_that_python_has_none_of_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with keep_streams():
+        sys.stdout.write("out\n")
+        sys.stderr.write("err\n")
+        assert sys.stdin.read() == ""
+        for stream in (sys.stdin, sys.stdout):
+            stream.close()
+    sys.stderr.close()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_before_the_training_a_signal_is_said_unless_it_is_ignored(name: str) -> None:
+    number = signal.Signals[name]
+
+    def wait() -> None:
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(StoppedError) as caught, stop_by_signals():
+        wait()
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) == signal.SIG_DFL
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_by_signals():
+            wait()
+    finally:
+        signal.signal(number, signal.SIG_DFL)

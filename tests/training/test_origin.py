@@ -1,0 +1,259 @@
+"""A continued training has the plan, the split and the images that it began with, or is refused by name."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from convnext_cli.errors import ConvnextError, DataError, RunError
+from convnext_cli.files import write_text
+from convnext_cli.models.weights import write_tensors
+from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.recipe import describe_settings
+from convnext_cli.runs import RunFolder
+from convnext_cli.training.checkpoint import _digest, read_checkpoint
+from convnext_cli.training.crossvalidation import cross_validate_steps
+from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
+from convnext_cli.training.loop import StepDone
+from convnext_cli.training.origin import CHANGEABLE
+from convnext_cli.training.preparation import Request, prepare
+from tests.training.test_survival import go_on, new, stop_after
+from tools.kill_test import read_end, take_images
+
+
+@pytest.fixture(scope="module")
+def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of its own, 60, that all have one size in bytes."""
+    folder = take_images(digits, tmp_path_factory.mktemp("few"), 20)
+    for link in folder.rglob("*.png"):
+        image = Image.open(link).convert("L").resize((8, 8))
+        link.unlink()
+        image.save(link.with_suffix(".bmp"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    stop_after(new(data, folder, test_fraction=0.2), 5)
+    return folder
+
+
+@pytest.fixture
+def run(stopped: Path) -> RunFolder:
+    shutil.copytree(stopped, "run")
+    return RunFolder(Path("run"))
+
+
+def edit_plan(run: RunFolder, name: str, value: str) -> None:
+    text, number = re.subn(rf"(?m)^{name} = .*$", lambda _: f"{name} = {value}", run.plan.read_text(), count=1)
+    assert number == 1
+    run.plan.write_text(text)
+
+
+def edit_split(run: RunFolder, change: Callable[[list[dict[str, str]]], object]) -> None:
+    path = run.path / "split.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    change(rows)
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+
+def other_value(name: str, value: Any) -> Any:
+    """A value that the setting can have, other than this one."""
+    kind, setting = describe_settings()[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return next((word for word in getattr(kind, "__args__", ()) if word != value), "other.csv")
+    if name in ("in_chans", "image_size"):
+        return {"in_chans": 1, "image_size": 64}[name]
+    step = 1 if kind is int else 0.125
+    return value - step if setting.high is not None and value + step > setting.high else value + step
+
+
+@pytest.mark.parametrize("name", sorted({*describe_settings()} - {*CHANGEABLE}))
+def test_each_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> None:
+    before = read_plan(run.plan)[2][name]
+    edit_plan(run, name, json.dumps(other_value(name, before)))
+    after = read_plan(run.plan)[2][name]
+    expected = re.escape(f"{name} = {after!r}, the run began with {before!r}")
+    with pytest.raises(
+        RunError, match=rf"^run/plan\.toml was changed: {expected}\. Set these values back, or begin anew"
+    ):
+        prepare(Request(resume=run.path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", '"auto"'),
+        ("lr", "1e308"),
+        ("epochs", "0"),
+        ("epochs", "9" * 30),
+        ("model", '"nothing"'),
+        ("weights", '"w.pth"'),
+    ],
+)
+def test_values_of_another_kind_or_size_are_refused_too(run: RunFolder, name: str, value: str) -> None:
+    edit_plan(run, name, value)
+    with pytest.raises(RunError, match=f"was changed: {name} = .*, the run began with "):
+        prepare(Request(resume=run.path))
+
+
+def test_all_changed_settings_are_named(run: RunFolder) -> None:
+    edit_plan(run, "seed", "7")
+    edit_plan(run, "lr", "0.5")
+    edit_plan(run, "save_every", "9")
+    with pytest.raises(RunError, match=r"lr = 0\.5, the run began with 0\.002; seed = 7, the run began with 0\."):
+        prepare(Request(resume=run.path))
+
+
+def test_a_setting_that_was_removed_is_said(run: RunFolder) -> None:
+    run.plan.write_text(re.sub(r"(?m)^drop_path = .*\n", "", run.plan.read_text(), count=1))
+    with pytest.raises(RunError, match="lacks drop_path"):
+        prepare(Request(resume=run.path))
+
+
+def test_what_the_machine_decides_may_change_and_is_said(run: RunFolder) -> None:
+    for name, value in (("micro_batch_size", "2"), ("grad_checkpointing", "true"), ("save_every", "3")):
+        edit_plan(run, name, value)
+    planned, *_, finished = go_on(run.path)
+    notes = [note for note in planned.notes if "when the run began" in note]
+    assert len(notes) == len(CHANGEABLE)
+    assert notes[0].startswith("micro_batch_size = 2 in run/plan.toml, 4 when the run began: ")
+    assert isinstance(finished, Finished)
+    assert [line["micro_batch_size"] for line in read_end(run)[1]] == [2, 2, 2]
+
+
+def swap_labels(rows: list[dict[str, str]]) -> None:
+    rows[0]["label"], rows[-1]["label"] = rows[-1]["label"], rows[0]["label"]
+
+
+def move_test_to_train(rows: list[dict[str, str]]) -> None:
+    for row in rows:
+        row["split"] = "train" if row["split"] == "test" else row["split"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (swap_labels, r"2 rows differ \(0/[^,]+, 2/[^,]+\)"),
+        (move_test_to_train, r"12 rows differ \((\S+, ){4}\S+ …\)"),
+        (lambda rows: rows[0].update(group="patient 1"), r"1 rows differ \(0/\S+\)"),
+        (lambda rows: rows.append(rows[0]), r"1 rows differ \(0/\S+\), 1 rows are new"),
+        (lambda rows: rows.pop(), "1 rows are gone"),
+        (lambda rows: rows.reverse(), "its rows are in another order"),
+    ],
+)
+def test_a_changed_split_is_refused_and_its_rows_named(
+    run: RunFolder, change: Callable[[list[dict[str, str]]], object], words: str
+) -> None:
+    edit_split(run, change)
+    with pytest.raises(RunError, match=rf"^run/split\.csv was changed: {words}\. Put the former file back"):
+        prepare(Request(resume=run.path))
+
+
+def test_classes_in_another_order_are_refused(run: RunFolder) -> None:
+    about = json.loads((run.path / "data.json").read_text())
+    write_text(run.path / "data.json", json.dumps(about | {"classes": about["classes"][::-1]}))
+    with pytest.raises(RunError, match=r"classes in run/data\.json were changed: 2, 1, 0; the run began with 0, 1, 2"):
+        prepare(Request(resume=run.path))
+
+
+def test_pictures_blackened_at_equal_size_are_named(data: Path, run: RunFolder) -> None:
+    shutil.copytree(data, "own")
+    own = Path("own")
+    index = run.read_split()
+    for row in (index.rows("train")[0], index.rows("val")[0], index.rows("test")[0]):
+        path = own / index.paths[row]
+        content = path.read_bytes()
+        path.write_bytes(content[:-64] + bytes(64))
+        assert len(content) == path.stat().st_size
+    names = ", ".join(index.paths[index.rows(split)[0]] for split in ("train", "val"))  # a test image trains nothing
+    with pytest.raises(DataError, match=rf"in own are not those that run began with: 2 of 48 differ: {names}\. Bring"):
+        go_on("run", data=own)
+    (run.path / "last/origin.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"which ones is unknown, because last/origin.* is missing or damaged"):
+        go_on("run", data=own)
+    edit_split(run, swap_labels)
+    with pytest.raises(RunError, match="which rows is unknown"):
+        go_on("run", data=own)
+
+
+def test_a_state_without_digests_goes_on_with_a_note_and_has_them_from_then_on(run: RunFolder) -> None:
+    for path in run.list_checkpoints():
+        tensors, words = read_checkpoint(path)
+        old = json.dumps({name: value for name, value in json.loads(words).items() if name != "origin"})
+        write_tensors(tensors, path, {"state": old, "sha256": _digest(tensors, old)})
+    (run.path / "last/origin.safetensors").unlink()
+    shutil.copytree(run.path, "edited")
+    edited = RunFolder(Path("edited"))
+    for name, value, error in (("lr", '"auto"', "lr = auto"), ("in_chans", "1", "is of another model than plan.toml")):
+        before = edited.plan.read_text()
+        edit_plan(edited, name, value)
+        with pytest.raises(RunError, match=error):
+            go_on("edited")
+        edited.plan.write_text(before)
+    events = finetune_steps(Request(resume=run.path))
+    notes = next(event for event in events if isinstance(event, Planned)).notes
+    assert sum("kept no digests" in note for note in notes) == 1
+    for event in events:
+        if isinstance(event, StepDone) and event.is_due:
+            break
+    events.close()  # type: ignore[attr-defined]
+    edit_plan(run, "seed", "7")
+    with pytest.raises(RunError, match="seed = 7, the run began with 0"):
+        go_on("run")
+
+
+def test_measured_epochs_and_rate_are_those_that_the_run_began_with(data: Path) -> None:
+    from dataclasses import replace
+
+    request = replace(new(data, "run", lr="auto", epochs=100_000, warmup_epochs=3.0), max_time=2.0)
+    events = finetune_steps(request)
+    next(event for event in events if isinstance(event, Started))
+    events.close()  # type: ignore[attr-defined]
+    prepared = prepare(Request(resume=Path("run")))
+    assert prepared.plan.recipe.epochs < 100_000
+    assert prepared.changes == ()
+    edit_plan(RunFolder(Path("run")), "epochs", "100000")
+    with pytest.raises(RunError, match="epochs = 100000, the run began with"):
+        prepare(Request(resume=Path("run")))
+
+
+def test_a_cross_validation_is_compared_as_a_whole_and_by_fold(data: Path) -> None:
+    events = cross_validate_steps(new(data, "cv", folds=3, val_fraction=0.0))
+    next(event for event in events if isinstance(event, StepDone))
+    events.close()  # type: ignore[attr-defined]
+    assert prepare(Request(resume=Path("cv"))).changes == ()
+
+    def refuse(error: str, change: Callable[[], object], where: str = "copy") -> None:
+        shutil.rmtree("copy", ignore_errors=True)
+        shutil.copytree("cv", "copy")
+        change()
+        with pytest.raises(ConvnextError, match=error):
+            list(cross_validate_steps(Request(resume=Path(where))))
+
+    plan = Path("copy/folds.toml")
+    refuse(
+        "seed = 7, the run began",
+        lambda: plan.write_text(re.sub("(?m)^seed = .*", "seed = 7", plan.read_text(), count=1)),
+    )
+    refuse("seed = 7, the run began", lambda: edit_plan(RunFolder(Path("copy/fold-1")), "seed", "7"))
+
+    def move(rows: list[dict[str, str]], new: str) -> None:
+        next(row for row in rows if row["split"] == "fold-2")["split"] = new
+
+    whole = RunFolder(Path("copy"))
+    refuse(r"^copy/split\.csv was changed: 1 rows differ", lambda: edit_split(whole, lambda rows: move(rows, "fold-1")))
+    refuse(r"^copy/split\.csv was changed since", lambda: edit_split(whole, lambda rows: move(rows, "fold-3")))
