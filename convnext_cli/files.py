@@ -164,10 +164,15 @@ def check_outside(output: Path, data: Path, option: str = "--output") -> None:
     Raises:
         UsageError: it does.
     """
-    if output.resolve().is_relative_to(data.resolve()):
+    if follow_links(output).is_relative_to(follow_links(data)):
         raise UsageError(
             f"{output} would lie in the data folder {data}", f"Choose another {option}, or start elsewhere"
         )
+
+
+def follow_links(path: Path) -> Path:
+    """Return the absolute path without links, where `Path.resolve` fails for a link to itself or a name too long."""
+    return Path(os.path.realpath(path))
 
 
 def find_cache() -> Path:

@@ -13,7 +13,7 @@ from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_f
 from convnext_cli.errors import ImageError, RunError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.novelty import score_novelty
-from convnext_cli.files import check_output, check_outside, replace_output
+from convnext_cli.files import check_output, check_outside, follow_links, replace_output
 from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
@@ -24,6 +24,7 @@ from convnext_cli.runs import RunFolder
 from convnext_cli.text import quote
 
 ENGINES = ("auto", "onnx", "torch")
+MAX_STEM = 200  # bytes; a file's name has room for 255
 GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch takes to start
 
 
@@ -254,7 +255,7 @@ def _make_folder(run: Path, paths: Sequence[Path], wishes: Wishes) -> None:
 
     folder = wishes.explain
     assert folder is not None
-    parents = sorted({path.resolve().parent for path in paths})
+    parents = sorted({follow_links(path).parent for path in paths if os.path.lexists(path)})
     for data in (*parents, *_find_data_folder(parents)):
         check_outside(folder, data, option="--explain")
     with suppress(RunError):  # a file, or a run whose data are not known
@@ -279,7 +280,8 @@ def _find_data_folder(parents: Sequence[Path]) -> list[Path]:
 
 
 def _name_picture(row: int, path: Path) -> str:
-    return f"{row:05d}-{path.stem[:80]}.png"
+    stem = path.stem.encode("utf-8", "surrogateescape")[:MAX_STEM].decode("utf-8", "ignore")
+    return f"{row:05d}-{stem}.png"
 
 
 def _draw(output: Path, path: Path, heat: np.ndarray, how: Preprocessing, caption: str, *, overwrite: bool) -> None:

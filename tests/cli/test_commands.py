@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -281,6 +282,23 @@ def test_predict_answers_for_what_lies_in_a_folder_and_counts_the_rest(
     assert told in outcome.err
     assert outcome.out.count("\n") == 4
     assert "line\\nFAKE.png" in outcome.out
+
+
+def test_bad_entries_do_not_end_an_explanation(
+    convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    shutil.copyfile(sorted((digits / "1").glob("*.png"))[0], folder / f"{'😀' * 60}.png")
+    (folder / "self.png").symlink_to("self.png")
+    os.mkfifo(folder / "pipe.png")
+    outcome = convnext("predict", folder, f"{'x' * 5000}.png", "--run", run.path, "--explain", "heat", "--json")
+    assert outcome.code == 3
+    rows = json.loads(outcome.out)
+    assert sorted("error" in row for row in rows) == [False, True, True, True]
+    [picture] = Path("heat").iterdir()
+    assert picture.name.startswith("00003-😀")
+    assert "3 of 4 images cannot be read" in outcome.err
 
 
 @pytest.mark.parametrize("command", ["predict - --run run", "export run --images -"])
