@@ -1,6 +1,7 @@
 """How often a 95% interval holds the true figure: simulated data sets, plain and clustered, percentile and ours.
 
     python benchmarks/coverage.py [DATASETS [IMAGES [RESAMPLES]]]
+    python benchmarks/coverage.py shares [DATASETS]     shares of few clusters, by the degrees of freedom
 
 Each data set is drawn from a model of a classifier: class k's own logit is raised by a strength, noise is normal, and
 in clustered data the images of one patient share their class and part of their noise. The truth is the figure of
@@ -12,11 +13,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.evaluation import intervals
 from convnext_cli.evaluation.figures import OVERALL, Figures, Floats
 from convnext_cli.evaluation.intervals import compute_intervals, number_units, resample
 
@@ -93,8 +97,52 @@ def measure(
     return share
 
 
+FACTORS = (1.0, 1.25, 1.5, 2.0)
+
+
+def cover_shares(clusters: int, true: float, shared: float, datasets: int) -> Floats:
+    """Return how often the interval of a share holds the truth, for each of `FACTORS`, (4,).
+
+    Args:
+        clusters: of 1 to 9 images each.
+        true: the share.
+        shared: the part of the variance that a cluster's images have in common.
+        datasets: how many are drawn.
+    """
+    random = np.random.default_rng((clusters, int(1000 * true), int(1000 * shared)))
+    held = np.zeros(len(FACTORS))
+    for _ in range(datasets):
+        sizes = random.integers(1, 10, clusters)
+        units = np.repeat(np.arange(clusters), sizes)
+        noise = np.sqrt(shared) * random.normal(size=clusters)[units]
+        noise += np.sqrt(1 - shared) * random.normal(size=len(units))
+        hits = noise < NormalDist().inv_cdf(true)
+        share = float(hits.mean())
+        variance = float((np.bincount(units, hits - share, minlength=clusters) ** 2).sum()) / len(units) ** 2
+        effective = max(1.5, float(sizes.sum() ** 2 / (sizes**2).sum()))
+        for place, factor in enumerate(FACTORS):
+            with mock.patch.object(intervals, "DF_FACTOR", factor):
+                interval = intervals.score_interval(share, variance, effective)
+            held[place] += interval.low <= true <= interval.high
+    return held / datasets
+
+
+def show_shares(datasets: int) -> None:
+    """Print a row for each number of clusters: mean and least coverage over 12 settings."""
+    print(f"{datasets} data sets a setting; % of intervals that hold the truth, mean (least) over 12 settings")
+    print(f"{'clusters':>8}" + "".join(f"{f'df x {factor:g}':>16}" for factor in FACTORS))
+    for clusters in (3, 4, 6, 8, 12, 20, 40):
+        settings = [(true, shared) for true in (0.6, 0.75, 0.9, 0.95) for shared in (0.2, 0.5, 0.8)]
+        rows = 100 * np.array([cover_shares(clusters, *setting, datasets) for setting in settings])
+        cells = (f"{mean:.1f} ({least:.1f})" for mean, least in zip(rows.mean(axis=0), rows.min(axis=0), strict=True))
+        print(f"{clusters:>8}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+
+
 def main(words: Sequence[str]) -> None:
     """Prints the table."""
+    if words and words[0] == "shares":
+        show_shares(int(words[1]) if len(words) > 1 else 800)
+        return
     datasets, images, resamples = ([int(word) for word in words] + [2000, 600, 400][len(words) :])[:3]
     with ProcessPoolExecutor() as pool:
         spread = partial(pool.map, chunksize=20)

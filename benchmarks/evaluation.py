@@ -48,6 +48,7 @@ def measure(images: int, classes: int) -> dict[str, T]:
         run=Path(), data=Path(), split="test", metrics=metrics, uncalibrated=metrics, calibration=None,
         intervals=compute_intervals(logits, labels, resamples=200), operating_points=(), augmentation=None,
         test_number=1, notes=(),
+        overlap=None,
         cases=Cases(
             subject=Subject(index=index, split="test", rows=list(range(images))),
             classes=names, logits=logits, labels=labels,

@@ -102,6 +102,8 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
     examples: tuple[str, ...]
     effect: str
     action: str
+    severity: str = ""
+    """`warning` or `note`; empty in older runs, whose titles lack the count."""
 
 
 class AuditGroups(Struct, frozen=True, kw_only=True):
@@ -109,6 +111,9 @@ class AuditGroups(Struct, frozen=True, kw_only=True):
 
     rule: str = ""
     number: Count = 0
+    certainty: str = ""
+    """`given`, `supported` or `unsure`; empty in older runs."""
+    evidence: str = ""
 
 
 class AuditRecord(Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ _RANGE_TEST, _CALIBRATION, _ARRAYS = "lr.json", "calibration.json", "calibration
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
 CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
 _ORIGIN = "last/origin.safetensors"
+_PICTURES = "pictures.safetensors"
 FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
@@ -325,6 +326,23 @@ class RunFolder:
         if (path := other.path / "audit.json").is_file():
             with replace_file(self.path / "audit.json") as temporary:
                 shutil.copyfile(path, temporary)
+
+    def write_pictures(self, pictures: "dict[str, NDArray[Any]]") -> None:
+        """Write a digest, a perceptual hash and a thumbnail of 12 x 12 px of each row of the split."""
+        from safetensors.numpy import save_file
+
+        with replace_file(self.path / _PICTURES) as temporary:
+            save_file(pictures, temporary)
+
+    def read_pictures(self) -> "dict[str, NDArray[Any]] | None":
+        """Return what `write_pictures` was given; None where the run has none, or it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return dict(load_file(self.path / _PICTURES))
+        except (OSError, SafetensorError):
+            return None
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes versions, device and command line."""

@@ -3,8 +3,26 @@
 import numpy as np
 
 from convnext_cli.evaluation.figures import Floats, Ints, log_softmax
+from convnext_cli.evaluation.metrics import Metrics
 
 COLDEST, HOTTEST = 0.05, 20.0  # beyond, the logits' own scale is out of all proportion
+
+
+def explain_worse(temperature: float, before: Metrics, after: Metrics) -> str | None:
+    """Return a warning where a temperature makes the probabilities of these images worse, else None.
+
+    Args:
+        temperature: as fitted on validation.
+        before: metrics of the model's own probabilities.
+        after: of those that the temperature gives.
+    """
+    if after.log_loss <= before.log_loss:
+        return None
+    return (
+        f"the temperature {temperature:.2f}, fitted on validation, makes calibration worse on these images: log loss "
+        f"{before.log_loss:.4f} -> {after.log_loss:.4f}, ECE {before.ece:.1%} -> {after.ece:.1%}. Do not rely on the "
+        "probabilities here; these images may differ from the validation images"
+    )
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.text import find_name
 from convnext_cli.errors import DataError, ImageError, UsageError
+from convnext_cli.evaluation.calibration import explain_worse
 from convnext_cli.evaluation.comparison import Comparison, compare
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.intervals import Intervals, compute_intervals
@@ -24,8 +25,9 @@ from convnext_cli.inference.agreement import check_records, describe_progress
 from convnext_cli.inference.answers import Answerer, Answers
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.fitting import Calibration, fit_steps, keep_targets, parse_target, read_calibration
+from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.predictor import Predictor
-from convnext_cli.inference.subject import Subject, audit_steps, choose_subject, find_overlap
+from convnext_cli.inference.subject import Subject, audit_steps, choose_subject, find_leakage
 from convnext_cli.progress import Progress
 from convnext_cli.records import AuditRecord
 from convnext_cli.runs import RunFolder
@@ -73,6 +75,8 @@ class Evaluation:
     """The how-manieth evaluation of this run on a test split it is; None for other splits."""
     notes: tuple[str, ...]
     """What makes the figures less than they seem."""
+    overlap: Overlap | None
+    """How many of the images the run has used; None of its own split, or where that is not known."""
     audit: AuditRecord | None = None
     """What was found in the data that the run was trained on; None where that is not known."""
     cases: Cases
@@ -134,7 +138,8 @@ def evaluate_steps(
     if (unfinished := describe_progress(run)) is not None:
         notes.insert(0, unfinished)
     audit = yield from audit_steps(run, notes)
-    notes += find_overlap(run, subject, audit)
+    leakage, overlap = yield from find_leakage(run, subject, audit)
+    notes += leakage
     predictor = open_model(run, notes, cache=cache)
     labels = predictor.label_rows(subject.index, subject.rows)
     calibration: Calibration | None = None
@@ -160,6 +165,9 @@ def evaluate_steps(
     yield Progress(done=0, total=1, what="drawing resamples for the intervals")
     calibrated = logits / temperature
     metrics = compute_metrics(calibrated, labels, predictor.classes)
+    uncalibrated = compute_metrics(logits, labels, predictor.classes)
+    if warning := explain_worse(temperature, uncalibrated, metrics):
+        notes.append(warning)
     if metrics.absent:
         notes.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
     probabilities = np.exp(log_softmax(calibrated))
@@ -175,13 +183,14 @@ def evaluate_steps(
         split=subject.split,
         metrics=metrics,
         intervals=compute_intervals(calibrated, labels, subject.groups),
-        uncalibrated=compute_metrics(logits, labels, predictor.classes),
+        uncalibrated=uncalibrated,
         calibration=calibration,
         operating_points=tuple(points),
         augmentation=augmentation,
         test_number=_record(run, subject, metrics, points, tta=tta) if subject.split == "test" else None,
         notes=tuple(notes),
         audit=audit,
+        overlap=overlap,
         cases=Cases(subject=subject, classes=predictor.classes, logits=logits, labels=labels),
     )
 

@@ -5,19 +5,24 @@ import unicodedata
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
-from convnext_cli.data.scan import AUTO, NONE, Index, scan_data
+from convnext_cli.data.scan import AUTO, NONE, Index, scan_data, select_rows
 from convnext_cli.data.split import is_fold
 from convnext_cli.data.text import normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError
 from convnext_cli.folds import open_folder
+from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_pictures, read_pictures
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.records import AuditRecord, convert_record
 from convnext_cli.runs import RunFolder
+
+T = TypeVar("T")
+MIN_SAME = 0.5  # of the images with the names of the run's own must be the same for the data to be its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +52,14 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
         RunError: the run cannot be read.
         DataError: the data has no such split.
     """
-    index = _find_index(run, run.read_split(), data)
+    found: list[str] = []
+    index = _find_index(run, run.read_split(), data, found)
     own = set(index.splits) - {""}
     if any(map(is_fold, own)):
-        return _choose_of_folds(index, split)
+        subject, told = _choose_of_folds(index, split)
+        return subject, [*found, *told]
     if split == "all" or (split is None and not own):
-        return Subject(index=index, split="all", rows=list(range(len(index)))), list(index.notes)
+        return Subject(index=index, split="all", rows=list(range(len(index)))), [*found, *index.notes]
     if split is None:
         split = "test" if "test" in own else "val" if "val" in own else "train"
     rows = index.rows(split)
@@ -66,7 +73,7 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
         "val": ["the best epoch and the calibration were chosen on these images, so the figures are a little too good"],
         "train": ["the model was trained on these images: the figures say nothing of new ones"],
     }
-    return Subject(index=index, split=split, rows=rows), [*index.notes, *notes[split]]
+    return Subject(index=index, split=split, rows=rows), [*found, *index.notes, *notes[split]]
 
 
 def audit_steps(run: RunFolder, notes: list[str]) -> Generator[Progress, None, AuditRecord | None]:
@@ -104,18 +111,50 @@ def audit_steps(run: RunFolder, notes: list[str]) -> Generator[Progress, None, A
     return audit
 
 
-def find_overlap(run: RunFolder, subject: Subject, audit: AuditRecord | None) -> list[str]:
-    """Say what of the images the model was shown in training: by the run's audit, or by their paths."""
+def find_leakage(
+    run: RunFolder, subject: Subject, audit: AuditRecord | None
+) -> Generator[Progress, None, tuple[list[str], Overlap | None]]:
+    """Return what the user should know of images that the model was trained on, and how many there are.
+
+    Of the run's own split, its audit has told. Other images are compared with those of the run by their content.
+    """
     trained_on, index = run.read_split(), subject.index
+    notes = _explain_guess(audit)
     if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
-        findings = audit.findings if audit else ()
-        return [f"{found.count:,} x {found.title}: {found.effect}" for found in findings if found.falsifies]
-    shown = [row for row, split in enumerate(trained_on.splits) if split == "train" or is_fold(split)]
-    seen = {(trained_on.root / trained_on.paths[row]).resolve() for row in shown}
-    again = sum((index.root / index.paths[row]).resolve() in seen for row in subject.rows)
-    if not again:
+        findings = [found for found in audit.findings if found.falsifies] if audit else []
+        titles = [f.title if f.severity else f"{f.count:,} x {f.title}" for f in findings]
+        return [*notes, *(f"{title}: {f.effect}" for title, f in zip(titles, findings, strict=True))], None
+    notes = []
+    known = yield from read_pictures(run, trained_on)
+    if known is None:
+        where = trained_on.root
+        return [
+            *notes,
+            f"not compared with the training images: the run has no digests of them, and {where} is gone",
+        ], None
+    chosen = select_rows(index, subject.rows)
+    measured = yield from measure_pictures(chosen)
+    overlap = find_overlap(known, trained_on, measured, range(len(chosen)))
+    images = len(chosen)
+    if overlap.trained or overlap.trained_near:
+        near = f" ({overlap.trained_near:,} as near-duplicates)" if overlap.trained_near else ""
+        notes.append(
+            f"leakage: {overlap.trained + overlap.trained_near:,} of these {images:,} images were trained on{near}; "
+            "the scores are too high"
+        )
+    if overlap.validated:
+        notes.append(
+            f"{overlap.validated:,} of these {images:,} images are validation images, by which the best epoch and the "
+            "calibration were chosen; the scores are a little too high"
+        )
+    return notes, overlap
+
+
+def _explain_guess(audit: AuditRecord | None) -> list[str]:
+    """Say that the intervals rest on groups that the pictures do not bear out."""
+    if audit is None or audit.groups.certainty != "unsure":
         return []
-    return [f"{again} of these {len(subject.rows)} images were trained on: the figures are too good"]
+    return [f"the intervals rest on groups that are a guess: {audit.groups.evidence}; --group-from none drops them"]
 
 
 def _choose_of_folds(index: Index, split: str | None) -> tuple[Subject, list[str]]:
@@ -137,19 +176,47 @@ def _choose_of_folds(index: Index, split: str | None) -> tuple[Subject, list[str
     return Subject(index=index, split="val", rows=rows), [note]
 
 
-def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> Index:
+def _find_index(run: RunFolder, trained_on: Index, data: Path | None, notes: list[str]) -> Index:
     """The run's own index where its own data folder is meant, so that its split holds there too."""
     if data is not None and data.resolve() != trained_on.root.resolve():
-        index, _ = group_index(_scan_as(run, trained_on.classes, data), "auto")
+        index, grouping = group_index(_scan_as(run, trained_on.classes, data), "auto")
         left_out = sum(trained_on.skipped.get(what, 0) for what in ("unreadable image", "excluded image"))
         places = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
         paths = tuple(places.get(_compose(path), "") for path in trained_on.paths)
         classes = {normalise_name(name) for name in trained_on.classes}
         moved = all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes)
-        return replace(trained_on, root=index.root, paths=paths) if moved else index
+        if moved:
+            return _decide_by_content(run, trained_on, replace(trained_on, root=index.root, paths=paths), index, notes)
+        if grouping.is_guess:
+            notes.append(
+                f"the intervals rest on {grouping.groups:,} groups that are a guess: {grouping.rule}. A CSV file with a "
+                "column for the patient decides"
+            )
+        return index
     if not trained_on.root.is_dir():
         raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")
     return trained_on
+
+
+def _decide_by_content(run: RunFolder, trained_on: Index, moved: Index, index: Index, notes: list[str]) -> Index:
+    """Return the run's index in its new place, if the images of the same names are the same; else the new index."""
+    known = _drain(read_pictures(run, trained_on))
+    if known is None:
+        notes.append(
+            f"{moved.root} is taken for the run's own data by its names; the contents could not be compared, because "
+            "the run has no digests of its images. --split all evaluates every image"
+        )
+        return moved
+    same = match_names(known, _drain(measure_pictures(moved)))
+    if same < MIN_SAME:
+        notes.append(
+            f"the names are those of the run's own data, the pictures are not ({same:.0%} are the same): all "
+            f"{len(index):,} images are taken for new ones"
+        )
+        return index
+    if same < 1:
+        notes.append(f"{1 - same:.1%} of the images differ from those that the run was trained with")
+    return moved
 
 
 def _scan_as(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
@@ -163,6 +230,14 @@ def _scan_as(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
             return scan_data(data, **options, known=classes)
         except ConvnextError:
             raise error from None
+
+
+def _drain(steps: Generator[Progress, None, T]) -> T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def _compose(path: str) -> str:

@@ -29,7 +29,9 @@ def test_a_perfect_figure_is_not_certain() -> None:
         assert 0.7 < interval.low < 0.97, name
     recall = found.per_class[0]["recall"]
     assert recall is not None
-    assert recall.low == pytest.approx(30 / (30 + 2.045**2), abs=1e-3), "Wilson's for 30 of 30, with Student's t"
+    assert recall.low == pytest.approx(30 / (30 + 2.017**2), abs=1e-3), (
+        "Wilson's for 30 of 30, with Student's t of 1.5 x 29 degrees"
+    )
 
 
 def test_every_interval_holds_its_figure_and_repeats_with_its_seed() -> None:

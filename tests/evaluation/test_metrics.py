@@ -3,6 +3,7 @@ import pytest
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
+from convnext_cli.evaluation.calibration import explain_worse, fit_temperature
 from convnext_cli.evaluation.figures import Floats, Ints
 from convnext_cli.evaluation.metrics import compute_metrics, log_softmax
 
@@ -97,3 +98,17 @@ def test_huge_logits_do_not_overflow() -> None:
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(ValueError, match="no images"):
         compute_metrics(np.zeros((0, 4)), np.zeros(0, int), CLASSES)
+
+
+def test_a_temperature_that_makes_these_images_worse_is_told() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 300)
+    logits = 2.0 * random.normal(size=(300, 3)) + 2.0 * np.eye(3)[labels]
+    plain = compute_metrics(logits, labels, "abc")
+    best = fit_temperature(logits, labels)
+    assert best > 1.2
+    assert explain_worse(best, plain, compute_metrics(logits / best, labels, "abc")) is None
+    assert explain_worse(1.0, plain, plain) is None
+    worse = explain_worse(0.5, plain, compute_metrics(logits / 0.5, labels, "abc"))
+    assert worse is not None
+    assert "the temperature 0.50, fitted on validation, makes calibration worse on these images: log loss" in worse

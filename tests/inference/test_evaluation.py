@@ -173,7 +173,7 @@ def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFol
     subject = evaluate(run.path).cases.subject
     [*_, found] = evaluate_steps(mine, None, None, subject=subject)
     assert not isinstance(found, Progress)
-    assert "45 of these 45 images were trained on: the figures are too good" in found.notes
+    assert "leakage: 45 of these 45 images were trained on; the scores are too high" in found.notes
 
 
 @pytest.mark.parametrize(("threshold", "sensitivity"), [(0.0, 100), (1.0, 0)])

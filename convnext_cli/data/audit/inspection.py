@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow
 _BITS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
+PICTURES = ("digest", "hash", "thumb")
+"""The measures that a run keeps of each image, to know it again by its content."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
     """What was measured: row i of `measures` is row i of the index."""
@@ -55,6 +59,10 @@ class Inspection:
     """(N,) of `MEASURES`."""
     notes: tuple[str, ...]
     """The file's own mode and what decoding did, `mode|done|done`; or `!` and why the file cannot be read."""
+
+    def take(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Return what tells images by their content, in the order of `rows`."""
+        return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in PICTURES}
 
     @property
     def errors(self) -> dict[int, str]:

@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
 from convnext_cli.data.audit.findings import Finding, explain_support, find_all
@@ -40,6 +42,11 @@ class Audit:
     def falsifies(self) -> bool:
         """Whether any finding makes a score false."""
         return any(finding.falsifies for finding in self.findings)
+
+    def take_pictures(self, index: Index) -> dict[str, NDArray[Any]]:
+        """Return what a run keeps of the images of `index`, which are some of those that were looked at."""
+        rows = {path: row for row, path in enumerate(self.index.paths)}
+        return self.inspection.take([rows[path] for path in index.paths])
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: all but the rows."""

@@ -1,0 +1,114 @@
+import shutil
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from PIL import Image
+
+from convnext_cli.data.scan import Index, scan_data
+from convnext_cli.inference.overlap import Overlap, measure_pictures
+from convnext_cli.inference.subject import choose_subject, find_leakage
+from convnext_cli.progress import Progress
+from convnext_cli.runs import RunFolder
+from tests.conftest import draw_picture
+
+T = TypeVar("T")
+
+
+def drain(steps: Generator[Progress, None, T]) -> T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def draw(root: Path, numbers: range, start: int = 0) -> None:
+    for number in numbers:
+        path = root / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(start + number, (64, 56)).save(path)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
+    """What a run on 40 pictures keeps of them: 20 trained on, 10 for validation, 10 for the test. No model."""
+    draw(tmp_path / "data", range(40))
+    index = scan_data(tmp_path / "data")
+    splits = tuple(("train", "val", "train", "test")[row % 4] for row in range(len(index)))
+    index = replace(index, splits=splits)
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_split(index)
+    run.write_pictures(drain(measure_pictures(index)))
+    return run, index
+
+
+def evaluate(run: RunFolder, data: Path) -> tuple[int, list[str], Overlap | None]:
+    subject, notes = choose_subject(run, data, None)
+    told, overlap = drain(find_leakage(run, subject, None))
+    return len(subject.rows), [*notes, *told], overlap
+
+
+def make_new_data(trained_on: Index, root: Path) -> None:
+    """20 new pictures, 6 copies of training pictures under other names, 4 saved anew, and 3 of validation."""
+    draw(root, range(20), start=500)
+    train, val = trained_on.rows("train"), trained_on.rows("val")
+    for place, row in enumerate(train[:10]):
+        source = trained_on.root / trained_on.paths[row]
+        target = root / trained_on.paths[row].split("/")[0] / f"copy{place}{'.png' if place < 6 else '.jpg'}"
+        if place < 6:
+            shutil.copyfile(source, target)
+        else:
+            with Image.open(source) as picture:
+                picture.resize((96, 84)).save(target, quality=80)
+    for place, row in enumerate(val[:3]):
+        shutil.copyfile(trained_on.root / trained_on.paths[row], root / "a" / f"val{place}.png")
+
+
+@pytest.mark.parametrize("has_digests", [True, False])
+def test_copies_of_training_images_are_told_by_their_content(
+    trained: tuple[RunFolder, Index], tmp_path: Path, *, has_digests: bool
+) -> None:
+    run, index = trained
+    make_new_data(index, tmp_path / "new")
+    if has_digests:
+        shutil.rmtree(index.root)
+    else:
+        (run.path / "pictures.safetensors").unlink()
+    images, notes, overlap = evaluate(run, tmp_path / "new")
+    assert (images, overlap) == (33, Overlap(trained=6, trained_near=4, validated=3))
+    assert "leakage: 10 of these 33 images were trained on (4 as near-duplicates); the scores are too high" in notes
+    assert any(note.startswith("3 of these 33 images are validation images") for note in notes)
+
+
+def test_a_run_without_digests_whose_data_are_gone_says_so(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
+    run, index = trained
+    make_new_data(index, tmp_path / "new")
+    shutil.rmtree(index.root)
+    (run.path / "pictures.safetensors").unlink()
+    _, notes, overlap = evaluate(run, tmp_path / "new")
+    assert overlap is None
+    assert any("not compared with the training images" in note for note in notes)
+
+
+def test_other_pictures_under_the_same_names_are_all_evaluated(
+    trained: tuple[RunFolder, Index], tmp_path: Path
+) -> None:
+    run, _ = trained
+    draw(tmp_path / "other", range(40), start=700)
+    images, notes, overlap = evaluate(run, tmp_path / "other")
+    assert (images, overlap) == (40, Overlap(trained=0, trained_near=0, validated=0))
+    assert any("all 40 images are taken for new ones" in note for note in notes)
+
+
+def test_the_same_pictures_elsewhere_keep_their_split(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
+    run, index = trained
+    index.root.rename(tmp_path / "moved")
+    assert evaluate(run, tmp_path / "moved") == (10, [], None)
+    (run.path / "pictures.safetensors").unlink()
+    images, notes, _ = evaluate(run, tmp_path / "moved")
+    assert images == 10
+    assert any("by its names" in note for note in notes)
