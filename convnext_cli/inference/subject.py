@@ -189,8 +189,8 @@ def _find_index(run: RunFolder, trained_on: Index, data: Path | None, notes: lis
             return _decide_by_content(run, trained_on, replace(trained_on, root=index.root, paths=paths), index, notes)
         if grouping.is_guess:
             notes.append(
-                f"the intervals rest on {grouping.groups:,} groups that are a guess: {grouping.rule}. A CSV file with a "
-                "column for the patient decides"
+                f"the intervals rest on {grouping.groups:,} groups that are a guess: {grouping.rule}. A CSV file with "
+                "a column for the patient decides"
             )
         return index
     if not trained_on.root.is_dir():
