@@ -20,6 +20,7 @@ from convnext_cli.inference.fitting import keep_targets, parse_target, read_bank
 from convnext_cli.inference.prediction import predict
 from convnext_cli.models.build import load_model
 from convnext_cli.runs import RunFolder
+from tools.damage_runs import call
 
 
 @pytest.fixture
@@ -291,6 +292,15 @@ def test_no_look_at_the_test_split_is_counted_where_no_answer_comes(mine: RunFol
     change_weights(mine, lambda a: {**a, "head.fc.bias": a["head.fc.bias"] * np.float32(np.inf)})
     with pytest.raises(RunError, match="values that are not finite"):
         evaluate(mine.path)
+    assert not mine.tests.exists()
+
+
+def test_a_comparison_with_a_damaged_run_counts_no_look_at_the_other(mine: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(shutil.copytree(mine.path, tmp_path / "other"))
+    change(other, "calibration.json", "temperature", NAN)
+    done = call("eval", str(mine.path), str(other.path))
+    assert (done.code, done.crash) == (3, "")
+    assert "temperature: nan is not finite" in done.err
     assert not mine.tests.exists()
 
 

@@ -58,6 +58,11 @@ def evaluate(
     if not runs:
         runs = [find_newest_run()]
         console.say(f"run: {runs[0].path} (the newest)")
+    if len(runs) > 1:  # before the first one's look at a test split is counted
+        from convnext_cli.inference.agreement import check_records
+
+        for run in runs:
+            check_records(run)
     found = [run_evaluation(runs[0], data, split, targets, tta=tta, cache=cache)]
     for run in runs[1:]:
         found.append(run_evaluation(run, None, None, targets, tta=tta, cache=cache, subject=found[0].cases.subject))
