@@ -54,7 +54,7 @@ BAD_INPUT = [
     (2, "dataset size 0", "recommend --dataset-size 0"),
     (2, "7000 classes for 6000 images", "recommend --dataset-size 6000 --classes 7000"),
     (2, "vram 1e+308 must be above 0 and at most 100,000 GiB", "recommend --dataset-size 6000 --vram 1e308"),
-    (2, "exclude = '' must be printable text", "check good --exclude="),
+    (2, "exclude = '' must be", "check good --exclude="),
     (1, "not one of timm's models", "finetune good --weights facebook/convnext-tiny-224"),
     (2, "are not those of --model", "finetune good --model convnext_tiny --weights timm/convnext_small.fb_in1k"),
     (2, "unknown licence", "recommend --dataset-size 6000 --license gpl"),
