@@ -191,7 +191,7 @@ def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: l
     if syntax.is_compressed:
         frame = get_frame(dataset.PixelData, 0, number_of_frames=frames)
         size = find_coded_size(frame)
-        if size is not None and size[0] * size[1] > options["rows"] * options["columns"]:
+        if size is not None and size != (options["columns"], options["rows"]):
             raise ImageError(
                 f"{path} is DICOM whose compressed image has {size[0]:,} x {size[1]:,} pixels and not the "
                 f"{options['columns']:,} x {options['rows']:,} that it declares", _REMEDY,
