@@ -26,8 +26,8 @@ FORWARD_SHARE = 0.27  # of a training pass: 0.22 (zepto, 64 px) to 0.33 (V2 tiny
 
 # What a run costs besides, in seconds of one core; `python -m benchmarks.run_time` compares the whole with real runs.
 BANK_IMAGES = 5_000  # training images that calibration looks at, at most
-STARTING = 14.0  # importing torch and timm, building the model, drawing plots, saving
-FINISHING = 12.0  # writing model.onnx and comparing its answers with the run's
+STARTING = 8.0  # importing torch and timm, building the model, drawing plots, saving
+FINISHING = 8.0  # writing model.onnx and comparing its answers with the run's
 PROBING = 30.0  # passes that are tried in runs of PROBED_PASSES or more
 PROBED_PASSES = 1_000
 IMAGE_OVERHEAD = 1.5e-3  # for each image of a batch, besides its pixels: reading, augmentation, and small operations

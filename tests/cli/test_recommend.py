@@ -108,7 +108,7 @@ def test_a_dry_run_tells_sizes_time_a_rate_outside_the_row_and_what_next(convnex
     assert "lr 0.05 is outside the range for convnext_base, 0.0001 to 0.00015 at batch 128" in outcome.err
     expected = f"Next: convnext finetune {digits} --model convnext_base --no-check --lr 0.05 --image-size 160"
     assert outcome.out.splitlines()[-1] == expected
-    assert "start 14 s" in outcome.out
+    assert "start 8 s" in outcome.out
 
 
 def test_counts_are_not_given_beside_data(convnext: Convnext, digits: Path) -> None:
