@@ -23,7 +23,8 @@ MAX_DIFFERENCE = 8.0  # grey levels on average
 MAX_COARSE = 1.25  # grey levels, root mean square over 16 x 16; JPEG at quality 40 differs by at most 0.95
 MIN_DETAIL = 0.75  # correlation of what 64 x 64 pixels show beyond 16 x 16; JPEG at quality 40 has at least 0.92
 DETAIL_FLOOR = 2.0  # grey levels; weaker detail is noise of the coding
-MAX_COMPARED = 100_000_000  # pairs of thumbnails
+MAX_COMPARED = 50_000_000  # pairs of thumbnails one by one
+_MATRIX_GAIN = 20  # pairs that a matrix product compares in the time of one
 MAX_CANDIDATES = 200_000  # pairs that are decoded again; the nearest are taken
 MAX_CHAIN = 0.1  # of the images may be held together as very similar
 _SIDE, _FINE, _COARSE = 32, 64, 16  # px
@@ -173,8 +174,9 @@ def _find_candidates(inspection: Inspection, rows: NDArray[np.int64]) -> tuple[N
     same = np.flatnonzero(sizes > 1)
     for places in chain([np.stack([same, same], axis=1)], find_similar(unique)):
         work = sizes[places[:, 0]] * sizes[places[:, 1]]
-        fits = compared + np.cumsum(work) <= MAX_COMPARED
-        compared += int(work[fits].sum())
+        cost = np.where(work > _MATRIX, work // _MATRIX_GAIN, work)
+        fits = compared + np.cumsum(cost) <= MAX_COMPARED
+        compared += int(cost[fits].sum())
         unchecked += int(work[~fits].sum())
         large = fits & (work > _MATRIX)
         for u, v in places[large]:

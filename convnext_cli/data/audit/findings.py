@@ -210,7 +210,7 @@ def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | 
     is_sure = not grouping.is_guess or (
         grouping.certainty == "supported" and (not across or across.verdict != "refuted")
     )
-    effect = "images of one patient resemble each other; test scores will be too high"
+    effect = f"images of one patient resemble each other; test scores {'will' if is_sure else 'may'} be too high"
     if grouping.is_guess:
         doubt = (
             "The groups are a guess from the names" if is_sure else "Not sure: the groups are a guess from the names"
