@@ -72,10 +72,10 @@ def predict(
     if folder.is_dir():
         for note in describe_calibration(folder):
             console.warn(note)
-    for missed in () if raw else list_missed_targets(folder):
-        console.warn(missed)
-    failures: list[ImageError] = []
     wishes = Wishes(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
+    for note in list_run_notes(folder, wishes):
+        console.warn(note)
+    failures: list[ImageError] = []
     bad = [Prediction(path=path, error=error) for path, error in inputs.errors]
     total = len(inputs.paths) + len(bad)
     events = chain(bad, predict_steps(folder, inputs.paths, wishes))

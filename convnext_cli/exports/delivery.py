@@ -83,7 +83,8 @@ def export(
     """Writes a run's model for another place, and checks that it says what the run says.
 
     The file takes `pixels`, (B, S, S, 3) uint8 RGB, resized and cropped as its metadata say, and gives `logits` and
-    `probabilities` (B, K), `features` (B, D), and where the run can abstain `novelty` (B,), 0 (as seen) to 2.
+    `probabilities` (B, K), `features` (B, D), and where the run can abstain `novelty` (B,), an OOD
+    score from 0.
 
     Args:
         run: the run folder; None takes the newest under `runs/`.

@@ -41,7 +41,7 @@ def write_graph(predictor: Predictor, about: Description, path: Path) -> None:
     module, example = deploy(predictor, about)
     if sum(value.nbytes for value in module.state_dict().values()) > MAX_BYTES:
         raise UsageError("the model is larger than the 2 GB that one ONNX file can hold", "Use --format pt2")
-    outputs = OUTPUTS if module.bank is not None else OUTPUTS[:-1]
+    outputs = OUTPUTS if module.has_novelty else OUTPUTS[:-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about its own future
         program = torch.onnx.export(

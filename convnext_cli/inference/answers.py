@@ -14,6 +14,7 @@ from convnext_cli.data.scan import Index
 from convnext_cli.data.text import find_name
 from convnext_cli.data.transforms import Preprocessing, transform_for_eval
 from convnext_cli.errors import DataError, ImageError, RunError
+from convnext_cli.evaluation.novelty import measure_pixels
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus
 
@@ -28,6 +29,8 @@ class Answers:
     """(N, K)."""
     features: NDArray[np.float32]
     """(N, D) before the classifier; of width 0 if not asked for."""
+    statistics: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """(N, 6) of the prepared images' pixels, as `measure_pixels` gives them; empty if no features are asked for."""
     heat: NDArray[np.float32]
     """(N, h, w) what speaks for the predicted class at the last stage; of width 0 if not asked for."""
     probabilities: NDArray[np.float32] | None = None
@@ -77,6 +80,8 @@ class Answerer(ABC):
             told = self.ask(images, features=features, heat=heat)
             if not np.isfinite(told.logits).all():
                 raise RunError("the model's outputs are not finite: its weights are damaged", "Give another run")
+            if features:
+                told = replace(told, statistics=measure_pixels(images))
             yield replace(told, failed={place: failed.pop(row) for place, row in enumerate(batch) if row in failed})
 
     def answer_all(
@@ -101,6 +106,7 @@ class Answerer(ABC):
         yield Answers(
             logits=np.concatenate([part.logits for part in parts]),
             features=np.concatenate([part.features for part in parts]),
+            statistics=np.concatenate([part.statistics for part in parts]),
             heat=np.empty((len(rows), 0), np.float32),
         )
 

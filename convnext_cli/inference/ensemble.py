@@ -10,7 +10,7 @@ from convnext_cli.data.scan import Index
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import RunError
 from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.evaluation.novelty import score_novelty
+from convnext_cli.evaluation.novelty import NoveltyModel, measure_pixels
 from convnext_cli.folds import FoldsFolder
 from convnext_cli.inference.answers import Answerer, Answers
 from convnext_cli.inference.fitting import Calibration, read_calibration
@@ -23,8 +23,8 @@ class Member:
 
     model: Answerer
     temperature: float
-    bank: NDArray[np.float16] | None = None
-    """Normalised features of its training images, (M, D), by which it tells what is unlike them; None if not asked."""
+    novelty: NoveltyModel | None = None
+    """What its training images look like; None where no OOD score is asked for."""
 
 
 class Ensemble(Answerer):
@@ -55,13 +55,14 @@ class Ensemble(Answerer):
         The heat is the mean over the members that say the same class as all of them together; there are no features.
         """
         del features
-        told = [m.model.ask(images, features=m.bank is not None, heat=heat) for m in self.members]
+        told = [m.model.ask(images, features=m.novelty is not None, heat=heat) for m in self.members]
         logits = _join(told, self.members)
         agree = np.array([part.logits.argmax(axis=1) == logits.argmax(axis=1) for part in told])  # (members, B)
         heats = np.stack([part.heat for part in told])
         weights = (agree / np.maximum(agree.sum(axis=0), 1)).reshape(*agree.shape, *(1,) * (heats.ndim - 2))
         pairs = zip(told, self.members, strict=True)
-        scores = [score_novelty(part.features, m.bank) for part, m in pairs if m.bank is not None]
+        statistics = measure_pixels(images)
+        scores = [m.novelty.score(part.features, statistics) for part, m in pairs if m.novelty is not None]
         return Answers(
             logits=logits,
             features=np.empty((len(images), 0), np.float32),

@@ -19,12 +19,20 @@ from convnext_cli.evaluation.comparison import Comparison, compare
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.intervals import Intervals, compute_intervals
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
+from convnext_cli.evaluation.novelty import ABOUT
 from convnext_cli.evaluation.targets import OperatingPoint, Target, apply_threshold
 from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.agreement import check_records, describe_progress
 from convnext_cli.inference.answers import Answerer, Answers
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
-from convnext_cli.inference.fitting import Calibration, fit_steps, keep_targets, parse_target, read_calibration
+from convnext_cli.inference.fitting import (
+    Calibration,
+    describe_weak_novelty,
+    fit_steps,
+    keep_targets,
+    parse_target,
+    read_calibration,
+)
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.subject import Subject, audit_steps, choose_subject, find_leakage
@@ -226,11 +234,13 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
 def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, None, Calibration | None]:
     """The run's calibration; fitted now where the run has none. What prevents it becomes a note."""
     found = read_calibration(predictor.run)
-    if found is None:
-        if predictor.run.read_calibration() is not None:
+    is_old = found is not None and not found.weak and found.novelty_score != ABOUT  # of an earlier version
+    if found is None or is_old:
+        thresholds = found.thresholds if found else ()
+        if found is None and predictor.run.read_calibration() is not None:
             notes.append("calibration.json was fitted for other weights than model.safetensors; it is fitted again")
         try:
-            for event in fit_steps(predictor, predictor.run):
+            for event in fit_steps(predictor, predictor.run, thresholds=thresholds):
                 if isinstance(event, Calibration):
                     found = event
                 else:
@@ -239,6 +249,8 @@ def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, No
             notes.append(f"not calibrated, because the run's own images are gone: {error.problem}")
     if found and found.weak:
         notes.append(f"not calibrated, because {found.weak}")
+    if found and (weak := describe_weak_novelty(found)):
+        notes.append(weak)
     return found
 
 

@@ -8,20 +8,26 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from convnext_cli.data.decode import Pixels
+from convnext_cli.data.scan import Index
 from convnext_cli.data.split import explain_weak_validation
 from convnext_cli.data.text import find_name
 from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.evaluation.calibration import fit_temperature
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.metrics import compute_metrics
-from convnext_cli.evaluation.novelty import ABOUT, choose_novelty_threshold, normalise, score_novelty
+from convnext_cli.evaluation.novelty import ABOUT, NUMBERS, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.evaluation.targets import FIGURES, Target, Threshold, find_threshold
-from convnext_cli.inference.answers import Answerer, Answers
+from convnext_cli.inference.answers import Answerer, Answers, load_for_eval
 from convnext_cli.progress import Progress
 from convnext_cli.records import convert_record
 from convnext_cli.runs import CALIBRATION_REMEDY, RunFolder
+from convnext_cli.text import quote
 
 ABSTAIN_RATE = 0.05  # of validation images that count as unlike the training images
+SCRAMBLED_IMAGES = 64  # validation images that are scrambled to see whether the OOD score notices
+MIN_DETECTED = 0.5  # of the scrambled images; where fewer are noticed, the score is not to be relied on
+_NOVELTY_ARRAYS = ("bank", "mean", "precision")
 BANK_IMAGES = 5000  # training images that others are compared with; 3 MB for the smallest models, 20 for the largest
 
 
@@ -48,10 +54,12 @@ class Calibration:
     thresholds: tuple[Threshold, ...] = ()
     """Probabilities, after the temperature, from which on a class counts as found."""
     novelty_score: str = ABOUT
-    novelty_threshold: Annotated[float, Meta(ge=-1, le=3)] | None = None
+    novelty_threshold: Annotated[float, Meta(ge=-1)] | None = None
     """The score from which on an image counts as unlike the training images."""
     novelty_rate: Annotated[float, Meta(ge=0, le=1)] = ABSTAIN_RATE
     """The share of validation images that lie above it."""
+    novelty_detected: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """The share of scrambled validation images that lie above it; None where none were tried."""
     training_images: Annotated[int, Meta(ge=0)] = 0
     """How many training images others are compared with."""
 
@@ -73,10 +81,12 @@ def parse_target(text: str) -> Target:
     return Target(cast("Any", figure), number, name)
 
 
-def fit_steps(model: Answerer, run: RunFolder) -> Iterator[Progress | Calibration]:
+def fit_steps(
+    model: Answerer, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()
+) -> Iterator[Progress | Calibration]:
     """Fits everything on the run's validation split and keeps it in the run: yields progress, and the result last.
 
-    Where the validation split is too small, nothing is fitted, and the result says so.
+    Where the validation split is too small, nothing is fitted, and the result says so. `thresholds` are kept.
 
     Raises:
         RunError: the run cannot be read.
@@ -99,7 +109,8 @@ def fit_steps(model: Answerer, run: RunFolder) -> Iterator[Progress | Calibratio
             else:
                 yield event
     logits, labels = told[0].logits, model.label_rows(index, val)
-    bank = normalise(told[1].features).astype(np.float16)
+    novelty = fit_novelty(told[1].features, told[1].statistics)
+    threshold = choose_novelty_threshold(novelty.score(told[0].features, told[0].statistics), ABSTAIN_RATE)
     temperature = fit_temperature(logits, labels)
     before, after = (compute_metrics(logits / t, labels, model.classes) for t in (1.0, temperature))
     found = Calibration(
@@ -109,11 +120,52 @@ def fit_steps(model: Answerer, run: RunFolder) -> Iterator[Progress | Calibratio
         temperature=temperature,
         log_loss=(before.log_loss, after.log_loss),
         ece=(before.ece, after.ece),
-        novelty_threshold=choose_novelty_threshold(score_novelty(told[0].features, bank), ABSTAIN_RATE),
+        thresholds=thresholds,
+        novelty_threshold=threshold,
+        novelty_detected=_detect_scrambled(model, index, val, novelty, threshold),
         training_images=len(picked),
     )
-    run.write_calibration(asdict(found), {"bank": bank, "val_logits": logits, "val_labels": labels})
+    arrays = {name: getattr(novelty, name) for name in _NOVELTY_ARRAYS}
+    run.write_calibration(asdict(found), arrays | {"val_logits": logits, "val_labels": labels})
     yield found
+
+
+def describe_weak_novelty(calibration: Calibration) -> str:
+    """Return a sentence where the OOD score is not to be relied on, or an empty string."""
+    detected = calibration.novelty_detected
+    if detected is None or detected >= MIN_DETECTED:
+        return ""
+    return (
+        f"--abstain is not reliable for this model: its OOD score notices only {100 * detected:.0f}% of scrambled "
+        "validation images"
+    )
+
+
+def _detect_scrambled(
+    model: Answerer, index: Index, rows: Sequence[int], novelty: NoveltyModel, threshold: float
+) -> float:
+    """Return the fraction of scrambled validation images whose score is above the threshold.
+
+    An image is cut into 16 tiles that change places, and its values are inverted: something that no user would call
+    an image of the training set, made of that set's own pixels.
+    """
+    rows = [rows[i * len(rows) // SCRAMBLED_IMAGES] for i in range(min(SCRAMBLED_IMAGES, len(rows)))]
+    load = load_for_eval(index, model.how, cache=model.cache)
+    parts = list(model.answer(rows, lambda row: scramble(load(row)), features=True))
+    scores = np.concatenate([novelty.score(part.features, part.statistics) for part in parts])
+    return float((scores > threshold).mean())
+
+
+def scramble(image: Pixels) -> Pixels:
+    """Return an image (S, S, 3) inverted, its 4 x 4 tiles in another order, the same for every image."""
+    tile = image.shape[0] // 4
+    mixed = 255 - image
+    for place, source in enumerate(np.random.default_rng(0).permutation(16)):
+        (row, column), (from_row, from_column) = divmod(place, 4), divmod(int(source), 4)
+        mixed[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = (
+            255 - image[from_row * tile : (from_row + 1) * tile, from_column * tile : (from_column + 1) * tile]
+        )
+    return mixed
 
 
 def read_calibration(run: RunFolder) -> Calibration | None:
@@ -144,13 +196,22 @@ def check_thresholds(calibration: Calibration, classes: Sequence[str], source: o
             raise RunError(f"{source} cannot be read: thresholds[{number}].target.name: {problem}", remedy)
 
 
-def read_bank(run: RunFolder) -> NDArray[Any]:
-    """Return the normalised features of training images, (M, D).
+def read_novelty(run: RunFolder) -> NoveltyModel:
+    """Return what the training images look like.
 
     Raises:
-        RunError: they are missing or damaged.
+        RunError: the arrays are missing or damaged, or of an earlier version's score.
     """
-    return _read_array(run, "bank", 2)
+    if "precision" not in run.read_calibration_arrays():
+        raise RunError(
+            f"{run.path} was calibrated by an earlier version, with another OOD score",
+            f"Calibrate it anew with `convnext eval {quote(run.path)}`",
+        )
+    bank, mean, precision = (_read_array(run, name, ndim) for name, ndim in (("bank", 2), ("mean", 1), ("precision", 2)))
+    if mean.shape != (NUMBERS,) or precision.shape != (NUMBERS, NUMBERS):
+        problem = f"mean and precision have shapes {mean.shape} and {precision.shape}"
+        raise RunError(f"{run.path / 'calibration.safetensors'} cannot be read: {problem}", CALIBRATION_REMEDY)
+    return NoveltyModel(bank=bank, mean=mean, precision=precision)
 
 
 def _read_array(run: RunFolder, name: str, ndim: int) -> NDArray[Any]:

@@ -12,12 +12,11 @@ from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_for_eval
 from convnext_cli.errors import ImageError, RunError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.evaluation.novelty import score_novelty
 from convnext_cli.files import check_output, check_outside, follow_links, replace_output
 from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
-from convnext_cli.inference.fitting import Calibration, read_bank, read_calibration
+from convnext_cli.inference.fitting import Calibration, describe_weak_novelty, read_calibration, read_novelty
 from convnext_cli.inference.runtime import ONNX_SUFFIX, Runtime, find_runtime
 from convnext_cli.recipes.machine import has_gpu
 from convnext_cli.runs import RunFolder
@@ -105,13 +104,19 @@ def predict(
     return list(predict_steps(folder, paths, wishes))
 
 
-def list_missed_targets(run: Path) -> list[str]:
-    """Return a sentence for each target of a run that its last evaluation on a test split did not meet."""
+def list_run_notes(run: Path, wishes: Wishes) -> list[str]:
+    """Return a sentence for each thing that weakens a run's predictions: a missed target, an unreliable OOD score.
+
+    A target is missed where the last evaluation on a test split measured less.
+    """
     folder = RunFolder(run)
-    tests = folder.read_tests() if run.is_dir() else []
-    measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests else {}
-    calibration = read_calibration(folder) if measured else None
-    return [
+    if not run.is_dir() or isinstance(open_folder(run), FoldsFolder):
+        return []
+    tests = folder.read_tests()
+    measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests and not wishes.raw else {}
+    calibration = read_calibration(folder) if measured or wishes.abstain else None
+    weak = describe_weak_novelty(calibration) if wishes.abstain and calibration else ""
+    return [weak] * bool(weak) + [
         f"target {t.target} was not met on the test split: {t.target.figure} {100 * value:.1f}%"
         for t in (calibration.thresholds if calibration else ())
         if (value := measured.get(str(t.target))) is not None and value < t.target.value
@@ -123,15 +128,15 @@ def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[
     model: Answerer
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
         model = file = _open_file(run, wishes)
-        calibration, bank = file.about.calibration, None
+        calibration, novelty_model = file.about.calibration, None
         threshold = _find_threshold(run, calibration) if wishes.abstain else None
     elif isinstance(folder := open_folder(run), FoldsFolder):
         model, threshold = _open_folds(folder, wishes, len(paths))
-        calibration = bank = None
+        calibration = novelty_model = None
     else:
         model, calibration = open_run(run, wishes, len(paths)), read_calibration(RunFolder(run))
-        bank = read_bank(RunFolder(run)) if wishes.abstain and calibration and not calibration.weak else None
         threshold = _find_threshold(run, calibration) if wishes.abstain else None
+        novelty_model = read_novelty(RunFolder(run)) if wishes.abstain else None
     if wishes.explain is not None:
         _make_folder(run, paths, wishes)
     use = None if wishes.raw else calibration
@@ -140,10 +145,10 @@ def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[
         return transform_for_eval(decode_image(paths[row]), model.how)
 
     row = 0
-    answers = model.answer(range(len(paths)), load, features=bank is not None, heat=wishes.explain is not None)
+    answers = model.answer(range(len(paths)), load, features=novelty_model is not None, heat=wishes.explain is not None)
     for part in answers:
         probabilities = np.exp(log_softmax(part.logits / (use.temperature if use else 1.0)))
-        novelty = score_novelty(part.features, bank) if bank is not None else part.novelty
+        novelty = novelty_model.score(part.features, part.statistics) if novelty_model else part.novelty
         for place in range(len(part.logits)):
             path = paths[row]
             row += 1
@@ -222,7 +227,7 @@ def _open_folds(folder: FoldsFolder, wishes: Wishes, images: int) -> tuple[Ensem
         Member(
             model=open_run(run.path, wishes, images),
             temperature=1.0 if wishes.raw else find_temperature(calibration),
-            bank=read_bank(run) if wishes.abstain else None,
+            novelty=read_novelty(run) if wishes.abstain else None,
         )
         for run, calibration in zip(runs, found, strict=True)
     ]

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn import metrics as reference
@@ -13,7 +14,7 @@ from convnext_cli.evaluation.comparison import compare
 from convnext_cli.evaluation.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.evaluation.figures import Floats, Ints, log_softmax
 from convnext_cli.evaluation.metrics import compute_metrics
-from convnext_cli.evaluation.novelty import choose_novelty_threshold, normalise, score_novelty
+from convnext_cli.evaluation.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
 from convnext_cli.evaluation.targets import Target, apply_threshold, find_threshold
 
 
@@ -131,14 +132,36 @@ def test_mcnemars_published_example_and_its_clusters() -> None:
     assert pairs.p_value > 10 * alone.p_value, "two images of one patient are not two witnesses"
 
 
-def test_novelty_grows_with_distance_and_keeps_its_rate() -> None:
+def test_novelty_keeps_its_rate_and_sees_both_directions() -> None:
     random = np.random.default_rng(0)
     centre = random.normal(size=32)
-    known, val, new = (centre + 0.3 * random.normal(size=(n, 32)) for n in (500, 400, 400))
-    bank = normalise(known)
-    threshold = choose_novelty_threshold(score_novelty(val, bank), 0.05)
-    assert np.mean(score_novelty(val, bank) > threshold) <= 0.05
-    assert np.mean(score_novelty(new, bank) > threshold) == pytest.approx(0.05, abs=0.04)
-    assert (score_novelty(random.normal(size=(50, 32)), bank) > threshold).all()
-    assert score_novelty(5 * val, bank) == pytest.approx(score_novelty(val, bank), abs=1e-6), "length says nothing"
-    assert len(score_novelty(val, bank[:3])) == 400, "fewer training images than neighbours"
+
+    def draw(count: int, spread: float = 1.0, brightness: float = 1.0) -> tuple[Floats, NDArray[np.float32]]:
+        noise = random.uniform(0, 255, (count, 16, 16, 1)) + random.normal(0, 30, (count, 16, 16, 3))
+        pixels = (brightness * noise).clip(0, 255).astype(np.uint8)
+        return centre + spread * random.normal(size=(count, 32)), measure_pixels(pixels)
+
+    model = fit_novelty(*draw(800))
+    val = model.score(*draw(800))
+    threshold = choose_novelty_threshold(val, 0.05)
+    assert np.mean(val > threshold) <= 0.05
+    assert np.mean(model.score(*draw(800)) > threshold) == pytest.approx(0.05, abs=0.04)
+    assert np.mean(model.score(*draw(50, spread=8.0)) > threshold) > 0.9, "features far away"
+    assert np.mean(model.score(*draw(50, spread=0.1)) > threshold) > 0.9, "features nearer than any training image's"
+    assert (model.score(*draw(50, brightness=0.5)) > threshold).all(), "darker than any training image"
+    few = fit_novelty(*draw(3))
+    assert np.isfinite(few.score(*draw(20))).all(), "fewer training images than neighbours"
+
+
+def test_a_little_colour_is_not_novel_where_all_training_images_are_grey() -> None:
+    random = np.random.default_rng(0)
+    grey = np.repeat(random.integers(0, 256, (200, 16, 16, 1), np.uint8), 3, axis=3)
+    features = random.normal(size=(200, 8))
+    model = fit_novelty(features, measure_pixels(grey))
+    tinted = grey.copy()
+    tinted[..., 0] = np.minimum(tinted[..., 0].astype(int) + 1, 255)  # what JPEG leaves
+    coloured = random.integers(0, 256, (200, 16, 16, 3), np.uint8)
+    usual = model.score(features, measure_pixels(grey))
+    threshold = choose_novelty_threshold(usual, 0.05)
+    assert np.mean(model.score(features, measure_pixels(tinted)) > threshold) < 0.3
+    assert (model.score(features, measure_pixels(coloured)) > 5 * threshold).all()

@@ -12,7 +12,7 @@ from convnext_cli.data.scan import Index
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
 from convnext_cli.inference.fitting import ABSTAIN_RATE, parse_target, read_calibration
-from convnext_cli.inference.prediction import list_missed_targets
+from convnext_cli.inference.prediction import Wishes, list_run_notes, predict
 from convnext_cli.progress import Progress
 from convnext_cli.runs import RunFolder
 
@@ -186,10 +186,41 @@ def test_a_missed_target_is_said_by_eval_and_by_predict(mine: RunFolder, thresho
     found = evaluate(mine.path)
     assert [point.sensitivity for point in found.operating_points] == [sensitivity / 100]
     missed = [note for note in found.notes if "is not met on these images: sensitivity 0.0%, 95% CI [" in note]
-    told = list_missed_targets(mine.path)
+    told = list_run_notes(mine.path, Wishes())
     if sensitivity == 100:
         assert not missed
         assert not told
     else:
         assert missed
         assert told == ["target sensitivity=0.9:1 was not met on the test split: sensitivity 0.0%"]
+
+
+def test_a_calibration_of_an_earlier_version_is_fitted_anew_and_keeps_its_thresholds(mine: RunFolder) -> None:
+    evaluate(mine.path, targets=["sensitivity=0.9:1"])
+    kept, arrays = mine.read_calibration(), mine.read_calibration_arrays()
+    assert kept is not None
+    mine.write_calibration(
+        {name: value for name, value in kept.items() if name != "novelty_detected"}
+        | {"novelty_score": "cosine distance", "novelty_threshold": 0.2},
+        {name: value for name, value in arrays.items() if name not in ("mean", "precision")},
+    )
+    image = mine.read_split().root / mine.read_split().paths[0]
+    assert predict(image, mine.path)[0].decisions, "all else is as it was"
+    with pytest.raises(RunError, match=r"earlier version.*convnext eval"):
+        predict(image, mine.path, abstain=True)
+    found = evaluate(mine.path).calibration
+    assert found is not None
+    assert [t.threshold for t in found.thresholds] == [kept["thresholds"][0]["threshold"]]
+    assert found.novelty_threshold == pytest.approx(kept["novelty_threshold"])
+    assert predict(image, mine.path, abstain=True)[0].abstained is not None
+
+
+def test_a_score_that_does_not_notice_scrambled_images_is_called_unreliable(mine: RunFolder) -> None:
+    kept = mine.read_calibration()
+    assert kept is not None
+    assert kept["novelty_detected"] > 0.9
+    assert not list_run_notes(mine.path, Wishes(abstain=True))
+    mine.write_calibration(kept | {"novelty_detected": 0.25}, mine.read_calibration_arrays())
+    [note] = list_run_notes(mine.path, Wishes(abstain=True))
+    assert "not reliable for this model: its OOD score notices only 25% of scrambled validation images" in note
+    assert note in evaluate(mine.path).notes

@@ -203,6 +203,6 @@ def test_every_export_takes_rgb_and_says_what_the_run_says(mine: RunFolder, tmp_
     by_torch, by_onnx = (predict(paths, run.path, engine=engine, abstain=True) for engine in ("torch", "onnx"))
     for a, b in zip(by_torch, by_onnx, strict=True):
         assert a.probabilities == pytest.approx(b.probabilities, abs=1e-4)
-        assert a.novelty == pytest.approx(b.novelty, abs=1e-4)
+        assert a.novelty == pytest.approx(b.novelty, rel=1e-3)
     assert predict(paths[:1], run.path, tta=True, explain=tmp_path / "heat")[0].error is None
     assert len(list((tmp_path / "heat").iterdir())) == 1

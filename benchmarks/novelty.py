@@ -1,0 +1,218 @@
+"""Which score tells out-of-distribution images best: several scores, over pairs of data sets.
+
+    python -m benchmarks.novelty OUT [EPOCHS]
+
+A small model is fine-tuned on each training set from the weights in the package (64 px). Every score sees features of
+up to 2,000 training images; its threshold is set so that 5% of the validation images lie above it, as `convnext`
+does. Printed for each pair: the area under the ROC curve (own test images against the foreign set), and how many of
+the foreign images lie above the threshold. CONVNEXT_TEST_DATA names the data sets (see `datasets.py`).
+"""
+
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.datasets import find_digits, find_unseen, shared
+from convnext_cli import finetune
+from convnext_cli.data.inputs import find_images
+from convnext_cli.data.scan import scan_folder
+from convnext_cli.evaluation.figures import log_softmax
+from convnext_cli.evaluation.novelty import choose_novelty_threshold, fit_novelty, normalise
+from convnext_cli.inference.predictor import Predictor
+from convnext_cli.runs import RunFolder
+
+Floats = NDArray[Any]
+Score = Callable[["Views", "Views"], Floats]
+MAX_IMAGES = 2000
+NEIGHBOUR = 10
+PAIRS = (
+    ("pets", "cxr3"), ("pets", "photos"), ("pets", "digits"), ("pets", "noise"),
+    ("cxr3", "pets"), ("cxr3", "ultrasound"), ("cxr3", "digits"), ("cxr3", "noise"),
+    ("unseen", "cxr3"), ("unseen", "photos"), ("unseen", "digits"),
+    ("digits", "pets"), ("digits", "cxr3"), ("digits", "noise"),
+)  # fmt: skip
+
+
+class Views:
+    """What a model computes of images: pooled features of each stage, (N, C_i); those before the classifier; logits."""
+
+    def __init__(self, predictor: Predictor, load: Callable[[int], NDArray[np.uint8]], count: int) -> None:
+        model: Any = predictor.model
+        stages: list[list[torch.Tensor]] = [[] for _ in model.stages]
+        hooks = [
+            stage.register_forward_hook(lambda _m, _i, out, at=at: stages[at].append(out.mean((2, 3)).float().cpu()))
+            for at, stage in enumerate(model.stages)
+        ]
+        parts = list(predictor.answer(range(count), load, features=True))
+        for hook in hooks:
+            hook.remove()
+        self.stages = [torch.cat(part).numpy().astype(np.float64) for part in stages]
+        self.features = np.concatenate([part.features for part in parts]).astype(np.float64)
+        self.statistics = np.concatenate([part.statistics for part in parts])
+        self.logits = np.concatenate([part.logits for part in parts]).astype(np.float64)
+
+
+def knn(bank: Floats, features: Floats) -> Floats:
+    """Euclidean distance to the tenth nearest row of the bank."""
+    squares = (features**2).sum(1)[:, None] + (bank**2).sum(1)[None] - 2 * features @ bank.T
+    kth: Floats = np.sqrt(np.maximum(np.partition(squares, NEIGHBOUR - 1, axis=1)[:, NEIGHBOUR - 1], 0))
+    return kth
+
+
+def mahalanobis(bank: Floats, features: Floats) -> Floats:
+    """Mahalanobis distance to the mean, with Ledoit-Wolf shrinkage."""
+    from sklearn.covariance import LedoitWolf
+
+    fitted = LedoitWolf().fit(bank)
+    distance: Floats = np.sqrt(np.maximum(fitted.mahalanobis(features), 0))
+    return distance
+
+
+def standardised(bank: Floats, features: Floats) -> tuple[Floats, Floats]:
+    """Both with the bank's mean 0 and standard deviation 1."""
+    mean, std = bank.mean(0), bank.std(0) + 1e-6
+    return (bank - mean) / std, (features - mean) / std
+
+
+def stages_score(kind: Callable[[Floats, Floats], Floats], prepare: str, pool: str) -> Score:
+    """A score of every stage's features, each put on the scale of the bank's own, then pooled."""
+
+    def score(bank: Views, views: Views) -> Floats:
+        columns = []
+        sets = [*zip(bank.stages, views.stages, strict=True), (bank.features, views.features)]
+        for raw in sets:
+            own: Floats = raw[0]
+            other: Floats = raw[1]
+            if prepare == "normalise":
+                own, other = normalise(raw[0]), normalise(raw[1])
+            elif prepare == "standardise":
+                own, other = standardised(*raw)
+            half = len(own) // 2
+            scale = kind(own[:half], own[half:])  # what the distance is among images of the set itself
+            low, high = np.quantile(scale, [0.5, 0.95])
+            columns.append((kind(own, other) - low) / (high - low + 1e-12))
+        table: Floats = np.stack(columns)
+        pooled: Floats = table.max(0) if pool == "max" else table.mean(0)
+        return pooled
+
+    return score
+
+
+def energy(_bank: Views, views: Views) -> Floats:
+    """Negative log-sum-exp of the logits (Liu et al. 2020)."""
+    top = views.logits.max(1, keepdims=True)
+    value: Floats = -(top[:, 0] + np.log(np.exp(views.logits - top).sum(1)))
+    return value
+
+
+def typicality(bank: Views, views: Views) -> Floats:
+    """Return what `convnext` uses."""
+    return fit_novelty(bank.features, bank.statistics).score(views.features, views.statistics)
+
+
+SCORES: dict[str, Score] = {
+    "energy": energy,
+    "max softmax": lambda _bank, views: -np.exp(log_softmax(views.logits)).max(1),
+    "kNN cosine, last": lambda bank, views: knn(normalise(bank.features), normalise(views.features)),
+    "kNN Euclidean, last": lambda bank, views: knn(bank.features, views.features),
+    "Mahalanobis, last": lambda bank, views: mahalanobis(bank.features, views.features),
+    "kNN cosine, stages, max": stages_score(knn, "normalise", "max"),
+    "kNN Euclidean, stages, max": stages_score(knn, "", "max"),
+    "kNN standardised, stages, mean": stages_score(knn, "standardise", "mean"),
+    "Mahalanobis, stages, max": stages_score(mahalanobis, "", "max"),
+    "Mahalanobis, pixel statistics": lambda bank, views: mahalanobis(bank.statistics, views.statistics),
+    "typicality (convnext)": typicality,
+}
+
+
+def find_foreign(out: Path) -> dict[str, list[Path]]:
+    """Images of each foreign set, up to `MAX_IMAGES`."""
+    folder = out / "photos"
+    if not folder.is_dir():
+        with zipfile.ZipFile(shared() / "photos160.zip") as archive:
+            for name in archive.namelist():
+                kind, _, file = name.partition("/")
+                number = int(file[:5]) if file[:5].isdigit() else 0
+                where = "photos" if kind == "open" else "ultrasound" if 1451 <= number <= 1510 else ""
+                if where and number:
+                    target = folder / where / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.read(name))
+    random = np.random.default_rng(0)
+    noise = out / "noise"
+    if not noise.is_dir():
+        from PIL import Image
+
+        noise.mkdir(parents=True)
+        for i in range(200):
+            side = int(random.choice([4, 8, 16, 64]))
+            Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)).resize((96, 96)).save(
+                noise / f"{i}.png"
+            )
+    sets = {"cxr3": shared() / "cxr3" / "test", "pets": shared() / "pets", "noise": noise, "digits": out / "digits"}
+    sets |= {name: folder / name for name in ("photos", "ultrasound")}
+    found = {name: find_images(path, Counter())[0] for name, path in sets.items()}
+    return {name: [paths[i] for i in random.permutation(len(paths))[:500]] for name, paths in found.items()}
+
+
+def compare_scores(out: Path, epochs: int) -> None:
+    """Print the tables."""
+    from convnext_cli.data.decode import decode_image
+    from convnext_cli.data.transforms import transform_for_eval
+
+    indexes = {
+        "pets": scan_folder(shared() / "pets"), "cxr3": scan_folder(shared() / "cxr3"), "digits": find_digits(out),
+        "unseen": find_unseen(out),
+    }  # fmt: skip
+    foreign = find_foreign(out)
+    areas: dict[str, list[float]] = {name: [] for name in SCORES}
+    flagged: dict[str, list[float]] = {name: [] for name in SCORES}
+    own_flagged: dict[str, list[float]] = {name: [] for name in SCORES}
+    done: list[str] = []
+    for name, index in indexes.items():
+        run = RunFolder(out / f"run-{name}")
+        if not run.is_finished:
+            finetune(
+                index.root, output=run.path, weights="builtin", epochs=epochs, image_size=64, resplit=True, onnx=False,
+                overwrite=True, audit=False, val_fraction=0.15, test_fraction=0.15,
+            )  # fmt: skip
+        predictor, split = Predictor(run.path), run.read_split()
+        random = np.random.default_rng(0)
+
+        def views(paths: list[Path], predictor: Predictor = predictor) -> Views:
+            return Views(predictor, lambda at: transform_for_eval(decode_image(paths[at]), predictor.how), len(paths))
+
+        parts = {}
+        for part, most in (("train", MAX_IMAGES), ("val", 500), ("test", 500)):
+            rows = random.permutation(split.rows(part))[:most]
+            parts[part] = views([split.root / split.paths[row] for row in rows])
+        for own, other in PAIRS:
+            if own != name:
+                continue
+            done.append(f"{own}/{other}")
+            strange = views(foreign[other])
+            for title, score in SCORES.items():
+                threshold = choose_novelty_threshold(score(parts["train"], parts["val"]), 0.05)
+                known, unknown = score(parts["train"], parts["test"]), score(parts["train"], strange)
+                truth = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
+                areas[title].append(float(roc_auc_score(truth, np.r_[known, unknown])))
+                flagged[title].append(float((unknown > threshold).mean()))
+                own_flagged[title].append(float((known > threshold).mean()))
+    for what, table in (("ROC AUC %", areas), ("flagged of the foreign set %", flagged), ("own test %", own_flagged)):
+        print(f"\n{what}\n{'':34}" + " ".join(f"{pair[:12]:>12}" for pair in done) + f" {'worst':>6} {'mean':>6}")
+        for title, values in table.items():
+            worst = max(values) if what.startswith("own") else min(values)
+            cells = " ".join(f"{100 * value:>12.1f}" for value in values)
+            print(f"{title:34}{cells} {100 * worst:>6.1f} {100 * np.mean(values):>6.1f}")
+
+
+if __name__ == "__main__":
+    compare_scores(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2)
