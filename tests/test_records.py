@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from convnext_cli.errors import RunError
 from convnext_cli.inference.agreement import check_records, describe_calibration
 from convnext_cli.inference.evaluation import evaluate
-from convnext_cli.inference.fitting import keep_targets, parse_target, read_bank, read_calibration
+from convnext_cli.inference.fitting import keep_targets, parse_target, read_calibration, read_novelty
 from convnext_cli.inference.prediction import predict
 from convnext_cli.models.build import load_model
 from convnext_cli.runs import RunFolder
@@ -203,7 +203,7 @@ def test_arrays_of_a_calibration_that_do_not_fit_are_refused(mine: RunFolder) ->
         fit()
     keep(metadata, bank=np.full_like(arrays["bank"], np.nan))
     with pytest.raises(RunError, match=r"bank has shape .*, or values that are not finite"):
-        read_bank(mine)
+        read_novelty(mine)
     keep(None)  # as runs of former versions have it
     fit()
 

@@ -67,7 +67,7 @@ def predict(
         console.say(f"run: {folder} (the newest)")
 
     from convnext_cli.inference.agreement import describe_calibration
-    from convnext_cli.inference.prediction import Prediction, Wishes, predict_steps
+    from convnext_cli.inference.prediction import Prediction, Wishes, list_run_notes, predict_steps
 
     if folder.is_dir():
         for note in describe_calibration(folder):

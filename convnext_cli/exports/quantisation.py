@@ -13,6 +13,15 @@ from convnext_cli.exports.graph import write_metadata
 from convnext_cli.inference.description import INPUT, Description
 
 
+def _list_comparisons(path: Path) -> list[str]:
+    """Return the names of the nodes that compare an image with training images: 8 bits would blur what is near."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    ranked = {name for node in nodes if node.op_type == "TopK" for name in node.input}
+    return [node.name for node in nodes if node.op_type in ("MatMul", "Gemm") and ranked & set(node.output)]
+
+
 def quantise(path: Path, about: Description, images: Sequence[Path]) -> None:
     """Write an ONNX file anew with the weights and inputs of convolutions and matrix products in 8 bits.
 
@@ -44,6 +53,7 @@ def quantise(path: Path, about: Description, images: Sequence[Path]) -> None:
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=_list_comparisons(path),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

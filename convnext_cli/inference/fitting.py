@@ -207,9 +207,8 @@ def read_novelty(run: RunFolder) -> NoveltyModel:
             f"{run.path} was calibrated by an earlier version, with another OOD score",
             f"Calibrate it anew with `convnext eval {quote(run.path)}`",
         )
-    bank, mean, precision = (
-        _read_array(run, name, ndim) for name, ndim in (("bank", 2), ("mean", 1), ("precision", 2))
-    )
+    shapes = (("bank", 2), ("mean", 1), ("precision", 2))
+    bank, mean, precision = (_read_array(run, name, ndim) for name, ndim in shapes)
     if mean.shape != (NUMBERS,) or precision.shape != (NUMBERS, NUMBERS):
         problem = f"mean and precision have shapes {mean.shape} and {precision.shape}"
         raise RunError(f"{run.path / 'calibration.safetensors'} cannot be read: {problem}", CALIBRATION_REMEDY)
