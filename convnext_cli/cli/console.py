@@ -52,10 +52,11 @@ def say(text: str, style: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """Writes a line that the user should not miss."""
+    """Write a note, or a warning where the text begins with `warning: `."""
     if not _SILENT:
-        sys.stderr.write(_paint(sys.stderr, "note: ", "yellow"))
-        _print(sys.stderr, text)
+        severity = "warning: " if text.startswith("warning: ") else "note: "
+        sys.stderr.write(_paint(sys.stderr, severity, "yellow"))
+        _print(sys.stderr, text.removeprefix(severity))
 
 
 def fail(text: str) -> None:

@@ -217,7 +217,7 @@ def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | 
         )
         told = grouping.evidence
         if across and across.verdict == "refuted":
-            told = f"images of one group in two splits are no more alike than of two ({_describe_test(across)})"
+            told = f"images of one group in two splits are no more alike than images of different groups ({_describe_test(across)})"
         effect += f". {doubt}; {told}. The source may have numbered each split anew"
     yield Finding(
         kind="groups across splits",
@@ -237,8 +237,8 @@ def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | 
 def explain_support(support: Support) -> str:
     """Say what the pictures say of a guess."""
     told = {
-        "supported": "images of one group are more alike than images of two",
-        "refuted": "images of one group are no more alike than images of two",
+        "supported": "images of one group are more alike than images of different groups",
+        "refuted": "images of one group are no more alike than images of different groups",
         "unclear": "too few images share a group to tell by the pictures, or they are hardly more alike",
     }[support.verdict]
     return f"{told} ({_describe_test(support)})"

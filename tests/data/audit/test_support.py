@@ -55,7 +55,7 @@ def test_numbers_that_begin_anew_in_each_split_make_no_score_false(tmp_path: Pat
     [groups] = [finding for finding in found.findings if finding.kind == "groups across splits"]
     assert found.grouping.certainty == "supported"
     assert groups.severity == "note"
-    assert "no more alike than of two" in groups.effect
+    assert "no more alike than images of different groups" in groups.effect
     assert not found.falsifies
 
 
