@@ -115,8 +115,6 @@ def find_files(words: list[str]) -> "Inputs":
 def _read_stdin() -> Iterator[str]:
     from convnext_cli.data.inputs import read_list
 
-    if sys.stdin is None:
-        raise UsageError("standard input is closed", "Give a list of paths to it, or leave out -")
     return read_list(sys.stdin.buffer)
 
 
