@@ -217,7 +217,8 @@ def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | 
         )
         told = grouping.evidence
         if across and across.verdict == "refuted":
-            told = f"images of one group in two splits are no more alike than images of different groups ({_describe_test(across)})"
+            alike = "images of one group in two splits are no more alike than images of different groups"
+            told = f"{alike} ({_describe_test(across)})"
         effect += f". {doubt}; {told}. The source may have numbered each split anew"
     yield Finding(
         kind="groups across splits",
