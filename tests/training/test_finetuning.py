@@ -200,7 +200,7 @@ def test_what_is_wrong_is_found_before_anything_is_written(digits: Path, tmp_pat
     with pytest.raises(UsageError, match="lr = -1"):
         finetune(digits, lr=-1.0, output=tmp_path / "run")
     with pytest.raises(UsageError, match="is not a setting"):
-        finetune(digits, learning_rate=1.0, output=tmp_path / "run")
+        finetune(digits, learning_rate=1.0, output=tmp_path / "run")  # type: ignore[call-arg]
     with pytest.raises(WeightsError, match="no weights at"):
         finetune(digits, weights="nowhere.pth", output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
