@@ -28,6 +28,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 _WHOLE = MAX_BYTES // 4  # larger files are read piece by piece; a deflated one may not become larger
+_PIECE = 1 << 16  # bytes that are inflated at once while their size is counted
 _WINDOWED = "windowed as the file says"
 _REMEDY = "Export it anew"
 
@@ -103,11 +104,9 @@ def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Da
     if head[128:132] == b"DICM" and _DEFLATED.encode() in head:
         source.seek(132)
         meta = read_dataset(source, False, True, stop_when=lambda tag, _, __: tag.group != 2)
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated = inflater.decompress(source.read(), _WHOLE)
-        if inflater.unconsumed_tail:
-            raise ImageError(f"{path} inflates to more than {_WHOLE / 1e6:.0f} MB", "Save it without compression")
-        dataset = read_dataset(io.BytesIO(inflated), False, True, specific_tags=tags and [pydicom.tag.Tag(keyword)])
+        dataset = read_dataset(
+            io.BytesIO(_inflate(source.read(), path)), False, True, specific_tags=tags and [pydicom.tag.Tag(keyword)]
+        )
         dataset.file_meta = pydicom.dataset.FileMetaDataset(meta)
         dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         dataset.set_original_encoding(False, True)
@@ -121,6 +120,23 @@ def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Da
             else uid.ExplicitVRBigEndian
         )  # fmt: skip
     return dataset
+
+
+def _inflate(packed: bytes, path: Path) -> bytes:
+    """Inflate a deflated data set, after its size was counted without keeping anything.
+
+    Raises:
+        ImageError: it would be larger than `_WHOLE`.
+    """
+    counter, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for start in range(0, len(packed), _PIECE):
+        piece = packed[start : start + _PIECE]
+        while piece and not counter.eof:
+            size += len(counter.decompress(piece, 16 * _PIECE))
+            piece = counter.unconsumed_tail
+            if size > _WHOLE:
+                raise ImageError(f"{path} inflates to more than {_WHOLE / 1e6:.0f} MB", "Save it without compression")
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _WHOLE)
 
 
 def _find_options(dataset: "Dataset", path: Path, done: list[str]) -> dict[str, Any]:
