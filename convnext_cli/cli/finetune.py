@@ -118,9 +118,9 @@ def finetune(
     request = Request(
         data=data,
         audit=audit,
-        model=model or planned_model,
+        model=planned_model if model is None else model,
         output=output,
-        weights=weights or planned_weights or "auto",
+        weights=weights if weights is not None else planned_weights or "auto",
         offline=offline,
         overwrite=overwrite,
         recipe=recipe,

@@ -246,11 +246,12 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
     if weights in ("auto", "none", BUILTIN):
         return model, weights
     path = weights.removeprefix("local-dir:")
-    if Path(path).exists():
+    if path and Path(path).exists():
         return model, path
     if not parse_hub_id(weights) and not parse_name(weights):
         raise WeightsError(
-            f"no weights at {path}", "Give auto, none, builtin, a .safetensors or .pth file, a run folder, or timm/NAME"
+            f"no weights at {path or repr(path)}",
+            "Give auto, none, builtin, a .safetensors or .pth file, a run folder, or timm/NAME",
         )
     try:
         architecture, tag = find_model(weights)

@@ -207,7 +207,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
         [
             f"reasons.{name} must have value, source and reason"
             for name, row in raw.get("reasons", {}).items()
-            if not _is_reason(row)
+            if not _is_reason(row) and row != raw.get("settings", {}).get(name)  # both were edited: no reason is left
         ]
         if not wrong
         else []
@@ -226,8 +226,8 @@ def _is_reason(row: Any) -> bool:
     )
 
 
-def _restore(value: Any, recorded: Mapping[str, Any] | None) -> Choice:
-    if recorded is None:
+def _restore(value: Any, recorded: Any) -> Choice:
+    if not isinstance(recorded, dict):
         return Choice(value=value, source="plan")
     source, reason = recorded["source"], recorded["reason"]
     if value != recorded["value"]:
@@ -289,6 +289,12 @@ def make_plan(
         chosen["lr"] = scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, power)
     if "min_lr" not in given and (min_lr := find_min_lr(recipe, chosen["lr"].value)):
         chosen["min_lr"] = min_lr
+    if chosen["min_lr"].value > chosen["lr"].value:
+        if "min_lr" in given:
+            problem = f"min_lr {chosen['min_lr'].value:g} is above lr {chosen['lr'].value:g}"
+            raise UsageError(problem, "Give --min-lr of at most --lr")
+        lowest = float(f"{chosen['lr'].value / 100:.4g}")
+        chosen["min_lr"] = Choice(value=lowest, source="rule", reason="a hundredth of lr, which is below the default")
     if is_lr_open:
         why = f"a range test before training finds it, in place of {chosen['lr'].value:g}"
         chosen["lr"] = Choice(value=chosen["lr"].value, source=AUTO, reason=why)

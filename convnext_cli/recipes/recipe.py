@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from convnext_cli.errors import UsageError, suggest
 
 RECIPES = ("measured", "specification", "published")  # the tables that settings come from
 DEFAULT_RECIPE = "measured"
+MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: what is above it is a slip of the hand
 AUTO = "auto"
 FLATTEN = (
     "a head without pooling fits one input size alone, and has a weight for each position, 49 times as many at 224 px"
@@ -47,23 +48,27 @@ class Setting:
 class Recipe:
     """The settings of one fine-tuning, resolved. Those without a default here come from the tables."""
 
-    epochs: Annotated[int, Setting(help="Passes over the training images; 0 trains the head alone.", low=0)]
+    epochs: Annotated[
+        int, Setting(help="Passes over the training images; 0 trains the head alone.", low=0, high=MAX_COUNT)
+    ]
     freeze_epochs: Annotated[
         int,
         Setting(
             help="Passes before these that train the head alone, on features computed once; 0 is off.",
             low=0,
+            high=MAX_COUNT,
         ),
     ] = 0
     batch_size: Annotated[
         int,
-        Setting(help="Images per optimizer step, over all processes.", low=1, flags=("-b",)),
+        Setting(help="Images per optimizer step, over all processes.", low=1, high=MAX_COUNT, flags=("-b",)),
     ]
     micro_batch_size: Annotated[
         int,
         Setting(
             help="Images per forward pass of one process; gradients add up until the batch is full.",
             low=1,
+            high=MAX_COUNT,
         ),
     ]
     lr: Annotated[
@@ -71,13 +76,18 @@ class Recipe:
         Setting(
             help="Peak learning rate, for the whole batch; auto finds it by a range test of at most 60 steps.",
             low=0,
+            high=10,
             open=True,
             words=(AUTO,),
         ),
     ]
-    min_lr: Annotated[float, Setting(help="Learning rate that the cosine ends at.", low=0)] = 1e-6
-    warmup_epochs: Annotated[float, Setting(help="Epochs of linear rise to the peak learning rate.", low=0)]
-    weight_decay: Annotated[float, Setting(help="AdamW's decay; never on norms, biases, LayerScale and GRN.", low=0)]
+    min_lr: Annotated[float, Setting(help="Learning rate that the cosine ends at.", low=0, high=10)] = 1e-6
+    warmup_epochs: Annotated[
+        float, Setting(help="Epochs of linear rise to the peak learning rate.", low=0, high=MAX_COUNT)
+    ]
+    weight_decay: Annotated[
+        float, Setting(help="AdamW's decay; never on norms, biases, LayerScale and GRN.", low=0, high=100)
+    ]
     layer_decay: Annotated[
         float,
         Setting(help="Learning-rate factor from each block to the one before it; 1 is off.", low=0, high=1),
@@ -104,10 +114,13 @@ class Recipe:
         float,
         Setting(help="Share of the target spread over all classes.", low=0, high=0.99, flags=("--smoothing",)),
     ]
-    mixup: Annotated[float, Setting(help="Mixup alpha; 0 is off.", low=0)]
-    cutmix: Annotated[float, Setting(help="CutMix alpha; 0 is off.", low=0)]
+    mixup: Annotated[float, Setting(help="Mixup alpha; 0 is off.", low=0, high=100)]
+    cutmix: Annotated[float, Setting(help="CutMix alpha; 0 is off.", low=0, high=100)]
     mixup_off_epoch: Annotated[
-        int, Setting(help="Epoch from which mixup and CutMix are off, counted from 0; 0 leaves them on.", low=0)
+        int,
+        Setting(
+            help="Epoch from which mixup and CutMix are off, counted from 0; 0 leaves them on.", low=0, high=MAX_COUNT
+        ),
     ] = 0
     class_weights: Annotated[
         Literal["none", "balanced", "effective"],
@@ -119,10 +132,13 @@ class Recipe:
     ] = "shuffle"
     logit_adjustment: Annotated[
         float,
-        Setting(help="Add this times the log of a class's share to its logits in training; 1 is usual.", low=0),
+        Setting(
+            help="Add this times the log of a class's share to its logits in training; 1 is usual.", low=0, high=100
+        ),
     ] = 0.0
     head_init_scale: Annotated[
-        float, Setting(help="Factor on the new classifier's random weights; 0.001 starts it next to zero.", low=0)
+        float,
+        Setting(help="Factor on the new classifier's random weights; 0.001 starts it next to zero.", low=0, high=1000),
     ] = 1.0
     ema_decay: Annotated[
         float,
@@ -171,14 +187,22 @@ class Recipe:
     ] = 0.0
     average_best: Annotated[
         int,
-        Setting(help="Average the weights of this many best epochs at the end, and keep that if no worse.", low=0),
+        Setting(
+            help="Average the weights of this many best epochs at the end, and keep that if no worse.", low=0, high=1000
+        ),
     ] = 0
     clip_grad: Annotated[
-        float, Setting(help="Longest gradient (L2 norm) of a step; a longer one is shortened to it. 0 is off.", low=0)
+        float,
+        Setting(
+            help="Longest gradient (L2 norm) of a step; a longer one is shortened to it. 0 is off.", low=0, high=1e6
+        ),
     ] = 0.0
-    patience: Annotated[int, Setting(help="Epochs without a better one before training stops; 0 is off.", low=0)] = 0
+    patience: Annotated[
+        int, Setting(help="Epochs without a better one before training stops; 0 is off.", low=0, high=MAX_COUNT)
+    ] = 0
     save_every: Annotated[
-        int, Setting(help="Optimizer steps between two saved states; 0 saves after each epoch only.", low=0)
+        int,
+        Setting(help="Optimizer steps between two saved states; 0 saves after each epoch only.", low=0, high=MAX_COUNT),
     ] = 0
     grad_checkpointing: Annotated[
         bool, Setting(help="Compute activations twice instead of keeping them: less memory, about a third slower.")
@@ -204,9 +228,10 @@ class Recipe:
         ),
     ] = "auto"
     resplit: Annotated[bool, Setting(help="Forget the data's own splits and draw new ones.")] = False
-    folds: Annotated[int, Setting(help="Folds to cut what is no test image into; 0 is off.", low=0)] = 0
+    folds: Annotated[int, Setting(help="Folds to cut what is no test image into; 0 is off.", low=0, high=1000)] = 0
     fold: Annotated[
-        int, Setting(help="The fold that validates, from 1; the others train. 0 is all of them, in turn.", low=0)
+        int,
+        Setting(help="The fold that validates, from 1; the others train. 0 is all of them, in turn.", low=0, high=1000),
     ] = 0
     val_fraction: Annotated[
         float,
@@ -223,57 +248,6 @@ class Recipe:
         int,
         Setting(help="Seed of the split, the weights, the order and the augmentation.", low=0, high=2**32 - 1),
     ] = 0
-
-
-class SettingsDict(TypedDict, total=False):
-    """The settings that a Python function takes, for type checkers and editors. A test compares them with `Recipe`."""
-
-    epochs: int
-    freeze_epochs: int
-    batch_size: int
-    micro_batch_size: int
-    lr: float | Literal["auto"]
-    min_lr: float
-    warmup_epochs: float
-    weight_decay: float
-    layer_decay: float
-    drop_path: float
-    head: Literal["linear", "mlp"]
-    head_hidden_size: int
-    head_dropout: float
-    label_smoothing: float
-    mixup: float
-    cutmix: float
-    mixup_off_epoch: int
-    class_weights: Literal["none", "balanced", "effective"]
-    sampler: Literal["shuffle", "balanced"]
-    logit_adjustment: float
-    head_init_scale: float
-    ema_decay: float
-    image_size: int
-    in_chans: Literal[1, 3]
-    min_crop_area: float
-    hflip: float
-    rotation: float
-    jitter: float
-    rand_augment: float
-    erasing: float
-    average_best: int
-    clip_grad: float
-    patience: int
-    save_every: int
-    grad_checkpointing: bool
-    deterministic: bool
-    image_root: str
-    exclude: str
-    group_from: str
-    resplit: bool
-    folds: int
-    fold: int
-    val_fraction: float
-    test_fraction: float
-    amp: Literal["auto", "no", "bf16"]
-    seed: int
 
 
 @cache
@@ -315,6 +289,8 @@ def check_together(values: Mapping[str, Any]) -> None:
         raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
     if values.get("epochs") == 0 and not values["freeze_epochs"]:
         raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head alone")
+    if values["fold"] > values["folds"]:
+        raise UsageError(f"fold {values['fold']} of {values['folds']} folds", "Give --folds of at least --fold")
     corrections = {"class_weights": "none", "sampler": "shuffle", "logit_adjustment": 0}
     if len(on := [name for name, off in corrections.items() if values[name] != off]) > 1:
         raise UsageError(f"{' and '.join(on)} correct the same thing, and would do so twice", "Choose one of them")

@@ -11,7 +11,13 @@ from convnext_cli.models.catalog import Architecture, find_model, load_catalog, 
 from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batch, training_bytes, training_seconds
 from convnext_cli.recipes.machine import machine_with
 from convnext_cli.recipes.plan import Plan, carry_over, make_plan, read_choices, read_plan, read_reasons
-from convnext_cli.recipes.recipe import RECIPES, check_settings, describe_settings
+from convnext_cli.recipes.recipe import (
+    RECIPES,
+    check_settings,
+    check_together,
+    default_settings,
+    describe_settings,
+)
 from convnext_cli.recipes.rules import Choice, explain_lr, find_image_size
 from convnext_cli.recipes.tables import (
     AUGMENTATION_SETTINGS,
@@ -190,9 +196,37 @@ def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
     path.write_text("[reasons]\nlr = 3\nepochs = {value = 1, source = 2, reason = ''}")
     with pytest.raises(UsageError, match=r"reasons\.lr must have value.*reasons\.epochs must"):
         read_plan(path)
+    path.write_text("[settings]\nepochs = 4\n[reasons]\nepochs = 4")  # as an editor's "replace all" leaves it
+    assert read_choices(path) == {"epochs": Choice(value=4, source="plan")}
     path.write_text("= nothing")
     with pytest.raises(UsageError, match="cannot read the plan"):
         read_plan(path)
+
+
+def test_every_number_has_bounds() -> None:
+    for name, (kind, setting) in describe_settings().items():
+        assert kind not in (int, float) or (setting.low is not None and setting.high is not None), name
+
+
+@pytest.mark.parametrize("setting", ["lr", "warmup_epochs", "epochs", "batch_size", "weight_decay", "mixup"])
+def test_huge_numbers_are_refused(setting: str) -> None:
+    huge = 10**30 if setting in ("epochs", "batch_size") else 1e308
+    with pytest.raises(UsageError, match=f"^{setting} = .*must be (at most|below)"):
+        check_settings({setting: huge})
+
+
+def test_a_cosine_that_rises_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"min_lr 0\.1 is above lr 0\.001"):
+        plan_for("convnext_tiny", images=1000, lr=1e-3, min_lr=0.1)
+
+
+def test_the_default_end_of_a_cosine_is_below_its_peak() -> None:
+    assert plan_for("convnext_tiny", images=1000, lr=1e-8, recipe="measured").recipe.min_lr == 1e-10
+
+
+def test_a_fold_that_is_not_cut_is_refused() -> None:
+    with pytest.raises(UsageError, match="fold 3 of 2 folds"):
+        check_together(default_settings() | {"folds": 2, "fold": 3})
 
 
 @pytest.mark.parametrize(
