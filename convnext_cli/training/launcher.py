@@ -21,11 +21,16 @@ def launch(processes: int) -> int:
     """Runs this command's own words in `processes` processes and returns the first failure's exit code, or 0.
 
     Raises:
-        UsageError: there are GPUs, but fewer than that.
+        UsageError: there are fewer GPUs, or without a GPU fewer processors; two processes can always be tried.
     """
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UsageError(
             f"--devices {processes}, but there are only {torch.cuda.device_count()} GPUs", "Ask for no more than these"
+        )
+    if not torch.cuda.is_available() and processes > (most := max(2, count_cpus())):
+        raise UsageError(
+            f"--devices {processes}, but this machine has no GPU and {count_cpus()} processors",
+            f"Ask for no more than {most}",
         )
     logging.disable(logging.ERROR)  # each process says for itself what goes wrong
     os.environ.setdefault(

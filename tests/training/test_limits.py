@@ -21,6 +21,7 @@ from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
+from convnext_cli.training.launcher import launch
 from convnext_cli.training.loop import EpochDone, StepDone
 from convnext_cli.training.preparation import Request, continue_if_restarted
 from tests.training.test_survival import STEPS, go_on, new, stop_after
@@ -227,6 +228,11 @@ def test_two_processes_agree_on_a_smaller_micro_batch(data: Path) -> None:
     for line, other in zip(alone, together, strict=True):
         assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
         assert line["lr"] == other["lr"]
+
+
+def test_more_devices_than_the_machine_has_are_refused() -> None:
+    with pytest.raises(UsageError, match="--devices 100000, but"):
+        launch(100_000)
 
 
 def test_devices_stop_together_and_one_process_goes_on(data: Path) -> None:
