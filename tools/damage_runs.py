@@ -1,19 +1,20 @@
 """Damage each file of a run in many ways before each command, and classify what the command then does.
 
-    python tools/damage_runs.py OUT [--seed 0] [--limit 400]
+    OMP_NUM_THREADS=1 python -m tools.damage_runs OUT [--seed 0] [--limit 400]
 
-OUT is a new folder; nothing is written outside it. Two small runs are trained there on digits. Then, again and again, a
-copy of one is taken, one file is damaged (cut, emptied, noise, deleted, a folder in its place, swapped with the other
-run's; one value of it replaced by another type, NaN, something huge, or removed), and one command is called in this
-process. The outcomes:
+OUT is a new folder; nothing is written outside it. Three small runs are trained there on digits: a finished one with
+model.onnx, another finished one, and one stopped after its first epoch. Then, again and again, a copy is taken, one
+file is damaged (cut, emptied, noise, deleted, a folder in its place, swapped with the other run's; one value of it
+replaced by another type, NaN, something huge, or removed), and one command is called in a fork of this process, with
+its memory limited. The outcomes:
 
-    same     exit 0 and the answer of the whole run
-    refused  exit 2 or 3 (1 for a file that cannot be written) and one line that names the file or what is in it
-    told     exit 0, another answer, and a warning on stderr
+    same     the exit code and the answer of the undamaged run
+    refused  exit 1, 2 or 3 and one line that says what is wrong
+    told     exit 0, another answer, and a warning or note
     allowed  exit 0, another answer, no word: the new value is one that the schema allows, as a person may set it
-    WRONG    a traceback, "bug", NaN, more than 30 s of processor time, or another answer of a file that does not fit
+    WRONG    a traceback, "bug", NaN, a signal, exit 4, more than 30 s, or another model out of a resumed run
 
-Exit code 1 where anything is WRONG.
+Exit code 1 where anything is WRONG. The forks are sound because this process imports torch and computes nothing.
 """
 
 import argparse
@@ -21,13 +22,17 @@ import contextlib
 import csv
 import io
 import json
+import os
 import random
+import resource
 import shutil
 import signal
 import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +42,9 @@ from safetensors.numpy import load_file, save_file
 from convnext_cli.data.digits import write_digits
 
 SECONDS = 30
+MEMORY = 8 << 30  # bytes of address space of a fork; torch alone takes more than half of it
 TRAINING = (
-    "--model test_convnext --weights none --epochs 2 --image-size 32 --batch-size 16 --val-fraction 0.2 --no-onnx "
-    "--no-probe"
+    "--model test_convnext --weights none --epochs 3 --image-size 32 --batch-size 16 --val-fraction 0.2 --no-probe"
 )
 REPLACEMENTS: tuple[Any, ...] = (
     None, True, "", "text", "../..", -1, 0, 10**30, 1e308, float("nan"), float("inf"), [], {}, [1] * 5, "\x1b[31mred"
@@ -88,6 +93,48 @@ def call(*words: str, seconds: int = SECONDS) -> Outcome:
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue(), crash=crash)
 
 
+def call_apart(*words: str, seconds: int = SECONDS) -> Outcome:
+    """Call `convnext WORDS` as `call` does, in a fork of this process with its memory limited; a crash is an outcome.
+
+    Sound where this process has started no threads, that is, has computed nothing by torch.
+    """
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as native:
+        child = os.fork()
+        if not child:
+            os.dup2(native.fileno(), 2)  # what C libraries say
+            sys.argv = ["convnext", *words]  # what --devices starts again
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            done = call(*words, seconds=seconds)
+            answer.write(json.dumps(asdict(done)).encode())
+            answer.flush()
+            os._exit(0)
+        crash = _wait(child, 12 * seconds)
+        answer.seek(0)
+        native.seek(0)
+        said = native.read().decode(errors="replace")
+        try:
+            values = json.loads(answer.read())
+        except ValueError:
+            return Outcome(code=-1, out="", err=said, crash=crash or "no answer")
+        values["err"] = said + values["err"]
+        return Outcome(**values)
+
+
+def _wait(child: int, seconds: float) -> str:
+    """Wait for a child process, kill it after so many seconds; return by what signal it ended, or nothing."""
+    end = time.monotonic() + seconds
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else ""
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return f"more than {seconds:.0f} s"
+        time.sleep(0.005)
+
+
 def make_images(folder: Path) -> Path:
     """Write 300 digits of three classes."""
     everything = write_digits(folder / "all")
@@ -100,10 +147,27 @@ def make_images(folder: Path) -> Path:
 
 
 def make_run(folder: Path, data: Path, *more: str) -> Path:
-    """Train a small run whose files are all there but the exported ones."""
-    done = call("finetune", str(data), *TRAINING.split(), "-o", str(folder), *more, seconds=600)
+    """Train a small run."""
+    done = call_apart("finetune", str(data), *TRAINING.split(), "-o", str(folder), *more, seconds=600)
     if done.code or done.crash:
         sys.exit(f"the training failed: {done.err}{done.crash}")
+    return folder
+
+
+def make_stopped_run(folder: Path, data: Path, *more: str) -> Path:
+    """Train a run, and stop it by SIGTERM after its first epoch."""
+    child = os.fork()
+    if not child:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        call("finetune", str(data), *TRAINING.split(), "-o", str(folder), *more, seconds=600)
+        os._exit(0)
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.001)
+    os.kill(child, signal.SIGTERM)
+    _wait(child, 600)
+    if (folder / "metrics.json").exists():
+        sys.exit("the run to be stopped has finished")
     return folder
 
 
@@ -165,6 +229,32 @@ def change_plan(text: str, draw: random.Random) -> tuple[str, str]:
     return f"{name} = {new}", "\n".join(lines) + "\n"
 
 
+def change_onnx(path: Path, draw: random.Random) -> str:
+    """Change one value of the metadata of an ONNX file, or 8 bytes anywhere."""
+    import onnx
+
+    if draw.random() < 0.3:
+        content = path.read_bytes()
+        at = draw.randrange(len(content))
+        path.write_bytes(content[:at] + draw.randbytes(8) + content[at + 8 :])
+        return f"8 bytes at {at}"
+    model = onnx.load(path)
+    at = draw.randrange(len(model.metadata_props))
+    entry = model.metadata_props[at]
+    try:
+        json.loads(entry.value)
+        what, entry.value = change_json(entry.value, draw)
+    except ValueError:
+        new = draw.choice(REPLACEMENTS)
+        what, entry.value = f"= {new!r}", str(new)
+    if draw.random() < 0.1:
+        del model.metadata_props[at]
+        what = "removed"
+    name = entry.key
+    onnx.save(model, path)
+    return f"{name}: {what}"
+
+
 CHANGES: dict[str, Callable[[str, random.Random], tuple[str, str]]] = {
     ".json": change_json, ".jsonl": change_lines, ".csv": change_table, ".toml": change_plan,
 }  # fmt: skip
@@ -219,6 +309,8 @@ def damage(path: Path, other: Path, draw: random.Random) -> str:
         shutil.copyfile(other, path)
     elif path.suffix == ".safetensors" and len(content) > 8:
         return change_tensors(path, draw)
+    elif path.suffix == ".onnx":
+        return change_onnx(path, draw)
     elif path.suffix in CHANGES:
         what, text = CHANGES[path.suffix](content.decode(errors="surrogateescape"), draw)
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -237,7 +329,7 @@ def plain(text: str) -> Any:
     except ValueError:
         return text
     if isinstance(value, dict):
-        for key in ("run", "test_number", "notes", "path", "bytes"):
+        for key in ("run", "test_number", "notes", "path", "bytes", "seconds", "time", "machine"):
             value.pop(key, None)
     return value
 
@@ -269,30 +361,79 @@ def classify(done: Outcome, whole: Outcome, run: Path, reference: Path, what: st
     if done.crash or "This is a bug" in text or "Traceback" in text or "\x1b" in text:
         return "WRONG"
     if done.code:
+        if done.code == whole.code and lines[-1:] == whole.err.splitlines()[-1:]:
+            return "same"
         is_clear = done.code in (1, 2, 3) and lines and len(lines[-1]) < 600
         return "refused" if is_clear else "WRONG"
     if "NaN" in done.out or "Infinity" in done.out or " nan" in done.out:
         return "WRONG"
     if run.exists() and reference.exists() and run.read_bytes() != reference.read_bytes():
         return "WRONG" if "model.safetensors" not in what else "told"
-    if is_close(plain(done.out), plain(whole.out)):
+    if done.code == whole.code and is_close(plain(done.out), plain(whole.out)):
         return "same"
     said = (
         "note: " in done.err or "warning" in done.err or '"notes": ["' in done.out.replace("\n", "").replace("  ", "")
     )
-    return "told" if said or plain(whole.out) == plain(done.out) else "allowed"
+    return "told" if said else "allowed"
 
 
-def list_commands(picture: Path) -> dict[str, Callable[[Path, Path], list[str]]]:
-    """Return the commands by name; each takes a run and a folder to write to."""
+FINISHED, STOPPED = "finished", "stopped"
+MakeWords = Callable[[Path, Path], list[str]]
+
+
+def list_commands(picture: Path, data: Path, other: Path) -> dict[str, tuple[str, int, MakeWords]]:
+    """Return the commands by name: which run they take, how often they are drawn, and their words.
+
+    The words are made of the run's folder and a folder to write to.
+    """
+    commands: dict[str, tuple[int, MakeWords]] = {
+        "predict": (3, lambda run, _: ["predict", str(picture), "--run", str(run), "--engine", "torch", "--json"]),
+        "predict onnx": (3, lambda run, _: ["predict", str(picture), "--run", str(run), "--engine", "onnx", "--json"]),
+        "predict --abstain": (2, lambda run, _: ["predict", str(picture), "--run", str(run), "--abstain", "--json"]),
+        "eval": (3, lambda run, _: ["eval", str(run), "--no-report", "--json"]),
+        "eval with report": (2, lambda run, _: ["eval", str(run), "--json"]),
+        "eval --target": (
+            2,
+            lambda run, _: ["eval", str(run), "--no-report", "--json", "--target", "sensitivity=0.9:1"],
+        ),
+        "compare": (2, lambda run, _: ["eval", str(run), str(other), "--no-report", "--json"]),
+        "export hub": (3, lambda run, out: ["export", str(run), "--format", "hub", "-o", str(out / "hub"), "--json"]),
+        "export onnx": (
+            1,
+            lambda run, out: ["export", str(run), "--format", "onnx", "-o", str(out / "model.onnx"), "--json"],
+        ),
+        "resume": (4, lambda run, _: ["finetune", "--resume", str(run), "--no-onnx"]),
+        "finetune --config": (
+            2,
+            lambda run, out: [
+                *["finetune", str(data), "--config", str(run / "plan.toml"), "-o", str(out / "new")],
+                *["--dry-run", "--no-check", "--json"],
+            ],
+        ),
+        "finetune --weights": (
+            1,
+            lambda run, out: [
+                *["finetune", str(data), "-m", "test_convnext", "--weights", str(run), "--image-size", "32"],
+                *[
+                    "--epochs",
+                    "1",
+                    "--lr",
+                    "0.001",
+                    "--no-onnx",
+                    "--no-check",
+                    "--no-probe",
+                    "-o",
+                    str(out / "new"),
+                ],
+            ],
+        ),
+    }
+    rest = {"predict": 1, "predict onnx": 1, "eval": 2, "export hub": 1, "compare": 1}
     return {
-        "predict": lambda run, _: ["predict", str(picture), "--run", str(run), "--engine", "torch", "--json"],
-        "predict --abstain": lambda run, _: ["predict", str(picture), "--run", str(run), "--abstain", "--json"],
-        "eval": lambda run, _: ["eval", str(run), "--no-report", "--json"],
-        "eval with report": lambda run, _: ["eval", str(run), "--json"],
-        "eval --target": lambda run, _: ["eval", str(run), "--no-report", "--json", "--target", "sensitivity=0.9:1"],
-        "export hub": lambda run, out: ["export", str(run), "--format", "hub", "-o", str(out / "hub"), "--json"],
-        "resume": lambda run, _: ["finetune", "--resume", str(run), "--no-onnx"],
+        **{name: (FINISHED, weight, make) for name, (weight, make) in commands.items() if name != "resume"},
+        "resume, finished": (FINISHED, 2, commands["resume"][1]),
+        "resume": (STOPPED, *commands["resume"]),
+        **{f"{name}, stopped": (STOPPED, weight, commands[name][1]) for name, weight in rest.items()},
     }
 
 
@@ -306,59 +447,83 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     out: Path = asked.out.resolve()
     out.mkdir(parents=True)
+    prepare_forks(out)
     data = make_images(out)
-    whole = make_run(out / "whole", data, "--lr", "auto")
+    runs = {
+        FINISHED: make_run(out / "finished", data, "--lr", "auto"),
+        STOPPED: make_stopped_run(out / "stopped", data, "--lr", "auto", "--no-onnx"),
+    }
     other = make_run(out / "other", data, "--lr", "0.002", "--seed", "1", "--in-chans", "1")
     counts: Counter[str] = Counter()
     by_command: dict[str, Counter[str]] = {}
     for number, (name, what, outcome, done) in enumerate(
-        try_damages(out, whole, other, data, asked.seed, asked.limit, asked.only), start=1
+        try_damages(out, runs, other, data, asked.seed, asked.limit, asked.only, caller=call_apart), start=1
     ):
         counts[outcome] += 1
         by_command.setdefault(name, Counter())[outcome] += 1
+        told = done.crash or (done.err or done.out).strip().splitlines()[-1:]
+        with (out / "log.txt").open("a") as log:
+            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(told)[:600]}", file=log)
         if outcome in ("WRONG", "allowed"):
-            told = done.crash or (done.err or done.out).strip().splitlines()[-1:]
-            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {str(told)[:300]}", flush=True)
+            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(told)[:300]}", flush=True)
     for name, found in sorted(by_command.items()):
         print(f"{name}: {dict(found)}")
     print(f"tried {sum(counts.values())}: {dict(counts)}")
     return 1 if counts["WRONG"] else 0
 
 
+def prepare_forks(out: Path) -> None:
+    """Import what the commands need, and give their forks a cache and a home of their own."""
+    os.environ |= {
+        "HOME": str(out),
+        "CONVNEXT_CACHE": str(out / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    import accelerate  # noqa: F401
+    import onnx  # noqa: F401
+    import timm  # noqa: F401
+
+    import convnext_cli.training.finetuning  # noqa: F401
+
+
 def try_damages(
-    out: Path, whole: Path, other: Path, data: Path, seed: int, limit: int, only: str | None = None
-) -> Iterator[tuple[str, str, str, Outcome]]:
+    out: Path, runs: dict[str, Path], other: Path, data: Path, seed: int, limit: int, only: str | None = None,
+    caller: Callable[..., Outcome] = call,
+) -> Iterator[tuple[str, str, str, Outcome]]:  # fmt: skip
     """Yield the command, the damage, the outcome and what was said, `limit` times."""
     draw = random.Random(seed)  # noqa: S311
-    run, reference = out / "run", whole / "model.safetensors"
-    commands = list_commands(sorted((data / "1").iterdir())[0])
-    commands = {name: make for name, make in commands.items() if only in (None, name)}
+    run, written, reference = out / "run", out / "written", runs[FINISHED] / "model.safetensors"
+    commands = list_commands(sorted((data / "1").iterdir())[0], data, other)
+    names = [name for name, (kind, weight, _) in commands.items() for _ in range(weight) if kind in runs]
+    names = [name for name in names if only in (None, name)]
     expected: dict[str, Outcome] = {}
-    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and path.suffix != ".png"]
     for _ in range(limit):
-        name = draw.choice(sorted(commands))
-        prepare(whole, run, name)
+        name = draw.choice(names)
+        kind, _, make = commands[name]
+        whole = runs[kind]
+        files = [
+            path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and path.suffix != ".png"
+        ]
         if name not in expected:
-            expected[name] = call(*commands[name](run, out), seconds=600)
-            assert expected[name].code == 0, expected[name].err
-            prepare(whole, run, name)
-        file = draw.choice([file for file in files if (run / file).is_file()])
+            prepare(whole, run, written)
+            expected[name] = caller(*make(run, written), seconds=600)
+            assert not expected[name].crash, expected[name]
+            assert kind == STOPPED or name == "resume, finished" or expected[name].code == 0, expected[name].err
+        prepare(whole, run, written)
+        file = draw.choice(files)
         what = f"{file}: {damage(run / file, other / file, draw)}"
-        shutil.rmtree(out / "hub", ignore_errors=True)
-        done = call(*commands[name](run, out))
+        done = caller(*make(run, written))
         ended = run / "model.safetensors" if name == "resume" else Path("none")
-        outcome = classify(done, expected[name], ended, reference, what)
-        yield name, what, outcome, done
+        yield name, what, classify(done, expected[name], ended, reference, what), done
 
 
-def prepare(whole: Path, run: Path, name: str) -> None:
-    """Copy the whole run; for `resume`, as it was after its first epoch."""
+def prepare(whole: Path, run: Path, written: Path) -> None:
+    """Copy a run, and empty the folder that commands write to."""
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(whole, run)
-    if name == "resume":
-        (run / "metrics.json").unlink()
-        checkpoints = sorted((run / "last").glob("step-*.safetensors"))
-        checkpoints[-1].unlink()
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ Each ended run must have the files of the first one, its model, calibration and 
 metrics.jsonl in all but times; no temporary file and no lock may be left.
 
 `--during` draws the moments from one phase: cache (until the first epoch's end, into a cache that kills have left
-behind), calibration, or export (of model.onnx, which is otherwise left out).
+behind), calibration, or export (of model.onnx, which is otherwise left out). Calibration and export come after the
+epochs, so a run is killed where the phase begins, and each further run is a copy of that one.
 
 DATA is a folder of <class>/ or {train,val}/<class>/ folders of real images; the first few of each class are used. The
 processes are forked from one that has imported torch already, so that most of their time is training.
@@ -238,10 +239,16 @@ def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str 
     with use_cache("whole-cache"):
         length = measure([*words, "whole"], processes, whole, phase)
     end, files = read_end(whole), read_files(whole)
+    if phase.begin:
+        with use_cache("begun-cache"):
+            if not run_and_kill([*words, "begun"], processes, 0, RunFolder(Path("begun")), phase):
+                raise SystemExit(f"the run ended before it could be killed at the beginning of {during}")
     done, ended, steps = 0, 0, set()
     while done < kills or ended == 0:
         name = f"killed-{ended}"
         run = RunFolder(Path(name))
+        if phase.begin:
+            shutil.copytree("begun", name)
         with use_cache(f"{name}-cache"):
             while not run.is_finished:
                 begun = ["finetune", "--resume", name, *onnx]

@@ -1,14 +1,16 @@
 """Give each option of each command wrong values, and classify what the command then does.
 
-    python -m tools.wrong_options OUT [--seed 0] [--limit 0]
+    OMP_NUM_THREADS=1 python -m tools.wrong_options OUT [--seed 0] [--limit 0] [--only finetune]
 
 OUT is a new folder, which becomes the working directory; every value is a name inside it, never a path that leads out
-of it, because some options write. HOME and all caches are in it too. Commands are called in this process, `finetune`
-with --dry-run. The outcomes:
+of it, because some options write. HOME and all caches are in it too. Each command is called in a fork of this process.
+`finetune` is called with --dry-run first; what that accepts is then trained for an epoch. Flags are given values too,
+and each command gets an argument more. The outcomes:
 
-    clear     exit 2 or 3 (1 for weights or an export that cannot be had) and one short line on stderr
+    clear     exit 1, 2 or 3 and one short line on stderr
     accepted  exit 0: the value is one that the option takes
-    WRONG     a traceback, "bug", NaN in an answer, a control character, or more than 30 s
+    WRONG     a traceback, "bug", NaN in an answer, a control character, a signal, exit 4, more than 30 s (300 s for
+              demo), or a change of the data
 
 Exit code 1 where anything is WRONG.
 """
@@ -20,15 +22,21 @@ import shutil
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from tools.damage_runs import Outcome, call, make_images, make_run
+from tools.damage_runs import SECONDS, Outcome, call, call_apart, make_images, make_run, prepare_forks
 
 VALUES = (
     "1e308", "-1", "0", "nan", "inf", "1" + "0" * 30, "", "   ", "no/such/path", "data/0", "Größe-\U0001f600",
     "\x1b[31mred\nline\t\u202e", "x" * 300, "--", "a=b:c,d;*?[", "1e-320",
 )  # fmt: skip
+
+
+DRY = "--dry-run"
+TRIAL = "few -m test_convnext --weights none --image-size 32 --epochs 1 --lr 0.001 --no-check --no-probe --no-onnx"
+SLOW = {"demo": 300}  # seconds
 
 
 def list_baselines(picture: str) -> dict[str, list[str]]:
@@ -37,22 +45,27 @@ def list_baselines(picture: str) -> dict[str, list[str]]:
         "list": [],
         "recommend": ["--dataset-size", "100"],
         "check": ["data"],
-        "finetune": ["data", "-m", "test_convnext", "--weights", "none", "--dry-run", "--no-audit"],
+        "finetune": [*TRIAL.split(), DRY],
         "eval": ["run", "--no-report"],
         "predict": [picture, "--run", "run", "--engine", "torch"],
         "export": ["run", "-f", "hub", "-o", "hub", "--overwrite"],
+        "cache": [],
+        "doctor": ["--offline"],
+        "demo": [],
     }
 
 
-def list_options(command: str) -> list[str]:
-    """Return the command's options that take a value, one name of each."""
+def list_options(command: str) -> tuple[list[str], list[str]]:
+    """Return one name each of the command's options that take a value, and of its flags."""
     import typer
 
     from convnext_cli.cli.app import app
 
     group = typer.main.get_command(app)
     parameters = group.commands[command].params  # type: ignore[attr-defined]  # Typer's group has them
-    return [p.opts[-1] for p in parameters if p.param_type_name == "option" and not getattr(p, "is_flag", False)]
+    options = [p for p in parameters if p.param_type_name == "option"]
+    taking = [p.opts[-1] for p in options if not getattr(p, "is_flag", False)]
+    return taking, [p.opts[-1] for p in options if getattr(p, "is_flag", False)]
 
 
 def classify(done: Outcome, value: str) -> str:
@@ -69,18 +82,55 @@ def classify(done: Outcome, value: str) -> str:
     return "clear" if done.code in (1, 2, 3) and lines and len(lines[-1]) < 1200 else "WRONG"
 
 
-def try_options(seed: int, limit: int) -> Iterator[tuple[str, Outcome, str]]:
-    """Yield the words, what came of them, and the outcome; all combinations in a drawn order, or `limit` of them."""
-    baselines = list_baselines(str(sorted(Path("data/1").iterdir())[0]))
-    todo = [(name, option, value) for name in baselines for option in list_options(name) for value in VALUES]
-    todo += [(name, "", value) for name in baselines for value in VALUES]  # an argument more
+def list_calls(picture: str, only: str | None = None) -> list[tuple[list[str], str]]:
+    """Return the words of each call, and the value that is wrong in it."""
+    calls = []
+    for name, baseline in list_baselines(picture).items():
+        if only not in (None, name):
+            continue
+        taking, flags = list_options(name)
+        for value in VALUES:
+            calls += [([name, *baseline, option, value], value) for option in taking]
+            calls += [([name, *baseline, f"{flag}={value}"], value) for flag in flags if flag.startswith("--")]
+            calls.append(([name, *baseline, value], value))  # an argument more
+    return calls
+
+
+def try_options(
+    seed: int, limit: int, only: str | None = None, caller: Callable[..., Outcome] = call, *, trials: bool = False
+) -> Iterator[tuple[str, Outcome, str]]:
+    """Yield the words, what came of them, and the outcome; all calls in a drawn order, or `limit` of them.
+
+    Args:
+        seed: of the order.
+        limit: number of calls; 0 makes all.
+        only: a command's name; None for all.
+        caller: what calls a command.
+        trials: train with what `finetune` accepts.
+    """
+    todo = list_calls(str(sorted(Path("data/1").iterdir())[0]), only)
     random.Random(seed).shuffle(todo)  # noqa: S311
-    for name, option, value in todo[: limit or None]:
-        words = [name, *baselines[name], *([option] if option else []), value]
-        done = call(*words)
-        yield " ".join(map(ascii, words)), done, classify(done, value)
-        for path in ("hub", "runs"):
+    before = describe_data()
+    for words, value in todo[: limit or None]:
+        done = caller(*words, seconds=SLOW.get(words[0], SECONDS))
+        outcome = classify(done, value)
+        if trials and outcome == "accepted" and DRY in words:
+            yield " ".join(map(ascii, words)), done, outcome
+            words.remove(DRY)
+            done = caller(*words, seconds=SECONDS)
+            outcome = classify(done, value)
+        if describe_data() != before:
+            done, outcome = replace(done, crash="the data are not what they were"), "WRONG"
+            before = describe_data()
+        yield " ".join(map(ascii, words)), done, outcome
+        for path in ("hub", "runs", "convnext-demo"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def describe_data() -> dict[str, tuple[int, int]]:
+    """Return the size and time of all files and folders that no command may change."""
+    paths = [path for folder in ("data", "few") for path in Path(folder).rglob("*")]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,20 +139,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=0, help="calls; 0 tries everything")
+    parser.add_argument("--only", help="one command by its name")
     asked = parser.parse_args(arguments)
     out: Path = asked.out.resolve()
     out.mkdir(parents=True)
     os.chdir(out)
-    os.environ |= {"HOME": str(out), "XDG_CACHE_HOME": str(out / ".cache"), "HF_HUB_OFFLINE": "1"}
-    os.environ.pop("CONVNEXT_CACHE", None)
+    prepare_forks(out)
     make_images(out)
-    make_run(Path("run"), Path("data"), "--lr", "0.002")
+    for digit in "012":
+        Path("few", digit).mkdir(parents=True)
+        for path in sorted(Path("data", digit).iterdir())[:16]:
+            shutil.copy(path, Path("few", digit))
+    make_run(Path("run"), Path("data"), "--lr", "0.002", "--no-onnx")
+    for name, words in list_baselines(str(sorted(Path("data/1").iterdir())[0])).items():
+        if asked.only in (None, name) and (done := call_apart(name, *words, seconds=300)).code:
+            sys.exit(f"the call without a wrong value fails: convnext {name} {' '.join(words)}: {done.err}{done.crash}")
+    shutil.rmtree("convnext-demo", ignore_errors=True)
     counts: Counter[str] = Counter()
-    for words, done, outcome in try_options(asked.seed, asked.limit):
+    by_command: dict[str, Counter[str]] = {}
+    for line, done, outcome in try_options(asked.seed, asked.limit, asked.only, call_apart, trials=True):
         counts[outcome] += 1
+        by_command.setdefault(line.split()[0], Counter())[outcome] += 1
+        last = done.crash or ascii((done.err or done.out).strip().splitlines()[-1:])
+        with Path("log.txt").open("a") as log:
+            print(f"{outcome}: {line}: rc {done.code}: {last[:600]}", file=log)
         if outcome == "WRONG":
-            last = done.crash or ascii((done.err or done.out).strip().splitlines()[-1:])
-            print(f"WRONG: {words}: rc {done.code}: {last[:300]}", flush=True)
+            print(f"WRONG: {line}: rc {done.code}: {last[:300]}", flush=True)
+    for name, found in by_command.items():
+        print(f"{name}: {dict(found)}")
     print(f"tried {sum(counts.values())}: {dict(counts)}")
     return 1 if counts["WRONG"] else 0
 

@@ -1,14 +1,18 @@
 """The short form of the two scripts that try what is wrong: `tools/damage_runs.py` and `tools/wrong_options.py`."""
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from convnext_cli.runs import RunFolder
-from tools.damage_runs import Outcome, call, classify, try_damages
-from tools.wrong_options import list_options, try_options
+from tools.damage_runs import FINISHED, STOPPED, Outcome, call, classify, try_damages
+from tools.wrong_options import list_baselines, list_options, try_options
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("command", "number"), [("predict", 14), ("eval", 6), ("export hub", 3), ("resume", 1)])
@@ -17,10 +21,14 @@ def test_a_damaged_run_gives_the_right_answer_or_a_clear_word(
 ) -> None:
     other = shutil.copytree(run.path, tmp_path / "other")
     (other / "metrics.json").write_text("{}")
-    found = list(try_damages(tmp_path, run.path, other, digits, seed=0, limit=number, only=command))
+    stopped = RunFolder(shutil.copytree(run.path, tmp_path / "stopped"))
+    for path in (stopped.metrics, stopped.list_checkpoints()[0]):
+        path.unlink()
+    runs = {FINISHED: run.path, STOPPED: stopped.path}
+    found = list(try_damages(tmp_path, runs, other, digits, seed=0, limit=number, only=command))
     assert len(found) == number
     assert [told for told in found if told[2] == "WRONG"] == []
-    assert any(outcome == "refused" for _, _, outcome, _ in found) or number < 6
+    assert any(outcome == "refused" for _, _, outcome, _ in found) or number < 10
 
 
 @pytest.mark.parametrize(
@@ -34,6 +42,7 @@ def test_a_damaged_run_gives_the_right_answer_or_a_clear_word(
         (Outcome(code=0, out='{"p": 0.5000001}', err=""), "same"),
         (Outcome(code=0, out='{"p": 0.6}', err=""), "allowed"),
         (Outcome(code=0, out='{"p": 0.6}', err="note: not calibrated"), "told"),
+        (Outcome(code=4, out="", err="error: out of memory"), "WRONG"),
     ],
 )
 def test_outcomes_are_told_apart(done: Outcome, outcome: str) -> None:
@@ -44,10 +53,40 @@ def test_outcomes_are_told_apart(done: Outcome, outcome: str) -> None:
 def test_wrong_values_of_options_are_refused(run: RunFolder, digits: Path, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     shutil.copytree(digits, tmp_path / "data")
+    (tmp_path / "few").symlink_to(digits)
+    for command in ("list", "recommend", "finetune", "predict", "cache"):
+        words = list_baselines(str(sorted(Path("data/1").iterdir())[0]))[command]
+        assert call(command, *words).code == 0, "the call without a wrong value fails"
     found = list(try_options(seed=1, limit=40))
     assert [(words, done) for words, done, outcome in found if outcome == "WRONG"] == []
     assert sum(outcome == "clear" for _, _, outcome in found) > 20
-    assert {"--epochs", "--weights", "--exclude"} <= {f"--{name.lstrip('-')}" for name in list_options("finetune")}
+    taking, flags = list_options("finetune")
+    assert {"--epochs", "--weights", "--exclude"} <= set(taking)
+    assert {"--offline", "--json"} <= set(flags)
+
+
+def test_changed_data_are_wrong(digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "data")
+
+    def write(*_: str, **__: int) -> Outcome:
+        (tmp_path / "data/new").write_text("")
+        return Outcome(code=0, out="", err="")
+
+    [(_, done, outcome)] = try_options(seed=1, limit=1, caller=write)
+    assert outcome == "WRONG"
+    assert done.crash == "the data are not what they were"
+
+
+def test_a_crash_in_a_fork_is_an_outcome() -> None:
+    script = """
+import ctypes
+from convnext_cli.cli import app
+from tools.damage_runs import call_apart
+app.app = lambda words, **_: ctypes.string_at(0) if words == ["crash"] else print("answer")
+print([call_apart(word).crash for word in ("crash", "ends")], call_apart("ends").out)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "['signal 11', ''] answer\n\n"
 
 
 def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
