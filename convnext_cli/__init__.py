@@ -1,6 +1,6 @@
 """Turn a folder of images into a fine-tuned ConvNeXt that its owner can trust.
 
-    from convnext_cli import finetune, evaluate, predict, export, recommend, list_models
+    from convnext_cli import check, recommend, finetune, evaluate, predict, export
 
 Nothing heavy is imported until one of these is used.
 """
@@ -16,6 +16,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 __version__ = "0.1.0"
 
 _HOMES = {
+    "check": "convnext_cli.api",
+    "compare": "convnext_cli.inference.evaluation",
     "cross_validate": "convnext_cli.api",
     "evaluate": "convnext_cli.inference.evaluation",
     "export": "convnext_cli.exports.delivery",
@@ -26,12 +28,23 @@ _HOMES = {
     "write_report": "convnext_cli.reports.page",
 }
 
-__all__ = ["cross_validate", "evaluate", "export", "finetune", "list_models", "predict", "recommend", "write_report"]
+__all__ = [
+    "check",
+    "compare",
+    "cross_validate",
+    "evaluate",
+    "export",
+    "finetune",
+    "list_models",
+    "predict",
+    "recommend",
+    "write_report",
+]
 
 if TYPE_CHECKING:
-    from convnext_cli.api import cross_validate, finetune
+    from convnext_cli.api import check, cross_validate, finetune
     from convnext_cli.exports.delivery import export
-    from convnext_cli.inference.evaluation import evaluate
+    from convnext_cli.inference.evaluation import compare, evaluate
     from convnext_cli.inference.prediction import predict
     from convnext_cli.models.catalog import list_models
     from convnext_cli.recipes.recommendation import recommend

@@ -2,13 +2,17 @@
 
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
+from convnext_cli.data.audit.summary import Audit
+from convnext_cli.data.intake import Intake, Taken, check_fix_list, take_in, write_fix_list
+from convnext_cli.data.scan import AUTO, NONE
 from convnext_cli.errors import ConvnextError, StoppedError
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE
+from convnext_cli.progress import OnEvent, Progress, drain
+from convnext_cli.recipes.machine import count_cpus
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE, SettingsDict, check_settings
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.runs import RunFolder
 from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps
@@ -16,7 +20,6 @@ from convnext_cli.training.finetuning import Finished, Planned, Started, Trained
 from convnext_cli.training.preparation import Request
 
 if TYPE_CHECKING:
-    from convnext_cli.progress import Progress
     from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
 Events: TypeAlias = (
@@ -24,6 +27,23 @@ Events: TypeAlias = (
 )
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
+
+
+class TrainingOptions(SettingsDict, total=False):
+    """What `cross_validate` passes on, for type checkers and editors. A test compares it with `finetune`."""
+
+    model: str | None
+    weights: Path | str
+    offline: bool
+    overwrite: bool
+    recipe: str
+    augment: str | None
+    audit: bool
+    max_time: float | None
+    cache: bool
+    probe: bool
+    compile: bool | None
+    track: Sequence[str]
 
 
 def finetune(
@@ -44,9 +64,10 @@ def finetune(
     compile: bool | None = None,
     track: Sequence[str] = (),
     onnx: bool = True,
-    **settings: Any,
+    on_event: OnEvent = None,
+    **settings: Unpack[SettingsDict],
 ) -> Finished:
-    """Fine-tunes a ConvNeXt on images and returns where the run is and how good it is.
+    """Fine-tune a ConvNeXt on images, and return the run folder and its metrics.
 
     Args:
         data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file.
@@ -67,7 +88,10 @@ def finetune(
             hour or more measure whether it pays.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         onnx: write `model.onnx` at the end, where the extra `onnx` is installed.
-        **settings: any field of `Recipe`.
+        on_event: called with each event: `Progress` of checking and preparing, then `Planned`, `Started`, a `StepDone`
+            for each optimizer step, an `EpochDone` for each epoch, `Remark` (a text for the user) and `Trained`. An
+            exception that it raises stops the training; `resume` continues it from the last saved state.
+        **settings: any field of `Recipe`, such as `epochs=30`; `convnext finetune --help` describes them.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
@@ -77,9 +101,7 @@ def finetune(
         recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, probe=probe,
         compile=compile, track=tuple(track),
     )  # fmt: skip
-    [last] = deque(draw_along(export_along(finetune_steps(request), onnx=onnx)), maxlen=1)
-    assert isinstance(last, Finished)
-    return last
+    return drain(draw_along(export_along(finetune_steps(request), onnx=onnx)), Finished, on_event)
 
 
 def cross_validate(
@@ -88,28 +110,69 @@ def cross_validate(
     output: Path | str | None = None,
     resume: Path | str | None = None,
     onnx: bool = True,
-    **options: Any,
+    on_event: OnEvent = None,
+    **options: Unpack[TrainingOptions],
 ) -> CrossValidated:
-    """Fine-tunes a model for each fold, one after the other, and returns their figures with mean and spread.
+    """Fine-tune a model for each fold, one after the other, and return their metrics with mean and spread.
 
     Args:
         data: as `finetune` takes it.
         output: the folder of the folds' runs; None makes `runs/<time>-<model>/`.
         resume: a cross-validation to be continued.
         onnx: write each fold's `model.onnx`, where the extra `onnx` is installed.
+        on_event: as `finetune` takes it; each fold ends with its `Finished`.
         **options: `folds`, 5 if not given, and what `finetune` takes.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
-    if resume is None:
-        options = {"folds": 5, **options}
-    own = {name: options.pop(name) for name in Request.__slots__ if name in options}
+    values: dict[str, Any] = ({"folds": 5} if resume is None else {}) | dict(options)
+    own = {name: values.pop(name) for name in Request.__slots__ if name in values}
     own |= {name: kind(own[name]) for name, kind in (("weights", str), ("track", tuple)) if name in own}
-    request = _make_request(data, output, resume, options, **own)
-    [last] = deque(draw_along(export_along(cross_validate_steps(request), onnx=onnx)), maxlen=1)
-    assert isinstance(last, CrossValidated)
-    return last
+    request = _make_request(data, output, resume, values, **own)
+    return drain(draw_along(export_along(cross_validate_steps(request), onnx=onnx)), CrossValidated, on_event)
+
+
+def check(
+    data: Path | str,
+    *,
+    image_root: str = AUTO,
+    exclude: str = NONE,
+    group_from: str = "auto",
+    resplit: bool = False,
+    fix_list: Path | str | None = None,
+    overwrite: bool = False,
+    on_event: OnEvent = None,
+) -> Audit:
+    """Check a data set: unreadable files, duplicates, leakage between splits, classes that metadata alone predict.
+
+    Args:
+        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file.
+        image_root: the folder that a CSV file's paths begin in; `auto` looks in its own folder and those below.
+        exclude: images to leave out: a file that lists them, one folder or pattern, or `none`.
+        group_from: what images of one patient have in common: `auto`, `none`, `dicom:KEYWORD`, or a regular expression.
+        resplit: forget the data's own splits.
+        fix_list: a file to write the images to leave out to, for `exclude`.
+        overwrite: replace what is at `fix_list`.
+        on_event: called with each `Progress`.
+
+    Returns:
+        The audit: `findings`, each with what it does to the result, and `falsifies`, whether test scores will be wrong.
+
+    Raises:
+        DataError: the data cannot be read.
+        UsageError: an argument is wrong, or `fix_list` lies in the data or exists.
+    """
+    own = {"image_root": image_root, "exclude": exclude, "group_from": group_from, "resplit": resplit}
+    check_settings(own)
+    if fix_list is not None:
+        check_fix_list(Path(fix_list), Path(data), overwrite=overwrite)
+    steps = take_in(Intake(data=Path(data), **own), threads=count_cpus())  # type: ignore[arg-type]  # just checked
+    audit = drain(steps, Taken, on_event).audit
+    assert audit is not None
+    if fix_list is not None:
+        write_fix_list(audit, Path(fix_list), overwrite=overwrite)
+    return audit
 
 
 def _make_request(
@@ -144,7 +207,6 @@ def export_along(events: Events, *, onnx: bool = True) -> Events:
 def _export(run: RunFolder) -> Events:
     from convnext_cli.exports.delivery import Wanted, export_steps
     from convnext_cli.exports.graph import check_installed
-    from convnext_cli.progress import Progress
     from convnext_cli.training.loop import Remark
 
     try:

@@ -29,7 +29,7 @@ _RANGE_TEST, _CALIBRATION, _ARRAYS = "lr.json", "calibration.json", "calibration
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
 CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
 _ORIGIN = "last/origin.safetensors"
-_PICTURES = "pictures.safetensors"
+_IMAGE_HASHES = "image_hashes.safetensors"
 FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
@@ -327,20 +327,20 @@ class RunFolder:
             with replace_file(self.path / "audit.json") as temporary:
                 shutil.copyfile(path, temporary)
 
-    def write_pictures(self, pictures: "dict[str, NDArray[Any]]") -> None:
+    def write_image_hashes(self, pictures: "dict[str, NDArray[Any]]") -> None:
         """Write a digest, a perceptual hash and a thumbnail of 12 x 12 px of each row of the split."""
         from safetensors.numpy import save_file
 
-        with replace_file(self.path / _PICTURES) as temporary:
+        with replace_file(self.path / _IMAGE_HASHES) as temporary:
             save_file(pictures, temporary)
 
-    def read_pictures(self) -> "dict[str, NDArray[Any]] | None":
-        """Return what `write_pictures` was given; None where the run has none, or it is damaged."""
+    def read_image_hashes(self) -> "dict[str, NDArray[Any]] | None":
+        """Return what `write_image_hashes` was given; None where the run has none, or it is damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
-            return dict(load_file(self.path / _PICTURES))
+            return dict(load_file(self.path / _IMAGE_HASHES))
         except (OSError, SafetensorError):
             return None
 
@@ -483,7 +483,7 @@ class RunFolder:
 
     def _beginnings(self) -> Iterator[Path]:
         """What is written before the plan, and what a killed process was writing."""
-        names = ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST, _ORIGIN)
+        names = ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST, _ORIGIN, _IMAGE_HASHES)
         yield from (*(self.path / name for name in names), *self.list_checkpoints())
         yield from self._temporary()
 

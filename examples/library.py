@@ -1,24 +1,39 @@
-"""The whole path in Python: from a folder of images to a model for elsewhere.
+"""The whole path in Python: from a folder of images to a model for other programs.
 
-    python examples/library.py DATA FOLDER
+    python examples/library.py                 on 300 small digits, in a temporary folder
+    python examples/library.py DATA FOLDER     on your images; what is written goes to FOLDER
 
-DATA has a folder of images for each class. What is written goes to FOLDER, the report and the exported model too. The
-settings here are for a first look at small images; leave them out, and the recommendation's hold.
+DATA has a folder of images for each class. The settings here are for a first look at small images; leave them out, and
+the recommended ones hold.
 """
 
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from convnext_cli import evaluate, export, finetune, list_models, predict, recommend, write_report
+from PIL import Image
+
+from convnext_cli import check, evaluate, export, finetune, list_models, predict, recommend, write_report
+from convnext_cli.data.digits import write_digits
 from convnext_cli.errors import ConvnextError
+from convnext_cli.progress import Progress
+
+
+def show(event: Any) -> None:
+    """Print how far a long step is."""
+    if isinstance(event, Progress) and event.done == event.total:
+        print(f"  {event.what}: {event.total} of {event.total}")
 
 
 def main(data: Path, folder: Path) -> None:
-    """Recommends, fine-tunes, evaluates, predicts and exports."""
+    """Check, recommend, fine-tune, evaluate, predict and export."""
+    audit = check(data, on_event=show)
+    print(f"{len(audit.index)} images, findings: {', '.join(finding.title for finding in audit.findings) or 'none'}")
     small = list_models(max_params=4, license="permissive")
     print("small and permissive:", ", ".join(model.name for model in small))
-    print("recommended for 6,000 images:", recommend(6000).plan.model)
+    print("recommended for these images:", recommend(data).plan.model)
 
     finished = finetune(
         data,
@@ -31,24 +46,45 @@ def main(data: Path, folder: Path) -> None:
         lr=2e-3,
         val_fraction=0.2,  # 60 of 300 images: enough to set a threshold on
     )
-    found = evaluate(finished.run, targets=["sensitivity=0.9:1"])
-    sure = found.intervals.overall["balanced_accuracy"]
-    assert sure is not None
-    print(f"balanced accuracy {found.metrics.balanced_accuracy:.3f}, 95% {sure.low:.3f} to {sure.high:.3f}")
-    print("report:", write_report(found))
+    label = audit.index.classes[1]
+    evaluation = evaluate(finished.run, targets=[f"sensitivity=0.9:{label}"])
+    ci = evaluation.intervals.overall["balanced_accuracy"]
+    assert ci is not None
+    print(f"balanced accuracy {evaluation.metrics.balanced_accuracy:.3f}, 95% CI [{ci.low:.3f}, {ci.high:.3f}]")
+    print("report:", write_report(evaluation))
 
-    image = next(path for path in sorted(data.rglob("*")) if path.is_file())
-    [told] = predict(image, finished.run, abstain=True)
-    print(f"{image.name}: {told.classes[0]} ({told.probabilities[0]:.2f}), decisions {told.decisions}")
+    path = audit.index.root / audit.index.paths[0]
+    with Image.open(path) as image:  # a path, a PIL image and an array, in one call
+        predictions = predict([path, image, Image.new("RGB", image.size)], finished.run, on_event=show)
+    for name, prediction in zip(("file", "PIL image", "black image"), predictions, strict=True):
+        print(f"{name}: {prediction.classes[0]} ({prediction.probabilities[0]:.2f}), {prediction.decisions}")
 
     if find_spec("onnxscript"):  # pip install 'convnext-cli[onnx]'
-        exported = export(finished.run, output=folder / "digits.onnx", overwrite=True)
+        exported = export(finished.run, format="onnx", output=folder / "model.onnx", overwrite=True)
         print(f"{exported.path.name}: differs by {exported.parity.difference:.1e} on {exported.parity.images} images")
-        assert predict(image, exported.path)[0].classes[0] == told.classes[0]
+        assert predict(path, exported.path)[0].classes[0] == predictions[0].classes[0]
+
+
+def run_on_digits() -> None:
+    """Run it on data of its own, and leave nothing behind."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        print(f"300 digits of 3 classes, in {folder}, which is removed at the end. On your images: DATA FOLDER")
+        digits = write_digits(folder / "all")
+        for label in "012":
+            (folder / "digits" / label).mkdir(parents=True)
+            for path in sorted((digits / label).glob("*.png"))[:100]:
+                path.rename(folder / "digits" / label / path.name)
+        main(folder / "digits", folder)
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        if len(sys.argv) == 1:
+            run_on_digits()
+        elif len(sys.argv) == 3:
+            main(Path(sys.argv[1]), Path(sys.argv[2]))
+        else:
+            sys.exit("usage: python examples/library.py [DATA FOLDER]")
     except ConvnextError as error:  # one line: what is wrong, and what to do
         sys.exit(f"{error}")

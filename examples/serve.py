@@ -19,14 +19,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import h11
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from fastapi.responses import HTMLResponse
 from PIL import Image
-from starlette.requests import ClientDisconnect
-from uvicorn.protocols.http.h11_impl import H11Protocol
+
+try:
+    import h11
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
+    from fastapi.responses import HTMLResponse
+    from starlette.requests import ClientDisconnect
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError as error:
+    raise SystemExit(f"error: {error.name} is not installed. pip install 'convnext-cli[serve]'") from None
 
 from convnext_cli import predict
 from convnext_cli.errors import ConvnextError
@@ -161,10 +165,7 @@ def check_run(run: Path) -> None:
         ConvnextError: it does not.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "in" / "grey.png"
-        path.parent.mkdir()
-        Image.new("RGB", (64, 64), "grey").save(path)
-        [prediction] = predict(path, run, explain=Path(folder) / "heat")
+        [prediction] = predict(Image.new("RGB", (64, 64), "grey"), run, explain=Path(folder) / "heat")
     if prediction.error:
         raise prediction.error
 
@@ -191,10 +192,12 @@ def answer(result: str, status: int = 200) -> HTMLResponse:
 def main() -> None:
     """Serve a run until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?", help="the folder of a finished run")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--host-name", action="append", default=[], help="a name that others ask for; may be repeated")
     options = parser.parse_args()
+    if options.run is None:
+        parser.exit(2, "error: no run is given. Make one: convnext demo; then: python examples/serve.py RUN\n")
     if not 0 <= options.port <= 65535:
         parser.error("--port is a number from 0 to 65535")
     try:

@@ -29,20 +29,17 @@ def check(
     **settings: Any,
 ) -> None:
     """Check a data set. Finds unreadable files, duplicates, leakage; exits with 3 if test scores will be wrong."""
-    from convnext_cli.data.intake import Intake, check_apart, write_fix_list
+    from convnext_cli.data.intake import Intake, check_fix_list, write_fix_list
     from convnext_cli.data.scan import check_trainable
-    from convnext_cli.files import check_output, check_outside
 
     if fix_list is not None:
-        check_outside(fix_list, data, "--fix-list")
-        check_output(fix_list, "--fix-list", overwrite=overwrite)
+        check_fix_list(fix_list, data, overwrite=overwrite)
     audit = run_audit(Intake(data=data, **given(settings)))
     if as_json:
         console.show_json(audit.as_dict())
     else:
         _show(audit)
     if fix_list is not None:
-        check_apart(fix_list, audit.index, "--fix-list")
         console.say(f"wrote {write_fix_list(audit, fix_list, overwrite=overwrite)} paths to {fix_list}")
     check_trainable(audit.index)
     if not as_json:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.eval import run_evaluation, show_evaluation, write_report
+from convnext_cli.cli.eval import run_evaluations, show_evaluation, write_report
 from convnext_cli.cli.training import follow
 from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import BUILTIN, load_builtin
@@ -49,7 +49,7 @@ def demo(
     found = {}
     for start, name in (("none", "from-scratch"), (BUILTIN, "run")):
         follow(finetune_steps(_request(digits, folder / name, start)), settings=False)
-        found[name] = run_evaluation(RunFolder(folder / name), None, None)
+        [found[name]] = run_evaluations([RunFolder(folder / name)])
     write_report(found["run"])
     if as_json:
         console.show_json({name: evaluation.to_dict() for name, evaluation in found.items()})

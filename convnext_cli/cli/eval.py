@@ -1,5 +1,6 @@
 """`convnext eval`: how good a run is, how sure that is, and which of several runs is better."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from convnext_cli.evaluation.intervals import Interval
     from convnext_cli.evaluation.targets import Target
     from convnext_cli.inference.evaluation import Evaluation
-    from convnext_cli.inference.subject import Subject
     from convnext_cli.runs import RunFolder
 
 SPLITS = ("train", "val", "test", "all")
@@ -58,14 +58,7 @@ def evaluate(
     if not runs:
         runs = [find_newest_run()]
         console.say(f"run: {runs[0].path} (the newest)")
-    if len(runs) > 1:  # before the first one's look at a test split is counted
-        from convnext_cli.inference.agreement import check_records
-
-        for run in runs:
-            check_records(run)
-    found = [run_evaluation(runs[0], data, split, targets, tta=tta, cache=cache)]
-    for run in runs[1:]:
-        found.append(run_evaluation(run, None, None, targets, tta=tta, cache=cache, subject=found[0].cases.subject))
+    found = run_evaluations(runs, data, split, targets, tta=tta, cache=cache)
     compared = _compare(found)
     if as_json:
         alone = found[0].to_dict()
@@ -97,34 +90,37 @@ def _summarise(found: "Evaluation") -> str:
     return f"Balanced accuracy {percent}%{sure}, on {found.metrics.images:,} {where}images"
 
 
-def run_evaluation(
-    run: "RunFolder",
-    data: Path | None,
-    split: str | None,
-    targets: "list[Target] | None" = None,
+def run_evaluations(
+    runs: "list[RunFolder]",
+    data: Path | None = None,
+    split: str | None = None,
+    targets: "Sequence[Target]" = (),
     *,
     tta: bool = False,
     cache: bool = True,
-    subject: "Subject | None" = None,
-) -> "Evaluation":
-    """Evaluates with a progress bar."""
-    from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
+) -> "list[Evaluation]":
+    """Evaluate with a progress bar, all runs on the images of the first."""
+    from convnext_cli.inference.evaluation import Evaluation, evaluate_all_steps
 
+    found = []
     with console.progress("evaluating") as bar:
-        for event in evaluate_steps(run, data, split, targets=targets or (), tta=tta, cache=cache, subject=subject):
+        for event in evaluate_all_steps(runs, data, split, targets=targets, tta=tta, cache=cache):
             if isinstance(event, Evaluation):
-                return event
-            bar.update(event.done, event.total, event.what)
-    raise AssertionError("an evaluation ends with its result")
+                found.append(event)
+            else:
+                bar.update(event.done, event.total, event.what)
+    return found
 
 
 def write_report(found: "Evaluation") -> None:
     """Writes the report with a progress bar."""
+    from convnext_cli.progress import Progress
     from convnext_cli.reports.page import write_report_steps
 
     with console.progress("report") as bar:
-        for done, total, what in write_report_steps(found):
-            bar.update(done, total, what)
+        for event in write_report_steps(found):
+            if isinstance(event, Progress):
+                bar.update(event.done, event.total, event.what)
 
 
 def show_evaluation(found: "Evaluation") -> None:

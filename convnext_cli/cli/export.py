@@ -7,7 +7,6 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_run
-from convnext_cli.errors import UsageError
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -49,20 +48,12 @@ def export(
     from convnext_cli.runs import RunFolder
 
     check_word("format", format, ("onnx", "pt2", "hub"))
-    if push and format != "hub":
-        raise UsageError("--push goes with --format hub", "Leave one of them out")
     folder = find_newest_run() if run is None else RunFolder(run)
     if run is None:
         console.say(f"run: {folder.path} (the newest)")
-    if format == "hub":
-        if output is None or int8 or images:
-            raise UsageError("--format hub needs --output, and takes no --int8 and no --images", "Give a new folder")
-        found = _run_hub(folder, output, push, overwrite=overwrite)
-        console.show_json(found.to_dict()) if as_json else _show_hub(found)
-        return
 
     from convnext_cli.cli.predict import describe_skipped, find_files
-    from convnext_cli.exports.delivery import Wanted
+    from convnext_cli.exports.delivery import Exported, Wanted
 
     inputs = find_files(images) if images else None
     for _, error in inputs.errors if inputs else ():
@@ -75,19 +66,26 @@ def export(
         int8=int8,
         images=inputs.paths if inputs else (),
         tolerance=tolerance,
+        push=push,
         overwrite=overwrite,
     )
     exported = run_export(folder, wanted)
-    console.show_json(exported.to_dict()) if as_json else _show_exported(exported)
+    if as_json:
+        console.show_json(exported.to_dict())
+    elif isinstance(exported, Exported):
+        _show_exported(exported)
+    else:
+        _show_hub(exported)
 
 
-def run_export(run: "RunFolder", wanted: "Wanted") -> "Exported":
-    """Exports with a progress bar."""
-    from convnext_cli.exports.delivery import Exported, export_steps
+def run_export(run: "RunFolder", wanted: "Wanted") -> "Exported | HubFolder":
+    """Export with a progress bar."""
+    from convnext_cli.exports.delivery import export_steps
+    from convnext_cli.progress import Progress
 
     with console.progress("export") as bar:
         for event in export_steps(run, wanted):
-            if isinstance(event, Exported):
+            if not isinstance(event, Progress):
                 return event
             bar.update(event.done, event.total, event.what)
     raise AssertionError("an export ends with its result")
@@ -117,17 +115,6 @@ def _show_exported(found: "Exported") -> None:
         console.show(f"Next: convnext predict IMAGE --run {quote(path)}")
     else:
         console.show(f"Next, in Python: torch.export.load({path!r}).module()")
-
-
-def _run_hub(run: "RunFolder", output: Path, push: str | None, *, overwrite: bool) -> "HubFolder":
-    from convnext_cli.exports.hub import HubFolder, hub_steps
-
-    with console.progress("export") as bar:
-        for event in hub_steps(run, output, push=push, overwrite=overwrite):
-            if isinstance(event, HubFolder):
-                return event
-            bar.update(event.done, event.total, event.what)
-    raise AssertionError("an export ends with its result")
 
 
 def _show_hub(found: "HubFolder") -> None:

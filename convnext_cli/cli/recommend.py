@@ -11,11 +11,10 @@ from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_model
 from convnext_cli.cli.settings import given, list_decided, name_flag, with_settings
 from convnext_cli.errors import UsageError
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE, default_settings
+from convnext_cli.recipes.recipe import DEFAULT_RECIPE
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
-    from convnext_cli.recipes.fingerprint import Fingerprint
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
 
@@ -56,38 +55,19 @@ def recommend(
     """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
     from convnext_cli.files import check_output, check_outside, write_output
     from convnext_cli.recipes.machine import describe_machine
-    from convnext_cli.recipes.recommendation import DataCounts
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
 
     if output is not None:
         if data is not None:
             check_outside(output, data)
         check_output(output, overwrite=overwrite)
-    fingerprint = counts = None
-    notes: tuple[str, ...] = ()
-    if data is not None:
-        if dataset_size is not None or classes is not None:
-            raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
-        from convnext_cli.data.groups import group_index
-        from convnext_cli.data.intake import check_apart
-        from convnext_cli.data.scan import check_trainable, scan_data
-        from convnext_cli.data.split import split_index
-        from convnext_cli.recipes.fingerprint import take_fingerprint
-
-        how = {name: value for name, value in given(settings).items() if name in ("image_root", "exclude")}
-        index, _ = group_index(scan_data(data, **how), "auto")
-        if output is not None:
-            check_apart(output, index)
-        check_trainable(index)
-        fingerprint = take_fingerprint(index)
-        usual = default_settings()
-        drawn = {name: usual[name] for name in ("val_fraction", "test_fraction", "seed")}
-        counts = DataCounts.of(split_index(index, **drawn), fingerprint)
-        dataset_size, classes, notes = len(index), len(index.classes), index.notes
-    if dataset_size is None:
+    if data is not None and (dataset_size is not None or classes is not None):
+        raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
+    subject = dataset_size if data is None else data
+    if subject is None:
         raise UsageError("nothing to recommend for", "Give --dataset-size N, or a folder of images")
     found = make_recommendation(
-        dataset_size,
+        subject,
         classes=classes,
         vram=vram,
         machine=describe_machine(),
@@ -96,21 +76,24 @@ def recommend(
         prefer=prefer,
         recipe=recipe,
         model=model,
-        counts=counts,
-        fingerprint=fingerprint,
-        settings=given(settings),
+        **given(settings),
     )
+    notes = found.index.notes if found.index else ()
+    if output is not None and found.index:
+        from convnext_cli.data.intake import check_apart
+
+        check_apart(output, found.index)
     next_command = _build_next(found, data, output, recipe=recipe, settings=given(settings), elsewhere=vram is not None)
     if output is not None:
         write_output(output, found.plan.to_toml(), overwrite=overwrite)
         console.say(f"wrote the plan to {output}")
     if as_json:
-        console.show_json(_as_json(found, fingerprint, next_command) | {"notes": list(notes)})
+        console.show_json(_as_json(found, next_command) | {"notes": list(notes)})
     else:
         for note in notes:
             console.warn(note)
         options = [f"{name_flag(name)} {quote(str(value))}" for name, value in given(settings).items()]
-        _show(found, fingerprint, str(data or "DATA"), options, recipe, top)
+        _show(found, str(data or "DATA"), options, recipe, top)
         console.show(f"Next: {next_command}")
 
 
@@ -151,7 +134,7 @@ def _build_next(
     return " ".join([start, *words])
 
 
-def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None", next_command: str) -> dict[str, Any]:
+def _as_json(found: "Recommendation", next_command: str) -> dict[str, Any]:
     return {
         "model": found.best.model.name,
         "weights": found.plan.model,
@@ -159,7 +142,7 @@ def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None", next_co
         "dataset_size": found.dataset_size,
         "regime": found.regime,
         "machine": asdict(found.machine) if found.machine else None,
-        "fingerprint": asdict(fingerprint) if fingerprint else None,
+        "fingerprint": asdict(found.fingerprint) if found.fingerprint else None,
         "models": [
             {
                 "model": candidate.model.name,
@@ -179,14 +162,12 @@ def _as_json(found: "Recommendation", fingerprint: "Fingerprint | None", next_co
         "settings": {name: asdict(choice) for name, choice in found.plan.settings.items()},
         "time": asdict(found.best.time) if found.best.time else None,
         "augment": found.augment,
-        "warnings": _warnings(found, fingerprint),
+        "warnings": list(found.warnings),
         "next": next_command,
     }
 
 
-def _show(
-    found: "Recommendation", fingerprint: "Fingerprint | None", data: str, options: list[str], recipe: str, top: int
-) -> None:
+def _show(found: "Recommendation", data: str, options: list[str], recipe: str, top: int) -> None:
     from convnext_cli.models.catalog import BUILTIN, load_builtin
     from convnext_cli.recipes.tables import load_tables
 
@@ -202,14 +183,14 @@ def _show(
     console.show(f"planned for: {found.machine}")
     if best.time is not None:
         console.show(f"time: about {best.time}, to a factor of two or three")
-    if fingerprint is not None:
+    if (fingerprint := found.fingerprint) is not None:
         width, height = fingerprint.median_size
         size = f"{width} x {height} px, " if width else ""
         console.show(
             f"{data}: {fingerprint.images:,} images in {fingerprint.classes} classes; {size}"
             f"{'grey' if fingerprint.is_grey else 'colour'} (from a sample of {fingerprint.sampled})"
         )
-    for warning in _warnings(found, fingerprint):
+    for warning in found.warnings:
         console.warn(warning)
     console.show("")
     columns = ["model", "tier", "params (M)", "GMACs", "top-1 (%)", "memory (GiB)", "time", "licence", "why"]
@@ -255,15 +236,6 @@ def _row(candidate: "Candidate") -> tuple[Any, ...]:
         candidate.tag.license if candidate.tag else None,
         f"no: {candidate.refused}" if candidate.refused else candidate.reason,
     )
-
-
-def _warnings(found: "Recommendation", fingerprint: "Fingerprint | None") -> list[str]:
-    if fingerprint is None:
-        return list(found.warnings)
-    from convnext_cli.recipes.fingerprint import describe_fingerprint, explain_domain
-
-    domain = [explain_domain(fingerprint, "--domain other or natural overrules it")] if found.is_domain_guessed else []
-    return [*found.warnings, *domain, *describe_fingerprint(fingerprint)]
 
 
 def _tier(name: str) -> int | None:

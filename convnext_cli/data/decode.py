@@ -12,6 +12,7 @@ way (`tiff.py`, `_read_deep_png`, `_read_deep_pnm`) or the file is refused by na
 import io
 import re
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -43,6 +44,7 @@ RULES = 2
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits a pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
 _SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in the other order, the second
+_one_picture = threading.Lock()  # reading a PIL image changes it, and the same one may be given twice
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
 """Bytes a pixel that a library holds beside Pillow's own picture, measured on pictures of one colour."""
 
@@ -116,6 +118,31 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
         ) from error
 
 
+def convert_image(image: Image.Image, name: str) -> Pixels:
+    """Return a PIL image as `decode_image` reads the file that it was opened from; the image itself stays as it is.
+
+    Pillow gives 8 of the 16 bits of a colour file, where `decode_image` has all of them.
+
+    Args:
+        image: an image of any mode, read or not.
+        name: what to call it in a message.
+
+    Raises:
+        ImageError: its file cannot be read to its end, or its mode cannot be converted to RGB.
+    """
+    try:
+        with _one_picture:
+            own = image.copy()
+        done: list[str] = []
+        if _find_orientation(own, done) != 1:
+            ImageOps.exif_transpose(own, in_place=True)
+        return _convert(own, own.mode, done).pixels
+    except Exception as error:  # what Pillow's parsers raise has no common base
+        raise ImageError(
+            f"{name} cannot be read as an image ({' '.join(str(error).split())[:200]})", "Replace or remove it"
+        ) from error
+
+
 def _finish(raster: Raster) -> Decoded:
     """Stretch deep values to 8 bits, and lay on white what is transparent."""
     values, alpha, mode, bits, done = raster
@@ -184,7 +211,7 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
 
 
 def _read_pillow(opened: Image.Image, file: BinaryIO, at_least: int | None) -> Decoded:
-    done = []
+    done: list[str] = []
     mode = opened.mode
     if (frames := getattr(opened, "n_frames", 1)) > 1:
         done.append(f"first of {frames} frames")
@@ -199,14 +226,25 @@ def _read_pillow(opened: Image.Image, file: BinaryIO, at_least: int | None) -> D
     opened.load()
     if orientation != 1:
         ImageOps.exif_transpose(opened, in_place=True)
+    return _convert(opened, mode, done)
+
+
+def _convert(image: Image.Image, mode: str, done: list[str]) -> Decoded:
+    """Convert what Pillow has read: stretch deep grey, lay on white what is transparent, make the rest RGB.
+
+    Args:
+        image: read, and upright.
+        mode: as Pillow opened it.
+        done: what was done before.
+    """
     if mode in _DEEP_MODES:
-        values = _to_array(opened)
+        values = _to_array(image)
         alpha = None
-        if isinstance(key := opened.info.get("transparency"), int):
+        if isinstance(key := image.info.get("transparency"), int):
             alpha = (values != key).astype(np.float32)
         return _finish(Raster(values, alpha, mode, 16 if mode.startswith("I;16") else 32, tuple(done)))
-    is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in opened.info)
-    pixels, has_alpha = _to_rgb(opened, is_transparent=is_transparent)
+    is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in image.info)
+    pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent)
     if has_alpha:
         done.append("laid on white where transparent")
     elif not is_transparent and mode not in ("RGB", "L"):

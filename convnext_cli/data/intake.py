@@ -11,7 +11,7 @@ from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.scan import AUTO, NONE, Index, scan_data, select_rows
 from convnext_cli.errors import DataError
-from convnext_cli.files import check_outside, write_output
+from convnext_cli.files import check_output, check_outside, write_output
 from convnext_cli.progress import Progress
 
 
@@ -66,10 +66,7 @@ def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
         DataError: the data or the list of exclusions cannot be used.
         UsageError: the pattern for groups is wrong.
     """
-    index = scan_data(intake.data, image_root=intake.image_root, exclude=intake.exclude)
-    if intake.resplit:
-        index = replace(index, splits=("",) * len(index), folds=())
-    index, grouping = group_index(index, intake.group_from)
+    index, grouping = read_index(intake)
     if not intake.audit:
         yield Taken(index=index, grouping=grouping, audit=None, together=())
         return
@@ -78,6 +75,19 @@ def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
             yield _leave_out_unreadable(event.index, event.grouping, event)
         else:
             yield event
+
+
+def read_index(intake: Intake) -> tuple[Index, Grouping]:
+    """Scan data and find its groups, without a look at the images.
+
+    Raises:
+        DataError: the data or the list of exclusions cannot be used.
+        UsageError: the pattern for groups is wrong.
+    """
+    index = scan_data(intake.data, image_root=intake.image_root, exclude=intake.exclude)
+    if intake.resplit:
+        index = replace(index, splits=("",) * len(index), folds=())
+    return group_index(index, intake.group_from)
 
 
 def check_apart(output: Path, index: Index, option: str = "--output") -> None:
@@ -95,12 +105,23 @@ def check_apart(output: Path, index: Index, option: str = "--output") -> None:
         check_outside(output, folder, option)
 
 
+def check_fix_list(path: Path, data: Path, *, overwrite: bool = False) -> None:
+    """Check, before the audit, that a list of images to leave out can be written.
+
+    Raises:
+        UsageError: the file lies in the data, or exists and is not to be replaced.
+    """
+    check_outside(path, data, "--fix-list")
+    check_output(path, "--fix-list", overwrite=overwrite)
+
+
 def write_fix_list(audit: Audit, path: Path, *, overwrite: bool = False) -> int:
     """Write the paths without which an audit's findings are gone, with the reason; return how many.
 
     Raises:
-        UsageError: as `files.check_output`.
+        UsageError: as `check_fix_list`.
     """
+    check_apart(path, audit.index, "--fix-list")
     reasons = {row: finding.kind for finding in audit.findings for row in finding.leave_out}
     text = io.StringIO()
     rows = ((audit.index.paths[row], reasons[row]) for row in sorted(reasons))

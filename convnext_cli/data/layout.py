@@ -30,11 +30,11 @@ _UNLABELLED_NAMES = dict.fromkeys(
     ("pred", "preds", "predict", "prediction", "predictions", "inference", "unlabelled", "unlabeled", "unsup"),
     UNLABELLED,
 )
-_PICTURES = frozenset(
+_IMAGE_HASHES = frozenset(
     ("image", "images", "img", "imgs", "picture", "pictures", "pics", "photo", "photos", "scans", "jpegs", "pngs")
 )
 _PLAIN = frozenset(("image", "images", "img", "imgs"))
-_GENERIC = _PICTURES | frozenset(
+_GENERIC = _IMAGE_HASHES | frozenset(
     (
         "data",
         "dataset",
@@ -352,9 +352,9 @@ def _question_tops(start: Folder, layout: Layout) -> None:
         )
     if len(tops) < 2:
         return
-    pictures = [top for top, own in zip(tops, words, strict=True) if own and own <= _PICTURES | {"jpeg"}]
+    pictures = [top for top, own in zip(tops, words, strict=True) if own and own <= _IMAGE_HASHES | {"jpeg"}]
     masks = [top for top, own in zip(tops, words, strict=True) if own & _MASKS and not own & _NEGATIONS]
-    is_plain = any(own & _PLAIN for own in words if own <= _PICTURES)
+    is_plain = any(own & _PLAIN for own in words if own <= _IMAGE_HASHES)
     if pictures and masks and (is_plain or len(pictures) + len(masks) == len(tops)):
         raise _DoubtError(
             f"{_name(pictures[0])} and {_name(masks[0])} look like pictures and their masks, not like two classes",
@@ -485,7 +485,7 @@ def _drop_mask_folders(parent: Folder) -> int:
     filled = parent.filled
     named = [(folder, set(_list_words(folder.name))) for folder in filled]
     masks = [folder for folder, words in named if words & _MASKS and not words & _NEGATIONS]
-    pictures = [folder for folder, words in named if words & _PICTURES and folder not in masks]
+    pictures = [folder for folder, words in named if words & _IMAGE_HASHES and folder not in masks]
     if not masks:
         return 0
     if len(pictures) + len(masks) < len(filled):  # among other names, `photo` may be a class

@@ -1,10 +1,9 @@
 """Exports a run: writes the file, checks it on the user's own images, and only then gives it its name."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -14,6 +13,7 @@ from convnext_cli.errors import DataError, UsageError, check_word
 from convnext_cli.evaluation.comparison import Comparison, compare
 from convnext_cli.exports.deployed import describe_run
 from convnext_cli.exports.graph import OPSET, check_installed, write_graph, write_metadata
+from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.parity import Parity, ParityError, Tolerance, compare_steps
 from convnext_cli.exports.program import Program, write_program
 from convnext_cli.exports.quantisation import quantise
@@ -22,10 +22,10 @@ from convnext_cli.folds import check_single, find_newest_run
 from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.runtime import Runtime
-from convnext_cli.progress import Progress
+from convnext_cli.progress import OnEvent, Progress, drain
 from convnext_cli.runs import RunFolder
 
-FORMATS = ("onnx", "pt2")
+FORMATS = ("onnx", "pt2", "hub")
 TOLERANCE = Tolerance(1e-4)
 INT8_TOLERANCE = Tolerance(1.0, changed=0.02)  # 8 bits move every probability; what counts is the answer
 PARITY_IMAGES = 500
@@ -39,13 +39,15 @@ class Wanted:
     format: str = "onnx"
     """One of `FORMATS`."""
     output: Path | None = None
-    """None takes the run's own place for it."""
+    """None takes the run's own place for it; `hub` needs one."""
     int8: bool = False
     images: tuple[Path, ...] = ()
     """Image files to check parity on; empty takes the run's validation images."""
     max_images: int = PARITY_IMAGES
     tolerance: float | None = None
     """Largest difference of a probability; with `int8`, the largest share of images that change their class."""
+    push: str | None = None
+    """With `hub`, a repository, OWNER/NAME, to upload to."""
     overwrite: bool = False
 
 
@@ -70,6 +72,32 @@ class Exported:
         return asdict(self)
 
 
+@overload
+def export(
+    run: Path | str | None = None,
+    *,
+    format: Literal["onnx", "pt2"] = "onnx",
+    output: Path | str | None = None,
+    int8: bool = False,
+    images: Sequence[Path | str] = (),
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    on_event: OnEvent = None,
+) -> Exported: ...
+
+
+@overload
+def export(
+    run: Path | str | None = None,
+    *,
+    format: Literal["hub"],
+    output: Path | str,
+    push: str | None = None,
+    overwrite: bool = False,
+    on_event: OnEvent = None,
+) -> HubFolder: ...
+
+
 def export(
     run: Path | str | None = None,
     *,
@@ -78,30 +106,38 @@ def export(
     int8: bool = False,
     images: Sequence[Path | str] = (),
     tolerance: float | None = None,
+    push: str | None = None,
     overwrite: bool = False,
-) -> Exported:
-    """Writes a run's model for another place, and checks that it says what the run says.
+    on_event: OnEvent = None,
+) -> Exported | HubFolder:
+    """Export the model of a run, and check a file's outputs against those of the run.
 
-    The file takes `pixels`, (B, S, S, 3) uint8 RGB, resized and cropped as its metadata say, and gives `logits` and
-    `probabilities` (B, K), `features` (B, D), and where the run can abstain `novelty` (B,), an OOD
-    score from 0.
+    A file takes `pixels`, (B, S, S, 3) uint8 RGB, resized and cropped as its metadata say, and gives `logits` and
+    `probabilities` (B, K), `features` (B, D), and where the run can abstain `novelty` (B,), an OOD score from 0.
 
     Args:
         run: the run folder; None takes the newest under `runs/`.
-        format: `onnx`, or `pt2` (`torch.export`).
-        output: the file; None takes `model.<format>` in the run.
-        int8: 8 bits, ONNX only.
-        images: image files to check parity on; none takes up to 500 of the run's validation images.
-        tolerance: largest difference of a probability, 1e-4 if None; with `int8` the largest share of images that
-            change their class, 0.02 if None.
+        format: `onnx`; `pt2` (`torch.export`); or `hub`, a folder for the Hugging Face Hub: timm's `config.json` and
+            `model.safetensors`, and a model card, whose metrics are an evaluation that is recorded in the run.
+        output: the file, `model.<format>` in the run if None; with `hub` a new or empty folder, which is needed.
+        int8: 8 bits, `onnx` only.
+        images: image files to check parity on; none takes up to 500 of the run's validation images. Not with `hub`.
+        tolerance: largest difference of a probability, 1e-4 if None; with `int8` the largest fraction of images that
+            change their class, 0.02 if None. Not with `hub`.
+        push: a repository, OWNER/NAME, to upload to; `hub` only. It is made private where it does not exist.
         overwrite: replace what is at `output`.
+        on_event: called with each `Progress`.
+
+    Returns:
+        An `Exported`; with `hub` a `HubFolder`.
 
     Raises:
-        ParityError: the file says something else than the run; nothing was written.
-        UsageError: the format is unknown, or the output exists or lies among the images.
+        ParityError: the file's outputs differ from those of the run; nothing was written.
+        UsageError: the format is unknown, an argument does not go with it, or the output exists or lies among the
+            images.
         RunError: the run cannot be read.
         DataError: there are no images to check parity on.
-        ConvnextError: the extra `onnx` is not installed.
+        ConvnextError: the extra `onnx` is not installed, or the Hub refused the upload.
     """
     wanted = Wanted(
         format=format,
@@ -109,24 +145,29 @@ def export(
         int8=int8,
         images=tuple(Path(image) for image in images),
         tolerance=tolerance,
+        push=push,
         overwrite=overwrite,
     )
-    [last] = deque(export_steps(find_newest_run() if run is None else RunFolder(Path(run)), wanted), maxlen=1)
-    assert isinstance(last, Exported)
-    return last
+    steps = export_steps(find_newest_run() if run is None else RunFolder(Path(run)), wanted)
+    return drain(steps, HubFolder, on_event) if format == "hub" else drain(steps, Exported, on_event)
 
 
-def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported]:
-    """Writes a run's model for another place: yields progress, and the result last.
+def export_steps(run: RunFolder, wanted: Wanted) -> Iterator[Progress | Exported | HubFolder]:
+    """Export as `export` does: yield progress, and the result last.
 
     Raises:
-        UsageError: the format is unknown, the output exists already, or lies in the data folder.
-        RunError: the run cannot be read.
-        DataError: there are no images to check parity on.
-        ParityError: the file does not say what the run says; nothing was written.
-        ConvnextError: the extra `onnx` is not installed.
+        UsageError, RunError, DataError, ParityError, ConvnextError: as `export`.
     """
     check_word("format", wanted.format, FORMATS)
+    if wanted.format == "hub":
+        if wanted.output is None or wanted.int8 or wanted.images or wanted.tolerance is not None:
+            raise UsageError(
+                "--format hub needs --output, and takes no --int8, --images or --tolerance", "Give a new folder"
+            )
+        yield from hub_steps(run, wanted.output, push=wanted.push, overwrite=wanted.overwrite)
+        return
+    if wanted.push:
+        raise UsageError("--push goes with --format hub", "Leave one of them out")
     check_single(run.path)
     if wanted.int8 and wanted.format != "onnx":
         raise UsageError("--int8 goes with --format onnx", "Leave one of them out")

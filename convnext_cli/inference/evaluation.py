@@ -1,7 +1,6 @@
 """How good a run is on some images, how sure that is, and which of several runs is better."""
 
 import time
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.text import find_name
 from convnext_cli.errors import DataError, ImageError, UsageError
+from convnext_cli.evaluation import comparison
 from convnext_cli.evaluation.calibration import explain_worse
-from convnext_cli.evaluation.comparison import Comparison, compare
+from convnext_cli.evaluation.comparison import Comparison
 from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.evaluation.intervals import Intervals, compute_intervals
 from convnext_cli.evaluation.metrics import Metrics, compute_metrics
@@ -36,7 +36,7 @@ from convnext_cli.inference.fitting import (
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.predictor import Predictor
 from convnext_cli.inference.subject import Subject, audit_steps, choose_subject, find_leakage
-from convnext_cli.progress import Progress
+from convnext_cli.progress import OnEvent, Progress, drain
 from convnext_cli.records import AuditRecord
 from convnext_cli.runs import RunFolder
 
@@ -102,8 +102,9 @@ def evaluate(
     targets: Sequence[str] = (),
     tta: bool = False,
     cache: bool = True,
+    on_event: OnEvent = None,
 ) -> Evaluation:
-    """Evaluates a run.
+    """Evaluate a run: metrics with 95% CIs, calibration, thresholds.
 
     Args:
         run: the run folder; None takes the newest under `runs/`.
@@ -112,6 +113,7 @@ def evaluate(
         targets: such as `sensitivity=0.95:CLASS`; their thresholds are found on validation and kept in the run.
         tta: average over shifted views, and say what that costs and gains.
         cache: keep prepared images in the user's cache folder for the next time.
+        on_event: called with each `Progress`.
 
     Raises:
         RunError: the run cannot be read.
@@ -122,9 +124,73 @@ def evaluate(
     folder = find_newest_run() if run is None else RunFolder(Path(run))
     wanted = [parse_target(text) for text in targets]
     steps = evaluate_steps(folder, None if data is None else Path(data), split, targets=wanted, tta=tta, cache=cache)
-    [last] = deque(steps, maxlen=1)
-    assert isinstance(last, Evaluation)
-    return last
+    return drain(steps, Evaluation, on_event)
+
+
+def evaluate_all_steps(
+    runs: Sequence[RunFolder],
+    data: Path | None,
+    split: str | None,
+    *,
+    targets: Sequence[Target] = (),
+    tta: bool = False,
+    cache: bool = True,
+) -> Iterator[Progress | Evaluation]:
+    """Evaluate several runs on the images of the first: yield progress, and each evaluation.
+
+    All runs are read before the first evaluation on a test split is recorded.
+    """
+    if len(runs) > 1:
+        for run in runs:
+            check_records(run)
+    subject = None
+    for run in runs:
+        for event in evaluate_steps(run, data, split, targets=targets, tta=tta, cache=cache, subject=subject):
+            if isinstance(event, Evaluation):
+                subject = event.cases.subject
+            yield event
+
+
+def compare(
+    first: Path | str,
+    second: Path | str,
+    data: Path | str | None = None,
+    *,
+    split: str | None = None,
+    cache: bool = True,
+    on_event: OnEvent = None,
+) -> Comparison:
+    """Compare two runs image by image: paired differences with 95% CIs, and McNemar's test.
+
+    Both are evaluated on the same images. On a test split, the evaluation is recorded in both runs.
+
+    Args:
+        first: a run folder.
+        second: a run folder; a difference is its metric minus that of `first`.
+        data: as in `evaluate`; None takes the data and the split of `first`.
+        split: as in `evaluate`.
+        cache: keep prepared images in the user's cache folder for the next time.
+        on_event: called with each `Progress`.
+
+    Raises:
+        RunError: a run cannot be read.
+        DataError: the data has no such split, or the runs have other classes.
+        ImageError: an image cannot be read.
+    """
+    runs = [RunFolder(Path(first)), RunFolder(Path(second))]
+    return drain(_compare_steps(runs, None if data is None else Path(data), split, cache=cache), Comparison, on_event)
+
+
+def _compare_steps(
+    runs: Sequence[RunFolder], data: Path | None, split: str | None, *, cache: bool
+) -> Iterator[Progress | Comparison]:
+    evaluations = []
+    for event in evaluate_all_steps(runs, data, split, cache=cache):
+        if isinstance(event, Evaluation):
+            evaluations.append(event)
+        else:
+            yield event
+    yield compare_evaluations(*evaluations)
 
 
 def evaluate_steps(
@@ -168,7 +234,7 @@ def evaluate_steps(
         logits, longer = yield from _ask(
             open_model(run, [], tta=True, cache=cache), subject, "evaluating shifted views"
         )
-        gain = compare(plain / temperature, logits / temperature, labels, subject.groups)
+        gain = comparison.compare(plain / temperature, logits / temperature, labels, subject.groups)
         augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
     yield Progress(done=0, total=1, what="drawing resamples for the intervals")
     calibrated = logits / temperature
@@ -228,7 +294,9 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
         )
     order = [place for place in places if place is not None]
     temperatures = [e.calibration.temperature if e.calibration else 1.0 for e in (first, second)]
-    return compare(a.logits / temperatures[0], b.logits[:, order] / temperatures[1], a.labels, a.subject.groups)
+    return comparison.compare(
+        a.logits / temperatures[0], b.logits[:, order] / temperatures[1], a.labels, a.subject.groups
+    )
 
 
 def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, None, Calibration | None]:

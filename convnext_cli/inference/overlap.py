@@ -40,14 +40,14 @@ def measure_pictures(index: Index) -> Generator[Progress, None, dict[str, NDArra
     raise AssertionError("an inspection ends with its result")
 
 
-def read_pictures(run: RunFolder, index: Index) -> Generator[Progress, None, dict[str, NDArray[Any]] | None]:
+def read_image_hashes(run: RunFolder, index: Index) -> Generator[Progress, None, dict[str, NDArray[Any]] | None]:
     """Return what the run keeps of its images; of a run without it, measured from its data; None where they are gone.
 
     Args:
         run: the run.
         index: its split.
     """
-    kept = run.read_pictures()
+    kept = run.read_image_hashes()
     if kept is not None and all(name in kept and len(kept[name]) == len(index) for name in PICTURES):
         return kept
     if not index.root.is_dir():
@@ -67,7 +67,7 @@ def find_overlap(
     """Count the images that the run was trained on, or chose its best epoch by.
 
     Args:
-        known: of the run's images, as `read_pictures` gives it.
+        known: of the run's images, as `read_image_hashes` gives it.
         trained_on: the run's split, in the same order.
         measured: of the images of the evaluation.
         rows: those of `measured` that are evaluated.

@@ -1,14 +1,14 @@
 """What a run says of new images: probabilities, decisions, whether it should say anything, and where it looked."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from convnext_cli.data.decode import Pixels, decode_image
+from convnext_cli.data.decode import Pixels
 from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_for_eval
 from convnext_cli.errors import ImageError, RunError, UsageError, check_word
 from convnext_cli.evaluation.figures import log_softmax
@@ -18,6 +18,8 @@ from convnext_cli.inference.answers import Answerer
 from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
 from convnext_cli.inference.fitting import Calibration, describe_weak_novelty, read_calibration, read_novelty
 from convnext_cli.inference.runtime import ONNX_SUFFIX, Runtime, find_runtime
+from convnext_cli.inference.sources import ImageInput, Source, list_sources
+from convnext_cli.progress import OnEvent, Progress, drain
 from convnext_cli.recipes.machine import has_gpu
 from convnext_cli.runs import RunFolder
 from convnext_cli.text import quote
@@ -31,7 +33,12 @@ GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch tak
 class Prediction:
     """What a model says of one image. `error` is set, and the rest empty, where the image cannot be read."""
 
-    path: Path
+    path: Path | None
+    """The file; None for an image that was given in memory."""
+    index: int = 0
+    """Place of the input among those given, from 0."""
+    item: int | None = None
+    """Place in an (N, H, W, 3) array, from 0; None for other inputs."""
     classes: tuple[str, ...] = ()
     """All class names, the most probable first."""
     probabilities: tuple[float, ...] = ()
@@ -63,7 +70,7 @@ class Wishes:
 
 
 def predict(
-    images: Sequence[Path | str] | Path | str,
+    images: Iterable[ImageInput] | ImageInput,
     run: Path | str | None = None,
     *,
     raw: bool = False,
@@ -72,11 +79,14 @@ def predict(
     overwrite: bool = False,
     tta: bool = False,
     engine: str = "auto",
+    on_event: OnEvent = None,
 ) -> list[Prediction]:
-    """Classifies one or several image files with a run.
+    """Classify one image or several with a run: classes, probabilities and decisions for each.
 
     Args:
-        images: paths of image files.
+        images: one or a sequence of paths, PIL images and NumPy arrays, mixed as you like. Arrays are uint8, 0 to 255:
+            (H, W) grey, (H, W, 3) RGB, or (N, H, W, 3) for N images. A PIL image is read as its file would be: turned
+            upright by its EXIF, laid on white where transparent.
         run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`. With a
             cross-validation's folder, probabilities are the mean over its models.
         raw: leave out the temperature and the thresholds that the run keeps.
@@ -86,13 +96,19 @@ def predict(
         tta: average over shifted views.
         engine: `onnx` (ONNX Runtime, without torch), `torch`, or `auto`: ONNX Runtime where the run has a file for it
             that holds its weights, and nothing is asked for that needs torch (`explain`, `tta`).
+        on_event: called with each `Progress`.
+
+    Returns:
+        A `Prediction` for each image, in their order. `index` says which input it is of, and `item` which image of an
+        (N, H, W, 3) array.
 
     Raises:
-        RunError: the run cannot be read. A file that cannot be read is no failure: its prediction has `error` set.
-        UsageError: the run cannot tell what is unlike its images, or the engine cannot do what is asked.
+        RunError: the run cannot be read. An image that cannot be read is no failure: its prediction has `error` set.
+        UsageError: an input is neither path nor image, the run cannot tell what is unlike its images, or the engine
+            cannot do what is asked.
     """
     folder = find_newest_run().path if run is None else Path(run)
-    paths = [Path(image) for image in ([images] if isinstance(images, Path | str) else images)]
+    sources = list_sources(images)
     wishes = Wishes(
         raw=raw,
         abstain=abstain,
@@ -101,7 +117,15 @@ def predict(
         tta=tta,
         engine=engine,
     )
-    return list(predict_steps(folder, paths, wishes))
+    predictions: list[Prediction] = []
+
+    def predict_along() -> Iterator[Progress | list[Prediction]]:
+        for prediction in _predict(folder, sources, wishes):
+            predictions.append(prediction)
+            yield Progress(done=len(predictions), total=len(sources), what="predicting")
+        yield predictions
+
+    return drain(predict_along(), list, on_event)
 
 
 def list_run_notes(run: Path, wishes: Wishes) -> list[str]:
@@ -123,47 +147,55 @@ def list_run_notes(run: Path, wishes: Wishes) -> list[str]:
     ]
 
 
-def predict_steps(run: Path, paths: Sequence[Path], wishes: Wishes) -> Iterator[Prediction]:
-    """Does what `predict` does, image by image, in constant memory."""
+def predict_steps(run: Path, images: Iterable[ImageInput] | ImageInput, wishes: Wishes) -> Iterator[Prediction]:
+    """Do what `predict` does, image by image, in constant memory."""
+    yield from _predict(run, list_sources(images), wishes)
+
+
+def _predict(run: Path, sources: Sequence[Source], wishes: Wishes) -> Iterator[Prediction]:
     model: Answerer
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
         model = file = _open_file(run, wishes)
         calibration, novelty_model = file.about.calibration, None
         threshold = _find_threshold(run, calibration) if wishes.abstain else None
     elif isinstance(folder := open_folder(run), FoldsFolder):
-        model, threshold = _open_folds(folder, wishes, len(paths))
+        model, threshold = _open_folds(folder, wishes, len(sources))
         calibration = novelty_model = None
     else:
-        model, calibration = open_run(run, wishes, len(paths)), read_calibration(RunFolder(run))
+        model, calibration = open_run(run, wishes, len(sources)), read_calibration(RunFolder(run))
         threshold = _find_threshold(run, calibration) if wishes.abstain else None
         novelty_model = read_novelty(RunFolder(run)) if wishes.abstain else None
     if wishes.explain is not None:
-        _make_folder(run, paths, wishes)
+        _make_folder(run, sources, wishes)
     use = None if wishes.raw else calibration
 
     def load(row: int) -> Pixels:
-        return transform_for_eval(decode_image(paths[row]), model.how)
+        return transform_for_eval(sources[row].read(), model.how)
 
     row = 0
-    answers = model.answer(range(len(paths)), load, features=novelty_model is not None, heat=wishes.explain is not None)
+    answers = model.answer(
+        range(len(sources)), load, features=novelty_model is not None, heat=wishes.explain is not None
+    )
     for part in answers:
         probabilities = np.exp(log_softmax(part.logits / (use.temperature if use else 1.0)))
         novelty = novelty_model.score(part.features, part.statistics) if novelty_model else part.novelty
         for place in range(len(part.logits)):
-            path = paths[row]
+            source = sources[row]
             row += 1
             if error := part.failed.get(place):
-                yield Prediction(path=path, error=error)
+                yield Prediction(path=source.path, index=source.index, item=source.item, error=error)
                 continue
             mine = probabilities[place]
             order = np.argsort(-mine, kind="stable")
             picture = None
             if wishes.explain is not None:
                 caption = "   ".join(f"{model.classes[k]} {100 * mine[k]:.1f}%" for k in order[:3])
-                picture = wishes.explain / _name_picture(row, path)
-                _draw(picture, path, part.heat[place], model.how, caption, overwrite=wishes.overwrite)
+                picture = wishes.explain / _name_picture(row, source)
+                _draw(picture, source, part.heat[place], model.how, caption, overwrite=wishes.overwrite)
             yield Prediction(
-                path=path,
+                path=source.path,
+                index=source.index,
+                item=source.item,
                 classes=tuple(model.classes[k] for k in order),
                 probabilities=tuple(float(mine[k]) for k in order),
                 decisions=_decide(use, model.classes, mine),
@@ -248,7 +280,7 @@ def _find_threshold(run: Path, calibration: Calibration | None) -> float:
     return calibration.novelty_threshold
 
 
-def _make_folder(run: Path, paths: Sequence[Path], wishes: Wishes) -> None:
+def _make_folder(run: Path, sources: Sequence[Source], wishes: Wishes) -> None:
     """Make the folder for pictures, which must not lie in the data and not hold pictures of these names.
 
     The data are the run's own, the folders that the images lie in, and the folder that several of these lie in.
@@ -260,13 +292,15 @@ def _make_folder(run: Path, paths: Sequence[Path], wishes: Wishes) -> None:
 
     folder = wishes.explain
     assert folder is not None
-    parents = sorted({follow_links(path).parent for path in paths if os.path.lexists(path)})
+    parents = sorted(
+        {follow_links(path).parent for path in (source.path for source in sources) if path and os.path.lexists(path)}
+    )
     for data in (*parents, *_find_data_folder(parents)):
         check_outside(folder, data, option="--explain")
     with suppress(RunError):  # a file, or a run whose data are not known
         check_apart(folder, RunFolder(run).read_split(), option="--explain")
-    for row, path in enumerate(paths, start=1):
-        picture = folder / _name_picture(row, path)
+    for row, source in enumerate(sources, start=1):
+        picture = folder / _name_picture(row, source)
         if os.path.lexists(picture):
             check_output(picture, "--explain", overwrite=wishes.overwrite)
     try:
@@ -284,15 +318,15 @@ def _find_data_folder(parents: Sequence[Path]) -> list[Path]:
     return [above] if is_data and above != Path(above.anchor) else []
 
 
-def _name_picture(row: int, path: Path) -> str:
-    stem = path.stem.encode("utf-8", "surrogateescape")[:MAX_STEM].decode("utf-8", "ignore")
+def _name_picture(row: int, source: Source) -> str:
+    stem = source.stem.encode("utf-8", "surrogateescape")[:MAX_STEM].decode("utf-8", "ignore")
     return f"{row:05d}-{stem}.png"
 
 
-def _draw(output: Path, path: Path, heat: np.ndarray, how: Preprocessing, caption: str, *, overwrite: bool) -> None:
+def _draw(output: Path, source: Source, heat: np.ndarray, how: Preprocessing, caption: str, *, overwrite: bool) -> None:
     from convnext_cli.inference.explain import draw_explanation  # torch: whoever explains has it by now
 
-    image = decode_image(path)
+    image = source.read()
     drawn = draw_explanation(image, heat, locate_crop(image.shape[1], image.shape[0], how), caption)
     with replace_output(output, "--explain", overwrite=overwrite) as temporary:
         drawn.save(temporary, format="PNG")

@@ -14,7 +14,7 @@ from convnext_cli.data.split import is_fold
 from convnext_cli.data.text import normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError
 from convnext_cli.folds import open_folder
-from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_pictures, read_pictures
+from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_pictures, read_image_hashes
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.machine import count_cpus
 from convnext_cli.recipes.plan import read_plan
@@ -125,7 +125,7 @@ def find_leakage(
         titles = [f.title if f.severity else f"{f.count:,} x {f.title}" for f in findings]
         return [*notes, *(f"{title}: {f.effect}" for title, f in zip(titles, findings, strict=True))], None
     notes = []
-    known = yield from read_pictures(run, trained_on)
+    known = yield from read_image_hashes(run, trained_on)
     if known is None:
         where = trained_on.root
         return [
@@ -200,7 +200,7 @@ def _find_index(run: RunFolder, trained_on: Index, data: Path | None, notes: lis
 
 def _decide_by_content(run: RunFolder, trained_on: Index, moved: Index, index: Index, notes: list[str]) -> Index:
     """Return the run's index in its new place, if the images of the same names are the same; else the new index."""
-    known = _drain(read_pictures(run, trained_on))
+    known = _drain(read_image_hashes(run, trained_on))
     if known is None:
         notes.append(
             f"{moved.root} is taken for the run's own data by its names; the contents could not be compared, because "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from convnext_cli.errors import UsageError, suggest
 
@@ -248,6 +248,57 @@ class Recipe:
         int,
         Setting(help="Seed of the split, the weights, the order and the augmentation.", low=0, high=2**32 - 1),
     ] = 0
+
+
+class SettingsDict(TypedDict, total=False):
+    """The settings that a Python function takes, for type checkers and editors. A test compares them with `Recipe`."""
+
+    epochs: int
+    freeze_epochs: int
+    batch_size: int
+    micro_batch_size: int
+    lr: float | Literal["auto"]
+    min_lr: float
+    warmup_epochs: float
+    weight_decay: float
+    layer_decay: float
+    drop_path: float
+    head: Literal["linear", "mlp"]
+    head_hidden_size: int
+    head_dropout: float
+    label_smoothing: float
+    mixup: float
+    cutmix: float
+    mixup_off_epoch: int
+    class_weights: Literal["none", "balanced", "effective"]
+    sampler: Literal["shuffle", "balanced"]
+    logit_adjustment: float
+    head_init_scale: float
+    ema_decay: float
+    image_size: int
+    in_chans: Literal[1, 3]
+    min_crop_area: float
+    hflip: float
+    rotation: float
+    jitter: float
+    rand_augment: float
+    erasing: float
+    average_best: int
+    clip_grad: float
+    patience: int
+    save_every: int
+    grad_checkpointing: bool
+    deterministic: bool
+    image_root: str
+    exclude: str
+    group_from: str
+    resplit: bool
+    folds: int
+    fold: int
+    val_fraction: float
+    test_fraction: float
+    amp: Literal["auto", "no", "bf16"]
+    seed: int
 
 
 @cache

@@ -1,8 +1,9 @@
 """Which model for this data on this machine, with which settings, and why."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
 
 from convnext_cli.data.scan import Index
 from convnext_cli.errors import UsageError, check_word
@@ -23,10 +24,17 @@ from convnext_cli.recipes.costs import (
     training_bytes,
     training_seconds,
 )
-from convnext_cli.recipes.fingerprint import Fingerprint, guess_domain
-from convnext_cli.recipes.machine import Machine, machine_with
+from convnext_cli.recipes.fingerprint import Fingerprint, describe_fingerprint, explain_domain, guess_domain
+from convnext_cli.recipes.machine import Machine, describe_machine, machine_with
 from convnext_cli.recipes.plan import Plan, make_plan
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE, RECIPES, Recipe, default_settings
+from convnext_cli.recipes.recipe import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    Recipe,
+    SettingsDict,
+    check_settings,
+    default_settings,
+)
 from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import load_tables
 
@@ -98,7 +106,10 @@ class Recommendation:
     """Small models with permissive weights, larger ones first: what a slow machine can train."""
     augment: str | None
     """The preset of augmentation for the domain; None for the recipe's own."""
-    is_domain_guessed: bool
+    fingerprint: Fingerprint | None
+    """What the images are like; None for a number of images."""
+    index: Index | None = field(default=None, repr=False)
+    """The data that was scanned; None for a number of images, or where the caller had scanned it."""
 
     @property
     def best(self) -> Candidate:
@@ -112,7 +123,7 @@ class Recommendation:
 
 
 def recommend(
-    dataset_size: int,
+    data: Path | str | int,
     *,
     classes: int | None = None,
     vram: float | None = None,
@@ -124,27 +135,40 @@ def recommend(
     model: str | None = None,
     counts: DataCounts | None = None,
     fingerprint: Fingerprint | None = None,
-    settings: Mapping[str, Any] | None = None,
+    **settings: Unpack[SettingsDict],
 ) -> Recommendation:
     """Pick a model and its settings from the tables.
 
     Args:
-        dataset_size: number of images, all splits together.
-        classes: number of classes, where known.
+        data: a folder, CSV or zip file of images, which are scanned; or a number of images, all splits together.
+        classes: number of classes, with a number of images; of data they are counted.
         vram: memory of the GPU in GiB, where there is one that is not in this machine.
-        machine: what trains, where `vram` is not given; None where it is not known.
+        machine: what trains, where `vram` is not given. None is this machine for data, and none for a number of images:
+            memory then limits nothing, and no time is estimated.
         license: `any`, `permissive`, or a licence that the weights must have.
         domain: `medical`, `natural` or `other`; it picks the preset of augmentation. None guesses from the fingerprint.
         prefer: `accuracy`, `speed` or `size`; None keeps the specification's order.
         recipe: `measured`, `specification` or `published`.
         model: a model that is chosen already, with or without a `.tag`; None picks one.
-        counts: images by split; None for what would be drawn from `dataset_size`.
-        fingerprint: what the images are like, where they have been looked at.
-        settings: values that are already decided, by the name of the setting.
+        counts: images by split, with a number of images; None for what would be drawn from them.
+        fingerprint: what the images are like, with a number of images; None where that is not known.
+        **settings: values that are already decided, and how data are read (`exclude`, `group_from` …): any field of
+            `Recipe`.
 
     Raises:
-        UsageError: a number makes no sense, a word is unknown, or no candidate is left.
+        UsageError: a number makes no sense, a word or setting is unknown, or no candidate is left.
+        DataError: the data cannot be trained on.
     """
+    check_settings(settings)
+    index = None
+    if isinstance(data, Path | str):
+        if classes is not None or counts is not None or fingerprint is not None:
+            raise UsageError("classes, counts and fingerprint are taken from the data", "Leave them out")
+        index, counts, fingerprint = _scan(data, settings)
+        dataset_size, classes = len(index), len(index.classes)
+        machine = machine or describe_machine()
+    else:
+        dataset_size = data
     if dataset_size < 1:
         raise UsageError(f"dataset size {dataset_size} must be at least 1", "Give the number of your images")
     if classes is not None and not 2 <= classes <= dataset_size:
@@ -164,7 +188,7 @@ def recommend(
     regime = tables.regime_for(dataset_size)
     machine = machine if vram is None else machine_with(vram)
     counts = counts or DataCounts.guess(dataset_size)
-    given = {name: Choice(value=value, source="flag") for name, value in (settings or {}).items()}
+    given = {name: Choice(value=value, source="flag") for name, value in settings.items()}
     augment = choose_augmentation(domain, recipe, fingerprint)
 
     def judge(architecture: Architecture, why: str, *, least: int = 0, asked: Tag | None = None) -> Candidate:
@@ -209,11 +233,38 @@ def recommend(
         regime=regime.name,
         machine=machine,
         candidates=tuple(ranked),
-        warnings=_warnings(dataset_size, classes, best, (*ranked, *small), tables.describe_gap(dataset_size)),
+        warnings=(
+            *_warnings(dataset_size, classes, best, (*ranked, *small), tables.describe_gap(dataset_size)),
+            *_describe_data(fingerprint, is_domain_guessed=augment is not None and domain is None),
+        ),
         small=small,
         augment=augment,
-        is_domain_guessed=augment is not None and domain is None,
+        fingerprint=fingerprint,
+        index=index,
     )
+
+
+def _scan(data: Path | str, settings: Mapping[str, Any]) -> tuple[Index, DataCounts, Fingerprint]:
+    """Scan data, split it as `finetune` does, and look at a sample of it."""
+    from convnext_cli.data.intake import Intake, read_index  # numpy: a number of images does without
+    from convnext_cli.data.scan import check_trainable
+    from convnext_cli.data.split import split_index
+    from convnext_cli.recipes.fingerprint import take_fingerprint
+
+    values = default_settings() | dict(settings)
+    own = {name: values[name] for name in ("image_root", "exclude", "group_from", "resplit")}
+    index, _ = read_index(Intake(data=Path(data), **own))
+    check_trainable(index)
+    fingerprint = take_fingerprint(index)
+    drawn = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
+    return index, DataCounts.of(split_index(index, **drawn), fingerprint), fingerprint
+
+
+def _describe_data(fingerprint: Fingerprint | None, *, is_domain_guessed: bool) -> list[str]:
+    if fingerprint is None:
+        return []
+    domain = [explain_domain(fingerprint, "--domain other or natural overrules it")] if is_domain_guessed else []
+    return [*domain, *describe_fingerprint(fingerprint)]
 
 
 def choose_augmentation(domain: str | None, recipe: str, fingerprint: Fingerprint | None) -> str | None:

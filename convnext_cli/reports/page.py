@@ -1,6 +1,5 @@
 """`report.html`: one file, no network, no script; what it shows was computed elsewhere."""
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
@@ -18,6 +17,7 @@ from convnext_cli.evaluation.intervals import Interval
 from convnext_cli.files import replace_file
 from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.progress import OnEvent, Progress, drain
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.reports import plots
 from convnext_cli.reports.gallery import draw_cases, pick_cases
@@ -32,18 +32,21 @@ TILES = (
 )  # fmt: skip
 
 
-def write_report(found: Evaluation) -> Path:
-    """Writes the report of an evaluation, and its plots as pictures, into the run; returns where it is."""
-    deque(write_report_steps(found), maxlen=0)
-    return RunFolder(found.run).report
+def write_report(evaluation: Evaluation, *, on_event: OnEvent = None) -> Path:
+    """Write the report of an evaluation, `report.html`, and its plots as PNG files into the run; return its path.
 
-
-def write_report_steps(found: Evaluation) -> Iterator[tuple[int, int, str]]:
-    """Does what `write_report` does, and yields how much of how much is done before each part.
+    Args:
+        evaluation: what `evaluate` returned.
+        on_event: called with each `Progress`.
 
     Raises:
         OSError: there is no room on the disk. A former report and its plots are then as they were.
     """
+    return drain(write_report_steps(evaluation), Path, on_event)
+
+
+def write_report_steps(found: Evaluation) -> Iterator[Progress | Path]:
+    """Do what `write_report` does: yield progress before each part, and the path last."""
     run = open_folder(found.run)
     log = run.read_log()
     drawings = {"roc": plots.plot_roc, "pr": plots.plot_pr, "reliability": plots.plot_reliability}
@@ -56,7 +59,7 @@ def write_report_steps(found: Evaluation) -> Iterator[tuple[int, int, str]]:
             plots.write_png(figure, stack.enter_context(replace_file(run.plots / f"{name}.png")))
 
         for done, (name, draw) in enumerate(drawings.items()):
-            yield done, total, "drawing"
+            yield Progress(done=done, total=total, what="drawing")
             figure = draw(found)
             svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704  (matplotlib escapes the names in it)
             keep(name, figure)
@@ -64,18 +67,19 @@ def write_report_steps(found: Evaluation) -> Iterator[tuple[int, int, str]]:
             for name, figure in (("loss", plots.plot_loss(log)), ("right", plots.plot_right(log))):
                 svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704
                 keep(name, figure)
-        yield total - 3, total, "drawing"
+        yield Progress(done=total - 3, total=total, what="drawing")
         keep("confusion", plots.plot_confusion(found))
         worst, unsure = pick_cases(found)
-        yield total - 2, total, "looking where the model looks"
+        yield Progress(done=total - 2, total=total, what="looking where the model looks")
         pictures = draw_cases(found, [*worst, *unsure])
         chosen = {
             "worst": [pictures[i] for i in worst if i in pictures],
             "unsure": [pictures[i] for i in unsure if i in pictures],
         }
-        yield total - 1, total, "writing"
+        yield Progress(done=total - 1, total=total, what="writing")
         page = stack.enter_context(replace_file(run.report))
         page.write_text(render_page(found, run, svg, chosen), encoding="utf-8", errors="surrogateescape", newline="")
+    yield run.report
 
 
 def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictures: dict[str, Any]) -> str:

@@ -123,7 +123,7 @@ def _train_folds(
         folder.write_split(prepared.folds)
         if prepared.taken and prepared.taken.audit:
             folder.write_audit(prepared.taken.audit.as_dict())
-            folder.write_pictures(prepared.taken.audit.take_pictures(prepared.folds))
+            folder.write_image_hashes(prepared.taken.audit.list_image_hashes(prepared.folds))
         made_with = describe_environment(describe_device(accelerator.device))
         folder.write_environment(made_with | {"images": images, "split": split})
     plan = prepared.plan

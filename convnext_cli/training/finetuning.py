@@ -217,7 +217,7 @@ def train_prepared(
             run.write_split(index)
             if prepared.taken and prepared.taken.audit:
                 run.write_audit(prepared.taken.audit.as_dict())
-                run.write_pictures(prepared.taken.audit.take_pictures(index))
+                run.write_image_hashes(prepared.taken.audit.list_image_hashes(index))
             run.write_environment(describe_environment(device))
         origin = devices.do_on_first_rank(accelerator, partial(record_origin, run, plan, index, contents))
         yield Progress(done=0, total=1, what="autotuning")

@@ -1,7 +1,6 @@
 """All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
 
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,7 @@ from convnext_cli.files import check_outside
 from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.locks import check_unlocked
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
-from convnext_cli.progress import Progress
+from convnext_cli.progress import Progress, drain
 from convnext_cli.recipes.fingerprint import Fingerprint, explain_domain, take_fingerprint
 from convnext_cli.recipes.head import check_head
 from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
@@ -145,9 +144,7 @@ def continue_if_restarted(request: Request) -> Request:
 
 def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
     """Does what `prepare_steps` does, and returns its result."""
-    [last] = deque(prepare_steps(request, use_gpu=use_gpu), maxlen=1)
-    assert isinstance(last, Prepared)
-    return last
+    return drain(prepare_steps(request, use_gpu=use_gpu), Prepared)
 
 
 def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progress | Prepared]:

@@ -33,7 +33,7 @@ def test_check_tells_what_would_make_a_score_false(convnext: Convnext, leaking: 
         "warning: leakage: 3 groups (patients?) have images in more than one split: 3 in both test and train",
         "a guess, supported: images of one group are more alike than images of different groups",
         "plant00_1.png -> plant00",
-        "note: 1 files that cannot be read as images",
+        "note: 1 file that cannot be read as images",
         "Test scores on this data will be wrong",
     ):
         assert words in outcome.out.replace("\n", " "), outcome.out

@@ -33,7 +33,7 @@ WRITERS = {
 def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A calibrated copy of the run that a test may write to."""
     folder = tmp_path_factory.mktemp("outputs") / "run"
-    shutil.copytree(run.path, folder)
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("report.html", "plots", "tests.jsonl"))
     evaluate(folder, split="val")
     return RunFolder(folder)
 

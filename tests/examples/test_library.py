@@ -1,20 +1,45 @@
-import subprocess
+import runpy
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from tests.test_house import ROOT
 
+SCRIPT = str(ROOT / "examples/library.py")
 
-def test_the_example_of_the_library_runs(digits: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples/library.py"), str(digits), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for words in ("convnext_atto", "images: convnextv2_tiny", "95%", "sensitivity=0.9:1"):
-        assert words in done.stdout
-    assert (tmp_path / "run/report.html").exists()
-    assert ("digits.onnx: differs by" in done.stdout) == bool(find_spec("onnxscript"))
-    done = subprocess.run([*command[:2], "nowhere", "x"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "nowhere does not exist" in done.stderr
-    assert "Traceback" not in done.stderr
+
+def test_the_example_of_the_library_runs_without_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [SCRIPT])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    runpy.run_path(SCRIPT, run_name="__main__")
+    told = capsys.readouterr().out
+    for words in (
+        "300 digits of 3 classes",
+        "300 images, findings: ",
+        "convnext_atto",
+        "95% CI [",
+        "sensitivity=0.9:1",
+    ):
+        assert words in told
+    rows = dict(line.split(": ", 1) for line in told.splitlines() if line.startswith(("file: ", "PIL image: ")))
+    assert rows["file"] == rows["PIL image"]
+    assert ("model.onnx: differs by" in told) == bool(find_spec("onnxscript"))
+    assert not list(tmp_path.iterdir()), "it removes what it made"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"), [(["nowhere", "x"], "nowhere does not exist"), (["nowhere"], "usage: python examples/lib")]
+)
+def test_what_the_example_cannot_do_is_one_line(
+    words: list[str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *words])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    assert str(caught.value.code).startswith(problem)
+    assert "\n" not in str(caught.value.code)

@@ -199,7 +199,11 @@ def test_uploads_and_connections_have_a_number(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
-    [("nowhere", 3, "nowhere is no finished run"), ("RUN --port TAKEN", 2, "cannot listen on port")],
+    [
+        ("", 2, "no run is given. Make one: convnext demo; then: python examples/serve.py RUN"),
+        ("nowhere", 3, "nowhere is no finished run"),
+        ("RUN --port TAKEN", 2, "cannot listen on port"),
+    ],
 )
 def test_what_cannot_be_served_is_said(
     run: RunFolder,

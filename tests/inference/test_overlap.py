@@ -42,7 +42,7 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     run.write_split(index)
-    run.write_pictures(drain(measure_pictures(index)))
+    run.write_image_hashes(drain(measure_pictures(index)))
     return run, index
 
 
@@ -77,7 +77,7 @@ def test_copies_of_training_images_are_told_by_their_content(
     if has_digests:
         shutil.rmtree(index.root)
     else:
-        (run.path / "pictures.safetensors").unlink()
+        (run.path / "image_hashes.safetensors").unlink()
     images, notes, overlap = evaluate(run, tmp_path / "new")
     assert (images, overlap) == (33, Overlap(trained=6, trained_near=4, validated=3))
     assert "leakage: 10 of these 33 images were trained on (4 as near-duplicates); the scores are too high" in notes
@@ -88,7 +88,7 @@ def test_a_run_without_digests_whose_data_are_gone_says_so(trained: tuple[RunFol
     run, index = trained
     make_new_data(index, tmp_path / "new")
     shutil.rmtree(index.root)
-    (run.path / "pictures.safetensors").unlink()
+    (run.path / "image_hashes.safetensors").unlink()
     _, notes, overlap = evaluate(run, tmp_path / "new")
     assert overlap is None
     assert any("not compared with the training images" in note for note in notes)
@@ -108,7 +108,7 @@ def test_the_same_pictures_elsewhere_keep_their_split(trained: tuple[RunFolder, 
     run, index = trained
     index.root.rename(tmp_path / "moved")
     assert evaluate(run, tmp_path / "moved") == (10, [], None)
-    (run.path / "pictures.safetensors").unlink()
+    (run.path / "image_hashes.safetensors").unlink()
     images, notes, _ = evaluate(run, tmp_path / "moved")
     assert images == 10
     assert any("by its names" in note for note in notes)

@@ -92,7 +92,7 @@ def find_all(
         yield Finding(
             kind="unreadable",
             falsifies=False,
-            title=f"{len(rows):,} files that cannot be read as images",
+            title=f"{len(rows):,} file{'s' * (len(rows) != 1)} that cannot be read as images",
             count=len(rows),
             examples=tuple(errors[row] for row in rows[:EXAMPLES]),
             effect="they are neither learned from nor judged",

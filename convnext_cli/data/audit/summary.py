@@ -43,7 +43,7 @@ class Audit:
         """Whether any finding makes a score false."""
         return any(finding.falsifies for finding in self.findings)
 
-    def take_pictures(self, index: Index) -> dict[str, NDArray[Any]]:
+    def list_image_hashes(self, index: Index) -> dict[str, NDArray[Any]]:
         """Return what a run keeps of the images of `index`, which are some of those that were looked at."""
         rows = {path: row for row, path in enumerate(self.index.paths)}
         return self.inspection.take([rows[path] for path in index.paths])

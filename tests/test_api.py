@@ -1,0 +1,260 @@
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Union, get_type_hints
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import convnext_cli
+from convnext_cli import check, compare, cross_validate, evaluate, export, finetune, predict, recommend, write_report
+from convnext_cli.api import TrainingOptions
+from convnext_cli.errors import DataError, UsageError
+from convnext_cli.exports.hub import HubFolder
+from convnext_cli.locks import check_unlocked
+from convnext_cli.progress import Progress, drain
+from convnext_cli.recipes.recipe import SettingsDict, describe_settings
+from convnext_cli.runs import RunFolder
+from tests.cli.conftest import Convnext, convnext
+from tests.conftest import SMALL, save_image
+
+__all__ = ["convnext"]
+
+LONG = (check, compare, cross_validate, evaluate, export, finetune, predict, write_report)
+
+
+@pytest.fixture
+def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the small run that a test may write to."""
+    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl"))
+    return RunFolder(tmp_path / "mine")
+
+
+def test_the_typed_settings_are_those_of_the_recipe() -> None:
+    expected = {
+        name: Union[kind, Literal[setting.words]] if setting.words else kind  # noqa: UP007  (made at run time)
+        for name, (kind, setting) in describe_settings().items()
+    }
+    assert get_type_hints(SettingsDict) == expected
+    assert not SettingsDict.__required_keys__
+
+
+def test_cross_validate_passes_on_what_finetune_takes() -> None:
+    known = inspect.signature(finetune, eval_str=True).parameters
+    own = inspect.signature(cross_validate).parameters
+    expected = {name: p.annotation for name, p in known.items() if name not in (*own, "settings")}
+    hints = get_type_hints(TrainingOptions)
+    assert {name: hint for name, hint in hints.items() if name not in describe_settings()} == expected
+
+
+def test_a_type_checker_knows_the_settings(digits: Path) -> None:
+    """mypy reports each of the ignored errors; an ignore that has none is an error too."""
+    with pytest.raises(UsageError, match="image_size"):
+        recommend(6000, image_size="large")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="head = 'conv' must be one of linear, mlp"):
+        recommend(digits, head="conv")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="imagesize is not a setting"):
+        recommend(6000, imagesize=64)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="epochs = 'many'"):
+        finetune(digits, epochs="many")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="lr = 'fast'"):
+        cross_validate(digits, lr="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("function", LONG)
+def test_what_takes_long_has_on_event_and_says_so(function: Callable[..., Any]) -> None:
+    parameter = inspect.signature(function).parameters["on_event"]
+    assert (parameter.kind, parameter.default) == (inspect.Parameter.KEYWORD_ONLY, None)
+    told = inspect.getdoc(function) or ""
+    assert "on_event: " in told
+    assert "Raises:" in told
+    for name in inspect.signature(function).parameters:
+        assert f"{name}: " in told, name
+
+
+def test_every_function_is_typed_and_documented() -> None:
+    for name in convnext_cli.__all__:
+        function = getattr(convnext_cli, name)
+        assert "Any" not in str(get_type_hints(function)["return"])
+        assert "Args:" in (inspect.getdoc(function) or ""), name
+
+
+def test_a_generator_is_run_to_its_end_and_closed_after_an_error() -> None:
+    closed: list[bool] = []
+
+    def count() -> Any:
+        try:
+            yield 1
+            yield "result"
+            yield 2
+        finally:
+            closed.append(True)
+
+    events: list[Any] = []
+    assert drain(count(), str, events.append) == "result"
+    assert (events, closed) == ([1, 2], [True])
+    assert drain(iter([1, "result"]), str) == "result"
+    with pytest.raises(ZeroDivisionError) as caught:
+        drain(count(), str, lambda event: event / 0)
+    assert caught.value.__traceback__ is not None  # which would hold the generator
+    assert closed == [True, True]
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(name: str) -> Callable[[Any], None]:
+    def stop(event: Any) -> None:
+        if type(event).__name__ == name:
+            raise StopError(name)
+
+    return stop
+
+
+def test_a_training_tells_its_events_and_is_continued_after_one_that_raised(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopError) as caught:
+        finetune(digits, output=tmp_path / "run", on_event=stop_at("StepDone"), **SMALL)  # type: ignore[arg-type]
+    check_unlocked(tmp_path / "run")
+    assert caught.value.__traceback__ is not None
+    events: list[Any] = []
+    finished = finetune(resume=tmp_path / "run", on_event=events.append)
+    assert finished.run == tmp_path / "run"
+    names = [type(event).__name__ for event in events]
+    assert set(names) >= {"Started", "StepDone", "EpochDone", "Trained"}
+    assert "Finished" not in names
+    with pytest.raises(StopError):
+        cross_validate(digits, output=tmp_path / "folds", on_event=stop_at("Planned"), **SMALL)  # type: ignore[arg-type]
+
+
+def test_progress_of_the_others_counts_up_and_ends_before_the_result(mine: RunFolder, digits: Path) -> None:
+    events: list[Any] = []
+    found = evaluate(mine.path, on_event=events.append)
+    assert {event.what for event in events} >= {"evaluating", "drawing resamples for the intervals"}
+    for call in (
+        lambda: write_report(found, on_event=events.append),
+        lambda: check(digits, on_event=events.append),
+        lambda: predict([*digits.glob("0/*.png")][:40], mine.path, on_event=events.append),
+        lambda: compare(mine.path, mine.path, on_event=events.append),
+        lambda: export(mine.path, format="hub", output=mine.path / "hub", on_event=events.append),
+    ):
+        events.clear()
+        call()
+        assert events
+        assert all(isinstance(event, Progress) and 0 <= event.done <= event.total for event in events)
+
+
+def test_predict_counts_images(run: RunFolder) -> None:
+    events: list[Progress] = []
+    predict(np.zeros((3, 8, 8, 3), np.uint8), run.path, on_event=events.append)
+    assert events == [Progress(done=done, total=3, what="predicting") for done in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ("", {}),
+        ("--image-size 96 --recipe published", {"image_size": 96, "recipe": "published"}),
+        ("--model convnext_pico --domain natural --vram 4", {"model": "convnext_pico", "domain": "natural", "vram": 4}),
+        ("--exclude 1", {"exclude": "1"}),
+    ],
+)
+def test_recommend_for_data_is_what_the_command_says(
+    flags: str, options: dict[str, Any], digits: Path, convnext: Convnext
+) -> None:
+    told = json.loads(convnext("recommend", digits, *flags.split(), "--json").out)
+    for data in (digits, str(digits)):
+        found = recommend(data, **options)
+        assert found.best.model.name == told["model"]
+        assert {name: choice.value for name, choice in found.plan.settings.items()} == {
+            name: choice["value"] for name, choice in told["settings"].items()
+        }
+        assert list(found.warnings) == told["warnings"]
+        assert found.dataset_size == told["dataset_size"]
+        assert found.fingerprint is not None
+        assert found.machine is not None
+        assert found.best.seconds == pytest.approx(told["models"][0]["seconds"], rel=0.1)
+
+
+def test_recommend_for_a_number_or_for_nothing(tmp_path: Path, digits: Path) -> None:
+    found = recommend(6000)
+    assert (found.dataset_size, found.machine, found.index, found.fingerprint) == (6000, None, None, None)
+    assert recommend(int(np.int64(6000))).plan.model == found.plan.model
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        recommend("nowhere")
+    with pytest.raises(UsageError, match="taken from the data"):
+        recommend(digits, classes=3)
+    save_image(tmp_path / "one/only/a.png")
+    with pytest.raises(DataError, match="one class only"):
+        recommend(tmp_path / "one")
+
+
+def test_check_returns_what_the_command_says(tmp_path: Path, convnext: Convnext) -> None:
+    for split in ("train", "test"):
+        for name in "ab":
+            for i in range(3):
+                save_image(tmp_path / f"data/{split}/{name}/{i}.png", size=(40, 40), seed=i + 10 * (name == "b"))
+    told = convnext("check", "data", "--json")
+    assert told.code == 3
+    audit = check("data", fix_list=tmp_path / "out.csv")
+    assert audit.falsifies
+    assert json.loads(json.dumps(audit.as_dict())) == json.loads(told.out)
+    assert (tmp_path / "out.csv").read_text().startswith("path,reason")
+    assert not check("data", exclude=str(tmp_path / "out.csv")).falsifies
+    assert not check("data", resplit=True).falsifies
+    with pytest.raises(UsageError, match="exists already"):
+        check("data", fix_list=tmp_path / "out.csv")
+    with pytest.raises(UsageError, match="would lie in the data folder"):
+        check("data", fix_list="data/out.csv")
+    with pytest.raises(UsageError, match="resplit = 'yes'"):
+        check("data", resplit="yes")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        check("nowhere")
+
+
+def test_compare_returns_what_eval_says_of_two_runs(mine: RunFolder, tmp_path: Path, convnext: Convnext) -> None:
+    other = RunFolder(tmp_path / "other")
+    shutil.copytree(mine.path, other.path)
+    weights = load_file(other.path / "model.safetensors")
+    random = np.random.default_rng(0)
+    noisy = {name: value + random.normal(0, value.std() / 2, value.shape) for name, value in weights.items()}
+    save_file(
+        {name: value.astype(weights[name].dtype) for name, value in noisy.items()}, other.path / "model.safetensors"
+    )
+    compared = compare(mine.path, other.path)
+    difference = compared.differences["top1"]
+    assert difference is not None
+    first, second = (evaluate(folder.path).metrics.top1 for folder in (mine, other))
+    assert difference.value == pytest.approx(second - first)
+    assert difference.value != 0
+    assert [len(folder.read_tests()) for folder in (mine, other)] == [2, 2], "once each, and once here"
+    told = json.loads(convnext("eval", mine.path, other.path, "--no-report", "--json").out)
+    assert told["comparisons"][0]["p_value"] == compared.p_value
+    assert told["comparisons"][0]["differences"]["top1"]["value"] == difference.value
+    assert compare(mine.path, other.path, split="val") != compared
+    with pytest.raises(DataError):
+        compare(mine.path, tmp_path / "nowhere")
+    assert len(mine.read_tests()) == 3, "no run was evaluated before all could be read"
+
+
+def test_export_makes_a_folder_for_the_hub(mine: RunFolder, tmp_path: Path) -> None:
+    made = export(mine.path, format="hub", output=tmp_path / "hub")
+    assert isinstance(made, HubFolder)
+    assert sorted(path.name for path in made.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    with pytest.raises(UsageError, match="exists already"):
+        export(mine.path, format="hub", output=tmp_path / "hub")
+    program = export(mine.path, format="pt2", output=tmp_path / "a.pt2")
+    assert program.parity.holds
+    for options, problem in (
+        ({"format": "hub"}, "needs --output"),
+        ({"format": "hub", "output": "x", "int8": True}, "takes no --int8"),
+        ({"format": "hub", "output": "x", "tolerance": 0.1}, "takes no --int8, --images or --tolerance"),
+        ({"format": "pt2", "push": "me/mine"}, "--push goes with --format hub"),
+        ({"format": "tflite"}, "unknown format"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            export(mine.path, **options)
+    assert not Path("x").exists()
