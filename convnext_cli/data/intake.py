@@ -55,8 +55,14 @@ class Taken:
                 f"{found.groups:,} groups (patients?) by {found.rule}{example}{guess if found.is_guess else ''}"
             )
         findings = self.audit.findings if self.audit else ()
-        lines += [f"{finding.severity}: {finding.title}. {finding.effect}. {finding.action}" for finding in findings]
+        for finding in findings:
+            sentences = (_capitalise(text) for text in (finding.effect, finding.action))
+            lines.append(f"{finding.severity}: {finding.title}. {'. '.join(sentences)}")
         return lines
+
+
+def _capitalise(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def take_in(intake: Intake, *, threads: int) -> Iterator[Progress | Taken]:
