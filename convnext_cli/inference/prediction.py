@@ -190,6 +190,7 @@ def _predict(run: Path, sources: Sequence[Source], wishes: Wishes) -> Iterator[P
             picture = None
             if wishes.explain is not None:
                 caption = "   ".join(f"{model.classes[k]} {100 * mine[k]:.1f}%" for k in order[:3])
+                caption += f"   (right: Grad-CAM of {model.classes[order[0]]})"
                 picture = wishes.explain / _name_picture(row, source)
                 _draw(picture, source, part.heat[place], model.how, caption, overwrite=wishes.overwrite)
             yield Prediction(
