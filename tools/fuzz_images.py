@@ -1,8 +1,9 @@
 """Damaged images of every format, decoded with 2 GB of memory: no crash, no internal error, nothing that takes long.
 
     python tools/fuzz_images.py --number 5000 --seed 0
+    python tools/fuzz_images.py --number 5000 --seed 0 --only zip    (zip files of images, unpacked and scanned)
 
-Prints how many files were tried, read, refused (an `ImageError`), slow (over 10 s), and how often the process died.
+Prints how many files were tried, read, refused (a `DataError`), slow (over 10 s), and how often the process died.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import struct
 import tempfile
 import time
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -38,13 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="a suffix, such as dcm or zip; all but zip if not given")
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     start = 0
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         while start < options.number:
-            child = context.Process(target=run, args=(Path(folder), start, options.number, options.seed))
+            child = context.Process(target=run, args=(Path(folder), start, options.number, options.seed, options.only))
             child.start()
             child.join()
             lines = [line.split("\t") for line in (Path(folder) / "log").read_text().splitlines()]
@@ -60,12 +63,15 @@ def main() -> None:
     print(f"tried {options.number}, " + ", ".join(f"{word} {counts[word]}" for word in words))
 
 
-def run(folder: Path, start: int, stop: int, seed: int) -> None:
+def run(folder: Path, start: int, stop: int, seed: int, only: str) -> None:
     """Decode the files from `start` on; each line of the log is a file's number and what came of it."""
     from convnext_cli.data.decode import decode_image
-    from convnext_cli.errors import ImageError
+    from convnext_cli.data.scan import scan_data
+    from convnext_cli.errors import DataError
 
-    whole = list(encode_all())
+    os.environ["CONVNEXT_CACHE"] = str(folder / "cache")
+    whole = [(data, ending) for data, ending in [*encode_all(), *encode_zips()] if ending == (only or ending)]
+    whole = [(data, ending) for data, ending in whole if only or ending != "zip"]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     with (folder / "log").open("w", buffering=1) as log:
@@ -78,9 +84,9 @@ def run(folder: Path, start: int, stop: int, seed: int) -> None:
             log.flush()
             begun = time.monotonic()
             try:
-                decode_image(path)
+                scan_data(path) if ending == "zip" else decode_image(path)
                 result = "read"
-            except ImageError:
+            except DataError:
                 result = "refused"
             except Exception as error:
                 result = f"internal error\t{ending} {type(error).__name__}: {error}"
@@ -113,6 +119,24 @@ def mutate(whole: list[tuple[bytes, str]], number: int, seed: int) -> Iterator[t
             value = EXTREMES[random.integers(len(EXTREMES))]
             changed[place : place + 4] = struct.pack("<L" if random.integers(2) else ">L", value)
         yield bytes(changed), ending
+
+
+def encode_zips() -> Iterator[tuple[bytes, str]]:
+    """Yield zip files of two classes: stored, deflated, with a table, with folders in a folder."""
+    pictures = [data for data, ending in encode_all() if ending == "png"]
+    for packing, root, table in (
+        (zipfile.ZIP_STORED, "", ""), (zipfile.ZIP_DEFLATED, "", ""), (zipfile.ZIP_DEFLATED, "set/train/", ""),
+        (zipfile.ZIP_BZIP2, "", "path,label\na/0.png,x\nb/0.png,y\na/1.png,x\nb/1.png,y\n"),
+        (zipfile.ZIP_LZMA, "", ""),
+    ):  # fmt: skip
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", packing) as archive:
+            for name in "ab":
+                for i in range(2):
+                    archive.writestr(f"{root}{name}/{i}.png", pictures[i])
+            if table:
+                archive.writestr("labels.csv", table)
+        yield buffer.getvalue(), "zip"
 
 
 def encode_all() -> Iterator[tuple[bytes, str]]:
