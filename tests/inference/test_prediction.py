@@ -17,7 +17,7 @@ from convnext_cli.data import decode
 from convnext_cli.data.decode import Pixels
 from convnext_cli.errors import UsageError
 from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.inference import prediction
+from convnext_cli.inference import sources
 from convnext_cli.inference.fitting import read_calibration
 from convnext_cli.inference.prediction import Wishes, predict_steps
 from convnext_cli.runs import RunFolder
@@ -146,7 +146,7 @@ def test_only_a_few_images_are_held_at_a_time(run: RunFolder, monkeypatch: pytes
         opened.append(path)
         return decode.decode_image(path)
 
-    monkeypatch.setattr(prediction, "decode_image", counted)
+    monkeypatch.setattr(sources, "decode_image", counted)
     images = paths_of(run, "test") * 10
     steps = predict_steps(run.path, images, Wishes())
     next(steps)
