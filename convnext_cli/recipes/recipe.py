@@ -10,6 +10,7 @@ from convnext_cli.errors import UsageError, suggest
 RECIPES = ("measured", "specification", "published")  # the tables that settings come from
 DEFAULT_RECIPE = "measured"
 MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: what is above it is a slip of the hand
+MAX_LR = 1e6  # far above any that trains; what lies beyond overflows
 AUTO = "auto"
 FLATTEN = (
     "a head without pooling fits one input size alone, and has a weight for each position, 49 times as many at 224 px"
@@ -38,10 +39,14 @@ class Setting:
         if isinstance(value, str):
             return None
         if self.low is not None and (value < self.low or (self.open and value == self.low)):
-            return f"must be {'above' if self.open else 'at least'} {self.low:g}"
+            return f"must be {'above' if self.open else 'at least'} {_show(self.low)}"
         if self.high is not None and (value > self.high or (self.open and value == self.high)):
-            return f"must be {'below' if self.open else 'at most'} {self.high:g}"
+            return f"must be {'below' if self.open else 'at most'} {_show(self.high)}"
         return None if value == value and abs(value) != float("inf") else "must be a finite number"
+
+
+def _show(bound: float) -> str:
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +81,7 @@ class Recipe:
         Setting(
             help="Peak learning rate, for the whole batch; auto finds it by a range test of at most 60 steps.",
             low=0,
-            high=10,
+            high=MAX_LR,
             open=True,
             words=(AUTO,),
         ),
