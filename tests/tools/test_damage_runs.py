@@ -19,12 +19,14 @@ ROOT = Path(__file__).parents[2]
 def test_a_damaged_run_gives_the_right_answer_or_a_clear_word(
     command: str, number: int, run: RunFolder, digits: Path, tmp_path: Path
 ) -> None:
-    other = shutil.copytree(run.path, tmp_path / "other")
+    made_by_others = shutil.ignore_patterns("plots", "report.html", "tests.jsonl")  # the draw is over all files
+    whole = shutil.copytree(run.path, tmp_path / "whole", ignore=made_by_others)
+    other = shutil.copytree(whole, tmp_path / "other")
     (other / "metrics.json").write_text("{}")
-    stopped = RunFolder(shutil.copytree(run.path, tmp_path / "stopped"))
+    stopped = RunFolder(shutil.copytree(whole, tmp_path / "stopped"))
     for path in (stopped.metrics, stopped.list_checkpoints()[0]):
         path.unlink()
-    runs = {FINISHED: run.path, STOPPED: stopped.path}
+    runs = {FINISHED: whole, STOPPED: stopped.path}
     found = list(try_damages(tmp_path, runs, other, digits, seed=0, limit=number, only=command))
     assert len(found) == number
     assert [told for told in found if told[2] == "WRONG"] == []
