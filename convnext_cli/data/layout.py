@@ -66,6 +66,16 @@ _MASK_FILE = re.compile(
 )
 _MASK_START = re.compile(r"(?:mask|segmentation|seg|gt)([ _.\-])", re.IGNORECASE)
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
+_VARIANTS = frozenset(
+    (
+        "augmented", "augmentation", "aug", "processed", "preprocessed", "resized", "cropped", "enhanced", "color",
+        "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "rgb",
+    )
+)  # fmt: skip
+"""What is done to a whole set of images."""
+_PATIENT = re.compile(r"patient[ _\-]*(?:id)?[ _\-]*\d+", re.IGNORECASE)
+MAX_VIEWS = 4
+"""More folders that all classes have are no views of one thing."""
 PAIRED = 0.9
 """The fraction of a folder's masks that must have a picture of the same name."""
 MIN_MASKS = 3
@@ -118,6 +128,8 @@ def recognise(tree: Folder, name: str, known: Iterable[str] = ()) -> Layout:
             layout.start = _enter_wrappers(tree, name, layout)
         _place(layout, classes)
         if not layout.doubt:
+            if not classes:
+                _question_patients(layout)
             _join_names(layout)
             _note_common_folders(layout)
     except _DoubtError as doubt:
@@ -159,6 +171,7 @@ def _place(layout: Layout, known: set[str]) -> None:
     if own:
         _place_splits(own, layout)
         return
+    _drop_copies(start, layout)
     tops = start.filled
     if not known & {normalise_name(top.name) for top in tops}:
         _question_tops(start, layout)
@@ -313,7 +326,8 @@ def _enter_wrappers(tree: Folder, name: str, layout: Layout) -> Folder:
             break  # a split alone
         beside = [other for other in folder.folders if other is not only]
         are_bare = all(not inner.others and not inner.folders for inner in beside)  # classes without images, rather
-        if not _has_classes(only) or (beside and are_bare):
+        is_generic = set(_list_words(only.name)) <= _GENERIC
+        if not _has_classes(only) or (beside and are_bare and not is_generic):
             break
         inner = [inside.name for inside in only.filled]
         shapes = {re.sub(r"\d+", "#", text) for text in inner}
@@ -331,6 +345,19 @@ def _enter_wrappers(tree: Folder, name: str, layout: Layout) -> Folder:
     if folder is not tree:
         layout.notes.append(f"the classes and splits are the folders in {_below(tree, folder)}")
     return folder
+
+
+def _drop_copies(start: Folder, layout: Layout) -> None:
+    """Take out a folder that has all its neighbours once more: `yes/`, `no/` and `dataset/{yes,no}/`."""
+    tops = start.filled
+    names = {normalise_name(top.name).casefold() for top in tops}
+    for top in tops:
+        own = normalise_name(top.name).casefold()
+        inner = {normalise_name(folder.name).casefold() for folder in top.filled}
+        if len(names) > 2 and not top.images and inner - {own} == names - {own}:
+            start.folders.remove(top)
+            layout.skipped[f"image in a folder that repeats the classes ({decode_name(top.name)!r})"] += top.count
+            return
 
 
 def _has_classes(folder: Folder) -> bool:
@@ -374,11 +401,31 @@ def _question_tops(start: Folder, layout: Layout) -> None:
         )
     inside = [{normalise_name(folder.name) for folder in top.filled} for top in tops]
     common = set.intersection(*inside)
+    is_numbered = len(shapes) == 1 and all(re.search(r"\d{3}", name) for name in names)
+    are_variants = all(own and own <= _GENERIC | _VARIANTS for own in words)
+    is_same = all(own == common for own in inside)
+    has_many = len(common) > max(MAX_VIEWS, len(tops)) and not all(re.search(r"\d", name) for name in common)
+    if is_same and len(common) > 1 and (is_numbered or are_variants or has_many):
+        raise _DoubtError(
+            f"{_list_names(tops)} each have the same folders ({_shorten(sorted(common))}), so those seem to be the "
+            "classes",
+            f"Give one of them, such as {tops[0].path}, or a CSV file with path and label (and patient)",
+        )
     near = [name for name in names if get_close_matches(name.casefold(), SPLIT_NAMES, cutoff=0.75)]
     if near and len(common) > 1:
         raise _DoubtError(
             f"{_list_names(tops)} look like splits, not like classes: each has the folders {_shorten(sorted(common))}",
             "Name them train, val and test, or give a CSV file with path, label and split",
+        )
+
+
+def _question_patients(layout: Layout) -> None:
+    """Raise where the classes would be patients."""
+    names = [normalise_name(placement.name) for placement in layout.placements]
+    if len(set(names)) > 1 and all(map(_PATIENT.fullmatch, names)):
+        raise _DoubtError(
+            f"the folders ({_shorten(sorted(set(names)))}) look like patients, not like classes{_see_others(layout)}",
+            _explain_table(layout.start),
         )
 
 
@@ -426,6 +473,11 @@ def _note_common_folders(layout: Layout) -> None:
             f"all classes ({_shorten([decode_name(top.name) for top in tops])}) have the same folders "
             f"({_shorten(sorted(common))}): if those are the classes, give one of the folders, such as {tops[0].path}"
         )
+        return
+    inner = [[folder for folder in top.filled if not re.search(r"\d", folder.name)] for top in tops]
+    if sum(len(folders) > 1 for folders in inner) > 1:
+        named = sorted({decode_name(folder.name) for folders in inner for folder in folders})
+        layout.notes.append(f"folders inside the classes are parts of them, not classes: {_shorten(named)}")
 
 
 # ---- masks

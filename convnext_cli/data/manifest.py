@@ -30,7 +30,7 @@ _COLUMNS = {
     "label": (
         "label", "class", "category", "diagnosis", "target", "y", "labels", "classes", "class_name", "classname",
         "label_name", "category_name", "dx", "finding", "finding_labels", "disease", "condition", "species", "breed",
-        "grade", "level", "class_id", "label_id", "tags",
+        "grade", "level", "diagnostic", "pathology", "severity", "stage", "class_id", "label_id", "tags",
     ),
     "split": ("split", "set", "subset", "partition", "data_set", "dataset", "phase"),
     "fold": ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id"),
@@ -77,7 +77,7 @@ _NUMBERS = frozenset(
     )
 )
 """Columns that hold measurements or count the rows."""
-_LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis"))
+_LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis", "grade"))
 _FLAGS = frozenset(("sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right"))
 _DELIMITERS = ",;\t|"
 _SAMPLE = 200
@@ -265,11 +265,20 @@ def _read_labels(table: _Table, named: dict[str, str]) -> tuple[list[str], list[
     left = [name for name in table.columns if name not in named.values()]
     binary = [name for name in left if _is_binary(table.columns[name])]
     hot = [name for name in binary if _fold_column(name) not in _FLAGS | _NUMBERS]
+    worded = [
+        name
+        for name in left
+        if set(_fold_column(name).split("_")) & _LABEL_WORDS and 1 < len(set(table.columns[name])) < len(table)
+    ]
     if len(hot) > 1:
-        return _read_one_hot(table, hot), hot
-    for name in left:
-        if set(_fold_column(name).split("_")) & _LABEL_WORDS and 1 < len(set(table.columns[name])) < len(table):
-            return _check_labels(table, name), [name]
+        try:
+            return _read_one_hot(table, hot), hot
+        except OtherTaskError:
+            worded = [name for name in worded if name not in binary]  # flags beside a label
+            if not worded:
+                raise
+    for name in worded:
+        return _check_labels(table, name), [name]
     likely = [
         name
         for name in left

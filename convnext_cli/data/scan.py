@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.layout import Layout, recognise
+from convnext_cli.data.layout import Layout, find_split, recognise
 from convnext_cli.data.text import fold_name
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.errors import DataError, UsageError
@@ -157,7 +157,9 @@ def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -
     from convnext_cli.data.manifest import OtherTaskError, read_manifest
 
     start, doubt = layout.start, layout.doubt
-    tables = sorted(name for name in start.others if name.lower().endswith((".csv", ".tsv")))
+    every = sorted(name for name in start.others if name.lower().endswith((".csv", ".tsv")))
+    forms = [name for name in every if "submission" in name.casefold()]  # a competition's form: its labels are dummies
+    tables = [name for name in every if name not in forms]
     if not tables and image_root != AUTO:
         raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
     read: dict[str, Index] = {}
@@ -174,11 +176,13 @@ def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -
             named = set(_list_files(table))
             beside = sum(os.path.normpath(path) not in named for path in layout.tree.list_images())
             skipped = dict(+layout.skipped) | ({f"image without a row in {name}": beside} if beside else {})
-            return replace(table, notes=(why, *table.notes), skipped=table.skipped | skipped)
+            unused = [f"{', '.join(forms)} not used: a submission form has no true labels"] if forms else []
+            return replace(table, notes=(why, *unused, *table.notes), skipped=table.skipped | skipped)
         if len(read) > 1:
             raise DataError(
                 f"{doubt.problem if doubt else f'{source} has no class folders'}; {', '.join(read)} each say classes",
-                f"Give one of them itself, such as {Path(start.path, min(read))}, or one table with a column split",
+                f"Give one of them itself, such as {Path(start.path, _choose_example(read))}, "
+                "or one table with a column split",
             )
         for problem in problems.values():
             if isinstance(problem, OtherTaskError) or image_root != AUTO:
@@ -199,6 +203,11 @@ def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -
     return chosen
 
 
+def _choose_example(tables: Iterable[str]) -> str:
+    """Return the table that most likely has the training labels."""
+    return min(tables, key=lambda name: ((find_split(Path(name).stem) or ("",))[0] != "train", name))
+
+
 def _agrees(table: Index, index: Index, name: str, source: Path) -> bool:
     """Return whether a manifest gives the images the classes that their folders do, whatever it calls them.
 
@@ -212,7 +221,10 @@ def _agrees(table: Index, index: Index, name: str, source: Path) -> bool:
     if not pairs:
         return False
     if len(pairs) > len({first for first, _ in pairs}) or len(pairs) > len({second for _, second in pairs}):
-        (first, second), _ = pairs.most_common()[-1]
+        (first, second), _ = min(
+            pairs.items(),
+            key=lambda pair: (fold_name(index.classes[pair[0][0]]) == fold_name(table.classes[pair[0][1]]), pair[1]),
+        )
         raise DataError(
             f"{source} has folders ({', '.join(index.classes[:5])}) and a table ({name}: "
             f"{', '.join(table.classes[:5])}) that give the images different classes, such as "

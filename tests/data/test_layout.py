@@ -107,6 +107,15 @@ RECOGNISED = {
     ),
     "two folders around it": ("archive/set/a/ archive/set/b/", "a b", {"": 6}),
     "documents beside the one folder": ("images/001.a/ images/002.b/ parts/x.txt:1 x.txt:1", "001.a 002.b", {"": 6}),
+    "the classes once more": ("yes/ no/ dataset/yes/ dataset/no/", "no yes", {"": 6}),
+    "the classes once more under their own name": (
+        "cells/a/ cells/b/ cells/cells/a/ cells/cells/b/",
+        "a b",
+        {"": 6},
+    ),
+    "years as classes": ("2019/ 2020/ 2021/", "2019 2020 2021", {"": 9}),
+    "views of numbered classes": ("1/left/ 1/right/ 2/left/ 2/right/", "1 2", {"": 12}),
+    "three views": ("a/front/ a/side/ a/back/ b/front/ b/side/ b/back/", "a b", {"": 18}),
     # masks
     "folders of images and masks": ("a/images/ a/masks/ b/images/ b/masks/", "a b", {"": 6}),
     "folders of masks of two kinds": (
@@ -174,6 +183,18 @@ QUESTIONED = {
     ),
     "parts of one set": ("HAM_images_part_1/ HAM_images_part_2/", "look like parts of one set"),
     "folds": ("fold1/a/ fold1/b/ fold2/a/ fold2/b/", "look like folds"),
+    "patients as folders": ("patient0001/study1/ patient0002/study1/", "look like patients"),
+    "patients in a split": ("train/patient0001/s1/ train/patient0002/s1/", "look like patients"),
+    "classes inside numbered patients": ("10253/0/ 10253/1/ 10254/0/ 10254/1/", "the same folders \\(0, 1\\)"),
+    "classes inside variants": ("color/a/ color/b/ grayscale/a/ grayscale/b/", "the same folders \\(a, b\\)"),
+    "classes inside sets": (
+        "Original~Images/a/ Original~Images/b/ Augmented~Images/a/ Augmented~Images/b/",
+        "the same folders \\(a, b\\)",
+    ),
+    "many classes inside two sites": (
+        " ".join(f"{site}/{c}/" for site in ("north", "south") for c in "abcde"),
+        "the same folders \\(a, b, c, d, e\\)",
+    ),
     "splits inside sites": (
         " ".join(f"{site}/{split}/{c}/" for site in ("site1", "site2") for split in ("train", "test") for c in "ab"),
         "the same folders \\(a, b\\)",
@@ -281,8 +302,37 @@ def test_what_decides_is_said(tmp_path: Path, picture: Path) -> None:
     assert index.notes[0] == "the classes are those of train.csv"
     index = scan_folder(make(tmp_path / "wrapped", RECOGNISED["one folder around the splits"][0], picture))
     assert index.notes == ("the classes and splits are the folders in dataset",)
-    index = scan_folder(make(tmp_path / "plants", "colour/x/ colour/y/ colour/z/ grey/x/ grey/y/ grey/z/", picture))
+    index = scan_folder(make(tmp_path / "plants", "oak/x/ oak/y/ oak/z/ elm/x/ elm/y/ elm/z/", picture))
     assert "have the same folders (x, y, z)" in index.notes[0]
+    index = scan_folder(make(tmp_path / "organs", "colon/c_aca/ colon/c_n/ lung/l_aca/ lung/l_n/", picture))
+    assert index.classes == ("colon", "lung")
+    assert index.notes == ("folders inside the classes are parts of them, not classes: c_aca, c_n, l_aca, l_n",)
+    (tmp_path / "birds" / "parts").mkdir(parents=True)
+    assert scan_folder(make(tmp_path / "birds", "images/a/ images/b/", picture)).classes == ("a", "b")
+    index = scan_folder(make(tmp_path / "copy", "yes/ no/ data/yes/ data/no/", picture))
+    assert index.skipped == {"image in a folder that repeats the classes ('data')": 6}
+
+
+def test_a_submission_form_has_no_labels(tmp_path: Path, picture: Path) -> None:
+    form = "sample_submission.csv:id_code,diagnosis|0,0|1,1|2,1"
+    index = scan_folder(make(tmp_path / "both", f"{RECOGNISED['a competition'][0]} {form}", picture))
+    assert index.classes == ("2", "3")
+    assert index.notes[1] == "sample_submission.csv not used: a submission form has no true labels"
+    with pytest.raises(DataError, match="folders of splits without a folder for each class"):
+        scan_folder(make(tmp_path / "form", f"train_images/ test_images/ {form}", picture))
+
+
+def test_the_example_is_the_table_of_the_training_images(tmp_path: Path, picture: Path) -> None:
+    text = "path,label|images/0.png,x|images/1.png,y"
+    with pytest.raises(DataError) as caught:
+        scan_folder(make(tmp_path, f"images/ a_test.csv:{text} b_train.csv:{text}", picture))
+    assert f"such as {tmp_path / 'b_train.csv'}" in (caught.value.remedy or "")
+
+
+def test_a_contradiction_shows_two_classes(tmp_path: Path, picture: Path) -> None:
+    table = "t.csv:path,label|" + "|".join(f"{c}/{k}.png,{'b' if k else 'a'}" for c in "ab" for k in range(3))
+    with pytest.raises(DataError, match=r"such as '(a' and 'b|b' and 'a)'"):
+        scan_folder(make(tmp_path, f"a/ b/ {table}", picture))
 
 
 def test_a_table_adds_groups_to_the_folders(tmp_path: Path, picture: Path) -> None:

@@ -166,6 +166,16 @@ READ = {
         ["x", "y"],
         ["not used: is_valid"],
     ),
+    "a grade beside flags": (
+        rows("2,0,1", "0,1,1", "2,1,1", "0,0,0", head="image_id,adjudicated_dr_grade,dme,gradable"),
+        ["0", "2"],
+        ["label 'adjudicated_dr_grade'", "not used: dme, gradable"],
+    ),
+    "a diagnostic": (
+        rows("True,NEV,60", "False,BCC,55", "False,NEV,50", head="img_id,smoke,diagnostic,age"),
+        ["BCC", "NEV"],
+        ["label 'diagnostic'", "not used: smoke, age"],
+    ),
     "grades": (rows("0", "1", "2", "3"), ["0", "1", "2", "3"], []),
     "half grades": (rows("1.5", "2.0"), ["1.5", "2.0"], []),
     "splits in other words": (
