@@ -51,8 +51,8 @@ class ParityError(ConvnextError):
     def __init__(self, found: Parity) -> None:
         allowed = found.tolerance
         super().__init__(
-            f"the exported file is not the run: probabilities differ by up to {found.difference:.2g} (allowed "
-            f"{allowed.difference:g}), most on {found.worst}, and {found.images - found.same_top1} of {found.images} "
+            "parity check failed: the exported model's probabilities differ from the run's by up to "
+            f"{found.difference:.2g} (allowed {allowed.difference:g}), most on {found.worst}, and {found.images - found.same_top1} of {found.images} "
             f"images change their class (allowed {allowed.changed:.0%})",
             "Nothing was written. --tolerance allows more",
         )

@@ -135,7 +135,7 @@ def test_a_file_with_another_resize_is_refused(
 
     monkeypatch.setattr("convnext_cli.exports.delivery.write_graph", write_wrongly)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ParityError, match="the exported file is not the run") as caught:
+    with pytest.raises(ParityError, match="parity check failed") as caught:
         export(mine, output=tmp_path / "out/model.onnx", images=tuple(pictures))
     assert caught.value.exit_code == 1
     assert caught.value.found.difference > 1e-4
