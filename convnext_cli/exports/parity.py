@@ -52,8 +52,9 @@ class ParityError(ConvnextError):
         allowed = found.tolerance
         super().__init__(
             "parity check failed: the exported model's probabilities differ from the run's by up to "
-            f"{found.difference:.2g} (allowed {allowed.difference:g}), most on {found.worst}, and {found.images - found.same_top1} of {found.images} "
-            f"images change their class (allowed {allowed.changed:.0%})",
+            f"{found.difference:.2g} (allowed {allowed.difference:g}), most on {found.worst}, and "
+            f"{found.images - found.same_top1} of {found.images} images change their class "
+            f"(allowed {allowed.changed:.0%})",
             "Nothing was written. --tolerance allows more",
         )
         self.found = found
