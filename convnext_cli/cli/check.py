@@ -39,29 +39,35 @@ def check(
         console.show_json(audit.as_dict())
     else:
         _show(audit)
+    written = 0
     if fix_list is not None:
-        console.say(f"wrote {write_fix_list(audit, fix_list, overwrite=overwrite)} paths to {fix_list}")
+        written = write_fix_list(audit, fix_list, overwrite=overwrite)
+        console.say(f"wrote {written} path{'s' if written != 1 else ''} to {fix_list}")
     check_trainable(audit.index)
     if not as_json:
         _show_verdict(audit)
-        console.show(f"Next: {_build_next(data, fix_list, given(settings), audit)}")
+        reason, command = _build_next(data, fix_list if written else None, given(settings), audit)
+        if reason:
+            console.show(reason)
+        console.show(f"Next: {command}")
     if audit.falsifies:
         raise typer.Exit(FALSE_SCORE)
 
 
-def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> str:
-    """Return the command that a person gives next: `recommend`, or `check` of what may mend the data."""
+def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> tuple[str, str]:
+    """Return why, and the command that a person gives next: `recommend`, or `check` of what may mend the data."""
     flags = [f"{name_flag(name)} {quote(value)}" for name, value in settings.items() if not isinstance(value, bool)]
     if not audit.falsifies:
         kept = [flag for flag in flags if not flag.startswith("--group-from")]
         left_out = [f"--exclude {quote(fix_list)}"] if fix_list and "exclude" not in settings else []
-        return " ".join([f"convnext recommend {quote(data)}", *kept, *left_out])
+        return "", " ".join([f"convnext recommend {quote(data)}", *kept, *left_out])
     check = " ".join([f"convnext check {quote(data)}", *flags])
-    if any(audit.index.splits) and not settings.get("resplit"):
-        return f"{check} --resplit, to see whether new splits are free of it"
-    if fix_list is None:
-        return f"{check} --fix-list leave-out.csv, to list the images to leave out"
-    return f"{check} --exclude {quote(fix_list)}, to see what is left"
+    if fix_list is not None and "exclude" not in settings:
+        return "Check what is left without the images of the fix-list.", f"{check} --exclude {quote(fix_list)}"
+    is_of_splits = all("across splits" in finding.kind for finding in audit.findings if finding.falsifies)
+    if is_of_splits and any(audit.index.splits) and not settings.get("resplit"):
+        return "New splits may be free of it.", f"{check} --resplit"
+    return "A fix-list names the images to leave out.", f"{check} --fix-list leave-out.csv"
 
 
 def run_audit(intake: "Intake") -> "Audit":
@@ -105,7 +111,7 @@ def _show(audit: "Audit") -> None:
     if audit.shortcuts:
         told = ", ".join(f"{found.name} {found.score:.0%}" for found in audit.shortcuts)
         chance = audit.shortcuts[0].chance
-        console.show(f"classes predictable from metadata alone (balanced accuracy; chance {chance:.0%}): {told}")
+        console.show(f"balanced accuracy from metadata alone (chance {chance:.0%}): {told}")
     for finding in audit.findings:
         console.show("")
         style = "bold red" if finding.falsifies else "bold yellow"

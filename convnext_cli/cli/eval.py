@@ -133,7 +133,7 @@ def show_evaluation(found: "Evaluation") -> None:
     if found.test_number is not None:
         console.show(_describe_number(found.test_number))
     for note in found.notes:
-        console.warn(note)
+        console.warn(f"warning: {note}" if note.startswith("leakage") else note)
     console.show("")
     console.show_table(
         ["figure", "", "95% interval"],
@@ -234,9 +234,8 @@ def _describe_differences(compared: "Comparison") -> str:
 
 
 def _describe_number(number: int) -> str:
-    if number == 1:
-        return "Evaluation number 1 on a test split: the first"
-    return f"Evaluation number {number} on a test split: each one that a decision follows from makes the next too good"
+    told = f"Evaluation {number} on the test split."
+    return told if number == 1 else f"{told} Choosing a model by these results biases them upward."
 
 
 def _sort_paths(paths: list[Path], data: Path | None) -> "tuple[list[RunFolder], Path | None]":

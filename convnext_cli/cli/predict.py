@@ -12,7 +12,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_run
 from convnext_cli.cli.layout import count_cells
 from convnext_cli.errors import ImageError, UsageError
-from convnext_cli.text import make_visible
+from convnext_cli.text import make_visible, quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
@@ -62,6 +62,11 @@ def predict(
     from convnext_cli.folds import find_newest_run
 
     inputs = find_files(images)
+    if as_csv and (named := next((path for path, _ in inputs.errors if str(path).endswith(".csv")), None)):
+        raise UsageError(
+            f"--csv takes no file name: it prints to standard output, and {named} is not an image",
+            f"Write `--csv > {quote(named)}`",
+        )
     folder = find_newest_run().path if run is None else run
     if run is None:
         console.say(f"run: {folder} (the newest)")
@@ -90,7 +95,8 @@ def predict(
         told = f"Classified {total - len(failures):,} of {total:,} images"
         console.say(told if explain else f"{told}. Next: --explain FOLDER draws where the model looked")
     if explain is not None:
-        console.say(f"Explanations: {total - len(failures)} pictures in {console.shorten(explain)}")
+        count = total - len(failures)
+        console.say(f"Explanations: {count} picture{'s' if count != 1 else ''} in {console.shorten(explain)}")
     if inputs.skipped:
         console.warn(describe_skipped(inputs.skipped))
     if len(failures) == 1:

@@ -109,7 +109,11 @@ def _show_folds(found: "CrossValidated") -> None:
         f"sd: standard deviation over {len(found.folds)} folds. Their training images overlap: it is no standard error"
     )
     console.show(f"Folds: {found.run}")
-    console.show(f"Next: convnext eval {quote(found.run)}, the mean of its {len(found.folds)} models on the test split")
+    console.show(
+        f"eval averages the {len(found.folds)} models on a test split; without one, each image is predicted by the "
+        "model that was not trained on it"
+    )
+    console.show(f"Next: convnext eval {quote(found.run)}")
 
 
 def _describe_figure(name: str, value: float | None) -> str | None:

@@ -32,6 +32,8 @@ PARTS = frozenset(("crop", "patch", "tile", "frame", "slice", "cell", "aug", "co
 """Words before a number that counts parts of a subject, unless nothing else in the name can identify it."""
 PLACES = frozenset(("x", "y", "z", "row", "col", "rot", "rotation", "scale"))
 """Words before a number that says where or how a part was taken; it never identifies a subject."""
+SHOTS = frozenset("abcdef")
+"""Letters behind a number that tell images of one subject apart: `200a`, `200b`."""
 COUNTERS = frozenset((
     "img", "image", "dsc", "dscn", "dscf", "wa", "pxl", "vid", "mvi", "gopr", "scan", "photo", "pic", "picture", "file",
     "shot", "snap", "capture", "screenshot", "at",
@@ -314,8 +316,11 @@ def _cut_regular(
             return [list(spans)]
         found = [(start + m.start(), start + m.end()) for m in _PART.finditer(text)]
         parts.append(found)
-        words = (stem[a:b] for a, b in found)
-        letters[cell].add(tuple("#" if w.isdigit() else "*" if w.lower() in VIEWS else w for w in words))
+        words = [stem[a:b] for a, b in found]
+        form = ["#" if w.isdigit() else "*" if w.lower() in VIEWS else w for w in words]
+        if len(words) == 2 and words[0].isdigit() and words[1].lower() in SHOTS:
+            form[1] = "*"
+        letters[cell].add(tuple(form))
     forms = {tuple(word if word == "#" else "" for word in form) for cell in letters.values() for form in cell}
     if len(forms) > 1 or any(len(cell) > 1 for cell in letters.values()):
         return [list(spans)]

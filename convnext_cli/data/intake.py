@@ -48,13 +48,15 @@ class Taken:
     def describe(self) -> list[str]:
         """What the user should know of it, a line each."""
         found, lines = self.grouping, list(self.index.notes)
+        findings = self.audit.findings if self.audit else ()
         if found.groups:
             example = f", such as {found.examples[0][1]} of {found.examples[0][0]}" if found.examples else ""
-            guess = f" ({found.certainty}: {found.evidence}); --group-from none if they mean nothing"
+            told = any(found.evidence in finding.effect for finding in findings)  # it is said once
+            doubt = "a guess" if told else f"{found.certainty}: {found.evidence}"
+            guess = f" ({doubt}); --group-from none if they mean nothing"
             lines.append(
                 f"{found.groups:,} groups (patients?) by {found.rule}{example}{guess if found.is_guess else ''}"
             )
-        findings = self.audit.findings if self.audit else ()
         for finding in findings:
             sentences = (_capitalise(text) for text in (finding.effect, finding.action))
             lines.append(f"{finding.severity}: {finding.title}. {'. '.join(sentences)}")

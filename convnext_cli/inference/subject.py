@@ -24,6 +24,8 @@ from convnext_cli.runs import RunFolder
 T = TypeVar("T")
 MIN_SAME = 0.5  # of the images with the names of the run's own must be the same for the data to be its own
 
+_CHOSEN = "where they are enough, the best epoch and the calibration are chosen by them"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
@@ -70,7 +72,7 @@ def choose_subject(run: RunFolder, data: Path | None, split: str | None) -> tupl
         )
     notes = {
         "test": [],
-        "val": ["the best epoch and the calibration were chosen on these images, so the figures are a little too good"],
+        "val": [f"validation images: {_CHOSEN}; the figures may be a little too good"],
         "train": ["the model was trained on these images: the figures say nothing of new ones"],
     }
     return Subject(index=index, split=split, rows=rows), [*found, *index.notes, *notes[split]]
@@ -123,7 +125,10 @@ def find_leakage(
     if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
         findings = [found for found in audit.findings if found.falsifies] if audit else []
         titles = [f.title if f.severity else f"{f.count:,} x {f.title}" for f in findings]
-        return [*notes, *(f"{title}: {f.effect}" for title, f in zip(titles, findings, strict=True))], None
+        return [
+            *notes,
+            *(f"{t}. {f.effect[:1].upper()}{f.effect[1:]}" for t, f in zip(titles, findings, strict=True)),
+        ], None
     notes = []
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
@@ -144,8 +149,8 @@ def find_leakage(
         )
     if overlap.validated:
         notes.append(
-            f"{overlap.validated:,} of these {images:,} images are validation images, by which the best epoch and the "
-            "calibration were chosen; the scores are a little too high"
+            f"{overlap.validated:,} of these {images:,} images are validation images: {_CHOSEN}; the scores may be a "
+            "little too high"
         )
     return notes, overlap
 
@@ -169,8 +174,8 @@ def _choose_of_folds(index: Index, split: str | None) -> tuple[Subject, list[str
     if tested and split != "val":
         return Subject(index=index, split="test", rows=tested), []
     note = (
-        "out of fold: each image is answered by the one model that was not trained on it. That model's best epoch and "
-        "calibration were chosen on it, so the figures are a little too good"
+        "out of fold: each image is answered by the one model that was not trained on it. In a fold with enough "
+        "images that model's best epoch and calibration were chosen on them; the figures may be a little too good"
     )
     rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
     return Subject(index=index, split="val", rows=rows), [note]

@@ -77,7 +77,11 @@ def choose_batch_size(images: int, epochs: int) -> Choice:
         batch //= 2
     if batch == USUAL_BATCH:
         return Choice(value=batch, source="specification 3.1 to 3.4", reason="the batch its learning rates are for")
-    return Choice(value=batch, source="rule", reason=f"small, so that {epochs} epochs have steps enough")
+    return Choice(
+        value=batch,
+        source="rule",
+        reason=f"small, so that {epochs} epoch{' has' if epochs == 1 else 's have'} steps enough",
+    )
 
 
 def scale_lr(row: Choice, batch: int, base_batch: int, power: float) -> Choice:
@@ -257,7 +261,7 @@ def shorten_warmup(warmup: Choice, epochs: int) -> Choice:
     if warmup.value <= longest or warmup.source in ("flag", "plan"):
         return warmup
     origin = "the plan" if warmup.source == "rule" else warmup.source
-    why = f"a tenth of {epochs} epochs; {origin} has {warmup.value:g}"
+    why = f"a tenth of {epochs} epoch{'s' if epochs != 1 else ''}; {origin} has {warmup.value:g}"
     return Choice(value=longest, source="rule", reason=why)
 
 

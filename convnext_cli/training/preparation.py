@@ -119,13 +119,18 @@ class Prepared:
                     "be too good. --resplit draws folds that keep them together"
                 )
         if self.weak_validation:
+            remedy = (
+                "Fewer folds make it larger"
+                if self.plan.recipe.folds
+                else "Move images from train to val; without a val folder, --val-fraction of them is drawn"
+            )
             notes.append(
-                f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. Move images "
-                "from train to val; without a val folder, --val-fraction of them is drawn"
+                f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. {remedy}"
             )
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):
-            notes.append("there is no test split: figures on the validation split are a little too good")
+            chosen = "" if self.weak_validation else ": figures on the validation split are a little too good"
+            notes.append(f"there is no test split{chosen}")
         elif absent:
             notes.append(f"the test split has no image of {', '.join(absent)}")
         if index.skipped:

@@ -56,6 +56,19 @@ def test_check_as_json_and_its_fix_list(convnext: Convnext, leaking: Path) -> No
     assert convnext("check", str(leaking), "--exclude", "fix.csv", "--resplit").code == 0
 
 
+def test_the_next_command_mends_what_was_found(convnext: Convnext, leaking: Path) -> None:
+    def find_next(*flags: str) -> str:
+        last = convnext("check", "leaking", *flags).out.splitlines()[-1]
+        assert last.startswith("Next: convnext ")
+        return last.removeprefix("Next: convnext ")
+
+    assert find_next() == "check leaking --resplit"
+    assert find_next("--fix-list", "a list.csv") == "check leaking --exclude 'a list.csv'"
+    assert find_next("--exclude", "a list.csv", "--fix-list", "none.csv").endswith(" --resplit")  # groups are left
+    shutil.copyfile(leaking / "train/leaf/plant06_12.png", leaking / "train/root/plant06_13.png")
+    assert find_next() == "check leaking --fix-list leave-out.csv"  # other splits do not mend a label
+
+
 def test_the_fix_list_never_lands_in_the_data(convnext: Convnext, leaking: Path) -> None:
     assert convnext("check", str(leaking), "--fix-list", str(leaking / "fix.csv")).code == 2
 

@@ -341,7 +341,7 @@ def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFold
     outcome = convnext("eval", "one", "two", "--no-report", "--target", "sensitivity=0.9:1")
     assert outcome.code == 0, outcome.err
     assert "two against one" in outcome.out
-    assert "Evaluation number 2 on a test split" in outcome.out
+    assert "Evaluation 2 on the test split. Choosing a model by these results biases them upward." in outcome.out
     assert "sensitivity=0.9:1" in outcome.out
     assert "Report:" not in outcome.out
 

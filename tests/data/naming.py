@@ -130,6 +130,7 @@ WITH_GROUPS = {
     "tiles of slides": [
         f"{label(p)}/{label(p)}slide{p:02}_x{x}_y{y}.png" for p in SUBJECTS for x in (0, 1) for y in (0, 1)
     ],
+    "a letter last": three(lambda p, i: f"{p + 200}{'abc'[i - 1]}"),
     "a word of the change last": [
         f"{label(p)}/{p:03}{s}.png" for p in SUBJECTS for s in ("", "_flip", "_rot90", "_bright")
     ],
@@ -190,5 +191,7 @@ WITHOUT_GROUPS = {
     "tiles by their place": [f"{c}/tile_x{x}_y{y}.png" for c in ("cat", "dog") for x in range(5) for y in range(5)],
     "one image a patient": each(lambda c, i: f"patient{i + later(c):03}"),
     "weather": [f"{c}/{w}_{i}.jpg" for c in ("cat", "dog") for w in ("sunny", "rainy", "foggy") for i in range(8)],
+    "short hexadecimal": each(lambda c, i: hexadecimal((c, i), 3)),
+    "one letter for all": each(lambda c, i: f"{i + later(c)}a"),
     "mammograms by number": each(lambda c, i: f"mdb{i + later(c):03}"),
 }

@@ -186,8 +186,8 @@ def _find_similar(index: Index, found: Duplicates) -> Iterator[Finding]:
                 kind=f"very similar images {kind}".strip(),
                 falsifies=False,
                 title=("possible leakage" if kind else "very similar images")
-                + f": {len(chosen):,} pairs of very similar images ({images:,} images){' in two splits' * bool(kind)}, "
-                "perhaps of one subject",
+                + f": {len(chosen):,} pair{'s' * (len(chosen) != 1)}{' of very similar images' * bool(kind)} "
+                f"({images:,} images){' in two splits' * bool(kind)}, perhaps of one subject",
                 count=len(chosen),
                 examples=_show(index, chosen),
                 effect="neighbouring slices or frames of one subject resemble each other"
