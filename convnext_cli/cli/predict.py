@@ -62,7 +62,8 @@ def predict(
     from convnext_cli.folds import find_newest_run
 
     inputs = find_files(images)
-    if as_csv and (named := next((path for path, _ in inputs.errors if str(path).endswith(".csv")), None)):
+    named = next((path for path in inputs.paths if str(path).endswith(".csv") and not Path(path).exists()), None)
+    if as_csv and named:
         raise UsageError(
             f"--csv takes no file name: it prints to standard output, and {named} is not an image",
             f"Write `--csv > {quote(named)}`",
