@@ -95,6 +95,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     found = _read_file(path)
     while isinstance(found, Mapping) and (key := next((k for k in _WRAPPERS if _holds_tensors(found.get(k))), "")):
         found = found[key]
+    if isinstance(found, Mapping) and not any(isinstance(value, Tensor) for value in found.values()):
+        others = [key for key, value in found.items() if isinstance(key, str) and _is_state_dict(value)]
+        if len(others) > 1:
+            told = ", ".join(clean_text(key, 40) for key in others[:5])
+            raise WeightsError(
+                f"{path} holds {len(others)} state dicts, under {told}",
+                "Save the state dict of one of them, and give that file",
+            )
+        found = found[others[0]] if others else found
     state = {}
     if isinstance(found, Mapping):
         state = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -115,6 +124,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(part, Tensor | Mapping) for part in value.values())
+
+
+def _is_state_dict(value: Any) -> bool:
+    """Return True for tensors by name: not for an optimizer's state, whose keys are numbers."""
+    return isinstance(value, Mapping) and any(
+        isinstance(name, str) and "." in name and isinstance(part, Tensor) for name, part in value.items()
+    )
 
 
 def _find_file(path: Path) -> Path:

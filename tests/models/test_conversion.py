@@ -84,6 +84,7 @@ CHECKPOINTS: dict[str, Callable[[State], Any]] = {
         "state_dict": prefixed("model.")(halve(state)) | prefixed("ema_model.module.")(state)
     },
     "swa": lambda state: prefixed("module.")(state) | {"n_averaged": torch.tensor(3)},
+    "a key of one's own": inside("best_model_weights", optimizer={"state": {0: {"exp_avg": torch.ones(3)}}}, epoch=1),
     "model and config": lambda state: {"model": {"name": "x"}, "weights": state},
 }  # fmt: skip
 
@@ -279,6 +280,10 @@ def write_cut(path: Path, state: State) -> None:
 REFUSED: dict[str, tuple[Callable[[Path, State], Any], str]] = {
     "a whole model": (lambda path, _: torch.save(make_model(), path), r"holds Python objects \(.*torch\.save\(model"),
     "two networks": (write_two, r"2 networks, under the prefixes student\., teacher\."),
+    "two state dicts": (
+        lambda path, state: torch.save({"student": state, "teacher": state}, path),
+        "2 state dicts, under student, teacher",
+    ),
     "quantised": (write_quantised, r"is quantised: stem\.0\.weight is int8"),
     "not finite": (write_infinite, r"not finite, in stem\.0\.bias"),
     "cut short": (write_cut, "damaged, cut short"),

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from convnext_cli.data.audit.findings import Finding, explain_support, find_all
 from convnext_cli.data.audit.inspection import Inspection, inspect_images
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
 from convnext_cli.data.audit.support import Support, counts_anew, measure_support
+from convnext_cli.data.formats import has_image_suffix
 from convnext_cli.data.groups import Grouping
 from convnext_cli.data.scan import Index
 from convnext_cli.progress import Progress
@@ -155,7 +157,8 @@ def _describe_sizes(found: Inspection) -> dict[str, tuple[int, int]]:
 def _count_formats(index: Index, found: Inspection) -> dict[str, int]:
     def describe(row: int) -> str:
         mode, *done = found.notes[found.measures["note"][row]].split("|")
-        suffix = "." + index.paths[row].rpartition(".")[2].lower()
+        path = index.paths[row]
+        suffix = PurePath(path).suffix.lower() if has_image_suffix(path) else "no image suffix:"
         return f"{suffix} {mode}" + (f" ({', '.join(done)})" if done else "")
 
     return dict(Counter(map(describe, np.flatnonzero(found.measures["readable"]).tolist())).most_common())

@@ -98,6 +98,8 @@ def test_a_dirty_folder(tmp_path: Path) -> None:
     Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(data / "SICK/xray.png")
     draw_picture(60).convert("CMYK").save(data / "SICK/print.jpg")
     draw_picture(61).convert("P").save(data / "WELL/palette.png")
+    for name in ("SICK/bare", "WELL/1.2.840.7"):
+        draw_picture(70 + len(name)).save(data / name, format="PNG")
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     found = audit(data)
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before  # the data folder is only read
@@ -105,10 +107,11 @@ def test_a_dirty_folder(tmp_path: Path) -> None:
     assert unreadable.count == 3
     assert all(any(name in text for text in unreadable.examples) for name in ("torn.png", "empty.jpg", "text.png"))
     taken = take(data)
-    assert len(taken.index) == 12 + 3 + 3
+    assert len(taken.index) == 12 + 3 + 3 + 2
     assert taken.index.skipped["unreadable image"] == 3
     assert found.formats[".png I;16 (stretched)"] == 1
     assert found.formats[".jpg CMYK (converted to RGB)"] == 1
+    assert found.formats["no image suffix: RGB"] == 2
     assert found.index.skipped == {"hidden or system file": 2, "not an image by its suffix": 1}
 
 
