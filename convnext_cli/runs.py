@@ -210,7 +210,8 @@ class RunFolder:
             about = self.read_data()
             text = read_text(table, remedy)
         except FileNotFoundError as error:
-            raise RunError(f"{self.path} is no run: it has no {Path(error.filename).name}", remedy) from error
+            missing = f"is no run: it has no {Path(error.filename).name}" if self.path.exists() else "does not exist"
+            raise RunError(f"{self.path} {missing}", remedy) from error
         number = {name: label for label, name in enumerate(about.classes)}
         paths, labels, groups, splits = [], [], [], []
         reader = csv.DictReader(io.StringIO(text, newline=""))

@@ -79,3 +79,10 @@ def test_a_damaged_split_is_said(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(RunError, match=r"data\.json cannot be read: Object missing required field data"):
         RunFolder(tmp_path).read_split()
+
+
+def test_a_run_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="gone does not exist"):
+        RunFolder(tmp_path / "gone").read_split()
+    with pytest.raises(RunError, match=r"is no run: it has no data\.json"):
+        RunFolder(tmp_path).read_split()
