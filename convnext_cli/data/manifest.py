@@ -172,6 +172,7 @@ def read_manifest(path: Path, image_root: str = AUTO) -> Index:
 
 def _read_table(path: Path) -> _Table:
     text, encoding = read_text(path, "Give a CSV file with the columns path and label")
+    text = re.sub(r"\Asep=.\r?\n", "\n", text)  # Excel's own first line; an empty one keeps the lines' numbers
     try:
         delimiter = _find_delimiter(text)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)

@@ -118,6 +118,7 @@ READ = {
     ),
     "semicolons with commas inside": ("path;label\nimages/a.png;x, y\nimages/b.png;z, y\n", ["x, y", "z, y"], []),
     "tabs": ("path\tlabel\nimages/a.png\tx;1\nimages/b.png\ty;2\n", ["x;1", "y;2"], []),
+    "Excel's line for the delimiter": ("sep=;\r\npath;label\r\nimages/a.png;x\r\nimages/b.png;y\r\n", ["x", "y"], []),
     "pipes": ("path|label\nimages/a.png|x\nimages/b.png|y\n", ["x", "y"], []),
     "blanks behind the commas": ('path, label\nimages/a.png, "x, 1"\nimages/b.png, y\n', ["x, 1", "y"], []),
     "Windows' line ends": (rows("x", "y").replace("\n", "\r\n"), ["x", "y"], []),
