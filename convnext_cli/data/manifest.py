@@ -243,7 +243,8 @@ def _find_columns(table: _Table, finder: "_FileFinder") -> dict[str, str]:
             break
     for known in _COLUMNS["fold"]:
         if (name := lower.get(known)) and 1 < len(set(table.columns[name]) - {""}) <= MAX_FOLDS:
-            found["fold"] = name
+            is_split = "split" not in found and all(_read_split(cell) is not None for cell in table.columns[name])
+            found["split" if is_split else "fold"] = name
             break
     for known in _COLUMNS["group"]:
         name = lower.get(known)

@@ -184,6 +184,11 @@ READ = {
         ["x", "y"],
         ["split 'subset'"],
     ),
+    "splits in a column called fold": (
+        rows("x,train", "y,val", "x,test", head="path,label,fold"),
+        ["x", "y"],
+        ["split 'fold'"],
+    ),
     "a set that is no split": (
         rows("x,rosendahl", "y,vidir", head="path,label,dataset"),
         ["x", "y"],
