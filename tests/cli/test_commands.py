@@ -42,6 +42,7 @@ BAD_INPUT = [
     (2, "cannot read the target", "eval run --target sensitivity=95:1"),
     (2, "unknown class '9'", "eval run --target sensitivity=0.95:9"),
     (2, "exclude each other", "predict text.png --run run --json --csv"),
+    (2, "--csv takes no file name", "predict good/a/0.png table.csv --run run --csv"),
     (2, "would lie in the data folder", "predict good/a/0.png --run run --explain good/a/heat"),
     (3, "no run under", "eval"),
     (2, "unknown split 'exam'", "eval run --split exam"),
