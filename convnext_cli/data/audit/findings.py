@@ -208,7 +208,8 @@ def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | 
     pairs = Counter(" and ".join(sorted(splits)) for splits in straddling.values())
     where = ", ".join(f"{count} in both {names}" for names, count in pairs.most_common())
     is_sure = not grouping.is_guess or (
-        grouping.certainty == "supported" and (not across or across.verdict != "refuted")
+        grouping.certainty == "supported"
+        and (across is None or across.verdict == "supported" or _shares_class(index, first.values(), across))
     )
     effect = f"images of one patient resemble each other; test scores {'will' if is_sure else 'may'} be too high"
     if grouping.is_guess:
@@ -232,6 +233,21 @@ def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | 
         effect=effect,
         action="the data's own splits are kept; --resplit draws new ones that keep each group together"
         + ("; --group-from none if the names mean nothing" if grouping.is_guess else ""),
+    )
+
+
+def _shares_class(index: Index, groups: Iterable[Sequence[int]], across: Support) -> bool:
+    """Return True where too few groups straddle to ask the pictures, and one of them has a class in two splits.
+
+    Where each class stands in one split only, the source may have numbered its splits anew.
+    """
+    if across.verdict != "unclear":
+        return False
+    return any(
+        one != two and index.labels[one] == index.labels[two] and index.splits[one] != index.splits[two]
+        for rows in groups
+        for one in rows
+        for two in rows
     )
 
 

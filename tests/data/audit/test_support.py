@@ -68,6 +68,24 @@ def test_identifiers_that_the_pictures_support_make_a_score_false(tmp_path: Path
     assert found.falsifies
 
 
+@pytest.mark.parametrize(("label", "severity"), [("LYM", "note"), ("EOS", "warning")])
+def test_few_groups_across_splits_count_where_a_class_is_in_both(tmp_path: Path, label: str, severity: str) -> None:
+    slides = [("train", "EOS", slide) for slide in range(12)] + [("train", "LYM", slide) for slide in range(20, 32)]
+    slides += [("test", "EOS", slide) for slide in range(40, 48)] + [("test", "LYM", slide) for slide in range(50, 58)]
+    slides += [("test", label, slide) for slide in range(3)]  # the only ones in two splits
+    paths = [
+        f"{split}/{name}/_{slide}_{100 * slide + i + 5 * (split == 'test')}.png"
+        for split, name, slide in slides
+        for i in range(4)
+    ]
+    cells = {cell: number for number, cell in enumerate(sorted({path.rpartition("/")[0] for path in paths}))}
+    draw(tmp_path, paths, [100 * cells[p.rpartition("/")[0]] + int(p.rpartition("/")[2].split("_")[1]) for p in paths])
+    found = audit(tmp_path)
+    [groups] = [finding for finding in found.findings if finding.kind == "groups across splits"]
+    assert (found.grouping.certainty, groups.count) == ("supported", 3)
+    assert groups.severity == severity
+
+
 @pytest.fixture(scope="module")
 def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Inspection]:
     root = tmp_path_factory.mktemp("unlike")
