@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +63,9 @@ def find_shortcuts(index: Index, found: Inspection) -> tuple[Shortcut, ...]:
     if len(set(groups)) < 2:
         return ()
     features = _take_features(index, found, rows)
-    inside = _try("inside", features.pop("inside"), labels, groups).score
-    tried = [_try(name, values, labels, groups) for name, values in features.items()]
+    folds = _cut_folds(labels, groups)
+    inside = _try("inside", features.pop("inside"), labels, folds).score
+    tried = [_try(name, values, labels, folds) for name, values in features.items()]
     return tuple(replace(shortcut, inside=inside) if shortcut.name == "border" else shortcut for shortcut in tried)
 
 
@@ -87,17 +89,26 @@ def _take_features(index: Index, found: Inspection, rows: Sequence[int]) -> dict
     }
 
 
-def _try(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], groups: Sequence[str]) -> Shortcut:
+_Folds: TypeAlias = "list[tuple[NDArray[np.int64], NDArray[np.int64]]]"
+"""For each fold the places that a tree is fitted on, and those that it is tested on."""
+
+
+def _cut_folds(labels: NDArray[np.int64], groups: Sequence[str]) -> _Folds:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = StratifiedGroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=0)
+    return list(folds.split(labels, labels, groups))
+
+
+def _try(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], folds: _Folds) -> Shortcut:
     chance = 1 / len(np.unique(labels))
     if (values == values[0]).all():
         return Shortcut(name=name, score=chance, spread=0.0, chance=chance, images=len(labels))
     from sklearn.metrics import recall_score
-    from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.tree import DecisionTreeClassifier
 
     scores = []
-    folds = StratifiedGroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=0)
-    for train, test in folds.split(values, labels, groups):
+    for train, test in folds:
         tree = DecisionTreeClassifier(max_depth=4, class_weight="balanced", random_state=0)
         predicted = tree.fit(values[train], labels[train]).predict(values[test])
         scores.append(
