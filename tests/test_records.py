@@ -250,7 +250,7 @@ def plant_leak(run: RunFolder) -> str:
         "effect": "the score is too good", "action": "none",
     }  # fmt: skip
     change(run, "audit.json", "findings", [finding])
-    return "2 x planted: the score is too good"
+    return "2 x planted. The score is too good"
 
 
 def test_a_damaged_audit_is_said_and_measured_again(mine: RunFolder, tmp_path: Path) -> None:
