@@ -153,9 +153,10 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
 @pytest.mark.parametrize("home", [None, "/nonexistent", "/root"])
 def test_without_a_home_folder_it_works_and_the_place_of_the_cache_is_said_once(place: Path, home: str | None) -> None:
     become = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]  # as `docker run --user 12345`
-    if subprocess.run([*become, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
-        pytest.skip("no other user can run this Python")
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    tried = [*become, sys.executable, "-c", "import convnext_cli"]
+    if subprocess.run(tried, env=environment, capture_output=True, check=False).returncode:
+        pytest.skip("no other user can read this Python environment")
     with tempfile.TemporaryDirectory() as shared:  # pytest's own folders are private
         Path(shared).chmod(0o777)
         shutil.copytree(place / "data", Path(shared) / "data")
