@@ -42,7 +42,7 @@ PAIRS = (
 
 
 class Views:
-    """What a model computes of images: pooled features of each stage, (N, C_i); those before the classifier; logits."""
+    """A model's outputs on images: pooled features of each stage, (N, C_i); those before the classifier; logits."""
 
     def __init__(self, predictor: Predictor, load: Callable[[int], NDArray[np.uint8]], count: int) -> None:
         model: Any = predictor.model

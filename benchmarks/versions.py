@@ -1,7 +1,7 @@
 """Is this checkout slower than another one? Checking a folder and predicting its images, both checkouts in turn.
 
-    git worktree add /tmp/old 0683f91
-    python benchmarks/versions.py /tmp/old [IMAGES] [ROUNDS]
+    git worktree add ../old 0683f91
+    python benchmarks/versions.py ../old [IMAGES] [ROUNDS]
 
 Both run the same commands on the same generated images (JPEG, 256 x 224), each in a new process and with a cache folder
 of its own, in alternating order. Processor time (user and system, all threads) is compared, because other work on the

@@ -128,5 +128,5 @@ def _show_verdict(audit: "Audit") -> None:
         console.show("Test scores on this data will be wrong, for the reasons above.", style="bold red")
     else:
         doubt = any(finding.title.startswith("possible leakage") for finding in audit.findings)
-        told = "No certain leakage or label conflicts found; see the notes on possible leakage." if doubt else ""
-        console.show(told or "No leakage or label conflicts found.", style="bold green")
+        certain = "No certain leakage or label conflicts found; see the notes on possible leakage."
+        console.show(certain if doubt else "No leakage or label conflicts found.", style="bold green")

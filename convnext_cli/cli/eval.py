@@ -102,14 +102,14 @@ def run_evaluations(
     """Evaluate with a progress bar, all runs on the images of the first."""
     from convnext_cli.inference.evaluation import Evaluation, evaluate_all_steps
 
-    found = []
+    evaluations = []
     with console.progress("evaluating") as bar:
         for event in evaluate_all_steps(runs, data, split, targets=targets, tta=tta, cache=cache):
             if isinstance(event, Evaluation):
-                found.append(event)
+                evaluations.append(event)
             else:
                 bar.update(event.done, event.total, event.what)
-    return found
+    return evaluations
 
 
 def write_report(found: "Evaluation") -> None:
@@ -234,8 +234,8 @@ def _describe_differences(compared: "Comparison") -> str:
 
 
 def _describe_number(number: int) -> str:
-    told = f"Evaluation {number} on the test split."
-    return told if number == 1 else f"{told} Choosing a model by these results biases them upward."
+    count = f"Evaluation {number} on the test split."
+    return count if number == 1 else f"{count} Choosing a model by these results biases them upward."
 
 
 def _sort_paths(paths: list[Path], data: Path | None) -> "tuple[list[RunFolder], Path | None]":

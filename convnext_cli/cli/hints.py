@@ -1,4 +1,4 @@
-"""What to say to options and values that people know from other programs."""
+"""Hints for options and values that people know from other programs."""
 
 import re
 from collections.abc import Sequence

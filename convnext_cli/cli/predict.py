@@ -93,8 +93,8 @@ def predict(
         _show_csv(predictions, exact=exact)
     else:
         _show_table(predictions, inputs.paths, top_k)
-        told = f"Classified {total - len(failures):,} of {total:,} images"
-        console.say(told if explain else f"{told}. Next: --explain FOLDER draws where the model looked")
+        summary = f"Classified {total - len(failures):,} of {total:,} images"
+        console.say(summary if explain else f"{summary}. Next: --explain FOLDER draws where the model looked")
     if explain is not None:
         count = total - len(failures)
         console.say(f"Explanations: {count} picture{'s' if count != 1 else ''} in {console.shorten(explain)}")

@@ -2,13 +2,17 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.inspection import Inspection
 from convnext_cli.data.scan import Index
+
+T = TypeVar("T")
 
 LEVEL = 0.01  # of the test, over both likenesses together
 MIN_RANK = 0.55  # a mean rank surely below is no likeness worth speaking of
@@ -98,11 +102,10 @@ def _rank(inspection: Inspection, one: int, two: int, others: NDArray[np.int64])
     return layout, brightness
 
 
-def _pick(values, number: int):  # type: ignore[no-untyped-def]
+def _pick(values: Sequence[T], number: int) -> list[T]:
     """Return at most `number` of the values, evenly."""
-    if len(values) <= number:
-        return values
-    return [values[i * len(values) // number] for i in range(number)]
+    count = min(len(values), number)
+    return [values[i * len(values) // count] for i in range(count)]
 
 
 def counts_anew(index: Index) -> bool:
