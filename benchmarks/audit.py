@@ -13,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.audit.summary import Audit, audit_index
+from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import group_index
-from convnext_cli.data.scan import scan_data
-from convnext_cli.recipes.machine import count_cpus
+from convnext_cli.data.sources import scan_data
+from convnext_cli.machine import count_cpus
+from convnext_cli.progress import finish
 from tests.data.audit.planting import plant, score_duplicates
 
 
@@ -31,10 +31,9 @@ def measure(data: Path) -> dict[str, Any]:
     scanned = time.perf_counter()
     index, grouping = group_index(index, "auto")
     grouped = time.perf_counter()
-    [audit] = deque(audit_index(index, grouping, threads=count_cpus()), maxlen=1)
-    assert isinstance(audit, Audit)
+    audit = finish(audit_index(index, grouping, threads=count_cpus()))
     again = time.perf_counter()
-    deque(audit_index(index, grouping, threads=count_cpus()), maxlen=0)
+    finish(audit_index(index, grouping, threads=count_cpus()))
     return {
         "images": len(index),
         "scan": scanned - started,
@@ -81,9 +80,8 @@ def find_planted() -> None:
         )
         index, grouping = group_index(scan_data(planted.root), "auto")
         started = time.perf_counter()
-        [audit] = deque(audit_index(index, grouping, threads=count_cpus()), maxlen=1)
+        audit = finish(audit_index(index, grouping, threads=count_cpus()))
         seconds = time.perf_counter() - started
-        assert isinstance(audit, Audit)
     hits, near, false = score_duplicates(planted, audit)
     kinds = {finding.kind: finding for finding in audit.findings}
     print(f"{len(index):,} images in {seconds:.0f} s")

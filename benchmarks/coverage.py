@@ -20,9 +20,9 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.evaluation import intervals
-from convnext_cli.evaluation.figures import OVERALL, Figures, Floats
-from convnext_cli.evaluation.intervals import compute_intervals, number_units, resample
+from convnext_cli.metrics import intervals
+from convnext_cli.metrics.formulas import OVERALL, Figures, Floats
+from convnext_cli.metrics.intervals import compute_intervals, number_units, resample
 
 SHARES = (0.5, 0.25, 0.15, 0.10)  # of the classes; of 600 images the rarest has 60
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from convnext_cli.data.digits import write_digits
 from convnext_cli.data.groups import group_index
+from convnext_cli.data.index import Index
 from convnext_cli.data.manifest import read_manifest
-from convnext_cli.data.scan import Index, scan_folder
+from convnext_cli.data.scan import scan_folder
 from tools.pretraining.pretrain import HELD_OUT
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

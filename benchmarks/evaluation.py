@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext_cli.data.scan import Index
-from convnext_cli.evaluation.intervals import compute_intervals
-from convnext_cli.evaluation.metrics import compute_metrics
-from convnext_cli.evaluation.targets import Target, apply_threshold, find_threshold
+from convnext_cli.data.index import Index
 from convnext_cli.inference.evaluation import Cases, Evaluation
-from convnext_cli.inference.subject import Subject
+from convnext_cli.inference.test_set import TestSet
+from convnext_cli.metrics.intervals import compute_intervals
+from convnext_cli.metrics.summary import compute_metrics
+from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
 from convnext_cli.reports import plots
 
 T = tuple[float, float]
@@ -50,7 +50,7 @@ def measure(images: int, classes: int) -> dict[str, T]:
         test_number=1, notes=(),
         overlap=None,
         cases=Cases(
-            subject=Subject(index=index, split="test", rows=list(range(images))),
+            test_set=TestSet(index=index, split="test", rows=list(range(images))),
             classes=names, logits=logits, labels=labels,
         ),
     )  # fmt: skip

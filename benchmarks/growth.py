@@ -18,9 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.memory import read_status
-from convnext_cli.data.cache import Pictures, list_pictures
-from convnext_cli.data.decode import decode_image
-from convnext_cli.data.scan import scan_data
+from convnext_cli.data.sources import scan_data
+from convnext_cli.images.cache import ImageCache, list_cached_sets
+from convnext_cli.images.decode import decode_image
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 110_000)
 
@@ -33,13 +33,13 @@ def measure(folder: Path) -> dict[str, float]:
     times.append(time.process_time())
     scanned = read_status("VmHWM")
     for _ in range(2):  # the first fills the cache, the second reads it
-        pictures = Pictures(index.root, "growth", decode_image)
+        pictures = ImageCache(index.root, "growth", decode_image)
         for path in index.paths:
             pictures.read(path)
         pictures.flush()
         assert pictures.trouble is None
         times.append(time.process_time())
-    [kept] = list_pictures()
+    [kept] = list_cached_sets()
     assert kept.images == len(index)
     scan, fill, read = (after - before for before, after in pairwise(times))
     return {

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_cli.models.depthwise import SIDE, find_weight_gradient
-from convnext_cli.models.fast import keep_memory
-from convnext_cli.models.mlp import mix_channels
+from convnext_cli.kernels.blocks import keep_memory
+from convnext_cli.kernels.depthwise import SIDE, find_weight_gradient
+from convnext_cli.kernels.mlp import mix_channels
 
 # Channels, side and batch of the stages of atto at 224 px, of two of tiny's, one of base's, and of zepto at 64 px.
 SHAPES = [

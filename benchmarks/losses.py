@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.speed import Task, link_images, make_request, make_torch_model, open_images
+from convnext_cli.training.events import EpochDone
 from convnext_cli.training.finetuning import finetune_steps
-from convnext_cli.training.loop import EpochDone
 
 SETTINGS = {
     "lr": 1e-4, "min_lr": 1e-4, "warmup_epochs": 0, "weight_decay": 0.05, "layer_decay": 1.0, "freeze_epochs": 0,

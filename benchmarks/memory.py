@@ -13,8 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from convnext_cli.machine import GIB
 from convnext_cli.models.catalog import load_catalog
-from convnext_cli.recipes.costs import GIB, training_bytes
+from convnext_cli.recipes.costs import training_bytes
 
 CASES = [
     ("convnext_zepto_rms", 16),
@@ -35,7 +36,7 @@ def measure(name: str, images: int, size: int, device: str) -> int:
     import torch
     import torch.nn.functional as F
 
-    from convnext_cli.training.optim import make_optimizer
+    from convnext_cli.training.parts.optimizer import make_optimizer
 
     with torch.no_grad():  # loads the libraries
         timm.create_model("test_convnext", num_classes=2)(torch.randn(1, 3, 32, 32))

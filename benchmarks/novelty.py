@@ -24,10 +24,10 @@ from benchmarks.datasets import find_digits, find_unseen, shared
 from convnext_cli import finetune
 from convnext_cli.data.inputs import find_images
 from convnext_cli.data.scan import scan_folder
-from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.evaluation.novelty import choose_novelty_threshold, fit_novelty, normalise
-from convnext_cli.inference.predictor import Predictor
-from convnext_cli.runs import RunFolder
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, normalise
+from convnext_cli.runs.folder import RunFolder
 
 Floats = NDArray[Any]
 Score = Callable[["Views", "Views"], Floats]
@@ -44,7 +44,7 @@ PAIRS = (
 class Views:
     """A model's outputs on images: pooled features of each stage, (N, C_i); those before the classifier; logits."""
 
-    def __init__(self, predictor: Predictor, load: Callable[[int], NDArray[np.uint8]], count: int) -> None:
+    def __init__(self, predictor: TorchClassifier, load: Callable[[int], NDArray[np.uint8]], count: int) -> None:
         model: Any = predictor.model
         stages: list[list[torch.Tensor]] = [[] for _ in model.stages]
         hooks = [
@@ -165,8 +165,8 @@ def find_foreign(out: Path) -> dict[str, list[Path]]:
 
 def compare_scores(out: Path, epochs: int) -> None:
     """Print the tables."""
-    from convnext_cli.data.decode import decode_image
-    from convnext_cli.data.transforms import transform_for_eval
+    from convnext_cli.images.decode import decode_image
+    from convnext_cli.images.transforms import transform_for_eval
 
     indexes = {
         "pets": scan_folder(shared() / "pets"), "cxr3": scan_folder(shared() / "cxr3"), "digits": find_digits(out),
@@ -184,11 +184,13 @@ def compare_scores(out: Path, epochs: int) -> None:
                 index.root, output=run.path, weights="builtin", epochs=epochs, image_size=64, resplit=True, onnx=False,
                 overwrite=True, audit=False, val_fraction=0.15, test_fraction=0.15,
             )  # fmt: skip
-        predictor, split = Predictor(run.path), run.read_split()
+        predictor, split = TorchClassifier(run.path), run.read_split()
         random = np.random.default_rng(0)
 
-        def views(paths: list[Path], predictor: Predictor = predictor) -> Views:
-            return Views(predictor, lambda at: transform_for_eval(decode_image(paths[at]), predictor.how), len(paths))
+        def views(paths: list[Path], predictor: TorchClassifier = predictor) -> Views:
+            return Views(
+                predictor, lambda at: transform_for_eval(decode_image(paths[at]), predictor.preprocessing), len(paths)
+            )
 
         parts = {}
         for part, most in (("train", MAX_IMAGES), ("val", 500), ("test", 500)):

@@ -55,16 +55,19 @@ def measure_cold(commands: dict[str, list[str]], rounds: int) -> dict[str, list[
 
 def measure_throughput(run: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds for one batch, from prepared pixels to logits, after one that is not counted."""
-    from convnext_cli.inference.answers import Answerer
-    from convnext_cli.inference.predictor import Predictor
-    from convnext_cli.inference.runtime import Runtime
-    from convnext_cli.runs import RunFolder
+    from convnext_cli.inference.classifier import Classifier
+    from convnext_cli.inference.onnx_classifier import OnnxClassifier
+    from convnext_cli.inference.torch_classifier import TorchClassifier
+    from convnext_cli.runs.folder import RunFolder
 
     folder = RunFolder(run)
-    ways: dict[str, Answerer] = {"torch": Predictor(run), "ONNX Runtime": Runtime(folder.exported("onnx"))}
+    ways: dict[str, Classifier] = {
+        "torch": TorchClassifier(run),
+        "ONNX Runtime": OnnxClassifier(folder.exported("onnx")),
+    }
     if folder.exported("onnx", int8=True).exists():
-        ways["ONNX Runtime, int8"] = Runtime(folder.exported("onnx", int8=True))
-    size = ways["torch"].how.image_size
+        ways["ONNX Runtime, int8"] = OnnxClassifier(folder.exported("onnx", int8=True))
+    size = ways["torch"].preprocessing.image_size
     images = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -80,10 +83,12 @@ def show(title: str, seconds: dict[str, list[float]], images: int) -> None:
     """A line for each way, with its ratio to the first in the same round."""
     first = next(iter(seconds.values()))
     print(f"{title:<24} {'median s':>9} {'min':>6} {'max':>6} {'images/s':>9} {'x first':>8}   (n = {len(first)})")
-    for name, taken in seconds.items():
-        ratio = statistics.median(mine / its for mine, its in zip(taken, first, strict=True))
-        middle = statistics.median(taken)
-        print(f"{name:<24} {middle:>9.3f} {min(taken):>6.3f} {max(taken):>6.3f} {images / middle:>9.1f} {ratio:>8.2f}")
+    for name, dataset in seconds.items():
+        ratio = statistics.median(mine / its for mine, its in zip(dataset, first, strict=True))
+        middle = statistics.median(dataset)
+        print(
+            f"{name:<24} {middle:>9.3f} {min(dataset):>6.3f} {max(dataset):>6.3f} {images / middle:>9.1f} {ratio:>8.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.datasets import SETS, draw_manifest
 from convnext_cli import evaluate, finetune
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 
 WAYS = ("probe", "tuned")
@@ -37,24 +37,24 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
     """Balanced accuracy of a linear classifier on frozen features."""
     import torch
 
-    from convnext_cli.inference.answers import load_for_eval
-    from convnext_cli.inference.forward import forward_batches
+    from convnext_cli.inference.classifier import load_for_eval
     from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
     from convnext_cli.models.catalog import find_model
+    from convnext_cli.models.forward import forward_batches
 
     seed_weights(seed)
     architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
     weights = "auto" if weights == BUILTIN else weights
     model, _ = build_model(architecture, tag, num_classes=0, drop_path=0.0, weights=weights, offline=True)
-    how = read_preprocessing(model, size)
+    preprocessing = read_preprocessing(model, size)
 
     def features(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         rows = index.rows(split)
         parts = forward_batches(
             model.eval(),
             rows,
-            load_for_eval(index, how, cache=True),
-            how,
+            load_for_eval(index, preprocessing, cache=True),
+            preprocessing,
             device=torch.device("cpu"),
             batch_size=64,
             threads=1,

@@ -78,10 +78,10 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for way in random.sample(list(WAYS), len(WAYS)):
                 seconds[way].append(time_run(data, epochs, WAYS[way]))
-        for way, taken in seconds.items():
-            ratios = [mine / its for mine, its in zip(seconds["as it is"], taken, strict=True)]
+        for way, dataset in seconds.items():
+            ratios = [mine / its for mine, its in zip(seconds["as it is"], dataset, strict=True)]
             print(
-                f"{name:<22}{way:<13}{statistics.median(taken):>9.2f}{statistics.median(ratios):>8.3f}"
+                f"{name:<22}{way:<13}{statistics.median(dataset):>9.2f}{statistics.median(ratios):>8.3f}"
                 f"{min(ratios):>7.3f}{max(ratios):>7.3f}",
                 flush=True,
             )

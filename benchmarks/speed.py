@@ -93,17 +93,18 @@ def train_resident(task: Task, mode: str) -> Turns:
 
 def train_ours(task: Task, mode: str) -> Turns:
     """`finetune`, epoch by epoch."""
-    from convnext_cli.training.finetuning import Started, finetune_steps
-    from convnext_cli.training.loop import EpochDone, Remark, StepDone
+    from convnext_cli.progress import Notice
+    from convnext_cli.training.events import EpochDone, Started, StepDone
+    from convnext_cli.training.finetuning import finetune_steps
 
     request = make_request(task, f"run-{os.getpid()}", {"epochs": 1000, "min_crop_area": 0.5})
     events = finetune_steps(request)
     watch = Watch()
     for event in events:
-        if isinstance(event, Remark):
+        if isinstance(event, Notice):
             print(f"ours: {event.text}", file=sys.stderr)
         if isinstance(event, Started):
-            print(f"ours: {event.formulation}", file=sys.stderr)
+            print(f"ours: {event.compute_config}", file=sys.stderr)
         if isinstance(event, StepDone) and event.step == event.steps:
             speed = watch.stop(task.images)
         if isinstance(event, EpochDone) and (event.epoch == 1) == (mode == "first"):
@@ -150,15 +151,15 @@ def answer_resident(task: Task, mode: str) -> Turns:
 
 def answer_ours(task: Task, mode: str) -> Turns:
     """`eval` or `predict` on all images."""
-    from convnext_cli.data.scan import scan_data
+    from convnext_cli.data.sources import scan_data
     from convnext_cli.files import clear_cache
-    from convnext_cli.inference.prediction import Wishes, predict_steps
-    from convnext_cli.inference.predictor import Predictor
+    from convnext_cli.inference.prediction import PredictRequest, predict_steps
+    from convnext_cli.inference.torch_classifier import TorchClassifier
 
     run = write_model_folder(task)
     index = scan_data(task.folder)
     rows = index.rows("train")
-    predictor = Predictor(run)
+    predictor = TorchClassifier(run)
     if mode != "predict":
         list(predictor.answer_all(index, rows))
     while True:
@@ -166,7 +167,7 @@ def answer_ours(task: Task, mode: str) -> Turns:
             clear_cache()
         watch = Watch()
         if mode == "predict":
-            list(predict_steps(run, [index.root / index.paths[row] for row in rows], Wishes()))
+            list(predict_steps(run, [index.root / index.paths[row] for row in rows], PredictRequest()))
         else:
             list(predictor.answer_all(index, rows))
         yield watch.stop(task.images)
@@ -220,18 +221,18 @@ def open_images(task: Task, *, workers: int) -> Any:
 
 def make_request(task: Task, run: str, settings: dict[str, Any]) -> Any:
     """A fine-tuning of ours from random weights; `run` names its folder, beside the images."""
-    from convnext_cli.recipes.rules import Choice
-    from convnext_cli.training.preparation import Request
+    from convnext_cli.recipes.settings import Choice
+    from convnext_cli.training.request import TrainRequest
 
     wanted = settings | {"batch_size": task.batch_size, "image_size": task.image_size}
-    return Request(
+    return TrainRequest(
         data=task.folder,
         audit=False,
         model=task.model,
         weights="none",
         offline=True,
         output=task.folder.parent / run,
-        settings={name: Choice(value=value, source="the benchmark") for name, value in wanted.items()},
+        choices={name: Choice(value=value, source="the benchmark") for name, value in wanted.items()},
     )
 
 
@@ -239,7 +240,7 @@ def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
     """A model in training mode, its optimizer, and one batch of noise, (B, 3, S, S), laid out as `mode` wants them."""
     import torch
 
-    from convnext_cli.models.fast import keep_memory, speed_up
+    from convnext_cli.kernels.blocks import keep_memory, speed_up
 
     model, optimizer = make_torch_model(task)
     memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
@@ -255,18 +256,19 @@ def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
 
 def write_model_folder(task: Task) -> Path:
     """A folder with a model of random weights, as `finetune` writes it."""
-    from convnext_cli.models.build import read_preprocessing, write_model
+    from convnext_cli.inference.saved_model import write_model
+    from convnext_cli.models.build import read_preprocessing
 
     run = task.folder.parent / f"model-{os.getpid()}"
     run.mkdir()
     model, _ = make_torch_model(task)
-    how = read_preprocessing(model, task.image_size)
+    preprocessing = read_preprocessing(model, task.image_size)
     write_model(
         model,
         run,
         model.state_dict(),
         classes=sorted(folder.name for folder in (task.folder / "train").iterdir()),
-        how=how,
+        preprocessing=preprocessing,
         license=None,
     )
     return run

@@ -24,10 +24,10 @@ COMMANDS = {
 IMPORTS = {"import torch, timm": [sys.executable, "-c", "import torch, timm"]}
 FIRST_STEP = """
 import os, sys, pathlib
-from convnext_cli.recipes.rules import Choice
+from convnext_cli.recipes.settings import Choice
 from convnext_cli.training.finetuning import finetune_steps
-from convnext_cli.training.loop import StepDone
-from convnext_cli.training.preparation import Request
+from convnext_cli.training.events import StepDone
+from convnext_cli.training.request import Request
 
 wanted = {"epochs": 3, "freeze_epochs": 0, "image_size": 64}
 settings = {name: Choice(value=value, source="the benchmark") for name, value in wanted.items()}
@@ -56,9 +56,9 @@ def report(commands: dict[str, list[str]], rounds: int) -> None:
     seconds = measure(commands, rounds)
     first = next(iter(commands))
     print(f"{'command':<20} {'median s':>9} {'min':>6} {'max':>6}   x {first}   (n = {rounds})")
-    for name, taken in seconds.items():
-        ratio = statistics.median(mine / its for mine, its in zip(taken, seconds[first], strict=True))
-        print(f"{name:<20} {statistics.median(taken):>9.3f} {min(taken):>6.3f} {max(taken):>6.3f} {ratio:>9.2f}")
+    for name, dataset in seconds.items():
+        ratio = statistics.median(mine / its for mine, its in zip(dataset, seconds[first], strict=True))
+        print(f"{name:<20} {statistics.median(dataset):>9.3f} {min(dataset):>6.3f} {max(dataset):>6.3f} {ratio:>9.2f}")
 
 
 if __name__ == "__main__":

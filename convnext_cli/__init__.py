@@ -20,12 +20,12 @@ _HOMES = {
     "compare": "convnext_cli.inference.evaluation",
     "cross_validate": "convnext_cli.api",
     "evaluate": "convnext_cli.inference.evaluation",
-    "export": "convnext_cli.exports.delivery",
+    "export": "convnext_cli.exports.export",
     "finetune": "convnext_cli.api",
     "list_models": "convnext_cli.models.catalog",
     "predict": "convnext_cli.inference.prediction",
     "recommend": "convnext_cli.recipes.recommendation",
-    "write_report": "convnext_cli.reports.page",
+    "write_report": "convnext_cli.reports.report",
 }
 
 __all__ = [
@@ -43,12 +43,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from convnext_cli.api import check, cross_validate, finetune
-    from convnext_cli.exports.delivery import export
+    from convnext_cli.exports.export import export
     from convnext_cli.inference.evaluation import compare, evaluate
     from convnext_cli.inference.prediction import predict
     from convnext_cli.models.catalog import list_models
     from convnext_cli.recipes.recommendation import recommend
-    from convnext_cli.reports.page import write_report
+    from convnext_cli.reports.report import write_report
 
 
 def __getattr__(name: str) -> Any:

@@ -2,29 +2,30 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
+from typing import Any, Unpack
 
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.intake import Intake, Taken, check_fix_list, take_in, write_fix_list
-from convnext_cli.data.scan import AUTO, NONE
+from convnext_cli.data.dataset import DatasetRequest, check_fix_list, load_dataset, write_fix_list
+from convnext_cli.data.index import AUTO, NONE
 from convnext_cli.errors import ConvnextError, StoppedError
-from convnext_cli.progress import OnEvent, Progress, drain
-from convnext_cli.recipes.machine import count_cpus
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE, SettingsDict, check_settings
-from convnext_cli.recipes.rules import Choice
-from convnext_cli.runs import RunFolder
-from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps
-from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
-from convnext_cli.training.preparation import Request
-
-if TYPE_CHECKING:
-    from convnext_cli.training.loop import EpochDone, Remark, StepDone
-
-Events: TypeAlias = (
-    "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]"
+from convnext_cli.machine import count_cpus
+from convnext_cli.progress import Notice, OnEvent, finish, map_events
+from convnext_cli.recipes.settings import DEFAULT_RECIPE, Choice, SettingsDict, check_settings
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.crossvalidation import train_steps
+from convnext_cli.training.events import (
+    CrossValidationResult,
+    EpochDone,
+    Event,
+    FinetuneResult,
+    Started,
+    Trained,
+    TrainSteps,
 )
+from convnext_cli.training.request import TrainRequest
+
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
 
@@ -66,7 +67,7 @@ def finetune(
     onnx: bool = True,
     on_event: OnEvent = None,
     **settings: Unpack[SettingsDict],
-) -> Finished:
+) -> FinetuneResult:
     """Fine-tune a ConvNeXt on images, and return the run folder and its metrics.
 
     Args:
@@ -89,9 +90,9 @@ def finetune(
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
         onnx: write `model.onnx` at the end, where the extra `onnx` is installed.
         on_event: called with each event: `Progress` of checking and preparing, then `Planned`, `Started`, a `StepDone`
-            for each optimizer step, an `EpochDone` for each epoch, `Remark` (a text for the user) and `Trained`. An
+            for each optimizer step, an `EpochDone` for each epoch, `Notice` (a text for the user) and `Trained`. An
             exception that it raises stops the training; `resume` continues it from the last saved state.
-        **settings: any field of `Recipe`, such as `epochs=30`; `convnext finetune --help` describes them.
+        **settings: any field of `Settings`, such as `epochs=30`; `convnext finetune --help` describes them.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
@@ -101,7 +102,9 @@ def finetune(
         recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, probe=probe,
         compile=compile, track=tuple(track),
     )  # fmt: skip
-    return drain(draw_along(export_along(finetune_steps(request), onnx=onnx)), Finished, on_event)
+    result = finish(train(request, onnx=onnx), on_event)
+    assert isinstance(result, FinetuneResult)
+    return result
 
 
 def cross_validate(
@@ -112,7 +115,7 @@ def cross_validate(
     onnx: bool = True,
     on_event: OnEvent = None,
     **options: Unpack[TrainingOptions],
-) -> CrossValidated:
+) -> CrossValidationResult:
     """Fine-tune a model for each fold, one after the other, and return their metrics with mean and spread.
 
     Args:
@@ -127,10 +130,12 @@ def cross_validate(
         ConvnextError: a subclass says what is wrong and what to do.
     """
     values: dict[str, Any] = ({"folds": 5} if resume is None else {}) | dict(options)
-    own = {name: values.pop(name) for name in Request.__slots__ if name in values}
+    own = {name: values.pop(name) for name in TrainRequest.__slots__ if name in values}
     own |= {name: kind(own[name]) for name, kind in (("weights", str), ("track", tuple)) if name in own}
     request = _make_request(data, output, resume, values, **own)
-    return drain(draw_along(export_along(cross_validate_steps(request), onnx=onnx)), CrossValidated, on_event)
+    result = finish(train(request, onnx=onnx), on_event)
+    assert isinstance(result, CrossValidationResult)
+    return result
 
 
 def check(
@@ -167,8 +172,8 @@ def check(
     check_settings(own)
     if fix_list is not None:
         check_fix_list(Path(fix_list), Path(data), overwrite=overwrite)
-    steps = take_in(Intake(data=Path(data), **own), threads=count_cpus())  # type: ignore[arg-type]  # just checked
-    audit = drain(steps, Taken, on_event).audit
+    steps = load_dataset(DatasetRequest(data=Path(data), **own), threads=count_cpus())  # type: ignore[arg-type]  # just checked
+    audit = finish(steps, on_event).audit
     assert audit is not None
     if fix_list is not None:
         write_fix_list(audit, Path(fix_list), overwrite=overwrite)
@@ -181,67 +186,72 @@ def _make_request(
     resume: Path | str | None,
     settings: Mapping[str, Any],
     **options: Any,
-) -> Request:
-    return Request(
+) -> TrainRequest:
+    return TrainRequest(
         data=Path(data) if data is not None else None,
         output=Path(output) if output else None,
         resume=Path(resume) if resume is not None else None,
-        settings={name: Choice(value=value, source="flag") for name, value in settings.items()},
+        choices={name: Choice(value=value, source="flag") for name, value in settings.items()},
         **options,
     )
 
 
-def export_along(events: Events, *, onnx: bool = True) -> Events:
-    """Pass the events of a fine-tuning on, and write `model.onnx` into the run before it counts as finished.
+def train(request: TrainRequest, *, onnx: bool = True) -> TrainSteps[FinetuneResult | CrossValidationResult]:
+    """Train as a request says; keep `curves.png` up to date, and write `model.onnx` before the run counts as finished.
 
-    A process that is killed meanwhile leaves an unfinished run, which `--resume` completes. Only where the extra `onnx`
-    is installed, and not where the environment has CONVNEXT_ONNX=0. What prevents the file is said, and is no failure.
+    The file is written only where the extra `onnx` is installed, and not where the environment has CONVNEXT_ONNX=0. A
+    process that is killed meanwhile leaves an unfinished run, which `--resume` completes.
     """
-    for event in events:
-        wanted = onnx and os.environ.get("CONVNEXT_ONNX") != "0" and os.environ.get("RANK", "0") == "0"
-        if isinstance(event, Trained) and wanted:
-            yield from _export(RunFolder(event.run))
-        yield event
+    complete = _export if onnx and os.environ.get("CONVNEXT_ONNX") != "0" else None
+    steps = train_steps(request, complete)
+    if os.environ.get("RANK", "0") != "0":
+        return (yield from steps)
+    return (yield from map_events(steps, _CurveDrawer()))
 
 
-def _export(run: RunFolder) -> Events:
-    from convnext_cli.exports.delivery import Wanted, export_steps
-    from convnext_cli.exports.graph import check_installed
-    from convnext_cli.training.loop import Remark
+def _export(run: RunFolder) -> TrainSteps[None]:
+    """Write `model.onnx` into a run. What prevents it is said, and is no failure."""
+    from convnext_cli.exports.export import ExportRequest, export_steps
+    from convnext_cli.exports.onnx_file import check_installed
 
     try:
         check_installed()
     except ConvnextError:
         return
     try:
-        for step in export_steps(run, Wanted(max_images=PARITY_IMAGES)):
-            if isinstance(step, Progress):
-                yield step
+        yield from export_steps(run, ExportRequest(max_images=PARITY_IMAGES))
     except StoppedError:
         raise
     except Exception as error:  # the exporter's own errors are many; none of them is worth a finished run
-        yield Remark(text=f"{run.exported('onnx').name} was not made: {' '.join(str(error).split())[:300]}")
+        yield Notice(text=f"{run.exported('onnx').name} was not made: {' '.join(str(error).split())[:300]}")
 
 
-def draw_along(events: Events) -> Events:
-    """Passes the events of a fine-tuning on, and keeps `curves.png` in the run folder up to date."""
-    run: RunFolder | None = None
-    drawn = cost = 0.0
-    for event in events:
-        if isinstance(event, Started) and os.environ.get("RANK", "0") == "0":
-            run = RunFolder(event.run)
-            if event.resumed_at is None and run.read_range_test():
-                from convnext_cli.reports.plots import draw_range_test
+class _CurveDrawer:
+    """Draws the curves of a training into its run while it goes on."""
 
-                draw_range_test(run)
-        elif run is not None:
-            from convnext_cli.training.loop import EpochDone  # torch: only once training has begun
+    def __init__(self) -> None:
+        self._run: RunFolder | None = None
+        self._drawn = self._cost = 0.0
 
-            due = isinstance(event, EpochDone) and cost <= DRAWING_SHARE * (time.monotonic() - drawn)
-            if due or isinstance(event, Trained):
-                from convnext_cli.reports.plots import draw_curves  # matplotlib: the first step does not wait for it
+    def __call__(self, event: Event) -> Event:
+        """Draw where an event asks for it, and return the event."""
+        match event:
+            case Started():
+                self._run = RunFolder(event.run)
+                if event.resumed_at is None and self._run.read_range_test():
+                    from convnext_cli.reports.plots import draw_range_test
 
-                drawn = time.monotonic()
-                draw_curves(run)
-                cost = time.monotonic() - drawn
-        yield event
+                    draw_range_test(self._run)
+            case EpochDone() if self._cost <= DRAWING_SHARE * (time.monotonic() - self._drawn):
+                self._draw()
+            case Trained():
+                self._draw()
+        return event
+
+    def _draw(self) -> None:
+        if self._run is not None:
+            from convnext_cli.reports.plots import draw_curves  # matplotlib: the first step does not wait for it
+
+            self._drawn = time.monotonic()
+            draw_curves(self._run)
+            self._cost = time.monotonic() - self._drawn

@@ -3,15 +3,15 @@
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import find_cache, measure_tree
-from convnext_cli.progress import Progress
-from convnext_cli.recipes.machine import count_cpus, describe_machine
+from convnext_cli.machine import count_cpus, describe_machine
+from convnext_cli.progress import Progress, Steps, finish
 
 PACKAGES = (
     "convnext-cli", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "safetensors", "huggingface-hub",
@@ -46,8 +46,8 @@ class Diagnosis:
     works: bool
 
 
-def diagnose_steps(*, offline: bool) -> Iterator[Progress | Diagnosis]:
-    """Looks at everything: yields progress, and the result last. Never raises for what it finds.
+def diagnose_steps(*, offline: bool) -> Steps[Diagnosis]:
+    """Check the installation. Never raises for what it finds.
 
     Args:
         offline: never ask the Hub.
@@ -59,7 +59,7 @@ def diagnose_steps(*, offline: bool) -> Iterator[Progress | Diagnosis]:
     hub = "not asked: offline" if offline else _ask_hub()
     yield Progress(done=2, total=3, what="self-test")
     results = _test_all()
-    yield Diagnosis(
+    return Diagnosis(
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: _find_version(name) for name in PACKAGES},
@@ -124,7 +124,7 @@ def _test_all() -> dict[str, str]:
 
 
 def _load_kernels() -> str:
-    from convnext_cli.training.compiling import find_missing_kernels
+    from convnext_cli.training.compute.compute_config import find_missing_kernels
 
     missing = find_missing_kernels()
     return f"skipped: {missing}" if missing else ""
@@ -163,14 +163,13 @@ def _predict(run: Path, engine: str) -> str:
 
 def _export(run: Path) -> str:
     from convnext_cli.errors import ConvnextError
-    from convnext_cli.exports.delivery import Wanted, export_steps
-    from convnext_cli.exports.graph import check_installed
-    from convnext_cli.runs import RunFolder
+    from convnext_cli.exports.export import ExportRequest, export_steps
+    from convnext_cli.exports.onnx_file import check_installed
+    from convnext_cli.runs.folder import RunFolder
 
     try:
         check_installed()
     except ConvnextError as error:
         return f"skipped: {error.problem}; pip install 'convnext-cli[onnx]'"
-    for _ in export_steps(RunFolder(run), Wanted()):
-        pass
+    finish(export_steps(RunFolder(run), ExportRequest()))
     return _predict(run, "onnx")

@@ -1,7 +1,8 @@
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from convnext_cli import finetune
 from convnext_cli.data.digits import write_digits
-from convnext_cli.runs import RunFolder
+from convnext_cli.progress import finish
+from convnext_cli.runs.folder import RunFolder
 
 # A run that takes seconds and still learns: 300 digits of 3 classes, from the weights in the package.
 SMALL = {
@@ -78,6 +80,13 @@ def shared_data() -> Path:
     if not folder:
         pytest.skip("CONVNEXT_TEST_DATA does not name a folder with the real data sets")
     return Path(folder)
+
+
+def run_all(steps: Generator[object, None, object]) -> list[Any]:
+    """Run a long operation to its end; return its events and, last, its result."""
+    events: list[Any] = []
+    result = finish(steps, events.append)
+    return [*events, result]
 
 
 def draw_picture(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:

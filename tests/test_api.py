@@ -1,7 +1,7 @@
 import inspect
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Literal, Union, get_type_hints
 
@@ -15,9 +15,9 @@ from convnext_cli.api import TrainingOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.hub import HubFolder
 from convnext_cli.locks import check_unlocked
-from convnext_cli.progress import Progress, drain
-from convnext_cli.recipes.recipe import SettingsDict, describe_settings
-from convnext_cli.runs import RunFolder
+from convnext_cli.progress import Progress, finish
+from convnext_cli.recipes.settings import SettingsDict, describe_settings
+from convnext_cli.runs.folder import RunFolder
 from tests.cli.conftest import Convnext, convnext
 from tests.conftest import SMALL, save_image
 
@@ -85,22 +85,22 @@ def test_every_function_is_typed_and_documented() -> None:
 def test_a_generator_is_run_to_its_end_and_closed_after_an_error() -> None:
     closed: list[bool] = []
 
-    def count() -> Any:
+    def count() -> Generator[int, None, str]:
         try:
             yield 1
-            yield "result"
             yield 2
+            return "result"
         finally:
             closed.append(True)
 
     events: list[Any] = []
-    assert drain(count(), str, events.append) == "result"
+    assert finish(count(), events.append) == "result"
     assert (events, closed) == ([1, 2], [True])
-    assert drain(iter([1, "result"]), str) == "result"
+    assert finish(count()) == "result"
     with pytest.raises(ZeroDivisionError) as caught:
-        drain(count(), str, lambda event: event / 0)
+        finish(count(), lambda event: event / 0)
     assert caught.value.__traceback__ is not None  # which would hold the generator
-    assert closed == [True, True]
+    assert closed == [True] * 3
 
 
 class StopError(Exception):
@@ -169,7 +169,7 @@ def test_recommend_for_data_is_what_the_command_says(
     for data in (digits, str(digits)):
         found = recommend(data, **options)
         assert found.best.model.name == told["model"]
-        assert {name: choice.value for name, choice in found.plan.settings.items()} == {
+        assert {name: choice.value for name, choice in found.plan.choices.items()} == {
             name: choice["value"] for name, choice in told["settings"].items()
         }
         assert list(found.warnings) == told["warnings"]

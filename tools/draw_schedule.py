@@ -10,14 +10,14 @@ from pathlib import Path
 
 import timm
 
-from convnext_cli.recipes.recipe import Recipe
+from convnext_cli.recipes.settings import Settings
 from convnext_cli.training.loop import plan_steps
-from convnext_cli.training.optim import make_optimizer, set_lr
+from convnext_cli.training.parts.optimizer import make_optimizer, set_lr
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODEL = "convnext_tiny"
 IMAGES = 6_400
-RECIPE = Recipe(
+RECIPE = Settings(
     epochs=30, batch_size=128, micro_batch_size=32, lr=2e-4, warmup_epochs=3.0, weight_decay=0.05, layer_decay=0.8,
     drop_path=0.1, label_smoothing=0.1, mixup=0.0, cutmix=0.0, image_size=224, min_crop_area=0.5, hflip=0.0,
 )  # fmt: skip

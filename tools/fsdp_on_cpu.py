@@ -15,7 +15,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from convnext_cli.cli.app import main
-from convnext_cli.training import devices
+from convnext_cli.training.compute import devices
 
 MIN_PARAMS = 10_000  # of a module that is sharded by itself: small enough for timm's test model to have several
 

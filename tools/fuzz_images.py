@@ -65,9 +65,9 @@ def main() -> None:
 
 def run(folder: Path, start: int, stop: int, seed: int, only: str) -> None:
     """Decode the files from `start` on; each line of the log is a file's number and what came of it."""
-    from convnext_cli.data.decode import decode_image
-    from convnext_cli.data.scan import scan_data
+    from convnext_cli.data.sources import scan_data
     from convnext_cli.errors import DataError
+    from convnext_cli.images.decode import decode_image
 
     os.environ["CONVNEXT_CACHE"] = str(folder / "cache")
     whole = [(data, ending) for data, ending in [*encode_all(), *encode_zips()] if ending == (only or ending)]

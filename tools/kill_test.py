@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_cli.data.scan import scan_folder
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 
 EPOCHS = 6
 SETTINGS = (
@@ -44,16 +44,16 @@ SETTINGS = (
 )
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["convnext_cli.training.keeping", "convnext_cli.cli.app", "accelerate.tracking"])
+_processes.set_forkserver_preload(["convnext_cli.training.saving", "convnext_cli.cli.app", "accelerate.tracking"])
 
 
 def take_images(data: Path, folder: Path, images: int) -> Path:
     """Links the first `images` of each class of `data` into class folders under `folder`."""
     index = scan_folder(data)
-    taken: Counter[int] = Counter()
+    dataset: Counter[int] = Counter()
     for path, label in zip(index.paths, index.labels, strict=True):
-        if taken[label] < images:
-            taken[label] += 1
+        if dataset[label] < images:
+            dataset[label] += 1
             link = folder / index.classes[label] / path.replace("/", "_")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((data / path).absolute())
@@ -283,8 +283,8 @@ def main() -> None:
     data = args.data.absolute()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        taken = take_images(data, Path(folder) / "data", args.images)
-        print(compare(taken, kills=args.kills, processes=args.processes, seed=args.seed, during=args.during))
+        dataset = take_images(data, Path(folder) / "data", args.images)
+        print(compare(dataset, kills=args.kills, processes=args.processes, seed=args.seed, during=args.during))
         os.chdir("/")
 
 

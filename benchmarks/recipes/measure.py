@@ -24,12 +24,12 @@ import numpy as np
 from benchmarks.datasets import SETS, draw_manifest
 from benchmarks.recipes.plain import train_plainly
 from convnext_cli import evaluate, finetune
+from convnext_cli.data.index import Index
 from convnext_cli.data.manifest import read_manifest
-from convnext_cli.data.scan import Index
-from convnext_cli.evaluation.intervals import Intervals, compute_intervals
-from convnext_cli.evaluation.metrics import Metrics, compute_metrics
+from convnext_cli.metrics.intervals import Intervals, compute_intervals
+from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.models.catalog import BUILTIN, load_builtin
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE
+from convnext_cli.recipes.settings import DEFAULT_RECIPE
 
 SIZES = {"cxr3": 64, "pets": 64, "unseen": 32, "fashion": 32, "digits": 32}  # px; the last three are no larger
 RARE = 0.05

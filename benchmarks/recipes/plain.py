@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.models.build import build_model, read_preprocessing
 from convnext_cli.models.catalog import BUILTIN, find_model, load_builtin
 
@@ -37,9 +37,9 @@ def train_plainly(index: Index, *, epochs: int, size: int, seed: int) -> tuple[N
     model, _ = build_model(
         architecture, tag, num_classes=len(index.classes), drop_path=0.0, weights="auto", offline=True
     )
-    how = read_preprocessing(model, size)
+    preprocessing = read_preprocessing(model, size)
     model = model.to(memory_format=torch.channels_last)
-    end = [transforms.ToTensor(), transforms.Normalize(how.mean, how.std)]
+    end = [transforms.ToTensor(), transforms.Normalize(preprocessing.mean, preprocessing.std)]
     training = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *end])
     testing = transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), *end])
     loader = DataLoader(Images(index, "train", training), BATCH, shuffle=True)

@@ -17,11 +17,11 @@ def cache(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show or clear what is kept for later runs: decoded images, measures, unpacked zip files, compiled kernels."""
-    from convnext_cli.data.cache import DEFAULT_LIMIT, LIMIT, list_pictures
     from convnext_cli.files import clear_cache, find_cache, list_cache
-    from convnext_cli.recipes.costs import GIB
+    from convnext_cli.images.cache import DEFAULT_LIMIT, LIMIT, list_cached_sets
+    from convnext_cli.machine import GIB
 
-    parts, sets = list_cache(), list_pictures()
+    parts, sets = list_cache(), list_cached_sets()
     total = sum(part.bytes for part in parts)
     remaining = clear_cache() if clear else []
     if as_json:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.settings import given, name_flag, with_settings
+from convnext_cli.cli.options import given, name_flag, with_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.audit.summary import Audit
-    from convnext_cli.data.intake import Intake
+    from convnext_cli.data.dataset import DatasetRequest
 
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, a CSV file with path and label, or a zip file."
 FALSE_SCORE = 3  # the exit code where a finding makes a score false
@@ -29,12 +29,12 @@ def check(
     **settings: Any,
 ) -> None:
     """Check a data set. Finds unreadable files, duplicates, leakage; exits with 3 if test scores will be wrong."""
-    from convnext_cli.data.intake import Intake, check_fix_list, write_fix_list
-    from convnext_cli.data.scan import check_trainable
+    from convnext_cli.data.dataset import DatasetRequest, check_fix_list, write_fix_list
+    from convnext_cli.data.index import check_trainable
 
     if fix_list is not None:
         check_fix_list(fix_list, data, overwrite=overwrite)
-    audit = run_audit(Intake(data=data, **given(settings)))
+    audit = run_audit(DatasetRequest(data=data, **given(settings)))
     if as_json:
         console.show_json(audit.as_dict())
     else:
@@ -70,18 +70,14 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
     return "A fix-list names the images to leave out.", f"{check} --fix-list leave-out.csv"
 
 
-def run_audit(intake: "Intake") -> "Audit":
-    """Takes data in with a progress bar."""
-    from convnext_cli.data.intake import Taken, take_in
-    from convnext_cli.recipes.machine import count_cpus
+def run_audit(intake: "DatasetRequest") -> "Audit":
+    """Audit a data set with a progress bar."""
+    from convnext_cli.data.dataset import load_dataset
+    from convnext_cli.machine import count_cpus
 
-    with console.progress("checking images") as bar:
-        for event in take_in(intake, threads=count_cpus()):
-            if isinstance(event, Taken):
-                assert event.audit is not None
-                return event.audit
-            bar.update(event.done, event.total, event.what)
-    raise AssertionError("taking in ends with its result")
+    audit = console.run("checking images", load_dataset(intake, threads=count_cpus())).audit
+    assert audit is not None
+    return audit
 
 
 def _show(audit: "Audit") -> None:

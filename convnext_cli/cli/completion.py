@@ -16,7 +16,7 @@ def complete_model(incomplete: str) -> list[str]:
 
 def complete_run(incomplete: str) -> list[str]:
     """Runs that begin so, under runs/ and in the folder that is being typed; then folders to go on with."""
-    from convnext_cli.runs import RUNS, RunFolder
+    from convnext_cli.runs.folder import RUNS, RunFolder
 
     typed = Path(incomplete)
     parent = typed if incomplete.endswith("/") else typed.parent

@@ -5,12 +5,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from convnext_cli.cli.layout import lay_out
+from convnext_cli.cli.tables import lay_out
+from convnext_cli.progress import Notice, Result, Yielded, finish
+from convnext_cli.progress import Progress as StepProgress
 from convnext_cli.text import guard_cell, make_visible, to_json
 
 if TYPE_CHECKING:
@@ -156,6 +158,30 @@ class Bar:
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
             say(f"{self._label} {done}/{total} {text}".rstrip())
+
+
+def run(
+    label: str, steps: "Generator[Yielded, None, Result]", show: "Callable[[Yielded, Bar], None] | None" = None
+) -> "Result":
+    """Run a long operation with a progress bar, and return its result.
+
+    Args:
+        label: what stands before the bar.
+        steps: the operation.
+        show: shows the events that are neither `Progress` nor `Notice`.
+    """
+    with progress(label) as bar:
+
+        def show_event(event: Any) -> None:
+            match event:
+                case StepProgress():
+                    bar.update(event.done, event.total, event.what)
+                case Notice():
+                    warn(event.text)
+                case _ if show is not None:
+                    show(event, bar)
+
+        return finish(steps, show_event)
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluations, show_evaluation, write_report
-from convnext_cli.cli.training import follow
+from convnext_cli.cli.training_view import follow
 from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
-    from convnext_cli.training.preparation import Request
+    from convnext_cli.training.request import TrainRequest
 
 FOLDER = Path("convnext-demo")
 SETTINGS = {
@@ -36,8 +36,7 @@ def demo(
     """
     from convnext_cli.data.digits import is_written, write_digits
     from convnext_cli.inference.prediction import predict
-    from convnext_cli.runs import RunFolder
-    from convnext_cli.training.finetuning import finetune_steps
+    from convnext_cli.runs.folder import RunFolder
 
     if (folder / "digits").exists() and not is_written(folder / "digits"):
         raise UsageError(f"{folder / 'digits'} exists already, and not from a demo", "Choose another --output")
@@ -48,7 +47,7 @@ def demo(
     digits = write_digits(folder / "digits")
     found = {}
     for start, name in (("none", "from-scratch"), (BUILTIN, "run")):
-        follow(finetune_steps(_request(digits, folder / name, start)), settings=False)
+        follow(_request(digits, folder / name, start), settings=False)
         [found[name]] = run_evaluations([RunFolder(folder / name)])
     write_report(found["run"])
     if as_json:
@@ -71,16 +70,16 @@ def demo(
     console.show(f"Next: convnext predict {quote(folder / 'digits/7')} --run {quote(run.path)}")
 
 
-def _request(digits: Path, run: Path, weights: str) -> "Request":
-    from convnext_cli.recipes.rules import Choice
-    from convnext_cli.training.preparation import Request
+def _request(digits: Path, run: Path, weights: str) -> "TrainRequest":
+    from convnext_cli.recipes.settings import Choice
+    from convnext_cli.training.request import TrainRequest
 
-    return Request(
+    return TrainRequest(
         data=digits,
         model=load_builtin().architecture,
         output=run,
         weights=weights,
         offline=True,
         overwrite=True,
-        settings={name: Choice(value=value, source="the demo") for name, value in SETTINGS.items()},
+        choices={name: Choice(value=value, source="the demo") for name, value in SETTINGS.items()},
     )

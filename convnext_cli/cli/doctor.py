@@ -17,16 +17,9 @@ def doctor(
     """Check this installation. Versions, devices, caches, the Hub, and a self-test; exits with 1 if that fails."""
     from dataclasses import asdict
 
-    from convnext_cli.diagnosis import Diagnosis, diagnose_steps
+    from convnext_cli.diagnosis import diagnose_steps
 
-    found: Diagnosis | None = None
-    with console.progress("looking") as bar:
-        for event in diagnose_steps(offline=offline):
-            if isinstance(event, Diagnosis):
-                found = event
-            else:
-                bar.update(event.done, event.total, event.what)
-    assert found is not None
+    found = console.run("checking", diagnose_steps(offline=offline))
     if as_json:
         console.show_json(asdict(found))
     else:

@@ -12,11 +12,11 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
-    from convnext_cli.evaluation.comparison import Comparison
-    from convnext_cli.evaluation.intervals import Interval
-    from convnext_cli.evaluation.targets import Target
     from convnext_cli.inference.evaluation import Evaluation
-    from convnext_cli.runs import RunFolder
+    from convnext_cli.metrics.comparison import Comparison
+    from convnext_cli.metrics.intervals import Interval
+    from convnext_cli.metrics.thresholds import Target
+    from convnext_cli.runs.folder import RunFolder
 
 SPLITS = ("train", "val", "test", "all")
 MAX_CONFUSION = 12  # classes that a screen has room for; --json and the report have all
@@ -51,8 +51,8 @@ def evaluate(
         raise UsageError(f"unknown split {split!r}", f"Give one of {', '.join(SPLITS)}")
     runs, data = _sort_paths(paths or [], data)
 
-    from convnext_cli.folds import find_newest_run
-    from convnext_cli.inference.fitting import parse_target
+    from convnext_cli.inference.calibration import parse_target
+    from convnext_cli.runs.folds import find_newest_run
 
     targets = [parse_target(text) for text in target or ()]
     if not runs:
@@ -67,7 +67,7 @@ def evaluate(
         if not as_json:
             show_evaluation(evaluation)
         if report:  # after the figures: they are not lost where it cannot be written
-            from convnext_cli.runs import RunFolder
+            from convnext_cli.runs.folder import RunFolder
 
             write_report(evaluation)
             if not as_json:
@@ -100,27 +100,17 @@ def run_evaluations(
     cache: bool = True,
 ) -> "list[Evaluation]":
     """Evaluate with a progress bar, all runs on the images of the first."""
-    from convnext_cli.inference.evaluation import Evaluation, evaluate_all_steps
+    from convnext_cli.inference.evaluation import evaluate_all_steps
 
-    evaluations = []
-    with console.progress("evaluating") as bar:
-        for event in evaluate_all_steps(runs, data, split, targets=targets, tta=tta, cache=cache):
-            if isinstance(event, Evaluation):
-                evaluations.append(event)
-            else:
-                bar.update(event.done, event.total, event.what)
-    return evaluations
+    steps = evaluate_all_steps(runs, data, split, targets=targets, tta=tta, cache=cache)
+    return console.run("evaluating", steps)
 
 
 def write_report(found: "Evaluation") -> None:
-    """Writes the report with a progress bar."""
-    from convnext_cli.progress import Progress
-    from convnext_cli.reports.page import write_report_steps
+    """Write the report with a progress bar."""
+    from convnext_cli.reports.report import write_report_steps
 
-    with console.progress("report") as bar:
-        for event in write_report_steps(found):
-            if isinstance(event, Progress):
-                bar.update(event.done, event.total, event.what)
+    console.run("report", write_report_steps(found))
 
 
 def show_evaluation(found: "Evaluation") -> None:
@@ -240,7 +230,7 @@ def _describe_number(number: int) -> str:
 
 def _sort_paths(paths: list[Path], data: Path | None) -> "tuple[list[RunFolder], Path | None]":
     """Tells runs from data: a run has a plan or a model in it."""
-    from convnext_cli.runs import RunFolder
+    from convnext_cli.runs.folder import RunFolder
 
     runs: list[RunFolder] = []
     others: list[Path] = []

@@ -10,9 +10,9 @@ from convnext_cli.cli.completion import complete_run
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
-    from convnext_cli.exports.delivery import Exported, Wanted
+    from convnext_cli.exports.export import ExportedFile, ExportRequest
     from convnext_cli.exports.hub import HubFolder
-    from convnext_cli.runs import RunFolder
+    from convnext_cli.runs.folder import RunFolder
 
 
 def export(
@@ -44,8 +44,8 @@ def export(
 ) -> None:
     """Export a run. The file is checked on your own images, from file to probability, before it gets its name."""
     from convnext_cli.errors import check_word
-    from convnext_cli.folds import find_newest_run
-    from convnext_cli.runs import RunFolder
+    from convnext_cli.runs.folder import RunFolder
+    from convnext_cli.runs.folds import find_newest_run
 
     check_word("format", format, ("onnx", "pt2", "hub"))
     folder = find_newest_run() if run is None else RunFolder(run)
@@ -53,14 +53,14 @@ def export(
         console.say(f"run: {folder.path} (the newest)")
 
     from convnext_cli.cli.predict import describe_skipped, find_files
-    from convnext_cli.exports.delivery import Exported, Wanted
+    from convnext_cli.exports.export import ExportedFile, ExportRequest
 
     inputs = find_files(images) if images else None
     for _, error in inputs.errors if inputs else ():
         raise error
     if inputs and inputs.skipped:
         console.warn(describe_skipped(inputs.skipped))
-    wanted = Wanted(
+    wanted = ExportRequest(
         format=format,
         output=output,
         int8=int8,
@@ -72,26 +72,20 @@ def export(
     exported = run_export(folder, wanted)
     if as_json:
         console.show_json(exported.to_dict())
-    elif isinstance(exported, Exported):
+    elif isinstance(exported, ExportedFile):
         _show_exported(exported)
     else:
         _show_hub(exported)
 
 
-def run_export(run: "RunFolder", wanted: "Wanted") -> "Exported | HubFolder":
+def run_export(run: "RunFolder", wanted: "ExportRequest") -> "ExportedFile | HubFolder":
     """Export with a progress bar."""
-    from convnext_cli.exports.delivery import export_steps
-    from convnext_cli.progress import Progress
+    from convnext_cli.exports.export import export_steps
 
-    with console.progress("export") as bar:
-        for event in export_steps(run, wanted):
-            if not isinstance(event, Progress):
-                return event
-            bar.update(event.done, event.total, event.what)
-    raise AssertionError("an export ends with its result")
+    return console.run("export", export_steps(run, wanted))
 
 
-def _show_exported(found: "Exported") -> None:
+def _show_exported(found: "ExportedFile") -> None:
     parity = found.parity
     opset = f", opset {found.opset}" if found.opset else ""
     console.show(f"{console.shorten(found.path)}", style="bold")

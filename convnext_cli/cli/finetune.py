@@ -10,13 +10,13 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.check import DATA_HELP
 from convnext_cli.cli.completion import complete_model, complete_run
-from convnext_cli.cli.settings import describe_sizes, given, list_decided, parse_duration, repeat_command, with_settings
+from convnext_cli.cli.options import describe_sizes, given, list_decided, parse_duration, repeat_command, with_settings
 from convnext_cli.cli.streams import stop_by_signals, survive_lost_reader
-from convnext_cli.cli.training import count_splits, describe_splits, follow, show_finished
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE
+from convnext_cli.cli.training_view import count_splits, describe_splits, follow, show_finished
+from convnext_cli.recipes.settings import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
-    from convnext_cli.training.preparation import Prepared, Request
+    from convnext_cli.training.request import Preparation
 
 
 @with_settings()
@@ -104,18 +104,18 @@ def finetune(
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
     from convnext_cli.recipes.plan import carry_over, read_choices, read_plan
-    from convnext_cli.recipes.rules import Choice
-    from convnext_cli.training.preparation import Request
+    from convnext_cli.recipes.settings import Choice
+    from convnext_cli.training.request import TrainRequest
 
     if devices is not None and "RANK" not in os.environ:
-        from convnext_cli.training.launcher import launch
+        from convnext_cli.training.compute.launcher import launch
 
         raise typer.Exit(launch(devices))
     planned_model, planned_weights, _ = read_plan(config) if config else (None, None, {})
     choices = {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
     if config:
         choices = carry_over(read_choices(config), choices, same_model=model in (None, planned_model))
-    request = Request(
+    request = TrainRequest(
         data=data,
         audit=audit,
         model=planned_model if model is None else model,
@@ -125,7 +125,7 @@ def finetune(
         overwrite=overwrite,
         recipe=recipe,
         augment=augment,
-        settings=choices,
+        choices=choices,
         resume=resume,
         max_time=max_time,
         cache=cache,
@@ -134,14 +134,15 @@ def finetune(
         track=tuple(track or ()),
     )
     if dry_run:
+        from convnext_cli.training.preparation import prepare_steps
+
         command = repeat_command(context, leave_out=("dry_run", "as_json"))
-        _show_dry_run(_prepare(request), command, check=audit, onnx=onnx, as_json=as_json)
+        preparation = console.run("checking images", prepare_steps(request))
+        _show_dry_run(preparation, command, check=audit, onnx=onnx, as_json=as_json)
         return
 
-    from convnext_cli.training.crossvalidation import train_steps
-
     with stop_by_signals():
-        finished = follow(train_steps(request), onnx=onnx)
+        finished = follow(request, onnx=onnx)
     with survive_lost_reader():
         if as_json:
             console.show_json(asdict(finished))
@@ -149,23 +150,13 @@ def finetune(
             show_finished(finished)
 
 
-def _prepare(request: "Request") -> "Prepared":
-    from convnext_cli.training.preparation import Prepared, prepare_steps
-
-    with console.progress("checking images") as bar:
-        for event in prepare_steps(request):
-            if isinstance(event, Prepared):
-                return event
-            bar.update(event.done, event.total, event.what)
-    raise AssertionError("a preparation ends with its result")
-
-
-def _show_dry_run(prepared: "Prepared", command: str, *, check: bool, onnx: bool, as_json: bool) -> None:
-    from convnext_cli.recipes.costs import GIB, training_bytes
+def _show_dry_run(prepared: "Preparation", command: str, *, check: bool, onnx: bool, as_json: bool) -> None:
+    from convnext_cli.machine import GIB
+    from convnext_cli.recipes.costs import training_bytes
     from convnext_cli.recipes.recommendation import DAY, DataCounts, estimate_plan, recommend, suggest_faster
 
     plan, machine = prepared.plan, prepared.machine
-    chosen, index = plan.recipe, prepared.index
+    chosen, index = plan.settings, prepared.index
     memory = training_bytes(
         prepared.architecture,
         chosen.micro_batch_size,
@@ -187,7 +178,7 @@ def _show_dry_run(prepared: "Prepared", command: str, *, check: bool, onnx: bool
                 "model": plan.model,
                 "weights": plan.weights,
                 "images": splits,
-                "settings": {name: asdict(choice) for name, choice in plan.settings.items()},
+                "settings": {name: asdict(choice) for name, choice in plan.choices.items()},
                 "machine": asdict(machine),
                 "memory_bytes": memory,
                 "seconds": time.total,

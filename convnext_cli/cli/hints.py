@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import TyperException
 
 from convnext_cli.errors import suggest
-from convnext_cli.recipes.recipe import describe_settings
+from convnext_cli.recipes.settings import describe_settings
 
 # Names in timm's, torchvision's, transformers', Keras', fastai's and Ultralytics' programs, without dashes; ours.
 NAMES = {

@@ -10,7 +10,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_run
-from convnext_cli.cli.layout import count_cells
+from convnext_cli.cli.tables import count_cells
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.text import make_visible, quote
 
@@ -59,7 +59,7 @@ def predict(
     if exact and not as_csv:
         raise UsageError("--exact goes with --csv", "Add --csv, or leave out --exact")
 
-    from convnext_cli.folds import find_newest_run
+    from convnext_cli.runs.folds import find_newest_run
 
     inputs = find_files(images)
     named = next((path for path in inputs.paths if str(path).endswith(".csv") and not Path(path).exists()), None)
@@ -73,12 +73,12 @@ def predict(
         console.say(f"run: {folder} (the newest)")
 
     from convnext_cli.inference.agreement import describe_calibration
-    from convnext_cli.inference.prediction import Prediction, Wishes, list_run_notes, predict_steps
+    from convnext_cli.inference.prediction import Prediction, PredictRequest, list_run_notes, predict_steps
 
     if folder.is_dir():
         for note in describe_calibration(folder):
             console.warn(note)
-    wishes = Wishes(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
+    wishes = PredictRequest(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
     for note in list_run_notes(folder, wishes):
         console.warn(note)
     failures: list[ImageError] = []

@@ -9,9 +9,9 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.completion import complete_model
-from convnext_cli.cli.settings import given, list_decided, name_flag, with_settings
+from convnext_cli.cli.options import given, list_decided, name_flag, with_settings
 from convnext_cli.errors import UsageError
-from convnext_cli.recipes.recipe import DEFAULT_RECIPE
+from convnext_cli.recipes.settings import DEFAULT_RECIPE
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def recommend(
 ) -> None:
     """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
     from convnext_cli.files import check_output, check_outside, write_output
-    from convnext_cli.recipes.machine import describe_machine
+    from convnext_cli.machine import describe_machine
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
 
     if output is not None:
@@ -63,11 +63,11 @@ def recommend(
         check_output(output, overwrite=overwrite)
     if data is not None and (dataset_size is not None or classes is not None):
         raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
-    subject = dataset_size if data is None else data
-    if subject is None:
+    test_set = dataset_size if data is None else data
+    if test_set is None:
         raise UsageError("nothing to recommend for", "Give --dataset-size N, or a folder of images")
     found = make_recommendation(
-        subject,
+        test_set,
         classes=classes,
         vram=vram,
         machine=describe_machine(),
@@ -80,7 +80,7 @@ def recommend(
     )
     notes = found.index.notes if found.index else ()
     if output is not None and found.index:
-        from convnext_cli.data.intake import check_apart
+        from convnext_cli.data.dataset import check_apart
 
         check_apart(output, found.index)
     next_command = _build_next(found, data, output, recipe=recipe, settings=given(settings), elsewhere=vram is not None)
@@ -128,7 +128,7 @@ def _build_next(
     for name, value in settings.items():
         words += [name_flag(name), quote(str(value))]
     if elsewhere:  # there, finetune would plan for the memory that it finds
-        chosen = found.plan.recipe
+        chosen = found.plan.settings
         words += ["--micro-batch-size", str(chosen.micro_batch_size)]
         words += ["--grad-checkpointing" if chosen.grad_checkpointing else "--no-grad-checkpointing"]
     return " ".join([start, *words])
@@ -159,7 +159,7 @@ def _as_json(found: "Recommendation", next_command: str) -> dict[str, Any]:
             }
             for candidate in found.candidates
         ],
-        "settings": {name: asdict(choice) for name, choice in found.plan.settings.items()},
+        "settings": {name: asdict(choice) for name, choice in found.plan.choices.items()},
         "time": asdict(found.best.time) if found.best.time else None,
         "augment": found.augment,
         "warnings": list(found.warnings),
@@ -206,12 +206,12 @@ def _show(found: "Recommendation", data: str, options: list[str], recipe: str, t
     console.show("")
     console.show_table(["setting", "value", "from", "because"], list_decided(found.plan))
     console.show("")
-    if found.plan.settings["lr"].source.startswith("specification"):
-        batch, rule = found.plan.recipe.batch_size, load_tables().lr_rule
+    if found.plan.choices["lr"].source.startswith("specification"):
+        batch, rule = found.plan.settings.batch_size, load_tables().lr_rule
         rates = ", ".join(f"{size}: {rate:g}" for size, rate in rule.examples.items())
         console.show(
             f"The specification's rule for lr, {rule.lr:g} x batch / {rule.batch} (section 2), by batch: {rates}. "
-            f"At batch {batch}: {rule.rate(batch):g}. The model's own row is used instead: {found.plan.recipe.lr:g}"
+            f"At batch {batch}: {rule.rate(batch):g}. The model's own row is used instead: {found.plan.settings.lr:g}"
         )
     if recipe != "specification":
         console.say(
@@ -222,7 +222,8 @@ def _show(found: "Recommendation", data: str, options: list[str], recipe: str, t
 
 
 def _row(candidate: "Candidate") -> tuple[Any, ...]:
-    from convnext_cli.recipes.costs import GIB, describe_seconds
+    from convnext_cli.machine import GIB
+    from convnext_cli.recipes.costs import describe_seconds
 
     model = candidate.model
     return (

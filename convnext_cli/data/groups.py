@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
 
+from convnext_cli.data.encoding import normalise_name
+from convnext_cli.data.index import Index
 from convnext_cli.data.layout import find_split
-from convnext_cli.data.scan import Index
-from convnext_cli.data.text import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
 
 MIN_SHARING = 0.05  # of the images must share their identifier with another one for it to be one
@@ -74,26 +74,26 @@ class Grouping:
         return self.source in ("names", "folders")
 
 
-def group_index(index: Index, how: str) -> tuple[Index, Grouping]:
+def group_index(index: Index, group_from: str) -> tuple[Index, Grouping]:
     """Gives an index its groups.
 
     Args:
         index: scanned; may have groups from a manifest.
-        how: `auto` (the manifest's, else inferred), `none`, `dicom:KEYWORD` (such as `dicom:PatientID`), or a regular
-            expression that is searched for in the relative path: its first bracket, or all of it, is the group.
+        group_from: `auto` (the manifest's, else inferred), `none`, `dicom:KEYWORD` (such as `dicom:PatientID`), or a
+            regular expression that is searched for in the relative path: its first bracket, or all of it, is the group.
 
     Raises:
         UsageError: the pattern is not valid, or finds nothing.
     """
-    if how == "none":
+    if group_from == "none":
         return replace(index, groups=()), Grouping(source="none", rule="switched off: every image by itself")
-    if how == "auto" and index.groups:
+    if group_from == "auto" and index.groups:
         return index, _describe(index.groups, index.paths, "manifest", "the manifest's column")
-    if how.startswith(_DICOM):
-        found = _read_dicom(index, how.removeprefix(_DICOM))
-        return _apply(index, found, "dicom", f"the DICOM attribute {how.removeprefix(_DICOM)}")
-    if how != "auto":
-        return _apply(index, _search(index.paths, how), "pattern", f"the pattern {how}")
+    if group_from.startswith(_DICOM):
+        found = _read_dicom(index, group_from.removeprefix(_DICOM))
+        return _apply(index, found, "dicom", f"the DICOM attribute {group_from.removeprefix(_DICOM)}")
+    if group_from != "auto":
+        return _apply(index, _search(index.paths, group_from), "pattern", f"the pattern {group_from}")
     if patients := _read_patients(index):
         return _apply(index, patients, "dicom", "the DICOM attribute PatientID")
     for source, rule, guesses in (
@@ -157,14 +157,14 @@ def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
 
 def _list_dicom(index: Index) -> list[int]:
     """Return the rows that may be DICOM: by suffix, or without one of another format."""
-    from convnext_cli.data.formats import PILLOW_SUFFIXES
+    from convnext_cli.images.formats import PILLOW_SUFFIXES
 
     others = frozenset[str]().union(*PILLOW_SUFFIXES.values())
     return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
 
 
 def _read_dicom(index: Index, keyword: str) -> dict[int, str]:
-    from convnext_cli.data.dicom import read_tag
+    from convnext_cli.images.dicom import read_tag
 
     found = {}
     for row in _list_dicom(index):

@@ -14,10 +14,10 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
-from convnext_cli.data.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
-from convnext_cli.data.text import decode_text
+from convnext_cli.data.encoding import decode_text
 from convnext_cli.data.tree import is_hidden
 from convnext_cli.errors import DataError, ImageError
+from convnext_cli.images.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
 
 MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths
 NO_IMAGE = "not an image by suffix or content"

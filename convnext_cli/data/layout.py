@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from convnext_cli.data.text import decode_name, normalise_name
+from convnext_cli.data.encoding import decode_name, normalise_name
 from convnext_cli.data.tree import Folder
 from convnext_cli.errors import DataError
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnext_cli.data.formats import has_image_suffix
+from convnext_cli.data.encoding import UTF_8, decode_name, normalise_name, read_text
+from convnext_cli.data.index import AUTO, Index
 from convnext_cli.data.layout import SPLIT_NAMES, describe_joined, find_split
-from convnext_cli.data.scan import AUTO, Index
-from convnext_cli.data.text import UTF_8, decode_name, normalise_name, read_text
 from convnext_cli.errors import DataError
+from convnext_cli.images.formats import has_image_suffix
 
 _COLUMNS = {
     "path": (

@@ -3,79 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from convnext_cli.data.encoding import fold_name
 from convnext_cli.data.exclusion import find_excluded
+from convnext_cli.data.index import AUTO, EXCLUDED, NONE, Index, select_rows
 from convnext_cli.data.layout import Layout, find_split, recognise
-from convnext_cli.data.text import fold_name
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.errors import DataError, UsageError
-
-AUTO, NONE = "auto", "none"
-EXCLUDED = "excluded image"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Index:
-    """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
-
-    Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, `fold-1` and so on where folds
-    validate in turn, or empty where the data has none.
-    `groups` names what row i was taken from (a patient), or has no rows where that is not known. `folds` says in which
-    fold of a table's own row i validates (`fold-1` and so on), or has no rows. `skipped` counts what is no image, by
-    reason. `notes` say how the folders or the table were read.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    splits: tuple[str, ...]
-    groups: tuple[str, ...] = ()
-    folds: tuple[str, ...] = ()
-    skipped: dict[str, int]
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def rows(self, split: str) -> list[int]:
-        """The rows of one split."""
-        return [row for row, name in enumerate(self.splits) if name == split]
-
-    def count_classes(self, split: str | None = None) -> list[int]:
-        """Images per class, in all or in one split."""
-        counts = Counter(label for label, name in zip(self.labels, self.splits, strict=True) if split in (None, name))
-        return [counts[label] for label in range(len(self.classes))]
-
-
-def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known: Sequence[str] = ()) -> Index:
-    """Find the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
-
-    Args:
-        data: the folder or file.
-        image_root: the folder that a manifest's paths begin in; `auto` looks in its own folder and those below.
-        exclude: what to leave out (`exclusion.find_excluded`), or `none`.
-        known: classes of a run, whose names are in no doubt.
-
-    Raises:
-        DataError: nothing is there, it cannot be read, it has no images, or its layout can mean several things.
-        UsageError: `image_root` is given without a manifest.
-    """
-    suffix = data.suffix.lower()
-    if not data.is_file() or suffix not in (".csv", ".tsv", ".zip"):
-        return scan_folder(data, image_root=image_root, exclude=exclude, known=known)
-    if suffix == ".zip":
-        from convnext_cli.data.archive import check_inside, unpack
-
-        index = scan_folder(unpack(data), image_root=image_root, exclude=exclude, archive=data, known=known)
-        if image_root == AUTO:
-            check_inside(data, index.root, index.paths)
-        return index
-    from convnext_cli.data.manifest import read_manifest
-
-    return _exclude(read_manifest(data, image_root), exclude)
 
 
 def scan_folder(
@@ -115,7 +51,7 @@ def scan_folder(
     index = _make_index(root, layout, skipped)
     if table := _choose_table(layout, index, image_root, archive or root):
         rows = [row for row, path in enumerate(table.paths) if os.path.join(table.root, path) not in gone]  # noqa: PTH118
-        _check_left(len(rows), exclude, root)
+        check_left(len(rows), exclude, root)
         left_out = {EXCLUDED: len(gone)} if gone else {}
         return replace(select_rows(table, rows), skipped=table.skipped | left_out)
     if not len(index):
@@ -245,7 +181,7 @@ def _exclude_from(tree: Folder, root: Path, exclude: str) -> set[str]:
     start = len(os.path.join(root, ""))  # noqa: PTH118
     paths = [path[start:] for path in tree.list_images()]
     gone = {os.path.join(root, paths[row]) for row in find_excluded(exclude, paths, root)}  # noqa: PTH118
-    _check_left(len(paths) - len(gone), exclude, root)
+    check_left(len(paths) - len(gone), exclude, root)
     for folder in tree.walk():
         folder.images = [name for name in folder.images if os.path.join(folder.path, name) not in gone]  # noqa: PTH118
     filled = {folder.path for folder in tree.walk() if folder.count}
@@ -255,92 +191,14 @@ def _exclude_from(tree: Folder, root: Path, exclude: str) -> set[str]:
     return gone
 
 
-def _check_left(images: int, exclude: str, root: Path) -> None:
-    if not images:
-        raise DataError(f"--exclude {exclude} leaves no image of {root}", "Exclude fewer images")
-
-
-def _exclude(index: Index, exclude: str) -> Index:
-    """The index of a manifest without the images that `exclude` names."""
-    if exclude == NONE:
-        return index
-    gone = find_excluded(exclude, index.paths, index.root)
-    _check_left(len(index) - len(gone), exclude, index.root)
-    kept = select_rows(index, [row for row in range(len(index)) if row not in gone])
-    return replace(kept, skipped=index.skipped | {EXCLUDED: len(gone)})
-
-
-def select_rows(index: Index, rows: list[int]) -> Index:
-    """An index of some of the rows; the classes stay, with or without images."""
-    return replace(
-        index,
-        paths=tuple(index.paths[row] for row in rows),
-        labels=tuple(index.labels[row] for row in rows),
-        splits=tuple(index.splits[row] for row in rows),
-        groups=tuple(index.groups[row] for row in rows) if index.groups else (),
-        folds=tuple(index.folds[row] for row in rows) if index.folds else (),
-    )
-
-
-def check_trainable(index: Index) -> None:
-    """Checks that the index can be trained on.
+def check_left(images: int, exclude: str, root: Path) -> None:
+    """Check that an exclusion leaves images.
 
     Raises:
-        DataError: one class only, more classes than images, or classes without (training) images.
+        DataError: it leaves none.
     """
-    if len(index.classes) < 2:
-        raise DataError(
-            f"{index.root} has one class only ({index.classes[0]!r})",
-            "Give two class folders or more to tell apart",
-        )
-    if len(index.classes) > len(index):
-        raise DataError(
-            f"{index.root} has more classes ({len(index.classes)}) than images ({len(index)})",
-            "Give each class folder images, or remove the empty ones",
-        )
-    splits = set(index.splits)
-    if splits <= {"val", "test"}:
-        raise DataError(
-            f"all images of {index.root} are in its {' and '.join(sorted(splits))} split: there is nothing to train on",
-            "Give the folder that has the training images too, or draw new splits by --resplit",
-        )
-    counts = index.count_classes("train" if "train" in splits else None)
-    missing = [name for name, count in zip(index.classes, counts, strict=True) if not count]
-    if missing:
-        where = "training images" if "train" in splits else "images"
-        examples = ", ".join(missing[:5])
-        alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
-        hint = f"; {' and '.join(alike[0])} differ in case or hyphens only" if alike else ""
-        raise DataError(
-            f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}{hint}",
-            "Give them one name" if alike else "Add images to these folders, or remove them",
-        )
-
-
-def find_alike(classes: Iterable[str]) -> list[list[str]]:
-    """Return the classes whose names differ in case, hyphens or width only, by their common form."""
-    forms: dict[str, list[str]] = {}
-    for name in classes:
-        forms.setdefault(fold_name(name), []).append(name)
-    return [names for names in forms.values() if len(names) > 1]
-
-
-def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-    """The connected sets of rows, sorted."""
-    parent: dict[int, int] = {}
-
-    def find(row: int) -> int:
-        while parent.setdefault(row, row) != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    for one, two in links:
-        first, second = sorted((find(one), find(two)))
-        parent[second] = first
-    sets: dict[int, list[int]] = {}
-    for row in sorted(parent):
-        sets.setdefault(find(row), []).append(row)
-    return tuple(tuple(rows) for _, rows in sorted(sets.items()))
+    if not images:
+        raise DataError(f"--exclude {exclude} leaves no image of {root}", "Exclude fewer images")
 
 
 def _describe(skipped: dict[str, int]) -> str:

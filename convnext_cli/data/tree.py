@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from convnext_cli.data.formats import IMAGE_SUFFIXES, has_image_suffix, identify_file
+from convnext_cli.images.formats import IMAGE_SUFFIXES, has_image_suffix, identify_file
 
 NOT_AN_IMAGE = "not an image by its suffix"
 LINK = "no regular file (a broken link, a pipe)"

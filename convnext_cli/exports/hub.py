@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.intake import check_apart
+from convnext_cli.data.dataset import check_apart
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError, shorten_error
-from convnext_cli.exports.card import License, find_license, write_card
+from convnext_cli.exports.model_card import License, find_license, write_card
 from convnext_cli.files import replace_output
-from convnext_cli.folds import check_single
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
-from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder
+from convnext_cli.progress import Progress, Steps
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import check_single
 
 MODEL_FILES = ("config.json", "model.safetensors")
 CARD = "README.md"
@@ -35,10 +35,8 @@ class HubFolder:
         return asdict(self)
 
 
-def hub_steps(
-    run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False
-) -> Iterator[Progress | HubFolder]:
-    """Writes config.json, model.safetensors and a model card: yields progress, and the result last.
+def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False) -> Steps[HubFolder]:
+    """Write config.json, model.safetensors and a model card.
 
     The card's figures are measured now, on the run's test split where there is one; that is recorded in the run as
     every evaluation on a test split is.
@@ -70,11 +68,7 @@ def hub_steps(
             shutil.copyfile(run.path / name, files[name])
         evaluation: Evaluation | None = None
         try:  # after what needs most room on the disk: no look at the test split is counted without a card
-            for event in evaluate_steps(run, None, None):
-                if isinstance(event, Evaluation):
-                    evaluation = event
-                else:
-                    yield event
+            evaluation = yield from evaluate_steps(run, None, None)
         except RunError:  # a damaged run is not passed on
             raise
         except (DataError, ImageError) as error:
@@ -86,7 +80,7 @@ def hub_steps(
     if push:
         yield Progress(done=0, total=1, what=f"uploading to {push}")
         url = _push(output, push)
-    yield HubFolder(path=output, license=license, url=url, notes=tuple(notes))
+    return HubFolder(path=output, license=license, url=url, notes=tuple(notes))
 
 
 @contextmanager

@@ -1,18 +1,19 @@
 """Whether an exported file says the same as its run, on the user's own images, from file to probability."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.decode import Pixels, decode_image
-from convnext_cli.data.transforms import Preprocessing, transform_for_eval
 from convnext_cli.errors import ConvnextError
-from convnext_cli.evaluation.figures import Floats, log_softmax
-from convnext_cli.inference.answers import Answerer
-from convnext_cli.progress import Progress
+from convnext_cli.images.decode import Pixels, decode_image
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.transforms import transform_for_eval
+from convnext_cli.inference.classifier import Classifier
+from convnext_cli.metrics.formulas import Floats, log_softmax
+from convnext_cli.progress import Progress, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ class ParityError(ConvnextError):
 
 
 def compare_steps(
-    reference: Answerer, exported: Answerer, paths: Sequence[Path], temperature: float, tolerance: Tolerance
-) -> Iterator[Progress | tuple[Parity, Floats, Floats]]:
+    reference: Classifier, exported: Classifier, paths: Sequence[Path], temperature: float, tolerance: Tolerance
+) -> Steps[tuple[Parity, Floats, Floats]]:
     """Asks both about every image, each with its own preprocessing.
 
     Args:
@@ -75,8 +76,8 @@ def compare_steps(
         temperature: the run's.
         tolerance: how far they may be apart.
 
-    Yields:
-        Progress, and last the result with the logits of both, (N, K).
+    Returns:
+        The result, with the logits of both, (N, K).
 
     Raises:
         ImageError: an image cannot be read.
@@ -86,7 +87,7 @@ def compare_steps(
     for model in (reference, exported):
         said: list[NDArray[np.float32]] = []
         shares: list[NDArray[np.float64]] = []
-        for part in model.answer(range(len(paths)), _load(paths, model.how)):
+        for part in model.answer(range(len(paths)), _load(paths, model.preprocessing)):
             for error in part.failed.values():
                 raise error
             said.append(part.logits)
@@ -105,8 +106,8 @@ def compare_steps(
         worst=paths[int(apart.argmax())],
         tolerance=tolerance,
     )
-    yield found, logits[0], logits[1]
+    return found, logits[0], logits[1]
 
 
-def _load(paths: Sequence[Path], how: Preprocessing) -> Callable[[int], Pixels]:
-    return lambda row: transform_for_eval(decode_image(paths[row]), how)
+def _load(paths: Sequence[Path], preprocessing: Preprocessing) -> Callable[[int], Pixels]:
+    return lambda row: transform_for_eval(decode_image(paths[row]), preprocessing)

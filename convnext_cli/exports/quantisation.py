@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.decode import decode_image
-from convnext_cli.data.transforms import transform_for_eval
-from convnext_cli.exports.graph import write_metadata
-from convnext_cli.inference.description import INPUT, Description
+from convnext_cli.exports.onnx_file import write_metadata
+from convnext_cli.images.decode import decode_image
+from convnext_cli.images.transforms import transform_for_eval
+from convnext_cli.inference.metadata import INPUT, Metadata
 
 
 def _list_comparisons(path: Path) -> list[str]:
@@ -22,7 +22,7 @@ def _list_comparisons(path: Path) -> list[str]:
     return [node.name for node in nodes if node.op_type in ("MatMul", "Gemm") and ranked & set(node.output)]
 
 
-def quantise(path: Path, about: Description, images: Sequence[Path]) -> None:
+def quantise(path: Path, about: Metadata, images: Sequence[Path]) -> None:
     """Write an ONNX file anew with the weights and inputs of convolutions and matrix products in 8 bits.
 
     Norms (GRN included), GELU, residual sums and the comparison with the training images stay float32.
@@ -43,7 +43,7 @@ def quantise(path: Path, about: Description, images: Sequence[Path]) -> None:
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             path = next(self._images, None)
-            return None if path is None else {INPUT: transform_for_eval(decode_image(path), about.how)[None]}
+            return None if path is None else {INPUT: transform_for_eval(decode_image(path), about.preprocessing)[None]}
 
     logging.disable(logging.WARNING)  # it recommends a step of its own that was done by the export
     try:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.folds import FoldsFolder, open_folder
-from convnext_cli.inference.fitting import read_calibration
+from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.records import FoldsResult, read_record
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.runs.records import FoldsResult, read_record
 from convnext_cli.text import quote
 
 

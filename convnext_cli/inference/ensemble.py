@@ -1,33 +1,34 @@
 """The models of a cross-validation as one: the mean of their calibrated probabilities."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import RunError
-from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.evaluation.novelty import NoveltyModel, measure_pixels
-from convnext_cli.folds import FoldsFolder
-from convnext_cli.inference.answers import Answerer, Answers
-from convnext_cli.inference.fitting import Calibration, read_calibration
-from convnext_cli.progress import Progress
+from convnext_cli.inference.calibration import Calibration, read_calibration
+from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.novelty import NoveltyModel, measure_pixels
+from convnext_cli.progress import Progress, Steps, map_events
+from convnext_cli.runs.folds import FoldsFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
     """One fold's model."""
 
-    model: Answerer
+    model: Classifier
     temperature: float
     novelty: NoveltyModel | None = None
     """What its training images look like; None where no OOD score is asked for."""
 
 
-class Ensemble(Answerer):
+class Ensemble(Classifier):
     """All folds' models, ready to classify together.
 
     Its probabilities are the mean of the members', each after its own temperature; its logits are their logarithm, so
@@ -45,11 +46,14 @@ class Ensemble(Answerer):
     def __init__(self, folder: FoldsFolder, members: Sequence[Member]) -> None:
         self.members, self.own = members, folder.read_split()
         first = members[0].model
-        self.classes, self.how, self.cache = first.classes, first.how, first.cache
-        if any((member.model.classes, member.model.how) != (self.classes, self.how) for member in members):
+        self.classes, self.preprocessing, self.cache = first.classes, first.preprocessing, first.cache
+        if any(
+            (member.model.classes, member.model.preprocessing) != (self.classes, self.preprocessing)
+            for member in members
+        ):
             raise RunError(f"the folds of {folder.path} differ in classes or in image size", "Evaluate them one by one")
 
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Answers:
+    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Asks all members about prepared images, (B, S, S, 3).
 
         The heat is the mean over the members that say the same class as all of them together; there are no features.
@@ -63,14 +67,14 @@ class Ensemble(Answerer):
         pairs = zip(told, self.members, strict=True)
         statistics = measure_pixels(images)
         scores = [m.novelty.score(part.features, statistics) for part, m in pairs if m.novelty is not None]
-        return Answers(
+        return Outputs(
             logits=logits,
             features=np.empty((len(images), 0), np.float32),
             heat=(weights * heats).sum(axis=0).astype(np.float32),
             novelty=np.mean(scores, axis=0) if scores else None,
         )
 
-    def choose(self, index: Index, row: int) -> Answerer:
+    def choose(self, index: Index, row: int) -> Classifier:
         """Who answers for a row: all together, and for an image of the folds the one that it was kept from."""
         split = index.splits[row]
         if is_fold(split) and self._is_own(index):
@@ -79,8 +83,8 @@ class Ensemble(Answerer):
 
     def answer_all(
         self, index: Index, rows: Sequence[int], *, features: bool = False, what: str = "evaluating"
-    ) -> Iterator[Progress | Answers]:
-        """Asks about rows of an index: yields progress, and all answers at once at the end.
+    ) -> Steps[Outputs]:
+        """Compute the outputs of rows of an index.
 
         An image of the folds is answered by the one member that was not trained on it (out of fold).
 
@@ -90,39 +94,45 @@ class Ensemble(Answerer):
         """
         parts = {index.splits[row] if self._is_own(index) else "" for row in rows}
         if not any(map(is_fold, parts)):
-            yield from Answerer.answer_all(self, index, rows, features=features, what=what)
-            return
+            return (yield from Classifier.answer_all(self, index, rows, features=features, what=what))
         logits = np.empty((len(rows), len(self.classes)), np.float32)
         done = 0
         for part in sorted(parts):
             places = [place for place, row in enumerate(rows) if index.splits[row] == part]
             mine = [rows[place] for place in places]
-            for event in self.choose(index, mine[0]).answer_all(index, mine, what=what):
-                if isinstance(event, Answers):
-                    logits[places] = event.logits
-                else:
-                    yield Progress(done=done + event.done, total=len(rows), what=what)
+            steps = self.choose(index, mine[0]).answer_all(index, mine, what=what)
+            outputs = yield from map_events(steps, partial(_place, after=done, total=len(rows)))
+            logits[places] = outputs.logits
             done += len(mine)
         empty = np.empty((len(rows), 0), np.float32)
-        yield Answers(logits=logits, features=empty, heat=empty)
+        return Outputs(logits=logits, features=empty, heat=empty)
 
     def _is_own(self, index: Index) -> bool:
         return (index.paths, index.splits) == (self.own.paths, self.own.splits)
 
 
-class _Single(Answerer):
+def _place(event: Progress, *, after: int, total: int) -> Progress:
+    """Return the progress of a part of a longer operation."""
+    return replace(event, done=after + event.done, total=total)
+
+
+class _Single(Classifier):
     """One member, after its temperature."""
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.classes, self.how, self.cache = member.model.classes, member.model.how, member.model.cache
+        self.classes, self.preprocessing, self.cache = (
+            member.model.classes,
+            member.model.preprocessing,
+            member.model.cache,
+        )
 
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Answers:
+    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         told = self.member.model.ask(images, features=features, heat=heat)
-        return Answers(logits=_join([told], [self.member]), features=told.features, heat=told.heat)
+        return Outputs(logits=_join([told], [self.member]), features=told.features, heat=told.heat)
 
 
-def _join(told: Sequence[Answers], members: Sequence[Member]) -> NDArray[np.float32]:
+def _join(told: Sequence[Outputs], members: Sequence[Member]) -> NDArray[np.float32]:
     """The logarithm of the mean of the members' probabilities, (B, K)."""
     logs = [log_softmax(part.logits / member.temperature) for part, member in zip(told, members, strict=True)]
     joined: NDArray[np.float64] = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
@@ -135,12 +145,12 @@ def open_ensemble(folder: FoldsFolder, *, tta: bool = False, cache: bool = True)
     Raises:
         RunError: it has not finished, or cannot be read.
     """
-    from convnext_cli.inference.predictor import Predictor  # torch: `predict` may do without
+    from convnext_cli.inference.torch_classifier import TorchClassifier  # torch: `predict` may do without
 
     runs = folder.list_runs()
     found = [read_calibration(run) for run in runs]
     members = [
-        Member(model=Predictor(run.path, tta=tta, cache=cache), temperature=find_temperature(calibration))
+        Member(model=TorchClassifier(run.path, tta=tta, cache=cache), temperature=find_temperature(calibration))
         for run, calibration in zip(runs, found, strict=True)
     ]
     weak = [run.path.name for run, calibration in zip(runs, found, strict=True) if not calibration or calibration.weak]

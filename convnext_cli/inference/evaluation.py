@@ -1,7 +1,7 @@
 """How good a run is on some images, how sure that is, and which of several runs is better."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,22 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.data.encoding import find_name
 from convnext_cli.data.split import name_fold
-from convnext_cli.data.text import find_name
 from convnext_cli.errors import DataError, ImageError, UsageError
-from convnext_cli.evaluation import comparison
-from convnext_cli.evaluation.calibration import explain_worse
-from convnext_cli.evaluation.comparison import Comparison
-from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.evaluation.intervals import Intervals, compute_intervals
-from convnext_cli.evaluation.metrics import Metrics, compute_metrics
-from convnext_cli.evaluation.novelty import ABOUT
-from convnext_cli.evaluation.targets import OperatingPoint, Target, apply_threshold
-from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.inference.agreement import check_records, describe_progress
-from convnext_cli.inference.answers import Answerer, Answers
-from convnext_cli.inference.ensemble import Ensemble, open_ensemble
-from convnext_cli.inference.fitting import (
+from convnext_cli.inference.calibration import (
     Calibration,
     describe_weak_novelty,
     fit_steps,
@@ -33,19 +22,30 @@ from convnext_cli.inference.fitting import (
     parse_target,
     read_calibration,
 )
+from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.overlap import Overlap
-from convnext_cli.inference.predictor import Predictor
-from convnext_cli.inference.subject import Subject, audit_steps, choose_subject, find_leakage
-from convnext_cli.progress import OnEvent, Progress, drain
-from convnext_cli.records import AuditRecord
-from convnext_cli.runs import RunFolder
+from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.metrics import comparison
+from convnext_cli.metrics.comparison import Comparison
+from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.intervals import Intervals, compute_intervals
+from convnext_cli.metrics.novelty import ABOUT
+from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.temperature import explain_worse
+from convnext_cli.metrics.thresholds import OperatingPoint, Target, apply_threshold
+from convnext_cli.progress import OnEvent, Progress, Steps, finish
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
+from convnext_cli.runs.records import AuditRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cases:
     """The images of an evaluation and what the model said of each, for curves, galleries and comparisons."""
 
-    subject: Subject
+    test_set: TestSet
     classes: tuple[str, ...]
     logits: NDArray[np.float32]
     """(N, K), the model's own."""
@@ -124,7 +124,7 @@ def evaluate(
     folder = find_newest_run() if run is None else RunFolder(Path(run))
     wanted = [parse_target(text) for text in targets]
     steps = evaluate_steps(folder, None if data is None else Path(data), split, targets=wanted, tta=tta, cache=cache)
-    return drain(steps, Evaluation, on_event)
+    return finish(steps, on_event)
 
 
 def evaluate_all_steps(
@@ -135,20 +135,22 @@ def evaluate_all_steps(
     targets: Sequence[Target] = (),
     tta: bool = False,
     cache: bool = True,
-) -> Iterator[Progress | Evaluation]:
-    """Evaluate several runs on the images of the first: yield progress, and each evaluation.
+) -> Steps[list[Evaluation]]:
+    """Evaluate several runs on the images of the first.
 
     All runs are read before the first evaluation on a test split is recorded.
     """
     if len(runs) > 1:
         for run in runs:
             check_records(run)
-    subject = None
+    evaluations: list[Evaluation] = []
     for run in runs:
-        for event in evaluate_steps(run, data, split, targets=targets, tta=tta, cache=cache, subject=subject):
-            if isinstance(event, Evaluation):
-                subject = event.cases.subject
-            yield event
+        test_set = evaluations[0].cases.test_set if evaluations else None
+        evaluation = yield from evaluate_steps(
+            run, data, split, targets=targets, tta=tta, cache=cache, test_set=test_set
+        )
+        evaluations.append(evaluation)
+    return evaluations
 
 
 def compare(
@@ -178,19 +180,14 @@ def compare(
         ImageError: an image cannot be read.
     """
     runs = [RunFolder(Path(first)), RunFolder(Path(second))]
-    return drain(_compare_steps(runs, None if data is None else Path(data), split, cache=cache), Comparison, on_event)
+    return finish(_compare_steps(runs, None if data is None else Path(data), split, cache=cache), on_event)
 
 
 def _compare_steps(
     runs: Sequence[RunFolder], data: Path | None, split: str | None, *, cache: bool
-) -> Iterator[Progress | Comparison]:
-    evaluations = []
-    for event in evaluate_all_steps(runs, data, split, cache=cache):
-        if isinstance(event, Evaluation):
-            evaluations.append(event)
-        else:
-            yield event
-    yield compare_evaluations(*evaluations)
+) -> Steps[Comparison]:
+    first, second = yield from evaluate_all_steps(runs, data, split, cache=cache)
+    return compare_evaluations(first, second)
 
 
 def evaluate_steps(
@@ -201,23 +198,23 @@ def evaluate_steps(
     targets: Sequence[Target] = (),
     tta: bool = False,
     cache: bool = True,
-    subject: Subject | None = None,
-) -> Iterator[Progress | Evaluation]:
-    """Does what `evaluate` does, and yields progress before the result.
+    test_set: TestSet | None = None,
+) -> Steps[Evaluation]:
+    """Evaluate a run, as `evaluate` does.
 
-    `subject` names the images where they are decided already, because several runs are compared on them.
+    `test_set` names the images where they are decided already, because several runs are compared on them.
     """
-    subject, notes = (subject, []) if subject else choose_subject(run, data, split)
+    test_set, notes = (test_set, []) if test_set else choose_test_set(run, data, split)
     check_records(run)
     if (unfinished := describe_progress(run)) is not None:
         notes.insert(0, unfinished)
     audit = yield from audit_steps(run, notes)
-    leakage, overlap = yield from find_leakage(run, subject, audit)
+    leakage, overlap = yield from find_leakage(run, test_set, audit)
     notes += leakage
     predictor = open_model(run, notes, cache=cache)
-    labels = predictor.label_rows(subject.index, subject.rows)
+    labels = predictor.label_rows(test_set.index, test_set.rows)
     calibration: Calibration | None = None
-    if isinstance(predictor, Predictor):
+    if isinstance(predictor, TorchClassifier):
         calibration = yield from _calibrate(predictor, notes)
         if calibration:
             calibration = keep_targets(run, calibration, predictor.classes, targets)
@@ -226,15 +223,15 @@ def evaluate_steps(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
             f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
         )
-    logits, seconds = yield from _ask(predictor, subject, "evaluating")
+    logits, seconds = yield from _ask(predictor, test_set, "evaluating")
     temperature = calibration.temperature if calibration else 1.0
     augmentation = None
     if tta:
         plain = logits
         logits, longer = yield from _ask(
-            open_model(run, [], tta=True, cache=cache), subject, "evaluating shifted views"
+            open_model(run, [], tta=True, cache=cache), test_set, "evaluating shifted views"
         )
-        gain = comparison.compare(plain / temperature, logits / temperature, labels, subject.groups)
+        gain = comparison.compare(plain / temperature, logits / temperature, labels, test_set.groups)
         augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
     yield Progress(done=0, total=1, what="drawing resamples for the intervals")
     calibrated = logits / temperature
@@ -246,34 +243,36 @@ def evaluate_steps(
         notes.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
     probabilities = np.exp(log_softmax(calibrated))
     points = [
-        apply_threshold(t, probabilities[:, k], labels == k, subject.groups)
+        apply_threshold(t, probabilities[:, k], labels == k, test_set.groups)
         for t in (calibration.thresholds if calibration else ())
         for k in [predictor.classes.index(t.target.name)]
     ]
     notes += [_describe_missed(point) for point in points if point.is_missed]
-    yield Evaluation(
+    return Evaluation(
         run=run.path,
-        data=subject.index.root,
-        split=subject.split,
+        data=test_set.index.root,
+        split=test_set.split,
         metrics=metrics,
-        intervals=compute_intervals(calibrated, labels, subject.groups),
+        intervals=compute_intervals(calibrated, labels, test_set.groups),
         uncalibrated=uncalibrated,
         calibration=calibration,
         operating_points=tuple(points),
         augmentation=augmentation,
-        test_number=_record(run, subject, metrics, points, tta=tta) if subject.split == "test" else None,
+        test_number=_record(run, test_set, metrics, points, tta=tta) if test_set.split == "test" else None,
         notes=tuple(notes),
         audit=audit,
         overlap=overlap,
-        cases=Cases(subject=subject, classes=predictor.classes, logits=logits, labels=labels),
+        cases=Cases(test_set=test_set, classes=predictor.classes, logits=logits, labels=labels),
     )
 
 
-def open_model(run: RunFolder, notes: list[str], *, tta: bool = False, cache: bool = True) -> Predictor | Ensemble:
+def open_model(
+    run: RunFolder, notes: list[str], *, tta: bool = False, cache: bool = True
+) -> TorchClassifier | Ensemble:
     """The run's model, or all of a cross-validation's, whose weak points become notes."""
     folder = open_folder(run.path)
     if not isinstance(folder, FoldsFolder):
-        return Predictor(run.path, tta=tta, cache=cache)
+        return TorchClassifier(run.path, tta=tta, cache=cache)
     model, weak = open_ensemble(folder, tta=tta, cache=cache)
     notes += weak
     return model
@@ -295,11 +294,11 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
     order = [place for place in places if place is not None]
     temperatures = [e.calibration.temperature if e.calibration else 1.0 for e in (first, second)]
     return comparison.compare(
-        a.logits / temperatures[0], b.logits[:, order] / temperatures[1], a.labels, a.subject.groups
+        a.logits / temperatures[0], b.logits[:, order] / temperatures[1], a.labels, a.test_set.groups
     )
 
 
-def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, None, Calibration | None]:
+def _calibrate(predictor: TorchClassifier, notes: list[str]) -> Steps[Calibration | None]:
     """The run's calibration; fitted now where the run has none. What prevents it becomes a note."""
     found = read_calibration(predictor.run)
     is_old = found is not None and not found.weak and found.novelty_score != ABOUT  # of an earlier version
@@ -308,11 +307,7 @@ def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, No
         if found is None and predictor.run.read_calibration() is not None:
             notes.append("calibration.json was fitted for other weights than model.safetensors; it is fitted again")
         try:
-            for event in fit_steps(predictor, predictor.run, thresholds=thresholds):
-                if isinstance(event, Calibration):
-                    found = event
-                else:
-                    yield event
+            found = yield from fit_steps(predictor, predictor.run, thresholds=thresholds)
         except ImageError as error:
             notes.append(f"not calibrated, because the run's own images are gone: {error.problem}")
     if found and found.weak:
@@ -322,18 +317,11 @@ def _calibrate(predictor: Predictor, notes: list[str]) -> Generator[Progress, No
     return found
 
 
-def _ask(
-    predictor: Answerer, subject: Subject, what: str
-) -> Generator[Progress, None, tuple[NDArray[np.float32], float]]:
+def _ask(predictor: Classifier, test_set: TestSet, what: str) -> Steps[tuple[NDArray[np.float32], float]]:
     """The logits of all images (N, K), and the seconds they took."""
     started = time.perf_counter()
-    logits = np.empty((0, len(predictor.classes)), np.float32)
-    for event in predictor.answer_all(subject.index, subject.rows, what=what):
-        if isinstance(event, Answers):
-            logits = event.logits
-        else:
-            yield event
-    return logits, time.perf_counter() - started
+    outputs = yield from predictor.answer_all(test_set.index, test_set.rows, what=what)
+    return outputs.logits, time.perf_counter() - started
 
 
 def _describe_missed(point: OperatingPoint) -> str:
@@ -345,11 +333,11 @@ def _describe_missed(point: OperatingPoint) -> str:
     return f"target {target} is not met on these images: {target.figure} {100 * measured:.1f}%{ci}{chance}"
 
 
-def _record(run: RunFolder, subject: Subject, metrics: Metrics, points: Sequence[OperatingPoint], *, tta: bool) -> int:
+def _record(run: RunFolder, test_set: TestSet, metrics: Metrics, points: Sequence[OperatingPoint], *, tta: bool) -> int:
     return run.record_test(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "data": str(subject.index.root),
+            "data": str(test_set.index.root),
             "images": metrics.images,
             "balanced_accuracy": metrics.balanced_accuracy,
             "top1": metrics.top1,

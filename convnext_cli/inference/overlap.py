@@ -1,6 +1,6 @@
 """Which images of an evaluation the model was trained on, told by their content and not by their names."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.duplicates import MAX_DISTANCE
-from convnext_cli.data.audit.inspection import PICTURES, Inspection, inspect_images
-from convnext_cli.data.scan import Index
+from convnext_cli.data.audit.measurements import PICTURES, measure_images
+from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold
-from convnext_cli.progress import Progress
-from convnext_cli.recipes.machine import count_cpus
-from convnext_cli.runs import RunFolder
+from convnext_cli.machine import count_cpus
+from convnext_cli.progress import Steps
+from convnext_cli.runs.folder import RunFolder
 
 MAX_THUMB_DIFFERENCE = 2.0  # grey levels, root mean square; JPEG at quality 40 differs by about 1
 _BLOCK = 256
@@ -31,16 +31,13 @@ class Overlap:
     """Images that are, or are near-duplicates of, a validation image and no training image."""
 
 
-def measure_pictures(index: Index) -> Generator[Progress, None, dict[str, NDArray[Any]]]:
+def measure_thumbnails(index: Index) -> Steps[dict[str, NDArray[Any]]]:
     """Decode the images of an index, as far as the cache does not have them, and return what a run keeps of them."""
-    for event in inspect_images(index, threads=count_cpus()):
-        if isinstance(event, Inspection):
-            return event.take(range(len(index)))
-        yield event
-    raise AssertionError("an inspection ends with its result")
+    measurements = yield from measure_images(index, threads=count_cpus())
+    return measurements.take(range(len(index)))
 
 
-def read_image_hashes(run: RunFolder, index: Index) -> Generator[Progress, None, dict[str, NDArray[Any]] | None]:
+def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[Any]] | None]:
     """Return what the run keeps of its images; of a run without it, measured from its data; None where they are gone.
 
     Args:
@@ -52,7 +49,7 @@ def read_image_hashes(run: RunFolder, index: Index) -> Generator[Progress, None,
         return kept
     if not index.root.is_dir():
         return None
-    measured = yield from measure_pictures(index)
+    measured = yield from measure_thumbnails(index)
     return measured if measured["digest"].any() else None
 
 

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext_cli.data.decode import Pixels
-from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_for_eval
 from convnext_cli.errors import ImageError, RunError, UsageError, check_word
-from convnext_cli.evaluation.figures import log_softmax
 from convnext_cli.files import check_output, check_outside, follow_links, replace_output
-from convnext_cli.folds import FoldsFolder, find_newest_run, open_folder
-from convnext_cli.inference.answers import Answerer
+from convnext_cli.images.decode import Pixels
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.transforms import locate_crop, transform_for_eval
+from convnext_cli.inference.calibration import Calibration, describe_weak_novelty, read_calibration, read_novelty
+from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
-from convnext_cli.inference.fitting import Calibration, describe_weak_novelty, read_calibration, read_novelty
-from convnext_cli.inference.runtime import ONNX_SUFFIX, Runtime, find_runtime
+from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
-from convnext_cli.progress import OnEvent, Progress, drain
-from convnext_cli.recipes.machine import has_gpu
-from convnext_cli.runs import RunFolder
+from convnext_cli.machine import has_gpu
+from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.progress import OnEvent, Progress, Steps, finish
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.text import quote
 
 ENGINES = ("auto", "onnx", "torch")
@@ -54,7 +55,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
+class PredictRequest:
     """What to tell beside the classes."""
 
     raw: bool = False
@@ -109,7 +110,7 @@ def predict(
     """
     folder = find_newest_run().path if run is None else Path(run)
     sources = list_sources(images)
-    wishes = Wishes(
+    wishes = PredictRequest(
         raw=raw,
         abstain=abstain,
         explain=Path(explain) if explain else None,
@@ -117,18 +118,18 @@ def predict(
         tta=tta,
         engine=engine,
     )
-    predictions: list[Prediction] = []
 
-    def predict_along() -> Iterator[Progress | list[Prediction]]:
+    def predict_all() -> Steps[list[Prediction]]:
+        predictions: list[Prediction] = []
         for prediction in _predict(folder, sources, wishes):
             predictions.append(prediction)
             yield Progress(done=len(predictions), total=len(sources), what="predicting")
-        yield predictions
+        return predictions
 
-    return drain(predict_along(), list, on_event)
+    return finish(predict_all(), on_event)
 
 
-def list_run_notes(run: Path, wishes: Wishes) -> list[str]:
+def list_run_notes(run: Path, wishes: PredictRequest) -> list[str]:
     """Return a sentence for each thing that weakens a run's predictions: a missed target, an unreliable OOD score.
 
     A target is missed where the last evaluation on a test split measured less.
@@ -147,13 +148,13 @@ def list_run_notes(run: Path, wishes: Wishes) -> list[str]:
     ]
 
 
-def predict_steps(run: Path, images: Iterable[ImageInput] | ImageInput, wishes: Wishes) -> Iterator[Prediction]:
+def predict_steps(run: Path, images: Iterable[ImageInput] | ImageInput, wishes: PredictRequest) -> Iterator[Prediction]:
     """Do what `predict` does, image by image, in constant memory."""
     yield from _predict(run, list_sources(images), wishes)
 
 
-def _predict(run: Path, sources: Sequence[Source], wishes: Wishes) -> Iterator[Prediction]:
-    model: Answerer
+def _predict(run: Path, sources: Sequence[Source], wishes: PredictRequest) -> Iterator[Prediction]:
+    model: Classifier
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
         model = file = _open_file(run, wishes)
         calibration, novelty_model = file.about.calibration, None
@@ -170,7 +171,7 @@ def _predict(run: Path, sources: Sequence[Source], wishes: Wishes) -> Iterator[P
     use = None if wishes.raw else calibration
 
     def load(row: int) -> Pixels:
-        return transform_for_eval(sources[row].read(), model.how)
+        return transform_for_eval(sources[row].read(), model.preprocessing)
 
     row = 0
     answers = model.answer(
@@ -192,7 +193,7 @@ def _predict(run: Path, sources: Sequence[Source], wishes: Wishes) -> Iterator[P
                 caption = "   ".join(f"{model.classes[k]} {100 * mine[k]:.1f}%" for k in order[:3])
                 caption += f"   (right: Grad-CAM of {model.classes[order[0]]})"
                 picture = wishes.explain / _name_picture(row, source)
-                _draw(picture, source, part.heat[place], model.how, caption, overwrite=wishes.overwrite)
+                _draw(picture, source, part.heat[place], model.preprocessing, caption, overwrite=wishes.overwrite)
             yield Prediction(
                 path=source.path,
                 index=source.index,
@@ -211,7 +212,7 @@ def _decide(calibration: Calibration | None, classes: tuple[str, ...], probabili
     return {str(t.target): bool(probabilities[classes.index(t.target.name)] >= t.threshold) for t in thresholds}
 
 
-def open_run(run: Path, wishes: Wishes, images: int) -> Answerer:
+def open_run(run: Path, wishes: PredictRequest, images: int) -> Classifier:
     """The model of a run folder: its ONNX file where that serves, else torch.
 
     Args:
@@ -228,27 +229,27 @@ def open_run(run: Path, wishes: Wishes, images: int) -> Answerer:
         why = _needs_torch(wishes)
         if not why and wishes.engine == "auto" and images >= GPU_FROM and has_gpu():
             why = "the GPU is faster"
-        found = why or find_runtime(RunFolder(run))
-        if isinstance(found, Runtime):
+        found = why or find_onnx_classifier(RunFolder(run))
+        if isinstance(found, OnnxClassifier):
             return found
         if wishes.engine == "onnx":
             raise UsageError(
                 f"ONNX Runtime cannot do it: {found}", f"Use --engine auto, or `convnext export {quote(run)}`"
             )
 
-    from convnext_cli.inference.predictor import Predictor  # torch: seconds
+    from convnext_cli.inference.torch_classifier import TorchClassifier  # torch: seconds
 
-    return Predictor(run, tta=wishes.tta)
+    return TorchClassifier(run, tta=wishes.tta)
 
 
-def _open_file(path: Path, wishes: Wishes) -> Runtime:
+def _open_file(path: Path, wishes: PredictRequest) -> OnnxClassifier:
     check_word("engine", wishes.engine, ENGINES)
     if why := "--engine torch needs torch" if wishes.engine == "torch" else _needs_torch(wishes):
         raise UsageError(f"{path} cannot do it: {why}", "Give the run folder")
-    return Runtime(path)
+    return OnnxClassifier(path)
 
 
-def _open_folds(folder: FoldsFolder, wishes: Wishes, images: int) -> tuple[Ensemble, float | None]:
+def _open_folds(folder: FoldsFolder, wishes: PredictRequest, images: int) -> tuple[Ensemble, float | None]:
     """A cross-validation's models, and the mean of their thresholds of novelty, which is held against the mean score.
 
     The folds' thresholds of probability are left out: they hold for one model's probabilities, not for their mean.
@@ -267,7 +268,7 @@ def _open_folds(folder: FoldsFolder, wishes: Wishes, images: int) -> tuple[Ensem
     return Ensemble(folder, members), float(np.mean(thresholds)) if thresholds else None
 
 
-def _needs_torch(wishes: Wishes) -> str:
+def _needs_torch(wishes: PredictRequest) -> str:
     return "--explain needs torch" if wishes.explain is not None else "--tta needs torch" if wishes.tta else ""
 
 
@@ -281,7 +282,7 @@ def _find_threshold(run: Path, calibration: Calibration | None) -> float:
     return calibration.novelty_threshold
 
 
-def _make_folder(run: Path, sources: Sequence[Source], wishes: Wishes) -> None:
+def _make_folder(run: Path, sources: Sequence[Source], wishes: PredictRequest) -> None:
     """Make the folder for pictures, which must not lie in the data and not hold pictures of these names.
 
     The data are the run's own, the folders that the images lie in, and the folder that several of these lie in.
@@ -289,7 +290,7 @@ def _make_folder(run: Path, sources: Sequence[Source], wishes: Wishes) -> None:
     Raises:
         UsageError: it does.
     """
-    from convnext_cli.data.intake import check_apart  # the audit: whoever explains waits for torch anyway
+    from convnext_cli.data.dataset import check_apart  # the audit: whoever explains waits for torch anyway
 
     folder = wishes.explain
     assert folder is not None
@@ -324,10 +325,12 @@ def _name_picture(row: int, source: Source) -> str:
     return f"{row:05d}-{stem}.png"
 
 
-def _draw(output: Path, source: Source, heat: np.ndarray, how: Preprocessing, caption: str, *, overwrite: bool) -> None:
+def _draw(
+    output: Path, source: Source, heat: np.ndarray, preprocessing: Preprocessing, caption: str, *, overwrite: bool
+) -> None:
     from convnext_cli.inference.explain import draw_explanation  # torch: whoever explains has it by now
 
     image = source.read()
-    drawn = draw_explanation(image, heat, locate_crop(image.shape[1], image.shape[0], how), caption)
+    drawn = draw_explanation(image, heat, locate_crop(image.shape[1], image.shape[0], preprocessing), caption)
     with replace_output(output, "--explain", overwrite=overwrite) as temporary:
         drawn.save(temporary, format="PNG")

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.data.decode import Pixels, convert_image, decode_image
 from convnext_cli.errors import UsageError
+from convnext_cli.images.decode import Pixels, convert_image, decode_image
 
 ImageInput: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 """A path; a PIL image; or uint8 values, (H, W) grey, (H, W, 3) RGB or (N, H, W, 3) for N images."""

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import partial
 
+from convnext_cli.machine import CORE_FLOPS
 from convnext_cli.models.catalog import Architecture
-from convnext_cli.recipes.recipe import Recipe
+from convnext_cli.recipes.settings import Settings
 
-GIB = 2**30
 BYTES_PER_PARAM = 16  # float32 weight, gradient and AdamW's two moments
 WORKSPACE = 1.2  # backward temporaries, library buffers and fragmentation beside the kept activations
 CHECKPOINTED = (
@@ -17,10 +17,6 @@ USABLE = 0.85  # of the memory; the rest belongs to the driver, the desktop and 
 # Effective speed, in FLOP/s, counting a training pass as three forward passes. These tell minutes from days: another
 # processor, or images on a slow disk, and they are off by two or three.
 GPU_FLOPS = 31e12  # timm's benchmark-train tables: convnext_base, 339 images/s on an RTX 3090 (AMP, channels last)
-# Of one core with AVX-512 and our kernels: 51e9 (zepto, 64 px) to 96e9 (tiny, 224 px), 13 models and sizes, 1 thread.
-CORE_FLOPS = 80e9
-AVX2_SHARE = 0.5  # half the width; not measured
-WITHOUT_KERNELS = 0.6  # where there is no compiler for them
 GRN_SLOWDOWN = {True: 2.0, False: 1.2}  # V2 against V1 on a GPU without compiling (timm's tables), and on a CPU
 FORWARD_SHARE = 0.27  # of a training pass: 0.22 (zepto, 64 px) to 0.33 (V2 tiny, 224 px) on a CPU
 
@@ -66,7 +62,7 @@ class RunTime:
 
 def estimate_time(
     model: Architecture,
-    recipe: Recipe,
+    recipe: Settings,
     *,
     train: int,
     val: int,

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from convnext_cli.data.formats import DICOM_SUFFIXES
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
+from convnext_cli.images.formats import DICOM_SUFFIXES
 
 SAMPLE = 200  # images whose headers are read
 MEDICAL_SIDE = 96  # px of the shorter side, from which on grey images may be X-rays; digits and icons are smaller
@@ -114,8 +114,8 @@ def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, b
     import numpy as np
     from PIL import Image
 
-    from convnext_cli.data.decode import decode_image, open_listed
-    from convnext_cli.data.formats import identify_file, open_regular_file
+    from convnext_cli.images.decode import decode_image, open_listed
+    from convnext_cli.images.formats import identify_file, open_regular_file
 
     path = index.root / index.paths[row]
     try:
@@ -141,7 +141,7 @@ def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, b
 
 def _read_dicom_size(path: Path) -> tuple[int, int]:
     """Return width and height from a DICOM header; (0, 0) where they cannot be read."""
-    from convnext_cli.data.dicom import read_tag
+    from convnext_cli.images.dicom import read_tag
 
     try:
         return int(read_tag(path, "Columns") or 0), int(read_tag(path, "Rows") or 0)

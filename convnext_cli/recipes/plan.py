@@ -11,19 +11,9 @@ from typing import Any
 import tomli_w
 
 from convnext_cli.errors import UsageError, suggest
+from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
-from convnext_cli.recipes.machine import Machine
-from convnext_cli.recipes.recipe import (
-    AUTO,
-    DEFAULT_RECIPE,
-    Recipe,
-    check_settings,
-    default_settings,
-    describe_settings,
-    is_unicode,
-)
 from convnext_cli.recipes.rules import (
-    Choice,
     choose_batch_size,
     choose_grad_checkpointing,
     choose_micro_batch_size,
@@ -33,6 +23,16 @@ from convnext_cli.recipes.rules import (
     scale_lr,
     shorten_warmup,
     take_preset,
+)
+from convnext_cli.recipes.settings import (
+    AUTO,
+    DEFAULT_RECIPE,
+    Choice,
+    Settings,
+    check_settings,
+    default_settings,
+    describe_settings,
+    is_unicode,
 )
 from convnext_cli.recipes.tables import (
     USUAL_AUGMENTATION,
@@ -46,17 +46,17 @@ class Plan:
     model: str
     weights: str
     """`auto`, `none`, or a path."""
-    settings: dict[str, Choice]
+    choices: dict[str, Choice]
 
     @property
     def values(self) -> dict[str, Any]:
         """The value of each setting, by name."""
-        return {name: choice.value for name, choice in self.settings.items()}
+        return {name: choice.value for name, choice in self.choices.items()}
 
     @property
-    def recipe(self) -> Recipe:
+    def settings(self) -> Settings:
         """The bare values."""
-        return Recipe(**self.values)
+        return Settings(**self.values)
 
     @property
     def decided(self) -> dict[str, Choice]:
@@ -66,12 +66,12 @@ class Plan:
             is_off = choice.source.startswith("augmentation") and not choice.value
             return bool(choice.reason) or not (choice.source == "default" or is_off)
 
-        return {name: choice for name, choice in self.settings.items() if is_decided(choice)}
+        return {name: choice for name, choice in self.choices.items() if is_decided(choice)}
 
     def shorten(self, epochs: Choice) -> "Plan":
         """The same plan for fewer epochs, of which the warm-up stays at most a tenth."""
-        warmup = shorten_warmup(self.settings["warmup_epochs"], epochs.value)
-        return replace(self, settings={**self.settings, "epochs": epochs, "warmup_epochs": warmup})
+        warmup = shorten_warmup(self.choices["warmup_epochs"], epochs.value)
+        return replace(self, choices={**self.choices, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:
         """Return the plan as TOML: values with their help, then the reason of each. `read_choices` reads it back.
@@ -87,10 +87,10 @@ class Plan:
             "[settings]",
         ]
         for name, (_, setting) in describe_settings().items():
-            lines += [f"# {setting.help.removesuffix('.')}.", _to_toml(name, self.settings[name].value)]
+            lines += [f"# {setting.help.removesuffix('.')}.", _to_toml(name, self.choices[name].value)]
         lines += ["", "[reasons]  # of the values above; a value that is edited loses its reason"]
         for name in describe_settings():
-            choice = self.settings[name]
+            choice = self.choices[name]
             fields = {"value": choice.value, "source": choice.source, "reason": choice.reason}
             lines.append(f"{name} = {{ {', '.join(_to_toml(*field) for field in fields.items())} }}")
         return "\n".join(lines) + "\n"
@@ -305,4 +305,4 @@ def make_plan(
     # Random weights have no tag, but another than the default one still says how images are prepared.
     unnamed = tag is None or (weights == "none" and tag == model.default_tag)
     name = model.name if unnamed or tag is None else f"{model.name}.{tag.name}"
-    return Plan(model=name, weights=weights, settings={key: chosen[key] for key in describe_settings()})
+    return Plan(model=name, weights=weights, choices={key: chosen[key] for key in describe_settings()})

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.errors import UsageError, check_word
+from convnext_cli.machine import GIB, Machine, describe_machine, machine_with
 from convnext_cli.models.catalog import (
     Architecture,
     Tag,
@@ -16,7 +17,6 @@ from convnext_cli.models.catalog import (
     load_catalog,
 )
 from convnext_cli.recipes.costs import (
-    GIB,
     USABLE,
     RunTime,
     describe_seconds,
@@ -25,17 +25,16 @@ from convnext_cli.recipes.costs import (
     training_seconds,
 )
 from convnext_cli.recipes.fingerprint import Fingerprint, describe_fingerprint, explain_domain, guess_domain
-from convnext_cli.recipes.machine import Machine, describe_machine, machine_with
 from convnext_cli.recipes.plan import Plan, make_plan
-from convnext_cli.recipes.recipe import (
+from convnext_cli.recipes.settings import (
     DEFAULT_RECIPE,
     RECIPES,
-    Recipe,
+    Choice,
+    Settings,
     SettingsDict,
     check_settings,
     default_settings,
 )
-from convnext_cli.recipes.rules import Choice
 from convnext_cli.recipes.tables import load_tables
 
 DAY = 86_400.0  # seconds
@@ -153,7 +152,7 @@ def recommend(
         counts: images by split, with a number of images; None for what would be drawn from them.
         fingerprint: what the images are like, with a number of images; None where that is not known.
         **settings: values that are already decided, and how data are read (`exclude`, `group_from` …): any field of
-            `Recipe`.
+            `Settings`.
 
     Raises:
         UsageError: a number makes no sense, a word or setting is unknown, or no candidate is left.
@@ -198,7 +197,7 @@ def recommend(
             architecture, tag, images=dataset_size, train_images=counts.train, machine=machine, recipe=recipe,
             augment=augment, median_side=fingerprint.median_side if fingerprint else 0, given=given,
         )  # fmt: skip
-        chosen = plan.recipe
+        chosen = plan.settings
         refused = _refuse(architecture, tag, plan, machine, license)
         if not refused and dataset_size < least:
             refused = f"only from {least:,} images, by the specification"
@@ -246,14 +245,14 @@ def recommend(
 
 def _scan(data: Path | str, settings: Mapping[str, Any]) -> tuple[Index, DataCounts, Fingerprint]:
     """Scan data, split it as `finetune` does, and look at a sample of it."""
-    from convnext_cli.data.intake import Intake, read_index  # numpy: a number of images does without
-    from convnext_cli.data.scan import check_trainable
+    from convnext_cli.data.dataset import DatasetRequest, read_index  # numpy: a number of images does without
+    from convnext_cli.data.index import check_trainable
     from convnext_cli.data.split import split_index
     from convnext_cli.recipes.fingerprint import take_fingerprint
 
     values = default_settings() | dict(settings)
     own = {name: values[name] for name in ("image_root", "exclude", "group_from", "resplit")}
-    index, _ = read_index(Intake(data=Path(data), **own))
+    index, _ = read_index(DatasetRequest(data=Path(data), **own))
     check_trainable(index)
     fingerprint = take_fingerprint(index)
     drawn = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
@@ -290,7 +289,7 @@ def estimate_plan(
     """Estimate the seconds of a run with this plan, or of one for each fold."""
     return estimate_time(
         model,
-        plan.recipe,
+        plan.settings,
         train=counts.train,
         val=counts.val,
         images=counts.images,
@@ -324,13 +323,13 @@ def _refuse(model: Architecture, tag: Tag | None, plan: Plan, machine: Machine |
         return "no pretrained weights exist for it anywhere"
     if tag is None:
         return f"its weights are {' or '.join(model.licenses)}, not {license}"
-    needed = _step_bytes(model, 1, plan.recipe)
+    needed = _step_bytes(model, 1, plan.settings)
     if machine is not None and needed > machine.memory * USABLE:
         return f"needs about {needed / GIB:.1f} GiB for a single image"
     return ""
 
 
-def _step_bytes(model: Architecture, images: int, recipe: Recipe) -> int:
+def _step_bytes(model: Architecture, images: int, recipe: Settings) -> int:
     return training_bytes(model, images, recipe.image_size, grad_checkpointing=recipe.grad_checkpointing)
 
 

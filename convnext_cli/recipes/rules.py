@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
+from convnext_cli.errors import UsageError
+from convnext_cli.machine import GIB, Machine
 from convnext_cli.models.catalog import REDUCTION, Architecture, Tag
 from convnext_cli.models.names import SIZES
-from convnext_cli.recipes.costs import GIB, largest_micro_batch
-from convnext_cli.recipes.machine import Machine
+from convnext_cli.recipes.costs import largest_micro_batch
+from convnext_cli.recipes.settings import Choice
 from convnext_cli.recipes.tables import (
     Regime,
     Row,
@@ -29,16 +30,6 @@ RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a 
 RANDOM_START_PARAMS = 16e6  # of the largest model (nano) that it is for; nothing was tried with larger ones
 MIN_SIDE = 128  # px; the last feature map then has 4 x 4 positions
 BOUNDED_BY_SIZE = ("lr", "weight_decay", "drop_path")  # settings that a larger model has to itself
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """A setting's value, where it comes from, and why."""
-
-    value: Any
-    source: str
-    """`flag`, `plan`, `rule`, `default`, or the table row's section."""
-    reason: str = ""
 
 
 def find_image_size(tag: Tag | None, median_side: int = 0) -> Choice:
@@ -89,8 +80,8 @@ def scale_lr(row: Choice, batch: int, base_batch: int, power: float) -> Choice:
     if batch == base_batch or row.source == "rule":
         return row
     scaled = float(f"{row.value * (batch / base_batch) ** power:.4g}")
-    how = "linearly" if power == 1 else "with its square root"
-    why = f"{row.value:g} at batch {base_batch}, scaled {how} to {batch}"
+    preprocessing = "linearly" if power == 1 else "with its square root"
+    why = f"{row.value:g} at batch {base_batch}, scaled {preprocessing} to {batch}"
     return Choice(value=scaled, source=row.source, reason=_join(why, row.reason))
 
 
@@ -267,3 +258,26 @@ def shorten_warmup(warmup: Choice, epochs: int) -> Choice:
 
 def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
+
+
+def check_head(model: Architecture | None, given: Mapping[str, Choice]) -> None:
+    """Checks that a model can have the classifier that is asked for.
+
+    A width that a plan holds is none that was asked for: plans hold every setting.
+
+    Args:
+        model: the model; None where it is not chosen yet.
+        given: the settings that are decided.
+
+    Raises:
+        UsageError: the model has no place for a hidden layer, or a width is given without one.
+    """
+    hidden = "head" in given and given["head"].value == "mlp"
+    if hidden and model is not None and not model.takes_hidden_layer:
+        raise UsageError(
+            f"{model.name} cannot have --head mlp: its norm stands before the pooling, where timm adds no hidden layer",
+            "Leave --head out, or choose another model",
+        )
+    width = given.get("head_hidden_size")
+    if width is not None and width.source == "flag" and not hidden:
+        raise UsageError("head_hidden_size has no effect with the linear head", "Add --head mlp, or leave it out")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from convnext_cli.data.decode import Pixels
-from convnext_cli.evaluation.figures import log_softmax
-from convnext_cli.inference.answers import Answers, load_for_eval
+from convnext_cli.images.decode import Pixels
+from convnext_cli.inference.classifier import Outputs, load_for_eval
 from convnext_cli.inference.evaluation import Evaluation, open_model
 from convnext_cli.inference.explain import overlay_heat
-from convnext_cli.inference.predictor import Predictor
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.reports.plots import shown
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 
 IMAGES = 12  # of each kind
 SIDE = 176  # px, twice what the page shows
@@ -53,21 +53,21 @@ def draw_cases(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
     if not places:
         return {}
     cases = found.cases
-    index, model = cases.subject.index, open_model(RunFolder(found.run), [])
+    index, model = cases.test_set.index, open_model(RunFolder(found.run), [])
     temperature = found.calibration.temperature if found.calibration else 1.0
-    read = load_for_eval(index, model.how, cache=False)
+    read = load_for_eval(index, model.preprocessing, cache=False)
     images: dict[int, Pixels] = {}
 
     def load(place: int) -> Pixels:
-        images[place] = read(cases.subject.rows[place])
+        images[place] = read(cases.test_set.rows[place])
         return images[place]
 
-    def explain() -> Iterator[Answers]:
-        if isinstance(model, Predictor):
+    def explain() -> Iterator[Outputs]:
+        if isinstance(model, TorchClassifier):
             yield from model.answer(places, load, heat=True)
         else:  # out of fold, each image has a model of its own
             for place in places:
-                yield from model.choose(index, cases.subject.rows[place]).answer([place], load, heat=True)
+                yield from model.choose(index, cases.test_set.rows[place]).answer([place], load, heat=True)
 
     pictures = {}
     waiting = iter(places)
@@ -77,7 +77,7 @@ def draw_cases(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
                 continue
             probabilities = np.exp(log_softmax(cases.logits[place : place + 1] / temperature))[0]
             pictures[place] = Picture(
-                path=shown(index.paths[cases.subject.rows[place]]),
+                path=shown(index.paths[cases.test_set.rows[place]]),
                 true=shown(cases.classes[cases.labels[place]]),
                 predicted=shown(cases.classes[int(probabilities.argmax())]),
                 probability=float(probabilities.max()),

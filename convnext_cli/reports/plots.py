@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from convnext_cli.evaluation.curves import measure_reliability, trace_pr, trace_roc
-from convnext_cli.evaluation.figures import Floats, log_softmax
-from convnext_cli.evaluation.metrics import ClassMetrics
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
-from convnext_cli.runs import RunFolder
+from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
+from convnext_cli.metrics.formulas import Floats, log_softmax
+from convnext_cli.metrics.summary import ClassMetrics
+from convnext_cli.runs.folder import RunFolder
 
 COLOURS = ("#3b78c9", "#d9822b", "#2f9e78", "#c24d7e", "#7a63c7", "#9a8a1f", "#3aa0b5", "#a8634a")
 MAX_CURVES = len(COLOURS)  # of a plot; with more classes those that are told apart worst

@@ -6,7 +6,7 @@ Random states are not in it because there are none: every draw comes from (seed,
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,61 +23,18 @@ from torch.distributed.checkpoint.state_dict import (
 
 from convnext_cli.errors import RunError, shorten_error
 from convnext_cli.models.weights import write_tensors
-from convnext_cli.runs import RunFolder
-from convnext_cli.training.devices import is_sharded
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.compute.devices import is_sharded
+from convnext_cli.training.state import TrainingState
 
 if TYPE_CHECKING:
-    from convnext_cli.training.step import Job
+    from convnext_cli.training.context import TrainingContext
 
 Tensors = dict[str, Tensor]
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-@dataclass(kw_only=True, slots=True)
-class State:
-    """Where a run stands: all of its state that is no tensor."""
-
-    images: str
-    """Digest of the sizes of the images that it trains and validates on."""
-    license: str | None
-    """Licence of the base weights."""
-    micro_batch_size: int
-    """The plan's, or less where the device's memory was too small for it."""
-    formulation: str = "timm"
-    """What the model is computed with, which decides the last bits, as do the next two: `timm`, `fast` or `native`."""
-    threads: int = 0
-    """Of one process, as `Formulation` has them; 0 where nothing says."""
-    compiled: bool = False
-    """Whether passes of whole micro-batches are compiled."""
-    origin: dict[str, Any] | None = None
-    """The fields of `Origin`; None in a state of a version that kept none."""
-    step: int = 0
-    """Optimizer steps done."""
-    halvings: int = 0
-    """How often the learning rate was halved because a loss or gradient was no finite number."""
-    loss_sums: list[float] = field(default_factory=list)
-    """Each rank's sum of losses in the epoch that is under way."""
-    seconds: float = 0.0
-    """Training time spent on that epoch."""
-    log: list[dict[str, Any]] = field(default_factory=list)
-    """A line for each finished epoch."""
-    best_val: dict[str, Any] | None = None
-    """The kept weights' figures on the validation split."""
-    averaged: list[int] = field(default_factory=list)
-    """The epochs whose weights' average was kept at the end; none where one epoch's were."""
-
-    @property
-    def epochs(self) -> int:
-        """Finished epochs. The log may have one more line, of the head alone, as epoch 0."""
-        return sum(entry["epoch"] > 0 for entry in self.log)
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The line of the epoch whose weights are kept; None before the first epoch's end."""
-        return next((entry for entry in reversed(self.log) if entry["best"]), None)
-
-
-def save_checkpoint(run: RunFolder, job: "Job", state: State) -> Tensors:
+def save_checkpoint(run: RunFolder, context: "TrainingContext", state: TrainingState) -> Tensors:
     """Writes the state after `state.step` steps; all ranks call it, the first one writes. The last two are kept.
 
     Returns:
@@ -86,10 +43,10 @@ def save_checkpoint(run: RunFolder, job: "Job", state: State) -> Tensors:
     Raises:
         ConvnextError: the disk is full, read-only or gone. The checkpoints before are then as they were.
     """
-    accelerator, model, optimizer = job.accelerator, job.model, job.optimizer
+    accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     tensors = {f"model.{name}": value for name, value in _gather_weights(model).items()}
-    kept = gather_kept(job)
-    if job.average is not None:
+    kept = gather_kept(context)
+    if context.ema is not None:
         tensors |= {f"average.{name}": value for name, value in kept.items()}
     if state.step:  # before its first step AdamW has no state, and being asked for it would make one up
         states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
@@ -104,22 +61,22 @@ def save_checkpoint(run: RunFolder, job: "Job", state: State) -> Tensors:
     return kept
 
 
-def gather_kept(job: "Job") -> Tensors:
+def gather_kept(context: "TrainingContext") -> Tensors:
     """The tensors that the run is for, the average of the weights where there is one.
 
     They are on the CPU, whole; on the first rank only where they are spread over ranks.
     """
-    if job.average is None:
-        return _gather_weights(job.model)
-    with job.average.in_place():  # on a CPU what is gathered is the model's own memory, which changes back
-        return {name: value.clone() for name, value in _gather_weights(job.model).items()}
+    if context.ema is None:
+        return _gather_weights(context.model)
+    with context.ema.in_place():  # on a CPU what is gathered is the model's own memory, which changes back
+        return {name: value.clone() for name, value in _gather_weights(context.model).items()}
 
 
 def _gather_weights(model: nn.Module) -> Tensors:
     return get_model_state_dict(model, options=WHOLE)  # type: ignore[return-value]  # torch types values as anything
 
 
-def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
+def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[TrainingState, list[str]]:
     """Puts the newest whole checkpoint into model, average and optimizer; the first rank reads it for all.
 
     Returns:
@@ -128,13 +85,13 @@ def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
     Raises:
         RunError: there is no checkpoint that can be read.
     """
-    accelerator, model, optimizer = job.accelerator, job.model, job.optimizer
+    accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     tensors: Tensors = {}
     found: Any = None
     if accelerator.is_main_process:
         try:
             tensors, *found = _read_newest(run)
-            _check_fit(_part(tensors, "model."), job)
+            _check_fit(_part(tensors, "model."), context)
         except RunError as error:  # all ranks stop with it
             found = error
     [found] = broadcast_object_list([found])
@@ -142,14 +99,17 @@ def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
         raise found
     words, remarks = found
     try:
-        state = State(**json.loads(words))
+        fields = json.loads(words)
+        if "formulation" in fields:  # its name until 0.1
+            fields["blocks"] = fields.pop("formulation")
+        state = TrainingState(**fields)
     except TypeError as error:
         raise RunError(f"{run.path} was written by another version ({error})", "Continue it with that one") from error
-    options = _options(job)
-    if job.average is not None:
-        with job.average.in_place():
-            put_weights(job, _part(tensors, "average."))
-    put_weights(job, _part(tensors, "model."))
+    options = _options(context)
+    if context.ema is not None:
+        with context.ema.in_place():
+            put_weights(context, _part(tensors, "average."))
+    put_weights(context, _part(tensors, "model."))
     optimizer.state.clear()
     if state.step:
         moments: dict[str, dict[str, Tensor]] = {}
@@ -162,16 +122,16 @@ def load_checkpoint(run: RunFolder, job: "Job") -> tuple[State, list[str]]:
     return state, remarks
 
 
-def _check_fit(weights: Tensors, job: "Job") -> None:
+def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
     """Check that a state's weights are those of the model that was built.
 
     Raises:
         RunError: a name or a shape differs.
     """
-    if is_sharded(job.accelerator):  # each rank has a part of each tensor
+    if is_sharded(context.accelerator):  # each rank has a part of each tensor
         return
     kept, built = (
-        {name: tuple(value.shape) for name, value in part.items()} for part in (weights, job.model.state_dict())
+        {name: tuple(value.shape) for name, value in part.items()} for part in (weights, context.model.state_dict())
     )
     if differing := sorted(name for name in kept.keys() | built.keys() if kept.get(name) != built.get(name)):
         raise RunError(
@@ -181,13 +141,13 @@ def _check_fit(weights: Tensors, job: "Job") -> None:
         )
 
 
-def put_weights(job: "Job", weights: Mapping[str, Tensor]) -> None:
+def put_weights(context: "TrainingContext", weights: Mapping[str, Tensor]) -> None:
     """Gives the model weights that the first rank has; all ranks call it."""
-    set_model_state_dict(job.model, dict(weights), options=_options(job))
+    set_model_state_dict(context.model, dict(weights), options=_options(context))
 
 
-def _options(job: "Job") -> StateDictOptions:
-    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=job.accelerator.num_processes > 1)
+def _options(context: "TrainingContext") -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=context.accelerator.num_processes > 1)
 
 
 def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[str]]:

@@ -1,114 +1,111 @@
 """Cross-validation: each fold validates once, a run for each; the data are scanned and looked at once for all."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
-from convnext_cli.data.intake import digest_images
+from convnext_cli.data.index import digest_images
 from convnext_cli.data.split import choose_fold, explain_weak_validation
 from convnext_cli.errors import DataError, RunError, UsageError
-from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.folds import FoldsFolder
-from convnext_cli.progress import Progress
+from convnext_cli.metrics.summary import Metrics
 from convnext_cli.recipes.plan import Plan
-from convnext_cli.recipes.rules import Choice
-from convnext_cli.records import convert_record
+from convnext_cli.recipes.settings import Choice
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder
+from convnext_cli.runs.records import convert_record
 from convnext_cli.text import quote
-from convnext_cli.training.environment import describe_environment
-from convnext_cli.training.finetuning import (
-    Finished,
-    Planned,
-    Started,
-    Trained,
-    finetune_steps,
-    hold_folder,
-    open_devices,
-    prepare_along,
-    train_prepared,
+from convnext_cli.training.compute.environment import describe_environment
+from convnext_cli.training.events import (
+    Complete,
+    CrossValidationResult,
+    FinetuneResult,
+    Fold,
+    FoldDone,
+    Spread,
+    TrainSteps,
 )
+from convnext_cli.training.finetuning import finetune_steps, hold_folder, open_devices, run_training, start_training
 from convnext_cli.training.origin import digest_split, sum_digests
-from convnext_cli.training.preparation import Prepared, Request, continue_if_restarted, prepare
+from convnext_cli.training.preparation import continue_if_restarted, prepare, prepare_steps
+from convnext_cli.training.request import Preparation, TrainRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from convnext_cli.training.loop import EpochDone, Remark, StepDone
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fold:
-    """One fold's run and its figures."""
-
-    fold: int
-    """Counted from 1."""
-    run: Path
-    epoch: int
-    """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
-    val: Metrics
-    """On the images of this fold, which its model was not trained on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """A figure over the folds."""
-
-    mean: float
-    sd: float
-    """Standard deviation over the folds, n - 1 in the denominator. Their training images overlap, so it is no standard
-    error of the mean: none can be had from one cross-validation (Bengio & Grandvalet, JMLR 5, 2004)."""
-    n: int
-    """Folds where the figure is defined."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CrossValidated:
-    """All folds are on disk."""
-
-    run: Path
-    folds: tuple[Fold, ...]
-    spread: dict[str, Spread]
-    """By the name of the figure in `Metrics`."""
-
-
-def cross_validate_steps(
-    request: Request,
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]":
-    """Does what `cross_validate` does, or continues it, and yields what happens, each fold's `Finished` included.
+def cross_validate_steps(request: TrainRequest, complete: Complete | None = None) -> TrainSteps[CrossValidationResult]:
+    """Train a model for each fold, one after the other, or resume that.
 
     The first fold decides what is measured (epochs that fit into a time); the others take it from there, so that all
     differ in their images alone. A fold's weights are those of `--fold K` with the same settings.
+
+    Args:
+        request: what the user asked for, with folds.
+        complete: work on each trained fold before it counts as finished.
 
     Raises:
         StoppedError: a signal asked to stop; the state is saved.
         ConvnextError: another subclass says what is wrong and what to do.
     """
     request = continue_if_restarted(request)
-    prepared = yield from prepare_along(request)
-    if prepared.folds is None:
+    preparation = yield from prepare_steps(request)
+    if preparation.folds is None:
         raise UsageError("there are no folds to train in turn", "Give --folds, without --fold")
-    accelerator, prepared = open_devices(request, prepared)
-    with hold_folder(request, prepared.plan.model, accelerator) as (path, notes):
-        for event in _train_folds(request, prepared, FoldsFolder(path), accelerator):
-            yield replace(event, notes=(*event.notes, *notes)) if isinstance(event, Started) else event
+    accelerator, preparation = open_devices(request, preparation)
+    with hold_folder(request, preparation.plan.model, accelerator) as (path, notes):
+        folder = FoldsFolder(path)
+        plan = preparation.plan
+        missing = _open_folds_folder(request, preparation, folder, accelerator)
+        for fold in missing:
+            run = folder.run(fold)
+            asked, chosen = _prepare_fold(request, preparation, plan, run, fold)
+            with hold_folder(asked, plan.model, accelerator):
+                training = yield from start_training(asked, chosen, run, accelerator)
+                if request.resume is None and fold == 1:
+                    plan = _set_fold(training.context.plan, plan.choices["fold"])
+                    if accelerator.is_main_process:
+                        folder.write_plan(plan.to_toml())
+                if request.resume is not None and accelerator.is_main_process:
+                    run.copy_audit(folder)  # a continued cross-validation has not looked at the images again
+                result = yield from run_training(training, complete, notes)
+            yield FoldDone(fold=fold, result=result)
+            accelerator.free_memory()
+        result_of_all = _summarise(folder, preparation.plan.settings.folds, accelerator)
+        accelerator.end_training()
+    return result_of_all
 
 
-def _train_folds(
-    request: Request, prepared: Prepared, folder: FoldsFolder, accelerator: "Accelerator"
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]":
-    """Train the folds that are missing into `folder`, which this process holds."""
-    from convnext_cli.training.devices import describe_device
+def train_steps(
+    request: TrainRequest, complete: Complete | None = None
+) -> TrainSteps[FinetuneResult | CrossValidationResult]:
+    """Train all folds in turn where a request asks for that, else one model."""
+    folds, fold = (request.choices.get(name, Choice(value=0, source="default")).value for name in ("folds", "fold"))
+    is_whole = FoldsFolder(request.resume).is_begun if request.resume else bool(folds) and not fold
+    if is_whole:
+        return (yield from cross_validate_steps(request, complete))
+    return (yield from finetune_steps(request, complete))
 
-    number, is_new, is_main = prepared.plan.recipe.folds, request.resume is None, accelerator.is_main_process
+
+def _open_folds_folder(
+    request: TrainRequest, preparation: Preparation, folder: FoldsFolder, accelerator: "Accelerator"
+) -> list[int]:
+    """Begin or check the folder of all folds, which this process holds; return the folds to train.
+
+    Raises:
+        DataError: the images are not those that it began with.
+        RunError: its split was changed.
+    """
+    from convnext_cli.training.compute.devices import describe_device
+
+    assert preparation.folds is not None
+    number, is_new = preparation.plan.settings.folds, request.resume is None
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
-    begun = {fold for fold in missing if not is_new and folder.run(fold).is_begun}
-    images = prepared.images  # of the first fold: all that are no test images
-    split = sum_digests(digest_split(prepared.folds)) if prepared.folds else ""
+    images = preparation.images  # of the first fold: all that are no test images
+    split = sum_digests(digest_split(preparation.folds))
     environment = None if is_new else folder.read_environment()
     if not is_new and (environment is None or environment.images != images):
         raise DataError(
-            f"the images in {prepared.index.root} are not those that {folder.path} began with",
+            f"the images in {preparation.index.root} are not those that {folder.path} began with",
             "Bring the former files back, or begin anew with another --output",
         )
     if environment is not None and environment.split not in (None, split):
@@ -116,60 +113,44 @@ def _train_folds(
             f"{folder.path / 'split.csv'} was changed since its first fold began",
             "Put the former file back, or begin anew with another --output",
         )
-    assert prepared.folds is not None
     accelerator.wait_for_everyone()  # all have read what is there
-    if is_new and is_main:
+    if is_new and accelerator.is_main_process:
         folder.create(overwrite=request.overwrite)
-        folder.write_split(prepared.folds)
-        if prepared.taken and prepared.taken.audit:
-            folder.write_audit(prepared.taken.audit.as_dict())
-            folder.write_image_hashes(prepared.taken.audit.list_image_hashes(prepared.folds))
+        folder.write_split(preparation.folds)
+        if preparation.dataset and preparation.dataset.audit:
+            folder.write_audit(preparation.dataset.audit.as_dict())
+            folder.write_image_hashes(preparation.dataset.audit.list_image_hashes(preparation.folds))
         made_with = describe_environment(describe_device(accelerator.device))
         folder.write_environment(made_with | {"images": images, "split": split})
-    plan = prepared.plan
-    for fold in missing:
-        run = folder.run(fold)
-        if fold in begun:
-            own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
-            asked = Request(resume=run.path, **own)
-            chosen = prepare(asked)
-        else:
-            max_time = request.max_time and request.max_time / number
-            asked = replace(
-                request, resume=None, output=run.path, overwrite=False, max_time=max_time if fold == 1 else None
-            )
-            chosen = _choose(prepared, plan, fold)
-        with hold_folder(asked, plan.model, accelerator):
-            for event in train_prepared(asked, chosen, run, accelerator):
-                if isinstance(event, Started) and is_new and fold == 1:
-                    plan = _set_fold(event.plan, plan.settings["fold"])
-                    if is_main:
-                        folder.write_plan(plan.to_toml())
-                # a continued cross-validation has not looked at the images again
-                if isinstance(event, Started) and not is_new and is_main:
-                    run.copy_audit(folder)
-                yield event
-        accelerator.free_memory()
-    found = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
-    done = CrossValidated(run=folder.path, folds=found, spread=spread_figures([fold.val for fold in found]))
-    if is_main:
+    return missing
+
+
+def _prepare_fold(
+    request: TrainRequest, preparation: Preparation, plan: Plan, run: RunFolder, fold: int
+) -> tuple[TrainRequest, Preparation]:
+    """Return the request and the preparation of one fold, by the plan of all; of a begun fold, those that resume it."""
+    if request.resume is not None and run.is_begun:
+        own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
+        asked = TrainRequest(resume=run.path, **own)
+        return asked, prepare(asked)
+    number = plan.settings.folds
+    max_time = request.max_time / number if request.max_time and fold == 1 else None
+    asked = replace(request, resume=None, output=run.path, overwrite=False, max_time=max_time)
+    return asked, _choose(preparation, plan, fold)
+
+
+def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> CrossValidationResult:
+    """Read the metrics of all folds, and write them with their mean and spread."""
+    folds = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
+    result = CrossValidationResult(run=folder.path, folds=folds, spread=spread_figures([fold.val for fold in folds]))
+    if accelerator.is_main_process:
         folder.write_metrics(
             {
-                "folds": [{"fold": fold.fold, "epoch": fold.epoch, **figures_of(fold.val)} for fold in found],
-                "spread": {name: {"mean": s.mean, "sd": s.sd, "n": s.n} for name, s in done.spread.items()},
+                "folds": [{"fold": fold.fold, "epoch": fold.epoch, **figures_of(fold.val)} for fold in folds],
+                "spread": {name: {"mean": s.mean, "sd": s.sd, "n": s.n} for name, s in result.spread.items()},
             }
         )
-    accelerator.end_training()
-    yield done
-
-
-def train_steps(
-    request: Request,
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished | CrossValidated]":
-    """Does what is asked for: all folds in turn, or one fine-tuning."""
-    folds, fold = (request.settings.get(name, Choice(value=0, source="default")).value for name in ("folds", "fold"))
-    is_whole = FoldsFolder(request.resume).is_begun if request.resume else bool(folds) and not fold
-    yield from cross_validate_steps(request) if is_whole else finetune_steps(request)
+    return result
 
 
 def figures_of(metrics: Metrics) -> dict[str, float | None]:
@@ -189,22 +170,22 @@ def spread_figures(found: list[Metrics]) -> dict[str, Spread]:
     return spread
 
 
-def _choose(prepared: Prepared, plan: Plan, fold: int) -> Prepared:
+def _choose(preparation: Preparation, plan: Plan, fold: int) -> Preparation:
     """What one fold is trained on, by the plan of all."""
-    assert prepared.folds is not None
-    index = choose_fold(prepared.folds, fold)
+    assert preparation.folds is not None
+    index = choose_fold(preparation.folds, fold)
     return replace(
-        prepared,
+        preparation,
         index=index,
         folds=None,
-        plan=_set_fold(plan, replace(plan.settings["fold"], value=fold)),
+        plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
         images=digest_images(index),
         weak_validation=explain_weak_validation(index),
     )
 
 
 def _set_fold(plan: Plan, choice: Choice) -> Plan:
-    return replace(plan, settings={**plan.settings, "fold": choice})
+    return replace(plan, choices={**plan.choices, "fold": choice})
 
 
 def _read_fold(folder: FoldsFolder, fold: int) -> Fold:

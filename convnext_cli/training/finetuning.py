@@ -1,138 +1,79 @@
-"""From a folder to a finished run: scan, split, plan, build, train, keep the best.
+"""Fine-tune one model: prepare, begin or resume, train, finish.
 
-What is wrong with the input is found before anything heavy is imported.
+Bad input is reported before anything heavy is imported.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import convert
 
-from convnext_cli.data.scan import Index
 from convnext_cli.errors import DataError, UsageError
-from convnext_cli.evaluation.metrics import Metrics
-from convnext_cli.folds import name_runs, open_folder
 from convnext_cli.locks import lock_folder
-from convnext_cli.progress import Progress
-from convnext_cli.recipes.machine import count_cpus, count_local_processes
-from convnext_cli.recipes.plan import Plan
-from convnext_cli.recipes.recipe import AUTO
-from convnext_cli.runs import RunFolder
-from convnext_cli.training.environment import describe_environment
-from convnext_cli.training.origin import NO_CONTENTS, check_contents, digest_contents, record_origin
-from convnext_cli.training.preparation import (
-    Prepared,
-    Request,
-    check_unfinished,
-    continue_if_restarted,
-    prepare,
-    prepare_steps,
+from convnext_cli.machine import count_cpus, count_local_processes
+from convnext_cli.metrics.summary import Metrics
+from convnext_cli.progress import Progress, Steps
+from convnext_cli.recipes.settings import AUTO
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import name_runs, open_folder
+from convnext_cli.training.compute.environment import describe_environment
+from convnext_cli.training.events import (
+    Complete,
+    EpochDone,
+    FinetuneResult,
+    Planned,
+    Started,
+    Trained,
+    TrainSteps,
 )
+from convnext_cli.training.origin import NO_CONTENTS, check_contents, digest_contents, record_origin
+from convnext_cli.training.preparation import check_unfinished, continue_if_restarted, prepare, prepare_steps
+from convnext_cli.training.request import Preparation, TrainRequest
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
+    from numpy.typing import NDArray
 
-    from convnext_cli.inference.fitting import Calibration
-    from convnext_cli.training.checkpoint import State
-    from convnext_cli.training.loop import EpochDone, Remark, StepDone
-    from convnext_cli.training.step import Job
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Planned:
-    """The plan is made and nothing has been computed yet."""
-
-    run: Path
-    plan: Plan
-    index: Index
-    resumes: bool
-    """Whether an unfinished run is continued."""
-    notes: tuple[str, ...]
-    """What the user should know before trusting the result."""
+    from convnext_cli.inference.calibration import Calibration
+    from convnext_cli.training.compute.autotune import AutotuneResult
+    from convnext_cli.training.context import TrainingContext
+    from convnext_cli.training.state import TrainingState
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Started:
-    """Training is about to begin, with the final plan."""
+def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> TrainSteps[FinetuneResult]:
+    """Fine-tune a model as a request says, or resume a run.
 
-    run: Path
-    plan: Plan
-    """As planned, but for what was measured since: the learning rate, the number of epochs."""
-    index: Index
-    device: str
-    num_processes: int
-    precision: str
-    formulation: str
-    """What the model is computed with, in words."""
-    params: int
-    new_params: int
-    """How many of `params` start from random values."""
-    resumed_at: int | None
-    """Optimizer steps that a continued run has behind it; None for a new one."""
-    license: str | None
-    """Licence of the base weights, where they have one."""
-    notes: tuple[str, ...]
-    """What came up since the plan was made."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
-    """Model and calibration are on disk. What else belongs to a finished run is written before the next event."""
-
-    run: Path
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """The run is on disk."""
-
-    run: Path
-    epoch: int
-    """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
-    val: Metrics | None
-    """That epoch's figures on the validation split; None where it is empty."""
-    selected_by: str
-    calibration: "Calibration | None"
-    """What was fitted on the validation split afterwards; None in all processes but the first."""
-
-
-def finetune_steps(
-    request: Request,
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished]":
-    """Does what `finetune` does, or continues a run, and yields what happens while it happens.
+    Args:
+        request: what the user asked for.
+        complete: work on the trained run before it counts as finished.
 
     Raises:
         StoppedError: a signal asked to stop; the state is saved.
         ConvnextError: another subclass says what is wrong and what to do.
     """
     request = continue_if_restarted(request)
-    prepared = yield from prepare_along(request)
-    if prepared.folds:
+    preparation = yield from prepare_steps(request)
+    if preparation.folds:
         raise UsageError("this trains one fold", "Give --fold, or call `cross_validate` to train all of them")
-    accelerator, prepared = open_devices(request, prepared)
-    with hold_folder(request, prepared.plan.model, accelerator) as (path, notes):
-        for event in train_prepared(request, prepared, RunFolder(path), accelerator):
-            if isinstance(event, Finished):
-                accelerator.end_training()
-            yield replace(event, notes=(*event.notes, *notes)) if isinstance(event, Started) else event
-
-
-def prepare_along(request: Request) -> Generator[Progress, None, Prepared]:
-    """Yields the progress of a preparation and returns its result."""
-    for event in prepare_steps(request):
-        if isinstance(event, Prepared):
-            return event
-        yield event
-    raise AssertionError("a preparation ends with its result")
+    accelerator, preparation = open_devices(request, preparation)
+    with hold_folder(request, preparation.plan.model, accelerator) as (path, notes):
+        run = RunFolder(path)
+        training = yield from start_training(request, preparation, run, accelerator)
+        result = yield from run_training(training, complete, notes)
+        accelerator.end_training()
+    return result
 
 
 @contextmanager
-def hold_folder(request: Request, model: str, accelerator: "Accelerator") -> "Iterator[tuple[Path, tuple[str, ...]]]":
+def hold_folder(
+    request: TrainRequest, model: str, accelerator: "Accelerator"
+) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Choose the folder that a training writes into, and lock it for the length of the block.
 
     The first rank holds the lock; all ranks call this.
@@ -144,7 +85,7 @@ def hold_folder(request: Request, model: str, accelerator: "Accelerator") -> "It
         RunError: another process trains into it.
         UsageError: it has finished, or been filled by another process, since it was checked.
     """
-    from convnext_cli.training.devices import do_on_first_rank
+    from convnext_cli.training.compute.devices import do_on_first_rank
 
     with ExitStack() as stack:
 
@@ -165,185 +106,271 @@ def hold_folder(request: Request, model: str, accelerator: "Accelerator") -> "It
         yield path, () if is_held else (note,)
 
 
-def open_devices(request: Request, prepared: Prepared) -> "tuple[Accelerator, Prepared]":
+def open_devices(request: TrainRequest, preparation: Preparation) -> "tuple[Accelerator, Preparation]":
     """Return the accelerator, and the preparation for the device it has. All ranks have prepared, and may write."""
-    from convnext_cli.training import devices
+    from convnext_cli.training.compute import devices
 
-    recipe = prepared.plan.recipe
+    settings = preparation.plan.settings
     accelerator = devices.make_accelerator(
-        recipe.amp, deterministic=recipe.deterministic, track=request.track, folder=request.resume or request.output
+        settings.amp, deterministic=settings.deterministic, track=request.track, folder=request.resume or request.output
     )
-    if prepared.machine.is_gpu and accelerator.device.type == "cpu":  # a GPU that this torch cannot use
-        prepared = prepare(request, use_gpu=False)
+    if preparation.machine.is_gpu and accelerator.device.type == "cpu":  # a GPU that this torch cannot use
+        preparation = prepare(request, use_gpu=False)
     accelerator.wait_for_everyone()
-    return accelerator, prepared
+    return accelerator, preparation
 
 
-def train_prepared(
-    request: Request, prepared: Prepared, run: RunFolder, accelerator: "Accelerator"
-) -> "Iterator[Progress | Planned | Started | StepDone | EpochDone | Remark | Trained | Finished]":
-    """Trains what was prepared into `run`, or continues it there where `request.resume` says so."""
-    from convnext_cli.training import devices
-    from convnext_cli.training.assembly import build_job
-    from convnext_cli.training.averaging import MovingAverage
-    from convnext_cli.training.budget import fit_epochs
-    from convnext_cli.training.checkpoint import State, load_checkpoint, save_checkpoint
-    from convnext_cli.training.compiling import Formulation, formulate
-    from convnext_cli.training.head import train_head
-    from convnext_cli.training.keeping import describe_resume, note_epoch, train_and_keep
-    from convnext_cli.training.loop import plan_steps
-    from convnext_cli.training.probe import Found, choose_formulation
-    from convnext_cli.training.signals import watch_signals
-    from convnext_cli.training.sweep import set_found, sweep_steps
+class Training(NamedTuple):
+    """A training that has been begun or resumed, before its next step."""
 
-    index, plan, tag = prepared.index, prepared.plan, prepared.tag
-    recipe = plan.recipe
-    yield Planned(run=run.path, plan=plan, index=index, resumes=request.resume is not None, notes=prepared.notes)
-    contents, origin = NO_CONTENTS, prepared.origin
+    request: TrainRequest
+    context: "TrainingContext"
+    state: "TrainingState"
+    compute: "AutotuneResult"
+    notes: tuple[str, ...] = ()
+    """What came up since the plan was made."""
+    head_epoch: EpochDone | None = None
+    """The frozen phase of a new run, as epoch 0."""
+
+
+def start_training(
+    request: TrainRequest, preparation: Preparation, run: RunFolder, accelerator: "Accelerator"
+) -> TrainSteps[Training]:
+    """Begin a training in `run`, or resume it there where `request.resume` says so. All ranks call it.
+
+    Raises:
+        DataError: the images are not those that the run began with.
+    """
+    from convnext_cli.training.build import build_context
+    from convnext_cli.training.compute.devices import do_on_first_rank
+
+    index, origin = preparation.index, preparation.origin
+    yield Planned(
+        run=run.path, plan=preparation.plan, index=index, resumes=request.resume is not None, notes=preparation.notes
+    )
+    contents = NO_CONTENTS
     if accelerator.is_main_process:
         contents = yield from digest_contents(index, threads=max(1, count_cpus() // count_local_processes()))
     if origin is not None:
-        devices.do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
-    job, network, params, new_params = build_job(request, prepared, accelerator)
-    head_done = None
-    device = devices.describe_device(accelerator.device)
-    train, share = len(index.rows("train")), -(-recipe.batch_size // accelerator.num_processes)
-    images = min(recipe.micro_batch_size, share, train)
-    shape = (images, recipe.in_chans, recipe.image_size, recipe.image_size)  # of most forward passes
+        do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
+    context = build_context(request, preparation, run, accelerator)
     if request.resume is None:
-        license = tag.license if tag and plan.weights == "auto" else _read_license(plan.weights)
-        if accelerator.is_main_process:
-            run.create(overwrite=request.overwrite)
-            run.write_split(index)
-            if prepared.taken and prepared.taken.audit:
-                run.write_audit(prepared.taken.audit.as_dict())
-                run.write_image_hashes(prepared.taken.audit.list_image_hashes(index))
-            run.write_environment(describe_environment(device))
-        origin = devices.do_on_first_rank(accelerator, partial(record_origin, run, plan, index, contents))
-        yield Progress(done=0, total=1, what="autotuning")
-        found = choose_formulation(
-            network,
-            shape,
-            name=plan.model,
-            passes=plan_steps(recipe, train)[0] * recipe.epochs * -(-share // images),
-            accelerator=accelerator,
-            measure=request.probe and not recipe.deterministic,
-            compile=request.compile,
-        )
-        compiled, problems = formulate(network, found.formulation, shape, accelerator)
-        job = replace(job, compiled=compiled)
-        state = State(
-            images=prepared.images,
-            origin=asdict(origin),
-            license=license,
-            micro_batch_size=recipe.micro_batch_size,
-            formulation=found.formulation.blocks,
-            threads=found.formulation.threads,
-            compiled=compiled is not None,
-        )
-        if recipe.freeze_epochs:
-            head_done = yield from train_head(job, network)
-            note_epoch(state, head_done, always=prepared.weak_validation is not None)
-    if recipe.ema_decay:
-        job = replace(job, average=MovingAverage(job.model, recipe.ema_decay))
-    if request.resume is None:
-        save_checkpoint(run, job, state)
-        if request.max_time is not None:
-            plan = fit_epochs(job, state, plan, request.max_time)
-            job = replace(job, recipe=plan.recipe)
-        if plan.settings["lr"].source == AUTO and recipe.epochs:
-            load_checkpoint(run, job)  # the test begins where the training does
-            tested = yield from sweep_steps(job, state)
-            if accelerator.is_main_process:
-                run.write_range_test(tested)
-            plan = set_found(plan, tested, plan_steps(recipe, train)[0] * plan.recipe.epochs)
-            job = replace(job, recipe=plan.recipe)
-        if (
-            origin is not None and plan is not prepared.plan
-        ):  # epochs or lr were measured: the state is saved anew with them
-            state, _ = load_checkpoint(run, job)
-            state.origin = asdict(replace(origin, settings=plan.values))
-            save_checkpoint(run, job, state)
-        if accelerator.is_main_process:
-            run.write_plan(plan.to_toml())
-    elif accelerator.is_main_process:
-        run.drop_temporary()
-    # A new run too starts from its checkpoint: all ranks have the first one's weights then.
-    state, remarks = load_checkpoint(run, job)
-    if request.resume is not None:
-        kept = Formulation(blocks=state.formulation, threads=state.threads or devices.THREADS, compiled=state.compiled)
-        found = Found(formulation=kept)
-        compiled, problems = formulate(network, kept, shape, accelerator)
-        job = replace(job, compiled=compiled)
-        if origin is None:
-            origin = devices.do_on_first_rank(accelerator, partial(record_origin, run, plan, index, contents))
-            state.origin = asdict(origin)
-        if recipe.micro_batch_size != origin.settings["micro_batch_size"]:
-            state.micro_batch_size = recipe.micro_batch_size
-    if state.images != prepared.images:
+        training = yield from _begin(context, request, preparation, contents)
+    else:
+        training = _resume(context, request, preparation, contents)
+    if training.state.images != preparation.images:
         raise DataError(
             f"the images in {index.root} are not those that {run.path} began with",
             "Bring the former files back, or begin anew with another --output",
         )
+    return training
+
+
+def run_training(training: Training, complete: Complete | None, notes: Sequence[str]) -> TrainSteps[FinetuneResult]:
+    """Train to the end, calibrate, and write the final metrics. All ranks call it.
+
+    Args:
+        training: where it starts.
+        complete: work on the trained run before it counts as finished.
+        notes: what the user should know beside the training's own notes.
+    """
+    from convnext_cli.training.compute.devices import describe_device, track_figures
+    from convnext_cli.training.compute.signals import watch_signals
+    from convnext_cli.training.saving import describe_resume, train_and_save
+
+    context, state = training.context, training.state
+    run, accelerator = context.run, context.accelerator
     yield Started(
         run=run.path,
-        plan=plan,
-        index=index,
-        device=device,
+        plan=context.plan,
+        index=context.index,
+        device=describe_device(accelerator.device),
         num_processes=accelerator.num_processes,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
-        formulation=str(replace(found, formulation=replace(found.formulation, compiled=compiled is not None))),
-        params=params,
-        new_params=new_params,
-        resumed_at=state.step if request.resume else None,
+        compute_config=str(training.compute),
+        params=context.params,
+        new_params=context.new_params,
+        resumed_at=state.step if training.request.resume else None,
         license=state.license,
-        notes=(*remarks, *found.remarks, *problems),
+        notes=(*training.notes, *notes),
     )
-    if head_done is not None:
-        yield head_done
-    with devices.track_figures(accelerator, plan, run.path), watch_signals(job.signals):
-        state = yield from train_and_keep(job, network, run, state, weak=prepared.weak_validation)
-        job.signals.remedy = describe_resume(run)
-        yield from _finish(job, run, state, weak=prepared.weak_validation)
+    if training.head_epoch is not None:
+        yield training.head_epoch
+    with track_figures(accelerator, context.plan, run.path), watch_signals(context.signals):
+        state = yield from train_and_save(context, state)
+        context.signals.remedy = describe_resume(run)
+        return (yield from _finish(context, state, complete))
+
+
+def _begin(
+    context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
+) -> Steps[Training]:
+    """Begin a new run: all that comes before its first step. All ranks call it."""
+    from convnext_cli.training.checkpoint import load_checkpoint, save_checkpoint
+    from convnext_cli.training.compute.autotune import choose_compute_config
+    from convnext_cli.training.compute.devices import describe_device, do_on_first_rank
+    from convnext_cli.training.loop import plan_steps
+    from convnext_cli.training.parts.ema import ModelEma
+    from convnext_cli.training.phases.head import train_head
+    from convnext_cli.training.phases.lr_finder import find_lr_steps, use_found_lr
+    from convnext_cli.training.phases.time_budget import fit_epochs
+    from convnext_cli.training.saving import note_epoch
+    from convnext_cli.training.state import TrainingState
+
+    run, accelerator, index, settings = context.run, context.accelerator, context.index, context.settings
+    steps = plan_steps(settings, len(index.rows("train")))[0]
+    shape = context.input_shape
+
+    # 1. The files that describe the data, and the digests that `--resume` compares.
+    if accelerator.is_main_process:
+        run.create(overwrite=request.overwrite)
+        run.write_split(index)
+        if preparation.dataset and preparation.dataset.audit:
+            run.write_audit(preparation.dataset.audit.as_dict())
+            run.write_image_hashes(preparation.dataset.audit.list_image_hashes(index))
+        run.write_environment(describe_environment(describe_device(accelerator.device)))
+    origin = do_on_first_rank(accelerator, partial(record_origin, run, context.plan, index, contents))
+
+    # 2. The compute configuration, which decides the last bits of all that follows.
+    yield Progress(done=0, total=1, what="autotuning")
+    compute = choose_compute_config(
+        context.network,
+        shape,
+        name=context.plan.model,
+        passes=steps * settings.epochs * -(-context.rank_batch_size // shape[0]),
+        accelerator=accelerator,
+        measure=request.probe and not settings.deterministic,
+        compile=request.compile,
+    )
+    compute, problems = _configure(context, compute)
+    state = TrainingState(
+        images=preparation.images,
+        origin=asdict(origin),
+        license=_find_license(preparation),
+        micro_batch_size=settings.micro_batch_size,
+        blocks=compute.compute_config.blocks,
+        threads=compute.compute_config.threads,
+        compiled=context.compiled is not None,
+    )
+
+    # 3. The head alone, before the moving average begins.
+    head_epoch = None
+    if settings.freeze_epochs:
+        head_epoch = yield from train_head(context)
+        note_epoch(state, head_epoch, always=context.weak_validation is not None)
+    if settings.ema_decay:
+        context.ema = ModelEma(context.model, settings.ema_decay)
+
+    # 4. The first checkpoint, which the measurements below go back to.
+    save_checkpoint(run, context, state)
+    planned = context.plan
+    if request.max_time is not None:
+        context.use_plan(fit_epochs(context, state, request.max_time))
+    if planned.choices["lr"].source == AUTO and settings.epochs:
+        load_checkpoint(run, context)
+        found = yield from find_lr_steps(context, state)
+        if accelerator.is_main_process:
+            run.write_range_test(found)
+        context.use_plan(use_found_lr(context.plan, found, steps * context.settings.epochs))
+    if context.plan is not planned:
+        state, _ = load_checkpoint(run, context)
+        state.origin = asdict(replace(origin, settings=context.plan.values))
+        save_checkpoint(run, context, state)
+
+    # 5. The plan, which makes the folder one that can be resumed; then the checkpoint, for the same weights everywhere.
+    if accelerator.is_main_process:
+        run.write_plan(context.plan.to_toml())
+    state, notices = load_checkpoint(run, context)
+    notes = (*notices, *compute.remarks, *problems)
+    return Training(request, context, state, compute, notes, head_epoch)
+
+
+def _resume(
+    context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
+) -> Training:
+    """Take up a run at its newest checkpoint. All ranks call it."""
+    from convnext_cli.training.checkpoint import load_checkpoint
+    from convnext_cli.training.compute.autotune import AutotuneResult
+    from convnext_cli.training.compute.compute_config import ComputeConfig
+    from convnext_cli.training.compute.devices import THREADS, do_on_first_rank
+    from convnext_cli.training.parts.ema import ModelEma
+
+    run, settings, origin = context.run, context.settings, preparation.origin
+
+    # 1. The moving average, so that the checkpoint finds its place.
+    if settings.ema_decay:
+        context.ema = ModelEma(context.model, settings.ema_decay)
+    # 2. What a killed process left behind.
+    if context.accelerator.is_main_process:
+        run.drop_temporary()
+    # 3. Weights, optimizer and state.
+    state, notices = load_checkpoint(run, context)
+    # 4. The compute configuration that the run began with: another one rounds differently.
+    kept = ComputeConfig(blocks=state.blocks, threads=state.threads or THREADS, compiled=state.compiled)
+    compute, problems = _configure(context, AutotuneResult(compute_config=kept))
+    # 5. What a version that kept no digests left out.
+    if origin is None:
+        record = partial(record_origin, run, context.plan, context.index, contents)
+        origin = do_on_first_rank(context.accelerator, record)
+        state.origin = asdict(origin)
+    # 6. The one setting whose change needs the state's help.
+    if settings.micro_batch_size != origin.settings["micro_batch_size"]:
+        state.micro_batch_size = settings.micro_batch_size
+    return Training(request, context, state, compute, (*notices, *problems))
+
+
+def _configure(context: "TrainingContext", compute: "AutotuneResult") -> "tuple[AutotuneResult, list[str]]":
+    """Give the model its compute configuration; return the one it has then, and what prevented another."""
+    from convnext_cli.training.compute.compute_config import configure_model
+
+    context.compiled, problems = configure_model(
+        context.network, compute.compute_config, context.input_shape, context.accelerator
+    )
+    config = replace(compute.compute_config, compiled=context.compiled is not None)
+    return replace(compute, compute_config=config), problems
 
 
 def _finish(
-    job: "Job", run: RunFolder, state: "State", *, weak: str | None
-) -> "Iterator[Progress | Trained | Finished]":
-    """Calibrate the weights that were kept; then write the final figures, which mark the run as finished."""
+    context: "TrainingContext", state: "TrainingState", complete: Complete | None
+) -> TrainSteps[FinetuneResult]:
+    """Calibrate the kept weights; then write the final metrics, which mark the run as finished."""
     import torch
 
-    from convnext_cli.inference.fitting import Calibration, fit_steps
-    from convnext_cli.inference.predictor import Predictor
-    from convnext_cli.training.devices import THREADS
+    from convnext_cli.inference.calibration import fit_steps
+    from convnext_cli.inference.torch_classifier import TorchClassifier
+    from convnext_cli.training.compute.devices import THREADS
 
     torch.set_num_threads(THREADS)
+    run, accelerator, weak = context.run, context.accelerator, context.weak_validation
     best = state.best
     assert best is not None
     selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
     if state.averaged:
         selected_by = f"averaged with epochs {', '.join(map(str, state.averaged))}; {selected_by}"
     calibration: Calibration | None = None
-    if job.accelerator.is_main_process:
-        for step in fit_steps(Predictor(run.path, job.accelerator.device, cache=job.cache), run):
-            if isinstance(step, Calibration):
-                calibration = step
-            else:
-                yield step
-    job.signals.check()  # where a library has caught what the signal raised, here and below
+    if accelerator.is_main_process:
+        calibration = yield from fit_steps(TorchClassifier(run.path, accelerator.device, cache=context.cache), run)
+    context.signals.check()  # where a library has caught what the signal raised, here and below
     yield Trained(run=run.path)
-    job.signals.check()
-    if job.accelerator.is_main_process:
+    if complete is not None and accelerator.is_main_process:
+        yield from complete(run)
+    context.signals.check()
+    if accelerator.is_main_process:
         run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
         for path in run.list_candidates():  # only now: a run that is killed before averages them again
             path.unlink(missing_ok=True)
-    job.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     val = state.best_val and convert(state.best_val, Metrics)
-    yield Finished(run=run.path, epoch=best["epoch"], val=val or None, selected_by=selected_by, calibration=calibration)
+    return FinetuneResult(
+        run=run.path, epoch=best["epoch"], val=val or None, selected_by=selected_by, calibration=calibration
+    )
 
 
-def _read_license(weights: str) -> str | None:
-    """The licence that comes with the user's own weights: that of the run they are from."""
+def _find_license(preparation: Preparation) -> str | None:
+    """Return the licence of the base weights: their tag's, or that of the run that the user's own are from."""
     from convnext_cli.models.weights import read_license
 
-    return None if weights in ("auto", "none") else read_license(Path(weights))
+    weights = preparation.plan.weights
+    if weights == "auto":
+        return preparation.tag.license if preparation.tag else None
+    return None if weights == "none" else read_license(Path(weights))

@@ -7,7 +7,7 @@ split and for each image, by which the differing ones are named.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convnext_cli.data.contents import open_digests
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.errors import DataError, RunError
-from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder
+from convnext_cli.images.hashing import open_digests
+from convnext_cli.progress import Progress, Steps
+from convnext_cli.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,10 +57,10 @@ def digest_split(index: Index) -> "NDArray[np.uint64]":
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def digest_contents(index: Index, *, threads: int) -> "Generator[Progress, None, NDArray[np.uint64]]":
-    """Digest the bytes of the training and validation images: yield progress and return (M, 2), 128 bits of each.
+def digest_contents(index: Index, *, threads: int) -> "Steps[NDArray[np.uint64]]":
+    """Digest the bytes of the training and validation images, (M, 2) uint64, 128 bits of each.
 
-    The digests are BLAKE2b, kept in the cache with each file's state (`data/contents.py`), so that what has not changed
+    The digests are BLAKE2b, kept in the cache with each file's state (`hashing.py`), so that what has not changed
     is not read again. A file that cannot be read has zeros.
     """
     digests = open_digests(index.root)

@@ -1,159 +1,59 @@
 """All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.groups import find_straddling
-from convnext_cli.data.intake import Intake, Taken, check_apart, digest_images, take_in
-from convnext_cli.data.scan import Index, check_trainable
+from convnext_cli.data.dataset import DatasetRequest, check_apart, load_dataset
+from convnext_cli.data.index import Index, check_trainable, digest_images
 from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
-from convnext_cli.folds import FoldsFolder, open_folder
 from convnext_cli.locks import check_unlocked
+from convnext_cli.machine import count_cpus, count_local_processes, describe_machine
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
-from convnext_cli.progress import Progress, drain
+from convnext_cli.progress import Steps, finish
 from convnext_cli.recipes.fingerprint import Fingerprint, explain_domain, take_fingerprint
-from convnext_cli.recipes.head import check_head
-from convnext_cli.recipes.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.recipes.plan import Plan, make_plan, read_choices, read_plan
-from convnext_cli.recipes.recipe import (
+from convnext_cli.recipes.recommendation import DataCounts, choose_augmentation, recommend
+from convnext_cli.recipes.rules import check_head, explain_lr
+from convnext_cli.recipes.settings import (
     AUTO,
-    DEFAULT_RECIPE,
     RECIPES,
+    Choice,
     check_settings,
     check_together,
     default_settings,
     describe_settings,
     is_unicode,
 )
-from convnext_cli.recipes.recommendation import DataCounts, choose_augmentation, recommend
-from convnext_cli.recipes.rules import Choice, explain_lr
 from convnext_cli.recipes.tables import load_augmentations
-from convnext_cli.runs import RUNS, RunFolder
+from convnext_cli.runs.folder import RUNS, RunFolder
+from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import quote
 from convnext_cli.training.origin import Origin, check_plan, check_split, read_origin
-
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What the user asked for."""
-
-    data: Path | None = None
-    """A folder, a CSV file, or a zip file; None for those of the run that `resume` names."""
-    audit: bool = True
-    """Whether every image is looked at first."""
-    model: str | None = None
-    """An architecture, with or without a `.tag`; None for the recommended one."""
-    output: Path | None = None
-    """The run folder; None for `runs/<time>-<model>/`."""
-    weights: str = "auto"
-    """`auto`, `none`, `builtin`, or the path of a file or run folder."""
-    offline: bool = False
-    overwrite: bool = False
-    recipe: str = DEFAULT_RECIPE
-    augment: str | None = None  # a preset of augmentation; None for the settings' and the recipe's own
-    settings: Mapping[str, Choice] = field(default_factory=dict)
-    resume: Path | None = None
-    """A run to be continued: model, settings and split are its own then."""
-    max_time: float | None = None
-    """Seconds that the training should take; fewer epochs are planned where it would take longer."""
-    cache: bool = True
-    """Whether decoded images are kept for later epochs and runs."""
-    probe: bool = True
-    """Whether a long run begins with measuring what it computes fastest with."""
-    compile: bool | None = None
-    """Whether the model is compiled before it trains; None where measuring decides."""
-    track: tuple[str, ...] = ()
-    """Where figures are sent as well: `tensorboard`, `wandb`, `mlflow`."""
+from convnext_cli.training.request import TRACKERS, Preparation, TrainRequest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """What will be done."""
-
-    taken: Taken | None
-    """What was taken in; None where a run is continued."""
-    index: Index
-    """The images, with their split; where all folds are trained in turn, with the first's."""
-    folds: Index | None
-    """The images, with the fold that each validates in, where all folds are trained in turn."""
-    architecture: Architecture
-    tag: Tag | None
-    machine: Machine
-    plan: Plan
-    images: str
-    """Digest of the images that are trained and validated on."""
-    fingerprint: Fingerprint | None
-    """What the images are like; None where a run is continued."""
-    plan_notes: tuple[str, ...]
-    """What the user should know of the plan."""
-    weak_validation: str | None
-    """Why the validation split is too small to choose the best epoch by; None where it is not."""
-    origin: Origin | None = None
-    """What the run began with; None for a new run, and for one of a version that did not keep it."""
-    changes: tuple[str, ...] = ()
-    """Notes on what was changed since then, and may be."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know before trusting the result."""
-        index = self.index
-        notes: list[str] = []
-        if self.taken is not None:
-            notes += self.taken.describe()
-        if self.taken is not None and self.taken.index.folds and self.plan.recipe.folds:
-            own = self.taken.index
-            torn = len(find_straddling(own.groups, own.folds)) if own.groups else 0
-            torn += sum(len({own.folds[row] for row in rows} - {""}) > 1 for rows in self.taken.together)
-            if torn:
-                notes.append(
-                    f"{torn} groups or duplicates lie in more than one of the table's folds: validation figures will "
-                    "be too good. --resplit draws folds that keep them together"
-                )
-        if self.weak_validation:
-            remedy = (
-                "Fewer folds make it larger"
-                if self.plan.recipe.folds
-                else "Move images from train to val; without a val folder, --val-fraction of them is drawn"
-            )
-            notes.append(
-                f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. {remedy}"
-            )
-        absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
-        if len(absent) == len(index.classes):
-            chosen = "" if self.weak_validation else ": figures on the validation split are a little too good"
-            notes.append(f"there is no test split{chosen}")
-        elif absent:
-            notes.append(f"the test split has no image of {', '.join(absent)}")
-        if index.skipped:
-            what = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
-            notes.append(f"skipped in the data folder: {what}")
-        return (*notes, *self.plan_notes, *self.changes)
-
-
-def continue_if_restarted(request: Request) -> Request:
+def continue_if_restarted(request: TrainRequest) -> TrainRequest:
     """Where torchrun starts its processes again after a failure, the same command continues the run it began."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if restarted and request.resume is None and request.output and open_folder(request.output).is_begun:
-        return Request(resume=request.output, offline=request.offline, cache=request.cache, track=request.track)
+        return TrainRequest(resume=request.output, offline=request.offline, cache=request.cache, track=request.track)
     return request
 
 
-def prepare(request: Request, *, use_gpu: bool = True) -> Prepared:
-    """Does what `prepare_steps` does, and returns its result."""
-    return drain(prepare_steps(request, use_gpu=use_gpu), Prepared)
+def prepare(request: TrainRequest, *, use_gpu: bool = True) -> Preparation:
+    """Check a request, load and split its data, and make the plan, as `prepare_steps` does."""
+    return finish(prepare_steps(request, use_gpu=use_gpu))
 
 
-def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progress | Prepared]:
-    """Checks a request, takes in and splits its data, and makes the plan: yields progress, and the result last.
+def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Preparation]:
+    """Check a request, load and split its data, and make the plan.
 
     Where a run is to be continued, all that is taken from the run.
 
@@ -169,8 +69,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
     """
     _check_trackers(request.track)
     if request.resume is not None:
-        yield _prepare_resumed(request, request.resume, use_gpu=use_gpu)
-        return
+        return _prepare_resumed(request, request.resume, use_gpu=use_gpu)
     if request.data is None:
         raise UsageError(
             "no data are given", "Give the folder of images, or --resume RUN (`convnext finetune --help` shows both)"
@@ -178,9 +77,9 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
     data = request.data
     model, weights = resolve_weights(request.model, request.weights)
     request = replace(request, model=model, weights=weights)
-    values = default_settings() | {name: choice.value for name, choice in request.settings.items()}
+    values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
     found = _check(request, data, values)
-    intake = Intake(
+    intake = DatasetRequest(
         data=data,
         image_root=values["image_root"],
         exclude=values["exclude"],
@@ -188,21 +87,15 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         resplit=values["resplit"],
         audit=request.audit,
     )
-    taken: Taken | None = None
-    for event in take_in(intake, threads=max(1, count_cpus() // count_local_processes())):
-        if isinstance(event, Taken):
-            taken = event
-        else:
-            yield event
-    assert taken is not None
-    check_apart(request.output or RUNS, taken.index)
-    check_trainable(taken.index)
+    dataset = yield from load_dataset(intake, threads=max(1, count_cpus() // count_local_processes()))
+    check_apart(request.output or RUNS, dataset.index)
+    check_trainable(dataset.index)
     index = split_index(
-        taken.index,
+        dataset.index,
         val_fraction=values["val_fraction"],
         test_fraction=values["test_fraction"],
         seed=values["seed"],
-        together=taken.together,
+        together=dataset.together,
         folds=Folds(number=values["folds"], fold=values["fold"]) if values["folds"] else None,
     )
     folds = index if values["folds"] and not values["fold"] else None
@@ -211,7 +104,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         check_trainable(index)
     index = parts[0]
     machine = describe_machine(use_gpu=use_gpu)
-    fingerprint = take_fingerprint(taken.index)
+    fingerprint = take_fingerprint(dataset.index)
     counts = DataCounts.of(index, fingerprint)
     if found is None:
         best = recommend(
@@ -219,7 +112,7 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         ).best
         found = best.model, best.tag
     architecture, tag = found
-    check_head(architecture, request.settings)
+    check_head(architecture, request.choices)
     augment = request.augment or choose_augmentation(None, request.recipe, fingerprint)
     keep = augment is not None and request.augment is None  # a guess never replaces what a plan file holds
     make = partial(
@@ -235,9 +128,9 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         keep_planned=keep,
         median_side=fingerprint.median_side,
     )
-    plan = make(given=request.settings)
-    yield Prepared(
-        taken=taken,
+    plan = make(given=request.choices)
+    return Preparation(
+        dataset=dataset,
         index=index,
         folds=folds,
         architecture=architecture,
@@ -246,22 +139,22 @@ def prepare_steps(request: Request, *, use_gpu: bool = True) -> Iterator[Progres
         plan=plan,
         images=digest_images(index),
         fingerprint=fingerprint,
-        plan_notes=_explain_plan(request, architecture, plan, make(given=_without_lr(request.settings)), fingerprint),
+        plan_notes=_explain_plan(request, architecture, plan, make(given=_without_lr(request.choices)), fingerprint),
         weak_validation=explain_weak_validation(index),
     )
 
 
 def _explain_plan(
-    request: Request, architecture: Architecture, plan: Plan, usual: Plan, fingerprint: Fingerprint
+    request: TrainRequest, architecture: Architecture, plan: Plan, usual: Plan, fingerprint: Fingerprint
 ) -> tuple[str, ...]:
     """Say what the user should know of a plan; `usual` is the same one with the recipe's own learning rate."""
     notes = []
     guessed = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
-    if guessed and any(choice.source == f"augmentation {guessed}" for choice in plan.settings.values()):
+    if guessed and any(choice.source == f"augmentation {guessed}" for choice in plan.choices.values()):
         notes.append(explain_domain(fingerprint, "--augment light, natural or none overrules it"))
-    lr = plan.settings["lr"]
+    lr = plan.choices["lr"]
     if lr.source in ("flag", "plan"):
-        note = explain_lr(architecture, lr.value, plan.recipe.batch_size, usual.recipe.lr)
+        note = explain_lr(architecture, lr.value, plan.settings.batch_size, usual.settings.lr)
         notes += [note] if note else []
     return tuple(notes)
 
@@ -270,7 +163,7 @@ def _without_lr(settings: Mapping[str, Choice]) -> dict[str, Choice]:
     return {name: choice for name, choice in settings.items() if name != "lr"}
 
 
-def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
+def _check(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
     """Checks all that needs no look at the data; returns the model that was asked for."""
     check_settings(values)
     check_together(values)
@@ -279,7 +172,7 @@ def _check(request: Request, data: Path, values: Mapping[str, Any]) -> tuple[Arc
     found = _find_builtin(request.model) if request.weights == BUILTIN else None
     if request.model is not None and found is None:
         found = find_model(request.model)
-    check_head(found and found[0], request.settings)
+    check_head(found and found[0], request.choices)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
@@ -328,10 +221,10 @@ def check_unfinished(run: RunFolder) -> None:
         )
 
 
-def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared:
+def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Preparation:
     run = open_folder(path)
     own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
-    if request != Request(resume=path, **own):
+    if request != TrainRequest(resume=path, **own):
         raise UsageError(
             "--resume takes the model, the settings and the split from the run",
             "Leave out all else but --devices, --no-cache, --no-probe, --track, --json and the data folder, if it has "
@@ -359,8 +252,8 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
     check_outside(path, index.root)
     folds = index if isinstance(run, FoldsFolder) else None
     index = choose_fold(folds, 1) if folds else index
-    return Prepared(
-        taken=None,
+    return Preparation(
+        dataset=None,
         index=index,
         folds=folds,
         architecture=architecture,
@@ -369,7 +262,7 @@ def _prepare_resumed(request: Request, path: Path, *, use_gpu: bool) -> Prepared
         plan=Plan(
             model=model,
             weights=weights or "auto",
-            settings={name: choices[name] for name in describe_settings()},
+            choices={name: choices[name] for name in describe_settings()},
         ),
         images=digest_images(index),
         fingerprint=None,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_choices
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 from tests.cli.conftest import Convnext, Outcome
 from tests.conftest import save_image
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from convnext_cli.cli import console
-from convnext_cli.cli.layout import lay_out
+from convnext_cli.cli.tables import lay_out
 
 ROWS: list[list[Any]] = [["cat", 0.5, "a word or two"], ["開発", None, "x\x1b[31my\nz"]]
 

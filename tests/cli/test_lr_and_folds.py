@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from convnext_cli.folds import FoldsFolder
+from convnext_cli.runs.folds import FoldsFolder
 from tests.cli.conftest import Convnext
 from tools.kill_test import take_images
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from convnext_cli import evaluate
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 from tests.cli.conftest import Convnext
 from tests.conftest import save_image
 

@@ -13,7 +13,7 @@ import pytest
 from convnext_cli.cli.app import main
 from convnext_cli.cli.streams import Log, keep_streams, stop_by_signals, survive_lost_reader
 from convnext_cli.errors import StoppedError
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 from tools.kill_test import check_files, take_images
 
 WORDS = ["--model", "test_convnext", "--weights", "none", "--epochs", "2", "--image-size", "32", "-o", "run"]

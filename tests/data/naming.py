@@ -22,8 +22,8 @@ def uuid(value: object) -> str:
     return f"{x[:8]}-{x[8:12]}-{x[12:16]}-{x[16:20]}-{x[20:]}"
 
 
-def label(subject: int) -> str:
-    return ("dog", "cat")[subject % 2]
+def label(test_set: int) -> str:
+    return ("dog", "cat")[test_set % 2]
 
 
 def three(name: Callable[[int, int], str]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from convnext_cli.data import archive as module
 from convnext_cli.data.archive import unpack
-from convnext_cli.data.scan import scan_data
+from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError
 from tests.conftest import save_image
 

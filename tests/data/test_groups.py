@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.data.groups import find_straddling, group_index
-from convnext_cli.data.scan import Index, scan_folder
+from convnext_cli.data.index import Index
+from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
 from tests.data.naming import FEWER, WITH_GROUPS, WITHOUT_GROUPS
-from tests.data.test_decode import XRAY, save_dicom
+from tests.images.test_decode import XRAY, save_dicom
 
 
 def make_index(*paths: str) -> Index:

@@ -10,7 +10,9 @@ from typing import Literal
 
 import pytest
 
-from convnext_cli.data.scan import check_trainable, scan_data, scan_folder
+from convnext_cli.data.index import check_trainable
+from convnext_cli.data.scan import scan_folder
+from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError, UsageError
 from tests.conftest import save_image
 

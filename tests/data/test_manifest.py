@@ -7,7 +7,7 @@ import pytest
 
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.manifest import OtherTaskError
-from convnext_cli.data.scan import scan_data
+from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
 from convnext_cli.errors import DataError, UsageError
 from tests.conftest import save_image

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.scan import check_trainable, scan_folder
+from convnext_cli.data.index import check_trainable
+from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import DataError
 from tests.conftest import save_image
 

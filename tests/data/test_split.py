@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.data.groups import find_straddling
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.data.split import Folds, explain_weak_validation, split_index
 from convnext_cli.errors import UsageError
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext_cli.runs import RunFolder
-from tests.data.test_decode import save_dicom
+from convnext_cli.runs.folder import RunFolder
+from tests.images.test_decode import save_dicom
 from tests.reports.browser import CHROMIUM, Browser
 
 for name in ("fastapi", "uvicorn", "multipart"):

@@ -8,17 +8,16 @@ import timm
 import torch
 
 from convnext_cli import evaluate
-from convnext_cli.exports.card import escape_markdown, find_license, write_card
 from convnext_cli.exports.hub import HubFolder, hub_steps
-from convnext_cli.models.build import load_model
-from convnext_cli.runs import RunFolder
+from convnext_cli.exports.model_card import escape_markdown, find_license, write_card
+from convnext_cli.inference.saved_model import load_model
+from convnext_cli.progress import finish
+from convnext_cli.runs.folder import RunFolder
 from tests.cli.conftest import Convnext
 
 
 def export(run: RunFolder, output: Path, **options: Any) -> HubFolder:
-    *_, last = hub_steps(run, output, **options)
-    assert isinstance(last, HubFolder)
-    return last
+    return finish(hub_steps(run, output, **options))
 
 
 @pytest.fixture(scope="module")

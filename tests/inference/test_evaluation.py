@@ -8,13 +8,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convnext_cli import evaluate
-from convnext_cli.data.scan import Index
+from convnext_cli.data.index import Index
 from convnext_cli.errors import RunError, UsageError
+from convnext_cli.inference.calibration import ABSTAIN_RATE, parse_target, read_calibration
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
-from convnext_cli.inference.fitting import ABSTAIN_RATE, parse_target, read_calibration
-from convnext_cli.inference.prediction import Wishes, list_run_notes, predict
-from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder
+from convnext_cli.inference.prediction import PredictRequest, list_run_notes, predict
+from convnext_cli.progress import Progress, finish
+from convnext_cli.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -140,15 +140,14 @@ def test_a_class_may_have_a_colon_in_its_name() -> None:
 
 def test_shifted_views_say_what_they_cost_and_gain(mine: RunFolder) -> None:
     plain = evaluate(mine.path, split="val")
-    events = list(evaluate_steps(mine, None, "val", tta=True))
-    found = events[-1]
-    assert not isinstance(found, Progress)
+    events: list[Progress] = []
+    found = finish(evaluate_steps(mine, None, "val", tta=True), events.append)
     assert found.augmentation is not None
     gain = found.augmentation.gain.differences["log_loss"]
     assert gain is not None
     assert gain.value == pytest.approx(found.metrics.log_loss - plain.metrics.log_loss, abs=1e-9)
     assert not np.allclose(found.cases.logits, plain.cases.logits)
-    assert {event.what for event in events if isinstance(event, Progress)} >= {"evaluating", "evaluating shifted views"}
+    assert {event.what for event in events} >= {"evaluating", "evaluating shifted views"}
 
 
 def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:
@@ -156,8 +155,7 @@ def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:
     weights["head.fc.weight"] = np.zeros_like(weights["head.fc.weight"])
     save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
     good = evaluate(run.path, split="val")
-    [*_, bad] = evaluate_steps(mine, None, None, subject=good.cases.subject)
-    assert not isinstance(bad, Progress)
+    bad = finish(evaluate_steps(mine, None, None, test_set=good.cases.test_set))
     compared = compare_evaluations(good, bad)
     accuracy = compared.differences["top1"]
     assert accuracy is not None
@@ -170,9 +168,8 @@ def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFol
     index = mine.read_split()
     other = {"train": "test", "test": "train"}
     mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
-    subject = evaluate(run.path).cases.subject
-    [*_, found] = evaluate_steps(mine, None, None, subject=subject)
-    assert not isinstance(found, Progress)
+    test_set = evaluate(run.path).cases.test_set
+    found = finish(evaluate_steps(mine, None, None, test_set=test_set))
     assert "leakage: 45 of these 45 images were trained on; the scores are too high" in found.notes
 
 
@@ -186,7 +183,7 @@ def test_a_missed_target_is_said_by_eval_and_by_predict(mine: RunFolder, thresho
     found = evaluate(mine.path)
     assert [point.sensitivity for point in found.operating_points] == [sensitivity / 100]
     missed = [note for note in found.notes if "is not met on these images: sensitivity 0.0%, 95% CI [" in note]
-    told = list_run_notes(mine.path, Wishes())
+    told = list_run_notes(mine.path, PredictRequest())
     if sensitivity == 100:
         assert not missed
         assert not told
@@ -219,8 +216,8 @@ def test_a_score_that_does_not_notice_scrambled_images_is_called_unreliable(mine
     kept = mine.read_calibration()
     assert kept is not None
     assert kept["novelty_detected"] > 0.9
-    assert not list_run_notes(mine.path, Wishes(abstain=True))
+    assert not list_run_notes(mine.path, PredictRequest(abstain=True))
     mine.write_calibration(kept | {"novelty_detected": 0.25}, mine.read_calibration_arrays())
-    [note] = list_run_notes(mine.path, Wishes(abstain=True))
+    [note] = list_run_notes(mine.path, PredictRequest(abstain=True))
     assert "not reliable for this model: its OOD score notices only 25% of scrambled validation images" in note
     assert note in evaluate(mine.path).notes

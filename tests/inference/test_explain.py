@@ -3,9 +3,10 @@ import pytest
 import timm
 import torch
 
-from convnext_cli.data.transforms import Preprocessing, locate_crop, transform_for_eval
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.transforms import locate_crop, transform_for_eval
 from convnext_cli.inference.explain import draw_explanation, map_heat, overlay_heat, split_model
-from convnext_cli.inference.forward import make_views
+from convnext_cli.models.forward import make_views
 
 MODELS = [("convnext_atto", {}), ("convnextv2_atto", {}), ("convnext_atto", {"head_norm_first": True})]
 
@@ -55,13 +56,13 @@ def test_the_heat_is_drawn_where_it_is() -> None:
 @pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (200, 200), (123, 61)])
 @pytest.mark.parametrize(("mode", "pct"), [("center", 0.875), ("center", 1.0), ("squash", 1.0)])
 def test_the_explanation_lies_on_what_the_model_saw(width: int, height: int, mode: str, pct: float) -> None:
-    how = Preprocessing(
+    preprocessing = Preprocessing(
         image_size=64, crop_pct=pct, crop_mode=mode, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
     )
     rows, columns = np.mgrid[0:height, 0:width]
     image = np.stack([255 * columns / width, 255 * rows / height, 0 * rows], axis=-1).astype(np.uint8)
-    seen = transform_for_eval(image, how)
-    left, top, right, bottom = locate_crop(width, height, how)
+    seen = transform_for_eval(image, preprocessing)
+    left, top, right, bottom = locate_crop(width, height, preprocessing)
     ends = 255 * np.array([left / width, right / width, top / height, bottom / height])
     told = [seen[..., 0].min(), seen[..., 0].max(), seen[..., 1].min(), seen[..., 1].max()]
     assert np.allclose(ends, told, atol=255 / 61 + 3), "the gradient says which part was seen"

@@ -7,11 +7,12 @@ from typing import TypeVar
 import pytest
 from PIL import Image
 
-from convnext_cli.data.scan import Index, scan_data
-from convnext_cli.inference.overlap import Overlap, measure_pictures
-from convnext_cli.inference.subject import choose_subject, find_leakage
+from convnext_cli.data.index import Index
+from convnext_cli.data.sources import scan_data
+from convnext_cli.inference.overlap import Overlap, measure_thumbnails
+from convnext_cli.inference.test_set import choose_test_set, find_leakage
 from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 from tests.conftest import draw_picture
 
 T = TypeVar("T")
@@ -42,14 +43,14 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     run.write_split(index)
-    run.write_image_hashes(drain(measure_pictures(index)))
+    run.write_image_hashes(drain(measure_thumbnails(index)))
     return run, index
 
 
 def evaluate(run: RunFolder, data: Path) -> tuple[int, list[str], Overlap | None]:
-    subject, notes = choose_subject(run, data, None)
-    told, overlap = drain(find_leakage(run, subject, None))
-    return len(subject.rows), [*notes, *told], overlap
+    test_set, notes = choose_test_set(run, data, None)
+    told, overlap = drain(find_leakage(run, test_set, None))
+    return len(test_set.rows), [*notes, *told], overlap
 
 
 def make_new_data(trained_on: Index, root: Path) -> None:

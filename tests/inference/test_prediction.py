@@ -13,14 +13,14 @@ from PIL import Image
 
 from convnext_cli import evaluate, predict
 from convnext_cli.cli.app import main
-from convnext_cli.data import decode
-from convnext_cli.data.decode import Pixels
 from convnext_cli.errors import UsageError
-from convnext_cli.evaluation.figures import log_softmax
+from convnext_cli.images import decode
+from convnext_cli.images.decode import Pixels
 from convnext_cli.inference import sources
-from convnext_cli.inference.fitting import read_calibration
-from convnext_cli.inference.prediction import Wishes, predict_steps
-from convnext_cli.runs import RunFolder
+from convnext_cli.inference.calibration import read_calibration
+from convnext_cli.inference.prediction import PredictRequest, predict_steps
+from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.runs.folder import RunFolder
 from tests.conftest import save_image
 
 
@@ -148,7 +148,7 @@ def test_only_a_few_images_are_held_at_a_time(run: RunFolder, monkeypatch: pytes
 
     monkeypatch.setattr(sources, "decode_image", counted)
     images = paths_of(run, "test") * 10
-    steps = predict_steps(run.path, images, Wishes())
+    steps = predict_steps(run.path, images, PredictRequest())
     next(steps)
     assert len(opened) <= 4 * 32, "the batch at work and those decoded ahead"
     assert sum(1 for _ in steps) == len(images) - 1

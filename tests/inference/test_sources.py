@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli import predict
-from convnext_cli.data.decode import decode_image
 from convnext_cli.errors import UsageError
+from convnext_cli.images.decode import decode_image
 from convnext_cli.inference.sources import ARRAY_REMEDY, list_sources
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 from tests.conftest import draw_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)

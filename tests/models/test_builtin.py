@@ -15,7 +15,8 @@ from convnext_cli.models.build import build_model, read_preprocessing, seed_weig
 from convnext_cli.models.catalog import PERMISSIVE_LICENSES, find_model, load_builtin
 from convnext_cli.models.weights import find_weights, read_weights
 from convnext_cli.recipes.recommendation import recommend
-from convnext_cli.training.preparation import Request, prepare
+from convnext_cli.training.preparation import prepare
+from convnext_cli.training.request import TrainRequest
 
 OWN = load_builtin()
 NAME = f"{OWN.architecture}.{OWN.tag.name}"
@@ -38,17 +39,22 @@ def test_its_preprocessing_and_licence_are_the_cards() -> None:
     architecture, tag = find_model(NAME)
     assert tag is not None
     model, _ = build_model(architecture, tag, num_classes=2, drop_path=0.0, weights="auto", offline=True)
-    how = read_preprocessing(model)
-    assert (how.image_size, how.crop_pct, how.mean, how.std) == (tag.image_size, tag.crop_pct, tag.mean, tag.std)
+    preprocessing = read_preprocessing(model)
+    assert (preprocessing.image_size, preprocessing.crop_pct, preprocessing.mean, preprocessing.std) == (
+        tag.image_size,
+        tag.crop_pct,
+        tag.mean,
+        tag.std,
+    )
     assert tag.license not in PERMISSIVE_LICENSES, "its images came under ImageNet's terms"
     for title in ("Data", "Recipe", "Hardware", "Licence", "Good for", "Not for", "Rank"):
         assert OWN.card[title]
 
 
 def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) -> None:
-    from convnext_cli.data.decode import decode_image
-    from convnext_cli.data.transforms import transform_for_eval
-    from convnext_cli.inference.forward import prepare_input
+    from convnext_cli.images.decode import decode_image
+    from convnext_cli.images.transforms import transform_for_eval
+    from convnext_cli.models.forward import prepare_input
 
     files = [path for digit in "012" for path in sorted((digits / digit).glob("*.png"))[:60]]
     labels = np.repeat([0, 1, 2], 60)
@@ -56,10 +62,10 @@ def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) ->
     for weights in ("auto", "none"):
         seed_weights(0)
         model, _ = build_model(*find_model(NAME), num_classes=0, drop_path=0.0, weights=weights, offline=True)
-        how = read_preprocessing(model, 32)
-        images = np.stack([transform_for_eval(decode_image(path), how) for path in files])
+        preprocessing = read_preprocessing(model, 32)
+        images = np.stack([transform_for_eval(decode_image(path), preprocessing) for path in files])
         with torch.inference_mode():
-            features = model.eval()(prepare_input(images, how, torch.device("cpu"))).numpy()
+            features = model.eval()(prepare_input(images, preprocessing, torch.device("cpu"))).numpy()
         few = np.arange(len(files)) % 20 < 2  # six of each class to learn from
         probe = LogisticRegression(max_iter=1_000).fit(features[few] / features.std(), labels[few])
         right[weights] = probe.score(features[~few] / features.std(), labels[~few])
@@ -69,7 +75,7 @@ def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) ->
 
 def test_the_word_names_the_model_and_no_other(digits: Path, tmp_path: Path) -> None:
     def prepared(**options: object) -> str:
-        request = Request(data=digits, audit=False, output=tmp_path / "run", weights="builtin", **options)  # type: ignore[arg-type]
+        request = TrainRequest(data=digits, audit=False, output=tmp_path / "run", weights="builtin", **options)  # type: ignore[arg-type]
         return prepare(request).plan.model
 
     assert prepared() == prepared(model=OWN.architecture) == prepared(model=NAME) == NAME

@@ -23,7 +23,7 @@ from convnext_cli.models.catalog import load_catalog
 from convnext_cli.models.conversion import convert_names, name_architecture
 from convnext_cli.models.weights import fit_weights, read_weights
 
-State = dict[str, Tensor]
+TrainingState = dict[str, Tensor]
 
 
 def make_model(name: str = "test_convnext", classes: int = 5) -> nn.Module:
@@ -37,30 +37,30 @@ def make_model(name: str = "test_convnext", classes: int = 5) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def state() -> State:
+def state() -> TrainingState:
     return make_model().state_dict()
 
 
-def prefixed(prefix: str) -> Callable[[State], State]:
+def prefixed(prefix: str) -> Callable[[TrainingState], TrainingState]:
     return lambda state: {f"{prefix}{name}": value for name, value in state.items()}
 
 
-def inside(key: str, **more: Any) -> Callable[[State], Any]:
+def inside(key: str, **more: Any) -> Callable[[TrainingState], Any]:
     return lambda state: {**more, key: state}
 
 
-def halve(state: State) -> State:
+def halve(state: TrainingState) -> TrainingState:
     return {name: value / 2 for name, value in state.items()}
 
 
-def compile_blocks(state: State) -> State:
+def compile_blocks(state: TrainingState) -> TrainingState:
     return {re.sub(r"(blocks\.\d+\.)", r"\1_orig_mod.", name): value for name, value in state.items()}
 
 
 ARGUMENTS = argparse.Namespace(
     model="test_convnext", lr=1e-3, output=pathlib.PurePosixPath("out"), mean=np.float64(0.5), seeds=np.arange(3)
 )
-CHECKPOINTS: dict[str, Callable[[State], Any]] = {
+CHECKPOINTS: dict[str, Callable[[TrainingState], Any]] = {
     "plain": lambda state: state,
     "timm model_best.pth.tar": inside("state_dict", epoch=3, arch="test_convnext", args=ARGUMENTS, metric=0.5),
     "numpy metric": inside("state_dict", metric=np.float32(0.5), best=np.float64(1)),
@@ -90,7 +90,7 @@ CHECKPOINTS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_a_training_scripts_checkpoint_is_read(kind: str, state: State, tmp_path: Path) -> None:
+def test_a_training_scripts_checkpoint_is_read(kind: str, state: TrainingState, tmp_path: Path) -> None:
     path = tmp_path / "any.name"
     torch.save(CHECKPOINTS[kind](state), path)
     found = read_weights(path)
@@ -98,13 +98,13 @@ def test_a_training_scripts_checkpoint_is_read(kind: str, state: State, tmp_path
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
-def test_the_old_format_is_read(state: State, tmp_path: Path) -> None:
+def test_the_old_format_is_read(state: TrainingState, tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     torch.save({"state_dict": state, "args": ARGUMENTS}, path, _use_new_zipfile_serialization=False)
     assert read_weights(path).keys() == state.keys()
 
 
-def test_folders_of_weights_and_files_with_metadata_are_read(state: State, tmp_path: Path) -> None:
+def test_folders_of_weights_and_files_with_metadata_are_read(state: TrainingState, tmp_path: Path) -> None:
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     for folder in (whole, sharded):
         folder.mkdir()
@@ -134,7 +134,7 @@ TRANSFORMERS = (
 )  # fmt: skip
 
 
-def as_transformers(state: State, prefix: str) -> State:
+def as_transformers(state: TrainingState, prefix: str) -> TrainingState:
     renamed = {}
     for name, value in state.items():
         new = name
@@ -146,7 +146,7 @@ def as_transformers(state: State, prefix: str) -> State:
     return renamed
 
 
-def as_authors(state: State) -> State:
+def as_authors(state: TrainingState) -> TrainingState:
     renamed = {}
     for name, value in state.items():
         new = re.sub(r"^stem", "downsample_layers.0", name)
@@ -160,7 +160,7 @@ def as_authors(state: State) -> State:
     return renamed
 
 
-def as_fcmae(state: State) -> State:
+def as_fcmae(state: TrainingState) -> TrainingState:
     """As main_pretrain.py of facebookresearch/ConvNeXt-V2 saves it: sparse layers, and a decoder beside the encoder."""
     renamed = {"mask_token": torch.zeros(1, 8, 1, 1), "proj.weight": torch.zeros(8, 8), "pred.bias": torch.zeros(8)}
     renamed |= {"decoder.0.dwconv.weight": torch.zeros(8, 1, 7, 7)}
@@ -234,7 +234,7 @@ def test_a_pretraining_file_of_fcmae_fills_the_backbone() -> None:
     assert all(torch.equal(value, own[name]) for name, value in target.state_dict().items() if name not in new)
 
 
-def test_an_image_tower_of_open_clip_is_converted_as_timm_does(state: State) -> None:
+def test_an_image_tower_of_open_clip_is_converted_as_timm_does(state: TrainingState) -> None:
     theirs = {f"visual.trunk.{name}": value for name, value in state.items() if not name.startswith("head.fc")}
     theirs |= {"visual.head.proj.weight": torch.ones(7, 64), "logit_scale": torch.ones(())}
     expected = checkpoint_filter_fn(dict(theirs), None)
@@ -260,24 +260,24 @@ def test_another_size_is_named_whatever_its_names_are() -> None:
             fit_weights(femto, convert_names(theirs, "here")[0], "here")
 
 
-def write_two(path: Path, state: State) -> None:
+def write_two(path: Path, state: TrainingState) -> None:
     torch.save(prefixed("student.")(state) | prefixed("teacher.")(state), path)
 
 
-def write_quantised(path: Path, state: State) -> None:
+def write_quantised(path: Path, state: TrainingState) -> None:
     torch.save({name: (value * 100).to(torch.int8) for name, value in state.items()}, path)
 
 
-def write_infinite(path: Path, state: State) -> None:
+def write_infinite(path: Path, state: TrainingState) -> None:
     torch.save(state | {"stem.0.bias": torch.full((24,), math.nan)}, path)
 
 
-def write_cut(path: Path, state: State) -> None:
+def write_cut(path: Path, state: TrainingState) -> None:
     torch.save(state, path)
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-REFUSED: dict[str, tuple[Callable[[Path, State], Any], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path, TrainingState], Any], str]] = {
     "a whole model": (lambda path, _: torch.save(make_model(), path), r"holds Python objects \(.*torch\.save\(model"),
     "two networks": (write_two, r"2 networks, under the prefixes student\., teacher\."),
     "two state dicts": (
@@ -298,7 +298,7 @@ REFUSED: dict[str, tuple[Callable[[Path, State], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_refused_is_called_by_name(kind: str, state: State, tmp_path: Path) -> None:
+def test_what_is_refused_is_called_by_name(kind: str, state: TrainingState, tmp_path: Path) -> None:
     write, words = REFUSED[kind]
     path = tmp_path / "given.pth"
     write(path, state)

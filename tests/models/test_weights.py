@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from convnext_cli.errors import RunError, WeightsError
-from convnext_cli.models.build import build_model, load_model
+from convnext_cli.inference.saved_model import load_model
+from convnext_cli.models.build import build_model
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.weights import find_weights, fit_weights, read_weights
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 
 
 def make_atto(classes: int = 7, name: str = "convnext_atto") -> torch.nn.Module:
@@ -166,13 +167,13 @@ def test_weights_come_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> No
 
 
 def test_timm_loads_the_run_folder_to_the_same_logits(run: RunFolder) -> None:
-    ours, classes, how = load_model(run.path)
+    ours, classes, preprocessing = load_model(run.path)
     theirs = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
-    images = torch.randn(4, 3, how.image_size, how.image_size)
+    images = torch.randn(4, 3, preprocessing.image_size, preprocessing.image_size)
     with torch.inference_mode():
         assert torch.equal(ours(images), theirs(images))
     assert classes == ("0", "1", "2")
-    assert theirs.pretrained_cfg["input_size"] == (3, how.image_size, how.image_size)
+    assert theirs.pretrained_cfg["input_size"] == (3, preprocessing.image_size, preprocessing.image_size)
 
 
 def test_a_run_folder_that_cannot_be_read(tmp_path: Path, run: RunFolder) -> None:

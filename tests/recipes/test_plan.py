@@ -7,18 +7,19 @@ from hypothesis import strategies as st
 
 from convnext_cli.errors import UsageError
 from convnext_cli.files import write_text
+from convnext_cli.machine import GIB, machine_with
 from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
-from convnext_cli.recipes.costs import GIB, describe_seconds, largest_micro_batch, training_bytes, training_seconds
-from convnext_cli.recipes.machine import machine_with
+from convnext_cli.recipes.costs import describe_seconds, largest_micro_batch, training_bytes, training_seconds
 from convnext_cli.recipes.plan import Plan, carry_over, make_plan, read_choices, read_plan, read_reasons
-from convnext_cli.recipes.recipe import (
+from convnext_cli.recipes.rules import explain_lr, find_image_size
+from convnext_cli.recipes.settings import (
     RECIPES,
+    Choice,
     check_settings,
     check_together,
     default_settings,
     describe_settings,
 )
-from convnext_cli.recipes.rules import Choice, explain_lr, find_image_size
 from convnext_cli.recipes.tables import (
     AUGMENTATION_SETTINGS,
     Conflict,
@@ -41,7 +42,7 @@ def plan_for(
 
 
 def test_the_specifications_rows_for_6000_images_and_v2_tiny() -> None:
-    chosen = plan_for("convnextv2_tiny").settings
+    chosen = plan_for("convnextv2_tiny").choices
     assert (chosen["lr"].value, chosen["lr"].source) == (2e-4, "specification 3.7")
     assert (chosen["epochs"].value, chosen["epochs"].source) == (150, "specification 5, small")
     assert (chosen["warmup_epochs"].value, chosen["drop_path"].value) == (10, 0.1)
@@ -50,36 +51,36 @@ def test_the_specifications_rows_for_6000_images_and_v2_tiny() -> None:
 
 
 def test_lr_scales_with_the_batch_unless_given() -> None:
-    assert plan_for("convnextv2_tiny", batch_size=32).recipe.lr == pytest.approx(5e-5)
-    assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).recipe.lr == 1e-3
-    assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).settings["lr"].source == "flag"
+    assert plan_for("convnextv2_tiny", batch_size=32).settings.lr == pytest.approx(5e-5)
+    assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).settings.lr == 1e-3
+    assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).choices["lr"].source == "flag"
 
 
 def test_the_measured_recipe_has_its_own_rate_for_the_weights_in_the_package_alone() -> None:
     measured = load_measured()
-    own = plan_for("convnext_zepto_rms.builtin", recipe="measured", batch_size=measured.base_batch).settings["lr"]
+    own = plan_for("convnext_zepto_rms.builtin", recipe="measured", batch_size=measured.base_batch).choices["lr"]
     assert (own.value, own.source) == (measured.values["lr"], "measured")
     fourfold = plan_for("convnext_zepto_rms.builtin", recipe="measured", batch_size=4 * measured.base_batch)
-    assert fourfold.recipe.lr == pytest.approx(2 * own.value), "the square root of the batch"
-    other = plan_for("convnextv2_tiny", recipe="measured", batch_size=32).settings["lr"]
+    assert fourfold.settings.lr == pytest.approx(2 * own.value), "the square root of the batch"
+    other = plan_for("convnextv2_tiny", recipe="measured", batch_size=32).choices["lr"]
     assert (other.value, other.source) == (1e-4, "specification 3.7")
     assert "nothing was measured for this model" in other.reason
-    decay = plan_for("convnextv2_tiny", recipe="measured").settings["layer_decay"]
+    decay = plan_for("convnextv2_tiny", recipe="measured").choices["layer_decay"]
     assert (decay.value, decay.source.split()[0]) == (0.9, "published")
 
 
 def test_small_models_get_a_larger_rate_from_random_weights_and_say_so() -> None:
     plan = plan_for("convnext_atto", weights="none", recipe="measured")
-    assert "random weights" in plan.settings["lr"].reason
-    measured = plan.recipe
+    assert "random weights" in plan.choices["lr"].reason
+    measured = plan.settings
     assert (measured.lr, measured.freeze_epochs, measured.layer_decay) == (1e-3, 0, 1.0)
 
 
 def test_a_short_run_gets_a_small_batch_and_a_short_warmup() -> None:
-    recipe = plan_for("convnext_atto", images=200, epochs=5).recipe
+    recipe = plan_for("convnext_atto", images=200, epochs=5).settings
     assert recipe.batch_size == 16
     assert recipe.warmup_epochs == 0.5
-    assert plan_for("convnext_atto", epochs=5, warmup_epochs=3.0).recipe.warmup_epochs == 3.0
+    assert plan_for("convnext_atto", epochs=5, warmup_epochs=3.0).settings.warmup_epochs == 3.0
 
 
 def test_the_plan_file_repeats_the_plan(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_the_plan_file_repeats_the_plan(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(plan.to_toml())
     model, weights, values = read_plan(tmp_path / "plan.toml")
     assert (model, weights) == (plan.model, plan.weights)
-    assert values == {name: choice.value for name, choice in plan.settings.items()}
+    assert values == {name: choice.value for name, choice in plan.choices.items()}
 
 
 @pytest.mark.parametrize(
@@ -128,12 +129,12 @@ def test_a_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
     choices = read_choices(path)
     flags = {"epochs", "exclude"}
     assert {name: choices[name] for name in choices if name not in flags} == {
-        name: choice for name, choice in plan.settings.items() if name not in flags
+        name: choice for name, choice in plan.choices.items() if name not in flags
     }
     assert choices["epochs"] == Choice(value=4, source="plan", reason="a flag of the command that made the plan")
     assert read_plan(path)[2]["exclude"] == "of/\U0001f600.txt"
     again = make_plan(*find_model(plan.model), images=6000, given=choices)
-    assert {name: again.settings[name] for name in choices} == choices
+    assert {name: again.choices[name] for name in choices} == choices
     assert read_reasons(path)["image_size"] == "rule (the input size of in12k_ft_in1k)"
 
 
@@ -150,10 +151,10 @@ def test_a_flag_replaces_the_reasons_that_it_contradicts(tmp_path: Path) -> None
     path.write_text(plan.to_toml())
     batch = {"batch_size": Choice(value=32, source="flag")}
     merged = carry_over(read_choices(path), batch, same_model=True)
-    assert merged["lr"] == Choice(value=plan.recipe.lr, source="plan", reason="chosen for batch_size 128")
+    assert merged["lr"] == Choice(value=plan.settings.lr, source="plan", reason="chosen for batch_size 128")
     assert merged["weight_decay"].source == "specification 3.3"
     same = carry_over(read_choices(path), {"batch_size": Choice(value=128, source="flag")}, same_model=True)
-    assert same["lr"].source == plan.settings["lr"].source
+    assert same["lr"].source == plan.choices["lr"].source
     other = carry_over(read_choices(path), {}, same_model=False)
     assert other["image_size"].reason == "chosen for another model"
 
@@ -221,7 +222,7 @@ def test_a_cosine_that_rises_is_refused() -> None:
 
 
 def test_the_default_end_of_a_cosine_is_below_its_peak() -> None:
-    assert plan_for("convnext_tiny", images=1000, lr=1e-8, recipe="measured").recipe.min_lr == 1e-10
+    assert plan_for("convnext_tiny", images=1000, lr=1e-8, recipe="measured").settings.min_lr == 1e-10
 
 
 def test_a_fold_that_is_not_cut_is_refused() -> None:
@@ -262,8 +263,8 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
     plan = make_plan(model, model.default_tag, machine=machine_with(vram), **asked)  # type: ignore[arg-type]
     tables, published = load_tables(), published_row(model, model.default_tag)
     rows = {row.source: row for row in (tables.model_row(model.parsed), tables.regime_for(images), published)}
-    assert list(plan.settings) == list(describe_settings())
-    for name, choice in plan.settings.items():
+    assert list(plan.choices) == list(describe_settings())
+    for name, choice in plan.choices.items():
         if choice.source in rows and "scaled" not in choice.reason:
             low, high = rows[choice.source].ranges[name]
             assert low <= choice.value <= high, name
@@ -273,8 +274,8 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
             is_off = choice.source.startswith("augmentation") and choice.value == 0
             assert choice.reason or choice.source in ("flag", "default") or is_off, name
     more = make_plan(model, model.default_tag, machine=machine_with(2 * vram), **asked)  # type: ignore[arg-type]
-    assert more.recipe.micro_batch_size >= plan.recipe.micro_batch_size
-    assert more.recipe.batch_size == plan.recipe.batch_size
+    assert more.settings.micro_batch_size >= plan.settings.micro_batch_size
+    assert more.settings.batch_size == plan.settings.batch_size
 
 
 def test_regimes_between_the_specifications_ones() -> None:
@@ -305,7 +306,7 @@ def test_checkpointing_is_planned_where_the_memory_would_leave_next_to_nothing()
     def chosen(vram: float, **flags: object) -> dict[str, Choice]:
         model, tag = find_model("convnext_large")
         given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
-        return dict(make_plan(model, tag, images=6000, machine=machine_with(vram), given=given).settings)
+        return dict(make_plan(model, tag, images=6000, machine=machine_with(vram), given=given).choices)
 
     roomy, tight = chosen(16), chosen(6)
     assert (roomy["grad_checkpointing"].value, roomy["micro_batch_size"].value) == (False, 16)
@@ -334,28 +335,33 @@ def test_the_published_recipe() -> None:
         given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
         return make_plan(model, tag, images=6000, recipe="published", given=given)
 
-    base = published("convnext_base.fb_in22k", batch_size=512).recipe
+    base = published("convnext_base.fb_in22k", batch_size=512).settings
     assert (base.lr, base.weight_decay, base.epochs, base.warmup_epochs) == (5e-5, 1e-8, 30, 0)
     assert (base.drop_path, base.label_smoothing, base.mixup, base.cutmix) == (0.2, 0.1, 0.0, 0.0)
     assert base.layer_decay == pytest.approx(0.925, abs=5e-4)
-    assert published("convnext_base.fb_in22k").recipe.lr == pytest.approx(1.25e-5)
-    tiny = published("convnextv2_tiny.fcmae", batch_size=1024).recipe
+    assert published("convnext_base.fb_in22k").settings.lr == pytest.approx(1.25e-5)
+    tiny = published("convnextv2_tiny.fcmae", batch_size=1024).settings
     assert (tiny.lr, tiny.layer_decay, tiny.epochs, tiny.mixup) == (3.2e-3, 0.9, 300, 0.8)
-    assert published("convnextv2_tiny").recipe.epochs == 90
-    assert (published("convnextv2_tiny").recipe.ema_decay, published("convnext_tiny").recipe.ema_decay) == (0.9999, 0.0)
-    assert published("convnext_tiny").recipe.head_init_scale == 0.001
-    assert "not published" in published("convnextv2_pico").settings["lr"].source
+    assert published("convnextv2_tiny").settings.epochs == 90
+    assert (published("convnextv2_tiny").settings.ema_decay, published("convnext_tiny").settings.ema_decay) == (
+        0.9999,
+        0.0,
+    )
+    assert published("convnext_tiny").settings.head_init_scale == 0.001
+    assert "not published" in published("convnextv2_pico").choices["lr"].source
     for model in MODELS:  # every model with every tag has a row
         for tag in (*model.tags, None):
             make_plan(model, tag, images=6000, recipe="published", given={})
 
 
 def _value(model: str, name: str, images: int = 6000) -> object:
-    return plan_for(model, images=images).settings[name].value
+    return plan_for(model, images=images).choices[name].value
 
 
 CONFLICTS = {
-    "lr-rule": lambda: [plan_for("convnextv2_tiny", batch_size=batch).recipe.lr for batch in (128, 64)] == [2e-4, 1e-4],
+    "lr-rule": lambda: (
+        [plan_for("convnextv2_tiny", batch_size=batch).settings.lr for batch in (128, 64)] == [2e-4, 1e-4]
+    ),
     "model-against-data": lambda: (
         [_value("convnext_tiny", "lr"), _value("convnext_xxlarge", "lr", 100_000), _value("convnext_xlarge", "lr")],
         [_value("convnext_small", "drop_path"), _value("convnext_xxlarge", "drop_path", 100_000)],
@@ -393,7 +399,7 @@ CONFLICTS = {
     "between-sizes": lambda: [load_tables().describe_gap(n) is None for n in (20_000, 31_000, 50_000, 500_000, 10**6)]
     == [True, False, True, False, True],
     "rms-lr": lambda: _value("convnext_atto_rms", "lr") == 2.4e-4
-    and "no published source supports" in plan_for("convnext_atto_rms").settings["lr"].reason,
+    and "no published source supports" in plan_for("convnext_atto_rms").choices["lr"].reason,
 }  # fmt: skip
 
 
@@ -413,7 +419,7 @@ def test_every_conflict_is_tested() -> None:
     [("convnext_xlarge", 5e-5), ("convnext_large", 8e-5), ("convnext_base", 1e-4), ("convnext_atto", 2e-4)],
 )
 def test_the_specification_is_followed_from_random_weights_too(model: str, lr: float) -> None:
-    chosen = plan_for(model, weights="none", batch_size=128).settings["lr"]
+    chosen = plan_for(model, weights="none", batch_size=128).choices["lr"]
     assert chosen.value == lr
     assert "fine-tune" not in chosen.reason, "a note for random weights"
     assert "4e-3 at batch 4096" in chosen.reason
@@ -421,16 +427,16 @@ def test_the_specification_is_followed_from_random_weights_too(model: str, lr: f
 
 def test_large_models_from_random_weights_get_their_row_where_nothing_was_measured() -> None:
     for recipe in ("measured", "published"):
-        assert plan_for("convnext_xlarge", weights="none", recipe=recipe, batch_size=128).recipe.lr == 5e-5
-        assert plan_for("convnext_nano", weights="none", recipe=recipe).recipe.lr == 1e-3
+        assert plan_for("convnext_xlarge", weights="none", recipe=recipe, batch_size=128).settings.lr == 5e-5
+        assert plan_for("convnext_nano", weights="none", recipe=recipe).settings.lr == 1e-3
 
 
 def test_the_specifications_augmentation_and_last_rate() -> None:
-    recipe = plan_for("convnextv2_tiny").recipe
+    recipe = plan_for("convnextv2_tiny").settings
     assert (recipe.hflip, recipe.rand_augment, recipe.erasing, recipe.min_crop_area) == (0.5, 9.0, 0.25, 0.08)
     assert recipe.min_lr == pytest.approx(recipe.lr * 1e-2)
-    assert plan_for("convnextv2_tiny", lr=1e-3).recipe.min_lr == pytest.approx(1e-5)
-    assert plan_for("convnextv2_tiny", recipe="measured").recipe.min_lr == 1e-6
+    assert plan_for("convnextv2_tiny", lr=1e-3).settings.min_lr == pytest.approx(1e-5)
+    assert plan_for("convnextv2_tiny", recipe="measured").settings.min_lr == 1e-6
 
 
 def test_the_specifications_rule_for_the_rate() -> None:
@@ -453,7 +459,7 @@ def test_the_specifications_rule_for_the_rate() -> None:
 )
 def test_a_rate_outside_the_row_is_told(name: str, lr: float, batch: int, is_told: bool) -> None:
     model, _ = find_model(name)
-    told = explain_lr(model, lr, batch, plan_for(name, batch_size=batch).recipe.lr)
+    told = explain_lr(model, lr, batch, plan_for(name, batch_size=batch).settings.lr)
     assert bool(told) == is_told
     assert not told or f"outside the range for {name}" in told
 
@@ -473,12 +479,12 @@ def test_small_images_are_planned_at_a_fitting_size(median_side: int, size: int)
 def test_a_preset_gives_its_settings_values_and_reasons() -> None:
     model, tag = find_model("convnext_tiny")
     for name, row in load_augmentations().items():
-        chosen = make_plan(model, tag, images=6000, augment=name, given={}).settings
+        chosen = make_plan(model, tag, images=6000, augment=name, given={}).choices
         for setting, (value, reason) in row.items():
             assert chosen[setting] == Choice(value=value, source=f"augmentation {name}", reason=reason)
             assert value == 0 or reason, f"{name}: {setting}"
         check_settings({setting: value for setting, (value, _) in row.items()})
-    usual = make_plan(model, tag, images=6000, given={}).recipe
+    usual = make_plan(model, tag, images=6000, given={}).settings
     assert [getattr(usual, setting) for setting in AUGMENTATION_SETTINGS] == [0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
@@ -489,7 +495,7 @@ def test_a_flag_wins_over_a_preset_and_a_preset_that_is_asked_for_over_a_plan_fi
     given["jitter"] = Choice(value=0.3, source="flag")
 
     def chosen(augment: str | None) -> dict[str, tuple[object, str]]:
-        settings = make_plan(model, tag, images=6000, augment=augment, given=given).settings
+        settings = make_plan(model, tag, images=6000, augment=augment, given=given).choices
         return {
             name: (settings[name].value, settings[name].source) for name in ("rotation", "hflip", "epochs", "jitter")
         }

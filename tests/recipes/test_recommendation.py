@@ -5,6 +5,7 @@ import pytest
 from convnext_cli import recommend
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
+from convnext_cli.machine import Machine, describe_machine
 from convnext_cli.models.catalog import find_model, load_catalog, load_ranking
 from convnext_cli.recipes.costs import RunTime
 from convnext_cli.recipes.fingerprint import (
@@ -14,7 +15,6 @@ from convnext_cli.recipes.fingerprint import (
     guess_domain,
     take_fingerprint,
 )
-from convnext_cli.recipes.machine import Machine, describe_machine
 from convnext_cli.recipes.plan import make_plan
 from convnext_cli.recipes.recommendation import DAY, NIGHT, DataCounts, estimate_plan
 from tests.conftest import save_image
@@ -89,7 +89,7 @@ def test_runs_of_days_come_with_a_model_that_finishes_overnight() -> None:
     faster = recommend(6000, machine=laptop, recipe="specification", model=name).best
     assert faster.seconds is not None
     assert faster.seconds <= NIGHT < DAY < (found.best.seconds or 0)
-    assert found.best.plan.recipe.micro_batch_size <= 32
+    assert found.best.plan.settings.micro_batch_size <= 32
     assert not recommend(6000, vram=24).warnings
     hopeless = recommend(3_000_000, machine=laptop, recipe="specification").warnings
     assert any("--weights builtin" in warning for warning in hopeless)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 from tools.damage_runs import FINISHED, STOPPED, Outcome, call, classify, try_damages
 from tools.wrong_options import list_baselines, list_options, try_options
 

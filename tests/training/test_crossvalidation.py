@@ -15,19 +15,19 @@ import pytest
 from convnext_cli import cross_validate, evaluate, export, predict
 from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError, RunError, StoppedError, UsageError
-from convnext_cli.folds import FoldsFolder, find_newest_run
 from convnext_cli.inference.evaluation import evaluate_steps
-from convnext_cli.inference.predictor import Predictor
-from convnext_cli.progress import Progress
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.recipes.rules import Choice
-from convnext_cli.reports.page import write_report
-from convnext_cli.runs import RunFolder
-from convnext_cli.training.crossvalidation import CrossValidated, cross_validate_steps, train_steps
-from convnext_cli.training.finetuning import Finished, Started, finetune_steps
-from convnext_cli.training.loop import StepDone
-from convnext_cli.training.preparation import Request
-from tests.conftest import SMALL
+from convnext_cli.recipes.settings import Choice
+from convnext_cli.reports.report import write_report
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder, find_newest_run
+from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
+from convnext_cli.training.events import CrossValidationResult, FoldDone, Started, StepDone
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.request import TrainRequest
+from tests.conftest import SMALL, run_all
 from tools.kill_test import take_images
 
 FOLDS = 2
@@ -48,9 +48,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FoldsFolder:
     return FoldsFolder(folder)
 
 
-def new(data: Path, output: Path | str, **changes: Any) -> Request:
+def new(data: Path, output: Path | str, **changes: Any) -> TrainRequest:
     settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
-    return Request(data=data, output=Path(output), weights="builtin", settings=settings)
+    return TrainRequest(data=data, output=Path(output), weights="builtin", choices=settings)
 
 
 def weights_of(folder: FoldsFolder) -> list[bytes]:
@@ -93,20 +93,20 @@ def test_what_is_killed_goes_on_to_the_same_bytes(data: Path, whole: FoldsFolder
         steps -= isinstance(event, StepDone)
         if not steps:
             break
-    events.close()  # type: ignore[attr-defined]  # as good as a kill
+    events.close()  # as good as a kill
     first = Path("cv/fold-1/metrics.json")
     was_finished = first.stat().st_mtime_ns if first.exists() else None
     with pytest.raises(RunError, match=r"has not finished.*--resume cv"):
         predict(next(data.rglob("*.png")), "cv")
-    told = list(train_steps(Request(resume=Path("cv"))))
-    assert sum(isinstance(event, Finished) for event in told) == (1 if was_finished else 2)
-    assert isinstance(told[-1], CrossValidated)
+    told = run_all(train_steps(TrainRequest(resume=Path("cv"))))
+    assert sum(isinstance(event, FoldDone) for event in told) == (1 if was_finished else 2)
+    assert isinstance(told[-1], CrossValidationResult)
     assert was_finished in (None, first.stat().st_mtime_ns), "a finished fold is left alone"
     assert weights_of(FoldsFolder(Path("cv"))) == weights_of(whole)
     assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(whole.metrics.read_text())
     assert Path("cv/fold-2/audit.json").exists()
     with pytest.raises(UsageError, match="has finished"):
-        list(train_steps(Request(resume=Path("cv"))))
+        list(train_steps(TrainRequest(resume=Path("cv"))))
 
 
 def test_a_signal_names_the_whole(data: Path) -> None:
@@ -130,7 +130,7 @@ def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole
     with next(own.rglob("*.png")).open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError, match="are not those that cv began with"):
-        list(train_steps(Request(resume=Path("cv"), data=own)))
+        list(train_steps(TrainRequest(resume=Path("cv"), data=own)))
     with pytest.raises(UsageError, match="exists already"):
         list(cross_validate_steps(new(data, "cv")))
     events = cross_validate_steps(replace(new(data, "cv", epochs=2), overwrite=True))
@@ -139,7 +139,7 @@ def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole
             break
     assert not Path("cv/fold-2/model.safetensors").exists(), "nothing of the former folds can be taken for a new one"
     assert read_plan(Path("cv/fold-1/plan.toml"))[2]["epochs"] == 2
-    events.close()  # type: ignore[attr-defined]
+    events.close()
 
 
 def test_the_time_is_shared_by_the_folds(data: Path) -> None:
@@ -148,10 +148,10 @@ def test_the_time_is_shared_by_the_folds(data: Path) -> None:
     events = cross_validate_steps(replace(request, max_time=4.0))
     for event in events:
         if isinstance(event, Started):
-            plans.append(event.plan.recipe)
+            plans.append(event.plan.settings)
             if len(plans) == 2:
                 break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     assert plans[0].epochs == plans[1].epochs < 400
     assert read_plan(Path("cv/folds.toml"))[2]["epochs"] == plans[0].epochs
 
@@ -177,7 +177,7 @@ def test_the_ensemble_says_the_mean_of_its_members(data: Path, whole: FoldsFolde
 def test_the_ensemble_is_tested_on_what_no_member_saw(whole: FoldsFolder) -> None:
     found = evaluate(whole.path)
     index = whole.read_split()
-    assert (found.split, found.cases.subject.rows) == ("test", index.rows("test"))
+    assert (found.split, found.cases.test_set.rows) == ("test", index.rows("test"))
     images = [index.root / index.paths[row] for row in index.rows("test")]
     for logits, said in zip(found.cases.logits, predict(images, whole.path), strict=True):
         shares = dict(zip(said.classes, said.probabilities, strict=True))
@@ -192,20 +192,20 @@ def test_the_ensemble_is_tested_on_what_no_member_saw(whole: FoldsFolder) -> Non
 
 
 def test_out_of_fold_each_image_is_answered_by_the_model_that_never_saw_it(whole: FoldsFolder) -> None:
-    [found] = [event for event in evaluate_steps(whole, None, "val") if not isinstance(event, Progress)]
-    subject = found.cases.subject
-    assert subject.rows == [row for row, split in enumerate(subject.index.splits) if is_fold(split)]
+    found = finish(evaluate_steps(whole, None, "val"))
+    test_set = found.cases.test_set
+    assert test_set.rows == [row for row, split in enumerate(test_set.index.splits) if is_fold(split)]
     assert any("out of fold" in note for note in found.notes)
     for run in whole.list_runs():
         index = run.read_split()
         alone = evaluate(run.path, split="val")
-        own = [subject.rows.index(row) for row in index.rows("val")]
+        own = [test_set.rows.index(row) for row in index.rows("val")]
         assert alone.calibration is not None
         scaled = alone.cases.logits / alone.calibration.temperature
         assert found.cases.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
         difference = found.cases.logits[own] - scaled  # but for a constant of each image, which softmax takes out
         assert np.ptp(difference, axis=1).max() < 1e-4
-        assert not set(own) & {subject.rows.index(row) for row in index.rows("train")}
+        assert not set(own) & {test_set.rows.index(row) for row in index.rows("train")}
     write_report(found)
 
 
@@ -227,4 +227,4 @@ def test_where_one_model_is_meant_a_member_is_named(
         list(finetune_steps(new(data, "run")))
     monkeypatch.chdir(whole.path.parents[1])
     assert find_newest_run() == RunFolder(Path("runs/cv"))
-    assert Predictor(whole.run(1).path).classes == ("0", "1", "2")
+    assert TorchClassifier(whole.run(1).path).classes == ("0", "1", "2")

@@ -16,18 +16,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
-from convnext_cli.data.cache import list_pictures
-from convnext_cli.data.decode import Pixels, decode_image
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import ConvnextError, DataError, UsageError, WeightsError
+from convnext_cli.images.cache import list_cached_sets
+from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.progress import Progress
-from convnext_cli.recipes.rules import Choice
+from convnext_cli.recipes.settings import Choice
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentations
-from convnext_cli.runs import RunFolder
-from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
-from convnext_cli.training.loop import EpochDone, StepDone
-from convnext_cli.training.preparation import Request
-from tests.conftest import SMALL, save_image
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.request import TrainRequest
+from tests.conftest import SMALL, run_all, save_image
 
 FILES = {
     "audit.json", "calibration.json", "calibration.safetensors", "config.json", "data.json", "environment.json", "last",
@@ -35,22 +35,22 @@ FILES = {
 }  # fmt: skip
 
 
-def request_for(data: Path, output: Path, **changes: Any) -> Request:
+def request_for(data: Path, output: Path, **changes: Any) -> TrainRequest:
     options: dict[str, Any] = SMALL | changes
-    return Request(
+    return TrainRequest(
         data=data,
         audit=options.pop("audit", True),
         output=output,
         model=str(options.pop("model")),
         weights=str(options.pop("weights")),
         offline=True,
-        settings={name: Choice(value=value, source="flag") for name, value in options.items()},
+        choices={name: Choice(value=value, source="flag") for name, value in options.items()},
     )
 
 
 def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
     """What happens from the start of training on."""
-    events = finetune_steps(request_for(data, output, **changes))
+    events = run_all(finetune_steps(request_for(data, output, **changes)))
     return [event for event in events if not isinstance(event, Progress)]
 
 
@@ -60,7 +60,7 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
 
     # 300 images, by class 20% for validation and 15% for the test: 195 for training, 13 steps of 16 (the last of 3)
     told = [type(event) for event in events if not isinstance(event, Progress)]
-    assert told == [Planned, Started, *([StepDone] * 13 + [EpochDone]) * 2, Trained, Finished]
+    assert told == [Planned, Started, *([StepDone] * 13 + [EpochDone]) * 2, Trained, FinetuneResult]
     assert [event.images for event in events if isinstance(event, StepDone)][:13] == [*range(16, 193, 16), 195]
     finished = events[-1]
     assert finished.val.images == 60
@@ -307,7 +307,7 @@ def test_the_cache_changes_no_bit_and_a_second_run_decodes_nothing(
         return decode_image(path, **options)
 
     monkeypatch.setattr("convnext_cli.training.loop.decode_image", counted)
-    monkeypatch.setattr("convnext_cli.inference.answers.decode_image", counted)
+    monkeypatch.setattr("convnext_cli.inference.classifier.decode_image", counted)
     made = {}
     for name, cache in (("without", False), ("cold", True), ("warm", True)):
         decoded.clear()
@@ -329,9 +329,9 @@ def test_without_augmentation_training_and_evaluation_share_their_pictures(
 ) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
     request = request_for(digits, tmp_path / "run", audit=False)
-    settings = {name: choice for name, choice in request.settings.items() if name != "min_crop_area"}
-    list(finetune_steps(replace(request, augment="none", settings=settings)))
-    [kept] = list_pictures()
+    settings = {name: choice for name, choice in request.choices.items() if name != "min_crop_area"}
+    list(finetune_steps(replace(request, augment="none", choices=settings)))
+    [kept] = list_cached_sets()
     assert kept.purpose.startswith("evaluation at 32 px")
     assert kept.images == 195 + 60
 
@@ -339,8 +339,8 @@ def test_without_augmentation_training_and_evaluation_share_their_pictures(
 @pytest.mark.parametrize("augment", ["none", "medical", "natural", "strong"])
 def test_presets_train_other_models(digits: Path, run: RunFolder, tmp_path: Path, augment: str) -> None:
     request = request_for(digits, tmp_path / "run", audit=False)
-    free = {name: choice for name, choice in request.settings.items() if name != "min_crop_area"}
-    list(finetune_steps(replace(request, augment=augment, settings=free)))
+    free = {name: choice for name, choice in request.choices.items() if name != "min_crop_area"}
+    list(finetune_steps(replace(request, augment=augment, choices=free)))
     assert (tmp_path / "run/model.safetensors").read_bytes() != (run.path / "model.safetensors").read_bytes()
     own = tomllib.loads((tmp_path / "run/plan.toml").read_text())["settings"]
     assert {name: own[name] for name in AUGMENTATION_SETTINGS} == {

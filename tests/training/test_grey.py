@@ -15,16 +15,18 @@ from timm.data import create_transform, resolve_model_data_config
 
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import UsageError, WeightsError
-from convnext_cli.exports.delivery import Exported, Wanted, export_steps
+from convnext_cli.exports.export import ExportedFile, ExportRequest, export_steps
 from convnext_cli.exports.hub import hub_steps
-from convnext_cli.inference.forward import prepare_input, take_luminance
-from convnext_cli.inference.predictor import Predictor
-from convnext_cli.inference.runtime import Runtime
-from convnext_cli.models.build import build_model, load_model, read_preprocessing, write_model
+from convnext_cli.inference.onnx_classifier import OnnxClassifier
+from convnext_cli.inference.saved_model import load_model, write_model
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.models.build import build_model, read_preprocessing
 from convnext_cli.models.catalog import find_model
+from convnext_cli.models.forward import prepare_input, take_luminance
 from convnext_cli.models.weights import fit_weights
-from convnext_cli.recipes.recipe import check_settings
-from convnext_cli.runs import RunFolder
+from convnext_cli.progress import finish
+from convnext_cli.recipes.settings import check_settings
+from convnext_cli.runs.folder import RunFolder
 from tests.cli.conftest import Convnext, convnext
 from tests.conftest import SMALL, draw_picture
 
@@ -50,9 +52,9 @@ def stack(pictures: list[Image.Image]) -> np.ndarray:
 
 
 def answer(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
-    how = read_preprocessing(model, images.shape[1])
+    preprocessing = read_preprocessing(model, images.shape[1])
     with torch.inference_mode():
-        logits: torch.Tensor = model.eval()(prepare_input(images, how, CPU))
+        logits: torch.Tensor = model.eval()(prepare_input(images, preprocessing, CPU))
     return logits
 
 
@@ -131,17 +133,17 @@ def test_the_run_has_one_channel_learns_and_says_so(mine: RunFolder) -> None:
     assert config["model_args"]["in_chans"] == 1
     cfg = config["pretrained_cfg"]
     assert (cfg["input_size"], len(cfg["mean"]), len(cfg["std"])) == ([1, 32, 32], 1, 1)
-    _, _, how = load_model(mine.path)
-    assert how.is_grey
+    _, _, preprocessing = load_model(mine.path)
+    assert preprocessing.is_grey
     assert evaluate(mine.path).metrics.top1 > 0.9
 
 
 def test_it_is_written_and_read_to_the_same_logits(mine: RunFolder, tmp_path: Path) -> None:
-    model, classes, how = load_model(mine.path)
-    write_model(model, tmp_path, model.state_dict(), classes=classes, how=how, license=None)
+    model, classes, preprocessing = load_model(mine.path)
+    write_model(model, tmp_path, model.state_dict(), classes=classes, preprocessing=preprocessing, license=None)
     again, _, how_again = load_model(tmp_path)
     images = stack(draw(3, "RGB"))[:, :32, :32]
-    assert how_again == how
+    assert how_again == preprocessing
     assert torch.equal(answer(again, images), answer(model, images))
 
 
@@ -175,10 +177,10 @@ def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) 
     assert 'luminance alone (Pillow\'s `convert("L")`), 32 x 32 px' in (tmp_path / "hub/README.md").read_text()
 
 
-def export(run: RunFolder, **wanted: Any) -> Exported:
-    *_, last = export_steps(run, Wanted(**wanted))
-    assert isinstance(last, Exported)
-    return last
+def export(run: RunFolder, **wanted: Any) -> ExportedFile:
+    exported = finish(export_steps(run, ExportRequest(**wanted)))
+    assert isinstance(exported, ExportedFile)
+    return exported
 
 
 def test_every_export_takes_rgb_and_says_what_the_run_says(mine: RunFolder, tmp_path: Path) -> None:
@@ -193,11 +195,11 @@ def test_every_export_takes_rgb_and_says_what_the_run_says(mine: RunFolder, tmp_
     assert export(run).parity.holds
     assert export(run, format="pt2", images=tuple(paths)).parity.holds
     assert export(run, int8=True, tolerance=0.2).parity.holds
-    file = Runtime(run.exported("onnx"))
+    file = OnnxClassifier(run.exported("onnx"))
     assert "The conversion to luminance" in "\n".join(file.about.to_metadata()["steps"].splitlines())
-    assert file.how.is_grey
+    assert file.preprocessing.is_grey
     images = stack(draw(6, "RGB"))[:, :32, :32]
-    told, expected = (m.ask(images, features=True, heat=False) for m in (file, Predictor(run.path, CPU)))
+    told, expected = (m.ask(images, features=True, heat=False) for m in (file, TorchClassifier(run.path, CPU)))
     np.testing.assert_allclose(told.logits, expected.logits, atol=1e-4)
     np.testing.assert_allclose(told.features, expected.features, atol=1e-3)
     by_torch, by_onnx = (predict(paths, run.path, engine=engine, abstain=True) for engine in ("torch", "onnx"))

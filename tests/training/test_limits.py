@@ -7,23 +7,25 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from convnext_cli.cli.settings import parse_duration
+from convnext_cli.cli.options import parse_duration
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.progress import Progress
-from convnext_cli.recipes.rules import Choice
-from convnext_cli.runs import RunFolder
+from convnext_cli.recipes.settings import Choice
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
-from convnext_cli.training.launcher import launch
-from convnext_cli.training.loop import EpochDone, StepDone
-from convnext_cli.training.preparation import Request, continue_if_restarted
+from convnext_cli.training.compute.launcher import launch
+from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.preparation import continue_if_restarted
+from convnext_cli.training.request import TrainRequest
+from tests.conftest import run_all
 from tests.training.test_survival import STEPS, go_on, new, stop_after
 from tools.kill_test import SETTINGS as KILLED
 from tools.kill_test import compare, read_end, take_images
@@ -84,26 +86,28 @@ def test_patience_ends_a_run_that_gets_no_better_and_so_does_its_continuation(di
 
     # 60 images to validate with choose the epoch; a rate of next to nothing lets none be better than the one before
     changes = {"epochs": 9, "patience": 2, "lr": 1e-12, "min_lr": 0.0}
-    events = list(finetune_steps(request_for(digits, Path("run"), **changes)))
+    events = run_all(finetune_steps(request_for(digits, Path("run"), **changes)))
     log = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     best = max(line["epoch"] for line in log if line["best"])
     assert len(log) == best + 2 < 9
-    assert isinstance(events[-1], Finished)
+    assert isinstance(events[-1], FinetuneResult)
     assert events[-1].epoch == best
     Path("run/metrics.json").unlink()
-    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, Finished], "it had come to its end"
+    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, FinetuneResult], (
+        "it had come to its end"
+    )
 
 
 def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(data: Path) -> None:
     request = new(data, "run", epochs=100_000, warmup_epochs=3.0)
-    events: Iterator[Any] = finetune_steps(replace(request, max_time=2.0))
+    events: Generator[Any, None, Any] = finetune_steps(replace(request, max_time=2.0))
     started = next(event for event in events if isinstance(event, Started))
-    chosen = started.plan.settings["epochs"]
+    chosen = started.plan.choices["epochs"]
     assert 1 <= chosen.value < 100_000
     assert chosen.source == "max-time"
     assert "2 s to train in" in chosen.reason
     assert next(events).lr > 0
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     assert tomllib.loads(Path("run/plan.toml").read_text())["settings"]["epochs"] == chosen.value
     progress = json.loads(read_checkpoint(RunFolder(Path("run")).checkpoint(0))[1])
     assert progress["step"] == 0, "the measured steps are taken back"
@@ -152,19 +156,19 @@ def test_a_clipped_gradient_is_no_longer_than_asked(data: Path, monkeypatch: pyt
 
 
 def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(data: Path) -> None:
-    request = Request(data=data, model="test_convnext", weights="none", settings={}, track=("tensorbord",))
+    request = TrainRequest(data=data, model="test_convnext", weights="none", choices={}, track=("tensorbord",))
     with pytest.raises(UsageError, match=r"unknown tracker 'tensorbord'.*Did you mean tensorboard"):
         next(finetune_steps(request))
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     first = new(data, "run", epochs=2)
-    request = Request(
+    request = TrainRequest(
         data=data,
         output=first.output,
         model=first.model,
         weights="none",
-        settings=first.settings,
+        choices=first.choices,
         track=("tensorboard",),
     )
     list(finetune_steps(request))
@@ -185,7 +189,7 @@ def test_a_tracker_that_refuses_loses_nothing(data: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match=r"cannot send figures to .*: no connection") as caught:
         list(finetune_steps(replace(new(data, "run"), track=("tensorboard",))))
     assert "--resume run" in caught.value.remedy
-    assert isinstance(go_on("run")[-1], Finished)
+    assert isinstance(go_on("run")[-1], FinetuneResult)
 
 
 def test_what_torchrun_starts_again_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +225,7 @@ def test_two_processes_agree_on_a_smaller_micro_batch(data: Path) -> None:
     assert done.stderr.count("out of memory at step") == 1
     settings = {"batch_size": 8, "lr": 2e-3, "image_size": 32, "val_fraction": 0.2, "epochs": 2}
     choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
-    one = Request(data=data, output=Path("one"), model="test_convnext", weights="none", settings=choices)
+    one = TrainRequest(data=data, output=Path("one"), model="test_convnext", weights="none", choices=choices)
     list(finetune_steps(one))
     alone, together = read_end(RunFolder(Path("one")))[1], read_end(RunFolder(Path("two")))[1]
     assert [line["micro_batch_size"] for line in together] == [2, 2]
@@ -246,12 +250,12 @@ def test_devices_stop_together_and_one_process_goes_on(data: Path) -> None:
         rest = process.stderr.read()
     assert process.returncode == 143
     assert rest.splitlines()[-1].endswith("Go on with `convnext finetune --resume run`.")
-    events: Iterator[Any] = finetune_steps(Request(resume=Path("run")))
+    events: Generator[Any, None, Any] = finetune_steps(TrainRequest(resume=Path("run")))
     started = next(event for event in events if not isinstance(event, Progress | Planned))
     step = next(events)
     assert started.resumed_at >= 2 * 5
     assert isinstance(step, StepDone)
-    events.close()  # type: ignore[attr-defined]
+    events.close()
 
 
 SHORT = KILLED.replace("--epochs 6", "--epochs 3")

@@ -15,14 +15,15 @@ from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
 from convnext_cli.files import write_text
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.recipes.recipe import describe_settings
-from convnext_cli.runs import RunFolder
+from convnext_cli.recipes.settings import describe_settings
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import _digest, read_checkpoint
 from convnext_cli.training.crossvalidation import cross_validate_steps
-from convnext_cli.training.finetuning import Finished, Planned, Started, finetune_steps
-from convnext_cli.training.loop import StepDone
+from convnext_cli.training.events import FinetuneResult, Planned, Started, StepDone
+from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.origin import CHANGEABLE
-from convnext_cli.training.preparation import Request, prepare
+from convnext_cli.training.preparation import prepare
+from convnext_cli.training.request import TrainRequest
 from tests.training.test_survival import go_on, new, stop_after
 from tools.kill_test import read_end, take_images
 
@@ -90,7 +91,7 @@ def test_each_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> N
     with pytest.raises(
         RunError, match=rf"^run/plan\.toml was changed: {expected}\. Set these values back, or begin anew"
     ):
-        prepare(Request(resume=run.path))
+        prepare(TrainRequest(resume=run.path))
 
 
 @pytest.mark.parametrize(
@@ -105,14 +106,14 @@ def test_each_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> N
 def test_values_of_another_kind_or_size_are_refused_too(run: RunFolder, name: str, value: str) -> None:
     edit_plan(run, name, value)
     with pytest.raises(RunError, match=f"was changed: {name} = .*, the run began with "):
-        prepare(Request(resume=run.path))
+        prepare(TrainRequest(resume=run.path))
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", "1e308"), ("epochs", "9" * 30)])
 def test_values_out_of_bounds_are_refused_by_name(run: RunFolder, name: str, value: str) -> None:
     edit_plan(run, name, value)
     with pytest.raises(UsageError, match=f"{name} = .* must be (below|at most) 1,000,000"):
-        prepare(Request(resume=run.path))
+        prepare(TrainRequest(resume=run.path))
 
 
 def test_all_changed_settings_are_named(run: RunFolder) -> None:
@@ -120,13 +121,13 @@ def test_all_changed_settings_are_named(run: RunFolder) -> None:
     edit_plan(run, "lr", "0.5")
     edit_plan(run, "save_every", "9")
     with pytest.raises(RunError, match=r"lr = 0\.5, the run began with 0\.002; seed = 7, the run began with 0\."):
-        prepare(Request(resume=run.path))
+        prepare(TrainRequest(resume=run.path))
 
 
 def test_a_setting_that_was_removed_is_said(run: RunFolder) -> None:
     run.plan.write_text(re.sub(r"(?m)^drop_path = .*\n", "", run.plan.read_text(), count=1))
     with pytest.raises(RunError, match="lacks drop_path"):
-        prepare(Request(resume=run.path))
+        prepare(TrainRequest(resume=run.path))
 
 
 def test_what_the_machine_decides_may_change_and_is_said(run: RunFolder) -> None:
@@ -136,7 +137,7 @@ def test_what_the_machine_decides_may_change_and_is_said(run: RunFolder) -> None
     notes = [note for note in planned.notes if "when the run began" in note]
     assert len(notes) == len(CHANGEABLE)
     assert notes[0].startswith("micro_batch_size = 2 in run/plan.toml, 4 when the run began: ")
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, FinetuneResult)
     assert [line["micro_batch_size"] for line in read_end(run)[1]] == [2, 2, 2]
 
 
@@ -165,14 +166,14 @@ def test_a_changed_split_is_refused_and_its_rows_named(
 ) -> None:
     edit_split(run, change)
     with pytest.raises(RunError, match=rf"^run/split\.csv was changed: {words}\. Put the former file back"):
-        prepare(Request(resume=run.path))
+        prepare(TrainRequest(resume=run.path))
 
 
 def test_classes_in_another_order_are_refused(run: RunFolder) -> None:
     about = json.loads((run.path / "data.json").read_text())
     write_text(run.path / "data.json", json.dumps(about | {"classes": about["classes"][::-1]}))
     with pytest.raises(RunError, match=r"classes in run/data\.json were changed: 2, 1, 0; the run began with 0, 1, 2"):
-        prepare(Request(resume=run.path))
+        prepare(TrainRequest(resume=run.path))
 
 
 def test_pictures_blackened_at_equal_size_are_named(data: Path, run: RunFolder) -> None:
@@ -209,13 +210,13 @@ def test_a_state_without_digests_goes_on_with_a_note_and_has_them_from_then_on(r
         with pytest.raises(RunError, match=error):
             go_on("edited")
         edited.plan.write_text(before)
-    events = finetune_steps(Request(resume=run.path))
+    events = finetune_steps(TrainRequest(resume=run.path))
     notes = next(event for event in events if isinstance(event, Planned)).notes
     assert sum("kept no digests" in note for note in notes) == 1
     for event in events:
         if isinstance(event, StepDone) and event.is_due:
             break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     edit_plan(run, "seed", "7")
     with pytest.raises(RunError, match="seed = 7, the run began with 0"):
         go_on("run")
@@ -227,27 +228,27 @@ def test_measured_epochs_and_rate_are_those_that_the_run_began_with(data: Path) 
     request = replace(new(data, "run", lr="auto", epochs=100_000, warmup_epochs=3.0), max_time=2.0)
     events = finetune_steps(request)
     next(event for event in events if isinstance(event, Started))
-    events.close()  # type: ignore[attr-defined]
-    prepared = prepare(Request(resume=Path("run")))
-    assert prepared.plan.recipe.epochs < 100_000
+    events.close()
+    prepared = prepare(TrainRequest(resume=Path("run")))
+    assert prepared.plan.settings.epochs < 100_000
     assert prepared.changes == ()
     edit_plan(RunFolder(Path("run")), "epochs", "100000")
     with pytest.raises(RunError, match="epochs = 100000, the run began with"):
-        prepare(Request(resume=Path("run")))
+        prepare(TrainRequest(resume=Path("run")))
 
 
 def test_a_cross_validation_is_compared_as_a_whole_and_by_fold(data: Path) -> None:
     events = cross_validate_steps(new(data, "cv", folds=3, val_fraction=0.0))
     next(event for event in events if isinstance(event, StepDone))
-    events.close()  # type: ignore[attr-defined]
-    assert prepare(Request(resume=Path("cv"))).changes == ()
+    events.close()
+    assert prepare(TrainRequest(resume=Path("cv"))).changes == ()
 
     def refuse(error: str, change: Callable[[], object], where: str = "copy") -> None:
         shutil.rmtree("copy", ignore_errors=True)
         shutil.copytree("cv", "copy")
         change()
         with pytest.raises(ConvnextError, match=error):
-            list(cross_validate_steps(Request(resume=Path(where))))
+            list(cross_validate_steps(TrainRequest(resume=Path(where))))
 
     plan = Path("copy/folds.toml")
     refuse(

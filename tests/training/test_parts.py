@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 
 from convnext_cli import evaluate
 from convnext_cli.errors import UsageError
-from convnext_cli.runs import RunFolder
-from convnext_cli.training import loop, soup, step
-from convnext_cli.training.averaging import find_decay
+from convnext_cli.progress import Notice
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training import loop, step, validation
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.finetuning import Finished, finetune_steps
-from convnext_cli.training.loop import EpochDone, Remark
+from convnext_cli.training.events import EpochDone, FinetuneResult
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.parts.ema import find_decay
+from convnext_cli.training.phases import soup
 from tests.training.test_finetuning import events_of, request_for
 from tests.training.test_survival import go_on, new, stop_after
 from tools.kill_test import read_end
@@ -31,13 +33,13 @@ def kept(run: str) -> dict[str, torch.Tensor]:
 
 def test_the_average_is_what_is_kept_and_validated(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    ask = loop._ask_all
+    ask = validation._ask_all
 
-    def watch(job: Any, *others: Any) -> Any:
-        seen.append(job.model.head.fc.bias.detach().clone())
-        return ask(job, *others)
+    def watch(context: Any, *others: Any) -> Any:
+        seen.append(context.model.head.fc.bias.detach().clone())
+        return ask(context, *others)
 
-    monkeypatch.setattr(loop, "_ask_all", watch)
+    monkeypatch.setattr(validation, "_ask_all", watch)
     events_of(digits, Path("plain"), **FEW)
     events_of(digits, Path("averaged"), ema_decay=0.99, **FEW)
     last = RunFolder(Path("averaged")).list_checkpoints()[0]
@@ -77,7 +79,7 @@ def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: R
     assert moved == {"head.fc.weight", "head.fc.bias"}
     (epoch,) = (event for event in events if isinstance(event, EpochDone))
     finished = events[-1]
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, FinetuneResult)
     assert (epoch.epoch, finished.epoch) == (0, 0)
     assert [json.loads(line)["epoch"] for line in (Path("head") / "metrics.jsonl").read_text().splitlines()] == [0]
     assert finished.val is not None
@@ -117,9 +119,9 @@ def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest
     shown: list[int] = []
     take = loop.take_step  # type: ignore[attr-defined]
 
-    def watch(job: Any, state: Any, share: Any) -> Any:
+    def watch(context: Any, state: Any, share: Any) -> Any:
         shown.extend(share.labels.tolist())
-        return take(job, state, share)
+        return take(context, state, share)
 
     monkeypatch.setattr(loop, "take_step", watch)
     rare = Path("rare")
@@ -150,7 +152,7 @@ def test_the_best_epochs_are_averaged_and_kept_where_no_worse(digits: Path) -> N
             candidates[path.name] = load_file(path)
     log = RunFolder(Path("run")).read_log()
     best = sorted(log, key=lambda entry: (entry["val_balanced_accuracy"], -entry["val_log_loss"]))[-2:]
-    [text] = [event.text for event in events if isinstance(event, Remark)]
+    [text] = [event.text for event in events if isinstance(event, Notice)]
     assert f"epochs {', '.join(str(epoch) for epoch in sorted(entry['epoch'] for entry in best))}" in text
     assert not RunFolder(Path("run")).list_candidates(), "they are gone once the run has finished"
     means = [candidates[f"epoch-{entry['epoch']:04}.safetensors"]["head.fc.weight"] for entry in best]
@@ -164,7 +166,7 @@ def test_the_best_epochs_are_averaged_and_kept_where_no_worse(digits: Path) -> N
 def test_an_average_that_is_worse_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soup, "average_tensors", lambda found: {n: torch.zeros_like(v) for n, v in found[0].items()})
     events = events_of(digits, Path("run"), average_best=2, epochs=3)
-    assert any(isinstance(event, Remark) and "is kept" in event.text for event in events)
+    assert any(isinstance(event, Notice) and "is kept" in event.text for event in events)
     assert kept("run")["head.fc.weight"].abs().sum() > 0
 
 

@@ -23,16 +23,17 @@ from convnext_cli.errors import (
     StoppedError,
     UsageError,
 )
-from convnext_cli.inference.forward import forward_batches
-from convnext_cli.progress import Progress
-from convnext_cli.recipes.rules import Choice
-from convnext_cli.runs import RunFolder
+from convnext_cli.models.forward import forward_batches
+from convnext_cli.progress import Notice, Progress
+from convnext_cli.recipes.settings import Choice
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.devices import sum_gradients
-from convnext_cli.training.finetuning import Finished, Planned, Started, Trained, finetune_steps
-from convnext_cli.training.loop import EpochDone, Remark, StepDone
-from convnext_cli.training.preparation import Request
-from convnext_cli.training.signals import ECHO, Signals, watch_signals
+from convnext_cli.training.compute.devices import sum_gradients
+from convnext_cli.training.compute.signals import ECHO, Signals, watch_signals
+from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.request import TrainRequest
+from tests.conftest import run_all
 from tools.kill_test import read_end, take_images
 
 # 60 digits: 48 to train on, 6 steps of 8 an epoch; 12 to validate with, so few that the last epoch is kept
@@ -56,33 +57,33 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder(folder)
 
 
-def new(data: Path, output: Path | str, **changes: Any) -> Request:
+def new(data: Path, output: Path | str, **changes: Any) -> TrainRequest:
     settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
-    return Request(
-        data=data, output=Path(output), model="test_convnext", weights="none", augment="strong", settings=settings
+    return TrainRequest(
+        data=data, output=Path(output), model="test_convnext", weights="none", augment="strong", choices=settings
     )
 
 
 def go_on(run: Path | str, **others: Any) -> list[Any]:
-    events = finetune_steps(Request(resume=Path(run), **others))
+    events = run_all(finetune_steps(TrainRequest(resume=Path(run), **others)))
     return [event for event in events if not isinstance(event, Progress)]
 
 
-def stop_after(request: Request, steps: int, stop: Callable[[], None] | None = None) -> None:
+def stop_after(request: TrainRequest, steps: int, stop: Callable[[], None] | None = None) -> None:
     """Trains for so many steps, and goes away, or does `stop`."""
     events = finetune_steps(request)
     for event in events:
         steps -= isinstance(event, StepDone)
         if not steps:
             if stop is None:
-                events.close()  # type: ignore[attr-defined]  # as good as a kill: nothing more is written
+                events.close()  # as good as a kill: nothing more is written
                 return
             stop()
             stop = lambda: None  # noqa: E731
 
 
 def remarks(events: list[Any]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Remark)]
+    return [event.text for event in events if isinstance(event, Notice)]
 
 
 @pytest.mark.parametrize("steps", [2, 5, STEPS, STEPS + 5, 3 * STEPS])
@@ -95,7 +96,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(data: Path, whole: RunFolder,
     assert planned.resumes
     assert isinstance(started, Started)
     assert started.resumed_at == max(done for done in (0, 4, 6, 8, 12, 16) if done < max(steps, 1))
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, FinetuneResult)
     assert read_end(run) == read_end(whole)
     assert json.loads(run.metrics.read_text()) == json.loads(whole.metrics.read_text())
     assert len(run.list_checkpoints()) == 2
@@ -106,13 +107,13 @@ def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> No
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
         Path("run", name).unlink()  # what comes after it is not
     Path("run/last/.step-00000007.safetensors.abc.tmp").write_bytes(b"half")
-    events = finetune_steps(Request(resume=Path("run")))
+    events = finetune_steps(TrainRequest(resume=Path("run")))
     assert isinstance(next(events), Planned)
     assert isinstance(next(event for event in events if not isinstance(event, Progress)), Started)
     assert isinstance(next(events), StepDone)
     assert load_file("run/model.safetensors").keys() == load_file(whole.path / "model.safetensors").keys()
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     go_on("run")
     assert read_end(RunFolder(Path("run"))) == read_end(whole)
     assert not list(Path("run").rglob(".*.tmp"))
@@ -129,7 +130,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Path, whole: Ru
     started = (events := go_on("run"))[1]
     assert started.resumed_at == STEPS
     assert any(f"{newest} is damaged" in note and "the one before" in note for note in started.notes)
-    assert isinstance(events[-1], Finished)
+    assert isinstance(events[-1], FinetuneResult)
     assert read_end(RunFolder(Path("run"))) == read_end(whole)
     assert before.name == f"step-{STEPS:08}.safetensors"
 
@@ -162,7 +163,7 @@ def test_what_cannot_go_on_is_refused(data: Path, whole: RunFolder, tmp_path: Pa
     (own / train[0]).unlink()
     with pytest.raises(DataError, match=r"1 images of the split are not in .*--resume RUN"):
         go_on("run")
-    assert isinstance(go_on("run", data=data)[-1], Finished), "the same images elsewhere will do"
+    assert isinstance(go_on("run", data=data)[-1], FinetuneResult), "the same images elsewhere will do"
 
 
 def _split(run: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -273,17 +274,17 @@ def test_a_signal_while_the_run_is_finished_ends_it_and_it_can_go_on(
         train()
     assert not RunFolder(Path("run")).is_finished
     Path("run/.model.onnx.abc.tmp").write_bytes(b"half")
-    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, Finished]
+    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, FinetuneResult]
     assert read_end(RunFolder(Path("run"))) == read_end(whole)
     assert not list(Path("run").rglob(".*"))
 
 
 def test_in_another_thread_signals_are_left_alone(data: Path) -> None:
     ends: list[Any] = []
-    worker = threading.Thread(target=lambda: ends.extend(finetune_steps(new(data, "run", epochs=1))))
+    worker = threading.Thread(target=lambda: ends.extend(run_all(finetune_steps(new(data, "run", epochs=1)))))
     worker.start()
     worker.join()
-    assert isinstance(ends[-1], Finished)
+    assert isinstance(ends[-1], FinetuneResult)
 
 
 def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, images: int, calls: int = 0) -> None:
@@ -363,8 +364,8 @@ def test_it_stops_at_the_third_time_and_leaves_the_best_model(data: Path, monkey
     with monkeypatch.context() as patch:
         spoil_gradients(patch, *range(STEPS + 1, 1000))
         with pytest.raises(DivergedError, match=r"a quarter of the lr too.*the best epoch's model is kept") as caught:
-            said.extend(event.text for event in finetune_steps(new(data, "run")) if isinstance(event, Remark))
+            said.extend(event.text for event in finetune_steps(new(data, "run")) if isinstance(event, Notice))
     assert caught.value.exit_code == 1
     assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
     assert len(said) == 2
-    assert isinstance(go_on("run")[-1], Finished), "and it can go on from there"
+    assert isinstance(go_on("run")[-1], FinetuneResult), "and it can go on from there"

@@ -12,11 +12,12 @@ import pytest
 from convnext_cli.errors import RunError, UsageError, WeightsError
 from convnext_cli.locks import LOCK
 from convnext_cli.progress import Progress
-from convnext_cli.runs import RunFolder
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.crossvalidation import cross_validate_steps
-from convnext_cli.training.finetuning import Finished, Started, finetune_steps
-from convnext_cli.training.loop import StepDone
-from convnext_cli.training.preparation import Request
+from convnext_cli.training.events import FinetuneResult, Started, StepDone
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.request import TrainRequest
+from tests.conftest import run_all
 from tests.training.test_survival import go_on, new, stop_after
 from tools.kill_test import take_images
 
@@ -26,7 +27,7 @@ def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return take_images(digits, tmp_path_factory.mktemp("few"), 20)
 
 
-def until(kind: type, events: Iterator[Any]) -> Any:
+def until(kind: type, events: Iterator[object]) -> Any:
     return next(event for event in events if isinstance(event, kind))
 
 
@@ -39,11 +40,11 @@ def test_a_second_training_is_refused_before_it_writes(data: Path) -> None:
     until(StepDone, first)
     before = contents(Path("run"))
     overwriting = replace(new(data, "run", seed=2), overwrite=True)
-    for request in (new(data, "run", seed=2), overwriting, Request(resume=Path("run"))):
+    for request in (new(data, "run", seed=2), overwriting, TrainRequest(resume=Path("run"))):
         with pytest.raises(RunError, match=rf"^run is being trained by process {os.getpid()} on "):
             list(finetune_steps(request))
     assert contents(Path("run")) == before
-    assert isinstance(list(first)[-1], Finished)
+    assert isinstance(run_all(first)[-1], FinetuneResult)
     assert not Path("run", LOCK).exists()
 
 
@@ -57,19 +58,19 @@ def test_who_was_checked_before_the_other_began_is_refused_too(data: Path) -> No
         list(late)
     assert contents(Path("run")) == before
     late = finetune_steps(replace(new(data, "run", seed=2), overwrite=True))
-    first.close()  # type: ignore[attr-defined]
+    first.close()
     until(StepDone, late)
-    late.close()  # type: ignore[attr-defined]
+    late.close()
     assert "\nseed = 2\n" in Path("run/plan.toml").read_text()
 
 
 def test_of_two_continuations_one_is_refused(data: Path) -> None:
     stop_after(new(data, "run"), 5)
-    first = finetune_steps(Request(resume=Path("run")))
+    first = finetune_steps(TrainRequest(resume=Path("run")))
     until(Started, first)
     with pytest.raises(RunError, match="is being trained"):
         go_on("run")
-    assert isinstance(list(first)[-1], Finished)
+    assert isinstance(run_all(first)[-1], FinetuneResult)
     with pytest.raises(UsageError, match="has finished"):
         go_on("run")
 
@@ -79,7 +80,7 @@ def test_what_a_killed_process_held_is_free(data: Path) -> None:
     Path("run", LOCK).write_text("12 on a machine\n")
     stop_after(new(data, "run"), 5)
     Path("run", LOCK).write_text("12 on a machine\n")
-    assert isinstance(go_on("run")[-1], Finished)
+    assert isinstance(go_on("run")[-1], FinetuneResult)
     assert not Path("run", LOCK).exists()
 
 
@@ -94,7 +95,7 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(data: Path, mon
     folders = [until(Started, events).run for events in running]
     assert [path.name for path in folders] == [f"2026-11-22_101500-test_convnext{end}" for end in ("", "-2", "-3")]
     for seed, (path, events) in enumerate(zip(folders, running, strict=True), start=1):
-        events.close()  # type: ignore[attr-defined]
+        events.close()
         assert f"\nseed = {seed}\n" in RunFolder(path).plan.read_text()
 
 
@@ -112,9 +113,9 @@ def test_a_cross_validation_holds_its_folder_and_the_fold_under_way(data: Path) 
     with pytest.raises(RunError, match=r"^cv is being trained"):
         list(cross_validate_steps(replace(request, overwrite=True)))
     with pytest.raises(RunError, match=r"^cv is being trained"):
-        list(cross_validate_steps(Request(resume=Path("cv"))))
+        list(cross_validate_steps(TrainRequest(resume=Path("cv"))))
     with pytest.raises(RunError, match=r"^cv/fold-1 is being trained"):
         go_on("cv/fold-1")
     assert contents(Path("cv")) == before
-    first.close()  # type: ignore[attr-defined]
+    first.close()
     assert not list(Path("cv").rglob(LOCK))

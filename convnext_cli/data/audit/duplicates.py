@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.data.audit.inspection import THUMB, Inspection
-from convnext_cli.data.decode import decode_image
-from convnext_cli.data.scan import Index, join_rows
+from convnext_cli.data.audit.measurements import THUMB, Measurements
+from convnext_cli.data.index import Index, join_rows
 from convnext_cli.errors import ImageError
-from convnext_cli.progress import Progress
+from convnext_cli.images.decode import decode_image
+from convnext_cli.progress import Progress, Steps
 
 MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
 MIN_THUMB_CORRELATION = 0.95
@@ -52,7 +52,7 @@ class Duplicates:
     """Pairs with similar hashes that were too many to compare."""
 
 
-def find_duplicates(index: Index, inspection: Inspection, *, threads: int) -> Iterator[Progress | Duplicates]:
+def find_duplicates(index: Index, inspection: Measurements, *, threads: int) -> Steps[Duplicates]:
     """Yield progress, then the duplicates.
 
     Duplicates have the same pixels after decoding. Candidates for near-duplicates have perceptual hashes at most
@@ -72,7 +72,7 @@ def find_duplicates(index: Index, inspection: Inspection, *, threads: int) -> It
 
         def compare(pair: tuple[int, int]) -> str:
             one, two = load(pair[0]), load(pair[1])
-            return "" if one is None or two is None else compare_pictures(one, two)
+            return "" if one is None or two is None else compare_images(one, two)
 
         for start in range(0, len(pairs), _BLOCK):  # a future for each pair at once would outweigh the images
             block = [
@@ -94,7 +94,7 @@ def find_duplicates(index: Index, inspection: Inspection, *, threads: int) -> It
     together = join_rows([*links, *similar])
     if max(map(len, together), default=0) > max(2, MAX_CHAIN * len(index)):
         together = clusters
-    yield Duplicates(
+    return Duplicates(
         exact=exact,
         near=tuple(near),
         similar=tuple(similar),
@@ -140,7 +140,7 @@ def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
                 yield pairs[~earlier]
 
 
-def _group_equal(found: Inspection, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
+def _group_equal(found: Measurements, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
     digests = found.measures["digest"][rows]
     order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
     digests = digests[order]
@@ -160,7 +160,7 @@ def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> It
             yield np.stack([left[one[keep]], right[two[keep]]], axis=1)
 
 
-def _find_candidates(inspection: Inspection, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def _find_candidates(inspection: Measurements, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """Return the pairs of rows with similar hashes whose thumbnails agree too; and how many were too many to compare.
 
     Every image with a hash is compared with every image with the same or a similar one: an unlike picture with the same
@@ -198,7 +198,9 @@ def _find_candidates(inspection: Inspection, rows: NDArray[np.int64]) -> tuple[N
     return pairs[nearest], unchecked + len(pairs) - len(nearest)
 
 
-def _correlate_sets(inspection: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _correlate_sets(
+    inspection: Measurements, one: NDArray[np.int64], two: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
     """Return the pairs of a row of each set whose thumbnails correlate, (P, 2) at a time, each once."""
 
     def normalise(rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -217,7 +219,7 @@ def _correlate_sets(inspection: Inspection, one: NDArray[np.int64], two: NDArray
     return kept
 
 
-def _correlate(found: Inspection, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:
+def _correlate(found: Measurements, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:
     thumbs = found.measures["thumb"]
     first, second = (thumbs[rows].reshape(len(rows), THUMB * THUMB).astype(np.float32) for rows in (one, two))
     first -= first.mean(axis=1, keepdims=True)
@@ -256,7 +258,7 @@ def _shrink(index: Index, row: int) -> Shrunk | None:
         return None
 
 
-def compare_pictures(first: Shrunk, second: Shrunk) -> str:
+def compare_images(first: Shrunk, second: Shrunk) -> str:
     """Return `near` for one picture saved in two ways, `similar` for two that are very alike, or nothing."""
     one, two = first.colour.astype(np.float32), second.colour.astype(np.float32)
     difference = np.abs(one - two).mean()

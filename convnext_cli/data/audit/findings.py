@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from convnext_cli.data.audit.duplicates import Duplicates
-from convnext_cli.data.audit.inspection import Inspection
+from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import LEVEL, Support
 from convnext_cli.data.groups import Grouping, find_straddling
-from convnext_cli.data.scan import Index, find_alike
+from convnext_cli.data.index import Index, find_alike
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and judged
 EXAMPLES = 5
@@ -43,7 +43,7 @@ class Finding:
 def find_all(
     index: Index,
     grouping: Grouping,
-    inspection: Inspection,
+    inspection: Measurements,
     found: Duplicates,
     shortcuts: Sequence[Shortcut],
     across: Support | None = None,

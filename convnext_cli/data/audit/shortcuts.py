@@ -7,9 +7,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.audit.inspection import Inspection
-from convnext_cli.data.formats import identify_file
-from convnext_cli.data.scan import Index
+from convnext_cli.data.audit.measurements import Measurements
+from convnext_cli.data.index import Index
+from convnext_cli.images.formats import identify_file
 
 SAMPLE = 5000  # images
 FOLDS = 5
@@ -49,7 +49,7 @@ class Shortcut:
         return self.score - self.inside > max(MIN_LEAD, 2 * self.spread)
 
 
-def find_shortcuts(index: Index, found: Inspection) -> tuple[Shortcut, ...]:
+def find_shortcuts(index: Index, found: Measurements) -> tuple[Shortcut, ...]:
     """Tries to tell the classes from size, file format, pixel mode and the border's brightness, each alone.
 
     A decision tree of depth 4, cross-validated by group where groups are known, on a sample of at most `SAMPLE`
@@ -69,7 +69,7 @@ def find_shortcuts(index: Index, found: Inspection) -> tuple[Shortcut, ...]:
     return tuple(replace(shortcut, inside=inside) if shortcut.name == "border" else shortcut for shortcut in tried)
 
 
-def _take_features(index: Index, found: Inspection, rows: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+def _take_features(index: Index, found: Measurements, rows: Sequence[int]) -> dict[str, NDArray[np.float64]]:
     """(N, F) numbers of each thing."""
     measures = found.measures[rows]
     formats = [identify_file(index.root / index.paths[row]) for row in rows]  # .jpg and .jpeg are one
@@ -119,7 +119,7 @@ def _try(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], fold
     )
 
 
-def _draw_sample(index: Index, found: Inspection) -> list[int]:
+def _draw_sample(index: Index, found: Measurements) -> list[int]:
     """Readable rows of the classes that are large enough, evenly over the sorted paths."""
     readable = np.flatnonzero(found.measures["readable"])
     labels = np.array(index.labels)[readable]

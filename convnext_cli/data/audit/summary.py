@@ -1,7 +1,6 @@
 """The audit of a data set: its measures in short, and its findings."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -9,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.audit.duplicates import Duplicates, find_duplicates
+from convnext_cli.data.audit.duplicates import find_duplicates
 from convnext_cli.data.audit.findings import Finding, explain_support, find_all
-from convnext_cli.data.audit.inspection import Inspection, inspect_images
+from convnext_cli.data.audit.measurements import Measurements, measure_images
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
 from convnext_cli.data.audit.support import Support, counts_anew, measure_support
-from convnext_cli.data.formats import has_image_suffix
 from convnext_cli.data.groups import Grouping
-from convnext_cli.data.scan import Index
-from convnext_cli.progress import Progress
+from convnext_cli.data.index import Index
+from convnext_cli.images.formats import has_image_suffix
+from convnext_cli.progress import Steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +36,7 @@ class Audit:
     """Rows that are one picture."""
     together: tuple[tuple[int, ...], ...]
     """Rows to hold in one split: those of one picture, and very similar ones."""
-    inspection: Inspection
+    inspection: Measurements
     """The measures of every image."""
 
     @property
@@ -92,24 +91,13 @@ class Audit:
         }
 
 
-def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[Progress | Audit]:
-    """Looks at every image of an index; yields progress, and the audit last. What did not change is not read again."""
-    inspection = duplicates = None
-    for event in inspect_images(index, threads=threads):
-        if isinstance(event, Inspection):
-            inspection = event
-        else:
-            yield event
-    assert inspection is not None
+def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audit]:
+    """Audit every image of an index. Images that did not change since the last time are not read again."""
+    inspection = yield from measure_images(index, threads=threads)
     index, grouping, across = _weigh_groups(index, grouping, inspection)
-    for found in find_duplicates(index, inspection, threads=threads):
-        if isinstance(found, Duplicates):
-            duplicates = found
-        else:
-            yield found
-    assert duplicates is not None
+    duplicates = yield from find_duplicates(index, inspection, threads=threads)
     shortcuts = find_shortcuts(index, inspection)
-    yield Audit(
+    return Audit(
         index=index,
         grouping=grouping,
         sizes=_describe_sizes(inspection),
@@ -123,7 +111,7 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Iterator[P
     )
 
 
-def _weigh_groups(index: Index, grouping: Grouping, inspection: Inspection) -> tuple[Index, Grouping, Support | None]:
+def _weigh_groups(index: Index, grouping: Grouping, inspection: Measurements) -> tuple[Index, Grouping, Support | None]:
     """Ask the pictures about groups that names or folders suggest, within splits and across them.
 
     Groups whose numbers begin anew in the classes and splits, and whose images are not surely alike, are dropped.
@@ -145,7 +133,7 @@ def _weigh_groups(index: Index, grouping: Grouping, inspection: Inspection) -> t
     return index, replace(grouping, certainty=certainty, evidence=explain_support(support)), across
 
 
-def _describe_sizes(found: Inspection) -> dict[str, tuple[int, int]]:
+def _describe_sizes(found: Measurements) -> dict[str, tuple[int, int]]:
     readable = found.measures[found.measures["readable"] == 1]
     if not len(readable):
         return {}
@@ -154,7 +142,7 @@ def _describe_sizes(found: Inspection) -> dict[str, tuple[int, int]]:
     return {name: (int(readable["width"][at]), int(readable["height"][at])) for name, at in places.items()}
 
 
-def _count_formats(index: Index, found: Inspection) -> dict[str, int]:
+def _count_formats(index: Index, found: Measurements) -> dict[str, int]:
     def describe(row: int) -> str:
         mode, *done = found.notes[found.measures["note"][row]].split("|")
         path = index.paths[row]

@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.audit.inspection import Inspection
-from convnext_cli.data.scan import Index
+from convnext_cli.data.audit.measurements import Measurements
+from convnext_cli.data.index import Index
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Support:
     """Mean rank of an image of the same group among those of others, by likeness: 0.5 is chance, 1 always first."""
 
 
-def measure_support(index: Index, inspection: Inspection, *, across: Support | None = None) -> Support:
+def measure_support(index: Index, inspection: Measurements, *, across: Support | None = None) -> Support:
     """Test whether images of one group are more alike than images of two.
 
     An image is compared with another of its group, and with images of other groups that have the other one's class and
@@ -91,7 +91,7 @@ def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
     return Support(verdict=verdict, groups=groups, rank=float(mean[best]))
 
 
-def _rank(inspection: Inspection, one: int, two: int, others: NDArray[np.int64]) -> tuple[float, float]:
+def _rank(inspection: Measurements, one: int, two: int, others: NDArray[np.int64]) -> tuple[float, float]:
     """Return the share of `others` that are less like `one` than `two` is: in layout, and in brightness."""
     thumbs = inspection.measures["thumb"][[one, two, *others]].reshape(len(others) + 2, -1).astype(np.float32)
     light = np.stack([thumbs.mean(axis=1), thumbs.std(axis=1)], axis=1)

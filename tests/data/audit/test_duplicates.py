@@ -1,5 +1,5 @@
 import io
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +8,18 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from convnext_cli.data.audit.duplicates import MAX_DISTANCE, compare_pictures, find_similar, shrink
-from convnext_cli.data.audit.inspection import THUMB
+from convnext_cli.data.audit.duplicates import MAX_DISTANCE, compare_images, find_similar, shrink
+from convnext_cli.data.audit.measurements import THUMB
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.intake import Intake, Taken, take_in, write_fix_list
+from convnext_cli.data.dataset import DatasetRequest, load_dataset, write_fix_list
+from convnext_cli.progress import finish
 from tests.conftest import draw_picture
 
 
 def audit(data: Path, **options: object) -> Audit:
-    [last] = deque(take_in(Intake(data=data, **options), threads=2), maxlen=1)  # type: ignore[arg-type]
-    assert isinstance(last, Taken)
-    assert last.audit is not None
-    return last.audit
+    dataset = finish(load_dataset(DatasetRequest(data=data, **options), threads=2))  # type: ignore[arg-type]
+    assert dataset.audit is not None
+    return dataset.audit
 
 
 def count(audit: Audit) -> dict[str, int]:
@@ -132,8 +132,8 @@ def test_a_picture_saved_again_or_scaled_is_a_near_duplicate(quality: int, scale
         file = io.BytesIO()
         picture.resize((round(192 * scale), round(160 * scale))).save(file, "JPEG", quality=quality)
         with Image.open(file) as again:
-            assert compare_pictures(shrink(picture), shrink(again.convert("RGB"))) == "near"
-        assert compare_pictures(shrink(picture), shrink(draw_picture(number + 100, (192, 160)))) == ""
+            assert compare_images(shrink(picture), shrink(again.convert("RGB"))) == "near"
+        assert compare_images(shrink(picture), shrink(draw_picture(number + 100, (192, 160)))) == ""
 
 
 def test_thumbnails_are_large_enough_to_compare() -> None:

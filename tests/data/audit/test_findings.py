@@ -1,5 +1,4 @@
 import os
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,20 +7,19 @@ import pytest
 from PIL import Image
 
 from convnext_cli.data.audit.findings import Finding
-from convnext_cli.data.audit.inspection import Inspection, inspect_images
+from convnext_cli.data.audit.measurements import Measurements, measure_images
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.decode import Decoded, read_image
-from convnext_cli.data.intake import Intake, Taken, take_in, write_fix_list
+from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset, write_fix_list
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import DataError
+from convnext_cli.images.decode import Decoded, read_image
+from convnext_cli.progress import finish
 from tests.conftest import draw_picture, save_image
 from tests.data.audit.planting import Planted, plant, score_duplicates
 
 
-def take(data: Path, **options: object) -> Taken:
-    [last] = deque(take_in(Intake(data=data, **options), threads=2), maxlen=1)  # type: ignore[arg-type]
-    assert isinstance(last, Taken)
-    return last
+def take(data: Path, **options: object) -> Dataset:
+    return finish(load_dataset(DatasetRequest(data=data, **options), threads=2))  # type: ignore[arg-type]
 
 
 def audit(data: Path, **options: object) -> Audit:
@@ -106,9 +104,9 @@ def test_a_dirty_folder(tmp_path: Path) -> None:
     unreadable = find(found, "unreadable")
     assert unreadable.count == 3
     assert all(any(name in text for text in unreadable.examples) for name in ("torn.png", "empty.jpg", "text.png"))
-    taken = take(data)
-    assert len(taken.index) == 12 + 3 + 3 + 2
-    assert taken.index.skipped["unreadable image"] == 3
+    dataset = take(data)
+    assert len(dataset.index) == 12 + 3 + 3 + 2
+    assert dataset.index.skipped["unreadable image"] == 3
     assert found.formats[".png I;16 (stretched)"] == 1
     assert found.formats[".jpg CMYK (converted to RGB)"] == 1
     assert found.formats["no image suffix: RGB"] == 2
@@ -182,13 +180,11 @@ def test_the_cache_is_used_and_sees_what_changed(tmp_path: Path, monkeypatch: py
         decoded.append(path)
         return read_image(path)
 
-    monkeypatch.setattr("convnext_cli.data.audit.inspection.read_image", read)
+    monkeypatch.setattr("convnext_cli.data.audit.measurements.read_image", read)
     index = scan_folder(tmp_path / "data")
 
-    def inspect() -> Inspection:
-        [last] = deque(inspect_images(index, threads=1), maxlen=1)
-        assert isinstance(last, Inspection)
-        return last
+    def inspect() -> Measurements:
+        return finish(measure_images(index, threads=1))
 
     first = inspect()
     assert len(decoded) == 6

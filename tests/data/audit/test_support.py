@@ -1,23 +1,23 @@
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convnext_cli.data.audit.inspection import Inspection, inspect_images
+from convnext_cli.data.audit.measurements import Measurements, measure_images
 from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.audit.support import LEVEL, Support, measure_support
-from convnext_cli.data.intake import Intake, Taken, take_in
-from convnext_cli.data.scan import Index, scan_data
+from convnext_cli.data.dataset import DatasetRequest, load_dataset
+from convnext_cli.data.index import Index
+from convnext_cli.data.sources import scan_data
+from convnext_cli.progress import finish
 from tests.conftest import draw_relative
 
 
 def audit(data: Path) -> Audit:
-    [last] = deque(take_in(Intake(data=data), threads=2), maxlen=1)
-    assert isinstance(last, Taken)
-    assert last.audit is not None
-    return last.audit
+    dataset = finish(load_dataset(DatasetRequest(data=data), threads=2))
+    assert dataset.audit is not None
+    return dataset.audit
 
 
 def draw(root: Path, paths: list[str], families: list[int]) -> None:
@@ -87,16 +87,14 @@ def test_few_groups_across_splits_count_where_a_class_is_in_both(tmp_path: Path,
 
 
 @pytest.fixture(scope="module")
-def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Inspection]:
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Measurements]:
     root = tmp_path_factory.mktemp("unlike")
     draw(root, [f"{'ab'[n % 2]}/{n:03}.png" for n in range(80)], list(range(80)))
     index = scan_data(root)
-    [last] = deque(inspect_images(index, threads=2), maxlen=1)
-    assert isinstance(last, Inspection)
-    return index, last
+    return index, finish(measure_images(index, threads=2))
 
 
-def test_groups_drawn_by_chance_are_supported_as_rarely_as_stated(unlike: tuple[Index, Inspection]) -> None:
+def test_groups_drawn_by_chance_are_supported_as_rarely_as_stated(unlike: tuple[Index, Measurements]) -> None:
     index, inspection = unlike
     verdicts = []
     for seed in range(60):
@@ -105,7 +103,7 @@ def test_groups_drawn_by_chance_are_supported_as_rarely_as_stated(unlike: tuple[
     assert verdicts.count("supported") <= 3, f"level {LEVEL}: 0.6 of 60 on average"
 
 
-def test_one_group_says_nothing(unlike: tuple[Index, Inspection]) -> None:
+def test_one_group_says_nothing(unlike: tuple[Index, Measurements]) -> None:
     index, inspection = unlike
     groups = ("p", "p", *map(str, range(2, len(index))))
     found = measure_support(replace(index, groups=groups), inspection)

@@ -1,0 +1,191 @@
+"""Every image decoded once: its measures in some 200 bytes, kept in the user's cache for the next time."""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext_cli.data.index import Index
+from convnext_cli.errors import ImageError
+from convnext_cli.files import find_cache, replace_file
+from convnext_cli.images.decode import RULES, read_image
+from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
+from convnext_cli.progress import Progress, Steps
+
+VERSION = 200 + RULES  # the hundreds are raised when the measures change
+THUMB = 12  # side of the thumbnail that near duplicates are first compared by
+PART = 32  # images that a thread takes at a time
+AHEAD = 4  # parts waiting
+
+MEASURES = np.dtype(
+    [
+        ("signature", "u8"),  # of the file's content; decides whether the rest still holds. 0: the file cannot be read
+        ("digest", "u8", 2),  # of the decoded pixels and their shape
+        ("hash", "u8"),  # perceptual: signs of the 8 x 8 lowest frequencies
+        ("width", "u4"),
+        ("height", "u4"),
+        ("note", "u4"),  # place in `Measurements.notes`
+        ("bits", "u1"),
+        ("coloured", "u1"),
+        ("readable", "u1"),
+        ("border", "u1", 8),  # means, then deviations, of the upper, lower, left and right edge
+        ("thumb", "u1", (THUMB, THUMB)),  # grey
+    ]
+)
+_SMALL = 32  # side of the grey picture that hash, border and thumbnail are taken from
+_COSINES = np.cos(np.pi / _SMALL * (np.arange(_SMALL) + 0.5) * np.arange(8)[:, None]).astype(np.float32)  # (8, 32)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow
+_BITS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
+
+
+PICTURES = ("digest", "hash", "thumb")
+"""The measures that a run keeps of each image, to know it again by its content."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurements:
+    """What was measured: row i of `measures` is row i of the index."""
+
+    measures: NDArray[Any]
+    """(N,) of `MEASURES`."""
+    notes: tuple[str, ...]
+    """The file's own mode and what decoding did, `mode|done|done`; or `!` and why the file cannot be read."""
+
+    def take(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Return what tells images by their content, in the order of `rows`."""
+        return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in PICTURES}
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """Why a row cannot be read."""
+        rows = np.flatnonzero(self.measures["readable"] == 0).tolist()
+        return {row: self.notes[self.measures["note"][row]][1:] for row in rows}
+
+
+def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
+    """Measure the images whose content is not known yet, and return the measures of all.
+
+    Images are known by their content (`hashing.py`). The measures lie in the cache folder, a file for each data
+    folder.
+    """
+    store = _Store(index.root)
+    old, notes = store.read()
+    known = {int(row["signature"]): place for place, row in enumerate(old) if row["readable"] and row["signature"]}
+    places = {note: place for place, note in enumerate(notes)}
+    digests = open_digests(index.root)
+    measures = np.zeros(len(index), MEASURES)
+    rows = np.arange(len(index))
+    waiting: deque[tuple[NDArray[np.int64], Future[list[_Row]]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
+        for part in [*(rows[start : start + PART] for start in range(0, len(rows), PART)), *[rows[:0]] * AHEAD]:
+            waiting.append((part, pool.submit(_measure_rows, index, part, digests, known)))
+            if len(waiting) <= AHEAD:
+                continue
+            ready, future = waiting.popleft()
+            for row, (signature, values, note) in zip(ready, future.result(), strict=True):
+                if values is None:
+                    measures[row] = old[known[signature]]
+                    continue
+                values["signature"] = signature
+                values["note"] = places.setdefault(note, len(places))
+                measures[row] = values
+            if len(ready):
+                yield Progress(done=int(ready[-1]) + 1, total=len(index), what="images checked")
+    inspection = Measurements(measures=measures, notes=tuple(places))
+    digests.flush()
+    if not np.array_equal(measures, old):
+        store.keep(inspection)
+    return inspection
+
+
+_Row: TypeAlias = "tuple[int, Any | None, str]"
+"""A signature; the measures, or None where they are known; and their note."""
+
+
+def _measure_rows(
+    index: Index, rows: NDArray[np.int64], digests: ContentDigests, known: Mapping[int, int]
+) -> list[_Row]:
+    measured: list[_Row] = []
+    for row in rows:
+        path = index.paths[row]
+        key = make_key(digests, path)
+        signature = _sign(key) if key else 0
+        if signature in known:
+            measured.append((signature, None, ""))
+            continue
+        values, note = _measure(index.root / path)
+        is_same = make_key(digests, path) == key  # or the file was changed meanwhile
+        measured.append((signature if is_same else 0, values, note))
+    return measured
+
+
+def _measure(path: Path) -> tuple[Any, str]:
+    """One image's measures, and its note."""
+    found = np.zeros((), MEASURES)
+    try:
+        pixels, mode, bits, done = read_image(path)
+    except ImageError as error:
+        return found, "!" + error.problem
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    small = np.asarray(Image.fromarray(pixels).resize((_SMALL, _SMALL), Image.Resampling.BOX), dtype=np.float32)
+    grey = small @ _LUMA
+    found["digest"] = np.frombuffer(digest.digest(), "u8")
+    found["hash"] = hash_image(grey)
+    found["height"], found["width"] = pixels.shape[:2]
+    found["bits"], found["readable"] = bits, 1
+    found["coloured"] = np.ptp(small, axis=2).max() > 8  # JPEG leaves a little difference in what was grey
+    edges = np.stack([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    found["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
+    found["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
+    return found, "|".join((mode, *(text.partition(" from ")[0] for text in done)))  # kinds of things, to be counted
+
+
+def hash_image(grey: NDArray[np.float32]) -> np.uint64:
+    """A 64-bit perceptual hash of (32, 32) grey values: which of the lowest 8 x 8 frequencies are above their median.
+
+    Source: the DCT hash of pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
+    """
+    low = (_COSINES @ grey @ _COSINES.T).ravel()
+    bits = low > np.partition(low[1:], 31)[31]  # the median; the first is the mean brightness
+    return np.uint64(_BITS[bits].sum())
+
+
+def _sign(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") or 1
+
+
+class _Store:
+    """The measures of one data folder in the user's cache. A damaged or foreign file is as none."""
+
+    def __init__(self, root: Path) -> None:
+        name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
+        self.path = find_cache() / "audit" / f"{name}.npz"
+
+    def read(self) -> tuple[NDArray[Any], list[str]]:
+        """Return the measures that were kept, none where there are none; and the notes that they refer to."""
+        try:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                if int(saved["version"]) == VERSION and (kept := saved["measures"]).dtype == MEASURES:
+                    return kept, list(json.loads(str(saved["notes"])))
+        except Exception:  # no file, or a damaged one, for which zipfile and NumPy raise a dozen kinds
+            return np.zeros(0, MEASURES), []
+        return np.zeros(0, MEASURES), []  # of another version
+
+    def keep(self, found: Measurements) -> None:
+        """Saves for the next time; where that is not possible, the next time takes as long as this one."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(self.path) as temporary, temporary.open("wb") as file:
+                np.savez(file, version=VERSION, measures=found.measures, notes=json.dumps(found.notes))
+        except OSError:
+            return

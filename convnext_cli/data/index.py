@@ -1,0 +1,141 @@
+"""The index of a data set: its images with their classes, splits and groups."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convnext_cli.data.encoding import fold_name
+from convnext_cli.errors import DataError
+
+AUTO, NONE = "auto", "none"
+EXCLUDED = "excluded image"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
+
+    Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, `fold-1` and so on where folds
+    validate in turn, or empty where the data has none.
+    `groups` names what row i was taken from (a patient), or has no rows where that is not known. `folds` says in which
+    fold of a table's own row i validates (`fold-1` and so on), or has no rows. `skipped` counts what is no image, by
+    reason. `notes` say how the folders or the table were read.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    splits: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    folds: tuple[str, ...] = ()
+    skipped: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, split: str) -> list[int]:
+        """The rows of one split."""
+        return [row for row, name in enumerate(self.splits) if name == split]
+
+    def count_classes(self, split: str | None = None) -> list[int]:
+        """Images per class, in all or in one split."""
+        counts = Counter(label for label, name in zip(self.labels, self.splits, strict=True) if split in (None, name))
+        return [counts[label] for label in range(len(self.classes))]
+
+
+def select_rows(index: Index, rows: list[int]) -> Index:
+    """An index of some of the rows; the classes stay, with or without images."""
+    return replace(
+        index,
+        paths=tuple(index.paths[row] for row in rows),
+        labels=tuple(index.labels[row] for row in rows),
+        splits=tuple(index.splits[row] for row in rows),
+        groups=tuple(index.groups[row] for row in rows) if index.groups else (),
+        folds=tuple(index.folds[row] for row in rows) if index.folds else (),
+    )
+
+
+def check_trainable(index: Index) -> None:
+    """Checks that the index can be trained on.
+
+    Raises:
+        DataError: one class only, more classes than images, or classes without (training) images.
+    """
+    if len(index.classes) < 2:
+        raise DataError(
+            f"{index.root} has one class only ({index.classes[0]!r})",
+            "Give two class folders or more to tell apart",
+        )
+    if len(index.classes) > len(index):
+        raise DataError(
+            f"{index.root} has more classes ({len(index.classes)}) than images ({len(index)})",
+            "Give each class folder images, or remove the empty ones",
+        )
+    splits = set(index.splits)
+    if splits <= {"val", "test"}:
+        raise DataError(
+            f"all images of {index.root} are in its {' and '.join(sorted(splits))} split: there is nothing to train on",
+            "Give the folder that has the training images too, or draw new splits by --resplit",
+        )
+    counts = index.count_classes("train" if "train" in splits else None)
+    missing = [name for name, count in zip(index.classes, counts, strict=True) if not count]
+    if missing:
+        where = "training images" if "train" in splits else "images"
+        examples = ", ".join(missing[:5])
+        alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
+        hint = f"; {' and '.join(alike[0])} differ in case or hyphens only" if alike else ""
+        raise DataError(
+            f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}{hint}",
+            "Give them one name" if alike else "Add images to these folders, or remove them",
+        )
+
+
+def find_alike(classes: Iterable[str]) -> list[list[str]]:
+    """Return the classes whose names differ in case, hyphens or width only, by their common form."""
+    forms: dict[str, list[str]] = {}
+    for name in classes:
+        forms.setdefault(fold_name(name), []).append(name)
+    return [names for names in forms.values() if len(names) > 1]
+
+
+def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
+    """The connected sets of rows, sorted."""
+    parent: dict[int, int] = {}
+
+    def find(row: int) -> int:
+        while parent.setdefault(row, row) != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for one, two in links:
+        first, second = sorted((find(one), find(two)))
+        parent[second] = first
+    sets: dict[int, list[int]] = {}
+    for row in sorted(parent):
+        sets.setdefault(find(row), []).append(row)
+    return tuple(tuple(rows) for _, rows in sorted(sets.items()))
+
+
+def digest_images(index: Index) -> str:
+    """A digest of the sizes in bytes of the training and validation images, in their order.
+
+    Raises:
+        DataError: some of them are not there.
+    """
+    digest, gone = hashlib.sha256(), []
+    for row in (*index.rows("train"), *index.rows("val")):
+        try:
+            digest.update(f"{(index.root / index.paths[row]).stat().st_size} ".encode())
+        except OSError:
+            gone.append(index.paths[row])
+    if gone:
+        examples = ", ".join(gone[:5])
+        raise DataError(
+            f"{len(gone)} images of the split are not in {index.root}: {examples}",
+            "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
+        )
+    return digest.hexdigest()

@@ -1,1 +1,0 @@
-"""Numbers from arrays. Knows nothing of models, files or torch."""

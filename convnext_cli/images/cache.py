@@ -1,0 +1,289 @@
+"""Pictures that took time to decode, kept in the user's cache folder for later epochs and later runs.
+
+One SQLite file for each data folder and each way of preparing its images. SQLite is what makes a file safe under
+several runs at once and under a kill. It keeps a journal and no write-ahead log: measured, that writes pictures once
+instead of twice, and it leaves one file a set, so that the set unused for longest is removed by removing its file.
+
+An image is known by the content of its file (`contents.py` has the rule and its price), Pillow's version and the rules
+of decoding. The cache never fails a run: what cannot be read is decoded again, what cannot be written is not kept, and
+`trouble` says why.
+"""
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from convnext_cli.files import find_cache
+from convnext_cli.images.decode import RULES, Pixels
+from convnext_cli.images.hashing import make_key, open_digests
+
+LIMIT = "CONVNEXT_CACHE_GIB"  # environment variable: GiB that all pictures together may take
+DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 366 x 488
+SPARED = 0.05  # share of the disk that stays free
+IN_USE = 900.0  # seconds since its last use in which a set is never removed to make room
+PENDING = 8 << 20  # bytes that are written at a time: a kill loses no more
+PATIENCE = 10.0  # seconds to wait for another run's write
+_PAGE = 16384  # bytes; the largest part of a picture fits into few pages
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS about (root TEXT, purpose TEXT);
+CREATE TABLE IF NOT EXISTS pictures (
+    content BLOB PRIMARY KEY, height INTEGER, width INTEGER, crc INTEGER, pixels BLOB
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedSet:
+    """The kept pictures of one data folder, prepared in one way."""
+
+    path: Path
+    root: str
+    purpose: str
+    images: int
+    size: int
+    """Bytes on disk."""
+    used: float
+    """When it was last used, in seconds since the epoch."""
+
+
+class ImageCache:
+    """Images of a data folder, prepared once.
+
+    Args:
+        root: the data folder.
+        purpose: what `make` does, in words; two that differ in anything need different ones.
+        make: prepares the image at a path, (H, W, 3) uint8.
+        keep: False prepares every image anew and touches no cache.
+    """
+
+    def __init__(self, root: Path, purpose: str, make: Callable[[Path], Pixels], *, keep: bool = True) -> None:
+        self.root, self.make = root, make
+        self.store = _Store(root, purpose) if keep else None
+        if self.store is not None:
+            self.digests = open_digests(root)
+            weakref.finalize(self, self.store.close)
+            weakref.finalize(self, self.digests.flush)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no more pictures are kept, or None."""
+        return self.store.trouble if self.store is not None else None
+
+    def read(self, path: str) -> Pixels:
+        """The prepared image, (H, W, 3) uint8, from the cache where it is there. Any thread may ask.
+
+        Raises:
+            ImageError: as `make` does.
+        """
+        file = self.root / path
+        if self.store is None or not self.store.is_open:
+            return self.make(file)
+        content = make_key(self.digests, path)
+        if content is None:
+            return self.make(file)  # which says what is wrong
+        pixels = self.store.find(content)
+        if pixels is None:
+            pixels = self.make(file)
+            if make_key(self.digests, path) == content:  # not where the file was changed meanwhile
+                self.store.keep(content, pixels)
+        return pixels
+
+    def flush(self) -> None:
+        """Writes what is still waiting to be kept."""
+        if self.store is not None:
+            self.store.flush()
+            self.digests.flush()
+
+
+class _Store:
+    """The SQLite file of one set."""
+
+    def __init__(self, root: Path, purpose: str) -> None:
+        self.about = (
+            str(root.resolve()),
+            f"{purpose}; by content, rules {RULES} and Pillow {PIL.__version__}",
+        )
+        name = hashlib.blake2b(os.fsencode("\0".join(self.about)), digest_size=12).hexdigest()
+        self.path = _folder() / f"{name}.sqlite"
+        self.trouble: str | None = None
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._waiting: dict[bytes, tuple[object, ...]] = {}
+        self._bytes = 0
+        self._touched = 0.0
+        with self._guarded():
+            self._open()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a file to read from."""
+        return self._connection is not None
+
+    def find(self, content: bytes) -> Pixels | None:
+        """Return the picture, where one is kept of a file with this content and is whole."""
+        row = None
+        with self._guarded():
+            self._touch()
+            if self._connection is not None:
+                query = "SELECT height, width, crc, pixels FROM pictures WHERE content = ?"
+                row = self._connection.execute(query, (content,)).fetchone()
+        if row is None:
+            return None
+        height, width, crc, pixels = row
+        if not isinstance(pixels, bytes) or _sum(height, width, pixels) != crc:
+            return None
+        flat = np.frombuffer(pixels, np.uint8)
+        if len(flat) == height * width:
+            return np.asarray(Image.fromarray(flat.reshape(height, width)).convert("RGB"))
+        return flat.reshape(height, width, 3)
+
+    def keep(self, content: bytes, picture: Pixels) -> None:
+        """Keeps a picture; a grey one in a third of the space."""
+        if self.trouble:
+            return
+        height, width, _ = picture.shape
+        grey = picture[..., 0]
+        is_grey = np.array_equal(grey, picture[..., 1]) and np.array_equal(grey, picture[..., 2])
+        pixels = np.ascontiguousarray(grey if is_grey else picture).tobytes()
+        with self._lock:
+            self._waiting[content] = (content, height, width, _sum(height, width, pixels), pixels)
+            self._bytes += len(pixels)
+            if self._bytes >= PENDING:
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes what is waiting, in one transaction."""
+        with self._guarded():
+            rows, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
+            if not rows or self._connection is None or self.trouble:
+                return
+            if not self._has_room():
+                self.trouble = (
+                    f"the cache in {self.path.parent} is full ({_limit() / 2**30:g} GiB): later images are decoded "
+                    f"each time. `convnext cache` shows what is in it, ${LIMIT} sets its size"
+                )
+                return
+            with self._connection as connection:
+                connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", rows)
+
+    def close(self) -> None:
+        """Writes what is waiting and lets go of the file."""
+        self.flush()
+        self._close()
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
+        self._connection = connection
+        connection.execute(f"PRAGMA page_size = {_PAGE}")
+        connection.execute("PRAGMA synchronous = OFF")  # a kill cannot hurt; after a power cut the checksums find out
+        connection.executescript(_SCHEMA)
+        with connection:
+            connection.execute("INSERT INTO about SELECT ?, ? WHERE NOT EXISTS (SELECT * FROM about)", self.about)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+        self._connection = None
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """One thread at a time; and no error of the cache ends a run."""
+        with self._lock:
+            try:
+                yield
+            except (OSError, sqlite3.OperationalError) as error:  # full, read-only, locked for long, removed
+                self.trouble = f"decoded images are not kept in {self.path.parent}: {error}"
+                self._close()  # or each image would wait for a lock anew
+            except sqlite3.Error:  # damaged, or no database at all: made anew
+                self._close()
+                self.path.unlink(missing_ok=True)
+                try:
+                    self._open()
+                except (OSError, sqlite3.Error) as again:
+                    self.trouble = f"decoded images are not kept in {self.path.parent}: {again}"
+
+    def _touch(self) -> None:
+        """Says now and then that the set is in use."""
+        if time.monotonic() - self._touched > IN_USE / 3:
+            self._touched = time.monotonic()
+            with suppress(OSError):
+                os.utime(self.path)
+
+    def _has_room(self) -> bool:
+        """Whether the set may grow, after sets that nobody uses have made room for it."""
+        unused = sorted((path for path in _files() if time.time() - _used(path) > IN_USE), key=_used, reverse=True)
+        while True:
+            disk = disk_usage(self.path.parent)
+            if disk.free > SPARED * disk.total and sum(map(_size, _files())) + PENDING < _limit():
+                return True
+            if not unused:
+                return False
+            unused.pop().unlink(missing_ok=True)
+
+
+def list_cached_sets() -> list[CachedSet]:
+    """All sets, the last used first. One that cannot be read is said to be damaged."""
+    found = []
+    for path in sorted(_files(), key=_used, reverse=True):
+        try:
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE)
+            try:
+                root, purpose = connection.execute("SELECT root, purpose FROM about").fetchone()
+                [images] = connection.execute("SELECT count(*) FROM pictures").fetchone()
+            finally:
+                connection.close()
+        except (sqlite3.Error, TypeError):
+            root, purpose, images = "?", "damaged", 0
+        found.append(
+            CachedSet(path=path, root=root, purpose=purpose, images=images, size=_size(path), used=_used(path))
+        )
+    return found
+
+
+def _sum(height: int, width: int, pixels: bytes) -> int:
+    return zlib.crc32(pixels, zlib.crc32(f"{height} {width}".encode()))
+
+
+def _folder() -> Path:
+    return find_cache() / "pictures"
+
+
+def _files() -> list[Path]:
+    return list(_folder().glob("*.sqlite"))
+
+
+def _limit() -> float:
+    """Bytes."""
+    try:
+        return float(os.environ[LIMIT]) * 2**30
+    except (KeyError, ValueError):
+        return DEFAULT_LIMIT * 2**30
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

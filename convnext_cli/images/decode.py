@@ -1,0 +1,416 @@
+"""The one place where a file becomes pixels.
+
+More than 8 bits a value are stretched from the image's own darkest to its own brightest value. The image's own, and not
+the data set's, because raw values of different devices share no scale, and because an image seen years later by
+`predict` must be read as it would have been in training, by a rule that needs no memory. Nothing is ever clipped, so a
+12-bit X-ray in a 16-bit file keeps all the levels that 8 bits can hold. What the rule loses is absolute brightness.
+
+The file's content decides what it is, not its name. Where Pillow gives 8 of a file's 16 bits, the rest is read another
+way (`tiff.py`, `_read_deep_png`, `_read_deep_pnm`) or the file is refused by name.
+"""
+
+import io
+import re
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from convnext_cli.errors import ImageError
+from convnext_cli.images.formats import (
+    DICOM_SUFFIXES,
+    HEAD_BYTES,
+    PILLOW_SUFFIXES,
+    SpecialFileError,
+    identify_bytes,
+    open_regular_file,
+)
+from convnext_cli.images.memory import MAX_PIXELS, reserve_memory
+from convnext_cli.images.raster import Raster, cut_rows, find_range, scale_alpha, stretch_between, turn_upright
+from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, read_tiff
+
+Pixels = NDArray[np.uint8]
+"""An image, (H, W, 3), RGB."""
+
+RULES = 2
+"""Raised when a file would become other pixels; what was kept of files before is then made anew."""
+
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits a pixel
+_ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
+_SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in the other order, the second
+_one_picture = threading.Lock()  # reading a PIL image changes it, and the same one may be given twice
+_READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
+"""Bytes a pixel that a library holds beside Pillow's own picture, measured on pictures of one colour."""
+
+# Readers warn of odd tags, and of pictures half as large as MAX_PIXELS: nothing that a user could act upon.
+warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.|convnext_cli\.data\.")
+
+
+class Decoded(NamedTuple):
+    """An image, and what was done to it beyond reading."""
+
+    pixels: Pixels
+    """(H, W, 3) RGB, upright."""
+    mode: str
+    """Pillow's name of the file's own pixels, such as `L`, `RGB`, `I;16`; `DICOM …` for DICOM."""
+    bits: int
+    """Bits of one value in the file."""
+    done: tuple[str, ...]
+    """What was done, in words: windowed, first frame, turned upright …"""
+
+
+def decode_image(path: Path, *, at_least: int | None = None) -> Pixels:
+    """Read an image file as RGB uint8 (H, W, 3), upright.
+
+    Args:
+        path: the file; DICOM needs the extra `dicom`.
+        at_least: a JPEG may be read at a half, a quarter or an eighth of its size, as long as its shorter side keeps
+            this many pixels; None reads it whole.
+
+    Raises:
+        ImageError: there is no such file, it is no image that can be read to its end, or it is too large.
+    """
+    return read_image(path, at_least=at_least).pixels
+
+
+def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
+    """Read an image as `decode_image` does, and say what was done to it.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    name = ""
+    try:
+        with open_regular_file(path) as file:
+            kind = identify_bytes(file.read(HEAD_BYTES), path.suffix)
+            if (kind is None and path.suffix.lower() in DICOM_SUFFIXES) or (kind is not None and kind.name == "DICOM"):
+                from convnext_cli.images.dicom import read_dicom  # an extra: only who has such files needs it
+
+                name = "DICOM"
+                return _finish(read_dicom(file, path))
+            name = kind.name if kind is not None else ""
+            if kind is not None and not kind.readable:
+                raise ImageError(f"{path} is {name}, which cannot be read", "Convert it to PNG, TIFF or JPEG")
+            return _read(file, path, name, at_least)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist", "Check its path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder", "Give the path of an image") from error
+    except SpecialFileError as error:
+        raise ImageError(f"{path} is a pipe, a socket or a device", "Give the path of an image") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{path} has more than {MAX_PIXELS:,} pixels", "Scale it down, or cut it into tiles"
+        ) from error
+    except MemoryError as error:
+        raise ImageError(f"{path} takes more memory to decode than there is", "Scale it down") from error
+    except Exception as error:  # what Pillow's, tifffile's, pydicom's and gdcm's parsers raise has no common base
+        raise ImageError(
+            f"{path} cannot be read as an image ({_explain(error, path, name)})", "Replace or remove the file"
+        ) from error
+
+
+def convert_image(image: Image.Image, name: str) -> Pixels:
+    """Return a PIL image as `decode_image` reads the file that it was opened from; the image itself stays as it is.
+
+    Pillow gives 8 of the 16 bits of a colour file, where `decode_image` has all of them.
+
+    Args:
+        image: an image of any mode, read or not.
+        name: what to call it in a message.
+
+    Raises:
+        ImageError: its file cannot be read to its end, or its mode cannot be converted to RGB.
+    """
+    try:
+        with _one_picture:
+            own = image.copy()
+        done: list[str] = []
+        if _find_orientation(own, done) != 1:
+            ImageOps.exif_transpose(own, in_place=True)
+        return _convert(own, own.mode, done).pixels
+    except Exception as error:  # what Pillow's parsers raise has no common base
+        raise ImageError(
+            f"{name} cannot be read as an image ({' '.join(str(error).split())[:200]})", "Replace or remove it"
+        ) from error
+
+
+def _finish(raster: Raster) -> Decoded:
+    """Stretch deep values to 8 bits, and lay on white what is transparent."""
+    values, alpha, mode, bits, done = raster
+    if values.dtype == np.uint8:
+        pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+    else:
+        shown = None if alpha is None else alpha > 0
+        low, high = find_range(values, shown if shown is not None and shown.any() else None)
+        pixels = stretch_between(values, low, high)
+        what = f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched"
+        done = (*done, f"{what} from {low:g}..{high:g}")
+    if alpha is not None and alpha.min() < 1:
+        for rows in cut_rows(values.shape):
+            opaque = alpha[rows][..., None]
+            pixels[rows] = np.rint(pixels[rows] * opaque + 255 * (1 - opaque))
+        done = (*done, "laid on white where transparent")
+    return Decoded(pixels, mode, bits, done)
+
+
+def open_listed(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
+    """Open an image with Pillow, limited to the formats of `PILLOW_SUFFIXES`; nothing is decoded yet.
+
+    An explicit list, because Pillow starts Ghostscript for a PostScript file of any name.
+
+    Args:
+        file: the file, at its start.
+        path: for the message.
+        name: the one format that it may be; empty for all.
+
+    Raises:
+        UnidentifiedImageError: it is of none of them.
+        ImageError: the installed Pillow lacks this format.
+    """
+    if name not in Image.OPEN:
+        Image.init()
+    formats = [name] if name in Image.OPEN else [known for known in PILLOW_SUFFIXES if known in Image.OPEN]
+    if name not in ("", *formats):
+        raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
+    return Image.open(file, formats=formats)
+
+
+def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decoded:
+    """Read what is not DICOM; `name` is the format told by the first bytes, empty where none is."""
+    if name in ("SGI", "JPEG2000", "ICO"):
+        file.seek(0)
+        _refuse_deep(file, path, name)
+    file.seek(0)
+    if name == "PPM" and (raster := _read_deep_pnm(file, path)) is not None:
+        return _finish(raster)
+    file.seek(0)
+    try:
+        opened = open_listed(file, path, name)
+    except UnidentifiedImageError:
+        if name != "TIFF":
+            raise
+        opened = None
+    if opened is None:
+        return _read_tiff(file, path)
+    with opened:
+        if opened.format == "TIFF" and not is_read_by_pillow(opened.tag_v2):  # type: ignore[attr-defined]
+            return _read_tiff(file, path)
+        if opened.mode == "LAB":
+            raise ImageError(f"{path} is in Lab colour, which cannot be read", REMEDY)
+        with reserve_memory(path, *opened.size, _count_bytes(opened, file)):
+            return _read_pillow(opened, file, at_least)
+
+
+def _read_pillow(opened: Image.Image, file: BinaryIO, at_least: int | None) -> Decoded:
+    done: list[str] = []
+    mode = opened.mode
+    if (frames := getattr(opened, "n_frames", 1)) > 1:
+        done.append(f"first of {frames} frames")
+    rawmode = _find_rawmode(opened)
+    if at_least is not None and opened.format == "JPEG":
+        _reduce(opened, at_least)
+    orientation = _find_orientation(opened, done)
+    if rawmode == "LA;16B" or rawmode in _SWAPPED:
+        raster = _read_deep_png(opened, file, rawmode)
+        raster = raster._replace(done=tuple(done) + raster.done)
+        return _finish(turn_upright(raster, orientation))
+    opened.load()
+    if orientation != 1:
+        ImageOps.exif_transpose(opened, in_place=True)
+    return _convert(opened, mode, done)
+
+
+def _convert(image: Image.Image, mode: str, done: list[str]) -> Decoded:
+    """Convert what Pillow has read: stretch deep grey, lay on white what is transparent, make the rest RGB.
+
+    Args:
+        image: read, and upright.
+        mode: as Pillow opened it.
+        done: what was done before.
+    """
+    if mode in _DEEP_MODES:
+        values = _to_array(image)
+        alpha = None
+        if isinstance(key := image.info.get("transparency"), int):
+            alpha = (values != key).astype(np.float32)
+        return _finish(Raster(values, alpha, mode, 16 if mode.startswith("I;16") else 32, tuple(done)))
+    is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in image.info)
+    pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent)
+    if has_alpha:
+        done.append("laid on white where transparent")
+    elif not is_transparent and mode not in ("RGB", "L"):
+        done.append("converted to RGB")
+    return Decoded(pixels, mode, 1 if mode == "1" else 8, tuple(done))
+
+
+def _read_tiff(file: BinaryIO, path: Path) -> Decoded:
+    raster, orientation = read_tiff(file, path)
+    return _finish(turn_upright(raster, orientation))
+
+
+def _find_orientation(image: Image.Image, done: list[str]) -> int:
+    """Return the EXIF orientation, 1 where there is none or the EXIF cannot be read."""
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except (SyntaxError, ValueError, struct.error, KeyError, TypeError):
+        done.append("damaged EXIF ignored")
+        image.info.pop("exif", None)
+        return 1
+    if orientation not in range(2, 9):
+        return 1
+    done.append("turned upright")
+    return int(orientation)
+
+
+def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
+    """Convert to (H, W, 3), on white, part by part where the image is large; and say whether any is transparent."""
+    parts = []
+    has_alpha = False
+    width, height = image.size
+    slices = list(cut_rows((height, width)))
+    result = np.empty((height, width, 3), np.uint8) if len(slices) > 1 else None
+    for rows in slices:
+        part = image if result is None else image.crop((0, rows.start, width, min(rows.stop, height)))
+        if is_transparent:
+            part = part.convert("LA") if part.mode == "La" else part
+            part = part.convert("RGBA")  # a palette's transparency is lost with a warning otherwise
+            if part.getchannel("A").getextrema() != (255, 255):
+                has_alpha = True
+                part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part)
+        array = np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
+        if result is None:
+            parts.append(array)
+        else:
+            result[rows] = array
+    return (parts[0] if result is None else result), has_alpha
+
+
+def _to_array(image: Image.Image) -> NDArray[Any]:
+    """Copy a grey image's values, part by part: NumPy's own way holds three copies for a moment."""
+    width, height = image.size
+    slices = list(cut_rows((height, width)))
+    if len(slices) == 1:
+        return np.asarray(image)
+    parts = (np.asarray(image.crop((0, rows.start, width, min(rows.stop, height)))) for rows in slices)
+    first = next(parts)
+    result = np.empty((height, width, *first.shape[2:]), first.dtype)
+    result[slices[0]] = first
+    for rows, part in zip(slices[1:], parts, strict=True):
+        result[rows] = part
+    return result
+
+
+def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
+    """Return the bytes a pixel that reading `image` holds at once: the library's, Pillow's and the result's."""
+    own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    count = own + 3 + _READER_BYTES.get(image.format or "", 0)
+    if image.mode in _DEEP_MODES:
+        return count + own
+    if (rawmode := _find_rawmode(image)) in (*_SWAPPED, "LA;16B"):
+        return 20 if rawmode == "RGB;16B" else 26
+    if image.format in ("JPEG", "MPO"):  # in several scans, libjpeg holds all coefficients, 2 bytes each
+        layers = getattr(image, "layer", ())
+        place = file.tell()
+        scanned = file.read(3)[2:]
+        file.seek(place)
+        if layers and (image.info.get("progressive") or scanned != bytes([len(layers)])):
+            largest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
+            count += 2 * sum(layer[1] * layer[2] for layer in layers) / max(1, largest)
+    return count
+
+
+def _reduce(image: Image.Image, at_least: int) -> None:
+    """Lets libjpeg decode at the smallest of 1, 1/2, 1/4, 1/8 whose shorter side keeps `at_least` pixels."""
+    shorter = min(image.size)
+    for factor in (8, 4, 2):
+        if shorter // factor >= at_least:
+            image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
+            return
+
+
+def _find_rawmode(image: Image.Image) -> str:
+    """Return how the file's bytes become pixels, by Pillow's name; empty where it has none."""
+    tiles: Any = getattr(image, "tile", None)
+    args = tiles[0].args if tiles else None
+    return str(args[0] if isinstance(args, tuple) and args else args or "")
+
+
+def _read_deep_png(opened: Image.Image, file: BinaryIO, rawmode: str) -> Raster:
+    """Read a PNG of 16-bit colour or of 16-bit grey with alpha, of which Pillow keeps the higher bytes.
+
+    Colour is decoded again in swapped byte order, which gives the lower bytes. Grey with alpha has four bytes a pixel,
+    as RGBA of 8 bits has: under that name it is decoded to all four.
+    """
+    if rawmode == "LA;16B":
+        file.seek(0)
+        data = bytearray(file.read())
+        data[24:26] = b"\x08\x06"  # bit depth and colour type, in IHDR, the first chunk (PNG specification, 11.2.1)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            pairs = _to_array(image).view(">u2")  # (H, W, 2)
+        return Raster(pairs[..., 0].astype(np.uint16), scale_alpha(pairs[..., 1], 65535), "LA", 16)
+    mode, key = opened.mode, opened.info.get("transparency")
+    deep = _to_array(opened).astype(np.uint16) << np.uint16(8)
+    with Image.open(file, formats=("PNG",)) as again:
+        again.tile = [tile._replace(args=_SWAPPED[rawmode]) for tile in again.tile]
+        deep |= _to_array(again)
+    values = deep[..., :3]
+    if deep.shape[2] == 4:
+        return Raster(values, scale_alpha(deep[..., 3], 65535), mode, 16)
+    alpha = (values != np.asarray(key)).any(axis=2).astype(np.float32) if isinstance(key, tuple) else None
+    return Raster(values, alpha, mode, 16)
+
+
+def _read_deep_pnm(file: BinaryIO, path: Path) -> Raster | None:
+    """Read colour PNM of more than 8 bits and colour PFM as grey pictures three times as wide; None for others."""
+    head = file.read(4096)
+    blank = rb"(?:\s|#[^\n]*\n)+"
+    found = re.match(rb"P([36F])(" + blank + rb")(\d{1,9})(" + blank + rb")(\d{1,9})" + blank + rb"([-+.\deE]+)", head)
+    if found is None or (found[1] != b"F" and float(found[6]) <= 255):
+        return None
+    width, height = int(found[3]), int(found[5])
+    with reserve_memory(path, width, height, 3 * (4 + 4 + 4) + 3):
+        file.seek(found.end(3))
+        grey = b"P" + {b"3": b"2", b"6": b"5", b"F": b"f"}[found[1]]
+        data = grey + found[2] + str(3 * width).encode() + file.read()
+        with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
+            values = _to_array(image).reshape(height, width, 3)
+        return Raster(values, None, "RGB", 32 if found[1] == b"F" else 16)
+
+
+def _refuse_deep(file: BinaryIO, path: Path, name: str) -> None:
+    """Raise an `ImageError` for files of which Pillow would give 8 of more bits, and no other way is known."""
+    if name == "SGI" and file.read(4)[3:] == b"\2":
+        raise ImageError(f"{path} is an SGI file of 16 bits, which cannot be read", REMEDY)
+    if name == "JPEG2000":
+        head = file.read(1 << 16)
+        start = head.find(b"\xff\x4f\xff\x51")  # start of codestream, then SIZ (ISO/IEC 15444-1, A.5.1)
+        if start >= 0 and len(head) >= start + 43:
+            (count,) = struct.unpack_from(">H", head, start + 40)
+            depths = [(depth & 127) + 1 for depth in head[start + 42 : start + 42 + 3 * count : 3]]
+            if count > 1 and max(depths, default=8) > 8:
+                raise ImageError(
+                    f"{path} is a JPEG 2000 file of {count} channels of {max(depths)} bits, which cannot be read",
+                    REMEDY,
+                )
+    if name == "ICO":  # pictures inside declare sizes of their own
+        for found in re.finditer(rb"\x89PNG\r\n\x1a\n....IHDR(.{8})", file.read(), re.DOTALL):
+            if max(struct.unpack(">II", found[1])) > 4096:
+                raise ImageError(f"{path} is an icon of more than 4,096 pixels", "Replace or remove the file")
+
+
+def _explain(error: Exception, path: Path, name: str) -> str:
+    """Return why a reader failed, in one line without its own remedies."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"a damaged {name} file" if name else "of no known format"
+    text = " ".join(str(error).replace(repr(str(path)), "it").replace(str(path), "it").split()) or type(error).__name__
+    return f"{name}: {text[:200]}" if name else text[:200]

@@ -1,0 +1,442 @@
+"""DICOM, through the extra `dicom`: from stored values to those that a radiologist would see.
+
+Attributes are taken as viewers take them: from the data set's root, then from the shared, then from the first frame's
+functional groups. One that makes no sense is ignored, with a note, where the picture can be shown without it.
+"""
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.errors import ImageError
+from convnext_cli.images.formats import open_regular_file
+from convnext_cli.images.memory import MAX_BYTES, reserve_memory
+from convnext_cli.images.raster import Raster, cut_rows, find_range, stretch_between
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
+_WHOLE = MAX_BYTES // 4  # larger files are read piece by piece; a deflated one may not become larger
+_PIECE = 1 << 16  # bytes that are inflated at once while their size is counted
+_WINDOWED = "windowed as the file says"
+_REMEDY = "Export it anew"
+
+
+def read_dicom(file: BinaryIO, path: Path) -> Raster:
+    """Read a DICOM file's first frame as 8-bit grey (H, W), or as colour (H, W, 3) of 8 or 16 bits.
+
+    Grey values pass the modality LUT or rescale (PS3.3 C.11.1), the VOI LUT or the first window where there is one
+    (C.11.2), and are inverted for MONOCHROME1, then stretched. Padding pixels take the darkest value.
+
+    Raises:
+        ImageError: the extra is not installed, the file has no image, or an image that cannot be read.
+    """
+    dataset = _read_dataset(file, path)
+    if not any(keyword in dataset for keyword in _PIXELS):
+        if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
+            raise ImageError(f"{path} cannot be read as an image (no DICOM)", "Replace or remove the file")
+        raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
+    done: list[str] = []
+    options = _find_options(dataset, path, done)
+    kind, bits = options["photometric_interpretation"], options["bits_stored"]
+    size = options["samples_per_pixel"] * max(1, options["bits_allocated"] // 8)
+    is_compressed = _check_syntax(dataset.file_meta.TransferSyntaxUID, path)
+    is_wide = options["bits_allocated"] > 16  # too many levels for a table
+    bytes_per_pixel = (8 if is_compressed else 3) * size + (60 if is_wide else 4)
+    with reserve_memory(path, options["columns"], options["rows"], bytes_per_pixel):
+        stored = _read_frame(dataset, options, path, done)
+        if stored.ndim == 3:
+            values = stored if bits > 8 or stored.dtype == np.uint8 else stored.astype(np.uint8)
+        elif kind == "PALETTE COLOR":
+            values = _map(stored, lambda levels: _look_up_colour(levels, dataset, path))
+        else:
+            values = _show_grey(stored, _find_view(dataset, options, done), dataset, done)
+    return Raster(values, None, f"DICOM {kind}", bits, tuple(done))
+
+
+def read_tag(path: Path, keyword: str) -> str | None:
+    """Return a DICOM attribute such as PatientID as text; None where the file has none, or is no DICOM.
+
+    Raises:
+        ImageError: the extra is not installed.
+    """
+    try:
+        with open_regular_file(path) as file:
+            value = _read_dataset(file, path, keyword).get(keyword)
+    except ImageError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        return None
+    except Exception:  # whatever pydicom raises for a damaged file
+        return None
+    return None if value in (None, "") else str(value)
+
+
+def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Dataset":
+    """Read all elements, or that of `keyword` alone; with or without preamble, and with a transfer syntax.
+
+    A deflated data set is inflated here, to a limit: pydicom has none.
+    """
+    try:
+        import pydicom
+        from pydicom import uid
+        from pydicom.filereader import read_dataset
+    except ModuleNotFoundError as error:
+        raise ImageError(f"{path} is DICOM", "Install what reads it: pip install 'convnext-cli[dicom]'") from error
+    pydicom.config.logger.setLevel("CRITICAL")
+    tags: Any = None if keyword is None else [keyword]
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    source: BinaryIO = file if keyword or size > _WHOLE else io.BytesIO(file.read())
+    head = source.read(1024)
+    source.seek(0)
+    if head[128:132] == b"DICM" and _DEFLATED.encode() in head:
+        source.seek(132)
+        meta = read_dataset(source, False, True, stop_when=lambda tag, _, __: tag.group != 2)
+        dataset = read_dataset(
+            io.BytesIO(_inflate(source.read(), path)), False, True, specific_tags=tags and [pydicom.tag.Tag(keyword)]
+        )
+        dataset.file_meta = pydicom.dataset.FileMetaDataset(meta)
+        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        dataset.set_original_encoding(False, True)
+        return dataset
+    dataset = pydicom.dcmread(source, force=True, specific_tags=tags, stop_before_pixels=keyword is not None)
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        is_implicit, is_little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian if is_implicit
+            else uid.ExplicitVRLittleEndian if is_little
+            else uid.ExplicitVRBigEndian
+        )  # fmt: skip
+    return dataset
+
+
+def _inflate(packed: bytes, path: Path) -> bytes:
+    """Inflate a deflated data set, after its size was counted without keeping anything.
+
+    Raises:
+        ImageError: it would be larger than `_WHOLE`.
+    """
+    counter, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for start in range(0, len(packed), _PIECE):
+        piece = packed[start : start + _PIECE]
+        while piece and not counter.eof:
+            size += len(counter.decompress(piece, 16 * _PIECE))
+            piece = counter.unconsumed_tail
+            if size > _WHOLE:
+                raise ImageError(f"{path} inflates to more than {_WHOLE / 1e6:.0f} MB", "Save it without compression")
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _WHOLE)
+
+
+def _find_options(dataset: "Dataset", path: Path, done: list[str]) -> dict[str, Any]:
+    """Return what describes the stored values, by pydicom's names; what is missing is assumed, with a note."""
+    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
+    if not rows or not columns or rows < 0 or columns < 0:
+        raise ImageError(f"{path} is DICOM without the size of its image (Rows, Columns)", _REMEDY)
+    samples = _integer(dataset, "SamplesPerPixel") or 1
+    kind = str(_value(dataset, "PhotometricInterpretation") or "").strip().upper()
+    if samples not in (1, 3) or kind in ("HSV", "ARGB", "CMYK"):
+        raise ImageError(f"{path} is DICOM of {samples} samples a pixel, {kind}, which cannot be read", _REMEDY)
+    if kind not in ((*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR):
+        kind = "MONOCHROME2" if samples == 1 else "RGB"
+        done.append(f"taken for {kind} (no valid PhotometricInterpretation)")
+    allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(
+        next(keyword for keyword in _PIXELS if keyword in dataset)
+    ) or _integer(dataset, "BitsAllocated")
+    if allocated is None:
+        length = len(dataset.PixelData or b"")
+        allocated = max(8, min(32, length // (rows * columns * samples) * 8))
+        done.append(f"taken for {allocated} bits (no BitsAllocated)")
+    if allocated != 1 and allocated not in (8, 16, 32, 64):
+        raise ImageError(f"{path} is DICOM of {allocated} bits allocated, which cannot be read", _REMEDY)
+    stored = _integer(dataset, "BitsStored")
+    if stored is None or not 1 <= stored <= allocated:
+        if "PixelData" in dataset:
+            done.append("BitsStored ignored")
+        stored = allocated
+    signed = _integer(dataset, "PixelRepresentation") or 0
+    return {
+        "rows": rows, "columns": columns, "samples_per_pixel": samples, "photometric_interpretation": kind,
+        "bits_allocated": allocated, "bits_stored": stored, "pixel_representation": signed if signed in (0, 1) else 0,
+        "number_of_frames": max(1, _integer(dataset, "NumberOfFrames") or 1),
+        "planar_configuration": 1 if _integer(dataset, "PlanarConfiguration") == 1 else 0,
+    }  # fmt: skip
+
+
+def _check_syntax(syntax: Any, path: Path) -> bool:
+    """Return True where a transfer syntax compresses pixel data.
+
+    Raises:
+        ImageError: nothing here reads it, such as film.
+    """
+    from pydicom.pixels import get_decoder
+
+    try:
+        decoder, is_compressed = get_decoder(syntax), bool(syntax.is_compressed)
+    except (NotImplementedError, ValueError) as error:
+        raise ImageError(f"{path} is DICOM in {syntax.name or syntax}, which cannot be read", _REMEDY) from error
+    if is_compressed and not decoder.is_available:
+        raise ImageError(
+            f"{path} is DICOM in {syntax.name}, which what is installed cannot read",
+            "Install what reads it: pip install 'convnext-cli[dicom]'",
+        )
+    return is_compressed
+
+
+def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: list[str]) -> NDArray[Any]:
+    """Decode the first frame: (H, W), or (H, W, 3) in RGB."""
+    from pydicom import uid
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import pixel_array
+
+    frames, syntax = options["number_of_frames"], dataset.file_meta.TransferSyntaxUID
+    frame_bits = options["rows"] * options["columns"] * options["samples_per_pixel"] * options["bits_allocated"]
+    expected = -(-frame_bits // 8)
+    shift = 0
+    if syntax.is_compressed:
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=frames)
+        size = find_coded_size(frame)
+        if size is not None and size != (options["columns"], options["rows"]):
+            raise ImageError(
+                f"{path} is DICOM whose compressed image has {size[0]:,} x {size[1]:,} pixels and not the "
+                f"{options['columns']:,} x {options['rows']:,} that it declares", _REMEDY,
+            )  # fmt: skip
+        if syntax.name == "RLE Lossless" and len(frame) > 2 * expected + 4096:
+            raise ImageError(f"{path} is DICOM with more compressed data than its image can have", _REMEDY)
+    else:
+        length = max(len(dataset.get(keyword) or b"") for keyword in _PIXELS)
+        is_422 = options["photometric_interpretation"] in ("YBR_FULL_422", "YBR_PARTIAL_422")
+        if length < (expected * 2 // 3 if is_422 else expected):
+            raise ImageError(f"{path} is DICOM whose pixel data end early ({length:,} of {expected:,} bytes)", _REMEDY)
+        frames = max(frames, length // expected) if options["bits_allocated"] > 1 and not is_422 else frames
+        high = _integer(dataset, "HighBit")
+        if high is not None and options["bits_stored"] <= high < options["bits_allocated"]:
+            shift = high + 1 - options["bits_stored"]  # left-aligned
+    if frames > 1:
+        done.append(f"first of {frames} frames")
+    # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, and an error
+    plugin = "pillow" if syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) and options["bits_stored"] == 8 else ""
+    options = options | {"bits_stored": options["bits_stored"] + shift}
+    stored: NDArray[Any] = pixel_array(dataset, index=0, decoding_plugin=plugin, **options)  # YBR becomes RGB here
+    return stored >> shift if shift else stored
+
+
+def find_coded_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height that a JPEG, JPEG-LS or JPEG 2000 codestream declares; None for what is none of these."""
+    if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:  # SIZ: ISO/IEC 15444-1, A.5.1
+        right, lower, left, upper = struct.unpack_from(">LLLL", data, 8)
+        return right - left, lower - upper
+    if data[:2] != b"\xff\xd8":
+        return None
+    place = 2
+    while place + 9 <= len(data):
+        if data[place] != 0xFF:
+            return None
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # start of frame
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return width, height
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
+
+
+def _find_view(dataset: "Dataset", options: dict[str, Any], done: list[str]) -> "Dataset":
+    """Return a data set of the grey transformations alone, from root and functional groups, checked."""
+    from pydicom import Dataset
+
+    macros = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    frames = [frame for keyword in groups if (frame := _first(dataset, keyword)) is not None]
+    items = [_first(frame, macro) for frame in frames for macro in macros]
+    sources = [dataset, *(item for item in items if item is not None)]
+    view = Dataset()
+    view.file_meta = dataset.file_meta
+    view.set_original_encoding(*dataset.original_encoding)
+    view.PhotometricInterpretation = options["photometric_interpretation"]
+    view.BitsStored = options["bits_stored"]
+    view.PixelRepresentation = options["pixel_representation"]
+    for source in sources:
+        for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
+            if _first(source, keyword) is not None:
+                view[keyword] = source[keyword]
+        if "RescaleSlope" in source or "RescaleIntercept" in source:
+            slope, intercept = _number(source, "RescaleSlope"), _number(source, "RescaleIntercept")
+            if slope == 0 or (slope is None and "RescaleSlope" in source):
+                done.append("RescaleSlope ignored")
+                slope = None
+            if intercept is None and "RescaleIntercept" in source:
+                done.append("RescaleIntercept ignored")
+            if slope is not None or intercept is not None:
+                view.RescaleSlope, view.RescaleIntercept = slope or 1.0, intercept or 0.0
+        if "WindowCenter" in source or "WindowWidth" in source:
+            centre, width = _number(source, "WindowCenter"), _number(source, "WindowWidth")
+            if centre is None or width is None or width <= 0:
+                done.append("window ignored (it has no width)" if centre is not None else "window ignored")
+                continue
+            function = str(_value(source, "VOILUTFunction") or "LINEAR").strip().upper()
+            if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+                done.append("VOILUTFunction ignored")
+                function = "LINEAR"
+            view.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
+            view.WindowCenter, view.WindowWidth = centre, width
+    return view
+
+
+def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", done: list[str]) -> NDArray[np.uint8]:
+    """Map stored grey values to 8 bits, (H, W)."""
+    padding = _find_padding(dataset, view)
+    inverted = view.PhotometricInterpretation == "MONOCHROME1"
+
+    def transform(levels: NDArray[Any]) -> NDArray[np.uint8]:
+        hidden = np.zeros(levels.shape, bool) if padding is None else (levels >= padding[0]) & (levels <= padding[1])
+        values, notes = _apply_luts(levels, view, ~hidden if not hidden.all() else ~np.zeros(levels.shape, bool))
+        if inverted:
+            values = -values
+        shown = values[~hidden] if not hidden.all() else values
+        low, high = find_range(shown.reshape(1, -1))
+        done.extend(notes)
+        if not any(note in ("VOI LUT", _WINDOWED) for note in notes):
+            ends = (-high, -low) if inverted else (low, high)
+            done.append(f"stretched from {ends[0]:g}..{ends[1]:g}")
+        if inverted:
+            done.append("inverted (MONOCHROME1)")
+        values[hidden] = low
+        return stretch_between(np.atleast_2d(values), low, high)[..., 0].reshape(levels.shape)
+
+    return _map(stored, transform)
+
+
+def _apply_luts(
+    levels: NDArray[Any], view: "Dataset", shown: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Apply modality LUT or rescale, then VOI LUT or window, leaving out what fails or makes all `shown` one value."""
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
+    notes = []
+    values = levels.astype(np.int64) if levels.dtype.kind in "iu" else levels
+    try:
+        values = np.asarray(apply_modality_lut(values, view))
+    except Exception:  # pydicom raises many kinds for tables that are not whole
+        notes.append("modality LUT ignored")
+        del view.ModalityLUTSequence
+        values = np.asarray(apply_modality_lut(values, view))
+    spread = np.ptp(levels[shown])
+    for keyword, name, apply, note in (
+        ("VOILUTSequence", "VOI LUT", apply_voi, "VOI LUT"),
+        ("WindowWidth", "window", apply_windowing, _WINDOWED),
+    ):
+        if keyword not in view:
+            continue
+        try:
+            is_table = keyword == "VOILUTSequence" and values.dtype.kind == "f"
+            result = np.asarray(apply(np.rint(values).astype(np.int64) if is_table else values, view))
+        except Exception:  # as above
+            notes.append(f"{name} ignored")
+            continue
+        if spread and not np.ptp(result[shown]):
+            notes.append(f"{name} ignored (it makes the picture one grey)")
+            continue
+        return result.astype(np.float64), [*notes, note]
+    return values.astype(np.float64), notes
+
+
+def _map(stored: NDArray[Any], transform: Callable[[NDArray[Any]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Apply `transform` to each stored value: of up to 16 bits, once to each value that occurs."""
+    if stored.dtype.kind not in "ui" or stored.dtype.itemsize > 2:
+        return transform(stored)
+    lowest = int(stored.min())
+    occurs = np.zeros(int(stored.max()) - lowest + 1, bool)
+    for rows in cut_rows(stored.shape):
+        occurs[stored[rows].astype(np.int64) - lowest] = True
+    (places,) = np.nonzero(occurs)
+    of_levels = transform((places + lowest).astype(stored.dtype))
+    table = np.zeros((len(occurs), *of_levels.shape[1:]), np.uint8)
+    table[places] = of_levels
+    result = np.empty((*stored.shape, *of_levels.shape[1:]), np.uint8)
+    for rows in cut_rows(stored.shape):
+        result[rows] = table[stored[rows].astype(np.int64) - lowest]
+    return result
+
+
+def _look_up_colour(levels: NDArray[Any], dataset: "Dataset", path: Path) -> NDArray[np.uint8]:
+    """Look the stored values up in the palette: (..., 3)."""
+    from pydicom.pixels import apply_color_lut
+
+    try:
+        entries, first, depth = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor)
+        last = first + (entries or 1 << 16) - 1
+        colours = apply_color_lut(np.minimum(levels, last).astype(levels.dtype), dataset)[..., :3]
+    except Exception as error:  # pydicom raises many kinds for tables that are not whole
+        raise ImageError(f"{path} is DICOM in PALETTE COLOR whose palette cannot be read", _REMEDY) from error
+    if colours.dtype == np.uint8:
+        return np.asarray(colours)
+    is_wide = depth > 8 and colours.max() > 255
+    return np.asarray(colours >> 8 if is_wide else colours).astype(np.uint8)
+
+
+def _find_padding(dataset: "Dataset", view: "Dataset") -> tuple[int, int] | None:
+    """Return the range of values with which the frame was filled up (PS3.3 C.7.5.1.1.2), by the values' own sign."""
+    first = _integer(dataset, "PixelPaddingValue", signed=bool(view.PixelRepresentation))
+    if first is None:
+        return None
+    last = _integer(dataset, "PixelPaddingRangeLimit", signed=bool(view.PixelRepresentation))
+    last = first if last is None else last
+    return min(first, last), max(first, last)
+
+
+def _first(dataset: "Dataset", keyword: str) -> "Dataset | None":
+    """Return the first item of a sequence; None where there is none."""
+    from pydicom import Dataset
+
+    try:
+        item = dataset[keyword].value[0]
+    except Exception:  # no such element, or one that cannot be parsed
+        return None
+    return item if isinstance(item, Dataset) else None
+
+
+def _value(dataset: "Dataset", keyword: str) -> Any:
+    """Return an element's value, the first of several; None where it is missing, empty or cannot be parsed."""
+    try:
+        value = dataset.get(keyword)
+    except Exception:  # pydicom parses here, and raises many kinds
+        return None
+    if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
+        value = value[0] if len(value) else None
+    return None if value == "" else value
+
+
+def _number(dataset: "Dataset", keyword: str) -> float | None:
+    try:
+        number = float(_value(dataset, keyword))
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _integer(dataset: "Dataset", keyword: str, *, signed: bool | None = None) -> int | None:
+    """Return an element as integer; `signed` reads 16 bits anew where the file has them under the other sign."""
+    value = _value(dataset, keyword)
+    if isinstance(value, bytes) and len(value) in (2, 4):  # "US or SS", left open
+        value = int.from_bytes(value, "little" if dataset.original_encoding[1] is not False else "big")
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if signed is True and 1 << 15 <= number < 1 << 16:
+        return number - (1 << 16)
+    return number + (1 << 16) if signed is False and -(1 << 15) <= number < 0 else number

@@ -1,0 +1,54 @@
+"""A trained run at work, with torch."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.explain import map_heat, split_model
+from convnext_cli.inference.saved_model import load_model
+from convnext_cli.kernels.blocks import keep_memory, speed_up
+from convnext_cli.models.forward import choose_device, make_views, prepare_input
+from convnext_cli.recipes.plan import read_plan
+from convnext_cli.runs.folder import RunFolder
+
+
+class TorchClassifier(Classifier):
+    """A run's model, ready to classify.
+
+    Args:
+        run: the run folder.
+        device: where to run; the GPU where there is one.
+        tta: average over the shifted views of each image, mirrored too where training mirrored.
+        cache: keep prepared images of an index for the next time.
+
+    Raises:
+        RunError: the run cannot be read.
+    """
+
+    def __init__(self, run: Path, device: torch.device | None = None, *, tta: bool = False, cache: bool = True) -> None:
+        self.run = RunFolder(run)
+        self.device = device or choose_device()
+        model, self.classes, self.preprocessing = load_model(run)
+        self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            keep_memory()
+            speed_up(self.model)
+        self.tta, self.cache = tta, cache
+        self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
+
+    @torch.inference_mode()
+    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+        """Asks the model about prepared images, (B, S, S, 3)."""
+        inputs = prepare_input(images, self.preprocessing, self.device)
+        places, vectors, logits = split_model(self.model, inputs)
+        if self.tta:
+            views = make_views(inputs, mirror=self.mirror)[1:]  # the first is the image as it is
+            logits = torch.stack([logits, *(self.model(view) for view in views)]).mean(dim=0)
+        heated = map_heat(self.model, places, logits.argmax(dim=1)) if heat else places[:, 0, :0]
+        vectors = vectors if features else vectors[:, :0]
+        told, seen, hot = (part.float().cpu().numpy() for part in (logits, vectors, heated))
+        return Outputs(logits=told, features=seen, heat=hot)

@@ -1,0 +1,1 @@
+"""Fused blocks and native CPU kernels."""

@@ -1,0 +1,60 @@
+"""Build a training: the model on its devices, with its optimizer and loss."""
+
+import torch
+from accelerate import Accelerator
+
+from convnext_cli.kernels.blocks import keep_memory
+from convnext_cli.models.build import build_model, read_preprocessing, scale_head, seed_weights
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.compute.devices import spread_model
+from convnext_cli.training.context import TrainingContext
+from convnext_cli.training.parts.loss import make_loss
+from convnext_cli.training.parts.optimizer import make_optimizer
+from convnext_cli.training.request import Preparation, TrainRequest
+
+
+def build_context(
+    request: TrainRequest, preparation: Preparation, run: RunFolder, accelerator: Accelerator
+) -> TrainingContext:
+    """Build the model as the plan says and spread it over the devices. All ranks call it."""
+    index, plan = preparation.index, preparation.plan
+    settings = plan.settings
+    seed_weights(settings.seed)
+    with accelerator.local_main_process_first():  # one download for all of a machine's processes
+        network, new = build_model(
+            preparation.architecture,
+            preparation.tag,
+            num_classes=len(index.classes),
+            drop_path=settings.drop_path,
+            weights="none" if request.resume else plan.weights,
+            offline=request.offline,
+            in_chans=settings.in_chans,
+            head_hidden_size=settings.head_hidden_size if settings.head == "mlp" else None,
+            head_dropout=settings.head_dropout,
+        )
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}  # whole: not yet sharded
+    scale_head(network, new, settings.head_init_scale)
+    network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
+    network = network.to(memory_format=torch.channels_last)
+    if accelerator.device.type == "cpu":
+        keep_memory()
+    preprocessing = read_preprocessing(network, settings.image_size)
+    groups = make_optimizer(
+        network, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
+    )
+    model, optimizer = spread_model(accelerator, network, groups)
+    return TrainingContext(
+        run=run,
+        plan=plan,
+        index=index,
+        accelerator=accelerator,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        params=sum(sizes.values()),
+        new_params=sum(sizes[name] for name in new),
+        weak_validation=preparation.weak_validation,
+        preprocessing=preprocessing,
+        criterion=make_loss(settings, index.count_classes("train"), accelerator.device),
+        cache=request.cache,
+    )

@@ -1,0 +1,57 @@
+"""`--devices N`: this command again in N processes, started and watched over by torchrun's own launcher."""
+
+import logging
+import os
+import sys
+import uuid
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from convnext_cli.errors import UsageError
+from convnext_cli.machine import count_cpus
+from convnext_cli.training.compute.signals import list_signals
+
+PATIENCE = 600  # seconds that processes told to stop may take to finish their step and save
+
+
+def launch(processes: int) -> int:
+    """Runs this command's own words in `processes` processes and returns the first failure's exit code, or 0.
+
+    Raises:
+        UsageError: there are fewer GPUs, or without a GPU fewer processors; two processes can always be tried.
+    """
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UsageError(
+            f"--devices {processes}, but there are only {torch.cuda.device_count()} GPUs", "Ask for no more than these"
+        )
+    if not torch.cuda.is_available() and processes > (most := max(2, count_cpus())):
+        raise UsageError(
+            f"--devices {processes}, but this machine has no GPU and {count_cpus()} processors",
+            f"Ask for no more than {most}",
+        )
+    logging.disable(logging.ERROR)  # each process says for itself what goes wrong
+    os.environ.setdefault(
+        "TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(["SIGQUIT", *(number.name for number in list_signals())])
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cpus() // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port
+        max_restarts=0,
+        shutdown_timeout=PATIENCE,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "convnext_cli", *sys.argv[1:])
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0

@@ -1,0 +1,96 @@
+"""The model, optimizer, data and devices of a training, and the part of a batch that one rank computes."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convnext_cli.data.index import Index
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.machine import count_cpus, count_local_processes
+from convnext_cli.recipes.plan import Plan
+from convnext_cli.recipes.settings import Settings
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.compute.compute_config import CompiledModel
+from convnext_cli.training.compute.signals import Signals
+from convnext_cli.training.parts.ema import ModelEma
+from convnext_cli.training.parts.loss import Loss
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingContext:
+    """The model, optimizer, data and devices of one training."""
+
+    run: RunFolder
+    plan: Plan
+    index: Index
+    accelerator: Accelerator
+    network: nn.Module
+    """timm's model; `model` may be a wrapper around it."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    criterion: Loss
+    preprocessing: Preprocessing
+    params: int
+    new_params: int
+    """How many of `params` are newly initialised."""
+    weak_validation: str | None = None
+    """Why the validation split is too small to choose the best epoch by; None where it is not."""
+    cache: bool = True
+    """Whether decoded images are kept for later epochs and runs."""
+    ema: ModelEma | None = None
+    compiled: CompiledModel | None = None
+    signals: Signals = field(default_factory=Signals)
+    settings: Settings = field(init=False)
+    """The values of the plan's settings."""
+
+    def __post_init__(self) -> None:
+        self.settings = self.plan.settings
+
+    def use_plan(self, plan: Plan) -> None:
+        """Train by another plan, whose learning rate or number of epochs has been measured."""
+        self.plan, self.settings = plan, plan.settings
+
+    @property
+    def threads(self) -> int:
+        """Decoding threads of this process."""
+        return max(1, count_cpus() // count_local_processes())
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """The shape (B, C, S, S) of most forward passes in training."""
+        settings, train = self.settings, len(self.index.rows("train"))
+        images = min(settings.micro_batch_size, self.rank_batch_size, train)
+        return images, settings.in_chans, settings.image_size, settings.image_size
+
+    @property
+    def rank_batch_size(self) -> int:
+        """Images of a batch that one rank computes, at most."""
+        processes: int = self.accelerator.num_processes
+        return -(-self.settings.batch_size // processes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute logits (B, K) of inputs (B, C, S, S), with a gradient."""
+        if self.compiled is not None and len(inputs) == self.compiled.images:
+            return self.compiled.forward(inputs)
+        logits: Tensor = self.model(inputs)
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankBatch:
+    """One rank's slice of a batch."""
+
+    images: NDArray[np.uint8]
+    """(B, S, S, 3)."""
+    labels: Tensor
+    """(B,) their classes."""
+    weight: float
+    """0 for a rank that shows an image of another's only to keep step, else 1."""
+    batch_images: int
+    """Images of the whole batch, over all ranks."""
+    mixes: bool
+    """Whether mixup and CutMix are on."""

@@ -1,0 +1,1 @@
+"""Phases before and after the training loop."""

@@ -1,0 +1,266 @@
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_cli import evaluate, finetune, predict
+from convnext_cli.errors import ConvnextError, RunError, UsageError
+from convnext_cli.exports.export import ExportedFile, ExportRequest, export_steps
+from convnext_cli.exports.onnx_file import write_metadata
+from convnext_cli.exports.parity import ParityError
+from convnext_cli.inference.metadata import Metadata
+from convnext_cli.inference.onnx_classifier import OnnxClassifier, find_onnx_classifier
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.runs.folder import RunFolder
+from tests.cli.conftest import Convnext
+from tests.conftest import SMALL, draw_picture
+
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+import onnx
+import onnxruntime
+
+from convnext_cli.progress import finish
+
+
+def export(run: RunFolder, **wanted: object) -> ExportedFile:
+    exported = finish(export_steps(run, ExportRequest(**wanted)))  # type: ignore[arg-type]
+    assert isinstance(exported, ExportedFile)
+    return exported
+
+
+@pytest.fixture(scope="module")
+def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with a threshold, and with its ONNX file."""
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(run.path, folder)
+    evaluate(folder, split="val", targets=["sensitivity=0.9:1"])
+    export(RunFolder(folder))
+    return RunFolder(folder)
+
+
+def list_images(run: RunFolder, split: str) -> list[Path]:
+    index = run.read_split()
+    return [index.root / index.paths[row] for row in index.rows(split)]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Photographs of several shapes."""
+    sizes = [(96, 80), (50, 120), (32, 32), (333, 40)]
+    for number, size in enumerate(sizes):
+        draw_picture(number, size).save(tmp_path / f"{number}.png")
+    return sorted(tmp_path.glob("?.png"))
+
+
+def test_whoever_has_only_the_file_gets_the_same_probabilities(mine: RunFolder, pictures: list[Path]) -> None:
+    session = onnxruntime.InferenceSession(mine.exported("onnx"), providers=["CPUExecutionProvider"])
+    told = session.get_modelmeta().custom_metadata_map
+    preprocessing, classes = json.loads(told["preprocessing"]), json.loads(told["classes"])
+    assert "Crop the middle 32 x 32 px" in told["steps"]
+    assert json.loads(told["thresholds"]).keys() == {"sensitivity=0.9:1"}
+    assert told["license"] == "imagenet-noncommercial", "it follows the weights"
+    batch = []
+    for path in pictures:  # the words of `steps`, written anew
+        picture = Image.open(path).convert("RGB")
+        side = int(preprocessing["image_size"] / preprocessing["crop_pct"])
+        scale = side / min(picture.size)
+        size = tuple(side if n == min(picture.size) else int(n * scale) for n in picture.size)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
+        left, top = (round((n - preprocessing["image_size"]) / 2) for n in size)
+        batch.append(np.asarray(picture.crop((left, top, left + 32, top + 32))))
+    [probabilities] = session.run(["probabilities"], {"pixels": np.stack(batch)})
+    for row, expected in zip(probabilities, predict(pictures, mine.path, engine="torch"), strict=True):
+        own = dict(zip(classes, row.tolist(), strict=True))
+        assert own == pytest.approx(dict(zip(expected.classes, expected.probabilities, strict=True)), abs=1e-4)
+
+
+def test_both_engines_say_the_same(mine: RunFolder, pictures: list[Path]) -> None:
+    images = [*list_images(mine, "test"), *pictures]
+    by_torch = predict(images, mine.path, engine="torch", abstain=True)
+    for source in (mine.path, mine.exported("onnx")):
+        by_onnx = predict(images, source, abstain=True)
+        for a, b in zip(by_torch, by_onnx, strict=True):
+            assert a.classes[0] == b.classes[0]
+            assert dict(zip(a.classes, a.probabilities, strict=True)) == pytest.approx(
+                dict(zip(b.classes, b.probabilities, strict=True)), abs=1e-4
+            )
+            assert b.novelty == pytest.approx(a.novelty, rel=1e-3)
+            assert (a.abstained, a.decisions) == (b.abstained, b.decisions)
+            assert b.decisions
+
+
+def test_real_x_rays_get_the_same_answer_from_both(mine: RunFolder, shared_data: Path) -> None:
+    images = sorted((shared_data / "cxr3" / "test").rglob("*.jpeg"))
+    assert len(images) == 624
+    by_torch, by_onnx = (predict(images, mine.path, engine=engine) for engine in ("torch", "onnx"))
+    assert [p.classes[0] for p in by_torch] == [p.classes[0] for p in by_onnx]
+    apart = [abs(a.probabilities[0] - b.probabilities[0]) for a, b in zip(by_torch, by_onnx, strict=True)]
+    assert max(apart) < 1e-4
+
+
+def test_predicting_does_not_import_torch(mine: RunFolder, pictures: list[Path]) -> None:
+    script = (
+        "import json, sys\n"
+        "from convnext_cli.cli.app import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
+    )
+    words = ["predict", str(pictures[0]), "--run", str(mine.path), "--abstain", "--json"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    modules = set(json.loads(done.stderr.splitlines()[-1]))
+    assert "onnxruntime" in modules
+    assert not modules & {"torch", "timm", "torchvision", "accelerate", "sklearn", "matplotlib", "onnx"}
+    assert json.loads(done.stdout)[0]["class"] in "012"
+
+
+WRONG = {
+    "crop": {"crop_pct": 0.5},
+    "resize rule": {"crop_mode": "squash"},
+    "filter": {"interpolation": "bilinear"},
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_file_with_another_resize_is_refused(
+    mine: RunFolder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    def write_wrongly(predictor: TorchClassifier, about: Metadata, path: Path) -> None:
+        del predictor
+        shutil.copy(mine.exported("onnx"), path)
+        write_metadata(path, replace(about, preprocessing=replace(about.preprocessing, **change)))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("convnext_cli.exports.export.write_graph", write_wrongly)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ParityError, match="parity check failed") as caught:
+        export(mine, output=tmp_path / "out/model.onnx", images=tuple(pictures))
+    assert caught.value.exit_code == 1
+    assert caught.value.found.difference > 1e-4
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_of_other_weights_is_not_used(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
+    shutil.copytree(mine.path, tmp_path / "changed")
+    changed = RunFolder(tmp_path / "changed")
+    assert isinstance(find_onnx_classifier(changed), OnnxClassifier)
+    weights = bytearray((changed.path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed.path / "model.safetensors").write_bytes(weights)
+    assert find_onnx_classifier(changed) == "its model.onnx was made of other weights"
+    with pytest.raises(UsageError, match="made of other weights"):
+        predict(pictures, changed.path, engine="onnx")
+    assert predict(pictures, changed.path)[0].error is None, "torch answers"
+
+
+def test_what_needs_torch_takes_it_or_says_so(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "heat").mkdir()
+    shutil.copy(pictures[0], tmp_path / "heat/a.png")
+    [told] = predict(tmp_path / "heat/a.png", mine.path, tta=True)
+    assert told.error is None
+    with pytest.raises(UsageError, match="--tta needs torch"):
+        predict(pictures, mine.path, tta=True, engine="onnx")
+    with pytest.raises(UsageError, match="Give the run folder"):
+        predict(pictures, mine.exported("onnx"), tta=True)
+    with pytest.raises(UsageError, match="unknown engine"):
+        predict(pictures, mine.path, engine="tensorflow")
+
+
+def test_other_files_are_refused(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or no ONNX file"):
+        predict(pictures, tmp_path / "text.onnx")
+    with pytest.raises(UsageError, match="exists already"):
+        export(mine, output=tmp_path / "text.onnx")
+    with pytest.raises(UsageError, match="would lie in the data folder"):
+        export(mine, output=mine.read_split().root / "0" / "model.onnx")
+    with pytest.raises(UsageError, match="unknown format"):
+        export(mine, format="tflite")
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    mine: RunFolder, convnext: Convnext, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    outcome = convnext("export", mine.path, "-o", "new.onnx")
+    assert outcome.code == 1
+    assert "pip install 'convnext-cli[onnx]'" in outcome.err
+    assert convnext("predict", pictures[0], "--run", mine.path).code == 0, "torch answers"
+    with pytest.raises(ConvnextError, match="not installed"):
+        predict(pictures, mine.exported("onnx"))
+
+
+def weigh_products(path: Path) -> int:
+    """Return the bytes of float32 weights that products of an ONNX file take, computed ones included."""
+    graph = onnx.load(path).graph
+    sizes = {tensor.name: len(tensor.raw_data) for tensor in graph.initializer if tensor.data_type == 1}
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def weigh(name: str) -> int:
+        """Bytes of a constant, or of all that a value is computed from; 0 where it depends on the images."""
+        if name in sizes:
+            return sizes[name]
+        node = makers.get(name)
+        if node is None or node.op_type not in ("Reshape", "Transpose", "Mul"):
+            return 0
+        return sum(weigh(part) for part in node.input[:1])
+
+    return sum(weigh(node.input[1]) for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
+
+
+def test_eight_bits_are_smaller_and_their_cost_is_written(
+    mine: RunFolder, convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "convnext_cli.exports.export.write_graph",
+        lambda _model, _about, path: shutil.copy(mine.exported("onnx"), path),
+    )
+    found = json.loads(convnext("export", mine.path, "--int8", "--tolerance", 0.2, "--json").out)
+    assert found["precision"] == "int8"
+    assert found["float32_bytes"] == mine.exported("onnx").stat().st_size
+    assert weigh_products(mine.exported("onnx")) > 1e6
+    assert weigh_products(Path(found["path"])) == 0, "no convolution and no product keeps weights of 32 bits"
+    cost = found["cost"]["differences"]["balanced_accuracy"]
+    assert cost["interval"]["low"] <= cost["value"] <= cost["interval"]["high"]
+    about = OnnxClassifier(Path(found["path"])).about
+    assert about.precision == "int8"
+    assert about.measured is not None
+    assert about.measured["balanced_accuracy_against_float32"]["value"] == cost["value"]
+    assert find_onnx_classifier(mine).about.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
+
+
+def test_a_torch_program_needs_nothing_of_ours(mine: RunFolder, convnext: Convnext) -> None:
+    outcome = convnext("export", mine.path, "--format", "pt2", "-o", "model.pt2")
+    assert outcome.code == 0, outcome.err
+    assert "keep their class" in outcome.out
+    script = (
+        "import sys, json, torch\n"
+        "extra = {'description.json': ''}\n"
+        "program = torch.export.load('model.pt2', extra_files=extra).module()\n"
+        "logits, probabilities, *_ = program(torch.zeros(5, 32, 32, 3, dtype=torch.uint8))\n"
+        "assert 'timm' not in sys.modules and 'convnext_cli' not in sys.modules\n"
+        "print(list(probabilities.shape), json.loads(extra['description.json'])['classes'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[5, 3] ["0", "1", "2"]'
+
+
+def test_finetune_writes_it_and_says_what_prevents_it(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVNEXT_ONNX", "1")
+    finetune(digits, output=tmp_path / "run", **SMALL | {"epochs": 1})  # type: ignore[arg-type]
+    run = RunFolder(tmp_path / "run")
+    assert isinstance(find_onnx_classifier(run), OnnxClassifier)
+    assert not list(run.path.rglob(".*.tmp"))
+
+    monkeypatch.setattr("convnext_cli.exports.export.write_graph", lambda *_: 1 / 0)
+    finished = finetune(digits, output=run.path, overwrite=True, **SMALL | {"epochs": 1})  # type: ignore[arg-type]
+    assert finished.run == run.path
+    assert not run.exported("onnx").exists(), "the former run's file is gone with it"
+    assert run.is_finished

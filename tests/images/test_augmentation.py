@@ -1,0 +1,205 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, LEVEL_TO_ARG, NAME_TO_OP
+
+from convnext_cli.images.augmentation import ERASED, OPERATIONS, Augmentation, erase, jitter_light, turn_crop
+from convnext_cli.images.decode import Pixels
+from convnext_cli.images.loaders import seed_image
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.transforms import augment_view, transform_for_eval, transform_for_training
+from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentations
+from tests.conftest import draw_picture
+
+HOW = Preprocessing(
+    image_size=64, crop_pct=0.875, crop_mode="center", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+)
+BICUBIC = Image.Resampling.BICUBIC
+PRESETS = tuple(load_augmentations())
+OFF = Augmentation(min_crop_area=1.0)
+
+
+def preset(name: str) -> Augmentation:
+    return Augmentation(**{setting: value for setting, (value, _) in load_augmentations()[name].items()})
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (120, 100)) -> Pixels:
+    return np.asarray(draw_picture(seed, size))
+
+
+def grey(image: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+
+
+def draw(image: Pixels, wanted: Augmentation, number: int) -> Pixels:
+    return transform_for_training(image, HOW, seed_image(0, number, 0), wanted)
+
+
+def alike(one: Pixels, other: Pixels) -> float:
+    return float(np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1])
+
+
+def test_the_settings_are_those_of_the_tables() -> None:
+    assert tuple(field.name for field in fields(Augmentation)) == AUGMENTATION_SETTINGS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_same_numbers_same_picture_other_epoch_other_picture(name: str) -> None:
+    wanted, image = preset(name), picture()
+    drawn = [transform_for_training(image, HOW, seed_image(3, epoch, 5), wanted) for epoch in (0, 0, 1, 2, 3)]
+    assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
+    assert np.array_equal(drawn[0], drawn[1])
+    assert all(np.array_equal(drawn[0], later) for later in drawn[2:]) == (name == "none")
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 120), (300, 200), (9, 50)])
+def test_none_is_the_evaluations_view_to_the_pixel(shape: tuple[int, int]) -> None:
+    image = picture(1, shape)
+    view = transform_for_eval(image, HOW)
+    assert np.array_equal(draw(image, preset("none"), 0), view)
+    assert np.array_equal(augment_view(view, HOW, seed_image(0, 0, 0), preset("none")), view)
+
+
+def test_the_usual_pictures_are_those_before_there_were_presets() -> None:
+    image, random = picture(), np.random.default_rng(2)  # a number whose first crop fits
+    area, ratio = 120 * 100 * random.uniform(0.5, 1), np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+    width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+    left, top = int(random.integers(120 - width + 1)), int(random.integers(100 - height + 1))
+    crop = Image.fromarray(image).resize((64, 64), BICUBIC, box=(left, top, left + width, top + height))
+    drawn = transform_for_training(image, HOW, np.random.default_rng(2), preset("light"))
+    assert np.array_equal(drawn, np.asarray(crop))
+
+
+def test_medical_never_mirrors_and_natural_often_does() -> None:
+    image = picture()
+    plain = transform_for_eval(image, HOW)
+    for name, most in (("medical", 0), ("natural", 300)):
+        wanted = preset(name)
+        if name == "natural":  # the flip alone: inverted or moved, a picture is like neither
+            wanted = Augmentation(min_crop_area=wanted.min_crop_area, hflip=wanted.hflip)
+        drawn = (draw(image, wanted, number) for number in range(500))
+        mirrored = sum(alike(one, plain) < alike(one, plain[:, ::-1]) for one in drawn)
+        assert (mirrored == 0) if most == 0 else (200 < mirrored < most), name
+
+
+@pytest.mark.parametrize("setting", ["hflip", "rotation", "jitter", "rand_augment", "erasing"])
+def test_each_setting_changes_the_picture_and_leaves_the_numbers_of_the_others(setting: str) -> None:
+    image = picture()
+    on = Augmentation(min_crop_area=0.5, **{setting: {"rotation": 10.0, "rand_augment": 9.0}.get(setting, 0.5)})
+    off = Augmentation(min_crop_area=0.5)
+    same = [np.array_equal(draw(image, on, number), draw(image, off, number)) for number in range(40)]
+    assert not all(same)
+    chance = {"hflip": 0.5, "erasing": 0.5, "rand_augment": 0.25}.get(setting, 0.0)  # of no change at all
+    assert abs(np.mean(same) - chance) < 0.2, "the crop is the same where the setting does nothing"
+
+
+@pytest.mark.parametrize("wanted", [preset("medical"), preset("strong"), Augmentation(min_crop_area=1.0, jitter=0.9)])
+def test_grey_stays_grey(wanted: Augmentation) -> None:
+    image = grey(picture())
+    for number in range(100):
+        drawn = draw(image, wanted, number)
+        assert np.array_equal(drawn[..., 0], drawn[..., 1])
+        assert np.array_equal(drawn[..., 0], drawn[..., 2])
+
+
+@pytest.mark.parametrize("degrees", [-40.0, -8.0, 3.0, 10.0, 75.0])
+def test_a_turned_crop_is_the_picture_turned_as_pillow_does_it(degrees: float) -> None:
+    image = picture(2, (200, 200))
+    turned = np.asarray(turn_crop(image, (60, 60, 140, 140), 80, degrees, BICUBIC), int)
+    expected = np.asarray(Image.fromarray(image).rotate(degrees, BICUBIC))[60:140, 60:140].astype(int)
+    assert np.abs(turned - expected).mean() < 1.0
+    assert np.array_equal(np.asarray(turn_crop(image, (60, 60, 140, 140), 80, 0.0, BICUBIC)), image[60:140, 60:140])
+
+
+def test_a_turned_edge_is_mirrored_and_never_filled() -> None:
+    bright = np.full((50, 70, 3), 200, np.uint8)
+    for box in ((0, 0, 70, 50), (20, 0, 70, 50), (0, 0, 1, 1)):
+        assert np.array_equal(np.asarray(turn_crop(bright, box, 64, 33.0, BICUBIC)), np.full((64, 64, 3), 200))
+    for shape in ((1, 60), (60, 1), (2, 3)):
+        assert turn_crop(picture()[: shape[0], : shape[1]], (0, 0, *shape[::-1]), 64, 45.0, BICUBIC).size == (64, 64)
+
+
+def test_rotations_reach_the_degrees_asked_for_and_no_more() -> None:
+    bar = np.zeros((200, 200, 3), np.uint8)
+    bar[:, 96:104] = 255  # upright
+    found = []
+    for number in range(300):
+        drawn = draw(bar, Augmentation(min_crop_area=1.0, rotation=10.0), number)[..., 0].astype(float)
+        centres = (drawn * np.arange(64)).sum(axis=1) / drawn.sum(axis=1)
+        found.append(np.degrees(np.arctan(np.polyfit(np.arange(64), centres, 1)[0])))
+    assert -10.2 < min(found) < -9.5
+    assert 9.5 < max(found) < 10.2
+    assert abs(np.mean(found)) < 1.0
+
+
+def test_jitter_keeps_to_its_range() -> None:
+    image = np.asarray(picture()) // 2 + 50  # room at both ends, so that nothing is clipped
+    mean = np.asarray(Image.fromarray(image).convert("L")).mean()
+    brightness, contrast = [], []
+    for seed in range(300):
+        drawn = np.asarray(jitter_light(Image.fromarray(image), np.random.default_rng(seed), 0.1)).astype(float)
+        slope, offset = np.polyfit(image.ravel().astype(float), drawn.ravel(), 1)
+        brightness.append((offset + slope * mean) / mean)
+        contrast.append(slope / brightness[-1])
+    for factors in (brightness, contrast):
+        assert 0.895 < min(factors) < 0.91
+        assert 1.09 < max(factors) < 1.105
+
+
+@pytest.mark.parametrize("magnitude", [1, 5, 9])
+def test_the_operations_are_timms(magnitude: int) -> None:
+    image = Image.fromarray(picture())
+    fill = tuple(np.asarray(image).mean(axis=(0, 1)).round().astype(int).tolist())
+    assert list(OPERATIONS) == _RAND_INCREASING_TRANSFORMS
+    for name, operation in OPERATIONS.items():
+        make = LEVEL_TO_ARG[name]
+        theirs = {  # both directions, which timm draws itself
+            NAME_TO_OP[name](image, *(make(magnitude, {}) if make else ()), fillcolor=fill, resample=BICUBIC).tobytes()
+            for _ in range(40)
+        }
+        ours = {operation(image, sign * magnitude / 10, BICUBIC).tobytes() for sign in (1, -1)}
+        assert ours == theirs, name
+
+
+def test_a_larger_magnitude_changes_more() -> None:
+    image = picture()
+
+    def change(magnitude: float) -> float:
+        wanted = Augmentation(min_crop_area=1.0, rand_augment=magnitude)
+        plain = transform_for_eval(image, HOW).astype(float)
+        return float(np.mean([np.abs(draw(image, wanted, number) - plain).mean() for number in range(300)]))
+
+    assert change(2.0) < 0.8 * change(9.0)
+
+
+def test_no_operation_leaves_nothing_to_see() -> None:
+    image = Image.fromarray(picture())
+    for name, operation in OPERATIONS.items():
+        for level in (1.0, -1.0):
+            assert np.asarray(operation(image, level, BICUBIC)).std() > 2, name
+
+
+def test_erasing_hides_the_stated_share_as_often_as_asked() -> None:
+    black = np.zeros((100, 100, 3), np.uint8)
+    shares = []
+    for number in range(400):
+        drawn = augment_view(
+            black, Preprocessing(image_size=100, crop_pct=1.0, crop_mode="center", interpolation="bicubic",
+                                 mean=(0.5,) * 3, std=(0.5,) * 3),
+            seed_image(0, number, 0), Augmentation(min_crop_area=1.0, erasing=0.25),
+        )  # fmt: skip
+        shares.append((drawn > 0).any(axis=2).mean())
+    hidden = np.array(shares)[np.array(shares) > 0]
+    assert 0.18 < len(hidden) / 400 < 0.32
+    assert ERASED[0] * 0.9 < hidden.min()
+    assert hidden.max() < ERASED[1] * 1.02
+    assert hidden.mean() == pytest.approx(sum(ERASED) / 2, rel=0.15)
+
+
+def test_erasing_leaves_its_input_alone() -> None:
+    image = picture()[:64, :64]
+    before = image.copy()
+    assert not np.array_equal(erase(image, np.random.default_rng(0)), before)
+    assert np.array_equal(image, before)

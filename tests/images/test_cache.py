@@ -1,0 +1,210 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_cli.errors import ImageError
+from convnext_cli.files import clear_cache
+from convnext_cli.images.cache import IN_USE, LIMIT, PENDING, ImageCache, list_cached_sets
+from convnext_cli.images.decode import Pixels, decode_image
+from tests.conftest import save_image
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Counted:
+    """Decodes, and counts."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def __call__(self, path: Path) -> Pixels:
+        self.made.append(path.name)
+        return decode_image(path)
+
+
+def fill(root: Path, count: int = 5, size: tuple[int, int] = (20, 16)) -> list[str]:
+    for i in range(count):
+        save_image(root / f"{i}.png", size, seed=i)
+    return [f"{i}.png" for i in range(count)]
+
+
+def read_all(root: Path, paths: list[str], purpose: str = "test") -> list[str]:
+    """Reads all as one run would, checks them, and returns which were made."""
+    make = Counted()
+    pictures = ImageCache(root, purpose, make)
+    for path in paths:
+        np.testing.assert_array_equal(pictures.read(path), decode_image(root / path))
+    assert pictures.trouble is None
+    pictures.flush()
+    return make.made
+
+
+def test_what_was_made_once_is_not_made_again(tmp_path: Path) -> None:
+    paths = fill(tmp_path / "data")
+    Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(tmp_path / "data/grey.png")
+    paths.append("grey.png")
+    assert read_all(tmp_path / "data", paths) == paths
+    assert read_all(tmp_path / "data", paths) == []
+    assert read_all(tmp_path / "data", paths, "another size") == paths
+    [one, two] = list_cached_sets()
+    assert (one.images, one.root) == (two.images, two.root) == (6, str(tmp_path / "data"))
+    assert clear_cache() == []
+    assert list_cached_sets() == []
+    assert read_all(tmp_path / "data", paths) == paths
+
+
+def test_a_changed_image_is_made_again(tmp_path: Path) -> None:
+    paths = fill(tmp_path / "data")
+    read_all(tmp_path / "data", paths)
+    save_image(tmp_path / "data/3.png", (20, 16), seed=99)
+    assert read_all(tmp_path / "data", paths) == ["3.png"]
+    assert read_all(tmp_path / "data", paths) == []
+
+
+def test_without_keeping_nothing_is_written(tmp_path: Path, cache: Path) -> None:
+    [path] = fill(tmp_path / "data", 1)
+    make = Counted()
+    pictures = ImageCache(tmp_path / "data", "test", make, keep=False)
+    pictures.read(path)
+    pictures.read(path)
+    assert make.made == [path, path]
+    assert not cache.exists()
+
+
+def test_an_image_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="does not exist"):
+        ImageCache(tmp_path, "test", decode_image).read("gone.png")
+
+
+@pytest.mark.parametrize("left", [0, 1, 99, 100, 5000, 16384, 60_000, -1])
+def test_a_file_cut_short_is_found_out_and_rebuilt(tmp_path: Path, left: int) -> None:
+    paths = fill(tmp_path / "data", 60, (40, 30))
+    read_all(tmp_path / "data", paths)
+    [kept] = list_cached_sets()
+    size = kept.path.stat().st_size
+    assert size > 60_000
+    os.truncate(kept.path, left % size)
+    read_all(tmp_path / "data", paths)
+    assert read_all(tmp_path / "data", paths) == []
+
+
+def test_a_flipped_bit_anywhere_is_found_out(tmp_path: Path) -> None:
+    paths = fill(tmp_path / "data", 60, (40, 30))
+    read_all(tmp_path / "data", paths)
+    [kept] = list_cached_sets()
+    content = kept.path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(content), 25):
+        hurt = bytearray(content)
+        hurt[place] ^= 0x10
+        kept.path.write_bytes(hurt)
+        read_all(tmp_path / "data", paths)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from convnext_cli.images import cache
+from convnext_cli.images.decode import decode_image
+cache.PENDING = 10_000
+pictures = cache.Pictures(Path(sys.argv[1]), "test", decode_image)
+print("ready", flush=True)
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    pictures.read(path.name)
+print(pictures.trouble, flush=True)
+"""
+
+
+def test_a_kill_leaves_a_cache_that_is_whole(tmp_path: Path) -> None:
+    paths = fill(tmp_path / "data", 300, (40, 30))
+    for wait in (0.0, 0.02, 0.05, 0.1):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / "data"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    read_all(tmp_path / "data", paths)
+    assert read_all(tmp_path / "data", paths) == []
+
+
+def test_two_runs_fill_one_cache(tmp_path: Path) -> None:
+    paths = fill(tmp_path / "data", 200, (40, 30))
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "data")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in processes] == ["ready\nNone\n"] * 2
+    assert read_all(tmp_path / "data", paths) == []
+
+
+def test_many_threads_read_and_keep(tmp_path: Path) -> None:
+    paths = fill(tmp_path / "data", 100)
+    pictures = ImageCache(tmp_path / "data", "test", decode_image)
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            for path, image in zip(paths, pool.map(pictures.read, paths), strict=True):
+                np.testing.assert_array_equal(image, decode_image(tmp_path / "data" / path))
+        pictures.flush()
+    assert read_all(tmp_path / "data", paths) == []
+
+
+def test_where_nothing_can_be_kept_the_run_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = fill(tmp_path / "data")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "file"))
+    pictures = ImageCache(tmp_path / "data", "test", decode_image)
+    for _ in range(2):
+        for path in paths:
+            np.testing.assert_array_equal(pictures.read(path), decode_image(tmp_path / "data" / path))
+    pictures.flush()
+    assert pictures.trouble is not None
+    assert "are not kept" in pictures.trouble
+
+
+def test_the_set_unused_for_longest_makes_room_and_one_in_use_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = fill(tmp_path / "data", 20, (200, 150))  # 1.8 MB
+    for purpose, ago in (("oldest", 3 * IN_USE), ("older", 2 * IN_USE), ("busy", 0.0)):
+        read_all(tmp_path / "data", paths, purpose)
+        newest = list_cached_sets()[0].path
+        os.utime(newest, (time.time() - ago,) * 2)
+    sizes = sum(pictures.size for pictures in list_cached_sets())
+    monkeypatch.setenv(LIMIT, str((sizes + PENDING - 100) / 2**30))
+    read_all(tmp_path / "data", paths, "new")
+    assert {pictures.purpose.split(";")[0] for pictures in list_cached_sets()} == {"older", "busy", "new"}
+    monkeypatch.setenv(LIMIT, "0.0001")
+    pictures = ImageCache(tmp_path / "data", "too much", decode_image)
+    for path in paths:
+        pictures.read(path)
+    pictures.flush()
+    assert "is full" in (pictures.trouble or "")
+    assert {pictures.purpose.split(";")[0] for pictures in list_cached_sets()} == {"busy", "new", "too much"}
+
+
+def test_a_cache_that_stays_locked_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = fill(tmp_path / "data")
+    read_all(tmp_path / "data", paths)
+    monkeypatch.setattr("convnext_cli.images.cache.PATIENCE", 0.1)
+    make = Counted()
+    other = sqlite3.connect(list_cached_sets()[0].path)
+    other.execute("BEGIN EXCLUSIVE")
+    pictures = ImageCache(tmp_path / "data", "test", make)
+    for path in paths:
+        pictures.read(path)
+    other.close()
+    assert "locked" in (pictures.trouble or "")
+    assert [pictures.read(path).shape for path in paths]
+    assert make.made == paths * 2, "it is not asked again, or each image would wait"

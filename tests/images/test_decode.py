@@ -1,0 +1,237 @@
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
+
+from convnext_cli.errors import ImageError
+from convnext_cli.images.decode import decode_image, read_image
+from convnext_cli.images.memory import MAX_PIXELS
+from tests.conftest import draw_picture, save_image
+from tools.fuzz_images import encode_all, encode_png, mutate
+
+RAMP = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
+XRAY = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits in 16
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb_uint8(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "image.tiff"
+    if mode in ("I;16", "I", "F"):
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        Image.fromarray(RAMP.astype(kind) * 10).save(path)
+    else:
+        Image.fromarray(RAMP).convert("RGB").convert("L" if mode == "LA" else mode).convert(mode).save(path)
+    image, found_mode, _, _ = read_image(path)
+    assert found_mode == mode
+    assert image.shape == (30, 40, 3)
+    assert image.dtype == np.uint8
+    assert image.min() < 30
+    assert image.max() > 220
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_deep_greyscale_keeps_its_levels(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"xray.{ending}"
+    Image.fromarray(XRAY).save(path)
+    image, mode, bits, done = read_image(path)
+    assert len(np.unique(image)) == 256
+    assert (image[..., 0] == image[..., 1]).all()
+    assert (mode, bits, done) == ("I;16", 16, ("stretched from 0..4095",))
+
+
+def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
+    colour = np.stack([XRAY, XRAY[::-1], XRAY.T], axis=2)
+    (tmp_path / "colour.png").write_bytes(encode_png(colour, 2))
+    tifffile.imwrite(tmp_path / "plain.tiff", colour, photometric="rgb")
+    tifffile.imwrite(tmp_path / "big_endian.tiff", colour, photometric="rgb", byteorder=">")
+    tifffile.imwrite(tmp_path / "packed.tiff", colour, photometric="rgb", compression="deflate")
+    expected = np.rint(colour / 4095 * 255).astype(np.uint8)
+    for name in ("colour.png", "plain.tiff", "big_endian.tiff", "packed.tiff"):
+        image, _, bits, done = read_image(tmp_path / name)
+        np.testing.assert_array_equal(image, expected, err_msg=name)
+        assert (bits, done) == (16, ("16-bit colour stretched from 0..4095",))
+
+
+def test_a_constant_and_a_not_finite_image_do_not_crash(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 7, np.uint16)).save(tmp_path / "flat.png")
+    assert (decode_image(tmp_path / "flat.png") == 0).all()
+    odd = np.array([[np.nan, np.inf], [0.0, 1.0]], np.float32)
+    Image.fromarray(odd).save(tmp_path / "odd.tiff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_image(tmp_path / "odd.tiff")[..., 0].tolist() == [[0, 255], [0, 255]]
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    found = read_image(tmp_path / "turned.jpg")
+    assert found.pixels.shape == (20, 10, 3)
+    assert found.done == ("turned upright",)
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    image, mode, _, done = read_image(tmp_path / "half.png")
+    assert (image[:2] == 0).all()
+    assert (image[2:] == 255).all()
+    assert (mode, done) == ("RGBA", ("laid on white where transparent",))
+
+
+def test_of_several_frames_the_first_is_taken_and_said(tmp_path: Path) -> None:
+    first, second = draw_picture(1).convert("L"), draw_picture(2).convert("L")
+    for ending in ("gif", "tiff", "webp"):
+        path = tmp_path / f"frames.{ending}"
+        first.save(path, save_all=True, append_images=[second], quality=100)
+        found = read_image(path)
+        assert "first of 2 frames" in found.done, ending
+        assert np.abs(found.pixels.astype(int) - np.asarray(first.convert("RGB"))).mean() < 3, ending
+
+
+def test_a_large_jpeg_is_read_small_where_that_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    draw_picture(3, (1600, 1200)).save(path)
+    whole, small = decode_image(path), decode_image(path, at_least=300)
+    assert small.shape == (300, 400, 3)
+    assert decode_image(path, at_least=601).shape == whole.shape == (1200, 1600, 3)
+    scaled = np.asarray(Image.fromarray(whole).resize((400, 300), Image.Resampling.BOX), float)
+    assert np.abs(scaled - small).mean() < 2
+
+
+def test_what_is_not_an_image(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.jpg").touch()
+    whole = save_image(tmp_path / "whole.jpg", size=(200, 200)).read_bytes()
+    (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.png", "empty.jpg", "torn.jpg"):
+        with pytest.raises(ImageError, match="cannot be read as an image"):
+            decode_image(tmp_path / name)
+    with pytest.raises(ImageError, match="does not exist"):
+        decode_image(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        decode_image(tmp_path)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint16), 2, size=(20_000, 20_000)))
+    with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,} pixels"):
+        decode_image(tmp_path / "bomb.png")
+
+
+def test_dicom_is_shown_as_a_radiologist_sees_it(tmp_path: Path) -> None:
+    plain = save_dicom(tmp_path / "plain.dcm", XRAY)
+    np.testing.assert_array_equal(decode_image(plain)[..., 0], np.rint(XRAY / 4095 * 255).astype(np.uint8))
+    inverted = save_dicom(tmp_path / "inverted.dcm", XRAY, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(decode_image(inverted)[..., 0], np.rint((4095 - XRAY) / 4095 * 255).astype(np.uint8))
+    window = {"WindowCenter": 1000, "WindowWidth": 1000, "RescaleSlope": 1, "RescaleIntercept": -500}
+    windowed = decode_image(save_dicom(tmp_path / "windowed.dcm", XRAY, **window))[..., 0]
+    values = XRAY.astype(int) - 500
+    assert (windowed[values < 500] == 0).all()
+    assert (windowed[values > 1500] == 255).all()
+    assert 120 < windowed[values == 1000][0] < 135
+    padded = XRAY.copy()
+    padded[:8] = 60_000
+    found = read_image(save_dicom(tmp_path / "padded.dcm", padded, BitsStored=16, PixelPaddingValue=60_000))
+    assert (found.pixels[:8] == 0).all()
+    assert found.pixels[-1, -1, 0] == 255
+    assert found.mode == "DICOM MONOCHROME2"
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+def test_compressed_dicom_is_read(tmp_path: Path, syntax: str) -> None:
+    path = save_dicom(tmp_path / "packed.dcm", XRAY)
+    expected = decode_image(path)
+    if syntax == JPEGLSLossless:
+        import gdcm
+
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLSLossless))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(path))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    else:
+        dataset = pydicom.dcmread(path)
+        dataset.compress(syntax)
+        dataset.save_as(path)
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(decode_image(path), expected)
+
+
+def test_dicom_frames_colour_and_what_has_no_image(tmp_path: Path) -> None:
+    frames = save_dicom(tmp_path / "frames.dcm", np.stack([XRAY, XRAY[::-1]]), NumberOfFrames=2)
+    found = read_image(frames)
+    assert "first of 2 frames" in found.done
+    assert found.pixels[0, 0, 0] == 0
+    colour = np.asarray(draw_picture(4))
+    path = save_dicom(
+        tmp_path / "colour.dcm", colour, PhotometricInterpretation="RGB", SamplesPerPixel=3, PlanarConfiguration=0,
+        BitsAllocated=8, BitsStored=8, HighBit=7,
+    )  # fmt: skip
+    np.testing.assert_array_equal(decode_image(path), colour)
+    report = pydicom.dcmread(frames)
+    del report.PixelData
+    report.save_as(tmp_path / "report.dcm")
+    with pytest.raises(ImageError, match="without an image"):
+        decode_image(tmp_path / "report.dcm")
+    (tmp_path / "text.dcm").write_text("no DICOM")
+    with pytest.raises(ImageError, match="cannot be read"):
+        decode_image(tmp_path / "text.dcm")
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow and pydicom warn of odd tags; what counts is the answer
+def test_damaged_files_never_crash_the_decoder(tmp_path: Path) -> None:
+    whole = list(encode_all())
+    for number, (data, ending) in enumerate(whole):
+        (tmp_path / f"whole{number}.{ending}").write_bytes(data)
+        assert decode_image(tmp_path / f"whole{number}.{ending}").shape[2] == 3
+    number = 30 * len(whole)
+    counts = {"read": 0, "named": 0}
+    for data, ending in mutate(whole, number, seed=0):
+        path = tmp_path / f"damaged.{ending}"
+        path.write_bytes(data)
+        try:
+            image = decode_image(path)
+            assert image.dtype == np.uint8
+            assert image.shape[2] == 3
+            counts["read"] += 1
+        except ImageError as error:
+            assert str(path) in error.problem  # noqa: PT017  (most of the files are read)
+            counts["named"] += 1
+    assert min(counts.values()) > number / 20
+
+
+def save_dicom(path: Any, stored: np.ndarray[Any, Any], **attributes: Any) -> Any:
+    """Writes stored values as DICOM, 12 bits grey unless said otherwise."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=["test"])
+    rows, columns = stored.shape[-2:] if attributes.get("SamplesPerPixel", 1) == 1 else stored.shape[:2]
+    standard = {
+        "Modality": "DX", "PatientID": "P1", "Rows": rows, "Columns": columns, "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 12, "PixelRepresentation": 0,
+    }  # fmt: skip
+    for keyword, value in (standard | attributes).items():
+        setattr(dataset, keyword, value)
+    if "HighBit" not in attributes:
+        dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelData = stored.tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+    return path

@@ -1,0 +1,313 @@
+"""The table: modes x depths x layouts, each read and held against the stored values."""
+
+import io
+import itertools
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext_cli.errors import ImageError
+from convnext_cli.images.decode import decode_image, read_image
+from tools.fuzz_images import encode_png
+
+Y, X = np.mgrid[:48, :64]
+WAVES = np.stack([0.5 + 0.45 * np.sin(X / (9 + i) + i) * np.cos(Y / (7 - i) + i) for i in range(4)], axis=-1)  # 0..1
+FULL = {"uint8": 255, "uint16": 4095, "uint32": 4_000_000_000, "uint64": 2**40, "int16": 3000, "int32": 2**30}
+"""The brightest stored value: 12 bits in 16, the rest all over."""
+CHANNELS = {"grey": 1, "white is zero": 1, "RGB": 3, "RGB and one more": 4, "RGBA": 4}
+
+
+def make_values(kind: str, channels: int) -> NDArray[Any]:
+    """Waves as (H, W, channels) of a type; signed ones lie around 0."""
+    full = FULL.get(kind, 1.0)
+    values = WAVES[..., :channels] * full - (full / 2 if kind.startswith("int") else 0)
+    return values.astype(kind)
+
+
+def expect(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """The rule: the darkest value becomes 0, the brightest 255."""
+    wide = values.astype(np.float64)
+    low, high = wide.min(), wide.max()
+    eight: NDArray[np.uint8] = np.rint((wide - low) / (high - low) * 255).astype(np.uint8)
+    return np.repeat(eight[..., None], 3, axis=2) if eight.ndim == 2 else eight
+
+
+def write_tiff(path: Path, planes: NDArray[Any], tags: dict[int, int], *, order: str = "<", rows: int = 7) -> None:
+    """Write (P, H, bytes of a row) as a TIFF in strips, compressed by libtiff; `tags` by number."""
+    compression = {1: "raw", 5: "tiff_lzw", 8: "tiff_adobe_deflate", 32773: "packbits", 50000: "zstd", 34925: "lzma"}
+    strips = []
+    for plane, top in itertools.product(planes, range(0, planes.shape[1], rows)):
+        part = np.ascontiguousarray(plane[top : top + rows])
+        if tags.get(259, 1) == 1:
+            strips.append(part.tobytes())
+            continue
+        buffer = io.BytesIO()
+        Image.fromarray(part).save(buffer, "TIFF", compression=compression[tags[259]], tiffinfo={278: len(part)})
+        buffer.seek(0)
+        with tifffile.TiffFile(buffer) as packed:
+            page: Any = packed.pages.first
+            assert len(page.dataoffsets) == 1
+            strips.append(buffer.getvalue()[page.dataoffsets[0] :][: page.databytecounts[0]])
+    entries = {256: [0], 257: [planes.shape[1]], 273: [0] * len(strips), 278: [rows], 279: [len(s) for s in strips]}
+    entries |= {tag: [value] for tag, value in tags.items()}
+    place = 8 + 2 + 12 * len(entries) + 4
+    table, extra = b"", b""
+    arrays = place + 8 * len(strips) if len(strips) > 1 else place
+    entries[273] = [arrays + sum(map(len, strips[:i])) for i in range(len(strips))]
+    for tag in sorted(entries):
+        numbers = entries[tag]
+        data = struct.pack(f"{order}{len(numbers)}L", *numbers)
+        if len(numbers) > 1:
+            extra, data = extra + data, struct.pack(f"{order}L", place + len(extra))
+        table += struct.pack(f"{order}HHL", tag, 4, len(numbers)) + data
+    mark = b"II" if order == "<" else b"MM"
+    head = mark + struct.pack(f"{order}HLH", 42, 8, len(entries)) + table + bytes(4) + extra
+    path.write_bytes(head + b"".join(strips))
+
+
+@pytest.mark.parametrize(
+    "kind", ["uint8", "uint16", "uint32", "uint64", "int16", "int32", "float16", "float32", "float64"]
+)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_tiff_of_every_type_and_layout_is_read_as_stored(tmp_path: Path, kind: str, channels: str) -> None:
+    values = make_values(kind, CHANNELS[channels])
+    full = {"u": 2 ** (8 * values.itemsize) - 1, "f": 1.0}.get(values.dtype.kind, 2 ** (8 * values.itemsize - 1) - 1)
+    extra: dict[str, Any] = {}
+    if channels == "RGBA":
+        values[..., 3] = full
+        extra["extrasamples"] = ["unassalpha"]
+    elif channels == "RGB and one more":
+        extra["extrasamples"] = ["unspecified"]
+    shown = values[..., :3] if values.shape[2] > 1 else values[..., 0]
+    if channels == "white is zero":
+        shown = full - shown.astype(np.float64)
+    expected = (
+        expect(shown) if kind != "uint8" else np.asarray(shown, np.uint8).reshape(48, 64, -1) + np.zeros(3, np.uint8)
+    )
+    photometric = {"grey": "minisblack", "white is zero": "miniswhite"}.get(channels, "rgb")
+    layouts: dict[str, dict[str, Any]] = {
+        "pixels": {}, "big-endian": {"byteorder": ">"}, "tiles": {"tile": (16, 32)}, "strips": {"rowsperstrip": 5},
+        "BigTIFF": {"bigtiff": True}, "deflate": {"compression": "zlib"},
+        "deflate, tiles": {"compression": "zlib", "tile": (32, 16)},
+    }  # fmt: skip
+    if values.dtype.kind in "ui":
+        layouts["deflate, predictor"] = {"compression": "zlib", "predictor": 2}
+    for layout, options in layouts.items():
+        for planar in ("contig", "separate") if values.shape[2] > 1 else ("contig",):
+            path = tmp_path / "image.tif"
+            stored = values if planar == "contig" else np.moveaxis(values, -1, 0)
+            tifffile.imwrite(path, stored if stored.shape[-1] > 1 else stored[..., 0], photometric=photometric,
+                             planarconfig=planar if values.shape[2] > 1 else None, **options, **extra)  # fmt: skip
+            found = read_image(path)
+            np.testing.assert_array_equal(found.pixels, expected, err_msg=f"{layout} {planar}: {found[1:]}")
+            assert (found.pixels.min(), found.pixels.max()) == (0, 255) or kind == "uint8"
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8, 32773, 50000, 34925])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("predictor", "planar"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)])
+def test_deep_tiff_is_read_through_every_codec(
+    tmp_path: Path, compression: int, order: str, predictor: int, planar: int
+) -> None:
+    kind = "f4" if predictor == 3 else "u2"
+    values = make_values("float32" if predictor == 3 else "uint16", 3).astype(f"{order}{kind}")
+    planes = values[None] if planar == 1 else np.moveaxis(values, -1, 0)[..., None]  # (P, H, W, C)
+    if predictor == 2:
+        whole = planes.astype(kind)
+        planes = np.concatenate([whole[:, :, :1], np.diff(whole, axis=2)], axis=2).astype(f"{order}{kind}")
+    rows = np.ascontiguousarray(planes).view(np.uint8).reshape(len(planes), 48, -1)
+    if predictor == 3:
+        swapped = np.ascontiguousarray(planes.astype(">f4")).view(np.uint8).reshape(len(planes), 48, -1, 4)
+        flat = swapped.swapaxes(2, 3).reshape(len(planes), 48, -1)
+        rows = np.concatenate([flat[..., :3], flat[..., 3:] - flat[..., :-3]], axis=2)
+    tags = {
+        256: 64, 258: values.itemsize * 8, 259: compression, 262: 2, 277: 3, 284: planar, 317: predictor,
+        339: 3 if predictor == 3 else 1,
+    }  # fmt: skip
+    if predictor != 1 and compression == 1:
+        tags[317] = 1
+        rows = np.ascontiguousarray(
+            values[None] if planar == 1 else np.moveaxis(values, -1, 0)
+        ).view(np.uint8).reshape(len(planes), 48, -1)  # fmt: skip
+    write_tiff(tmp_path / "image.tif", rows, tags, order=order)
+    np.testing.assert_array_equal(decode_image(tmp_path / "image.tif"), expect(values))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8, 10, 12, 14, 24])
+@pytest.mark.parametrize("photometric", [0, 1, 2])
+def test_tiff_of_any_number_of_bits(tmp_path: Path, bits: int, photometric: int) -> None:
+    channels = 3 if photometric == 2 else 1
+    values = np.rint(WAVES[..., :channels] * ((1 << bits) - 1)).astype(np.uint32)
+    lines = np.stack([values >> bit & 1 for bit in reversed(range(bits))], axis=-1).reshape(48, -1)
+    packed = np.packbits(lines.astype(np.uint8), axis=1)[None]
+    tags = {256: 64, 258: bits, 262: photometric, 277: channels, 259: 5 if bits > 8 else 1}
+    write_tiff(tmp_path / "image.tif", packed, tags)
+    shown = (1 << bits) - 1 - values if photometric == 0 else values
+    expected = expect(shown) if bits > 8 else np.rint(shown * (255 / ((1 << bits) - 1))) + np.zeros(3)
+    found = decode_image(tmp_path / "image.tif")
+    np.testing.assert_array_equal(found, np.squeeze(expected) if channels == 3 or bits <= 8 else expect(shown[..., 0]))
+
+
+def test_cmyk_palette_and_alpha_of_16_bits(tmp_path: Path) -> None:
+    ink = np.rint(WAVES * 65535).astype(np.uint16)
+    for planar in ("contig", "separate"):
+        stored = ink if planar == "contig" else np.moveaxis(ink, -1, 0)
+        tifffile.imwrite(tmp_path / "cmyk.tif", stored, photometric="separated", planarconfig=planar)
+        rest = 1 - ink / 65535
+        found = decode_image(tmp_path / "cmyk.tif").astype(int)
+        assert np.abs(found - expect(rest[..., :3] * rest[..., 3:])).max() <= 1
+    index = (X * 4 % 256).astype(np.uint8)
+    table = np.stack([np.arange(256) * 257, 65535 - np.arange(256) * 257, np.full(256, 32896)]).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "palette.tif", index, photometric="palette", colormap=table)
+    np.testing.assert_array_equal(decode_image(tmp_path / "palette.tif"), (table.T[index] // 256).astype(np.uint8))
+    tifffile.imwrite(tmp_path / "small.tif", index, photometric="palette", colormap=table // 257)  # 8-bit entries
+    np.testing.assert_array_equal(decode_image(tmp_path / "small.tif"), (table.T[index] // 257).astype(np.uint8))
+    half = make_values("uint16", 4)
+    half[..., 3] = np.where(X < 32, 65535, 0)
+    tifffile.imwrite(tmp_path / "half.tif", half, photometric="rgb", extrasamples=["unassalpha"])
+    found = decode_image(tmp_path / "half.tif")
+    np.testing.assert_array_equal(found[:, :32], expect(half[:, :32, :3]))
+    assert (found[:, 32:] == 255).all()
+
+
+def test_no_data_are_black_and_not_the_darkest_value(tmp_path: Path) -> None:
+    values = make_values("float32", 1)[..., 0]
+    values[:8] = -3.4e38
+    tifffile.imwrite(tmp_path / "height.tif", values, extratags=[(42113, "s", 0, "-3.4e38", True)])
+    found = read_image(tmp_path / "height.tif")
+    assert (found.pixels[:8] == 0).all()
+    np.testing.assert_array_equal(found.pixels[8:], expect(values[8:]))
+    assert any(note.startswith("no-data value") for note in found.done)
+
+
+REFUSED: dict[str, tuple[NDArray[Any], dict[str, Any], str]] = {
+    "5 bands": (np.zeros((8, 8, 5), np.uint8), {"photometric": "minisblack", "planarconfig": "contig"}, "5 bands"),
+    "3 bands": (np.zeros((8, 8, 3), np.uint16), {"photometric": "minisblack", "planarconfig": "contig"}, "3 bands"),
+    "complex": (np.zeros((8, 8), np.complex64), {}, "complex"),
+    "Lab": (np.zeros((8, 8, 3), np.uint8), {"photometric": "cielab"}, "Lab"),
+    "Lab 16": (np.zeros((8, 8, 3), np.uint16), {"photometric": "cielab"}, "CIELAB colour with 16 bits"),
+    "volume": (np.zeros((4, 16, 16), np.uint16), {"volumetric": True, "photometric": "minisblack", "tile": (4, 16, 16)},
+               "volume"),
+    "camera raw": (np.zeros((8, 8), np.uint16), {"photometric": "cfa"}, "camera raw"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_tiff_without_a_known_meaning_is_refused_by_its_kind(tmp_path: Path, name: str) -> None:
+    values, options, words = REFUSED[name]
+    tifffile.imwrite(tmp_path / "image.tif", values, **options)
+    with pytest.raises(ImageError, match=words) as caught:
+        decode_image(tmp_path / "image.tif")
+    assert "cannot identify" not in str(caught.value)
+
+
+def encode_chunks(values: NDArray[np.uint16], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """16-bit PNG (H, W, C) of a colour type, with chunks before the data."""
+    whole = encode_png(values, colour)
+    put = b"".join(struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    return whole[:33] + put + whole[33:]
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+@pytest.mark.parametrize("alpha", ["opaque", "half", "no opacity"])
+def test_png_of_16_bits(tmp_path: Path, colour: int, channels: int, alpha: str) -> None:
+    values = make_values("uint16", channels)
+    opaque = np.ones((48, 64), bool)
+    if channels in (2, 4) and alpha != "no opacity":
+        opaque = X < 32 if alpha == "half" else opaque
+        values[..., -1] = np.where(opaque, 65535, 0)
+    (tmp_path / "image.png").write_bytes(encode_chunks(values, colour, (b"gAMA", struct.pack(">I", 100000))))
+    found = decode_image(tmp_path / "image.png")
+    shown = values[..., :3] if channels > 2 else values[..., 0]
+    low, high = float(shown[opaque].min()), float(shown[opaque].max())
+    expected = np.rint((shown[opaque] - low) / (high - low) * 255)
+    np.testing.assert_array_equal(found[opaque], expected if channels > 2 else np.repeat(expected[:, None], 3, axis=1))
+    assert (found[~opaque] == 255).all()
+
+
+def test_a_colour_that_means_transparent_is_white(tmp_path: Path) -> None:
+    grey, colour = make_values("uint16", 1), make_values("uint16", 3)
+    for values, kind in ((grey, 0), (colour, 2)):
+        key = tuple(int(value) for value in values[3, 5])
+        (tmp_path / "image.png").write_bytes(encode_chunks(values, kind, (b"tRNS", struct.pack(f">{len(key)}H", *key))))
+        found = decode_image(tmp_path / "image.png")
+        hidden = (values == key).all(axis=2)
+        assert (found[hidden] == 255).all()
+        assert found[~hidden].min() == 0
+    Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(tmp_path / "eight.png", transparency=(9, 9, 9))
+    assert (decode_image(tmp_path / "eight.png") == 255).all()
+
+
+def test_pnm_of_more_than_8_bits(tmp_path: Path) -> None:
+    grey, colour = make_values("uint16", 1)[..., 0], make_values("uint16", 3)
+    text = " ".join(map(str, colour.ravel().tolist())).encode()
+    files = {
+        "12.pgm": (b"P5\n# a note\n64 48\n4095\n" + grey.astype(">u2").tobytes(), expect(grey)),
+        "16.ppm": (b"P6 64 48 65535\n" + colour.astype(">u2").tobytes(), expect(colour)),
+        "12.ppm": (b"P6\n#c\n64\n48\n4095\n" + colour.astype(">u2").tobytes(), expect(colour)),
+        "plain.ppm": (b"P3\n64 48\n65535\n" + text, expect(colour)),
+        "colour.pfm": (
+            b"PF\n64 48\n-1.0\n" + WAVES[::-1, :, :3].astype("<f4").tobytes(),
+            expect(WAVES[..., :3].astype("f4")),
+        ),
+        "grey.pfm": (
+            b"Pf\n64 48\n1.0\n" + WAVES[::-1, :, 0].astype(">f4").tobytes(),
+            expect(WAVES[..., 0].astype("f4")),
+        ),
+    }
+    for name, (data, expected) in files.items():
+        (tmp_path / name).write_bytes(data)
+        found = decode_image(tmp_path / name)
+        assert np.abs(found.astype(int) - expected).max() <= 1, name  # Pillow rounds 12 bits to 16
+        assert (found.min(), found.max()) == (0, 255), name
+
+
+def test_other_formats_are_read_deep_or_refused_by_name(tmp_path: Path) -> None:
+    grey = make_values("uint16", 1)[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.jp2", irreversible=False)
+    np.testing.assert_array_equal(decode_image(tmp_path / "grey.jp2"), expect(grey))
+    sgi = struct.pack(">hBBHHHH", 474, 0, 2, 3, 64, 48, 1).ljust(512, b"\0") + grey.astype(">u2").tobytes()
+    (tmp_path / "deep.sgi").write_bytes(sgi)
+    with pytest.raises(ImageError, match="SGI file of 16 bits"):
+        decode_image(tmp_path / "deep.sgi")
+    colour = bytearray(_encode_jp2(np.rint(WAVES[..., :3] * 255).astype(np.uint8)))
+    place = colour.index(b"\xff\x4f\xff\x51") + 42
+    colour[place] = colour[place + 3] = colour[place + 6] = 15
+    (tmp_path / "deep.jp2").write_bytes(colour)
+    with pytest.raises(ImageError, match="3 channels of 16 bits"):
+        decode_image(tmp_path / "deep.jp2")
+
+
+def _encode_jp2(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG2000")
+    return buffer.getvalue()
+
+
+def test_content_decides_and_no_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
+    for name in ("xray.png", "xray", "xray.eps", "xray.dcm"):
+        (tmp_path / name).write_bytes(script)
+        with pytest.raises(ImageError, match=r"is PostScript, which cannot be read\. Convert"):
+            decode_image(tmp_path / name)
+    assert not (tmp_path / "started").exists()
+    Image.fromarray(np.rint(WAVES[..., :3] * 255).astype(np.uint8)).save(tmp_path / "picture.png")
+    expected = decode_image(tmp_path / "picture.png")
+    for name in ("picture.dcm", "picture.jpg", "picture"):
+        (tmp_path / name).write_bytes((tmp_path / "picture.png").read_bytes())
+        np.testing.assert_array_equal(decode_image(tmp_path / name), expected)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="is a pipe"):
+        decode_image(tmp_path / "pipe.png")

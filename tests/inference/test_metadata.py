@@ -1,0 +1,66 @@
+"""What an exported file says of itself is read back as it was, or refused with the field and the value."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from convnext_cli.errors import RunError
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.metadata import Metadata, read_metadata
+from convnext_cli.metrics.thresholds import Target, Threshold
+
+THRESHOLD = Threshold(target=Target("sensitivity", 0.9, "b"), threshold=0.4, reached=0.95, images=20)
+ABOUT = Metadata(
+    architecture="test_convnext",
+    classes=("a", "b"),
+    preprocessing=Preprocessing(
+        image_size=32, crop_pct=0.95, crop_mode="center", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+    ),
+    calibration=Calibration(weights="0", images=60, weak=None, temperature=1.5, thresholds=(THRESHOLD,)),
+    weights="00000000",
+    license="apache-2.0",
+    measured={"images": 3},
+)
+
+
+def test_it_is_read_back_as_it_was() -> None:
+    assert read_metadata(ABOUT.to_metadata(), "a.onnx") == ABOUT
+
+
+def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None]:
+    def edit(metadata: dict[str, str]) -> None:
+        whole = json.loads(metadata[name])
+        whole[place] = value
+        metadata[name] = json.dumps(whole)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda m: m.pop("classes"), r"a\.onnx is not a file that `convnext export` wrote: it has no classes"),
+        (lambda m: m.clear(), "it has no architecture"),
+        (lambda m: m.update(classes="["), "a.onnx, classes, cannot be read: no JSON"),
+        (lambda m: m.update(classes='["a", "a"]'), "classes: 1 different names"),
+        (lambda m: m.update(classes="[]"), "classes: 0 different names"),
+        (lambda m: m.update(classes='["a", 7]'), r"classes\[1\]: Expected str, got int \(it is 7\)"),
+        (lambda m: m.update(classes='["a", "c"]'), r"thresholds\[0\]\.target\.name: the model has no class 'b'"),
+        (change("preprocessing", "std", [0.5, 0.5, float("nan")]), r"std\[2\]: nan is not finite"),
+        (change("preprocessing", "std", [0, 0, 0]), "mean and std need one channel or three"),
+        (change("preprocessing", "image_size", 10**6), "image_size 1000000"),
+        (change("preprocessing", "image_size", "32"), r"how\.image_size: Expected int, got str"),
+        (change("preprocessing", "crop_pct", 0), "no such preprocessing"),
+        (change("preprocessing", "crop_mode", "weird"), "no such preprocessing"),
+        (change("calibration", "temperature", -1), r"calibration\.temperature: Expected float > 0.0 \(it is -1\)"),
+        (change("calibration", "novelty_threshold", float("inf")), "novelty_threshold: inf is not finite"),
+    ],
+)
+def test_what_does_not_fit_is_refused(edit: Callable[[dict[str, str]], Any], words: str) -> None:
+    metadata = ABOUT.to_metadata()
+    edit(metadata)
+    with pytest.raises(RunError, match=words):
+        read_metadata(metadata, "a.onnx")

@@ -1,0 +1,75 @@
+"""Names that print alike on both sides of a comparison; data that are read as the run read its own."""
+
+import unicodedata
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from convnext_cli.data.index import Index
+from convnext_cli.data.sources import scan_data
+from convnext_cli.errors import DataError, UsageError
+from convnext_cli.inference.calibration import Calibration, keep_targets, parse_target
+from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.test_set import choose_test_set
+from convnext_cli.runs.folder import RunFolder
+from tests.conftest import save_image
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def make_index(*classes: str) -> Index:
+    paths = tuple(f"{k}.png" for k in range(len(classes)))
+    labels = tuple(range(len(classes)))
+    return Index(root=Path(), classes=classes, paths=paths, labels=labels, splits=("",) * len(classes), skipped={})
+
+
+@pytest.mark.parametrize("own", [COMPOSED, DECOMPOSED, f"{COMPOSED} "])
+@pytest.mark.parametrize("other", [COMPOSED, DECOMPOSED])
+def test_a_class_is_known_in_whatever_form_either_side_has(own: str, other: str) -> None:
+    model = SimpleNamespace(classes=("bar", own))
+    assert Classifier.label_rows(model, make_index(other, "bar"), [0, 1]).tolist() == [1, 0]  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="does not know: Bar"):
+        Classifier.label_rows(model, make_index("Bar"), [0])  # type: ignore[arg-type]
+
+
+def test_a_targets_class_too(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    logits = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    labels = np.arange(40) % 2
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    calibration = Calibration(weights=run.fingerprint_weights(), images=40, weak=None)
+    run.write_calibration(asdict(calibration), {"val_logits": logits, "val_labels": labels})
+    classes = ("bar", COMPOSED)
+    kept = keep_targets(run, calibration, classes, [parse_target(f"sensitivity=0.9:{DECOMPOSED}")])
+    assert kept.thresholds[0].target.name == COMPOSED
+    with pytest.raises(UsageError, match="unknown class"):
+        keep_targets(run, calibration, classes, [parse_target("sensitivity=0.9:BAR")])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run's split of a folder whose masks were excluded by hand; no model."""
+    for number in range(4):
+        save_image(tmp_path / f"data/{'ab'[number % 2]}/images/{COMPOSED}{number}.png", seed=number)
+    save_image(tmp_path / f"data/a/masks/{COMPOSED}0.png")
+    save_image(tmp_path / "data/a/masks/other.png")
+    folder = RunFolder(tmp_path / "run")
+    folder.create(overwrite=False)
+    index = scan_data(tmp_path / "data", exclude="masks")
+    folder.write_split(replace(index, splits=("train", "test", "train", "test")))
+    folder.write_plan('model = "test_convnext"\n[settings]\nexclude = "masks"\n')
+    return folder
+
+
+def test_a_moved_folder_is_read_as_the_run_read_it(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="looks like masks"):
+        scan_data(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    for path in sorted((tmp_path / "moved").rglob("*.png")):
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))  # as a copy by way of a Mac has them
+    test_set, _ = choose_test_set(run, tmp_path / "moved", None)
+    assert (test_set.split, len(test_set.rows)) == ("test", 2)
+    assert all((test_set.index.root / path).is_file() for path in test_set.index.paths)

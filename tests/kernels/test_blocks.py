@@ -1,0 +1,88 @@
+from copy import deepcopy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import SimpleNorm2d
+
+from convnext_cli.kernels.blocks import FastBlock, FastSimpleNorm2d, speed_up
+from convnext_cli.kernels.depthwise import NativeDepthwise
+
+
+@pytest.mark.parametrize(
+    "name", ["test_convnext", "test_convnext2", "test_convnext3", "convnext_zepto_rms", "convnext_zepto_rms_ols"]
+)
+@pytest.mark.parametrize("native", [False, True])
+def test_a_model_answers_and_learns_as_timms_own(name: str, native: bool, request: pytest.FixtureRequest) -> None:
+    if native:
+        request.getfixturevalue("kernels")
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3).to(memory_format=torch.channels_last)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("gamma"):  # near 0 at first, which would hide the rest
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    fast = deepcopy(model)
+    speed_up(fast, native=native)
+    assert any(isinstance(module, NativeDepthwise) for module in fast.modules()) == native
+    assert fast.state_dict().keys() == model.state_dict().keys()
+    x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    for one in (model, fast):
+        torch.autograd.backward(F.cross_entropy(one(x), torch.tensor([0, 2])))
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+    for mine, expected in zip(fast.parameters(), model.parameters(), strict=True):
+        assert mine.grad is not None
+        assert expected.grad is not None
+        scale = float(expected.grad.abs().max())
+        torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-4, atol=1e-4 * scale)
+    for one in (model, fast):
+        one.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [2, 32, 50])
+def test_the_norm_is_timms(channels: int) -> None:
+    torch.manual_seed(0)
+    norm = SimpleNorm2d(channels).double()
+    torch.nn.init.uniform_(norm.weight, -1, 2)
+    x = (torch.randn(3, channels, 5, 4, dtype=torch.float64) + 1).requires_grad_()  # a mean that is not 0
+    grad = torch.randn(x.shape, dtype=torch.float64)
+    results = []
+    for kind in (SimpleNorm2d, FastSimpleNorm2d):
+        norm.__class__ = kind
+        y = norm(x)
+        results.append((y, *torch.autograd.grad(y, [x, norm.weight], grad)))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_only_blocks_with_a_plain_mlp_change() -> None:
+    first, second = timm.create_model("test_convnext"), timm.create_model("convnextv2_atto")
+    speed_up(first)
+    speed_up(second)
+    assert any(isinstance(module, FastBlock) for module in first.modules())
+    assert not any(isinstance(module, FastBlock) for module in second.modules()), "GRN stands between its layers"
+
+
+def test_gelu_is_fused_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("convnext_zepto_rms", num_classes=3).eval()
+    expected = deepcopy(model)
+    speed_up(model)
+    asked: list[bool] = []
+    fuses = FastBlock._fuses
+
+    def watch(block: FastBlock, x: torch.Tensor) -> bool:
+        asked.append(fuses(block, x))
+        return asked[-1]
+
+    monkeypatch.setattr(FastBlock, "_fuses", watch)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-4)
+    assert asked == [torch.backends.mkldnn.is_available()] * 10, "depths 2, 2, 4, 2"  # type: ignore[no-untyped-call]
+    asked.clear()
+    model(x)
+    model.train()
+    with torch.no_grad():
+        model(x)
+    assert asked == [False] * 20

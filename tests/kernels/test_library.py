@@ -1,0 +1,67 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.kernels.library import NoKernelError, load_kernels
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+
+@pytest.fixture
+def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing loaded, and an empty cache; its folder of kernels."""
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path))
+    load_kernels.cache_clear()
+    yield tmp_path / "kernels"
+    load_kernels.cache_clear()
+
+
+def test_the_kernel_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_kernels()
+    [kept] = anew.iterdir()
+    load_kernels.cache_clear()
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    load_kernels()
+    assert list(anew.iterdir()) == [kept]
+
+
+def test_threads_that_compile_at_once_end_with_one_file(anew: Path) -> None:
+    found: list[object] = []
+    workers = [threading.Thread(target=lambda: found.append(load_kernels())) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 3
+    assert len(list(anew.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "why"),
+    [
+        ("/nowhere/cc", "No such file"),
+        ("false", "false failed: no message"),
+        ("true", "file too short"),  # succeeds and writes nothing
+    ],
+)
+def test_without_a_compiler_there_is_a_reason(
+    anew: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, why: str
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(NoKernelError, match=why):
+        load_kernels()
+    assert not [path for path in anew.iterdir() if path.stat().st_size]
+
+
+def test_a_damaged_kernel_is_compiled_again(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_kernels()
+    [kept] = anew.iterdir()
+    load_kernels.cache_clear()
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "other"))
+    damaged = tmp_path / "other/kernels" / kept.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"")
+    load_kernels()
+    assert damaged.stat().st_size == kept.stat().st_size

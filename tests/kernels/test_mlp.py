@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convnext_cli.kernels import mlp
+from convnext_cli.kernels.blocks import NarrowBlock, speed_up
+from convnext_cli.kernels.library import load_kernels
+from convnext_cli.kernels.mlp import is_narrow, mix_channels
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+
+def _draw(channels: int, hidden: int, *shape: int) -> list[torch.Tensor]:
+    """Input, both weights and biases, for activations of about 1."""
+    x, first, second = torch.randn(*shape, channels), torch.randn(hidden, channels), torch.randn(channels, hidden)
+    return [x, first / channels**0.5, torch.randn(hidden), second / hidden**0.5, torch.randn(channels)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    height=st.integers(1, 12),
+    channels=st.integers(1, 50),
+    lanes=st.integers(1, 6),
+    threads=st.integers(1, 3),
+    piece=st.integers(1, 4000),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_the_result_and_its_gradients_are_pytorchs(
+    batch: int, height: int, channels: int, lanes: int, threads: int, piece: int, channels_last: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    parts = _draw(channels, 16 * lanes, batch, height, 3)
+    if not channels_last:
+        parts[0] = parts[0].permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
+    exact = [part.double().requires_grad_() for part in parts]
+    expected = F.linear(F.gelu(F.linear(*exact[:3])), *exact[3:])
+    grad = torch.randn_like(parts[0])
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlp, "PIECE", piece)
+            mine = [part.requires_grad_() for part in parts]
+            result = mix_channels(*mine)
+            found = torch.autograd.grad(result, mine, grad)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+def _apply_gelu(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """GELU and its derivative by the kernels, and the same sums by column."""
+    result, again, slopes = values.clone(), values.clone(), torch.ones_like(values)
+    rows, columns = values.shape
+    bias, sums = torch.zeros(columns), torch.zeros(1, columns)
+    load_kernels().gelu(result.data_ptr(), bias.data_ptr(), rows, columns, 1)
+    places = (part.data_ptr() for part in (again, slopes, bias, sums))
+    load_kernels().gelu_backward(*places, rows, columns, 1)
+    torch.testing.assert_close(again, result, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(sums[0], slopes.sum(0), equal_nan=True)
+    return result, slopes
+
+
+def test_gelu_is_at_least_as_exact_as_pytorchs() -> None:
+    values = torch.linspace(-14, 14, 64 * 1600).view(-1, 64)
+    exact = values.double().requires_grad_()
+    theirs = values.clone().requires_grad_()
+    torch.autograd.backward(F.gelu(exact).sum())
+    torch.autograd.backward(F.gelu(theirs).sum())
+    result, slopes = _apply_gelu(values)
+    assert exact.grad is not None
+    assert theirs.grad is not None
+    for mine, other, truth in ((result, F.gelu(values), F.gelu(exact)), (slopes, theirs.grad, exact.grad)):
+        assert (mine - truth).abs().max() <= (other - truth).abs().max()
+        assert (mine - truth).abs().max() < 5e-7
+
+
+def test_gelu_of_the_very_large_and_of_what_is_no_number() -> None:
+    values = torch.tensor([[-1e30, -1e4, -11.0, -0.0, 0.0, 1e-40, 11.0, 1e4, 1e30, math.inf, math.nan] + [0.0] * 5])
+    result, slopes = _apply_gelu(values)
+    assert result[0, :3].tolist() == [0.0] * 3, "never denormal, which would be slow"
+    torch.testing.assert_close(result[0, 3:10], values[0, 3:10])
+    assert result[0, 10].isnan()
+    torch.testing.assert_close(slopes[0, :9], torch.tensor([0.0] * 3 + [0.5] * 3 + [1.0] * 3))
+    assert slopes[0, 10].isnan()
+
+
+def test_narrow_blocks_alone_change() -> None:
+    model = timm.create_model("convnext_atto")
+    speed_up(model, native=True)
+    narrow = [all(isinstance(block, NarrowBlock) for block in stage.blocks) for stage in model.stages]
+    assert narrow == [True, True, False, False], "40 and 80 channels, 160 and 320"
+    v2 = timm.create_model("convnextv2_atto")
+    assert not is_narrow(v2.stages[0].blocks[0].mlp), "GRN stands between its layers"

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from benchmarks.coverage import Scenario, measure
+from convnext_cli.metrics.formulas import OVERALL
+from convnext_cli.metrics.intervals import compute_intervals, measure_share, score_interval, t_quantile
+from convnext_cli.metrics.summary import compute_metrics
+
+
+def test_students_t() -> None:
+    for df in (1, 2, 3, 4, 7.5, 30, 1000):
+        assert t_quantile(df) == pytest.approx(student.ppf(0.975, round(df) if df < 3 else df), rel=2e-3)
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    # 95 of 100, with the variance of a share: Wilson's interval is 88.8% to 97.8% (statsmodels' worked value)
+    interval = score_interval(0.95, 0.95 * 0.05 / 100, 1e9)
+    assert (interval.low, interval.high) == pytest.approx((0.8882, 0.9785), abs=1e-4)
+
+
+def test_a_perfect_figure_is_not_certain() -> None:
+    logits, labels = np.eye(2)[[0, 1] * 30] * 5, np.array([0, 1] * 30)
+    found = compute_intervals(logits, labels)
+    for name in ("top1", "balanced_accuracy", "macro_roc_auc", "macro_f1", "mcc"):
+        interval = found.overall[name]
+        assert interval is not None
+        assert interval.high == pytest.approx(1)
+        assert 0.7 < interval.low < 0.97, name
+    recall = found.per_class[0]["recall"]
+    assert recall is not None
+    assert recall.low == pytest.approx(30 / (30 + 2.017**2), abs=1e-3), (
+        "Wilson's for 30 of 30, with Student's t of 1.5 x 29 degrees"
+    )
+
+
+def test_every_interval_holds_its_figure_and_repeats_with_its_seed() -> None:
+    random = np.random.default_rng(1)
+    labels = random.choice(3, 200, p=(0.6, 0.3, 0.1))
+    logits = random.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels]
+    found = compute_intervals(logits, labels, resamples=300)
+    assert found == compute_intervals(logits, labels, resamples=300)
+    assert found != compute_intervals(logits, labels, resamples=300, seed=1)
+    figures = compute_metrics(logits, labels, "abc")
+    for name in OVERALL:
+        interval = found.overall[name]
+        assert interval is not None
+        assert interval.low < getattr(figures, name) < interval.high
+    for entry, intervals in zip(figures.per_class, found.per_class, strict=True):
+        for name, interval in intervals.items():
+            assert interval is not None
+            assert interval.low < getattr(entry, name) < interval.high
+
+
+def test_images_that_repeat_within_a_group_add_no_certainty() -> None:
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 2, 80)
+    logits = random.normal(size=(80, 2)) + np.eye(2)[labels]
+    names = [str(i) for i in range(80)]
+    once = compute_intervals(logits, labels)
+    copied = compute_intervals(np.repeat(logits, 5, 0), np.repeat(labels, 5), [n for n in names for _ in range(5)])
+    naive = compute_intervals(np.repeat(logits, 5, 0), np.repeat(labels, 5))
+    assert (copied.clustered, copied.units, naive.units) == (True, 80, 400)
+
+    def length(found: object) -> float:
+        interval = found.overall["top1"]  # type: ignore[attr-defined]
+        return float(interval.high - interval.low)
+
+    assert length(copied) == pytest.approx(length(once), rel=0.1)
+    assert length(naive) == pytest.approx(length(once) / 5**0.5, rel=0.1)
+
+
+def test_an_image_without_a_group_stands_for_itself() -> None:
+    logits, labels = np.eye(2)[[0, 1] * 10], np.array([0, 1] * 10)
+    assert compute_intervals(logits, labels, ["p1"] * 5 + [""] * 15, resamples=200).units == 16
+
+
+def test_absent_classes_and_single_images_have_no_interval() -> None:
+    found = compute_intervals(np.eye(3)[[0, 1, 0, 1]], np.array([0, 1, 0, 0]), resamples=200)
+    assert found.per_class[2]["recall"] is None
+    assert found.per_class[1]["recall"] is None, "one image says nothing of its spread"
+    alone = compute_intervals(np.eye(3)[[0]], np.array([0]), resamples=200)
+    assert set(alone.overall.values()) == {None}
+
+
+def test_a_share_of_clustered_images() -> None:
+    hits, counted = np.array([True, True, False, True] * 10), np.ones(40, bool)
+    share, plain = measure_share(hits, counted, None)
+    _, clustered = measure_share(hits, counted, [str(i // 4) for i in range(40)])
+    assert share == 0.75
+    assert plain is not None
+    assert clustered is not None
+    assert (plain.low, plain.high) == pytest.approx((0.597, 0.859), abs=1e-2)
+    assert measure_share(hits, ~counted, None) == (None, None)
+
+
+@pytest.mark.parametrize("scenario", [Scenario("plain", 2.0, 1, 0.0), Scenario("clustered", 2.0, 5, 0.5)])
+def test_intervals_hold_the_truth_as_often_as_they_say(scenario: Scenario) -> None:
+    # 100 data sets know a share of 95% to 4.4 points (two standard errors); benchmarks/coverage.py has the 2,000
+    ours = measure(scenario, 100, 500, 150, truth_images=100_000, spread=map)[1]
+    assert ours.min() >= 0.86
+    assert 0.93 < ours.mean() < 0.985

@@ -1,0 +1,167 @@
+"""Temperature, thresholds, curves, comparison, novelty: what is decided on validation and told on the test."""
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
+from sklearn import metrics as reference
+
+from convnext_cli.metrics.comparison import compare
+from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
+from convnext_cli.metrics.formulas import Floats, Ints, log_softmax
+from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
+from convnext_cli.metrics.summary import compute_metrics
+from convnext_cli.metrics.temperature import COLDEST, HOTTEST, fit_temperature
+from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
+
+
+def draw(images: int, seed: int = 0, strength: float = 1.5) -> tuple[Floats, Ints]:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, images)
+    return random.normal(size=(images, 3)) + strength * np.eye(3)[labels], labels
+
+
+def test_the_temperature_is_the_best_one() -> None:
+    logits, labels = draw(400)
+    found = fit_temperature(4 * logits, labels)
+    target = np.where(np.eye(3)[labels] == 1, 401 / 402, 1 / 402 / 2)
+    best = minimize_scalar(
+        lambda t: -(target * log_softmax(4 * logits / t)).sum(axis=1).mean(), bounds=(0.1, 20), method="bounded"
+    )
+    plain = minimize_scalar(
+        lambda t: compute_metrics(4 * logits / t, labels, "abc").log_loss, bounds=(0.1, 20), method="bounded"
+    )
+    assert found == pytest.approx(best.x, rel=1e-3)
+    assert found == pytest.approx(plain.x, rel=0.03), "with hundreds of images the doubt is next to nothing"
+    assert fit_temperature(8 * logits, labels) == pytest.approx(2 * found, rel=1e-6)
+    calibrated, raw = (compute_metrics(z, labels, "abc") for z in (4 * logits / found, 4 * logits))
+    assert calibrated.ece < raw.ece / 2
+    assert calibrated.confusion == raw.confusion
+
+
+def test_the_temperature_stays_within_bounds_and_modest() -> None:
+    labels = np.array([0, 1, 2] * 20)
+    found = fit_temperature(np.eye(3)[labels], labels)
+    sure = np.exp(log_softmax(np.eye(3) / found)).max()
+    assert sure == pytest.approx(61 / 62), "60 images without an error: the next one is wrong by 1 in 62"
+    assert fit_temperature(np.eye(3)[labels] / 10, labels) == pytest.approx(COLDEST)
+    assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(HOTTEST), "always wrong"
+
+
+@pytest.mark.parametrize("figure", ["sensitivity", "specificity"])
+def test_a_threshold_meets_its_target_and_gives_up_no_more(figure: str) -> None:
+    logits, labels = draw(300)
+    scores, positive = np.exp(log_softmax(logits))[:, 1], labels == 1
+    found = find_threshold(scores, positive, Target(cast("Any", figure), 0.95, "b"))
+    false, true, _ = reference.roc_curve(positive, scores, drop_intermediate=False)
+    met = true >= 0.95 if figure == "sensitivity" else 1 - false >= 0.95
+    best = (1 - false[met]).max() if figure == "sensitivity" else true[met].max()
+    point = apply_threshold(found, scores, positive, None)
+    assert (point.specificity if figure == "sensitivity" else point.sensitivity) == pytest.approx(best)
+    assert found.reached >= 0.95
+    assert found.reached == pytest.approx(getattr(point, figure))
+    interval = getattr(point, f"{figure}_interval")
+    assert interval.low < found.reached < interval.high
+
+
+def test_a_threshold_is_halfway_and_needs_both_kinds() -> None:
+    scores = np.array([0.9, 0.6, 0.4, 0.1])
+    positive = np.array([True, True, False, False])
+    assert find_threshold(scores, positive, Target("sensitivity", 1.0, "b")).threshold == pytest.approx(0.5)
+    assert find_threshold(scores, positive, Target("specificity", 1.0, "b")).threshold == pytest.approx(0.5)
+    twenty = np.arange(20) / 20
+    assert find_threshold(np.append(twenty, 0.0), np.arange(21) < 20, Target("sensitivity", 0.95, "b")).reached == 0.95
+    with pytest.raises(ValueError, match="of others"):
+        find_threshold(scores, np.ones(4, bool), Target("sensitivity", 0.9, "b"))
+    point = apply_threshold(
+        find_threshold(scores, positive, Target("sensitivity", 1.0, "b")), scores, positive < 0, None
+    )
+    assert (point.sensitivity, point.sensitivity_interval) == (None, None)
+
+
+def test_curves_are_scikit_learns() -> None:
+    logits, labels = draw(200)
+    scores, positive = np.round(logits[:, 0], 1), labels == 0
+    false, true = trace_roc(scores, positive)
+    expected = reference.roc_curve(positive, scores, drop_intermediate=False)
+    assert np.allclose(false, expected[0])
+    assert np.allclose(true, expected[1])
+    recall, precision = trace_pr(scores, positive)
+    expected = reference.precision_recall_curve(positive, scores)
+    assert np.allclose(recall[1:][::-1], expected[1][:-1])
+    assert np.allclose(precision[1:][::-1], expected[0][:-1])
+
+
+def test_reliability_adds_up_to_the_ece() -> None:
+    logits, labels = draw(200)
+    bins = measure_reliability(logits, labels)
+    assert sum(b.images for b in bins) == 200
+    gap = sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / 200
+    assert gap == pytest.approx(compute_metrics(logits, labels, "abc").ece)
+    assert len(measure_reliability(logits[:4], labels[:4])) == 4
+
+
+def test_a_better_model_is_found_better_and_an_equal_one_is_not() -> None:
+    logits, labels = draw(600)
+    better = compare(logits, logits + np.eye(3)[labels], labels)
+    accuracy = better.differences["top1"]
+    assert accuracy is not None
+    assert 0 < accuracy.interval.low < accuracy.value < accuracy.interval.high
+    assert better.p_value < 1e-6
+    same = compare(logits, logits, labels)
+    assert (same.only_first_right, same.only_second_right, same.p_value) == (0, 0, 1.0)
+    other = compare(logits, draw(600, seed=0)[0] + np.random.default_rng(5).normal(size=(600, 3)) / 10, labels)
+    assert other.p_value == pytest.approx(
+        binomtest(other.only_first_right, other.only_first_right + other.only_second_right).pvalue
+    )
+
+
+def test_mcnemars_published_example_and_its_clusters() -> None:
+    # Agresti, Categorical Data Analysis, table 10.1: 86 and 150 discordant, z = 4.17
+    labels = np.zeros(236, int)
+    first, second = np.eye(2)[[1] * 150 + [0] * 86], np.eye(2)[[0] * 150 + [1] * 86]
+    plain = compare(first, second, labels)
+    alone = compare(first, second, labels, [str(i) for i in range(236)])
+    assert (plain.only_second_right, plain.only_first_right) == (150, 86)
+    assert alone.p_value == pytest.approx(3.1e-5, rel=0.05)
+    assert plain.p_value == pytest.approx(3.7e-5, rel=0.05)
+    pairs = compare(first, second, labels, [str(i // 2) for i in range(236)])
+    assert pairs.p_value > 10 * alone.p_value, "two images of one patient are not two witnesses"
+
+
+def test_novelty_keeps_its_rate_and_sees_both_directions() -> None:
+    random = np.random.default_rng(0)
+    centre = random.normal(size=32)
+
+    def draw(count: int, spread: float = 1.0, brightness: float = 1.0) -> tuple[Floats, NDArray[np.float32]]:
+        noise = random.uniform(0, 255, (count, 16, 16, 1)) + random.normal(0, 30, (count, 16, 16, 3))
+        pixels = (brightness * noise).clip(0, 255).astype(np.uint8)
+        return centre + spread * random.normal(size=(count, 32)), measure_pixels(pixels)
+
+    model = fit_novelty(*draw(800))
+    val = model.score(*draw(800))
+    threshold = choose_novelty_threshold(val, 0.05)
+    assert np.mean(val > threshold) <= 0.05
+    assert np.mean(model.score(*draw(800)) > threshold) == pytest.approx(0.05, abs=0.04)
+    assert np.mean(model.score(*draw(50, spread=8.0)) > threshold) > 0.9, "features far away"
+    assert np.mean(model.score(*draw(50, spread=0.1)) > threshold) > 0.9, "features nearer than any training image's"
+    assert (model.score(*draw(50, brightness=0.5)) > threshold).all(), "darker than any training image"
+    few = fit_novelty(*draw(3))
+    assert np.isfinite(few.score(*draw(20))).all(), "fewer training images than neighbours"
+
+
+def test_a_little_colour_is_not_novel_where_all_training_images_are_grey() -> None:
+    random = np.random.default_rng(0)
+    grey = np.repeat(random.integers(0, 256, (200, 16, 16, 1), np.uint8), 3, axis=3)
+    features = random.normal(size=(200, 8))
+    model = fit_novelty(features, measure_pixels(grey))
+    tinted = grey.copy()
+    tinted[..., 0] = np.minimum(tinted[..., 0].astype(int) + 1, 255)  # what JPEG leaves
+    coloured = random.integers(0, 256, (200, 16, 16, 3), np.uint8)
+    usual = model.score(features, measure_pixels(grey))
+    threshold = choose_novelty_threshold(usual, 0.05)
+    assert np.mean(model.score(features, measure_pixels(tinted)) > threshold) < 0.3
+    assert (model.score(features, measure_pixels(coloured)) > 5 * threshold).all()

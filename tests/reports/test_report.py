@@ -1,0 +1,146 @@
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markupsafe import Markup
+
+from convnext_cli import evaluate, write_report
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.metrics.formulas import Floats
+from convnext_cli.metrics.intervals import compute_intervals
+from convnext_cli.metrics.summary import compute_metrics
+from convnext_cli.reports.gallery import IMAGES
+from convnext_cli.reports.plots import shown
+from convnext_cli.reports.report import MAX_CONFUSION, render_page
+from convnext_cli.runs.folder import RunFolder
+from tests.conftest import SMALL
+from tests.reports.browser import CHROMIUM, Browser
+
+HOSTILE = "<script>alert(1)</script>"
+CLASSES = (HOSTILE, "$x_1$ & 'two'", "new\nline \udcff 数")
+FINDING = {
+    "kind": "duplicates across splits", "falsifies": True, "title": HOSTILE, "count": 2, "examples": [],
+    "effect": "too good", "action": "kept",
+}  # fmt: skip
+QUOTES = """<img src=x onerror=alert(2)> "a' &amp;.png"""
+
+
+@pytest.fixture(scope="module")
+def hostile(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """The small run, its classes and files renamed to what a page could stumble over, evaluated, with its report."""
+    home = tmp_path_factory.mktemp("hostile")
+    shutil.copytree(run.path, home / "run")
+    mine = RunFolder(home / "run")
+    index = mine.read_split()
+    shutil.copytree(index.root, home / "data")
+    first = index.rows("test")[0]
+    paths = list(index.paths)
+    paths[first] = f"0/{QUOTES}"
+    (home / "data" / index.paths[first]).rename(home / "data" / paths[first])
+    mine.write_split(replace(index, root=home / "data", classes=CLASSES, paths=tuple(paths)))
+    config = json.loads((mine.path / "config.json").read_text())
+    config["label_names"] = CLASSES
+    (mine.path / "config.json").write_text(json.dumps(config))
+    (mine.path / "audit.json").write_text(json.dumps({"findings": [FINDING | {"examples": [QUOTES]}]}))
+    (mine.path / "calibration.json").unlink()
+    mine.tests.unlink(missing_ok=True)
+    found = evaluate(mine.path, targets=[f"sensitivity=0.9:{HOSTILE}"])
+    # an unsure answer, so that the file with the odd name is shown
+    sure: Floats = found.cases.logits.copy()
+    sure[0] = 0
+    found = replace(found, cases=replace(found.cases, logits=sure))
+    write_report(found)
+    return found
+
+
+def test_the_report_is_one_page_with_all_its_parts(hostile: Evaluation) -> None:
+    run = RunFolder(hostile.run)
+    page = run.report.read_text()
+    for heading in (
+        "balanced accuracy", "Operating points", "Class by class", "Confusion", "Curves", "How sure it is", "Training",
+        "Where it goes wrong", "Data", "What the audit of the data found", "Settings", "Intended use and limits",
+        "Environment of the training",
+    ):  # fmt: skip
+        assert heading in page, heading
+    assert "This is the first evaluation of this run on a test split." in page
+    assert page.count("<svg") == 5
+    assert 2 <= page.count("data:image/jpeg") <= 4 * IMAGES
+    assert f'<td><code>epochs</code></td><td class="number">{SMALL["epochs"]}</td>' in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing from elsewhere"
+    assert "<script" not in page
+    assert {path.name for path in run.plots.iterdir()} == {
+        f"{name}.png" for name in ("roc", "pr", "reliability", "loss", "right", "confusion")
+    }
+    assert "#010203" not in page, "no stand-in colour is left"
+
+
+def test_hostile_names_are_text(hostile: Evaluation) -> None:
+    page = RunFolder(hostile.run).report.read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<img src=x" not in page
+    assert "new\\nline" in page
+    assert "new\nline" not in page
+    assert shown("a\udcffb\x1b[0m") == "a\\udcffb\\x1b[0m"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the report with")
+def test_the_report_in_a_browser(hostile: Evaluation) -> None:
+    with Browser() as browser:
+        for width in (390, 1280):
+            for scheme in ("light", "dark"):
+                browser.open(RunFolder(hostile.run).report, width, scheme=scheme)
+                assert browser.evaluate("document.documentElement.scrollWidth") == width
+                assert browser.requests == []
+                assert browser.complaints == []
+                text = browser.evaluate("document.body.innerText")
+                assert HOSTILE in text
+                assert QUOTES in text
+                dark = browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 20, 24)"
+                assert dark == (scheme == "dark")
+        assert browser.evaluate("document.scripts.length") == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to try the browser itself with")
+def test_the_browser_would_notice(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<div style='width:900px'>x</div><img src='gone.png'><script>console.error(1); nothing()</script>")
+    with Browser() as browser:
+        browser.open(page, 390)
+        assert browser.evaluate("document.documentElement.scrollWidth") > 390
+        assert [url.rsplit("/")[-1] for url in browser.requests] == ["gone.png"]
+        assert len(browser.complaints) >= 2
+
+
+def test_many_classes_and_absent_ones(run: RunFolder, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    many = MAX_CONFUSION + 10
+    shutil.copytree(run.path, tmp_path / "run")
+    found = evaluate(tmp_path / "run")
+    labels = random.integers(0, many - 1, 45)
+    logits = random.normal(size=(45, many)).astype(np.float32)
+    logits[:, :] += 2 * np.eye(many)[labels].astype(np.float32)
+    classes = tuple(f"class {k}" for k in range(many))
+    metrics = compute_metrics(logits, labels, classes)
+    wide = replace(
+        found,
+        metrics=metrics,
+        uncalibrated=metrics,
+        intervals=compute_intervals(logits, labels, resamples=200),
+        calibration=None,
+        operating_points=(),
+        cases=replace(found.cases, logits=logits, labels=labels, classes=classes),
+    )
+    svg = dict.fromkeys(("roc", "pr", "reliability", "loss", "right"), Markup(""))
+    text = render_page(wide, RunFolder(tmp_path / "run"), svg, {"worst": [], "unsure": []})
+    assert "<h2>Confusion</h2>" not in text
+    assert text.count("class 29") == 1
+    assert "Not calibrated" in text
+
+
+def test_the_training_is_drawn_while_it_goes_on(run: RunFolder) -> None:
+    assert run.curves.read_bytes().startswith(b"\x89PNG"), "`finetune` draws it, from the command line or not"
+    assert run.curves.stat().st_size > 5000

@@ -1,0 +1,311 @@
+"""Each file of a run is refused with the file, the field and the value where it does not fit, and never followed."""
+
+import http.server
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from convnext_cli.errors import RunError
+from convnext_cli.inference.agreement import check_records, describe_calibration
+from convnext_cli.inference.calibration import keep_targets, parse_target, read_calibration, read_novelty
+from convnext_cli.inference.evaluation import evaluate
+from convnext_cli.inference.prediction import predict
+from convnext_cli.inference.saved_model import load_model
+from convnext_cli.runs.folder import RunFolder
+from tools.damage_runs import call
+
+
+@pytest.fixture
+def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the small run that a test may damage."""
+    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl", "plots", "last"))
+    return RunFolder(tmp_path / "mine")
+
+
+def change(run: RunFolder, file: str, place: str, value: Any) -> None:
+    """Replace one value of a JSON file; `...` as the value removes it."""
+    path = run.path / file
+    data = node = json.loads(path.read_text())
+    *keys, last = place.split(".")
+    for key in keys:
+        node = node[int(key) if key.isdigit() else key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    path.write_text(json.dumps(data))
+
+
+def read_all(run: RunFolder) -> None:
+    check_records(run)
+    load_model(run.path)
+
+
+NAN = math.nan
+CHANGES = [
+    ("config.json", "label_names", [1, None, {}], r"config\.json cannot be read: label_names\[0\]: Expected str"),
+    ("config.json", "label_names", ["0", "1", "1"], "label_names: 2 class names for 3 outputs"),
+    ("config.json", "label_names", ["2", "1", "0"], r"the classes in .* are not those of data\.json"),
+    ("config.json", "label_names", ..., "missing required field label_names"),
+    ("config.json", "architecture", "resnet50", "model is convnext_zepto_rms in plan.toml and resnet50 in config.json"),
+    ("config.json", "model_args.depths", [10**7, 1, 1, 1], "model_args: Object contains unknown field depths"),
+    ("config.json", "model_args.pretrained", True, "unknown field pretrained"),
+    ("config.json", "model_args.head_hidden_size", 10**9, r"head_hidden_size: Expected int <= 65536 \(it is 10000"),
+    ("config.json", "pretrained_cfg.input_size", [3, 100000, 100000], r"input_size\[1\]: Expected int <= 4096"),
+    ("config.json", "pretrained_cfg.input_size", [3, 32, 64], "32 x 64 px is not square"),
+    ("config.json", "pretrained_cfg.std", [NAN] * 3, r"pretrained_cfg\.std\[0\]: nan is not finite"),
+    ("config.json", "pretrained_cfg.std", [0, 1, 1], r"std\[0\]: Expected float > 0"),
+    ("config.json", "pretrained_cfg.mean", [0.5], "1 means, 3 deviations"),
+    ("config.json", "pretrained_cfg.crop_mode", "weird", r"crop_mode: Invalid enum value 'weird'"),
+    ("config.json", "pretrained_cfg.crop_pct", 1e400, r"crop_pct: inf is not finite"),
+    ("calibration.json", "temperature", NAN, r"calibration\.json cannot be read: temperature: nan is not finite"),
+    ("calibration.json", "temperature", "2", r"temperature: Expected float, got str \(it is \"2\"\)"),
+    ("calibration.json", "temperature", 0, r"temperature: Expected float > 0"),
+    ("calibration.json", "images", -1, "images: Expected int >= 0"),
+    ("calibration.json", "weights", ..., "missing required field weights"),
+    ("calibration.json", "thresholds", [{"target": {"figure": "x"}}], r"thresholds\[0\]\.target\.figure: Invalid"),
+    ("data.json", "classes", "012", "classes: Expected array, got str"),
+    ("data.json", "classes", ["0", "1", "1"], "classes: '1' stands twice"),
+    ("data.json", "data", None, "data: Expected str, got null"),
+    ("data.json", "skipped", {"x": -1}, "skipped"),
+    ("metrics.json", "epoch", "1", "epoch: Expected int, got str"),
+    ("environment.json", "command", 1, "command: Expected array, got int"),
+]
+
+
+@pytest.mark.parametrize(("file", "place", "value", "words"), CHANGES)
+def test_a_changed_value_is_refused_with_file_field_and_value(
+    file: str, place: str, value: Any, words: str, mine: RunFolder
+) -> None:
+    change(mine, file, place, value)
+    with pytest.raises(RunError, match=words) as caught:
+        read_all(mine)
+    assert str(mine.path) in str(caught.value)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "emptied": lambda _: b"",
+    "noise": lambda _: bytes(np.random.default_rng(0).integers(0, 256, 300, np.uint8)),
+    "a number": lambda _: b"7",
+    "deep": lambda _: b"[" * 200_000,
+    "a long number": lambda _: b'{"epoch": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("file", ["config.json", "data.json", "calibration.json", "metrics.json", "environment.json"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_file_is_refused_by_name(kind: str, file: str, mine: RunFolder) -> None:
+    path = mine.path / file
+    path.write_bytes(DAMAGES[kind](path.read_bytes()))
+    with pytest.raises(RunError, match=file):
+        check_records(mine)
+
+
+def test_a_folder_in_a_files_place_is_refused(mine: RunFolder) -> None:
+    (mine.path / "config.json").unlink()
+    (mine.path / "config.json").mkdir()
+    with pytest.raises(RunError, match=r"config\.json cannot be read: it is not a regular file"):
+        check_records(mine)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "has no rows"),
+        ("path,label,group,split\na.png,7,,train\n", r"line 2: label: data\.json has no class '7'"),
+        ("path,label,group,split\na.png,0,,exam\n", "line 2: split: no such split 'exam'"),
+        ("path,label,group,split\na.png\n", "line 2: no label, group, split"),
+        ("path,label,group,split\n,0,,train\n", "line 2: path: '' is no path"),
+    ],
+)
+def test_a_changed_split_is_refused_with_its_line(text: str, words: str, mine: RunFolder) -> None:
+    (mine.path / "split.csv").write_text(text)
+    with pytest.raises(RunError, match=rf"split\.csv cannot be read: .*{words}"):
+        mine.read_split()
+
+
+def test_the_log_is_refused_with_its_line_and_old_ones_may_hold_nan(mine: RunFolder) -> None:
+    path = mine.path / "metrics.jsonl"
+    [line] = path.read_text().splitlines()
+    path.write_text(f"{line}\n{{}}\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2, cannot be read: Object missing required field epoch"):
+        mine.read_log()
+    path.write_text('{"epoch": 1, "train_loss": NaN}\n')
+    assert mine.read_log() == [{"epoch": 1, "train_loss": None}]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("image_size = 32", "image_size is 64 in plan.toml and 32 in config.json"),
+        ("in_chans = 3", "in_chans is 1 in plan.toml and 3 in config.json"),
+        ("seed = 0", "seed = 'text' must be a whole number"),
+    ],
+)
+def test_a_plan_that_is_not_the_models_is_refused(setting: str, words: str, mine: RunFolder) -> None:
+    text = mine.plan.read_text()
+    assert setting in text
+    other = {"image_size = 32": "64", "in_chans = 3": "1", "seed = 0": '"text"'}[setting]
+    mine.plan.write_text(text.replace(setting, f"{setting.partition(' ')[0]} = {other}"))
+    with pytest.raises(RunError, match=words):
+        check_records(mine)
+
+
+def change_weights(run: RunFolder, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = run.path / "model.safetensors"
+    save_file(edit(dict(load_file(path))), path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            lambda a: {**a, "stem.0.bias": a["stem.0.bias"] * np.float32(np.nan)},
+            r"stem\.0\.bias has values",
+        ),
+        (lambda a: {name: a[name] for name in a if name != "stem.0.bias"}, r"1 tensors do not fit .*, such as stem\.0"),
+        (lambda a: {**a, "extra": np.ones(3)}, "1 tensors do not fit .*, such as extra"),
+        (lambda a: {**a, "head.fc.weight": a["head.fc.weight"][:2].copy()}, "3 class names for 2 outputs"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(edit: Any, words: str, mine: RunFolder) -> None:
+    change_weights(mine, edit)
+    with pytest.raises(RunError, match=rf"model\.safetensors cannot be read: {words}"):
+        load_model(mine.path)
+
+
+def test_arrays_of_a_calibration_that_do_not_fit_are_refused(mine: RunFolder) -> None:
+    path = mine.path / "calibration.safetensors"
+    arrays, metadata = dict(load_file(path)), {"weights": mine.fingerprint_weights()}
+    calibration, classes = read_calibration(mine), ("0", "1", "2")
+    assert calibration is not None
+
+    def keep(metadata: dict[str, str] | None, **more: Any) -> None:
+        save_file({**arrays, **more}, path, metadata=metadata)
+
+    def fit() -> None:
+        keep_targets(mine, calibration, classes, [parse_target("sensitivity=0.9:1")])
+
+    keep({"weights": "00000000"})
+    with pytest.raises(RunError, match="was fitted for other weights"):
+        fit()
+    keep(metadata, val_logits=arrays["val_logits"][:, :2].copy())
+    with pytest.raises(RunError, match=r"val_logits \(60, 2\)"):
+        fit()
+    keep(metadata, bank=np.full_like(arrays["bank"], np.nan))
+    with pytest.raises(RunError, match=r"bank has shape .*, or values that are not finite"):
+        read_novelty(mine)
+    keep(None)  # as runs of former versions have it
+    fit()
+
+
+def test_a_run_is_loaded_from_its_own_files_alone(mine: RunFolder, run: RunFolder) -> None:
+    asked: list[str] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/weights.pth"
+        for key, value in (
+            ("url", url), ("hf_hub_id", "timm/convnext_tiny"), ("file", "/no/weights.pth"), ("source", "url"),
+            ("state_dict", {}), ("custom_load", True), ("pretrained", True),
+        ):  # fmt: skip
+            change(mine, "config.json", f"pretrained_cfg.{key}", value)
+        model, _, preprocessing = load_model(mine.path)
+        own, _, same = load_model(run.path)
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"):
+            shutil.copyfile(run.path / "config.json", mine.path / "config.json")
+            change(mine, "config.json", f"model_args.{key}", {"url": url})
+            with pytest.raises(RunError, match=f"unknown field {key}"):
+                load_model(mine.path)
+        server.shutdown()
+    assert asked == []
+    assert preprocessing == same
+    assert all((a == b).all() for a, b in zip(model.parameters(), own.parameters(), strict=True))
+
+
+def plant_leak(run: RunFolder) -> str:
+    """Write into the audit that images are in two splits; return what the note says."""
+    finding = {
+        "kind": "duplicates across splits", "falsifies": True, "title": "planted", "count": 2, "examples": [],
+        "effect": "the score is too good", "action": "none",
+    }  # fmt: skip
+    change(run, "audit.json", "findings", [finding])
+    return "2 x planted. The score is too good"
+
+
+def test_a_damaged_audit_is_said_and_measured_again(mine: RunFolder, tmp_path: Path) -> None:
+    index = mine.read_split()
+    test, train = index.rows("test")[0], index.rows("train")[0]
+    data = shutil.copytree(index.root, tmp_path / "data")
+    shutil.copyfile(data / index.paths[train], data / index.paths[test])  # now a duplicate across splits
+    change(mine, "data.json", "data", str(data))
+    assert plant_leak(mine) in evaluate(mine.path).notes
+    (mine.path / "audit.json").write_bytes((mine.path / "audit.json").read_bytes()[:-40])
+    found = evaluate(mine.path)
+    assert any("audit.json cannot be read" in note and "checked again" in note for note in found.notes)
+    assert any("leakage: 1 picture" in note or "in two splits" in note for note in found.notes)
+    assert found.audit is not None
+    (data / index.paths[train]).unlink()
+    found = evaluate(mine.path)
+    assert found.audit is None
+    assert any("Whether images leak between splits is not known: 1 of 300" in note for note in found.notes), found.notes
+    (mine.path / "audit.json").unlink()
+    assert any("the run has no audit.json" in note for note in evaluate(mine.path).notes)
+
+
+def test_an_unfinished_run_says_so_in_every_answer(mine: RunFolder) -> None:
+    mine.metrics.unlink()
+    words = "the run has not finished: these are the best weights of its first 1 of 1 epochs"
+    assert any(words in note for note in evaluate(mine.path).notes)
+    assert any(words in note for note in describe_calibration(mine.path))
+
+
+def test_probabilities_that_are_not_calibrated_are_said(mine: RunFolder) -> None:
+    assert describe_calibration(mine.path) == []
+    change(mine, "calibration.json", "weights", "00000000")
+    assert "was fitted for other weights than model.safetensors" in describe_calibration(mine.path)[0]
+    (mine.path / "calibration.json").unlink()
+    assert "calibration.json is missing" in describe_calibration(mine.path)[0]
+
+
+def test_no_look_at_the_test_split_is_counted_where_no_answer_comes(mine: RunFolder) -> None:
+    change_weights(mine, lambda a: {**a, "head.fc.bias": a["head.fc.bias"] * np.float32(np.inf)})
+    with pytest.raises(RunError, match="values that are not finite"):
+        evaluate(mine.path)
+    assert not mine.tests.exists()
+
+
+def test_a_comparison_with_a_damaged_run_counts_no_look_at_the_other(mine: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(shutil.copytree(mine.path, tmp_path / "other"))
+    change(other, "calibration.json", "temperature", NAN)
+    done = call("eval", str(mine.path), str(other.path))
+    assert (done.code, done.crash) == (3, "")
+    assert "temperature: nan is not finite" in done.err
+    assert not mine.tests.exists()
+
+
+def test_outputs_that_are_not_finite_are_no_answer(mine: RunFolder) -> None:
+    change_weights(mine, lambda a: {name: value * np.float32(1e30) for name, value in a.items()})
+    index = mine.read_split()
+    with pytest.raises(RunError, match="the model's outputs are not finite"):
+        predict(index.root / index.paths[0], mine.path)

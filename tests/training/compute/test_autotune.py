@@ -1,0 +1,308 @@
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from convnext_cli.files import find_cache
+from convnext_cli.kernels.blocks import FastBlock
+from convnext_cli.kernels.depthwise import NativeDepthwise
+from convnext_cli.kernels.library import load_kernels
+from convnext_cli.progress import Progress
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.checkpoint import read_checkpoint
+from convnext_cli.training.compute import autotune as probe
+from convnext_cli.training.compute.autotune import (
+    COMPILE_FROM,
+    COMPILING,
+    KERNEL_PASSES,
+    MIN_PASSES,
+    choose_compute_config,
+)
+from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, configure_model
+from convnext_cli.training.compute.devices import make_accelerator
+from convnext_cli.training.events import Started, StepDone
+from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.request import TrainRequest
+from tests.training.test_finetuning import request_for
+
+Passes = list[tuple[str, int]]
+
+
+@pytest.fixture
+def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
+    """Blocks and threads in the order in which they were timed. Timm's blocks are twice as fast, two threads best."""
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(probe, "THREADS", 4)
+    monkeypatch.setattr(probe, "_has_bf16", lambda: False)
+    taken: Passes = []
+
+    def time_pass(forward: Any, inputs: torch.Tensor, *, bf16: bool) -> float:
+        assert inputs.shape == (4, 3, 32, 32)
+        if bf16:
+            return 0.5
+        kinds = {type(module) for module in forward.modules()}
+        blocks = NATIVE if NativeDepthwise in kinds else FAST if FastBlock in kinds else TIMM
+        taken.append((blocks, torch.get_num_threads()))
+        return SECONDS[taken[-1][1]] * SLOWER["compiled" if hasattr(forward, "is_compiled") else blocks]
+
+    monkeypatch.setattr(probe, "_time_pass", time_pass)
+    before = torch.get_num_threads()
+    yield taken
+    torch.set_num_threads(before)
+
+
+SECONDS = {4: 1.0, 2: 0.5, 1: 0.75}  # of a pass, by threads
+SLOWER = {TIMM: 1, FAST: 2, NATIVE: 3}
+ROUNDS = probe.ROUNDS + 1
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    network: nn.Module = timm.create_model("test_convnext", num_classes=2)
+    return network
+
+
+def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> probe.AutotuneResult:
+    options: dict[str, Any] = {"name": "test", "passes": MIN_PASSES, "measure": True}
+    return choose_compute_config(network, (4, 3, 32, 32), accelerator=make_accelerator(amp), **options | changes)
+
+
+def test_the_fastest_is_taken_and_remembered(network: nn.Module, passes: Passes) -> None:
+    found = choose(network)
+    assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
+    blocks, half, quarter = [(TIMM, 4), (FAST, 4), (NATIVE, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
+    assert passes == blocks * ROUNDS + half * ROUNDS + quarter * ROUNDS
+    assert not any(isinstance(module, FastBlock) for module in network.modules()), "the model itself is as it was"
+    passes.clear()
+    assert choose(network, passes=KERNEL_PASSES) == found, "a shorter run takes what is known"
+    assert not passes
+    choose(network, name="another")
+    assert passes
+
+
+@pytest.mark.usefixtures("passes")
+def test_a_damaged_answer_is_measured_again(network: nn.Module, tmp_path: Path) -> None:
+    found = choose(network)
+    [kept] = (tmp_path / "cache/probes").iterdir()
+    whole = kept.read_text()
+    for damaged in (whole[:5], "[]", whole.replace("timm 4", "timm"), whole.replace("timm 2", "timm 64")):
+        kept.write_text(damaged)
+        assert choose(network) == found
+        assert json.loads(kept.read_text()) == json.loads(whole)
+
+
+def test_nothing_is_measured_where_it_does_not_pay(network: nn.Module, passes: Passes) -> None:
+    for changes in ({"passes": MIN_PASSES - 1}, {"measure": False}):
+        assert choose(network, **changes) == probe.AutotuneResult(compute_config=ComputeConfig(blocks=NATIVE))
+    assert choose(network, amp="bf16") == probe.AutotuneResult(compute_config=ComputeConfig())
+    assert not passes
+
+
+def test_the_shortest_runs_compile_no_kernel(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes
+) -> None:
+    monkeypatch.setattr(probe, "find_missing_kernels", None)  # not asked for
+    assert choose(network, passes=KERNEL_PASSES - 1) == probe.AutotuneResult(compute_config=ComputeConfig(blocks=FAST))
+    assert not passes
+
+
+def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Passes
+) -> None:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    load_kernels.cache_clear()
+    for choice in (choose(network), choose(network, measure=False, name="another")):
+        [remark] = choice.remarks
+        assert remark.startswith("a C compiler (gcc) would make training faster here: ")
+        assert "/nowhere/cc" in remark
+    assert choice.compute_config == ComputeConfig(blocks=FAST)
+    assert {blocks for blocks, _ in passes} == {TIMM, FAST}
+    network, compute_config = deepcopy(network), ComputeConfig(blocks=NATIVE)
+    _, problems = configure_model(network, compute_config, (4, 3, 32, 32), make_accelerator("no"))
+    assert problems == [remark], "a run that began elsewhere goes on"
+    assert any(isinstance(module, FastBlock) for module in network.modules())
+    load_kernels.cache_clear()
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Models that are compiled: by a compiler that halves the time of their passes."""
+    monkeypatch.setitem(SLOWER, "compiled", 0.5)
+    asked: list[str] = []
+
+    def compile(network: nn.Module, *, dynamic: bool) -> nn.Module:
+        assert not dynamic
+        asked.append("compiled")
+        network.is_compiled = True  # type: ignore[assignment]
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return asked
+
+
+def test_a_long_run_is_compiled_where_that_saves_more_than_it_takes(
+    network: nn.Module, passes: Passes, compiles: list[str]
+) -> None:
+    seconds = SECONDS[2]  # of a pass
+    short, middle, long = (round(wanted / seconds) for wanted in (COMPILE_FROM - 1, 2.5 * COMPILING, COMPILE_FROM))
+    assert not choose(network, passes=short).compute_config.compiled
+    assert not compiles
+    assert not choose(network, passes=long, compile=False).compute_config.compiled
+    assert not compiles
+    found = choose(network, passes=long)
+    assert compiles == ["compiled"]
+    assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2, compiled=True), gain=4.0)
+    passes.clear()
+    assert choose(network, passes=middle) == found, "remembered, so that it pays sooner"
+    assert not choose(network, passes=middle // 2).compute_config.compiled
+    assert not passes
+    assert compiles == ["compiled"]
+
+
+@pytest.mark.usefixtures("passes")
+def test_a_compiler_that_fails_is_not_tried_again(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[nn.Module] = []
+
+    def compile(network: nn.Module, **_options: Any) -> Any:
+        def forward(_inputs: torch.Tensor) -> None:
+            raise RuntimeError("no C++ compiler")
+
+        tried.append(network)
+        forward.modules = network.modules  # type: ignore[attr-defined]
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(probe, "_time_pass", lambda forward, inputs, **_options: len(forward(inputs)) * 0.5)
+    passes = round(COMPILE_FROM)
+    found = choose(network, passes=passes)
+    assert found.remarks == ("the model cannot be compiled here (no C++ compiler), so it runs as it is",)
+    assert not found.compute_config.compiled
+    assert choose(network, passes=passes) == replace(found, remarks=())
+    assert len(tried) == 1
+
+
+@pytest.mark.usefixtures("passes")
+def test_compiling_can_be_asked_for(network: nn.Module) -> None:
+    assert choose(network, compile=True).compute_config == ComputeConfig(blocks=TIMM, threads=2, compiled=True)
+    unmeasured = choose(network, compile=True, name="another", measure=False)
+    assert unmeasured.compute_config == ComputeConfig(blocks=NATIVE, compiled=True)
+    [remark] = choose(network, amp="bf16", compile=True).remarks
+    assert remark.startswith("--compile is for whole models in float32")
+
+
+def test_bf16_is_offered_and_not_taken(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_has_bf16", lambda: True)
+    monkeypatch.setitem(SECONDS, 2, 0.75)
+    found = choose(network)
+    assert passes
+    assert found.compute_config == ComputeConfig(blocks=TIMM, threads=2)
+    assert found.remarks == ("--amp bf16 would be 1.50 times as fast here",)
+
+
+def test_measuring_draws_nothing(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    before, weights = torch.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
+    found = choose(network)
+    assert found.gain is not None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+KINDS = (
+    ComputeConfig(blocks=TIMM),
+    ComputeConfig(blocks=FAST, threads=1),
+    ComputeConfig(blocks=NATIVE),
+)
+
+
+@pytest.mark.parametrize("compute_config", KINDS, ids=str)
+def test_a_run_goes_on_with_what_it_began_with(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute_config: ComputeConfig
+) -> None:
+    def choose(*_args: Any, **_options: Any) -> probe.AutotuneResult:
+        return probe.AutotuneResult(compute_config=compute_config)
+
+    monkeypatch.setattr(probe, "choose_compute_config", choose)
+    request = replace(request_for(digits, tmp_path / "whole", epochs=1, save_every=5), audit=False)
+    list(finetune_steps(request))
+    events = finetune_steps(replace(request, output=tmp_path / "cut"))
+    for event in events:
+        if isinstance(event, StepDone) and event.step == 6:
+            break
+    events.close()
+    monkeypatch.setattr(probe, "choose_compute_config", None)  # not asked again
+    went_on = [
+        event for event in finetune_steps(TrainRequest(resume=tmp_path / "cut")) if not isinstance(event, Progress)
+    ]
+    started = went_on[1]
+    assert isinstance(started, Started)
+    assert started.compute_config == str(compute_config)
+    assert not [note for note in started.notes if "compiled" in note]
+    _, words = read_checkpoint(RunFolder(tmp_path / "cut").list_checkpoints()[0])
+    kept = json.loads(words)
+    assert (kept["blocks"], kept["threads"], kept["compiled"]) == astuple(compute_config)
+    ends = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert ends[0] == ends[1]
+
+
+def test_passes_of_whole_micro_batches_are_compiled(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def compile(network: nn.Module, *, dynamic: bool) -> Any:
+        assert not dynamic
+
+        def forward(inputs: torch.Tensor) -> Any:
+            sizes.append(len(inputs))
+            return network(inputs)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile)
+    request = replace(request_for(digits, tmp_path / "run", epochs=1, save_every=5), audit=False)
+    for event in (events := finetune_steps(replace(request, compile=True))):
+        if isinstance(event, StepDone) and event.step == 6:
+            break
+    events.close()
+    assert sizes == [16] * 7, "the first is what compiles"
+    sizes.clear()
+    went_on = [event for event in finetune_steps(TrainRequest(resume=tmp_path / "run")) if isinstance(event, Started)]
+    assert "compiled" in went_on[0].compute_config
+    assert sizes == [16] * 8, "195 images: the first pass, seven steps of 16 after the five saved, and one of three"
+    sizes.clear()
+    list(finetune_steps(replace(request, output=tmp_path / "plain", compile=False)))
+    assert not sizes
+
+
+def test_without_a_compiler_the_model_runs_as_it_is(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    request = replace(request_for(digits, tmp_path / "run"), audit=False, compile=True)
+    started = next(event for event in finetune_steps(request) if isinstance(event, Started))
+    assert "the model cannot be compiled here (no C++ compiler), so it runs as it is" in started.notes
+    assert "compiled" not in started.compute_config
+
+
+def test_no_more_images_than_needed_are_measured_with(
+    network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "IMAGES", 4)  # which is what `passes` expects
+    options: dict[str, Any] = {"name": "test", "passes": MIN_PASSES, "measure": True, "compile": False}
+    found = choose_compute_config(network, (32, 3, 32, 32), accelerator=make_accelerator("no"), **options)
+    assert passes
+    assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
+    [kept] = find_cache().glob("probes/*.json")
+    assert json.loads(kept.read_text())["plain"]["timm 2"] == SECONDS[2] * 32 / 4, "seconds of a pass of the run's size"

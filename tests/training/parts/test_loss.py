@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from convnext_cli.recipes.settings import Settings, default_settings
+from convnext_cli.training.parts.loss import Loss, make_loss, weigh_classes
+
+CPU = torch.device("cpu")
+COUNTS = (900, 90, 10)
+
+
+def criterion(**settings: object) -> Loss:
+    needed = {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "lr": 1e-3, "warmup_epochs": 0, "image_size": 32}
+    needed |= dict.fromkeys(
+        ("weight_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "min_crop_area", "hflip"), 0.0
+    )
+    return make_loss(Settings(**(needed | default_settings() | settings)), COUNTS, CPU)
+
+
+def test_plain_is_torchs_cross_entropy() -> None:
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    ours = criterion().sum_losses(logits, F.one_hot(labels, 3).float())
+    assert ours == pytest.approx(F.cross_entropy(logits, labels, reduction="sum"))
+
+
+def test_balanced_weights_give_each_class_the_same_total_and_keep_the_scale() -> None:
+    weights = weigh_classes(COUNTS, "balanced")
+    assert weights * COUNTS == pytest.approx([sum(COUNTS) / 3] * 3)
+    assert (weights * COUNTS).sum() == pytest.approx(sum(COUNTS))
+
+
+def test_effective_weights_lie_between_none_and_balanced() -> None:
+    """arXiv:1901.05555, equation 2: (1 - beta^n) / (1 - beta) images' worth."""
+    weights, balanced = weigh_classes(COUNTS, "effective"), weigh_classes(COUNTS, "balanced")
+    assert 1 < weights[2] / weights[0] < balanced[2] / balanced[0]
+    assert weights[2] / weights[0] == pytest.approx((1 - 0.999**900) / (1 - 0.999**10))
+    assert (weights * COUNTS).sum() == pytest.approx(sum(COUNTS))
+
+
+def test_class_weights_reach_the_loss() -> None:
+    logits, targets = torch.zeros(3, 3), torch.eye(3)
+    weights = torch.tensor(weigh_classes(COUNTS, "balanced"), dtype=torch.float32)
+    expected = (weights * np.log(3)).sum()
+    assert criterion(class_weights="balanced").sum_losses(logits, targets) == pytest.approx(expected.item())
+
+
+def test_logit_adjustment_is_the_loss_under_the_training_shares() -> None:
+    """Of logits that know nothing, the loss is that of predicting each class by its share to the power tau."""
+    loss = criterion(logit_adjustment=1.0).sum_losses(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
+    assert loss == pytest.approx(-np.log(10 / 1000), rel=1e-5)
+    half = criterion(logit_adjustment=0.5).sum_losses(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
+    shares = np.sqrt(np.array(COUNTS) / 1000)
+    assert half == pytest.approx(-np.log(shares[2] / shares.sum()), rel=1e-5)
+
+
+def test_nothing_is_corrected_unasked() -> None:
+    found = default_settings()
+    assert (found["class_weights"], found["sampler"], found["logit_adjustment"]) == ("none", "shuffle", 0.0)

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from convnext_cli.training.parts.mixing import mix_batch, smooth_targets
+
+
+def test_smoothing_equals_torchs() -> None:
+    labels, logits = torch.tensor([0, 2, 1]), torch.randn(3, 4)
+    ours = F.cross_entropy(logits, smooth_targets(labels, 4, 0.1))
+    assert ours == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
+def images_and_targets(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image i is all i, so that a mixed image shows what it was mixed from."""
+    images = torch.arange(batch).float().view(batch, 1, 1, 1).expand(batch, 3, 16, 16).clone()
+    return images, torch.eye(batch)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5])
+def test_mixup_mixes_targets_as_it_mixes_images(batch: int) -> None:
+    images, targets = images_and_targets(batch)
+    mixed, soft = mix_batch(images, targets, np.random.default_rng(0), mixup=0.8, cutmix=0.0)
+    expected = (soft * torch.arange(batch)).sum(1)
+    assert torch.allclose(mixed[:, 0, 0, 0], expected, atol=1e-5)
+    assert torch.allclose(soft.sum(1), torch.ones(batch))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cutmix_mixes_targets_by_area(seed: int) -> None:
+    images, targets = images_and_targets(4)
+    mixed, soft = mix_batch(images, targets, np.random.default_rng(seed), mixup=0.0, cutmix=1.0)
+    for i in range(4):
+        own = (mixed[i, 0] == i).float().mean()
+        assert soft[i, i] == pytest.approx(own.item(), abs=1e-6)
+        assert set(mixed[i].flatten().tolist()) <= {i, 3 - i}
+    assert torch.equal(images, images_and_targets(4)[0]), "the batch itself is left alone"
+
+
+def test_off_changes_nothing() -> None:
+    images, targets = images_and_targets(4)
+    assert mix_batch(images, targets, np.random.default_rng(0), mixup=0.0, cutmix=0.0) == (images, targets)

@@ -1,0 +1,197 @@
+"""A run with a hidden layer before its classifier, from training to every place that it goes to."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from convnext_cli import evaluate, finetune, predict
+from convnext_cli.errors import UsageError
+from convnext_cli.exports.export import ExportedFile, ExportRequest, export_steps
+from convnext_cli.exports.hub import hub_steps
+from convnext_cli.inference.onnx_classifier import OnnxClassifier
+from convnext_cli.inference.saved_model import load_model
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.kernels.blocks import FastBlock, speed_up
+from convnext_cli.models.build import build_model
+from convnext_cli.models.catalog import find_model
+from convnext_cli.progress import finish
+from convnext_cli.recipes.rules import check_head
+from convnext_cli.recipes.settings import Choice
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.finetuning import finetune_steps
+from tests.conftest import SMALL
+from tests.training.test_survival import STEPS, go_on, new, stop_after
+from tools.kill_test import read_end, take_images
+
+HIDDEN = 64
+HEAD = {"head": "mlp", "head_hidden_size": HIDDEN, "head_dropout": 0.25}
+INPUTS = torch.linspace(-2, 2, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def mine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("head") / "run"
+    finetune(digits, output=folder, **SMALL | HEAD)  # type: ignore[arg-type]
+    return RunFolder(folder)
+
+
+def build(weights: str = "auto", **options: Any) -> tuple[torch.nn.Module, list[str]]:
+    model, tag = find_model("convnext_zepto_rms.builtin")
+    return build_model(model, tag, num_classes=3, drop_path=0.0, weights=weights, offline=True, **options)
+
+
+def test_the_run_has_the_layer_and_still_learns(mine: RunFolder) -> None:
+    weights = load_file(mine.path / "model.safetensors")
+    assert weights["head.pre_logits.fc.weight"].shape == (HIDDEN, 256)
+    assert weights["head.fc.weight"].shape == (3, HIDDEN)
+    config = json.loads((mine.path / "config.json").read_text())
+    assert config["model_args"]["head_hidden_size"] == HIDDEN
+    assert evaluate(mine.path).metrics.top1 > 0.9
+
+
+def test_the_layer_is_new_and_the_backbone_with_its_norm_is_not() -> None:
+    plain, new_plain = build()
+    model, new_here = build(head_hidden_size=HIDDEN)
+    assert new_plain == ["head.fc.weight", "head.fc.bias"]
+    assert new_here == ["head.pre_logits.fc.weight", "head.pre_logits.fc.bias", *new_plain]
+    own, theirs = model.state_dict(), plain.state_dict()
+    assert all(torch.equal(own[name], theirs[name]) for name in own if name not in new_here)
+
+
+@pytest.mark.parametrize("hidden", [None, HIDDEN])
+def test_dropout_is_for_training_alone(hidden: int | None) -> None:
+    model, _ = build(head_hidden_size=hidden, head_dropout=0.5)
+    seen = []
+    model.get_classifier().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[operator]
+    model.eval()
+    assert torch.equal(model(INPUTS), model(INPUTS))
+    assert (seen[0] != 0).all()
+    torch.manual_seed(0)
+    assert not torch.equal(model.train()(INPUTS), model(INPUTS))
+    assert 0.35 < float((seen[2] == 0).float().mean()) < 0.65
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, 256])  # at 256 the classifier is of one shape in both
+def test_another_head_takes_the_backbone_alone(hidden: int, tmp_path: Path) -> None:
+    backbone = ["stem.0.weight", "stages.3.blocks.1.mlp.fc2.weight", "head.norm.weight"]
+    sizes = (None, hidden)
+    for number, (before, after) in enumerate((sizes, sizes[::-1])):
+        source, _ = build(head_hidden_size=before)
+        path = tmp_path / f"{number}.pth"
+        torch.save(source.state_dict(), path)
+        model, found = build(str(path), head_hidden_size=after)
+        layers = ("head.pre_logits.fc", "head.fc") if after else ("head.fc",)
+        assert found == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+        own, theirs = model.state_dict(), source.state_dict()
+        assert all(torch.equal(own[name], theirs[name]) for name in backbone)
+        assert build(str(path), head_hidden_size=before)[1] == [], "the same head is taken whole"
+
+
+def test_a_run_starts_from_one_with_another_head(mine: RunFolder, digits: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"weights": mine.path, "epochs": 1}
+    finetune(digits, output=tmp_path / "linear", **settings)  # type: ignore[arg-type]
+    assert "head.pre_logits.fc.weight" not in load_file(tmp_path / "linear/model.safetensors")
+    assert evaluate(tmp_path / "linear").metrics.top1 > 0.9
+    back = settings | {"weights": tmp_path / "linear"} | HEAD
+    finetune(digits, output=tmp_path / "back", **back)  # type: ignore[arg-type]
+    assert evaluate(tmp_path / "back").metrics.top1 > 0.9
+
+
+def test_the_head_alone_is_trained_with_its_layer_and_on_one_channel(digits: Path, tmp_path: Path) -> None:
+    alone = SMALL | HEAD | {"in_chans": 1, "epochs": 0, "freeze_epochs": 20}
+    finetune(digits, output=tmp_path / "run", **alone)  # type: ignore[arg-type]
+    found = load_file(tmp_path / "run/model.safetensors")
+    began, new_here = build(in_chans=1, head_hidden_size=HIDDEN)
+    changed = [name for name, value in began.state_dict().items() if not torch.equal(value, found[name])]
+    assert changed == new_here
+    assert evaluate(tmp_path / "run").metrics.top1 > 0.7
+
+
+def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) -> None:
+    *_, _ = hub_steps(mine, tmp_path / "hub")
+    with torch.inference_mode():
+        expected = load_model(mine.path)[0](INPUTS)
+        for folder in (mine.path, tmp_path / "hub"):
+            theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            assert torch.equal(theirs(INPUTS), expected)
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+        loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hub").eval()
+        assert torch.allclose(loaded(INPUTS).logits, expected, atol=1e-6)
+    assert loaded.config.id2label == {0: "0", 1: "1", 2: "2"}
+    assert "| head_hidden_size | 64 |" in (tmp_path / "hub/README.md").read_text()
+
+
+def export(run: RunFolder, **wanted: Any) -> ExportedFile:
+    exported = finish(export_steps(run, ExportRequest(**wanted)))
+    assert isinstance(exported, ExportedFile)
+    return exported
+
+
+def test_every_export_says_what_the_run_says(mine: RunFolder, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    shutil.copytree(mine.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    for wanted in ({}, {"format": "pt2"}, {"int8": True, "tolerance": 0.2}):
+        assert export(run, **wanted).parity.holds
+    index = run.read_split()
+    images = [index.root / index.paths[row] for row in index.rows("test")]
+    by_torch = predict(images, run.path, engine="torch", abstain=True)
+    by_onnx = predict(images, run.path, engine="onnx", abstain=True)
+    for a, b in zip(by_torch, by_onnx, strict=True):
+        assert a.classes == b.classes
+        assert a.probabilities == pytest.approx(b.probabilities, abs=1e-4)
+        assert a.novelty == pytest.approx(b.novelty, rel=1e-3)
+    small = np.zeros((2, 32, 32, 3), np.uint8)
+    for model in (TorchClassifier(run.path), OnnxClassifier(run.exported("onnx"))):
+        assert model.ask(small, features=True, heat=False).features.shape == (2, HIDDEN)
+    predict(images[:1], run.path, explain=tmp_path / "heat")
+    assert len(list((tmp_path / "heat").iterdir())) == 1
+
+
+def test_the_fast_formulation_answers_the_same(mine: RunFolder) -> None:
+    plain, fast = load_model(mine.path)[0], load_model(mine.path)[0]
+    speed_up(fast)
+    assert any(isinstance(module, FastBlock) for module in fast.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(INPUTS), plain(INPUTS), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_was_stopped_draws_the_same_dropout(digits: Path, tmp_path: Path) -> None:
+    data = take_images(digits, tmp_path / "few", 20)
+    settings = {"head": "mlp", "head_hidden_size": 32, "head_dropout": 0.5}
+    list(finetune_steps(new(data, "whole", **settings)))
+    stop_after(new(data, "run", **settings), STEPS + 5)
+    go_on("run")
+    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
+
+
+def test_what_cannot_be_is_said_before_the_images_are_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot have --head mlp"):
+        finetune(tmp_path / "nothing", model="convnext_tiny_hnf", weights="none", head="mlp")
+    with pytest.raises(UsageError, match="no effect with the linear head"):
+        finetune(tmp_path / "nothing", head_hidden_size=64)
+
+
+def check(model: str, source: str = "flag", **settings: object) -> None:
+    check_head(find_model(model)[0], {name: Choice(value=value, source=source) for name, value in settings.items()})
+
+
+def test_a_head_that_the_model_cannot_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="convnext_tiny_hnf cannot have --head mlp"):
+        check("convnext_tiny_hnf", head="mlp")
+    check("convnext_tiny_hnf", head="linear", head_dropout=0.5)
+    check("convnext_tiny", head="mlp", head_hidden_size=64)
+
+
+def test_a_width_without_a_hidden_layer_is_refused_unless_a_plan_merely_holds_it() -> None:
+    for words in ({}, {"head": "linear"}):
+        with pytest.raises(UsageError, match="head_hidden_size has no effect with the linear head"):
+            check("convnext_tiny", head_hidden_size=64, **words)
+    check("convnext_tiny", "plan", head="linear", head_hidden_size=64)
