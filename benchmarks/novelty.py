@@ -44,14 +44,14 @@ PAIRS = (
 class Views:
     """A model's outputs on images: pooled features of each stage, (N, C_i); those before the classifier; logits."""
 
-    def __init__(self, predictor: TorchClassifier, load: Callable[[int], NDArray[np.uint8]], count: int) -> None:
-        model: Any = predictor.model
+    def __init__(self, classifier: TorchClassifier, load: Callable[[int], NDArray[np.uint8]], count: int) -> None:
+        model: Any = classifier.model
         stages: list[list[torch.Tensor]] = [[] for _ in model.stages]
         hooks = [
             stage.register_forward_hook(lambda _m, _i, out, at=at: stages[at].append(out.mean((2, 3)).float().cpu()))
             for at, stage in enumerate(model.stages)
         ]
-        parts = list(predictor.answer(range(count), load, features=True))
+        parts = list(classifier.answer(range(count), load, features=True))
         for hook in hooks:
             hook.remove()
         self.stages = [torch.cat(part).numpy().astype(np.float64) for part in stages]
@@ -184,12 +184,12 @@ def compare_scores(out: Path, epochs: int) -> None:
                 index.root, output=run.path, weights="builtin", epochs=epochs, image_size=64, resplit=True, onnx=False,
                 overwrite=True, audit=False, val_fraction=0.15, test_fraction=0.15,
             )  # fmt: skip
-        predictor, split = TorchClassifier(run.path), run.read_split()
+        classifier, split = TorchClassifier(run.path), run.read_split()
         random = np.random.default_rng(0)
 
-        def views(paths: list[Path], predictor: TorchClassifier = predictor) -> Views:
+        def views(paths: list[Path], classifier: TorchClassifier = classifier) -> Views:
             return Views(
-                predictor, lambda at: transform_for_eval(decode_image(paths[at]), predictor.preprocessing), len(paths)
+                classifier, lambda at: transform_for_eval(decode_image(paths[at]), classifier.preprocessing), len(paths)
             )
 
         parts = {}

@@ -159,9 +159,9 @@ def answer_ours(task: Task, mode: str) -> Turns:
     run = write_model_folder(task)
     index = scan_data(task.folder)
     rows = index.rows("train")
-    predictor = TorchClassifier(run)
+    classifier = TorchClassifier(run)
     if mode != "predict":
-        list(predictor.answer_all(index, rows))
+        list(classifier.answer_all(index, rows))
     while True:
         if mode == "first":
             clear_cache()
@@ -169,7 +169,7 @@ def answer_ours(task: Task, mode: str) -> Turns:
         if mode == "predict":
             list(predict_steps(run, [index.root / index.paths[row] for row in rows], PredictRequest()))
         else:
-            list(predictor.answer_all(index, rows))
+            list(classifier.answer_all(index, rows))
         yield watch.stop(task.images)
 
 

@@ -26,8 +26,10 @@ SETS = {
     "digits": ("--epochs 2 --image-size 32 --freeze-epochs 1 --average-best 2 --mixup 0.2", "sensitivity=0.9:3"),
     "cxr3": ("--epochs 2 --image-size 64 --resplit --class-weights balanced --batch-size 64", "sensitivity=0.95:VIRUS"),
 }
-VOLATILE = {"seconds", "time", "run", "runs", "data", "created", "date", "path", "commands", "argv", "report", "next",
-            "root", "environment", "versions", "sha256", "version", "when", "at", "hours"}  # fmt: skip
+VOLATILE = {
+    "images_per_second", "bytes", "worst", "seconds", "time", "run", "runs", "data", "created", "date", "path",
+    "commands", "argv", "report", "next", "root", "environment", "versions", "sha256", "version", "when", "at", "hours",
+}  # fmt: skip
 
 
 def run_command(checkout: Path, arguments: str, place: Path) -> str:

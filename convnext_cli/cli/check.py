@@ -70,12 +70,12 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
     return "A fix-list names the images to leave out.", f"{check} --fix-list leave-out.csv"
 
 
-def run_audit(intake: "DatasetRequest") -> "Audit":
+def run_audit(request: "DatasetRequest") -> "Audit":
     """Audit a data set with a progress bar."""
     from convnext_cli.data.dataset import load_dataset
     from convnext_cli.machine import count_cpus
 
-    audit = console.run("checking images", load_dataset(intake, threads=count_cpus())).audit
+    audit = console.run("checking images", load_dataset(request, threads=count_cpus())).audit
     assert audit is not None
     return audit
 

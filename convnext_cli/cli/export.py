@@ -60,7 +60,7 @@ def export(
         raise error
     if inputs and inputs.skipped:
         console.warn(describe_skipped(inputs.skipped))
-    wanted = ExportRequest(
+    request = ExportRequest(
         format=format,
         output=output,
         int8=int8,
@@ -69,7 +69,7 @@ def export(
         push=push,
         overwrite=overwrite,
     )
-    exported = run_export(folder, wanted)
+    exported = run_export(folder, request)
     if as_json:
         console.show_json(exported.to_dict())
     elif isinstance(exported, ExportedFile):
@@ -78,11 +78,11 @@ def export(
         _show_hub(exported)
 
 
-def run_export(run: "RunFolder", wanted: "ExportRequest") -> "ExportedFile | HubFolder":
+def run_export(run: "RunFolder", request: "ExportRequest") -> "ExportedFile | HubFolder":
     """Export with a progress bar."""
     from convnext_cli.exports.export import export_steps
 
-    return console.run("export", export_steps(run, wanted))
+    return console.run("export", export_steps(run, request))
 
 
 def _show_exported(found: "ExportedFile") -> None:

@@ -78,13 +78,13 @@ def predict(
     if folder.is_dir():
         for note in describe_calibration(folder):
             console.warn(note)
-    wishes = PredictRequest(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
-    for note in list_run_notes(folder, wishes):
+    request = PredictRequest(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
+    for note in list_run_notes(folder, request):
         console.warn(note)
     failures: list[ImageError] = []
     bad = [Prediction(path=path, error=error) for path, error in inputs.errors]
     total = len(inputs.paths) + len(bad)
-    events = chain(bad, predict_steps(folder, inputs.paths, wishes))
+    events = chain(bad, predict_steps(folder, inputs.paths, request))
     predictions = _follow(events, total, failures)
     if as_json:
         rows = (_as_json(prediction, top_k) for prediction in predictions)

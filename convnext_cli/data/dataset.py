@@ -66,31 +66,31 @@ def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def load_dataset(intake: DatasetRequest, *, threads: int) -> Steps[Dataset]:
+def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
     """Scan, group and audit the data of a request.
 
     Raises:
         DataError: the data or the list of exclusions cannot be used.
         UsageError: the pattern for groups is wrong.
     """
-    index, grouping = read_index(intake)
-    if not intake.audit:
+    index, grouping = read_index(request)
+    if not request.audit:
         return Dataset(index=index, grouping=grouping, audit=None, together=())
     audit = yield from audit_index(index, grouping, threads=threads)
     return _leave_out_unreadable(audit.index, audit.grouping, audit)
 
 
-def read_index(intake: DatasetRequest) -> tuple[Index, Grouping]:
+def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
     """Scan data and find its groups, without a look at the images.
 
     Raises:
         DataError: the data or the list of exclusions cannot be used.
         UsageError: the pattern for groups is wrong.
     """
-    index = scan_data(intake.data, image_root=intake.image_root, exclude=intake.exclude)
-    if intake.resplit:
+    index = scan_data(request.data, image_root=request.image_root, exclude=request.exclude)
+    if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
-    return group_index(index, intake.group_from)
+    return group_index(index, request.group_from)
 
 
 def check_apart(output: Path, index: Index, option: str = "--output") -> None:

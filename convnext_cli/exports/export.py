@@ -139,7 +139,7 @@ def export(
         DataError: there are no images to check parity on.
         ConvnextError: the extra `onnx` is not installed, or the Hub refused the upload.
     """
-    wanted = ExportRequest(
+    request = ExportRequest(
         format=format,
         output=Path(output) if output is not None else None,
         int8=int8,
@@ -148,35 +148,35 @@ def export(
         push=push,
         overwrite=overwrite,
     )
-    steps = export_steps(find_newest_run() if run is None else RunFolder(Path(run)), wanted)
+    steps = export_steps(find_newest_run() if run is None else RunFolder(Path(run)), request)
     return finish(steps, on_event)
 
 
-def export_steps(run: RunFolder, wanted: ExportRequest) -> Steps[ExportedFile | HubFolder]:
+def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile | HubFolder]:
     """Export a run, as `export` does.
 
     Raises:
         UsageError, RunError, DataError, ParityError, ConvnextError: as `export`.
     """
-    check_word("format", wanted.format, FORMATS)
-    if wanted.format == "hub":
-        if wanted.output is None or wanted.int8 or wanted.images or wanted.tolerance is not None:
+    check_word("format", request.format, FORMATS)
+    if request.format == "hub":
+        if request.output is None or request.int8 or request.images or request.tolerance is not None:
             raise UsageError(
                 "--format hub needs --output, and takes no --int8, --images or --tolerance", "Give a new folder"
             )
-        return (yield from hub_steps(run, wanted.output, push=wanted.push, overwrite=wanted.overwrite))
-    if wanted.push:
+        return (yield from hub_steps(run, request.output, push=request.push, overwrite=request.overwrite))
+    if request.push:
         raise UsageError("--push goes with --format hub", "Leave one of them out")
     check_single(run.path)
-    if wanted.int8 and wanted.format != "onnx":
+    if request.int8 and request.format != "onnx":
         raise UsageError("--int8 goes with --format onnx", "Leave one of them out")
-    output = wanted.output or run.exported(wanted.format, int8=wanted.int8)
+    output = request.output or run.exported(request.format, int8=request.int8)
     index = run.read_split()
-    _check_output(output, index, wanted)
-    if wanted.format == "onnx":
+    _check_output(output, index, request)
+    if request.format == "onnx":
         check_installed()
-    rows = spread(index.rows("val"), wanted.max_images)
-    paths = list(wanted.images) or [index.root / index.paths[row] for row in rows]
+    rows = spread(index.rows("val"), request.max_images)
+    paths = list(request.images) or [index.root / index.paths[row] for row in rows]
     if not paths:
         raise DataError(f"{run.path} has no validation images to check parity on", "Give some with --images")
     if missing := [path for path in paths if not path.exists()]:
@@ -184,59 +184,59 @@ def export_steps(run: RunFolder, wanted: ExportRequest) -> Steps[ExportedFile | 
             f"{missing[0]} is gone; parity is checked on the user's own images", "Give some that exist with --images"
         )
 
-    predictor = TorchClassifier(run.path, torch.device("cpu"))
-    about = describe_run(run.path, predictor)
-    with replace_output(output, overwrite=_may_replace(wanted)) as temporary:
+    classifier = TorchClassifier(run.path, torch.device("cpu"))
+    about = describe_run(run.path, classifier)
+    with replace_output(output, overwrite=_may_replace(request)) as temporary:
         yield Progress(done=0, total=1, what=f"writing {output.name}")
-        if wanted.format == "pt2":
-            write_program(predictor, about, temporary)
+        if request.format == "pt2":
+            write_program(classifier, about, temporary)
         else:
-            write_graph(predictor, about, temporary)
-        float32_bytes = temporary.stat().st_size if wanted.int8 else None
-        if wanted.int8:
+            write_graph(classifier, about, temporary)
+        float32_bytes = temporary.stat().st_size if request.int8 else None
+        if request.int8:
             yield Progress(done=0, total=1, what="quantising")
             about = replace(about, precision="int8")
             quantise(temporary, about, _choose_calibration(index) or paths)
-        exported: Classifier = Program(temporary) if wanted.format == "pt2" else OnnxClassifier(temporary)
+        exported: Classifier = Program(temporary) if request.format == "pt2" else OnnxClassifier(temporary)
         parity, before, after = yield from compare_steps(
-            predictor, exported, paths, about.temperature, _find_tolerance(wanted)
+            classifier, exported, paths, about.temperature, _find_tolerance(request)
         )
         cost = None
-        if wanted.int8 and not wanted.images:
-            labels = predictor.label_rows(index, rows)
+        if request.int8 and not request.images:
+            labels = classifier.label_rows(index, rows)
             groups = [index.groups[row] for row in rows] if index.groups else None
             cost = compare(before / about.temperature, after / about.temperature, labels, groups)
         if not parity.holds:
             raise ParityError(parity)
-        if wanted.format == "onnx":
+        if request.format == "onnx":
             write_metadata(temporary, replace(about, measured=_describe_measured(parity, cost)))
     return ExportedFile(
         path=output,
-        format=wanted.format,
+        format=request.format,
         precision=about.precision,
         bytes=output.stat().st_size,
         float32_bytes=float32_bytes,
-        opset=OPSET if wanted.format == "onnx" else None,
+        opset=OPSET if request.format == "onnx" else None,
         license=about.license,
         parity=parity,
         cost=cost,
     )
 
 
-def _check_output(output: Path, index: Index, wanted: ExportRequest) -> None:
-    if wanted.output is not None:
+def _check_output(output: Path, index: Index, request: ExportRequest) -> None:
+    if request.output is not None:
         check_apart(output, index)
-    check_output(output, overwrite=_may_replace(wanted))
+    check_output(output, overwrite=_may_replace(request))
 
 
-def _may_replace(wanted: ExportRequest) -> bool:
+def _may_replace(request: ExportRequest) -> bool:
     """Return whether an existing file is replaced: at the run's own place always, elsewhere if asked for."""
-    return wanted.overwrite or wanted.output is None
+    return request.overwrite or request.output is None
 
 
-def _find_tolerance(wanted: ExportRequest) -> Tolerance:
-    own = wanted.tolerance
-    if wanted.int8:
+def _find_tolerance(request: ExportRequest) -> Tolerance:
+    own = request.tolerance
+    if request.int8:
         return INT8_TOLERANCE if own is None else replace(INT8_TOLERANCE, changed=own)
     return TOLERANCE if own is None else replace(TOLERANCE, difference=own)
 

@@ -28,7 +28,7 @@ def check_installed() -> None:
             raise ConvnextError(f"{name} is not installed", INSTALL) from error
 
 
-def write_graph(predictor: TorchClassifier, about: Metadata, path: Path) -> None:
+def write_graph(classifier: TorchClassifier, about: Metadata, path: Path) -> None:
     """Writes the run's model as one ONNX file, for a batch of any size.
 
     Raises:
@@ -38,7 +38,7 @@ def write_graph(predictor: TorchClassifier, about: Metadata, path: Path) -> None
     check_installed()
     from onnxscript.optimizer import optimize_ir
 
-    module, example = deploy(predictor, about)
+    module, example = deploy(classifier, about)
     if sum(value.nbytes for value in module.state_dict().values()) > MAX_BYTES:
         raise UsageError("the model is larger than the 2 GB that one ONNX file can hold", "Use --format pt2")
     outputs = OUTPUTS if module.has_novelty else OUTPUTS[:-1]

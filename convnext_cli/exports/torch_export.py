@@ -17,9 +17,9 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 DESCRIPTION = "description.json"  # the archive's extra file, with what ONNX keeps in its metadata
 
 
-def write_program(predictor: TorchClassifier, about: Metadata, path: Path) -> None:
+def write_program(classifier: TorchClassifier, about: Metadata, path: Path) -> None:
     """Writes the run's model by `torch.export`, for a batch of any size."""
-    module, example = deploy(predictor, about)
+    module, example = deploy(classifier, about)
     archive = io.BytesIO()  # PyTorch's own writer ends the process by a signal where the disk is full
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about its own future

@@ -85,27 +85,27 @@ def _measure_pixels(pixels: Tensor) -> list[Tensor]:
     return columns
 
 
-def describe_run(run: Path, predictor: TorchClassifier) -> Metadata:
+def describe_run(run: Path, classifier: TorchClassifier) -> Metadata:
     """What an exported file is to say of a run.
 
     Raises:
         RunError: the run cannot be read.
     """
-    config = predictor.run.read_config()
+    config = classifier.run.read_config()
     return Metadata(
         architecture=config.architecture,
-        classes=predictor.classes,
-        preprocessing=predictor.preprocessing,
-        calibration=read_calibration(predictor.run),
-        weights=predictor.run.fingerprint_weights(),
+        classes=classifier.classes,
+        preprocessing=classifier.preprocessing,
+        calibration=read_calibration(classifier.run),
+        weights=classifier.run.fingerprint_weights(),
         license=read_license(run),
     )
 
 
-def deploy(predictor: TorchClassifier, about: Metadata) -> tuple[ExportWrapper, tuple[Tensor]]:
+def deploy(classifier: TorchClassifier, about: Metadata) -> tuple[ExportWrapper, tuple[Tensor]]:
     """The module to export, in evaluation mode, and an example of what it takes, (2, S, S, 3)."""
     fitted = about.calibration
-    novelty = read_novelty(predictor.run) if fitted and fitted.novelty_threshold is not None else None
+    novelty = read_novelty(classifier.run) if fitted and fitted.novelty_threshold is not None else None
     size = about.preprocessing.image_size
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # two, because one would make the batch's size fixed
-    return ExportWrapper(predictor.model, about, novelty).eval(), (example,)
+    return ExportWrapper(classifier.model, about, novelty).eval(), (example,)

@@ -211,19 +211,19 @@ def evaluate_steps(
     audit = yield from audit_steps(run, notes)
     leakage, overlap = yield from find_leakage(run, test_set, audit)
     notes += leakage
-    predictor = open_model(run, notes, cache=cache)
-    labels = predictor.label_rows(test_set.index, test_set.rows)
+    classifier = open_model(run, notes, cache=cache)
+    labels = classifier.label_rows(test_set.index, test_set.rows)
     calibration: Calibration | None = None
-    if isinstance(predictor, TorchClassifier):
-        calibration = yield from _calibrate(predictor, notes)
+    if isinstance(classifier, TorchClassifier):
+        calibration = yield from _calibrate(classifier, notes)
         if calibration:
-            calibration = keep_targets(run, calibration, predictor.classes, targets)
+            calibration = keep_targets(run, calibration, classifier.classes, targets)
     elif targets:
         raise UsageError(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
             f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
         )
-    logits, seconds = yield from _ask(predictor, test_set, "evaluating")
+    logits, seconds = yield from _ask(classifier, test_set, "evaluating")
     temperature = calibration.temperature if calibration else 1.0
     augmentation = None
     if tta:
@@ -235,8 +235,8 @@ def evaluate_steps(
         augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
     yield Progress(done=0, total=1, what="drawing resamples for the intervals")
     calibrated = logits / temperature
-    metrics = compute_metrics(calibrated, labels, predictor.classes)
-    uncalibrated = compute_metrics(logits, labels, predictor.classes)
+    metrics = compute_metrics(calibrated, labels, classifier.classes)
+    uncalibrated = compute_metrics(logits, labels, classifier.classes)
     if warning := explain_worse(temperature, uncalibrated, metrics):
         notes.append(warning)
     if metrics.absent:
@@ -245,7 +245,7 @@ def evaluate_steps(
     points = [
         apply_threshold(t, probabilities[:, k], labels == k, test_set.groups)
         for t in (calibration.thresholds if calibration else ())
-        for k in [predictor.classes.index(t.target.name)]
+        for k in [classifier.classes.index(t.target.name)]
     ]
     notes += [_describe_missed(point) for point in points if point.is_missed]
     return Evaluation(
@@ -262,7 +262,7 @@ def evaluate_steps(
         notes=tuple(notes),
         audit=audit,
         overlap=overlap,
-        cases=Cases(test_set=test_set, classes=predictor.classes, logits=logits, labels=labels),
+        cases=Cases(test_set=test_set, classes=classifier.classes, logits=logits, labels=labels),
     )
 
 
@@ -298,16 +298,16 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
     )
 
 
-def _calibrate(predictor: TorchClassifier, notes: list[str]) -> Steps[Calibration | None]:
+def _calibrate(classifier: TorchClassifier, notes: list[str]) -> Steps[Calibration | None]:
     """The run's calibration; fitted now where the run has none. What prevents it becomes a note."""
-    found = read_calibration(predictor.run)
+    found = read_calibration(classifier.run)
     is_old = found is not None and not found.weak and found.novelty_score != ABOUT  # of an earlier version
     if found is None or is_old:
         thresholds = found.thresholds if found else ()
-        if found is None and predictor.run.read_calibration() is not None:
+        if found is None and classifier.run.read_calibration() is not None:
             notes.append("calibration.json was fitted for other weights than model.safetensors; it is fitted again")
         try:
-            found = yield from fit_steps(predictor, predictor.run, thresholds=thresholds)
+            found = yield from fit_steps(classifier, classifier.run, thresholds=thresholds)
         except ImageError as error:
             notes.append(f"not calibrated, because the run's own images are gone: {error.problem}")
     if found and found.weak:
@@ -317,10 +317,10 @@ def _calibrate(predictor: TorchClassifier, notes: list[str]) -> Steps[Calibratio
     return found
 
 
-def _ask(predictor: Classifier, test_set: TestSet, what: str) -> Steps[tuple[NDArray[np.float32], float]]:
+def _ask(classifier: Classifier, test_set: TestSet, what: str) -> Steps[tuple[NDArray[np.float32], float]]:
     """The logits of all images (N, K), and the seconds they took."""
     started = time.perf_counter()
-    outputs = yield from predictor.answer_all(test_set.index, test_set.rows, what=what)
+    outputs = yield from classifier.answer_all(test_set.index, test_set.rows, what=what)
     return outputs.logits, time.perf_counter() - started
 
 

@@ -76,8 +76,8 @@ def read_metadata(metadata: dict[str, str], source: object) -> Metadata:
     values = {name: parse_json(metadata[name], f"{source}, {name},", remedy) for name in _JSON}
     license = metadata["license"]
     kept = {
-        "architecture": metadata["architecture"], "classes": values["classes"], "how": values["preprocessing"],
-        "calibration": values["calibration"], "weights": metadata["weights"],
+        "architecture": metadata["architecture"], "classes": values["classes"],
+        "preprocessing": values["preprocessing"], "calibration": values["calibration"], "weights": metadata["weights"],
         "license": None if license == "unknown" else license, "precision": metadata["precision"],
         "measured": values["measured"],
     }  # fmt: skip

@@ -110,7 +110,7 @@ def predict(
     """
     folder = find_newest_run().path if run is None else Path(run)
     sources = list_sources(images)
-    wishes = PredictRequest(
+    request = PredictRequest(
         raw=raw,
         abstain=abstain,
         explain=Path(explain) if explain else None,
@@ -121,7 +121,7 @@ def predict(
 
     def predict_all() -> Steps[list[Prediction]]:
         predictions: list[Prediction] = []
-        for prediction in _predict(folder, sources, wishes):
+        for prediction in _predict(folder, sources, request):
             predictions.append(prediction)
             yield Progress(done=len(predictions), total=len(sources), what="predicting")
         return predictions
@@ -129,7 +129,7 @@ def predict(
     return finish(predict_all(), on_event)
 
 
-def list_run_notes(run: Path, wishes: PredictRequest) -> list[str]:
+def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     """Return a sentence for each thing that weakens a run's predictions: a missed target, an unreliable OOD score.
 
     A target is missed where the last evaluation on a test split measured less.
@@ -138,9 +138,9 @@ def list_run_notes(run: Path, wishes: PredictRequest) -> list[str]:
     if not run.is_dir() or isinstance(open_folder(run), FoldsFolder):
         return []
     tests = folder.read_tests()
-    measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests and not wishes.raw else {}
-    calibration = read_calibration(folder) if measured or wishes.abstain else None
-    weak = describe_weak_novelty(calibration) if wishes.abstain and calibration else ""
+    measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests and not request.raw else {}
+    calibration = read_calibration(folder) if measured or request.abstain else None
+    weak = describe_weak_novelty(calibration) if request.abstain and calibration else ""
     return [weak] * bool(weak) + [
         f"target {t.target} was not met on the test split: {t.target.figure} {100 * value:.1f}%"
         for t in (calibration.thresholds if calibration else ())
@@ -148,34 +148,36 @@ def list_run_notes(run: Path, wishes: PredictRequest) -> list[str]:
     ]
 
 
-def predict_steps(run: Path, images: Iterable[ImageInput] | ImageInput, wishes: PredictRequest) -> Iterator[Prediction]:
+def predict_steps(
+    run: Path, images: Iterable[ImageInput] | ImageInput, request: PredictRequest
+) -> Iterator[Prediction]:
     """Do what `predict` does, image by image, in constant memory."""
-    yield from _predict(run, list_sources(images), wishes)
+    yield from _predict(run, list_sources(images), request)
 
 
-def _predict(run: Path, sources: Sequence[Source], wishes: PredictRequest) -> Iterator[Prediction]:
+def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
     model: Classifier
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
-        model = file = _open_file(run, wishes)
+        model = file = _open_file(run, request)
         calibration, novelty_model = file.about.calibration, None
-        threshold = _find_threshold(run, calibration) if wishes.abstain else None
+        threshold = _find_threshold(run, calibration) if request.abstain else None
     elif isinstance(folder := open_folder(run), FoldsFolder):
-        model, threshold = _open_folds(folder, wishes, len(sources))
+        model, threshold = _open_folds(folder, request, len(sources))
         calibration = novelty_model = None
     else:
-        model, calibration = open_run(run, wishes, len(sources)), read_calibration(RunFolder(run))
-        threshold = _find_threshold(run, calibration) if wishes.abstain else None
-        novelty_model = read_novelty(RunFolder(run)) if wishes.abstain else None
-    if wishes.explain is not None:
-        _make_folder(run, sources, wishes)
-    use = None if wishes.raw else calibration
+        model, calibration = open_run(run, request, len(sources)), read_calibration(RunFolder(run))
+        threshold = _find_threshold(run, calibration) if request.abstain else None
+        novelty_model = read_novelty(RunFolder(run)) if request.abstain else None
+    if request.explain is not None:
+        _make_folder(run, sources, request)
+    use = None if request.raw else calibration
 
     def load(row: int) -> Pixels:
         return transform_for_eval(sources[row].read(), model.preprocessing)
 
     row = 0
     answers = model.answer(
-        range(len(sources)), load, features=novelty_model is not None, heat=wishes.explain is not None
+        range(len(sources)), load, features=novelty_model is not None, heat=request.explain is not None
     )
     for part in answers:
         probabilities = np.exp(log_softmax(part.logits / (use.temperature if use else 1.0)))
@@ -189,11 +191,11 @@ def _predict(run: Path, sources: Sequence[Source], wishes: PredictRequest) -> It
             mine = probabilities[place]
             order = np.argsort(-mine, kind="stable")
             picture = None
-            if wishes.explain is not None:
+            if request.explain is not None:
                 caption = "   ".join(f"{model.classes[k]} {100 * mine[k]:.1f}%" for k in order[:3])
                 caption += f"   (right: Grad-CAM of {model.classes[order[0]]})"
-                picture = wishes.explain / _name_picture(row, source)
-                _draw(picture, source, part.heat[place], model.preprocessing, caption, overwrite=wishes.overwrite)
+                picture = request.explain / _name_picture(row, source)
+                _draw(picture, source, part.heat[place], model.preprocessing, caption, overwrite=request.overwrite)
             yield Prediction(
                 path=source.path,
                 index=source.index,
@@ -212,64 +214,64 @@ def _decide(calibration: Calibration | None, classes: tuple[str, ...], probabili
     return {str(t.target): bool(probabilities[classes.index(t.target.name)] >= t.threshold) for t in thresholds}
 
 
-def open_run(run: Path, wishes: PredictRequest, images: int) -> Classifier:
+def open_run(run: Path, request: PredictRequest, images: int) -> Classifier:
     """The model of a run folder: its ONNX file where that serves, else torch.
 
     Args:
         run: the run folder.
-        wishes: what to tell.
+        request: what to tell.
         images: how many there are; with many of them a GPU is worth torch's start.
 
     Raises:
         UsageError: the engine that is wished for cannot do it.
         RunError: the run cannot be read.
     """
-    check_word("engine", wishes.engine, ENGINES)
-    if wishes.engine != "torch":
-        why = _needs_torch(wishes)
-        if not why and wishes.engine == "auto" and images >= GPU_FROM and has_gpu():
+    check_word("engine", request.engine, ENGINES)
+    if request.engine != "torch":
+        why = _needs_torch(request)
+        if not why and request.engine == "auto" and images >= GPU_FROM and has_gpu():
             why = "the GPU is faster"
         found = why or find_onnx_classifier(RunFolder(run))
         if isinstance(found, OnnxClassifier):
             return found
-        if wishes.engine == "onnx":
+        if request.engine == "onnx":
             raise UsageError(
                 f"ONNX Runtime cannot do it: {found}", f"Use --engine auto, or `convnext export {quote(run)}`"
             )
 
     from convnext_cli.inference.torch_classifier import TorchClassifier  # torch: seconds
 
-    return TorchClassifier(run, tta=wishes.tta)
+    return TorchClassifier(run, tta=request.tta)
 
 
-def _open_file(path: Path, wishes: PredictRequest) -> OnnxClassifier:
-    check_word("engine", wishes.engine, ENGINES)
-    if why := "--engine torch needs torch" if wishes.engine == "torch" else _needs_torch(wishes):
+def _open_file(path: Path, request: PredictRequest) -> OnnxClassifier:
+    check_word("engine", request.engine, ENGINES)
+    if why := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
         raise UsageError(f"{path} cannot do it: {why}", "Give the run folder")
     return OnnxClassifier(path)
 
 
-def _open_folds(folder: FoldsFolder, wishes: PredictRequest, images: int) -> tuple[Ensemble, float | None]:
+def _open_folds(folder: FoldsFolder, request: PredictRequest, images: int) -> tuple[Ensemble, float | None]:
     """A cross-validation's models, and the mean of their thresholds of novelty, which is held against the mean score.
 
     The folds' thresholds of probability are left out: they hold for one model's probabilities, not for their mean.
     """
     runs = folder.list_runs()
     found = [read_calibration(run) for run in runs]
-    thresholds = [_find_threshold(run.path, c) for run, c in zip(runs, found, strict=True)] if wishes.abstain else []
+    thresholds = [_find_threshold(run.path, c) for run, c in zip(runs, found, strict=True)] if request.abstain else []
     members = [
         Member(
-            model=open_run(run.path, wishes, images),
-            temperature=1.0 if wishes.raw else find_temperature(calibration),
-            novelty=read_novelty(run) if wishes.abstain else None,
+            model=open_run(run.path, request, images),
+            temperature=1.0 if request.raw else find_temperature(calibration),
+            novelty=read_novelty(run) if request.abstain else None,
         )
         for run, calibration in zip(runs, found, strict=True)
     ]
     return Ensemble(folder, members), float(np.mean(thresholds)) if thresholds else None
 
 
-def _needs_torch(wishes: PredictRequest) -> str:
-    return "--explain needs torch" if wishes.explain is not None else "--tta needs torch" if wishes.tta else ""
+def _needs_torch(request: PredictRequest) -> str:
+    return "--explain needs torch" if request.explain is not None else "--tta needs torch" if request.tta else ""
 
 
 def _find_threshold(run: Path, calibration: Calibration | None) -> float:
@@ -282,7 +284,7 @@ def _find_threshold(run: Path, calibration: Calibration | None) -> float:
     return calibration.novelty_threshold
 
 
-def _make_folder(run: Path, sources: Sequence[Source], wishes: PredictRequest) -> None:
+def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) -> None:
     """Make the folder for pictures, which must not lie in the data and not hold pictures of these names.
 
     The data are the run's own, the folders that the images lie in, and the folder that several of these lie in.
@@ -292,7 +294,7 @@ def _make_folder(run: Path, sources: Sequence[Source], wishes: PredictRequest) -
     """
     from convnext_cli.data.dataset import check_apart  # the audit: whoever explains waits for torch anyway
 
-    folder = wishes.explain
+    folder = request.explain
     assert folder is not None
     parents = sorted(
         {follow_links(path).parent for path in (source.path for source in sources) if path and os.path.lexists(path)}
@@ -304,7 +306,7 @@ def _make_folder(run: Path, sources: Sequence[Source], wishes: PredictRequest) -
     for row, source in enumerate(sources, start=1):
         picture = folder / _name_picture(row, source)
         if os.path.lexists(picture):
-            check_output(picture, "--explain", overwrite=wishes.overwrite)
+            check_output(picture, "--explain", overwrite=request.overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

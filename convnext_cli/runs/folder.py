@@ -490,7 +490,10 @@ class RunFolder:
         yield from self._temporary()
 
     def _temporary(self) -> list[Path]:
-        return [*self.path.glob(".*.tmp"), *self.path.glob("last/.*.tmp")]
+        """What a killed process was writing: `replace_file` ends names in `.tmp`, safetensors begins them so."""
+        return [
+            path for pattern in (".*.tmp", ".tmp*", "last/.*.tmp", "last/.tmp*") for path in self.path.glob(pattern)
+        ]
 
     def _is_false_start(self) -> bool:
         """Whether all that is here is what a run leaves that was killed before it had begun."""

@@ -79,7 +79,7 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
     request = replace(request, model=model, weights=weights)
     values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
     found = _check(request, data, values)
-    intake = DatasetRequest(
+    dataset_request = DatasetRequest(
         data=data,
         image_root=values["image_root"],
         exclude=values["exclude"],
@@ -87,7 +87,7 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
         resplit=values["resplit"],
         audit=request.audit,
     )
-    dataset = yield from load_dataset(intake, threads=max(1, count_cpus() // count_local_processes()))
+    dataset = yield from load_dataset(dataset_request, threads=max(1, count_cpus() // count_local_processes()))
     check_apart(request.output or RUNS, dataset.index)
     check_trainable(dataset.index)
     index = split_index(

@@ -130,8 +130,8 @@ WRONG = {
 def test_a_file_with_another_resize_is_refused(
     mine: RunFolder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
-    def write_wrongly(predictor: TorchClassifier, about: Metadata, path: Path) -> None:
-        del predictor
+    def write_wrongly(classifier: TorchClassifier, about: Metadata, path: Path) -> None:
+        del classifier
         shutil.copy(mine.exported("onnx"), path)
         write_metadata(path, replace(about, preprocessing=replace(about.preprocessing, **change)))  # type: ignore[arg-type]
 

@@ -119,7 +119,7 @@ from pathlib import Path
 from convnext_cli.images import cache
 from convnext_cli.images.decode import decode_image
 cache.PENDING = 10_000
-pictures = cache.Pictures(Path(sys.argv[1]), "test", decode_image)
+pictures = cache.ImageCache(Path(sys.argv[1]), "test", decode_image)
 print("ready", flush=True)
 for path in sorted(Path(sys.argv[1]).iterdir()):
     pictures.read(path.name)
@@ -132,7 +132,7 @@ def test_a_kill_leaves_a_cache_that_is_whole(tmp_path: Path) -> None:
     for wait in (0.0, 0.02, 0.05, 0.1):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / "data"], stdout=subprocess.PIPE)
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == b"ready\n"
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()

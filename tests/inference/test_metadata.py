@@ -52,7 +52,7 @@ def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None
         (change("preprocessing", "std", [0.5, 0.5, float("nan")]), r"std\[2\]: nan is not finite"),
         (change("preprocessing", "std", [0, 0, 0]), "mean and std need one channel or three"),
         (change("preprocessing", "image_size", 10**6), "image_size 1000000"),
-        (change("preprocessing", "image_size", "32"), r"how\.image_size: Expected int, got str"),
+        (change("preprocessing", "image_size", "32"), r"preprocessing\.image_size: Expected int, got str"),
         (change("preprocessing", "crop_pct", 0), "no such preprocessing"),
         (change("preprocessing", "crop_mode", "weird"), "no such preprocessing"),
         (change("calibration", "temperature", -1), r"calibration\.temperature: Expected float > 0.0 \(it is -1\)"),

@@ -306,7 +306,7 @@ def test_the_cache_changes_no_bit_and_a_second_run_decodes_nothing(
         decoded.append(path)
         return decode_image(path, **options)
 
-    monkeypatch.setattr("convnext_cli.training.loop.decode_image", counted)
+    monkeypatch.setattr("convnext_cli.training.loading.decode_image", counted)
     monkeypatch.setattr("convnext_cli.inference.classifier.decode_image", counted)
     made = {}
     for name, cache in (("without", False), ("cold", True), ("warm", True)):

@@ -107,6 +107,7 @@ def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> No
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
         Path("run", name).unlink()  # what comes after it is not
     Path("run/last/.step-00000007.safetensors.abc.tmp").write_bytes(b"half")
+    Path("run/last/.tmpA1b2C3").write_bytes(b"")  # as safetensors names its own
     events = finetune_steps(TrainRequest(resume=Path("run")))
     assert isinstance(next(events), Planned)
     assert isinstance(next(event for event in events if not isinstance(event, Progress)), Started)
@@ -116,7 +117,7 @@ def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> No
     events.close()
     go_on("run")
     assert read_end(RunFolder(Path("run"))) == read_end(whole)
-    assert not list(Path("run").rglob(".*.tmp"))
+    assert not list(Path("run").rglob(".*"))
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Path, whole: RunFolder) -> None:
@@ -152,7 +153,7 @@ def test_what_cannot_go_on_is_refused(data: Path, whole: RunFolder, tmp_path: Pa
     shutil.copytree(data, own)  # real files now, that can be changed
     stop_after(new(own, "run"), 2)
     with pytest.raises(UsageError, match="takes the model, the settings"):
-        go_on("run", settings={"lr": Choice(value=1.0, source="flag")})
+        go_on("run", choices={"lr": Choice(value=1.0, source="flag")})
     with pytest.raises(UsageError, match=r"not finished\. Continue it with `convnext finetune --resume run`"):
         list(finetune_steps(new(own, "run")))
     train = [path for path, split in zip(*_split(Path("run")), strict=True) if split == "train"]
@@ -203,7 +204,7 @@ def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypa
         return forward_batches(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("convnext_cli.training.loop.forward_batches", signalled)
+        patch.setattr("convnext_cli.training.validation.forward_batches", signalled)
         with pytest.raises(StoppedError, match=f"stopped after step {STEPS}, and saved"):
             list(finetune_steps(new(data, "run")))
     assert not Path("run/model.safetensors").exists()
