@@ -42,7 +42,7 @@ class TrainingOptions(SettingsDict, total=False):
     audit: bool
     max_time: float | None
     cache: bool
-    probe: bool
+    autotune: bool
     compile: bool | None
     track: Sequence[str]
 
@@ -61,7 +61,7 @@ def finetune(
     resume: Path | str | None = None,
     max_time: float | None = None,
     cache: bool = True,
-    probe: bool = True,
+    autotune: bool = True,
     compile: bool | None = None,
     track: Sequence[str] = (),
     onnx: bool = True,
@@ -84,7 +84,7 @@ def finetune(
         resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
         max_time: seconds; fewer epochs are planned where they would take longer.
         cache: keep decoded images in the user's cache folder, for later epochs and runs.
-        probe: begin a long run with measuring what it computes fastest with.
+        autotune: begin a long run by measuring which compute configuration is fastest.
         compile: compile the model for training, on a processor, which takes a minute or more; None lets runs of half an
             hour or more measure whether it pays.
         track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
@@ -99,7 +99,7 @@ def finetune(
     """
     request = _make_request(
         data, output, resume, settings, model=model, weights=str(weights), offline=offline, overwrite=overwrite,
-        recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, probe=probe,
+        recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, autotune=autotune,
         compile=compile, track=tuple(track),
     )  # fmt: skip
     result = finish(train(request, onnx=onnx), on_event)
@@ -211,8 +211,9 @@ def train(request: TrainRequest, *, onnx: bool = True) -> TrainSteps[FinetuneRes
 
 def _export(run: RunFolder) -> TrainSteps[None]:
     """Write `model.onnx` into a run. What prevents it is said, and is no failure."""
-    from convnext_cli.exports.export import ExportRequest, export_steps
+    from convnext_cli.exports.export import export_steps
     from convnext_cli.exports.onnx_file import check_installed
+    from convnext_cli.exports.request import ExportRequest
 
     try:
         check_installed()

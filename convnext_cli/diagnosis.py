@@ -163,8 +163,9 @@ def _predict(run: Path, engine: str) -> str:
 
 def _export(run: Path) -> str:
     from convnext_cli.errors import ConvnextError
-    from convnext_cli.exports.export import ExportRequest, export_steps
+    from convnext_cli.exports.export import export_steps
     from convnext_cli.exports.onnx_file import check_installed
+    from convnext_cli.exports.request import ExportRequest
     from convnext_cli.runs.folder import RunFolder
 
     try:

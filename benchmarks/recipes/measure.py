@@ -77,7 +77,7 @@ def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run:
         output=run,
         overwrite=True,
         audit=False,
-        probe=False,
+        autotune=False,
         onnx=False,
         **settings,
     )

@@ -10,8 +10,9 @@ from convnext_cli.cli.completion import complete_run
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
-    from convnext_cli.exports.export import ExportedFile, ExportRequest
+    from convnext_cli.exports.export import ExportedFile
     from convnext_cli.exports.hub import HubFolder
+    from convnext_cli.exports.request import ExportRequest
     from convnext_cli.runs.folder import RunFolder
 
 
@@ -53,7 +54,8 @@ def export(
         console.say(f"run: {folder.path} (the newest)")
 
     from convnext_cli.cli.predict import describe_skipped, find_files
-    from convnext_cli.exports.export import ExportedFile, ExportRequest
+    from convnext_cli.exports.export import ExportedFile
+    from convnext_cli.exports.request import ExportRequest
 
     inputs = find_files(images) if images else None
     for _, error in inputs.errors if inputs else ():

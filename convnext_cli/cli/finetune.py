@@ -16,7 +16,7 @@ from convnext_cli.cli.training_view import count_splits, describe_splits, follow
 from convnext_cli.recipes.settings import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
-    from convnext_cli.training.request import Preparation
+    from convnext_cli.training.preparation import Preparation
 
 
 @with_settings()
@@ -77,8 +77,13 @@ def finetune(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep decoded images for later epochs and runs.")
     ] = True,
-    probe: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="Begin a long run by measuring what it computes fastest with.")
+    autotune: Annotated[
+        bool,
+        typer.Option(
+            "--autotune/--no-autotune",
+            "--probe/--no-probe",
+            help="Begin a long run by measuring which compute configuration is fastest.",
+        ),
     ] = True,
     compile: Annotated[
         bool | None,
@@ -129,7 +134,7 @@ def finetune(
         resume=resume,
         max_time=max_time,
         cache=cache,
-        probe=probe,
+        autotune=autotune,
         compile=compile,
         track=tuple(track or ()),
     )

@@ -73,7 +73,8 @@ def predict(
         console.say(f"run: {folder} (the newest)")
 
     from convnext_cli.inference.agreement import describe_calibration
-    from convnext_cli.inference.prediction import Prediction, PredictRequest, list_run_notes, predict_steps
+    from convnext_cli.inference.prediction import Prediction, list_run_notes, predict_steps
+    from convnext_cli.inference.request import PredictRequest
 
     if folder.is_dir():
         for note in describe_calibration(folder):

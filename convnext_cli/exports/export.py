@@ -14,6 +14,7 @@ from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.onnx_file import OPSET, check_installed, write_graph, write_metadata
 from convnext_cli.exports.parity import Parity, ParityError, Tolerance, compare_steps
 from convnext_cli.exports.quantisation import quantise
+from convnext_cli.exports.request import FORMATS, ExportRequest
 from convnext_cli.exports.torch_export import Program, write_program
 from convnext_cli.exports.wrapper import describe_run
 from convnext_cli.files import check_output, replace_output
@@ -25,30 +26,9 @@ from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single, find_newest_run
 
-FORMATS = ("onnx", "pt2", "hub")
 TOLERANCE = Tolerance(1e-4)
 INT8_TOLERANCE = Tolerance(1.0, changed=0.02)  # 8 bits move every probability; what counts is the answer
-PARITY_IMAGES = 500
 CALIBRATION_IMAGES = 100  # training images that show quantisation which values occur
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportRequest:
-    """What to write, and how to check it."""
-
-    format: str = "onnx"
-    """One of `FORMATS`."""
-    output: Path | None = None
-    """None takes the run's own place for it; `hub` needs one."""
-    int8: bool = False
-    images: tuple[Path, ...] = ()
-    """Image files to check parity on; empty takes the run's validation images."""
-    max_images: int = PARITY_IMAGES
-    tolerance: float | None = None
-    """Largest difference of a probability; with `int8`, the largest share of images that change their class."""
-    push: str | None = None
-    """With `hub`, a repository, OWNER/NAME, to upload to."""
-    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

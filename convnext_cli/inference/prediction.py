@@ -17,6 +17,7 @@ from convnext_cli.inference.calibration import Calibration, describe_weak_novelt
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
+from convnext_cli.inference.request import ENGINES, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.machine import has_gpu
 from convnext_cli.metrics.formulas import log_softmax
@@ -25,7 +26,6 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.text import quote
 
-ENGINES = ("auto", "onnx", "torch")
 MAX_STEM = 200  # bytes; a file's name has room for 255
 GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch takes to start
 
@@ -52,22 +52,6 @@ class Prediction:
     explanation: Path | None = None
     """The picture of where the model looked, if asked for."""
     error: ImageError | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictRequest:
-    """What to tell beside the classes."""
-
-    raw: bool = False
-    """The model's own probabilities, without the temperature and the thresholds."""
-    abstain: bool = False
-    explain: Path | None = None
-    """A folder for pictures of where the model looked."""
-    overwrite: bool = False
-    """Whether pictures that are in `explain` already are replaced."""
-    tta: bool = False
-    engine: str = "auto"
-    """`onnx` (ONNX Runtime), `torch`, or `auto`: ONNX Runtime where the run has a file that serves."""
 
 
 def predict(

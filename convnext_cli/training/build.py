@@ -10,7 +10,8 @@ from convnext_cli.training.compute.devices import spread_model
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.parts.loss import make_loss
 from convnext_cli.training.parts.optimizer import make_optimizer
-from convnext_cli.training.request import Preparation, TrainRequest
+from convnext_cli.training.preparation import Preparation
+from convnext_cli.training.request import TrainRequest
 
 
 def build_context(

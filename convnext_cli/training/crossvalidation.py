@@ -26,8 +26,8 @@ from convnext_cli.training.events import (
 )
 from convnext_cli.training.finetuning import finetune_steps, hold_folder, open_devices, run_training, start_training
 from convnext_cli.training.origin import digest_split, sum_digests
-from convnext_cli.training.preparation import continue_if_restarted, prepare, prepare_steps
-from convnext_cli.training.request import Preparation, TrainRequest
+from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare, prepare_steps
+from convnext_cli.training.request import TrainRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -130,7 +130,7 @@ def _prepare_fold(
 ) -> tuple[TrainRequest, Preparation]:
     """Return the request and the preparation of one fold, by the plan of all; of a begun fold, those that resume it."""
     if request.resume is not None and run.is_begun:
-        own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
+        own = {name: getattr(request, name) for name in ("data", "offline", "cache", "autotune", "track")}
         asked = TrainRequest(resume=run.path, **own)
         return asked, prepare(asked)
     number = plan.settings.folds

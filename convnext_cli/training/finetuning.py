@@ -32,8 +32,14 @@ from convnext_cli.training.events import (
     TrainSteps,
 )
 from convnext_cli.training.origin import NO_CONTENTS, check_contents, digest_contents, record_origin
-from convnext_cli.training.preparation import check_unfinished, continue_if_restarted, prepare, prepare_steps
-from convnext_cli.training.request import Preparation, TrainRequest
+from convnext_cli.training.preparation import (
+    Preparation,
+    check_unfinished,
+    continue_if_restarted,
+    prepare,
+    prepare_steps,
+)
+from convnext_cli.training.request import TrainRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,7 +245,7 @@ def _begin(
         name=context.plan.model,
         passes=steps * settings.epochs * -(-context.rank_batch_size // shape[0]),
         accelerator=accelerator,
-        measure=request.probe and not settings.deterministic,
+        measure=request.autotune and not settings.deterministic,
         compile=request.compile,
     )
     compute, problems = _configure(context, compute)

@@ -2,19 +2,20 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.dataset import DatasetRequest, check_apart, load_dataset
+from convnext_cli.data.dataset import Dataset, DatasetRequest, check_apart, load_dataset
+from convnext_cli.data.groups import find_straddling
 from convnext_cli.data.index import Index, check_trainable, digest_images
 from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
-from convnext_cli.machine import count_cpus, count_local_processes, describe_machine
+from convnext_cli.machine import Machine, count_cpus, count_local_processes, describe_machine
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
 from convnext_cli.progress import Steps, finish
 from convnext_cli.recipes.fingerprint import Fingerprint, explain_domain, take_fingerprint
@@ -36,7 +37,71 @@ from convnext_cli.runs.folder import RUNS, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import quote
 from convnext_cli.training.origin import Origin, check_plan, check_split, read_origin
-from convnext_cli.training.request import TRACKERS, Preparation, TrainRequest
+from convnext_cli.training.request import TRACKERS, TrainRequest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparation:
+    """Data, split, model and plan of a training."""
+
+    dataset: Dataset | None
+    """What was taken in; None where a run is continued."""
+    index: Index
+    """The images, with their split; where all folds are trained in turn, with the first's."""
+    folds: Index | None
+    """The images, with the fold that each validates in, where all folds are trained in turn."""
+    architecture: Architecture
+    tag: Tag | None
+    machine: Machine
+    plan: Plan
+    images: str
+    """Digest of the images that are trained and validated on."""
+    fingerprint: Fingerprint | None
+    """What the images are like; None where a run is continued."""
+    plan_notes: tuple[str, ...]
+    """What the user should know of the plan."""
+    weak_validation: str | None
+    """Why the validation split is too small to choose the best epoch by; None where it is not."""
+    origin: Origin | None = None
+    """What the run began with; None for a new run, and for one of a version that did not keep it."""
+    changes: tuple[str, ...] = ()
+    """Notes on what was changed since then, and may be."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before trusting the result."""
+        index = self.index
+        notes: list[str] = []
+        if self.dataset is not None:
+            notes += self.dataset.describe()
+        if self.dataset is not None and self.dataset.index.folds and self.plan.settings.folds:
+            own = self.dataset.index
+            torn = len(find_straddling(own.groups, own.folds)) if own.groups else 0
+            torn += sum(len({own.folds[row] for row in rows} - {""}) > 1 for rows in self.dataset.together)
+            if torn:
+                notes.append(
+                    f"{torn} groups or duplicates lie in more than one of the table's folds: validation figures will "
+                    "be too good. --resplit draws folds that keep them together"
+                )
+        if self.weak_validation:
+            remedy = (
+                "Fewer folds make it larger"
+                if self.plan.settings.folds
+                else "Move images from train to val; without a val folder, --val-fraction of them is drawn"
+            )
+            notes.append(
+                f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. {remedy}"
+            )
+        absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
+        if len(absent) == len(index.classes):
+            chosen = "" if self.weak_validation else ": figures on the validation split are a little too good"
+            notes.append(f"there is no test split{chosen}")
+        elif absent:
+            notes.append(f"the test split has no image of {', '.join(absent)}")
+        if index.skipped:
+            what = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
+            notes.append(f"skipped in the data folder: {what}")
+        return (*notes, *self.plan_notes, *self.changes)
 
 
 def continue_if_restarted(request: TrainRequest) -> TrainRequest:
@@ -223,12 +288,12 @@ def check_unfinished(run: RunFolder) -> None:
 
 def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Preparation:
     run = open_folder(path)
-    own = {name: getattr(request, name) for name in ("data", "offline", "cache", "probe", "track")}
+    own = {name: getattr(request, name) for name in ("data", "offline", "cache", "autotune", "track")}
     if request != TrainRequest(resume=path, **own):
         raise UsageError(
             "--resume takes the model, the settings and the split from the run",
-            "Leave out all else but --devices, --no-cache, --no-probe, --track, --json and the data folder, if it has "
-            "moved",
+            "Leave out all else but --devices, --no-cache, --no-autotune, --track, --json and the data folder, if it "
+            "has moved",
         )
     if not run.is_begun:
         raise RunError(f"{path} is no run that has begun", "Give a folder that `convnext finetune` made, or begin anew")

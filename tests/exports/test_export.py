@@ -11,9 +11,10 @@ from PIL import Image
 
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import ConvnextError, RunError, UsageError
-from convnext_cli.exports.export import ExportedFile, ExportRequest, export_steps
+from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.onnx_file import write_metadata
 from convnext_cli.exports.parity import ParityError
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.torch_classifier import TorchClassifier

@@ -12,7 +12,8 @@ from convnext_cli.data.index import Index
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.calibration import ABSTAIN_RATE, parse_target, read_calibration
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
-from convnext_cli.inference.prediction import PredictRequest, list_run_notes, predict
+from convnext_cli.inference.prediction import list_run_notes, predict
+from convnext_cli.inference.request import PredictRequest
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.folder import RunFolder
 

@@ -18,7 +18,8 @@ from convnext_cli.images import decode
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference import sources
 from convnext_cli.inference.calibration import read_calibration
-from convnext_cli.inference.prediction import PredictRequest, predict_steps
+from convnext_cli.inference.prediction import predict_steps
+from convnext_cli.inference.request import PredictRequest
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import save_image

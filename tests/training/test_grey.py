@@ -15,8 +15,9 @@ from timm.data import create_transform, resolve_model_data_config
 
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import UsageError, WeightsError
-from convnext_cli.exports.export import ExportedFile, ExportRequest, export_steps
+from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.hub import hub_steps
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import load_model, write_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
