@@ -37,7 +37,7 @@ def measure(folder: Path) -> dict[str, float]:
         for path in index.paths:
             pictures.read(path)
         pictures.flush()
-        assert pictures.trouble is None
+        assert pictures.failure is None
         times.append(time.process_time())
     [kept] = list_cached_sets()
     assert kept.images == len(index)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.dataset import DatasetRequest, check_fix_list, load_dataset, write_fix_list
+from convnext_cli.data.dataset import DatasetRequest, load_dataset
 from convnext_cli.data.index import AUTO, NONE
 from convnext_cli.errors import ConvnextError, StoppedError
 from convnext_cli.machine import count_cpus

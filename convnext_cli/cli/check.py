@@ -29,7 +29,8 @@ def check(
     **settings: Any,
 ) -> None:
     """Check a data set. Finds unreadable files, duplicates, leakage; exits with 3 if test scores will be wrong."""
-    from convnext_cli.data.dataset import DatasetRequest, check_fix_list, write_fix_list
+    from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
+    from convnext_cli.data.dataset import DatasetRequest
     from convnext_cli.data.index import check_trainable
 
     if fix_list is not None:

@@ -34,11 +34,11 @@ def demo(
 
     The model starts from the weights in the package; beside it the same model starts from random ones.
     """
-    from convnext_cli.data.digits import is_written, write_digits
+    from convnext_cli.data.digits import is_digits_folder, write_digits
     from convnext_cli.inference.prediction import predict
     from convnext_cli.runs.folder import RunFolder
 
-    if (folder / "digits").exists() and not is_written(folder / "digits"):
+    if (folder / "digits").exists() and not is_digits_folder(folder / "digits"):
         raise UsageError(f"{folder / 'digits'} exists already, and not from a demo", "Choose another --output")
     console.say(
         "Fine-tunes a small ConvNeXt on 1,797 handwritten digits twice, from random and from pretrained weights; "

@@ -80,9 +80,9 @@ def recommend(
     )
     notes = found.index.notes if found.index else ()
     if output is not None and found.index:
-        from convnext_cli.data.dataset import check_apart
+        from convnext_cli.data.index import check_outside_data
 
-        check_apart(output, found.index)
+        check_outside_data(output, found.index)
     next_command = _build_next(found, data, output, recipe=recipe, settings=given(settings), elsewhere=vram is not None)
     if output is not None:
         write_output(output, found.plan.to_toml(), overwrite=overwrite)

@@ -9,7 +9,7 @@ COUNT = 1797
 MARK = ".convnext-demo"  # tells a folder of the demo, whole or cut short, from one of the user's
 
 
-def is_written(folder: Path) -> bool:
+def is_digits_folder(folder: Path) -> bool:
     """Return whether a folder is one that `write_digits` began, now or before it left a mark."""
     return (folder / MARK).exists() or len(list(folder.glob("[0-9]/*.png"))) == COUNT
 

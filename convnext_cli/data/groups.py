@@ -375,7 +375,7 @@ def _keep_believable(index: Index, guess: Mapping[int, str]) -> dict[int, str]:
     return {row: group for row, group in guess.items() if group not in dropped}
 
 
-def find_straddling(groups: Iterable[str], splits: Iterable[str]) -> dict[str, set[str]]:
+def find_groups_across_splits(groups: Iterable[str], splits: Iterable[str]) -> dict[str, set[str]]:
     """Each group that lies in more than one split, with those splits."""
     where: dict[str, set[str]] = defaultdict(set)
     for group, split in zip(groups, splits, strict=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convnext_cli.data.encoding import fold_name
 from convnext_cli.errors import DataError
+from convnext_cli.files import check_outside
 
 AUTO, NONE = "auto", "none"
 EXCLUDED = "excluded image"
@@ -139,3 +140,18 @@ def digest_images(index: Index) -> str:
             "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
         )
     return digest.hexdigest()
+
+
+def check_outside_data(output: Path, index: Index, option: str = "--output") -> None:
+    """Check that `output` does not lie in the data: in a folder that has images of `index`, or in the data folder.
+
+    Beside a CSV file with paths it may lie: that folder is the user's, and no folder in it becomes a class.
+
+    Raises:
+        UsageError: it does.
+    """
+    folders = {(index.root / path).parent for path in index.paths}
+    if not any(path.suffix.lower() in (".csv", ".tsv") for path in index.root.glob("*.*")):
+        folders.add(index.root)
+    for folder in sorted(folders):
+        check_outside(output, folder, option)

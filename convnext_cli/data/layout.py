@@ -515,8 +515,8 @@ def _drop_masks(tree: Folder, layout: Layout) -> None:
 
 def _find_mask_files(images: Sequence[str]) -> set[str]:
     """The images whose name is that of another one in the folder, with a word for a mask behind or before it."""
-    together = "\n".join(images).casefold()
-    if not any(word in together for word in ("mask", "seg", "gt", "groundtruth", "superpixel")):
+    all_names = "\n".join(images).casefold()
+    if not any(word in all_names for word in ("mask", "seg", "gt", "groundtruth", "superpixel")):
         return set()
     stems = {name.rpartition(".")[0]: name for name in images}
     found = {

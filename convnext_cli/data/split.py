@@ -39,7 +39,7 @@ def split_index(
     val_fraction: float,
     test_fraction: float,
     seed: int,
-    together: Sequence[Sequence[int]] = (),
+    duplicate_sets: Sequence[Sequence[int]] = (),
     folds: Folds | None = None,
 ) -> Index:
     """Gives every row a split: the data set's own where it has one, else drawn by class.
@@ -53,7 +53,7 @@ def split_index(
         val_fraction: share of all images for validation.
         test_fraction: share for testing.
         seed: of the draws.
-        together: sets of rows that show one picture; groups stay together in any case.
+        duplicate_sets: sets of rows that stay in one split; groups stay together in any case.
         folds: take validation from folds in place of `val_fraction`; own validation images then join the training ones.
             Where the index has folds of its own, these are taken.
 
@@ -61,7 +61,7 @@ def split_index(
         UsageError: there are fewer groups than folds, or the index has folds of another number.
     """
     own = set(index.splits) - {""}
-    units = _find_units(index, together)
+    units = _find_units(index, duplicate_sets)
     if folds is not None and index.folds and folds.number != (number := len(set(index.folds) - {""})):
         raise UsageError(
             f"the data's own table has {number} folds, not {folds.number}",
@@ -111,7 +111,7 @@ def choose_fold(index: Index, fold: int) -> Index:
     return replace(index, splits=tuple(splits))
 
 
-def explain_weak_validation(index: Index) -> str | None:
+def explain_small_validation(index: Index) -> str | None:
     """Says why the validation split is too small to choose the best epoch by, or returns None where it is not."""
     counts = index.count_classes("val")
     total = sum(counts)
@@ -124,10 +124,10 @@ def explain_weak_validation(index: Index) -> str | None:
     return f"the validation split has only {total} images{examples}"
 
 
-def _find_units(index: Index, together: Sequence[Sequence[int]]) -> list[int]:
+def _find_units(index: Index, duplicate_sets: Sequence[Sequence[int]]) -> list[int]:
     """A number for each row, equal where rows must stay together."""
     first: dict[str, int] = {}
-    links = [(rows[0], row) for rows in together for row in rows[1:]]
+    links = [(rows[0], row) for rows in duplicate_sets for row in rows[1:]]
     links += [(first.setdefault(group, row), row) for row, group in enumerate(index.groups)]
     units = list(range(len(index)))
     for rows in join_rows([link for link in links if link[0] != link[1]]):

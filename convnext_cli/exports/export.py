@@ -7,8 +7,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from convnext_cli.data.dataset import check_apart
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import Index, check_outside_data
 from convnext_cli.errors import DataError, UsageError, check_word
 from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.onnx_file import OPSET, check_installed, write_graph, write_metadata
@@ -205,7 +204,7 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
 
 def _check_output(output: Path, index: Index, request: ExportRequest) -> None:
     if request.output is not None:
-        check_apart(output, index)
+        check_outside_data(output, index)
     check_output(output, overwrite=_may_replace(request))
 
 

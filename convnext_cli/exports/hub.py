@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.dataset import check_apart
+from convnext_cli.data.index import check_outside_data
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError, shorten_error
 from convnext_cli.exports.model_card import License, find_license, write_card
 from convnext_cli.files import replace_output
@@ -53,7 +53,7 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
         ConvnextError: the Hub refused, or cannot be reached.
     """
     check_single(run.path)
-    check_apart(output, run.read_split())
+    check_outside_data(output, run.read_split())
     own = {*MODEL_FILES, CARD}
     there = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if output.is_symlink() or (output.exists() and not output.is_dir()):

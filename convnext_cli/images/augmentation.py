@@ -7,12 +7,12 @@ off draws none. What is grey stays grey.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from convnext_cli.images.decode import Pixels
+from convnext_cli.images.preprocessing import MAX_MAGNITUDE
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
@@ -20,27 +20,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 OPERATIONS_AN_IMAGE = 2
 CHANCE = 0.5  # of each operation, once it is drawn
 SPREAD = 0.5  # standard deviation of the magnitude
-MAX_MAGNITUDE = 10.0
 ERASED = (0.02, 1 / 3)  # share of the area: timm's bounds, which the authors used; arXiv:1708.04896 has 0.02 to 0.4
 ERASED_RATIO = 0.3  # narrowest rectangle, height to width or width to height
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Augmentation:
-    """How training pictures vary: the settings of the same names."""
-
-    min_crop_area: float
-    """Smallest share of the area that a crop keeps; 1 crops nothing and takes the evaluation's view."""
-    hflip: float = 0.0
-    """Chance of a left-right flip."""
-    rotation: float = 0.0
-    """Degrees, at most, either way."""
-    jitter: float = 0.0
-    """Brightness and contrast are multiplied by 1 minus this to 1 plus this."""
-    rand_augment: float = 0.0
-    """Magnitude, to `MAX_MAGNITUDE`."""
-    erasing: float = 0.0
-    """Chance that a rectangle is replaced by noise."""
 
 
 def turn_crop(image: Pixels, box: Box, size: int, degrees: float, resample: Image.Resampling) -> Image.Image:

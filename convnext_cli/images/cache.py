@@ -6,7 +6,7 @@ instead of twice, and it leaves one file a set, so that the set unused for longe
 
 An image is known by the content of its file (`contents.py` has the rule and its price), Pillow's version and the rules
 of decoding. The cache never fails a run: what cannot be read is decoded again, what cannot be written is not kept, and
-`trouble` says why.
+`failure` says why.
 """
 
 import hashlib
@@ -78,9 +78,9 @@ class ImageCache:
             weakref.finalize(self, self.digests.flush)
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         """Why no more pictures are kept, or None."""
-        return self.store.trouble if self.store is not None else None
+        return self.store.failure if self.store is not None else None
 
     def read(self, path: str) -> Pixels:
         """The prepared image, (H, W, 3) uint8, from the cache where it is there. Any thread may ask.
@@ -118,7 +118,7 @@ class _Store:
         )
         name = hashlib.blake2b(os.fsencode("\0".join(self.about)), digest_size=12).hexdigest()
         self.path = _folder() / f"{name}.sqlite"
-        self.trouble: str | None = None
+        self.failure: str | None = None
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._waiting: dict[bytes, tuple[object, ...]] = {}
@@ -152,7 +152,7 @@ class _Store:
 
     def keep(self, content: bytes, picture: Pixels) -> None:
         """Keeps a picture; a grey one in a third of the space."""
-        if self.trouble:
+        if self.failure:
             return
         height, width, _ = picture.shape
         grey = picture[..., 0]
@@ -168,10 +168,10 @@ class _Store:
         """Writes what is waiting, in one transaction."""
         with self._guarded():
             rows, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
-            if not rows or self._connection is None or self.trouble:
+            if not rows or self._connection is None or self.failure:
                 return
             if not self._has_room():
-                self.trouble = (
+                self.failure = (
                     f"the cache in {self.path.parent} is full ({_limit() / 2**30:g} GiB): later images are decoded "
                     f"each time. `convnext cache` shows what is in it, ${LIMIT} sets its size"
                 )
@@ -207,7 +207,7 @@ class _Store:
             try:
                 yield
             except (OSError, sqlite3.OperationalError) as error:  # full, read-only, locked for long, removed
-                self.trouble = f"decoded images are not kept in {self.path.parent}: {error}"
+                self.failure = f"decoded images are not kept in {self.path.parent}: {error}"
                 self._close()  # or each image would wait for a lock anew
             except sqlite3.Error:  # damaged, or no database at all: made anew
                 self._close()
@@ -215,7 +215,7 @@ class _Store:
                 try:
                     self._open()
                 except (OSError, sqlite3.Error) as again:
-                    self.trouble = f"decoded images are not kept in {self.path.parent}: {again}"
+                    self.failure = f"decoded images are not kept in {self.path.parent}: {again}"
 
     def _touch(self) -> None:
         """Says now and then that the set is in use."""

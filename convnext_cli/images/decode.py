@@ -162,7 +162,7 @@ def _finish(raster: Raster) -> Decoded:
     return Decoded(pixels, mode, bits, done)
 
 
-def open_listed(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
+def open_with_pillow(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
     """Open an image with Pillow, limited to the formats of `PILLOW_SUFFIXES`; nothing is decoded yet.
 
     An explicit list, because Pillow starts Ghostscript for a PostScript file of any name.
@@ -194,7 +194,7 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
         return _finish(raster)
     file.seek(0)
     try:
-        opened = open_listed(file, path, name)
+        opened = open_with_pillow(file, path, name)
     except UnidentifiedImageError:
         if name != "TIFF":
             raise

@@ -3,9 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from PIL import Image
-
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+INTERPOLATIONS = ("bicubic", "bilinear")
+MAX_MAGNITUDE = 10.0  # of RandAugment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +30,7 @@ class Preprocessing:
         """
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise ValueError(f"mean and std must be finite: {self}")
-        is_known = self.interpolation in _FILTERS and self.crop_mode in ("center", "squash")
+        is_known = self.interpolation in INTERPOLATIONS and self.crop_mode in ("center", "squash")
         if not (self.image_size >= 1 and 0 < self.crop_pct <= 1 and is_known):
             raise ValueError(f"no such preprocessing: {self}")
         if {len(self.mean), len(self.std)} not in ({1}, {3}) or min(self.std) <= 0:
@@ -41,3 +40,21 @@ class Preprocessing:
     def is_grey(self) -> bool:
         """Whether the model is given the luminance alone."""
         return len(self.mean) == 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """How training pictures vary: the settings of the same names."""
+
+    min_crop_area: float
+    """Smallest share of the area that a crop keeps; 1 crops nothing and takes the evaluation's view."""
+    hflip: float = 0.0
+    """Chance of a left-right flip."""
+    rotation: float = 0.0
+    """Degrees, at most, either way."""
+    jitter: float = 0.0
+    """Brightness and contrast are multiplied by 1 minus this to 1 plus this."""
+    rand_augment: float = 0.0
+    """Magnitude, to `MAX_MAGNITUDE`."""
+    erasing: float = 0.0
+    """Chance that a rectangle is replaced by noise."""

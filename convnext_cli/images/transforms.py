@@ -5,10 +5,11 @@ import math
 import numpy as np
 from PIL import Image
 
-from convnext_cli.images.augmentation import Augmentation, Box, erase, jitter_light, rand_augment, turn_crop
+from convnext_cli.images.augmentation import Box, erase, jitter_light, rand_augment, turn_crop
 from convnext_cli.images.decode import Pixels
-from convnext_cli.images.preprocessing import _FILTERS, Preprocessing
+from convnext_cli.images.preprocessing import INTERPOLATIONS, Augmentation, Preprocessing
 
+_FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 MAX_RESIZED = 50_000_000  # pixels
 MAX_STORED = 3.0  # times the input's side, where crops may be very small
 
@@ -54,7 +55,7 @@ def _plan_crop(width: int, height: int, preprocessing: Preprocessing) -> tuple[t
     )
 
 
-def find_stored_side(image_size: int, min_crop_area: float) -> int:
+def find_cached_side(image_size: int, min_crop_area: float) -> int:
     """The shorter side, in pixels, at which an image is kept for training.
 
     At it, the smallest crop (3:4, `min_crop_area` of the area) of a square still has `image_size` pixels on its shorter
@@ -84,12 +85,12 @@ def transform_for_training(
     RandomResizedCrop draws it. Where `min_crop_area` is 1, the evaluation's view takes its place.
     """
     if wanted.min_crop_area == 1:
-        return augment_view(transform_for_eval(image, preprocessing), preprocessing, random, wanted)
+        return augment_resized(transform_for_eval(image, preprocessing), preprocessing, random, wanted)
     box = _draw_crop(image.shape[1], image.shape[0], random, wanted.min_crop_area)
     return _augment(image, box, preprocessing, random, wanted)
 
 
-def augment_view(
+def augment_resized(
     view: Pixels, preprocessing: Preprocessing, random: np.random.Generator, wanted: Augmentation
 ) -> Pixels:
     """Changes what `transform_for_eval` gave, (S, S, 3), as `wanted`; where that asks for nothing, it is the same."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.encoding import find_name
 from convnext_cli.data.index import Index
-from convnext_cli.data.split import explain_weak_validation
+from convnext_cli.data.split import explain_small_validation
 from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference.classifier import Classifier, load_for_eval
@@ -93,7 +93,7 @@ def fit_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold,
     index = run.read_split()
     val, train = index.rows("val"), index.rows("train")
     fingerprint = run.fingerprint_weights()
-    if weak := explain_weak_validation(index):
+    if weak := explain_small_validation(index):
         found = Calibration(weights=fingerprint, images=len(val), weak=weak)
         run.write_calibration(asdict(found), {})
         return found

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.duplicates import MAX_DISTANCE
-from convnext_cli.data.audit.measurements import PICTURES, measure_images
+from convnext_cli.data.audit.measurements import CONTENT_MEASURES, measure_images
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold
 from convnext_cli.machine import count_cpus
@@ -45,7 +45,7 @@ def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[A
         index: its split.
     """
     kept = run.read_image_hashes()
-    if kept is not None and all(name in kept and len(kept[name]) == len(index) for name in PICTURES):
+    if kept is not None and all(name in kept and len(kept[name]) == len(index) for name in CONTENT_MEASURES):
         return kept
     if not index.root.is_dir():
         return None
@@ -71,7 +71,7 @@ def find_overlap(
     """
     is_train = np.array([split == "train" or is_fold(split) for split in trained_on.splits])
     is_val = np.array([split == "val" for split in trained_on.splits])
-    ours = {name: measured[name][list(rows)] for name in PICTURES}
+    ours = {name: measured[name][list(rows)] for name in CONTENT_MEASURES}
     readable = ours["digest"].any(axis=1)
     exact, near = (f(_select(known, is_train), ours) & readable for f in (_find_exact, _find_near))
     validated = _find_exact(_select(known, is_val), ours) | _find_near(_select(known, is_val), ours)
@@ -83,7 +83,7 @@ def find_overlap(
 
 
 def _select(pictures: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    return {name: pictures[name][chosen] for name in PICTURES}
+    return {name: pictures[name][chosen] for name in CONTENT_MEASURES}
 
 
 def _find_exact(known: Mapping[str, NDArray[Any]], ours: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:

@@ -276,7 +276,7 @@ def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) 
     Raises:
         UsageError: it does.
     """
-    from convnext_cli.data.dataset import check_apart  # the audit: whoever explains waits for torch anyway
+    from convnext_cli.data.index import check_outside_data
 
     folder = request.explain
     assert folder is not None
@@ -286,7 +286,7 @@ def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) 
     for data in (*parents, *_find_data_folder(parents)):
         check_outside(folder, data, option="--explain")
     with suppress(RunError):  # a file, or a run whose data are not known
-        check_apart(folder, RunFolder(run).read_split(), option="--explain")
+        check_outside_data(folder, RunFolder(run).read_split(), option="--explain")
     for row, source in enumerate(sources, start=1):
         picture = folder / _name_picture(row, source)
         if os.path.lexists(picture):

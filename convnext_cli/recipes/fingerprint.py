@@ -114,12 +114,12 @@ def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, b
     import numpy as np
     from PIL import Image
 
-    from convnext_cli.images.decode import decode_image, open_listed
+    from convnext_cli.images.decode import decode_image, open_with_pillow
     from convnext_cli.images.formats import identify_file, open_regular_file
 
     path = index.root / index.paths[row]
     try:
-        with open_regular_file(path) as file, open_listed(file, path) as image:
+        with open_regular_file(path) as file, open_with_pillow(file, path) as image:
             width, height, mode = *image.size, image.mode
         if not look_for_colour or mode in ("1", "L", "LA", "I", "F", "I;16"):
             return width, height, True

@@ -2,11 +2,12 @@
 
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from convnext_cli.images.preprocessing import Augmentation
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.names import ModelName
 
@@ -17,7 +18,7 @@ TABLE_SETTINGS = (
     "head_init_scale", "ema_decay", "min_crop_area", "hflip", "rand_augment", "erasing",
 )  # fmt: skip
 
-AUGMENTATION_SETTINGS = ("min_crop_area", "hflip", "rotation", "jitter", "rand_augment", "erasing")
+AUGMENTATION_SETTINGS = tuple(field.name for field in fields(Augmentation))
 USUAL_AUGMENTATION = "light"
 
 OFFICIAL_LAYERS = 13  # steps from head to stem in the authors' grouped layer decay, whatever the depth

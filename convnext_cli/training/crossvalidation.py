@@ -5,7 +5,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from convnext_cli.data.index import digest_images
-from convnext_cli.data.split import choose_fold, explain_weak_validation
+from convnext_cli.data.split import choose_fold, explain_small_validation
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.metrics.summary import Metrics
 from convnext_cli.recipes.plan import Plan
@@ -180,7 +180,7 @@ def _choose(preparation: Preparation, plan: Plan, fold: int) -> Preparation:
         folds=None,
         plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
         images=digest_images(index),
-        weak_validation=explain_weak_validation(index),
+        weak_validation=explain_small_validation(index),
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from convnext_cli.images.augmentation import Augmentation
 from convnext_cli.images.cache import ImageCache
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.images.loaders import balance_rows, seed_image, shuffle_rows
-from convnext_cli.images.transforms import augment_view, find_stored_side, reduce_image, transform_for_training
+from convnext_cli.images.preprocessing import Augmentation
+from convnext_cli.images.transforms import augment_resized, find_cached_side, reduce_image, transform_for_training
 from convnext_cli.inference.classifier import open_for_eval
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.context import TrainingContext
@@ -29,7 +29,7 @@ def open_training_images(context: TrainingContext) -> ImageCache:
     if context.settings.min_crop_area == 1:
         return open_for_eval(context.index, context.preprocessing, cache=context.cache)
     side, preprocessing = (
-        find_stored_side(context.settings.image_size, context.settings.min_crop_area),
+        find_cached_side(context.settings.image_size, context.settings.min_crop_area),
         context.preprocessing,
     )
 
@@ -44,7 +44,7 @@ def load_training(context: TrainingContext, pictures: ImageCache, epoch: int) ->
     """A function that gives a row's image, (S, S, 3) uint8, as this epoch shows it."""
     settings, paths = context.settings, context.index.paths
     wanted = Augmentation(**{name: getattr(settings, name) for name in AUGMENTATION_SETTINGS})
-    transform = augment_view if wanted.min_crop_area == 1 else transform_for_training
+    transform = augment_resized if wanted.min_crop_area == 1 else transform_for_training
 
     def load(draw: int) -> Pixels:
         image = pictures.read(paths[draw % len(paths)])

@@ -94,8 +94,8 @@ def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone 
                 epoch=epoch + 1, step=i + 1, steps=steps, images=shown, loss=loss, lr=lr, is_due=is_due, signal=signal
             )
         pictures.flush()
-        if pictures.trouble and not trouble:
-            yield Notice(text=(trouble := pictures.trouble))
+        if pictures.failure and not trouble:
+            yield Notice(text=(trouble := pictures.failure))
         seconds = state.seconds
         lr = schedule.lr_at(state.step - 1) * 0.5**state.halvings
         val, signal = validate(context, state)

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.dataset import Dataset, DatasetRequest, check_apart, load_dataset
-from convnext_cli.data.groups import find_straddling
-from convnext_cli.data.index import Index, check_trainable, digest_images
-from convnext_cli.data.split import Folds, choose_fold, explain_weak_validation, split_index
+from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
+from convnext_cli.data.groups import find_groups_across_splits
+from convnext_cli.data.index import Index, check_outside_data, check_trainable, digest_images
+from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, split_index
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
@@ -73,11 +73,14 @@ class Preparation:
         index = self.index
         notes: list[str] = []
         if self.dataset is not None:
-            notes += self.dataset.describe()
+            notes += [
+                f"warning: {notice.text}" if notice.severity == "warning" else notice.text
+                for notice in self.dataset.list_notices()
+            ]
         if self.dataset is not None and self.dataset.index.folds and self.plan.settings.folds:
             own = self.dataset.index
-            torn = len(find_straddling(own.groups, own.folds)) if own.groups else 0
-            torn += sum(len({own.folds[row] for row in rows} - {""}) > 1 for rows in self.dataset.together)
+            torn = len(find_groups_across_splits(own.groups, own.folds)) if own.groups else 0
+            torn += sum(len({own.folds[row] for row in rows} - {""}) > 1 for rows in self.dataset.duplicate_sets)
             if torn:
                 notes.append(
                     f"{torn} groups or duplicates lie in more than one of the table's folds: validation figures will "
@@ -153,14 +156,14 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
         audit=request.audit,
     )
     dataset = yield from load_dataset(dataset_request, threads=max(1, count_cpus() // count_local_processes()))
-    check_apart(request.output or RUNS, dataset.index)
+    check_outside_data(request.output or RUNS, dataset.index)
     check_trainable(dataset.index)
     index = split_index(
         dataset.index,
         val_fraction=values["val_fraction"],
         test_fraction=values["test_fraction"],
         seed=values["seed"],
-        together=dataset.together,
+        duplicate_sets=dataset.duplicate_sets,
         folds=Folds(number=values["folds"], fold=values["fold"]) if values["folds"] else None,
     )
     folds = index if values["folds"] and not values["fold"] else None
@@ -205,7 +208,7 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
         images=digest_images(index),
         fingerprint=fingerprint,
         plan_notes=_explain_plan(request, architecture, plan, make(given=_without_lr(request.choices)), fingerprint),
-        weak_validation=explain_weak_validation(index),
+        weak_validation=explain_small_validation(index),
     )
 
 
@@ -332,7 +335,7 @@ def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Pre
         images=digest_images(index),
         fingerprint=None,
         plan_notes=(),
-        weak_validation=explain_weak_validation(index),
+        weak_validation=explain_small_validation(index),
         origin=origin,
         changes=changes,
     )

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.groups import find_straddling, group_index
+from convnext_cli.data.groups import find_groups_across_splits, group_index
 from convnext_cli.data.index import Index
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
@@ -97,12 +97,12 @@ def test_own_splits_are_passed_over_when_folders_are_groups() -> None:
     grouped, grouping = group_index(index, "auto")
     assert grouping.source == "folders"
     assert set(grouped.groups) == {f"p{p}" for p in range(9)}
-    assert find_straddling(grouped.groups, grouped.splits) == {f"p{p}": {"train", "test"} for p in range(9)}
+    assert find_groups_across_splits(grouped.groups, grouped.splits) == {f"p{p}": {"train", "test"} for p in range(9)}
 
 
 def test_the_patients_of_the_chest_x_rays_are_found(shared_data: Path) -> None:
     index, grouping = group_index(scan_folder(shared_data / "cxr3"), "auto")
-    straddling = find_straddling(index.groups, index.splits)
+    straddling = find_groups_across_splits(index.groups, index.splits)
     assert sum(splits >= {"train", "test"} for splits in straddling.values()) == 170
     assert grouping.source == "names"
     assert group_index(scan_folder(shared_data / "pets"), "auto")[1].source == "none"

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.groups import find_straddling
+from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index
-from convnext_cli.data.split import Folds, explain_weak_validation, split_index
+from convnext_cli.data.split import Folds, explain_small_validation, split_index
 from convnext_cli.errors import UsageError
 
 
@@ -55,19 +55,21 @@ def test_every_class_keeps_a_training_image() -> None:
 
 def test_weak_validation_is_explained() -> None:
     strong = replace(make_index(200, 200), splits=(("train",) * 150 + ("val",) * 50) * 2)
-    assert explain_weak_validation(strong) is None
-    assert explain_weak_validation(make_index(30, 30, split="train")) == "there is no validation split"
+    assert explain_small_validation(strong) is None
+    assert explain_small_validation(make_index(30, 30, split="train")) == "there is no validation split"
     kermany = make_index(8, 8, 0, split="val")
-    assert explain_weak_validation(kermany) == "the validation split has only 16 images (0 of c)"
-    assert explain_weak_validation(make_index(20, 20, split="val")) == "the validation split has only 40 images"
+    assert explain_small_validation(kermany) == "the validation split has only 16 images (0 of c)"
+    assert explain_small_validation(make_index(20, 20, split="val")) == "the validation split has only 40 images"
 
 
 def test_groups_and_copies_stay_together_and_classes_alike() -> None:
     index = make_index(60, 90, 300)
     groups = tuple(f"p{row // 3}" for row in range(len(index)))
     copies = [(0, 449), (10, 11, 200)]
-    split = split_index(replace(index, groups=groups), val_fraction=0.15, test_fraction=0.15, seed=0, together=copies)
-    assert not find_straddling(split.groups, split.splits)
+    split = split_index(
+        replace(index, groups=groups), val_fraction=0.15, test_fraction=0.15, seed=0, duplicate_sets=copies
+    )
+    assert not find_groups_across_splits(split.groups, split.splits)
     assert all(len({split.splits[row] for row in rows}) == 1 for rows in copies)
     for name, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
         for found, whole in zip(split.count_classes(name), index.count_classes(), strict=True):

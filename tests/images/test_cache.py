@@ -47,7 +47,7 @@ def read_all(root: Path, paths: list[str], purpose: str = "test") -> list[str]:
     pictures = ImageCache(root, purpose, make)
     for path in paths:
         np.testing.assert_array_equal(pictures.read(path), decode_image(root / path))
-    assert pictures.trouble is None
+    assert pictures.failure is None
     pictures.flush()
     return make.made
 
@@ -123,7 +123,7 @@ pictures = cache.ImageCache(Path(sys.argv[1]), "test", decode_image)
 print("ready", flush=True)
 for path in sorted(Path(sys.argv[1]).iterdir()):
     pictures.read(path.name)
-print(pictures.trouble, flush=True)
+print(pictures.failure, flush=True)
 """
 
 
@@ -169,8 +169,8 @@ def test_where_nothing_can_be_kept_the_run_goes_on_and_says_so(tmp_path: Path, m
         for path in paths:
             np.testing.assert_array_equal(pictures.read(path), decode_image(tmp_path / "data" / path))
     pictures.flush()
-    assert pictures.trouble is not None
-    assert "are not kept" in pictures.trouble
+    assert pictures.failure is not None
+    assert "are not kept" in pictures.failure
 
 
 def test_the_set_unused_for_longest_makes_room_and_one_in_use_does_not(
@@ -190,7 +190,7 @@ def test_the_set_unused_for_longest_makes_room_and_one_in_use_does_not(
     for path in paths:
         pictures.read(path)
     pictures.flush()
-    assert "is full" in (pictures.trouble or "")
+    assert "is full" in (pictures.failure or "")
     assert {pictures.purpose.split(";")[0] for pictures in list_cached_sets()} == {"busy", "new", "too much"}
 
 
@@ -205,6 +205,6 @@ def test_a_cache_that_stays_locked_is_waited_for_once(tmp_path: Path, monkeypatc
     for path in paths:
         pictures.read(path)
     other.close()
-    assert "locked" in (pictures.trouble or "")
+    assert "locked" in (pictures.failure or "")
     assert [pictures.read(path).shape for path in paths]
     assert make.made == paths * 2, "it is not asked again, or each image would wait"

@@ -7,8 +7,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from convnext_cli.images import transforms
-from convnext_cli.images.augmentation import Augmentation
-from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.preprocessing import Augmentation, Preprocessing
 from convnext_cli.images.transforms import reduce_image, transform_for_eval, transform_for_training
 
 HOW = Preprocessing(

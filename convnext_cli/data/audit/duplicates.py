@@ -46,13 +46,13 @@ class Duplicates:
     """Pairs of very similar rows that are two pictures, such as neighbouring slices or frames."""
     clusters: tuple[tuple[int, ...], ...]
     """Duplicates and near-duplicates together: rows that are one picture."""
-    together: tuple[tuple[int, ...], ...]
+    duplicate_sets: tuple[tuple[int, ...], ...]
     """Rows to hold in one split: `clusters`, and very similar rows unless they chain to a tenth of all images."""
     unchecked: int
     """Pairs with similar hashes that were too many to compare."""
 
 
-def find_duplicates(index: Index, inspection: Measurements, *, threads: int) -> Steps[Duplicates]:
+def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -> Steps[Duplicates]:
     """Yield progress, then the duplicates.
 
     Duplicates have the same pixels after decoding. Candidates for near-duplicates have perceptual hashes at most
@@ -60,10 +60,10 @@ def find_duplicates(index: Index, inspection: Measurements, *, threads: int) -> 
     pixels at 32 x 32 is very similar. It is a near-duplicate, the same picture saved again or scaled, if it has the
     same grey values at 16 x 16 and the same detail beyond them. Two slices or frames differ in one of these.
     """
-    readable = np.flatnonzero(inspection.measures["readable"])
-    exact = _group_equal(inspection, readable)
+    readable = np.flatnonzero(measurements.measures["readable"])
+    exact = _group_equal(measurements, readable)
     rows = np.setdiff1d(readable, [row for cluster in exact for row in cluster[1:]])
-    pairs, unchecked = _find_candidates(inspection, rows)
+    pairs, unchecked = _find_candidates(measurements, rows)
     near: list[tuple[int, int]] = []
     similar: list[tuple[int, int]] = []
     joined = JoinedRows()
@@ -91,15 +91,15 @@ def find_duplicates(index: Index, inspection: Measurements, *, threads: int) -> 
     clusters = join_rows(links)
     # Of one picture saved in two ways and a third that is alike, one link is enough.
     similar = [(one, two) for one, two in similar if joined.find(one) != joined.find(two)]
-    together = join_rows([*links, *similar])
-    if max(map(len, together), default=0) > max(2, MAX_CHAIN * len(index)):
-        together = clusters
+    duplicate_sets = join_rows([*links, *similar])
+    if max(map(len, duplicate_sets), default=0) > max(2, MAX_CHAIN * len(index)):
+        duplicate_sets = clusters
     return Duplicates(
         exact=exact,
         near=tuple(near),
         similar=tuple(similar),
         clusters=clusters,
-        together=together,
+        duplicate_sets=duplicate_sets,
         unchecked=unchecked,
     )
 
@@ -160,13 +160,13 @@ def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> It
             yield np.stack([left[one[keep]], right[two[keep]]], axis=1)
 
 
-def _find_candidates(inspection: Measurements, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def _find_candidates(measurements: Measurements, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """Return the pairs of rows with similar hashes whose thumbnails agree too; and how many were too many to compare.
 
     Every image with a hash is compared with every image with the same or a similar one: an unlike picture with the same
     hash hides no pair. Where many images share a hash, their thumbnails are compared by matrix products.
     """
-    hashes = inspection.measures["hash"]
+    hashes = measurements.measures["hash"]
     order = rows[np.argsort(hashes[rows], kind="stable")]
     unique, first, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
     kept = [np.empty((0, 2), np.int64)]
@@ -181,7 +181,7 @@ def _find_candidates(inspection: Measurements, rows: NDArray[np.int64]) -> tuple
         large = fits & (work > _MATRIX)
         for u, v in places[large]:
             one, two = (order[first[x] : first[x] + sizes[x]] for x in (u, v))
-            kept += _correlate_sets(inspection, one, two)
+            kept += _correlate_sets(measurements, one, two)
         small, work = places[fits & ~large], work[fits & ~large]
         ends = np.cumsum(work)
         for start in range(0, int(ends[-1]) if len(ends) else 0, _GATHER):
@@ -191,7 +191,7 @@ def _find_candidates(inspection: Measurements, rows: NDArray[np.int64]) -> tuple
             left, right = np.divmod(at - (ends[place] - work[place]), sizes[v])
             pairs = np.sort(np.stack([order[first[u] + left], order[first[v] + right]], axis=1), axis=1)
             pairs = pairs[(u != v) | (left < right)]
-            kept.append(pairs[_correlate(inspection, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
+            kept.append(pairs[_correlate(measurements, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
     pairs = np.unique(np.concatenate(kept), axis=0)
     bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
     nearest = np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])
@@ -199,12 +199,12 @@ def _find_candidates(inspection: Measurements, rows: NDArray[np.int64]) -> tuple
 
 
 def _correlate_sets(
-    inspection: Measurements, one: NDArray[np.int64], two: NDArray[np.int64]
+    measurements: Measurements, one: NDArray[np.int64], two: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
     """Return the pairs of a row of each set whose thumbnails correlate, (P, 2) at a time, each once."""
 
     def normalise(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        thumbs = inspection.measures["thumb"][rows].reshape(len(rows), THUMB * THUMB).astype(np.float32)
+        thumbs = measurements.measures["thumb"][rows].reshape(len(rows), THUMB * THUMB).astype(np.float32)
         thumbs -= thumbs.mean(axis=1, keepdims=True)
         scaled: NDArray[np.float32] = thumbs / np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-3)
         return scaled

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from convnext_cli.data.audit.duplicates import Duplicates
 from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import LEVEL, Support
-from convnext_cli.data.groups import Grouping, find_straddling
+from convnext_cli.data.groups import Grouping, find_groups_across_splits
 from convnext_cli.data.index import Index, find_alike
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and judged
@@ -35,15 +36,15 @@ class Finding:
     """Rows without which it is gone."""
 
     @property
-    def severity(self) -> str:
-        """`warning` where test scores are not to be trusted, else `note`."""
+    def severity(self) -> Literal["warning", "note"]:
+        """`warning` if it makes test scores wrong, else `note`."""
         return "warning" if self.falsifies else "note"
 
 
 def find_all(
     index: Index,
     grouping: Grouping,
-    inspection: Measurements,
+    measurements: Measurements,
     found: Duplicates,
     shortcuts: Sequence[Shortcut],
     across: Support | None = None,
@@ -53,7 +54,7 @@ def find_all(
     Args:
         index: what was looked at.
         grouping: where its groups come from.
-        inspection: its measures.
+        measurements: its measures.
         found: its duplicates.
         shortcuts: how well single properties tell the classes.
         across: what the pictures say of groups that lie in two splits; None where they were not asked.
@@ -87,7 +88,7 @@ def find_all(
                 leave_out=tuple(row for rows in clusters for row in _copies_to_drop(index, rows)),
             )
     yield from _find_straddling_groups(index, grouping, across)
-    if errors := inspection.errors:
+    if errors := measurements.errors:
         rows = list(errors)
         yield Finding(
             kind="unreadable",
@@ -198,7 +199,7 @@ def _find_similar(index: Index, found: Duplicates) -> Iterator[Finding]:
 
 
 def _find_straddling_groups(index: Index, grouping: Grouping, across: Support | None) -> Iterator[Finding]:
-    straddling = find_straddling(index.groups, index.splits) if index.groups else {}
+    straddling = find_groups_across_splits(index.groups, index.splits) if index.groups else {}
     if not straddling:
         return
     first: dict[str, list[int]] = {group: [] for group in straddling}

@@ -47,7 +47,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow
 _BITS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
-PICTURES = ("digest", "hash", "thumb")
+CONTENT_MEASURES = ("digest", "hash", "thumb")
 """The measures that a run keeps of each image, to know it again by its content."""
 
 
@@ -62,7 +62,7 @@ class Measurements:
 
     def take(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return what tells images by their content, in the order of `rows`."""
-        return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in PICTURES}
+        return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in CONTENT_MEASURES}
 
     @property
     def errors(self) -> dict[int, str]:
@@ -100,11 +100,11 @@ def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
                 measures[row] = values
             if len(ready):
                 yield Progress(done=int(ready[-1]) + 1, total=len(index), what="images checked")
-    inspection = Measurements(measures=measures, notes=tuple(places))
+    measurements = Measurements(measures=measures, notes=tuple(places))
     digests.flush()
     if not np.array_equal(measures, old):
-        store.keep(inspection)
-    return inspection
+        store.keep(measurements)
+    return measurements
 
 
 _Row: TypeAlias = "tuple[int, Any | None, str]"

@@ -34,9 +34,9 @@ class Audit:
     unreadable: tuple[int, ...]
     clusters: tuple[tuple[int, ...], ...]
     """Rows that are one picture."""
-    together: tuple[tuple[int, ...], ...]
+    duplicate_sets: tuple[tuple[int, ...], ...]
     """Rows to hold in one split: those of one picture, and very similar ones."""
-    inspection: Measurements
+    measurements: Measurements
     """The measures of every image."""
 
     @property
@@ -47,7 +47,7 @@ class Audit:
     def list_image_hashes(self, index: Index) -> dict[str, NDArray[Any]]:
         """Return what a run keeps of the images of `index`, which are some of those that were looked at."""
         rows = {path: row for row, path in enumerate(self.index.paths)}
-        return self.inspection.take([rows[path] for path in index.paths])
+        return self.measurements.take([rows[path] for path in index.paths])
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: all but the rows."""
@@ -93,38 +93,40 @@ class Audit:
 
 def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audit]:
     """Audit every image of an index. Images that did not change since the last time are not read again."""
-    inspection = yield from measure_images(index, threads=threads)
-    index, grouping, across = _weigh_groups(index, grouping, inspection)
-    duplicates = yield from find_duplicates(index, inspection, threads=threads)
-    shortcuts = find_shortcuts(index, inspection)
+    measurements = yield from measure_images(index, threads=threads)
+    index, grouping, across = _weigh_groups(index, grouping, measurements)
+    duplicates = yield from find_duplicates(index, measurements, threads=threads)
+    shortcuts = find_shortcuts(index, measurements)
     return Audit(
         index=index,
         grouping=grouping,
-        sizes=_describe_sizes(inspection),
-        formats=_count_formats(index, inspection),
+        sizes=_describe_sizes(measurements),
+        formats=_count_formats(index, measurements),
         shortcuts=shortcuts,
-        findings=tuple(find_all(index, grouping, inspection, duplicates, shortcuts, across)),
-        unreadable=tuple(inspection.errors),
+        findings=tuple(find_all(index, grouping, measurements, duplicates, shortcuts, across)),
+        unreadable=tuple(measurements.errors),
         clusters=duplicates.clusters,
-        together=duplicates.together,
-        inspection=inspection,
+        duplicate_sets=duplicates.duplicate_sets,
+        measurements=measurements,
     )
 
 
-def _weigh_groups(index: Index, grouping: Grouping, inspection: Measurements) -> tuple[Index, Grouping, Support | None]:
+def _weigh_groups(
+    index: Index, grouping: Grouping, measurements: Measurements
+) -> tuple[Index, Grouping, Support | None]:
     """Ask the pictures about groups that names or folders suggest, within splits and across them.
 
     Groups whose numbers begin anew in the classes and splits, and whose images are not surely alike, are dropped.
     """
     if not grouping.is_guess:
         return index, grouping, None
-    within = measure_support(index, inspection)
+    within = measure_support(index, measurements)
     is_restarted = counts_anew(index)
     if within.verdict != "supported" and is_restarted:
         example = grouping.examples[0][1] if grouping.examples else ""
         rule = f"none: numbers such as {example} begin anew in each class, and {explain_support(within)}"
         return replace(index, groups=()), Grouping(source="none", rule=rule), None
-    across = measure_support(index, inspection, across=within) if len(set(index.splits)) > 1 else None
+    across = measure_support(index, measurements, across=within) if len(set(index.splits)) > 1 else None
     if across and is_restarted and across.verdict == "unclear":
         across = replace(across, verdict="refuted")
     is_supported = "supported" in (within.verdict, across.verdict if across else "")

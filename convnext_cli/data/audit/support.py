@@ -32,7 +32,7 @@ class Support:
     """Mean rank of an image of the same group among those of others, by likeness: 0.5 is chance, 1 always first."""
 
 
-def measure_support(index: Index, inspection: Measurements, *, across: Support | None = None) -> Support:
+def measure_support(index: Index, measurements: Measurements, *, across: Support | None = None) -> Support:
     """Test whether images of one group are more alike than images of two.
 
     An image is compared with another of its group, and with images of other groups that have the other one's class and
@@ -42,19 +42,19 @@ def measure_support(index: Index, inspection: Measurements, *, across: Support |
 
     Args:
         index: with groups.
-        inspection: its measures.
+        measurements: its measures.
         across: None compares images of one class and split. What that gave compares images of two splits instead, to
             tell whether an identifier means the same in both: refuted where the likeness is surely less than half.
     """
     cells = np.unique([f"{s}/{k}" for s, k in zip(index.splits, index.labels, strict=True)], return_inverse=True)[1]
     splits = np.array(index.splits)
     members: dict[str, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(inspection.measures["readable"]).tolist():
+    for row in np.flatnonzero(measurements.measures["readable"]).tolist():
         members[index.groups[row]].append(row)
     _, numbers = np.unique(index.groups, return_inverse=True)
-    rows_of = {cell: np.flatnonzero((cells == cell) & (inspection.measures["readable"] == 1)) for cell in set(cells)}
+    rows_of = {cell: np.flatnonzero((cells == cell) & (measurements.measures["readable"] == 1)) for cell in set(cells)}
     several = [rows for rows in members.values() if len(rows) > 1]
-    digests = inspection.measures["digest"]
+    digests = measurements.measures["digest"]
     ranks: list[NDArray[np.float64]] = []
     for rows in _pick(several, GROUPS if across is None else 4 * GROUPS):
         found = []
@@ -65,7 +65,7 @@ def measure_support(index: Index, inspection: Measurements, *, across: Support |
                 others = rows_of[cells[two]]
                 others = np.array(_pick(others[numbers[others] != numbers[one]], OTHERS))
                 if len(others) > 1:
-                    found.append(_rank(inspection, one, int(two), others))
+                    found.append(_rank(measurements, one, int(two), others))
         if found:
             ranks.append(np.mean(found, axis=0))
     if len(ranks) < 2:
@@ -91,9 +91,9 @@ def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
     return Support(verdict=verdict, groups=groups, rank=float(mean[best]))
 
 
-def _rank(inspection: Measurements, one: int, two: int, others: NDArray[np.int64]) -> tuple[float, float]:
+def _rank(measurements: Measurements, one: int, two: int, others: NDArray[np.int64]) -> tuple[float, float]:
     """Return the share of `others` that are less like `one` than `two` is: in layout, and in brightness."""
-    thumbs = inspection.measures["thumb"][[one, two, *others]].reshape(len(others) + 2, -1).astype(np.float32)
+    thumbs = measurements.measures["thumb"][[one, two, *others]].reshape(len(others) + 2, -1).astype(np.float32)
     light = np.stack([thumbs.mean(axis=1), thumbs.std(axis=1)], axis=1)
     thumbs -= light[:, :1]
     thumbs /= np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-6)

@@ -9,9 +9,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from convnext_cli.data.audit.duplicates import MAX_DISTANCE, compare_images, find_similar, shrink
+from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import THUMB
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.dataset import DatasetRequest, load_dataset, write_fix_list
+from convnext_cli.data.dataset import DatasetRequest, load_dataset
 from convnext_cli.progress import finish
 from tests.conftest import draw_picture
 
@@ -59,7 +60,7 @@ def test_an_unlike_picture_with_the_same_hash_hides_no_pair(tmp_path: Path) -> N
         save(picture, tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
         save(picture, tmp_path / "test" / "ab"[number % 2] / f"again{number}.jpg", quality=90)
     found = audit(tmp_path, group_from="none")
-    hashes = Counter(found.inspection.measures["hash"].tolist())
+    hashes = Counter(found.measurements.measures["hash"].tolist())
     assert len(hashes) < 40, "pictures share hashes"
     assert count(found)["near-duplicates across splits"] == 30
     assert all(len(rows) == 2 for rows in found.clusters)

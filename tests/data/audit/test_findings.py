@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from convnext_cli.data.audit.findings import Finding
+from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import Measurements, measure_images
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset, write_fix_list
+from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import DataError
 from convnext_cli.images.decode import Decoded, read_image

@@ -95,16 +95,16 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Measurement
 
 
 def test_groups_drawn_by_chance_are_supported_as_rarely_as_stated(unlike: tuple[Index, Measurements]) -> None:
-    index, inspection = unlike
+    index, measurements = unlike
     verdicts = []
     for seed in range(60):
         numbers = np.random.default_rng(seed).permutation(len(index)) // 3
-        verdicts.append(measure_support(replace(index, groups=tuple(map(str, numbers))), inspection).verdict)
+        verdicts.append(measure_support(replace(index, groups=tuple(map(str, numbers))), measurements).verdict)
     assert verdicts.count("supported") <= 3, f"level {LEVEL}: 0.6 of 60 on average"
 
 
 def test_one_group_says_nothing(unlike: tuple[Index, Measurements]) -> None:
-    index, inspection = unlike
+    index, measurements = unlike
     groups = ("p", "p", *map(str, range(2, len(index))))
-    found = measure_support(replace(index, groups=groups), inspection)
+    found = measure_support(replace(index, groups=groups), measurements)
     assert found == Support(verdict="unclear", groups=found.groups, rank=0.5)
