@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.metrics import registry
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
-OVERALL = (
-    "top1", "balanced_accuracy", "macro_precision", "macro_specificity", "macro_f1", "macro_roc_auc", "macro_pr_auc",
-    "kappa", "mcc", "log_loss", "brier", "ece",
-)  # fmt: skip
-PER_CLASS = ("precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
+OVERALL = tuple(metric.key for metric in registry.OVERALL)
+PER_CLASS = tuple(metric.key for metric in registry.PER_CLASS)
 ECE_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
 
 

@@ -17,15 +17,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.metrics import registry
 from convnext_cli.metrics.formulas import OVERALL, PER_CLASS, Figures, Floats, Ints
 
 T = TypeVar("T")
 
-MACRO = {
-    "balanced_accuracy": "recall", "macro_precision": "precision", "macro_specificity": "specificity",
-    "macro_f1": "f1", "macro_roc_auc": "roc_auc", "macro_pr_auc": "pr_auc",
-}  # fmt: skip
-"""The averages, and what each is an average of."""
+MACRO = {metric.key: metric.average_of for metric in registry.OVERALL if metric.average_of}
+"""The averages over classes, and the per-class metric that each is an average of."""
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -211,8 +209,9 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     if np.isnan(estimate) or units < 1.5 or len(defined) < 2:
         return None
     variance = float(defined.var())
-    if name in ("kappa", "mcc"):
-        return score_interval(estimate, variance, units, low=-1.0)
+    low = registry.METRICS[name].low
+    if low < 0:
+        return score_interval(estimate, variance, units, low=low)
     half = t_quantile(units - 1) * math.sqrt(variance * units / (units - 1))
     if name == "log_loss":  # no upper end: symmetric on the scale of its logarithm
         factor = math.exp(half / estimate)

@@ -1,0 +1,154 @@
+"""The metrics, a row each: key, title, unit, range, direction, formula. Everything that prints metrics asks here.
+
+`metrics.formulas` computes them, by the same keys. Keys are those of `Metrics`, `ClassMetrics` and the JSON files of a
+run. The module imports nothing heavy, so that the command line can use it at once.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from convnext_cli.metrics.comparison import Difference
+    from convnext_cli.metrics.intervals import Interval
+
+MISSING = "-"  # printed where a metric is not defined
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One metric and how it is printed."""
+
+    key: str
+    title: str
+    """In sentences and wide tables, in lower case."""
+    short: str
+    """In narrow tables."""
+    formula: str
+    """In words, with its source where there are several definitions."""
+    unit: Literal["%", ""] = "%"
+    """`%`: printed as 100 times the value."""
+    digits: int = 1
+    """Decimals printed."""
+    low: float = 0.0
+    """Smallest possible value."""
+    high: float = 1.0
+    """Largest possible value; infinite where there is none."""
+    higher_is_better: bool = True
+    average_of: str | None = None
+    """Key of the per-class metric that this one is the mean of, over the classes that occur."""
+
+    @property
+    def heading(self) -> str:
+        """Return the title with its unit, for a table."""
+        return f"{self.title} {self.unit}".rstrip()
+
+    @property
+    def short_heading(self) -> str:
+        """Return the short title with its unit, for a narrow table."""
+        return f"{self.short} {self.unit}".rstrip()
+
+    @property
+    def scale(self) -> float:
+        """Return what a value is multiplied by before it is printed."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    def format(self, value: float | None) -> str:
+        """Return a value for a table whose heading has the unit: `61.3`, or `-` where it is not defined."""
+        return MISSING if value is None else f"{self.scale * value:.{self.digits}f}"
+
+    def format_with_unit(self, value: float | None) -> str:
+        """Return a value for a sentence: `61.3%`."""
+        return MISSING if value is None else f"{self.format(value)}{self.unit}"
+
+    def format_ci(self, interval: "Interval | None") -> str:
+        """Return a 95% CI without the unit: `[55.0, 67.1]`, or nothing where there is none."""
+        return format_ci(interval, scale=self.scale, digits=self.digits)
+
+    def format_estimate(self, value: float | None, interval: "Interval | None") -> str:
+        """Return a value with its 95% CI, for a sentence: `61.3%, 95% CI [55.0, 67.1]`."""
+        ci = self.format_ci(interval)
+        return f"{self.format_with_unit(value)}, 95% CI {ci}" if ci else self.format_with_unit(value)
+
+    def format_difference(self, difference: "Difference | None") -> str:
+        """Return a difference with its 95% CI, for a sentence: `+1.2 points, 95% CI [-0.3, +2.7]`."""
+        if difference is None:
+            return MISSING
+        points = " points" if self.unit == "%" else ""
+        ci = format_ci(difference.interval, scale=self.scale, digits=self.digits, signed=True)
+        return f"{self.scale * difference.value:+.{self.digits}f}{points}, 95% CI {ci}"
+
+
+def format_ci(interval: "Interval | None", *, scale: float = 100.0, digits: int = 1, signed: bool = False) -> str:
+    """Return a 95% CI as it is printed everywhere, `[61.3, 74.5]`; an empty string where there is none.
+
+    Args:
+        interval: its ends are multiplied by `scale`, 100 for fractions shown in percent.
+        scale: see above.
+        digits: decimals.
+        signed: print the sign of positive numbers too, for differences.
+    """
+    if interval is None:
+        return ""
+    sign = "+" if signed else ""
+    return f"[{scale * interval.low:{sign}.{digits}f}, {scale * interval.high:{sign}.{digits}f}]"
+
+
+OVERALL = (
+    Metric(key="top1", title="accuracy", short="accuracy", formula="fraction of images classified correctly"),
+    Metric(
+        key="balanced_accuracy", title="balanced accuracy", short="balanced acc.",
+        formula="mean sensitivity over classes", average_of="recall",
+    ),
+    Metric(
+        key="macro_precision", title="macro precision", short="precision",
+        formula="mean precision over classes; 0 for a class that is never predicted", average_of="precision",
+    ),
+    Metric(
+        key="macro_specificity", title="macro specificity", short="specificity",
+        formula="mean specificity over classes", average_of="specificity",
+    ),
+    Metric(key="macro_f1", title="macro F1", short="macro F1", formula="mean F1 over classes", average_of="f1"),
+    Metric(
+        key="macro_roc_auc", title="macro ROC AUC", short="ROC AUC",
+        formula="mean ROC AUC over classes, one-vs-rest", average_of="roc_auc",
+    ),
+    Metric(
+        key="macro_pr_auc", title="macro PR AUC", short="PR AUC",
+        formula="mean average precision over classes, one-vs-rest", average_of="pr_auc",
+    ),
+    Metric(
+        key="kappa", title="Cohen's kappa", short="kappa", unit="", digits=3, low=-1.0,
+        formula="(observed - chance agreement) / (1 - chance agreement); Cohen 1960",
+    ),
+    Metric(
+        key="mcc", title="MCC", short="MCC", unit="", digits=3, low=-1.0,
+        formula="Matthews correlation coefficient for K classes; Gorodkin 2004",
+    ),
+    Metric(
+        key="log_loss", title="log loss", short="log loss", unit="", digits=4, high=math.inf, higher_is_better=False,
+        formula="mean negative log-likelihood of the true class, in nats",
+    ),
+    Metric(
+        key="brier", title="Brier score", short="Brier", unit="", digits=4, higher_is_better=False,
+        formula="mean squared error of the probabilities, halved: 0 to 1 for any number of classes",
+    ),
+    Metric(
+        key="ece", title="ECE", short="ECE", higher_is_better=False,
+        formula="expected calibration error of the predicted class, 15 equal-mass bins; Nixon et al. 2019",
+    ),
+)  # fmt: skip
+"""Metrics of a whole evaluation."""
+
+PER_CLASS = (
+    Metric(key="precision", title="precision", short="precision", formula="TP / (TP + FP)"),
+    Metric(key="recall", title="sensitivity (recall)", short="sensitivity", formula="TP / (TP + FN)"),
+    Metric(key="specificity", title="specificity", short="specificity", formula="TN / (TN + FP)"),
+    Metric(key="f1", title="F1", short="F1", formula="2 TP / (2 TP + FP + FN)"),
+    Metric(key="roc_auc", title="ROC AUC", short="ROC AUC", formula="area under the ROC curve; ties count half"),
+    Metric(key="pr_auc", title="PR AUC", short="PR AUC", formula="average precision, one step per distinct score"),
+)
+"""Metrics of one class against the rest (TP, FP, TN, FN: true and false positives and negatives)."""
+
+METRICS = {metric.key: metric for metric in (*OVERALL, *PER_CLASS)}
+"""All metrics by key."""

@@ -1,0 +1,50 @@
+"""The metric registry agrees with what is computed and stored, and prints each metric in one way."""
+
+from dataclasses import fields
+
+import pytest
+
+from convnext_cli.metrics.comparison import Difference
+from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.registry import METRICS, OVERALL, PER_CLASS, format_ci
+from convnext_cli.metrics.summary import ClassMetrics, Metrics
+
+
+def test_registry_has_each_stored_metric() -> None:
+    assert {metric.key for metric in OVERALL} == {f.name for f in fields(Metrics)} - {
+        "images",
+        "per_class",
+        "confusion",
+    }
+    assert [metric.key for metric in PER_CLASS] == [f.name for f in fields(ClassMetrics)][2:]
+
+
+def test_averages_name_a_per_class_metric() -> None:
+    assert all(METRICS[key].average_of in {m.key for m in PER_CLASS} for key in METRICS if key.startswith("macro_"))
+
+
+@pytest.mark.parametrize(
+    ("key", "heading", "text", "ci"),
+    [
+        ("top1", "accuracy %", "61.3%", "[55.0, 67.2]"),
+        ("log_loss", "log loss", "0.6125", "[0.5500, 0.6716]"),
+        ("kappa", "Cohen's kappa", "0.613", "[0.550, 0.672]"),
+        ("ece", "ECE %", "61.3%", "[55.0, 67.2]"),
+    ],
+)
+def test_metric_is_printed_with_its_unit_and_digits(key: str, heading: str, text: str, ci: str) -> None:
+    metric, interval = METRICS[key], Interval(0.55, 0.6716)
+    assert metric.heading == heading
+    assert metric.format_with_unit(0.61253) == text
+    assert metric.format_estimate(0.61253, interval) == f"{text}, 95% CI {ci}"
+
+
+def test_undefined_metric_is_a_dash_without_interval() -> None:
+    assert METRICS["mcc"].format_estimate(None, None) == "-"
+    assert format_ci(None) == ""
+
+
+def test_difference_is_printed_in_points_with_signs() -> None:
+    difference = Difference(0.012, Interval(-0.003, 0.027))
+    assert METRICS["top1"].format_difference(difference) == "+1.2 points, 95% CI [-0.3, +2.7]"
+    assert METRICS["log_loss"].format_difference(difference) == "+0.0120, 95% CI [-0.0030, +0.0270]"
