@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics import intervals
-from convnext_cli.metrics.formulas import OVERALL, Figures, Floats
+from convnext_cli.metrics.formulas import OVERALL, Floats, MetricCalculator
 from convnext_cli.metrics.intervals import compute_intervals, number_units, resample
 
 SHARES = (0.5, 0.25, 0.15, 0.10)  # of the classes; of 600 images the rarest has 60
@@ -70,7 +70,7 @@ def flatten(overall: dict[str, Floats], per_class: dict[str, Floats]) -> Floats:
 def truth(scenario: Scenario, images: int) -> Floats:
     """The figures of a very large data set."""
     logits, labels, _ = draw(scenario, images, seed=10**9)
-    figures: Floats = flatten(*Figures(logits, labels).compute(np.ones((1, len(labels)))))[0]
+    figures: Floats = flatten(*MetricCalculator(logits, labels).compute(np.ones((1, len(labels)))))[0]
     return figures
 
 
@@ -78,7 +78,7 @@ def cover(scenario: Scenario, images: int, resamples: int, true: Floats, seed: i
     """Whether each figure's interval of one data set holds the truth (2, figures): percentile, ours."""
     logits, labels, patients = draw(scenario, images, seed)
     groups = patients if scenario.per_patient > 1 else None
-    figures = Figures(logits, labels)
+    figures = MetricCalculator(logits, labels)
     chunks = resample(lambda w: flatten(*figures.compute(w)), number_units(len(labels), groups), resamples, seed=seed)
     low, high = np.nanpercentile(np.concatenate(chunks), (2.5, 97.5), axis=0)
     ours = compute_intervals(logits, labels, groups, seed=seed, resamples=resamples)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from convnext_cli.data.index import Index
-from convnext_cli.inference.evaluation import Cases, Evaluation
+from convnext_cli.inference.evaluation import EvaluatedImages, Evaluation
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.intervals import compute_intervals
 from convnext_cli.metrics.summary import compute_metrics
@@ -49,7 +49,7 @@ def measure(images: int, classes: int) -> dict[str, T]:
         intervals=compute_intervals(logits, labels, resamples=200), operating_points=(), augmentation=None,
         test_number=1, notes=(),
         overlap=None,
-        cases=Cases(
+        evaluated=EvaluatedImages(
             test_set=TestSet(index=index, split="test", rows=list(range(images))),
             classes=names, logits=logits, labels=labels,
         ),

@@ -51,7 +51,7 @@ class Views:
             stage.register_forward_hook(lambda _m, _i, out, at=at: stages[at].append(out.mean((2, 3)).float().cpu()))
             for at, stage in enumerate(model.stages)
         ]
-        parts = list(classifier.answer(range(count), load, features=True))
+        parts = list(classifier.classify_batches(range(count), load, features=True))
         for hook in hooks:
             hook.remove()
         self.stages = [torch.cat(part).numpy().astype(np.float64) for part in stages]

@@ -73,7 +73,7 @@ def measure_throughput(run: Path, rounds: int) -> dict[str, list[float]]:
     for number in range(rounds + 1):
         for name, model in ways.items():
             started = time.perf_counter()
-            model.ask(images, features=False, heat=False)
+            model.run_batch(images, features=False, heat=False)
             if number:
                 seconds[name].append(time.perf_counter() - started)
     return seconds

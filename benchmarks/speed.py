@@ -162,7 +162,7 @@ def answer_ours(task: Task, mode: str) -> Turns:
     rows = index.rows("train")
     classifier = TorchClassifier(run)
     if mode != "predict":
-        list(classifier.answer_all(index, rows))
+        list(classifier.classify_rows(index, rows))
     while True:
         if mode == "first":
             clear_cache()
@@ -170,7 +170,7 @@ def answer_ours(task: Task, mode: str) -> Turns:
         if mode == "predict":
             list(predict_steps(run, [index.root / index.paths[row] for row in rows], PredictRequest()))
         else:
-            list(classifier.answer_all(index, rows))
+            list(classifier.classify_rows(index, rows))
         yield watch.stop(task.images)
 
 

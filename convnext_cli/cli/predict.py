@@ -72,12 +72,12 @@ def predict(
     if run is None:
         console.say(f"run: {folder} (the newest)")
 
-    from convnext_cli.inference.agreement import describe_calibration
+    from convnext_cli.inference.agreement import list_calibration_notes
     from convnext_cli.inference.prediction import Prediction, list_run_notes, predict_steps
     from convnext_cli.inference.request import PredictRequest
 
     if folder.is_dir():
-        for note in describe_calibration(folder):
+        for note in list_calibration_notes(folder):
             console.warn(note)
     request = PredictRequest(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
     for note in list_run_notes(folder, request):

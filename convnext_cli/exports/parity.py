@@ -87,7 +87,7 @@ def compare_steps(
     for model in (reference, exported):
         said: list[NDArray[np.float32]] = []
         shares: list[NDArray[np.float64]] = []
-        for part in model.answer(range(len(paths)), _load(paths, model.preprocessing)):
+        for part in model.classify_batches(range(len(paths)), _load(paths, model.preprocessing)):
             for error in part.failed.values():
                 raise error
             said.append(part.logits)

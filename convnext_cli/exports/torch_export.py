@@ -40,7 +40,7 @@ class Program(Classifier):
         self.classes, self.preprocessing = about.classes, about.preprocessing
 
     @torch.inference_mode()
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Asks the model about prepared images, (B, S, S, 3); an exported file has no heat."""
         assert not heat
         told = dict(zip(OUTPUTS, (part.numpy() for part in self._module(torch.from_numpy(images))), strict=False))

@@ -73,7 +73,7 @@ def describe_progress(run: RunFolder) -> str | None:
     )
 
 
-def describe_calibration(path: Path) -> list[str]:
+def list_calibration_notes(path: Path) -> list[str]:
     """Say what makes a run's probabilities less than they seem: it has not finished, or is not calibrated."""
     folder = open_folder(path)
     runs = folder.list_runs() if isinstance(folder, FoldsFolder) else [folder]

@@ -81,7 +81,7 @@ def parse_target(text: str) -> Target:
     return Target(cast("Any", figure), number, name)
 
 
-def fit_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()) -> Steps[Calibration]:
+def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()) -> Steps[Calibration]:
     """Fit the temperature and the OOD score on a run's validation split, and keep them in the run.
 
     Where the validation split is too small, nothing is fitted, and the result says so. `thresholds` are kept.
@@ -98,8 +98,8 @@ def fit_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold,
         run.write_calibration(asdict(found), {})
         return found
     picked = [train[i * len(train) // BANK_IMAGES] for i in range(BANK_IMAGES)] if len(train) > BANK_IMAGES else train
-    validation = yield from model.answer_all(index, val, features=True, what="calibrating")
-    training = yield from model.answer_all(index, picked, features=True, what="fitting the OOD score")
+    validation = yield from model.classify_rows(index, val, features=True, what="calibrating")
+    training = yield from model.classify_rows(index, picked, features=True, what="fitting the OOD score")
     logits, labels = validation.logits, model.label_rows(index, val)
     novelty = fit_novelty(training.features, training.statistics)
     threshold = choose_novelty_threshold(novelty.score(validation.features, validation.statistics), ABSTAIN_RATE)
@@ -122,7 +122,7 @@ def fit_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold,
     return found
 
 
-def describe_weak_novelty(calibration: Calibration) -> str:
+def describe_unreliable_ood(calibration: Calibration) -> str:
     """Return a sentence where the OOD score is not to be relied on, or an empty string."""
     detected = calibration.novelty_detected
     if detected is None or detected >= MIN_DETECTED:
@@ -143,7 +143,7 @@ def _detect_scrambled(
     """
     rows = [rows[i * len(rows) // SCRAMBLED_IMAGES] for i in range(min(SCRAMBLED_IMAGES, len(rows)))]
     load = load_for_eval(index, model.preprocessing, cache=model.cache)
-    parts = list(model.answer(rows, lambda row: scramble(load(row)), features=True))
+    parts = list(model.classify_batches(rows, lambda row: scramble(load(row)), features=True))
     scores = np.concatenate([novelty.score(part.features, part.statistics) for part in parts])
     return float((scores > threshold).mean())
 
@@ -219,7 +219,7 @@ def _read_array(run: RunFolder, name: str, ndim: int) -> NDArray[Any]:
     return array
 
 
-def keep_targets(
+def add_targets(
     run: RunFolder, calibration: Calibration, classes: tuple[str, ...], targets: Sequence[Target]
 ) -> Calibration:
     """Finds the thresholds of new targets on validation and keeps them in the run, beside those that it has.

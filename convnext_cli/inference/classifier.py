@@ -51,10 +51,10 @@ class Classifier(ABC):
     """Whether prepared images of an index are kept for the next time."""
 
     @abstractmethod
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Asks the model about prepared images, (B, S, S, 3)."""
 
-    def answer(
+    def classify_batches(
         self, rows: Sequence[int], load: Callable[[int], Pixels], *, features: bool = False, heat: bool = False
     ) -> Iterator[Outputs]:
         """Ask the model, batch by batch.
@@ -78,14 +78,14 @@ class Classifier(ABC):
                 return np.zeros((self.preprocessing.image_size, self.preprocessing.image_size, 3), np.uint8)
 
         for batch, images in load_batches(cut_batches(rows, BATCH_SIZE), try_load, threads=count_cpus()):
-            told = self.ask(images, features=features, heat=heat)
+            told = self.run_batch(images, features=features, heat=heat)
             if not np.isfinite(told.logits).all():
                 raise RunError("the model's outputs are not finite: its weights are damaged", "Give another run")
             if features:
                 told = replace(told, statistics=measure_pixels(images))
             yield replace(told, failed={place: failed.pop(row) for place, row in enumerate(batch) if row in failed})
 
-    def answer_all(
+    def classify_rows(
         self, index: Index, rows: Sequence[int], *, features: bool = False, what: str = "evaluating"
     ) -> Steps[Outputs]:
         """Compute the outputs of rows of an index.
@@ -98,7 +98,9 @@ class Classifier(ABC):
             raise DataError(f"no images to evaluate in {index.root}", "Give another folder or split")
         parts: list[Outputs] = []
         done = 0
-        for answers in self.answer(rows, load_for_eval(index, self.preprocessing, cache=self.cache), features=features):
+        for answers in self.classify_batches(
+            rows, load_for_eval(index, self.preprocessing, cache=self.cache), features=features
+        ):
             for error in answers.failed.values():
                 raise error
             parts.append(answers)

@@ -53,13 +53,13 @@ class Ensemble(Classifier):
         ):
             raise RunError(f"the folds of {folder.path} differ in classes or in image size", "Evaluate them one by one")
 
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Asks all members about prepared images, (B, S, S, 3).
 
         The heat is the mean over the members that say the same class as all of them together; there are no features.
         """
         del features
-        told = [m.model.ask(images, features=m.novelty is not None, heat=heat) for m in self.members]
+        told = [m.model.run_batch(images, features=m.novelty is not None, heat=heat) for m in self.members]
         logits = _join(told, self.members)
         agree = np.array([part.logits.argmax(axis=1) == logits.argmax(axis=1) for part in told])  # (members, B)
         heats = np.stack([part.heat for part in told])
@@ -81,7 +81,7 @@ class Ensemble(Classifier):
             return _Single(next(m for fold, m in enumerate(self.members, start=1) if name_fold(fold) == split))
         return self
 
-    def answer_all(
+    def classify_rows(
         self, index: Index, rows: Sequence[int], *, features: bool = False, what: str = "evaluating"
     ) -> Steps[Outputs]:
         """Compute the outputs of rows of an index.
@@ -94,13 +94,13 @@ class Ensemble(Classifier):
         """
         parts = {index.splits[row] if self._is_own(index) else "" for row in rows}
         if not any(map(is_fold, parts)):
-            return (yield from Classifier.answer_all(self, index, rows, features=features, what=what))
+            return (yield from Classifier.classify_rows(self, index, rows, features=features, what=what))
         logits = np.empty((len(rows), len(self.classes)), np.float32)
         done = 0
         for part in sorted(parts):
             places = [place for place, row in enumerate(rows) if index.splits[row] == part]
             mine = [rows[place] for place in places]
-            steps = self.choose(index, mine[0]).answer_all(index, mine, what=what)
+            steps = self.choose(index, mine[0]).classify_rows(index, mine, what=what)
             outputs = yield from map_events(steps, partial(_place, after=done, total=len(rows)))
             logits[places] = outputs.logits
             done += len(mine)
@@ -127,8 +127,8 @@ class _Single(Classifier):
             member.model.cache,
         )
 
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        told = self.member.model.ask(images, features=features, heat=heat)
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+        told = self.member.model.run_batch(images, features=features, heat=heat)
         return Outputs(logits=_join([told], [self.member]), features=told.features, heat=told.heat)
 
 
@@ -150,7 +150,7 @@ def open_ensemble(folder: FoldsFolder, *, tta: bool = False, cache: bool = True)
     runs = folder.list_runs()
     found = [read_calibration(run) for run in runs]
     members = [
-        Member(model=TorchClassifier(run.path, tta=tta, cache=cache), temperature=find_temperature(calibration))
+        Member(model=TorchClassifier(run.path, tta=tta, cache=cache), temperature=get_temperature(calibration))
         for run, calibration in zip(runs, found, strict=True)
     ]
     weak = [run.path.name for run, calibration in zip(runs, found, strict=True) if not calibration or calibration.weak]
@@ -158,6 +158,6 @@ def open_ensemble(folder: FoldsFolder, *, tta: bool = False, cache: bool = True)
     return Ensemble(folder, members), notes
 
 
-def find_temperature(calibration: Calibration | None) -> float:
+def get_temperature(calibration: Calibration | None) -> float:
     """What a member's logits are divided by: 1 where nothing was fitted."""
     return calibration.temperature if calibration else 1.0

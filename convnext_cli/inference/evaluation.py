@@ -16,9 +16,9 @@ from convnext_cli.errors import DataError, ImageError, UsageError
 from convnext_cli.inference.agreement import check_records, describe_progress
 from convnext_cli.inference.calibration import (
     Calibration,
-    describe_weak_novelty,
-    fit_steps,
-    keep_targets,
+    add_targets,
+    calibrate_steps,
+    describe_unreliable_ood,
     parse_target,
     read_calibration,
 )
@@ -33,7 +33,7 @@ from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import ABOUT
 from convnext_cli.metrics.summary import Metrics, compute_metrics
-from convnext_cli.metrics.temperature import explain_worse
+from convnext_cli.metrics.temperature import describe_worse_calibration
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, apply_threshold
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
@@ -42,7 +42,7 @@ from convnext_cli.runs.records import AuditRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cases:
+class EvaluatedImages:
     """The images of an evaluation and what the model said of each, for curves, galleries and comparisons."""
 
     test_set: TestSet
@@ -87,11 +87,11 @@ class Evaluation:
     """How many of the images the run has used; None of its own split, or where that is not known."""
     audit: AuditRecord | None = None
     """What was found in the data that the run was trained on; None where that is not known."""
-    cases: Cases
+    evaluated: EvaluatedImages
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the audit and the single images, for JSON."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("audit", "cases")}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("audit", "evaluated")}
 
 
 def evaluate(
@@ -145,7 +145,7 @@ def evaluate_all_steps(
             check_records(run)
     evaluations: list[Evaluation] = []
     for run in runs:
-        test_set = evaluations[0].cases.test_set if evaluations else None
+        test_set = evaluations[0].evaluated.test_set if evaluations else None
         evaluation = yield from evaluate_steps(
             run, data, split, targets=targets, tta=tta, cache=cache, test_set=test_set
         )
@@ -217,7 +217,7 @@ def evaluate_steps(
     if isinstance(classifier, TorchClassifier):
         calibration = yield from _calibrate(classifier, notes)
         if calibration:
-            calibration = keep_targets(run, calibration, classifier.classes, targets)
+            calibration = add_targets(run, calibration, classifier.classes, targets)
     elif targets:
         raise UsageError(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
@@ -237,7 +237,7 @@ def evaluate_steps(
     calibrated = logits / temperature
     metrics = compute_metrics(calibrated, labels, classifier.classes)
     uncalibrated = compute_metrics(logits, labels, classifier.classes)
-    if warning := explain_worse(temperature, uncalibrated, metrics):
+    if warning := describe_worse_calibration(temperature, uncalibrated, metrics):
         notes.append(warning)
     if metrics.absent:
         notes.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
@@ -262,7 +262,7 @@ def evaluate_steps(
         notes=tuple(notes),
         audit=audit,
         overlap=overlap,
-        cases=Cases(test_set=test_set, classes=classifier.classes, logits=logits, labels=labels),
+        evaluated=EvaluatedImages(test_set=test_set, classes=classifier.classes, logits=logits, labels=labels),
     )
 
 
@@ -284,7 +284,7 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
     Raises:
         DataError: they have other classes.
     """
-    a, b = first.cases, second.cases
+    a, b = first.evaluated, second.evaluated
     places = [find_name(name, b.classes) for name in a.classes]
     if len(a.classes) != len(b.classes) or None in places:
         raise DataError(
@@ -307,12 +307,12 @@ def _calibrate(classifier: TorchClassifier, notes: list[str]) -> Steps[Calibrati
         if found is None and classifier.run.read_calibration() is not None:
             notes.append("calibration.json was fitted for other weights than model.safetensors; it is fitted again")
         try:
-            found = yield from fit_steps(classifier, classifier.run, thresholds=thresholds)
+            found = yield from calibrate_steps(classifier, classifier.run, thresholds=thresholds)
         except ImageError as error:
             notes.append(f"not calibrated, because the run's own images are gone: {error.problem}")
     if found and found.weak:
         notes.append(f"not calibrated, because {found.weak}")
-    if found and (weak := describe_weak_novelty(found)):
+    if found and (weak := describe_unreliable_ood(found)):
         notes.append(weak)
     return found
 
@@ -320,7 +320,7 @@ def _calibrate(classifier: TorchClassifier, notes: list[str]) -> Steps[Calibrati
 def _ask(classifier: Classifier, test_set: TestSet, what: str) -> Steps[tuple[NDArray[np.float32], float]]:
     """The logits of all images (N, K), and the seconds they took."""
     started = time.perf_counter()
-    outputs = yield from classifier.answer_all(test_set.index, test_set.rows, what=what)
+    outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, what=what)
     return outputs.logits, time.perf_counter() - started
 
 

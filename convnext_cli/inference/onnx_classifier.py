@@ -55,7 +55,7 @@ class OnnxClassifier(Classifier):
         if fitted and fitted.novelty_threshold is not None and "novelty" not in outputs:
             raise RunError(f"{path} cannot be read: it has a novelty_threshold and no output of that name", REMEDY)
 
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Asks the model about prepared images, (B, S, S, 3); an exported file has no heat."""
         assert not heat
         told = dict(zip(self._outputs, self._session.run(None, {INPUT: images}), strict=True))

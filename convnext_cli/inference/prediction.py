@@ -13,9 +13,9 @@ from convnext_cli.files import check_output, check_outside, follow_links, replac
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.transforms import locate_crop, transform_for_eval
-from convnext_cli.inference.calibration import Calibration, describe_weak_novelty, read_calibration, read_novelty
+from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, read_novelty
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.ensemble import Ensemble, Member, find_temperature
+from convnext_cli.inference.ensemble import Ensemble, Member, get_temperature
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.request import ENGINES, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
@@ -124,7 +124,7 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     tests = folder.read_tests()
     measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests and not request.raw else {}
     calibration = read_calibration(folder) if measured or request.abstain else None
-    weak = describe_weak_novelty(calibration) if request.abstain and calibration else ""
+    weak = describe_unreliable_ood(calibration) if request.abstain and calibration else ""
     return [weak] * bool(weak) + [
         f"target {t.target} was not met on the test split: {t.target.figure} {100 * value:.1f}%"
         for t in (calibration.thresholds if calibration else ())
@@ -160,7 +160,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
         return transform_for_eval(sources[row].read(), model.preprocessing)
 
     row = 0
-    answers = model.answer(
+    answers = model.classify_batches(
         range(len(sources)), load, features=novelty_model is not None, heat=request.explain is not None
     )
     for part in answers:
@@ -246,7 +246,7 @@ def _open_folds(folder: FoldsFolder, request: PredictRequest, images: int) -> tu
     members = [
         Member(
             model=open_run(run.path, request, images),
-            temperature=1.0 if request.raw else find_temperature(calibration),
+            temperature=1.0 if request.raw else get_temperature(calibration),
             novelty=read_novelty(run) if request.abstain else None,
         )
         for run, calibration in zip(runs, found, strict=True)

@@ -41,7 +41,7 @@ class TorchClassifier(Classifier):
         self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
 
     @torch.inference_mode()
-    def ask(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Asks the model about prepared images, (B, S, S, 3)."""
         inputs = prepare_input(images, self.preprocessing, self.device)
         places, vectors, logits = split_model(self.model, inputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.formulas import OVERALL, Figures, Floats, Ints
+from convnext_cli.metrics.formulas import OVERALL, Floats, Ints, MetricCalculator
 from convnext_cli.metrics.intervals import Interval, choose_resamples, number_units, resample, t_quantile
 
 
@@ -41,7 +41,7 @@ def compare(first: Floats, second: Floats, labels: Ints, groups: Sequence[str] |
         labels: (N,) true classes.
         groups: (N,) names; images of the same group are not independent.
     """
-    models = (Figures(first, labels), Figures(second, labels))
+    models = (MetricCalculator(first, labels), MetricCalculator(second, labels))
     units = number_units(len(labels), groups)
 
     def differences(weights: Floats) -> Floats:

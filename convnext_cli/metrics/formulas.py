@@ -18,7 +18,7 @@ PER_CLASS = tuple(metric.key for metric in registry.PER_CLASS)
 ECE_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
 
 
-class Figures:
+class MetricCalculator:
     """One evaluation's images, sorted as the figures need them.
 
     Args:

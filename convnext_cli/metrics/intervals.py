@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics import registry
-from convnext_cli.metrics.formulas import OVERALL, PER_CLASS, Figures, Floats, Ints
+from convnext_cli.metrics.formulas import OVERALL, PER_CLASS, Floats, Ints, MetricCalculator
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def compute_intervals(
         seed: of the resampling.
         resamples: how many; None takes 2,000, fewer only for millions of scores.
     """
-    figures = Figures(logits, labels)
+    figures = MetricCalculator(logits, labels)
     units = number_units(len(labels), groups)
     resamples = resamples or choose_resamples(logits.size)
     chunks = resample(figures.compute, units, resamples, seed=seed)
@@ -142,7 +142,7 @@ def resample(statistic: Callable[[Floats], T], units: Ints, resamples: int, *, s
         return list(pool.map(work, range(0, resamples, rows)))
 
 
-def measure_share(
+def estimate_fraction(
     hits: NDArray[np.bool_], counted: NDArray[np.bool_], groups: Sequence[str] | None
 ) -> tuple[float | None, Interval | None]:
     """The share of hits among the counted images, and its interval; the variance is that of a ratio of sums over units.
@@ -222,7 +222,7 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     return score_interval(estimate, variance, units)
 
 
-def _count_units(figures: Figures, units: Ints) -> dict[str, Floats]:
+def _count_units(figures: MetricCalculator, units: Ints) -> dict[str, Floats]:
     """How many units each class's figures rest on: those that the denominator counts. Each (K,)."""
 
     def count(holds: Callable[[int], NDArray[np.bool_]]) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.formulas import Figures, Floats, Ints, log_softmax
+from convnext_cli.metrics.formulas import Floats, Ints, MetricCalculator, log_softmax
 
 __all__ = ["ClassMetrics", "Floats", "Ints", "Metrics", "compute_metrics", "count_confusion", "log_softmax"]
 
@@ -84,7 +84,7 @@ def compute_metrics(logits: Floats, labels: Ints, classes: Sequence[str]) -> Met
     """
     if not len(labels):
         raise ValueError("no images to evaluate")
-    figures = Figures(logits, labels)
+    figures = MetricCalculator(logits, labels)
     overall, per_class = figures.compute(np.ones((1, len(labels))))
     defined: dict[str, Any] = {name: _defined(values[0]) for name, values in overall.items()}
     defined["log_loss"] = float(overall["log_loss"][0])  # always defined; where it is no number, the model has diverged

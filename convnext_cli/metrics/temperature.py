@@ -8,7 +8,7 @@ from convnext_cli.metrics.summary import Metrics
 COLDEST, HOTTEST = 0.05, 20.0  # beyond, the logits' own scale is out of all proportion
 
 
-def explain_worse(temperature: float, before: Metrics, after: Metrics) -> str | None:
+def describe_worse_calibration(temperature: float, before: Metrics, after: Metrics) -> str | None:
     """Return a warning where a temperature makes the probabilities of these images worse, else None.
 
     Args:

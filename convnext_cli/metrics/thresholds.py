@@ -10,7 +10,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.formulas import Floats
-from convnext_cli.metrics.intervals import Interval, measure_share
+from convnext_cli.metrics.intervals import Interval, estimate_fraction
 
 FIGURES = ("sensitivity", "specificity")
 
@@ -101,8 +101,8 @@ def apply_threshold(
 ) -> OperatingPoint:
     """Measures a threshold on images that it was not found on, with intervals; clustered where `groups` is given."""
     called = scores >= threshold.threshold
-    sensitivity, sensitivity_interval = measure_share(called, positive, groups)
-    specificity, specificity_interval = measure_share(~called, ~positive, groups)
+    sensitivity, sensitivity_interval = estimate_fraction(called, positive, groups)
+    specificity, specificity_interval = estimate_fraction(~called, ~positive, groups)
     return OperatingPoint(
         threshold=threshold,
         sensitivity=sensitivity,

@@ -14,8 +14,8 @@ from convnext_cli.inference.evaluation import Evaluation, open_model
 from convnext_cli.inference.explain import overlay_heat
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.reports.plots import shown
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.text import make_visible
 
 IMAGES = 12  # of each kind
 SIDE = 176  # px, twice what the page shows
@@ -37,9 +37,9 @@ class Picture:
     """The same with the heat map over it."""
 
 
-def pick_cases(found: Evaluation) -> tuple[list[int], list[int]]:
+def pick_images(found: Evaluation) -> tuple[list[int], list[int]]:
     """The worst mistakes (wrong and sure) and the least certain answers, as places in the evaluation's cases."""
-    cases = found.cases
+    cases = found.evaluated
     temperature = found.calibration.temperature if found.calibration else 1.0
     confidence = np.exp(log_softmax(cases.logits / temperature)).max(axis=1)
     wrong = np.flatnonzero(cases.logits.argmax(axis=1) != cases.labels)
@@ -48,11 +48,11 @@ def pick_cases(found: Evaluation) -> tuple[list[int], list[int]]:
     return [int(i) for i in worst], [int(i) for i in unsure]
 
 
-def draw_cases(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
+def draw_images(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
     """Decodes cases again and draws where the model looked, by place. One whose file is gone since is left out."""
     if not places:
         return {}
-    cases = found.cases
+    cases = found.evaluated
     index, model = cases.test_set.index, open_model(RunFolder(found.run), [])
     temperature = found.calibration.temperature if found.calibration else 1.0
     read = load_for_eval(index, model.preprocessing, cache=False)
@@ -64,10 +64,10 @@ def draw_cases(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
 
     def explain() -> Iterator[Outputs]:
         if isinstance(model, TorchClassifier):
-            yield from model.answer(places, load, heat=True)
+            yield from model.classify_batches(places, load, heat=True)
         else:  # out of fold, each image has a model of its own
             for place in places:
-                yield from model.choose(index, cases.test_set.rows[place]).answer([place], load, heat=True)
+                yield from model.choose(index, cases.test_set.rows[place]).classify_batches([place], load, heat=True)
 
     pictures = {}
     waiting = iter(places)
@@ -77,9 +77,9 @@ def draw_cases(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
                 continue
             probabilities = np.exp(log_softmax(cases.logits[place : place + 1] / temperature))[0]
             pictures[place] = Picture(
-                path=shown(index.paths[cases.test_set.rows[place]]),
-                true=shown(cases.classes[cases.labels[place]]),
-                predicted=shown(cases.classes[int(probabilities.argmax())]),
+                path=make_visible(index.paths[cases.test_set.rows[place]]),
+                true=make_visible(cases.classes[cases.labels[place]]),
+                predicted=make_visible(cases.classes[int(probabilities.argmax())]),
                 probability=float(probabilities.max()),
                 image=_encode(images[place]),
                 heat=_encode(overlay_heat(images[place], heat)),

@@ -149,7 +149,7 @@ def plot_roc(found: Evaluation) -> Figure:
     figure, axes = _square("ROC: each class against the rest", "false alarms (1 - specificity)", "sensitivity")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
     for entry, k, colour in _choose_classes(found):
-        false, true = _thin(*trace_roc(_scores(found)[:, k], found.cases.labels == k))
+        false, true = _thin(*trace_roc(_scores(found)[:, k], found.evaluated.labels == k))
         axes.plot(false, true, color=colour, label=f"{shown(entry.name)}  {100 * (entry.roc_auc or 0):.1f}")
     _add_legend(axes, "lower right", "area, %")
     return figure
@@ -160,7 +160,7 @@ def plot_pr(found: Evaluation) -> Figure:
     """Precision against recall, each class against the rest."""
     figure, axes = _square("Precision and recall", "recall (sensitivity)", "precision")
     for entry, k, colour in _choose_classes(found):
-        recall, precision = _thin(*trace_pr(_scores(found)[:, k], found.cases.labels == k))
+        recall, precision = _thin(*trace_pr(_scores(found)[:, k], found.evaluated.labels == k))
         axes.plot(recall, precision, color=colour, label=f"{shown(entry.name)}  {100 * (entry.pr_auc or 0):.1f}")
     _add_legend(axes, "lower left", "average precision, %")
     return figure
@@ -171,7 +171,7 @@ def plot_reliability(found: Evaluation) -> Figure:
     """How often the model is right when it is so and so sure, before and after calibration."""
     figure, axes = _square("Reliability", "probability of the predicted class", "share that is right")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    cases, fitted = found.cases, found.calibration
+    cases, fitted = found.evaluated, found.calibration
     before = f"calibration error {100 * found.uncalibrated.ece:.1f}%"
     series = [(cases.logits, f"as trained, {before}", COLOURS[1], "o")]
     if fitted and fitted.weak is None:
@@ -257,7 +257,7 @@ def _add_legend(axes: Axes, place: Any, title: str | None = None) -> None:
 
 def _scores(found: Evaluation) -> NDArray[np.float64]:
     temperature = found.calibration.temperature if found.calibration else 1.0
-    return np.exp(log_softmax(found.cases.logits / temperature))
+    return np.exp(log_softmax(found.evaluated.logits / temperature))
 
 
 def _choose_classes(found: Evaluation) -> list[tuple[ClassMetrics, int, str]]:

@@ -18,7 +18,7 @@ from convnext_cli.metrics.intervals import Interval
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.reports import plots
-from convnext_cli.reports.gallery import draw_cases, pick_cases
+from convnext_cli.reports.gallery import draw_images, pick_images
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 
@@ -68,9 +68,9 @@ def write_report_steps(found: Evaluation) -> Steps[Path]:
                 keep(name, figure)
         yield Progress(done=total - 3, total=total, what="drawing")
         keep("confusion", plots.plot_confusion(found))
-        worst, unsure = pick_cases(found)
+        worst, unsure = pick_images(found)
         yield Progress(done=total - 2, total=total, what="looking where the model looks")
-        pictures = draw_cases(found, [*worst, *unsure])
+        pictures = draw_images(found, [*worst, *unsure])
         chosen = {
             "worst": [pictures[i] for i in worst if i in pictures],
             "unsure": [pictures[i] for i in unsure if i in pictures],
@@ -92,7 +92,7 @@ def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictu
     }
     folder = files("convnext_cli.reports")
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
-    index = found.cases.test_set.index
+    index = found.evaluated.test_set.index
     members = run.list_runs() if isinstance(run, FoldsFolder) else []
     config = (members[0] if members else run).read_config()
     result = None if members else run.read_result()

@@ -342,7 +342,7 @@ def _finish(
     """Calibrate the kept weights; then write the final metrics, which mark the run as finished."""
     import torch
 
-    from convnext_cli.inference.calibration import fit_steps
+    from convnext_cli.inference.calibration import calibrate_steps
     from convnext_cli.inference.torch_classifier import TorchClassifier
     from convnext_cli.training.compute.devices import THREADS
 
@@ -355,7 +355,9 @@ def _finish(
         selected_by = f"averaged with epochs {', '.join(map(str, state.averaged))}; {selected_by}"
     calibration: Calibration | None = None
     if accelerator.is_main_process:
-        calibration = yield from fit_steps(TorchClassifier(run.path, accelerator.device, cache=context.cache), run)
+        calibration = yield from calibrate_steps(
+            TorchClassifier(run.path, accelerator.device, cache=context.cache), run
+        )
     context.signals.check()  # where a library has caught what the signal raised, here and below
     yield Trained(run=run.path)
     if complete is not None and accelerator.is_main_process:

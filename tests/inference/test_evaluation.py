@@ -147,7 +147,7 @@ def test_shifted_views_say_what_they_cost_and_gain(mine: RunFolder) -> None:
     gain = found.augmentation.gain.differences["log_loss"]
     assert gain is not None
     assert gain.value == pytest.approx(found.metrics.log_loss - plain.metrics.log_loss, abs=1e-9)
-    assert not np.allclose(found.cases.logits, plain.cases.logits)
+    assert not np.allclose(found.evaluated.logits, plain.evaluated.logits)
     assert {event.what for event in events} >= {"evaluating", "evaluating shifted views"}
 
 
@@ -156,7 +156,7 @@ def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:
     weights["head.fc.weight"] = np.zeros_like(weights["head.fc.weight"])
     save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
     good = evaluate(run.path, split="val")
-    bad = finish(evaluate_steps(mine, None, None, test_set=good.cases.test_set))
+    bad = finish(evaluate_steps(mine, None, None, test_set=good.evaluated.test_set))
     compared = compare_evaluations(good, bad)
     accuracy = compared.differences["top1"]
     assert accuracy is not None
@@ -169,7 +169,7 @@ def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFol
     index = mine.read_split()
     other = {"train": "test", "test": "train"}
     mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
-    test_set = evaluate(run.path).cases.test_set
+    test_set = evaluate(run.path).evaluated.test_set
     found = finish(evaluate_steps(mine, None, None, test_set=test_set))
     assert "leakage: 45 of these 45 images were trained on; the scores are too high" in found.notes
 

@@ -11,7 +11,7 @@ import pytest
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError, UsageError
-from convnext_cli.inference.calibration import Calibration, keep_targets, parse_target
+from convnext_cli.inference.calibration import Calibration, add_targets, parse_target
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.runs.folder import RunFolder
@@ -43,10 +43,10 @@ def test_a_targets_class_too(tmp_path: Path) -> None:
     calibration = Calibration(weights=run.fingerprint_weights(), images=40, weak=None)
     run.write_calibration(asdict(calibration), {"val_logits": logits, "val_labels": labels})
     classes = ("bar", COMPOSED)
-    kept = keep_targets(run, calibration, classes, [parse_target(f"sensitivity=0.9:{DECOMPOSED}")])
+    kept = add_targets(run, calibration, classes, [parse_target(f"sensitivity=0.9:{DECOMPOSED}")])
     assert kept.thresholds[0].target.name == COMPOSED
     with pytest.raises(UsageError, match="unknown class"):
-        keep_targets(run, calibration, classes, [parse_target("sensitivity=0.9:BAR")])
+        add_targets(run, calibration, classes, [parse_target("sensitivity=0.9:BAR")])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from sklearn.calibration import calibration_curve
 
 from convnext_cli.metrics.formulas import Floats, Ints
 from convnext_cli.metrics.summary import compute_metrics, log_softmax
-from convnext_cli.metrics.temperature import explain_worse, fit_temperature
+from convnext_cli.metrics.temperature import describe_worse_calibration, fit_temperature
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -107,8 +107,8 @@ def test_a_temperature_that_makes_these_images_worse_is_told() -> None:
     plain = compute_metrics(logits, labels, "abc")
     best = fit_temperature(logits, labels)
     assert best > 1.2
-    assert explain_worse(best, plain, compute_metrics(logits / best, labels, "abc")) is None
-    assert explain_worse(1.0, plain, plain) is None
-    worse = explain_worse(0.5, plain, compute_metrics(logits / 0.5, labels, "abc"))
+    assert describe_worse_calibration(best, plain, compute_metrics(logits / best, labels, "abc")) is None
+    assert describe_worse_calibration(1.0, plain, plain) is None
+    worse = describe_worse_calibration(0.5, plain, compute_metrics(logits / 0.5, labels, "abc"))
     assert worse is not None
     assert "the temperature 0.50, fitted on validation, makes calibration worse on these images: log loss" in worse

@@ -4,7 +4,7 @@ from scipy.stats import t as student
 
 from benchmarks.coverage import Scenario, measure
 from convnext_cli.metrics.formulas import OVERALL
-from convnext_cli.metrics.intervals import compute_intervals, measure_share, score_interval, t_quantile
+from convnext_cli.metrics.intervals import compute_intervals, estimate_fraction, score_interval, t_quantile
 from convnext_cli.metrics.summary import compute_metrics
 
 
@@ -85,13 +85,13 @@ def test_absent_classes_and_single_images_have_no_interval() -> None:
 
 def test_a_share_of_clustered_images() -> None:
     hits, counted = np.array([True, True, False, True] * 10), np.ones(40, bool)
-    share, plain = measure_share(hits, counted, None)
-    _, clustered = measure_share(hits, counted, [str(i // 4) for i in range(40)])
+    share, plain = estimate_fraction(hits, counted, None)
+    _, clustered = estimate_fraction(hits, counted, [str(i // 4) for i in range(40)])
     assert share == 0.75
     assert plain is not None
     assert clustered is not None
     assert (plain.low, plain.high) == pytest.approx((0.597, 0.859), abs=1e-2)
-    assert measure_share(hits, ~counted, None) == (None, None)
+    assert estimate_fraction(hits, ~counted, None) == (None, None)
 
 
 @pytest.mark.parametrize("scenario", [Scenario("plain", 2.0, 1, 0.0), Scenario("clustered", 2.0, 5, 0.5)])

@@ -50,9 +50,9 @@ def hostile(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     mine.tests.unlink(missing_ok=True)
     found = evaluate(mine.path, targets=[f"sensitivity=0.9:{HOSTILE}"])
     # an unsure answer, so that the file with the odd name is shown
-    sure: Floats = found.cases.logits.copy()
+    sure: Floats = found.evaluated.logits.copy()
     sure[0] = 0
-    found = replace(found, cases=replace(found.cases, logits=sure))
+    found = replace(found, evaluated=replace(found.evaluated, logits=sure))
     write_report(found)
     return found
 
@@ -132,7 +132,7 @@ def test_many_classes_and_absent_ones(run: RunFolder, tmp_path: Path) -> None:
         intervals=compute_intervals(logits, labels, resamples=200),
         calibration=None,
         operating_points=(),
-        cases=replace(found.cases, logits=logits, labels=labels, classes=classes),
+        evaluated=replace(found.evaluated, logits=logits, labels=labels, classes=classes),
     )
     svg = dict.fromkeys(("roc", "pr", "reliability", "loss", "right"), Markup(""))
     text = render_page(wide, RunFolder(tmp_path / "run"), svg, {"worst": [], "unsure": []})

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convnext_cli.errors import RunError
-from convnext_cli.inference.agreement import check_records, describe_calibration
-from convnext_cli.inference.calibration import keep_targets, parse_target, read_calibration, read_novelty
+from convnext_cli.inference.agreement import check_records, list_calibration_notes
+from convnext_cli.inference.calibration import add_targets, parse_target, read_calibration, read_novelty
 from convnext_cli.inference.evaluation import evaluate
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
@@ -193,7 +193,7 @@ def test_arrays_of_a_calibration_that_do_not_fit_are_refused(mine: RunFolder) ->
         save_file({**arrays, **more}, path, metadata=metadata)
 
     def fit() -> None:
-        keep_targets(mine, calibration, classes, [parse_target("sensitivity=0.9:1")])
+        add_targets(mine, calibration, classes, [parse_target("sensitivity=0.9:1")])
 
     keep({"weights": "00000000"})
     with pytest.raises(RunError, match="was fitted for other weights"):
@@ -277,15 +277,15 @@ def test_an_unfinished_run_says_so_in_every_answer(mine: RunFolder) -> None:
     mine.metrics.unlink()
     words = "the run has not finished: these are the best weights of its first 1 of 1 epochs"
     assert any(words in note for note in evaluate(mine.path).notes)
-    assert any(words in note for note in describe_calibration(mine.path))
+    assert any(words in note for note in list_calibration_notes(mine.path))
 
 
 def test_probabilities_that_are_not_calibrated_are_said(mine: RunFolder) -> None:
-    assert describe_calibration(mine.path) == []
+    assert list_calibration_notes(mine.path) == []
     change(mine, "calibration.json", "weights", "00000000")
-    assert "was fitted for other weights than model.safetensors" in describe_calibration(mine.path)[0]
+    assert "was fitted for other weights than model.safetensors" in list_calibration_notes(mine.path)[0]
     (mine.path / "calibration.json").unlink()
-    assert "calibration.json is missing" in describe_calibration(mine.path)[0]
+    assert "calibration.json is missing" in list_calibration_notes(mine.path)[0]
 
 
 def test_no_look_at_the_test_split_is_counted_where_no_answer_comes(mine: RunFolder) -> None:

@@ -177,11 +177,11 @@ def test_the_ensemble_says_the_mean_of_its_members(data: Path, whole: FoldsFolde
 def test_the_ensemble_is_tested_on_what_no_member_saw(whole: FoldsFolder) -> None:
     found = evaluate(whole.path)
     index = whole.read_split()
-    assert (found.split, found.cases.test_set.rows) == ("test", index.rows("test"))
+    assert (found.split, found.evaluated.test_set.rows) == ("test", index.rows("test"))
     images = [index.root / index.paths[row] for row in index.rows("test")]
-    for logits, said in zip(found.cases.logits, predict(images, whole.path), strict=True):
+    for logits, said in zip(found.evaluated.logits, predict(images, whole.path), strict=True):
         shares = dict(zip(said.classes, said.probabilities, strict=True))
-        assert np.exp(logits) == pytest.approx([shares[name] for name in found.cases.classes], abs=1e-5)
+        assert np.exp(logits) == pytest.approx([shares[name] for name in found.evaluated.classes], abs=1e-5)
     assert found.test_number == 1
     assert write_report(found).parent == whole.path
     for split in ("train", "all"):
@@ -193,7 +193,7 @@ def test_the_ensemble_is_tested_on_what_no_member_saw(whole: FoldsFolder) -> Non
 
 def test_out_of_fold_each_image_is_answered_by_the_model_that_never_saw_it(whole: FoldsFolder) -> None:
     found = finish(evaluate_steps(whole, None, "val"))
-    test_set = found.cases.test_set
+    test_set = found.evaluated.test_set
     assert test_set.rows == [row for row, split in enumerate(test_set.index.splits) if is_fold(split)]
     assert any("out of fold" in note for note in found.notes)
     for run in whole.list_runs():
@@ -201,9 +201,9 @@ def test_out_of_fold_each_image_is_answered_by_the_model_that_never_saw_it(whole
         alone = evaluate(run.path, split="val")
         own = [test_set.rows.index(row) for row in index.rows("val")]
         assert alone.calibration is not None
-        scaled = alone.cases.logits / alone.calibration.temperature
-        assert found.cases.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
-        difference = found.cases.logits[own] - scaled  # but for a constant of each image, which softmax takes out
+        scaled = alone.evaluated.logits / alone.calibration.temperature
+        assert found.evaluated.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
+        difference = found.evaluated.logits[own] - scaled  # but for a constant of each image, which softmax takes out
         assert np.ptp(difference, axis=1).max() < 1e-4
         assert not set(own) & {test_set.rows.index(row) for row in index.rows("train")}
     write_report(found)

@@ -200,7 +200,7 @@ def test_every_export_takes_rgb_and_says_what_the_run_says(mine: RunFolder, tmp_
     assert "The conversion to luminance" in "\n".join(file.about.to_metadata()["steps"].splitlines())
     assert file.preprocessing.is_grey
     images = stack(draw(6, "RGB"))[:, :32, :32]
-    told, expected = (m.ask(images, features=True, heat=False) for m in (file, TorchClassifier(run.path, CPU)))
+    told, expected = (m.run_batch(images, features=True, heat=False) for m in (file, TorchClassifier(run.path, CPU)))
     np.testing.assert_allclose(told.logits, expected.logits, atol=1e-4)
     np.testing.assert_allclose(told.features, expected.features, atol=1e-3)
     by_torch, by_onnx = (predict(paths, run.path, engine=engine, abstain=True) for engine in ("torch", "onnx"))

@@ -151,7 +151,7 @@ def test_every_export_says_what_the_run_says(mine: RunFolder, tmp_path: Path) ->
         assert a.novelty == pytest.approx(b.novelty, rel=1e-3)
     small = np.zeros((2, 32, 32, 3), np.uint8)
     for model in (TorchClassifier(run.path), OnnxClassifier(run.exported("onnx"))):
-        assert model.ask(small, features=True, heat=False).features.shape == (2, HIDDEN)
+        assert model.run_batch(small, features=True, heat=False).features.shape == (2, HIDDEN)
     predict(images[:1], run.path, explain=tmp_path / "heat")
     assert len(list((tmp_path / "heat").iterdir())) == 1
 
