@@ -15,10 +15,10 @@ from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference.classifier import Classifier, load_for_eval
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.metrics.novelty import ABOUT, NUMBERS, NoveltyModel, choose_novelty_threshold, fit_novelty
+from convnext_cli.metrics.novelty import SCORE_NAME, NUMBERS, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.temperature import fit_temperature
-from convnext_cli.metrics.thresholds import FIGURES, Target, Threshold, find_threshold
+from convnext_cli.metrics.thresholds import TARGET_METRICS, Target, Threshold, find_threshold
 from convnext_cli.progress import Steps
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record
@@ -53,7 +53,7 @@ class Calibration:
     """On validation, before and after."""
     thresholds: tuple[Threshold, ...] = ()
     """Probabilities, after the temperature, from which on a class counts as found."""
-    novelty_score: str = ABOUT
+    novelty_score: str = SCORE_NAME
     novelty_threshold: Annotated[float, Meta(ge=-1)] | None = None
     """The score from which on an image counts as unlike the training images."""
     novelty_rate: Annotated[float, Meta(ge=0, le=1)] = ABSTAIN_RATE
@@ -76,7 +76,7 @@ def parse_target(text: str) -> Target:
         number = float(value)
     except ValueError:
         number = float("nan")
-    if figure not in FIGURES or not 0 < number <= 1 or not colon or not name:
+    if figure not in TARGET_METRICS or not 0 < number <= 1 or not colon or not name:
         raise UsageError(f"cannot read the target {text!r}", "Write it as sensitivity=0.95:CLASS or specificity=…")
     return Target(cast("Any", figure), number, name)
 

@@ -31,7 +31,7 @@ from convnext_cli.metrics import comparison
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
-from convnext_cli.metrics.novelty import ABOUT
+from convnext_cli.metrics.novelty import SCORE_NAME
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.metrics.temperature import describe_worse_calibration
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, apply_threshold
@@ -301,7 +301,7 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
 def _calibrate(classifier: TorchClassifier, notes: list[str]) -> Steps[Calibration | None]:
     """The run's calibration; fitted now where the run has none. What prevents it becomes a note."""
     found = read_calibration(classifier.run)
-    is_old = found is not None and not found.weak and found.novelty_score != ABOUT  # of an earlier version
+    is_old = found is not None and not found.weak and found.novelty_score != SCORE_NAME  # of an earlier version
     if found is None or is_old:
         thresholds = found.thresholds if found else ()
         if found is None and classifier.run.read_calibration() is not None:

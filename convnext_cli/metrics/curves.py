@@ -1,4 +1,4 @@
-"""The points of the curves that a report draws: ROC, precision against recall, reliability."""
+"""Points of the curves of a report: ROC, precision-recall, reliability."""
 
 from dataclasses import dataclass
 
@@ -10,29 +10,30 @@ from convnext_cli.metrics.formulas import ECE_BINS, Floats, Ints, bin_by_rank, l
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Images of like confidence."""
+    """Images of similar confidence."""
 
     confidence: float
-    """Their mean probability of the predicted class."""
+    """Mean probability of the predicted class."""
     accuracy: float
     images: int
+    """Number of images."""
 
 
 def trace_roc(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """False and true positive rates at each distinct score, from (0, 0) to (1, 1)."""
+    """Return the false and true positive rates at each distinct score, from (0, 0) to (1, 1)."""
     true, false = _count_down(scores, positive)
     return np.concatenate([[0.0], false / false[-1]]), np.concatenate([[0.0], true / true[-1]])
 
 
 def trace_pr(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Recall and precision at each distinct score, from recall 0, where precision is set to that of the first."""
+    """Return recall and precision at each distinct score; the point at recall 0 repeats the first precision."""
     true, false = _count_down(scores, positive)
     precision = true / (true + false)
     return np.concatenate([[0.0], true / true[-1]]), np.concatenate([precision[:1], precision])
 
 
 def measure_reliability(logits: Floats, labels: Ints) -> list[Bin]:
-    """Confidence against accuracy, in the bins that the ECE is made of."""
+    """Return confidence and accuracy in the bins of the ECE; empty bins are left out."""
     probabilities = np.exp(log_softmax(logits))
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
@@ -44,7 +45,7 @@ def measure_reliability(logits: Floats, labels: Ints) -> list[Bin]:
 
 
 def _count_down(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """True and false positives at and above each distinct score, the highest score first."""
+    """Return the true and false positives at or above each distinct score, the highest score first."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     true = np.cumsum(positive[order])[last].astype(np.float64)

@@ -1,6 +1,7 @@
-"""Every figure's formula, once, over weighted images: weights of 1 give the figure, a resample's a replicate.
+"""Formulas of all metrics, over weighted images.
 
-Figures that are not defined (nothing of a class, no prediction of it) are nan here.
+Weights of 1 give the metric, the weights of a bootstrap resample give a replicate. A metric that is not defined (no
+image of a class, or no prediction of it) is nan.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ ECE_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
 
 
 class MetricCalculator:
-    """One evaluation's images, sorted as the figures need them.
+    """Images of one evaluation, sorted once so that metrics of many weightings are cheap.
 
     Args:
         logits: (N, K) scores before softmax.
@@ -27,43 +28,43 @@ class MetricCalculator:
     """
 
     def __init__(self, logits: Floats, labels: Ints) -> None:
-        images, self.num_classes = logits.shape
+        num_images, self.num_classes = logits.shape
         log_probabilities = log_softmax(logits)
         probabilities = np.exp(log_probabilities)
         self.labels = np.asarray(labels)
         self.predictions: Ints = logits.argmax(axis=1)
         self.present = np.bincount(self.labels, minlength=self.num_classes) > 0
-        squared = (probabilities**2).sum(axis=1) - 2 * probabilities[np.arange(images), self.labels] + 1
-        # One column per sum over images: minus the log-likelihood; Brier's score, halved to lie in 0 to 1 (with two
-        # classes it is the usual binary score).
-        self._sums = np.stack([-log_probabilities[np.arange(images), self.labels], squared / 2], axis=1)
+        squared = (probabilities**2).sum(axis=1) - 2 * probabilities[np.arange(num_images), self.labels] + 1
+        # Columns: negative log-likelihood; Brier score, halved to lie in 0 to 1, which with two classes is the usual
+        # binary score.
+        self._sums = np.stack([-log_probabilities[np.arange(num_images), self.labels], squared / 2], axis=1)
         confidence = probabilities.max(axis=1)
         self.bins = bin_by_rank(confidence)
-        self._gap_by_bin = np.zeros((images, ECE_BINS))
-        self._gap_by_bin[np.arange(images), self.bins] = confidence - (self.predictions == self.labels)
-        self._actual = _Sums(self.labels, self.num_classes)
-        self._predicted = _Sums(self.predictions, self.num_classes)
-        self._hits = _Sums(self.labels, self.num_classes, self.predictions == self.labels)
+        self._gap_by_bin = np.zeros((num_images, ECE_BINS))
+        self._gap_by_bin[np.arange(num_images), self.bins] = confidence - (self.predictions == self.labels)
+        self._actual = _GroupedSum(self.labels, self.num_classes)
+        self._predicted = _GroupedSum(self.predictions, self.num_classes)
+        self._correct = _GroupedSum(self.labels, self.num_classes, self.predictions == self.labels)
         self._rankings = {
             k: _Ranking(probabilities[:, k], self.labels == k)
             for k in np.flatnonzero(self.present)
-            if 0 < (self.labels == k).sum() < images
+            if 0 < (self.labels == k).sum() < num_images
         }
 
     def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Computes all figures for C weightings at a time.
+        """Compute all metrics for C weightings at a time.
 
         Args:
             weights: (C, N), how often each image counts.
 
         Returns:
-            `OVERALL`, each (C,), and `PER_CLASS`, each (C, K).
+            The metrics `OVERALL`, each (C,), and `PER_CLASS`, each (C, K).
         """
-        kind = weights.dtype
+        dtype = weights.dtype
         total = weights.sum(axis=1)
-        sums = weights @ self._sums.astype(kind) / total[:, None]
-        gaps = weights @ self._gap_by_bin.astype(kind)
-        overall, per_class = self._count_figures(weights)
+        sums = weights @ self._sums.astype(dtype) / total[:, None]
+        gaps = weights @ self._gap_by_bin.astype(dtype)
+        overall, per_class = self._compute_from_counts(weights)
         overall |= {"log_loss": sums[:, 0], "brier": sums[:, 1], "ece": np.abs(gaps).sum(axis=1) / total}
         shape = (len(weights), self.num_classes)
         per_class |= {"roc_auc": np.full(shape, np.nan), "pr_auc": np.full(shape, np.nan)}
@@ -73,8 +74,9 @@ class MetricCalculator:
             overall[f"macro_{name}"] = self._macro(per_class[name])
         return {name: overall[name] for name in OVERALL}, {name: per_class[name] for name in PER_CLASS}
 
-    def _count_figures(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        actual, predicted, correct = (sums(weights) for sums in (self._actual, self._predicted, self._hits))
+    def _compute_from_counts(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Compute the metrics of the confusion matrix."""
+        actual, predicted, correct = (sums(weights) for sums in (self._actual, self._predicted, self._correct))
         total, hits = actual.sum(axis=1), correct.sum(axis=1)
         by_chance = (actual * predicted).sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -83,14 +85,14 @@ class MetricCalculator:
                 "precision": correct / predicted,
                 "recall": correct / actual,
                 "specificity": (n - actual - predicted + correct) / (n - actual),
-                # 2TP / (2TP + FP + FN), which is defined as soon as the class occurs
+                # 2 TP / (2 TP + FP + FN) is defined where the class occurs
                 "f1": np.where(actual > 0, 2 * correct / (actual + predicted), np.nan),
             }
             spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (actual**2).sum(axis=1))
             overall = {
                 "top1": hits / total,
                 "balanced_accuracy": self._macro(per_class["recall"]),
-                # a class that occurs and is never predicted has precision 0 in the average
+                # the mean takes 0 for a class that is never predicted
                 "macro_precision": self._macro(np.where(predicted > 0, per_class["precision"], 0)),
                 "macro_specificity": self._macro(per_class["specificity"]),
                 "macro_f1": self._macro(per_class["f1"]),
@@ -100,7 +102,7 @@ class MetricCalculator:
         return overall, per_class
 
     def _macro(self, values: Floats) -> Floats:
-        """Mean over the classes that occur; a resample may have lost one of them."""
+        """Return the mean over the classes that occur in the data, without those that a resample lost."""
         values = values[:, self.present]
         defined = ~np.isnan(values)
         with np.errstate(invalid="ignore"):
@@ -108,24 +110,30 @@ class MetricCalculator:
         return mean
 
 
-class _Sums:
-    """Sums of weights by key, (C, N) to (C, num); `counted` names the images that count, all where it is None."""
+class _GroupedSum:
+    """Sums of weights by key, from (C, N) to (C, num).
 
-    def __init__(self, keys: Ints, num: int, counted: NDArray[np.bool_] | None = None) -> None:
-        rows = np.arange(len(keys)) if counted is None else np.flatnonzero(counted)
+    Args:
+        keys: (N,), 0 to num - 1.
+        num: number of keys.
+        mask: (N,) the images to sum over; None takes all.
+    """
+
+    def __init__(self, keys: Ints, num: int, mask: NDArray[np.bool_] | None = None) -> None:
+        rows = np.arange(len(keys)) if mask is None else np.flatnonzero(mask)
         self.order = rows[np.argsort(keys[rows], kind="stable")]
-        self.found, self.starts = np.unique(keys[self.order], return_index=True)
+        self.keys, self.starts = np.unique(keys[self.order], return_index=True)
         self.num = num
 
     def __call__(self, weights: Floats) -> Floats:
         sums = np.zeros((len(weights), self.num))
-        if len(self.found):
-            sums[:, self.found] = np.add.reduceat(weights.take(self.order, axis=1), self.starts, axis=1)
+        if len(self.keys):
+            sums[:, self.keys] = np.add.reduceat(weights.take(self.order, axis=1), self.starts, axis=1)
         return sums
 
 
 class _Ranking:
-    """One class against the rest, images sorted by falling score; those with the same score stand in one block."""
+    """One class against the rest: images by falling score, in blocks of equal scores."""
 
     def __init__(self, scores: Floats, positive: NDArray[np.bool_]) -> None:
         self.order = np.argsort(-scores, kind="stable").astype(np.int32)
@@ -133,12 +141,12 @@ class _Ranking:
         places = np.flatnonzero(positive[self.order])
         self.positives = self.order[places]
         self.firsts = np.flatnonzero(np.concatenate([[True], np.diff(block[places]) != 0]))
-        blocks = block[places[self.firsts]]  # the blocks that hold a positive: nothing changes in the others
+        blocks = block[places[self.firsts]]  # only blocks with a positive contribute
         self.starts = np.searchsorted(block, blocks, side="left")
         self.ends = np.searchsorted(block, blocks, side="right") - 1
 
     def areas(self, weights: Floats) -> tuple[Floats, Floats]:
-        """ROC AUC (ties count half) and average precision (one step per distinct score), both (C,)."""
+        """Return ROC AUC (ties count half) and average precision (one step per distinct score), both (C,)."""
         sorted_weights = weights.take(self.order, axis=1)
         upto = np.cumsum(sorted_weights, axis=1)
         all_end = upto.take(self.ends, axis=1)
@@ -153,20 +161,20 @@ class _Ranking:
         with np.errstate(invalid="ignore", divide="ignore"):
             beaten = (positive * (num_negative[:, None] - negative_before)).sum(axis=1)
             roc = beaten / (num_positive * num_negative)
-            # a block without any weight adds nothing, so its denominator may be anything but 0
+            # a block without weight contributes 0; the floor avoids 0 / 0
             pr = (positive * positive_end / np.maximum(all_end, 1e-9)).sum(axis=1) / num_positive
         return roc, pr
 
 
 def log_softmax(logits: Floats) -> NDArray[np.float64]:
-    """Log-probabilities (N, K) in float64, shifted by the row's maximum so that nothing overflows."""
+    """Return log-probabilities (N, K) in float64; subtracting the row's maximum avoids overflow."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_probabilities: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return log_probabilities
 
 
 def bin_by_rank(confidence: Floats) -> Ints:
-    """Gives each image one of `ECE_BINS` bins of as many images: adaptive bins (Nixon et al., arXiv:1904.01685)."""
+    """Return the number of each image's bin, (N,): `ECE_BINS` equal-mass bins (Nixon et al., arXiv:1904.01685)."""
     bins = np.empty(len(confidence), np.int64)
     bins[np.argsort(confidence, kind="stable")] = np.arange(len(confidence)) * ECE_BINS // len(confidence)
     return bins

@@ -1,9 +1,8 @@
-"""95% intervals: a bootstrap over images, or over groups of images that belong together, and what to make of it.
+"""95% CIs from a bootstrap over images, or over groups of images.
 
-The plain percentile interval is too short for small classes and has no length at all where every image is right. So
-the bootstrap gives the variance, and the variance gives an effective number of independent images; the interval is
-Wilson's (1927) for that number, as Korn and Graubard (1998) do for clustered surveys. `benchmarks/coverage.py` measures
-both.
+The percentile interval is too short for small classes, and has no length where all images are classified correctly.
+Therefore the bootstrap variance gives an effective number of independent images, and the CI is Wilson's (1927) for
+that number, as in Korn and Graubard (1998) for clustered surveys. `benchmarks/coverage.py` compares both.
 """
 
 import math
@@ -28,17 +27,18 @@ MACRO = {metric.key: metric.average_of for metric in registry.OVERALL if metric.
 LEVEL = 0.95
 RESAMPLES = 2000
 DF_FACTOR = 1.5
-"""Degrees of freedom of a share's interval for each unit but one. Wilson's centre makes up for some of what Student's t
-adds: with 1, intervals of 3 to 6 clusters held the truth in 98% of simulated sets, with 1.5 in 97%, with 2 some in 91%
+"""Degrees of freedom are this factor times (units - 1), because Wilson's centre already widens the interval.
+
+Coverage in simulations with 3 to 6 clusters: 98% with 1, 97% with 1.5, down to 91% with 2
 (`benchmarks/coverage.py shares`)."""
-MIN_RESAMPLES = 200  # the variance is then known to 10%, the length to 5%
-WORK = 4_000_000_000  # images x classes x resamples, about a minute; fewer resamples beyond
-CHUNK = 80_000  # weights at a time: a third of a megabyte, which a core's cache holds
+MIN_RESAMPLES = 200  # the variance is then known to 10%, the length of the CI to 5%
+MAX_WORK = 4_000_000_000  # images x classes x resamples, about a minute; above, fewer resamples are drawn
+CHUNK = 80_000  # weights at a time: a third of a megabyte, which fits a core's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A 95% interval; shares, not percent."""
+    """A 95% CI, as fractions."""
 
     low: float
     high: float
@@ -46,14 +46,14 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
-    """The intervals of all figures of `Metrics`, by their names. None where a figure or its variance is not defined."""
+    """95% CIs of all metrics, by key. None where a metric or its variance is not defined."""
 
     overall: dict[str, Interval | None]
     per_class: tuple[dict[str, Interval | None], ...]
     clustered: bool
-    """Whether whole groups were drawn, and not single images."""
+    """True if groups were resampled, not single images."""
     units: int
-    """What was drawn: groups, or images."""
+    """Number of groups or images that were resampled."""
     resamples: int
 
 
@@ -65,42 +65,42 @@ def compute_intervals(
     seed: int = 0,
     resamples: int | None = None,
 ) -> Intervals:
-    """Computes a 95% interval for every figure of `Metrics`.
+    """Compute the 95% CIs of all metrics.
 
     Args:
         logits: (N, K).
         labels: (N,).
-        groups: (N,) names; images of the same group are not independent. None where nothing is known of groups. An
-            image with an empty name stands for itself.
+        groups: (N,) names; images of the same group are not independent. None where groups are not known. An image
+            with an empty name is a group of its own.
         seed: of the resampling.
-        resamples: how many; None takes 2,000, fewer only for millions of scores.
+        resamples: number of resamples; None takes 2,000, fewer only for millions of scores.
     """
-    figures = MetricCalculator(logits, labels)
+    calculator = MetricCalculator(logits, labels)
     units = number_units(len(labels), groups)
     resamples = resamples or choose_resamples(logits.size)
-    chunks = resample(figures.compute, units, resamples, seed=seed)
+    chunks = resample(calculator.compute, units, resamples, seed=seed)
     overall, per_class = ({name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in (0, 1))
-    point, point_per_class = figures.compute(np.ones((1, len(labels))))
-    rests_on = _count_units(figures, units)
-    everything = _effective(units)
-    by_class: list[dict[str, Interval | None]] = [
+    point, point_per_class = calculator.compute(np.ones((1, len(labels))))
+    units_per_class = _count_class_units(calculator, units)
+    all_units = _count_effective(units)
+    class_intervals: list[dict[str, Interval | None]] = [
         {
-            name: _choose_interval(name, point_per_class[name][0, k], per_class[name][:, k], rests_on[name][k])
+            name: _choose_interval(name, point_per_class[name][0, k], per_class[name][:, k], units_per_class[name][k])
             for name in PER_CLASS
         }
-        for k in range(figures.num_classes)
+        for k in range(calculator.num_classes)
     ]
-    together: dict[str, Interval | None] = {
-        name: _choose_interval(name, point[name][0], overall[name], everything) for name in OVERALL
+    overall_intervals: dict[str, Interval | None] = {
+        name: _choose_interval(name, point[name][0], overall[name], all_units) for name in OVERALL
     }
     for macro, name in MACRO.items():
-        parts = [by_class[k][name] for k in range(figures.num_classes)]
-        together[macro] = _average_intervals(
-            point[macro][0], point_per_class[name][0], parts, per_class[name], together[macro]
+        parts = [class_intervals[k][name] for k in range(calculator.num_classes)]
+        overall_intervals[macro] = _average_intervals(
+            point[macro][0], point_per_class[name][0], parts, per_class[name], overall_intervals[macro]
         )
     return Intervals(
-        overall=together,
-        per_class=tuple(by_class),
+        overall=overall_intervals,
+        per_class=tuple(class_intervals),
         clustered=groups is not None,
         units=int(units.max()) + 1,
         resamples=resamples,
@@ -108,26 +108,26 @@ def compute_intervals(
 
 
 def number_units(images: int, groups: Sequence[str] | None) -> Ints:
-    """Numbers what is drawn, (N,): images of one group share a number."""
+    """Return the number of each image's resampling unit, (N,): images of one group share a unit."""
     if groups is None:
         return np.arange(images)
-    alone = [group or f"\0{row}" for row, group in enumerate(groups)]
-    return np.unique(alone, return_inverse=True)[1].reshape(-1)
+    names = [group or f"\0{row}" for row, group in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1].reshape(-1)
 
 
 def choose_resamples(size: int) -> int:
-    """How many resamples an evaluation of `size` scores (images times classes) gets."""
-    return max(MIN_RESAMPLES, min(RESAMPLES, WORK // max(1, size)))
+    """Return the number of resamples for `size` scores (images times classes)."""
+    return max(MIN_RESAMPLES, min(RESAMPLES, MAX_WORK // max(1, size)))
 
 
 def resample(statistic: Callable[[Floats], T], units: Ints, resamples: int, *, seed: int) -> list[T]:
-    """Applies `statistic` to the weights of all resamples, some at a time and on all processors.
+    """Apply `statistic` to the weights of all resamples, in chunks and on several cores.
 
     Args:
         statistic: takes (C, N) float32, how often each of C resamples holds each image.
-        units: (N,) what is drawn, numbered from 0.
-        resamples: how many in all.
-        seed: of the draw; the same whatever the number of processors.
+        units: (N,) number of each image's resampling unit, from 0.
+        resamples: number of resamples in all.
+        seed: of the resampling; the result does not depend on the number of cores.
     """
     num = int(units.max()) + 1
     rows = max(1, CHUNK // len(units))
@@ -138,58 +138,60 @@ def resample(statistic: Callable[[Floats], T], units: Ints, resamples: int, *, s
         counts = np.stack([np.bincount(row, minlength=num) for row in drawn]).astype(np.float32)
         return statistic(counts if num == len(units) else counts.take(units, axis=1))
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # NumPy works outside Python's lock
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # NumPy releases the GIL
         return list(pool.map(work, range(0, resamples, rows)))
 
 
 def estimate_fraction(
-    hits: NDArray[np.bool_], counted: NDArray[np.bool_], groups: Sequence[str] | None
+    hits: NDArray[np.bool_], mask: NDArray[np.bool_], groups: Sequence[str] | None
 ) -> tuple[float | None, Interval | None]:
-    """The share of hits among the counted images, and its interval; the variance is that of a ratio of sums over units.
+    """Return the fraction of hits among the images of a mask, with its 95% CI.
+
+    The variance is that of a ratio of sums over units.
 
     Args:
         hits: (N,).
-        counted: (N,) the images that the share is of.
+        mask: (N,) images that count.
         groups: (N,) names, or None.
+
+    Returns:
+        None where the mask is empty; no CI where it holds one unit only.
     """
-    if not counted.any():
+    if not mask.any():
         return None, None
-    units = number_units(len(hits), groups)[counted]
-    share = float(hits[counted].mean())
-    residuals = np.bincount(units, hits[counted] - share)
-    effective = _effective(units)
+    units = number_units(len(hits), groups)[mask]
+    fraction = float(hits[mask].mean())
+    residuals = np.bincount(units, hits[mask] - fraction)
+    effective = _count_effective(units)
     if effective < 1.5:
-        return share, None
-    return share, score_interval(share, float((residuals**2).sum()) / int(counted.sum()) ** 2, effective)
+        return fraction, None
+    return fraction, score_interval(fraction, float((residuals**2).sum()) / int(mask.sum()) ** 2, effective)
 
 
 def score_interval(estimate: float, variance: float, units: float, low: float = 0.0, high: float = 1.0) -> Interval:
-    """Wilson's interval for a figure between `low` and `high` with a bootstrap variance.
+    """Return Wilson's interval for a metric between `low` and `high`, given its bootstrap variance.
 
     Args:
-        estimate: the figure.
+        estimate: value of the metric.
         variance: its bootstrap variance.
-        units: how many independent images or groups it rests on; above 1, not always whole.
-        low: the least that the figure can be.
-        high: the most.
+        units: effective number of independent images or groups; above 1, not always whole.
+        low: smallest possible value.
+        high: largest possible value.
     """
     t = t_quantile(DF_FACTOR * (units - 1))
-    share = (estimate - low) / (high - low)
-    spread = variance / (high - low) ** 2 * units / (units - 1)  # the bootstrap divides by n
-    # At an end, or where all units agree, the variance says nothing: each unit then counts as one.
-    effective = share * (1 - share) / spread if spread > 0 and 0 < share < 1 else units
+    p = (estimate - low) / (high - low)
+    unbiased = variance / (high - low) ** 2 * units / (units - 1)  # the bootstrap divides by n
+    # At an end of the range, or where all units agree, the variance is 0: each unit then counts as one image.
+    effective = p * (1 - p) / unbiased if unbiased > 0 and 0 < p < 1 else units
     z2 = t**2 / effective
-    centre = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
-    scaled = (
-        max(0.0, min(share, centre - half)),
-        min(1.0, max(share, centre + half)),
-    )  # rounding keeps the figure within
-    return Interval(*(float(low + (high - low) * end) for end in scaled))
+    centre = (p + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * p * (1 - p) + z2**2 / 4) / (1 + z2)
+    ends = max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # rounding must not exclude the estimate
+    return Interval(*(float(low + (high - low) * end) for end in ends))
 
 
 def t_quantile(df: float) -> float:
-    """The upper 2.5% point of Student's t (Abramowitz and Stegun 26.7.5; exact for 1 and 2 degrees of freedom)."""
+    """Return the 97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5; exact for 1 and 2 degrees of freedom)."""
     if df < 1.5:
         return 12.7062
     if df < 2.5:
@@ -205,6 +207,7 @@ def t_quantile(df: float) -> float:
 
 
 def _choose_interval(name: str, estimate: float, replicates: Floats, units: float) -> Interval | None:
+    """Return the CI of a metric by the method that suits its range; None where it is not defined."""
     defined = replicates[~np.isnan(replicates)].astype(np.float64)
     if np.isnan(estimate) or units < 1.5 or len(defined) < 2:
         return None
@@ -222,25 +225,26 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     return score_interval(estimate, variance, units)
 
 
-def _count_units(figures: MetricCalculator, units: Ints) -> dict[str, Floats]:
-    """How many units each class's figures rest on: those that the denominator counts. Each (K,)."""
+def _count_class_units(calculator: MetricCalculator, units: Ints) -> dict[str, Floats]:
+    """Return the effective number of units in the denominator of each per-class metric, each (K,)."""
 
-    def count(holds: Callable[[int], NDArray[np.bool_]]) -> Floats:
-        return np.array([_effective(units[holds(k)]) for k in range(figures.num_classes)])
+    def count(select: Callable[[int], NDArray[np.bool_]]) -> Floats:
+        return np.array([_count_effective(units[select(k)]) for k in range(calculator.num_classes)])
 
-    actual = count(lambda k: figures.labels == k)
-    others = count(lambda k: figures.labels != k)
+    labels, predictions = calculator.labels, calculator.predictions
+    actual = count(lambda k: labels == k)
+    others = count(lambda k: labels != k)
     fewer = np.minimum(actual, others)
-    predicted = count(lambda k: figures.predictions == k)
-    either = count(lambda k: (figures.labels == k) | (figures.predictions == k))
+    predicted = count(lambda k: predictions == k)
+    either = count(lambda k: (labels == k) | (predictions == k))
     return {
         "precision": predicted, "recall": actual, "specificity": others,
         "f1": either, "roc_auc": fewer, "pr_auc": either,
     }  # fmt: skip
 
 
-def _effective(units: Ints) -> float:
-    """The effective number of units: (sum of sizes)^2 / sum of squares (Kish 1965), their number if of equal size."""
+def _count_effective(units: Ints) -> float:
+    """Return the effective number of units: (sum of sizes)^2 / sum of squared sizes (Kish 1965)."""
     sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
 
@@ -248,11 +252,19 @@ def _effective(units: Ints) -> float:
 def _average_intervals(
     mean: float, estimates: Floats, intervals: Sequence[Interval | None], replicates: Floats, whole: Interval | None
 ) -> Interval | None:
-    """The interval of a mean over classes, from those of the classes (MOVER; Zou and Donner 2008, Zou 2007).
+    """Return the CI of a mean over classes, from those of the classes (MOVER; Zou and Donner 2008, Zou 2007).
 
-    Each class keeps its own length, also where all its images are right and its replicates never vary; the replicates
-    say how the classes vary together. A class without an error adds nothing upwards; so where `whole`, the interval
-    from the mean's own variance, reaches higher, the upper end is midway between both, which measured best.
+    Each class contributes the length of its own CI, also where all its images are classified correctly and its
+    replicates do not vary. The replicates give the correlations between classes. A class without errors adds nothing
+    upwards. Therefore the upper end is the mean of MOVER's and that of `whole` where the latter is higher; this had
+    the best coverage.
+
+    Args:
+        mean: value of the averaged metric.
+        estimates: (K,) values of the classes.
+        intervals: K CIs of the classes.
+        replicates: (R, K).
+        whole: CI from the variance of the mean itself.
     """
     known = [k for k, interval in enumerate(intervals) if interval is not None]
     if not known or whole is None:
@@ -261,11 +273,11 @@ def _average_intervals(
     centred = defined - defined.mean(axis=0) if len(defined) else np.zeros((1, len(known)))
     length = np.sqrt((centred**2).sum(axis=0))
     scaled = centred / np.where(length > 0, length, 1)
-    together = scaled.T @ scaled
-    np.fill_diagonal(together, 1)
+    correlation = scaled.T @ scaled
+    np.fill_diagonal(correlation, 1)
     ends = []
     for side in ("low", "high"):
         distance = np.array([abs(estimates[k] - getattr(intervals[k], side)) for k in known])
-        ends.append(math.sqrt(max(0.0, distance @ together @ distance)) / len(known))
+        ends.append(math.sqrt(max(0.0, distance @ correlation @ distance)) / len(known))
     high = float(mean + ends[1])
     return Interval(max(0.0, float(mean - ends[0])), min(1.0, (high + max(high, whole.high)) / 2))

@@ -1,4 +1,4 @@
-"""Operating points: the threshold at which a class is found often enough, or falsely called seldom enough."""
+"""Operating points: decision thresholds that reach a target sensitivity or specificity."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from convnext_cli.metrics.formulas import Floats
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 
-FIGURES = ("sensitivity", "specificity")
+TARGET_METRICS = ("sensitivity", "specificity")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is asked for: a sensitivity or a specificity of at least `value` for the class `name`."""
+    """A sensitivity or specificity of at least `value` for the class `name`.
+
+    The field names are keys of `calibration.json`.
+    """
 
     figure: Literal["sensitivity", "specificity"]
+    """The metric."""
     value: Annotated[float, Meta(gt=0, le=1)]
     name: str
 
@@ -29,19 +33,20 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Threshold:
-    """A target and the probability from which on the class counts as found."""
+    """A target and the decision threshold set for it."""
 
     target: Target
     threshold: Annotated[float, Meta(ge=0)]
+    """Images with at least this probability are positive."""
     reached: Annotated[float, Meta(ge=0, le=1)]
-    """The target's figure on the images the threshold was found on."""
+    """The target's metric on the images that the threshold was set on."""
     images: Annotated[int, Meta(ge=0)]
-    """How many of these images the figure rests on: those of the class for a sensitivity, the others' else."""
+    """Number of these images in the denominator: those of the class for a sensitivity, all others for a specificity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperatingPoint:
-    """What a threshold gives on other images. None where there is no image of the class, or none of another."""
+    """Sensitivity and specificity of a threshold on other images; None where no image is of the class, or all are."""
 
     threshold: Threshold
     sensitivity: float | None
@@ -51,30 +56,30 @@ class OperatingPoint:
 
     @property
     def measured(self) -> float | None:
-        """The figure that the target is about, on these images."""
+        """Return the target's metric on these images."""
         return self.sensitivity if self.threshold.target.figure == "sensitivity" else self.specificity
 
     @property
     def measured_interval(self) -> Interval | None:
-        """Its 95% confidence interval."""
+        """Return the 95% CI of the target's metric."""
         is_sensitivity = self.threshold.target.figure == "sensitivity"
         return self.sensitivity_interval if is_sensitivity else self.specificity_interval
 
     @property
     def is_missed(self) -> bool:
-        """Whether the measured figure is below the target."""
+        """Return whether the target's metric is below the target."""
         return self.measured is not None and self.measured < self.threshold.target.value
 
 
 def find_threshold(scores: Floats, positive: NDArray[np.bool_], target: Target) -> Threshold:
-    """Finds the threshold that meets a target and gives up as little of the other figure as it can.
+    """Return the threshold that reaches a target at the least cost in the other metric.
 
-    It lies halfway between two scores, so that rounding decides nothing.
+    It lies halfway between two scores, so that rounding does not change decisions.
 
     Args:
         scores: (N,) probabilities of the class.
-        positive: (N,) which images are of the class.
-        target: what is asked for.
+        positive: (N,) true for images of the class.
+        target: the sensitivity or specificity to reach.
 
     Raises:
         ValueError: no image is of the class, or all are.
@@ -82,27 +87,34 @@ def find_threshold(scores: Floats, positive: NDArray[np.bool_], target: Target) 
     if positive.all() or not positive.any():
         raise ValueError("a threshold needs images of the class and of others")
     if target.figure == "sensitivity":
-        found = np.sort(scores[positive])[::-1]
-        last = found[_count(target.value, len(found)) - 1]  # the lowest score that must still be called
+        positives = np.sort(scores[positive])[::-1]
+        last = positives[_count_needed(target.value, len(positives)) - 1]  # lowest score above the threshold
         below = scores[scores < last]
         threshold = (last + (below.max() if len(below) else 0.0)) / 2
     else:
-        others = np.sort(scores[~positive])
-        last = others[_count(target.value, len(others)) - 1]  # the highest that must not be called
+        negatives = np.sort(scores[~positive])
+        last = negatives[_count_needed(target.value, len(negatives)) - 1]  # highest score below the threshold
         above = scores[scores > last]
         threshold = (last + (above.min() if len(above) else 1.0)) / 2
-    called = scores >= threshold
-    hits = called[positive] if target.figure == "sensitivity" else ~called[~positive]
-    return Threshold(target=target, threshold=float(threshold), reached=float(hits.mean()), images=len(hits))
+    predicted = scores >= threshold
+    correct = predicted[positive] if target.figure == "sensitivity" else ~predicted[~positive]
+    return Threshold(target=target, threshold=float(threshold), reached=float(correct.mean()), images=len(correct))
 
 
 def apply_threshold(
     threshold: Threshold, scores: Floats, positive: NDArray[np.bool_], groups: Sequence[str] | None
 ) -> OperatingPoint:
-    """Measures a threshold on images that it was not found on, with intervals; clustered where `groups` is given."""
-    called = scores >= threshold.threshold
-    sensitivity, sensitivity_interval = estimate_fraction(called, positive, groups)
-    specificity, specificity_interval = estimate_fraction(~called, ~positive, groups)
+    """Return sensitivity and specificity of a threshold on other images, with 95% CIs.
+
+    Args:
+        threshold: set on other images.
+        scores: (N,) probabilities of the class.
+        positive: (N,) true for images of the class.
+        groups: (N,) names, for clustered CIs; None where groups are not known.
+    """
+    predicted = scores >= threshold.threshold
+    sensitivity, sensitivity_interval = estimate_fraction(predicted, positive, groups)
+    specificity, specificity_interval = estimate_fraction(~predicted, ~positive, groups)
     return OperatingPoint(
         threshold=threshold,
         sensitivity=sensitivity,
@@ -112,6 +124,6 @@ def apply_threshold(
     )
 
 
-def _count(share: float, whole: int) -> int:
-    """How many of `whole` are at least `share` of them; rounding of 0.95 x 20 must not ask for 20."""
-    return max(1, math.ceil(share * whole - 1e-9))
+def _count_needed(fraction: float, total: int) -> int:
+    """Return the smallest count that is at least a fraction of `total`; rounding of 0.95 x 20 must not give 20."""
+    return max(1, math.ceil(fraction * total - 1e-9))
