@@ -15,7 +15,7 @@ from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference.classifier import Classifier, load_for_eval
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.metrics.novelty import SCORE_NAME, NUMBERS, NoveltyModel, choose_novelty_threshold, fit_novelty
+from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.metrics.thresholds import TARGET_METRICS, Target, Threshold, find_threshold

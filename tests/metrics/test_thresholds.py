@@ -14,7 +14,7 @@ from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.formulas import Floats, Ints, log_softmax
 from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
 from convnext_cli.metrics.summary import compute_metrics
-from convnext_cli.metrics.temperature import COLDEST, HOTTEST, fit_temperature
+from convnext_cli.metrics.temperature import MIN_TEMPERATURE, MAX_TEMPERATURE, fit_temperature
 from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
 
 
@@ -47,8 +47,8 @@ def test_the_temperature_stays_within_bounds_and_modest() -> None:
     found = fit_temperature(np.eye(3)[labels], labels)
     sure = np.exp(log_softmax(np.eye(3) / found)).max()
     assert sure == pytest.approx(61 / 62), "60 images without an error: the next one is wrong by 1 in 62"
-    assert fit_temperature(np.eye(3)[labels] / 10, labels) == pytest.approx(COLDEST)
-    assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(HOTTEST), "always wrong"
+    assert fit_temperature(np.eye(3)[labels] / 10, labels) == pytest.approx(MIN_TEMPERATURE)
+    assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(MAX_TEMPERATURE), "always wrong"
 
 
 @pytest.mark.parametrize("figure", ["sensitivity", "specificity"])
