@@ -14,7 +14,7 @@ from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.formulas import Floats, Ints, log_softmax
 from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
 from convnext_cli.metrics.summary import compute_metrics
-from convnext_cli.metrics.temperature import MIN_TEMPERATURE, MAX_TEMPERATURE, fit_temperature
+from convnext_cli.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
 
 
