@@ -83,7 +83,7 @@ def find_planted() -> None:
         audit = finish(audit_index(index, grouping, threads=count_cpus()))
         seconds = time.perf_counter() - started
     hits, near, false = score_duplicates(planted, audit)
-    kinds = {finding.kind: finding for finding in audit.findings}
+    kinds = {finding.kind.value: finding for finding in audit.findings}
     print(f"{len(index):,} images in {seconds:.0f} s")
     print(f"exact and conflicting pairs found: {len(hits)} of {len(planted.exact | planted.conflicts)}")
     print(f"near pairs found: {near:.0%} of {len(planted.near)}; wrongly paired: {false:.2%} of {planted.distinct:,}")

@@ -80,3 +80,8 @@ def _drop_nan(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_drop_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def capitalise(text: str) -> str:
+    """Return a text with a capital first letter."""
+    return text[:1].upper() + text[1:]

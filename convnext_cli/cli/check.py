@@ -65,7 +65,7 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
     check = " ".join([f"convnext check {quote(data)}", *flags])
     if fix_list is not None and "exclude" not in settings:
         return "Check what is left without the images of the fix-list.", f"{check} --exclude {quote(fix_list)}"
-    is_of_splits = all("across splits" in finding.kind for finding in audit.findings if finding.falsifies)
+    is_of_splits = all(finding.is_leakage for finding in audit.findings if finding.falsifies)
     if is_of_splits and any(audit.index.splits) and not settings.get("resplit"):
         return "New splits may be free of it.", f"{check} --resplit"
     return "A fix-list names the images to leave out.", f"{check} --fix-list leave-out.csv"
@@ -124,6 +124,6 @@ def _show_verdict(audit: "Audit") -> None:
     if audit.falsifies:
         console.show("Test scores on this data will be wrong, for the reasons above.", style="bold red")
     else:
-        doubt = any(finding.title.startswith("possible leakage") for finding in audit.findings)
+        doubt = any(finding.is_possible_leakage for finding in audit.findings)
         certain = "No certain leakage or label conflicts found; see the notes on possible leakage."
         console.show(certain if doubt else "No leakage or label conflicts found.", style="bold green")

@@ -9,6 +9,7 @@ from convnext_cli.data.index import AUTO, NONE, Index, select_rows
 from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError
 from convnext_cli.progress import Notice, Steps
+from convnext_cli.text import capitalise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,18 +48,15 @@ class Dataset:
         findings = self.audit.findings if self.audit else ()
         if grouping.groups:
             example = f", such as {grouping.examples[0][1]} of {grouping.examples[0][0]}" if grouping.examples else ""
-            is_in_finding = any(grouping.evidence in finding.effect for finding in findings)  # it is said once
+            evidence = capitalise(grouping.evidence)
+            is_in_finding = any(evidence in finding.effect for finding in findings)  # it is said once
             doubt = "a guess" if is_in_finding else f"{grouping.certainty}: {grouping.evidence}"
             guess = f" ({doubt}); --group-from none if they mean nothing" if grouping.is_guess else ""
             notices.append(Notice(text=f"{grouping.groups:,} groups (patients?) by {grouping.rule}{example}{guess}"))
         for finding in findings:
-            sentences = (finding.title, _capitalise(finding.effect), _capitalise(finding.action))
+            sentences = (finding.title, capitalise(finding.effect), capitalise(finding.action))
             notices.append(Notice(text=". ".join(sentences), severity=finding.severity))
         return notices
-
-
-def _capitalise(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:

@@ -10,6 +10,7 @@ from convnext_cli.data.encoding import fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.files import check_outside
 
+SPLITS = ("train", "val", "test")
 AUTO, NONE = "auto", "none"
 EXCLUDED = "excluded image"
 

@@ -34,7 +34,7 @@ class Overlap:
 def measure_thumbnails(index: Index) -> Steps[dict[str, NDArray[Any]]]:
     """Decode the images of an index, as far as the cache does not have them, and return what a run keeps of them."""
     measurements = yield from measure_images(index, threads=count_cpus())
-    return measurements.take(range(len(index)))
+    return measurements.select(range(len(index)))
 
 
 def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[Any]] | None]:

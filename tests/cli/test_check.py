@@ -29,11 +29,11 @@ def test_check_tells_what_would_make_a_score_false(convnext: Convnext, leaking: 
     outcome = convnext("check", str(leaking))
     assert outcome.code == 3
     for words in (
-        "warning: leakage: 1 picture in two splits or more, as duplicates (the same pixels)",
-        "warning: leakage: 3 groups (patients?) have images in more than one split: 3 in both test and train",
+        "warning: leakage: 1 image is in more than one split, as duplicates (the same pixels)",
+        "warning: leakage: 3 groups (patients?) have images in both train and test",
         "a guess, supported: images of one group are more alike than images of different groups",
         "plant00_1.png -> plant00",
-        "note: 1 file that cannot be read as images",
+        "note: 1 file cannot be read as images",
         "Test scores on this data will be wrong",
     ):
         assert words in outcome.out.replace("\n", " "), outcome.out

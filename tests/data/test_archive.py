@@ -48,7 +48,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("problem", "name"), [(problem, name) for problem, names in REFUSED.items() for name in names])
-def test_a_name_that_is_none_of_its_own_files_is_refused(problem: str, name: str, tmp_path: Path, cache: Path) -> None:
+def test_path_outside_the_archive_is_refused(problem: str, name: str, tmp_path: Path, cache: Path) -> None:
     packed = pack(tmp_path / "x.zip", ("a.png" if "\\" not in name else "b.png", b"1"), (entry(name), b"2"))
     with pytest.raises(DataError, match=problem):
         unpack(packed)
@@ -56,26 +56,26 @@ def test_a_name_that_is_none_of_its_own_files_is_refused(problem: str, name: str
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
-def test_a_link_or_special_file_is_refused(kind: int, tmp_path: Path) -> None:
+def test_link_or_special_file_is_refused(kind: int, tmp_path: Path) -> None:
     packed = pack(tmp_path / "x.zip", (entry("a/link.png", kind | 0o777), b"/etc/passwd"))
     with pytest.raises(DataError, match="a link or a special file"):
         unpack(packed)
 
 
 @pytest.mark.parametrize("second", ["a/x.png", "./a/x.png", "a//x.png", "a\\x.png"])
-def test_a_file_twice_is_refused(second: str, tmp_path: Path) -> None:
+def test_repeated_file_is_refused(second: str, tmp_path: Path) -> None:
     system = 0 if "\\" in second else 3
     packed = pack(tmp_path / "x.zip", ("a/x.png", b"1"), (entry(second, system=system), b"2"))
     with pytest.raises(DataError, match="a file twice"):
         unpack(packed)
 
 
-def test_a_file_and_a_folder_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_file_and_folder_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a file and a folder of one name"):
         unpack(pack(tmp_path / "x.zip", ("a", b"1"), ("a/x.png", b"2")))
 
 
-def test_an_encrypted_file_is_refused(tmp_path: Path) -> None:
+def test_encrypted_file_is_refused(tmp_path: Path) -> None:
     packed = pack(tmp_path / "x.zip", ("a.png", b"1" * 50))
     raw = bytearray(packed.read_bytes())
     place = raw.index(b"PK\1\2") + 8  # the flags in the central directory
@@ -85,7 +85,7 @@ def test_an_encrypted_file_is_refused(tmp_path: Path) -> None:
         unpack(packed)
 
 
-def test_back_slashes_are_folders(tmp_path: Path) -> None:
+def test_backslashes_separate_folders(tmp_path: Path) -> None:
     members = [(entry(f"d\\{name}\\{at}.png"), b"x") for at, name in enumerate("aabb")]
     assert files_in(unpack(pack(tmp_path / "x.zip", *members))) == ["d/a/0.png", "d/a/1.png", "d/b/2.png", "d/b/3.png"]
     mixed = pack(tmp_path / "y.zip", (entry("a/0.png"), b"x"), (entry("a/back\\slash.png"), b"y"))
@@ -102,7 +102,7 @@ def test_names_in_utf_8_without_the_flag(tmp_path: Path) -> None:
     assert files_in(unpack(packed)) == ["Büro/開.png", "Müll/é.png"]
 
 
-def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path, cache: Path) -> None:
+def test_zip_bomb_is_refused_before_unpacking(tmp_path: Path, cache: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened, opened.open("a/x.bmp", "w") as file:
         for _ in range(300):
             file.write(bytes(1 << 20))
@@ -111,7 +111,7 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path, cache: Path)
     assert not list(cache.iterdir())
 
 
-def test_more_than_the_disk_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_larger_than_the_free_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack(tmp_path / "x.zip", ("a/x.png", os.urandom(5000)))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=5000))
@@ -120,7 +120,7 @@ def test_more_than_the_disk_has_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("declared", [10, 2**31, 2**62])
-def test_a_size_that_lies_is_refused(declared: int, tmp_path: Path, cache: Path) -> None:
+def test_false_size_is_refused(declared: int, tmp_path: Path, cache: Path) -> None:
     packed = pack(tmp_path / "x.zip", ("a/x.png", b"1" * 5000))
     raw = bytearray(packed.read_bytes())
     place = raw.index(b"PK\1\2")
@@ -139,7 +139,7 @@ def test_a_size_that_lies_is_refused(declared: int, tmp_path: Path, cache: Path)
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_damage_of_any_byte_is_no_bug(tmp_path: Path, cache: Path) -> None:
+def test_damaged_archive_is_a_data_error(tmp_path: Path, cache: Path) -> None:
     whole = pack(tmp_path / "x.zip", ("a/x.png", b"12" * 20), ("b/y.png", b"34" * 20)).read_bytes()
     refused = 0
     for place in range(len(whole)):
@@ -155,13 +155,13 @@ def test_damage_of_any_byte_is_no_bug(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("outside", ["up", "absolute", "by a folder", "beside"])
-def test_a_table_that_names_pictures_elsewhere_is_refused(outside: str, tmp_path: Path, cache: Path) -> None:
-    picture = save_image(tmp_path / "private/1.png")
-    own = picture.read_bytes()
+def test_table_that_names_images_outside_the_archive_is_refused(outside: str, tmp_path: Path, cache: Path) -> None:
+    image = save_image(tmp_path / "private/1.png")
+    own = image.read_bytes()
     save_image(cache / "near.png")
     path = {
-        "up": f"{'../' * 30}{str(picture).lstrip('/')}",
-        "absolute": str(picture),
+        "up": f"{'../' * 30}{str(image).lstrip('/')}",
+        "absolute": str(image),
         "by a folder": "a/../../../../private/1.png",
         "beside": "../near.png",
     }[outside]
@@ -171,7 +171,7 @@ def test_a_table_that_names_pictures_elsewhere_is_refused(outside: str, tmp_path
         scan_data(packed)
 
 
-def test_a_leftover_of_a_kill_goes(tmp_path: Path, cache: Path) -> None:
+def test_leftover_of_a_killed_process_is_removed(tmp_path: Path, cache: Path) -> None:
     packed = pack(tmp_path / "x.zip", ("a/x.png", b"1"))
     target = unpack(packed)
     key = target.name.rpartition("-")[2]
@@ -181,7 +181,7 @@ def test_a_leftover_of_a_kill_goes(tmp_path: Path, cache: Path) -> None:
     assert [path.name for path in cache.iterdir()] == [target.name]
 
 
-def test_two_processes_unpack_one_file(tmp_path: Path, cache: Path) -> None:
+def test_two_processes_unpack_one_archive(tmp_path: Path, cache: Path) -> None:
     packed = pack(tmp_path / f"{'long' * 60}.zip", *((f"{name}/{at}.png", b"x") for name in "ab" for at in range(300)))
     with multiprocessing.get_context("fork").Pool(4) as pool:
         folders = pool.map(unpack, [packed] * 8, chunksize=1)
@@ -190,7 +190,7 @@ def test_two_processes_unpack_one_file(tmp_path: Path, cache: Path) -> None:
     assert len(list(cache.iterdir())) == 1
 
 
-def test_where_no_lock_holds_the_faster_one_wins(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_the_first_process_wins(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack(tmp_path / "x.zip", ("a/x.png", b"1"), ("b/y.png", b"2"))
 
     def unpack_meanwhile(*_: object) -> None:

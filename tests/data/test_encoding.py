@@ -16,11 +16,11 @@ GERMAN = "path,label\ni/1.png,Größe\ni/2.png,Müll à 5 €\n"
         ("utf-16-be", "UTF-16"), ("utf-32", "UTF-32"), ("cp1252", "Windows-1252"),
     ],
 )  # fmt: skip
-def test_encodings_that_are_read(codec: str, name: str) -> None:
+def test_common_encodings_are_read(codec: str, name: str) -> None:
     assert decode_text(GERMAN.encode(codec), "x.csv") == (GERMAN, name)
 
 
-def test_latin_1_is_read_as_the_part_of_windows_1252_that_it_is() -> None:
+def test_latin_1_is_read_as_windows_1252() -> None:
     text = "path,label\n1.png,Büro\n2.png,créée\n"
     assert decode_text(text.encode("latin-1"), "x.csv") == (text, "Windows-1252")
 
@@ -37,12 +37,12 @@ def test_latin_1_is_read_as_the_part_of_windows_1252_that_it_is() -> None:
         (b"\xff\xfea\0b", "it begins as UTF-16 and is not"),
     ],
 )
-def test_encodings_that_are_refused_with_the_byte_and_its_line(raw: bytes, problem: str) -> None:
+def test_unknown_encoding_is_refused_with_byte_and_line(raw: bytes, problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         decode_text(raw, "x.csv")
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_text_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*: No such file"):
         read_text(tmp_path / "x.csv")
 
@@ -54,13 +54,13 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
         "café\u200b au lait", "\ufeffcafé au lait",
     ],
 )  # fmt: skip
-def test_names_that_print_alike_are_one(other: str) -> None:
+def test_names_that_look_the_same_are_equal(other: str) -> None:
     assert normalise_name(other) == "café au lait"
     assert find_name(other, ["x", "café au lait"]) == 1
     assert find_name("café au lait", ["x", other]) == 1
 
 
-def test_names_that_differ_to_the_eye_stay_apart() -> None:
+def test_names_that_look_different_stay_different() -> None:
     assert len({normalise_name(name) for name in ("a", "A", "no finding", "no_finding", "ﬁ", "fi")}) == 6
     assert fold_name("No_Finding") == fold_name("no finding") == fold_name("NO-FINDING")
     assert fold_name("\uff21") == fold_name("a") != fold_name("b")
@@ -68,7 +68,7 @@ def test_names_that_differ_to_the_eye_stay_apart() -> None:
     assert normalise_name(" ") == " "
 
 
-def test_a_name_never_holds_a_surrogate() -> None:
+def test_decoded_name_has_no_surrogate() -> None:
     assert decode_name("caf\udce9") == "café"
     assert decode_name("\udcff\udcfe\udcfd") == r"\xff\xfe\xfd"
     assert normalise_name("caf\udce9 ") == "café"

@@ -22,7 +22,7 @@ def make_index(*paths: str) -> Index:
 
 
 @pytest.mark.parametrize("name", WITH_GROUPS)
-def test_identifiers_that_repeat_are_groups(name: str) -> None:
+def test_repeated_identifiers_are_groups(name: str) -> None:
     index, grouping = group_index(make_index(*WITH_GROUPS[name]), "auto")
     assert grouping.groups == len(set(index.groups)) == (10 if name in FEWER else 16), grouping
     assert len(grouping.examples) == 3
@@ -35,14 +35,14 @@ def test_names_without_identifier_give_no_groups(name: str) -> None:
     assert index.groups == ()
 
 
-def test_the_right_images_share_a_group() -> None:
+def test_images_of_one_subject_share_a_group() -> None:
     for name in ("hexadecimal", "UUID", "copies", "eyes first", "crop first", "date, then patient"):
         index, _ = group_index(make_index(*WITH_GROUPS[name]), "auto")
         images = Counter(index.groups)
         assert set(images.values()) == {2 if name == "eyes first" else 3}, (name, images)
 
 
-def test_only_identifiers_that_begin_anew_in_each_class_are_left_out() -> None:
+def test_identifiers_that_restart_in_each_class_are_dropped() -> None:
     """120 X-rays whose numbers repeat in the other class, but for four persons with three images each."""
     both = [f"{c}/person{p}_{c}_{3 * p + k}.jpeg" for p in range(54) for k, c in enumerate(("bacteria", "virus"))]
     four = [f"virus/person{200 + p}_virus_{900 + 3 * p + i}.jpeg" for p in range(4) for i in range(3)]
@@ -53,14 +53,14 @@ def test_only_identifiers_that_begin_anew_in_each_class_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a+)+$", "((a{1,100}){1,100}){1,100}b"])
-def test_a_pattern_that_takes_for_ever_is_given_up(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pattern_that_takes_too_long_is_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convnext_cli.data.groups.MAX_SECONDS_PATH", 0.05)
     index = make_index(f"x/{'a' * 60}!.png", f"y/{'a' * 61}.png")
     with pytest.raises(UsageError, match=r"takes too long on x/a+!\.png|is found in no path"):
         group_index(index, pattern)
 
 
-def test_a_pattern_decides() -> None:
+def test_pattern_defines_the_groups() -> None:
     index = make_index("a/x7-1.png", "a/x7-2.png", "b/x8-1.png", "b/other.png")
     grouped, grouping = group_index(index, r"x(\d)")
     assert grouped.groups == ("7", "7", "b/other.png", "8")
@@ -72,7 +72,7 @@ def test_a_pattern_decides() -> None:
         group_index(index, "person")
 
 
-def test_a_dicom_attribute_decides(tmp_path: Path) -> None:
+def test_dicom_attribute_defines_the_groups(tmp_path: Path) -> None:
     for name, patient in (("a/1", "P1"), ("a/2", "P2"), ("b/3", "P2"), ("b/4", "P3")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_dicom(tmp_path / f"{name}.dcm", XRAY, PatientID=patient)
@@ -87,7 +87,7 @@ def test_a_dicom_attribute_decides(tmp_path: Path) -> None:
         group_index(index, "dicom:StudyID")
 
 
-def test_own_splits_are_passed_over_when_folders_are_groups() -> None:
+def test_split_folders_are_not_groups() -> None:
     paths = [f"{s}/{c}/p{p}/{i}.png" for s in ("train", "test") for c in "ab" for p in range(9) for i in (1, 2)]
     splits = tuple(path.split("/")[0] for path in sorted(paths))
     labels = tuple("ab".index(path.split("/")[1]) for path in sorted(paths))
@@ -100,7 +100,7 @@ def test_own_splits_are_passed_over_when_folders_are_groups() -> None:
     assert find_groups_across_splits(grouped.groups, grouped.splits) == {f"p{p}": {"train", "test"} for p in range(9)}
 
 
-def test_the_patients_of_the_chest_x_rays_are_found(shared_data: Path) -> None:
+def test_chest_x_ray_patients_are_groups(shared_data: Path) -> None:
     index, grouping = group_index(scan_folder(shared_data / "cxr3"), "auto")
     straddling = find_groups_across_splits(index.groups, index.splits)
     assert sum(splits >= {"train", "test"} for splits in straddling.values()) == 170

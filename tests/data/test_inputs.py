@@ -20,7 +20,7 @@ def names(inputs: Inputs) -> list[str]:
     return [path.name for path in inputs.paths]
 
 
-def test_a_folder_gives_every_image_by_suffix_or_first_bytes(tmp_path: Path) -> None:
+def test_folder_yields_images_by_suffix_or_content(tmp_path: Path) -> None:
     for at, (suffix, format) in enumerate(FORMATS.items()):
         if format is not None:
             Image.new("RGB", (8, 8), (at, 0, 0)).save(tmp_path / f"x{at:02}{suffix}", format=format)
@@ -36,7 +36,7 @@ def test_a_folder_gives_every_image_by_suffix_or_first_bytes(tmp_path: Path) -> 
     }
 
 
-def test_what_is_no_file_is_among_the_images_and_ends_nothing(tmp_path: Path) -> None:
+def test_special_files_are_listed_and_do_not_stop_the_walk(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     os.mkfifo(tmp_path / "b-pipe.png")
     (tmp_path / "c-self.png").symlink_to("c-self.png")
@@ -52,7 +52,7 @@ def test_what_is_no_file_is_among_the_images_and_ends_nothing(tmp_path: Path) ->
     assert inputs.skipped == {"not an image by suffix or content": 1}
 
 
-def test_a_bad_entry_of_a_list_is_named_and_the_others_remain(tmp_path: Path) -> None:
+def test_bad_list_entry_is_named_and_the_others_remain(tmp_path: Path) -> None:
     first, last = save_image(tmp_path / "a.png"), save_image(tmp_path / "z.png")
     (tmp_path / "empty").mkdir()
     save_image(tmp_path / "full/m.png")
@@ -66,7 +66,7 @@ def test_a_bad_entry_of_a_list_is_named_and_the_others_remain(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable for root")
-def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+def test_unreadable_folder_is_named(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     (tmp_path / "locked").mkdir(mode=0)
     inputs = find_inputs([str(tmp_path)])
@@ -76,7 +76,7 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     assert "cannot be read" in error.problem
 
 
-def test_a_folder_that_fails_is_named(tmp_path: Path) -> None:
+def test_failing_folder_is_named(tmp_path: Path) -> None:
     deep = save_image(tmp_path / "a.png").parent
     for _ in range(18):  # each name is short enough, the path to the last is not
         os.chdir(deep)
@@ -88,7 +88,7 @@ def test_a_folder_that_fails_is_named(tmp_path: Path) -> None:
     assert "File name too long" in error.problem
 
 
-def test_patterns(tmp_path: Path) -> None:
+def test_patterns_are_expanded(tmp_path: Path) -> None:
     save_image(tmp_path / "a/1.png")
     save_image(tmp_path / "a/deep/2.png")
     save_image(tmp_path / "a/[3].png")
@@ -97,7 +97,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert names(find_inputs([str(tmp_path / "a/[3].png")])) == ["[3].png"]
 
 
-def test_nothing_but_missing_files(tmp_path: Path) -> None:
+def test_only_missing_files_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.png, none\.png does not exist"):
         find_inputs(["nowhere.png", "none.png"])
     with pytest.raises(ImageError, match="no images given"):
@@ -108,12 +108,12 @@ def test_nothing_but_missing_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_a_list_in_any_unicode(encoding: str) -> None:
+def test_list_in_any_unicode_encoding_is_read(encoding: str) -> None:
     text = "a b.png\r\n\r\nMüll/開発.png\nline\u2028sep.png"
     assert list(read_list(io.BytesIO(text.encode(encoding)))) == ["a b.png", "Müll/開発.png", "line\u2028sep.png"]
 
 
-def test_a_list_keeps_names_that_are_no_text() -> None:
+def test_list_keeps_names_that_are_not_text() -> None:
     assert list(map(os.fsencode, read_list(io.BytesIO(b"\xff\xfea.png"[2:] + b"\n\xe9\x85.png\n")))) == [
         b"a.png",
         b"\xe9\x85.png",
@@ -121,18 +121,18 @@ def test_a_list_keeps_names_that_are_no_text() -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "PPM", "GIF", "TIFF", "WEBP", "BMP"])
-def test_an_image_instead_of_a_list_is_told(format: str, tmp_path: Path) -> None:
+def test_image_instead_of_a_list_is_refused(format: str, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), (70, 80, 90)).save(tmp_path / "x", format=format)
     with pytest.raises(DataError, match=rf"standard input is an image \({format}\)"):
         list(read_list(io.BytesIO((tmp_path / "x").read_bytes())))
 
 
-def test_what_is_no_list_is_told() -> None:
+def test_other_data_instead_of_a_list_is_refused() -> None:
     with pytest.raises(DataError, match="zero bytes"):
         list(read_list(io.BytesIO(b"a.png\nb\0\0\0c.png\n")))
 
 
-def test_a_list_whose_first_name_begins_like_an_image_is_a_list(tmp_path: Path) -> None:
+def test_list_whose_first_name_looks_like_an_image_is_read(tmp_path: Path) -> None:
     os.chdir(tmp_path)
     save_image(tmp_path / "P5 1.png")
     assert list(read_list(io.BytesIO(b"P5 1.png\n"))) == ["P5 1.png"]

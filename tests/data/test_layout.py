@@ -21,11 +21,11 @@ FORMS: tuple[Form, ...] = ("NFC", "NFD")
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_image(tmp_path_factory.mktemp("picture") / "a.png")
 
 
-def make(root: Path, words: str, picture: Path, number: int = 3) -> Path:
+def make(root: Path, words: str, image: Path, number: int = 3) -> Path:
     """Files by a line each: `a/b/` holds `number` pictures, `a.png` is one, `t.csv: …` a table of such lines."""
     for line in words.split():
         name, _, text = line.partition(":")
@@ -36,10 +36,10 @@ def make(root: Path, words: str, picture: Path, number: int = 3) -> Path:
         elif name.endswith("/"):
             path.mkdir(parents=True, exist_ok=True)
             for k in range(number):
-                shutil.copyfile(picture, path / f"{k}.png")
+                shutil.copyfile(image, path / f"{k}.png")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, path)
+            shutil.copyfile(image, path)
     return root
 
 
@@ -235,9 +235,9 @@ QUESTIONED = {
 
 
 @pytest.mark.parametrize("case", RECOGNISED)
-def test_a_layout_is_recognised(case: str, tmp_path: Path, picture: Path) -> None:
+def test_layout_is_recognised(case: str, tmp_path: Path, image: Path) -> None:
     words, classes, splits = RECOGNISED[case]
-    index = scan_folder(make(tmp_path / "data", words, picture))
+    index = scan_folder(make(tmp_path / "data", words, image))
     check_trainable(index)
     assert index.classes == tuple(classes.split())
     assert {split: index.splits.count(split) for split in set(index.splits)} == splits
@@ -248,19 +248,19 @@ def test_a_layout_is_recognised(case: str, tmp_path: Path, picture: Path) -> Non
 
 
 @pytest.mark.parametrize("case", QUESTIONED)
-def test_a_layout_is_questioned(case: str, tmp_path: Path, picture: Path) -> None:
-    words, said = QUESTIONED[case]
-    make(tmp_path / "data", words, picture)
-    with pytest.raises(DataError, match=said) as caught:
+def test_ambiguous_layout_is_refused(case: str, tmp_path: Path, image: Path) -> None:
+    words, message = QUESTIONED[case]
+    make(tmp_path / "data", words, image)
+    with pytest.raises(DataError, match=message) as caught:
         check_trainable(scan_folder(tmp_path / "data"))
     assert caught.value.remedy
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("case", [*RECOGNISED, *QUESTIONED])
-def test_a_folder_does_as_the_zip_file_of_it(case: str, tmp_path: Path, picture: Path) -> None:
+def test_folder_and_its_zip_file_give_the_same_index(case: str, tmp_path: Path, image: Path) -> None:
     words = (RECOGNISED | QUESTIONED)[case][0]
-    folder = make(tmp_path / "data", words, picture, number=2 if case in RECOGNISED and "mask" not in case else 3)
+    folder = make(tmp_path / "data", words, image, number=2 if case in RECOGNISED and "mask" not in case else 3)
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as packed:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -276,74 +276,74 @@ def test_a_folder_does_as_the_zip_file_of_it(case: str, tmp_path: Path, picture:
     assert outcomes[0] == outcomes[1]
 
 
-def test_a_tables_place_is_said(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", "train/ test/ train/labels.csv:path,label|0.png,x|1.png,y", picture)
+def test_error_names_the_table(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "train/ test/ train/labels.csv:path,label|0.png,x|1.png,y", image)
     with pytest.raises(DataError) as caught:
         scan_folder(data)
     assert f"Give the table itself, such as {data}/train/labels.csv" in caught.value.remedy
     assert scan_data(data / "train/labels.csv").classes == ("x", "y")
 
 
-def test_the_classes_of_a_run_are_in_no_doubt(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", QUESTIONED["one class, or patients"][0], picture)
+def test_known_classes_are_not_questioned(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", QUESTIONED["one class, or patients"][0], image)
     assert scan_folder(data, known=("NORMAL", "SICK")).classes == ("NORMAL",)
-    data = make(tmp_path / "words", "images/ masks/x.png", picture)
+    data = make(tmp_path / "words", "images/ masks/x.png", image)
     assert scan_folder(data, known=("images", "masks")).classes == ("images", "masks")
 
 
-def test_what_decides_is_said(tmp_path: Path, picture: Path) -> None:
-    index = scan_folder(make(tmp_path / "data", RECOGNISED["repeated names, unlabelled beside"][0], picture))
+def test_notes_name_the_source_of_the_classes(tmp_path: Path, image: Path) -> None:
+    index = scan_folder(make(tmp_path / "data", RECOGNISED["repeated names, unlabelled beside"][0], image))
     assert index.notes == (
         "the classes of the test split are the folders in x_test/x_test",
         "the classes of the train split are the folders in x_train/x_train",
         "splits by the names of folders: x_pred, x_test, x_train",
     )
     assert index.skipped == {"image without a class, in 'x_pred'": 3}
-    index = scan_folder(make(tmp_path / "comp", RECOGNISED["a competition"][0], picture))
+    index = scan_folder(make(tmp_path / "comp", RECOGNISED["a competition"][0], image))
     assert index.paths == ("train_images/0.png", "train_images/1.png", "train_images/2.png")
     assert index.notes[0] == "the classes are those of train.csv"
-    index = scan_folder(make(tmp_path / "wrapped", RECOGNISED["one folder around the splits"][0], picture))
+    index = scan_folder(make(tmp_path / "wrapped", RECOGNISED["one folder around the splits"][0], image))
     assert index.notes == ("the classes and splits are the folders in dataset",)
-    index = scan_folder(make(tmp_path / "plants", "oak/x/ oak/y/ oak/z/ elm/x/ elm/y/ elm/z/", picture))
+    index = scan_folder(make(tmp_path / "plants", "oak/x/ oak/y/ oak/z/ elm/x/ elm/y/ elm/z/", image))
     assert "have the same folders (x, y, z)" in index.notes[0]
-    index = scan_folder(make(tmp_path / "organs", "colon/c_aca/ colon/c_n/ lung/l_aca/ lung/l_n/", picture))
+    index = scan_folder(make(tmp_path / "organs", "colon/c_aca/ colon/c_n/ lung/l_aca/ lung/l_n/", image))
     assert index.classes == ("colon", "lung")
     assert index.notes == ("folders inside the classes are parts of them, not classes: c_aca, c_n, l_aca, l_n",)
     (tmp_path / "birds" / "parts").mkdir(parents=True)
-    assert scan_folder(make(tmp_path / "birds", "images/a/ images/b/", picture)).classes == ("a", "b")
-    index = scan_folder(make(tmp_path / "copy", "yes/ no/ data/yes/ data/no/", picture))
+    assert scan_folder(make(tmp_path / "birds", "images/a/ images/b/", image)).classes == ("a", "b")
+    index = scan_folder(make(tmp_path / "copy", "yes/ no/ data/yes/ data/no/", image))
     assert index.skipped == {"image in a folder that repeats the classes ('data')": 6}
 
 
-def test_a_submission_form_has_no_labels(tmp_path: Path, picture: Path) -> None:
+def test_submission_form_is_not_a_table_of_labels(tmp_path: Path, image: Path) -> None:
     form = "sample_submission.csv:id_code,diagnosis|0,0|1,1|2,1"
-    index = scan_folder(make(tmp_path / "both", f"{RECOGNISED['a competition'][0]} {form}", picture))
+    index = scan_folder(make(tmp_path / "both", f"{RECOGNISED['a competition'][0]} {form}", image))
     assert index.classes == ("2", "3")
     assert index.notes[1] == "sample_submission.csv not used: a submission form has no true labels"
     with pytest.raises(DataError, match="folders of splits without a folder for each class"):
-        scan_folder(make(tmp_path / "form", f"train_images/ test_images/ {form}", picture))
+        scan_folder(make(tmp_path / "form", f"train_images/ test_images/ {form}", image))
 
 
-def test_the_example_is_the_table_of_the_training_images(tmp_path: Path, picture: Path) -> None:
+def test_example_is_the_table_of_training_images(tmp_path: Path, image: Path) -> None:
     text = "path,label|images/0.png,x|images/1.png,y"
     with pytest.raises(DataError) as caught:
-        scan_folder(make(tmp_path, f"images/ a_test.csv:{text} b_train.csv:{text}", picture))
+        scan_folder(make(tmp_path, f"images/ a_test.csv:{text} b_train.csv:{text}", image))
     assert f"such as {tmp_path / 'b_train.csv'}" in (caught.value.remedy or "")
 
 
-def test_a_contradiction_shows_two_classes(tmp_path: Path, picture: Path) -> None:
+def test_contradiction_names_two_classes(tmp_path: Path, image: Path) -> None:
     table = "t.csv:path,label|" + "|".join(f"{c}/{k}.png,{'b' if k else 'a'}" for c in "ab" for k in range(3))
     with pytest.raises(DataError, match=r"such as '(a' and 'b|b' and 'a)'"):
-        scan_folder(make(tmp_path, f"a/ b/ {table}", picture))
+        scan_folder(make(tmp_path, f"a/ b/ {table}", image))
 
 
-def test_a_table_adds_groups_to_the_folders(tmp_path: Path, picture: Path) -> None:
-    index = scan_folder(make(tmp_path / "data", RECOGNISED["a table that says the patients too"][0], picture))
+def test_table_adds_groups_to_the_folders(tmp_path: Path, image: Path) -> None:
+    index = scan_folder(make(tmp_path / "data", RECOGNISED["a table that says the patients too"][0], image))
     assert index.groups == ("p0", "p1", "p2") * 2
 
 
-def test_exclude_answers_a_question(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", QUESTIONED["masks that are paired in part"][0], picture)
+def test_exclude_resolves_an_ambiguous_layout(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", QUESTIONED["masks that are paired in part"][0], image)
     for exclude in ("masks", "a/masks", "a/masks/*", "masks/"):
         index = scan_data(data, exclude=exclude)
         assert (index.classes, len(index), index.skipped) == (("a", "b"), 6, {"excluded image": 2})
@@ -356,10 +356,10 @@ def test_exclude_answers_a_question(tmp_path: Path, picture: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_list_of_exclusions_in_any_encoding_and_form(codec: str, form: Form, tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", "a/ b/", picture)
+def test_exclusion_list_in_any_encoding_and_form(codec: str, form: Form, tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", image)
     odd = data / "a" / unicodedata.normalize(form, "é, 1.png")
-    shutil.copyfile(picture, odd)
+    shutil.copyfile(image, odd)
     (tmp_path / "list.txt").write_bytes("a\\é, 1.png\nb/0.png\n".encode(codec))
     index = scan_data(data, exclude=str(tmp_path / "list.txt"))
     assert index.paths == ("a/0.png", "a/1.png", "a/2.png", "b/1.png", "b/2.png")
@@ -367,51 +367,51 @@ def test_a_list_of_exclusions_in_any_encoding_and_form(codec: str, form: Form, t
     assert scan_data(data, exclude=str(tmp_path / "list.txt")).classes == ("a",)
 
 
-def test_image_root_needs_a_table(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", "a/ b/", picture)
+def test_image_root_needs_a_table(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", image)
     with pytest.raises(UsageError, match="--image-root is for a CSV file"):
         scan_data(data, image_root=str(data))
 
 
-def test_names_that_print_alike_are_one_class(tmp_path: Path, picture: Path) -> None:
+def test_class_names_that_look_the_same_are_joined(tmp_path: Path, image: Path) -> None:
     one, two = (unicodedata.normalize(form, "café") for form in FORMS)
-    data = make(tmp_path / "flat", f"{one}/ {two}/ bar/ bar~/", picture)
+    data = make(tmp_path / "flat", f"{one}/ {two}/ bar/ bar~/", image)
     index = scan_folder(data)
     assert index.classes == ("bar", one)
     assert index.count_classes() == [6, 6]
     [note] = index.notes
     assert note == f"2 classes spelled in several ways that print alike (Unicode forms, blanks) joined: bar, {one}"
-    index = scan_folder(make(tmp_path / "s", f"train/{one}/ train/bar/ test/{two}/ test/bar/", picture))
+    index = scan_folder(make(tmp_path / "s", f"train/{one}/ train/bar/ test/{two}/ test/bar/", image))
     assert (index.classes, index.count_classes("test")) == (("bar", one), [3, 3])
 
 
-def test_a_class_name_never_holds_a_surrogate(tmp_path: Path, picture: Path) -> None:
+def test_class_name_has_no_surrogate(tmp_path: Path, image: Path) -> None:
     for name in ("B\udcfcro", "M\udcfcll"):
         (tmp_path / "data" / name).mkdir(parents=True)
-        shutil.copyfile(picture, tmp_path / "data" / name / "1.png")
+        shutil.copyfile(image, tmp_path / "data" / name / "1.png")
     index = scan_folder(tmp_path / "data")
     assert index.classes == ("Büro", "Müll")
     assert all((index.root / path).is_file() for path in index.paths)
 
 
-def test_images_are_told_by_their_first_bytes_too(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", "a/ b/ a/x.json:{}", picture)
-    shutil.copyfile(picture, data / "a/without")
+def test_images_without_suffix_are_recognised_by_content(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/ a/x.json:{}", image)
+    shutil.copyfile(image, data / "a/without")
     (data / "b/film.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     index = scan_folder(data)
     assert len(index) == 7
     assert index.skipped == {"not an image by its suffix": 1, "image in a format that is not read (HEIC)": 1}
 
 
-def test_a_link_to_itself_is_passed_over(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", "a/ b/", picture)
+def test_link_to_itself_is_skipped(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", image)
     (data / "a/self.png").symlink_to("self.png")
     (data / "a/loop").symlink_to(data)
     assert scan_folder(data).skipped == {f"no regular file (a broken link, a pipe), such as {data / 'a/self.png'}": 1}
 
 
-def test_what_cannot_be_entered_is_named_and_the_others_remain(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", "a/ b/", picture)
+def test_unreadable_folder_is_skipped_and_named(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", image)
     deep = data / "a"
     for _ in range(18):  # each name is short enough, the path to the last is not
         os.chdir(deep)
@@ -423,21 +423,21 @@ def test_what_cannot_be_entered_is_named_and_the_others_remain(tmp_path: Path, p
     assert reason.startswith(f"folder that cannot be read (File name too long), such as {data / 'a'}/ddd")
 
 
-def test_links_that_lead_back_and_forth_end(tmp_path: Path, picture: Path) -> None:
-    data = make(tmp_path / "data", "a/ b/", picture)
+def test_links_between_two_folders_end(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", image)
     for at in range(40):  # 2^40 ways to the last
         (tmp_path / f"level{at}").mkdir()
         for name in ("one", "two"):
             (tmp_path / f"level{at}" / name).symlink_to(tmp_path / f"level{at + 1}")
     (data / "a/links").symlink_to(tmp_path / "level0")
-    assert len(scan_folder(data)) == len(scan_folder(make(tmp_path / "same", "a/ b/", picture)))
+    assert len(scan_folder(data)) == len(scan_folder(make(tmp_path / "same", "a/ b/", image)))
 
 
 @pytest.mark.parametrize("exclude", ["*", "a", "list.txt"])
-def test_an_exclusion_of_everything_is_a_sentence(
-    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, exclude: str
+def test_exclusion_of_everything_is_refused(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, exclude: str
 ) -> None:
-    data = make(tmp_path / "data", "a/", picture)
+    data = make(tmp_path / "data", "a/", image)
     monkeypatch.chdir(tmp_path)
     names = sorted(str(path.relative_to(data)) for path in data.rglob("*.png"))
     Path("list.txt").write_text("\n".join([*names, ",reason", " "]) if exclude == "list.txt" else "")

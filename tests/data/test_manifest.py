@@ -26,7 +26,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_manifest_with_split_and_group(images: Path) -> None:
+def test_manifest_with_split_and_group(images: Path) -> None:
     text = (
         "path,label,split,patient_id\nimages/b.png,sick,Test,p2\nimages/a.png,well,training,p1\nimages/c.png,sick,,p2\n"
     )
@@ -65,12 +65,12 @@ def test_absolute_paths_tabs_and_a_byte_order_mark(images: Path, tmp_path: Path)
         ("path,label\n", "has no rows"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_lines(images: Path, text: str, problem: str) -> None:
+def test_faulty_rows_are_reported_with_their_lines(images: Path, text: str, problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         scan_data(write(images / "list.csv", text))
 
 
-def test_a_zip_is_unpacked_once_beside_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_is_unpacked_once_into_the_cache(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
     packed = tmp_path / "packed/set.zip"
     packed.parent.mkdir()
@@ -86,14 +86,14 @@ def test_a_zip_is_unpacked_once_beside_nothing(images: Path, tmp_path: Path, mon
     assert (index.root / index.paths[0]).stat().st_mtime_ns == changed
 
 
-def test_a_manifest_in_a_zip(images: Path, tmp_path: Path) -> None:
+def test_manifest_in_a_zip(images: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         archive.write(images / "images/a.png", "pictures/a.png")
         archive.writestr("list.csv", "path,label\npictures/a.png,x\n")
     assert scan_data(tmp_path / "set.zip").paths == ("pictures/a.png",)
 
 
-def test_a_bad_zip_is_said(tmp_path: Path) -> None:
+def test_bad_zip_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "torn.zip", "PK no zip")
     with pytest.raises(DataError, match="cannot be unpacked"):
         scan_data(tmp_path / "torn.zip")
@@ -231,7 +231,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", READ)
-def test_a_table_is_read(case: str, images: Path) -> None:
+def test_table_is_read(case: str, images: Path) -> None:
     text, classes, notes = READ[case]
     write(images / "list.csv", "").write_bytes(text.encode())
     index = scan_data(images / "list.csv")
@@ -244,18 +244,18 @@ def test_a_table_is_read(case: str, images: Path) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_table_is_refused(case: str, images: Path) -> None:
-    text, said = REFUSED[case]
-    with pytest.raises(DataError, match=said) as caught:
+def test_table_is_refused(case: str, images: Path) -> None:
+    text, message = REFUSED[case]
+    with pytest.raises(DataError, match=message) as caught:
         scan_data(write(images / "list.csv", text))
     assert isinstance(caught.value, OtherTaskError) == (
-        "number" in said or "labels" in said or "multi-label set" in said
+        "number" in message or "labels" in message or "multi-label set" in message
     )
 
 
 @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_a_table_in_any_encoding(codec: str, delimiter: str, images: Path) -> None:
+def test_table_in_any_encoding(codec: str, delimiter: str, images: Path) -> None:
     text = rows("Müll", "Büro").replace(",", delimiter)
     (images / "list.csv").write_bytes(text.encode(codec))
     index = scan_data(images / "list.csv")
@@ -275,7 +275,7 @@ def test_names_on_disk_in_another_form_or_encoding(images: Path) -> None:
     assert all((index.root / path).is_file() for path in index.paths)
 
 
-def test_a_name_that_two_files_have_is_asked_about(images: Path) -> None:
+def test_ambiguous_file_name_is_refused(images: Path) -> None:
     save_image(images / "more/a.png")
     save_image(images / "more/b.png")
     table = write(images / "list.csv", "id,label\na,x\nb,y\n")
@@ -291,7 +291,7 @@ def test_a_name_that_two_files_have_is_asked_about(images: Path) -> None:
         scan_data(write(images / "list.csv", "id,label\nimages/a,x\nimages/b,y\n"))
 
 
-def test_the_table_of_a_split_looks_in_its_folder_first(tmp_path: Path) -> None:
+def test_table_of_a_split_prefers_its_folder(tmp_path: Path) -> None:
     for folder in ("train", "test"):
         for name in "abc":
             save_image(tmp_path / folder / f"{name}.png")
@@ -299,7 +299,7 @@ def test_the_table_of_a_split_looks_in_its_folder_first(tmp_path: Path) -> None:
     assert index.paths == ("train/a.png", "train/b.png", "train/c.png")
 
 
-def test_the_folds_of_a_table_are_used(images: Path) -> None:
+def test_folds_of_a_table_are_used(images: Path) -> None:
     names = [f"{k:02}" for k in range(20)]
     for name in names:
         save_image(images / f"images/{name}.png")

@@ -8,7 +8,7 @@ from convnext_cli.errors import DataError
 from tests.conftest import save_image
 
 
-def test_class_folders_however_deep(tmp_path: Path) -> None:
+def test_class_folders_at_any_depth(tmp_path: Path) -> None:
     save_image(tmp_path / "data/NORMAL/p001/a.png")
     save_image(tmp_path / "data/NORMAL/p002/series/b.JPG")
     save_image(tmp_path / "data/SICK/c.jpeg")
@@ -19,7 +19,7 @@ def test_class_folders_however_deep(tmp_path: Path) -> None:
     assert index.splits == ("", "", "")
 
 
-def test_own_splits_in_any_spelling(tmp_path: Path) -> None:
+def test_split_folders_in_any_spelling(tmp_path: Path) -> None:
     for path in ("Training/a/1.png", "Training/b/2.png", "VALID/a/3.png", "testing/b/4.png"):
         save_image(tmp_path / "data" / path)
     index = scan_folder(tmp_path / "data")
@@ -32,13 +32,13 @@ def test_own_splits_in_any_spelling(tmp_path: Path) -> None:
     assert index.count_classes("val") == [1, 0]
 
 
-def test_a_class_called_test_is_a_class(tmp_path: Path) -> None:
+def test_class_named_test_is_a_class(tmp_path: Path) -> None:
     save_image(tmp_path / "data/test/1.png")
     save_image(tmp_path / "data/exam/2.png")
     assert scan_folder(tmp_path / "data").classes == ("exam", "test")
 
 
-def test_what_is_no_image_is_skipped_and_counted(tmp_path: Path) -> None:
+def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     save_image(tmp_path / "data/a/1.png")
     save_image(tmp_path / "data/b/2.png")
     save_image(tmp_path / "data/a/.hidden.png")
@@ -56,7 +56,7 @@ def test_what_is_no_image_is_skipped_and_counted(tmp_path: Path) -> None:
     }
 
 
-def test_a_loop_of_links_ends(tmp_path: Path) -> None:
+def test_loop_of_links_ends(tmp_path: Path) -> None:
     save_image(tmp_path / "data/a/1.png")
     save_image(tmp_path / "data/b/2.png")
     (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")
@@ -64,7 +64,7 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     assert set(index.classes) == {"a", "b"}
 
 
-def test_odd_names(tmp_path: Path) -> None:
+def test_unusual_file_names_are_indexed(tmp_path: Path) -> None:
     for name in ("a\nb.png", "naïve 😀.png", "quote'\".png"):
         save_image(tmp_path / "data/ü" / name)
     odd = bytes(tmp_path / "data/ü") + b"/\xff\xfe.png"
@@ -74,7 +74,7 @@ def test_odd_names(tmp_path: Path) -> None:
     assert all((index.root / path).is_file() for path in index.paths)
 
 
-def test_bad_folders(tmp_path: Path) -> None:
+def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         scan_folder(tmp_path / "nowhere")
     (tmp_path / "file").touch()
@@ -85,7 +85,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         scan_folder(tmp_path / "empty")
 
 
-def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
+def test_untrainable_index_is_refused(tmp_path: Path) -> None:
     save_image(tmp_path / "one/a/1.png")
     with pytest.raises(DataError, match="one class only"):
         check_trainable(scan_folder(tmp_path / "one"))
@@ -103,7 +103,7 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
         check_trainable(scan_folder(tmp_path / "two"))
 
 
-def test_chest_x_rays(shared_data: Path) -> None:
+def test_chest_x_rays_index(shared_data: Path) -> None:
     index = scan_folder(shared_data / "cxr3")
     assert index.classes == ("BACTERIA", "NORMAL", "VIRUS")
     assert (len(index), index.count_classes("val")) == (5856, [8, 8, 0])

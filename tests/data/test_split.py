@@ -21,26 +21,26 @@ def make_index(*counts: int, split: str = "") -> Index:
     )
 
 
-def test_the_draw_is_by_class_and_complete() -> None:
+def test_split_is_stratified_and_complete() -> None:
     index = split_index(make_index(200, 100, 40), val_fraction=0.15, test_fraction=0.1, seed=0)
     assert index.count_classes("val") == [30, 15, 6]
     assert index.count_classes("test") == [20, 10, 4]
     assert index.count_classes("train") == [150, 75, 30]
 
 
-def test_the_draw_repeats_with_its_seed() -> None:
+def test_split_depends_on_the_seed_only() -> None:
     index = make_index(200, 100)
     draws = [split_index(index, val_fraction=0.2, test_fraction=0.2, seed=seed).splits for seed in (1, 1, 2)]
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
 
 
-def test_own_splits_are_respected() -> None:
+def test_existing_splits_are_kept() -> None:
     own = replace(make_index(50, 50), splits=("train",) * 40 + ("val",) * 10 + ("train",) * 40 + ("test",) * 10)
     assert split_index(own, val_fraction=0.3, test_fraction=0.3, seed=0) == own
 
 
-def test_a_missing_validation_split_is_drawn_from_training_alone() -> None:
+def test_missing_validation_split_is_drawn_from_training_images() -> None:
     own = replace(make_index(100, 100), splits=(("train",) * 80 + ("test",) * 20) * 2)
     index = split_index(own, val_fraction=0.25, test_fraction=0.5, seed=0)
     assert index.count_classes("val") == [20, 20]
@@ -53,7 +53,7 @@ def test_every_class_keeps_a_training_image() -> None:
     assert len(index.rows("train")) + len(index.rows("val")) + len(index.rows("test")) == 6
 
 
-def test_weak_validation_is_explained() -> None:
+def test_small_validation_split_is_explained() -> None:
     strong = replace(make_index(200, 200), splits=(("train",) * 150 + ("val",) * 50) * 2)
     assert explain_small_validation(strong) is None
     assert explain_small_validation(make_index(30, 30, split="train")) == "there is no validation split"
@@ -62,7 +62,7 @@ def test_weak_validation_is_explained() -> None:
     assert explain_small_validation(make_index(20, 20, split="val")) == "the validation split has only 40 images"
 
 
-def test_groups_and_copies_stay_together_and_classes_alike() -> None:
+def test_split_keeps_groups_and_duplicates_in_one_part() -> None:
     index = make_index(60, 90, 300)
     groups = tuple(f"p{row // 3}" for row in range(len(index)))
     copies = [(0, 449), (10, 11, 200)]
@@ -72,11 +72,11 @@ def test_groups_and_copies_stay_together_and_classes_alike() -> None:
     assert not find_groups_across_splits(split.groups, split.splits)
     assert all(len({split.splits[row] for row in rows}) == 1 for rows in copies)
     for name, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
-        for found, whole in zip(split.count_classes(name), index.count_classes(), strict=True):
-            assert abs(found - share * whole) <= 3
+        for result, whole in zip(split.count_classes(name), index.count_classes(), strict=True):
+            assert abs(result - share * whole) <= 3
 
 
-def test_folds_divide_what_is_no_test_image() -> None:
+def test_folds_divide_all_but_the_test_images() -> None:
     index = make_index(50, 70)
     vals = []
     for fold in range(1, 6):
@@ -89,7 +89,7 @@ def test_folds_divide_what_is_no_test_image() -> None:
         Folds(number=5, fold=6)
 
 
-def test_own_splits_stay_also_with_groups() -> None:
+def test_existing_splits_are_kept_with_groups() -> None:
     index = make_index(20, 20)
     own = replace(index, splits=("train", "test") * 20, groups=("p1", "p1") * 20)
     assert split_index(own, val_fraction=0.0, test_fraction=0.5, seed=0).splits == own.splits

@@ -47,7 +47,7 @@ def test_each_field_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_same_numbers_same_picture_other_epoch_other_picture(name: str) -> None:
+def test_same_seed_gives_the_same_image_and_other_epoch_another(name: str) -> None:
     wanted, image = preset(name), picture()
     drawn = [transform_for_training(image, HOW, seed_image(3, epoch, 5), wanted) for epoch in (0, 0, 1, 2, 3)]
     assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
@@ -56,14 +56,14 @@ def test_same_numbers_same_picture_other_epoch_other_picture(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 120), (300, 200), (9, 50)])
-def test_none_is_the_evaluations_view_to_the_pixel(shape: tuple[int, int]) -> None:
+def test_preset_none_equals_the_evaluation_transform(shape: tuple[int, int]) -> None:
     image = picture(1, shape)
     view = transform_for_eval(image, HOW)
     assert np.array_equal(draw(image, preset("none"), 0), view)
     assert np.array_equal(augment_resized(view, HOW, seed_image(0, 0, 0), preset("none")), view)
 
 
-def test_the_usual_pictures_are_those_before_there_were_presets() -> None:
+def test_preset_light_is_a_random_crop() -> None:
     image, random = picture(), np.random.default_rng(2)  # a number whose first crop fits
     area, ratio = 120 * 100 * random.uniform(0.5, 1), np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
     width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
@@ -73,7 +73,7 @@ def test_the_usual_pictures_are_those_before_there_were_presets() -> None:
     assert np.array_equal(drawn, np.asarray(crop))
 
 
-def test_medical_never_mirrors_and_natural_often_does() -> None:
+def test_preset_medical_never_flips_and_natural_does() -> None:
     image = picture()
     plain = transform_for_eval(image, HOW)
     for name, most in (("medical", 0), ("natural", 300)):
@@ -86,7 +86,7 @@ def test_medical_never_mirrors_and_natural_often_does() -> None:
 
 
 @pytest.mark.parametrize("setting", ["hflip", "rotation", "jitter", "rand_augment", "erasing"])
-def test_each_setting_changes_the_picture_and_leaves_the_numbers_of_the_others(setting: str) -> None:
+def test_each_setting_changes_the_image_and_not_the_draws_of_others(setting: str) -> None:
     image = picture()
     on = Augmentation(min_crop_area=0.5, **{setting: {"rotation": 10.0, "rand_augment": 9.0}.get(setting, 0.5)})
     off = Augmentation(min_crop_area=0.5)
@@ -106,7 +106,7 @@ def test_grey_stays_grey(wanted: Augmentation) -> None:
 
 
 @pytest.mark.parametrize("degrees", [-40.0, -8.0, 3.0, 10.0, 75.0])
-def test_a_turned_crop_is_the_picture_turned_as_pillow_does_it(degrees: float) -> None:
+def test_rotated_crop_equals_pillow_rotation(degrees: float) -> None:
     image = picture(2, (200, 200))
     turned = np.asarray(turn_crop(image, (60, 60, 140, 140), 80, degrees, BICUBIC), int)
     expected = np.asarray(Image.fromarray(image).rotate(degrees, BICUBIC))[60:140, 60:140].astype(int)
@@ -114,7 +114,7 @@ def test_a_turned_crop_is_the_picture_turned_as_pillow_does_it(degrees: float) -
     assert np.array_equal(np.asarray(turn_crop(image, (60, 60, 140, 140), 80, 0.0, BICUBIC)), image[60:140, 60:140])
 
 
-def test_a_turned_edge_is_mirrored_and_never_filled() -> None:
+def test_rotated_edge_is_mirrored() -> None:
     bright = np.full((50, 70, 3), 200, np.uint8)
     for box in ((0, 0, 70, 50), (20, 0, 70, 50), (0, 0, 1, 1)):
         assert np.array_equal(np.asarray(turn_crop(bright, box, 64, 33.0, BICUBIC)), np.full((64, 64, 3), 200))
@@ -122,20 +122,20 @@ def test_a_turned_edge_is_mirrored_and_never_filled() -> None:
         assert turn_crop(picture()[: shape[0], : shape[1]], (0, 0, *shape[::-1]), 64, 45.0, BICUBIC).size == (64, 64)
 
 
-def test_rotations_reach_the_degrees_asked_for_and_no_more() -> None:
+def test_rotations_stay_within_the_requested_degrees() -> None:
     bar = np.zeros((200, 200, 3), np.uint8)
     bar[:, 96:104] = 255  # upright
-    found = []
+    result = []
     for number in range(300):
         drawn = draw(bar, Augmentation(min_crop_area=1.0, rotation=10.0), number)[..., 0].astype(float)
         centres = (drawn * np.arange(64)).sum(axis=1) / drawn.sum(axis=1)
-        found.append(np.degrees(np.arctan(np.polyfit(np.arange(64), centres, 1)[0])))
-    assert -10.2 < min(found) < -9.5
-    assert 9.5 < max(found) < 10.2
-    assert abs(np.mean(found)) < 1.0
+        result.append(np.degrees(np.arctan(np.polyfit(np.arange(64), centres, 1)[0])))
+    assert -10.2 < min(result) < -9.5
+    assert 9.5 < max(result) < 10.2
+    assert abs(np.mean(result)) < 1.0
 
 
-def test_jitter_keeps_to_its_range() -> None:
+def test_jitter_stays_in_its_range() -> None:
     image = np.asarray(picture()) // 2 + 50  # room at both ends, so that nothing is clipped
     mean = np.asarray(Image.fromarray(image).convert("L")).mean()
     brightness, contrast = [], []
@@ -150,7 +150,7 @@ def test_jitter_keeps_to_its_range() -> None:
 
 
 @pytest.mark.parametrize("magnitude", [1, 5, 9])
-def test_the_operations_are_timms(magnitude: int) -> None:
+def test_operations_equal_timm(magnitude: int) -> None:
     image = Image.fromarray(picture())
     fill = tuple(np.asarray(image).mean(axis=(0, 1)).round().astype(int).tolist())
     assert list(OPERATIONS) == _RAND_INCREASING_TRANSFORMS
@@ -164,7 +164,7 @@ def test_the_operations_are_timms(magnitude: int) -> None:
         assert ours == theirs, name
 
 
-def test_a_larger_magnitude_changes_more() -> None:
+def test_larger_magnitude_changes_more() -> None:
     image = picture()
 
     def change(magnitude: float) -> float:
@@ -175,14 +175,14 @@ def test_a_larger_magnitude_changes_more() -> None:
     assert change(2.0) < 0.8 * change(9.0)
 
 
-def test_no_operation_leaves_nothing_to_see() -> None:
+def test_operations_leave_visible_content() -> None:
     image = Image.fromarray(picture())
     for name, operation in OPERATIONS.items():
         for level in (1.0, -1.0):
             assert np.asarray(operation(image, level, BICUBIC)).std() > 2, name
 
 
-def test_erasing_hides_the_stated_share_as_often_as_asked() -> None:
+def test_erasing_has_the_requested_area_and_frequency() -> None:
     black = np.zeros((100, 100, 3), np.uint8)
     shares = []
     for number in range(400):
@@ -199,7 +199,7 @@ def test_erasing_hides_the_stated_share_as_often_as_asked() -> None:
     assert hidden.mean() == pytest.approx(sum(ERASED) / 2, rel=0.15)
 
 
-def test_erasing_leaves_its_input_alone() -> None:
+def test_erasing_does_not_change_its_input() -> None:
     image = picture()[:64, :64]
     before = image.copy()
     assert not np.array_equal(erase(image, np.random.default_rng(0)), before)

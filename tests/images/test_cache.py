@@ -44,15 +44,15 @@ def fill(root: Path, count: int = 5, size: tuple[int, int] = (20, 16)) -> list[s
 def read_all(root: Path, paths: list[str], purpose: str = "test") -> list[str]:
     """Reads all as one run would, checks them, and returns which were made."""
     make = Counted()
-    pictures = ImageCache(root, purpose, make)
+    cached = ImageCache(root, purpose, make)
     for path in paths:
-        np.testing.assert_array_equal(pictures.read(path), decode_image(root / path))
-    assert pictures.failure is None
-    pictures.flush()
+        np.testing.assert_array_equal(cached.read(path), decode_image(root / path))
+    assert cached.failure is None
+    cached.flush()
     return make.made
 
 
-def test_what_was_made_once_is_not_made_again(tmp_path: Path) -> None:
+def test_cached_image_is_not_prepared_again(tmp_path: Path) -> None:
     paths = fill(tmp_path / "data")
     Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(tmp_path / "data/grey.png")
     paths.append("grey.png")
@@ -66,7 +66,7 @@ def test_what_was_made_once_is_not_made_again(tmp_path: Path) -> None:
     assert read_all(tmp_path / "data", paths) == paths
 
 
-def test_a_changed_image_is_made_again(tmp_path: Path) -> None:
+def test_changed_image_is_prepared_again(tmp_path: Path) -> None:
     paths = fill(tmp_path / "data")
     read_all(tmp_path / "data", paths)
     save_image(tmp_path / "data/3.png", (20, 16), seed=99)
@@ -74,23 +74,23 @@ def test_a_changed_image_is_made_again(tmp_path: Path) -> None:
     assert read_all(tmp_path / "data", paths) == []
 
 
-def test_without_keeping_nothing_is_written(tmp_path: Path, cache: Path) -> None:
+def test_disabled_cache_writes_nothing(tmp_path: Path, cache: Path) -> None:
     [path] = fill(tmp_path / "data", 1)
     make = Counted()
-    pictures = ImageCache(tmp_path / "data", "test", make, keep=False)
-    pictures.read(path)
-    pictures.read(path)
+    cached = ImageCache(tmp_path / "data", "test", make, keep=False)
+    cached.read(path)
+    cached.read(path)
     assert make.made == [path, path]
     assert not cache.exists()
 
 
-def test_an_image_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+def test_missing_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         ImageCache(tmp_path, "test", decode_image).read("gone.png")
 
 
 @pytest.mark.parametrize("left", [0, 1, 99, 100, 5000, 16384, 60_000, -1])
-def test_a_file_cut_short_is_found_out_and_rebuilt(tmp_path: Path, left: int) -> None:
+def test_truncated_cache_is_rebuilt(tmp_path: Path, left: int) -> None:
     paths = fill(tmp_path / "data", 60, (40, 30))
     read_all(tmp_path / "data", paths)
     [kept] = list_cached_sets()
@@ -101,7 +101,7 @@ def test_a_file_cut_short_is_found_out_and_rebuilt(tmp_path: Path, left: int) ->
     assert read_all(tmp_path / "data", paths) == []
 
 
-def test_a_flipped_bit_anywhere_is_found_out(tmp_path: Path) -> None:
+def test_flipped_bit_in_the_cache_is_detected(tmp_path: Path) -> None:
     paths = fill(tmp_path / "data", 60, (40, 30))
     read_all(tmp_path / "data", paths)
     [kept] = list_cached_sets()
@@ -127,7 +127,7 @@ print(pictures.failure, flush=True)
 """
 
 
-def test_a_kill_leaves_a_cache_that_is_whole(tmp_path: Path) -> None:
+def test_kill_leaves_the_cache_intact(tmp_path: Path) -> None:
     paths = fill(tmp_path / "data", 300, (40, 30))
     for wait in (0.0, 0.02, 0.05, 0.1):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / "data"], stdout=subprocess.PIPE)
@@ -141,7 +141,7 @@ def test_a_kill_leaves_a_cache_that_is_whole(tmp_path: Path) -> None:
     assert read_all(tmp_path / "data", paths) == []
 
 
-def test_two_runs_fill_one_cache(tmp_path: Path) -> None:
+def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
     paths = fill(tmp_path / "data", 200, (40, 30))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "data")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -149,62 +149,60 @@ def test_two_runs_fill_one_cache(tmp_path: Path) -> None:
     assert read_all(tmp_path / "data", paths) == []
 
 
-def test_many_threads_read_and_keep(tmp_path: Path) -> None:
+def test_threads_share_a_cache(tmp_path: Path) -> None:
     paths = fill(tmp_path / "data", 100)
-    pictures = ImageCache(tmp_path / "data", "test", decode_image)
+    cached = ImageCache(tmp_path / "data", "test", decode_image)
     for _ in range(2):
         with ThreadPoolExecutor(8) as pool:
-            for path, image in zip(paths, pool.map(pictures.read, paths), strict=True):
+            for path, image in zip(paths, pool.map(cached.read, paths), strict=True):
                 np.testing.assert_array_equal(image, decode_image(tmp_path / "data" / path))
-        pictures.flush()
+        cached.flush()
     assert read_all(tmp_path / "data", paths) == []
 
 
-def test_where_nothing_can_be_kept_the_run_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_gives_a_reason_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = fill(tmp_path / "data")
     (tmp_path / "file").touch()
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "file"))
-    pictures = ImageCache(tmp_path / "data", "test", decode_image)
+    cached = ImageCache(tmp_path / "data", "test", decode_image)
     for _ in range(2):
         for path in paths:
-            np.testing.assert_array_equal(pictures.read(path), decode_image(tmp_path / "data" / path))
-    pictures.flush()
-    assert pictures.failure is not None
-    assert "are not kept" in pictures.failure
+            np.testing.assert_array_equal(cached.read(path), decode_image(tmp_path / "data" / path))
+    cached.flush()
+    assert cached.failure is not None
+    assert "are not kept" in cached.failure
 
 
-def test_the_set_unused_for_longest_makes_room_and_one_in_use_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_least_recently_used_set_is_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = fill(tmp_path / "data", 20, (200, 150))  # 1.8 MB
     for purpose, ago in (("oldest", 3 * IN_USE), ("older", 2 * IN_USE), ("busy", 0.0)):
         read_all(tmp_path / "data", paths, purpose)
         newest = list_cached_sets()[0].path
         os.utime(newest, (time.time() - ago,) * 2)
-    sizes = sum(pictures.size for pictures in list_cached_sets())
+    sizes = sum(cached.size for cached in list_cached_sets())
     monkeypatch.setenv(LIMIT, str((sizes + PENDING - 100) / 2**30))
     read_all(tmp_path / "data", paths, "new")
-    assert {pictures.purpose.split(";")[0] for pictures in list_cached_sets()} == {"older", "busy", "new"}
+    assert {cached.purpose.split(";")[0] for cached in list_cached_sets()} == {"older", "busy", "new"}
     monkeypatch.setenv(LIMIT, "0.0001")
-    pictures = ImageCache(tmp_path / "data", "too much", decode_image)
+    cached = ImageCache(tmp_path / "data", "too much", decode_image)
     for path in paths:
-        pictures.read(path)
-    pictures.flush()
-    assert "is full" in (pictures.failure or "")
-    assert {pictures.purpose.split(";")[0] for pictures in list_cached_sets()} == {"busy", "new", "too much"}
+        cached.read(path)
+    cached.flush()
+    assert "is full" in (cached.failure or "")
+    assert {cached.purpose.split(";")[0] for cached in list_cached_sets()} == {"busy", "new", "too much"}
 
 
-def test_a_cache_that_stays_locked_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_cache_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = fill(tmp_path / "data")
     read_all(tmp_path / "data", paths)
     monkeypatch.setattr("convnext_cli.images.cache.PATIENCE", 0.1)
     make = Counted()
     other = sqlite3.connect(list_cached_sets()[0].path)
     other.execute("BEGIN EXCLUSIVE")
-    pictures = ImageCache(tmp_path / "data", "test", make)
+    cached = ImageCache(tmp_path / "data", "test", make)
     for path in paths:
-        pictures.read(path)
+        cached.read(path)
     other.close()
-    assert "locked" in (pictures.failure or "")
-    assert [pictures.read(path).shape for path in paths]
+    assert "locked" in (cached.failure or "")
+    assert [cached.read(path).shape for path in paths]
     assert make.made == paths * 2, "it is not asked again, or each image would wait"

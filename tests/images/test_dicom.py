@@ -24,10 +24,10 @@ COLOUR: dict[str, Any] = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "Photo
 
 
 def item(**attributes: Any) -> Dataset:
-    found = Dataset()
+    result = Dataset()
     for keyword, value in attributes.items():
-        setattr(found, keyword, value)
-    return found
+        setattr(result, keyword, value)
+    return result
 
 
 def change(path: Path, edit: Any) -> Path:
@@ -60,15 +60,15 @@ def test_palette_colour_is_looked_up(tmp_path: Path, bits: int, scale: int) -> N
     table, attributes = make_palette(bits, scale=scale)
     index = (np.arange(64 * 64).reshape(64, 64) % 256).astype(np.uint8)
     path = save_dicom(tmp_path / "us.dcm", index, BitsAllocated=8, BitsStored=8, HighBit=7, **attributes)
-    found = read_image(path)
-    np.testing.assert_array_equal(found.pixels, table[index])
-    assert found.mode == "DICOM PALETTE COLOR"
+    result = read_image(path)
+    np.testing.assert_array_equal(result.pixels, table[index])
+    assert result.mode == "DICOM PALETTE COLOR"
     change(path, lambda dataset: dataset.pop("GreenPaletteColorLookupTableData"))
     with pytest.raises(ImageError, match="PALETTE COLOR whose palette cannot be read"):
         decode_image(path)
 
 
-def test_palette_of_16_bit_indices_and_in_segments(tmp_path: Path) -> None:
+def test_palette_of_16_bit_indices_and_segments(tmp_path: Path) -> None:
     table, attributes = make_palette(16, 4096)
     path = save_dicom(tmp_path / "deep.dcm", XRAY, **attributes)
     np.testing.assert_array_equal(decode_image(path), table[XRAY])
@@ -95,9 +95,9 @@ def test_rescale_and_window_in_functional_groups(tmp_path: Path, groups: str) ->
     stacked = np.stack([XRAY, XRAY[::-1]])
     items = [frame, other] if groups.startswith("Per") else [frame]
     path = save_dicom(tmp_path / "enhanced.dcm", stacked, NumberOfFrames=2, **{groups: items})
-    found = read_image(path)
-    np.testing.assert_array_equal(found.pixels[..., 0], at_root)
-    assert {"first of 2 frames", "windowed as the file says"} <= set(found.done)
+    result = read_image(path)
+    np.testing.assert_array_equal(result.pixels[..., 0], at_root)
+    assert {"first of 2 frames", "windowed as the file says"} <= set(result.done)
 
 
 ODD: dict[str, tuple[dict[str, Any], str]] = {
@@ -124,21 +124,21 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_attribute_without_sense_does_not_lose_the_picture(tmp_path: Path, name: str) -> None:
+def test_invalid_attribute_is_ignored_with_a_note(tmp_path: Path, name: str) -> None:
     attributes, note = ODD[name]
-    found = read_image(save_dicom(tmp_path / "odd.dcm", XRAY, **attributes))
-    np.testing.assert_array_equal(found.pixels[..., 0], PLAIN)
-    assert any(note in text for text in found.done), found.done
+    result = read_image(save_dicom(tmp_path / "odd.dcm", XRAY, **attributes))
+    np.testing.assert_array_equal(result.pixels[..., 0], PLAIN)
+    assert any(note in text for text in result.done), result.done
 
 
 @pytest.mark.parametrize("keyword", ["BitsAllocated", "BitsStored", "PhotometricInterpretation", "SamplesPerPixel",
                                      "PixelRepresentation", "HighBit"])  # fmt: skip
-def test_a_missing_description_is_assumed(tmp_path: Path, keyword: str) -> None:
+def test_missing_pixel_description_is_assumed(tmp_path: Path, keyword: str) -> None:
     path = change(save_dicom(tmp_path / "less.dcm", XRAY), lambda dataset: dataset.pop(keyword))
     np.testing.assert_array_equal(grey(path), PLAIN)
 
 
-def test_a_missing_size_is_said(tmp_path: Path) -> None:
+def test_missing_size_is_an_error(tmp_path: Path) -> None:
     path = change(save_dicom(tmp_path / "less.dcm", XRAY), lambda dataset: dataset.pop("Rows"))
     with pytest.raises(ImageError, match="without the size of its image"):
         decode_image(path)
@@ -146,7 +146,7 @@ def test_a_missing_size_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".dcm", "", ".ima"])
 @pytest.mark.parametrize("form", ["no preamble", "implicit", "explicit", "big-endian"])
-def test_the_elements_alone_are_enough(tmp_path: Path, form: str, suffix: str) -> None:
+def test_data_set_without_preamble_is_read(tmp_path: Path, form: str, suffix: str) -> None:
     path = save_dicom(tmp_path / "whole.dcm", XRAY)
     bare = tmp_path / f"bare{suffix}"
     if form == "no preamble":
@@ -165,11 +165,11 @@ def test_the_elements_alone_are_enough(tmp_path: Path, form: str, suffix: str) -
     assert read_tag(bare, "PatientID") == "P1"
 
 
-def test_of_frames_that_are_not_declared_the_first_is_taken(tmp_path: Path) -> None:
+def test_first_of_undeclared_frames_is_read(tmp_path: Path) -> None:
     path = save_dicom(tmp_path / "two.dcm", np.stack([XRAY, XRAY[::-1]]))
-    found = read_image(path)
-    np.testing.assert_array_equal(found.pixels[..., 0], PLAIN)
-    assert "first of 2 frames" in found.done
+    result = read_image(path)
+    np.testing.assert_array_equal(result.pixels[..., 0], PLAIN)
+    assert "first of 2 frames" in result.done
     path = change(save_dicom(tmp_path / "pad.dcm", XRAY), lambda d: setattr(d, "PixelData", d.PixelData + bytes(33)))
     np.testing.assert_array_equal(grey(path), PLAIN)
     path = change(save_dicom(tmp_path / "short.dcm", XRAY), lambda d: setattr(d, "PixelData", d.PixelData[:4000]))
@@ -177,7 +177,7 @@ def test_of_frames_that_are_not_declared_the_first_is_taken(tmp_path: Path) -> N
         decode_image(path)
 
 
-def test_one_bit_a_pixel(tmp_path: Path) -> None:
+def test_one_bit_per_pixel_is_read(tmp_path: Path) -> None:
     bits = (np.arange(64 * 64).reshape(64, 64) % 3 == 0).astype(np.uint8)
     packed = np.packbits(bits.ravel(), bitorder="little")
     path = save_dicom(tmp_path / "mask.dcm", bits, BitsAllocated=1, BitsStored=1, HighBit=0)
@@ -187,7 +187,7 @@ def test_one_bit_a_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(grey(longer), bits * 255)
 
 
-def test_values_that_lie_in_the_upper_bits(tmp_path: Path) -> None:
+def test_left_aligned_values_are_read(tmp_path: Path) -> None:
     path = save_dicom(tmp_path / "left.dcm", XRAY << 4, BitsStored=12, HighBit=15)
     np.testing.assert_array_equal(grey(path), PLAIN)
 
@@ -201,9 +201,9 @@ def test_padding_of_signed_values_under_either_sign(tmp_path: Path) -> None:
         dataset = pydicom.dcmread(path)
         dataset.add_new(0x00280120, "SS" if value < 0 else "US", value)
         dataset.save_as(path)
-        found = grey(path)
-        assert (found[:8] == 0).all()
-        np.testing.assert_array_equal(found[8:], expected)
+        result = grey(path)
+        assert (result[:8] == 0).all()
+        np.testing.assert_array_equal(result[8:], expected)
     implicit = pydicom.dcmread(path)
     implicit.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     implicit[0x00280120].VR = "SS"
@@ -243,7 +243,7 @@ def test_float_pixel_data_and_32_bits(tmp_path: Path) -> None:
     assert len(np.unique(grey(path))) > 200
 
 
-def test_lookup_tables(tmp_path: Path) -> None:
+def test_lookup_tables_are_applied(tmp_path: Path) -> None:
     squares = (np.arange(4096, dtype=np.int64) ** 2 >> 8).astype("<u2")
     table = item(LUTDescriptor=[4096, 0, 16], LUTData=squares.tobytes())
     expected = np.rint(squares[XRAY] / squares.max() * 255)
@@ -257,7 +257,7 @@ def test_lookup_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless, RLELossless])
-def test_a_codestream_larger_than_declared_is_refused(tmp_path: Path, syntax: str) -> None:
+def test_codestream_larger_than_declared_is_refused(tmp_path: Path, syntax: str) -> None:
     from PIL import Image
 
     side = 3000
@@ -301,7 +301,7 @@ def test_deflated_files_are_read_and_limited(tmp_path: Path, monkeypatch: pytest
         decode_image(path)
 
 
-def test_errors_are_in_plain_words(tmp_path: Path) -> None:
+def test_errors_name_the_cause(tmp_path: Path) -> None:
     (tmp_path / "text.dcm").write_text("no DICOM at all, but long enough to be taken for something " * 20)
     (tmp_path / "empty.dcm").touch()
     cut = save_dicom(tmp_path / "cut.dcm", XRAY)

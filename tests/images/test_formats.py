@@ -39,7 +39,7 @@ OTHERS = {
 }
 
 
-def test_suffixes_are_those_of_pillow_for_the_formats_that_are_read() -> None:
+def test_suffixes_equal_pillow() -> None:
     Image.init()
     from PIL import MpoImagePlugin  # noqa: F401  (registers itself with JPEG alone)
 
@@ -54,16 +54,16 @@ def test_suffixes_are_those_of_pillow_for_the_formats_that_are_read() -> None:
 
 
 @pytest.mark.parametrize("name", WRITABLE)
-def test_every_format_is_told_by_its_first_bytes(tmp_path: Path, name: str) -> None:
+def test_formats_are_identified_by_their_first_bytes(tmp_path: Path, name: str) -> None:
     path = tmp_path / "picture"
     draw_picture(0, (64, 64)).save(path, format=name)
     if name == "DIB":  # no signature: a BMP without its file header
         return
-    found = identify_bytes(path.read_bytes()[:HEAD_BYTES], PILLOW_SUFFIXES[name][0] if name == "TGA" else "")
-    assert found == ImageFormat(name, True)
+    result = identify_bytes(path.read_bytes()[:HEAD_BYTES], PILLOW_SUFFIXES[name][0] if name == "TGA" else "")
+    assert result == ImageFormat(name, True)
 
 
-def test_dicom_is_told_with_and_without_preamble(tmp_path: Path) -> None:
+def test_dicom_is_identified_with_and_without_preamble(tmp_path: Path) -> None:
     path = save_dicom(tmp_path / "whole", XRAY)
     assert identify_file(path) == ImageFormat("DICOM", True)
     whole = path.read_bytes()
@@ -77,11 +77,11 @@ def test_dicom_is_told_with_and_without_preamble(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_format_that_is_not_read_is_named(name: str) -> None:
+def test_unreadable_format_is_named(name: str) -> None:
     assert identify_bytes(OTHERS[name]) == ImageFormat(name, False)
 
 
-def test_what_is_no_image_is_none(tmp_path: Path) -> None:
+def test_other_content_is_not_identified(tmp_path: Path) -> None:
     texts = [
         "",
         "path,label\na.png,cat\n",
@@ -107,25 +107,25 @@ def test_what_is_no_image_is_none(tmp_path: Path) -> None:
     assert identify_file(tmp_path / "nowhere") is None
 
 
-def test_random_bytes_are_no_image() -> None:
+def test_random_bytes_are_not_identified() -> None:
     random = np.random.default_rng(0)
     heads = [bytes(random.integers(0, 256, HEAD_BYTES, dtype=np.uint8)) for _ in range(2000)]
     assert [identify_bytes(head) for head in heads] == [None] * len(heads)
 
 
-def test_a_raw_photograph_is_not_taken_for_its_preview() -> None:
+def test_camera_raw_is_not_read_as_its_preview() -> None:
     assert identify_bytes(b"II*\0\x08\0\0\0", ".NEF") == ImageFormat("camera raw", False)
     assert identify_bytes(b"II*\0\x08\0\0\0", ".tif") == ImageFormat("TIFF", True)
 
 
-def test_a_suffix_is_enough_in_any_case() -> None:
+def test_suffix_is_matched_in_any_case() -> None:
     assert has_image_suffix("a/b.JFIF")
     assert has_image_suffix("x.dcm")
     assert not has_image_suffix("x.txt")
     assert not has_image_suffix("png")
 
 
-def test_the_tables_need_no_reader() -> None:
+def test_formats_module_imports_no_reader() -> None:
     readers = "{'PIL', 'pydicom', 'numpy', 'tifffile'}"
     script = f"import sys, convnext_cli.images.formats; print(sorted({readers} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -77,7 +77,7 @@ def read_thumbs(root: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("racy", [0.0, contents.RACY])
 @pytest.mark.parametrize("change", CHANGES)
-def test_swapped_files_of_one_size_and_time_are_never_taken_for_each_other(
+def test_swapped_files_of_one_size_and_time_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], racy: float
 ) -> None:
     monkeypatch.setattr(contents, "RACY", racy)  # 0: as if the files were older than that, so that states are trusted
@@ -85,19 +85,19 @@ def test_swapped_files_of_one_size_and_time_are_never_taken_for_each_other(
     paths = scan_data(root).paths
     time.sleep(0.02)  # more than a tick of the kernel's clock
     thumbs = read_thumbs(root)
-    pictures = ImageCache(root, "test", decode_image)
-    before = [pictures.read(path) for path in paths]
-    pictures.flush()
+    cached = ImageCache(root, "test", decode_image)
+    before = [cached.read(path) for path in paths]
+    cached.flush()
     change(root)
     contents._open.cache_clear()
-    for after in (pictures, ImageCache(root, "test", decode_image)):
+    for after in (cached, ImageCache(root, "test", decode_image)):
         for path, old in zip(paths, before, strict=True):
             np.testing.assert_array_equal(after.read(path), decode_image(root / path))
             assert (after.read(path) != old).any()
     assert read_thumbs(root) == thumbs[3:] + thumbs[:3]
 
 
-def test_eval_of_swapped_class_folders_is_what_it_is_without_a_cache(run: RunFolder, tmp_path: Path) -> None:
+def test_eval_of_swapped_class_folders_equals_eval_without_a_cache(run: RunFolder, tmp_path: Path) -> None:
     index = run.read_split()
     for row in index.rows("test"):
         path = tmp_path / "data" / index.classes[index.labels[row]] / f"{row}.bmp"
@@ -121,7 +121,7 @@ def test_eval_of_swapped_class_folders_is_what_it_is_without_a_cache(run: RunFol
     assert second < first - 0.3
 
 
-def test_bytes_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_read_once_per_file_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path / "data")
     paths = scan_data(root).paths
     hashed: list[str] = []
@@ -160,7 +160,7 @@ def test_bytes_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypatc
     assert ContentDigests(moved, tmp_path / "digests").digest(paths[0]) == hash_file(moved / paths[0])
 
 
-def test_the_nearest_mount_names_the_file_system_and_the_last_of_two_in_one_place() -> None:
+def test_nearest_and_last_mount_names_the_file_system() -> None:
     mounts = [
         ("/", "rootfs"),
         ("/", "ext4"),
@@ -175,7 +175,7 @@ def test_the_nearest_mount_names_the_file_system_and_the_last_of_two_in_one_plac
     assert not {"exfat", "vfat", "squashfs", "fuse.sshfs", "9p", "cifs"} & contents._KEEPS_STATE
 
 
-def test_what_is_no_regular_file_has_no_digest(tmp_path: Path) -> None:
+def test_special_file_has_no_digest(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     digests = ContentDigests(tmp_path, tmp_path / "digests")

@@ -9,11 +9,11 @@ from convnext_cli.images.decode import Pixels
 from convnext_cli.images.loaders import AHEAD, balance_rows, cut_batches, load_batches, seed_image, shuffle_rows
 
 
-def picture(row: int) -> Pixels:
+def image(row: int) -> Pixels:
     return np.full((2, 2, 3), row, np.uint8)
 
 
-def test_an_epoch_shows_every_row_once_and_drops_none() -> None:
+def test_epoch_has_every_row_once() -> None:
     rows = list(range(100, 145))
     order = shuffle_rows(rows, seed=0, epoch=0)
     assert [len(batch) for batch in cut_batches(order, 16)] == [16, 16, 13]
@@ -24,7 +24,7 @@ def test_an_epoch_shows_every_row_once_and_drops_none() -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 1, 2])
-def test_the_balanced_sampler_draws_each_class_equally_often(extra: int) -> None:
+def test_balanced_sampler_draws_classes_equally_often(extra: int) -> None:
     labels = [0] * 200 + [1] * 20 + [2] * (5 + extra)
     rows = [row for row in range(len(labels)) if row % 10 != 3]  # the others are for validation
     draws = balance_rows(rows, labels, seed=0, epoch=0)
@@ -46,10 +46,10 @@ def test_fewer_rows_than_a_batch_are_one_batch() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_batches_come_in_order_whatever_the_threads_do(threads: int) -> None:
+def test_batches_come_in_order(threads: int) -> None:
     def load(row: int) -> Pixels:
         time.sleep(0.001 * (row % 3))
-        return picture(row)
+        return image(row)
 
     got = list(load_batches(cut_batches(range(20), 6), load, threads=threads))
     assert [rows for rows, _ in got] == cut_batches(range(20), 6)
@@ -58,7 +58,7 @@ def test_batches_come_in_order_whatever_the_threads_do(threads: int) -> None:
         assert images[:, 0, 0, 0].tolist() == rows
 
 
-def test_only_a_few_batches_are_decoded_ahead() -> None:
+def test_few_batches_are_decoded_ahead() -> None:
     loaded = 0
     lock = threading.Lock()
 
@@ -66,7 +66,7 @@ def test_only_a_few_batches_are_decoded_ahead() -> None:
         nonlocal loaded
         with lock:
             loaded += 1
-        return picture(row)
+        return image(row)
 
     batches = load_batches(cut_batches(range(100), 5), load, threads=2)
     next(batches)
@@ -74,11 +74,11 @@ def test_only_a_few_batches_are_decoded_ahead() -> None:
     assert loaded == 5 * (AHEAD + 1)
 
 
-def test_an_error_arrives_as_itself() -> None:
+def test_error_of_a_thread_is_raised_unchanged() -> None:
     def load(row: int) -> Pixels:
         if row == 7:
             raise ImageError("bad", "Replace it")
-        return picture(row)
+        return image(row)
 
     batches = load_batches(cut_batches(range(10), 5), load, threads=2)
     assert next(batches)[0] == [0, 1, 2, 3, 4]
@@ -86,7 +86,7 @@ def test_an_error_arrives_as_itself() -> None:
         next(batches)
 
 
-def test_an_images_random_numbers_depend_on_seed_epoch_and_row_alone() -> None:
+def test_random_numbers_depend_on_seed_epoch_and_row_only() -> None:
     draws = {(s, e, r): seed_image(s, e, r).random() for s in (0, 1) for e in (0, 1) for r in (0, 1)}
     assert len(set(draws.values())) == 8
     assert seed_image(1, 0, 1).random() == draws[1, 0, 1]

@@ -77,10 +77,10 @@ def write_deep_png(path: Path, kind: int, channels: int) -> None:
         ("grey-alpha.png", lambda path: write_deep_png(path, 4, 2)),
     ],
 )
-def test_a_small_file_takes_little_memory(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_decoding_memory_is_bounded(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path / name)
     assert (tmp_path / name).stat().st_size < 5e6
     done = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=True)
-    said, dataset = done.stdout.splitlines()
-    assert "inflates to more than 336 MB" in said or "GB to decode (the limit is 1.3 GB)" in said
+    message, dataset = done.stdout.splitlines()
+    assert "inflates to more than 336 MB" in message or "GB to decode (the limit is 1.3 GB)" in message
     assert int(dataset) < BOUND

@@ -106,9 +106,9 @@ def test_tiff_of_every_type_and_layout_is_read_as_stored(tmp_path: Path, kind: s
             stored = values if planar == "contig" else np.moveaxis(values, -1, 0)
             tifffile.imwrite(path, stored if stored.shape[-1] > 1 else stored[..., 0], photometric=photometric,
                              planarconfig=planar if values.shape[2] > 1 else None, **options, **extra)  # fmt: skip
-            found = read_image(path)
-            np.testing.assert_array_equal(found.pixels, expected, err_msg=f"{layout} {planar}: {found[1:]}")
-            assert (found.pixels.min(), found.pixels.max()) == (0, 255) or kind == "uint8"
+            result = read_image(path)
+            np.testing.assert_array_equal(result.pixels, expected, err_msg=f"{layout} {planar}: {result[1:]}")
+            assert (result.pixels.min(), result.pixels.max()) == (0, 255) or kind == "uint8"
 
 
 @pytest.mark.parametrize("compression", [1, 5, 8, 32773, 50000, 34925])
@@ -143,7 +143,7 @@ def test_deep_tiff_is_read_through_every_codec(
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8, 10, 12, 14, 24])
 @pytest.mark.parametrize("photometric", [0, 1, 2])
-def test_tiff_of_any_number_of_bits(tmp_path: Path, bits: int, photometric: int) -> None:
+def test_tiff_of_any_bit_depth_is_read(tmp_path: Path, bits: int, photometric: int) -> None:
     channels = 3 if photometric == 2 else 1
     values = np.rint(WAVES[..., :channels] * ((1 << bits) - 1)).astype(np.uint32)
     lines = np.stack([values >> bit & 1 for bit in reversed(range(bits))], axis=-1).reshape(48, -1)
@@ -152,18 +152,18 @@ def test_tiff_of_any_number_of_bits(tmp_path: Path, bits: int, photometric: int)
     write_tiff(tmp_path / "image.tif", packed, tags)
     shown = (1 << bits) - 1 - values if photometric == 0 else values
     expected = expect(shown) if bits > 8 else np.rint(shown * (255 / ((1 << bits) - 1))) + np.zeros(3)
-    found = decode_image(tmp_path / "image.tif")
-    np.testing.assert_array_equal(found, np.squeeze(expected) if channels == 3 or bits <= 8 else expect(shown[..., 0]))
+    result = decode_image(tmp_path / "image.tif")
+    np.testing.assert_array_equal(result, np.squeeze(expected) if channels == 3 or bits <= 8 else expect(shown[..., 0]))
 
 
-def test_cmyk_palette_and_alpha_of_16_bits(tmp_path: Path) -> None:
+def test_cmyk_palette_and_alpha_of_16_bits_are_read(tmp_path: Path) -> None:
     ink = np.rint(WAVES * 65535).astype(np.uint16)
     for planar in ("contig", "separate"):
         stored = ink if planar == "contig" else np.moveaxis(ink, -1, 0)
         tifffile.imwrite(tmp_path / "cmyk.tif", stored, photometric="separated", planarconfig=planar)
         rest = 1 - ink / 65535
-        found = decode_image(tmp_path / "cmyk.tif").astype(int)
-        assert np.abs(found - expect(rest[..., :3] * rest[..., 3:])).max() <= 1
+        result = decode_image(tmp_path / "cmyk.tif").astype(int)
+        assert np.abs(result - expect(rest[..., :3] * rest[..., 3:])).max() <= 1
     index = (X * 4 % 256).astype(np.uint8)
     table = np.stack([np.arange(256) * 257, 65535 - np.arange(256) * 257, np.full(256, 32896)]).astype(np.uint16)
     tifffile.imwrite(tmp_path / "palette.tif", index, photometric="palette", colormap=table)
@@ -173,19 +173,19 @@ def test_cmyk_palette_and_alpha_of_16_bits(tmp_path: Path) -> None:
     half = make_values("uint16", 4)
     half[..., 3] = np.where(X < 32, 65535, 0)
     tifffile.imwrite(tmp_path / "half.tif", half, photometric="rgb", extrasamples=["unassalpha"])
-    found = decode_image(tmp_path / "half.tif")
-    np.testing.assert_array_equal(found[:, :32], expect(half[:, :32, :3]))
-    assert (found[:, 32:] == 255).all()
+    result = decode_image(tmp_path / "half.tif")
+    np.testing.assert_array_equal(result[:, :32], expect(half[:, :32, :3]))
+    assert (result[:, 32:] == 255).all()
 
 
-def test_no_data_are_black_and_not_the_darkest_value(tmp_path: Path) -> None:
+def test_no_data_pixels_are_black(tmp_path: Path) -> None:
     values = make_values("float32", 1)[..., 0]
     values[:8] = -3.4e38
     tifffile.imwrite(tmp_path / "height.tif", values, extratags=[(42113, "s", 0, "-3.4e38", True)])
-    found = read_image(tmp_path / "height.tif")
-    assert (found.pixels[:8] == 0).all()
-    np.testing.assert_array_equal(found.pixels[8:], expect(values[8:]))
-    assert any(note.startswith("no-data value") for note in found.done)
+    result = read_image(tmp_path / "height.tif")
+    assert (result.pixels[:8] == 0).all()
+    np.testing.assert_array_equal(result.pixels[8:], expect(values[8:]))
+    assert any(note.startswith("no-data value") for note in result.done)
 
 
 REFUSED: dict[str, tuple[NDArray[Any], dict[str, Any], str]] = {
@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[NDArray[Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_tiff_without_a_known_meaning_is_refused_by_its_kind(tmp_path: Path, name: str) -> None:
+def test_tiff_of_unknown_meaning_is_refused_by_kind(tmp_path: Path, name: str) -> None:
     values, options, words = REFUSED[name]
     tifffile.imwrite(tmp_path / "image.tif", values, **options)
     with pytest.raises(ImageError, match=words) as caught:
@@ -218,35 +218,35 @@ def encode_chunks(values: NDArray[np.uint16], colour: int, *chunks: tuple[bytes,
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
 @pytest.mark.parametrize("alpha", ["opaque", "half", "no opacity"])
-def test_png_of_16_bits(tmp_path: Path, colour: int, channels: int, alpha: str) -> None:
+def test_png_of_16_bits_is_read(tmp_path: Path, colour: int, channels: int, alpha: str) -> None:
     values = make_values("uint16", channels)
     opaque = np.ones((48, 64), bool)
     if channels in (2, 4) and alpha != "no opacity":
         opaque = X < 32 if alpha == "half" else opaque
         values[..., -1] = np.where(opaque, 65535, 0)
     (tmp_path / "image.png").write_bytes(encode_chunks(values, colour, (b"gAMA", struct.pack(">I", 100000))))
-    found = decode_image(tmp_path / "image.png")
+    result = decode_image(tmp_path / "image.png")
     shown = values[..., :3] if channels > 2 else values[..., 0]
     low, high = float(shown[opaque].min()), float(shown[opaque].max())
     expected = np.rint((shown[opaque] - low) / (high - low) * 255)
-    np.testing.assert_array_equal(found[opaque], expected if channels > 2 else np.repeat(expected[:, None], 3, axis=1))
-    assert (found[~opaque] == 255).all()
+    np.testing.assert_array_equal(result[opaque], expected if channels > 2 else np.repeat(expected[:, None], 3, axis=1))
+    assert (result[~opaque] == 255).all()
 
 
-def test_a_colour_that_means_transparent_is_white(tmp_path: Path) -> None:
+def test_transparent_colour_is_white(tmp_path: Path) -> None:
     grey, colour = make_values("uint16", 1), make_values("uint16", 3)
     for values, kind in ((grey, 0), (colour, 2)):
         key = tuple(int(value) for value in values[3, 5])
         (tmp_path / "image.png").write_bytes(encode_chunks(values, kind, (b"tRNS", struct.pack(f">{len(key)}H", *key))))
-        found = decode_image(tmp_path / "image.png")
+        result = decode_image(tmp_path / "image.png")
         hidden = (values == key).all(axis=2)
-        assert (found[hidden] == 255).all()
-        assert found[~hidden].min() == 0
+        assert (result[hidden] == 255).all()
+        assert result[~hidden].min() == 0
     Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(tmp_path / "eight.png", transparency=(9, 9, 9))
     assert (decode_image(tmp_path / "eight.png") == 255).all()
 
 
-def test_pnm_of_more_than_8_bits(tmp_path: Path) -> None:
+def test_pnm_of_more_than_8_bits_is_read(tmp_path: Path) -> None:
     grey, colour = make_values("uint16", 1)[..., 0], make_values("uint16", 3)
     text = " ".join(map(str, colour.ravel().tolist())).encode()
     files = {
@@ -265,9 +265,9 @@ def test_pnm_of_more_than_8_bits(tmp_path: Path) -> None:
     }
     for name, (data, expected) in files.items():
         (tmp_path / name).write_bytes(data)
-        found = decode_image(tmp_path / name)
-        assert np.abs(found.astype(int) - expected).max() <= 1, name  # Pillow rounds 12 bits to 16
-        assert (found.min(), found.max()) == (0, 255), name
+        result = decode_image(tmp_path / name)
+        assert np.abs(result.astype(int) - expected).max() <= 1, name  # Pillow rounds 12 bits to 16
+        assert (result.min(), result.max()) == (0, 255), name
 
 
 def test_other_formats_are_read_deep_or_refused_by_name(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def _encode_jp2(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def test_content_decides_and_no_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_decides_the_format_and_no_program_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "bin/gs").chmod(0o755)

@@ -22,7 +22,7 @@ def noise(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
 @pytest.mark.parametrize("shape", [(64, 64), (73, 73), (300, 200), (111, 400), (8, 8), (1, 50)])
-def test_equals_timms_evaluation_transform(crop_mode: str, crop_pct: float, shape: tuple[int, int]) -> None:
+def test_evaluation_transform_equals_timm(crop_mode: str, crop_pct: float, shape: tuple[int, int]) -> None:
     preprocessing = replace(HOW, crop_mode=crop_mode, crop_pct=crop_pct)
     theirs = create_transform(
         (3, 64, 64), crop_mode=crop_mode, crop_pct=crop_pct, interpolation="bicubic", normalize=False
@@ -32,7 +32,7 @@ def test_equals_timms_evaluation_transform(crop_mode: str, crop_pct: float, shap
     assert np.array_equal(transform_for_eval(image, preprocessing), expected)
 
 
-def test_training_crops_have_the_area_and_shape_asked_for() -> None:
+def test_training_crops_have_the_requested_area_and_aspect_ratio() -> None:
     ramp = np.zeros((200, 200, 3), np.uint8)
     ramp[..., 0] = np.arange(200)
     ramp[..., 1] = np.arange(200)[:, None]
@@ -45,7 +45,7 @@ def test_training_crops_have_the_area_and_shape_asked_for() -> None:
         assert crop[0, 0, 0] < crop[0, -1, 0], "never flipped"
 
 
-def test_flips_are_as_frequent_as_asked() -> None:
+def test_flips_have_the_requested_frequency() -> None:
     ramp = np.tile(np.arange(100, dtype=np.uint8)[:, None], (100, 1, 3))
     flipped = 0
     for seed in range(400):
@@ -56,13 +56,13 @@ def test_flips_are_as_frequent_as_asked() -> None:
     assert 70 <= flipped <= 130
 
 
-def test_a_very_long_image_is_cropped_in_its_middle() -> None:
+def test_very_long_image_is_center_cropped() -> None:
     crop = transform_for_training(noise(10, 500), HOW, np.random.default_rng(0), Augmentation(min_crop_area=0.9))
     assert crop.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
-def test_a_very_long_image_takes_little_memory(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_long_image_takes_little_memory(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.repeat(np.linspace(0, 255, 60_000).astype(np.uint8).reshape(*shape, 1), 3, axis=2)
     tracemalloc.start()
     small = transform_for_eval(image, HOW)
@@ -77,7 +77,7 @@ def test_a_very_long_image_takes_little_memory(shape: tuple[int, int], monkeypat
 
 
 @pytest.mark.parametrize("least", [0.5, 1.0])
-def test_a_grey_image_becomes_the_same_pixels_as_in_colour(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grey_image_gives_the_same_pixels_as_colour(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     grey = np.repeat(noise(111, 97)[..., :1], 3, axis=2)
     tinted = grey.copy()
     tinted[1, 1, 2] ^= 1  # one pixel of another colour, where a coarse look does not see it

@@ -1,1 +1,1 @@
-"""What may be wrong with a data set, found before it makes a score false."""
+"""The audit: faults in a data set that would make scores wrong, found before training."""

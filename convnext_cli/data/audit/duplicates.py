@@ -1,4 +1,4 @@
-"""Duplicates and near-duplicates: the same picture twice, exactly, or saved again, or scaled."""
+"""Duplicates and near-duplicates: the same image stored twice, exactly, saved again, or scaled."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,46 +19,47 @@ from convnext_cli.progress import Progress, Steps
 MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
 MIN_THUMB_CORRELATION = 0.95
 MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
-MAX_DIFFERENCE = 8.0  # grey levels on average
+MAX_DIFFERENCE = 8.0  # grey levels, mean absolute difference
 MAX_COARSE = 1.25  # grey levels, root mean square over 16 x 16; JPEG at quality 40 differs by at most 0.95
 MIN_DETAIL = 0.75  # correlation of what 64 x 64 pixels show beyond 16 x 16; JPEG at quality 40 has at least 0.92
-DETAIL_FLOOR = 2.0  # grey levels; weaker detail is noise of the coding
-MAX_COMPARED = 50_000_000  # pairs of thumbnails one by one
-_MATRIX_GAIN = 20  # pairs that a matrix product compares in the time of one
-MAX_CANDIDATES = 200_000  # pairs that are decoded again; the nearest are taken
-MAX_CHAIN = 0.1  # of the images may be held together as very similar
+DETAIL_FLOOR = 2.0  # grey levels; weaker detail is compression noise
+MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
+_MATRIX_GAIN = 20  # times that a matrix product is faster per pair
+MAX_CANDIDATES = 200_000  # pairs to decode again; the nearest are taken
+MAX_CHAIN = 0.1  # fraction of the images that one set of very similar images may have
 _SIDE, _FINE, _COARSE = 32, 64, 16  # px
 _BLOCK = 1024
 _GATHER = 100_000  # pairs of thumbnails at a time
-_MATRIX = 4096  # images with one hash times images with another, from which on a matrix product is faster
+_MATRIX = 4096  # images with one hash times images with another: above it, a matrix product is faster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicates:
-    """Which rows show the same picture."""
+    """Rows that show the same image, or very similar ones."""
 
     exact: tuple[tuple[int, ...], ...]
-    """Duplicates: clusters of rows with equal pixels."""
+    """Duplicates: sets of rows with equal pixels."""
     near: tuple[tuple[int, int], ...]
-    """Near-duplicates: pairs of rows, each the first of its exact cluster, of one picture saved in two ways. Pairs
-    within a cluster that is known already are not listed."""
+    """Near-duplicates: pairs of rows, each the first of its exact set, of one image saved in two ways. Pairs that
+    other pairs connect already are not listed."""
     similar: tuple[tuple[int, int], ...]
-    """Pairs of very similar rows that are two pictures, such as neighbouring slices or frames."""
+    """Pairs of rows with two very similar images, such as neighbouring slices or frames."""
     clusters: tuple[tuple[int, ...], ...]
-    """Duplicates and near-duplicates together: rows that are one picture."""
+    """Sets of rows that show the same image: duplicates and near-duplicates."""
     duplicate_sets: tuple[tuple[int, ...], ...]
-    """Rows to hold in one split: `clusters`, and very similar rows unless they chain to a tenth of all images."""
+    """Sets of rows to keep in one split: `clusters`, joined by very similar images, unless these chain to a tenth of
+    all images."""
     unchecked: int
-    """Pairs with similar hashes that were too many to compare."""
+    """Number of pairs with similar hashes that were too many to compare."""
 
 
 def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -> Steps[Duplicates]:
-    """Yield progress, then the duplicates.
+    """Find duplicates, near-duplicates and very similar images.
 
     Duplicates have the same pixels after decoding. Candidates for near-duplicates have perceptual hashes at most
-    `MAX_DISTANCE` bits apart and thumbnails that correlate; they are decoded again. What then has nearly the same
-    pixels at 32 x 32 is very similar. It is a near-duplicate, the same picture saved again or scaled, if it has the
-    same grey values at 16 x 16 and the same detail beyond them. Two slices or frames differ in one of these.
+    `MAX_DISTANCE` bits apart and thumbnails that correlate. Candidates are decoded again. Two with nearly the same
+    pixels at 32 x 32 are very similar. They are near-duplicates (one image saved again or scaled) if they also have the
+    same grey values at 16 x 16 and the same detail beyond these. Two slices or frames differ in one of the two.
     """
     readable = np.flatnonzero(measurements.measures["readable"])
     exact = _group_equal(measurements, readable)
@@ -89,7 +90,7 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
             yield Progress(done=start + len(block), total=len(pairs), what="similar images compared")
     links = [*near, *((cluster[0], row) for cluster in exact for row in cluster[1:])]
     clusters = join_rows(links)
-    # Of one picture saved in two ways and a third that is alike, one link is enough.
+    # If two near-duplicates are similar to a third image, one pair is enough.
     similar = [(one, two) for one, two in similar if joined.find(one) != joined.find(two)]
     duplicate_sets = join_rows([*links, *similar])
     if max(map(len, duplicate_sets), default=0) > max(2, MAX_CHAIN * len(index)):
@@ -105,27 +106,27 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
 
 
 class JoinedRows:
-    """Rows joined pair by pair."""
+    """Sets of rows, joined pair by pair (union-find)."""
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}
 
     def find(self, row: int) -> int:
-        """Return the row that stands for all that are joined with this one."""
+        """Return the row that represents the set of `row`."""
         while (parent := self._parent.get(row, row)) != row:
             self._parent[row] = row = self._parent.get(parent, parent)
         return row
 
     def join(self, one: int, two: int) -> None:
-        """Join two rows and all that are joined with either."""
+        """Join the sets of two rows."""
         self._parent[self.find(two)] = self.find(one)
 
 
 def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of places in unique `hashes` that differ in at most `MAX_DISTANCE` bits, (P, 2) at a time.
+    """Yield pairs of positions in unique `hashes` that differ in at most `MAX_DISTANCE` bits, (P, 2) at a time.
 
-    Of nine pieces of the hash at least one is then equal (8 < 9), so only pairs that share one are compared. A pair
-    comes once, with the first piece that it shares.
+    At least one of nine pieces of the hash is then equal (8 < 9), so only pairs that share a piece are compared. Each
+    pair is yielded once, with the first piece that it shares.
     """
     masks = [(np.uint64(shift), np.uint64(255 if shift == 56 else 127)) for shift in range(0, 63, 7)]
     for place, (shift, mask) in enumerate(masks):
@@ -140,8 +141,9 @@ def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
                 yield pairs[~earlier]
 
 
-def _group_equal(found: Measurements, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
-    digests = found.measures["digest"][rows]
+def _group_equal(measurements: Measurements, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
+    """Return the sets of rows with equal pixels."""
+    digests = measurements.measures["digest"][rows]
     order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
     digests = digests[order]
     same = np.concatenate([[False], (digests[1:] == digests[:-1]).all(axis=1), [False]])
@@ -150,7 +152,7 @@ def _group_equal(found: Measurements, rows: NDArray[np.int64]) -> tuple[tuple[in
 
 
 def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The similar pairs within a bucket."""
+    """Yield the similar pairs within a bucket."""
     for start in range(0, len(places), _BLOCK):
         left = places[start : start + _BLOCK]
         for other in range(start, len(places), _BLOCK):
@@ -161,15 +163,15 @@ def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> It
 
 
 def _find_candidates(measurements: Measurements, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Return the pairs of rows with similar hashes whose thumbnails agree too; and how many were too many to compare.
+    """Return the pairs of rows with similar hashes and correlated thumbnails, and the number of pairs left out.
 
-    Every image with a hash is compared with every image with the same or a similar one: an unlike picture with the same
-    hash hides no pair. Where many images share a hash, their thumbnails are compared by matrix products.
+    Every image with a hash is compared with every image with the same or a similar hash, so that an unlike image with
+    the same hash hides no pair. If many images share a hash, matrix products compare their thumbnails.
     """
     hashes = measurements.measures["hash"]
     order = rows[np.argsort(hashes[rows], kind="stable")]
     unique, first, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
-    kept = [np.empty((0, 2), np.int64)]
+    candidates = [np.empty((0, 2), np.int64)]
     compared = unchecked = 0
     same = np.flatnonzero(sizes > 1)
     for places in chain([np.stack([same, same], axis=1)], find_similar(unique)):
@@ -181,7 +183,7 @@ def _find_candidates(measurements: Measurements, rows: NDArray[np.int64]) -> tup
         large = fits & (work > _MATRIX)
         for u, v in places[large]:
             one, two = (order[first[x] : first[x] + sizes[x]] for x in (u, v))
-            kept += _correlate_sets(measurements, one, two)
+            candidates += _correlate_sets(measurements, one, two)
         small, work = places[fits & ~large], work[fits & ~large]
         ends = np.cumsum(work)
         for start in range(0, int(ends[-1]) if len(ends) else 0, _GATHER):
@@ -191,8 +193,8 @@ def _find_candidates(measurements: Measurements, rows: NDArray[np.int64]) -> tup
             left, right = np.divmod(at - (ends[place] - work[place]), sizes[v])
             pairs = np.sort(np.stack([order[first[u] + left], order[first[v] + right]], axis=1), axis=1)
             pairs = pairs[(u != v) | (left < right)]
-            kept.append(pairs[_correlate(measurements, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
-    pairs = np.unique(np.concatenate(kept), axis=0)
+            candidates.append(pairs[_correlate(measurements, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
+    pairs = np.unique(np.concatenate(candidates), axis=0)
     bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
     nearest = np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])
     return pairs[nearest], unchecked + len(pairs) - len(nearest)
@@ -209,18 +211,20 @@ def _correlate_sets(
         scaled: NDArray[np.float32] = thumbs / np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-3)
         return scaled
 
-    kept = []
+    correlated = []
     for start in range(0, len(one), _BLOCK):
         left = normalise(one[start : start + _BLOCK])
         for other in range(0, len(two), _BLOCK):
             a, b = np.nonzero(left @ normalise(two[other : other + _BLOCK]).T >= MIN_THUMB_CORRELATION)
             pairs = np.stack([one[start + a], two[other + b]], axis=1)
-            kept.append(np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)[: 2 * MAX_CANDIDATES])
-    return kept
+            pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
+            correlated.append(pairs[: 2 * MAX_CANDIDATES])
+    return correlated
 
 
-def _correlate(found: Measurements, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:
-    thumbs = found.measures["thumb"]
+def _correlate(measurements: Measurements, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the correlation of the thumbnails of each pair of rows, (P,)."""
+    thumbs = measurements.measures["thumb"]
     first, second = (thumbs[rows].reshape(len(rows), THUMB * THUMB).astype(np.float32) for rows in (one, two))
     first -= first.mean(axis=1, keepdims=True)
     second -= second.mean(axis=1, keepdims=True)
@@ -231,18 +235,18 @@ def _correlate(found: Measurements, one: NDArray[np.int64], two: NDArray[np.int6
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
-    """An image at the small sizes that it is compared at."""
+    """An image at the small sizes used for comparison."""
 
     colour: NDArray[np.uint8]
     """(32, 32, 3)"""
     coarse: NDArray[np.float32]
-    """(16, 16) grey values, less their mean."""
+    """(16, 16) grey values minus their mean."""
     detail: NDArray[np.float32]
-    """(64, 64) grey values, less those of 16 x 16 pixels."""
+    """(64, 64) grey values minus those of 16 x 16 pixels."""
 
 
 def shrink(image: Image.Image) -> Shrunk:
-    """Return an RGB image at the sizes that it is compared at."""
+    """Return an RGB image at the sizes used for comparison."""
     colour = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))
     fine = np.asarray(image.convert("L").resize((_FINE, _FINE), Image.Resampling.BILINEAR), dtype=np.float32)
     factor = _FINE // _COARSE
@@ -251,7 +255,7 @@ def shrink(image: Image.Image) -> Shrunk:
 
 
 def _shrink(index: Index, row: int) -> Shrunk | None:
-    """Return a row's image; None where it cannot be read any more."""
+    """Return a row's image; None if it can no longer be read."""
     try:
         return shrink(Image.fromarray(decode_image(index.root / index.paths[row], at_least=4 * _SIDE)))
     except ImageError:
@@ -259,7 +263,7 @@ def _shrink(index: Index, row: int) -> Shrunk | None:
 
 
 def compare_images(first: Shrunk, second: Shrunk) -> str:
-    """Return `near` for one picture saved in two ways, `similar` for two that are very alike, or nothing."""
+    """Return `near` for one image saved in two ways, `similar` for two very similar images, else an empty text."""
     one, two = first.colour.astype(np.float32), second.colour.astype(np.float32)
     difference = np.abs(one - two).mean()
     one, two = one - one.mean(), two - two.mean()

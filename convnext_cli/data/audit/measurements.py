@@ -1,4 +1,4 @@
-"""Every image decoded once: its measures in some 200 bytes, kept in the user's cache for the next time."""
+"""Measurements of every image, decoded once: some 200 bytes each, kept in the user's cache for the next audit."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
 from convnext_cli.progress import Progress, Steps
 
 VERSION = 200 + RULES  # the hundreds are raised when the measures change
-THUMB = 12  # side of the thumbnail that near duplicates are first compared by
-PART = 32  # images that a thread takes at a time
-AHEAD = 4  # parts waiting
+THUMB = 12  # side of the thumbnail by which near-duplicates are first compared
+PART = 32  # images per task of a thread
+AHEAD = 4  # tasks waiting
 
 MEASURES = np.dtype(
     [
-        ("signature", "u8"),  # of the file's content; decides whether the rest still holds. 0: the file cannot be read
+        ("signature", "u8"),  # of the file's content; shows if the file has changed. 0: the file cannot be read
         ("digest", "u8", 2),  # of the decoded pixels and their shape
         ("hash", "u8"),  # perceptual: signs of the 8 x 8 lowest frequencies
         ("width", "u4"),
@@ -41,41 +41,41 @@ MEASURES = np.dtype(
         ("thumb", "u1", (THUMB, THUMB)),  # grey
     ]
 )
-_SMALL = 32  # side of the grey picture that hash, border and thumbnail are taken from
+_SMALL = 32  # side of the grey image from which hash, border and thumbnail are computed
 _COSINES = np.cos(np.pi / _SMALL * (np.arange(_SMALL) + 0.5) * np.arange(8)[:, None]).astype(np.float32)  # (8, 32)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow
 _BITS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
 CONTENT_MEASURES = ("digest", "hash", "thumb")
-"""The measures that a run keeps of each image, to know it again by its content."""
+"""The measures that a run keeps of each image, to recognise it by its content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurements:
-    """What was measured: row i of `measures` is row i of the index."""
+    """The measurements of a data set: row i of `measures` is row i of the index."""
 
     measures: NDArray[Any]
     """(N,) of `MEASURES`."""
     notes: tuple[str, ...]
-    """The file's own mode and what decoding did, `mode|done|done`; or `!` and why the file cannot be read."""
+    """The file's pixel mode and the steps of its decoding, `mode|step|step`; or `!` and why it cannot be read."""
 
-    def take(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """Return what tells images by their content, in the order of `rows`."""
+    def select(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Return the `CONTENT_MEASURES` of `rows`, in their order."""
         return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in CONTENT_MEASURES}
 
     @property
     def errors(self) -> dict[int, str]:
-        """Why a row cannot be read."""
+        """The reason why a file cannot be read, by row."""
         rows = np.flatnonzero(self.measures["readable"] == 0).tolist()
         return {row: self.notes[self.measures["note"][row]][1:] for row in rows}
 
 
 def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
-    """Measure the images whose content is not known yet, and return the measures of all.
+    """Measure the images whose content is new, and return the measurements of all images.
 
-    Images are known by their content (`hashing.py`). The measures lie in the cache folder, a file for each data
-    folder.
+    Images are recognised by their content (`hashing.py`). The measurements are kept in the cache folder, one file per
+    data folder.
     """
     store = _Store(index.root)
     old, notes = store.read()
@@ -103,12 +103,12 @@ def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
     measurements = Measurements(measures=measures, notes=tuple(places))
     digests.flush()
     if not np.array_equal(measures, old):
-        store.keep(measurements)
+        store.write(measurements)
     return measurements
 
 
 _Row: TypeAlias = "tuple[int, Any | None, str]"
-"""A signature; the measures, or None where they are known; and their note."""
+"""A signature; the measures, or None if they are in the cache; and their note."""
 
 
 def _measure_rows(
@@ -123,35 +123,39 @@ def _measure_rows(
             measured.append((signature, None, ""))
             continue
         values, note = _measure(index.root / path)
-        is_same = make_key(digests, path) == key  # or the file was changed meanwhile
+        is_same = make_key(digests, path) == key  # False if the file was changed meanwhile
         measured.append((signature if is_same else 0, values, note))
     return measured
 
 
 def _measure(path: Path) -> tuple[Any, str]:
-    """One image's measures, and its note."""
-    found = np.zeros((), MEASURES)
+    """Measure one image; return its measures and its note."""
+    values = np.zeros((), MEASURES)
     try:
-        pixels, mode, bits, done = read_image(path)
+        pixels, mode, bits, steps = read_image(path)
     except ImageError as error:
-        return found, "!" + error.problem
+        return values, "!" + error.problem
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     small = np.asarray(Image.fromarray(pixels).resize((_SMALL, _SMALL), Image.Resampling.BOX), dtype=np.float32)
     grey = small @ _LUMA
-    found["digest"] = np.frombuffer(digest.digest(), "u8")
-    found["hash"] = hash_image(grey)
-    found["height"], found["width"] = pixels.shape[:2]
-    found["bits"], found["readable"] = bits, 1
-    found["coloured"] = np.ptp(small, axis=2).max() > 8  # JPEG leaves a little difference in what was grey
+    values["digest"] = np.frombuffer(digest.digest(), "u8")
+    values["hash"] = hash_image(grey)
+    values["height"], values["width"] = pixels.shape[:2]
+    values["bits"], values["readable"] = bits, 1
+    values["coloured"] = np.ptp(small, axis=2).max() > 8  # JPEG leaves a little difference in what was grey
     edges = np.stack([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    found["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
-    found["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
-    return found, "|".join((mode, *(text.partition(" from ")[0] for text in done)))  # kinds of things, to be counted
+    values["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
+    values["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
+    return values, "|".join(
+        (mode, *(text.partition(" from ")[0] for text in steps))
+    )  # without numbers, so that steps can be counted
 
 
 def hash_image(grey: NDArray[np.float32]) -> np.uint64:
-    """A 64-bit perceptual hash of (32, 32) grey values: which of the lowest 8 x 8 frequencies are above their median.
+    """Return a 64-bit perceptual hash of (32, 32) grey values.
+
+    Each bit says if one of the lowest 8 x 8 frequencies is above their median.
 
     Source: the DCT hash of pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
     """
@@ -165,27 +169,27 @@ def _sign(key: bytes) -> int:
 
 
 class _Store:
-    """The measures of one data folder in the user's cache. A damaged or foreign file is as none."""
+    """The measurements of one data folder in the user's cache. A damaged or foreign file counts as missing."""
 
     def __init__(self, root: Path) -> None:
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
         self.path = find_cache() / "audit" / f"{name}.npz"
 
     def read(self) -> tuple[NDArray[Any], list[str]]:
-        """Return the measures that were kept, none where there are none; and the notes that they refer to."""
+        """Return the cached measures, (0,) if there are none, and the notes that they refer to."""
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                if int(saved["version"]) == VERSION and (kept := saved["measures"]).dtype == MEASURES:
-                    return kept, list(json.loads(str(saved["notes"])))
+                if int(saved["version"]) == VERSION and (measures := saved["measures"]).dtype == MEASURES:
+                    return measures, list(json.loads(str(saved["notes"])))
         except Exception:  # no file, or a damaged one, for which zipfile and NumPy raise a dozen kinds
             return np.zeros(0, MEASURES), []
         return np.zeros(0, MEASURES), []  # of another version
 
-    def keep(self, found: Measurements) -> None:
-        """Saves for the next time; where that is not possible, the next time takes as long as this one."""
+    def write(self, measurements: Measurements) -> None:
+        """Save the measurements. If that is not possible, the next audit measures again."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(self.path) as temporary, temporary.open("wb") as file:
-                np.savez(file, version=VERSION, measures=found.measures, notes=json.dumps(found.notes))
+                np.savez(file, version=VERSION, measures=measurements.measures, notes=json.dumps(measurements.notes))
         except OSError:
             return

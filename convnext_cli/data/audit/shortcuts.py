@@ -1,4 +1,4 @@
-"""Shortcuts: classes predictable from metadata or the border alone. A model would learn that instead."""
+"""Shortcuts: classes predictable from metadata or the border alone. A model would learn these instead."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ SAMPLE = 5000  # images
 FOLDS = 5
 MIN_PER_CLASS = 10
 MIN_GAIN = 0.1  # of the way from chance to perfect
-HIGH = 0.9  # of the way from chance to perfect: a border that tells this much is reported whatever the inside tells
+HIGH = 0.9  # of the way from chance to perfect: such a border is reported, however predictive the inside is
 MIN_LEAD = 0.05  # balanced accuracy by which the border must beat the inside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shortcut:
-    """How well the classes can be told from one thing alone."""
+    """The accuracy with which the classes are predicted from one property alone."""
 
     name: str
     """`size`, `format`, `mode` or `border`."""
@@ -32,14 +32,14 @@ class Shortcut:
     chance: float
     images: int
     inside: float | None = None
-    """Of the border: the balanced accuracy of as many numbers from the inside of the image."""
+    """Of the border: the balanced accuracy of as many features from the inside of the image."""
 
     @property
-    def is_telling(self) -> bool:
-        """Return whether it is well above chance: by a tenth of the way to perfect, and by two standard deviations.
+    def is_predictive(self) -> bool:
+        """True if it is above chance by a tenth of the way to perfect, and by two standard deviations.
 
-        A border belongs to the picture: what is shown reaches it. It is reported only where it tells the classes
-        better than the inside does, or nearly all by itself.
+        A border is part of the image, and its content reaches it. It is reported only if it predicts the classes better
+        than the inside does, or nearly perfectly.
         """
         gain = self.score - self.chance
         if gain <= MIN_GAIN * (1 - self.chance) or gain <= 2 * self.spread:
@@ -49,34 +49,34 @@ class Shortcut:
         return self.score - self.inside > max(MIN_LEAD, 2 * self.spread)
 
 
-def find_shortcuts(index: Index, found: Measurements) -> tuple[Shortcut, ...]:
-    """Tries to tell the classes from size, file format, pixel mode and the border's brightness, each alone.
+def find_shortcuts(index: Index, measurements: Measurements) -> tuple[Shortcut, ...]:
+    """Predict the classes from image size, file format, pixel mode and border brightness, each alone.
 
-    A decision tree of depth 4, cross-validated by group where groups are known, on a sample of at most `SAMPLE`
-    images. Classes with fewer than `MIN_PER_CLASS` images are left out; with fewer than two others, nothing is tried.
+    A decision tree of depth 4 is cross-validated, by group if groups are known, on at most `SAMPLE` images. Classes
+    with fewer than `MIN_PER_CLASS` images are left out. With fewer than two other classes, the result is empty.
     """
-    rows = _draw_sample(index, found)
+    rows = _draw_sample(index, measurements)
     labels = np.array([index.labels[row] for row in rows])
     if len(np.unique(labels)) < 2:
         return ()
     groups = [index.groups[row] for row in rows] if index.groups else [str(row) for row in rows]
     if len(set(groups)) < 2:
         return ()
-    features = _take_features(index, found, rows)
+    features = _compute_features(index, measurements, rows)
     folds = _cut_folds(labels, groups)
-    inside = _try("inside", features.pop("inside"), labels, folds).score
-    tried = [_try(name, values, labels, folds) for name, values in features.items()]
-    return tuple(replace(shortcut, inside=inside) if shortcut.name == "border" else shortcut for shortcut in tried)
+    inside = _predict("inside", features.pop("inside"), labels, folds).score
+    shortcuts = [_predict(name, values, labels, folds) for name, values in features.items()]
+    return tuple(replace(shortcut, inside=inside) if shortcut.name == "border" else shortcut for shortcut in shortcuts)
 
 
-def _take_features(index: Index, found: Measurements, rows: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-    """(N, F) numbers of each thing."""
-    measures = found.measures[rows]
+def _compute_features(index: Index, measurements: Measurements, rows: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """Compute the features of each property, (N, F)."""
+    measures = measurements.measures[rows]
     formats = [identify_file(index.root / index.paths[row]) for row in rows]  # .jpg and .jpeg are one
     thumbs = measures["thumb"][:, 1:-1, 1:-1].astype(np.float64)
     half = thumbs.shape[1] // 2
     quarters = [thumbs[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
-    modes = [found.notes[place].partition("|")[0] for place in measures["note"]]
+    modes = [measurements.notes[place].partition("|")[0] for place in measures["note"]]
     size = np.stack([measures["width"], measures["height"], measures["width"] / measures["height"]], axis=1)
     return {
         "size": size.astype(np.float64),
@@ -85,12 +85,12 @@ def _take_features(index: Index, found: Measurements, rows: Sequence[int]) -> di
         "border": measures["border"].astype(np.float64),
         "inside": np.stack(
             [f(q, axis=(1, 2)) for f in (np.mean, np.std) for q in quarters], axis=1
-        ),  # as many numbers as the border's
+        ),  # as many features as the border's
     }
 
 
 _Folds: TypeAlias = "list[tuple[NDArray[np.int64], NDArray[np.int64]]]"
-"""For each fold the places that a tree is fitted on, and those that it is tested on."""
+"""For each fold, the positions to fit a tree on and those to test it on."""
 
 
 def _cut_folds(labels: NDArray[np.int64], groups: Sequence[str]) -> _Folds:
@@ -100,7 +100,7 @@ def _cut_folds(labels: NDArray[np.int64], groups: Sequence[str]) -> _Folds:
     return list(folds.split(labels, labels, groups))
 
 
-def _try(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], folds: _Folds) -> Shortcut:
+def _predict(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], folds: _Folds) -> Shortcut:
     chance = 1 / len(np.unique(labels))
     if (values == values[0]).all():
         return Shortcut(name=name, score=chance, spread=0.0, chance=chance, images=len(labels))
@@ -119,9 +119,9 @@ def _try(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], fold
     )
 
 
-def _draw_sample(index: Index, found: Measurements) -> list[int]:
-    """Readable rows of the classes that are large enough, evenly over the sorted paths."""
-    readable = np.flatnonzero(found.measures["readable"])
+def _draw_sample(index: Index, measurements: Measurements) -> list[int]:
+    """Return readable rows of the classes that are large enough, evenly spaced over the sorted paths."""
+    readable = np.flatnonzero(measurements.measures["readable"])
     labels = np.array(index.labels)[readable]
     counts = np.bincount(labels, minlength=len(index.classes))
     rows = readable[counts[labels] >= MIN_PER_CLASS]
@@ -130,5 +130,5 @@ def _draw_sample(index: Index, found: Measurements) -> list[int]:
 
 
 def _one_hot(words: Sequence[str]) -> NDArray[np.float64]:
-    known = sorted(set(words))
-    return np.array([[word == other for other in known] for word in words], dtype=np.float64)
+    categories = sorted(set(words))
+    return np.array([[word == category for category in categories] for word in words], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The audit of a data set: its measures in short, and its findings."""
+"""The audit of a data set: a summary of its measurements, and its findings."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.duplicates import find_duplicates
-from convnext_cli.data.audit.findings import Finding, explain_support, find_all
+from convnext_cli.data.audit.findings import Finding
 from convnext_cli.data.audit.measurements import Measurements, measure_images
+from convnext_cli.data.audit.rules import Evidence, find_all
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
-from convnext_cli.data.audit.support import Support, counts_anew, measure_support
+from convnext_cli.data.audit.support import Support, explain_support, measure_support, restarts_numbering
 from convnext_cli.data.groups import Grouping
 from convnext_cli.data.index import Index
 from convnext_cli.images.formats import has_image_suffix
@@ -21,7 +22,7 @@ from convnext_cli.progress import Steps
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Audit:
-    """A data set looked at."""
+    """The result of checking a data set."""
 
     index: Index
     grouping: Grouping
@@ -33,24 +34,24 @@ class Audit:
     findings: tuple[Finding, ...]
     unreadable: tuple[int, ...]
     clusters: tuple[tuple[int, ...], ...]
-    """Rows that are one picture."""
+    """Sets of rows that show the same image: duplicates and near-duplicates."""
     duplicate_sets: tuple[tuple[int, ...], ...]
-    """Rows to hold in one split: those of one picture, and very similar ones."""
+    """Sets of rows to keep in one split: duplicates, near-duplicates and very similar images."""
     measurements: Measurements
-    """The measures of every image."""
+    """The measurements of every image."""
 
     @property
     def falsifies(self) -> bool:
-        """Whether any finding makes a score false."""
+        """True if any finding makes test scores wrong."""
         return any(finding.falsifies for finding in self.findings)
 
     def list_image_hashes(self, index: Index) -> dict[str, NDArray[Any]]:
-        """Return what a run keeps of the images of `index`, which are some of those that were looked at."""
+        """Return the hashes of the images of `index`, all of which were checked, for a run to keep."""
         rows = {path: row for row, path in enumerate(self.index.paths)}
-        return self.measurements.take([rows[path] for path in index.paths])
+        return self.measurements.select([rows[path] for path in index.paths])
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: all but the rows."""
+        """Return everything but the rows, for JSON."""
         index = self.index
         return {
             "data": str(index.root),
@@ -72,38 +73,50 @@ class Audit:
                 "evidence": self.grouping.evidence,
             },
             "shortcuts": {
-                found.name: {"balanced_accuracy": found.score, "spread": found.spread, "chance": found.chance}
-                for found in self.shortcuts
+                shortcut.name: {
+                    "balanced_accuracy": shortcut.score,
+                    "spread": shortcut.spread,
+                    "chance": shortcut.chance,
+                }
+                for shortcut in self.shortcuts
             },
             "findings": [
                 {
-                    "kind": found.kind,
-                    "falsifies": found.falsifies,
-                    "severity": found.severity,
-                    "title": found.title,
-                    "count": found.count,
-                    "examples": found.examples,
-                    "effect": found.effect,
-                    "action": found.action,
+                    "kind": finding.kind.value,
+                    "falsifies": finding.falsifies,
+                    "severity": finding.severity,
+                    "title": finding.title,
+                    "count": finding.count,
+                    "examples": finding.examples,
+                    "effect": finding.effect,
+                    "action": finding.action,
                 }
-                for found in self.findings
+                for finding in self.findings
             ],
         }
 
 
 def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audit]:
-    """Audit every image of an index. Images that did not change since the last time are not read again."""
+    """Audit every image of an index. Images that did not change since the last audit are not read again."""
     measurements = yield from measure_images(index, threads=threads)
     index, grouping, across = _weigh_groups(index, grouping, measurements)
     duplicates = yield from find_duplicates(index, measurements, threads=threads)
     shortcuts = find_shortcuts(index, measurements)
+    evidence = Evidence(
+        index=index,
+        grouping=grouping,
+        measurements=measurements,
+        duplicates=duplicates,
+        shortcuts=shortcuts,
+        across=across,
+    )
     return Audit(
         index=index,
         grouping=grouping,
         sizes=_describe_sizes(measurements),
         formats=_count_formats(index, measurements),
         shortcuts=shortcuts,
-        findings=tuple(find_all(index, grouping, measurements, duplicates, shortcuts, across)),
+        findings=tuple(find_all(evidence)),
         unreadable=tuple(measurements.errors),
         clusters=duplicates.clusters,
         duplicate_sets=duplicates.duplicate_sets,
@@ -114,17 +127,17 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audi
 def _weigh_groups(
     index: Index, grouping: Grouping, measurements: Measurements
 ) -> tuple[Index, Grouping, Support | None]:
-    """Ask the pictures about groups that names or folders suggest, within splits and across them.
+    """Test guessed groups by their images, within splits and across them.
 
-    Groups whose numbers begin anew in the classes and splits, and whose images are not surely alike, are dropped.
+    Groups are dropped if their numbers restart in the classes and splits and their images are not certainly alike.
     """
     if not grouping.is_guess:
         return index, grouping, None
     within = measure_support(index, measurements)
-    is_restarted = counts_anew(index)
+    is_restarted = restarts_numbering(index)
     if within.verdict != "supported" and is_restarted:
         example = grouping.examples[0][1] if grouping.examples else ""
-        rule = f"none: numbers such as {example} begin anew in each class, and {explain_support(within)}"
+        rule = f"none: numbers such as {example} restart in each class, and {explain_support(within)}"
         return replace(index, groups=()), Grouping(source="none", rule=rule), None
     across = measure_support(index, measurements, across=within) if len(set(index.splits)) > 1 else None
     if across and is_restarted and across.verdict == "unclear":
@@ -135,8 +148,8 @@ def _weigh_groups(
     return index, replace(grouping, certainty=certainty, evidence=explain_support(support)), across
 
 
-def _describe_sizes(found: Measurements) -> dict[str, tuple[int, int]]:
-    readable = found.measures[found.measures["readable"] == 1]
+def _describe_sizes(measurements: Measurements) -> dict[str, tuple[int, int]]:
+    readable = measurements.measures[measurements.measures["readable"] == 1]
     if not len(readable):
         return {}
     order = np.argsort(readable["width"].astype(np.int64) * readable["height"], kind="stable")
@@ -144,11 +157,11 @@ def _describe_sizes(found: Measurements) -> dict[str, tuple[int, int]]:
     return {name: (int(readable["width"][at]), int(readable["height"][at])) for name, at in places.items()}
 
 
-def _count_formats(index: Index, found: Measurements) -> dict[str, int]:
+def _count_formats(index: Index, measurements: Measurements) -> dict[str, int]:
     def describe(row: int) -> str:
-        mode, *done = found.notes[found.measures["note"][row]].split("|")
+        mode, *steps = measurements.notes[measurements.measures["note"][row]].split("|")
         path = index.paths[row]
         suffix = PurePath(path).suffix.lower() if has_image_suffix(path) else "no image suffix:"
-        return f"{suffix} {mode}" + (f" ({', '.join(done)})" if done else "")
+        return f"{suffix} {mode}" + (f" ({', '.join(steps)})" if steps else "")
 
-    return dict(Counter(map(describe, np.flatnonzero(found.measures["readable"]).tolist())).most_common())
+    return dict(Counter(map(describe, np.flatnonzero(measurements.measures["readable"]).tolist())).most_common())

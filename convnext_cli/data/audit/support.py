@@ -1,4 +1,4 @@
-"""Do the pictures bear out that images of one group belong together? Names alone can only suggest it."""
+"""Test whether images of one group resemble each other. Names alone can only suggest groups."""
 
 import math
 from collections import defaultdict
@@ -14,37 +14,39 @@ from convnext_cli.data.index import Index
 
 T = TypeVar("T")
 
-LEVEL = 0.01  # of the test, over both likenesses together
-MIN_RANK = 0.55  # a mean rank surely below is no likeness worth speaking of
-GROUPS, IMAGES, OTHERS = 500, 6, 200  # groups, images of each, and images of other groups that are compared
-MIN_GROUPS_TOLD = 10  # to say that there is no likeness
+LEVEL = 0.01  # significance level of the test, over both similarities
+MIN_RANK = 0.55  # a mean rank that is certainly below this means no similarity
+GROUPS, IMAGES, OTHERS = 500, 6, 200  # groups, images per group, and images of other groups to compare
+MIN_GROUPS_REFUTED = 10  # groups needed to conclude that there is no similarity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Support:
-    """What a rank test says of groups."""
+    """The result of a rank test on groups."""
 
     verdict: str
     """`supported`, `refuted`, or `unclear`."""
     groups: int
-    """Groups that were compared."""
+    """Number of groups compared."""
     rank: float
-    """Mean rank of an image of the same group among those of others, by likeness: 0.5 is chance, 1 always first."""
+    """Mean rank of an image of the same group among images of other groups, by similarity: 0.5 is chance, 1 is always
+    the most similar."""
 
 
 def measure_support(index: Index, measurements: Measurements, *, across: Support | None = None) -> Support:
-    """Test whether images of one group are more alike than images of two.
+    """Test whether images of one group are more alike than images of different groups.
 
-    An image is compared with another of its group, and with images of other groups that have the other one's class and
-    split, by the correlation of their thumbnails and by their brightness and contrast. The rank of the first among the
-    second is uniform where groups mean nothing. Each group's mean rank is one value; their mean is tested against 0.5
-    by Student's t, one-sided, at `LEVEL`, halved for the two likenesses.
+    An image is compared with a second image of its group, and with images of other groups of the second image's class
+    and split. Two similarities are used: the correlation of the thumbnails, and brightness with contrast. If groups
+    mean nothing, the rank of the second image is uniform. Each group's mean rank is one value. The mean of these values
+    is tested against 0.5 by Student's t, one-sided, at `LEVEL`, halved for the two similarities (Bonferroni).
 
     Args:
         index: with groups.
         measurements: its measures.
-        across: None compares images of one class and split. What that gave compares images of two splits instead, to
-            tell whether an identifier means the same in both: refuted where the likeness is surely less than half.
+        across: None compares images of one class and split. The result of that test compares images of two splits
+            instead, to learn whether an identifier means the same in both. It is refuted if the similarity is certainly
+            less than half of that within splits.
     """
     cells = np.unique([f"{s}/{k}" for s, k in zip(index.splits, index.labels, strict=True)], return_inverse=True)[1]
     splits = np.array(index.splits)
@@ -57,7 +59,7 @@ def measure_support(index: Index, measurements: Measurements, *, across: Support
     digests = measurements.measures["digest"]
     ranks: list[NDArray[np.float64]] = []
     for rows in _pick(several, GROUPS if across is None else 4 * GROUPS):
-        found = []
+        of_group = []
         for one in _pick(rows, IMAGES):
             fits = (splits[rows] != splits[one]) if across else (cells[rows] == cells[one])
             mates = [row for row in np.array(rows)[fits] if (digests[row] != digests[one]).any()]
@@ -65,16 +67,16 @@ def measure_support(index: Index, measurements: Measurements, *, across: Support
                 others = rows_of[cells[two]]
                 others = np.array(_pick(others[numbers[others] != numbers[one]], OTHERS))
                 if len(others) > 1:
-                    found.append(_rank(measurements, one, int(two), others))
-        if found:
-            ranks.append(np.mean(found, axis=0))
+                    of_group.append(_rank(measurements, one, int(two), others))
+        if of_group:
+            ranks.append(np.mean(of_group, axis=0))
     if len(ranks) < 2:
         return Support(verdict="unclear", groups=len(ranks), rank=0.5)
     return _judge(np.array(ranks), across)
 
 
 def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
-    """Judge the mean ranks of groups, (G, 2)."""
+    """Test the mean ranks of groups, (G, 2)."""
     from scipy.stats import t as student
 
     groups = len(ranks)
@@ -84,7 +86,7 @@ def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
     limit = MIN_RANK if across is None else 0.5 + (across.rank - 0.5) / 2
     if mean[best] - point * error[best] > 0.5:
         verdict = "supported"
-    elif groups >= MIN_GROUPS_TOLD and (mean + point * error < limit).all():
+    elif groups >= MIN_GROUPS_REFUTED and (mean + point * error < limit).all():
         verdict = "refuted"
     else:
         verdict = "unclear"
@@ -92,24 +94,24 @@ def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
 
 
 def _rank(measurements: Measurements, one: int, two: int, others: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the share of `others` that are less like `one` than `two` is: in layout, and in brightness."""
+    """Return the fraction of `others` that are less similar to `one` than `two` is: in layout, and in brightness."""
     thumbs = measurements.measures["thumb"][[one, two, *others]].reshape(len(others) + 2, -1).astype(np.float32)
     light = np.stack([thumbs.mean(axis=1), thumbs.std(axis=1)], axis=1)
     thumbs -= light[:, :1]
     thumbs /= np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-6)
-    likeness = (thumbs[1:] @ thumbs[0], -np.abs(light[1:] - light[0]).sum(axis=1))
-    layout, brightness = (float((v[1:] < v[0]).mean() + (v[1:] == v[0]).mean() / 2) for v in likeness)
+    similarity = (thumbs[1:] @ thumbs[0], -np.abs(light[1:] - light[0]).sum(axis=1))
+    layout, brightness = (float((v[1:] < v[0]).mean() + (v[1:] == v[0]).mean() / 2) for v in similarity)
     return layout, brightness
 
 
 def _pick(values: Sequence[T], number: int) -> list[T]:
-    """Return at most `number` of the values, evenly."""
+    """Return at most `number` of the values, evenly spaced."""
     count = min(len(values), number)
     return [values[i * len(values) // count] for i in range(count)]
 
 
-def counts_anew(index: Index) -> bool:
-    """Return whether groups that repeat lie in most classes and splits on average, as numbers that begin anew do."""
+def restarts_numbering(index: Index) -> bool:
+    """Return True if repeated groups lie in most classes and splits on average, as numbers that restart in each do."""
     cells: dict[str, set[tuple[str, int]]] = defaultdict(set)
     images: dict[str, int] = defaultdict(int)
     for group, split, label in zip(index.groups, index.splits, index.labels, strict=True):
@@ -118,3 +120,19 @@ def counts_anew(index: Index) -> bool:
     everywhere = len(set(zip(index.splits, index.labels, strict=True)))
     repeated = [len(cells[group]) for group, count in images.items() if count > 1]
     return bool(repeated) and sum(repeated) > len(repeated) * (1 + everywhere) / 2
+
+
+def explain_support(support: Support) -> str:
+    """Describe what the images say about guessed groups."""
+    text = {
+        "supported": "images of one group are more alike than images of different groups",
+        "refuted": "images of one group are no more alike than images of different groups",
+        "unclear": "too few images share a group to test them, or they are hardly more alike",
+    }[support.verdict]
+    return f"{text} ({describe_test(support)})"
+
+
+def describe_test(support: Support) -> str:
+    """Name the test, the number of groups and the p-value."""
+    sign = "<" if support.verdict == "supported" else ">"
+    return f"rank test on {support.groups:,} groups: p {sign} {LEVEL}"

@@ -81,9 +81,9 @@ def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, 
     )
 
 
-def score_duplicates(planted: Planted, found: Audit) -> tuple[set[tuple[str, str]], float, float]:
+def score_duplicates(planted: Planted, result: Audit) -> tuple[set[tuple[str, str]], float, float]:
     """The exact pairs that were found, the share of the near ones, and pictures wrongly taken for copies a picture."""
-    cluster = {found.index.paths[row]: number for number, rows in enumerate(found.clusters) for row in rows}
+    cluster = {result.index.paths[row]: number for number, rows in enumerate(result.clusters) for row in rows}
 
     def hits(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
         return {(one, two) for one, two in pairs if one in cluster and cluster[one] == cluster.get(two)}

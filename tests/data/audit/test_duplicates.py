@@ -24,7 +24,7 @@ def audit(data: Path, **options: object) -> Audit:
 
 
 def count(audit: Audit) -> dict[str, int]:
-    return {finding.kind: finding.count for finding in audit.findings}
+    return {finding.kind.value: finding.count for finding in audit.findings}
 
 
 def save(image: Image.Image, path: Path, **options: Any) -> None:
@@ -39,34 +39,34 @@ def draw_texture(seed: int) -> Image.Image:
     return Image.fromarray(np.clip(rough + gaussian_filter(fine, 2) * 6 + 50, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def test_similar_hashes_are_found_once_as_by_comparing_all() -> None:
+def test_find_similar_equals_an_exhaustive_comparison() -> None:
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**63, 200, dtype=np.uint64)
     for row in range(100):
         flips = random.choice(64, row % 12, replace=False).astype(np.uint64)
         hashes[100 + row] = hashes[row] ^ np.bitwise_or.reduce(np.uint64(1) << flips, initial=np.uint64(0))
     hashes = np.unique(hashes)
-    found = [tuple(sorted(pair)) for pairs in find_similar(hashes) for pair in pairs.tolist()]
+    result = [tuple(sorted(pair)) for pairs in find_similar(hashes) for pair in pairs.tolist()]
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
     expected = {(a, b) for a, b in np.argwhere(bits <= MAX_DISTANCE).tolist() if a < b}
-    assert len(found) == len(set(found))
-    assert set(found) == expected
+    assert len(result) == len(set(result))
+    assert set(result) == expected
 
 
-def test_an_unlike_picture_with_the_same_hash_hides_no_pair(tmp_path: Path) -> None:
+def test_unlike_images_with_one_hash_hide_no_near_duplicate(tmp_path: Path) -> None:
     """All hashes are the same in thirds: each picture's copy is found among 29 others."""
     for number in range(30):
         picture = draw_texture(number)
         save(picture, tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
         save(picture, tmp_path / "test" / "ab"[number % 2] / f"again{number}.jpg", quality=90)
-    found = audit(tmp_path, group_from="none")
-    hashes = Counter(found.measurements.measures["hash"].tolist())
+    result = audit(tmp_path, group_from="none")
+    hashes = Counter(result.measurements.measures["hash"].tolist())
     assert len(hashes) < 40, "pictures share hashes"
-    assert count(found)["near-duplicates across splits"] == 30
-    assert all(len(rows) == 2 for rows in found.clusters)
+    assert count(result)["near-duplicates across splits"] == 30
+    assert all(len(rows) == 2 for rows in result.clusters)
 
 
-def test_after_the_fix_list_no_copies_lie_in_two_splits(tmp_path: Path) -> None:
+def test_fix_list_removes_duplicates_across_splits(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(40):
         picture = draw_texture(number // 4) if number % 2 else draw_picture(number // 3)
@@ -80,27 +80,27 @@ def test_after_the_fix_list_no_copies_lie_in_two_splits(tmp_path: Path) -> None:
     assert set(count(after)) <= {"small classes"}
 
 
-def test_a_thousand_black_pictures_are_one_cluster(tmp_path: Path) -> None:
+def test_black_images_are_one_cluster(tmp_path: Path) -> None:
     black = Image.new("RGB", (16, 16))
     for number in range(300):
         save(black, tmp_path / "ab"[number % 2] / f"{number}.png")
-    found = audit(tmp_path, group_from="none")
-    assert [len(rows) for rows in found.clusters] == [300]
-    assert not found.findings[0].title.startswith("near")
+    result = audit(tmp_path, group_from="none")
+    assert [len(rows) for rows in result.clusters] == [300]
+    assert not result.findings[0].title.startswith("near")
 
 
-def test_exact_and_near_are_counted_apart(tmp_path: Path) -> None:
+def test_duplicates_and_near_duplicates_are_counted_separately(tmp_path: Path) -> None:
     for number in range(24):
         save(draw_picture(number), tmp_path / ("train", "test")[number % 2] / "ab"[number // 2 % 2] / f"{number}.png")
     for number in range(0, 6, 2):
         save(draw_picture(number), tmp_path / "test" / "ab"[number // 2 % 2] / f"copy{number}.png")
     for number in range(8, 12, 2):
         save(draw_picture(number), tmp_path / "test" / "ab"[number // 2 % 2] / f"copy{number}.jpg", quality=80)
-    found = {finding.kind: finding for finding in audit(tmp_path, group_from="none").findings}
-    assert found["duplicates across splits"].count == 3
-    assert "the same pixels" in found["duplicates across splits"].title
-    assert found["near-duplicates across splits"].count == 2
-    assert len(found["near-duplicates across splits"].leave_out) == 2
+    result = {finding.kind.value: finding for finding in audit(tmp_path, group_from="none").findings}
+    assert result["duplicates across splits"].count == 3
+    assert "the same pixels" in result["duplicates across splits"].title
+    assert result["near-duplicates across splits"].count == 2
+    assert len(result["near-duplicates across splits"].leave_out) == 2
 
 
 def make_slices(number: int) -> list[Image.Image]:
@@ -113,21 +113,21 @@ def make_slices(number: int) -> list[Image.Image]:
     return [Image.fromarray(np.clip(one, 0, 255).astype(np.uint8)).convert("RGB") for one in volume]
 
 
-def test_neighbouring_slices_are_similar_and_not_left_out(tmp_path: Path) -> None:
+def test_neighbouring_slices_are_similar_and_kept(tmp_path: Path) -> None:
     for scan in range(4):
         for number, picture in enumerate(make_slices(scan)):
             save(picture, tmp_path / ("train", "test")[number % 2] / "ab"[scan % 2] / f"{scan * 100 + number}.png")
-    found = {finding.kind: finding for finding in audit(tmp_path, group_from="none").findings}
-    similar = found["very similar images across splits"]
+    result = {finding.kind.value: finding for finding in audit(tmp_path, group_from="none").findings}
+    similar = result["very similar images across splits"]
     assert similar.severity == "note"
     assert not similar.leave_out
     assert "perhaps of one subject" in similar.title
-    assert not any("duplicates" in kind for kind in found)
+    assert not any("duplicates" in kind for kind in result)
 
 
 @pytest.mark.parametrize("quality", [50, 75, 95])
 @pytest.mark.parametrize("scale", [0.5, 1, 1.5])
-def test_a_picture_saved_again_or_scaled_is_a_near_duplicate(quality: int, scale: float) -> None:
+def test_image_saved_again_or_scaled_is_a_near_duplicate(quality: int, scale: float) -> None:
     for number in range(5):
         picture = draw_picture(number, (192, 160))
         file = io.BytesIO()

@@ -24,9 +24,9 @@ def take(data: Path, **options: object) -> Dataset:
 
 
 def audit(data: Path, **options: object) -> Audit:
-    found = take(data, **options).audit
-    assert found is not None
-    return found
+    result = take(data, **options).audit
+    assert result is not None
+    return result
 
 
 def find(audit: Audit, kind: str) -> Finding:
@@ -41,40 +41,40 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 @pytest.fixture(scope="module")
-def found(planted: Planted) -> Audit:
+def result(planted: Planted) -> Audit:
     return audit(planted.root)
 
 
-def test_planted_duplicates_are_found_and_no_others(planted: Planted, found: Audit) -> None:
-    hits, near_share, false_share = score_duplicates(planted, found)
+def test_planted_duplicates_and_no_others_are_detected(planted: Planted, result: Audit) -> None:
+    hits, near_share, false_share = score_duplicates(planted, result)
     assert hits == planted.exact | planted.conflicts
     assert near_share >= 0.95
     assert false_share <= 0.01
 
 
-def test_planted_conflicts_and_leaks_are_told(planted: Planted, found: Audit) -> None:
-    assert find(found, "conflicting labels").count == len(planted.conflicts)
-    groups = find(found, "groups across splits")
+def test_planted_conflicts_and_leakage_are_reported(planted: Planted, result: Audit) -> None:
+    assert find(result, "conflicting labels").count == len(planted.conflicts)
+    groups = find(result, "groups across splits")
     assert groups.count == len(planted.leaked)
     assert {example.split(":")[0] for example in groups.examples} <= planted.leaked
-    assert "numbered each split anew" in groups.effect
-    assert found.falsifies
+    assert "numbered independently" in groups.effect
+    assert result.falsifies
 
 
-def test_without_the_fix_list_duplicates_and_conflicts_are_gone(planted: Planted, found: Audit, tmp_path: Path) -> None:
-    written = write_fix_list(found, tmp_path / "fix.csv")
+def test_fix_list_removes_duplicates_and_conflicts(planted: Planted, result: Audit, tmp_path: Path) -> None:
+    written = write_fix_list(result, tmp_path / "fix.csv")
     after = audit(planted.root, exclude=str(tmp_path / "fix.csv"))
-    assert len(after.index) == len(found.index) - written
+    assert len(after.index) == len(result.index) - written
     assert after.clusters == ()
     assert {finding.kind for finding in after.findings} <= {"groups across splits"}
 
 
-def test_a_new_split_keeps_groups_and_copies_together(planted: Planted) -> None:
+def test_resplit_keeps_groups_and_duplicates_in_one_split(planted: Planted) -> None:
     after = audit(planted.root, resplit=True)
     assert {finding.kind for finding in after.findings} == {"conflicting labels", "duplicates", "near-duplicates"}
 
 
-def test_a_dirty_folder(tmp_path: Path) -> None:
+def test_messy_folder_is_audited(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for number in range(12):
         label = ("SICK", "WELL")[number % 2]
@@ -100,22 +100,22 @@ def test_a_dirty_folder(tmp_path: Path) -> None:
     for name in ("SICK/bare", "WELL/1.2.840.7"):
         draw_picture(70 + len(name)).save(data / name, format="PNG")
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    found = audit(data)
+    result = audit(data)
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before  # the data folder is only read
-    unreadable = find(found, "unreadable")
+    unreadable = find(result, "unreadable")
     assert unreadable.count == 3
     assert all(any(name in text for text in unreadable.examples) for name in ("torn.png", "empty.jpg", "text.png"))
     dataset = take(data)
     assert len(dataset.index) == 12 + 3 + 3 + 2
     assert dataset.index.skipped["unreadable image"] == 3
-    assert found.formats[".png I;16 (stretched)"] == 1
-    assert found.formats[".jpg CMYK (converted to RGB)"] == 1
-    assert found.formats["no image suffix: RGB"] == 2
-    assert found.index.skipped == {"hidden or system file": 2, "not an image by its suffix": 1}
+    assert result.formats[".png I;16 (stretched)"] == 1
+    assert result.formats[".jpg CMYK (converted to RGB)"] == 1
+    assert result.formats["no image suffix: RGB"] == 2
+    assert result.index.skipped == {"hidden or system file": 2, "not an image by its suffix": 1}
 
 
 @pytest.mark.parametrize("thing", ["size", "format", "mode", "border"])
-def test_a_shortcut_is_told_by_its_name(tmp_path: Path, thing: str) -> None:
+def test_shortcut_is_reported_by_name(tmp_path: Path, thing: str) -> None:
     for number in range(120):
         well = number % 2
         picture = draw_picture(number, (80 + 20 * well, 80) if thing == "size" else (80, 80))
@@ -126,10 +126,10 @@ def test_a_shortcut_is_told_by_its_name(tmp_path: Path, thing: str) -> None:
         path = tmp_path / ("SICK", "WELL")[well] / f"{number:04}.{'bmp' if thing == 'format' and well else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
-    found = audit(tmp_path)
-    assert {shortcut.name for shortcut in found.shortcuts if shortcut.is_telling} == {thing}
-    assert not found.falsifies
-    assert find(found, f"shortcut: {thing}").examples[0].startswith("balanced accuracy 1")
+    result = audit(tmp_path)
+    assert {shortcut.name for shortcut in result.shortcuts if shortcut.is_predictive} == {thing}
+    assert not result.falsifies
+    assert find(result, f"shortcut: {thing}").examples[0].startswith("balanced accuracy 1")
 
 
 def test_jpg_and_jpeg_are_one_format(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_jpg_and_jpeg_are_one_format(tmp_path: Path) -> None:
         path = tmp_path / ("SICK", "WELL")[number % 2] / f"{number:04}.{('jpg', 'jpeg')[number % 2]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_picture(number, (48, 48)).save(path)
-    assert not any(shortcut.is_telling for shortcut in audit(tmp_path).shortcuts)
+    assert not any(shortcut.is_predictive for shortcut in audit(tmp_path).shortcuts)
 
 
 def make_border_set(root: Path, number: int, *, planted: bool) -> Path:
@@ -154,15 +154,19 @@ def make_border_set(root: Path, number: int, *, planted: bool) -> Path:
 
 
 @pytest.mark.parametrize("planted", [True, False])
-def test_a_border_is_reported_where_it_beats_the_inside(tmp_path: Path, *, planted: bool) -> None:
-    told = [
-        any(s.is_telling for s in audit(make_border_set(tmp_path, n, planted=planted)).shortcuts if s.name == "border")
+def test_border_is_reported_if_it_predicts_better_than_the_inside(tmp_path: Path, *, planted: bool) -> None:
+    reported = [
+        any(
+            s.is_predictive
+            for s in audit(make_border_set(tmp_path, n, planted=planted)).shortcuts
+            if s.name == "border"
+        )
         for n in range(6)
     ]
-    assert sum(told) >= 5 if planted else sum(told) <= 1, told
+    assert sum(reported) >= 5 if planted else sum(reported) <= 1, reported
 
 
-def test_small_classes_and_an_unreadable_set(tmp_path: Path) -> None:
+def test_small_classes_are_reported_and_unreadable_set_is_refused(tmp_path: Path) -> None:
     for number in range(30):
         save_image(tmp_path / ("many" if number < 27 else "few") / f"{number}.png", seed=number)
     assert find(audit(tmp_path), "small classes").examples == ("few: 3",)
@@ -172,7 +176,7 @@ def test_small_classes_and_an_unreadable_set(tmp_path: Path) -> None:
         take(tmp_path)
 
 
-def test_the_cache_is_used_and_sees_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_are_cached_and_follow_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         save_image(tmp_path / "data" / "ab"[number % 2] / f"{number}.png", seed=number)
     decoded: list[Path] = []
@@ -203,7 +207,7 @@ def test_the_cache_is_used_and_sees_what_changed(tmp_path: Path, monkeypatch: py
     assert len(decoded) == 7 + 6  # a torn cache is as none
 
 
-def test_exclusions_must_name_files_of_the_data(tmp_path: Path) -> None:
+def test_exclusions_must_name_existing_files(tmp_path: Path) -> None:
     for number in range(4):
         save_image(tmp_path / "data" / "ab"[number % 2] / f"{number}.png", seed=number)
     (tmp_path / "plain.txt").write_text("a/0.png\n")
@@ -215,15 +219,15 @@ def test_exclusions_must_name_files_of_the_data(tmp_path: Path) -> None:
         take(tmp_path / "data", exclude=str(tmp_path / "plain.txt"))
 
 
-def test_the_chest_x_rays(shared_data: Path) -> None:
-    found = audit(shared_data / "cxr3")
-    groups = find(found, "groups across splits")
+def test_chest_x_rays_audit(shared_data: Path) -> None:
+    result = audit(shared_data / "cxr3")
+    groups = find(result, "groups across splits")
     assert groups.count == 170
-    assert "170 in both test and train" in groups.title
-    assert found.grouping.certainty == "supported"
+    assert "both train and test" in groups.title
+    assert result.grouping.certainty == "supported"
     assert not groups.falsifies, "images of one number in two splits are no more alike than of two"
-    assert not any(shortcut.is_telling for shortcut in found.shortcuts if shortcut.name != "border")
+    assert not any(shortcut.is_predictive for shortcut in result.shortcuts if shortcut.name != "border")
     repaired = take(shared_data / "cxr3", resplit=True)
-    assert replace(repaired.index, skipped={}).groups == found.index.groups
+    assert replace(repaired.index, skipped={}).groups == result.index.groups
     assert repaired.audit is not None
     assert not repaired.audit.falsifies

@@ -27,7 +27,7 @@ def draw(root: Path, paths: list[str], families: list[int]) -> None:
 
 
 def list_slides(per_cell: int = 3) -> list[str]:
-    """Blood cells: slides numbered anew in each class and split."""
+    """Return paths of blood cells whose slides are numbered anew in each class and split."""
     return [
         f"{split}/{label}/_{slide}_{100 * slide + i}.png"
         for split in ("train", "test")
@@ -37,39 +37,41 @@ def list_slides(per_cell: int = 3) -> list[str]:
     ]
 
 
-def test_counters_that_begin_anew_and_mean_nothing_are_no_groups(tmp_path: Path) -> None:
+def test_numbers_that_restart_in_each_class_are_not_groups(tmp_path: Path) -> None:
     paths = list_slides()
-    draw(tmp_path, paths, list(range(1000, 1000 + len(paths))))  # no two pictures are alike
-    found = audit(tmp_path)
-    assert found.grouping.source == "none"
-    assert "begin anew in each class" in found.grouping.rule
-    assert found.index.groups == ()
-    assert not found.falsifies
+    draw(tmp_path, paths, list(range(1000, 1000 + len(paths))))  # no two images are alike
+    result = audit(tmp_path)
+    assert result.grouping.source == "none"
+    assert "restart in each class" in result.grouping.rule
+    assert result.index.groups == ()
+    assert not result.falsifies
 
 
-def test_numbers_that_begin_anew_in_each_split_make_no_score_false(tmp_path: Path) -> None:
+def test_groups_across_splits_without_similarity_are_a_note(tmp_path: Path) -> None:
     paths = list_slides()
     cells = {cell: number for number, cell in enumerate(sorted({path.rpartition("/")[0] for path in paths}))}
     draw(tmp_path, paths, [100 * cells[p.rpartition("/")[0]] + int(p.rpartition("/")[2].split("_")[1]) for p in paths])
-    found = audit(tmp_path)
-    [groups] = [finding for finding in found.findings if finding.kind == "groups across splits"]
-    assert found.grouping.certainty == "supported"
+    result = audit(tmp_path)
+    [groups] = [finding for finding in result.findings if finding.kind == "groups across splits"]
+    assert result.grouping.certainty == "supported"
     assert groups.severity == "note"
     assert "no more alike than images of different groups" in groups.effect
-    assert not found.falsifies
+    assert not result.falsifies
 
 
-def test_identifiers_that_the_pictures_support_make_a_score_false(tmp_path: Path) -> None:
+def test_groups_across_splits_with_similarity_are_a_warning(tmp_path: Path) -> None:
     paths = list_slides()
     draw(tmp_path, paths, [int(path.rpartition("/")[2].split("_")[1]) for path in paths])
-    found = audit(tmp_path)
-    [groups] = [finding for finding in found.findings if finding.kind == "groups across splits"]
-    assert (found.grouping.certainty, groups.severity, groups.count) == ("supported", "warning", 12)
-    assert found.falsifies
+    result = audit(tmp_path)
+    [groups] = [finding for finding in result.findings if finding.kind == "groups across splits"]
+    assert (result.grouping.certainty, groups.severity, groups.count) == ("supported", "warning", 12)
+    assert result.falsifies
 
 
 @pytest.mark.parametrize(("label", "severity"), [("LYM", "note"), ("EOS", "warning")])
-def test_few_groups_across_splits_count_where_a_class_is_in_both(tmp_path: Path, label: str, severity: str) -> None:
+def test_few_groups_across_splits_are_a_warning_if_a_class_is_in_both(
+    tmp_path: Path, label: str, severity: str
+) -> None:
     slides = [("train", "EOS", slide) for slide in range(12)] + [("train", "LYM", slide) for slide in range(20, 32)]
     slides += [("test", "EOS", slide) for slide in range(40, 48)] + [("test", "LYM", slide) for slide in range(50, 58)]
     slides += [("test", label, slide) for slide in range(3)]  # the only ones in two splits
@@ -80,9 +82,9 @@ def test_few_groups_across_splits_count_where_a_class_is_in_both(tmp_path: Path,
     ]
     cells = {cell: number for number, cell in enumerate(sorted({path.rpartition("/")[0] for path in paths}))}
     draw(tmp_path, paths, [100 * cells[p.rpartition("/")[0]] + int(p.rpartition("/")[2].split("_")[1]) for p in paths])
-    found = audit(tmp_path)
-    [groups] = [finding for finding in found.findings if finding.kind == "groups across splits"]
-    assert (found.grouping.certainty, groups.count) == ("supported", 3)
+    result = audit(tmp_path)
+    [groups] = [finding for finding in result.findings if finding.kind == "groups across splits"]
+    assert (result.grouping.certainty, groups.count) == ("supported", 3)
     assert groups.severity == severity
 
 
@@ -94,7 +96,7 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Measurement
     return index, finish(measure_images(index, threads=2))
 
 
-def test_groups_drawn_by_chance_are_supported_as_rarely_as_stated(unlike: tuple[Index, Measurements]) -> None:
+def test_random_groups_are_supported_at_the_stated_level(unlike: tuple[Index, Measurements]) -> None:
     index, measurements = unlike
     verdicts = []
     for seed in range(60):
@@ -103,8 +105,8 @@ def test_groups_drawn_by_chance_are_supported_as_rarely_as_stated(unlike: tuple[
     assert verdicts.count("supported") <= 3, f"level {LEVEL}: 0.6 of 60 on average"
 
 
-def test_one_group_says_nothing(unlike: tuple[Index, Measurements]) -> None:
+def test_one_group_is_unclear(unlike: tuple[Index, Measurements]) -> None:
     index, measurements = unlike
     groups = ("p", "p", *map(str, range(2, len(index))))
-    found = measure_support(replace(index, groups=groups), measurements)
-    assert found == Support(verdict="unclear", groups=found.groups, rank=0.5)
+    result = measure_support(replace(index, groups=groups), measurements)
+    assert result == Support(verdict="unclear", groups=result.groups, rank=0.5)

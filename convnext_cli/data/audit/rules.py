@@ -1,0 +1,328 @@
+"""The rules of the audit: from measurements to findings, one function per rule, the gravest first."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from convnext_cli.data.audit.duplicates import Duplicates
+from convnext_cli.data.audit.findings import Finding, Kind
+from convnext_cli.data.audit.measurements import Measurements
+from convnext_cli.data.audit.shortcuts import Shortcut
+from convnext_cli.data.audit.support import Support, describe_test
+from convnext_cli.data.groups import Grouping, find_groups_across_splits
+from convnext_cli.data.index import SPLITS, Index, find_alike
+from convnext_cli.text import capitalise
+
+MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
+EXAMPLES = 5
+_SHORTCUTS = {
+    "size": (Kind.SIZE_SHORTCUT, "image size"),
+    "format": (Kind.FORMAT_SHORTCUT, "file format"),
+    "mode": (Kind.MODE_SHORTCUT, "pixel mode"),
+    "border": (Kind.BORDER_SHORTCUT, "brightness of the border"),
+}
+_EXACT, _NEAR = "the same pixels", "saved again or scaled"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """Everything that the rules look at."""
+
+    index: Index
+    grouping: Grouping
+    measurements: Measurements
+    duplicates: Duplicates
+    shortcuts: Sequence[Shortcut]
+    across: Support | None = None
+    """Similarity of images of one group in two splits; None if it was not measured."""
+
+
+def find_all(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the findings, the gravest first."""
+    for rule in _RULES:
+        yield from rule(evidence)
+
+
+def _find_conflicting_labels(evidence: Evidence) -> Iterator[Finding]:
+    if clusters := _list_conflicts(evidence):
+        yield Finding(
+            kind=Kind.CONFLICTING_LABELS,
+            severity="warning",
+            title=f"conflicting labels: {_count_images(clusters)} stored more than once, with different labels",
+            count=len(clusters),
+            examples=_show(evidence.index, clusters, with_label=True),
+            effect="at least one label of each is wrong, in training or in testing",
+            action="kept; correct the labels, or leave the images out with --exclude",
+            leave_out=tuple(row for rows in clusters for row in rows),
+        )
+
+
+def _find_leaked_duplicates(evidence: Evidence) -> Iterator[Finding]:
+    exact, near = _split_leaked(evidence)
+    for kind, name, clusters in (
+        (Kind.DUPLICATES_ACROSS_SPLITS, f"duplicates ({_EXACT})", exact),
+        (Kind.NEAR_DUPLICATES_ACROSS_SPLITS, f"near-duplicates ({_NEAR})", near),
+    ):
+        if clusters:
+            yield Finding(
+                kind=kind,
+                severity="warning",
+                title=f"leakage: {_count_images(clusters)} in more than one split, as {name}",
+                count=len(clusters),
+                examples=_show(evidence.index, clusters),
+                effect="the model is tested on images it was trained on; test scores will be too high",
+                action="the data's own splits are kept; --exclude with a fix-list leaves the training copies out, "
+                "--resplit draws new splits",
+                leave_out=tuple(row for rows in clusters for row in _list_copies(evidence.index, rows)),
+            )
+
+
+def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
+    index, grouping = evidence.index, evidence.grouping
+    across_splits = find_groups_across_splits(index.groups, index.splits) if index.groups else {}
+    if not across_splits:
+        return
+    rows_of: dict[str, list[int]] = {group: [] for group in across_splits}
+    for row, group in enumerate(index.groups):
+        if group in rows_of:
+            rows_of[group].append(row)
+    is_certain = _are_groups_certain(evidence, rows_of.values())
+    effect = f"images of one patient resemble each other, so test scores {'will' if is_certain else 'may'} be too high"
+    if grouping.is_guess:
+        effect += f". The groups are a guess from the names. {_explain_guess(evidence)}. The splits may be numbered "
+        effect += "independently"
+    ignore = "; --group-from none ignores the names" if grouping.is_guess else ""
+    yield Finding(
+        kind=Kind.GROUPS_ACROSS_SPLITS,
+        severity="warning" if is_certain else "note",
+        title=f"{'leakage' if is_certain else 'possible leakage'}: {len(across_splits):,} groups (patients?) have "
+        f"images in {_name_splits(across_splits.values())}",
+        count=len(across_splits),
+        examples=tuple(
+            f"{group}: {', '.join(_list_one_per_split(index, rows))}"
+            for group, rows in list(rows_of.items())[:EXAMPLES]
+        ),
+        effect=effect,
+        action=f"the data's own splits are kept; --resplit draws new splits that keep each group in one{ignore}",
+    )
+
+
+def _find_unreadable(evidence: Evidence) -> Iterator[Finding]:
+    if errors := evidence.measurements.errors:
+        rows = list(errors)
+        yield Finding(
+            kind=Kind.UNREADABLE,
+            severity="note",
+            title=f"{len(rows):,} file{'s' * (len(rows) != 1)} cannot be read as images",
+            count=len(rows),
+            examples=tuple(errors[row] for row in rows[:EXAMPLES]),
+            effect="they are used neither for training nor for testing",
+            action="left out",
+            leave_out=tuple(rows),
+        )
+
+
+def _find_duplicates(evidence: Evidence) -> Iterator[Finding]:
+    leaked_exact, leaked_near = _split_leaked(evidence)
+    reported = {*_list_conflicts(evidence), *leaked_exact, *leaked_near}
+    exact, near = _split_by_kind(evidence.duplicates, lambda rows: len(rows) > 1)
+    for kind, name, every in ((Kind.DUPLICATES, _EXACT, exact), (Kind.NEAR_DUPLICATES, _NEAR, near)):
+        if clusters := [rows for rows in every if rows not in reported]:
+            yield Finding(
+                kind=kind,
+                severity="note",
+                title=f"{kind}: {_count_images(clusters)} stored more than once ({name})",
+                count=len(clusters),
+                examples=_show(evidence.index, clusters),
+                effect="these images count more than once",
+                action="kept, always in one split; --exclude with a fix-list leaves all but one of each out",
+                leave_out=tuple(row for rows in clusters for row in rows[1:]),
+            )
+
+
+def _find_similar(evidence: Evidence) -> Iterator[Finding]:
+    """Yield pairs of very similar images that no group connects: those across splits, or else those within one."""
+    index = evidence.index
+    pairs = [(a, b) for a, b in evidence.duplicates.similar if not index.groups or index.groups[a] != index.groups[b]]
+    across = [pair for pair in pairs if index.splits[pair[0]] != index.splits[pair[1]]]
+    shown = across or pairs
+    if not shown:
+        return
+    name = f"{len(shown):,} pair{'s' * (len(shown) != 1)} of very similar images"
+    images = f"({len({row for pair in shown for row in pair}):,} images)"
+    yield Finding(
+        kind=Kind.SIMILAR_ACROSS_SPLITS if across else Kind.SIMILAR,
+        severity="note",
+        title=f"possible leakage: {name} {images} in two splits, perhaps of one subject"
+        if across
+        else f"{name} {images}, perhaps of one subject",
+        count=len(shown),
+        examples=_show(index, shown),
+        effect="neighbouring slices or frames of one subject resemble each other"
+        + ("; test scores may be too high" if across else ""),
+        action="all are kept; name the subjects with --group-from, or in a CSV column"
+        + ("" if across else "; new splits keep each pair in one split"),
+    )
+
+
+def _find_alike_names(evidence: Evidence) -> Iterator[Finding]:
+    if alike := find_alike(evidence.index.classes):
+        yield Finding(
+            kind=Kind.ALIKE_CLASS_NAMES,
+            severity="note",
+            title="class names that differ only in case or hyphens",
+            count=len(alike),
+            examples=tuple(" and ".join(names) for names in alike[:EXAMPLES]),
+            effect="if they mean one class, the model is trained to tell apart what is the same",
+            action="kept as separate classes; rename them if they are one class",
+        )
+
+
+def _find_small_classes(evidence: Evidence) -> Iterator[Finding]:
+    index = evidence.index
+    small = [(name, n) for name, n in zip(index.classes, index.count_classes(), strict=True) if n < MIN_IMAGES]
+    if small:
+        yield Finding(
+            kind=Kind.SMALL_CLASSES,
+            severity="note",
+            title=f"{len(small)} class{'es have' if len(small) != 1 else ' has'} fewer than {MIN_IMAGES} images",
+            count=len(small),
+            examples=tuple(f"{name}: {n}" for name, n in small[:EXAMPLES]),
+            effect="their metrics are unreliable, and a split may have none of their images",
+            action="kept; collect more images, or merge the class with another",
+        )
+
+
+def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
+    for shortcut in evidence.shortcuts:
+        if shortcut.is_predictive:
+            kind, name = _SHORTCUTS[shortcut.name]
+            score = f"balanced accuracy {shortcut.score:.0%} ± {shortcut.spread:.0%}; chance {shortcut.chance:.0%}"
+            yield Finding(
+                kind=kind,
+                severity="note",
+                title=f"classes predictable from the {name} alone",
+                count=0,
+                examples=(score,),
+                effect="the model may learn this instead of the content, and fail on images from elsewhere",
+                action="kept; prepare all classes in the same way, and test on images from another source",
+            )
+
+
+def _find_uncompared(evidence: Evidence) -> Iterator[Finding]:
+    if pairs := evidence.duplicates.unchecked:
+        yield Finding(
+            kind=Kind.NOT_COMPARED,
+            severity="note",
+            title=f"{pairs:,} pairs of similar images were not compared: too many",
+            count=pairs,
+            examples=(),
+            effect="near-duplicates among them are not detected",
+            action="none",
+        )
+
+
+_RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+    _find_conflicting_labels,
+    _find_leaked_duplicates,
+    _find_leaked_groups,
+    _find_unreadable,
+    _find_duplicates,
+    _find_similar,
+    _find_alike_names,
+    _find_small_classes,
+    _find_shortcuts,
+    _find_uncompared,
+)
+
+
+def _list_conflicts(evidence: Evidence) -> list[tuple[int, ...]]:
+    labels = evidence.index.labels
+    return [rows for rows in evidence.duplicates.clusters if len({labels[row] for row in rows}) > 1]
+
+
+def _split_leaked(evidence: Evidence) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the clusters that lie in more than one split: by exact duplicates, and by near-duplicates only."""
+    splits = evidence.index.splits
+    return _split_by_kind(evidence.duplicates, lambda rows: len({splits[row] for row in rows}) > 1)
+
+
+def _split_by_kind(
+    duplicates: Duplicates, matches: Callable[[Sequence[int]], bool]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the clusters that match by their exact duplicates alone, and those that match with near-duplicates."""
+    exact_of = {rows[0]: rows for rows in duplicates.exact}
+    matching = [rows for rows in duplicates.clusters if matches(rows)]
+    exact = [rows for rows in matching if any(matches(exact_of[row]) for row in rows if row in exact_of)]
+    return exact, [rows for rows in matching if rows not in set(exact)]
+
+
+def _are_groups_certain(evidence: Evidence, groups: Iterable[Sequence[int]]) -> bool:
+    """Return True if the groups across splits are given, or if the images support the guess in both splits."""
+    grouping, across = evidence.grouping, evidence.across
+    if not grouping.is_guess:
+        return True
+    if grouping.certainty != "supported":
+        return False
+    return across is None or across.verdict == "supported" or _shares_class(evidence.index, groups, across)
+
+
+def _shares_class(index: Index, groups: Iterable[Sequence[int]], across: Support) -> bool:
+    """Return True if too few groups lie in two splits to test, and one of them has one class in both.
+
+    If each class lies in one split only, the splits may be numbered independently.
+    """
+    if across.verdict != "unclear":
+        return False
+    return any(
+        one != two and index.labels[one] == index.labels[two] and index.splits[one] != index.splits[two]
+        for rows in groups
+        for one in rows
+        for two in rows
+    )
+
+
+def _explain_guess(evidence: Evidence) -> str:
+    across = evidence.across
+    if across is None or across.verdict != "refuted":
+        return capitalise(evidence.grouping.evidence)
+    return (
+        f"Images of one group in two splits are no more alike than images of different groups ({describe_test(across)})"
+    )
+
+
+def _name_splits(combinations: Iterable[Iterable[str]]) -> str:
+    """Name the splits that groups lie in, such as `both train and test`."""
+    order = (*SPLITS, "")
+    counts = Counter(tuple(sorted(splits, key=order.index)) for splits in combinations)
+    [(first, _), *others] = counts.most_common()
+    if not others and len(first) == 2:
+        return f"both {_join(first)}"
+    parts = [f"{count:,} in {_join(splits)}" for splits, count in counts.most_common()]
+    return f"more than one split: {', '.join(parts)}"
+
+
+def _join(splits: Sequence[str]) -> str:
+    *first, last = (split or "no split" for split in splits)
+    return f"{', '.join(first)} and {last}"
+
+
+def _count_images(clusters: Sequence[object]) -> str:
+    return f"{len(clusters):,} image{'s are' if len(clusters) != 1 else ' is'}"
+
+
+def _list_one_per_split(index: Index, rows: Iterable[int]) -> list[str]:
+    return list({index.splits[row]: index.paths[row] for row in rows}.values())
+
+
+def _list_copies(index: Index, rows: Sequence[int]) -> list[int]:
+    """Return all rows but one; a test image stays before a validation image, and that before a training image."""
+    order = (*reversed(SPLITS), "")
+    return sorted(rows, key=lambda row: (order.index(index.splits[row]), row))[1:]
+
+
+def _show(index: Index, clusters: Sequence[Sequence[int]], *, with_label: bool = False) -> tuple[str, ...]:
+    def name(row: int) -> str:
+        return index.paths[row] + (f" ({index.classes[index.labels[row]]})" if with_label else "")
+
+    return tuple(" = ".join(name(row) for row in rows[:4]) for rows in clusters[:EXAMPLES])
