@@ -159,12 +159,12 @@ def _decode(data: bytes, page: Any, dtype: np.dtype[Any], shape: tuple[int, int,
     lines = flat.reshape(-1)[: width * rows].reshape(rows, width)
     if bits != 8 * dtype.itemsize:
         return _unpack_bits(lines, bits, dtype)[:, : columns * channels].reshape(shape)
-    if page.classifier == 3:
+    if page.predictor == 3:
         steps = np.cumsum(lines.reshape(rows, -1, channels), axis=1, dtype=np.uint8)
         planes = steps.reshape(rows, dtype.itemsize, columns * channels)
         return np.ascontiguousarray(planes.swapaxes(1, 2)).view(dtype.newbyteorder(">")).reshape(shape)
     values = np.ascontiguousarray(lines).view(dtype).reshape(shape)
-    if page.classifier == 2:
+    if page.predictor == 2:
         unsigned = values.view(f"{dtype.byteorder}u{dtype.itemsize}")
         summed = np.cumsum(unsigned, axis=1, dtype=f"u{dtype.itemsize}")
         values = summed.view(dtype.newbyteorder("="))

@@ -115,24 +115,24 @@ def test_tiff_of_every_type_and_layout_is_read_as_stored(tmp_path: Path, kind: s
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(("predictor", "planar"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)])
 def test_deep_tiff_is_read_through_every_codec(
-    tmp_path: Path, compression: int, order: str, classifier: int, planar: int
+    tmp_path: Path, compression: int, order: str, predictor: int, planar: int
 ) -> None:
-    kind = "f4" if classifier == 3 else "u2"
-    values = make_values("float32" if classifier == 3 else "uint16", 3).astype(f"{order}{kind}")
+    kind = "f4" if predictor == 3 else "u2"
+    values = make_values("float32" if predictor == 3 else "uint16", 3).astype(f"{order}{kind}")
     planes = values[None] if planar == 1 else np.moveaxis(values, -1, 0)[..., None]  # (P, H, W, C)
-    if classifier == 2:
+    if predictor == 2:
         whole = planes.astype(kind)
         planes = np.concatenate([whole[:, :, :1], np.diff(whole, axis=2)], axis=2).astype(f"{order}{kind}")
     rows = np.ascontiguousarray(planes).view(np.uint8).reshape(len(planes), 48, -1)
-    if classifier == 3:
+    if predictor == 3:
         swapped = np.ascontiguousarray(planes.astype(">f4")).view(np.uint8).reshape(len(planes), 48, -1, 4)
         flat = swapped.swapaxes(2, 3).reshape(len(planes), 48, -1)
         rows = np.concatenate([flat[..., :3], flat[..., 3:] - flat[..., :-3]], axis=2)
     tags = {
-        256: 64, 258: values.itemsize * 8, 259: compression, 262: 2, 277: 3, 284: planar, 317: classifier,
-        339: 3 if classifier == 3 else 1,
+        256: 64, 258: values.itemsize * 8, 259: compression, 262: 2, 277: 3, 284: planar, 317: predictor,
+        339: 3 if predictor == 3 else 1,
     }  # fmt: skip
-    if classifier != 1 and compression == 1:
+    if predictor != 1 and compression == 1:
         tags[317] = 1
         rows = np.ascontiguousarray(
             values[None] if planar == 1 else np.moveaxis(values, -1, 0)
