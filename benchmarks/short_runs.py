@@ -28,7 +28,7 @@ FIXED = (
 )
 
 
-def take_images(data: Path, folder: Path, images: int) -> Path:
+def copy_images(data: Path, folder: Path, images: int) -> Path:
     """Links `images` images of `data`, as many of each class as of the others, into class folders under `folder`."""
     index = scan_folder(data)
     by_class: dict[int, list[str]] = {}
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of the longest run, about")
     arguments = parser.parse_args()
     scratch = Path(tempfile.mkdtemp())
-    few = take_images(arguments.folder, scratch / "few", 20)
-    many = take_images(arguments.folder, scratch / "many", arguments.images)
+    few = copy_images(arguments.folder, scratch / "few", 20)
+    many = copy_images(arguments.folder, scratch / "many", arguments.images)
     one, three = time_run(many, 1, []), time_run(many, 3, [])
     minute = max(2, round((arguments.seconds - one) / max((three - one) / 2, 0.1)) + 1)
     cases = {"20 images, 2 epochs": (few, 2), "one epoch": (many, 1), f"{minute} epochs": (many, minute)}

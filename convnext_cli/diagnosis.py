@@ -52,12 +52,12 @@ def diagnose_steps(*, offline: bool) -> Steps[Diagnosis]:
     Args:
         offline: never ask the Hub.
     """
-    yield Progress(done=0, total=3, what="caches")
+    yield Progress(done=0, total=3, activity="caches")
     caches = {"weights (Hub)": _find_hub_cache(), "images and measures": find_cache()}
     sizes = {name: Cache(path=path, bytes=measure_tree(path)) for name, path in caches.items()}
-    yield Progress(done=1, total=3, what="asking the Hub")
+    yield Progress(done=1, total=3, activity="asking the Hub")
     hub = "not asked: offline" if offline else _ask_hub()
-    yield Progress(done=2, total=3, what="self-test")
+    yield Progress(done=2, total=3, activity="self-test")
     results = _test_all()
     return Diagnosis(
         python=platform.python_version(),
@@ -124,9 +124,9 @@ def _test_all() -> dict[str, str]:
 
 
 def _load_kernels() -> str:
-    from convnext_cli.training.compute.compute_config import find_missing_kernels
+    from convnext_cli.training.compute.compute_config import explain_missing_kernels
 
-    missing = find_missing_kernels()
+    missing = explain_missing_kernels()
     return f"skipped: {missing}" if missing else ""
 
 

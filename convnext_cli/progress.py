@@ -12,11 +12,11 @@ OnEvent: TypeAlias = Callable[[Any], None] | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How many of how many images are done, and what is being done to them."""
+    """Progress of an operation: `done` of `total` units, and the activity in words."""
 
     done: int
     total: int
-    what: str = ""
+    activity: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from convnext_cli.progress import Progress
 def show(event: Any) -> None:
     """Print how far a long step is."""
     if isinstance(event, Progress) and event.done == event.total:
-        print(f"  {event.what}: {event.total} of {event.total}")
+        print(f"  {event.activity}: {event.total} of {event.total}")
 
 
 def main(data: Path, folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_training_tells_its_events_and_is_continued_after_one_that_raised(digi
 def test_progress_of_the_others_counts_up_and_ends_before_the_result(mine: RunFolder, digits: Path) -> None:
     events: list[Any] = []
     found = evaluate(mine.path, on_event=events.append)
-    assert {event.what for event in events} >= {"evaluating", "drawing resamples for the intervals"}
+    assert {event.activity for event in events} >= {"evaluating", "drawing resamples for the intervals"}
     for call in (
         lambda: write_report(found, on_event=events.append),
         lambda: check(digits, on_event=events.append),
@@ -150,7 +150,7 @@ def test_progress_of_the_others_counts_up_and_ends_before_the_result(mine: RunFo
 def test_predict_counts_images(run: RunFolder) -> None:
     events: list[Progress] = []
     predict(np.zeros((3, 8, 8, 3), np.uint8), run.path, on_event=events.append)
-    assert events == [Progress(done=done, total=3, what="predicting") for done in (1, 2, 3)]
+    assert events == [Progress(done=done, total=3, activity="predicting") for done in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["convnext_cli.training.saving", "convnext_cli.cli.app", "accelerate.tracking"])
 
 
-def take_images(data: Path, folder: Path, images: int) -> Path:
+def copy_images(data: Path, folder: Path, images: int) -> Path:
     """Links the first `images` of each class of `data` into class folders under `folder`."""
     index = scan_folder(data)
     dataset: Counter[int] = Counter()
@@ -215,7 +215,7 @@ def read_files(run: RunFolder) -> dict[str, bytes]:
     }
 
 
-def read_end(run: RunFolder) -> tuple[bytes, list[dict[str, object]]]:
+def read_final_files(run: RunFolder) -> tuple[bytes, list[dict[str, object]]]:
     """What a run has come to: the model's bytes, and the log without times."""
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     timeless = [
@@ -238,7 +238,7 @@ def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str 
     run_and_kill(["--version"], 1, None)  # starts the process that the others are forked from
     with use_cache("whole-cache"):
         length = measure([*words, "whole"], processes, whole, phase)
-    end, files = read_end(whole), read_files(whole)
+    end, files = read_final_files(whole), read_files(whole)
     if phase.begin:
         with use_cache("begun-cache"):
             if not run_and_kill([*words, "begun"], processes, 0, RunFolder(Path("begun")), phase):
@@ -259,7 +259,7 @@ def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str 
                     done += 1
                     check_files(run)
                     steps |= {path.stem for path in run.list_checkpoints()[:1]}
-        assert read_end(run) == end, f"{name} has ended elsewhere than {whole.path}"
+        assert read_final_files(run) == end, f"{name} has ended elsewhere than {whole.path}"
         assert read_files(run) == files, f"{name} has other files than {whole.path}"
         ended += 1
         shutil.rmtree(run.path)
@@ -283,7 +283,7 @@ def main() -> None:
     data = args.data.absolute()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        dataset = take_images(data, Path(folder) / "data", args.images)
+        dataset = copy_images(data, Path(folder) / "data", args.images)
         print(compare(dataset, kills=args.kills, processes=args.processes, seed=args.seed, during=args.during))
         os.chdir("/")
 

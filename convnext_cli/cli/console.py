@@ -175,7 +175,7 @@ def run(
         def show_event(event: Any) -> None:
             match event:
                 case StepProgress():
-                    bar.update(event.done, event.total, event.what)
+                    bar.update(event.done, event.total, event.activity)
                 case Notice():
                     warn(event.text)
                 case _ if show is not None:

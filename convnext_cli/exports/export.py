@@ -166,14 +166,14 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
     classifier = TorchClassifier(run.path, torch.device("cpu"))
     about = describe_run(run.path, classifier)
     with replace_output(output, overwrite=_may_replace(request)) as temporary:
-        yield Progress(done=0, total=1, what=f"writing {output.name}")
+        yield Progress(done=0, total=1, activity=f"writing {output.name}")
         if request.format == "pt2":
             write_program(classifier, about, temporary)
         else:
             write_graph(classifier, about, temporary)
         float32_bytes = temporary.stat().st_size if request.int8 else None
         if request.int8:
-            yield Progress(done=0, total=1, what="quantising")
+            yield Progress(done=0, total=1, activity="quantising")
             about = replace(about, precision="int8")
             quantise(temporary, about, _choose_calibration(index) or paths)
         exported: Classifier = Program(temporary) if request.format == "pt2" else OnnxClassifier(temporary)

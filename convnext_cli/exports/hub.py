@@ -78,7 +78,7 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
         notes.append(f"licence unknown: {license.reason}. Say it in {output / CARD} before you pass the model on")
     url = None
     if push:
-        yield Progress(done=0, total=1, what=f"uploading to {push}")
+        yield Progress(done=0, total=1, activity=f"uploading to {push}")
         url = _push(output, push)
     return HubFolder(path=output, license=license, url=url, notes=tuple(notes))
 

@@ -95,7 +95,7 @@ def compare_steps(
             own = np.exp(log_softmax(part.logits / temperature)) if part.probabilities is None else part.probabilities
             shares.append(own.astype(np.float64))
             done = len(logits) * len(paths) + sum(map(len, said))
-            yield Progress(done=done, total=2 * len(paths), what="checking parity")
+            yield Progress(done=done, total=2 * len(paths), activity="checking parity")
         logits.append(np.concatenate(said))
         probabilities.append(np.concatenate(shares))
     apart = np.abs(probabilities[0] - probabilities[1]).max(axis=1)

@@ -105,7 +105,7 @@ class Classifier(ABC):
                 raise error
             parts.append(answers)
             done += len(answers.logits)
-            yield Progress(done=done, total=len(rows), what=what)
+            yield Progress(done=done, total=len(rows), activity=what)
         return Outputs(
             logits=np.concatenate([part.logits for part in parts]),
             features=np.concatenate([part.features for part in parts]),

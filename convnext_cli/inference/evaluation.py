@@ -233,7 +233,7 @@ def evaluate_steps(
         )
         gain = comparison.compare(plain / temperature, logits / temperature, labels, test_set.groups)
         augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
-    yield Progress(done=0, total=1, what="drawing resamples for the intervals")
+    yield Progress(done=0, total=1, activity="drawing resamples for the intervals")
     calibrated = logits / temperature
     metrics = compute_metrics(calibrated, labels, classifier.classes)
     uncalibrated = compute_metrics(logits, labels, classifier.classes)

@@ -107,7 +107,7 @@ def predict(
         predictions: list[Prediction] = []
         for prediction in _predict(folder, sources, request):
             predictions.append(prediction)
-            yield Progress(done=len(predictions), total=len(sources), what="predicting")
+            yield Progress(done=len(predictions), total=len(sources), activity="predicting")
         return predictions
 
     return finish(predict_all(), on_event)

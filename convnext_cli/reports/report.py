@@ -58,7 +58,7 @@ def write_report_steps(found: Evaluation) -> Steps[Path]:
             plots.write_png(figure, stack.enter_context(replace_file(run.plots / f"{name}.png")))
 
         for done, (name, draw) in enumerate(drawings.items()):
-            yield Progress(done=done, total=total, what="drawing")
+            yield Progress(done=done, total=total, activity="drawing")
             figure = draw(found)
             svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704  (matplotlib escapes the names in it)
             keep(name, figure)
@@ -66,16 +66,16 @@ def write_report_steps(found: Evaluation) -> Steps[Path]:
             for name, figure in (("loss", plots.plot_loss(log)), ("right", plots.plot_right(log))):
                 svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704
                 keep(name, figure)
-        yield Progress(done=total - 3, total=total, what="drawing")
+        yield Progress(done=total - 3, total=total, activity="drawing")
         keep("confusion", plots.plot_confusion(found))
         worst, unsure = pick_images(found)
-        yield Progress(done=total - 2, total=total, what="looking where the model looks")
+        yield Progress(done=total - 2, total=total, activity="looking where the model looks")
         pictures = draw_images(found, [*worst, *unsure])
         chosen = {
             "worst": [pictures[i] for i in worst if i in pictures],
             "unsure": [pictures[i] for i in unsure if i in pictures],
         }
-        yield Progress(done=total - 1, total=total, what="writing")
+        yield Progress(done=total - 1, total=total, activity="writing")
         page = stack.enter_context(replace_file(run.report))
         page.write_text(render_page(found, run, svg, chosen), encoding="utf-8", errors="surrogateescape", newline="")
     return run.report

@@ -66,7 +66,7 @@ def open_folder(path: Path) -> RunFolder:
     return folds if folds.is_begun else RunFolder(path)
 
 
-def find_whole(run: RunFolder) -> RunFolder:
+def find_resumable(run: RunFolder) -> RunFolder:
     """What `--resume` continues: the cross-validation that the run is a fold of, else the run."""
     whole = open_folder(run.path.parent)
     return whole if isinstance(whole, FoldsFolder) and is_fold(run.path.name) else run

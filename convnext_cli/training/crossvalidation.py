@@ -142,26 +142,26 @@ def _prepare_fold(
 def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> CrossValidationResult:
     """Read the metrics of all folds, and write them with their mean and spread."""
     folds = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
-    result = CrossValidationResult(run=folder.path, folds=folds, spread=spread_figures([fold.val for fold in folds]))
+    result = CrossValidationResult(run=folder.path, folds=folds, spread=compute_spread([fold.val for fold in folds]))
     if accelerator.is_main_process:
         folder.write_metrics(
             {
-                "folds": [{"fold": fold.fold, "epoch": fold.epoch, **figures_of(fold.val)} for fold in folds],
+                "folds": [{"fold": fold.fold, "epoch": fold.epoch, **list_scalars(fold.val)} for fold in folds],
                 "spread": {name: {"mean": s.mean, "sd": s.sd, "n": s.n} for name, s in result.spread.items()},
             }
         )
     return result
 
 
-def figures_of(metrics: Metrics) -> dict[str, float | None]:
+def list_scalars(metrics: Metrics) -> dict[str, float | None]:
     """The figures of an evaluation that are one number, by name; None where one is not defined."""
     values = {field.name: getattr(metrics, field.name) for field in fields(Metrics)}
     return {name: value for name, value in values.items() if not isinstance(value, tuple | int)}
 
 
-def spread_figures(found: list[Metrics]) -> dict[str, Spread]:
+def compute_spread(found: list[Metrics]) -> dict[str, Spread]:
     """Mean and standard deviation of each figure over the folds; one that is defined in fewer than two is left out."""
-    by_fold = [figures_of(metrics) for metrics in found]
+    by_fold = [list_scalars(metrics) for metrics in found]
     spread = {}
     for name in by_fold[0]:
         values = [value for figures in by_fold if (value := figures[name]) is not None]

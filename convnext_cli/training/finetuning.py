@@ -180,7 +180,7 @@ def run_training(training: Training, complete: Complete | None, notes: Sequence[
         complete: work on the trained run before it counts as finished.
         notes: what the user should know beside the training's own notes.
     """
-    from convnext_cli.training.compute.devices import describe_device, track_figures
+    from convnext_cli.training.compute.devices import describe_device, track_metrics
     from convnext_cli.training.compute.signals import watch_signals
     from convnext_cli.training.saving import describe_resume, train_and_save
 
@@ -202,7 +202,7 @@ def run_training(training: Training, complete: Complete | None, notes: Sequence[
     )
     if training.head_epoch is not None:
         yield training.head_epoch
-    with track_figures(accelerator, context.plan, run.path), watch_signals(context.signals):
+    with track_metrics(accelerator, context.plan, run.path), watch_signals(context.signals):
         state = yield from train_and_save(context, state)
         context.signals.remedy = describe_resume(run)
         return (yield from _finish(context, state, complete))
@@ -238,7 +238,7 @@ def _begin(
     origin = do_on_first_rank(accelerator, partial(record_origin, run, context.plan, index, contents))
 
     # 2. The compute configuration, which decides the last bits of all that follows.
-    yield Progress(done=0, total=1, what="autotuning")
+    yield Progress(done=0, total=1, activity="autotuning")
     compute = choose_compute_config(
         context.network,
         shape,

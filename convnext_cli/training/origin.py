@@ -70,7 +70,7 @@ def digest_contents(index: Index, *, threads: int) -> "Steps[NDArray[np.uint64]]
         for start in range(0, len(paths), _PART):
             part = pool.map(digests.digest, paths[start : start + _PART])
             parts += [digest or bytes(16) for digest in part]
-            yield Progress(done=len(parts), total=len(paths), what="images compared")
+            yield Progress(done=len(parts), total=len(paths), activity="images compared")
     digests.flush()
     return np.frombuffer(b"".join(parts), np.uint64).reshape(-1, 2)
 

@@ -8,7 +8,7 @@ from convnext_cli.inference.saved_model import write_model
 from convnext_cli.metrics.summary import Metrics
 from convnext_cli.progress import Notice
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import find_whole
+from convnext_cli.runs.folds import find_resumable
 from convnext_cli.text import quote
 from convnext_cli.training.checkpoint import Tensors, gather_kept, load_checkpoint, save_checkpoint
 from convnext_cli.training.compute.devices import is_lost_connection, is_out_of_memory
@@ -133,4 +133,4 @@ def _stopped(run: RunFolder, step: int, signal: int) -> StoppedError:
 
 def describe_resume(run: RunFolder) -> str:
     """Return the sentence with the command that continues a run."""
-    return f"Go on with `convnext finetune --resume {quote(find_whole(run).path)}`"
+    return f"Go on with `convnext finetune --resume {quote(find_resumable(run).path)}`"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from convnext_cli.runs.folds import FoldsFolder
 from tests.cli.conftest import Convnext
-from tools.kill_test import take_images
+from tools.kill_test import copy_images
 
 
 def test_the_command_line_takes_the_word_and_no_other(convnext: Convnext, digits: Path) -> None:
@@ -21,7 +21,7 @@ def test_the_command_line_takes_the_word_and_no_other(convnext: Convnext, digits
 
 
 def test_all_folds_in_turn_and_then_as_one(convnext: Convnext, digits: Path) -> None:
-    data = take_images(digits, Path("data"), 12)
+    data = copy_images(digits, Path("data"), 12)
     flags = "--weights builtin --img-size 32 --epochs 1 -b 8 --lr 0.001 --test-fraction 0.25 --no-check --folds 2"
     dry = convnext("finetune", data, *flags.split(), "--dry-run")
     assert "in the first of 2 folds" in dry.out

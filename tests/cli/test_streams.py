@@ -14,14 +14,14 @@ from convnext_cli.cli.app import main
 from convnext_cli.cli.streams import Log, keep_streams, stop_by_signals, survive_lost_reader
 from convnext_cli.errors import StoppedError
 from convnext_cli.runs.folder import RunFolder
-from tools.kill_test import check_files, take_images
+from tools.kill_test import check_files, copy_images
 
 WORDS = ["--model", "test_convnext", "--weights", "none", "--epochs", "2", "--image-size", "32", "-o", "run"]
 
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return take_images(digits, tmp_path_factory.mktemp("few"), 20)
+    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
 
 
 def open_lost(kind: str) -> int:

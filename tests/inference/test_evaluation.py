@@ -148,7 +148,7 @@ def test_shifted_views_say_what_they_cost_and_gain(mine: RunFolder) -> None:
     assert gain is not None
     assert gain.value == pytest.approx(found.metrics.log_loss - plain.metrics.log_loss, abs=1e-9)
     assert not np.allclose(found.evaluated.logits, plain.evaluated.logits)
-    assert {event.what for event in events} >= {"evaluating", "evaluating shifted views"}
+    assert {event.activity for event in events} >= {"evaluating", "evaluating shifted views"}
 
 
 def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:

@@ -28,7 +28,7 @@ from convnext_cli.training.events import CrossValidationResult, FoldDone, Starte
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import SMALL, run_all
-from tools.kill_test import take_images
+from tools.kill_test import copy_images
 
 FOLDS = 2
 SETTINGS: dict[str, Any] = {name: value for name, value in SMALL.items() if name not in ("model", "weights")}
@@ -37,7 +37,7 @@ SETTINGS |= {"folds": FOLDS, "val_fraction": 0.0, "test_fraction": 0.2, "save_ev
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return take_images(digits, tmp_path_factory.mktemp("some"), 50)  # 60 to a fold: enough to be calibrated
+    return copy_images(digits, tmp_path_factory.mktemp("some"), 50)  # 60 to a fold: enough to be calibrated
 
 
 @pytest.fixture(scope="module")

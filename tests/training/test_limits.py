@@ -28,12 +28,12 @@ from convnext_cli.training.request import TrainRequest
 from tests.conftest import run_all
 from tests.training.test_survival import STEPS, go_on, new, stop_after
 from tools.kill_test import SETTINGS as KILLED
-from tools.kill_test import compare, read_end, take_images
+from tools.kill_test import compare, copy_images, read_final_files
 
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return take_images(digits, tmp_path_factory.mktemp("few"), 20)
+    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
 
 
 def epochs(events: list[Any]) -> list[EpochDone]:
@@ -73,7 +73,7 @@ def test_a_full_disk_and_one_that_is_read_only(data: Path, small_disk: Path) -> 
         go_on(run.path)
     remount(small_disk, "rw,size=20m")
     go_on(run.path)
-    assert read_end(run) == read_end(RunFolder(Path("whole")))
+    assert read_final_files(run) == read_final_files(RunFolder(Path("whole")))
 
 
 def test_a_folder_that_goes_away_is_said(data: Path) -> None:
@@ -118,7 +118,7 @@ def test_measuring_changes_nothing_but_the_epochs(data: Path) -> None:
     roomy = replace(request, max_time=3600.0)
     list(finetune_steps(roomy))
     list(finetune_steps(new(data, "plain", epochs=2)))
-    assert read_end(RunFolder(Path("measured"))) == read_end(RunFolder(Path("plain")))
+    assert read_final_files(RunFolder(Path("measured"))) == read_final_files(RunFolder(Path("plain")))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(data: Pa
     [folder] = {path.parent for path in Path("run").rglob("events.out.tfevents*") if path.parent.name == "convnext"}
     seen = EventAccumulator(str(folder)).Reload()
     losses = [scalar.value for scalar in seen.Scalars("train_loss")]
-    assert losses == pytest.approx([line["train_loss"] for line in read_end(RunFolder(Path("run")))[1]])
+    assert losses == pytest.approx([line["train_loss"] for line in read_final_files(RunFolder(Path("run")))[1]])
 
 
 def test_a_tracker_that_refuses_loses_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_two_processes_agree_on_a_smaller_micro_batch(data: Path) -> None:
     choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
     one = TrainRequest(data=data, output=Path("one"), model="test_convnext", weights="none", choices=choices)
     list(finetune_steps(one))
-    alone, together = read_end(RunFolder(Path("one")))[1], read_end(RunFolder(Path("two")))[1]
+    alone, together = read_final_files(RunFolder(Path("one")))[1], read_final_files(RunFolder(Path("two")))[1]
     assert [line["micro_batch_size"] for line in together] == [2, 2]
     for line, other in zip(alone, together, strict=True):
         assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)

@@ -25,13 +25,13 @@ from convnext_cli.training.origin import CHANGEABLE
 from convnext_cli.training.preparation import prepare
 from convnext_cli.training.request import TrainRequest
 from tests.training.test_survival import go_on, new, stop_after
-from tools.kill_test import read_end, take_images
+from tools.kill_test import copy_images, read_final_files
 
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of its own, 60, that all have one size in bytes."""
-    folder = take_images(digits, tmp_path_factory.mktemp("few"), 20)
+    folder = copy_images(digits, tmp_path_factory.mktemp("few"), 20)
     for link in folder.rglob("*.png"):
         image = Image.open(link).convert("L").resize((8, 8))
         link.unlink()
@@ -138,7 +138,7 @@ def test_what_the_machine_decides_may_change_and_is_said(run: RunFolder) -> None
     assert len(notes) == len(CHANGEABLE)
     assert notes[0].startswith("micro_batch_size = 2 in run/plan.toml, 4 when the run began: ")
     assert isinstance(finished, FinetuneResult)
-    assert [line["micro_batch_size"] for line in read_end(run)[1]] == [2, 2, 2]
+    assert [line["micro_batch_size"] for line in read_final_files(run)[1]] == [2, 2, 2]
 
 
 def swap_labels(rows: list[dict[str, str]]) -> None:

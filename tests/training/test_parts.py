@@ -21,7 +21,7 @@ from convnext_cli.training.parts.ema import find_decay
 from convnext_cli.training.phases import soup
 from tests.training.test_finetuning import events_of, request_for
 from tests.training.test_survival import go_on, new, stop_after
-from tools.kill_test import read_end
+from tools.kill_test import read_final_files
 
 FEW: dict[str, Any] = {"model": "test_convnext", "weights": "none", "audit": False}
 
@@ -68,7 +68,7 @@ def test_all_of_them_survive_a_stop(digits: Path, steps: int) -> None:
     stop_after(whole, 10**6)
     stop_after(new(digits, "run", **parts, batch_size=64), steps)
     go_on("run")
-    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
 def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: RunFolder) -> None:
@@ -176,4 +176,4 @@ def test_an_average_survives_a_stop(digits: Path, steps: int) -> None:
     stop_after(new(digits, "whole", **own), 10**6)
     stop_after(new(digits, "run", **own), steps)
     go_on("run")
-    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))

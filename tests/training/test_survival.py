@@ -34,7 +34,7 @@ from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Sta
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import run_all
-from tools.kill_test import read_end, take_images
+from tools.kill_test import copy_images, read_final_files
 
 # 60 digits: 48 to train on, 6 steps of 8 an epoch; 12 to validate with, so few that the last epoch is kept
 SETTINGS: dict[str, Any] = {
@@ -46,7 +46,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return take_images(digits, tmp_path_factory.mktemp("few"), 20)
+    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(data: Path, whole: RunFolder,
     assert isinstance(started, Started)
     assert started.resumed_at == max(done for done in (0, 4, 6, 8, 12, 16) if done < max(steps, 1))
     assert isinstance(finished, FinetuneResult)
-    assert read_end(run) == read_end(whole)
+    assert read_final_files(run) == read_final_files(whole)
     assert json.loads(run.metrics.read_text()) == json.loads(whole.metrics.read_text())
     assert len(run.list_checkpoints()) == 2
 
@@ -116,7 +116,7 @@ def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> No
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
     events.close()
     go_on("run")
-    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
     assert not list(Path("run").rglob(".*"))
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Path, whole: Ru
     assert started.resumed_at == STEPS
     assert any(f"{newest} is damaged" in note and "the one before" in note for note in started.notes)
     assert isinstance(events[-1], FinetuneResult)
-    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
     assert before.name == f"step-{STEPS:08}.safetensors"
 
 
@@ -195,7 +195,7 @@ def test_a_signal_finishes_the_step_and_saves(data: Path, whole: RunFolder, numb
     assert signal.getsignal(number) is handler
     assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
     go_on("run")
-    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
 
 
 def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypa
             list(finetune_steps(new(data, "run")))
     assert not Path("run/model.safetensors").exists()
     assert finetune(resume="run").epoch == 3
-    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
 
 
 def test_the_second_signal_stops_at_once_but_not_the_echo_of_the_first() -> None:
@@ -276,7 +276,7 @@ def test_a_signal_while_the_run_is_finished_ends_it_and_it_can_go_on(
     assert not RunFolder(Path("run")).is_finished
     Path("run/.model.onnx.abc.tmp").write_bytes(b"half")
     assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, FinetuneResult]
-    assert read_end(RunFolder(Path("run"))) == read_end(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
     assert not list(Path("run").rglob(".*"))
 
 
@@ -311,7 +311,7 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(data: Path, monke
     for one, other in zip(found, expected, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
         assert one.lr == other.lr
-    _, log = read_end(RunFolder(Path("run")))
+    _, log = read_final_files(RunFolder(Path("run")))
     assert [line["micro_batch_size"] for line in log] == [2, 2, 2]
 
 
@@ -321,7 +321,7 @@ def test_the_micro_batch_that_fits_is_remembered(data: Path, monkeypatch: pytest
     assert len(remarks(whole)) == 1
     stop_after(new(data, "run"), 9)
     assert not remarks(go_on("run")), "it is said once"
-    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
 def test_no_memory_for_one_image_says_what_to_change(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +353,7 @@ def test_a_gradient_that_is_no_number_goes_back_and_halves_the_lr(
     events = list(finetune_steps(new(data, "run", save_every=2)))
     [remark] = remarks(events)
     assert "a loss or its gradient is no finite number: back to step 8, with the lr halved" in remark
-    normal: list[Any] = [line["lr"] for line in read_end(whole)[1]]
+    normal: list[Any] = [line["lr"] for line in read_final_files(whole)[1]]
     assert [event.lr for event in events if isinstance(event, EpochDone)] == [
         normal[0], normal[1] / 2, normal[2] / 2
     ]  # fmt: skip

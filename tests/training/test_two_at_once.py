@@ -19,12 +19,12 @@ from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import run_all
 from tests.training.test_survival import go_on, new, stop_after
-from tools.kill_test import take_images
+from tools.kill_test import copy_images
 
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return take_images(digits, tmp_path_factory.mktemp("few"), 20)
+    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
 
 
 def until(kind: type, events: Iterator[object]) -> Any:

@@ -87,7 +87,7 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
                     joined.join(*pair)
                 elif kind:
                     similar.append(pair)
-            yield Progress(done=start + len(block), total=len(pairs), what="similar images compared")
+            yield Progress(done=start + len(block), total=len(pairs), activity="similar images compared")
     links = [*near, *((cluster[0], row) for cluster in exact for row in cluster[1:])]
     clusters = join_rows(links)
     # If two near-duplicates are similar to a third image, one pair is enough.

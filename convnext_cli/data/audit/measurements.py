@@ -99,7 +99,7 @@ def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
                 values["note"] = places.setdefault(note, len(places))
                 measures[row] = values
             if len(ready):
-                yield Progress(done=int(ready[-1]) + 1, total=len(index), what="images checked")
+                yield Progress(done=int(ready[-1]) + 1, total=len(index), activity="images checked")
     measurements = Measurements(measures=measures, notes=tuple(places))
     digests.flush()
     if not np.array_equal(measures, old):

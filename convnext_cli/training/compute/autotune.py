@@ -28,7 +28,7 @@ from convnext_cli.training.compute.compute_config import (
     configured_copy,
     describe_failure,
     draw_inputs,
-    find_missing_kernels,
+    explain_missing_kernels,
     run_pass,
 )  # fmt: skip
 from convnext_cli.training.compute.devices import THREADS, is_out_of_memory, is_plain_processor
@@ -110,7 +110,7 @@ def choose_compute_config(
         return AutotuneResult(compute_config=ComputeConfig(), remarks=(where,) if compile else ())
     if passes < KERNEL_PASSES:
         return AutotuneResult(compute_config=ComputeConfig(blocks=FAST, compiled=bool(compile)))
-    [missing] = broadcast_object_list([find_missing_kernels()])
+    [missing] = broadcast_object_list([explain_missing_kernels()])
     usual = FAST if missing else NATIVE
     path = _find_answer(name, shape, accelerator.num_processes, usual)
     [measured] = broadcast_object_list([_read_answer(path) if measure else None])

@@ -66,7 +66,7 @@ def configure_model(
         The compiled pass, where one is asked for, and what went wrong on any rank, if anything did.
     """
     torch.set_num_threads(compute_config.threads)
-    missing = find_missing_kernels() if compute_config.blocks == NATIVE else ""
+    missing = explain_missing_kernels() if compute_config.blocks == NATIVE else ""
     if compute_config.blocks != TIMM:
         speed_up(network, native=compute_config.blocks == NATIVE and not missing)
     problems = [missing] if missing else []
@@ -90,7 +90,7 @@ def describe_failure(why: str) -> str:
     return f"the model cannot be compiled here ({why}), so it runs as it is"
 
 
-def find_missing_kernels() -> str:
+def explain_missing_kernels() -> str:
     """What a user should know where there are no kernels for `NATIVE` blocks; nothing where there are."""
     try:
         load_kernels()

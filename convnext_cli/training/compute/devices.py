@@ -21,7 +21,7 @@ from convnext_cli.errors import ConvnextError, UsageError, shorten_error
 from convnext_cli.machine import GIB
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import find_whole
+from convnext_cli.runs.folds import find_resumable
 from convnext_cli.text import quote
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def make_accelerator(
 
 
 @contextmanager
-def track_figures(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[None]:
+def track_metrics(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[None]:
     """Opens the trackers for the length of the block, a continued run's under the name that it had.
 
     Raises:
@@ -59,7 +59,7 @@ def track_figures(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[N
     """
     if accelerator.log_with:
         settings = {name: choice.value for name, choice in plan.choices.items()}
-        whole = find_whole(RunFolder(run)).path
+        whole = find_resumable(RunFolder(run)).path
         name = run.name if whole == run else f"{whole.name}-{run.name}"
         named = {"wandb": {"id": name, "name": name, "resume": "allow"}}
         accelerator.project_configuration = ProjectConfiguration(str(run), logging_dir=str(run))

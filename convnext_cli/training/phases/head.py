@@ -75,7 +75,7 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
                 value.grad = gradient
             optimizer.step()
             loss_sum += loss.detach()
-        yield Progress(done=epoch + 1, total=settings.freeze_epochs, what="training the head")
+        yield Progress(done=epoch + 1, total=settings.freeze_epochs, activity="training the head")
     optimizer.zero_grad(set_to_none=True)
     network.eval()
     val = None
@@ -117,7 +117,7 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
     ):
         parts.append(found)
         done += len(batch) * world
-        yield Progress(done=min(done, len(rows)), total=len(rows), what="features of the frozen backbone")
+        yield Progress(done=min(done, len(rows)), total=len(rows), activity="features of the frozen backbone")
     return gather_rows(accelerator, torch.cat(parts), len(rows)).clone()  # out of inference mode
 
 

@@ -63,7 +63,7 @@ def find_lr_steps(context: TrainingContext, state: TrainingState) -> Steps[dict[
             state.step += 1
             lrs.append(lr)
             losses.append(float(accelerator.gather(sums.reshape(1)).sum()) / len(batch))
-            yield Progress(done=state.step, total=MAX_STEPS, what="finding the learning rate")
+            yield Progress(done=state.step, total=MAX_STEPS, activity="finding the learning rate")
             if len(losses) == MAX_STEPS or _has_diverged(losses):
                 pictures.flush()
                 return _describe(lrs, losses)

@@ -29,7 +29,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.finetuning import finetune_steps
 from tests.conftest import SMALL
 from tests.training.test_survival import STEPS, go_on, new, stop_after
-from tools.kill_test import read_end, take_images
+from tools.kill_test import copy_images, read_final_files
 
 HIDDEN = 64
 HEAD = {"head": "mlp", "head_hidden_size": HIDDEN, "head_dropout": 0.25}
@@ -165,12 +165,12 @@ def test_the_fast_formulation_answers_the_same(mine: RunFolder) -> None:
 
 
 def test_a_run_that_was_stopped_draws_the_same_dropout(digits: Path, tmp_path: Path) -> None:
-    data = take_images(digits, tmp_path / "few", 20)
+    data = copy_images(digits, tmp_path / "few", 20)
     settings = {"head": "mlp", "head_hidden_size": 32, "head_dropout": 0.5}
     list(finetune_steps(new(data, "whole", **settings)))
     stop_after(new(data, "run", **settings), STEPS + 5)
     go_on("run")
-    assert read_end(RunFolder(Path("run"))) == read_end(RunFolder(Path("whole")))
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
 def test_what_cannot_be_is_said_before_the_images_are_looked_at(tmp_path: Path) -> None:

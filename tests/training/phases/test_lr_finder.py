@@ -20,7 +20,7 @@ from convnext_cli.training.phases.lr_finder import choose_lr, smooth_losses
 from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.step import take_step
 from tests.conftest import SMALL
-from tools.kill_test import take_images
+from tools.kill_test import copy_images
 
 SETTINGS: dict[str, Any] = {name: value for name, value in SMALL.items() if name not in ("model", "weights")}
 SETTINGS |= {"lr": "auto", "layer_decay": 0.8, "val_fraction": 0.2, "test_fraction": 0.0}
@@ -36,7 +36,7 @@ def _short() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return take_images(digits, tmp_path_factory.mktemp("some"), 30)
+    return copy_images(digits, tmp_path_factory.mktemp("some"), 30)
 
 
 @pytest.fixture(scope="module")
