@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes into."""
+"""A lock on a folder, so that one process at a time writes into it."""
 
 import errno
 import fcntl
@@ -12,32 +12,32 @@ from pathlib import Path
 from convnext_cli.errors import RunError
 
 LOCK = ".lock"
-PATIENCE = 1.0  # seconds: `is_locked` of another process holds the lock for a moment
+PATIENCE = 1.0  # seconds to wait for a lock: `is_locked` of another process holds it for a moment
 _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without `-o flock`, some network drives
 
 
 @contextmanager
 def lock_folder(folder: Path, *, is_new: bool = False) -> Iterator[bool]:
-    """Hold the folder's lock for the length of the block, and make the folder where there is none.
+    """Hold the folder's lock during the block, and make the folder if it does not exist.
 
-    The operating system frees the lock when the process ends, by SIGKILL too. Folders that were made here and are
-    empty afterwards are removed.
+    The operating system releases the lock when the process ends, even by SIGKILL. Folders that were made here are
+    removed if they are empty afterwards.
 
     Args:
-        folder: what to lock.
-        is_new: whether to refuse a folder that exists.
+        folder: the folder to lock.
+        is_new: True to refuse a folder that exists.
 
     Yields:
-        False where the file system has no locks, so that nothing keeps a second process out.
+        False if the file system has no locks, so that a second process could write too.
 
     Raises:
         FileExistsError: `is_new`, and the folder exists.
         RunError: another process holds the lock, or the folder cannot be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         try:
-            folder.mkdir(parents=True)  # succeeds for one process alone
+            folder.mkdir(parents=True)  # succeeds for one process only
         except FileExistsError:
             if is_new:
                 raise
@@ -51,10 +51,10 @@ def lock_folder(folder: Path, *, is_new: bool = False) -> Iterator[bool]:
     finally:
         if file is not None:
             with suppress(OSError):
-                (folder / LOCK).unlink()  # before the lock is freed: whoever waits for it sees that it has gone
+                (folder / LOCK).unlink()  # before the lock is released: a waiting process sees that it is gone
             os.close(file)
         with suppress(OSError):
-            for path in made:
+            for path in created:
                 path.rmdir()
 
 
@@ -76,7 +76,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Check that no other process trains into the folder.
+    """Check that no other process holds the folder's lock.
 
     Raises:
         RunError: one does.
@@ -86,22 +86,22 @@ def check_unlocked(folder: Path) -> None:
 
 
 def describe_holder(folder: Path) -> RunError:
-    """Return the error that says who holds the folder's lock."""
+    """Return the error that names the process that holds the folder's lock."""
     try:
         holder = f"process {(folder / LOCK).read_text()[:80].strip()}"
     except OSError:
         holder = "another process"
     return RunError(
-        f"{folder} is being trained by {holder}",
-        "Wait until it has ended, or train into a folder of its own (--output)",
+        f"{folder} is in use: {holder} trains into it",
+        "Wait until it has ended, or choose another --output",
     )
 
 
 def _open_locked(folder: Path) -> int | None:
-    """Return the open lock file, locked; None where the file system has no locks."""
+    """Return the descriptor of the locked file; None if the file system has no locks."""
     path, end = folder / LOCK, time.monotonic() + PATIENCE
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, as all that Python opens
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, like all files that Python opens
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):

@@ -21,15 +21,15 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """A text for the user."""
+    """A text for the user, without its severity."""
 
     text: str
     severity: Literal["warning", "note"] = "note"
-    """`warning`: the result is affected; `note`: nothing needs to be done."""
+    """`warning`: the result is affected. `note`: it is not."""
 
 
 Steps: TypeAlias = Generator[Progress, None, Result]
-"""A long operation that yields progress and returns a `Result`."""
+"""A long operation that yields `Progress` and returns a `Result`."""
 
 
 def finish(steps: Generator[object, None, Result], on_event: OnEvent = None) -> Result:
@@ -37,8 +37,8 @@ def finish(steps: Generator[object, None, Result], on_event: OnEvent = None) -> 
 
     Args:
         steps: the operation.
-        on_event: called with each event. An exception that it raises stops the work and is passed on; locks and
-            temporary files are cleaned up before that.
+        on_event: called with each event. An exception that it raises stops the operation; it is passed on after locks
+            are released and temporary files removed.
     """
     try:
         while True:
@@ -50,13 +50,13 @@ def finish(steps: Generator[object, None, Result], on_event: OnEvent = None) -> 
             if on_event is not None:
                 on_event(event)
     finally:
-        steps.close()  # the traceback of an exception would keep it open, and with it the run's lock
+        steps.close()  # an exception's traceback would keep the generator open, and with it the run's lock
 
 
 def map_events(
     steps: Generator[Yielded, None, Result], change: Callable[[Yielded], Changed]
 ) -> Generator[Changed, None, Result]:
-    """Run a long operation as a part of another one, with each of its events changed."""
+    """Run a long operation as part of another one: yield `change(event)` for each event, and return its result."""
     try:
         while True:
             try:

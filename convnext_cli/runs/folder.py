@@ -1,4 +1,4 @@
-"""The run folder: every file in it is named, written and read here (the model's own two by `models.build`)."""
+"""The run folder: writes and reads its files, which `files.py` declares; the model's two are `saved_model`'s."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,36 @@ from convnext_cli.data.index import Index
 from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.files import add_line, read_lines, replace_file, sum_file, write_text
 from convnext_cli.locks import LOCK
+from convnext_cli.runs.files import (
+    AUDIT,
+    CALIBRATION,
+    CALIBRATION_ARRAYS,
+    CANDIDATE,
+    CHECKPOINT,
+    CONFIG,
+    CURVES,
+    DATA,
+    ENVIRONMENT,
+    FOLDS_PLAN,
+    IMAGE_HASHES,
+    LOG,
+    METRICS,
+    MODEL,
+    ONNX,
+    ONNX_INT8,
+    ORIGIN,
+    PLAN,
+    PLOTS,
+    PT2,
+    RANGE_TEST,
+    RANGE_TEST_PLOT,
+    REPORT,
+    SPLIT,
+    TESTS,
+    list_beginning,
+    list_removable,
+    list_temporary,
+)
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -25,13 +55,16 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind")
 RUNS = Path("runs")
 _SPLITS = re.compile(r"train|val|test|fold-\d+")
-_RANGE_TEST, _CALIBRATION, _ARRAYS = "lr.json", "calibration.json", "calibration.safetensors"
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
 CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
-_ORIGIN = "last/origin.safetensors"
-_IMAGE_HASHES = "image_hashes.safetensors"
-FOLDS_PLAN = "folds.toml"  # marks the folder of a cross-validation, see `folds.py`
+RUN_REMEDY = "Give a folder that `convnext finetune` made"
+RESTART_REMEDY = "Start a new run with another --output"
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
+
+
+def resume_command(path: Path) -> str:
+    """Return the command that resumes the run in a folder."""
+    return f"`convnext finetune --resume {quote(path)}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +75,29 @@ class RunFolder:
 
     @property
     def plan(self) -> Path:
-        """Resolved settings with their reasons; feeding it back repeats the run."""
-        return self.path / "plan.toml"
+        """Resolved settings with their reasons; `--config` repeats the run with it."""
+        return PLAN.path(self.path)
 
     def checkpoint(self, step: int) -> Path:
-        """Everything needed to continue after `step` optimizer steps: model, optimizer, progress."""
-        return self.path / "last" / f"step-{step:08}.safetensors"
+        """Return the path of the checkpoint after `step` optimizer steps."""
+        return CHECKPOINT.path(self.path, f"{step:08}")
 
     def list_checkpoints(self) -> list[Path]:
-        """The checkpoints, the newest first."""
-        return sorted(self.path.glob("last/step-*.safetensors"), key=lambda path: (len(path.name), path.name))[::-1]
+        """Return the paths of the checkpoints, the newest first."""
+        return sorted(CHECKPOINT.find(self.path), key=lambda path: (len(path.name), path.name), reverse=True)
 
     def drop_checkpoints(self, *, keep: int) -> None:
-        """Removes all but the newest checkpoints."""
+        """Remove all but the newest `keep` checkpoints."""
         for old in self.list_checkpoints()[keep:]:
             old.unlink(missing_ok=True)
 
     def candidate(self, epoch: int) -> Path:
-        """An epoch's weights, kept until the best ones are averaged."""
-        return self.path / "last" / f"epoch-{epoch:04}.safetensors"
+        """Return the path of an epoch's weights, which are kept until the best epochs are averaged."""
+        return CANDIDATE.path(self.path, f"{epoch:04}")
 
     def list_candidates(self) -> list[Path]:
-        """All that `candidate` names and that is there."""
-        return list(self.path.glob("last/epoch-*.safetensors"))
+        """Return the paths of the kept epochs' weights."""
+        return list(CANDIDATE.find(self.path))
 
     def write_origin(self, arrays: "dict[str, NDArray[Any]]") -> None:
         """Write the digests of the split's rows and of the images' bytes.
@@ -75,7 +108,7 @@ class RunFolder:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        path = self.path / _ORIGIN
+        path = ORIGIN.path(self.path)
         try:
             with replace_file(path) as temporary:
                 save_file(arrays, temporary)
@@ -83,81 +116,86 @@ class RunFolder:
             raise ConvnextError(f"cannot write {path} ({error})", "Check the disk's space and permissions") from error
 
     def read_origin(self) -> "dict[str, NDArray[Any]]":
-        """Return the arrays that `write_origin` was given; none where the file is missing or damaged."""
+        """Return the arrays of `write_origin`; an empty dictionary if the file is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
-            return dict(load_file(self.path / _ORIGIN))
+            return dict(load_file(ORIGIN.path(self.path)))
         except (OSError, SafetensorError):
             return {}
 
     @property
     def metrics(self) -> Path:
-        """The final figures."""
-        return self.path / "metrics.json"
+        """Metrics of the kept weights; written last."""
+        return METRICS.path(self.path)
 
     @property
     def is_begun(self) -> bool:
-        """Whether it can be continued: the plan is written after all else that a beginning needs."""
+        """True if the run can be resumed: the plan is written after all else that resuming needs."""
         return self.plan.exists()
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has come to its end: the final figures are written after all else."""
+        """True if the run has finished: the metrics are written last."""
         return self.metrics.exists()
 
     @property
     def is_run(self) -> bool:
-        """Whether `finetune` has been here."""
-        return any((self.path / name).exists() for name in ("plan.toml", "config.json", FOLDS_PLAN))
+        """True if `finetune` has written into the folder."""
+        return any(file.path(self.path).exists() for file in (PLAN, CONFIG, FOLDS_PLAN))
 
     @property
     def report(self) -> Path:
         """The newest evaluation, for people."""
-        return self.path / "report.html"
+        return REPORT.path(self.path)
 
     @property
     def plots(self) -> Path:
-        """Folder of the report's plots, as pictures of their own."""
-        return self.path / "plots"
+        """Folder of the report's plots, as image files."""
+        return PLOTS.path(self.path).parent
 
     @property
     def curves(self) -> Path:
-        """Picture of the training so far."""
-        return self.path / "curves.png"
+        """Plot of the training so far."""
+        return CURVES.path(self.path)
 
     @property
     def range_test(self) -> Path:
-        """Picture of the learning-rate range test; its numbers are beside it."""
-        return self.path / "lr.png"
+        """Plot of the learning-rate range test; its numbers are beside it."""
+        return RANGE_TEST_PLOT.path(self.path)
 
     def exported(self, format: str, *, int8: bool = False) -> Path:
-        """The model for elsewhere, `onnx` or `pt2`; by the first, in full precision, `predict` does without torch."""
-        return self.path / f"model{'-int8' if int8 else ''}.{format}"
+        """Return the path of the exported model; `format` is `onnx` or `pt2`."""
+        return {"onnx": ONNX_INT8 if int8 else ONNX, "pt2": PT2}[format].path(self.path)
 
     @property
     def tests(self) -> Path:
-        """One line for each time that the run was evaluated on a test split."""
-        return self.path / "tests.jsonl"
+        """One line for each evaluation on a test split."""
+        return TESTS.path(self.path)
 
     def create(self, *, overwrite: bool) -> None:
-        """Makes the folder, which must be new, empty, or a former run that `overwrite` allows to be replaced."""
+        """Make the folder, which must be new, empty, or a run that `overwrite` allows to replace.
+
+        Raises:
+            UsageError: something else is there.
+            RunError: the folder cannot be written.
+        """
         self.check_free(overwrite=overwrite)
         try:
             (self.path / "last").mkdir(parents=True, exist_ok=True)
-            for old in self._files():
+            for old in self._removable():
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}", "Choose another --output") from error
 
     def drop_temporary(self) -> None:
-        """Removes what a killed process was writing."""
-        for path in self._temporary():
+        """Remove what a killed process was writing."""
+        for path in list_temporary(self.path):
             path.unlink(missing_ok=True)
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Checks that a new run may be written here.
+        """Check that a new run may be written here.
 
         Raises:
             UsageError: something is there already.
@@ -168,103 +206,102 @@ class RunFolder:
             raise UsageError(f"{self.path} is a file", "Choose another --output")
         if self.is_begun and not self.is_finished and not overwrite:
             raise UsageError(
-                f"{self.path} exists already, a run that has not finished",
-                f"Continue it with `convnext finetune --resume {quote(self.path)}`, choose another "
-                "--output, or add --overwrite",
+                f"{self.path} exists already, and that run has not finished",
+                f"Continue it with {resume_command(self.path)}, choose another --output, or add --overwrite",
             )
         if (
             any(path.name != LOCK for path in self.path.iterdir())
             and not (overwrite and self.is_begun)
-            and not self._is_false_start()
+            and not self._is_aborted_start()
         ):
             remedy = "Choose another --output" + (", or add --overwrite" if self.is_begun else "")
             raise UsageError(f"{self.path} exists already", remedy)
 
     def write_plan(self, toml: str) -> None:
-        """Writes the plan."""
+        """Write the plan."""
         write_text(self.plan, toml)
 
     def write_split(self, index: Index) -> None:
-        """Writes which image went where, and the folder that the paths start from."""
+        """Write the split of each image, and the folder that the paths start from."""
         text = io.StringIO()
-        table = csv.writer(text)  # with its own line ends, for which it quotes both of their characters in a name
+        table = csv.writer(text)  # its own line ends, so that it quotes names with either of their characters
         table.writerow(_SPLIT_COLUMNS)
         groups = index.groups or ("",) * len(index)
         for path, label, group, split in zip(index.paths, index.labels, groups, index.splits, strict=True):
             table.writerow((path, index.classes[label], group, split))
-        about = {"data": str(index.root.absolute()), "classes": list(index.classes), "skipped": index.skipped}
-        write_text(self.path / "split.csv", text.getvalue())
-        write_text(self.path / "data.json", json.dumps(about, indent=1) + "\n")
+        data = {"data": str(index.root.absolute()), "classes": list(index.classes), "skipped": index.skipped}
+        write_text(SPLIT.path(self.path), text.getvalue())
+        write_text(DATA.path(self.path), json.dumps(data, indent=1) + "\n")
 
     def read_split(self) -> Index:
-        """Reads the index back, as `write_split` was given it.
+        """Return the index of `write_split`.
 
         Raises:
             RunError: a file is missing or damaged.
         """
         from convnext_cli.runs.records import read_text
 
-        remedy = "Give a folder that `convnext finetune` made"
-        table = self.path / "split.csv"
+        table = SPLIT.path(self.path)
         try:
-            about = self.read_data()
-            text = read_text(table, remedy)
+            data = self.read_data()
+            text = read_text(table, RUN_REMEDY)
         except FileNotFoundError as error:
-            missing = f"is no run: it has no {Path(error.filename).name}" if self.path.exists() else "does not exist"
-            raise RunError(f"{self.path} {missing}", remedy) from error
-        number = {name: label for label, name in enumerate(about.classes)}
+            name = Path(error.filename).name
+            reason = f"is not a run: it has no {name}" if self.path.exists() else "does not exist"
+            raise RunError(f"{self.path} {reason}", RUN_REMEDY) from error
+        label_of = {name: label for label, name in enumerate(data.classes)}
         paths, labels, groups, splits = [], [], [], []
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for row in reader:
-                if problem := _find_split_problem(row, number):
-                    raise RunError(f"{table} cannot be read: line {reader.line_num}: {problem}", remedy)
+                if problem := _find_split_problem(row, label_of):
+                    raise RunError(f"{table} cannot be read: line {reader.line_num}: {problem}", RUN_REMEDY)
                 paths.append(row["path"])
-                labels.append(number[row["label"]])
+                labels.append(label_of[row["label"]])
                 groups.append(row["group"])
                 splits.append(row["split"])
         except csv.Error as error:
-            raise RunError(f"{table} cannot be read: line {reader.line_num}: {error}", remedy) from error
+            raise RunError(f"{table} cannot be read: line {reader.line_num}: {error}", RUN_REMEDY) from error
         if not paths:
-            raise RunError(f"{table} cannot be read: it has no rows of {', '.join(_SPLIT_COLUMNS)}", remedy)
+            raise RunError(f"{table} cannot be read: it has no rows of {', '.join(_SPLIT_COLUMNS)}", RUN_REMEDY)
         return Index(
-            root=Path(about.data),
-            classes=about.classes,
+            root=Path(data.data),
+            classes=data.classes,
             paths=tuple(paths),
             labels=tuple(labels),
             splits=tuple(splits),
             groups=tuple(groups) if any(groups) else (),
-            skipped=about.skipped,
+            skipped=data.skipped,
         )
 
     def read_data(self) -> "Data":
-        """Read where the images are, and the classes in the order of the model's outputs.
+        """Return the data folder, and the classes in the order of the model's outputs.
 
         Raises:
             FileNotFoundError: there is no such file.
             RunError: it does not fit its schema.
         """
-        from convnext_cli.runs.records import Data, read_record  # here and below: `recommend` answers without it
+        from convnext_cli.runs.records import Data, read_record  # here and below: `recommend` starts without it
 
-        remedy = "Give a folder that `convnext finetune` made"
-        about = read_record(self.path / "data.json", Data, remedy)
-        if twice := sorted(name for name, count in Counter(about.classes).items() if count > 1):
-            raise RunError(f"{self.path / 'data.json'} cannot be read: classes: {twice[0]!r} stands twice", remedy)
-        return about
+        path = DATA.path(self.path)
+        data = read_record(path, Data, RUN_REMEDY)
+        if repeated := sorted(name for name, count in Counter(data.classes).items() if count > 1):
+            raise RunError(f"{path} cannot be read: classes: {repeated[0]!r} appears twice", RUN_REMEDY)
+        return data
 
     def read_config(self) -> "Config":
-        """Read the model's configuration: its architecture, classes and preprocessing.
+        """Return the model's configuration: architecture, classes and preprocessing.
 
         Raises:
             RunError: it is missing, does not fit its schema, or its classes are not those of the data.
         """
         from convnext_cli.runs.records import Config, read_record
 
-        path = self.path / "config.json"
+        path = CONFIG.path(self.path)
         try:
             config = read_record(path, Config, MODEL_REMEDY)
         except FileNotFoundError as error:
-            raise RunError(f"{self.path} is no finished run: it has no {path.name}", MODEL_REMEDY) from error
+            raise RunError(f"{self.path} has no trained model: {path.name} is missing", MODEL_REMEDY) from error
         names = config.label_names
         if len(set(names)) != len(names) or config.num_classes not in (None, len(names)):
             problem = f"{len(set(names))} class names for {config.num_classes or len(names)} outputs"
@@ -273,43 +310,43 @@ class RunFolder:
         channels, height, width = preprocessing.input_size
         if height != width:
             raise RunError(f"{path} cannot be read: input_size: {height} x {width} px is not square", MODEL_REMEDY)
-        means, deviations, inputs = len(preprocessing.mean), len(preprocessing.std), config.model_args.in_chans
-        if {means, deviations} not in ({1}, {3}) or channels != inputs:
-            problem = f"{means} means, {deviations} deviations and {inputs} channels"
-            raise RunError(f"{path} cannot be read: pretrained_cfg: {problem} for {channels} channels", MODEL_REMEDY)
-        if (self.path / "data.json").exists() and self.read_data().classes != names:
-            raise RunError(f"the classes in {path} are not those of data.json beside it", MODEL_REMEDY)
+        means, deviations, in_chans = len(preprocessing.mean), len(preprocessing.std), config.model_args.in_chans
+        if {means, deviations} not in ({1}, {3}) or channels != in_chans:
+            problem = f"{means} means, {deviations} deviations and in_chans = {in_chans} for {channels} channels"
+            raise RunError(f"{path} cannot be read: pretrained_cfg: {problem}", MODEL_REMEDY)
+        if DATA.path(self.path).exists() and self.read_data().classes != names:
+            raise RunError(f"the classes in {path} differ from those in {DATA.name}", MODEL_REMEDY)
         return config
 
     def read_result(self) -> "Result | None":
-        """Read the epoch that was kept, and its metrics on validation; None before the run has finished.
+        """Return the kept epoch and its validation metrics; None before the run has finished.
 
         Raises:
             RunError: the file does not fit its schema.
         """
         from convnext_cli.runs.records import Result
 
-        return self._read_if_there(self.metrics, Result, "Delete it, and `convnext finetune --resume` writes it again")
+        return self._read_if_there(self.metrics, Result, f"Delete it; {resume_command(self.path)} writes it again")
 
     def read_audit(self) -> "AuditRecord | None":
-        """Read what was found in the data; None where the audit was switched off.
+        """Return the audit of the data; None if it was switched off.
 
         Raises:
             RunError: the file does not fit its schema.
         """
         from convnext_cli.runs.records import AuditRecord
 
-        return self._read_if_there(self.path / "audit.json", AuditRecord, "`convnext check` looks at the data again")
+        return self._read_if_there(AUDIT.path(self.path), AuditRecord, "Run `convnext check` on the data")
 
     def read_environment(self) -> "Environment | None":
-        """Read versions, device and command line.
+        """Return versions, device and command line; None if they were not recorded.
 
         Raises:
             RunError: the file does not fit its schema.
         """
         from convnext_cli.runs.records import Environment
 
-        return self._read_if_there(self.path / "environment.json", Environment, "Bring the former file back")
+        return self._read_if_there(ENVIRONMENT.path(self.path), Environment, "Restore the file")
 
     def _read_if_there(self, path: Path, kind: "type[Kind]", remedy: str) -> "Kind | None":
         from convnext_cli.runs.records import read_record
@@ -320,49 +357,49 @@ class RunFolder:
             return None
 
     def write_audit(self, audit: dict[str, Any]) -> None:
-        """Writes what was found in the data."""
-        write_text(self.path / "audit.json", json.dumps(audit, indent=1, default=str) + "\n")
+        """Write the audit of the data."""
+        write_text(AUDIT.path(self.path), json.dumps(audit, indent=1, default=str) + "\n")
 
     def copy_audit(self, other: "RunFolder") -> None:
-        """Copy another run's audit of the same data, as it is; a damaged one stays one that is seen to be damaged."""
-        if (path := other.path / "audit.json").is_file():
-            with replace_file(self.path / "audit.json") as temporary:
+        """Copy another run's audit of the same data, byte for byte, so that a damaged one is still reported."""
+        if (path := AUDIT.path(other.path)).is_file():
+            with replace_file(AUDIT.path(self.path)) as temporary:
                 shutil.copyfile(path, temporary)
 
-    def write_image_hashes(self, pictures: "dict[str, NDArray[Any]]") -> None:
-        """Write a digest, a perceptual hash and a thumbnail of 12 x 12 px of each row of the split."""
+    def write_image_hashes(self, hashes: "dict[str, NDArray[Any]]") -> None:
+        """Write the digest, the perceptual hash and the 12 x 12 px thumbnail of each row of the split."""
         from safetensors.numpy import save_file
 
-        with replace_file(self.path / _IMAGE_HASHES) as temporary:
-            save_file(pictures, temporary)
+        with replace_file(IMAGE_HASHES.path(self.path)) as temporary:
+            save_file(hashes, temporary)
 
     def read_image_hashes(self) -> "dict[str, NDArray[Any]] | None":
-        """Return what `write_image_hashes` was given; None where the run has none, or it is damaged."""
+        """Return the arrays of `write_image_hashes`; None if the file is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
-            return dict(load_file(self.path / _IMAGE_HASHES))
+            return dict(load_file(IMAGE_HASHES.path(self.path)))
         except (OSError, SafetensorError):
             return None
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        """Writes versions, device and command line."""
-        write_text(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+        """Write versions, device and command line."""
+        write_text(ENVIRONMENT.path(self.path), json.dumps(environment, indent=1) + "\n")
 
-    def write_range_test(self, found: dict[str, Any]) -> None:
-        """Writes the numbers of the learning-rate range test."""
-        write_text(self.path / _RANGE_TEST, json.dumps(found, indent=1) + "\n")
+    def write_range_test(self, result: dict[str, Any]) -> None:
+        """Write the result of the learning-rate range test."""
+        write_text(RANGE_TEST.path(self.path), json.dumps(result, indent=1) + "\n")
 
     def read_range_test(self) -> dict[str, Any] | None:
-        """Read what `write_range_test` was given; None where there was no such test.
+        """Return the result of `write_range_test`; None if there was no such test.
 
         Raises:
             RunError: the file does not fit its schema.
         """
         from convnext_cli.runs.records import RangeTest, convert_record, read_json
 
-        path, remedy = self.path / _RANGE_TEST, f"Delete it: {_RANGE_TEST} is only for the plot"
+        path, remedy = RANGE_TEST.path(self.path), f"Delete it: {RANGE_TEST.name} is only used for the plot"
         try:
             raw: dict[str, Any] = read_json(path, remedy, nan_is_none=True)
         except FileNotFoundError:
@@ -371,22 +408,22 @@ class RunFolder:
         return raw
 
     def write_log(self, epochs: list[dict[str, Any]]) -> None:
-        """Writes one line per epoch, all of them anew, so that a kill leaves no half line."""
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+        """Write one line per epoch. The whole file is replaced, so that a kill leaves no partial line."""
+        write_text(LOG.path(self.path), "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Writes the final figures."""
+        """Write the final metrics, which mark the run as finished."""
         write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Read the epochs so far, as `write_log` was given them; none where there is no log.
+        """Return the epochs of `write_log`; an empty list if there is no log.
 
         Raises:
             RunError: a line does not fit its schema.
         """
         from convnext_cli.runs.records import Epoch, convert_record, parse_json, read_text
 
-        path, remedy = self.path / "metrics.jsonl", "Delete it: it is only for the plots"
+        path, remedy = LOG.path(self.path), "Delete it: it is only used for the plots"
         try:
             lines = read_text(path, remedy).splitlines()
         except FileNotFoundError:
@@ -398,39 +435,40 @@ class RunFolder:
             epochs.append(epoch)
         return epochs
 
-    def write_calibration(self, found: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
-        """Writes what was found on the validation split, and the arrays that it came from."""
-        from safetensors.numpy import save  # and not its own writer, whose error on a full disk is no OSError
+    def write_calibration(self, calibration: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
+        """Write the calibration, and the arrays that it was fitted on."""
+        from safetensors.numpy import save  # its own writer raises no OSError when the disk is full
 
-        with replace_file(self.path / _ARRAYS) as temporary:
-            temporary.write_bytes(save(arrays, metadata={"weights": found["weights"]}))
-        write_text(self.path / _CALIBRATION, json.dumps(found, indent=1) + "\n")
+        with replace_file(CALIBRATION_ARRAYS.path(self.path)) as temporary:
+            temporary.write_bytes(save(arrays, metadata={"weights": calibration["weights"]}))
+        write_text(CALIBRATION.path(self.path), json.dumps(calibration, indent=1) + "\n")
 
     def read_calibration(self) -> Any:
-        """Read what `write_calibration` was given, as plain values; None where there is none.
+        """Return the calibration as plain values; None if there is none.
 
         Raises:
-            RunError: the file is no JSON.
+            RunError: the file is not JSON.
         """
         from convnext_cli.runs.records import read_json
 
         try:
-            return read_json(self.path / _CALIBRATION, CALIBRATION_REMEDY)
+            return read_json(CALIBRATION.path(self.path), CALIBRATION_REMEDY)
         except FileNotFoundError:
             return None
 
     def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
-        """The arrays that `write_calibration` was given.
+        """Return the arrays of `write_calibration`.
 
         Raises:
             RunError: they are missing or damaged.
         """
         from safetensors import SafetensorError, safe_open
 
-        path, remedy = self.path / _ARRAYS, f"Delete {_CALIBRATION} there; `convnext eval` fits both again"
+        path = CALIBRATION_ARRAYS.path(self.path)
+        remedy = f"Delete {CALIBRATION.name} there; `convnext eval` fits both again"
         try:
             with safe_open(path, "np") as file:
-                weights = (file.metadata() or {}).get("weights")  # runs of former versions have none
+                weights = (file.metadata() or {}).get("weights")  # older runs have none
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (OSError, SafetensorError, TypeError) as error:
             raise RunError(f"{path} cannot be read ({error})", remedy) from error
@@ -439,30 +477,28 @@ class RunFolder:
         return arrays
 
     def fingerprint_weights(self) -> str:
-        """A short sum over the weights, by which is known what was fitted for others."""
+        """Return a checksum of the weights, by which a calibration fitted for other weights is recognised."""
         try:
-            return f"{sum_file(self.path / 'model.safetensors'):08x}"
+            return f"{sum_file(MODEL.path(self.path)):08x}"
         except OSError as error:
-            raise RunError(f"{self.path} has no weights that can be read", "Give a finished run") from error
+            raise RunError(f"{MODEL.path(self.path)} cannot be read", "Give a finished run") from error
 
     def record_test(self, entry: dict[str, Any]) -> int:
-        """Adds an evaluation on a test split and returns the how-manieth it is.
+        """Record an evaluation on a test split, and return the number of evaluations so far.
 
         Raises:
-            RunError: it cannot be written; an evaluation that leaves no trace would make the test look fresh.
+            RunError: it cannot be written. An evaluation without a record would make the test look unused.
         """
         try:
             add_line(self.tests, entry)
         except OSError as error:
-            remedy = "Make the run writable: each evaluation on the test split is recorded there"
+            remedy = "Make the run folder writable: each evaluation on the test split is recorded there"
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
-        # A damaged line is a former evaluation too.
+        # A damaged line was an evaluation too.
         return sum(bool(line.strip()) for line in self.tests.read_bytes().splitlines())
 
     def read_tests(self) -> list[dict[str, Any]]:
-        """Return the evaluations on a test split, oldest first, as `record_test` was given them.
-
-        A line that a full disk cut short is passed over.
+        """Return the evaluations of `record_test`, oldest first. A partial line, from a full disk, is skipped.
 
         Raises:
             RunError: a line does not fit its schema.
@@ -475,38 +511,22 @@ class RunFolder:
             convert_record(entry, Test, f"{self.tests}, evaluation {number},", remedy)
         return tests
 
-    def _files(self) -> Iterator[Path]:
-        """All files of a run. Removed in this order, what is left at any moment can be replaced or begun anew."""
-        yield from (self.metrics, self.report, self.curves, self.tests, self.path / _ARRAYS, self.path / _CALIBRATION)
-        yield from (self.range_test, *self.plots.glob("*.png"), *self.list_candidates())
-        yield from (self.exported("onnx"), self.exported("onnx", int8=True), self.exported("pt2"))
-        yield from (self.path / name for name in ("model.safetensors", "config.json", "metrics.jsonl", "plan.toml"))
-        yield from self._beginnings()
+    def _removable(self) -> list[Path]:
+        """Return all files of the run, in an order in which they can be removed."""
+        return list_removable(self.path)
 
-    def _beginnings(self) -> Iterator[Path]:
-        """What is written before the plan, and what a killed process was writing."""
-        names = ("split.csv", "data.json", "audit.json", "environment.json", _RANGE_TEST, _ORIGIN, _IMAGE_HASHES)
-        yield from (*(self.path / name for name in names), *self.list_checkpoints())
-        yield from self._temporary()
-
-    def _temporary(self) -> list[Path]:
-        """What a killed process was writing: `replace_file` ends names in `.tmp`, safetensors begins them so."""
-        return [
-            path for pattern in (".*.tmp", ".tmp*", "last/.*.tmp", "last/.tmp*") for path in self.path.glob(pattern)
-        ]
-
-    def _is_false_start(self) -> bool:
-        """Whether all that is here is what a run leaves that was killed before it had begun."""
-        last = self.path / "last"
-        return last.is_dir() and not set(self.path.rglob("*")) - {last, self.path / LOCK, *self._beginnings()}
+    def _is_aborted_start(self) -> bool:
+        """Return True if everything here was left by a run that was killed before it had begun."""
+        last = CHECKPOINT.path(self.path).parent
+        return last.is_dir() and not set(self.path.rglob("*")) - {last, self.path / LOCK, *list_beginning(self.path)}
 
 
 def _find_split_problem(row: Mapping[str | None, Any], classes: Mapping[str, int]) -> str | None:
-    """Say what is wrong with a row of `split.csv`."""
+    """Return what is wrong with a row of `split.csv`; None if nothing is."""
     if missing := [key for key in _SPLIT_COLUMNS if row.get(key) is None]:
-        return f"no {', '.join(missing)}; it must have rows of {', '.join(_SPLIT_COLUMNS)}"
+        return f"{', '.join(missing)} missing; it must have rows of {', '.join(_SPLIT_COLUMNS)}"
     if not row["path"] or "\0" in row["path"]:
-        return f"path: {row['path']!r} is no path"
+        return f"path: {row['path']!r} is not a path"
     if row["label"] not in classes:
         return f"label: data.json has no class {row['label']!r}"
     return None if _SPLITS.fullmatch(row["split"]) else f"split: no such split {row['split']!r}"

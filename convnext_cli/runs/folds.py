@@ -1,4 +1,4 @@
-"""The folder of a cross-validation, a run for each fold; and where new runs lie."""
+"""The folder of a cross-validation, which has a run for each fold; names of new run folders."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,77 +9,82 @@ from pathlib import Path
 from convnext_cli.data.split import FOLD, is_fold, name_fold
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.locks import LOCK
-from convnext_cli.runs.folder import FOLDS_PLAN, RUNS, RunFolder
-from convnext_cli.text import quote
+from convnext_cli.runs.files import CHECKPOINT, FOLDS_PLAN, METRICS, list_beginning
+from convnext_cli.runs.folder import RUNS, RunFolder, resume_command
 
 
 @dataclass(frozen=True, slots=True)
 class FoldsFolder(RunFolder):
-    """One cross-validation on disk. Its split says of each image which fold it validates in, or that it is a test."""
+    """One cross-validation on disk. Its split has the validation fold of each image, or `test`."""
 
     @property
     def plan(self) -> Path:
-        """The settings of all folds; feeding it back repeats the cross-validation."""
-        return self.path / FOLDS_PLAN
+        """Settings of all folds; `--config` repeats the cross-validation with it."""
+        return FOLDS_PLAN.path(self.path)
 
     def run(self, fold: int) -> RunFolder:
-        """One fold's run, counted from 1."""
+        """Return the run of a fold, counted from 1."""
         return RunFolder(self.path / name_fold(fold))
 
     def list_runs(self) -> list[RunFolder]:
-        """The folds' runs, in order, all of them finished.
+        """Return the runs of all folds, in order.
 
         Raises:
-            RunError: they are not, or the split cannot be read.
+            RunError: one has not finished, or the split cannot be read.
         """
         if not self.is_finished:
             raise RunError(
                 f"{self.path} is a cross-validation that has not finished",
-                f"Go on with `convnext finetune --resume {quote(self.path)}`, or name one of its folds",
+                f"{describe_resume(self)}, or name one of its folds",
             )
         number = len({split for split in self.read_split().splits if is_fold(split)})
         return [self.run(fold) for fold in range(1, number + 1)]
 
     def create(self, *, overwrite: bool) -> None:
-        """Makes the folder, as `RunFolder.create` does; what the runs of former folds have written goes."""
+        """Make the folder as `RunFolder.create` does; files of earlier folds' runs are removed."""
         RunFolder.create(self, overwrite=overwrite)
-        (self.path / "last").rmdir()  # the folds have one each
+        CHECKPOINT.path(self.path).parent.rmdir()  # each fold has its own
 
-    def _files(self) -> Iterator[Path]:
-        yield self.metrics
-        for path in self.path.glob(f"{FOLD}*"):
-            yield from RunFolder(path)._files()
-        yield from RunFolder._files(self)
-        yield self.plan
+    def _removable(self) -> list[Path]:
+        folds = [path for folder in self.path.glob(f"{FOLD}*") for path in RunFolder(folder)._removable()]
+        return [METRICS.path(self.path), *folds, *RunFolder._removable(self), self.plan]
 
-    def _is_false_start(self) -> bool:
-        """Whether all that is here was written before the first fold's plan was taken over."""
+    def _is_aborted_start(self) -> bool:
+        """Return True if everything here was left by a run that was killed before the first fold had begun."""
         first = self.run(1)
-        known = {first.path, first.plan, *self._beginnings(), *first._beginnings()}
+        known = {first.path, first.plan, *list_beginning(self.path), *list_beginning(first.path)}
         known |= {folder / name for folder in (self.path, first.path) for name in ("last", LOCK)}
         return set(self.path.rglob("*")) <= known
 
 
 def open_folder(path: Path) -> RunFolder:
-    """The run at `path`, or the cross-validation where it is one."""
+    """Return the run at `path`, or the cross-validation if it is one."""
     folds = FoldsFolder(path)
     return folds if folds.is_begun else RunFolder(path)
 
 
 def find_resumable(run: RunFolder) -> RunFolder:
-    """What `--resume` continues: the cross-validation that the run is a fold of, else the run."""
-    whole = open_folder(run.path.parent)
-    return whole if isinstance(whole, FoldsFolder) and is_fold(run.path.name) else run
+    """Return the folder to resume: the cross-validation of a fold's run, else the run itself."""
+    parent = open_folder(run.path.parent)
+    return parent if isinstance(parent, FoldsFolder) and is_fold(run.path.name) else run
+
+
+def describe_resume(run: RunFolder) -> str:
+    """Return the remedy of a run that has not finished: the command that resumes it."""
+    return f"Continue with {resume_command(find_resumable(run).path)}"
 
 
 def check_single(path: Path) -> None:
-    """Checks that there is one model at `path`.
+    """Check that there is a single model at `path`.
 
     Raises:
         UsageError: it is a cross-validation.
     """
     if isinstance(open_folder(path), FoldsFolder):
-        raise UsageError(f"{path} has a model for each fold", f"Name one of them, such as {path / name_fold(1)}")
+        raise UsageError(
+            f"{path} is a cross-validation: it has a model for each fold",
+            f"Name one fold, such as {path / name_fold(1)}",
+        )
 
 
 def name_runs(model: str, now: datetime) -> Iterator[Path]:
@@ -91,10 +96,10 @@ def name_runs(model: str, now: datetime) -> Iterator[Path]:
 
 
 def find_newest_run() -> RunFolder:
-    """The newest run under `runs/` that has a model; where that is a fold, the cross-validation it is part of.
+    """Return the newest run under `runs/` that has a model; for a fold, its cross-validation.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no such run.
     """
     models = [*RUNS.glob("*/model.safetensors"), *RUNS.glob("*/fold-*/model.safetensors")]
     if not models:

@@ -1,7 +1,7 @@
-"""The files of a run that hold JSON: each one's schema, and the reader that refuses what does not fit it.
+"""Schemas of the JSON files of a run, and the reader that refuses what does not fit them.
 
-A field without a default must be there. A field that is not named here is passed over, so that a run of a later version
-can be read; where an unknown field would change what is built (`ModelArguments`), it is refused.
+A field without a default is required. Unknown fields are ignored, so that runs of later versions can be read;
+`ModelArguments` refuses them, because they would change the model.
 """
 
 import json
@@ -14,18 +14,18 @@ from msgspec import Meta, Struct, ValidationError, convert
 
 from convnext_cli.errors import RunError
 
-MAX_BYTES = 256 * 2**20  # of a file; a real one has a few kB, a split's table of a million images 100 MB
+MAX_BYTES = 256 * 2**20  # of a file; real ones have a few kB, the split of a million images 100 MB
 MAX_SIDE = 4096  # px, of a model's input
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(min_length=1)]
 Positive = Annotated[float, Meta(gt=0)]
-Kind = TypeVar("Kind")
+Record = TypeVar("Record")
 
 
 class Data(Struct, frozen=True, kw_only=True):
-    """`data.json`: where the images are, and the classes in the order of the model's outputs."""
+    """`data.json`: the data folder, and the classes in the order of the model's outputs."""
 
     data: Annotated[str, Meta(pattern=r"^[^\x00]+$")]
     classes: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -33,7 +33,7 @@ class Data(Struct, frozen=True, kw_only=True):
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True):
-    """`pretrained_cfg` of `config.json`, timm's: how images are prepared."""
+    """`pretrained_cfg` of `config.json`, in timm's format: preprocessing."""
 
     input_size: tuple[Literal[1, 3], Annotated[int, Meta(ge=32, le=MAX_SIDE)], Annotated[int, Meta(ge=32, le=MAX_SIDE)]]
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1, le=2)], ...], Meta(min_length=1, max_length=3)]
@@ -45,7 +45,7 @@ class Preprocessing(Struct, frozen=True, kw_only=True):
 
 
 class ModelArguments(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`model_args` of `config.json`: what timm builds the model with besides its name."""
+    """`model_args` of `config.json`: arguments of `timm.create_model`."""
 
     in_chans: Literal[1, 3] = 3
     num_classes: Count | None = None
@@ -56,7 +56,7 @@ class ModelArguments(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """`config.json`: the model, as timm and the Hub keep it."""
+    """`config.json`: the model, in the format of timm and the Hub."""
 
     architecture: Text
     label_names: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -78,7 +78,7 @@ class Epoch(Struct, frozen=True, kw_only=True):
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """`metrics.json` of a run: the epoch that was kept and its metrics on the validation split."""
+    """`metrics.json` of a run: the kept epoch and its validation metrics."""
 
     epoch: Count
     selected_by: str
@@ -93,7 +93,7 @@ class FoldsResult(Struct, frozen=True, kw_only=True):
 
 
 class AuditFinding(Struct, frozen=True, kw_only=True):
-    """One thing that the audit found in the data."""
+    """One finding of the audit."""
 
     kind: str
     falsifies: bool
@@ -107,7 +107,7 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
 
 
 class AuditGroups(Struct, frozen=True, kw_only=True):
-    """Where the audit knew groups from."""
+    """The rule by which the audit found groups."""
 
     rule: str = ""
     number: Count = 0
@@ -117,14 +117,14 @@ class AuditGroups(Struct, frozen=True, kw_only=True):
 
 
 class AuditRecord(Struct, frozen=True, kw_only=True):
-    """`audit.json`: what was found in the data."""
+    """`audit.json`: the audit of the data."""
 
     findings: tuple[AuditFinding, ...]
     groups: AuditGroups = AuditGroups()
 
 
 class Environment(Struct, frozen=True, kw_only=True):
-    """`environment.json`: what the run was made with."""
+    """`environment.json`: command line, versions and device of a run."""
 
     command: tuple[str, ...] = ()
     device: str = ""
@@ -155,36 +155,36 @@ class RangeTest(Struct, frozen=True, kw_only=True):
     rule: str = ""
 
     def __post_init__(self) -> None:
-        """Check that each step has its values."""
+        """Check that all lists have the same length."""
         if not len(self.lr) == len(self.loss) == len(self.smoothed):
             raise ValueError(f"{len(self.lr)} rates, {len(self.loss)} losses, {len(self.smoothed)} smoothed losses")
 
 
-def read_record(path: Path, kind: type[Kind], remedy: str) -> Kind:
-    """Read a file of a run that holds one JSON object.
+def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
+    """Return the JSON object in a file of a run.
 
     Raises:
-        FileNotFoundError: there is none.
-        RunError: it does not fit its schema; says the file, the field and the value.
+        FileNotFoundError: the file is missing.
+        RunError: it does not fit its schema; names the file, the field and the value.
     """
     return convert_record(read_json(path, remedy), kind, path, remedy)
 
 
 def read_json(path: Path, remedy: str, *, nan_is_none: bool = False) -> Any:
-    """Read JSON without a schema; numbers in it are finite.
+    """Return the JSON value in a file, without a schema.
 
     Raises:
-        FileNotFoundError: there is none.
-        RunError: it is no JSON, is not finite, or is too large.
+        FileNotFoundError: the file is missing.
+        RunError: it is not JSON, is too large, or has a number that is not finite.
     """
     return parse_json(read_text(path, remedy), path, remedy, nan_is_none=nan_is_none)
 
 
 def read_text(path: Path, remedy: str) -> str:
-    """Read a text file of a run; bytes of odd file names pass through.
+    """Return the text of a file of a run. Bytes that are not UTF-8, as in file names, are kept as surrogates.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file is missing.
         RunError: it cannot be read, or is too large.
     """
     try:
@@ -200,43 +200,47 @@ def read_text(path: Path, remedy: str) -> str:
 
 
 def parse_json(text: str, source: object, remedy: str, *, nan_is_none: bool = False) -> Any:
-    """Read JSON text whose numbers must be finite.
+    """Return the value of a JSON text whose numbers must be finite.
 
-    `nan_is_none` takes NaN and Infinity for values that are not known, as logs of former versions may have them.
+    Args:
+        text: the JSON.
+        source: the file, for errors.
+        remedy: what the user can do about an error.
+        nan_is_none: True to read NaN and Infinity as None; logs of older versions may have them.
 
     Raises:
-        RunError: it is something else.
+        RunError: the text is not JSON, or has a number that is not finite.
     """
     try:
         value = json.loads(text, parse_constant=(lambda _: None) if nan_is_none else None)
     except (ValueError, RecursionError) as error:
-        why = f"no JSON ({error})" if isinstance(error, json.JSONDecodeError) else "no JSON"
-        raise RunError(f"{source} cannot be read: {why if text.strip() else 'it is empty'}", remedy) from error
-    if (place := _find_not_finite(value)) is not None:
-        raise RunError(f"{source} cannot be read: {place[0] or 'its value'}: {place[1]} is not finite", remedy)
+        reason = f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else "not JSON"
+        raise RunError(f"{source} cannot be read: {reason if text.strip() else 'it is empty'}", remedy) from error
+    if (location := _find_not_finite(value)) is not None:
+        raise RunError(f"{source} cannot be read: {location[0] or 'its value'}: {location[1]} is not finite", remedy)
     return value
 
 
-def convert_record(value: Any, kind: type[Kind], source: object, remedy: str) -> Kind:
+def convert_record(value: Any, kind: type[Record], source: object, remedy: str) -> Record:
     """Convert plain values to a record.
 
     Raises:
-        RunError: they do not fit its schema; says the source, the field and the value.
+        RunError: they do not fit its schema; names the source, the field and the value.
     """
     try:
         return convert(value, kind)
     except ValidationError as error:
-        problem, _, place = str(error).replace("`", "").partition(" - at ")
-        place = place.removeprefix("$").removeprefix(".")
-        told = _describe(_look_up(value, place))
-        what = f"{place}: {problem}" if place else problem
-        known = "" if "missing required" in problem or "unknown field" in problem else f" (it is {told})"
-        raise RunError(f"{source} cannot be read: {what}{known}", remedy) from error
+        problem, _, location = str(error).replace("`", "").partition(" - at ")
+        location = location.removeprefix("$").removeprefix(".")
+        field = f"{location}: " if location else ""
+        has_value = "missing required" not in problem and "unknown field" not in problem
+        actual = f" (it is {_shorten(_look_up(value, location))})" if has_value else ""
+        raise RunError(f"{source} cannot be read: {field}{problem}{actual}", remedy) from error
 
 
-def _look_up(value: Any, place: str) -> Any:
-    """Return the value at a place such as `findings[0].count`; the one above where the place has `[...]`."""
-    for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", place):
+def _look_up(value: Any, location: str) -> Any:
+    """Return the value at a location such as `findings[0].count`; its parent if the location has `[...]`."""
+    for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", location):
         if name == "...":
             return value
         try:
@@ -246,18 +250,19 @@ def _look_up(value: Any, place: str) -> Any:
     return value
 
 
-def _describe(value: Any) -> str:
+def _shorten(value: Any) -> str:
+    """Return the value as JSON of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _find_not_finite(value: Any, place: str = "") -> tuple[str, float] | None:
-    """Return place and value of the first number that is not finite."""
+def _find_not_finite(value: Any, location: str = "") -> tuple[str, float] | None:
+    """Return location and value of the first number that is not finite; None if all are."""
     if isinstance(value, float) and not math.isfinite(value):
-        return place, value
+        return location, value
     parts: Any = ()
     if isinstance(value, dict):
-        parts = ((f"{place}.{key}" if place else str(key), part) for key, part in value.items())
+        parts = ((f"{location}.{key}" if location else str(key), part) for key, part in value.items())
     elif isinstance(value, list):
-        parts = ((f"{place}[{at}]", part) for at, part in enumerate(value))
-    return next((found for at, part in parts if (found := _find_not_finite(part, at)) is not None), None)
+        parts = ((f"{location}[{at}]", part) for at, part in enumerate(value))
+    return next((number for at, part in parts if (number := _find_not_finite(part, at)) is not None), None)
