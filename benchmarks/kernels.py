@@ -1,11 +1,11 @@
-"""What our C kernels bring over PyTorch, part by part, in training.
+"""Time the native CPU kernels against PyTorch's, kernel by kernel, in training.
 
     python -m benchmarks.kernels [--rounds 7] [--threads 1]
 
-The gradient of 7x7 depthwise weights, and a block's two products with GELU between them, forward and with all
-gradients; float32, channels last, each beside PyTorch's own in turn. Milliseconds of processor time, the least of so
-many turns, with what is freed kept for the next (`keep_memory`). The error is the norm of the difference over the norm,
-of the gradient of the (first) weights.
+Measured are the gradient of 7x7 depthwise weights, and forward and backward of a block's MLP (linear, GELU, linear).
+Tensors are float32, channels last. Native kernel and PyTorch take turns; the result is the lowest processor time in
+milliseconds. glibc keeps freed memory meanwhile (`keep_freed_memory`). The error is ||a - b|| / ||b|| of the gradient
+of the (first) weights.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_cli.kernels.blocks import keep_memory
-from convnext_cli.kernels.depthwise import SIDE, find_weight_gradient
-from convnext_cli.kernels.mlp import mix_channels
+from convnext_cli.kernels.blocks import keep_freed_memory
+from convnext_cli.kernels.depthwise import SIDE, depthwise_weight_gradient
+from convnext_cli.kernels.mlp import blocked_mlp
 
 # Channels, side and batch of the stages of atto at 224 px, of two of tiny's, one of base's, and of zepto at 64 px.
 SHAPES = [
@@ -41,7 +41,7 @@ def compare_depthwise(channels: int, side: int, batch: int, rounds: int) -> str:
         return found
 
     def take_ours() -> Tensor:
-        found: Tensor = find_weight_gradient(x, grad)
+        found: Tensor = depthwise_weight_gradient(x, grad)
         return found
 
     theirs, ours = take_turns([take_theirs, take_ours], rounds)
@@ -62,7 +62,7 @@ def compare_mlp(channels: int, side: int, batch: int, rounds: int) -> str:
         return F.linear(F.gelu(F.linear(*parts[:3])), *parts[3:])
 
     def go_ours() -> Tensor:
-        result: Tensor = mix_channels(*parts)
+        result: Tensor = blocked_mlp(*parts)
         return result
 
     def take(go: Callable[[], Tensor]) -> Tensor:
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keep_memory()
+    keep_freed_memory()
     head = f"{'channels x side, batch':<24}{COLUMNS}"
     print(f"{head}{'error':>10}   gradient of depthwise weights")
     for shape in SHAPES:

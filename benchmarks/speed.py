@@ -241,14 +241,14 @@ def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
     """A model in training mode, its optimizer, and one batch of noise, (B, 3, S, S), laid out as `mode` wants them."""
     import torch
 
-    from convnext_cli.kernels.blocks import keep_memory, speed_up
+    from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
 
     model, optimizer = make_torch_model(task)
     memory_format = torch.contiguous_format if mode == "plain" else torch.channels_last
     model = model.train().to(memory_format=memory_format)
     if mode == "ours":
-        keep_memory()
-        speed_up(model, native=True)
+        keep_freed_memory()
+        use_fused_blocks(model, native=True)
     if mode == "compiled":
         model.compile(dynamic=False)
     inputs = torch.randn(task.batch_size, 3, task.image_size, task.image_size).to(memory_format=memory_format)

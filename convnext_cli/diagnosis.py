@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from convnext_cli.errors import shorten_error
-from convnext_cli.files import find_cache, measure_tree
-from convnext_cli.machine import count_cpus, describe_machine
+from convnext_cli.files import find_cache_folder, measure_size
+from convnext_cli.machine import count_cpus, detect_machine
 from convnext_cli.progress import Progress, Steps, finish
 
 PACKAGES = (
@@ -53,8 +53,8 @@ def diagnose_steps(*, offline: bool) -> Steps[Diagnosis]:
         offline: never ask the Hub.
     """
     yield Progress(done=0, total=3, activity="caches")
-    caches = {"weights (Hub)": _find_hub_cache(), "images and measures": find_cache()}
-    sizes = {name: Cache(path=path, bytes=measure_tree(path)) for name, path in caches.items()}
+    caches = {"weights (Hub)": _find_hub_cache(), "images and measures": find_cache_folder()}
+    sizes = {name: Cache(path=path, bytes=measure_size(path)) for name, path in caches.items()}
     yield Progress(done=1, total=3, activity="asking the Hub")
     hub = "not asked: offline" if offline else _ask_hub()
     yield Progress(done=2, total=3, activity="self-test")
@@ -79,8 +79,8 @@ def _find_version(name: str) -> str | None:
 
 
 def _list_devices() -> tuple[str, ...]:
-    gpu = describe_machine()
-    processor = describe_machine(use_gpu=False)
+    gpu = detect_machine()
+    processor = detect_machine(use_gpu=False)
     names = [str(processor), f"{count_cpus()} processors may be used"]
     return (str(gpu), *names) if gpu.is_gpu else tuple(names)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from convnext_cli.errors import UsageError
 
-NOWHERE = Path(os.devnull)  # a folder in which nothing can be made
+NULL_FOLDER = Path(os.devnull)  # a folder in which nothing can be made
 _NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM = "no room on the disk for this file, of which nothing is left"
 
@@ -109,7 +109,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines; a line that a full disk cut short is passed over."""
     found = []
     try:
@@ -124,7 +124,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def add_line(path: Path, entry: dict[str, Any]) -> None:
+def append_json_line(path: Path, entry: dict[str, Any]) -> None:
     """Add an object to a file of JSON lines: one write at its end, which the system does not mix with another's.
 
     Raises:
@@ -146,7 +146,7 @@ def add_line(path: Path, entry: dict[str, Any]) -> None:
         os.close(file)
 
 
-def sum_file(path: Path) -> int:
+def checksum_file(path: Path) -> int:
     """A sum over a file's bytes, formed once for each state of the file."""
     state = path.stat()
     return _sum_bytes(path.absolute(), state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)
@@ -164,18 +164,18 @@ def check_outside(output: Path, data: Path, option: str = "--output") -> None:
     Raises:
         UsageError: it does.
     """
-    if follow_links(output).is_relative_to(follow_links(data)):
+    if resolve_links(output).is_relative_to(resolve_links(data)):
         raise UsageError(
             f"{output} would lie in the data folder {data}", f"Choose another {option}, or start elsewhere"
         )
 
 
-def follow_links(path: Path) -> Path:
+def resolve_links(path: Path) -> Path:
     """Return the absolute path without links, where `Path.resolve` fails for a link to itself or a name too long."""
     return Path(os.path.realpath(path))
 
 
-def find_cache() -> Path:
+def find_cache_folder() -> Path:
     """Return this program's cache folder: `$CONVNEXT_CACHE`, or `convnext` in `$XDG_CACHE_HOME` or `~/.cache`.
 
     Where none of these is set and there is no home folder that can be written, as in `docker run --user 12345`, it is
@@ -212,7 +212,7 @@ def list_cache() -> list[CachePart]:
     parts = []
     for name, (title, _) in _CACHE_PARTS.items():
         entries = _find_cache_entries(name)
-        parts.append(CachePart(name=name, title=title, entries=len(entries), bytes=sum(map(measure_tree, entries))))
+        parts.append(CachePart(name=name, title=title, entries=len(entries), bytes=sum(map(measure_size, entries))))
     return parts
 
 
@@ -232,14 +232,14 @@ def clear_cache() -> list[Path]:
 
 
 def _find_cache_entries(name: str) -> list[Path]:
-    folder = find_cache() / name
+    folder = find_cache_folder() / name
     try:
         return [path for pattern in (*_CACHE_PARTS[name][1], _LEFTOVERS) for path in folder.glob(pattern)]
     except OSError:  # not ours to read
         return []
 
 
-def measure_tree(path: Path) -> int:
+def measure_size(path: Path) -> int:
     """Return the bytes of a file, or of all files below a folder; links count nothing, nor what goes away meanwhile."""
     files = [str(path)]
     if path.is_dir() and not path.is_symlink():
@@ -253,22 +253,22 @@ def measure_tree(path: Path) -> int:
     return total
 
 
-def describe_cache() -> str | None:
+def explain_cache_location() -> str | None:
     """Return where the cache is, in words, if that is not where the user would look for it."""
     if not _lacks_home():
         return None
-    if _find_cache_home() == NOWHERE:
+    if _find_cache_home() == NULL_FOLDER:
         return "there is no home folder and no temporary folder that can be written: nothing is kept for later runs"
-    return f"the home folder cannot be written: the cache is in {find_cache()} ($CONVNEXT_CACHE chooses another place)"
+    return f"the home folder is not writable: the cache is in {find_cache_folder()}. $CONVNEXT_CACHE sets another"
 
 
-def move_library_caches() -> None:
+def redirect_library_caches() -> None:
     """Point libraries that keep files in the home folder to the cache folder, where the home cannot be written.
 
     By environment variables, which processes started by this one inherit. PyTorch's compiler also asks for a user's
     name, which a number given to a container does not have.
     """
-    if _lacks_home() and (base := _find_cache_home()) != NOWHERE:
+    if _lacks_home() and (base := _find_cache_home()) != NULL_FOLDER:
         os.environ["XDG_CACHE_HOME"] = str(base)  # of the Hub's client, PyTorch, and this program
         os.environ.setdefault("MPLCONFIGDIR", str(base / "matplotlib"))
     try:
@@ -301,21 +301,21 @@ def _is_writable(path: Path) -> bool:
 
 @cache
 def _make_private_folder() -> Path:
-    """Return a folder among the temporary files that this user alone can write, or `NOWHERE`.
+    """Return a folder among the temporary files that this user alone can write, or `NULL_FOLDER`.
 
     Private, because compiled kernels are loaded from it.
     """
     try:
         parent = Path(tempfile.gettempdir())
         if parent == Path.cwd() and str(parent) != os.environ.get("TMPDIR"):
-            return NOWHERE  # Python's last resort, which may be the user's data
+            return NULL_FOLDER  # Python's last resort, which may be the user's data
         folder = parent / f"convnext-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         is_own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
         return folder if is_own and stat.S_ISDIR(status.st_mode) else Path(tempfile.mkdtemp(prefix="convnext-"))
     except OSError:
-        return NOWHERE
+        return NULL_FOLDER
 
 
 def _umask() -> int:

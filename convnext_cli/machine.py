@@ -28,7 +28,7 @@ class Machine:
         return f"{self.name}, {self.memory / GIB:.1f} GiB free"
 
 
-def describe_machine(*, use_gpu: bool = True) -> Machine:
+def detect_machine(*, use_gpu: bool = True) -> Machine:
     """The first visible NVIDIA GPU with its free memory; without one, the processor with its share of the memory.
 
     Args:
@@ -54,7 +54,7 @@ def estimate_core_flops() -> float:
     return CORE_FLOPS * width * (1.0 if shutil.which(compiler) else WITHOUT_KERNELS)
 
 
-def machine_with(vram: float) -> Machine:
+def make_gpu_machine(vram: float) -> Machine:
     """A GPU of `vram` GiB, on somebody else's word."""
     return Machine(name="GPU", is_gpu=True, memory=round(vram * GIB), cores=1)
 

@@ -12,14 +12,14 @@ import pytest
 from convnext_cli import files
 from convnext_cli.errors import UsageError
 from convnext_cli.files import (
-    NOWHERE,
-    add_line,
+    NULL_FOLDER,
+    append_json_line,
     check_output,
     clear_cache,
-    describe_cache,
-    find_cache,
+    explain_cache_location,
+    find_cache_folder,
     list_cache,
-    read_lines,
+    read_json_lines,
     replace_file,
     replace_output,
     write_output,
@@ -121,12 +121,12 @@ def test_where_there_is_no_room_a_file_is_as_it_was_and_nothing_is_left(tmp_path
 @limits_file_size
 def test_of_a_line_that_has_no_room_nothing_stays(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    add_line(path, {"number": 1})
+    append_json_line(path, {"number": 1})
     code = "from convnext_cli.files import add_line, Path; add_line(Path('lines.jsonl'), {'text': 'x' * 5000})"
     done = run_with_small_files(code, 1000, tmp_path)
     assert "no room on the disk for another line" in done.stderr
-    add_line(path, {"number": 2})
-    assert [line["number"] for line in read_lines(path)] == [1, 2]
+    append_json_line(path, {"number": 2})
+    assert [line["number"] for line in read_json_lines(path)] == [1, 2]
     assert len(path.read_text().splitlines()) == 2
 
 
@@ -144,11 +144,11 @@ def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest
 
 def test_the_cache_is_where_variables_say_else_below_the_home(homeless: pytest.MonkeyPatch, tmp_path: Path) -> None:
     homeless.setenv("HOME", str(tmp_path))
-    assert (find_cache(), describe_cache()) == (tmp_path / ".cache/convnext", None)
+    assert (find_cache_folder(), explain_cache_location()) == (tmp_path / ".cache/convnext", None)
     homeless.setenv("XDG_CACHE_HOME", "/xdg")
-    assert (find_cache(), describe_cache()) == (Path("/xdg/convnext"), None)
+    assert (find_cache_folder(), explain_cache_location()) == (Path("/xdg/convnext"), None)
     homeless.setenv("CONVNEXT_CACHE", "/own")
-    assert (find_cache(), describe_cache()) == (Path("/own"), None)
+    assert (find_cache_folder(), explain_cache_location()) == (Path("/own"), None)
 
 
 @pytest.mark.parametrize("home", [os.devnull, "file"])
@@ -157,10 +157,10 @@ def test_without_a_home_the_cache_is_a_private_temporary_folder(
 ) -> None:
     (tmp_path / "file").touch()
     homeless.setenv("HOME", str(tmp_path / home))
-    place = find_cache()
+    place = find_cache_folder()
     assert place == tmp_path / f"tmp/convnext-{os.getuid()}/convnext"
     assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
-    assert str(place) in (describe_cache() or "")
+    assert str(place) in (explain_cache_location() or "")
 
 
 def test_a_temporary_folder_that_others_can_write_is_not_used(homeless: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -168,18 +168,18 @@ def test_a_temporary_folder_that_others_can_write_is_not_used(homeless: pytest.M
     foreign = tmp_path / f"tmp/convnext-{os.getuid()}"
     foreign.mkdir()
     foreign.chmod(0o777)
-    assert foreign not in find_cache().parents
+    assert foreign not in find_cache_folder().parents
     files._make_private_folder.cache_clear()
     foreign.rmdir()
     foreign.symlink_to(tmp_path)
-    assert find_cache().parent.resolve() != tmp_path
+    assert find_cache_folder().parent.resolve() != tmp_path
 
 
 def test_without_any_folder_to_write_nothing_is_kept(homeless: pytest.MonkeyPatch, tmp_path: Path) -> None:
     homeless.setenv("HOME", os.devnull)
     homeless.setattr(tempfile, "tempdir", str(Path.cwd()))  # Python's last resort, which may be the user's data
-    assert find_cache() == NOWHERE / "convnext"
-    assert "nothing is kept" in (describe_cache() or "")
+    assert find_cache_folder() == NULL_FOLDER / "convnext"
+    assert "nothing is kept" in (explain_cache_location() or "")
     assert list(tmp_path.iterdir()) == [tmp_path / "tmp"]
     assert [part.entries for part in list_cache()] == [0] * 6
 

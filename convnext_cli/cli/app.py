@@ -66,10 +66,10 @@ def _options(
     del version  # done by its callback
     if debug:
         os.environ[DEBUG] = "1"
-    from convnext_cli.files import describe_cache, move_library_caches
+    from convnext_cli.files import explain_cache_location, redirect_library_caches
 
-    note = describe_cache()
-    move_library_caches()
+    note = explain_cache_location()
+    redirect_library_caches()
     if note and context.invoked_subcommand in ("check", "demo", "eval", "finetune"):
         console.warn(note)
     if context.invoked_subcommand is None:

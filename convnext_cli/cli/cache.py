@@ -17,7 +17,7 @@ def cache(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show or clear what is kept for later runs: decoded images, measures, unpacked zip files, compiled kernels."""
-    from convnext_cli.files import clear_cache, find_cache, list_cache
+    from convnext_cli.files import clear_cache, find_cache_folder, list_cache
     from convnext_cli.images.cache import DEFAULT_LIMIT, LIMIT, list_cached_sets
     from convnext_cli.machine import GIB
 
@@ -25,11 +25,11 @@ def cache(
     total = sum(part.bytes for part in parts)
     remaining = clear_cache() if clear else []
     if as_json:
-        described = {"path": find_cache(), "bytes": total, "parts": [asdict(part) for part in parts]}
+        described = {"path": find_cache_folder(), "bytes": total, "parts": [asdict(part) for part in parts]}
         console.show_json(described | {"cleared": clear and not remaining, "sets": [asdict(one) for one in sets]})
     else:
         size = f"removed {total / GIB:.2f} GiB" if clear else f"{total / GIB:.2f} GiB"
-        console.show(f"{find_cache()}: {size}", style="bold")
+        console.show(f"{find_cache_folder()}: {size}", style="bold")
         console.show_table(
             ["part", "what", "entries", "MiB"],
             ((part.name, part.title, f"{part.entries:,}", f"{part.bytes / 2**20:,.1f}") for part in parts),

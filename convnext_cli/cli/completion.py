@@ -5,12 +5,12 @@ from pathlib import Path
 
 def complete_model(incomplete: str) -> list[str]:
     """Architectures that begin so; once one is whole, its tags."""
-    from convnext_cli.models.catalog import find_tags, load_catalog
+    from convnext_cli.models.catalog import list_tags, load_catalog
 
     names = list(load_catalog())
     architecture, dot, _ = incomplete.partition(".")
     if dot and architecture in names:
-        names = [f"{architecture}.{tag.name}" for tag in find_tags(load_catalog()[architecture])]
+        names = [f"{architecture}.{tag.name}" for tag in list_tags(load_catalog()[architecture])]
     return [name for name in names if name.startswith(incomplete)]
 
 

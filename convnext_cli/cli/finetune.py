@@ -108,7 +108,7 @@ def finetune(
     **settings: Any,
 ) -> None:
     """Fine-tune a ConvNeXt on a folder of images. What is not set comes from the recommendation."""
-    from convnext_cli.recipes.plan import carry_over, read_choices, read_plan
+    from convnext_cli.recipes.plan import override_choices, read_choices, read_plan
     from convnext_cli.recipes.settings import Choice
     from convnext_cli.training.request import TrainRequest
 
@@ -119,7 +119,7 @@ def finetune(
     planned_model, planned_weights, _ = read_plan(config) if config else (None, None, {})
     choices = {name: Choice(value=value, source="flag") for name, value in given(settings).items()}
     if config:
-        choices = carry_over(read_choices(config), choices, same_model=model in (None, planned_model))
+        choices = override_choices(read_choices(config), choices, same_model=model in (None, planned_model))
     request = TrainRequest(
         data=data,
         audit=audit,
@@ -169,12 +169,12 @@ def _show_dry_run(prepared: "Preparation", command: str, *, check: bool, onnx: b
         grad_checkpointing=chosen.grad_checkpointing,
     )
     folds = chosen.folds if prepared.folds else 1
-    counts = DataCounts.of(index, prepared.fingerprint)
+    counts = DataCounts.from_index(index, prepared.fingerprint)
     time = estimate_plan(prepared.architecture, plan, counts, machine, check=check, onnx=onnx, folds=folds)
     faster = None
     if time.total > DAY:
         found = recommend(counts.images, machine=machine, counts=counts, fingerprint=prepared.fingerprint)
-        faster = suggest_faster(time.total, [*found.candidates, *found.small])
+        faster = suggest_faster(time.total, [*found.candidates, *found.small_models])
     notes = [*prepared.notes, *([faster] if faster else [])]
     splits = count_splits(index)
     if as_json:

@@ -13,10 +13,10 @@ from convnext_cli.models.catalog import (
     Architecture,
     Reference,
     Tag,
-    find_license,
+    check_license,
     find_model,
-    find_tags,
     list_models,
+    list_tags,
     load_builtin,
     load_catalog,
     load_ranking,
@@ -71,7 +71,7 @@ def list_(
     check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
     check_word("order", sort, tuple(_ORDERS))
     if license is not None:
-        find_license(load_catalog().values(), license)
+        check_license(load_catalog().values(), license)
     models = list_models(
         pattern,
         family=family,
@@ -120,7 +120,7 @@ def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]
         row
         | {"model": f"{model.name}.{own.name}", "tier": None, "top1": None, "tags": 1, "licenses": [own.license]}
         | {"image_size": own.image_size}
-        for own in find_tags(model)[len(model.tags) :]
+        for own in list_tags(model)[len(model.tags) :]
         if license in (None, own.license)
     ]
 
@@ -151,7 +151,7 @@ def _tag_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
             "num_classes": tag.num_classes,
             "hub": tag.hub_id or "in the package",
         }
-        for tag in find_tags(model)
+        for tag in list_tags(model)
         if license in (None, tag.license) or (license == "permissive" and tag.is_permissive)
     ]
 

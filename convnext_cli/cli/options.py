@@ -59,7 +59,7 @@ def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
     units = {name: setting.unit for name, (_, setting) in describe_settings().items()}
     rows = [
         (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
-        for name, choice in plan.decided.items()
+        for name, choice in plan.non_default.items()
     ]
     return [*rows, (f"{len(plan.choices) - len(rows)} others", "", "default", "`convnext finetune --help` lists them")]
 

@@ -54,7 +54,7 @@ def recommend(
 ) -> None:
     """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
     from convnext_cli.files import check_output, check_outside, write_output
-    from convnext_cli.machine import describe_machine
+    from convnext_cli.machine import detect_machine
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
 
     if output is not None:
@@ -70,7 +70,7 @@ def recommend(
         test_set,
         classes=classes,
         vram=vram,
-        machine=describe_machine(),
+        machine=detect_machine(),
         license=license,
         domain=domain,
         prefer=prefer,
@@ -146,8 +146,8 @@ def _as_json(found: "Recommendation", next_command: str) -> dict[str, Any]:
         "models": [
             {
                 "model": candidate.model.name,
-                "recommended": not candidate.refused,
-                "why_not": candidate.refused or None,
+                "recommended": not candidate.rejection,
+                "why_not": candidate.rejection or None,
                 "reason": candidate.reason,
                 "tier": _tier(candidate.model.name),
                 "params_m": round(candidate.model.params / 1e6, 2),
@@ -235,7 +235,7 @@ def _row(candidate: "Candidate") -> tuple[Any, ...]:
         f"{candidate.memory / GIB:.1f}",
         None if candidate.seconds is None else describe_seconds(candidate.seconds),
         candidate.tag.license if candidate.tag else None,
-        f"no: {candidate.refused}" if candidate.refused else candidate.reason,
+        f"no: {candidate.rejection}" if candidate.rejection else candidate.reason,
     )
 
 

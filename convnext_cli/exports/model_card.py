@@ -11,7 +11,7 @@ from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.intervals import Interval
 from convnext_cli.models.catalog import BUILTIN, load_builtin
-from convnext_cli.models.weights import read_license
+from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import Preprocessing
@@ -49,7 +49,7 @@ class License:
 def find_license(run: RunFolder) -> License:
     """The licence that follows from the weights that a run began with."""
     model, weights, _ = read_plan(run.plan) if run.plan.exists() else (None, None, {})
-    if name := read_license(run.path):
+    if name := read_weights_license(run.path):
         return License(name, f"that of the base weights {model}" if weights == "auto" else "that of the base weights")
     if weights == "none":
         return License(None, "trained from random weights, so that none follows from them; its owner decides")

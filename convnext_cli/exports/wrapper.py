@@ -18,8 +18,8 @@ from convnext_cli.metrics.novelty import (
     STEPS,
     NoveltyModel,
 )
-from convnext_cli.models.forward import take_luminance
-from convnext_cli.models.weights import read_license
+from convnext_cli.models.forward import to_luminance
+from convnext_cli.models.weights import read_weights_license
 
 
 class ExportWrapper(nn.Module):
@@ -54,7 +54,7 @@ class ExportWrapper(nn.Module):
         """From (B, S, S, 3) uint8 to logits and probabilities (B, K), features (B, D), and novelty (B,) where known."""
         seen = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.is_grey:
-            seen = take_luminance(seen)
+            seen = to_luminance(seen)
         _, features, logits = split_model(self.model, (seen / 255 - self.mean) / self.std)
         told = (logits, torch.softmax(logits / self.temperature, dim=1), features)
         return (*told, self._score_novelty(features, pixels)) if self.has_novelty else told
@@ -98,7 +98,7 @@ def describe_run(run: Path, classifier: TorchClassifier) -> Metadata:
         preprocessing=classifier.preprocessing,
         calibration=read_calibration(classifier.run),
         weights=classifier.run.fingerprint_weights(),
-        license=read_license(run),
+        license=read_weights_license(run),
     )
 
 

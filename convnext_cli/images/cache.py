@@ -26,7 +26,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from convnext_cli.files import find_cache
+from convnext_cli.files import find_cache_folder
 from convnext_cli.images.decode import RULES, Pixels
 from convnext_cli.images.hashing import make_key, open_digests
 
@@ -260,7 +260,7 @@ def _sum(height: int, width: int, pixels: bytes) -> int:
 
 
 def _folder() -> Path:
-    return find_cache() / "pictures"
+    return find_cache_folder() / "pictures"
 
 
 def _files() -> list[Path]:

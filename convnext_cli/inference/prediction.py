@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from convnext_cli.errors import ImageError, RunError, UsageError, check_word
-from convnext_cli.files import check_output, check_outside, follow_links, replace_output
+from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.transforms import locate_crop, transform_for_eval
@@ -281,7 +281,7 @@ def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) 
     folder = request.explain
     assert folder is not None
     parents = sorted(
-        {follow_links(path).parent for path in (source.path for source in sources) if path and os.path.lexists(path)}
+        {resolve_links(path).parent for path in (source.path for source in sources) if path and os.path.lexists(path)}
     )
     for data in (*parents, *_find_data_folder(parents)):
         check_outside(folder, data, option="--explain")

@@ -10,7 +10,7 @@ from torch import nn
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.explain import map_heat, split_model
 from convnext_cli.inference.saved_model import load_model
-from convnext_cli.kernels.blocks import keep_memory, speed_up
+from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
 from convnext_cli.models.forward import choose_device, make_views, prepare_input
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
@@ -35,8 +35,8 @@ class TorchClassifier(Classifier):
         model, self.classes, self.preprocessing = load_model(run)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cpu":
-            keep_memory()
-            speed_up(self.model)
+            keep_freed_memory()
+            use_fused_blocks(self.model)
         self.tta, self.cache = tta, cache
         self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
 

@@ -22,13 +22,13 @@ from timm.layers.activations import GELU
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from convnext_cli.kernels.depthwise import NativeDepthwise, is_for_kernel
-from convnext_cli.kernels.mlp import is_narrow, mix_channels
+from convnext_cli.kernels.depthwise import NativeDepthwise, can_use_native_gradient
+from convnext_cli.kernels.mlp import blocked_mlp, can_use_cache_blocking
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
-def speed_up(model: nn.Module, *, native: bool = False) -> None:
+def use_fused_blocks(model: nn.Module, *, native: bool = False) -> None:
     """Gives the blocks of a timm ConvNeXt their faster formulation, in place. Meant for float32 on a processor.
 
     Args:
@@ -40,38 +40,38 @@ def speed_up(model: nn.Module, *, native: bool = False) -> None:
     """
     for module in model.modules():
         if type(module) is ConvNeXtBlock and type(module.mlp) is Mlp:
-            module.__class__ = NarrowBlock if native and is_narrow(module.mlp) else FastBlock
+            module.__class__ = CacheBlockedBlock if native and can_use_cache_blocking(module.mlp) else FusedBlock
         elif type(module) is SimpleNorm2d and module.weight is not None:
-            module.__class__ = FastSimpleNorm2d
-        elif native and is_for_kernel(module):
+            module.__class__ = FusedSimpleNorm2d
+        elif native and can_use_native_gradient(module):
             module.__class__ = NativeDepthwise
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed; other C libraries are left as they are."""
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def give_memory_back() -> None:
+def release_freed_memory() -> None:
     """Lets glibc give back to the system what is free, whatever it was told to keep."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
-class FastBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
+class FusedBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
     """timm's block with the same parameters under the same names."""
 
     def forward(self, x: Tensor) -> Tensor:
         """From (B, C, H, W) to (B, C', H', W')."""
         inner = self.conv_dw(x)
         inner = self.norm(inner).permute(0, 2, 3, 1) if self.use_conv_mlp else self.norm(inner.permute(0, 2, 3, 1))
-        inner = self.mlp.drop2(self._mix_channels(inner)).permute(0, 3, 1, 2)
+        inner = self.mlp.drop2(self._apply_mlp(inner)).permute(0, 3, 1, 2)
         result: Tensor = self.drop_path(inner) + self.shortcut(x)
         return result
 
-    def _mix_channels(self, x: Tensor) -> Tensor:
+    def _apply_mlp(self, x: Tensor) -> Tensor:
         """The two products with GELU between them, and LayerScale; from (B, H, W, C) to (B, H, W, C')."""
         first, second = self.mlp.fc1, self.mlp.fc2
         weight, bias = second.weight.flatten(1), second.bias
@@ -98,18 +98,18 @@ class FastBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
         )
 
 
-class NarrowBlock(FastBlock):
+class CacheBlockedBlock(FusedBlock):
     """A block of few channels, in training with our own kernels."""
 
     def _multiply(self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
         is_plain = (x.device.type, x.dtype) == ("cpu", torch.float32) and not torch.is_autocast_enabled("cpu")
         if torch.is_grad_enabled() and is_plain:
-            result: Tensor = mix_channels(x, first, first_bias, second, second_bias)
+            result: Tensor = blocked_mlp(x, first, first_bias, second, second_bias)
             return result
         return super()._multiply(x, first, first_bias, second, second_bias)
 
 
-class FastSimpleNorm2d(SimpleNorm2d):  # type: ignore[misc]
+class FusedSimpleNorm2d(SimpleNorm2d):  # type: ignore[misc]
     """Each pixel's channels over their standard deviation, with a weight for each channel."""
 
     def forward(self, x: Tensor) -> Tensor:

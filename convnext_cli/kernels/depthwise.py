@@ -24,7 +24,7 @@ class NativeDepthwise(nn.Conv2d):
         return super().forward(x)
 
 
-def is_for_kernel(module: nn.Module) -> bool:
+def can_use_native_gradient(module: nn.Module) -> bool:
     """Whether the kernel is for it: a 7x7 depthwise convolution that keeps the size of its maps."""
     return (
         type(module) is nn.Conv2d
@@ -54,13 +54,13 @@ class _Depthwise(torch.autograd.Function):
             )[0]
         return (
             grad_x,
-            find_weight_gradient(x, grad) if for_weight else None,
+            depthwise_weight_gradient(x, grad) if for_weight else None,
             grad.sum((0, 2, 3)) if for_bias else None,
         )
 
 
-@torch.library.custom_op("convnext::find_weight_gradient", mutates_args=())  # so that torch.compile lets it be
-def find_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+@torch.library.custom_op("convnext::depthwise_weight_gradient", mutates_args=())  # so that torch.compile lets it be
+def depthwise_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient of depthwise weights, (C, 1, 7, 7), of a convolution that keeps the size of its maps.
 
     Args:
@@ -80,7 +80,7 @@ def find_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     return sums.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous()
 
 
-@find_weight_gradient.register_fake
+@depthwise_weight_gradient.register_fake
 def _(x: Tensor, grad: Tensor) -> Tensor:
     del grad
     return x.new_empty(x.shape[1], 1, SIDE, SIDE)

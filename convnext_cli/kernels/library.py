@@ -9,7 +9,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from convnext_cli.files import find_cache, replace_file
+from convnext_cli.files import find_cache_folder, replace_file
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
@@ -28,7 +28,7 @@ def load_kernels() -> ctypes.CDLL:
         NoKernelError: there is no compiler, or it failed.
     """
     key = ([source.read_bytes() for source in SOURCES], FLAGS, *map(describe_processor, ("model name", "flags")))
-    path = find_cache() / "kernels" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.so"
+    path = find_cache_folder() / "kernels" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.so"
     try:
         try:
             kernels = ctypes.CDLL(str(path))

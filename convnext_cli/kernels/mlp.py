@@ -18,8 +18,8 @@ WIDE = 128  # channels from which on keeping what is in between is faster
 PIECE = 1 << 18  # values of what is in between at a time, 1 MiB; the gradient needs two such pieces
 
 
-def is_narrow(mlp: Any) -> bool:
-    """Whether `mix_channels` may take the place of this part of a block in training."""
+def can_use_cache_blocking(mlp: Any) -> bool:
+    """Whether `blocked_mlp` may take the place of this part of a block in training."""
     return (
         type(mlp) is Mlp
         and type(mlp.act) is GELU
@@ -29,8 +29,8 @@ def is_narrow(mlp: Any) -> bool:
     )
 
 
-@torch.library.custom_op("convnext::mix_channels", mutates_args=())  # so that torch.compile lets it be
-def mix_channels(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
+@torch.library.custom_op("convnext::blocked_mlp", mutates_args=())  # so that torch.compile lets it be
+def blocked_mlp(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
     """GELU(x first' + first_bias) second' + second_bias, float32 on the processor.
 
     Args:
@@ -58,14 +58,14 @@ def mix_channels(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, s
     return result.view(*x.shape[:-1], -1)
 
 
-@torch.library.custom_op("convnext::mix_channels_backward", mutates_args=())
-def mix_channels_backward(
+@torch.library.custom_op("convnext::blocked_mlp_backward", mutates_args=())
+def blocked_mlp_backward(
     grad: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of all arguments of `mix_channels`, from that of its result, (..., C').
+    """The gradients of all arguments of `blocked_mlp`, from that of its result, (..., C').
 
     Raises:
-        NoKernelError: as `mix_channels`.
+        NoKernelError: as `blocked_mlp`.
     """
     kernels, threads = load_kernels(), torch.get_num_threads()
     rows, slopes, first_bias = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]), first_bias.contiguous()
@@ -84,13 +84,13 @@ def mix_channels_backward(
     return grad_x.view(x.shape), grad_first, sums.sum(0), grad_second, slopes.sum(0)
 
 
-@mix_channels.register_fake
+@blocked_mlp.register_fake
 def _(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
     del first, first_bias, second_bias
     return x.new_empty(*x.shape[:-1], len(second))
 
 
-@mix_channels_backward.register_fake
+@blocked_mlp_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -105,8 +105,8 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], 
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = mix_channels_backward(grad, *ctx.saved_tensors)  # type: ignore[attr-defined]
+    found: tuple[Tensor, ...] = blocked_mlp_backward(grad, *ctx.saved_tensors)  # type: ignore[attr-defined]
     return found
 
 
-mix_channels.register_autograd(_backward, setup_context=_keep)
+blocked_mlp.register_autograd(_backward, setup_context=_keep)

@@ -192,7 +192,7 @@ def load_ranking() -> tuple[dict[int, str], dict[str, Rank]]:
     return titles, {name: Rank(tier=tier, position=at) for at, (tier, name) in enumerate(ordered, start=1)}
 
 
-def find_tags(architecture: Architecture) -> tuple[Tag, ...]:
+def list_tags(architecture: Architecture) -> tuple[Tag, ...]:
     """All weights for an architecture, the package's own after timm's."""
     own = load_builtin()
     return (*architecture.tags, own.tag) if own.architecture == architecture.name else architecture.tags
@@ -221,7 +221,7 @@ def find_model(name: str) -> tuple[Architecture, Tag | None]:
         raise UnknownModelError(name, list(catalog))
     if not tag_name:
         return architecture, architecture.default_tag
-    tags = find_tags(architecture)
+    tags = list_tags(architecture)
     for tag in tags:
         if tag.name == tag_name:
             return architecture, tag
@@ -310,7 +310,7 @@ def license_matches(tag: Tag, wanted: str) -> bool:
     return tag.is_permissive if wanted == "permissive" else tag.license == wanted
 
 
-def find_license(models: Iterable[Architecture], license: str) -> str:
+def check_license(models: Iterable[Architecture], license: str) -> str:
     """Checks that `license` is `permissive` or a licence that occurs.
 
     Raises:

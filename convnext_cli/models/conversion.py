@@ -168,7 +168,7 @@ def _is_vector(name: str) -> bool:
     return name.endswith((".bias", ".gamma")) or ".grn." in name
 
 
-def name_architecture(state: Mapping[str, Tensor]) -> list[str]:
+def identify_architectures(state: Mapping[str, Tensor]) -> list[str]:
     """Return the architectures that a state dict under timm's names can be of; none where it is no known one."""
     blocks: dict[int, int] = {}
     dims: dict[int, int] = {}

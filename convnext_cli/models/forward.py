@@ -24,7 +24,7 @@ def prepare_input(images: NDArray[np.uint8], preprocessing: Preprocessing, devic
     pixels = torch.from_numpy(images).to(device, non_blocking=True)
     batch, height, width, _ = images.shape
     if preprocessing.is_grey:
-        seen = take_luminance(pixels.permute(0, 3, 1, 2).to(torch.float32)).view(batch, height, width)
+        seen = to_luminance(pixels.permute(0, 3, 1, 2).to(torch.float32)).view(batch, height, width)
     else:
         seen = pixels.view(batch, height, -1).to(torch.float32)
     # Whole lines, (B, H, W*C): a processor takes a loop over three channels one by one.
@@ -33,7 +33,7 @@ def prepare_input(images: NDArray[np.uint8], preprocessing: Preprocessing, devic
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-def take_luminance(pixels: Tensor) -> Tensor:
+def to_luminance(pixels: Tensor) -> Tensor:
     """Turns RGB (B, 3, H, W), float32 from 0 to 255, into grey (B, 1, H, W), to the bit as Pillow's `convert("L")`.
 
     ITU-R 601-2 luma, 0.299 R + 0.587 G + 0.114 B, rounded. In units of 1/65536 all of it is whole and below 2^24, where

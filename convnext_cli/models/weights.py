@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from convnext_cli.errors import ConvnextError, WeightsError, shorten_error
 from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
-from convnext_cli.models.conversion import clean_text, convert_names, name_architecture
+from convnext_cli.models.conversion import clean_text, convert_names, identify_architectures
 
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
@@ -226,7 +226,7 @@ def _list_refused_types(path: Path) -> str:
     return ", ".join(clean_text(name, 60) for name in sorted(names)[:3])
 
 
-def read_license(path: Path) -> str | None:
+def read_weights_license(path: Path) -> str | None:
     """The licence that the configuration beside a run's weights names; None where there is none."""
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:
@@ -284,7 +284,7 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
             "Give --in-chans 1, or weights for three channels",
         )
     if wrong:
-        names = name_architecture(found)
+        names = identify_architectures(found)
         told = f"its weights are of {' or '.join(names)}" if names else "its weights are of another architecture"
         raise WeightsError(
             f"{source} does not fit {cfg.get('architecture') or 'the model'}: {told} ({len(wrong)} parameters differ "

@@ -45,7 +45,7 @@ class Fingerprint:
         return self.largest_class[1] / max(1, self.smallest_class[1])
 
 
-def take_fingerprint(index: Index) -> Fingerprint:
+def compute_fingerprint(index: Index) -> Fingerprint:
     """Takes a data set's fingerprint. The sample is spread evenly over the sorted paths, so it repeats."""
     counts = sorted(zip(index.count_classes(), index.classes, strict=True))
     rows = range(0, len(index), max(1, -(-len(index) // SAMPLE)))

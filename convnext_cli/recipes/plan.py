@@ -16,9 +16,9 @@ from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.recipes.rules import (
     choose_batch_size,
     choose_grad_checkpointing,
+    choose_image_size,
     choose_micro_batch_size,
-    find_image_size,
-    find_min_lr,
+    choose_min_lr,
     pick_rows,
     scale_lr,
     shorten_warmup,
@@ -59,7 +59,7 @@ class Plan:
         return Settings(**self.values)
 
     @property
-    def decided(self) -> dict[str, Choice]:
+    def non_default(self) -> dict[str, Choice]:
         """The settings that somebody or something decided, by name; the others are off or at their defaults."""
 
         def is_decided(choice: Choice) -> bool:
@@ -68,7 +68,7 @@ class Plan:
 
         return {name: choice for name, choice in self.choices.items() if is_decided(choice)}
 
-    def shorten(self, epochs: Choice) -> "Plan":
+    def with_epochs(self, epochs: Choice) -> "Plan":
         """The same plan for fewer epochs, of which the warm-up stays at most a tenth."""
         warmup = shorten_warmup(self.choices["warmup_epochs"], epochs.value)
         return replace(self, choices={**self.choices, "epochs": epochs, "warmup_epochs": warmup})
@@ -148,7 +148,9 @@ def read_reasons(path: Path) -> dict[str, str]:
     return reasons
 
 
-def carry_over(planned: Mapping[str, Choice], flags: Mapping[str, Choice], *, same_model: bool) -> dict[str, Choice]:
+def override_choices(
+    planned: Mapping[str, Choice], flags: Mapping[str, Choice], *, same_model: bool
+) -> dict[str, Choice]:
     """Return a plan file's choices with flags over them; a reason that a flag contradicts is replaced.
 
     Args:
@@ -274,7 +276,7 @@ def make_plan(
     if augment is not None and not keep_planned:
         given = {name: choice for name, choice in given.items() if name not in preset or choice.source == "flag"}
     chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
-    chosen["image_size"] = find_image_size(tag, median_side)
+    chosen["image_size"] = choose_image_size(tag, median_side)
     chosen |= preset
     chosen["layer_decay"] = Choice(value=1.0, source="default", reason="the specification has none")
     rows, base_batch, power = pick_rows(recipe, model, tag, images, weights)
@@ -287,7 +289,7 @@ def make_plan(
     chosen.setdefault("batch_size", choose_batch_size(train_images or images, chosen["epochs"].value))
     if "lr" not in given:
         chosen["lr"] = scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, power)
-    if "min_lr" not in given and (min_lr := find_min_lr(recipe, chosen["lr"].value)):
+    if "min_lr" not in given and (min_lr := choose_min_lr(recipe, chosen["lr"].value)):
         chosen["min_lr"] = min_lr
     if chosen["min_lr"].value > chosen["lr"].value:
         if "min_lr" in given:

@@ -7,11 +7,11 @@ from typing import Any, Unpack
 
 from convnext_cli.data.index import Index
 from convnext_cli.errors import UsageError, check_word
-from convnext_cli.machine import GIB, Machine, describe_machine, machine_with
+from convnext_cli.machine import GIB, Machine, detect_machine, make_gpu_machine
 from convnext_cli.models.catalog import (
     Architecture,
     Tag,
-    find_license,
+    check_license,
     find_model,
     license_matches,
     load_catalog,
@@ -57,14 +57,14 @@ class DataCounts:
     """Of a file, usually; 0 where it is not known."""
 
     @classmethod
-    def of(cls, index: Index, fingerprint: Fingerprint | None) -> "DataCounts":
+    def from_index(cls, index: Index, fingerprint: Fingerprint | None) -> "DataCounts":
         """Return the counts of a data set that has been split."""
         train, val = (len(index.rows(split)) for split in ("train", "val"))
         width, height = fingerprint.median_size if fingerprint else (0, 0)
         return cls(images=len(index), train=train, val=val, pixels=width * height)
 
     @classmethod
-    def guess(cls, images: int) -> "DataCounts":
+    def from_total(cls, images: int) -> "DataCounts":
         """Return what `finetune` would draw from a data set without splits."""
         defaults = default_settings()
         val, test = (round(images * defaults[f"{split}_fraction"]) for split in ("val", "test"))
@@ -82,7 +82,7 @@ class Candidate:
     """Estimated bytes to train with the plan's micro-batch."""
     time: RunTime | None
     """Estimated seconds of the whole run; None where the machine is not known."""
-    refused: str
+    rejection: str
     """Why it is not recommended; empty where it may be."""
     reason: str
 
@@ -101,7 +101,7 @@ class Recommendation:
     machine: Machine | None
     candidates: tuple[Candidate, ...]
     warnings: tuple[str, ...]
-    small: tuple[Candidate, ...]
+    small_models: tuple[Candidate, ...]
     """Small models with permissive weights, larger ones first: what a slow machine can train."""
     augment: str | None
     """The preset of augmentation for the domain; None for the recipe's own."""
@@ -113,7 +113,7 @@ class Recommendation:
     @property
     def best(self) -> Candidate:
         """The recommended candidate: the first that nothing speaks against."""
-        return next(candidate for candidate in self.candidates if not candidate.refused)
+        return next(candidate for candidate in self.candidates if not candidate.rejection)
 
     @property
     def plan(self) -> Plan:
@@ -165,7 +165,7 @@ def recommend(
             raise UsageError("classes, counts and fingerprint are taken from the data", "Leave them out")
         index, counts, fingerprint = _scan(data, settings)
         dataset_size, classes = len(index), len(index.classes)
-        machine = machine or describe_machine()
+        machine = machine or detect_machine()
     else:
         dataset_size = data
     if dataset_size < 1:
@@ -182,11 +182,11 @@ def recommend(
         check_word(what, word, known)
     catalog = load_catalog()
     if license != "any":
-        find_license(catalog.values(), license)
+        check_license(catalog.values(), license)
     tables = load_tables()
     regime = tables.regime_for(dataset_size)
-    machine = machine if vram is None else machine_with(vram)
-    counts = counts or DataCounts.guess(dataset_size)
+    machine = machine if vram is None else make_gpu_machine(vram)
+    counts = counts or DataCounts.from_total(dataset_size)
     given = {name: Choice(value=value, source="flag") for name, value in settings.items()}
     augment = choose_augmentation(domain, recipe, fingerprint)
 
@@ -198,16 +198,16 @@ def recommend(
             augment=augment, median_side=fingerprint.median_side if fingerprint else 0, given=given,
         )  # fmt: skip
         chosen = plan.settings
-        refused = _refuse(architecture, tag, plan, machine, license)
-        if not refused and dataset_size < least:
-            refused = f"only from {least:,} images, by the specification"
+        rejection = _refuse(architecture, tag, plan, machine, license)
+        if not rejection and dataset_size < least:
+            rejection = f"only from {least:,} images, by the specification"
         return Candidate(
             model=architecture,
             tag=tag,
             plan=plan,
             memory=_step_bytes(architecture, chosen.micro_batch_size, chosen),
             time=estimate_plan(architecture, plan, counts, machine) if machine else None,
-            refused=refused,
+            rejection=rejection,
             reason=why + _speak_for(architecture, tag, prefer),
         )
 
@@ -219,13 +219,13 @@ def recommend(
     if model is not None:
         architecture, tag = find_model(model)
         own = judge(architecture, "--model", asked=tag if "." in model else None)
-        if own.refused:
-            raise UsageError(f"{model}: {own.refused}", "Choose another --model, or leave it out")
+        if own.rejection:
+            raise UsageError(f"{model}: {own.rejection}", "Choose another --model, or leave it out")
         ranked = [own, *(candidate for candidate in ranked if candidate.model.name != architecture.name)]
-    if all(candidate.refused for candidate in ranked):
-        why = "; ".join(f"{candidate.model.name}: {candidate.refused}" for candidate in ranked)
+    if all(candidate.rejection for candidate in ranked):
+        why = "; ".join(f"{candidate.model.name}: {candidate.rejection}" for candidate in ranked)
         raise UsageError(f"no model is left for this ({why})", "Allow more memory or another licence")
-    best = next(candidate for candidate in ranked if not candidate.refused)
+    best = next(candidate for candidate in ranked if not candidate.rejection)
     small = tuple(judge(catalog[name], "") for name in SMALL_MODELS)
     return Recommendation(
         dataset_size=dataset_size,
@@ -236,7 +236,7 @@ def recommend(
             *_warnings(dataset_size, classes, best, (*ranked, *small), tables.describe_gap(dataset_size)),
             *_describe_data(fingerprint, is_domain_guessed=augment is not None and domain is None),
         ),
-        small=small,
+        small_models=small,
         augment=augment,
         fingerprint=fingerprint,
         index=index,
@@ -248,15 +248,15 @@ def _scan(data: Path | str, settings: Mapping[str, Any]) -> tuple[Index, DataCou
     from convnext_cli.data.dataset import DatasetRequest, read_index  # numpy: a number of images does without
     from convnext_cli.data.index import check_trainable
     from convnext_cli.data.split import split_index
-    from convnext_cli.recipes.fingerprint import take_fingerprint
+    from convnext_cli.recipes.fingerprint import compute_fingerprint
 
     values = default_settings() | dict(settings)
     own = {name: values[name] for name in ("image_root", "exclude", "group_from", "resplit")}
     index, _ = read_index(DatasetRequest(data=Path(data), **own))
     check_trainable(index)
-    fingerprint = take_fingerprint(index)
+    fingerprint = compute_fingerprint(index)
     drawn = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
-    return index, DataCounts.of(split_index(index, **drawn), fingerprint), fingerprint
+    return index, DataCounts.from_index(split_index(index, **drawn), fingerprint), fingerprint
 
 
 def _describe_data(fingerprint: Fingerprint | None, *, is_domain_guessed: bool) -> list[str]:
@@ -307,7 +307,7 @@ def suggest_faster(seconds: float, candidates: Sequence[Candidate]) -> str | Non
     """Say that a run takes days, and which model finishes overnight; None where it takes less than a day."""
     if seconds <= DAY:
         return None
-    fitting = [found for found in candidates if not found.refused and found.seconds and found.seconds <= NIGHT]
+    fitting = [found for found in candidates if not found.rejection and found.seconds and found.seconds <= NIGHT]
     if fitting:
         best = fitting[0]
         instead = f"--model {best.model.name} takes about {describe_seconds(best.seconds or 0)}"
@@ -338,7 +338,7 @@ def _order(candidate: Candidate, prefer: str) -> tuple[bool, float]:
     model = candidate.model
     cost = training_seconds(model, 1, 224, is_gpu=True, cores=1)  # GRN's price in it
     key = {"accuracy": -(model.top1 or 0.0), "speed": cost, "size": float(model.params)}[prefer]
-    return bool(candidate.refused), key
+    return bool(candidate.rejection), key
 
 
 def _speak_for(model: Architecture, tag: Tag | None, prefer: str | None) -> str:

@@ -32,7 +32,7 @@ MIN_SIDE = 128  # px; the last feature map then has 4 x 4 positions
 BOUNDED_BY_SIZE = ("lr", "weight_decay", "drop_path")  # settings that a larger model has to itself
 
 
-def find_image_size(tag: Tag | None, median_side: int = 0) -> Choice:
+def choose_image_size(tag: Tag | None, median_side: int = 0) -> Choice:
     """Choose the input size: that of the weights, or a smaller one where the images are smaller.
 
     Args:
@@ -105,7 +105,7 @@ def pick_rows(
     return rows, base_batch, power
 
 
-def find_min_lr(recipe: str, lr: float) -> Choice | None:
+def choose_min_lr(recipe: str, lr: float) -> Choice | None:
     """Return the rate that the recipe's cosine ends at, or None where it has none of its own."""
     if recipe != "specification":
         return None

@@ -335,7 +335,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
         raise UsageError("; ".join(problems), "`convnext finetune --help` shows every setting with its unit")
 
 
-def check_together(values: Mapping[str, Any]) -> None:
+def check_combinations(values: Mapping[str, Any]) -> None:
     """Checks what one setting makes of another, of values that are right by themselves.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ConvnextError, RunError, UsageError
-from convnext_cli.files import add_line, read_lines, replace_file, sum_file, write_text
+from convnext_cli.files import append_json_line, checksum_file, read_json_lines, replace_file, write_text
 from convnext_cli.locks import LOCK
 from convnext_cli.runs.files import (
     AUDIT,
@@ -479,7 +479,7 @@ class RunFolder:
     def fingerprint_weights(self) -> str:
         """Return a checksum of the weights, by which a calibration fitted for other weights is recognised."""
         try:
-            return f"{sum_file(MODEL.path(self.path)):08x}"
+            return f"{checksum_file(MODEL.path(self.path)):08x}"
         except OSError as error:
             raise RunError(f"{MODEL.path(self.path)} cannot be read", "Give a finished run") from error
 
@@ -490,7 +490,7 @@ class RunFolder:
             RunError: it cannot be written. An evaluation without a record would make the test look unused.
         """
         try:
-            add_line(self.tests, entry)
+            append_json_line(self.tests, entry)
         except OSError as error:
             remedy = "Make the run folder writable: each evaluation on the test split is recorded there"
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
@@ -506,7 +506,7 @@ class RunFolder:
         from convnext_cli.runs.records import Test, convert_record
 
         remedy = "Correct the line; each evaluation on the test split is recorded there"
-        tests = read_lines(self.tests)
+        tests = read_json_lines(self.tests)
         for number, entry in enumerate(tests, start=1):
             convert_record(entry, Test, f"{self.tests}, evaluation {number},", remedy)
         return tests

@@ -3,7 +3,7 @@
 import torch
 from accelerate import Accelerator
 
-from convnext_cli.kernels.blocks import keep_memory
+from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.models.build import build_model, read_preprocessing, scale_head, seed_weights
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.compute.devices import spread_model
@@ -38,7 +38,7 @@ def build_context(
     network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
     network = network.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":
-        keep_memory()
+        keep_freed_memory()
     preprocessing = read_preprocessing(network, settings.image_size)
     groups = make_optimizer(
         network, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay

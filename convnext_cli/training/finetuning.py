@@ -376,9 +376,9 @@ def _finish(
 
 def _find_license(preparation: Preparation) -> str | None:
     """Return the licence of the base weights: their tag's, or that of the run that the user's own are from."""
-    from convnext_cli.models.weights import read_license
+    from convnext_cli.models.weights import read_weights_license
 
     weights = preparation.plan.weights
     if weights == "auto":
         return preparation.tag.license if preparation.tag else None
-    return None if weights == "none" else read_license(Path(weights))
+    return None if weights == "none" else read_weights_license(Path(weights))

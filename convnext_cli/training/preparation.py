@@ -15,10 +15,10 @@ from convnext_cli.data.split import Folds, choose_fold, explain_small_validation
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
-from convnext_cli.machine import Machine, count_cpus, count_local_processes, describe_machine
+from convnext_cli.machine import Machine, count_cpus, count_local_processes, detect_machine
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
 from convnext_cli.progress import Steps, finish
-from convnext_cli.recipes.fingerprint import Fingerprint, explain_domain, take_fingerprint
+from convnext_cli.recipes.fingerprint import Fingerprint, compute_fingerprint, explain_domain
 from convnext_cli.recipes.plan import Plan, make_plan, read_choices, read_plan
 from convnext_cli.recipes.recommendation import DataCounts, choose_augmentation, recommend
 from convnext_cli.recipes.rules import check_head, explain_lr
@@ -26,8 +26,8 @@ from convnext_cli.recipes.settings import (
     AUTO,
     RECIPES,
     Choice,
+    check_combinations,
     check_settings,
-    check_together,
     default_settings,
     describe_settings,
     is_unicode,
@@ -171,9 +171,9 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
     for index in parts:
         check_trainable(index)
     index = parts[0]
-    machine = describe_machine(use_gpu=use_gpu)
-    fingerprint = take_fingerprint(dataset.index)
-    counts = DataCounts.of(index, fingerprint)
+    machine = detect_machine(use_gpu=use_gpu)
+    fingerprint = compute_fingerprint(dataset.index)
+    counts = DataCounts.from_index(index, fingerprint)
     if found is None:
         best = recommend(
             len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
@@ -234,7 +234,7 @@ def _without_lr(settings: Mapping[str, Choice]) -> dict[str, Choice]:
 def _check(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
     """Checks all that needs no look at the data; returns the model that was asked for."""
     check_settings(values)
-    check_together(values)
+    check_combinations(values)
     check_word("recipe", request.recipe, RECIPES)
     check_word("augmentation", request.augment, tuple(load_augmentations()))
     found = _find_builtin(request.model) if request.weights == BUILTIN else None
@@ -326,7 +326,7 @@ def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Pre
         folds=folds,
         architecture=architecture,
         tag=tag,
-        machine=describe_machine(use_gpu=use_gpu),
+        machine=detect_machine(use_gpu=use_gpu),
         plan=Plan(
             model=model,
             weights=weights or "auto",

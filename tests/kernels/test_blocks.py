@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import SimpleNorm2d
 
-from convnext_cli.kernels.blocks import FastBlock, FastSimpleNorm2d, speed_up
+from convnext_cli.kernels.blocks import FusedBlock, FusedSimpleNorm2d, use_fused_blocks
 from convnext_cli.kernels.depthwise import NativeDepthwise
 
 
@@ -23,7 +23,7 @@ def test_a_model_answers_and_learns_as_timms_own(name: str, native: bool, reques
         if parameter_name.endswith("gamma"):  # near 0 at first, which would hide the rest
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     fast = deepcopy(model)
-    speed_up(fast, native=native)
+    use_fused_blocks(fast, native=native)
     assert any(isinstance(module, NativeDepthwise) for module in fast.modules()) == native
     assert fast.state_dict().keys() == model.state_dict().keys()
     x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
@@ -49,7 +49,7 @@ def test_the_norm_is_timms(channels: int) -> None:
     x = (torch.randn(3, channels, 5, 4, dtype=torch.float64) + 1).requires_grad_()  # a mean that is not 0
     grad = torch.randn(x.shape, dtype=torch.float64)
     results = []
-    for kind in (SimpleNorm2d, FastSimpleNorm2d):
+    for kind in (SimpleNorm2d, FusedSimpleNorm2d):
         norm.__class__ = kind
         y = norm(x)
         results.append((y, *torch.autograd.grad(y, [x, norm.weight], grad)))
@@ -58,24 +58,24 @@ def test_the_norm_is_timms(channels: int) -> None:
 
 def test_only_blocks_with_a_plain_mlp_change() -> None:
     first, second = timm.create_model("test_convnext"), timm.create_model("convnextv2_atto")
-    speed_up(first)
-    speed_up(second)
-    assert any(isinstance(module, FastBlock) for module in first.modules())
-    assert not any(isinstance(module, FastBlock) for module in second.modules()), "GRN stands between its layers"
+    use_fused_blocks(first)
+    use_fused_blocks(second)
+    assert any(isinstance(module, FusedBlock) for module in first.modules())
+    assert not any(isinstance(module, FusedBlock) for module in second.modules()), "GRN stands between its layers"
 
 
 def test_gelu_is_fused_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("convnext_zepto_rms", num_classes=3).eval()
     expected = deepcopy(model)
-    speed_up(model)
+    use_fused_blocks(model)
     asked: list[bool] = []
-    fuses = FastBlock._fuses
+    fuses = FusedBlock._fuses
 
-    def watch(block: FastBlock, x: torch.Tensor) -> bool:
+    def watch(block: FusedBlock, x: torch.Tensor) -> bool:
         asked.append(fuses(block, x))
         return asked[-1]
 
-    monkeypatch.setattr(FastBlock, "_fuses", watch)
+    monkeypatch.setattr(FusedBlock, "_fuses", watch)
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-4)

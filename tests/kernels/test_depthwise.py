@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext_cli.kernels.depthwise import SIDE, NativeDepthwise, find_weight_gradient, is_for_kernel
+from convnext_cli.kernels.depthwise import SIDE, NativeDepthwise, can_use_native_gradient, depthwise_weight_gradient
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -33,7 +33,7 @@ def test_the_weight_gradient_is_pytorchs(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        mine = find_weight_gradient(x, grad)
+        mine = depthwise_weight_gradient(x, grad)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-4)
@@ -47,7 +47,7 @@ def test_the_convolution_has_pytorchs_gradients(bias: bool, frozen: str | None) 
     for name, parameter in plain.named_parameters():
         parameter.requires_grad = name != frozen
     native = deepcopy(plain)
-    assert is_for_kernel(native)
+    assert can_use_native_gradient(native)
     native.__class__ = NativeDepthwise
     x = torch.randn(3, 24, 9, 11).to(memory_format=torch.channels_last)
     gradients = []
@@ -65,4 +65,4 @@ def test_other_convolutions_stay_pytorchs() -> None:
         torch.nn.Conv2d(32, 32, 3, padding=1, groups=32),
         torch.nn.Conv2d(32, 32, SIDE, padding=3, groups=32, stride=2),
     )
-    assert not any(map(is_for_kernel, (few, small, strided, torch.nn.Conv2d(32, 32, SIDE, padding=3))))
+    assert not any(map(can_use_native_gradient, (few, small, strided, torch.nn.Conv2d(32, 32, SIDE, padding=3))))

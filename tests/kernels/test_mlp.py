@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnext_cli.kernels import mlp
-from convnext_cli.kernels.blocks import NarrowBlock, speed_up
+from convnext_cli.kernels.blocks import CacheBlockedBlock, use_fused_blocks
 from convnext_cli.kernels.library import load_kernels
-from convnext_cli.kernels.mlp import is_narrow, mix_channels
+from convnext_cli.kernels.mlp import blocked_mlp, can_use_cache_blocking
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -49,7 +49,7 @@ def test_the_result_and_its_gradients_are_pytorchs(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mlp, "PIECE", piece)
             mine = [part.requires_grad_() for part in parts]
-            result = mix_channels(*mine)
+            result = blocked_mlp(*mine)
             found = torch.autograd.grad(result, mine, grad)
     finally:
         torch.set_num_threads(before)
@@ -97,8 +97,8 @@ def test_gelu_of_the_very_large_and_of_what_is_no_number() -> None:
 
 def test_narrow_blocks_alone_change() -> None:
     model = timm.create_model("convnext_atto")
-    speed_up(model, native=True)
-    narrow = [all(isinstance(block, NarrowBlock) for block in stage.blocks) for stage in model.stages]
+    use_fused_blocks(model, native=True)
+    narrow = [all(isinstance(block, CacheBlockedBlock) for block in stage.blocks) for stage in model.stages]
     assert narrow == [True, True, False, False], "40 and 80 channels, 160 and 320"
     v2 = timm.create_model("convnextv2_atto")
-    assert not is_narrow(v2.stages[0].blocks[0].mlp), "GRN stands between its layers"
+    assert not can_use_cache_blocking(v2.stages[0].blocks[0].mlp), "GRN stands between its layers"

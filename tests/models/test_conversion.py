@@ -20,7 +20,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from convnext_cli.errors import WeightsError
 from convnext_cli.models.catalog import load_catalog
-from convnext_cli.models.conversion import convert_names, name_architecture
+from convnext_cli.models.conversion import convert_names, identify_architectures
 from convnext_cli.models.weights import fit_weights, read_weights
 
 TrainingState = dict[str, Tensor]
@@ -248,7 +248,7 @@ def test_an_image_tower_of_open_clip_is_converted_as_timm_does(state: TrainingSt
 def test_every_architecture_is_told_from_its_weights() -> None:
     for name in load_catalog():
         with torch.device("meta"):
-            names = name_architecture(timm.create_model(name, num_classes=3).state_dict())
+            names = identify_architectures(timm.create_model(name, num_classes=3).state_dict())
         assert name in names
         assert len(names) == (2 if name in ("test_convnext2", "test_convnext3", "convnext_large_mlp") else 1), names
 

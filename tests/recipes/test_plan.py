@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from convnext_cli.errors import UsageError
 from convnext_cli.files import write_text
-from convnext_cli.machine import GIB, machine_with
+from convnext_cli.machine import GIB, make_gpu_machine
 from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
 from convnext_cli.recipes.costs import describe_seconds, largest_micro_batch, training_bytes, training_seconds
-from convnext_cli.recipes.plan import Plan, carry_over, make_plan, read_choices, read_plan, read_reasons
-from convnext_cli.recipes.rules import explain_lr, find_image_size
+from convnext_cli.recipes.plan import Plan, make_plan, override_choices, read_choices, read_plan, read_reasons
+from convnext_cli.recipes.rules import choose_image_size, explain_lr
 from convnext_cli.recipes.settings import (
     RECIPES,
     Choice,
+    check_combinations,
     check_settings,
-    check_together,
     default_settings,
     describe_settings,
 )
@@ -150,12 +150,12 @@ def test_a_flag_replaces_the_reasons_that_it_contradicts(tmp_path: Path) -> None
     plan = plan_for("convnext_small")
     path.write_text(plan.to_toml())
     batch = {"batch_size": Choice(value=32, source="flag")}
-    merged = carry_over(read_choices(path), batch, same_model=True)
+    merged = override_choices(read_choices(path), batch, same_model=True)
     assert merged["lr"] == Choice(value=plan.settings.lr, source="plan", reason="chosen for batch_size 128")
     assert merged["weight_decay"].source == "specification 3.3"
-    same = carry_over(read_choices(path), {"batch_size": Choice(value=128, source="flag")}, same_model=True)
+    same = override_choices(read_choices(path), {"batch_size": Choice(value=128, source="flag")}, same_model=True)
     assert same["lr"].source == plan.choices["lr"].source
-    other = carry_over(read_choices(path), {}, same_model=False)
+    other = override_choices(read_choices(path), {}, same_model=False)
     assert other["image_size"].reason == "chosen for another model"
 
 
@@ -227,7 +227,7 @@ def test_the_default_end_of_a_cosine_is_below_its_peak() -> None:
 
 def test_a_fold_that_is_not_cut_is_refused() -> None:
     with pytest.raises(UsageError, match="fold 3 of 2 folds"):
-        check_together(default_settings() | {"folds": 2, "fold": 3})
+        check_combinations(default_settings() | {"folds": 2, "fold": 3})
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
 ) -> None:
     given = {} if batch is None else {"batch_size": Choice(value=batch, source="flag")}
     asked = {"images": images, "recipe": recipe, "given": given}
-    plan = make_plan(model, model.default_tag, machine=machine_with(vram), **asked)  # type: ignore[arg-type]
+    plan = make_plan(model, model.default_tag, machine=make_gpu_machine(vram), **asked)  # type: ignore[arg-type]
     tables, published = load_tables(), published_row(model, model.default_tag)
     rows = {row.source: row for row in (tables.model_row(model.parsed), tables.regime_for(images), published)}
     assert list(plan.choices) == list(describe_settings())
@@ -273,7 +273,7 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
         else:
             is_off = choice.source.startswith("augmentation") and choice.value == 0
             assert choice.reason or choice.source in ("flag", "default") or is_off, name
-    more = make_plan(model, model.default_tag, machine=machine_with(2 * vram), **asked)  # type: ignore[arg-type]
+    more = make_plan(model, model.default_tag, machine=make_gpu_machine(2 * vram), **asked)  # type: ignore[arg-type]
     assert more.settings.micro_batch_size >= plan.settings.micro_batch_size
     assert more.settings.batch_size == plan.settings.batch_size
 
@@ -306,7 +306,7 @@ def test_checkpointing_is_planned_where_the_memory_would_leave_next_to_nothing()
     def chosen(vram: float, **flags: object) -> dict[str, Choice]:
         model, tag = find_model("convnext_large")
         given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
-        return dict(make_plan(model, tag, images=6000, machine=machine_with(vram), given=given).choices)
+        return dict(make_plan(model, tag, images=6000, machine=make_gpu_machine(vram), given=given).choices)
 
     roomy, tight = chosen(16), chosen(6)
     assert (roomy["grad_checkpointing"].value, roomy["micro_batch_size"].value) == (False, 16)
@@ -469,11 +469,11 @@ def test_a_rate_outside_the_row_is_told(name: str, lr: float, batch: int, is_tol
 )
 def test_small_images_are_planned_at_a_fitting_size(median_side: int, size: int) -> None:
     _, tag = find_model("convnextv2_tiny")
-    chosen = find_image_size(tag, median_side)
+    chosen = choose_image_size(tag, median_side)
     assert chosen.value == size
     assert ("enlarging adds no detail" in chosen.reason) == (size < 224)
     _, small = find_model("convnext_zepto_rms.builtin")
-    assert find_image_size(small, median_side).value == 64, "never above the size of the weights"
+    assert choose_image_size(small, median_side).value == 64, "never above the size of the weights"
 
 
 def test_a_preset_gives_its_settings_values_and_reasons() -> None:

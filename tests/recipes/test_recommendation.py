@@ -5,15 +5,15 @@ import pytest
 from convnext_cli import recommend
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
-from convnext_cli.machine import Machine, describe_machine
+from convnext_cli.machine import Machine, detect_machine
 from convnext_cli.models.catalog import find_model, load_catalog, load_ranking
 from convnext_cli.recipes.costs import RunTime
 from convnext_cli.recipes.fingerprint import (
     Fingerprint,
+    compute_fingerprint,
     describe_fingerprint,
     explain_domain,
     guess_domain,
-    take_fingerprint,
 )
 from convnext_cli.recipes.plan import make_plan
 from convnext_cli.recipes.recommendation import DAY, NIGHT, DataCounts, estimate_plan
@@ -41,14 +41,14 @@ def test_a_model_without_weights_is_never_recommended(size: int, vram: float | N
     assert found.best.model.tags
     for candidate in found.candidates:
         if not candidate.model.tags:
-            assert candidate.refused == "no pretrained weights exist for it anywhere"
+            assert candidate.rejection == "no pretrained weights exist for it anywhere"
 
 
 def test_little_memory_moves_down_the_list_and_says_why() -> None:
     found = recommend(2_000_000, vram=4)
-    refused = [candidate for candidate in found.candidates if candidate.refused]
-    assert any("GiB for a single image" in candidate.refused for candidate in refused)
-    assert found.best not in refused
+    rejection = [candidate for candidate in found.candidates if candidate.rejection]
+    assert any("GiB for a single image" in candidate.rejection for candidate in rejection)
+    assert found.best not in rejection
     with pytest.raises(UsageError, match="no model is left"):
         recommend(6000, vram=0.01)
 
@@ -68,7 +68,7 @@ def test_very_small_data_is_said_to_be_so() -> None:
 
 def test_preferences_reorder_what_fits() -> None:
     def order(prefer: str) -> list[str]:
-        return [c.model.name for c in recommend(6000, prefer=prefer).candidates if not c.refused]
+        return [c.model.name for c in recommend(6000, prefer=prefer).candidates if not c.rejection]
 
     catalog = load_catalog()
     top1 = [catalog[name].top1 or 0 for name in order("accuracy")]
@@ -169,10 +169,10 @@ def test_time_has_all_parts() -> None:
 
 
 def test_this_machine_is_found_without_torch() -> None:
-    machine = describe_machine()
+    machine = detect_machine()
     assert machine.memory > 2**30
     assert machine.cores >= 1
-    assert not describe_machine(use_gpu=False).is_gpu
+    assert not detect_machine(use_gpu=False).is_gpu
 
 
 @pytest.mark.parametrize("option", ["domain", "prefer", "recipe"])
@@ -186,23 +186,23 @@ def test_fingerprint(tmp_path: Path) -> None:
         save_image(tmp_path / f"data/common/{i}.png", size=(40, 30), seed=i)
     for i in range(2):
         save_image(tmp_path / f"data/rare/{i}.png", size=(40, 30), seed=i)
-    found = take_fingerprint(scan_folder(tmp_path / "data"))
+    found = compute_fingerprint(scan_folder(tmp_path / "data"))
     assert (found.images, found.classes, found.median_size, found.is_grey) == (14, 2, (40, 30), False)
     assert (found.smallest_class, found.largest_class) == (("rare", 2), ("common", 12))
     (tmp_path / "data/rare/1.png").write_text("no image")
-    sentences = " ".join(describe_fingerprint(take_fingerprint(scan_folder(tmp_path / "data"))))
+    sentences = " ".join(describe_fingerprint(compute_fingerprint(scan_folder(tmp_path / "data"))))
     for words in ("1 of 14 sampled images cannot be opened", "recall of rare"):
         assert words in sentences
 
 
 def test_fingerprint_of_real_images(shared_data: Path, digits: Path) -> None:
-    pets = take_fingerprint(scan_folder(shared_data / "pets"))
+    pets = compute_fingerprint(scan_folder(shared_data / "pets"))
     assert not pets.is_grey
-    xrays = take_fingerprint(scan_folder(shared_data / "cxr3"))
+    xrays = compute_fingerprint(scan_folder(shared_data / "cxr3"))
     assert xrays.is_grey, "stored as RGB, and grey all the same"
     assert xrays.median_size == (224, 224)
     assert [guess_domain(found) for found in (pets, xrays)] == [None, "medical"]
-    small = take_fingerprint(scan_folder(digits))
+    small = compute_fingerprint(scan_folder(digits))
     assert small.is_grey
     assert guess_domain(small) is None, "digits are no X-rays"
 

@@ -23,7 +23,7 @@ from convnext_cli.inference.saved_model import load_model, write_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.models.build import build_model, read_preprocessing
 from convnext_cli.models.catalog import find_model
-from convnext_cli.models.forward import prepare_input, take_luminance
+from convnext_cli.models.forward import prepare_input, to_luminance
 from convnext_cli.models.weights import fit_weights
 from convnext_cli.progress import finish
 from convnext_cli.recipes.settings import check_settings
@@ -100,7 +100,7 @@ def test_colour_becomes_pillows_luminance() -> None:
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colours])
-    found = take_luminance(torch.from_numpy(colours).permute(0, 3, 1, 2).float())
+    found = to_luminance(torch.from_numpy(colours).permute(0, 3, 1, 2).float())
     assert np.array_equal(found[:, 0].numpy(), expected)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
-from convnext_cli.files import find_cache, replace_file
+from convnext_cli.files import find_cache_folder, replace_file
 from convnext_cli.images.decode import RULES, read_image
 from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
 from convnext_cli.progress import Progress, Steps
@@ -173,7 +173,7 @@ class _Store:
 
     def __init__(self, root: Path) -> None:
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
-        self.path = find_cache() / "audit" / f"{name}.npz"
+        self.path = find_cache_folder() / "audit" / f"{name}.npz"
 
     def read(self) -> tuple[NDArray[Any], list[str]]:
         """Return the cached measures, (0,) if there are none, and the notes that they refer to."""

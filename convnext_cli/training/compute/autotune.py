@@ -16,8 +16,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from convnext_cli.errors import shorten_error
-from convnext_cli.files import find_cache, write_text
-from convnext_cli.kernels.blocks import give_memory_back
+from convnext_cli.files import find_cache_folder, write_text
+from convnext_cli.kernels.blocks import release_freed_memory
 from convnext_cli.kernels.library import describe_processor
 from convnext_cli.training.compute.compute_config import (
     FAST,
@@ -214,14 +214,14 @@ def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: boo
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         run_pass(forward, inputs)
     seconds = time.perf_counter() - started
-    give_memory_back()  # or pieces of the contenders' different sizes would add up
+    release_freed_memory()  # or pieces of the contenders' different sizes would add up
     return seconds
 
 
 def _find_answer(name: str, shape: Shape, processes: int, usual: str) -> Path:
     """The file that an answer for this machine, torch, model and shape is kept in."""
     key = (describe_processor("model name"), torch.__version__, THREADS, processes, name, shape, usual)
-    return find_cache() / "probes" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.json"
+    return find_cache_folder() / "probes" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.json"
 
 
 def _has_bf16() -> bool:

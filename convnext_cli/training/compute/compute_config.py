@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from convnext_cli.errors import shorten_error
-from convnext_cli.kernels.blocks import speed_up
+from convnext_cli.kernels.blocks import use_fused_blocks
 from convnext_cli.kernels.library import NoKernelError, load_kernels
 from convnext_cli.training.compute.devices import THREADS, agree
 
@@ -68,7 +68,7 @@ def configure_model(
     torch.set_num_threads(compute_config.threads)
     missing = explain_missing_kernels() if compute_config.blocks == NATIVE else ""
     if compute_config.blocks != TIMM:
-        speed_up(network, native=compute_config.blocks == NATIVE and not missing)
+        use_fused_blocks(network, native=compute_config.blocks == NATIVE and not missing)
     problems = [missing] if missing else []
     if not compute_config.compiled:
         return None, problems
@@ -103,7 +103,7 @@ def configured_copy(network: nn.Module, blocks: str) -> nn.Module:
     """A copy to measure with, in training mode."""
     model = deepcopy(network).train()
     if blocks != TIMM:
-        speed_up(model, native=blocks == NATIVE)
+        use_fused_blocks(model, native=blocks == NATIVE)
     return model
 
 

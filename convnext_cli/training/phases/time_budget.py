@@ -46,4 +46,4 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
     if epochs >= plan.settings.epochs:
         return plan
     why = f"{describe_seconds(epoch_seconds)} an epoch here, {describe_seconds(seconds)} to train in"
-    return plan.shorten(Choice(value=epochs, source="max-time", reason=why))
+    return plan.with_epochs(Choice(value=epochs, source="max-time", reason=why))

@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from convnext_cli.files import find_cache
-from convnext_cli.kernels.blocks import FastBlock
+from convnext_cli.files import find_cache_folder
+from convnext_cli.kernels.blocks import FusedBlock
 from convnext_cli.kernels.depthwise import NativeDepthwise
 from convnext_cli.kernels.library import load_kernels
 from convnext_cli.progress import Progress
@@ -48,7 +48,7 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
         if bf16:
             return 0.5
         kinds = {type(module) for module in forward.modules()}
-        blocks = NATIVE if NativeDepthwise in kinds else FAST if FastBlock in kinds else TIMM
+        blocks = NATIVE if NativeDepthwise in kinds else FAST if FusedBlock in kinds else TIMM
         taken.append((blocks, torch.get_num_threads()))
         return SECONDS[taken[-1][1]] * SLOWER["compiled" if hasattr(forward, "is_compiled") else blocks]
 
@@ -79,7 +79,7 @@ def test_the_fastest_is_taken_and_remembered(network: nn.Module, passes: Passes)
     assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     blocks, half, quarter = [(TIMM, 4), (FAST, 4), (NATIVE, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
     assert passes == blocks * ROUNDS + half * ROUNDS + quarter * ROUNDS
-    assert not any(isinstance(module, FastBlock) for module in network.modules()), "the model itself is as it was"
+    assert not any(isinstance(module, FusedBlock) for module in network.modules()), "the model itself is as it was"
     passes.clear()
     assert choose(network, passes=KERNEL_PASSES) == found, "a shorter run takes what is known"
     assert not passes
@@ -128,7 +128,7 @@ def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
     network, compute_config = deepcopy(network), ComputeConfig(blocks=NATIVE)
     _, problems = configure_model(network, compute_config, (4, 3, 32, 32), make_accelerator("no"))
     assert problems == [remark], "a run that began elsewhere goes on"
-    assert any(isinstance(module, FastBlock) for module in network.modules())
+    assert any(isinstance(module, FusedBlock) for module in network.modules())
     load_kernels.cache_clear()
 
 
@@ -304,5 +304,5 @@ def test_no_more_images_than_needed_are_measured_with(
     found = choose_compute_config(network, (32, 3, 32, 32), accelerator=make_accelerator("no"), **options)
     assert passes
     assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
-    [kept] = find_cache().glob("probes/*.json")
+    [kept] = find_cache_folder().glob("probes/*.json")
     assert json.loads(kept.read_text())["plain"]["timm 2"] == SECONDS[2] * 32 / 4, "seconds of a pass of the run's size"

@@ -19,7 +19,7 @@ from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.kernels.blocks import FastBlock, speed_up
+from convnext_cli.kernels.blocks import FusedBlock, use_fused_blocks
 from convnext_cli.models.build import build_model
 from convnext_cli.models.catalog import find_model
 from convnext_cli.progress import finish
@@ -158,8 +158,8 @@ def test_every_export_says_what_the_run_says(mine: RunFolder, tmp_path: Path) ->
 
 def test_the_fast_formulation_answers_the_same(mine: RunFolder) -> None:
     plain, fast = load_model(mine.path)[0], load_model(mine.path)[0]
-    speed_up(fast)
-    assert any(isinstance(module, FastBlock) for module in fast.modules())
+    use_fused_blocks(fast)
+    assert any(isinstance(module, FusedBlock) for module in fast.modules())
     with torch.inference_mode():
         torch.testing.assert_close(fast(INPUTS), plain(INPUTS), rtol=1e-4, atol=1e-4)
 
