@@ -1,4 +1,4 @@
-"""Build a training: the model on its devices, with its optimizer and loss."""
+"""Building of a training: the model on its devices, with optimizer and loss."""
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +17,11 @@ from convnext_cli.training.request import TrainRequest
 def build_context(
     request: TrainRequest, preparation: Preparation, run: RunFolder, accelerator: Accelerator
 ) -> TrainingContext:
-    """Build the model as the plan says and spread it over the devices. All ranks call it."""
+    """Return the context of a training, with the plan's model on the devices. All ranks call it."""
     index, plan = preparation.index, preparation.plan
     settings = plan.settings
     seed_weights(settings.seed)
-    with accelerator.local_main_process_first():  # one download for all of a machine's processes
+    with accelerator.local_main_process_first():  # one download for all processes of a machine
         network, new = build_model(
             preparation.architecture,
             preparation.tag,
@@ -33,17 +33,17 @@ def build_context(
             head_hidden_size=settings.head_hidden_size if settings.head == "mlp" else None,
             head_dropout=settings.head_dropout,
         )
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}  # whole: not yet sharded
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}  # before sharding
     scale_head(network, new, settings.head_init_scale)
     network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
     network = network.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     preprocessing = read_preprocessing(network, settings.image_size)
-    groups = make_optimizer(
+    optimizer = make_optimizer(
         network, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )
-    model, optimizer = spread_model(accelerator, network, groups)
+    model, optimizer = spread_model(accelerator, network, optimizer)
     return TrainingContext(
         run=run,
         plan=plan,
@@ -54,7 +54,7 @@ def build_context(
         optimizer=optimizer,
         params=sum(sizes.values()),
         new_params=sum(sizes[name] for name in new),
-        weak_validation=preparation.weak_validation,
+        small_validation=preparation.small_validation,
         preprocessing=preprocessing,
         criterion=make_loss(settings, index.count_classes("train"), accelerator.device),
         cache=request.cache,

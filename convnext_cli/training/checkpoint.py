@@ -1,6 +1,6 @@
-"""The last state of a run, to continue from exactly: model, optimizer and state in one file.
+"""Checkpoints: model, optimizer and training state in one file, from which a run resumes exactly.
 
-Random states are not in it because there are none: every draw comes from (seed, epoch, row) or (seed, step).
+They have no random state, because every draw comes from (seed, epoch, row) or (seed, step).
 """
 
 import hashlib
@@ -22,8 +22,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from convnext_cli.errors import RunError, shorten_error
+from convnext_cli.inference.saved_model import write_model
 from convnext_cli.models.weights import write_tensors
-from convnext_cli.runs.folder import RunFolder
+from convnext_cli.progress import Notice
+from convnext_cli.runs.files import PLAN
+from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder
 from convnext_cli.training.compute.devices import is_sharded
 from convnext_cli.training.state import TrainingState
 
@@ -35,40 +38,40 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def save_checkpoint(run: RunFolder, context: "TrainingContext", state: TrainingState) -> Tensors:
-    """Writes the state after `state.step` steps; all ranks call it, the first one writes. The last two are kept.
+    """Write a checkpoint after `state.step` steps, and remove all but the last two. All ranks call it.
 
     Returns:
-        What `gather_kept` does.
+        The weights of `gather_result`.
 
     Raises:
-        ConvnextError: the disk is full, read-only or gone. The checkpoints before are then as they were.
+        ConvnextError: the disk is full, read-only or gone. Earlier checkpoints are unchanged.
     """
     accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     tensors = {f"model.{name}": value for name, value in _gather_weights(model).items()}
-    kept = gather_kept(context)
+    weights = gather_result(context)
     if context.ema is not None:
-        tensors |= {f"average.{name}": value for name, value in kept.items()}
-    if state.step:  # before its first step AdamW has no state, and being asked for it would make one up
+        tensors |= {f"average.{name}": value for name, value in weights.items()}
+    if state.step:  # before its first step AdamW has no state; reading it would create one
         states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
-        for name, moments in states.get("state", {}).items():  # there is none on ranks that do not write
+        for name, moments in states.get("state", {}).items():  # empty on ranks that do not write
             tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
     if accelerator.is_main_process:
-        words = json.dumps(asdict(state))
-        metadata = {"state": words, "sha256": _digest(tensors, words)}
+        text = json.dumps(asdict(state))
+        metadata = {"state": text, "sha256": compute_digest(tensors, text)}
         write_tensors(tensors, run.checkpoint(state.step), metadata)
         run.drop_checkpoints(keep=2)
     accelerator.wait_for_everyone()
-    return kept
+    return weights
 
 
-def gather_kept(context: "TrainingContext") -> Tensors:
-    """The tensors that the run is for, the average of the weights where there is one.
+def gather_result(context: "TrainingContext") -> Tensors:
+    """Return the weights that the run would keep: with EMA the averaged ones, else the model's.
 
-    They are on the CPU, whole; on the first rank only where they are spread over ranks.
+    They are unsharded and on the CPU. With FSDP only the first rank has them.
     """
     if context.ema is None:
         return _gather_weights(context.model)
-    with context.ema.in_place():  # on a CPU what is gathered is the model's own memory, which changes back
+    with context.ema.in_place():  # on a CPU they share the model's memory, which changes back
         return {name: value.clone() for name, value in _gather_weights(context.model).items()}
 
 
@@ -76,36 +79,42 @@ def _gather_weights(model: nn.Module) -> Tensors:
     return get_model_state_dict(model, options=WHOLE)  # type: ignore[return-value]  # torch types values as anything
 
 
-def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[TrainingState, list[str]]:
-    """Puts the newest whole checkpoint into model, average and optimizer; the first rank reads it for all.
+def save_model(context: "TrainingContext", state: TrainingState, weights: Tensors) -> None:
+    """Write `model.safetensors` and `config.json`, the result of the run. The first rank calls it."""
+    write_model(
+        context.network,
+        context.run.path,
+        weights,
+        classes=context.index.classes,
+        preprocessing=context.preprocessing,
+        license=state.license,
+    )
+
+
+def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[TrainingState, list[Notice]]:
+    """Load the newest checkpoint that can be read into model, EMA and optimizer. The first rank reads it for all.
 
     Returns:
-        The state, and a remark for each newer checkpoint that is damaged.
+        The training state, and a notice for each newer checkpoint that is damaged.
 
     Raises:
-        RunError: there is no checkpoint that can be read.
+        RunError: no checkpoint can be read.
     """
     accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     tensors: Tensors = {}
-    found: Any = None
+    result: Any = None
     if accelerator.is_main_process:
         try:
-            tensors, *found = _read_newest(run)
+            tensors, *result = _read_newest(run)
             _check_fit(_part(tensors, "model."), context)
         except RunError as error:  # all ranks stop with it
-            found = error
-    [found] = broadcast_object_list([found])
-    if isinstance(found, RunError):
-        raise found
-    words, remarks = found
-    try:
-        fields = json.loads(words)
-        if "formulation" in fields:  # its name until 0.1
-            fields["blocks"] = fields.pop("formulation")
-        state = TrainingState(**fields)
-    except TypeError as error:
-        raise RunError(f"{run.path} was written by another version ({error})", "Continue it with that one") from error
-    options = _options(context)
+            result = error
+    [result] = broadcast_object_list([result])
+    if isinstance(result, RunError):
+        raise result
+    text, notices = result
+    state = _parse_state(run, text)
+    options = _make_options(context)
     if context.ema is not None:
         with context.ema.in_place():
             put_weights(context, _part(tensors, "average."))
@@ -117,54 +126,76 @@ def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[Trainin
             key, _, parameter = name.partition(".")
             moments.setdefault(parameter, {})[key] = value
         whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
-        given: Any = {**whole, "state": moments} if accelerator.is_main_process else {}
-        set_optimizer_state_dict(model, optimizer, given, options=options)
-    return state, remarks
+        content: Any = {**whole, "state": moments} if accelerator.is_main_process else {}
+        set_optimizer_state_dict(model, optimizer, content, options=options)
+    return state, notices
+
+
+def _parse_state(run: RunFolder, text: str) -> TrainingState:
+    """Return the training state of a checkpoint.
+
+    Raises:
+        RunError: a later version wrote it.
+    """
+    fields = json.loads(text)
+    if "formulation" in fields:  # its name until 0.1
+        fields["blocks"] = fields.pop("formulation")
+    try:
+        return TrainingState(**fields)
+    except TypeError as error:
+        raise RunError(
+            f"{run.path} was written by another version ({error})", "Continue it with that version"
+        ) from error
 
 
 def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
-    """Check that a state's weights are those of the model that was built.
+    """Check that a checkpoint's weights fit the model.
 
     Raises:
         RunError: a name or a shape differs.
     """
     if is_sharded(context.accelerator):  # each rank has a part of each tensor
         return
-    kept, built = (
+    saved, built = (
         {name: tuple(value.shape) for name, value in part.items()} for part in (weights, context.model.state_dict())
     )
-    if differing := sorted(name for name in kept.keys() | built.keys() if kept.get(name) != built.get(name)):
+    if differing := sorted(name for name in saved.keys() | built.keys() if saved.get(name) != built.get(name)):
         raise RunError(
-            f"the saved state is of another model than plan.toml describes: {len(differing)} parameters differ in name "
-            f"or shape, such as {differing[0]}",
-            "Set the changed values of plan.toml back, or begin anew with another --output",
+            f"the checkpoint does not fit the model of {PLAN.name}: {len(differing)} parameters differ, such as "
+            f"{differing[0]}",
+            f"Restore the changed values of {PLAN.name}. {RESTART_REMEDY}",
         )
 
 
 def put_weights(context: "TrainingContext", weights: Mapping[str, Tensor]) -> None:
-    """Gives the model weights that the first rank has; all ranks call it."""
-    set_model_state_dict(context.model, dict(weights), options=_options(context))
+    """Load the first rank's weights into the model of each rank. All ranks call it."""
+    set_model_state_dict(context.model, dict(weights), options=_make_options(context))
 
 
-def _options(context: "TrainingContext") -> StateDictOptions:
+def _make_options(context: "TrainingContext") -> StateDictOptions:
     return StateDictOptions(full_state_dict=True, broadcast_from_rank0=context.accelerator.num_processes > 1)
 
 
-def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[str]]:
-    remarks: list[str] = []
+def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[Notice]]:
+    """Return tensors and state of the newest checkpoint that can be read, and a notice for each that cannot.
+
+    Raises:
+        RunError: no checkpoint can be read.
+    """
+    problems: list[str] = []
     for path in run.list_checkpoints():
         try:
-            tensors, words = read_checkpoint(path)
+            tensors, text = read_checkpoint(path)
         except RunError as error:
-            remarks.append(f"{error.problem}; the one before is taken")
+            problems.append(error.problem)
         else:
-            return tensors, words, remarks
-    what = f": {'; '.join(remarks)}" if remarks else ""
-    raise RunError(f"{run.path} has no checkpoint that can be read{what}", "Begin anew with another --output")
+            return tensors, text, [Notice(text=f"{problem}; the one before is used") for problem in problems]
+    reasons = f": {'; '.join(problems)}" if problems else ""
+    raise RunError(f"{run.path} has no checkpoint that can be read{reasons}", RESTART_REMEDY)
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, str]:
-    """Reads a checkpoint's tensors and its state as JSON, and holds them against their digest.
+    """Return the tensors of a checkpoint and its state as JSON, after a check of their digest.
 
     Raises:
         RunError: it is damaged.
@@ -175,17 +206,16 @@ def read_checkpoint(path: Path) -> tuple[Tensors, str]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if metadata["sha256"] != _digest(tensors, metadata["state"]):
+        if metadata["sha256"] != compute_digest(tensors, metadata["state"]):
             raise ValueError("its content does not match its checksum")
     except Exception as error:  # safetensors' errors, OSError and ours share no base class
-        raise RunError(
-            f"the checkpoint {path} is damaged ({shorten_error(error)})", "Begin anew with another --output"
-        ) from error
+        raise RunError(f"the checkpoint {path} is damaged ({shorten_error(error)})", RESTART_REMEDY) from error
     return tensors, metadata["state"]
 
 
-def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
-    digest = hashlib.sha256(words.encode())
+def compute_digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Return the SHA-256 of a checkpoint's state and tensors, in hexadecimal digits."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -194,4 +224,5 @@ def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
 
 
 def _part(tensors: Tensors, prefix: str) -> dict[str, Any]:
+    """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -36,11 +36,11 @@ class TrainingContext:
     preprocessing: Preprocessing
     params: int
     new_params: int
-    """How many of `params` are newly initialised."""
-    weak_validation: str | None = None
-    """Why the validation split is too small to choose the best epoch by; None where it is not."""
+    """Parameters that are newly initialised."""
+    small_validation: str | None = None
+    """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     cache: bool = True
-    """Whether decoded images are kept for later epochs and runs."""
+    """True to keep decoded images for later epochs and runs."""
     ema: ModelEma | None = None
     compiled: CompiledModel | None = None
     signals: Signals = field(default_factory=Signals)
@@ -51,7 +51,7 @@ class TrainingContext:
         self.settings = self.plan.settings
 
     def use_plan(self, plan: Plan) -> None:
-        """Train by another plan, whose learning rate or number of epochs has been measured."""
+        """Replace the plan by one with a measured learning rate or number of epochs."""
         self.plan, self.settings = plan, plan.settings
 
     @property
@@ -60,8 +60,13 @@ class TrainingContext:
         return max(1, count_cpus() // count_local_processes())
 
     @property
+    def keeps_last(self) -> bool:
+        """True if the last epoch's weights are kept, not the best one's."""
+        return self.small_validation is not None
+
+    @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """The shape (B, C, S, S) of most forward passes in training."""
+        """Input shape of most forward passes in training, (B, C, S, S)."""
         settings, train = self.settings, len(self.index.rows("train"))
         images = min(settings.micro_batch_size, self.rank_batch_size, train)
         return images, settings.in_chans, settings.image_size, settings.image_size
@@ -73,7 +78,7 @@ class TrainingContext:
         return -(-self.settings.batch_size // processes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Compute logits (B, K) of inputs (B, C, S, S), with a gradient."""
+        """Return the logits (B, K) of inputs (B, C, S, S), with a gradient."""
         if self.compiled is not None and len(inputs) == self.compiled.images:
             return self.compiled.forward(inputs)
         logits: Tensor = self.model(inputs)
@@ -85,12 +90,12 @@ class RankBatch:
     """One rank's slice of a batch."""
 
     images: NDArray[np.uint8]
-    """(B, S, S, 3)."""
+    """Images, (B, S, S, 3)."""
     labels: Tensor
-    """(B,) their classes."""
+    """Their classes, (B,)."""
     weight: float
-    """0 for a rank that shows an image of another's only to keep step, else 1."""
+    """1; 0 for a rank without images of its own in this batch, which computes another's to keep step."""
     batch_images: int
     """Images of the whole batch, over all ranks."""
     mixes: bool
-    """Whether mixup and CutMix are on."""
+    """True if mixup and CutMix are on."""

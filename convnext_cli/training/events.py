@@ -17,45 +17,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepDone:
-    """One optimizer step. Epochs and steps are counted from 1; `loss` is the epoch's mean so far, as last read."""
+    """A finished optimizer step. Epochs and steps are counted from 1."""
 
     epoch: int
     step: int
     steps: int
     images: int
+    """Training images of the epoch so far."""
     loss: float
+    """Mean loss of the epoch so far, as last read from the devices."""
     lr: float
     is_due: bool
-    """Whether the state after it is to be saved; it is then known to be finite."""
+    """True if a checkpoint is due after this step; its loss is finite then."""
     signal: int
-    """The signal that asks to stop here, 0 where none does."""
+    """Number of the signal to stop; 0 if none has arrived."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochDone:
-    """One epoch, counted from 1; 0 is the head-only phase. `val` is None without a validation split."""
+    """A finished epoch, counted from 1; 0 is the head-only phase."""
 
     epoch: int
     train_loss: float
-    """Mean loss on the training images as they were shown (augmented, mixed, smoothed)."""
+    """Mean loss on the training images with augmentation, mixing and label smoothing."""
     val: Metrics | None
+    """Validation metrics; None without a validation split."""
     lr: float
     seconds: float
-    """Time of the training part, without validation."""
+    """Duration without validation."""
     images: int
+    """Training images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
-    """The plan is made and nothing has been computed yet."""
+    """The plan is made; nothing has been computed or written."""
 
     run: Path
     plan: Plan
     index: Index
     resumes: bool
-    """Whether an unfinished run is continued."""
-    notes: tuple[str, ...]
-    """What the user should know before trusting the result."""
+    """True if an unfinished run is resumed."""
+    notices: tuple[Notice, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,27 +67,27 @@ class Started:
 
     run: Path
     plan: Plan
-    """As planned, but for what was measured since: the learning rate, the number of epochs."""
+    """The plan, with the learning rate and the number of epochs that were measured since."""
     index: Index
     device: str
     num_processes: int
     precision: str
     compute_config: str
-    """What the model is computed with, in words."""
+    """The compute configuration in words."""
     params: int
     new_params: int
-    """How many of `params` start from random values."""
+    """Parameters that are newly initialised."""
     resumed_at: int | None
-    """Optimizer steps that a continued run has behind it; None for a new one."""
+    """Optimizer steps that a resumed run has done; None for a new run."""
     license: str | None
-    """Licence of the base weights, where they have one."""
-    notes: tuple[str, ...]
-    """What came up since the plan was made."""
+    """Licence of the base weights, if they have one."""
+    notices: tuple[Notice, ...]
+    """Notices since the plan was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """Model and calibration are on disk; what else belongs to a finished run is written next."""
+    """Model and calibration are written; exports and final metrics follow."""
 
     run: Path
 
@@ -97,15 +100,16 @@ class FinetuneResult:
     epoch: int
     """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
     val: Metrics | None
-    """That epoch's figures on the validation split; None where it is empty."""
+    """Validation metrics of the kept weights; None without a validation split."""
     selected_by: str
+    """How the epoch was chosen, in words."""
     calibration: "Calibration | None"
-    """What was fitted on the validation split afterwards; None in all processes but the first."""
+    """None in all processes but the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fold:
-    """One fold's run and its figures."""
+    """One fold's run and its metrics."""
 
     fold: int
     """Counted from 1."""
@@ -113,19 +117,19 @@ class Fold:
     epoch: int
     """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
     val: Metrics
-    """On the images of this fold, which its model was not trained on."""
+    """Metrics on the images of this fold, which its model was not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """A figure over the folds."""
+    """Mean and standard deviation of a metric over the folds."""
 
     mean: float
     sd: float
-    """Standard deviation over the folds, n - 1 in the denominator. Their training images overlap, so it is no standard
-    error of the mean: none can be had from one cross-validation (Bengio & Grandvalet, JMLR 5, 2004)."""
+    """Standard deviation over the folds, with n - 1 in the denominator. It gives no standard error of the mean, because
+    the folds' training images overlap (Bengio & Grandvalet, JMLR 5, 2004)."""
     n: int
-    """Folds where the figure is defined."""
+    """Folds in which the metric is defined."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,12 +139,12 @@ class CrossValidationResult:
     run: Path
     folds: tuple[Fold, ...]
     spread: dict[str, Spread]
-    """By the name of the figure in `Metrics`."""
+    """By field of `Metrics`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldDone:
-    """One fold of a cross-validation is on disk."""
+    """A finished fold of a cross-validation."""
 
     fold: int
     """Counted from 1."""
@@ -151,4 +155,4 @@ Event: TypeAlias = Progress | Notice | Planned | Started | StepDone | EpochDone 
 TrainSteps: TypeAlias = Generator[Event, None, Result]
 """A part of a training that yields events and returns a `Result`."""
 Complete: TypeAlias = Callable[[RunFolder], TrainSteps[None]]
-"""Work on a trained run before it counts as finished, such as an export."""
+"""Work on a trained run before it is marked as finished, such as an export."""

@@ -1,6 +1,6 @@
-"""Fine-tune one model: prepare, begin or resume, train, finish.
+"""Fine-tune one model: prepare; begin or resume; run; finish.
 
-Bad input is reported before anything heavy is imported.
+Heavy libraries are imported after the request and the data have been checked, so that errors in them come at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,21 +17,13 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.locks import lock_folder
 from convnext_cli.machine import count_cpus, count_local_processes
 from convnext_cli.metrics.summary import Metrics
-from convnext_cli.progress import Progress, Steps
+from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import AUTO
-from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import name_runs, open_folder
+from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder
+from convnext_cli.runs.folds import describe_resume, name_runs, open_folder
 from convnext_cli.training.compute.environment import describe_environment
-from convnext_cli.training.events import (
-    Complete,
-    EpochDone,
-    FinetuneResult,
-    Planned,
-    Started,
-    Trained,
-    TrainSteps,
-)
-from convnext_cli.training.origin import NO_CONTENTS, check_contents, digest_contents, record_origin
+from convnext_cli.training.events import Complete, EpochDone, FinetuneResult, Planned, Started, Trained, TrainSteps
+from convnext_cli.training.origin import NO_CONTENTS, Origin, check_contents, digest_contents, record_origin
 from convnext_cli.training.preparation import (
     Preparation,
     check_unfinished,
@@ -46,6 +38,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from numpy.typing import NDArray
 
+    from convnext_cli.data.index import Index
     from convnext_cli.inference.calibration import Calibration
     from convnext_cli.training.compute.autotune import AutotuneResult
     from convnext_cli.training.context import TrainingContext
@@ -53,25 +46,24 @@ if TYPE_CHECKING:
 
 
 def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> TrainSteps[FinetuneResult]:
-    """Fine-tune a model as a request says, or resume a run.
+    """Fine-tune a model, or resume a run.
 
     Args:
-        request: what the user asked for.
-        complete: work on the trained run before it counts as finished.
+        request: data, model and settings, or the run to resume.
+        complete: work on the trained run before it is marked as finished.
 
     Raises:
-        StoppedError: a signal asked to stop; the state is saved.
-        ConvnextError: another subclass says what is wrong and what to do.
+        StoppedError: a signal has arrived; a checkpoint is written.
+        ConvnextError: another subclass, with the remedy.
     """
     request = continue_if_restarted(request)
     preparation = yield from prepare_steps(request)
     if preparation.folds:
-        raise UsageError("this trains one fold", "Give --fold, or call `cross_validate` to train all of them")
+        raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
     accelerator, preparation = open_devices(request, preparation)
-    with hold_folder(request, preparation.plan.model, accelerator) as (path, notes):
-        run = RunFolder(path)
-        training = yield from start_training(request, preparation, run, accelerator)
-        result = yield from run_training(training, complete, notes)
+    with hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
+        training = yield from start_training(request, preparation, RunFolder(path), accelerator)
+        result = yield from run_training(training, complete, notices)
         accelerator.end_training()
     return result
 
@@ -79,17 +71,15 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
 @contextmanager
 def hold_folder(
     request: TrainRequest, model: str, accelerator: "Accelerator"
-) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Choose the folder that a training writes into, and lock it for the length of the block.
-
-    The first rank holds the lock; all ranks call this.
+) -> Iterator[tuple[Path, tuple[Notice, ...]]]:
+    """Choose the folder that a training writes into, and hold its lock during the block. All ranks call it.
 
     Yields:
-        The folder, and a note where the file system has no locks.
+        The folder; and a notice if its file system has no locks.
 
     Raises:
-        RunError: another process trains into it.
-        UsageError: it has finished, or been filled by another process, since it was checked.
+        RunError: another process trains into the folder.
+        UsageError: its run has finished, or another process has written into it, since it was checked.
     """
     from convnext_cli.training.compute.devices import do_on_first_rank
 
@@ -108,12 +98,12 @@ def hold_folder(
             raise AssertionError("there is always a next name")
 
         path, is_held = do_on_first_rank(accelerator, lock)
-        note = "its file system has no locks, so nothing keeps a second training out of the run folder"
-        yield path, () if is_held else (note,)
+        text = "the run folder's file system has no locks: do not start a second training there"
+        yield path, () if is_held else (Notice(text=text),)
 
 
 def open_devices(request: TrainRequest, preparation: Preparation) -> "tuple[Accelerator, Preparation]":
-    """Return the accelerator, and the preparation for the device it has. All ranks have prepared, and may write."""
+    """Return the accelerator, and the preparation for its device; wait until all ranks have prepared."""
     from convnext_cli.training.compute import devices
 
     settings = preparation.plan.settings
@@ -133,8 +123,8 @@ class Training(NamedTuple):
     context: "TrainingContext"
     state: "TrainingState"
     compute: "AutotuneResult"
-    notes: tuple[str, ...] = ()
-    """What came up since the plan was made."""
+    notices: tuple[Notice, ...] = ()
+    """Notices since the plan was made."""
     head_epoch: EpochDone | None = None
     """The frozen phase of a new run, as epoch 0."""
 
@@ -142,17 +132,21 @@ class Training(NamedTuple):
 def start_training(
     request: TrainRequest, preparation: Preparation, run: RunFolder, accelerator: "Accelerator"
 ) -> TrainSteps[Training]:
-    """Begin a training in `run`, or resume it there where `request.resume` says so. All ranks call it.
+    """Begin a training in `run`, or resume it there if `request.resume` is set. All ranks call it.
 
     Raises:
-        DataError: the images are not those that the run began with.
+        DataError: the images differ from those that the run began with.
     """
     from convnext_cli.training.build import build_context
     from convnext_cli.training.compute.devices import do_on_first_rank
 
     index, origin = preparation.index, preparation.origin
     yield Planned(
-        run=run.path, plan=preparation.plan, index=index, resumes=request.resume is not None, notes=preparation.notes
+        run=run.path,
+        plan=preparation.plan,
+        index=index,
+        resumes=request.resume is not None,
+        notices=preparation.notices,
     )
     contents = NO_CONTENTS
     if accelerator.is_main_process:
@@ -167,22 +161,24 @@ def start_training(
     if training.state.images != preparation.images:
         raise DataError(
             f"the images in {index.root} are not those that {run.path} began with",
-            "Bring the former files back, or begin anew with another --output",
+            f"Restore the original files. {RESTART_REMEDY}",
         )
     return training
 
 
-def run_training(training: Training, complete: Complete | None, notes: Sequence[str]) -> TrainSteps[FinetuneResult]:
+def run_training(
+    training: Training, complete: Complete | None, notices: Sequence[Notice]
+) -> TrainSteps[FinetuneResult]:
     """Train to the end, calibrate, and write the final metrics. All ranks call it.
 
     Args:
-        training: where it starts.
-        complete: work on the trained run before it counts as finished.
-        notes: what the user should know beside the training's own notes.
+        training: the training that was begun or resumed.
+        complete: work on the trained run before it is marked as finished.
+        notices: further notices for `Started`.
     """
     from convnext_cli.training.compute.devices import describe_device, track_metrics
     from convnext_cli.training.compute.signals import watch_signals
-    from convnext_cli.training.saving import describe_resume, train_and_save
+    from convnext_cli.training.saving import train_and_save
 
     context, state = training.context, training.state
     run, accelerator = context.run, context.accelerator
@@ -198,7 +194,7 @@ def run_training(training: Training, complete: Complete | None, notes: Sequence[
         new_params=context.new_params,
         resumed_at=state.step if training.request.resume else None,
         license=state.license,
-        notes=(*training.notes, *notes),
+        notices=(*training.notices, *notices),
     )
     if training.head_epoch is not None:
         yield training.head_epoch
@@ -210,45 +206,21 @@ def run_training(training: Training, complete: Complete | None, notes: Sequence[
 
 def _begin(
     context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
-) -> Steps[Training]:
+) -> TrainSteps[Training]:
     """Begin a new run: all that comes before its first step. All ranks call it."""
     from convnext_cli.training.checkpoint import load_checkpoint, save_checkpoint
-    from convnext_cli.training.compute.autotune import choose_compute_config
-    from convnext_cli.training.compute.devices import describe_device, do_on_first_rank
-    from convnext_cli.training.loop import plan_steps
     from convnext_cli.training.parts.ema import ModelEma
     from convnext_cli.training.phases.head import train_head
-    from convnext_cli.training.phases.lr_finder import find_lr_steps, use_found_lr
-    from convnext_cli.training.phases.time_budget import fit_epochs
-    from convnext_cli.training.saving import note_epoch
     from convnext_cli.training.state import TrainingState
 
-    run, accelerator, index, settings = context.run, context.accelerator, context.index, context.settings
-    steps = plan_steps(settings, len(index.rows("train")))[0]
-    shape = context.input_shape
+    run, settings = context.run, context.settings
 
     # 1. The files that describe the data, and the digests that `--resume` compares.
-    if accelerator.is_main_process:
-        run.create(overwrite=request.overwrite)
-        run.write_split(index)
-        if preparation.dataset and preparation.dataset.audit:
-            run.write_audit(preparation.dataset.audit.as_dict())
-            run.write_image_hashes(preparation.dataset.audit.list_image_hashes(index))
-        run.write_environment(describe_environment(describe_device(accelerator.device)))
-    origin = do_on_first_rank(accelerator, partial(record_origin, run, context.plan, index, contents))
+    origin = _write_beginning(context, request, preparation, contents)
 
-    # 2. The compute configuration, which decides the last bits of all that follows.
+    # 2. The compute configuration, which decides the rounding of all that follows.
     yield Progress(done=0, total=1, activity="autotuning")
-    compute = choose_compute_config(
-        context.network,
-        shape,
-        name=context.plan.model,
-        passes=steps * settings.epochs * -(-context.rank_batch_size // shape[0]),
-        accelerator=accelerator,
-        measure=request.autotune and not settings.deterministic,
-        compile=request.compile,
-    )
-    compute, problems = _configure(context, compute)
+    compute = _autotune(context, request)
     state = TrainingState(
         images=preparation.images,
         origin=asdict(origin),
@@ -256,45 +228,111 @@ def _begin(
         micro_batch_size=settings.micro_batch_size,
         blocks=compute.compute_config.blocks,
         threads=compute.compute_config.threads,
-        compiled=context.compiled is not None,
+        compiled=compute.compute_config.compiled,
     )
 
     # 3. The head alone, before the moving average begins.
     head_epoch = None
     if settings.freeze_epochs:
         head_epoch = yield from train_head(context)
-        note_epoch(state, head_epoch, always=context.weak_validation is not None)
+        state.add_epoch(head_epoch, keeps_last=context.keeps_last)
     if settings.ema_decay:
         context.ema = ModelEma(context.model, settings.ema_decay)
 
-    # 4. The first checkpoint, which the measurements below go back to.
+    # 4. The first checkpoint; then the settings that are measured, after which it is loaded again.
     save_checkpoint(run, context, state)
-    planned = context.plan
+    yield from _measure_settings(context, request, state, origin)
+
+    # 5. The plan, with which the run can be resumed; then the checkpoint, so that all ranks have the same weights.
+    if context.accelerator.is_main_process:
+        run.write_plan(context.plan.to_toml())
+    state, notices = load_checkpoint(run, context)
+    return Training(request, context, state, compute, (*notices, *compute.notices), head_epoch)
+
+
+def _write_beginning(
+    context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
+) -> Origin:
+    """Write the files of a new run that describe its data and environment, and return what it begins with."""
+    from convnext_cli.training.compute.devices import describe_device, do_on_first_rank
+
+    run, index, accelerator = context.run, context.index, context.accelerator
+    if accelerator.is_main_process:
+        run.create(overwrite=request.overwrite)
+        write_data_files(run, preparation, index)
+        run.write_environment(describe_environment(describe_device(accelerator.device)))
+    return do_on_first_rank(accelerator, partial(record_origin, run, context.plan, index, contents))
+
+
+def write_data_files(run: RunFolder, preparation: Preparation, index: "Index") -> None:
+    """Write split, audit and image hashes into a new run or cross-validation."""
+    run.write_split(index)
+    if preparation.dataset and preparation.dataset.audit:
+        run.write_audit(preparation.dataset.audit.as_dict())
+        run.write_image_hashes(preparation.dataset.audit.list_image_hashes(index))
+
+
+def _autotune(context: "TrainingContext", request: TrainRequest) -> "AutotuneResult":
+    """Choose the compute configuration of a new run and apply it to the model; return it with its notices."""
+    from convnext_cli.training.compute.autotune import Workload, choose_compute_config
+    from convnext_cli.training.loop import plan_steps
+
+    settings, shape = context.settings, context.input_shape
+    steps, _ = plan_steps(settings, len(context.index.rows("train")))
+    passes = steps * settings.epochs * -(-context.rank_batch_size // shape[0])
+    compute = choose_compute_config(
+        context.network,
+        Workload(model=context.plan.model, shape=shape, passes=passes),
+        accelerator=context.accelerator,
+        measure=request.autotune and not settings.deterministic,
+        compile=request.compile,
+    )
+    return _configure(context, compute)
+
+
+def _configure(context: "TrainingContext", compute: "AutotuneResult") -> "AutotuneResult":
+    """Apply a compute configuration to the model; return the one that it has then, with further notices."""
+    from convnext_cli.training.compute.compute_config import configure_model
+
+    context.compiled, notices = configure_model(
+        context.network, compute.compute_config, context.input_shape, context.accelerator
+    )
+    config = replace(compute.compute_config, compiled=context.compiled is not None)
+    return replace(compute, compute_config=config, notices=(*compute.notices, *notices))
+
+
+def _measure_settings(
+    context: "TrainingContext", request: TrainRequest, state: "TrainingState", origin: Origin
+) -> TrainSteps[None]:
+    """Measure the number of epochs for `--max-time` and the learning rate for `--lr auto`, where they are needed.
+
+    A changed plan goes into the context and, with the checkpoint's weights and state, into a new checkpoint.
+    """
+    from convnext_cli.training.checkpoint import load_checkpoint, save_checkpoint
+    from convnext_cli.training.loop import plan_steps
+    from convnext_cli.training.phases.lr_finder import apply_range_test, find_lr_steps
+    from convnext_cli.training.phases.time_budget import fit_epochs
+
+    run, plan = context.run, context.plan
     if request.max_time is not None:
         context.use_plan(fit_epochs(context, state, request.max_time))
-    if planned.choices["lr"].source == AUTO and settings.epochs:
+    if plan.choices["lr"].source == AUTO and plan.settings.epochs:
         load_checkpoint(run, context)
-        found = yield from find_lr_steps(context, state)
-        if accelerator.is_main_process:
-            run.write_range_test(found)
-        context.use_plan(use_found_lr(context.plan, found, steps * context.settings.epochs))
-    if context.plan is not planned:
+        result = yield from find_lr_steps(context, state)
+        if context.accelerator.is_main_process:
+            run.write_range_test(result)
+        steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
+        context.use_plan(apply_range_test(context.plan, result, steps * context.settings.epochs))
+    if context.plan is not plan:
         state, _ = load_checkpoint(run, context)
         state.origin = asdict(replace(origin, settings=context.plan.values))
         save_checkpoint(run, context, state)
-
-    # 5. The plan, which makes the folder one that can be resumed; then the checkpoint, for the same weights everywhere.
-    if accelerator.is_main_process:
-        run.write_plan(context.plan.to_toml())
-    state, notices = load_checkpoint(run, context)
-    notes = (*notices, *compute.remarks, *problems)
-    return Training(request, context, state, compute, notes, head_epoch)
 
 
 def _resume(
     context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
 ) -> Training:
-    """Take up a run at its newest checkpoint. All ranks call it."""
+    """Resume a run from its newest checkpoint. All ranks call it."""
     from convnext_cli.training.checkpoint import load_checkpoint
     from convnext_cli.training.compute.autotune import AutotuneResult
     from convnext_cli.training.compute.compute_config import ComputeConfig
@@ -303,37 +341,26 @@ def _resume(
 
     run, settings, origin = context.run, context.settings, preparation.origin
 
-    # 1. The moving average, so that the checkpoint finds its place.
+    # 1. The moving average, into which the checkpoint is loaded.
     if settings.ema_decay:
         context.ema = ModelEma(context.model, settings.ema_decay)
-    # 2. What a killed process left behind.
+    # 2. Temporary files that a killed process left.
     if context.accelerator.is_main_process:
         run.drop_temporary()
     # 3. Weights, optimizer and state.
     state, notices = load_checkpoint(run, context)
     # 4. The compute configuration that the run began with: another one rounds differently.
-    kept = ComputeConfig(blocks=state.blocks, threads=state.threads or THREADS, compiled=state.compiled)
-    compute, problems = _configure(context, AutotuneResult(compute_config=kept))
-    # 5. What a version that kept no digests left out.
+    config = ComputeConfig(blocks=state.blocks, threads=state.threads or THREADS, compiled=state.compiled)
+    compute = _configure(context, AutotuneResult(compute_config=config))
+    # 5. The digests, if the version that began the run did not record them.
     if origin is None:
         record = partial(record_origin, run, context.plan, context.index, contents)
         origin = do_on_first_rank(context.accelerator, record)
         state.origin = asdict(origin)
-    # 6. The one setting whose change needs the state's help.
+    # 6. The micro-batch size, the one changeable setting that the state has too.
     if settings.micro_batch_size != origin.settings["micro_batch_size"]:
         state.micro_batch_size = settings.micro_batch_size
-    return Training(request, context, state, compute, (*notices, *problems))
-
-
-def _configure(context: "TrainingContext", compute: "AutotuneResult") -> "tuple[AutotuneResult, list[str]]":
-    """Give the model its compute configuration; return the one it has then, and what prevented another."""
-    from convnext_cli.training.compute.compute_config import configure_model
-
-    context.compiled, problems = configure_model(
-        context.network, compute.compute_config, context.input_shape, context.accelerator
-    )
-    config = replace(compute.compute_config, compiled=context.compiled is not None)
-    return replace(compute, compute_config=config), problems
+    return Training(request, context, state, compute, (*notices, *compute.notices))
 
 
 def _finish(
@@ -347,25 +374,20 @@ def _finish(
     from convnext_cli.training.compute.devices import THREADS
 
     torch.set_num_threads(THREADS)
-    run, accelerator, weak = context.run, context.accelerator, context.weak_validation
-    best = state.best
+    run, accelerator, best = context.run, context.accelerator, state.best
     assert best is not None
-    selected_by = f"last epoch, because {weak}" if weak else "best balanced accuracy on the validation split"
-    if state.averaged:
-        selected_by = f"averaged with epochs {', '.join(map(str, state.averaged))}; {selected_by}"
     calibration: Calibration | None = None
     if accelerator.is_main_process:
-        calibration = yield from calibrate_steps(
-            TorchClassifier(run.path, accelerator.device, cache=context.cache), run
-        )
-    context.signals.check()  # where a library has caught what the signal raised, here and below
+        calibration = yield from calibrate_steps(TorchClassifier(run.path, accelerator.device, cache=context.cache), run)
+    context.signals.check()  # here and below: a library may have caught the error that the signal raised
     yield Trained(run=run.path)
     if complete is not None and accelerator.is_main_process:
         yield from complete(run)
     context.signals.check()
+    selected_by = _describe_selection(context, state)
     if accelerator.is_main_process:
         run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
-        for path in run.list_candidates():  # only now: a run that is killed before averages them again
+        for path in run.list_candidates():  # after the metrics: a run that is killed before averages them again
             path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     val = state.best_val and convert(state.best_val, Metrics)
@@ -374,11 +396,21 @@ def _finish(
     )
 
 
+def _describe_selection(context: "TrainingContext", state: "TrainingState") -> str:
+    """Return how the kept epoch was chosen, in words."""
+    rule = "best balanced accuracy on the validation split"
+    if context.small_validation:
+        rule = f"last epoch, because {context.small_validation}"
+    if state.averaged:
+        return f"averaged with epochs {', '.join(map(str, state.averaged))}; {rule}"
+    return rule
+
+
 def _find_license(preparation: Preparation) -> str | None:
-    """Return the licence of the base weights: their tag's, or that of the run that the user's own are from."""
-    from convnext_cli.models.weights import read_weights_license
+    """Return the licence of the base weights: the tag's, or the one that the user's own weights file names."""
+    from convnext_cli.models.weights import read_license
 
     weights = preparation.plan.weights
     if weights == "auto":
         return preparation.tag.license if preparation.tag else None
-    return None if weights == "none" else read_weights_license(Path(weights))
+    return None if weights == "none" else read_license(Path(weights))

@@ -1,16 +1,11 @@
-"""What is kept of a run while it trains: its state, to continue from, and the best model so far, for others."""
+"""What a run writes while it trains: checkpoints to resume from, and the best model so far for other programs."""
 
-from dataclasses import asdict
 from signal import SIGINT, SIGTERM, Signals
 
 from convnext_cli.errors import ConvnextError, DivergedError, OutOfMemoryError, StoppedError
-from convnext_cli.inference.saved_model import write_model
-from convnext_cli.metrics.summary import Metrics
 from convnext_cli.progress import Notice
-from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import find_resumable
-from convnext_cli.text import quote
-from convnext_cli.training.checkpoint import Tensors, gather_kept, load_checkpoint, save_checkpoint
+from convnext_cli.runs.folds import describe_resume
+from convnext_cli.training.checkpoint import Tensors, gather_result, load_checkpoint, save_checkpoint, save_model
 from convnext_cli.training.compute.devices import is_lost_connection, is_out_of_memory
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone, TrainSteps
@@ -18,119 +13,108 @@ from convnext_cli.training.loop import train
 from convnext_cli.training.phases.soup import average_best, keep_candidate
 from convnext_cli.training.state import TrainingState
 
-MAX_HALVINGS = 2  # of the learning rate, where a loss or gradient is no finite number
+MAX_HALVINGS = 2  # of the learning rate, after losses or gradients that are not finite
 
 
 def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps[TrainingState]:
-    """Train; save the state after each epoch and where else it is due, and the model where it is the best so far.
+    """Train to the end; write a checkpoint after each epoch and where one is due, and the model if it is the best.
 
-    The checkpoint is written first and decides: what a kill leaves unwritten after it, the next start writes.
+    The checkpoint is written first. What a kill leaves unwritten after it, the next start writes.
 
     Args:
-        context: the model, optimizer, data and devices.
+        context: model, optimizer, data and devices.
         state: where the run stands.
 
     Returns:
         The state at the end.
 
     Raises:
-        StoppedError: a signal asked for it; the state is saved.
-        DivergedError: a loss or gradient is no finite number, at a quarter of the learning rate too.
-        ConvnextError: another subclass: the memory, an image, the disk.
+        StoppedError: a signal has arrived; the checkpoint is written.
+        DivergedError: a loss or gradient is not finite, even at a quarter of the learning rate.
+        ConvnextError: another subclass, about memory, an image or the disk.
     """
-    accelerator, run = context.accelerator, context.run
-
-    def publish(weights: Tensors) -> None:
-        if accelerator.is_main_process:
-            if state.log[-1]["best"]:
-                classes = context.index.classes
-                write_model(
-                    context.network,
-                    run.path,
-                    weights,
-                    classes=classes,
-                    preprocessing=context.preprocessing,
-                    license=state.license,
-                )
-            run.write_log(state.log)
-            if context.settings.average_best:
-                keep_candidate(context, state, weights)
-
-    if state.log and not state.loss_sums:  # an epoch's end, after which a kill may have left these unwritten
-        publish(gather_kept(context))
+    if state.log and not state.loss_sums:  # an epoch's end: a kill may have come before the model was written
+        _write_epoch(context, state, gather_result(context))
     while True:
         try:
-            for event in train(context, state):
-                if isinstance(event, EpochDone):
-                    note_epoch(state, event, always=context.weak_validation is not None)
-                    publish(save_checkpoint(run, context, state))
-                    accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
-                yield event
-                if isinstance(event, StepDone) and event.is_due:
-                    save_checkpoint(run, context, state)
-                    if event.signal:
-                        raise _stopped(run, state.step, event.signal)
-            if context.settings.average_best:
-                remark, signal = average_best(context, state)
-                if signal:
-                    raise _stopped(run, state.step, signal)
-                if remark is not None:
-                    yield remark
+            yield from _train_and_save_once(context, state)
             return state
         except RuntimeError as error:
-            if is_out_of_memory(error):  # where no smaller micro-batch helps
-                raise OutOfMemoryError(
-                    "the device has not enough memory for the model, its optimizer and a validation batch",
-                    "Try a smaller --model or --image-size, or more GPUs with FSDP",
-                ) from error
-            if not is_lost_connection(error):
+            failure = _explain_failure(context, error)
+            if failure is None:
                 raise
-            raise ConvnextError(
-                "another process of this run has ended", f"Look for its own error. {describe_resume(run)}"
-            ) from error
+            raise failure from error
         except DivergedError as error:
-            halvings = state.halvings + 1
-            if halvings > MAX_HALVINGS:
-                kept = "; the best epoch's model is kept" if state.log else ""
-                raise DivergedError(f"{error.problem}, at a quarter of the lr too", f"{error.remedy}{kept}") from error
-            state, _ = load_checkpoint(run, context)
-            state.halvings = halvings
-            again = " once more" if halvings > 1 else ""
-            yield Notice(text=f"{error.problem}: back to step {state.step:,}, with the lr halved{again}")
+            state, notice = _go_back(context, state, error)
+            yield notice
 
 
-def note_epoch(state: TrainingState, event: EpochDone, *, always: bool) -> None:
-    """Adds the epoch's line to the log, and its figures where it is the best so far."""
-    val, best = event.val, state.best
-    is_best = always or best is None or _score(val) > (best["val_balanced_accuracy"], -best["val_log_loss"])
-    if is_best:
-        state.best_val = None if val is None else asdict(val)
-    state.log.append(
-        {
-            "epoch": event.epoch,
-            "train_loss": event.train_loss,
-            "val_log_loss": val and val.log_loss,
-            "val_top1": val and val.top1,
-            "val_balanced_accuracy": val and val.balanced_accuracy,
-            "lr": event.lr,
-            "micro_batch_size": state.micro_batch_size,
-            "seconds": round(event.seconds, 3),
-            "images_per_second": round(event.images / event.seconds, 1),
-            "best": is_best,
-        }
-    )
+def _train_and_save_once(context: TrainingContext, state: TrainingState) -> TrainSteps[None]:
+    """Train and save as `train_and_save` does, until the end or the first failure."""
+    for event in train(context, state):
+        if isinstance(event, EpochDone):
+            state.add_epoch(event, keeps_last=context.keeps_last)
+            _write_epoch(context, state, save_checkpoint(context.run, context, state))
+            context.accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
+        yield event
+        if isinstance(event, StepDone) and event.is_due:
+            save_checkpoint(context.run, context, state)
+            _check_signal(context, state, event.signal)
+    if context.settings.average_best:
+        notice, signal = average_best(context, state)
+        _check_signal(context, state, signal)
+        if notice is not None:
+            yield notice
 
 
-def _score(val: Metrics | None) -> tuple[float, float]:
-    assert val is not None
-    return val.balanced_accuracy, -val.log_loss
+def _write_epoch(context: TrainingContext, state: TrainingState, weights: Tensors) -> None:
+    """Write what follows an epoch's checkpoint: the model if it is the best, the log, and weights to average."""
+    if not context.accelerator.is_main_process:
+        return
+    if state.log[-1]["best"]:
+        save_model(context, state, weights)
+    context.run.write_log(state.log)
+    if context.settings.average_best:
+        keep_candidate(context, state, weights)
 
 
-def _stopped(run: RunFolder, step: int, signal: int) -> StoppedError:
-    name = "" if signal in (SIGINT, SIGTERM) else f" ({Signals(signal).name})"
-    return StoppedError(f"stopped after step {step:,}, and saved{name}", describe_resume(run), signal=signal)
+def _check_signal(context: TrainingContext, state: TrainingState, signal: int) -> None:
+    """Check that no signal has arrived.
+
+    Raises:
+        StoppedError: one has.
+    """
+    if signal:
+        name = "" if signal in (SIGINT, SIGTERM) else f" ({Signals(signal).name})"
+        problem = f"stopped after step {state.step:,}, and saved{name}"
+        raise StoppedError(problem, describe_resume(context.run), signal=signal)
 
 
-def describe_resume(run: RunFolder) -> str:
-    """Return the sentence with the command that continues a run."""
-    return f"Go on with `convnext finetune --resume {quote(find_resumable(run).path)}`"
+def _explain_failure(context: TrainingContext, error: RuntimeError) -> ConvnextError | None:
+    """Return the error that tells the user what failed; None if it is not a known one."""
+    if is_out_of_memory(error):  # where a smaller micro-batch does not help
+        return OutOfMemoryError(
+            "the device has too little memory for the model, its optimizer and a validation batch",
+            "Try a smaller --model or --image-size, or more GPUs with FSDP",
+        )
+    if is_lost_connection(error):
+        remedy = f"See its own error message. {describe_resume(context.run)}"
+        return ConvnextError("another process of this run has ended", remedy)
+    return None
+
+
+def _go_back(context: TrainingContext, state: TrainingState, error: DivergedError) -> tuple[TrainingState, Notice]:
+    """Load the last checkpoint and halve its learning rate; return its state and a warning.
+
+    Raises:
+        DivergedError: it was halved `MAX_HALVINGS` times.
+    """
+    halvings = state.halvings + 1
+    if halvings > MAX_HALVINGS:
+        kept = "; the best epoch's model is kept" if state.log else ""
+        raise DivergedError(f"{error.problem}, at a quarter of the lr too", f"{error.remedy}{kept}") from error
+    state, _ = load_checkpoint(context.run, context)
+    state.halvings = halvings
+    again = " once more" if halvings > 1 else ""
+    text = f"{error.problem}: back to step {state.step:,}, with the lr halved{again}"
+    return state, Notice(text=text, severity="warning")

@@ -1,4 +1,4 @@
-"""What the model is computed with fastest here: measured on real passes, and remembered."""
+"""Autotuning: measure which compute configuration trains fastest on this machine, and remember the result."""
 
 import hashlib
 import json
@@ -19,137 +19,158 @@ from convnext_cli.errors import shorten_error
 from convnext_cli.files import find_cache_folder, write_text
 from convnext_cli.kernels.blocks import release_freed_memory
 from convnext_cli.kernels.library import describe_processor
+from convnext_cli.progress import Notice
 from convnext_cli.training.compute.compute_config import (
     FAST,
     NATIVE,
     TIMM,
     ComputeConfig,
     Shape,
-    configured_copy,
-    describe_failure,
+    copy_model,
+    describe_compile_failure,
     draw_inputs,
     explain_missing_kernels,
     run_pass,
-)  # fmt: skip
-from convnext_cli.training.compute.devices import THREADS, is_out_of_memory, is_plain_processor
+)
+from convnext_cli.training.compute.devices import THREADS, is_out_of_memory, is_plain_cpu
 
-MIN_PASSES = 1_000  # of a run that is measured for: the probe takes as long as 30 passes at the most, 3% of that
-KERNEL_PASSES = 100  # of a run that the kernels are compiled for, which takes a second, once
-COMPILE_FROM = 1_800.0  # seconds of passes that compiling is tried for: it takes one to two minutes of them
+MIN_PASSES = 1_000  # passes of a run that is autotuned: measuring takes as long as 30 passes at most, 3% of the run
+KERNEL_PASSES = 100  # passes of a run that compiles the kernels, which takes a second, once
+COMPILE_FROM = 1_800.0  # seconds of passes from which compiling is tried: it takes one to two minutes
 COMPILING = 120.0  # seconds that a compiled model must save
-BUDGET = 20.0  # seconds after which no further round is begun
-IMAGES = 16  # at a time, at most: more of timm's formulation would take more memory than the training after it
-ROUNDS = 3  # of one pass in each formulation, after one that is not counted
+BUDGET = 20.0  # seconds after which no further round begins
+IMAGES = 16  # images of a measured pass, at most, so that timm's blocks need no more memory than the training
+ROUNDS = 3  # measured passes of each candidate, after one that does not count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AutotuneResult:
-    """What a run computes with, and why."""
+    """The compute configuration of a run, with the measured gain."""
 
     compute_config: ComputeConfig
     gain: float | None = None
-    """Images per second, over those of timm's own formulation with all threads; None where nothing was measured."""
-    remarks: tuple[str, ...] = ()
-    """What the user should know of it."""
+    """Images per second, relative to timm's blocks with all threads; None if nothing was measured."""
+    notices: tuple[Notice, ...] = ()
 
     def __str__(self) -> str:
         if self.gain is None:
             return str(self.compute_config)
         if self.compute_config == ComputeConfig():
             return f"{self.compute_config}, the fastest here"
-        others = " with all" if self.compute_config.threads != THREADS else ""
-        return f"{self.compute_config}, measured {self.gain:.2f} x timm's{others}"
+        reference = " with all threads" if self.compute_config.threads != THREADS else ""
+        return f"{self.compute_config}, {self.gain:.2f} times as fast as timm's blocks{reference}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """Seconds of a forward and backward pass of the run's size, the least of several taken in turn."""
+    """Seconds of a forward and backward pass of the run's size, the minimum of several rounds."""
 
     plain: dict[str, float]
     """By `<blocks> <threads>`."""
     bf16: float | None = None
-    """In bf16, where the processor has instructions for it."""
+    """With autocast to bf16; None if the CPU has no instructions for it."""
     compiled: float | None = None
-    """The best of `plain` compiled; infinite where that cannot be done, None where it was not tried."""
+    """The fastest of `plain`, compiled; infinite if it cannot be compiled, None if it was not tried."""
 
     @property
     def best(self) -> ComputeConfig:
-        """The fastest."""
+        """The fastest of `plain`."""
         blocks, threads = min(self.plain, key=lambda name: self.plain[name]).split()
         return ComputeConfig(blocks=blocks, threads=int(threads))
 
     @property
     def seconds(self) -> float:
-        """Of a pass in it."""
+        """Seconds of a pass with `best`."""
         return min(self.plain.values())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """The passes of the run that a compute configuration is chosen for."""
+
+    model: str
+    """Name of the model, under which the measurement is kept."""
+    shape: Shape
+    """Input shape of a forward pass, (B, C, S, S)."""
+    passes: int
+    """Forward and backward passes of the whole run."""
+
+
 def choose_compute_config(
-    network: nn.Module,
-    shape: Shape,
-    *,
-    name: str,
-    passes: int,
-    accelerator: Accelerator,
-    measure: bool,
-    compile: bool | None = None,
+    network: nn.Module, workload: Workload, *, accelerator: Accelerator, measure: bool, compile: bool | None = None
 ) -> AutotuneResult:
-    """Chooses what a new run computes with. All ranks call it; the first one's answer holds.
+    """Choose the compute configuration of a new run. All ranks call it; the first rank's choice holds.
 
     Args:
-        network: the model, on the processor, in its memory format.
-        shape: of a forward pass's input, (B, C, S, S).
-        name: the model's name, which the answer is remembered by.
-        passes: forward and backward passes of the whole run.
-        accelerator: knows the device and the ranks.
-        measure: whether to measure; without, and in runs too short to pay for it, what is usually faster is taken.
-        compile: whether to compile it as well; None where measuring decides, in runs long enough to try it.
+        network: the model, on the CPU, in its memory format.
+        workload: the passes of the run.
+        accelerator: the device and the ranks.
+        measure: True to measure. Without, and in short runs, the blocks that are usually fastest are chosen.
+        compile: True to compile the model, False not to; None to measure, in runs of `COMPILE_FROM` seconds.
     """
-    if not is_plain_processor(accelerator):
-        where = "--compile is for whole models in float32 on a processor, so the model runs as it is"
-        return AutotuneResult(compute_config=ComputeConfig(), remarks=(where,) if compile else ())
+    passes = workload.passes
+    if not is_plain_cpu(accelerator):
+        notice = Notice(text="--compile needs a whole model in float32 on a CPU; the model is not compiled")
+        return AutotuneResult(compute_config=ComputeConfig(), notices=(notice,) if compile else ())
     if passes < KERNEL_PASSES:
         return AutotuneResult(compute_config=ComputeConfig(blocks=FAST, compiled=bool(compile)))
     [missing] = broadcast_object_list([explain_missing_kernels()])
-    usual = FAST if missing else NATIVE
-    path = _find_answer(name, shape, accelerator.num_processes, usual)
-    [measured] = broadcast_object_list([_read_answer(path) if measure else None])
-    if measured is None and measure and passes >= MIN_PASSES:
-        [measured] = broadcast_object_list([_measure(network, shape, usual)])
-        _keep_answer(path, measured, accelerator)
-    remarks: tuple[str, ...] = (missing,) if missing else ()
+    default = FAST if missing else NATIVE
+    notices = (Notice(text=missing),) if missing else ()
+    measured = None
+    if measure:
+        measured, more = _measure_all(network, workload, default, accelerator, tries_compiling=compile is None)
+        notices += more
     if measured is None:
-        return AutotuneResult(compute_config=ComputeConfig(blocks=usual, compiled=bool(compile)), remarks=remarks)
-    if measure and compile is None and measured.compiled is None and passes * measured.seconds >= COMPILE_FROM:
-        [(measured, problem)] = broadcast_object_list([_measure_compiled(network, shape, measured)])
-        _keep_answer(path, measured, accelerator)
-        remarks += (problem,) if problem else ()
+        return AutotuneResult(compute_config=ComputeConfig(blocks=default, compiled=bool(compile)), notices=notices)
     saved = passes * (measured.seconds - (measured.compiled or math.inf))
     compiles = saved > COMPILING if compile is None else compile
     if measured.bf16 is not None and measured.bf16 < measured.seconds and not compiles:
-        remarks += (f"--amp bf16 would be {measured.seconds / measured.bf16:.2f} times as fast here",)
+        notices += (Notice(text=f"--amp bf16 would be {measured.seconds / measured.bf16:.2f} times as fast here"),)
     seconds = measured.compiled if compiles else measured.seconds
     return AutotuneResult(
         compute_config=replace(measured.best, compiled=compiles),
         gain=measured.plain[f"{TIMM} {THREADS}"] / seconds if seconds is not None else None,
-        remarks=remarks,
+        notices=notices,
     )
 
 
-def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
-    """Timm's blocks against the faster ones, without the kernels and with them, where they can be compiled.
+def _measure_all(
+    network: nn.Module, workload: Workload, default: str, accelerator: Accelerator, *, tries_compiling: bool
+) -> tuple[Measured | None, tuple[Notice, ...]]:
+    """Return the measurement that was kept, or a new one if the run is long enough; None if it is too short.
 
-    Then the fastest of them with fewer threads, as long as fewer are faster. None where the memory is too small for it.
+    In longer runs compiling is measured too, once; a notice says if it failed.
+    """
+    path = _find_measurement(workload, accelerator.num_processes, default)
+    [measured] = broadcast_object_list([_read_measurement(path)])
+    if measured is None and workload.passes >= MIN_PASSES:
+        [measured] = broadcast_object_list([_measure(network, workload.shape, default)])
+        _keep_measurement(path, measured, accelerator)
+    if measured is None or not tries_compiling or measured.compiled is not None:
+        return measured, ()
+    if workload.passes * measured.seconds < COMPILE_FROM:
+        return measured, ()
+    [(measured, notice)] = broadcast_object_list([_measure_compiled(network, workload.shape, measured)])
+    _keep_measurement(path, measured, accelerator)
+    return measured, (notice,) if notice else ()
+
+
+def _measure(network: nn.Module, shape: Shape, default: str) -> Measured | None:
+    """Measure timm's blocks, the fused ones, and those with native kernels if they can be compiled.
+
+    Then measure the fastest of them with half the threads, as long as that is faster. Return None if the memory is too
+    small to measure.
     """
     deadline = time.perf_counter() + BUDGET
     try:
-        models = {blocks: configured_copy(network, blocks) for blocks in dict.fromkeys((TIMM, FAST, usual))}
+        models = {blocks: copy_model(network, blocks) for blocks in dict.fromkeys((TIMM, FAST, default))}
         inputs = draw_inputs((min(IMAGES, shape[0]), *shape[1:]))
-        timer = partial(_timer, inputs=inputs, images=shape[0])
-        contenders = {f"{blocks} {THREADS}": timer(model, threads=THREADS) for blocks, model in models.items()}
+        timer = partial(_make_timer, inputs=inputs, images=shape[0])
+        candidates = {f"{blocks} {THREADS}": timer(model, threads=THREADS) for blocks, model in models.items()}
         if _has_bf16():
-            contenders["bf16"] = timer(models[TIMM], threads=THREADS, bf16=True)
-        plain = _take_turns(contenders, deadline)
+            candidates["bf16"] = timer(models[TIMM], threads=THREADS, bf16=True)
+        plain = _time_in_turn(candidates, deadline)
         bf16 = plain.pop("bf16", None)
         while True:
             best = Measured(plain=plain).best
@@ -157,11 +178,11 @@ def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
             if best.threads == 1 or fewer in plain or time.perf_counter() > deadline:
                 return Measured(plain=plain, bf16=bf16)
             model = models[best.blocks]
-            former = f"{best.blocks} {best.threads}"
-            pair = {former: timer(model, threads=best.threads), fewer: timer(model, threads=best.threads // 2)}
-            again = _take_turns(pair, deadline)
-            # The ratio of these turns counts: the machine may have had more or less to give in those before.
-            plain[fewer] = plain[former] * again[fewer] / again[former]
+            more = f"{best.blocks} {best.threads}"
+            pair = {more: timer(model, threads=best.threads), fewer: timer(model, threads=best.threads // 2)}
+            seconds = _time_in_turn(pair, deadline)
+            # The ratio within these rounds counts: the load of the machine may have changed since the earlier ones.
+            plain[fewer] = plain[more] * seconds[fewer] / seconds[more]
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -170,43 +191,43 @@ def _measure(network: nn.Module, shape: Shape, usual: str) -> Measured | None:
         torch.set_num_threads(THREADS)
 
 
-def _measure_compiled(network: nn.Module, shape: Shape, measured: Measured) -> tuple[Measured, str]:
-    """Adds the best formulation compiled, and says why where that cannot be done."""
+def _measure_compiled(network: nn.Module, shape: Shape, measured: Measured) -> tuple[Measured, Notice | None]:
+    """Return the measurement with the best configuration compiled; with a notice if it cannot be compiled."""
     best = measured.best
-    model, inputs = configured_copy(network, best.blocks), draw_inputs(shape)
+    model, inputs = copy_model(network, best.blocks), draw_inputs(shape)
     forward = torch.compile(deepcopy(model), dynamic=False)
     try:
-        timer = partial(_timer, inputs=inputs, images=shape[0], threads=best.threads)
-        seconds = _take_turns({"plain": timer(model), "compiled": timer(forward)}, math.inf)
-        return replace(measured, compiled=measured.seconds * seconds["compiled"] / seconds["plain"]), ""
+        timer = partial(_make_timer, inputs=inputs, images=shape[0], threads=best.threads)
+        seconds = _time_in_turn({"plain": timer(model), "compiled": timer(forward)}, math.inf)
+        return replace(measured, compiled=measured.seconds * seconds["compiled"] / seconds["plain"]), None
     except Exception as error:  # the compiler's errors share no base class
-        return replace(measured, compiled=math.inf), describe_failure(shorten_error(error))
+        return replace(measured, compiled=math.inf), describe_compile_failure(shorten_error(error))
     finally:
         torch.set_num_threads(THREADS)
 
 
-def _take_turns(contenders: Mapping[str, Callable[[], float]], deadline: float) -> dict[str, float]:
-    """The least seconds of each."""
+def _time_in_turn(candidates: Mapping[str, Callable[[], float]], deadline: float) -> dict[str, float]:
+    """Return the minimum seconds of each candidate, over rounds of one pass each."""
     seconds: dict[str, float] = {}
     for i in range(ROUNDS + 1):
-        for name, take in contenders.items():
-            measured = take()
-            seconds[name] = measured if i < 2 else min(seconds[name], measured)  # the first round is replaced
+        for name, time_once in candidates.items():
+            measured = time_once()
+            seconds[name] = measured if i < 2 else min(seconds[name], measured)  # the first round does not count
         if i and time.perf_counter() > deadline:
             break
     return seconds
 
 
-def _timer(
+def _make_timer(
     forward: Callable[[Tensor], Tensor], *, inputs: Tensor, images: int, threads: int, bf16: bool = False
 ) -> Callable[[], float]:
-    """What takes the time of a pass, for so many images."""
+    """Return a function that times a pass and returns its seconds, scaled to `images` images."""
 
-    def take() -> float:
+    def time_once() -> float:
         torch.set_num_threads(threads)
         return _time_pass(forward, inputs, bf16=bf16) * images / len(inputs)
 
-    return take
+    return time_once
 
 
 def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: bool) -> float:
@@ -214,37 +235,41 @@ def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: boo
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         run_pass(forward, inputs)
     seconds = time.perf_counter() - started
-    release_freed_memory()  # or pieces of the contenders' different sizes would add up
+    release_freed_memory()  # else the candidates' blocks of different sizes would add up
     return seconds
 
 
-def _find_answer(name: str, shape: Shape, processes: int, usual: str) -> Path:
-    """The file that an answer for this machine, torch, model and shape is kept in."""
-    key = (describe_processor("model name"), torch.__version__, THREADS, processes, name, shape, usual)
-    return find_cache_folder() / "probes" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.json"
+def _find_measurement(workload: Workload, processes: int, default: str) -> Path:
+    """Return the file of the measurement for this machine, torch version, model and shape."""
+    cpu = describe_processor("model name")
+    key = (cpu, torch.__version__, THREADS, processes, workload.model, workload.shape, default)
+    name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
+    return find_cache_folder() / "probes" / f"{name}.json"
 
 
 def _has_bf16() -> bool:
+    """Return True if the CPU has instructions for bf16."""
     flags = describe_processor("flags").split()
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def _read_answer(path: Path) -> Measured | None:
+def _read_measurement(path: Path) -> Measured | None:
+    """Return the measurement in a file; None if there is none, or it is damaged."""
     try:
         measured = Measured(**json.loads(path.read_text()))
         assert measured.plain[f"{TIMM} {THREADS}"] > 0
         assert measured.best.threads <= THREADS
         assert measured.compiled is None or measured.compiled > 0
         return measured
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):  # none yet, or a damaged one
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
         return None
 
 
-def _keep_answer(path: Path, measured: Measured | None, accelerator: Accelerator) -> None:
+def _keep_measurement(path: Path, measured: Measured | None, accelerator: Accelerator) -> None:
     if measured is None or not accelerator.is_main_process:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(asdict(measured)))
-    except OSError:  # then the next run measures again
+    except OSError:  # the next run measures again
         return

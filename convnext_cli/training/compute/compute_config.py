@@ -1,4 +1,7 @@
-"""The model as torch.compile writes it: for whole micro-batches in training, and for nothing else."""
+"""The compute configuration of a training: blocks, kernels, threads, and whether the model is compiled.
+
+Only training passes of whole micro-batches are compiled; torch.compile would compile each other shape again.
+"""
 
 import logging
 from collections.abc import Callable
@@ -14,26 +17,27 @@ from torch import Tensor, nn
 from convnext_cli.errors import shorten_error
 from convnext_cli.kernels.blocks import use_fused_blocks
 from convnext_cli.kernels.library import NoKernelError, load_kernels
+from convnext_cli.progress import Notice
 from convnext_cli.training.compute.devices import THREADS, agree
 
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # else the compiler warns of an absent CUDA
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # torch.compile warns if CUDA is missing
 
 Shape: TypeAlias = tuple[int, int, int, int]
-TIMM, FAST, NATIVE = "timm", "fast", "native"  # the blocks, as State.formulation keeps them
+TIMM, FAST, NATIVE = "timm", "fast", "native"  # values of `TrainingState.blocks`
 _WORDS = {
     TIMM: "timm's own blocks",
-    FAST: "blocks in a faster formulation",
-    NATIVE: "blocks in a faster formulation with our own kernels",
+    FAST: "fused blocks",
+    NATIVE: "fused blocks with native CPU kernels",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
-    """What a run computes with. All of it decides the last bits, so the state keeps it."""
+    """Blocks, threads and compilation of a run; the training state keeps them, because they decide the rounding."""
 
     blocks: str = TIMM
     threads: int = THREADS
-    """Of one process; more threads add up in another order."""
+    """Threads of one process; their number decides the order of summation."""
     compiled: bool = False
 
     def __str__(self) -> str:
@@ -48,50 +52,50 @@ class CompiledModel:
 
     forward: Callable[[Tensor], Tensor]
     images: int
-    """The only number of images that it is for: each other one would be compiled anew, for half a minute or more."""
+    """The batch size that it was compiled for."""
 
 
 def configure_model(
     network: nn.Module, compute_config: ComputeConfig, shape: Shape, accelerator: Accelerator
-) -> tuple[CompiledModel | None, list[str]]:
-    """Gives a model its formulation, in place; all ranks call it. Touches no random state.
+) -> tuple[CompiledModel | None, list[Notice]]:
+    """Apply a compute configuration to a model, in place. All ranks call it. It draws no random numbers.
 
     Args:
-        network: timm's, in its memory format.
-        compute_config: what to compute with.
-        shape: of most forward passes' input, (B, C, S, S).
-        accelerator: knows the ranks.
+        network: timm's model, in its memory format.
+        compute_config: the configuration.
+        shape: input shape of most forward passes, (B, C, S, S).
+        accelerator: connects the ranks.
 
     Returns:
-        The compiled pass, where one is asked for, and what went wrong on any rank, if anything did.
+        The compiled forward pass, or None; and a notice for each part of the configuration that failed on any rank.
     """
     torch.set_num_threads(compute_config.threads)
     missing = explain_missing_kernels() if compute_config.blocks == NATIVE else ""
     if compute_config.blocks != TIMM:
         use_fused_blocks(network, native=compute_config.blocks == NATIVE and not missing)
-    problems = [missing] if missing else []
+    notices = [Notice(text=missing)] if missing else []
     if not compute_config.compiled:
-        return None, problems
+        return None, notices
     compiled, problem = None, ""
     try:
         compiled = CompiledModel(forward=torch.compile(network.train(), dynamic=False), images=shape[0])
         run_pass(compiled.forward, draw_inputs(shape))
         network.zero_grad(set_to_none=True)
-    except Exception as error:  # the compiler's errors share no base class; torch's wrappers of them do not either
+    except Exception as error:  # the compiler's errors share no base class
         problem = shorten_error(error)
     (failed,) = agree(accelerator, int(bool(problem)))
     if failed:
-        return None, [*problems, describe_failure(problem or "in another process")]
-    return compiled, problems
+        return None, [*notices, describe_compile_failure(problem or "in another process")]
+    return compiled, notices
 
 
-def describe_failure(why: str) -> str:
-    """What a user should know where the model could not be compiled."""
-    return f"the model cannot be compiled here ({why}), so it runs as it is"
+def describe_compile_failure(reason: str) -> Notice:
+    """Return the notice that the model could not be compiled."""
+    return Notice(text=f"the model cannot be compiled here ({reason}); it trains without")
 
 
 def explain_missing_kernels() -> str:
-    """What a user should know where there are no kernels for `NATIVE` blocks; nothing where there are."""
+    """Return why the native kernels are missing, for the user; an empty string if they are there."""
     try:
         load_kernels()
     except NoKernelError as error:
@@ -99,8 +103,8 @@ def explain_missing_kernels() -> str:
     return ""
 
 
-def configured_copy(network: nn.Module, blocks: str) -> nn.Module:
-    """A copy to measure with, in training mode."""
+def copy_model(network: nn.Module, blocks: str) -> nn.Module:
+    """Return a copy of the model with these blocks, in training mode."""
     model = deepcopy(network).train()
     if blocks != TIMM:
         use_fused_blocks(model, native=blocks == NATIVE)
@@ -108,13 +112,13 @@ def configured_copy(network: nn.Module, blocks: str) -> nn.Module:
 
 
 def draw_inputs(shape: Shape) -> Tensor:
-    """Noise to measure with, of that shape."""
+    """Return noise of a shape (B, C, S, S), without touching the random state."""
     with torch.random.fork_rng(devices=[]):
         return torch.randn(shape).to(memory_format=torch.channels_last)
 
 
 def run_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
-    """One forward and backward pass, which draws nothing that others would see."""
+    """Do one forward and backward pass, without touching the random state."""
     with torch.random.fork_rng(devices=[]):
         logits = forward(inputs).float()
         torch.autograd.backward(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)))

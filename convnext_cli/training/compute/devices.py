@@ -1,4 +1,4 @@
-"""Accelerate owns devices, precision and processes; what is asked of it stands here."""
+"""Devices, precision and processes, which Accelerate owns; the exchange between ranks."""
 
 import os
 import platform
@@ -20,56 +20,55 @@ from torch.distributed.tensor import DTensor
 from convnext_cli.errors import ConvnextError, UsageError, shorten_error
 from convnext_cli.machine import GIB
 from convnext_cli.recipes.plan import Plan
-from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import find_resumable
-from convnext_cli.text import quote
 
 T = TypeVar("T")
-THREADS = torch.get_num_threads()  # as torch found them. A run may take fewer; the next in this process asks anew
+THREADS = torch.get_num_threads()  # torch's default; a run may use fewer
 
 
 def make_accelerator(
     amp: str, *, deterministic: bool = False, track: Sequence[str] = (), folder: Path | None = None
 ) -> Accelerator:
-    """The accelerator for this process. `auto` is bf16 where the GPU has it; on CPUs float32 measured faster.
+    """Return the accelerator of this process. `auto` is bf16 if the GPU has it; on CPUs float32 measured faster.
 
     Args:
         amp: `auto`, `no` or `bf16`.
-        deterministic: whether to take only algorithms that repeat to the bit.
-        track: trackers that figures are sent to.
-        folder: where trackers that write files write them.
+        deterministic: True to use deterministic algorithms only.
+        track: trackers that metrics are sent to.
+        folder: where trackers write their files.
     """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.use_deterministic_algorithms(deterministic)
     has_gpu = torch.cuda.is_available()
     if amp == "auto":
         amp = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "no"
     AcceleratorState._reset_state()  # a second run in this process may want another precision
-    # Without being told that it is on a CPU, Accelerate takes each process that torchrun starts there for a lone one.
+    # Without cpu=True, Accelerate treats each process that torchrun starts on a CPU as a single one.
     return Accelerator(mixed_precision=amp, cpu=not has_gpu, log_with=list(track) or None, project_dir=folder)
 
 
 @contextmanager
 def track_metrics(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[None]:
-    """Opens the trackers for the length of the block, a continued run's under the name that it had.
+    """Open the trackers during the block; a resumed run keeps its name there.
 
     Raises:
-        UsageError: one of them refuses; the run can be continued without it.
+        UsageError: a tracker cannot be opened.
     """
     if accelerator.log_with:
         settings = {name: choice.value for name, choice in plan.choices.items()}
-        whole = find_resumable(RunFolder(run)).path
-        name = run.name if whole == run else f"{whole.name}-{run.name}"
-        named = {"wandb": {"id": name, "name": name, "resume": "allow"}}
+        resumable = find_resumable(RunFolder(run)).path
+        name = run.name if resumable == run else f"{resumable.name}-{run.name}"
+        options = {"wandb": {"id": name, "name": name, "resume": "allow"}}
         accelerator.project_configuration = ProjectConfiguration(str(run), logging_dir=str(run))
         try:
-            accelerator.init_trackers("convnext", {"model": plan.model, **settings}, named)
-        except Exception as error:  # each has errors of its own
+            accelerator.init_trackers("convnext", {"model": plan.model, **settings}, options)
+        except Exception as error:  # each tracker has its own errors
             names = ", ".join(str(name) for name in accelerator.log_with)
             raise UsageError(
-                f"cannot send figures to {names}: {shorten_error(error)}",
-                f"Set it up, or leave out --track: `convnext finetune --resume {quote(whole)}`",
+                f"cannot send metrics to {names}: {shorten_error(error)}",
+                f"Set it up, or continue without --track: {resume_command(resumable)}",
             ) from error
     try:
         yield
@@ -81,29 +80,29 @@ def track_metrics(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[N
 def spread_model(
     accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Puts the model on its device, in its precision; shards it where `accelerate launch` asked for FSDP.
+    """Return model and optimizer on the device, in the run's precision; sharded if `accelerate launch` uses FSDP.
 
-    Without FSDP it is left unwrapped: `sum_gradients` does what DistributedDataParallel would do during the backward
-    pass, where a rank that runs out of memory could not start its share again while the others wait for it.
+    Without FSDP the model has no wrapper. DistributedDataParallel would exchange gradients during the backward pass,
+    so that a rank that runs out of memory could not repeat it; `sum_gradients` exchanges them afterwards.
     """
     if is_sharded(accelerator):
         model, prepared = accelerator.prepare(network, optimizer)
         return model, prepared.optimizer
-    return accelerator.prepare_model(network, evaluation_mode=True), optimizer  # that is: no wrapper
+    return accelerator.prepare_model(network, evaluation_mode=True), optimizer  # evaluation_mode: no wrapper
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether the model's parameters are spread over the ranks."""
+    """Return True if the model's parameters are sharded over the ranks."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
-def is_plain_processor(accelerator: Accelerator) -> bool:
-    """Whether whole models are trained in float32 on a processor."""
+def is_plain_cpu(accelerator: Accelerator) -> bool:
+    """Return True if each rank trains the whole model in float32 on a CPU."""
     return accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and not is_sharded(accelerator)
 
 
 def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
-    """Adds up the gradients of all ranks, in place, so that each has that of the whole batch."""
+    """Sum the gradients over all ranks, in place, so that each rank has the gradient of the whole batch."""
     if accelerator.num_processes == 1 or is_sharded(accelerator):
         return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -114,14 +113,14 @@ def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def clip_gradients(accelerator: Accelerator, model: nn.Module, longest: float) -> Tensor:
-    """Shortens the gradient to the L2 norm `longest` where it is longer, and returns the norm it had."""
-    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), longest)
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradient down to the L2 norm `max_norm` if it is larger, and return its norm before that."""
+    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def agree(accelerator: Accelerator, *values: int) -> list[int]:
-    """The largest of each value over all ranks. The processors talk, so that no GPU is waited for."""
+    """Return the maximum of each value over all ranks. It goes over the CPUs, so that no GPU is waited for."""
     if accelerator.num_processes == 1:
         return list(values)
     largest = torch.tensor(values)
@@ -135,22 +134,22 @@ def _cpu_group() -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch would help."""
+    """Return True if a smaller batch could avoid the error."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(should_reduce_batch_size(error))
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Whether another rank has gone, so that nothing more can be exchanged."""
+    """Return True if the connection to another rank is lost."""
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
 def free_memory() -> None:
-    """Gives back what a failed pass has left on the device."""
+    """Free the memory that a failed pass has left on the device."""
     clear_device_cache(garbage_collection=True)
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words."""
+    """Return the device in words."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
@@ -171,12 +170,17 @@ def do_on_first_rank(accelerator: Accelerator, work: Callable[[], T]) -> T:
     return cast("T", value)
 
 
-def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:
-    """Puts together what the ranks computed for rows rank, rank + world, rank + 2 * world …, in order.
+def slice_for_rank(accelerator: Accelerator, rows: Sequence[T]) -> Sequence[T]:
+    """Return every `num_processes`-th row, starting from this rank's number; `gather_rows` is the inverse."""
+    return rows[accelerator.process_index :: accelerator.num_processes]
+
+
+def gather_rows(accelerator: Accelerator, values: Tensor, total: int) -> Tensor:
+    """Gather the rows that `slice_for_rank` distributed, in their original order.
 
     Args:
-        accelerator: knows the ranks.
-        mine: this rank's (n, K), n being its share of `total`.
+        accelerator: connects the ranks.
+        values: this rank's rows, (n, K).
         total: rows over all ranks.
 
     Returns:
@@ -184,9 +188,9 @@ def gather_rows(accelerator: Accelerator, mine: Tensor, total: int) -> Tensor:
     """
     world = accelerator.num_processes
     if world == 1:
-        return mine
+        return values
     longest = -(-total // world)
-    padded = torch.zeros(longest, mine.shape[1], device=accelerator.device)
-    padded[: len(mine)] = mine.to(accelerator.device)
-    every: Tensor = accelerator.gather(padded)
-    return every.view(world, longest, -1).transpose(0, 1).reshape(world * longest, -1)[:total].cpu()
+    padded = torch.zeros(longest, values.shape[1], device=accelerator.device)
+    padded[: len(values)] = values.to(accelerator.device)
+    gathered: Tensor = accelerator.gather(padded)
+    return gathered.view(world, longest, -1).transpose(0, 1).reshape(world * longest, -1)[:total].cpu()

@@ -1,4 +1,4 @@
-"""With what a run was made: command, versions, device, git state."""
+"""The environment of a run: command line, versions, device, git state."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """What `environment.json` holds."""
+    """Return the content of `environment.json`."""
     packages = ("convnext-cli", "torch", "timm", "accelerate", "numpy", "pillow")
     return {
         "command": sys.argv,
@@ -25,7 +25,7 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def _describe_git() -> str | None:
-    """Commit and cleanness of the working directory's repository, or None outside of one."""
+    """Return commit and state (`-dirty`) of the working directory's repository; None outside of one."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

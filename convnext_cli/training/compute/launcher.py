@@ -1,4 +1,4 @@
-"""`--devices N`: this command again in N processes, started and watched over by torchrun's own launcher."""
+"""`--devices N`: run this command in N processes, with torchrun's launcher."""
 
 import logging
 import os
@@ -14,25 +14,26 @@ from convnext_cli.errors import UsageError
 from convnext_cli.machine import count_cpus
 from convnext_cli.training.compute.signals import list_signals
 
-PATIENCE = 600  # seconds that processes told to stop may take to finish their step and save
+PATIENCE = 600  # seconds for stopped processes to finish their step and save
 
 
 def launch(processes: int) -> int:
-    """Runs this command's own words in `processes` processes and returns the first failure's exit code, or 0.
+    """Run this command line in `processes` processes, and return the first failure's exit code, or 0.
 
     Raises:
-        UsageError: there are fewer GPUs, or without a GPU fewer processors; two processes can always be tried.
+        UsageError: there are fewer GPUs or, without a GPU, fewer CPU cores; two processes are always allowed.
     """
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UsageError(
-            f"--devices {processes}, but there are only {torch.cuda.device_count()} GPUs", "Ask for no more than these"
+            f"--devices {processes}, but this machine has {torch.cuda.device_count()} GPUs",
+            f"Use at most --devices {torch.cuda.device_count()}",
         )
     if not torch.cuda.is_available() and processes > (most := max(2, count_cpus())):
         raise UsageError(
-            f"--devices {processes}, but this machine has no GPU and {count_cpus()} processors",
-            f"Ask for no more than {most}",
+            f"--devices {processes}, but this machine has no GPU and {count_cpus()} CPU cores",
+            f"Use at most --devices {most}",
         )
-    logging.disable(logging.ERROR)  # each process says for itself what goes wrong
+    logging.disable(logging.ERROR)  # each process reports its own errors
     os.environ.setdefault(
         "TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(["SIGQUIT", *(number.name for number in list_signals())])
     )

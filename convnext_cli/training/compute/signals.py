@@ -1,7 +1,7 @@
-"""Signals ask a training to stop: it finishes its step and saves; asked twice, it stops at once.
+"""Signals that stop a training: at the first it finishes its step and saves, at a second it stops at once.
 
-These are Ctrl-C and SIGTERM, a terminal that goes away (SIGHUP), and what batch systems send before a limit: SIGUSR1
-and SIGUSR2 (Slurm's --signal), SIGXCPU (the soft limit on processor time, repeated each second).
+They are Ctrl-C (SIGINT), SIGTERM, a closed terminal (SIGHUP), and what batch systems send before a limit: SIGUSR1 and
+SIGUSR2 (Slurm's --signal), SIGXCPU (the soft limit on CPU time, repeated each second).
 """
 
 import signal
@@ -14,9 +14,9 @@ from types import FrameType
 
 from convnext_cli.errors import StoppedError
 
-ECHO = 1.0  # seconds: a launcher passes on what the terminal has sent to its processes already
+ECHO = 1.0  # seconds: a launcher repeats a signal that the terminal has already sent
 ALWAYS = ("SIGINT", "SIGTERM")
-UNLESS_IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # nohup ignores SIGHUP, and so does the training then
+UNLESS_IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # nohup ignores SIGHUP; a training under it does too
 
 
 @dataclass(slots=True)
@@ -24,35 +24,36 @@ class Signals:
     """The first signal that arrived."""
 
     received: int = 0
-    """Its number; 0 before one has arrived."""
+    """Its number; 0 if none has arrived."""
     since: float = 0.0
+    """Time of its arrival, in seconds of the monotonic clock."""
     remedy: str | None = None
-    """What to do after a signal that ends the run at once; None while the training's steps ask for signals."""
+    """Remedy of an immediate stop; None while training steps check for signals themselves."""
 
     def check(self) -> None:
-        """Raise what a signal asked for.
+        """Check that no signal has arrived.
 
         Raises:
-            StoppedError: a signal has arrived.
+            StoppedError: one has.
         """
         if self.received:
             raise self.stop(self.received)
 
     def stop(self, number: int) -> StoppedError:
-        """Return the error that ends a run at once."""
+        """Return the error of an immediate stop."""
         return StoppedError("stopped at once", self.remedy or "Saved files are intact", signal=number)
 
 
 @contextmanager
 def watch_signals(signals: Signals) -> Iterator[None]:
-    """Note signals for the length of the block instead of dying of them. Only the main thread can.
+    """Record signals during the block, so that they do not end the process. In other threads it does nothing.
 
     Raises:
-        StoppedError: from wherever the block is, when SIGINT or SIGTERM arrives after another signal, or any signal
+        StoppedError: at any point of the block, if SIGINT or SIGTERM follows another signal, or if any signal arrives
             while `signals.remedy` is set.
     """
 
-    def note(number: int, _: FrameType | None) -> None:
+    def record(number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         is_first = not signals.received
         if is_first:
@@ -64,7 +65,7 @@ def watch_signals(signals: Signals) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, note) for number in list_signals()}
+    before = {number: signal.signal(number, record) for number in list_signals()}
     try:
         yield
     finally:
@@ -73,11 +74,11 @@ def watch_signals(signals: Signals) -> Iterator[None]:
 
 
 def list_signals() -> list[signal.Signals]:
-    """Return the signals that ask this process to stop: those the system has, without those that are ignored."""
+    """Return the signals that stop a training: those that the system has, without those that are ignored."""
     numbers = [getattr(signal, name) for name in (*ALWAYS, *UNLESS_IGNORED) if hasattr(signal, name)]
     kept = []
     for number in numbers:
-        handler = signal.getsignal(number)  # None where it was set outside of Python, and cannot be set back
+        handler = signal.getsignal(number)  # None if it was set outside of Python and cannot be restored
         if number.name in ALWAYS or handler not in (signal.SIG_IGN, None):
             kept.append(number)
     return kept

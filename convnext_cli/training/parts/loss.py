@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy, corrected where some classes are rare."""
+"""The training loss: cross-entropy, with corrections for class imbalance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,48 +11,48 @@ from torch import Tensor
 
 from convnext_cli.recipes.settings import Settings
 
-EFFECTIVE_BETA = 0.999  # an image is worth half as much after 700 of its class; of the paper's 0.9 to 0.9999
+EFFECTIVE_BETA = 0.999  # an image counts half as much after 700 of its class; the paper has 0.9 to 0.9999
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """Cross-entropy with a weight for each class, on logits that are moved by each class's frequency."""
+    """Cross-entropy with class weights, on logits adjusted by class frequency."""
 
     weights: Tensor | None
-    """(K,) factors of the classes' terms, 1 on average over the training images; None for 1."""
+    """Class weights, (K,), 1 on average over the training images; None for 1."""
     offsets: Tensor | None
-    """(K,) added to the logits while training, and not afterwards; None for 0."""
+    """Offsets of the logits in training, (K,); None for 0."""
 
     def sum_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the losses of (B, K) logits against (B, K) distributions."""
-        moved = logits.float() if self.offsets is None else logits.float() + self.offsets
-        return F.cross_entropy(moved, targets, weight=self.weights, reduction="sum")
+        """Return the sum of the losses of logits (B, K) against distributions (B, K)."""
+        adjusted = logits.float() if self.offsets is None else logits.float() + self.offsets
+        return F.cross_entropy(adjusted, targets, weight=self.weights, reduction="sum")
 
 
 def make_loss(settings: Settings, counts: Sequence[int], device: torch.device) -> Loss:
-    """What a recipe makes small on training images of which `counts` are of each class.
+    """Return the loss for training images of which `counts` are of each class.
 
-    Logit adjustment adds `logit_adjustment` times the log of a class's share (arXiv:2007.07314, equation 10): the model
-    itself then answers as if all classes were equally frequent.
+    Logit adjustment adds `logit_adjustment` times the log of a class's fraction of the images (arXiv:2007.07314,
+    equation 10). The model then predicts as if all classes were equally frequent.
     """
     weights = offsets = None
     if settings.class_weights != "none":
         weights = torch.tensor(weigh_classes(counts, settings.class_weights), dtype=torch.float32, device=device)
     if settings.logit_adjustment > 0:
-        shares = torch.tensor(counts, dtype=torch.float32, device=device) / sum(counts)
-        offsets = settings.logit_adjustment * shares.log()
+        fractions = torch.tensor(counts, dtype=torch.float32, device=device) / sum(counts)
+        offsets = settings.logit_adjustment * fractions.log()
     return Loss(weights=weights, offsets=offsets)
 
 
 def weigh_classes(counts: Sequence[int], method: str) -> NDArray[np.float64]:
-    """A weight for each class, (K,), 1 on average over the images.
+    """Return the class weights, (K,), 1 on average over the images.
 
     Args:
         counts: training images of each class, all above 0.
-        method: `balanced`: every class weighs the same; `effective`: by its effective number of images
-            (arXiv:1901.05555), which is milder, because the thousandth image of a class brings less than its tenth.
+        method: `balanced`: the classes have equal total weight; `effective`: inverse to the effective number of images
+            (arXiv:1901.05555), a milder correction.
     """
-    number = np.asarray(counts, np.float64)
-    worth = number if method == "balanced" else (1 - EFFECTIVE_BETA**number) / (1 - EFFECTIVE_BETA)
-    weights: NDArray[np.float64] = number.sum() / worth / (number / worth).sum()
+    images = np.asarray(counts, np.float64)
+    effective = images if method == "balanced" else (1 - EFFECTIVE_BETA**images) / (1 - EFFECTIVE_BETA)
+    weights: NDArray[np.float64] = images.sum() / effective / (images / effective).sum()
     return weights

@@ -1,4 +1,4 @@
-"""Targets as distributions, and the two ways of blending images."""
+"""Label smoothing, mixup and CutMix."""
 
 import numpy as np
 import torch
@@ -7,41 +7,42 @@ from torch import Tensor
 
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Labels (B,) as distributions (B, K): `smoothing` spread over all classes, the rest on the true one."""
+    """Return labels (B,) as distributions (B, K): `smoothing` over all classes, the rest on the true one."""
     return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 
 def mix_batch(
     images: Tensor, targets: Tensor, random: np.random.Generator, *, mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
-    """Blends each image with another of its batch: mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
+    """Return images and targets, each mixed with another of the batch: mixup (arXiv:1710.09412) or CutMix (1905.04899).
 
-    With both alphas above 0, each batch takes one of them by an even chance; with none, nothing changes. The partner
-    is the batch in reverse order, as in timm, but any batch size will do.
+    With both alphas above 0, each batch gets one of the two, with equal probability; with none, nothing changes. The
+    partners are the batch in reverse order, as in timm, for any batch size.
 
     Args:
-        images: (B, 3, S, S).
+        images: (B, C, S, S).
         targets: (B, K) distributions.
-        random: draws the kind, the share and the place.
-        mixup: alpha of the Beta distribution of the share; 0 is off.
-        cutmix: likewise.
+        random: draws the method, the mixing weight and the box.
+        mixup: alpha of the Beta distribution of the mixing weight; 0 is off.
+        cutmix: the same for CutMix.
     """
     if mixup <= 0 and cutmix <= 0:
         return images, targets
     use_cutmix = cutmix > 0 and (mixup <= 0 or random.random() < 0.5)
     alpha = cutmix if use_cutmix else mixup
-    share = float(random.beta(alpha, alpha))
+    weight = float(random.beta(alpha, alpha))
     if use_cutmix:
-        top, bottom, left, right = _draw_box(images.shape[2], images.shape[3], 1 - share, random)
+        top, bottom, left, right = _draw_box(images.shape[2], images.shape[3], 1 - weight, random)
         images = images.clone()
         images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+        weight = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     else:
-        images = torch.lerp(images.flip(0), images, share)
-    return images, torch.lerp(targets.flip(0), targets, share)
+        images = torch.lerp(images.flip(0), images, weight)
+    return images, torch.lerp(targets.flip(0), targets, weight)
 
 
 def _draw_box(height: int, width: int, area: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return top, bottom, left and right of a random box with a fraction `area` of the image, cut at its edges."""
     half_h, half_w = height * area**0.5 / 2, width * area**0.5 / 2
     y, x = random.uniform(0, height), random.uniform(0, width)
     rows = np.clip([y - half_h, y + half_h], 0, height).round().astype(int)

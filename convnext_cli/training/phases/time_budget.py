@@ -1,4 +1,4 @@
-"""How many epochs fit into a given time: measured on real steps before the training begins."""
+"""The number of epochs that fit into a time budget, measured on real steps before the training begins."""
 
 import time
 from copy import deepcopy
@@ -12,38 +12,37 @@ from convnext_cli.training.events import StepDone
 from convnext_cli.training.loop import plan_steps, train
 from convnext_cli.training.state import TrainingState
 
-MEASURED = 10.0  # seconds of training that are measured, at most
-WARM_UP = 2  # steps that are not: they find their algorithms and fill the caches
-VALIDATION = 0.5  # of a training image's time goes into one of validation; a third in theory, where decoding is free
-RESERVE = 0.05  # of the time, for checkpoints and for what else the machine does
+MEASURED = 10.0  # seconds of measured training, at most
+WARM_UP = 2  # steps that are not measured: they choose algorithms and fill the caches
+VALIDATION = 0.5  # time of a validation image, relative to a training image; a third without decoding
+RESERVE = 0.05  # fraction of the time budget for checkpoints and other load of the machine
 
 
 def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -> Plan:
-    """Take real steps for a while, and return a plan of fewer epochs where those of the plan do not fit into `seconds`.
+    """Take real steps for a while, and return the plan with as many of its epochs as fit into `seconds`.
 
-    The model is not the same afterwards: the caller goes back to the checkpoint before. A plan so fitted depends on
-    the machine and the moment; the number of epochs that came of it is written down, and repeats the run.
+    The steps change the model: the caller loads the checkpoint again. The number of epochs depends on the machine and
+    its load; it is written into the plan, which repeats the run.
     """
     plan = context.plan
     steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
-    done, began, first = 0, time.perf_counter(), 0.0
+    done, started, skipped = 0, time.perf_counter(), 0
     for event in train(context, deepcopy(state)):
         if isinstance(event, StepDone):
             done += 1
             if done == min(WARM_UP, steps - 1):
-                began = time.perf_counter()
-                first = done
-            elapsed = time.perf_counter() - began
-            (enough,) = agree(context.accelerator, int(elapsed > MEASURED))
-            if enough or event.step == steps:
+                started, skipped = time.perf_counter(), done
+            elapsed = time.perf_counter() - started
+            (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
+            if is_enough or event.step == steps:
                 break
-    step_seconds = (time.perf_counter() - began) / max(1, done - first)
+    step_seconds = (time.perf_counter() - started) / max(1, done - skipped)
     images = len(context.index.rows("train"))
     epoch_seconds = step_seconds * steps * (1 + VALIDATION * len(context.index.rows("val")) / images)
     fitting = max(1, int(seconds * (1 - RESERVE) / epoch_seconds))
-    (least,) = agree(context.accelerator, -fitting)
-    epochs = -least
+    (negated,) = agree(context.accelerator, -fitting)  # the maximum of the negated numbers: the slowest rank's
+    epochs = -negated
     if epochs >= plan.settings.epochs:
         return plan
-    why = f"{describe_seconds(epoch_seconds)} an epoch here, {describe_seconds(seconds)} to train in"
-    return plan.with_epochs(Choice(value=epochs, source="max-time", reason=why))
+    reason = f"{describe_seconds(epoch_seconds)} per epoch here, time budget {describe_seconds(seconds)}"
+    return plan.with_epochs(Choice(value=epochs, source="max-time", reason=reason))
