@@ -61,6 +61,11 @@ def warn(text: str) -> None:
         _print(sys.stderr, text.removeprefix(severity))
 
 
+def notify(notice: Notice) -> None:
+    """Write a notice by its severity."""
+    warn(f"warning: {notice.text}" if notice.severity == "warning" else notice.text)
+
+
 def fail(text: str) -> None:
     """Writes an error as one line; from every process, since it may be the only one that has it."""
     start = f"error (process {_RANK}): " if _SILENT else "error: "
@@ -177,7 +182,7 @@ def run(
                 case StepProgress():
                     bar.update(event.done, event.total, event.activity)
                 case Notice():
-                    warn(event.text)
+                    notify(event)
                 case _ if show is not None:
                     show(event, bar)
 

@@ -13,6 +13,7 @@ from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.options import describe_sizes, given, list_decided, parse_duration, repeat_command, with_settings
 from convnext_cli.cli.streams import stop_by_signals, survive_lost_reader
 from convnext_cli.cli.training_view import count_splits, describe_splits, follow, show_finished
+from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _show_dry_run(prepared: "Preparation", command: str, *, check: bool, onnx: b
     if time.total > DAY:
         found = recommend(counts.images, machine=machine, counts=counts, fingerprint=prepared.fingerprint)
         faster = suggest_faster(time.total, [*found.candidates, *found.small_models])
-    notes = [*prepared.notes, *([faster] if faster else [])]
+    notices = [*prepared.notices, *([Notice(text=faster)] if faster else [])]
     splits = count_splits(index)
     if as_json:
         console.show_json(
@@ -188,7 +189,7 @@ def _show_dry_run(prepared: "Preparation", command: str, *, check: bool, onnx: b
                 "memory_bytes": memory,
                 "seconds": time.total,
                 "time": asdict(time),
-                "notes": notes,
+                "notes": [f"{'warning: ' * (notice.severity == 'warning')}{notice.text}" for notice in notices],
                 "next": command,
             }
         )
@@ -199,6 +200,6 @@ def _show_dry_run(prepared: "Preparation", command: str, *, check: bool, onnx: b
     console.show(describe_sizes(prepared.architecture, chosen.image_size, chosen.in_chans, len(index.classes)))
     console.show(f"{machine}: about {memory / GIB:.1f} GiB; time, to a factor of two or three, about {time}")
     console.show_table(["setting", "value", "from", "because"], list_decided(plan))
-    for note in notes:
-        console.warn(note)
+    for notice in notices:
+        console.notify(notice)
     console.show(f"Next: {command}")

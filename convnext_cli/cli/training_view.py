@@ -142,8 +142,8 @@ def _show_plan(planned: "Planned", *, settings: bool) -> None:
     console.say(f"run: {planned.run}")
     if settings:
         console.log_table(["setting", "value", "from", "because"], list_decided(plan))
-    for note in planned.notes:
-        console.warn(note)
+    for notice in planned.notices:
+        console.notify(notice)
 
 
 def _show_started(started: "Started", planned: "Planned | None") -> None:
@@ -156,8 +156,8 @@ def _show_started(started: "Started", planned: "Planned | None") -> None:
     for name, choice in plan.choices.items():
         if planned is not None and choice.value != planned.plan.choices[name].value:
             console.say(f"{name} {choice.value}, from {choice.source}: {choice.reason}")
-    for note in started.notes:
-        console.warn(note)
+    for notice in started.notices:
+        console.notify(notice)
     console.say(EPOCH_COLUMNS, style="bold")
 
 

@@ -107,8 +107,8 @@ RUN_FILES = (
 FOLDS_PLAN = RunFile(
     name="folds.toml", content="settings of all folds; marks the folder as a cross-validation", stage="train"
 )
-TEMPORARY = (".*.tmp", "last/.*.tmp")
-"""Patterns of files that a killed process was writing, see `files.replace_file`."""
+TEMPORARY = (".*.tmp", ".tmp*", "last/.*.tmp", "last/.tmp*")
+"""Patterns of files that a killed process was writing: names of `replace_file` end in `.tmp`, safetensors' begin so."""
 
 
 def list_temporary(folder: Path) -> list[Path]:

@@ -43,7 +43,7 @@ def build_context(
     optimizer = make_optimizer(
         network, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )
-    model, optimizer = spread_model(accelerator, network, optimizer)
+    model, prepared_optimizer = spread_model(accelerator, network, optimizer)
     return TrainingContext(
         run=run,
         plan=plan,
@@ -51,7 +51,7 @@ def build_context(
         accelerator=accelerator,
         network=network,
         model=model,
-        optimizer=optimizer,
+        optimizer=prepared_optimizer,
         params=sum(sizes.values()),
         new_params=sum(sizes[name] for name in new),
         small_validation=preparation.small_validation,

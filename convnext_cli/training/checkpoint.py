@@ -26,7 +26,7 @@ from convnext_cli.inference.saved_model import write_model
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
 from convnext_cli.runs.files import PLAN
-from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder
+from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder, restore_remedy
 from convnext_cli.training.compute.devices import is_sharded
 from convnext_cli.training.state import TrainingState
 
@@ -163,7 +163,7 @@ def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
         raise RunError(
             f"the checkpoint does not fit the model of {PLAN.name}: {len(differing)} parameters differ, such as "
             f"{differing[0]}",
-            f"Restore the changed values of {PLAN.name}. {RESTART_REMEDY}",
+            restore_remedy(f"the changed values of {PLAN.name}"),
         )
 
 

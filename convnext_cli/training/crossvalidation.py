@@ -1,4 +1,4 @@
-"""Cross-validation: each fold validates once, a run for each; the data are scanned and looked at once for all."""
+"""Cross-validation: a run for each fold, which validates on it. Data are scanned and checked once for all."""
 
 from dataclasses import fields, replace
 from statistics import mean, stdev
@@ -10,10 +10,10 @@ from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.metrics.summary import Metrics
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Choice
-from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.files import SPLIT
+from convnext_cli.runs.folder import RunFolder, restore_remedy, resume_command
 from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.runs.records import convert_record
-from convnext_cli.text import quote
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import (
     Complete,
@@ -24,9 +24,16 @@ from convnext_cli.training.events import (
     Spread,
     TrainSteps,
 )
-from convnext_cli.training.finetuning import finetune_steps, hold_folder, open_devices, run_training, start_training
+from convnext_cli.training.finetuning import (
+    finetune_steps,
+    hold_folder,
+    open_devices,
+    run_training,
+    start_training,
+    write_data_files,
+)
 from convnext_cli.training.origin import digest_split, sum_digests
-from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare, prepare_steps
+from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare, prepare_steps, resume_options
 from convnext_cli.training.request import TrainRequest
 
 if TYPE_CHECKING:
@@ -34,54 +41,53 @@ if TYPE_CHECKING:
 
 
 def cross_validate_steps(request: TrainRequest, complete: Complete | None = None) -> TrainSteps[CrossValidationResult]:
-    """Train a model for each fold, one after the other, or resume that.
+    """Train a model for each fold, one after the other, or resume a cross-validation.
 
-    The first fold decides what is measured (epochs that fit into a time); the others take it from there, so that all
-    differ in their images alone. A fold's weights are those of `--fold K` with the same settings.
+    Settings that are measured (epochs for `--max-time`, `--lr auto`) are measured in the first fold and used in all, so
+    that the folds differ in their images only. A fold's weights are those of `--fold K` with the same settings.
 
     Args:
-        request: what the user asked for, with folds.
-        complete: work on each trained fold before it counts as finished.
+        request: data, model and settings, with folds; or the cross-validation to resume.
+        complete: work on each trained fold before it is marked as finished.
 
     Raises:
-        StoppedError: a signal asked to stop; the state is saved.
-        ConvnextError: another subclass says what is wrong and what to do.
+        StoppedError: a signal has arrived; a checkpoint is written.
+        ConvnextError: another subclass, with the remedy.
     """
     request = continue_if_restarted(request)
     preparation = yield from prepare_steps(request)
     if preparation.folds is None:
-        raise UsageError("there are no folds to train in turn", "Give --folds, without --fold")
+        raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
     accelerator, preparation = open_devices(request, preparation)
-    with hold_folder(request, preparation.plan.model, accelerator) as (path, notes):
+    with hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
         folder = FoldsFolder(path)
         plan = preparation.plan
         missing = _open_folds_folder(request, preparation, folder, accelerator)
         for fold in missing:
             run = folder.run(fold)
-            asked, chosen = _prepare_fold(request, preparation, plan, run, fold)
-            with hold_folder(asked, plan.model, accelerator):
-                training = yield from start_training(asked, chosen, run, accelerator)
+            fold_request, fold_preparation = _prepare_fold(request, preparation, plan, run, fold)
+            with hold_folder(fold_request, plan.model, accelerator):
+                training = yield from start_training(fold_request, fold_preparation, run, accelerator)
                 if request.resume is None and fold == 1:
                     plan = _set_fold(training.context.plan, plan.choices["fold"])
                     if accelerator.is_main_process:
                         folder.write_plan(plan.to_toml())
                 if request.resume is not None and accelerator.is_main_process:
-                    run.copy_audit(folder)  # a continued cross-validation has not looked at the images again
-                result = yield from run_training(training, complete, notes)
+                    run.copy_audit(folder)  # a resumed cross-validation does not audit the images again
+                result = yield from run_training(training, complete, notices)
             yield FoldDone(fold=fold, result=result)
             accelerator.free_memory()
-        result_of_all = _summarise(folder, preparation.plan.settings.folds, accelerator)
+        summary = _summarise(folder, preparation.plan.settings.folds, accelerator)
         accelerator.end_training()
-    return result_of_all
+    return summary
 
 
 def train_steps(
     request: TrainRequest, complete: Complete | None = None
 ) -> TrainSteps[FinetuneResult | CrossValidationResult]:
-    """Train all folds in turn where a request asks for that, else one model."""
+    """Run or resume a cross-validation if the request is for one; else train or resume one model."""
     folds, fold = (request.choices.get(name, Choice(value=0, source="default")).value for name in ("folds", "fold"))
-    is_whole = FoldsFolder(request.resume).is_begun if request.resume else bool(folds) and not fold
-    if is_whole:
+    if FoldsFolder(request.resume).is_begun if request.resume else bool(folds) and not fold:
         return (yield from cross_validate_steps(request, complete))
     return (yield from finetune_steps(request, complete))
 
@@ -89,10 +95,10 @@ def train_steps(
 def _open_folds_folder(
     request: TrainRequest, preparation: Preparation, folder: FoldsFolder, accelerator: "Accelerator"
 ) -> list[int]:
-    """Begin or check the folder of all folds, which this process holds; return the folds to train.
+    """Begin or check the folder of a cross-validation, whose lock is held; return the folds to train.
 
     Raises:
-        DataError: the images are not those that it began with.
+        DataError: the images differ from those that it began with.
         RunError: its split was changed.
     """
     from convnext_cli.training.compute.devices import describe_device
@@ -100,47 +106,43 @@ def _open_folds_folder(
     assert preparation.folds is not None
     number, is_new = preparation.plan.settings.folds, request.resume is None
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
-    images = preparation.images  # of the first fold: all that are no test images
+    images = preparation.images  # of the first fold: all images but the test split's
     split = sum_digests(digest_split(preparation.folds))
     environment = None if is_new else folder.read_environment()
     if not is_new and (environment is None or environment.images != images):
         raise DataError(
             f"the images in {preparation.index.root} are not those that {folder.path} began with",
-            "Bring the former files back, or begin anew with another --output",
+            restore_remedy("the original files"),
         )
     if environment is not None and environment.split not in (None, split):
         raise RunError(
-            f"{folder.path / 'split.csv'} was changed since its first fold began",
-            "Put the former file back, or begin anew with another --output",
+            f"{SPLIT.path(folder.path)} was changed since its first fold began",
+            restore_remedy("the original file"),
         )
-    accelerator.wait_for_everyone()  # all have read what is there
+    accelerator.wait_for_everyone()  # until all have read the folder
     if is_new and accelerator.is_main_process:
         folder.create(overwrite=request.overwrite)
-        folder.write_split(preparation.folds)
-        if preparation.dataset and preparation.dataset.audit:
-            folder.write_audit(preparation.dataset.audit.as_dict())
-            folder.write_image_hashes(preparation.dataset.audit.list_image_hashes(preparation.folds))
-        made_with = describe_environment(describe_device(accelerator.device))
-        folder.write_environment(made_with | {"images": images, "split": split})
+        write_data_files(folder, preparation, preparation.folds)
+        environment_now = describe_environment(describe_device(accelerator.device))
+        folder.write_environment(environment_now | {"images": images, "split": split})
     return missing
 
 
 def _prepare_fold(
     request: TrainRequest, preparation: Preparation, plan: Plan, run: RunFolder, fold: int
 ) -> tuple[TrainRequest, Preparation]:
-    """Return the request and the preparation of one fold, by the plan of all; of a begun fold, those that resume it."""
+    """Return request and preparation of one fold, with the plan of all folds; a fold that has begun is resumed."""
     if request.resume is not None and run.is_begun:
-        own = {name: getattr(request, name) for name in ("data", "offline", "cache", "autotune", "track")}
-        asked = TrainRequest(resume=run.path, **own)
-        return asked, prepare(asked)
+        fold_request = TrainRequest(resume=run.path, **resume_options(request))
+        return fold_request, prepare(fold_request)
     number = plan.settings.folds
     max_time = request.max_time / number if request.max_time and fold == 1 else None
-    asked = replace(request, resume=None, output=run.path, overwrite=False, max_time=max_time)
-    return asked, _choose(preparation, plan, fold)
+    fold_request = replace(request, resume=None, output=run.path, overwrite=False, max_time=max_time)
+    return fold_request, _select_fold(preparation, plan, fold)
 
 
 def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> CrossValidationResult:
-    """Read the metrics of all folds, and write them with their mean and spread."""
+    """Read the metrics of all folds, and write them with mean and standard deviation."""
     folds = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
     result = CrossValidationResult(run=folder.path, folds=folds, spread=compute_spread([fold.val for fold in folds]))
     if accelerator.is_main_process:
@@ -154,24 +156,24 @@ def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> 
 
 
 def list_scalars(metrics: Metrics) -> dict[str, float | None]:
-    """The figures of an evaluation that are one number, by name; None where one is not defined."""
+    """Return the metrics that are a single number, by name; None for one that is not defined."""
     values = {field.name: getattr(metrics, field.name) for field in fields(Metrics)}
     return {name: value for name, value in values.items() if not isinstance(value, tuple | int)}
 
 
-def compute_spread(found: list[Metrics]) -> dict[str, Spread]:
-    """Mean and standard deviation of each figure over the folds; one that is defined in fewer than two is left out."""
-    by_fold = [list_scalars(metrics) for metrics in found]
+def compute_spread(folds: list[Metrics]) -> dict[str, Spread]:
+    """Return mean and standard deviation of each metric that is defined in two folds or more."""
+    by_fold = [list_scalars(metrics) for metrics in folds]
     spread = {}
     for name in by_fold[0]:
-        values = [value for figures in by_fold if (value := figures[name]) is not None]
+        values = [value for scalars in by_fold if (value := scalars[name]) is not None]
         if len(values) > 1:
             spread[name] = Spread(mean=mean(values), sd=stdev(values), n=len(values))
     return spread
 
 
-def _choose(preparation: Preparation, plan: Plan, fold: int) -> Preparation:
-    """What one fold is trained on, by the plan of all."""
+def _select_fold(preparation: Preparation, plan: Plan, fold: int) -> Preparation:
+    """Return the preparation of one fold, with the plan of all folds."""
     assert preparation.folds is not None
     index = choose_fold(preparation.folds, fold)
     return replace(
@@ -180,19 +182,25 @@ def _choose(preparation: Preparation, plan: Plan, fold: int) -> Preparation:
         folds=None,
         plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
         images=digest_images(index),
-        weak_validation=explain_small_validation(index),
+        small_validation=explain_small_validation(index),
     )
 
 
 def _set_fold(plan: Plan, choice: Choice) -> Plan:
+    """Return the plan with another choice of the setting `fold`."""
     return replace(plan, choices={**plan.choices, "fold": choice})
 
 
 def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
+    """Return the result of a finished fold.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
     run = folder.run(fold)
-    kept = run.read_result()
-    remedy = f"Delete it, and `convnext finetune --resume {quote(folder.path)}` writes it again"
-    if kept is None or kept.val is None:
-        raise RunError(f"{run.metrics} is missing, or has no metrics on validation", remedy)
-    val = convert_record(kept.val, Metrics, f"{run.metrics}, val,", remedy)
-    return Fold(fold=fold, run=run.path, epoch=kept.epoch, val=val)
+    result = run.read_result()
+    remedy = f"Delete it; {resume_command(folder.path)} writes it again"
+    if result is None or result.val is None:
+        raise RunError(f"{run.metrics} is missing, or has no validation metrics", remedy)
+    val = convert_record(result.val, Metrics, f"{run.metrics}, val,", remedy)
+    return Fold(fold=fold, run=run.path, epoch=result.epoch, val=val)

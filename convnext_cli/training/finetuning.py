@@ -19,7 +19,7 @@ from convnext_cli.machine import count_cpus, count_local_processes
 from convnext_cli.metrics.summary import Metrics
 from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import AUTO
-from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder
+from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume, name_runs, open_folder
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import Complete, EpochDone, FinetuneResult, Planned, Started, Trained, TrainSteps
@@ -161,7 +161,7 @@ def start_training(
     if training.state.images != preparation.images:
         raise DataError(
             f"the images in {index.root} are not those that {run.path} began with",
-            f"Restore the original files. {RESTART_REMEDY}",
+            restore_remedy("the original files"),
         )
     return training
 
@@ -378,7 +378,9 @@ def _finish(
     assert best is not None
     calibration: Calibration | None = None
     if accelerator.is_main_process:
-        calibration = yield from calibrate_steps(TorchClassifier(run.path, accelerator.device, cache=context.cache), run)
+        calibration = yield from calibrate_steps(
+            TorchClassifier(run.path, accelerator.device, cache=context.cache), run
+        )
     context.signals.check()  # here and below: a library may have caught the error that the signal raised
     yield Trained(run=run.path)
     if complete is not None and accelerator.is_main_process:
@@ -408,9 +410,9 @@ def _describe_selection(context: "TrainingContext", state: "TrainingState") -> s
 
 def _find_license(preparation: Preparation) -> str | None:
     """Return the licence of the base weights: the tag's, or the one that the user's own weights file names."""
-    from convnext_cli.models.weights import read_license
+    from convnext_cli.models.weights import read_weights_license
 
     weights = preparation.plan.weights
     if weights == "auto":
         return preparation.tag.license if preparation.tag else None
-    return None if weights == "none" else read_license(Path(weights))
+    return None if weights == "none" else read_weights_license(Path(weights))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from convnext_cli.images.preprocessing import Augmentation
 from convnext_cli.images.cache import ImageCache
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.images.loaders import balance_rows, load_batches, seed_image, shuffle_rows
+from convnext_cli.images.preprocessing import Augmentation
 from convnext_cli.images.transforms import augment_resized, find_cached_side, reduce_image, transform_for_training
 from convnext_cli.inference.classifier import open_for_eval
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS

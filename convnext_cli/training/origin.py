@@ -1,7 +1,7 @@
-"""What a training began with: model, settings, classes, split and images. A continued training must have the same.
+"""What a run began with: model, settings, classes, split and images. A resumed run must have the same.
 
-The values and two digests are in the training state. `origin.safetensors` beside it has a digest for each row of the
-split and for each image, by which the differing ones are named.
+The values and two digests are in the training state. `last/origin.safetensors` has a digest for each row of the split
+and for each image, from which an error names those that differ.
 """
 
 import hashlib
@@ -18,8 +18,9 @@ import numpy as np
 from convnext_cli.data.index import Index
 from convnext_cli.errors import DataError, RunError
 from convnext_cli.images.hashing import open_digests
-from convnext_cli.progress import Progress, Steps
-from convnext_cli.runs.folder import RunFolder
+from convnext_cli.progress import Notice, Progress, Steps
+from convnext_cli.runs.files import ORIGIN, SPLIT
+from convnext_cli.runs.folder import RunFolder, restore_remedy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,29 +28,28 @@ if TYPE_CHECKING:
     from convnext_cli.recipes.plan import Plan
 
 CHANGEABLE = ("micro_batch_size", "grad_checkpointing", "save_every")
-"""Settings that a machine decides and no result depends on, but for rounding and for the draws of drop path."""
+"""Settings that depend on the machine and may change; results differ only by rounding and draws of drop path."""
 NO_CONTENTS = np.zeros((0, 2), np.uint64)  # on ranks that do not compare
 SHOWN = 5  # names in an error
-_PART = 256  # images digested between two signs of progress
-_AGAIN = "or begin anew with another --output"
+_PART = 256  # images digested between two events
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What a training began with."""
+    """Model, settings, classes, split and images that a run began with."""
 
     model: str
     weights: str
     settings: dict[str, Any]
     classes: list[str]
     split: str
-    """Digest of the split's rows in their order: path, class, group, split."""
+    """Digest of the split's rows, in order: path, class, group, split."""
     images: str
-    """Digest of the bytes of the training and validation images in their order."""
+    """Digest of the files of the training and validation images, in order."""
 
 
 def digest_split(index: Index) -> "NDArray[np.uint64]":
-    """Return a digest of each row, (N,): of its path, class, group and split."""
+    """Return a digest of each row's path, class, group and split, (N,) uint64."""
     groups = index.groups or ("",) * len(index)
     rows = zip(index.paths, index.labels, groups, index.splits, strict=True)
     texts = (f"{path}\0{index.classes[label]}\0{group}\0{split}" for path, label, group, split in rows)
@@ -58,10 +58,10 @@ def digest_split(index: Index) -> "NDArray[np.uint64]":
 
 
 def digest_contents(index: Index, *, threads: int) -> "Steps[NDArray[np.uint64]]":
-    """Digest the bytes of the training and validation images, (M, 2) uint64, 128 bits of each.
+    """Return a digest of each training and validation image file, (M, 2) uint64: 128 bits of BLAKE2b.
 
-    The digests are BLAKE2b, kept in the cache with each file's state (`hashing.py`), so that what has not changed
-    is not read again. A file that cannot be read has zeros.
+    Digests are cached with each file's state (`hashing.py`), so that unchanged files are not read again. A file that
+    cannot be read has zeros.
     """
     digests = open_digests(index.root)
     paths = [index.paths[row] for row in _list_rows(index)]
@@ -76,7 +76,7 @@ def digest_contents(index: Index, *, threads: int) -> "Steps[NDArray[np.uint64]]
 
 
 def record_origin(run: RunFolder, plan: "Plan", index: Index, contents: "NDArray[np.uint64]") -> Origin:
-    """Write the digests of rows and images into the run, and return what the training state keeps.
+    """Write the digests of rows and images into the run, and return its origin.
 
     Raises:
         ConvnextError: the disk is full, read-only or gone.
@@ -94,45 +94,46 @@ def record_origin(run: RunFolder, plan: "Plan", index: Index, contents: "NDArray
 
 
 def read_origin(run: RunFolder) -> Origin | None:
-    """Return what the run's newest state that can be read keeps; None where it was written before states kept it."""
+    """Return the origin in the newest checkpoint that can be read; None if the version that wrote it kept none."""
     from safetensors import safe_open
 
     for path in run.list_checkpoints():
         try:
             with safe_open(path, "np") as file:
-                kept = json.loads(file.metadata()["state"]).get("origin")
-            return Origin(**kept) if kept else None
+                fields = json.loads(file.metadata()["state"]).get("origin")
+            return Origin(**fields) if fields else None
         except Exception:  # noqa: S112  (damaged: safetensors' errors, OSError and JSON's share no base class)
             continue
     return None
 
 
-def check_plan(run: RunFolder, origin: Origin, model: str, weights: str, settings: Mapping[str, Any]) -> list[str]:
-    """Compare a run's plan file with what the run began with, and return a note for each change that is allowed.
+def check_plan(run: RunFolder, origin: Origin, model: str, weights: str, settings: Mapping[str, Any]) -> list[Notice]:
+    """Compare a run's plan file with what the run began with, and return a notice for each allowed change.
 
     Raises:
-        RunError: another value differs; all are named.
+        RunError: other values differ; it names all of them.
     """
     before = {"model": origin.model, "weights": origin.weights, **origin.settings}
     after = {"model": model, "weights": weights, **settings}
     changed = {name: (after[name], value) for name, value in before.items() if name in after and after[name] != value}
-    notes = []
+    notices = []
     for name in CHANGEABLE:
         if name in changed:
             value, former = changed.pop(name)
             effect = (
-                "rounding, and draws of drop path, differ" if name == "micro_batch_size" else "the result is the same"
+                "rounding and draws of drop path differ" if name == "micro_batch_size" else "the result is the same"
             )
-            notes.append(f"{name} = {value} in {run.plan}, {former} when the run began: {effect}")
+            text = f"{name} = {value} in {run.plan}, {former} when the run began: {effect}"
+            notices.append(Notice(text=text))
     if changed:
-        what = "; ".join(
+        changes = "; ".join(
             f"{name} = {value!r}, the run began with {former!r}" for name, (value, former) in changed.items()
         )
         raise RunError(
-            f"{run.plan} was changed: {what}",
-            f"Set these values back, {_AGAIN}: --config {run.plan} trains with the changed ones",
+            f"{run.plan} was changed: {changes}",
+            f"{restore_remedy('these values')}: --config {run.plan} trains with the changed ones",
         )
-    return notes
+    return notices
 
 
 def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path | None = None) -> None:
@@ -140,60 +141,67 @@ def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path | 
 
     Args:
         run: the run, which has the digests of its rows.
-        origin: what its state keeps.
+        origin: what the run began with.
         index: the split.
-        folder: where the split was read from; None for the run itself.
+        folder: folder of the split; None for the run's.
 
     Raises:
-        RunError: rows or classes differ; the first five rows are named.
+        RunError: rows or classes differ; it names the first five rows.
     """
     folder = folder or run.path
     if list(index.classes) != origin.classes:
         raise RunError(
             f"the classes in {folder / 'data.json'} were changed: {_list_names(index.classes)}; the run began with "
             f"{_list_names(origin.classes)}",
-            f"Put them back, {_AGAIN}",
+            restore_remedy("them"),
         )
     rows = digest_split(index)
     if sum_digests(rows) == origin.split:
         return
     former = run.read_origin().get("rows")
-    what = "which rows is unknown, because last/origin.safetensors is missing or damaged"
+    differences = f"which rows is unknown, because {ORIGIN.name} is missing or damaged"
     if former is not None and sum_digests(former) == origin.split:
-        kept = Counter(former.tolist())
-        new = []
-        for row, digest in enumerate(rows.tolist()):
-            kept[digest] -= 1
-            if kept[digest] < 0:
-                new.append(index.paths[row])
-        gone = len(former) - len(rows)
-        told = [f"{len(new)} rows differ ({_list_names(new)})"] if new else []
-        told += [f"{gone} rows are gone"] if gone > 0 else [f"{-gone} rows are new"] if gone < 0 else []
-        what = ", ".join(told) or "its rows are in another order"
-    raise RunError(f"{folder / 'split.csv'} was changed: {what}", f"Put the former file back, {_AGAIN}")
+        differences = _describe_differences(former.tolist(), rows.tolist(), index.paths)
+    raise RunError(f"{SPLIT.path(folder)} was changed: {differences}", restore_remedy("the original file"))
+
+
+def _describe_differences(former: list[int], digests: list[int], paths: Sequence[str]) -> str:
+    """Return which rows of a split changed, from the digests of the rows before and after."""
+    remaining = Counter(former)
+    changed = []
+    for path, digest in zip(paths, digests, strict=True):
+        remaining[digest] -= 1
+        if remaining[digest] < 0:
+            changed.append(path)
+    parts = [f"{len(changed)} rows differ ({_list_names(changed)})"] if changed else []
+    missing = len(former) - len(digests)
+    if missing:
+        parts.append(f"{missing} rows are gone" if missing > 0 else f"{-missing} rows are new")
+    return ", ".join(parts) or "its rows are in another order"
 
 
 def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDArray[np.uint64]") -> None:
-    """Compare the bytes of the images with those that the run began with.
+    """Compare the image files with those that the run began with.
 
     Raises:
-        DataError: some differ; the first five are named.
+        DataError: some differ; it names the first five.
     """
     if sum_digests(contents) == origin.images:
         return
     former = run.read_origin().get("images")
-    names = "which ones is unknown, because last/origin.safetensors is missing or damaged"
+    names = f"which ones is unknown, because {ORIGIN.name} is missing or damaged"
     if former is not None and sum_digests(former) == origin.images:
         rows = _list_rows(index)
-        differing = [index.paths[rows[place]] for place in np.flatnonzero((former != contents).any(axis=1))]
+        differing = [index.paths[rows[i]] for i in np.flatnonzero((former != contents).any(axis=1))]
         names = f"{len(differing)} of {len(rows)} differ: {_list_names(differing)}"
     raise DataError(
         f"the images in {index.root} are not those that {run.path} began with: {names}",
-        f"Bring the former files back, {_AGAIN}",
+        restore_remedy("the original files"),
     )
 
 
 def _list_rows(index: Index) -> list[int]:
+    """Return the rows whose image files are compared."""
     return [*index.rows("train"), *index.rows("val")]
 
 

@@ -1,4 +1,4 @@
-"""All that is decided before training: data, split, model, plan. No torch, so that what is wrong is said at once."""
+"""Data, split, model and plan of a training. Without torch, so that errors in them come at once."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_cpus, count_local_processes, detect_machine
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
-from convnext_cli.progress import Steps, finish
+from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import Fingerprint, compute_fingerprint, explain_domain
 from convnext_cli.recipes.plan import Plan, make_plan, read_choices, read_plan
 from convnext_cli.recipes.recommendation import DataCounts, choose_augmentation, recommend
@@ -33,7 +33,7 @@ from convnext_cli.recipes.settings import (
     is_unicode,
 )
 from convnext_cli.recipes.tables import load_augmentations
-from convnext_cli.runs.folder import RUNS, RunFolder
+from convnext_cli.runs.folder import RESTART_REMEDY, RUN_REMEDY, RUNS, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import quote
 from convnext_cli.training.origin import Origin, check_plan, check_split, read_origin
@@ -45,70 +45,72 @@ class Preparation:
     """Data, split, model and plan of a training."""
 
     dataset: Dataset | None
-    """What was taken in; None where a run is continued."""
+    """The data set; None for a resumed run."""
     index: Index
-    """The images, with their split; where all folds are trained in turn, with the first's."""
+    """The images with their split; in a cross-validation those of the first fold."""
     folds: Index | None
-    """The images, with the fold that each validates in, where all folds are trained in turn."""
+    """In a cross-validation the images with their validation fold; else None."""
     architecture: Architecture
     tag: Tag | None
     machine: Machine
     plan: Plan
     images: str
-    """Digest of the images that are trained and validated on."""
+    """Digest of names and sizes of the training and validation images."""
     fingerprint: Fingerprint | None
-    """What the images are like; None where a run is continued."""
-    plan_notes: tuple[str, ...]
-    """What the user should know of the plan."""
-    weak_validation: str | None
-    """Why the validation split is too small to choose the best epoch by; None where it is not."""
+    """Properties of the images; None for a resumed run."""
+    plan_notices: tuple[Notice, ...]
+    """Notices about the plan."""
+    small_validation: str | None
+    """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     origin: Origin | None = None
-    """What the run began with; None for a new run, and for one of a version that did not keep it."""
-    changes: tuple[str, ...] = ()
-    """Notes on what was changed since then, and may be."""
+    """What the run began with; None for a new run, and if it was not recorded."""
+    changes: tuple[Notice, ...] = ()
+    """Notices about allowed changes since the run began."""
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know before trusting the result."""
-        index = self.index
-        notes: list[str] = []
-        if self.dataset is not None:
-            notes += [
-                f"warning: {notice.text}" if notice.severity == "warning" else notice.text
-                for notice in self.dataset.list_notices()
-            ]
-        if self.dataset is not None and self.dataset.index.folds and self.plan.settings.folds:
-            own = self.dataset.index
-            torn = len(find_groups_across_splits(own.groups, own.folds)) if own.groups else 0
-            torn += sum(len({own.folds[row] for row in rows} - {""}) > 1 for rows in self.dataset.duplicate_sets)
-            if torn:
-                notes.append(
-                    f"{torn} groups or duplicates lie in more than one of the table's folds: validation figures will "
-                    "be too good. --resplit draws folds that keep them together"
-                )
-        if self.weak_validation:
-            remedy = (
-                "Fewer folds make it larger"
-                if self.plan.settings.folds
-                else "Move images from train to val; without a val folder, --val-fraction of them is drawn"
-            )
-            notes.append(
-                f"{self.weak_validation}: too few to choose the best epoch by, so the last one is kept. {remedy}"
-            )
+    def notices(self) -> tuple[Notice, ...]:
+        """All notices about data, split and plan."""
+        data = self.dataset.list_notices() if self.dataset is not None else ()
+        return (*data, *self._check_folds(), *self._check_split(), *self.plan_notices, *self.changes)
+
+    def _check_folds(self) -> list[Notice]:
+        """Return a warning if the table's own folds separate groups or duplicates."""
+        if self.dataset is None or not self.dataset.index.folds or not self.plan.settings.folds:
+            return []
+        groups, folds = self.dataset.index.groups, self.dataset.index.folds
+        count = len(find_groups_across_splits(groups, folds)) if groups else 0
+        count += sum(len({folds[row] for row in rows} - {""}) > 1 for rows in self.dataset.duplicate_sets)
+        if not count:
+            return []
+        text = (
+            f"leakage: {count} groups or duplicates are in more than one of the table's folds; validation scores will "
+            "be too high. --resplit draws folds that keep them together"
+        )
+        return [Notice(text=text, severity="warning")]
+
+    def _check_split(self) -> list[Notice]:
+        """Return notices about a small validation split, missing test images, and skipped files."""
+        index, notices = self.index, []
+        if self.small_validation:
+            remedy = "Move images from train to val; without a val folder, --val-fraction of them is drawn"
+            if self.plan.settings.folds:
+                remedy = "Fewer folds make it larger"
+            text = f"{self.small_validation}: too few to choose the best epoch by, so the last one is kept. {remedy}"
+            notices.append(Notice(text=text, severity="warning"))
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):
-            chosen = "" if self.weak_validation else ": figures on the validation split are a little too good"
-            notes.append(f"there is no test split{chosen}")
+            choice = "" if self.small_validation else "; choosing the epoch makes validation scores slightly too high"
+            notices.append(Notice(text=f"there is no test split{choice}"))
         elif absent:
-            notes.append(f"the test split has no image of {', '.join(absent)}")
+            notices.append(Notice(text=f"the test split has no image of {', '.join(absent)}"))
         if index.skipped:
-            what = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
-            notes.append(f"skipped in the data folder: {what}")
-        return (*notes, *self.plan_notes, *self.changes)
+            skipped = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
+            notices.append(Notice(text=f"skipped in the data folder: {skipped}"))
+        return notices
 
 
 def continue_if_restarted(request: TrainRequest) -> TrainRequest:
-    """Where torchrun starts its processes again after a failure, the same command continues the run it began."""
+    """Return the request, or one that resumes its run if torchrun has restarted the processes after a failure."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if restarted and request.resume is None and request.output and open_folder(request.output).is_begun:
         return TrainRequest(resume=request.output, offline=request.offline, cache=request.cache, track=request.track)
@@ -116,87 +118,56 @@ def continue_if_restarted(request: TrainRequest) -> TrainRequest:
 
 
 def prepare(request: TrainRequest, *, use_gpu: bool = True) -> Preparation:
-    """Check a request, load and split its data, and make the plan, as `prepare_steps` does."""
+    """Do `prepare_steps` without events, and return its result."""
     return finish(prepare_steps(request, use_gpu=use_gpu))
 
 
 def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Preparation]:
-    """Check a request, load and split its data, and make the plan.
-
-    Where a run is to be continued, all that is taken from the run.
+    """Check a request, load and split its data, and make the plan. To resume a run, read all of this from the run.
 
     Args:
-        request: what the user asked for.
-        use_gpu: False where it is known already that the processor will train.
+        request: data, model and settings, or the run to resume.
+        use_gpu: False to plan for a CPU in any case.
 
     Raises:
         UsageError: a setting, the model or the output folder is wrong.
         DataError: the data cannot be trained on.
-        WeightsError: the weights given are not there.
-        RunError: the run to be continued is none, or damaged.
+        WeightsError: the weights do not exist.
+        RunError: the run to resume is missing or damaged.
     """
     _check_trackers(request.track)
     if request.resume is not None:
         return _prepare_resumed(request, request.resume, use_gpu=use_gpu)
+
+    # 1. The request: all that can be checked without the data.
     if request.data is None:
-        raise UsageError(
-            "no data are given", "Give the folder of images, or --resume RUN (`convnext finetune --help` shows both)"
-        )
+        raise UsageError("no data", "Name the folder of images, or use --resume RUN; see `convnext finetune --help`")
     data = request.data
     model, weights = resolve_weights(request.model, request.weights)
     request = replace(request, model=model, weights=weights)
     values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
-    found = _check(request, data, values)
-    dataset_request = DatasetRequest(
-        data=data,
-        image_root=values["image_root"],
-        exclude=values["exclude"],
-        group_from=values["group_from"],
-        resplit=values["resplit"],
-        audit=request.audit,
+    chosen_model = _check_request(request, data, values)
+
+    # 2. The data and their split.
+    dataset = yield from load_dataset(
+        _make_dataset_request(request, data, values), threads=max(1, count_cpus() // count_local_processes())
     )
-    dataset = yield from load_dataset(dataset_request, threads=max(1, count_cpus() // count_local_processes()))
     check_outside_data(request.output or RUNS, dataset.index)
-    check_trainable(dataset.index)
-    index = split_index(
-        dataset.index,
-        val_fraction=values["val_fraction"],
-        test_fraction=values["test_fraction"],
-        seed=values["seed"],
-        duplicate_sets=dataset.duplicate_sets,
-        folds=Folds(number=values["folds"], fold=values["fold"]) if values["folds"] else None,
-    )
-    folds = index if values["folds"] and not values["fold"] else None
-    parts = [choose_fold(folds, fold) for fold in range(1, values["folds"] + 1)] if folds else [index]
-    for index in parts:
-        check_trainable(index)
-    index = parts[0]
-    machine = detect_machine(use_gpu=use_gpu)
-    fingerprint = compute_fingerprint(dataset.index)
+    index, folds = _split(dataset, values)
+
+    # 3. The model: the user's, or the recommended one.
+    machine, fingerprint = detect_machine(use_gpu=use_gpu), compute_fingerprint(dataset.index)
     counts = DataCounts.from_index(index, fingerprint)
-    if found is None:
+    if chosen_model is None:
         best = recommend(
             len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
         ).best
-        found = best.model, best.tag
-    architecture, tag = found
+        chosen_model = best.model, best.tag
+    architecture, tag = chosen_model
     check_head(architecture, request.choices)
-    augment = request.augment or choose_augmentation(None, request.recipe, fingerprint)
-    keep = augment is not None and request.augment is None  # a guess never replaces what a plan file holds
-    make = partial(
-        make_plan,
-        architecture,
-        tag,
-        weights="auto" if request.weights == BUILTIN else request.weights,  # the model's tag says it
-        images=len(index),
-        train_images=counts.train,
-        machine=machine,
-        recipe=request.recipe,
-        augment=augment,
-        keep_planned=keep,
-        median_side=fingerprint.median_side,
-    )
-    plan = make(given=request.choices)
+
+    # 4. The plan.
+    plan, plan_notices = _make_plan(request, architecture, tag, machine, counts, fingerprint)
     return Preparation(
         dataset=dataset,
         index=index,
@@ -207,63 +178,111 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
         plan=plan,
         images=digest_images(index),
         fingerprint=fingerprint,
-        plan_notes=_explain_plan(request, architecture, plan, make(given=_without_lr(request.choices)), fingerprint),
-        weak_validation=explain_small_validation(index),
+        plan_notices=plan_notices,
+        small_validation=explain_small_validation(index),
     )
 
 
-def _explain_plan(
-    request: TrainRequest, architecture: Architecture, plan: Plan, usual: Plan, fingerprint: Fingerprint
-) -> tuple[str, ...]:
-    """Say what the user should know of a plan; `usual` is the same one with the recipe's own learning rate."""
-    notes = []
-    guessed = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
-    if guessed and any(choice.source == f"augmentation {guessed}" for choice in plan.choices.values()):
-        notes.append(explain_domain(fingerprint, "--augment light, natural or none overrules it"))
-    lr = plan.choices["lr"]
-    if lr.source in ("flag", "plan"):
-        note = explain_lr(architecture, lr.value, plan.settings.batch_size, usual.settings.lr)
-        notes += [note] if note else []
-    return tuple(notes)
-
-
-def _without_lr(settings: Mapping[str, Choice]) -> dict[str, Choice]:
-    return {name: choice for name, choice in settings.items() if name != "lr"}
-
-
-def _check(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> tuple[Architecture, Tag | None] | None:
-    """Checks all that needs no look at the data; returns the model that was asked for."""
+def _check_request(
+    request: TrainRequest, data: Path, values: Mapping[str, Any]
+) -> tuple[Architecture, Tag | None] | None:
+    """Check all that needs no data, and return the model of the request; None if it names none."""
     check_settings(values)
     check_combinations(values)
     check_word("recipe", request.recipe, RECIPES)
     check_word("augmentation", request.augment, tuple(load_augmentations()))
-    found = _find_builtin(request.model) if request.weights == BUILTIN else None
-    if request.model is not None and found is None:
-        found = find_model(request.model)
-    check_head(found and found[0], request.choices)
+    model = _find_builtin(request.model) if request.weights == BUILTIN else None
+    if request.model is not None and model is None:
+        model = find_model(request.model)
+    check_head(model and model[0], request.choices)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
         check_unlocked(request.output)
         folder.check_free(overwrite=request.overwrite)
     if not is_unicode(request.weights):
-        raise UsageError(
-            f"--weights {request.weights!r} is not Unicode text, so no plan can hold it", "Rename the file"
-        )
-    return found
+        raise UsageError(f"--weights {request.weights!r} is not Unicode, so no plan can store it", "Rename the file")
+    return model
+
+
+def _make_dataset_request(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> DatasetRequest:
+    names = ("image_root", "exclude", "group_from", "resplit")
+    return DatasetRequest(data=data, audit=request.audit, **{name: values[name] for name in names})
+
+
+def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | None]:
+    """Split the data, and check that each training and validation split can be trained on.
+
+    Returns:
+        The index with its split; and in a cross-validation, where the former is the first fold, the index with the
+        validation folds, else None.
+    """
+    check_trainable(dataset.index)
+    number, fold = values["folds"], values["fold"]
+    index = split_index(
+        dataset.index,
+        val_fraction=values["val_fraction"],
+        test_fraction=values["test_fraction"],
+        seed=values["seed"],
+        duplicate_sets=dataset.duplicate_sets,
+        folds=Folds(number=number, fold=fold) if number else None,
+    )
+    if not number or fold:
+        check_trainable(index)
+        return index, None
+    parts = [choose_fold(index, part) for part in range(1, number + 1)]
+    for part in parts:
+        check_trainable(part)
+    return parts[0], index
+
+
+def _make_plan(
+    request: TrainRequest, architecture: Architecture, tag: Tag | None, machine: Machine, counts: DataCounts,
+    fingerprint: Fingerprint,
+) -> tuple[Plan, tuple[Notice, ...]]:  # fmt: skip
+    """Return the plan, with notices about guessed augmentation and an unusual learning rate."""
+    guess = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
+    make = partial(
+        make_plan,
+        architecture,
+        tag,
+        weights="auto" if request.weights == BUILTIN else request.weights,  # the tag stands for built-in weights
+        images=counts.images,
+        train_images=counts.train,
+        machine=machine,
+        recipe=request.recipe,
+        augment=request.augment or guess,
+        keep_planned=guess is not None,  # a guess never replaces a plan file's settings
+        median_side=fingerprint.median_side,
+    )
+    plan = make(given=request.choices)
+    notices = []
+    if guess and any(choice.source == f"augmentation {guess}" for choice in plan.choices.values()):
+        notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrules it")))
+    lr = plan.choices["lr"]
+    if lr.source in ("flag", "plan"):
+        default = make(given={name: choice for name, choice in request.choices.items() if name != "lr"})
+        if text := explain_lr(architecture, lr.value, plan.settings.batch_size, default.settings.lr):
+            notices.append(Notice(text=text))
+    return plan, tuple(notices)
 
 
 def _find_builtin(model: str | None) -> tuple[Architecture, Tag | None]:
-    """The model of the weights in the package; `--weights builtin` is another way to name it."""
-    own = load_builtin().architecture
-    if model not in (None, own, f"{own}.{BUILTIN}"):
+    """Return the model of the built-in weights, which `--weights builtin` names.
+
+    Raises:
+        UsageError: `model` is another one.
+    """
+    builtin = load_builtin().architecture
+    if model not in (None, builtin, f"{builtin}.{BUILTIN}"):
         raise UsageError(
-            f"the weights in the package are for {own}, not for {model}", f"Leave out --model, or give --model {own}"
+            f"the built-in weights are for {builtin}, not for {model}", f"Leave out --model, or use --model {builtin}"
         )
-    return find_model(f"{own}.{BUILTIN}")
+    return find_model(f"{builtin}.{BUILTIN}")
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:
+    """Check that each tracker is known and installed."""
     for name in names:
         check_word("tracker", name, TRACKERS)
         if find_spec(name) is None:
@@ -271,49 +290,30 @@ def _check_trackers(names: tuple[str, ...]) -> None:
 
 
 def check_unfinished(run: RunFolder) -> None:
-    """Check that a run has not come to its end.
+    """Check that a run has not finished.
 
     Raises:
         UsageError: it has.
     """
-    if run.is_finished:
-        onnx = (
-            ""
-            if isinstance(run, FoldsFolder) or run.exported("onnx").exists()
-            else (f"; `convnext export {quote(run.path)}` writes model.onnx, which is not there")
-        )
-        raise UsageError(
-            f"{run.path} has finished: there is nothing to continue",
-            f"`convnext eval {quote(run.path)}` says how good it is; --config {quote(run.plan)} repeats it with other "
-            f"settings{onnx}",
-        )
+    if not run.is_finished:
+        return
+    remedy = (
+        f"`convnext eval {quote(run.path)}` evaluates it; --config {quote(run.plan)} trains again with other settings"
+    )
+    if not isinstance(run, FoldsFolder) and not run.exported("onnx").exists():
+        remedy += f"; `convnext export {quote(run.path)}` writes the missing model.onnx"
+    raise UsageError(f"{run.path} has finished: there is nothing to resume", remedy)
 
 
 def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Preparation:
+    """Return the preparation of a run to resume, read from its folder."""
     run = open_folder(path)
-    own = {name: getattr(request, name) for name in ("data", "offline", "cache", "autotune", "track")}
-    if request != TrainRequest(resume=path, **own):
-        raise UsageError(
-            "--resume takes the model, the settings and the split from the run",
-            "Leave out all else but --devices, --no-cache, --no-autotune, --track, --json and the data folder, if it "
-            "has moved",
-        )
-    if not run.is_begun:
-        raise RunError(f"{path} is no run that has begun", "Give a folder that `convnext finetune` made, or begin anew")
-    check_unlocked(path)
-    if run.is_finished:
-        run.drop_temporary()
-    check_unfinished(run)
-    model, weights, _ = read_plan(run.plan)
-    if model is None:
-        raise RunError(f"{run.plan} names no model", "Begin anew with another --output")
-    choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
-    choices |= read_choices(run.plan)
-    if missing := [name for name in describe_settings() if name not in choices]:
-        raise RunError(f"{run.plan} lacks {', '.join(missing)}", "Begin anew with another --output")
+    _check_resume_request(request, path, run)
+    model, weights, choices = _read_complete_plan(run)
     index = run.read_split()
-    values = {name: choice.value for name, choice in choices.items()}
-    origin, changes = _compare_origin(run, index, model, weights or "auto", values)
+    origin, changes = _compare_origin(
+        run, index, model, weights, {name: choice.value for name, choice in choices.items()}
+    )
     architecture, tag = find_model(model)
     if request.data is not None:
         index = replace(index, root=request.data)
@@ -327,26 +327,59 @@ def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Pre
         architecture=architecture,
         tag=tag,
         machine=detect_machine(use_gpu=use_gpu),
-        plan=Plan(
-            model=model,
-            weights=weights or "auto",
-            choices={name: choices[name] for name in describe_settings()},
-        ),
+        plan=Plan(model=model, weights=weights, choices={name: choices[name] for name in describe_settings()}),
         images=digest_images(index),
         fingerprint=None,
-        plan_notes=(),
-        weak_validation=explain_small_validation(index),
+        plan_notices=(),
+        small_validation=explain_small_validation(index),
         origin=origin,
         changes=changes,
     )
 
 
+def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> None:
+    """Check that a request has nothing that the run decides, and that the run can be resumed."""
+    if request != TrainRequest(resume=path, **resume_options(request)):
+        raise UsageError(
+            "--resume reads the model, the settings and the split from the run",
+            "Leave out all options but --devices, --no-cache, --no-autotune, --track and --json. Name the data folder only "
+            "if it has moved",
+        )
+    if not run.is_begun:
+        raise RunError(f"{path} is not a run that has begun", RUN_REMEDY)
+    check_unlocked(path)
+    if run.is_finished:
+        run.drop_temporary()
+    check_unfinished(run)
+
+
+def resume_options(request: TrainRequest) -> dict[str, Any]:
+    """Return the options of a request that may be given with `--resume`."""
+    return {name: getattr(request, name) for name in ("data", "offline", "cache", "autotune", "track")}
+
+
+def _read_complete_plan(run: RunFolder) -> tuple[str, str, dict[str, Choice]]:
+    """Return model, weights and all choices of a run's plan.
+
+    Raises:
+        RunError: something is missing.
+    """
+    model, weights, _ = read_plan(run.plan)
+    if model is None:
+        raise RunError(f"{run.plan} names no model", RESTART_REMEDY)
+    choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
+    choices |= read_choices(run.plan)
+    if missing := [name for name in describe_settings() if name not in choices]:
+        raise RunError(f"{run.plan} lacks {', '.join(missing)}", RESTART_REMEDY)
+    return model, weights or "auto", choices
+
+
 def _compare_origin(
     run: RunFolder, index: Index, model: str, weights: str, settings: dict[str, Any]
-) -> tuple[Origin | None, tuple[str, ...]]:
-    """Compare plan and split with what the run began with, and return that, and a note for each allowed change.
+) -> tuple[Origin | None, tuple[Notice, ...]]:
+    """Compare plan and split with what the run began with; return that, and a notice for each allowed change.
 
-    Of a cross-validation the first fold is asked; its images' bytes are compared when it is continued.
+    In a cross-validation the first fold's origin is compared. Image files are compared when their fold is resumed.
 
     Raises:
         RunError: they differ.
@@ -355,13 +388,14 @@ def _compare_origin(
     origin = read_origin(first)
     if origin is None:
         if settings["lr"] == AUTO:
-            raise RunError(f"{run.plan} has lr = {AUTO}, which began as a number", "Set it back to that number")
-        return None, ("begun by a version that kept no digests: of plan, split and images only sizes are compared",)
+            raise RunError(f"{run.plan} has lr = {AUTO}; the run began with a number", "Set it back to that number")
+        text = "the run was begun by a version that kept no digests: only sizes of the images are compared"
+        return None, (Notice(text=text),)
     if isinstance(run, FoldsFolder):
         origin = replace(origin, settings=origin.settings | {"fold": 0})
-        notes = check_plan(run, origin, model, weights, settings)
+        notices = check_plan(run, origin, model, weights, settings)
         check_split(first, origin, choose_fold(index, 1), folder=run.path)
-        return None, tuple(notes)
-    notes = check_plan(run, origin, model, weights, settings)
+        return None, tuple(notices)
+    notices = check_plan(run, origin, model, weights, settings)
     check_split(run, origin, index)
-    return origin, tuple(notes)
+    return origin, tuple(notices)

@@ -75,9 +75,9 @@ class TrainingState:
 def log_metrics(val: Metrics | None) -> dict[str, float | None]:
     """Return the validation metrics that a log entry has."""
     return {
-        "val_log_loss": val and val.log_loss,
-        "val_top1": val and val.top1,
-        "val_balanced_accuracy": val and val.balanced_accuracy,
+        "val_log_loss": val.log_loss if val else None,
+        "val_top1": val.top1 if val else None,
+        "val_balanced_accuracy": val.balanced_accuracy if val else None,
     }
 
 

@@ -116,7 +116,7 @@ def choose_compute_config(
         return AutotuneResult(compute_config=ComputeConfig(blocks=FAST, compiled=bool(compile)))
     [missing] = broadcast_object_list([explain_missing_kernels()])
     default = FAST if missing else NATIVE
-    notices = (Notice(text=missing),) if missing else ()
+    notices: tuple[Notice, ...] = (Notice(text=missing),) if missing else ()
     measured = None
     if measure:
         measured, more = _measure_all(network, workload, default, accelerator, tries_compiling=compile is None)
