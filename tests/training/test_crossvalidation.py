@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,20 +20,19 @@ from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.recipes.settings import Choice
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
 from convnext_cli.training.events import CrossValidationResult, FoldDone, Started, StepDone
-from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import SMALL, run_all
+from tests.training.conftest import make_request, train
 from tools.kill_test import copy_images
 
 FOLDS = 2
-SETTINGS: dict[str, Any] = {name: value for name, value in SMALL.items() if name not in ("model", "weights")}
-SETTINGS |= {"folds": FOLDS, "val_fraction": 0.0, "test_fraction": 0.2, "save_every": 3}
+SETTINGS: dict[str, Any] = SMALL | {"folds": FOLDS, "val_fraction": 0.0, "test_fraction": 0.2, "save_every": 3}
+folds_request = partial(make_request, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,8 @@ def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FoldsFolder:
     """The cross-validation that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole") / "runs" / "cv"
-    cross_validate(data, output=folder, weights="builtin", **SETTINGS)
+    cross_validate(data, output=folder, **SETTINGS)
     return FoldsFolder(folder)
-
-
-def new(data: Path, output: Path | str, **changes: Any) -> TrainRequest:
-    settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
-    return TrainRequest(data=data, output=Path(output), weights="builtin", choices=settings)
 
 
 def weights_of(folder: FoldsFolder) -> list[bytes]:
@@ -70,7 +65,7 @@ def test_the_folds_part_the_data_and_share_the_test(whole: FoldsFolder) -> None:
 
 
 def test_a_fold_is_what_it_is_alone(data: Path, whole: FoldsFolder) -> None:
-    list(finetune_steps(new(data, "alone", fold=2)))
+    train(folds_request(data, "alone", fold=2))
     assert Path("alone/model.safetensors").read_bytes() == weights_of(whole)[1]
     assert read_plan(Path("alone/plan.toml")) == read_plan(whole.run(2).plan)
     assert weights_of(whole)[0] != weights_of(whole)[1]
@@ -88,7 +83,7 @@ def test_the_spread_is_that_of_the_folds(whole: FoldsFolder) -> None:
 
 @pytest.mark.parametrize("steps", [2, 6])  # in the first fold, in the second
 def test_what_is_killed_goes_on_to_the_same_bytes(data: Path, whole: FoldsFolder, steps: int) -> None:
-    events = cross_validate_steps(new(data, "cv"))
+    events = cross_validate_steps(folds_request(data, "cv"))
     for event in events:
         steps -= isinstance(event, StepDone)
         if not steps:
@@ -111,14 +106,14 @@ def test_what_is_killed_goes_on_to_the_same_bytes(data: Path, whole: FoldsFolder
 
 def test_a_signal_names_the_whole(data: Path) -> None:
     def interrupt() -> None:
-        for event in cross_validate_steps(new(data, "cv")):
+        for event in cross_validate_steps(folds_request(data, "cv")):
             if isinstance(event, StepDone):
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(StoppedError, match="--resume cv`"):
         interrupt()
     with pytest.raises(UsageError, match=r"not finished\. Continue it with `convnext finetune --resume cv`"):
-        list(cross_validate_steps(new(data, "cv")))
+        list(cross_validate_steps(folds_request(data, "cv")))
 
 
 def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole: FoldsFolder) -> None:
@@ -132,8 +127,8 @@ def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole
     with pytest.raises(DataError, match="are not those that cv began with"):
         list(train_steps(TrainRequest(resume=Path("cv"), data=own)))
     with pytest.raises(UsageError, match="exists already"):
-        list(cross_validate_steps(new(data, "cv")))
-    events = cross_validate_steps(replace(new(data, "cv", epochs=2), overwrite=True))
+        list(cross_validate_steps(folds_request(data, "cv")))
+    events = cross_validate_steps(folds_request(data, "cv", epochs=2, overwrite=True))
     for event in events:
         if isinstance(event, Started):
             break
@@ -143,7 +138,7 @@ def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole
 
 
 def test_the_time_is_shared_by_the_folds(data: Path) -> None:
-    request = new(data, "cv", epochs=400, folds=3)
+    request = folds_request(data, "cv", epochs=400, folds=3)
     plans = []
     events = cross_validate_steps(replace(request, max_time=4.0))
     for event in events:
@@ -224,7 +219,7 @@ def test_where_one_model_is_meant_a_member_is_named(
     with pytest.raises(UsageError, match=r"a model for each fold.*fold-1"):
         export(whole.path)
     with pytest.raises(UsageError, match="cross_validate"):
-        list(finetune_steps(new(data, "run")))
+        train(folds_request(data, "run"))
     monkeypatch.chdir(whole.path.parents[1])
     assert find_newest_run() == RunFolder(Path("runs/cv"))
     assert TorchClassifier(whole.run(1).path).classes == ("0", "1", "2")

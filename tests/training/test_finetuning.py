@@ -21,13 +21,12 @@ from convnext_cli.errors import ConvnextError, DataError, UsageError, WeightsErr
 from convnext_cli.images.cache import list_cached_sets
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.progress import Progress
-from convnext_cli.recipes.settings import Choice
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentations
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
-from convnext_cli.training.request import TrainRequest
-from tests.conftest import SMALL, run_all, save_image
+from tests.conftest import save_image
+from tests.training.conftest import small_request, train
 
 FILES = {
     "audit.json", "calibration.json", "calibration.safetensors", "config.json", "data.json", "environment.json", "last",
@@ -35,28 +34,9 @@ FILES = {
 }  # fmt: skip
 
 
-def request_for(data: Path, output: Path, **changes: Any) -> TrainRequest:
-    options: dict[str, Any] = SMALL | changes
-    return TrainRequest(
-        data=data,
-        audit=options.pop("audit", True),
-        output=output,
-        model=str(options.pop("model")),
-        weights=str(options.pop("weights")),
-        offline=True,
-        choices={name: Choice(value=value, source="flag") for name, value in options.items()},
-    )
-
-
-def events_of(data: Path, output: Path, **changes: Any) -> list[Any]:
-    """What happens from the start of training on."""
-    events = run_all(finetune_steps(request_for(data, output, **changes)))
-    return [event for event in events if not isinstance(event, Progress)]
-
-
 def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))}
-    events = events_of(digits, tmp_path / "run", epochs=2)
+    events = train(small_request(digits, tmp_path / "run", epochs=2))
 
     # 300 images, by class 20% for validation and 15% for the test: 195 for training, 13 steps of 16 (the last of 3)
     told = [type(event) for event in events if not isinstance(event, Progress)]
@@ -101,7 +81,9 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_model_and_another_one_another(digits: Path, tmp_path: Path) -> None:
     weights = {}
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        events_of(digits, tmp_path / name, epochs=1, seed=seed, drop_path=0.2, mixup=0.8, cutmix=1.0, hflip=0.5)
+        train(
+            small_request(digits, tmp_path / name, epochs=1, seed=seed, drop_path=0.2, mixup=0.8, cutmix=1.0, hflip=0.5)
+        )
         weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
     assert weights["a"] == weights["b"]
     assert weights["a"] != weights["c"]
@@ -112,8 +94,8 @@ def losses(events: list[Any]) -> list[float]:
 
 
 def test_accumulation_gives_the_same_losses(digits: Path, tmp_path: Path) -> None:
-    whole = losses(events_of(digits, tmp_path / "32x1", batch_size=32, micro_batch_size=32))
-    pieces = losses(events_of(digits, tmp_path / "8x4", batch_size=32, micro_batch_size=8))
+    whole = losses(train(small_request(digits, tmp_path / "32x1", batch_size=32, micro_batch_size=32)))
+    pieces = losses(train(small_request(digits, tmp_path / "8x4", batch_size=32, micro_batch_size=8)))
     assert pieces == pytest.approx(whole, rel=1e-5)
 
 
@@ -149,10 +131,9 @@ def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
     for name in "ab":
         for i in range(4):
             save_image(tmp_path / f"data/{name}/{i}.png", seed=10 * (name == "b") + i)
-    events = events_of(tmp_path / "data", tmp_path / "run", batch_size=64, epochs=1)
+    events = train(small_request(tmp_path / "data", tmp_path / "run", batch_size=64, epochs=1))
     assert [event.images for event in events if isinstance(event, StepDone)] == [4]
-    notes = events[0].notes
-    assert any("too few to choose the best epoch" in note for note in notes)
+    assert any("too few to choose the best epoch" in notice.text for notice in events[0].notices)
 
 
 def test_a_weak_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Path) -> None:
@@ -162,14 +143,14 @@ def test_a_weak_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Pa
         paths = sorted((digits / digit).glob("*.png"))
         for i in numbers:
             (data / split / digit / paths[i].name).symlink_to(paths[i])
-    events = events_of(data, tmp_path / "run", epochs=3)
+    events = train(small_request(data, tmp_path / "run", epochs=3))
     assert events[-1].epoch == 3
     assert "last epoch, because the validation split has only 4 images" in events[-1].selected_by
     assert events[-1].val.absent == ("1",)
 
 
 def test_pretrained_weights_from_a_run(digits: Path, run: RunFolder, tmp_path: Path) -> None:
-    started = events_of(digits, tmp_path / "more", weights=run.path, epochs=1)[1]
+    started = train(small_request(digits, tmp_path / "more", weights=run.path, epochs=1))[1]
     assert started.new_params == 0  # the same classes: the head is kept too
     assert started.license == "imagenet-noncommercial", "it follows the weights"
 
@@ -180,19 +161,19 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
             save_image(tmp_path / f"data/{name}/{i}.png", seed=i)
     (tmp_path / "data/a/7.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     fractions = {"val_fraction": 0.0, "test_fraction": 0.0, "epochs": 1}
-    planned = events_of(tmp_path / "data", tmp_path / "run", **fractions)[0]
+    planned = train(small_request(tmp_path / "data", tmp_path / "run", **fractions))[0]
     assert len(planned.index) == 39
-    assert any("1 file cannot be read as images" in note and "Left out" in note for note in planned.notes)
+    assert any("1 file cannot be read as images" in notice.text for notice in planned.notices)
     audit = json.loads((tmp_path / "run/audit.json").read_text())
     [unreadable] = [finding for finding in audit["findings"] if finding["kind"] == "unreadable"]
     assert "a/7.png cannot be read as an image" in unreadable["examples"][0]
     with pytest.raises(DataError, match=r"a/7\.png cannot be read as an image"):
-        events_of(tmp_path / "data", tmp_path / "unchecked", audit=False, **fractions)
+        train(small_request(tmp_path / "data", tmp_path / "unchecked", audit=False, **fractions))
 
 
 def test_divergence_is_said(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvnextError, match="training diverged") as caught:
-        events_of(digits, tmp_path / "run", lr=9e5, warmup_epochs=0.0, epochs=3)
+        train(small_request(digits, tmp_path / "run", lr=9e5, warmup_epochs=0.0, epochs=3))
     assert caught.value.exit_code == 1
 
 
@@ -219,10 +200,10 @@ def test_an_existing_run_is_never_overwritten_unasked(digits: Path, run: RunFold
 
 
 def test_the_chest_x_rays_split_is_said_to_be_too_small(shared_data: Path, tmp_path: Path) -> None:
-    events = finetune_steps(request_for(shared_data / "cxr3", tmp_path / "run"))
+    events = finetune_steps(small_request(shared_data / "cxr3", tmp_path / "run"))
     planned = next(event for event in events if not isinstance(event, Progress))
     assert isinstance(planned, Planned)
-    assert any("16 images (0 of VIRUS)" in note for note in planned.notes)
+    assert any("16 images (0 of VIRUS)" in notice.text for notice in planned.notices)
     next(event for event in events if isinstance(event, Started))  # the split is written by then
     index = RunFolder(tmp_path / "run").read_split()
     scanned = scan_folder(shared_data / "cxr3")
@@ -245,7 +226,7 @@ def test_the_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path:
     config["pretrained_cfg"]["license"] = "cc-by-nc-4.0"
     (source / "config.json").write_text(json.dumps(config))
     for weights in (source, source / "model.safetensors"):
-        started = events_of(digits, tmp_path / f"run-{weights.suffix}", weights=weights, epochs=1)[1]
+        started = train(small_request(digits, tmp_path / f"run-{weights.suffix}", weights=weights, epochs=1))[1]
         assert started.license == "cc-by-nc-4.0"
     again = json.loads((tmp_path / "run-" / "config.json").read_text())
     assert again["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
@@ -253,7 +234,7 @@ def test_the_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path:
 
 def test_a_validation_loss_that_is_no_number_stops_the_run(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvnextError, match="training diverged in epoch 1: the validation loss"):
-        events_of(digits, tmp_path / "run", lr=9e5, batch_size=100_000, warmup_epochs=0.0)
+        train(small_request(digits, tmp_path / "run", lr=9e5, batch_size=100_000, warmup_epochs=0.0))
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -286,13 +267,13 @@ def test_ctrl_c_exits_130_and_says_so(digits: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
-    assert "Go on with `convnext finetune --resume run`" in rest.splitlines()[-1]
+    assert "Continue with `convnext finetune --resume run`" in rest.splitlines()[-1]
     assert evaluate("run").metrics.images == 45, "the epochs before are there"
 
 
 def test_two_runs_in_one_process_may_differ_in_precision(digits: Path, tmp_path: Path) -> None:
     for amp in ("no", "bf16"):
-        started = events_of(digits, tmp_path / amp, amp=amp, epochs=1)[1]
+        started = train(small_request(digits, tmp_path / amp, amp=amp, epochs=1))[1]
         assert started.precision == ("bf16" if amp == "bf16" else "float32")
 
 
@@ -311,8 +292,8 @@ def test_the_cache_changes_no_bit_and_a_second_run_decodes_nothing(
     made = {}
     for name, cache in (("without", False), ("cold", True), ("warm", True)):
         decoded.clear()
-        request = replace(request_for(digits, tmp_path / name, audit=False, min_crop_area=0.5), cache=cache)
-        list(finetune_steps(request))
+        request = replace(small_request(digits, tmp_path / name, audit=False, min_crop_area=0.5), cache=cache)
+        train(request)
         made[name] = len(decoded)
     # 195 to train on and 60 to validate on; then both once more, as evaluation sees them, for the calibration
     assert made == {
@@ -328,9 +309,9 @@ def test_without_augmentation_training_and_evaluation_share_their_pictures(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
-    request = request_for(digits, tmp_path / "run", audit=False)
+    request = small_request(digits, tmp_path / "run", audit=False)
     settings = {name: choice for name, choice in request.choices.items() if name != "min_crop_area"}
-    list(finetune_steps(replace(request, augment="none", choices=settings)))
+    train(replace(request, augment="none", choices=settings))
     [kept] = list_cached_sets()
     assert kept.purpose.startswith("evaluation at 32 px")
     assert kept.images == 195 + 60
@@ -338,9 +319,9 @@ def test_without_augmentation_training_and_evaluation_share_their_pictures(
 
 @pytest.mark.parametrize("augment", ["none", "medical", "natural", "strong"])
 def test_presets_train_other_models(digits: Path, run: RunFolder, tmp_path: Path, augment: str) -> None:
-    request = request_for(digits, tmp_path / "run", audit=False)
+    request = small_request(digits, tmp_path / "run", audit=False)
     free = {name: choice for name, choice in request.choices.items() if name != "min_crop_area"}
-    list(finetune_steps(replace(request, augment=augment, choices=free)))
+    train(replace(request, augment=augment, choices=free))
     assert (tmp_path / "run/model.safetensors").read_bytes() != (run.path / "model.safetensors").read_bytes()
     own = tomllib.loads((tmp_path / "run/plan.toml").read_text())["settings"]
     assert {name: own[name] for name in AUGMENTATION_SETTINGS} == {

@@ -17,7 +17,6 @@ import pytest
 from convnext_cli.cli.options import parse_duration
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.progress import Progress
-from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute.launcher import launch
@@ -25,15 +24,9 @@ from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Sta
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.preparation import continue_if_restarted
 from convnext_cli.training.request import TrainRequest
-from tests.conftest import run_all
-from tests.training.test_survival import STEPS, go_on, new, stop_after
+from tests.training.conftest import STEPS, make_request, resume, small_request, stop_after, tiny_request, train
 from tools.kill_test import SETTINGS as KILLED
-from tools.kill_test import compare, copy_images, read_final_files
-
-
-@pytest.fixture(scope="module")
-def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
+from tools.kill_test import compare, read_final_files
 
 
 def epochs(events: list[Any]) -> list[EpochDone]:
@@ -58,54 +51,52 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True, capture_output=True)
 
 
-def test_a_full_disk_and_one_that_is_read_only(data: Path, small_disk: Path) -> None:
-    list(finetune_steps(new(data, "whole")))
+def test_a_full_disk_and_one_that_is_read_only(few_digits: Path, small_disk: Path) -> None:
+    train(tiny_request(few_digits, "whole"))
     with pytest.raises(
         ConvnextError, match=r"cannot write .*(No space left|os error 28).*Check the disk's space"
     ) as caught:
-        list(finetune_steps(new(data, small_disk / "run")))
+        train(tiny_request(few_digits, small_disk / "run"))
     assert caught.value.exit_code == 1
     run = RunFolder(small_disk / "run")
     assert not list(run.path.rglob(".*")), "no half file is left"
     assert all(read_checkpoint(path) for path in run.list_checkpoints())
     remount(small_disk, "ro")
     with pytest.raises((ConvnextError, OSError), match="Read-only file system"):
-        go_on(run.path)
+        resume(run.path)
     remount(small_disk, "rw,size=20m")
-    go_on(run.path)
+    resume(run.path)
     assert read_final_files(run) == read_final_files(RunFolder(Path("whole")))
 
 
-def test_a_folder_that_goes_away_is_said(data: Path) -> None:
+def test_a_folder_that_goes_away_is_said(few_digits: Path) -> None:
     with pytest.raises(ConvnextError, match="cannot write run/last/step-00000004"):
-        stop_after(new(data, "run"), 2, lambda: shutil.rmtree("run"))
+        stop_after(tiny_request(few_digits, "run"), 2, lambda: shutil.rmtree("run"))
 
 
 def test_patience_ends_a_run_that_gets_no_better_and_so_does_its_continuation(digits: Path) -> None:
-    from tests.training.test_finetuning import request_for
-
     # 60 images to validate with choose the epoch; a rate of next to nothing lets none be better than the one before
     changes = {"epochs": 9, "patience": 2, "lr": 1e-12, "min_lr": 0.0}
-    events = run_all(finetune_steps(request_for(digits, Path("run"), **changes)))
+    events = train(small_request(digits, Path("run"), **changes))
     log = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     best = max(line["epoch"] for line in log if line["best"])
     assert len(log) == best + 2 < 9
     assert isinstance(events[-1], FinetuneResult)
     assert events[-1].epoch == best
     Path("run/metrics.json").unlink()
-    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, FinetuneResult], (
+    assert [type(event) for event in resume("run")] == [Planned, Started, Trained, FinetuneResult], (
         "it had come to its end"
     )
 
 
-def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(data: Path) -> None:
-    request = new(data, "run", epochs=100_000, warmup_epochs=3.0)
+def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(few_digits: Path) -> None:
+    request = tiny_request(few_digits, "run", epochs=100_000, warmup_epochs=3.0)
     events: Generator[Any, None, Any] = finetune_steps(replace(request, max_time=2.0))
     started = next(event for event in events if isinstance(event, Started))
     chosen = started.plan.choices["epochs"]
     assert 1 <= chosen.value < 100_000
     assert chosen.source == "max-time"
-    assert "2 s to train in" in chosen.reason
+    assert "time budget 2 s" in chosen.reason
     assert next(events).lr > 0
     events.close()
     assert tomllib.loads(Path("run/plan.toml").read_text())["settings"]["epochs"] == chosen.value
@@ -113,11 +104,11 @@ def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(data: Path
     assert progress["step"] == 0, "the measured steps are taken back"
 
 
-def test_measuring_changes_nothing_but_the_epochs(data: Path) -> None:
-    request = new(data, "measured", epochs=2)
+def test_measuring_changes_nothing_but_the_epochs(few_digits: Path) -> None:
+    request = tiny_request(few_digits, "measured", epochs=2)
     roomy = replace(request, max_time=3600.0)
-    list(finetune_steps(roomy))
-    list(finetune_steps(new(data, "plain", epochs=2)))
+    train(roomy)
+    train(tiny_request(few_digits, "plain", epochs=2))
     assert read_final_files(RunFolder(Path("measured"))) == read_final_files(RunFolder(Path("plain")))
 
 
@@ -128,14 +119,14 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-def test_gradient_checkpointing_changes_the_memory_and_not_the_training(data: Path) -> None:
-    plain = epochs(list(finetune_steps(new(data, "plain", epochs=2))))
-    saving = epochs(list(finetune_steps(new(data, "saving", epochs=2, grad_checkpointing=True))))
+def test_gradient_checkpointing_changes_the_memory_and_not_the_training(few_digits: Path) -> None:
+    plain = epochs(train(tiny_request(few_digits, "plain", epochs=2)))
+    saving = epochs(train(tiny_request(few_digits, "saving", epochs=2, grad_checkpointing=True)))
     for one, other in zip(plain, saving, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
 
 
-def test_a_clipped_gradient_is_no_longer_than_asked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clipped_gradient_is_no_longer_than_asked(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     lengths = []
@@ -147,38 +138,29 @@ def test_a_clipped_gradient_is_no_longer_than_asked(data: Path, monkeypatch: pyt
         return true(optimizer, *rest)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", measured)
-    list(finetune_steps(new(data, "free", epochs=1)))
+    train(tiny_request(few_digits, "free", epochs=1))
     assert max(lengths) > 0.2
     lengths.clear()
-    list(finetune_steps(new(data, "clipped", epochs=1, clip_grad=0.1, deterministic=True)))
+    train(tiny_request(few_digits, "clipped", epochs=1, clip_grad=0.1, deterministic=True))
     assert len(lengths) == STEPS
     assert max(lengths) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(data: Path) -> None:
-    request = TrainRequest(data=data, model="test_convnext", weights="none", choices={}, track=("tensorbord",))
+def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(few_digits: Path) -> None:
+    request = TrainRequest(data=few_digits, model="test_convnext", weights="none", choices={}, track=("tensorbord",))
     with pytest.raises(UsageError, match=r"unknown tracker 'tensorbord'.*Did you mean tensorboard"):
         next(finetune_steps(request))
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = new(data, "run", epochs=2)
-    request = TrainRequest(
-        data=data,
-        output=first.output,
-        model=first.model,
-        weights="none",
-        choices=first.choices,
-        track=("tensorboard",),
-    )
-    list(finetune_steps(request))
+    train(tiny_request(few_digits, "run", epochs=2, track=("tensorboard",)))
     [folder] = {path.parent for path in Path("run").rglob("events.out.tfevents*") if path.parent.name == "convnext"}
     seen = EventAccumulator(str(folder)).Reload()
     losses = [scalar.value for scalar in seen.Scalars("train_loss")]
     assert losses == pytest.approx([line["train_loss"] for line in read_final_files(RunFolder(Path("run")))[1]])
 
 
-def test_a_tracker_that_refuses_loses_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_refuses_loses_nothing(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As MLflow does where its database's driver is missing, and W&B without a key."""
     pytest.importorskip("tensorboard")
 
@@ -186,15 +168,15 @@ def test_a_tracker_that_refuses_loses_nothing(data: Path, monkeypatch: pytest.Mo
         raise RuntimeError("no connection\nand much more")
 
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", refuse)
-    with pytest.raises(UsageError, match=r"cannot send figures to .*: no connection") as caught:
-        list(finetune_steps(replace(new(data, "run"), track=("tensorboard",))))
+    with pytest.raises(UsageError, match=r"cannot send metrics to .*: no connection") as caught:
+        train(tiny_request(few_digits, "run", track=("tensorboard",)))
     assert "--resume run" in caught.value.remedy
-    assert isinstance(go_on("run")[-1], FinetuneResult)
+    assert isinstance(resume("run")[-1], FinetuneResult)
 
 
-def test_what_torchrun_starts_again_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_after(new(data, "run"), 5)
-    request = new(data, "run")
+def test_what_torchrun_starts_again_goes_on(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(tiny_request(few_digits, "run"), 5)
+    request = tiny_request(few_digits, "run")
     assert continue_if_restarted(request) is request
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert continue_if_restarted(request).resume == Path("run")
@@ -215,18 +197,16 @@ main(sys.argv[1:])
 WORDS = "--model test_convnext --weights none --image-size 32 --batch-size 8 --lr 0.002 --val-fraction 0.2"
 
 
-def test_two_processes_agree_on_a_smaller_micro_batch(data: Path) -> None:
+def test_two_processes_agree_on_a_smaller_micro_batch(few_digits: Path) -> None:
     Path("script.py").write_text(SLOW_RANK)
-    words = ["finetune", str(data), *WORDS.split(), "--epochs", "2", "-o"]
+    words = ["finetune", str(few_digits), *WORDS.split(), "--epochs", "2", "-o"]
     two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", *two, *words, "two"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stderr.count("out of memory at step") == 1
     settings = {"batch_size": 8, "lr": 2e-3, "image_size": 32, "val_fraction": 0.2, "epochs": 2}
-    choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
-    one = TrainRequest(data=data, output=Path("one"), model="test_convnext", weights="none", choices=choices)
-    list(finetune_steps(one))
+    train(make_request({"model": "test_convnext", "weights": "none", **settings}, few_digits, "one"))
     alone, together = read_final_files(RunFolder(Path("one")))[1], read_final_files(RunFolder(Path("two")))[1]
     assert [line["micro_batch_size"] for line in together] == [2, 2]
     for line, other in zip(alone, together, strict=True):
@@ -239,8 +219,8 @@ def test_more_devices_than_the_machine_has_are_refused() -> None:
         launch(100_000)
 
 
-def test_devices_stop_together_and_one_process_goes_on(data: Path) -> None:
-    words = ["finetune", str(data), *WORDS.split(), "--epochs", "40", "--devices", "2", "-o", "run"]
+def test_devices_stop_together_and_one_process_goes_on(few_digits: Path) -> None:
+    words = ["finetune", str(few_digits), *WORDS.split(), "--epochs", "40", "--devices", "2", "-o", "run"]
     with subprocess.Popen([sys.executable, "-m", "convnext_cli", *words], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -249,7 +229,7 @@ def test_devices_stop_together_and_one_process_goes_on(data: Path) -> None:
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
     assert process.returncode == 143
-    assert rest.splitlines()[-1].endswith("Go on with `convnext finetune --resume run`.")
+    assert rest.splitlines()[-1].endswith("Continue with `convnext finetune --resume run`.")
     events: Generator[Any, None, Any] = finetune_steps(TrainRequest(resume=Path("run")))
     started = next(event for event in events if not isinstance(event, Progress | Planned))
     step = next(events)
@@ -261,5 +241,5 @@ def test_devices_stop_together_and_one_process_goes_on(data: Path) -> None:
 SHORT = KILLED.replace("--epochs 6", "--epochs 3")
 
 
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(data: Path) -> None:
-    assert compare(data, kills=3, processes=1, seed=1, settings=SHORT).startswith("3 kills")
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(few_digits: Path) -> None:
+    assert compare(few_digits, kills=3, processes=1, seed=1, settings=SHORT).startswith("3 kills")

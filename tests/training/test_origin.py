@@ -17,14 +17,14 @@ from convnext_cli.models.weights import write_tensors
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import describe_settings
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.checkpoint import _digest, read_checkpoint
+from convnext_cli.training.checkpoint import compute_digest, read_checkpoint
 from convnext_cli.training.crossvalidation import cross_validate_steps
 from convnext_cli.training.events import FinetuneResult, Planned, Started, StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.origin import CHANGEABLE
 from convnext_cli.training.preparation import prepare
 from convnext_cli.training.request import TrainRequest
-from tests.training.test_survival import go_on, new, stop_after
+from tests.training.conftest import resume, stop_after, tiny_request
 from tools.kill_test import copy_images, read_final_files
 
 
@@ -42,7 +42,7 @@ def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    stop_after(new(data, folder, test_fraction=0.2), 5)
+    stop_after(tiny_request(data, folder, test_fraction=0.2), 5)
     return folder
 
 
@@ -89,7 +89,7 @@ def test_each_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> N
     after = read_plan(run.plan)[2][name]
     expected = re.escape(f"{name} = {after!r}, the run began with {before!r}")
     with pytest.raises(
-        RunError, match=rf"^run/plan\.toml was changed: {expected}\. Set these values back, or begin anew"
+        RunError, match=rf"^run/plan\.toml was changed: {expected}\. Restore these values, or start a new run"
     ):
         prepare(TrainRequest(resume=run.path))
 
@@ -133,8 +133,8 @@ def test_a_setting_that_was_removed_is_said(run: RunFolder) -> None:
 def test_what_the_machine_decides_may_change_and_is_said(run: RunFolder) -> None:
     for name, value in (("micro_batch_size", "2"), ("grad_checkpointing", "true"), ("save_every", "3")):
         edit_plan(run, name, value)
-    planned, *_, finished = go_on(run.path)
-    notes = [note for note in planned.notes if "when the run began" in note]
+    planned, *_, finished = resume(run.path)
+    notes = [notice.text for notice in planned.notices if "when the run began" in notice.text]
     assert len(notes) == len(CHANGEABLE)
     assert notes[0].startswith("micro_batch_size = 2 in run/plan.toml, 4 when the run began: ")
     assert isinstance(finished, FinetuneResult)
@@ -165,7 +165,7 @@ def test_a_changed_split_is_refused_and_its_rows_named(
     run: RunFolder, change: Callable[[list[dict[str, str]]], object], words: str
 ) -> None:
     edit_split(run, change)
-    with pytest.raises(RunError, match=rf"^run/split\.csv was changed: {words}\. Put the former file back"):
+    with pytest.raises(RunError, match=rf"^run/split\.csv was changed: {words}\. Restore the original file"):
         prepare(TrainRequest(resume=run.path))
 
 
@@ -186,46 +186,48 @@ def test_pictures_blackened_at_equal_size_are_named(data: Path, run: RunFolder) 
         path.write_bytes(content[:-64] + bytes(64))
         assert len(content) == path.stat().st_size
     names = ", ".join(index.paths[index.rows(split)[0]] for split in ("train", "val"))  # a test image trains nothing
-    with pytest.raises(DataError, match=rf"in own are not those that run began with: 2 of 48 differ: {names}\. Bring"):
-        go_on("run", data=own)
+    with pytest.raises(
+        DataError, match=rf"in own are not those that run began with: 2 of 48 differ: {names}\. Restore"
+    ):
+        resume("run", data=own)
     (run.path / "last/origin.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"which ones is unknown, because last/origin.* is missing or damaged"):
-        go_on("run", data=own)
+        resume("run", data=own)
     edit_split(run, swap_labels)
     with pytest.raises(RunError, match="which rows is unknown"):
-        go_on("run", data=own)
+        resume("run", data=own)
 
 
 def test_a_state_without_digests_goes_on_with_a_note_and_has_them_from_then_on(run: RunFolder) -> None:
     for path in run.list_checkpoints():
         tensors, words = read_checkpoint(path)
         old = json.dumps({name: value for name, value in json.loads(words).items() if name != "origin"})
-        write_tensors(tensors, path, {"state": old, "sha256": _digest(tensors, old)})
+        write_tensors(tensors, path, {"state": old, "sha256": compute_digest(tensors, old)})
     (run.path / "last/origin.safetensors").unlink()
     shutil.copytree(run.path, "edited")
     edited = RunFolder(Path("edited"))
-    for name, value, error in (("lr", '"auto"', "lr = auto"), ("in_chans", "1", "is of another model than plan.toml")):
+    for name, value, error in (("lr", '"auto"', "lr = auto"), ("in_chans", "1", "does not fit the model of plan.toml")):
         before = edited.plan.read_text()
         edit_plan(edited, name, value)
         with pytest.raises(RunError, match=error):
-            go_on("edited")
+            resume("edited")
         edited.plan.write_text(before)
     events = finetune_steps(TrainRequest(resume=run.path))
-    notes = next(event for event in events if isinstance(event, Planned)).notes
-    assert sum("kept no digests" in note for note in notes) == 1
+    notices = next(event for event in events if isinstance(event, Planned)).notices
+    assert sum("kept no digests" in notice.text for notice in notices) == 1
     for event in events:
         if isinstance(event, StepDone) and event.is_due:
             break
     events.close()
     edit_plan(run, "seed", "7")
     with pytest.raises(RunError, match="seed = 7, the run began with 0"):
-        go_on("run")
+        resume("run")
 
 
 def test_measured_epochs_and_rate_are_those_that_the_run_began_with(data: Path) -> None:
     from dataclasses import replace
 
-    request = replace(new(data, "run", lr="auto", epochs=100_000, warmup_epochs=3.0), max_time=2.0)
+    request = replace(tiny_request(data, "run", lr="auto", epochs=100_000, warmup_epochs=3.0), max_time=2.0)
     events = finetune_steps(request)
     next(event for event in events if isinstance(event, Started))
     events.close()
@@ -238,7 +240,7 @@ def test_measured_epochs_and_rate_are_those_that_the_run_began_with(data: Path) 
 
 
 def test_a_cross_validation_is_compared_as_a_whole_and_by_fold(data: Path) -> None:
-    events = cross_validate_steps(new(data, "cv", folds=3, val_fraction=0.0))
+    events = cross_validate_steps(tiny_request(data, "cv", folds=3, val_fraction=0.0))
     next(event for event in events if isinstance(event, StepDone))
     events.close()
     assert prepare(TrainRequest(resume=Path("cv"))).changes == ()

@@ -19,8 +19,7 @@ from convnext_cli.training.events import EpochDone, FinetuneResult
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.parts.ema import find_decay
 from convnext_cli.training.phases import soup
-from tests.training.test_finetuning import events_of, request_for
-from tests.training.test_survival import go_on, new, stop_after
+from tests.training.conftest import resume, small_request, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 
 FEW: dict[str, Any] = {"model": "test_convnext", "weights": "none", "audit": False}
@@ -33,15 +32,15 @@ def kept(run: str) -> dict[str, torch.Tensor]:
 
 def test_the_average_is_what_is_kept_and_validated(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    ask = validation._ask_all
+    compute = validation._compute_logits
 
     def watch(context: Any, *others: Any) -> Any:
         seen.append(context.model.head.fc.bias.detach().clone())
-        return ask(context, *others)
+        return compute(context, *others)
 
-    monkeypatch.setattr(validation, "_ask_all", watch)
-    events_of(digits, Path("plain"), **FEW)
-    events_of(digits, Path("averaged"), ema_decay=0.99, **FEW)
+    monkeypatch.setattr(validation, "_compute_logits", watch)
+    train(small_request(digits, Path("plain"), **FEW))
+    train(small_request(digits, Path("averaged"), ema_decay=0.99, **FEW))
     last = RunFolder(Path("averaged")).list_checkpoints()[0]
     tensors, _ = read_checkpoint(last)
     assert torch.equal(kept("averaged")["head.fc.bias"], tensors["average.head.fc.bias"])
@@ -52,7 +51,9 @@ def test_the_average_is_what_is_kept_and_validated(digits: Path, monkeypatch: py
 
 
 def test_the_average_is_that_of_the_steps(digits: Path) -> None:
-    events_of(digits, Path("run"), ema_decay=0.9, save_every=1, epochs=1, batch_size=128, **FEW)  # 195 images: 2 steps
+    train(
+        small_request(digits, Path("run"), ema_decay=0.9, save_every=1, epochs=1, batch_size=128, **FEW)
+    )  # 195 images: 2 steps
     run = RunFolder(Path("run"))
     (last, _), (first, _) = (read_checkpoint(path) for path in run.list_checkpoints())
     name = "head.fc.weight"
@@ -64,16 +65,16 @@ def test_the_average_is_that_of_the_steps(digits: Path) -> None:
 @pytest.mark.parametrize("steps", [3, 8])
 def test_all_of_them_survive_a_stop(digits: Path, steps: int) -> None:
     parts = {"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1, "epochs": 2}
-    whole = new(digits, "whole", **parts, batch_size=64)
+    whole = tiny_request(digits, "whole", **parts, batch_size=64)
     stop_after(whole, 10**6)
-    stop_after(new(digits, "run", **parts, batch_size=64), steps)
-    go_on("run")
+    stop_after(tiny_request(digits, "run", **parts, batch_size=64), steps)
+    resume("run")
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
 def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: RunFolder) -> None:
     own = {"model": "convnext_zepto_rms", "weights": str(run.path), "audit": False}
-    events = events_of(digits, Path("head"), freeze_epochs=5, epochs=0, **own)
+    events = train(small_request(digits, Path("head"), freeze_epochs=5, epochs=0, **own))
     before, after = load_file(run.path / "model.safetensors"), kept("head")
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved == {"head.fc.weight", "head.fc.bias"}
@@ -87,7 +88,7 @@ def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: R
 
 
 def test_a_head_that_fits_is_better_from_the_first_epoch(digits: Path) -> None:
-    events = events_of(digits, Path("run"), freeze_epochs=10, lr=1e-6)
+    events = train(small_request(digits, Path("run"), freeze_epochs=10, lr=1e-6))
     head, first = (event.val for event in events if isinstance(event, EpochDone))
     assert head is not None
     assert first is not None
@@ -97,9 +98,9 @@ def test_a_head_that_fits_is_better_from_the_first_epoch(digits: Path) -> None:
 
 def test_nothing_to_train_is_refused(digits: Path) -> None:
     with pytest.raises(UsageError, match="0 epochs train nothing"):
-        events_of(digits, Path("run"), epochs=0)
-    with pytest.raises(UsageError, match="class_weights and sampler correct the same thing"):
-        events_of(digits, Path("run"), class_weights="balanced", sampler="balanced")
+        train(small_request(digits, Path("run"), epochs=0))
+    with pytest.raises(UsageError, match="class_weights and sampler"):
+        train(small_request(digits, Path("run"), class_weights="balanced", sampler="balanced"))
 
 
 def test_mixing_stops_at_its_epoch(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,7 @@ def test_mixing_stops_at_its_epoch(digits: Path, monkeypatch: pytest.MonkeyPatch
         return mix(inputs, targets, random, **alphas)
 
     monkeypatch.setattr(step, "mix_batch", watch)
-    events_of(digits, Path("run"), mixup=0.8, mixup_off_epoch=2, epochs=3, batch_size=64, **FEW)
+    train(small_request(digits, Path("run"), mixup=0.8, mixup_off_epoch=2, epochs=3, batch_size=64, **FEW))
     assert len(mixed) == 2 * 4, "195 images are 4 batches; the third epoch mixes nothing"
 
 
@@ -119,9 +120,9 @@ def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest
     shown: list[int] = []
     take = loop.take_step  # type: ignore[attr-defined]
 
-    def watch(context: Any, state: Any, share: Any) -> Any:
-        shown.extend(share.labels.tolist())
-        return take(context, state, share)
+    def watch(context: Any, state: Any, batch: Any) -> Any:
+        shown.extend(batch.labels.tolist())
+        return take(context, state, batch)
 
     monkeypatch.setattr(loop, "take_step", watch)
     rare = Path("rare")
@@ -129,7 +130,7 @@ def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest
         (rare / digit).mkdir(parents=True)
         for path in sorted((digits / digit).iterdir())[:images]:
             (rare / digit / path.name).write_bytes(path.read_bytes())
-    events_of(rare, Path("run"), sampler="balanced", **FEW)
+    train(small_request(rare, Path("run"), sampler="balanced", **FEW))
     counts = np.bincount(shown)
     assert counts.max() - counts.min() <= 1
     assert counts.sum() == sum(row.endswith(",train") for row in (Path("run") / "split.csv").read_text().split())
@@ -137,7 +138,7 @@ def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest
 
 def test_the_heads_scale_is_that_of_its_first_weights(digits: Path) -> None:
     for name, scale in (("one", 1.0), ("small", 0.001)):
-        events_of(digits, Path(name), head_init_scale=scale, lr=1e-9, epochs=1)
+        train(small_request(digits, Path(name), head_init_scale=scale, lr=1e-9, epochs=1))
     ratio = kept("small")["head.fc.weight"].std() / kept("one")["head.fc.weight"].std()
     assert ratio == pytest.approx(0.001, rel=0.01)
 
@@ -146,7 +147,7 @@ def test_the_best_epochs_are_averaged_and_kept_where_no_worse(digits: Path) -> N
     own = {"average_best": 2, "epochs": 3, "batch_size": 64, **FEW}
     candidates: dict[str, dict[str, torch.Tensor]] = {}
     events = []
-    for event in finetune_steps(request_for(digits, Path("run"), **own)):
+    for event in finetune_steps(small_request(digits, Path("run"), **own)):
         events.append(event)
         for path in RunFolder(Path("run")).list_candidates():
             candidates[path.name] = load_file(path)
@@ -165,7 +166,7 @@ def test_the_best_epochs_are_averaged_and_kept_where_no_worse(digits: Path) -> N
 
 def test_an_average_that_is_worse_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soup, "average_tensors", lambda found: {n: torch.zeros_like(v) for n, v in found[0].items()})
-    events = events_of(digits, Path("run"), average_best=2, epochs=3)
+    events = train(small_request(digits, Path("run"), average_best=2, epochs=3))
     assert any(isinstance(event, Notice) and "is kept" in event.text for event in events)
     assert kept("run")["head.fc.weight"].abs().sum() > 0
 
@@ -173,7 +174,7 @@ def test_an_average_that_is_worse_is_not_kept(digits: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("steps", [5, 8])
 def test_an_average_survives_a_stop(digits: Path, steps: int) -> None:
     own = {"average_best": 2, "epochs": 2, "batch_size": 64}
-    stop_after(new(digits, "whole", **own), 10**6)
-    stop_after(new(digits, "run", **own), steps)
-    go_on("run")
+    stop_after(tiny_request(digits, "whole", **own), 10**6)
+    stop_after(tiny_request(digits, "run", **own), steps)
+    resume("run")
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))

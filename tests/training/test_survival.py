@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -33,65 +32,24 @@ from convnext_cli.training.compute.signals import ECHO, Signals, watch_signals
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
-from tests.conftest import run_all
-from tools.kill_test import copy_images, read_final_files
-
-# 60 digits: 48 to train on, 6 steps of 8 an epoch; 12 to validate with, so few that the last epoch is kept
-SETTINGS: dict[str, Any] = {
-    "epochs": 3, "batch_size": 8, "micro_batch_size": 4, "lr": 2e-3, "image_size": 32, "val_fraction": 0.2,
-    "test_fraction": 0.0, "mixup": 0.4, "drop_path": 0.2, "save_every": 4,
-}  # fmt: skip
-STEPS = 6
+from tests.training.conftest import STEPS, list_texts, resume, stop_after, tiny_request, train
+from tools.kill_test import read_final_files
 
 
 @pytest.fixture(scope="module")
-def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def whole(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    list(finetune_steps(new(data, folder)))
+    train(tiny_request(few_digits, folder))
     return RunFolder(folder)
 
 
-def new(data: Path, output: Path | str, **changes: Any) -> TrainRequest:
-    settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
-    return TrainRequest(
-        data=data, output=Path(output), model="test_convnext", weights="none", augment="strong", choices=settings
-    )
-
-
-def go_on(run: Path | str, **others: Any) -> list[Any]:
-    events = run_all(finetune_steps(TrainRequest(resume=Path(run), **others)))
-    return [event for event in events if not isinstance(event, Progress)]
-
-
-def stop_after(request: TrainRequest, steps: int, stop: Callable[[], None] | None = None) -> None:
-    """Trains for so many steps, and goes away, or does `stop`."""
-    events = finetune_steps(request)
-    for event in events:
-        steps -= isinstance(event, StepDone)
-        if not steps:
-            if stop is None:
-                events.close()  # as good as a kill: nothing more is written
-                return
-            stop()
-            stop = lambda: None  # noqa: E731
-
-
-def remarks(events: list[Any]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Notice)]
-
-
 @pytest.mark.parametrize("steps", [2, 5, STEPS, STEPS + 5, 3 * STEPS])
-def test_a_run_that_goes_on_ends_in_the_same_bytes(data: Path, whole: RunFolder, steps: int) -> None:
-    stop_after(new(data, "run"), steps)
+def test_a_run_that_goes_on_ends_in_the_same_bytes(few_digits: Path, whole: RunFolder, steps: int) -> None:
+    stop_after(tiny_request(few_digits, "run"), steps)
     run = RunFolder(Path("run"))
     assert not run.is_finished
-    planned, started, *_, finished = go_on("run")
+    planned, started, *_, finished = resume("run")
     assert isinstance(planned, Planned)
     assert planned.resumes
     assert isinstance(started, Started)
@@ -102,8 +60,8 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(data: Path, whole: RunFolder,
     assert len(run.list_checkpoints()) == 2
 
 
-def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> None:
-    stop_after(new(data, "run"), STEPS + 1)  # the first epoch's checkpoint is there
+def test_a_kill_between_two_writes_is_mended(few_digits: Path, whole: RunFolder) -> None:
+    stop_after(tiny_request(few_digits, "run"), STEPS + 1)  # the first epoch's checkpoint is there
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
         Path("run", name).unlink()  # what comes after it is not
     Path("run/last/.step-00000007.safetensors.abc.tmp").write_bytes(b"half")
@@ -115,56 +73,59 @@ def test_a_kill_between_two_writes_is_mended(data: Path, whole: RunFolder) -> No
     assert load_file("run/model.safetensors").keys() == load_file(whole.path / "model.safetensors").keys()
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
     events.close()
-    go_on("run")
+    resume("run")
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
     assert not list(Path("run").rglob(".*"))
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Path, whole: RunFolder) -> None:
-    stop_after(new(data, "run"), 11)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(few_digits: Path, whole: RunFolder) -> None:
+    stop_after(tiny_request(few_digits, "run"), 11)
     newest, before = RunFolder(Path("run")).list_checkpoints()
     content = bytearray(newest.read_bytes())
     content[-5] ^= 1  # one bit of one weight
     newest.write_bytes(content)
     with pytest.raises(RunError, match="is damaged"):
         read_checkpoint(newest)
-    started = (events := go_on("run"))[1]
+    started = (events := resume("run"))[1]
     assert started.resumed_at == STEPS
-    assert any(f"{newest} is damaged" in note and "the one before" in note for note in started.notes)
+    assert any(
+        f"{newest} is damaged" in note and "the one before" in note
+        for note in [notice.text for notice in started.notices]
+    )
     assert isinstance(events[-1], FinetuneResult)
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
     assert before.name == f"step-{STEPS:08}.safetensors"
 
 
-def test_without_a_checkpoint_that_can_be_read_it_says_so(data: Path) -> None:
-    stop_after(new(data, "run"), 2)
+def test_without_a_checkpoint_that_can_be_read_it_says_so(few_digits: Path) -> None:
+    stop_after(tiny_request(few_digits, "run"), 2)
     for path in RunFolder(Path("run")).list_checkpoints():
         path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(RunError, match=r"run has no checkpoint that can be read: .* is damaged"):
-        go_on("run")
+        resume("run")
 
 
-def test_what_cannot_go_on_is_refused(data: Path, whole: RunFolder, tmp_path: Path) -> None:
+def test_what_cannot_go_on_is_refused(few_digits: Path, whole: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has finished"):
-        go_on(whole.path)
-    with pytest.raises(RunError, match="is no run"):
-        go_on(tmp_path)
+        resume(whole.path)
+    with pytest.raises(RunError, match="is not a run"):
+        resume(tmp_path)
     own = tmp_path / "own"
-    shutil.copytree(data, own)  # real files now, that can be changed
-    stop_after(new(own, "run"), 2)
-    with pytest.raises(UsageError, match="takes the model, the settings"):
-        go_on("run", choices={"lr": Choice(value=1.0, source="flag")})
+    shutil.copytree(few_digits, own)  # real files now, that can be changed
+    stop_after(tiny_request(own, "run"), 2)
+    with pytest.raises(UsageError, match="reads the model, the settings"):
+        resume("run", choices={"lr": Choice(value=1.0, source="flag")})
     with pytest.raises(UsageError, match=r"not finished\. Continue it with `convnext finetune --resume run`"):
-        list(finetune_steps(new(own, "run")))
-    train = [path for path, split in zip(*_split(Path("run")), strict=True) if split == "train"]
-    with (own / train[0]).open("ab") as file:
+        train(tiny_request(own, "run"))
+    trained = [path for path, split in zip(*_split(Path("run")), strict=True) if split == "train"]
+    with (own / trained[0]).open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError, match="are not those that run began with"):
-        go_on("run")
-    (own / train[0]).unlink()
+        resume("run")
+    (own / trained[0]).unlink()
     with pytest.raises(DataError, match=r"1 images of the split are not in .*--resume RUN"):
-        go_on("run")
-    assert isinstance(go_on("run", data=data)[-1], FinetuneResult), "the same images elsewhere will do"
+        resume("run")
+    assert isinstance(resume("run", data=few_digits)[-1], FinetuneResult), "the same images elsewhere will do"
 
 
 def _split(run: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -172,33 +133,33 @@ def _split(run: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return index.paths, index.splits
 
 
-def test_what_a_kill_before_the_beginning_leaves_is_no_run(data: Path, whole: RunFolder) -> None:
+def test_what_a_kill_before_the_beginning_leaves_is_no_run(few_digits: Path, whole: RunFolder) -> None:
     shutil.copytree(whole.path, "run")
     for name in ("plan.toml", "metrics.json", "metrics.jsonl", "config.json", "model.safetensors"):
         Path("run", name).unlink()
     for path in Path("run").glob("calibration.*"):
         path.unlink()
-    stop_after(new(data, "run"), 1)
+    stop_after(tiny_request(few_digits, "run"), 1)
     assert RunFolder(Path("run")).is_begun
     shutil.rmtree("run/last")
     Path("run/plan.toml").unlink()
     with pytest.raises(UsageError, match="exists already"):  # it may be somebody's own folder
-        list(finetune_steps(new(data, "run")))
+        train(tiny_request(few_digits, "run"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_and_saves(data: Path, whole: RunFolder, number: int, code: int) -> None:
+def test_a_signal_finishes_the_step_and_saves(few_digits: Path, whole: RunFolder, number: int, code: int) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(StoppedError, match="--resume run") as caught:
-        stop_after(new(data, "run"), 9, lambda: os.kill(os.getpid(), number))
+        stop_after(tiny_request(few_digits, "run"), 9, lambda: os.kill(os.getpid(), number))
     assert caught.value.exit_code == code
     assert signal.getsignal(number) is handler
     assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
-    go_on("run")
+    resume("run")
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
 
 
-def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_cuts_a_validation_short(few_digits: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def signalled(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return forward_batches(*args, **options)
@@ -206,7 +167,7 @@ def test_a_signal_cuts_a_validation_short(data: Path, whole: RunFolder, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr("convnext_cli.training.validation.forward_batches", signalled)
         with pytest.raises(StoppedError, match=f"stopped after step {STEPS}, and saved"):
-            list(finetune_steps(new(data, "run")))
+            train(tiny_request(few_digits, "run"))
     assert not Path("run/model.safetensors").exists()
     assert finetune(resume="run").epoch == 3
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
@@ -252,37 +213,37 @@ def test_a_signal_that_is_ignored_stays_so(name: str) -> None:
         signal.signal(number, before)
 
 
-def test_a_batch_systems_signal_saves_and_is_named(data: Path) -> None:
+def test_a_batch_systems_signal_saves_and_is_named(few_digits: Path) -> None:
     with pytest.raises(
-        StoppedError, match=r"after step 10, and saved \(SIGUSR1\)\. Go on with `.* --resume run`"
+        StoppedError, match=r"after step 10, and saved \(SIGUSR1\)\. Continue with `.* --resume run`"
     ) as caught:
-        stop_after(new(data, "run"), 9, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        stop_after(tiny_request(few_digits, "run"), 9, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     assert caught.value.exit_code == 128 + signal.SIGUSR1
     assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
 
 
 @pytest.mark.parametrize("swallows", [False, True])
 def test_a_signal_while_the_run_is_finished_ends_it_and_it_can_go_on(
-    data: Path, whole: RunFolder, swallows: bool
+    few_digits: Path, whole: RunFolder, swallows: bool
 ) -> None:
-    def train() -> None:
-        for event in finetune_steps(new(data, "run")):
+    def interrupt() -> None:
+        for event in finetune_steps(tiny_request(few_digits, "run")):
             if isinstance(event, Trained):
                 with suppress(StoppedError) if swallows else nullcontext():  # as a library may that catches everything
                     os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(StoppedError, match=r"Go on with `convnext finetune --resume run`"):
-        train()
+    with pytest.raises(StoppedError, match=r"Continue with `convnext finetune --resume run`"):
+        interrupt()
     assert not RunFolder(Path("run")).is_finished
     Path("run/.model.onnx.abc.tmp").write_bytes(b"half")
-    assert [type(event) for event in go_on("run")] == [Planned, Started, Trained, FinetuneResult]
+    assert [type(event) for event in resume("run")] == [Planned, Started, Trained, FinetuneResult]
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
     assert not list(Path("run").rglob(".*"))
 
 
-def test_in_another_thread_signals_are_left_alone(data: Path) -> None:
+def test_in_another_thread_signals_are_left_alone(few_digits: Path) -> None:
     ends: list[Any] = []
-    worker = threading.Thread(target=lambda: ends.extend(run_all(finetune_steps(new(data, "run", epochs=1)))))
+    worker = threading.Thread(target=lambda: ends.extend(train(tiny_request(few_digits, "run", epochs=1))))
     worker.start()
     worker.join()
     assert isinstance(ends[-1], FinetuneResult)
@@ -300,13 +261,17 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, images: int, calls: int
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", limited)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_nothing_else(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = {"drop_path": 0.0, "micro_batch_size": 8, "save_every": 0}
-    expected = [event for event in finetune_steps(new(data, "whole", **plain)) if isinstance(event, EpochDone)]
+    expected = [
+        event for event in finetune_steps(tiny_request(few_digits, "whole", **plain)) if isinstance(event, EpochDone)
+    ]
     out_of_memory_above(monkeypatch, 3, calls=2)
-    events = list(finetune_steps(new(data, "run", **plain)))
-    [remark] = remarks(events)
-    assert "out of memory at step 3: from here on 2 images at a time" in remark
+    events = train(tiny_request(few_digits, "run", **plain))
+    [text] = list_texts(events)
+    assert "out of memory at step 3: from here on micro-batches have 2 images" in text
     found = [event for event in events if isinstance(event, EpochDone)]
     for one, other in zip(found, expected, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
@@ -315,19 +280,19 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(data: Path, monke
     assert [line["micro_batch_size"] for line in log] == [2, 2, 2]
 
 
-def test_the_micro_batch_that_fits_is_remembered(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_micro_batch_that_fits_is_remembered(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 2)
-    whole = list(finetune_steps(new(data, "whole")))
-    assert len(remarks(whole)) == 1
-    stop_after(new(data, "run"), 9)
-    assert not remarks(go_on("run")), "it is said once"
+    whole = train(tiny_request(few_digits, "whole"))
+    assert len(list_texts(whole)) == 1
+    stop_after(tiny_request(few_digits, "run"), 9)
+    assert not list_texts(resume("run")), "it is said once"
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
-def test_no_memory_for_one_image_says_what_to_change(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_one_image_says_what_to_change(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 0, calls=2 * STEPS + 2)
     with pytest.raises(OutOfMemoryError, match=r"a single image of 32 px.*--grad-checkpointing") as caught:
-        list(finetune_steps(new(data, "run")))
+        train(tiny_request(few_digits, "run"))
     assert caught.value.exit_code == 4
     assert len(load_file("run/model.safetensors")) > 10, "the first epoch's model is there"
 
@@ -347,12 +312,12 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
 
 
 def test_a_gradient_that_is_no_number_goes_back_and_halves_the_lr(
-    data: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch
+    few_digits: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_gradients(monkeypatch, STEPS + 3)  # step 10; the state after step 8 is saved
-    events = list(finetune_steps(new(data, "run", save_every=2)))
-    [remark] = remarks(events)
-    assert "a loss or its gradient is no finite number: back to step 8, with the lr halved" in remark
+    events = train(tiny_request(few_digits, "run", save_every=2))
+    [text] = list_texts(events)
+    assert "a loss or its gradient is not finite: back to step 8, with the lr halved" in text
     normal: list[Any] = [line["lr"] for line in read_final_files(whole)[1]]
     assert [event.lr for event in events if isinstance(event, EpochDone)] == [
         normal[0], normal[1] / 2, normal[2] / 2
@@ -360,13 +325,17 @@ def test_a_gradient_that_is_no_number_goes_back_and_halves_the_lr(
     assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
 
 
-def test_it_stops_at_the_third_time_and_leaves_the_best_model(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stops_at_the_third_time_and_leaves_the_best_model(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     with monkeypatch.context() as patch:
         spoil_gradients(patch, *range(STEPS + 1, 1000))
         with pytest.raises(DivergedError, match=r"a quarter of the lr too.*the best epoch's model is kept") as caught:
-            said.extend(event.text for event in finetune_steps(new(data, "run")) if isinstance(event, Notice))
+            said.extend(
+                event.text for event in finetune_steps(tiny_request(few_digits, "run")) if isinstance(event, Notice)
+            )
     assert caught.value.exit_code == 1
     assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
     assert len(said) == 2
-    assert isinstance(go_on("run")[-1], FinetuneResult), "and it can go on from there"
+    assert isinstance(resume("run")[-1], FinetuneResult), "and it can go on from there"

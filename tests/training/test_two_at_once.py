@@ -18,13 +18,7 @@ from convnext_cli.training.events import FinetuneResult, Started, StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import run_all
-from tests.training.test_survival import go_on, new, stop_after
-from tools.kill_test import copy_images
-
-
-@pytest.fixture(scope="module")
-def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
+from tests.training.conftest import resume, stop_after, tiny_request, train
 
 
 def until(kind: type, events: Iterator[object]) -> Any:
@@ -35,63 +29,65 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_training_is_refused_before_it_writes(data: Path) -> None:
-    first = finetune_steps(new(data, "run"))
+def test_a_second_training_is_refused_before_it_writes(few_digits: Path) -> None:
+    first = finetune_steps(tiny_request(few_digits, "run"))
     until(StepDone, first)
     before = contents(Path("run"))
-    overwriting = replace(new(data, "run", seed=2), overwrite=True)
-    for request in (new(data, "run", seed=2), overwriting, TrainRequest(resume=Path("run"))):
+    overwriting = replace(tiny_request(few_digits, "run", seed=2), overwrite=True)
+    for request in (tiny_request(few_digits, "run", seed=2), overwriting, TrainRequest(resume=Path("run"))):
         with pytest.raises(RunError, match=rf"^run is being trained by process {os.getpid()} on "):
-            list(finetune_steps(request))
+            train(request)
     assert contents(Path("run")) == before
     assert isinstance(run_all(first)[-1], FinetuneResult)
     assert not Path("run", LOCK).exists()
 
 
-def test_who_was_checked_before_the_other_began_is_refused_too(data: Path) -> None:
-    late = finetune_steps(new(data, "run", seed=2))
+def test_who_was_checked_before_the_other_began_is_refused_too(few_digits: Path) -> None:
+    late = finetune_steps(tiny_request(few_digits, "run", seed=2))
     until(Progress, late)  # the folder was free
-    first = finetune_steps(new(data, "run"))
+    first = finetune_steps(tiny_request(few_digits, "run"))
     until(StepDone, first)
     before = contents(Path("run"))
     with pytest.raises(RunError, match="is being trained"):
         list(late)
     assert contents(Path("run")) == before
-    late = finetune_steps(replace(new(data, "run", seed=2), overwrite=True))
+    late = finetune_steps(replace(tiny_request(few_digits, "run", seed=2), overwrite=True))
     first.close()
     until(StepDone, late)
     late.close()
     assert "\nseed = 2\n" in Path("run/plan.toml").read_text()
 
 
-def test_of_two_continuations_one_is_refused(data: Path) -> None:
-    stop_after(new(data, "run"), 5)
+def test_of_two_continuations_one_is_refused(few_digits: Path) -> None:
+    stop_after(tiny_request(few_digits, "run"), 5)
     first = finetune_steps(TrainRequest(resume=Path("run")))
     until(Started, first)
     with pytest.raises(RunError, match="is being trained"):
-        go_on("run")
+        resume("run")
     assert isinstance(run_all(first)[-1], FinetuneResult)
     with pytest.raises(UsageError, match="has finished"):
-        go_on("run")
+        resume("run")
 
 
-def test_what_a_killed_process_held_is_free(data: Path) -> None:
+def test_what_a_killed_process_held_is_free(few_digits: Path) -> None:
     Path("run").mkdir()
     Path("run", LOCK).write_text("12 on a machine\n")
-    stop_after(new(data, "run"), 5)
+    stop_after(tiny_request(few_digits, "run"), 5)
     Path("run", LOCK).write_text("12 on a machine\n")
-    assert isinstance(go_on("run")[-1], FinetuneResult)
+    assert isinstance(resume("run")[-1], FinetuneResult)
     assert not Path("run", LOCK).exists()
 
 
-def test_runs_that_begin_in_one_second_have_folders_of_their_own(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Clock(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime(2026, 11, 22, 10, 15, tzinfo=tz)
 
     monkeypatch.setattr("convnext_cli.training.finetuning.datetime", Clock)
-    running = [finetune_steps(replace(new(data, "", seed=seed), output=None)) for seed in (1, 2, 3)]
+    running = [finetune_steps(replace(tiny_request(few_digits, "", seed=seed), output=None)) for seed in (1, 2, 3)]
     folders = [until(Started, events).run for events in running]
     assert [path.name for path in folders] == [f"2026-11-22_101500-test_convnext{end}" for end in ("", "-2", "-3")]
     for seed, (path, events) in enumerate(zip(folders, running, strict=True), start=1):
@@ -99,14 +95,14 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(data: Path, mon
         assert f"\nseed = {seed}\n" in RunFolder(path).plan.read_text()
 
 
-def test_what_fails_before_it_writes_leaves_no_folder(data: Path) -> None:
+def test_what_fails_before_it_writes_leaves_no_folder(few_digits: Path) -> None:
     with pytest.raises(WeightsError):
-        list(finetune_steps(replace(new(data, "a/run"), weights="auto", model="convnext_atto", offline=True)))
+        train(replace(tiny_request(few_digits, "a/run"), weights="auto", model="convnext_atto", offline=True))
     assert not Path("a").exists()
 
 
-def test_a_cross_validation_holds_its_folder_and_the_fold_under_way(data: Path) -> None:
-    request = new(data, "cv", folds=2, val_fraction=0.0)
+def test_a_cross_validation_holds_its_folder_and_the_fold_under_way(few_digits: Path) -> None:
+    request = tiny_request(few_digits, "cv", folds=2, val_fraction=0.0)
     first = cross_validate_steps(request)
     until(StepDone, first)
     before = contents(Path("cv"))
@@ -115,7 +111,7 @@ def test_a_cross_validation_holds_its_folder_and_the_fold_under_way(data: Path) 
     with pytest.raises(RunError, match=r"^cv is being trained"):
         list(cross_validate_steps(TrainRequest(resume=Path("cv"))))
     with pytest.raises(RunError, match=r"^cv/fold-1 is being trained"):
-        go_on("cv/fold-1")
+        resume("cv/fold-1")
     assert contents(Path("cv")) == before
     first.close()
     assert not list(Path("cv").rglob(LOCK))

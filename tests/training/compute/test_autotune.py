@@ -17,12 +17,13 @@ from convnext_cli.kernels.library import load_kernels
 from convnext_cli.progress import Progress
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.compute import autotune as probe
+from convnext_cli.training.compute import autotune
 from convnext_cli.training.compute.autotune import (
     COMPILE_FROM,
     COMPILING,
     KERNEL_PASSES,
     MIN_PASSES,
+    Workload,
     choose_compute_config,
 )
 from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, configure_model
@@ -30,7 +31,7 @@ from convnext_cli.training.compute.devices import make_accelerator
 from convnext_cli.training.events import Started, StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
-from tests.training.test_finetuning import request_for
+from tests.training.conftest import small_request, train
 
 Passes = list[tuple[str, int]]
 
@@ -39,8 +40,8 @@ Passes = list[tuple[str, int]]
 def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
     """Blocks and threads in the order in which they were timed. Timm's blocks are twice as fast, two threads best."""
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(probe, "THREADS", 4)
-    monkeypatch.setattr(probe, "_has_bf16", lambda: False)
+    monkeypatch.setattr(autotune, "THREADS", 4)
+    monkeypatch.setattr(autotune, "_has_bf16", lambda: False)
     taken: Passes = []
 
     def time_pass(forward: Any, inputs: torch.Tensor, *, bf16: bool) -> float:
@@ -52,7 +53,7 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
         taken.append((blocks, torch.get_num_threads()))
         return SECONDS[taken[-1][1]] * SLOWER["compiled" if hasattr(forward, "is_compiled") else blocks]
 
-    monkeypatch.setattr(probe, "_time_pass", time_pass)
+    monkeypatch.setattr(autotune, "_time_pass", time_pass)
     before = torch.get_num_threads()
     yield taken
     torch.set_num_threads(before)
@@ -60,7 +61,7 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
 
 SECONDS = {4: 1.0, 2: 0.5, 1: 0.75}  # of a pass, by threads
 SLOWER = {TIMM: 1, FAST: 2, NATIVE: 3}
-ROUNDS = probe.ROUNDS + 1
+ROUNDS = autotune.ROUNDS + 1
 
 
 @pytest.fixture
@@ -69,21 +70,23 @@ def network() -> nn.Module:
     return network
 
 
-def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> probe.AutotuneResult:
-    options: dict[str, Any] = {"name": "test", "passes": MIN_PASSES, "measure": True}
-    return choose_compute_config(network, (4, 3, 32, 32), accelerator=make_accelerator(amp), **options | changes)
+def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> autotune.AutotuneResult:
+    names = {"model": changes.pop("model", "test"), "passes": changes.pop("passes", MIN_PASSES)}
+    workload = Workload(shape=(4, 3, 32, 32), **names)
+    options: dict[str, Any] = {"measure": True, **changes}
+    return choose_compute_config(network, workload, accelerator=make_accelerator(amp), **options)
 
 
 def test_the_fastest_is_taken_and_remembered(network: nn.Module, passes: Passes) -> None:
     found = choose(network)
-    assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
+    assert found == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     blocks, half, quarter = [(TIMM, 4), (FAST, 4), (NATIVE, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
     assert passes == blocks * ROUNDS + half * ROUNDS + quarter * ROUNDS
     assert not any(isinstance(module, FusedBlock) for module in network.modules()), "the model itself is as it was"
     passes.clear()
     assert choose(network, passes=KERNEL_PASSES) == found, "a shorter run takes what is known"
     assert not passes
-    choose(network, name="another")
+    choose(network, model="another")
     assert passes
 
 
@@ -100,16 +103,18 @@ def test_a_damaged_answer_is_measured_again(network: nn.Module, tmp_path: Path) 
 
 def test_nothing_is_measured_where_it_does_not_pay(network: nn.Module, passes: Passes) -> None:
     for changes in ({"passes": MIN_PASSES - 1}, {"measure": False}):
-        assert choose(network, **changes) == probe.AutotuneResult(compute_config=ComputeConfig(blocks=NATIVE))
-    assert choose(network, amp="bf16") == probe.AutotuneResult(compute_config=ComputeConfig())
+        assert choose(network, **changes) == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=NATIVE))
+    assert choose(network, amp="bf16") == autotune.AutotuneResult(compute_config=ComputeConfig())
     assert not passes
 
 
 def test_the_shortest_runs_compile_no_kernel(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes
 ) -> None:
-    monkeypatch.setattr(probe, "find_missing_kernels", None)  # not asked for
-    assert choose(network, passes=KERNEL_PASSES - 1) == probe.AutotuneResult(compute_config=ComputeConfig(blocks=FAST))
+    monkeypatch.setattr(autotune, "explain_missing_kernels", None)  # not asked for
+    assert choose(network, passes=KERNEL_PASSES - 1) == autotune.AutotuneResult(
+        compute_config=ComputeConfig(blocks=FAST)
+    )
     assert not passes
 
 
@@ -119,15 +124,15 @@ def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "empty"))
     monkeypatch.setenv("CC", "/nowhere/cc")
     load_kernels.cache_clear()
-    for choice in (choose(network), choose(network, measure=False, name="another")):
-        [remark] = choice.remarks
-        assert remark.startswith("a C compiler (gcc) would make training faster here: ")
-        assert "/nowhere/cc" in remark
+    for choice in (choose(network), choose(network, measure=False, model="another")):
+        [notice] = choice.notices
+        assert notice.text.startswith("a C compiler (gcc) would make training faster here: ")
+        assert "/nowhere/cc" in notice.text
     assert choice.compute_config == ComputeConfig(blocks=FAST)
     assert {blocks for blocks, _ in passes} == {TIMM, FAST}
     network, compute_config = deepcopy(network), ComputeConfig(blocks=NATIVE)
-    _, problems = configure_model(network, compute_config, (4, 3, 32, 32), make_accelerator("no"))
-    assert problems == [remark], "a run that began elsewhere goes on"
+    _, notices = configure_model(network, compute_config, (4, 3, 32, 32), make_accelerator("no"))
+    assert notices == [notice], "a run that began elsewhere goes on"
     assert any(isinstance(module, FusedBlock) for module in network.modules())
     load_kernels.cache_clear()
 
@@ -159,7 +164,9 @@ def test_a_long_run_is_compiled_where_that_saves_more_than_it_takes(
     assert not compiles
     found = choose(network, passes=long)
     assert compiles == ["compiled"]
-    assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2, compiled=True), gain=4.0)
+    assert found == autotune.AutotuneResult(
+        compute_config=ComputeConfig(blocks=TIMM, threads=2, compiled=True), gain=4.0
+    )
     passes.clear()
     assert choose(network, passes=middle) == found, "remembered, so that it pays sooner"
     assert not choose(network, passes=middle // 2).compute_config.compiled
@@ -180,31 +187,31 @@ def test_a_compiler_that_fails_is_not_tried_again(network: nn.Module, monkeypatc
         return forward
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(probe, "_time_pass", lambda forward, inputs, **_options: len(forward(inputs)) * 0.5)
+    monkeypatch.setattr(autotune, "_time_pass", lambda forward, inputs, **_options: len(forward(inputs)) * 0.5)
     passes = round(COMPILE_FROM)
     found = choose(network, passes=passes)
-    assert found.remarks == ("the model cannot be compiled here (no C++ compiler), so it runs as it is",)
+    assert "(no C++ compiler)" in found.notices[0].text
     assert not found.compute_config.compiled
-    assert choose(network, passes=passes) == replace(found, remarks=())
+    assert choose(network, passes=passes) == replace(found, notices=())
     assert len(tried) == 1
 
 
 @pytest.mark.usefixtures("passes")
 def test_compiling_can_be_asked_for(network: nn.Module) -> None:
     assert choose(network, compile=True).compute_config == ComputeConfig(blocks=TIMM, threads=2, compiled=True)
-    unmeasured = choose(network, compile=True, name="another", measure=False)
+    unmeasured = choose(network, compile=True, model="another", measure=False)
     assert unmeasured.compute_config == ComputeConfig(blocks=NATIVE, compiled=True)
-    [remark] = choose(network, amp="bf16", compile=True).remarks
-    assert remark.startswith("--compile is for whole models in float32")
+    [notice] = choose(network, amp="bf16", compile=True).notices
+    assert notice.text.startswith("--compile needs a whole model in float32")
 
 
 def test_bf16_is_offered_and_not_taken(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_has_bf16", lambda: True)
+    monkeypatch.setattr(autotune, "_has_bf16", lambda: True)
     monkeypatch.setitem(SECONDS, 2, 0.75)
     found = choose(network)
     assert passes
     assert found.compute_config == ComputeConfig(blocks=TIMM, threads=2)
-    assert found.remarks == ("--amp bf16 would be 1.50 times as fast here",)
+    assert [notice.text for notice in found.notices] == ["--amp bf16 would be 1.50 times as fast here"]
 
 
 def test_measuring_draws_nothing(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,25 +234,25 @@ KINDS = (
 def test_a_run_goes_on_with_what_it_began_with(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute_config: ComputeConfig
 ) -> None:
-    def choose(*_args: Any, **_options: Any) -> probe.AutotuneResult:
-        return probe.AutotuneResult(compute_config=compute_config)
+    def choose(*_args: Any, **_options: Any) -> autotune.AutotuneResult:
+        return autotune.AutotuneResult(compute_config=compute_config)
 
-    monkeypatch.setattr(probe, "choose_compute_config", choose)
-    request = replace(request_for(digits, tmp_path / "whole", epochs=1, save_every=5), audit=False)
-    list(finetune_steps(request))
+    monkeypatch.setattr(autotune, "choose_compute_config", choose)
+    request = replace(small_request(digits, tmp_path / "whole", epochs=1, save_every=5), audit=False)
+    train(request)
     events = finetune_steps(replace(request, output=tmp_path / "cut"))
     for event in events:
         if isinstance(event, StepDone) and event.step == 6:
             break
     events.close()
-    monkeypatch.setattr(probe, "choose_compute_config", None)  # not asked again
+    monkeypatch.setattr(autotune, "choose_compute_config", None)  # not asked again
     went_on = [
         event for event in finetune_steps(TrainRequest(resume=tmp_path / "cut")) if not isinstance(event, Progress)
     ]
     started = went_on[1]
     assert isinstance(started, Started)
     assert started.compute_config == str(compute_config)
-    assert not [note for note in started.notes if "compiled" in note]
+    assert not [notice for notice in started.notices if "compiled" in notice.text]
     _, words = read_checkpoint(RunFolder(tmp_path / "cut").list_checkpoints()[0])
     kept = json.loads(words)
     assert (kept["blocks"], kept["threads"], kept["compiled"]) == astuple(compute_config)
@@ -268,7 +275,7 @@ def test_passes_of_whole_micro_batches_are_compiled(
         return forward
 
     monkeypatch.setattr(torch, "compile", compile)
-    request = replace(request_for(digits, tmp_path / "run", epochs=1, save_every=5), audit=False)
+    request = replace(small_request(digits, tmp_path / "run", epochs=1, save_every=5), audit=False)
     for event in (events := finetune_steps(replace(request, compile=True))):
         if isinstance(event, StepDone) and event.step == 6:
             break
@@ -279,7 +286,7 @@ def test_passes_of_whole_micro_batches_are_compiled(
     assert "compiled" in went_on[0].compute_config
     assert sizes == [16] * 8, "195 images: the first pass, seven steps of 16 after the five saved, and one of three"
     sizes.clear()
-    list(finetune_steps(replace(request, output=tmp_path / "plain", compile=False)))
+    train(replace(request, output=tmp_path / "plain", compile=False))
     assert not sizes
 
 
@@ -290,19 +297,19 @@ def test_without_a_compiler_the_model_runs_as_it_is(
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    request = replace(request_for(digits, tmp_path / "run"), audit=False, compile=True)
+    request = replace(small_request(digits, tmp_path / "run"), audit=False, compile=True)
     started = next(event for event in finetune_steps(request) if isinstance(event, Started))
-    assert "the model cannot be compiled here (no C++ compiler), so it runs as it is" in started.notes
+    assert any("(no C++ compiler)" in notice.text for notice in started.notices)
     assert "compiled" not in started.compute_config
 
 
 def test_no_more_images_than_needed_are_measured_with(
     network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "IMAGES", 4)  # which is what `passes` expects
-    options: dict[str, Any] = {"name": "test", "passes": MIN_PASSES, "measure": True, "compile": False}
-    found = choose_compute_config(network, (32, 3, 32, 32), accelerator=make_accelerator("no"), **options)
+    monkeypatch.setattr(autotune, "IMAGES", 4)  # which is what `passes` expects
+    workload = Workload(model="test", shape=(32, 3, 32, 32), passes=MIN_PASSES)
+    found = choose_compute_config(network, workload, accelerator=make_accelerator("no"), measure=True, compile=False)
     assert passes
-    assert found == probe.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
+    assert found == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     [kept] = find_cache_folder().glob("probes/*.json")
     assert json.loads(kept.read_text())["plain"]["timm 2"] == SECONDS[2] * 32 / 4, "seconds of a pass of the run's size"

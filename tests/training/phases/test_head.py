@@ -26,9 +26,8 @@ from convnext_cli.progress import finish
 from convnext_cli.recipes.rules import check_head
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.finetuning import finetune_steps
 from tests.conftest import SMALL
-from tests.training.test_survival import STEPS, go_on, new, stop_after
+from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
 from tools.kill_test import copy_images, read_final_files
 
 HIDDEN = 64
@@ -167,9 +166,9 @@ def test_the_fast_formulation_answers_the_same(mine: RunFolder) -> None:
 def test_a_run_that_was_stopped_draws_the_same_dropout(digits: Path, tmp_path: Path) -> None:
     data = copy_images(digits, tmp_path / "few", 20)
     settings = {"head": "mlp", "head_hidden_size": 32, "head_dropout": 0.5}
-    list(finetune_steps(new(data, "whole", **settings)))
-    stop_after(new(data, "run", **settings), STEPS + 5)
-    go_on("run")
+    train(tiny_request(data, "whole", **settings))
+    stop_after(tiny_request(data, "run", **settings), STEPS + 5)
+    resume("run")
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 

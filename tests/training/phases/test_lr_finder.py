@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from convnext_cli.training.phases.lr_finder import choose_lr, smooth_losses
 from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.step import take_step
 from tests.conftest import SMALL
+from tests.training.conftest import make_request, train
 from tools.kill_test import copy_images
 
-SETTINGS: dict[str, Any] = {name: value for name, value in SMALL.items() if name not in ("model", "weights")}
-SETTINGS |= {"lr": "auto", "layer_decay": 0.8, "val_fraction": 0.2, "test_fraction": 0.0}
+SETTINGS: dict[str, Any] = SMALL | {"lr": "auto", "layer_decay": 0.8, "val_fraction": 0.2, "test_fraction": 0.0}
+auto_lr_request = partial(make_request, SETTINGS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,13 +44,8 @@ def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("auto") / "run"
-    finetune(data, output=folder, weights="builtin", **SETTINGS)
+    finetune(data, output=folder, **SETTINGS)
     return RunFolder(folder)
-
-
-def new(data: Path, output: str, **changes: Any) -> TrainRequest:
-    settings = {name: Choice(value=value, source="flag") for name, value in (SETTINGS | changes).items()}
-    return TrainRequest(data=data, output=Path(output), weights="builtin", choices=settings)
 
 
 def curve(best: float, noise: float, seed: int) -> tuple[list[float], list[float]]:
@@ -92,17 +89,17 @@ def test_the_run_has_the_rate_and_its_plan_repeats_it_without_a_test(data: Path,
     assert log[-1]["lr"] <= told["chosen"]  # the first is of the head alone
     values = read_plan(found.plan)[2]
     settings = {name: Choice(value=value, source="plan") for name, value in values.items()}
-    list(finetune_steps(TrainRequest(data=data, output=Path("again"), weights="builtin", choices=settings)))
+    train(TrainRequest(data=data, output=Path("again"), weights="builtin", choices=settings))
     assert Path("again/model.safetensors").read_bytes() == (found.path / "model.safetensors").read_bytes()
     assert not Path("again/lr.json").exists()
 
 
 def test_the_seed_decides(data: Path, found: RunFolder) -> None:
-    for event in finetune_steps(new(data, "again")):
+    for event in finetune_steps(auto_lr_request(data, "again")):
         if isinstance(event, Started):
             break
     assert RunFolder(Path("again")).read_range_test() == found.read_range_test()
-    for event in finetune_steps(new(data, "other", seed=1)):
+    for event in finetune_steps(auto_lr_request(data, "other", seed=1)):
         if isinstance(event, Started):
             break
     assert RunFolder(Path("other")).read_range_test() != found.read_range_test()
@@ -117,7 +114,7 @@ def test_the_groups_keep_their_share_of_the_rate(data: Path, monkeypatch: pytest
         return take_step(context, state, share)
 
     monkeypatch.setattr("convnext_cli.training.phases.lr_finder.take_step", watch)
-    for event in finetune_steps(new(data, "run")):
+    for event in finetune_steps(auto_lr_request(data, "run")):
         if isinstance(event, Started):
             break
     assert len(seen) > 10
@@ -125,7 +122,7 @@ def test_the_groups_keep_their_share_of_the_rate(data: Path, monkeypatch: pytest
 
 
 def test_the_folds_share_one_test(data: Path) -> None:
-    events = cross_validate_steps(new(data, "cv", folds=2))
+    events = cross_validate_steps(auto_lr_request(data, "cv", folds=2))
     plans = [event.plan for event in events if isinstance(event, Started)]
     assert plans[0].choices["lr"] == plans[1].choices["lr"]
     assert plans[0].choices["lr"].source == "lr sweep"
