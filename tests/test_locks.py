@@ -24,7 +24,9 @@ def test_a_folder_is_held_by_one_at_a_time() -> None:
     with lock_folder(folder) as is_held:
         assert is_held
         assert is_locked(folder)
-        with pytest.raises(RunError, match=rf"a/run is being trained by process {os.getpid()} on .*\. Wait until"):
+        with pytest.raises(
+            RunError, match=rf"a/run is in use: process {os.getpid()} on .* trains into it\. Wait until"
+        ):
             check_unlocked(folder)
         with pytest.raises(RunError, match="is being trained"), lock_folder(folder):
             pass

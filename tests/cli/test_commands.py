@@ -46,7 +46,7 @@ BAD_INPUT = [
     (2, "would lie in the data folder", "predict good/a/0.png --run run --explain good/a/heat"),
     (3, "no run under", "eval"),
     (2, "unknown split 'exam'", "eval run --split exam"),
-    (3, "is no finished run", "predict good/a/0.png --run empty"),
+    (3, "has no trained model", "predict good/a/0.png --run empty"),
     (3, "text.png cannot be read as an image", "predict text.png --run run"),
     (3, "nowhere.png does not exist", "predict nowhere.png --run run"),
     (3, "no images in empty", "predict empty --run run"),

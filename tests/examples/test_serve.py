@@ -201,7 +201,7 @@ def test_uploads_and_connections_have_a_number(monkeypatch: pytest.MonkeyPatch) 
     ("words", "code", "problem"),
     [
         ("", 2, "no run is given. Make one: convnext demo; then: python examples/serve.py RUN"),
-        ("nowhere", 3, "nowhere is no finished run"),
+        ("nowhere", 3, "nowhere has no trained model"),
         ("RUN --port TAKEN", 2, "cannot listen on port"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
 
 
 def test_a_damaged_split_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"is no run: it has no data\.json"):
+    with pytest.raises(RunError, match=r"is not a run: it has no data\.json"):
         RunFolder(tmp_path).read_split()
     (tmp_path / "data.json").write_text("{}")
     (tmp_path / "split.csv").write_text("path,label,group,split\n")
@@ -84,5 +84,5 @@ def test_a_damaged_split_is_said(tmp_path: Path) -> None:
 def test_a_run_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="gone does not exist"):
         RunFolder(tmp_path / "gone").read_split()
-    with pytest.raises(RunError, match=r"is no run: it has no data\.json"):
+    with pytest.raises(RunError, match=r"is not a run: it has no data\.json"):
         RunFolder(tmp_path).read_split()

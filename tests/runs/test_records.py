@@ -53,7 +53,7 @@ NAN = math.nan
 CHANGES = [
     ("config.json", "label_names", [1, None, {}], r"config\.json cannot be read: label_names\[0\]: Expected str"),
     ("config.json", "label_names", ["0", "1", "1"], "label_names: 2 class names for 3 outputs"),
-    ("config.json", "label_names", ["2", "1", "0"], r"the classes in .* are not those of data\.json"),
+    ("config.json", "label_names", ["2", "1", "0"], r"the classes in .* differ from those in data\.json"),
     ("config.json", "label_names", ..., "missing required field label_names"),
     ("config.json", "architecture", "resnet50", "model is convnext_zepto_rms in plan.toml and resnet50 in config.json"),
     ("config.json", "model_args.depths", [10**7, 1, 1, 1], "model_args: Object contains unknown field depths"),
@@ -73,7 +73,7 @@ CHANGES = [
     ("calibration.json", "weights", ..., "missing required field weights"),
     ("calibration.json", "thresholds", [{"target": {"figure": "x"}}], r"thresholds\[0\]\.target\.figure: Invalid"),
     ("data.json", "classes", "012", "classes: Expected array, got str"),
-    ("data.json", "classes", ["0", "1", "1"], "classes: '1' stands twice"),
+    ("data.json", "classes", ["0", "1", "1"], "classes: '1' appears twice"),
     ("data.json", "data", None, "data: Expected str, got null"),
     ("data.json", "skipped", {"x": -1}, "skipped"),
     ("metrics.json", "epoch", "1", "epoch: Expected int, got str"),
@@ -123,8 +123,8 @@ def test_a_folder_in_a_files_place_is_refused(mine: RunFolder) -> None:
         ("", "has no rows"),
         ("path,label,group,split\na.png,7,,train\n", r"line 2: label: data\.json has no class '7'"),
         ("path,label,group,split\na.png,0,,exam\n", "line 2: split: no such split 'exam'"),
-        ("path,label,group,split\na.png\n", "line 2: no label, group, split"),
-        ("path,label,group,split\n,0,,train\n", "line 2: path: '' is no path"),
+        ("path,label,group,split\na.png\n", "line 2: label, group, split missing"),
+        ("path,label,group,split\n,0,,train\n", "line 2: path: '' is not a path"),
     ],
 )
 def test_a_changed_split_is_refused_with_its_line(text: str, words: str, mine: RunFolder) -> None:

@@ -35,7 +35,7 @@ def test_a_second_training_is_refused_before_it_writes(few_digits: Path) -> None
     before = contents(Path("run"))
     overwriting = replace(tiny_request(few_digits, "run", seed=2), overwrite=True)
     for request in (tiny_request(few_digits, "run", seed=2), overwriting, TrainRequest(resume=Path("run"))):
-        with pytest.raises(RunError, match=rf"^run is being trained by process {os.getpid()} on "):
+        with pytest.raises(RunError, match=rf"^run is in use: process {os.getpid()} on "):
             train(request)
     assert contents(Path("run")) == before
     assert isinstance(run_all(first)[-1], FinetuneResult)
@@ -48,7 +48,7 @@ def test_who_was_checked_before_the_other_began_is_refused_too(few_digits: Path)
     first = finetune_steps(tiny_request(few_digits, "run"))
     until(StepDone, first)
     before = contents(Path("run"))
-    with pytest.raises(RunError, match="is being trained"):
+    with pytest.raises(RunError, match="is in use"):
         list(late)
     assert contents(Path("run")) == before
     late = finetune_steps(replace(tiny_request(few_digits, "run", seed=2), overwrite=True))
@@ -62,7 +62,7 @@ def test_of_two_continuations_one_is_refused(few_digits: Path) -> None:
     stop_after(tiny_request(few_digits, "run"), 5)
     first = finetune_steps(TrainRequest(resume=Path("run")))
     until(Started, first)
-    with pytest.raises(RunError, match="is being trained"):
+    with pytest.raises(RunError, match="is in use"):
         resume("run")
     assert isinstance(run_all(first)[-1], FinetuneResult)
     with pytest.raises(UsageError, match="has finished"):
@@ -106,11 +106,11 @@ def test_a_cross_validation_holds_its_folder_and_the_fold_under_way(few_digits: 
     first = cross_validate_steps(request)
     until(StepDone, first)
     before = contents(Path("cv"))
-    with pytest.raises(RunError, match=r"^cv is being trained"):
+    with pytest.raises(RunError, match=r"^cv is in use"):
         list(cross_validate_steps(replace(request, overwrite=True)))
-    with pytest.raises(RunError, match=r"^cv is being trained"):
+    with pytest.raises(RunError, match=r"^cv is in use"):
         list(cross_validate_steps(TrainRequest(resume=Path("cv"))))
-    with pytest.raises(RunError, match=r"^cv/fold-1 is being trained"):
+    with pytest.raises(RunError, match=r"^cv/fold-1 is in use"):
         resume("cv/fold-1")
     assert contents(Path("cv")) == before
     first.close()
