@@ -342,8 +342,8 @@ def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> 
     if request != TrainRequest(resume=path, **resume_options(request)):
         raise UsageError(
             "--resume reads the model, the settings and the split from the run",
-            "Leave out all options but --devices, --no-cache, --no-autotune, --track, --json, and the data folder if it "
-            "has moved",
+            "Leave out all options but --devices, --no-cache, --no-autotune, --track, --json, and the data folder if "
+            "it has moved",
         )
     if not run.is_begun:
         raise RunError(f"{path} is not a run that has begun", RUN_REMEDY)

@@ -44,7 +44,7 @@ def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None
     [
         (lambda m: m.pop("classes"), r"a\.onnx is not a file that `convnext export` wrote: it has no classes"),
         (lambda m: m.clear(), "it has no architecture"),
-        (lambda m: m.update(classes="["), "a.onnx, classes, cannot be read: no JSON"),
+        (lambda m: m.update(classes="["), "a.onnx, classes, cannot be read: not JSON"),
         (lambda m: m.update(classes='["a", "a"]'), "classes: 1 different names"),
         (lambda m: m.update(classes="[]"), "classes: 0 different names"),
         (lambda m: m.update(classes='["a", 7]'), r"classes\[1\]: Expected str, got int \(it is 7\)"),
