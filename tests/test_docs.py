@@ -1,89 +1,292 @@
-"""Every command of the how-tos is run, as it stands, in the order in which it stands."""
+"""Every command of README.md and docs/ runs in the order of its page; names, links and built pages are checked.
 
+A `sh` block under a comment `<!-- not run: … -->` is only parsed: all its options must exist.
+"""
+
+import ast
+import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+import typer
 from safetensors.torch import save_file
 
+import convnext_cli
+from convnext_cli.cli.app import app, main
+from convnext_cli.models.catalog import load_catalog
+from convnext_cli.recipes.settings import describe_settings
 from tests.test_house import ROOT
 
-HOWTOS = ("hospital", "slurm", "laptop")
-
-# What stands in for the world outside, and makes our own part small: the last of two equal options wins.
-SHIMS = {
-    "convnext": """\
-words=("$@"); kept=()
-while [ ${#words[@]} -gt 0 ]; do
-    if [ "${words[0]}" = --devices ]; then words=("${words[@]:2}"); continue; fi
-    kept+=("${words[0]}"); words=("${words[@]:1}")
-done
-case "$*" in
-    *--dry-run*) ;;
-    *--resume*) rm -f "${@: -1}/metrics.json" ;;  # as if it had been stopped at the very end
-    finetune*)
-        kept+=(--model test_convnext --image-size 32 --epochs 1 --micro-batch-size 8 --val-fraction 0.3)
-        case "$*" in *--weights*) ;; *) kept+=(--weights none) ;; esac ;;
-esac
-exec "$PYTHON" -m convnext_cli "${kept[@]}"
-""",
-    "hf": """\
-[ "$1" = download ]
-echo "$2" >> "$LOG"
-if [ "${4:-}" = --local-dir ]; then mkdir -p "$5"; cp "$WEIGHTS" "$5/model.safetensors"; fi
-""",
-    "pip": """\
-for word; do case "$word" in convnext-cli*|.\\[*) echo "$word" >> "$LOG" ;; esac; done
-""",
-    "sbatch": 'SLURM_JOB_ID=1 bash "$1"\n',
-    "srun": 'exec "$@"\n',
-}
+PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))]
+LINKING = [*PAGES, *(Path(name) for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
+FENCE = re.compile(
+    r"(?P<before><!-- not run: [^>]*-->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+ELSEWHERE = {"demo", "doctor"}  # tests/cli runs them
+SMALL = {"--model": "test_convnext", "--image-size": "32", "--micro-batch-size": "16", "--epochs": "1"}
+FOREIGN_FLAGS = {"--index-url", "--find-links", "--no-index", "--local-dir", "--config_file", "--strict", "--check"}
+GROUP: Any = typer.main.get_command(app)
 
 
-@pytest.mark.parametrize("name", HOWTOS)
-def test_every_command_of_a_howto_runs(name: str, digits: Path, tmp_path: Path) -> None:
-    for source, target in (("0", "xrays/NORMAL"), ("1", "xrays/SICK")):
-        shutil.copytree(digits / source, tmp_path / target)
-    (tmp_path / "new").mkdir()
-    shutil.copy(sorted((digits / "1").glob("*.png"))[0], tmp_path / "new/a.png")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    save_file(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.safetensors")
-    (tmp_path / "bin").mkdir()
-    for shim, text in SHIMS.items():
-        path = tmp_path / "bin" / shim
-        path.write_text("#!/bin/bash\nset -eu\n" + text)
-        path.chmod(0o755)
-    log = tmp_path / "log"
-    log.touch()
-    env = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT),
-        "WEIGHTS": str(tmp_path / "weights.safetensors"),
-        "LOG": str(log),
-        "CONVNEXT_ONNX": "1" if name == "laptop" else "0",
-    }
-    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / f"docs/{name}.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 3
-    script = "set -euo pipefail\n" + "\n".join(blocks)
-    if name == "laptop":
+def read_blocks(page: Path, language: str) -> Iterator[tuple[str, bool]]:
+    """Yield the code of each block in a language, and whether it is to be run."""
+    for fence in FENCE.finditer((ROOT / page).read_text()):
+        if fence["language"] == language:
+            yield fence["code"], fence["before"] is None
+
+
+def read_commands(page: Path) -> Iterator[tuple[list[str], bool]]:
+    """Yield each command of a page as words, and whether it is to be run."""
+    for code, is_run in read_blocks(page, "sh"):
+        for line in code.replace("\\\n", " ").splitlines():
+            for command in line.split("&&"):
+                if words := shlex.split(command, comments=True):
+                    yield words, is_run
+
+
+def parse(words: list[str]) -> None:
+    """Parse the words after `convnext` without running the command; an unknown option raises."""
+    command = GROUP.commands[words[0]]
+    if not {"-h", "--help"} & set(words):
+        command.make_context(words[0], list(words[1:]))
+
+
+@pytest.fixture(scope="module")
+def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages name: images, weights, a finished run with its ONNX file."""
+    folder = tmp_path_factory.mktemp("place")
+    for number, name in enumerate(("NORMAL", "SICK", "BACTERIA")):
+        for image, path in enumerate(sorted((digits / str(number)).glob("*.png"))[:60]):
+            patient = folder / "xrays" / name / f"p{number}{image // 2:02}"
+            patient.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, patient / path.name)
+    (folder / "new").mkdir()
+    (folder / "weights").mkdir()
+    for name in ("new/a.png", "new.png", "new.jpeg"):
+        shutil.copy(sorted((digits / "1").glob("*.png"))[-1], folder / name)
+    save_file(timm.create_model("test_convnext").state_dict(), folder / "weights/model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """A finished run on the images of `place`."""
+    run = place / "finished"
+    small: dict[str, Any] = {"model": "test_convnext", "weights": "none", "image_size": 32, "epochs": 1}
+    convnext_cli.finetune(place / "xrays", output=run, val_fraction=0.3, freeze_epochs=0, **small)
+    return run
+
+
+class Shell:
+    """Runs the commands of a page in this process, with small models in place of the reader's."""
+
+    def __init__(self, folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.finished, self.monkeypatch = folder, finished, monkeypatch
+
+    def run(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """Run one command."""
+        match words:
+            case ["convnext", *rest]:
+                self._convnext(rest, capsys)
+            case ["export", *variables]:
+                for variable in variables:
+                    name, _, value = variable.partition("=")
+                    self.monkeypatch.setenv(name, value.replace("$PWD", str(self.folder)))
+            case ["sbatch", script]:
+                for command in self._list_started(ROOT / script):
+                    self._convnext(command, capsys)
+            case ["hf", "download", name, *_]:
+                check_weights(name)
+            case ["pip", *rest]:
+                check_extras(rest)
+            case ["pytest"] | ["mkdocs", "serve"]:
+                pass
+            case _:
+                pytest.fail(f"unknown command: {shlex.join(words)}")
+
+    def _convnext(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        parse(words)
+        if words[0] in ELSEWHERE:
+            return
+        target = words[words.index(">") + 1] if ">" in words else None
+        words = words[: words.index(">")] if target else words
+        self._provide_runs(words)
+        with pytest.raises(SystemExit) as ended:
+            main(self._shrink(words))
+        out, err = capsys.readouterr()
+        assert not ended.value.code, f"convnext {shlex.join(words)}\n{out}{err}"
+        if target:
+            assert out
+            Path(target).write_text(out)
+
+    def _provide_runs(self, words: list[str]) -> None:
+        """Put a finished run where a command reads one that its page did not train."""
+        for before, word in zip(["", *words], words, strict=False):
+            run = Path(*Path(word).parts[:2])
+            if word.startswith("runs/") and before not in ("-o", "--output") and not run.exists():
+                shutil.copytree(self.finished, run)
+
+    def _shrink(self, words: list[str]) -> list[str]:
+        if words[0] == "export" and "--int8" in words:
+            return [*words, "--tolerance", "1"]
+        if words[0] != "finetune":
+            return words
+        if "--resume" in words:
+            run = Path(words[words.index("--resume") + 1])
+            (run / "metrics.json").unlink(missing_ok=True)  # as if it had been stopped at the very end
+            return words
+        if "--devices" in words:
+            at = words.index("--devices")
+            words = [*words[:at], *words[at + 2 :]]
+        small = {**SMALL, **({"--weights": "none"} if not {"--weights"} & set(words) or "builtin" in words else {})}
+        small["--val-fraction"] = "0.3"
+        if "--folds" in words:
+            small["--folds"] = "2"
+        return [*words, *(word for pair in small.items() for word in pair)]
+
+    def _list_started(self, script: Path) -> list[list[str]]:
+        """Run a Slurm script with stand-ins for Slurm; return the words after each `convnext` that it starts."""
+        tools = self.folder / "bin"
+        tools.mkdir()
+        log = self.folder / "started"
+        for name, text in (("srun", 'exec "$@"'), ("convnext", f'printf "%s\\n" "$*" >> {log}')):
+            (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tools / name).chmod(0o755)
+        env = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+        subprocess.run(["bash", str(script)], env=env, check=True)
+        return [shlex.split(line) for line in log.read_text().splitlines()]
+
+
+def check_weights(name: str) -> None:
+    """Check that `timm/ARCHITECTURE.TAG` is in the catalogue."""
+    architecture, _, tag = name.removeprefix("timm/").partition(".")
+    assert tag in [known.name for known in load_catalog()[architecture].tags], name
+
+
+def check_extras(words: list[str]) -> None:
+    """Check that the extras in the words of `pip install` are declared."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in words:
+        if extras := re.search(r"\[(.*)\]", word):
+            assert set(extras[1].split(",")) <= declared.keys(), word
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(read_commands(page))], ids=str)
+def test_each_command_of_a_page_runs(
+    page: Path, place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if {"laptop", "export"} & {page.stem}:
         pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-        script = script.replace("export runs/small --int8", "export runs/small --int8 --tolerance 1")
-    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "convnext" in done.stdout
+        monkeypatch.setenv("CONVNEXT_ONNX", "1")
+    for item in ("xrays", "new", "new.png", "new.jpeg", "weights"):
+        (shutil.copytree if (place / item).is_dir() else shutil.copy)(place / item, tmp_path / item)
+    if page.stem == "speed":
+        monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))  # the page clears it
+    (tmp_path / "runs").mkdir()
+    shell = Shell(tmp_path, finished, monkeypatch)
+    for words, is_run in read_commands(page):
+        if is_run:
+            shell.run(words, capsys)
+        elif "convnext_cli" in words or words[0] == "convnext":
+            parse(words[words.index("convnext_cli") + 1 :] if "convnext_cli" in words else words[1:])
 
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for word in log.read_text().split():
-        if "[" in word:
-            assert set(word.partition("[")[2].rstrip("]").split(",")) <= extras.keys()
-        elif "/" in word:
-            architecture, _, tag = word.partition("/")[2].partition(".")
-            catalog = (ROOT / "convnext_cli/models/catalog.json").read_text()
-            assert f'"timm/{architecture}.{tag}"' in catalog, word
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_each_inline_command_and_flag_exists(page: Path) -> None:
+    text = FENCE.sub("", (ROOT / page).read_text())
+    flags = {
+        flag
+        for command in GROUP.commands.values()
+        for option in command.params
+        for flag in (*option.opts, *option.secondary_opts)
+    }
+    flags |= {flag for option in GROUP.params for flag in option.opts} | FOREIGN_FLAGS
+    flags |= {"--help", "--install-completion", "--show-completion"}
+    for code in re.findall(r"`([^`\n]+)`", text):
+        assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code)) <= flags, code
+        if code.startswith("convnext ") and len(words := shlex.split(code)) > 2 and words[1] in GROUP.commands:
+            parse(words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_python_of_a_page_calls_functions_that_exist(page: Path) -> None:
+    for code, _ in read_blocks(page, "python"):
+        if code.lstrip().startswith(tuple(f"{name}(" for name in convnext_cli.__all__)):
+            continue  # a signature
+        for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Name) and call.func.id in convnext_cli.__all__:
+                signature = inspect.signature(getattr(convnext_cli, call.func.id))
+                known = {
+                    *signature.parameters,
+                    *describe_settings(),
+                    *inspect.signature(convnext_cli.finetune).parameters,
+                }
+                assert {keyword.arg for keyword in call.keywords} <= known, ast.unparse(call)
+                signature.bind_partial(*call.args)
+
+
+def test_timm_loads_a_run_as_the_readme_says(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "runs/xrays")
+    [code] = [code for code, _ in read_blocks(Path("README.md"), "python")]
+    scope: dict[str, Any] = {}
+    exec(code, scope)  # noqa: S102
+    assert scope["model"].num_classes == 3
+
+
+def list_links(page: Path) -> list[str]:
+    """Return the targets of a page's links and images."""
+    return re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", (ROOT / page).read_text()))
+
+
+def list_anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.replace("`", "")).strip().lower()) for title in titles}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=str)
+def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
+    for link in list_links(page):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        assert not anchor or anchor in list_anchors(target), f"{page}: {link}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+def test_the_site_builds_and_asks_no_other_host(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra docs is not installed")
+    command = [
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--config-file",
+        str(ROOT / "mkdocs.yml"),
+        "--site-dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        loaded = re.findall(
+            r'<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)="((?:https?:)?//[^"]+)"', page.read_text()
+        )
+        assert not loaded, f"{page}: {loaded}"

@@ -50,7 +50,7 @@ FALSE = (
 
 
 def test_no_false_statement_of_the_specification_is_repeated() -> None:
-    texts = {path: path.read_text() for pattern in ("*.md", "docs/*.md") for path in ROOT.glob(pattern)}
+    texts = {path: path.read_text() for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern)}
     texts |= {path: path.read_text() for kind in ("py", "toml") for path in (ROOT / "convnext_cli").rglob(f"*.{kind}")}
     texts |= {path: path.read_text() for path in (ROOT / "examples").glob("*.py")}
     assert len(texts) > 30

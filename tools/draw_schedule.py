@@ -1,4 +1,4 @@
-"""Draws learning rate and weight decay of every parameter group, and writes docs/schedule.md, both from the code.
+"""Draw learning rate and weight decay of every parameter group, from the code, and write the page about them.
 
     python tools/draw_schedule.py
 
@@ -17,37 +17,41 @@ from convnext_cli.training.parts.optimizer import make_optimizer, set_lr
 DOCS = Path(__file__).parents[1] / "docs"
 MODEL = "convnext_tiny"
 IMAGES = 6_400
-RECIPE = Settings(
+SETTINGS = Settings(
     epochs=30, batch_size=128, micro_batch_size=32, lr=2e-4, warmup_epochs=3.0, weight_decay=0.05, layer_decay=0.8,
     drop_path=0.1, label_smoothing=0.1, mixup=0.0, cutmix=0.0, image_size=224, min_crop_area=0.5, hflip=0.0,
 )  # fmt: skip
 
-PAGE = """# Learning rate and weight decay, group by group
+PAGE = """# Learning rate of each group
 
-Written by `python tools/draw_schedule.py` from the code that trains: `Schedule.lr_at` and `make_optimizer`. The example
-is {model} with `--lr {lr:g} --layer-decay {decay:g} --weight-decay {weight_decay:g} --warmup-epochs {warmup:g}`,
+`python tools/draw_schedule.py` writes this page from the code that trains: `Schedule.lr_at` and `make_optimizer`.
+The example is {model} with `--lr {lr:g} --layer-decay {decay:g} --weight-decay {weight_decay:g}
+--warmup-epochs {warmup:g}`,
 {epochs} epochs of {steps} steps.
 
-![Learning rate over the steps, and by depth](schedule.svg)
+![Learning rate over the steps, and by depth](../images/schedule.svg)
 
-The rate of a step is a pure function of its number, `lr_at(step)`: a linear rise, then half a cosine. Each group gets
-it times its own factor, {decay:g} to the power of the number of blocks from it to the head. Note that timm decays per
-block: in a deep model the stem gets far less than under the authors' own decay, which has 13 groups at most.
+The learning rate is a pure function of the step, `lr_at(step)`: a linear warm-up, then half a cosine. Each parameter
+group multiplies it by its own factor: {decay:g} to the power of the number of blocks between the group and the head.
+timm decays per block. In a deep model the stem therefore gets a far lower rate than with the authors' own decay, which
+has at most 13 groups.
 
 | group | first parameter | factor | peak lr | weight decay | parameters |
 |---|---|---|---|---|---|
 {rows}
 
-Weight decay is off for whatever has one dimension: norms, biases, LayerScale, GRN.
+Weight decay is off for parameters of one dimension: norms, biases, LayerScale, GRN.
 """
 
 
 def read_groups() -> Iterator[tuple[str, float, float, float, int]]:
-    """Each group's first parameter, factor, peak learning rate, weight decay and size, from the stem to the head."""
+    """Yield each group's first parameter, factor, peak learning rate, weight decay and size, the stem first."""
     model = timm.create_model(MODEL, num_classes=4)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = make_optimizer(model, lr=RECIPE.lr, weight_decay=RECIPE.weight_decay, layer_decay=RECIPE.layer_decay)
-    set_lr(optimizer, RECIPE.lr)
+    optimizer = make_optimizer(
+        model, lr=SETTINGS.lr, weight_decay=SETTINGS.weight_decay, layer_decay=SETTINGS.layer_decay
+    )
+    set_lr(optimizer, SETTINGS.lr)
     for group in optimizer.param_groups:
         first, *_ = parameters = group["params"]
         size = sum(parameter.numel() for parameter in parameters)
@@ -55,28 +59,29 @@ def read_groups() -> Iterator[tuple[str, float, float, float, int]]:
 
 
 def write_page() -> str:
-    """The page as Markdown."""
-    steps, _ = plan_steps(RECIPE, IMAGES)
+    """Return the page as Markdown."""
+    steps, _ = plan_steps(SETTINGS, IMAGES)
     rows = [
         f"| {number} | `{name}` | {scale:.4g} | {lr:.4g} | {decay:g} | {size:,} |"
         for number, (name, scale, lr, decay, size) in enumerate(read_groups())
     ]
     return PAGE.format(
-        model=MODEL, lr=RECIPE.lr, decay=RECIPE.layer_decay, weight_decay=RECIPE.weight_decay, rows="\n".join(rows),
-        warmup=RECIPE.warmup_epochs, epochs=RECIPE.epochs, steps=steps,
+        model=MODEL, lr=SETTINGS.lr, decay=SETTINGS.layer_decay, weight_decay=SETTINGS.weight_decay,
+        rows="\n".join(rows),
+        warmup=SETTINGS.warmup_epochs, epochs=SETTINGS.epochs, steps=steps,
     )  # fmt: skip
 
 
 def draw(path: Path) -> None:
-    """Writes the picture (SVG)."""
+    """Write the drawing (SVG)."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "convnext"  # the same picture has the same bytes
+    mpl.rcParams["svg.hashsalt"] = "convnext"  # the same drawing has the same bytes
     from matplotlib import pyplot as plt
 
     groups = list(read_groups())
-    _, schedule = plan_steps(RECIPE, IMAGES)
+    _, schedule = plan_steps(SETTINGS, IMAGES)
     figure, (over_steps, by_depth) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     rates = [schedule.lr_at(step) for step in range(schedule.total_steps)]
     scales = sorted({scale for _, scale, *_ in groups})
@@ -88,12 +93,12 @@ def draw(path: Path) -> None:
         chosen = [(scales.index(scale), lr) for _, scale, lr, decay, _ in groups if (decay > 0) is decayed]
         by_depth.plot(*zip(*chosen, strict=True), mark, label=label, fillstyle="none")
     by_depth.set(xlabel="depth, from the stem (0) to the head", ylabel="peak learning rate", yscale="log")
-    by_depth.set_title(f"peak lr; weight decay {RECIPE.weight_decay:g} or 0")
+    by_depth.set_title(f"peak lr; weight decay {SETTINGS.weight_decay:g} or 0")
     by_depth.legend()
     figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    draw(DOCS / "schedule.svg")
-    (DOCS / "schedule.md").write_text(write_page(), encoding="utf-8")
-    print(f"wrote {DOCS / 'schedule.svg'} and schedule.md")
+    draw(DOCS / "images/schedule.svg")
+    (DOCS / "explanation/schedule.md").write_text(write_page(), encoding="utf-8")
+    print("wrote docs/images/schedule.svg and docs/explanation/schedule.md")

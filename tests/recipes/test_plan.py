@@ -406,7 +406,7 @@ CONFLICTS = {
 @pytest.mark.parametrize("conflict", load_tables().conflicts, ids=lambda conflict: conflict.id)
 def test_a_conflict_inside_the_specification_is_resolved_by_its_rule(conflict: Conflict) -> None:
     assert CONFLICTS[conflict.id]()
-    page = (Path(__file__).parents[2] / "docs/specification.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/explanation/specification.md").read_text()
     assert f"| {conflict.says} | {conflict.rule} |" in page
 
 
@@ -442,7 +442,7 @@ def test_the_specifications_augmentation_and_last_rate() -> None:
 def test_the_specifications_rule_for_the_rate() -> None:
     rule = load_tables().lr_rule
     assert {batch: rule.rate(batch) for batch in rule.examples} == pytest.approx(rule.examples)
-    page = (Path(__file__).parents[2] / "docs/specification.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/explanation/specification.md").read_text()
     assert "| lr | 0.004 | 0.002 | 0.001 | 0.0005 | 0.00025 | 0.000125 |" in page
 
 

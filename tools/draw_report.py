@@ -1,0 +1,41 @@
+"""Draw the report of the demo's run as a picture for the README.
+
+    python tools/draw_report.py
+
+The demo trains on the digits of scikit-learn (UCI, E. Alpaydin and C. Kaynak, CC BY 4.0). A headless Chromium opens its
+report; the picture is cut, reduced to half and written to docs/images/report.png.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+TARGET = Path(__file__).parents[1] / "docs/images/report.png"
+WINDOW = (1000, 1240)  # px
+COLORS = 128
+
+
+def draw(target: Path) -> None:
+    """Run the demo and write the picture of its report.
+
+    Raises:
+        subprocess.CalledProcessError: the demo or Chromium failed.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run([sys.executable, "-m", "convnext_cli", "demo", "-o", str(folder / "demo")], check=True)
+        shot = folder / "report.png"
+        options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", f"--screenshot={shot}")
+        size = f"--window-size={WINDOW[0]},{WINDOW[1]}"
+        report = (folder / "demo/run/report.html").as_uri()
+        subprocess.run(["chromium", *options, size, report], check=True, cwd=folder, capture_output=True)
+        with Image.open(shot) as image:
+            image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
+if __name__ == "__main__":
+    draw(TARGET)
+    print(f"wrote {TARGET}, {TARGET.stat().st_size:,} bytes")

@@ -1,0 +1,255 @@
+"""Write the generated parts of the documents, from the program itself.
+
+    python -m cogapp -P -r README.md CONTRIBUTING.md docs/*/*.md           write them
+    python -m cogapp -P --check README.md CONTRIBUTING.md docs/*/*.md      fail where one is stale
+
+A document calls the functions below between `[[[cog` and `[[[end]]]`; each prints Markdown.
+"""
+
+import ast
+import inspect
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+ROOT = Path(__file__).parents[1]
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table."""
+    print("|", " | ".join(head), "|")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        print("|", " | ".join(str(cell).replace("|", "\\|") for cell in row), "|")
+
+
+def show_floors() -> None:
+    """Print the package's floors as the import contract in pyproject.toml has them, the top first."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    print("```text")
+    for number, layer in zip(range(len(layers), 0, -1), layers, strict=True):
+        print(f"{number:>2}  {layer.replace('convnext_cli.', '')}")
+    print("```")
+
+
+def show_file(path: str, language: str) -> None:
+    """Print a file of the repository as a code block."""
+    print(f"```{language}", (ROOT / path).read_text().rstrip(), "```", sep="\n")
+
+
+def show_commands() -> None:
+    """Print a section for each command: usage, purpose, arguments and options."""
+    import typer
+
+    from convnext_cli.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if command.hidden:
+            continue
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(_name_argument(argument) for argument in arguments)
+        print(f"\n## {name}\n\n```text\nconvnext {name} [OPTIONS] {usage}".rstrip(), "```", sep="\n")
+        print("\n" + re.sub(r"\s*\f.*", "", inspect.cleandoc(command.help or ""), flags=re.DOTALL) + "\n")
+        for argument in arguments:
+            print(f"`{_name_argument(argument)}`: {argument.help}\n")
+        options = [
+            p for p in command.params if p.param_type_name == "option" and not p.hidden and "--help" not in p.opts
+        ]
+        panels = list(dict.fromkeys(_name_panel(option) for option in options))
+        for panel in panels:
+            if len(panels) > 1:
+                print(f"\n### {name}: {panel}\n")
+            chosen = [option for option in options if _name_panel(option) == panel]
+            show_table(("option", "meaning", "default"), (_describe_option(option) for option in chosen))
+
+
+def _name_argument(argument: Any) -> str:
+    name = argument.name.upper()
+    return (name if argument.required else f"[{name}]") + ("..." if argument.nargs == -1 else "")
+
+
+def _name_panel(option: Any) -> str:
+    return getattr(option, "rich_help_panel", None) or "Options"
+
+
+def _describe_option(option: Any) -> tuple[str, str, str]:
+    flags = ", ".join(f"`{flag}`" for flag in sorted(option.opts, key=lambda flag: flag.startswith("--")))
+    flags += "".join(f" / `{flag}`" for flag in option.secondary_opts)
+    kind = option.type.name
+    value = "" if option.is_flag else option.metavar or {"text": "TEXT", "integer": "INTEGER"}.get(kind, kind.upper())
+    if kind == "choice":
+        value = "\\|".join(map(str, option.type.choices))
+    variable = f" Environment: `{option.envvar}`." if option.envvar else ""
+    default = option.default
+    if option.is_flag and option.secondary_opts and default is not None:
+        shown = f"`{(option.opts if default else option.secondary_opts)[-1]}`"
+    else:
+        shown = f"`{default}`" if default not in (None, False, [], ()) and not callable(default) else ""
+    return f"{flags} {value.strip('<>')}".strip(), _escape((option.help or "") + variable), shown
+
+
+def _escape(text: str) -> str:
+    """Keep what Markdown would take for an HTML tag or emphasis."""
+    return re.sub(r"(<[^>`]*>|'\*[^']*'|\*\.\w+)", r"`\1`", text)
+
+
+def show_settings() -> None:
+    """Print every setting: type, bounds, unit, default and meaning."""
+    from dataclasses import MISSING, fields
+
+    from convnext_cli.recipes.settings import Settings, describe_settings
+
+    defaults = {field.name: field.default for field in fields(Settings)}
+    rows = []
+    for name, (kind, setting) in describe_settings().items():
+        default = defaults.get(name, MISSING)
+        rows.append(
+            (
+                f"`{name}`",
+                f"{_name_kind(kind, setting)}{f', {setting.unit}' if setting.unit else ''}",
+                "recipe" if default is MISSING else f"`{default}`",
+                _escape(setting.help),
+            )
+        )
+    show_table(("setting", "value", "default", "meaning"), rows)
+
+
+def _name_kind(kind: Any, setting: Any) -> str:
+    if values := get_args(kind):
+        return ", ".join(f"`{value}`" for value in values)
+    name = {"int": "integer", "float": "number", "str": "text", "bool": "true or false"}.get(
+        kind.__name__, kind.__name__
+    )
+    words = "".join(f" or `{word}`" for word in setting.words)
+    if setting.low is None and setting.high is None:
+        return name + words
+    low = f"{'above' if setting.open else 'from'} {setting.low:g}" if setting.low is not None else ""
+    high = (
+        f"{'below' if setting.open and setting.high != 1e6 else 'to'} {setting.high:g}"
+        if setting.high is not None
+        else ""
+    )
+    return f"{name}{words}, {low} {high}".rstrip()
+
+
+def show_exit_codes() -> None:
+    """Print each exit code with the errors that end in it."""
+    from convnext_cli import errors
+
+    kinds = [
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.ConvnextError) and kind is not errors.StoppedError
+    ]
+    rows: list[tuple[object, ...]] = [(0, "done", "")]
+    meanings = {1: "failure", 2: "usage", 3: "bad data", 4: "out of memory"}
+    for code, meaning in meanings.items():
+        names = sorted((kind for kind in kinds if kind.exit_code == code), key=lambda kind: kind.__name__)
+        causes = [f"`{kind.__name__}`: {_first_line(kind)}" for kind in names]
+        rows.append((code, meaning, "<br>".join(causes)))
+    rows += [
+        (130, "interrupted (Ctrl-C)", "`StoppedError`: a training has saved its state."),
+        (143, "terminated (SIGTERM)", "`StoppedError`: a training has saved its state."),
+    ]
+    show_table(("code", "meaning", "errors"), rows)
+
+
+def _first_line(item: Any) -> str:
+    return inspect.cleandoc(item.__doc__ or "").partition("\n")[0]
+
+
+def show_formats() -> None:
+    """Print the image formats that are read, with their suffixes."""
+    from convnext_cli.images.formats import DICOM_SUFFIXES, PILLOW_SUFFIXES
+
+    rows = [(name, " ".join(f"`{suffix}`" for suffix in suffixes)) for name, suffixes in PILLOW_SUFFIXES.items()]
+    dicom = " ".join(f"`{suffix}`" for suffix in sorted(DICOM_SUFFIXES))
+    show_table(("format", "suffixes"), [*rows, ("DICOM (extra `dicom`)", dicom)])
+
+
+def show_licences() -> None:
+    """Print the licences of the pretrained weights, with the models that they are for."""
+    from convnext_cli.models.catalog import PERMISSIVE_LICENSES, load_catalog
+
+    weights: Counter[str] = Counter()
+    names: dict[str, dict[str, None]] = {}
+    for model in load_catalog().values():
+        for tag in model.tags:
+            weights[tag.license] += 1
+            names.setdefault(tag.license, {})[model.parsed.family] = None
+    rows = [
+        (
+            f"`{licence}`",
+            count,
+            ", ".join(names[licence]),
+            "yes" if licence in PERMISSIVE_LICENSES else "no, or read its terms",
+        )
+        for licence, count in weights.most_common()
+    ]
+    show_table(("licence", "weights", "families", "permissive"), rows)
+
+
+def show_ranking() -> None:
+    """Print the specification's ranking of models."""
+    tiers = tomllib.loads((ROOT / "convnext_cli/models/ranking.toml").read_text())["tiers"]
+    rows = [(tier["tier"], tier["title"], ", ".join(tier["models"])) for tier in tiers]
+    show_table(("tier", "title", "models, in order"), rows)
+
+
+def show_conflicts() -> None:
+    """Print where the specification contradicts itself, each with the rule that decides."""
+    from convnext_cli.recipes.tables import load_tables
+
+    show_table(("it says", "the rule here"), [(conflict.says, conflict.rule) for conflict in load_tables().conflicts])
+
+
+def show_api() -> None:
+    """Print the signature and the docstring of every public function."""
+    import convnext_cli
+
+    for name in convnext_cli.__all__:
+        function = getattr(convnext_cli, name)
+        print(f"\n## {name}\n\n```python\n{_show_signature(function)}\n```\n")
+        print(_to_markdown(inspect.cleandoc(function.__doc__ or "")))
+
+
+def _show_signature(function: Any) -> str:
+    """Return a function's signature as its source has it, one parameter a line."""
+    [node] = ast.parse(inspect.getsource(function)).body
+    assert isinstance(node, ast.FunctionDef)
+    arguments = node.args
+    named = [*zip(arguments.args[::-1], arguments.defaults[::-1], strict=False)][::-1]
+    parts = [ast.unparse(argument) for argument in arguments.args[: len(arguments.args) - len(named)]]
+    parts += [f"{ast.unparse(argument)} = {ast.unparse(default)}" for argument, default in named]
+    parts += ["*"] if arguments.kwonlyargs else []
+    for argument, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        parts.append(ast.unparse(argument) + (f" = {ast.unparse(value)}" if value else ""))
+    parts += [f"**{ast.unparse(arguments.kwarg)}"] if arguments.kwarg else []
+    result = ast.unparse(node.returns) if node.returns else "None"
+    return f"{node.name}(\n    " + ",\n    ".join(parts) + f",\n) -> {result}"
+
+
+SECTION = re.compile(r"(Args|Returns|Raises):")
+
+
+def _to_markdown(docstring: str) -> str:
+    """Turn a Google-style docstring into Markdown: sections become bold titles, their entries lists."""
+    titles = {"Args": "Arguments", "Returns": "Returns", "Raises": "Raises"}
+    lines: list[str] = []
+    inside = ""
+    for line in docstring.splitlines():
+        if section := SECTION.fullmatch(line.strip()):
+            inside = section[1]
+            lines += [f"**{titles[inside]}**", ""]
+        elif inside and (entry := re.match(r"    (\*{0,2}\w+): (.*)", line)) and inside != "Returns":
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        elif inside and line.strip():
+            lines.append(f"  {line.strip()}" if inside != "Returns" else line.strip())
+        else:
+            lines.append(line)
+    return "\n".join(lines)
