@@ -3,9 +3,10 @@
     python tools/draw_report.py
 
 The demo trains on the digits of scikit-learn (UCI, E. Alpaydin and C. Kaynak, CC BY 4.0). A headless Chromium opens its
-report; the picture is cut, reduced to half and written to docs/images/report.png.
+report and takes a picture of its head, which is written to docs/images/report.png.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-TARGET = Path(__file__).parents[1] / "docs/images/report.png"
-WINDOW = (1000, 1240)  # px
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs/images/report.png"
+WINDOW = (1000, 720)  # px
 COLORS = 128
 
 
@@ -26,11 +28,12 @@ def draw(target: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run([sys.executable, "-m", "convnext_cli", "demo", "-o", str(folder / "demo")], check=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-m", "convnext_cli", "demo"], check=True, cwd=folder, env=environment)
         shot = folder / "report.png"
         options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", f"--screenshot={shot}")
         size = f"--window-size={WINDOW[0]},{WINDOW[1]}"
-        report = (folder / "demo/run/report.html").as_uri()
+        report = (folder / "convnext-demo/run/report.html").as_uri()
         subprocess.run(["chromium", *options, size, report], check=True, cwd=folder, capture_output=True)
         with Image.open(shot) as image:
             image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)

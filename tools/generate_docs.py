@@ -122,19 +122,12 @@ def show_settings() -> None:
 def _name_kind(kind: Any, setting: Any) -> str:
     if values := get_args(kind):
         return ", ".join(f"`{value}`" for value in values)
-    name = {"int": "integer", "float": "number", "str": "text", "bool": "true or false"}.get(
-        kind.__name__, kind.__name__
-    )
+    names = {"int": "integer", "float": "number", "str": "text", "bool": "true or false"}
     words = "".join(f" or `{word}`" for word in setting.words)
-    if setting.low is None and setting.high is None:
-        return name + words
-    low = f"{'above' if setting.open else 'from'} {setting.low:g}" if setting.low is not None else ""
-    high = (
-        f"{'below' if setting.open and setting.high != 1e6 else 'to'} {setting.high:g}"
-        if setting.high is not None
-        else ""
-    )
-    return f"{name}{words}, {low} {high}".rstrip()
+    low, high = setting.low, setting.high
+    first = "" if low is None else f", {'above' if setting.open else 'from'} {low:,g}"
+    last = "" if high is None else f" {'below' if setting.open and high < 1 else 'to'} {high:,.12g}"
+    return f"{names[kind.__name__]}{words}{first}{last}"
 
 
 def show_exit_codes() -> None:
@@ -160,7 +153,8 @@ def show_exit_codes() -> None:
 
 
 def _first_line(item: Any) -> str:
-    return inspect.cleandoc(item.__doc__ or "").partition("\n")[0]
+    docstring: str = item.__doc__ or ""
+    return inspect.cleandoc(docstring).partition("\n")[0]
 
 
 def show_formats() -> None:
