@@ -38,14 +38,14 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
     import torch
 
     from convnext_cli.inference.classifier import load_for_eval
-    from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
+    from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, seed_weights
     from convnext_cli.models.catalog import find_model
     from convnext_cli.models.forward import forward_batches
 
     seed_weights(seed)
     architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
     weights = "auto" if weights == BUILTIN else weights
-    model, _ = build_model(architecture, tag, num_classes=0, drop_path=0.0, weights=weights, offline=True)
+    model, _ = build_model(architecture, tag, ModelOptions(num_classes=0), weights=weights, offline=True)
     preprocessing = read_preprocessing(model, size)
 
     def features(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -168,7 +168,8 @@ def show_formats() -> None:
 
 def show_licences() -> None:
     """Print the licences of the pretrained weights, with the models that they are for."""
-    from convnext_cli.models.catalog import PERMISSIVE_LICENSES, load_catalog
+    from convnext_cli.models.catalog import load_catalog
+    from convnext_cli.models.licenses import PERMISSIVE_LICENSES
 
     weights: Counter[str] = Counter()
     names: dict[str, dict[str, None]] = {}

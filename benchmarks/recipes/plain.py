@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from convnext_cli.data.index import Index
-from convnext_cli.models.build import build_model, read_preprocessing
+from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing
 from convnext_cli.models.catalog import BUILTIN, find_model, load_builtin
 
 LR, WEIGHT_DECAY, SMOOTHING, BATCH = 3e-4, 0.05, 0.1, 32
@@ -34,9 +34,7 @@ def train_plainly(index: Index, *, epochs: int, size: int, seed: int) -> tuple[N
     """Fine-tunes the weights in the package; returns the last epoch's logits of the test images, and their classes."""
     torch.manual_seed(seed)
     architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
-    model, _ = build_model(
-        architecture, tag, num_classes=len(index.classes), drop_path=0.0, weights="auto", offline=True
-    )
+    model, _ = build_model(architecture, tag, ModelOptions(num_classes=len(index.classes)), offline=True)
     preprocessing = read_preprocessing(model, size)
     model = model.to(memory_format=torch.channels_last)
     end = [transforms.ToTensor(), transforms.Normalize(preprocessing.mean, preprocessing.std)]

@@ -158,8 +158,9 @@ def finetune(
 
 def _show_dry_run(prepared: "Preparation", command: str, *, check: bool, onnx: bool, as_json: bool) -> None:
     from convnext_cli.machine import GIB
-    from convnext_cli.recipes.costs import training_bytes
-    from convnext_cli.recipes.recommendation import DAY, DataCounts, estimate_plan, recommend, suggest_faster
+    from convnext_cli.recipes.costs import Workload, estimate_time, training_bytes
+    from convnext_cli.recipes.fingerprint import DataCounts
+    from convnext_cli.recipes.recommendation import DAY, recommend, suggest_faster
 
     plan, machine = prepared.plan, prepared.machine
     chosen, index = plan.settings, prepared.index
@@ -171,7 +172,8 @@ def _show_dry_run(prepared: "Preparation", command: str, *, check: bool, onnx: b
     )
     folds = chosen.folds if prepared.folds else 1
     counts = DataCounts.from_index(index, prepared.fingerprint)
-    time = estimate_plan(prepared.architecture, plan, counts, machine, check=check, onnx=onnx, folds=folds)
+    workload = Workload(model=prepared.architecture, settings=chosen, counts=counts, machine=machine)
+    time = estimate_time(workload, check=check, onnx=onnx, folds=folds)
     faster = None
     if time.total > DAY:
         found = recommend(counts.images, machine=machine, counts=counts, fingerprint=prepared.fingerprint)

@@ -22,6 +22,7 @@ from convnext_cli.models.catalog import (
     load_ranking,
     load_references,
 )
+from convnext_cli.models.licenses import license_matches
 from convnext_cli.models.names import FAMILIES, GRAMMAR, MODIFIERS, NORMS, SIZES
 
 _ORDERS = {
@@ -71,7 +72,7 @@ def list_(
     check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
     check_word("order", sort, tuple(_ORDERS))
     if license is not None:
-        check_license(load_catalog().values(), license)
+        check_license(license)
     models = list_models(
         pattern,
         family=family,
@@ -121,7 +122,7 @@ def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]
         | {"model": f"{model.name}.{own.name}", "tier": None, "top1": None, "tags": 1, "licenses": [own.license]}
         | {"image_size": own.image_size}
         for own in list_tags(model)[len(model.tags) :]
-        if license in (None, own.license)
+        if license is None or license_matches(own.license, license)
     ]
 
 
@@ -152,7 +153,7 @@ def _tag_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
             "hub": tag.hub_id or "in the package",
         }
         for tag in list_tags(model)
-        if license in (None, tag.license) or (license == "permissive" and tag.is_permissive)
+        if license is None or license_matches(tag.license, license)
     ]
 
 
@@ -217,7 +218,7 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "grn": model.grn,
         "head": model.head,
         "activation_mib_per_image_224": model.activation_mib,
-        "tags": [asdict(entry) for entry in ([tag] if tag and "." in name else model.tags)],
+        "tags": [entry.to_row() for entry in ([tag] if tag and "." in name else model.tags)],
     }
     if tag is not None and tag.hub_id is None:
         card["card"] = load_builtin().card

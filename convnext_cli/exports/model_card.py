@@ -10,7 +10,8 @@ from convnext_cli.data.index import Index
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.intervals import Interval
-from convnext_cli.models.catalog import BUILTIN, load_builtin
+from convnext_cli.models.catalog import BUILTIN
+from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
 from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.runs.folder import RunFolder
@@ -18,7 +19,6 @@ from convnext_cli.runs.records import Preprocessing
 from convnext_cli.text import make_visible
 
 HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # those that the Hub has a key for
-NON_COMMERCIAL = frozenset({"cc-by-nc-4.0", "fair-noncommercial-research-license", load_builtin().tag.license})
 DATA_LICENSE = "Whether the licence of the training images allows this use is for their owner to say."
 LIMITS = (
     "The figures hold for images like those they were measured on. Nothing is known of other sources, devices or "
@@ -90,7 +90,7 @@ def _head(license: License, base: str | None) -> str:
 
 
 def _warn(license: License) -> str:
-    if license.name in NON_COMMERCIAL:
+    if license.name in NON_COMMERCIAL_LICENSES:
         return "Not for commercial use. "
     return "Find it out before you pass the model on. " if license.is_unknown else ""
 

@@ -1,7 +1,7 @@
-"""Build timm models for training."""
+"""Build timm models with pretrained weights and a new classifier."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +14,85 @@ from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.weights import average_channels, find_weights, fit_weights, read_weights
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """The parts of a model that depend on the data set and the settings."""
+
+    num_classes: int
+    """Outputs of the new classifier; 0 for the pooled features."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block."""
+    in_chans: int = 3
+    """Input channels: 3, or 1 for luminance."""
+    head_hidden_size: int | None = None
+    """Width of a hidden layer before the classifier; None for the architecture's own head."""
+    head_dropout: float = 0.0
+    """Dropout rate of the classifier's inputs."""
+
+
 def build_model(
-    architecture: Architecture,
-    tag: Tag | None,
-    *,
-    num_classes: int,
-    drop_path: float,
-    weights: str,
-    offline: bool,
-    in_chans: int = 3,
-    head_hidden_size: int | None = None,
-    head_dropout: float = 0.0,
+    architecture: Architecture, tag: Tag | None, options: ModelOptions, *, weights: str = "auto", offline: bool = False
 ) -> tuple[nn.Module, list[str]]:
-    """Builds a model with a new classifier.
+    """Build a model with a new classifier and load its pretrained weights.
 
     Args:
-        architecture: which model.
-        tag: its pretrained weights, where it has any.
-        num_classes: outputs of the new classifier.
-        drop_path: stochastic depth of the last block.
-        weights: `auto` (the Hub or its cache), `none` (random), or the path of a file or run folder.
-        offline: whether the Hub must not be asked.
-        in_chans: channels of the input, 3, or 1 for luminance alone.
-        head_hidden_size: width of a hidden layer before the classifier; None keeps the model's own head.
-        head_dropout: share of the classifier's inputs that training leaves out.
+        architecture: the architecture.
+        tag: its pretrained weights; None if it has none.
+        options: the classifier, input channels and regularisation.
+        weights: `auto` (the package, the Hub or the Hub's local cache), `none` (random initialisation), or the path of
+            a file or run folder.
+        offline: True to use local files only.
 
     Returns:
-        The model, and the names of its parameters that are newly initialised; all of them with `none`.
+        The model, and the names of its newly initialised parameters (all of them with `none`).
 
     Raises:
-        WeightsError: the weights cannot be had, read, or fitted.
+        WeightsError: the weights are missing, unreadable, or of another architecture.
     """
     path = None
     if weights == "auto":
         path = find_weights(architecture, tag, offline=offline)
     elif weights != "none":
         path = Path(weights)
-    cfg: Any = tag.name if tag else None
-    if tag is not None and tag.hub_id is None:  # timm does not know the package's own
-        same = {key: getattr(tag, key) for key in ("license", "crop_pct", "crop_mode", "interpolation", "mean", "std")}
-        cfg = timm.get_pretrained_cfg(architecture.name)
-        cfg = replace(cfg, tag=tag.name, hf_hub_id=None, input_size=(3, tag.image_size, tag.image_size), **same)
     model: nn.Module = timm.create_model(
         architecture.name,
-        pretrained_cfg=cfg,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_path_rate=drop_path,
-        head_hidden_size=head_hidden_size,
-        drop_rate=head_dropout,
+        pretrained_cfg=_find_pretrained_cfg(architecture, tag),
+        num_classes=options.num_classes,
+        in_chans=options.in_chans,
+        drop_path_rate=options.drop_path,
+        head_hidden_size=options.head_hidden_size,
+        drop_rate=options.head_dropout,
     )
     if path is None:
         return model, [parameter for parameter, _ in model.named_parameters()]
     return model, fit_weights(model, read_weights(path), str(path))
 
 
+def _find_pretrained_cfg(architecture: Architecture, tag: Tag | None) -> Any:
+    """Return timm's `pretrained_cfg` argument: a tag's name, or the whole configuration of the package's weights."""
+    if tag is None or tag.hub_id is not None:
+        return tag.name if tag else None
+    fields = asdict(tag.preprocessing)
+    side = fields.pop("image_size")
+    cfg = timm.get_pretrained_cfg(architecture.name)
+    return replace(cfg, tag=tag.name, license=tag.license, hf_hub_id=None, input_size=(3, side, side), **fields)
+
+
 @torch.no_grad()
-def scale_head(model: nn.Module, new: Sequence[str], scale: float) -> None:
-    """Multiplies the classifier's newly initialised weights, as timm's `head_init_scale` does."""
+def scale_head(model: nn.Module, new_parameters: Sequence[str], scale: float) -> None:
+    """Multiply the classifier's newly initialised parameters by `scale`, as timm's `head_init_scale` does."""
     for name in ("head.fc.weight", "head.fc.bias"):
-        if name in new:
+        if name in new_parameters:
             model.get_parameter(name).mul_(scale)
 
 
 def read_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:
-    """How a timm model wants its images: its `pretrained_cfg`, at `image_size` pixels where one is given."""
+    """Return the preprocessing of a timm model's `pretrained_cfg`.
+
+    Args:
+        model: the model.
+        image_size: input side in pixels that replaces the configuration's.
+    """
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm sets a dict on every model
     mean, std = average_channels(cfg) if model.in_chans == 1 else (tuple(cfg["mean"]), tuple(cfg["std"]))
     preprocessing = Preprocessing(
@@ -93,5 +107,5 @@ def read_preprocessing(model: nn.Module, image_size: int | None = None) -> Prepr
 
 
 def seed_weights(seed: int) -> None:
-    """Makes the next model's random weights depend on `seed` alone."""
+    """Seed the random initialisation of the next model."""
     torch.manual_seed(seed)

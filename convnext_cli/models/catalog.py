@@ -1,53 +1,63 @@
-"""Every ConvNeXt that timm knows, as data: read from `catalog.json`, which `tools/generate_catalog.py` writes."""
+"""The catalogue of timm's ConvNeXt models, read from `catalog.json`, which `tools/generate_catalog.py` writes."""
 
 import fnmatch
 import json
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from convnext_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.models.licenses import PERMISSIVE_LICENSES, license_matches
 from convnext_cli.models.names import ModelName, parse_hub_id, parse_name
 
 BUILTIN = "builtin"
-"""Name of the weights that come with the package: their tag, and the word that `--weights` takes."""
-PERMISSIVE_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause"})
-_HERE = Path(__file__).parent  # not importlib.resources, whose import is a thirtieth of every answer
-REDUCTION = 32  # pixels of input per position of the last feature map, in every ConvNeXt
+"""The tag of the weights that come with the package, and the word for them in `--weights`."""
+_HERE = Path(__file__).parent  # importlib.resources would add a thirtieth to the start-up time
+REDUCTION = 32  # input pixels per position of the last feature map, in every ConvNeXt
+DEFAULT_IMAGE_SIZE = 224  # px, ConvNeXt's usual input
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tag:
-    """One set of pretrained weights, and how images must be prepared for it."""
+    """One set of pretrained weights of an architecture."""
 
     name: str
     license: str
     hub_id: str | None
-    """Where the weights are on the Hub; None for those in the package."""
+    """Repository on the Hugging Face Hub; None for the weights in the package."""
     url: str | None
     num_classes: int
-    image_size: int
-    """Side in pixels of the square input that the weights were trained or tuned for."""
-    crop_pct: float
-    crop_mode: str
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preprocessing: Preprocessing
+    """The preprocessing that the weights were trained or tuned with."""
     top1: dict[int, float]
-    """Published ImageNet-1k top-1 in percent, by test image size in pixels; empty where timm publishes none."""
+    """Published ImageNet-1k accuracy in percent by test image size in px; empty if timm publishes none."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.preprocessing.image_size
 
     @property
     def best_top1(self) -> float | None:
-        """The highest published top-1 in percent."""
+        """Highest published accuracy in percent."""
         return max(self.top1.values(), default=None)
 
     @property
     def is_permissive(self) -> bool:
-        """Whether timm's licence field names a permissive licence. ImageNet's own terms may still apply."""
+        """True if timm's licence field names a permissive licence. ImageNet's own terms may still apply."""
         return self.license in PERMISSIVE_LICENSES
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the fields flat, as `catalog.json` and `list --json` have them."""
+        row = asdict(self)
+        return {
+            **{key: row[key] for key in ("name", "license", "hub_id", "url", "num_classes")},
+            **row["preprocessing"],
+            "top1": row["top1"],
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,18 +66,18 @@ class Stage:
 
     number: int
     side_before: int
-    """Pixels or positions of its input's side."""
+    """Side of the stage's input in pixels or positions."""
     side: int
-    """Positions of its output's side."""
+    """Side of the stage's output in positions."""
     channels: int
     blocks: int
     drop_path: tuple[float, float]
-    """Stochastic depth of its first and last block, as fractions of the last block of all."""
+    """Stochastic depth of the first and last block of the stage, as fractions of that of the network's last block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """One ConvNeXt architecture with 1,000 classes, and the weights that exist for it (the default first)."""
+    """A ConvNeXt architecture with 1,000 classes, and its pretrained weights (the default tag first)."""
 
     name: str
     params: int
@@ -88,77 +98,81 @@ class Architecture:
 
     @property
     def parsed(self) -> ModelName:
-        """The name taken apart."""
+        """The parts of the name."""
         parsed = parse_name(self.name)
         assert parsed is not None, self.name
         return parsed
 
     @property
     def takes_hidden_layer(self) -> bool:
-        """Whether timm can put a hidden layer between its norm and its classifier."""
+        """True if timm can add a hidden layer between the norm and the classifier."""
         return not self.head.startswith("norm")
 
     @property
     def default_tag(self) -> Tag | None:
-        """The weights that timm loads when no tag is named; None where no weights exist."""
+        """The weights that timm loads without a tag; None if no weights exist."""
         return self.tags[0] if self.tags else None
 
     @property
     def licenses(self) -> tuple[str, ...]:
-        """The licences of its weights, each once."""
+        """The distinct licences of the weights."""
         return tuple(dict.fromkeys(tag.license for tag in self.tags))
 
     @property
     def top1(self) -> float | None:
-        """The best published top-1 of the default weights in percent."""
+        """Highest published accuracy of the default weights in percent."""
         return self.default_tag.best_top1 if self.default_tag else None
 
     def stages(self, image_size: int) -> list[Stage]:
         """Return the four stages for a square image of `image_size` pixels."""
-        blocks, last = 0, max(1, sum(self.depths) - 1)
+        previous_blocks, last = 0, max(1, sum(self.depths) - 1)
         stages = []
         for number, (depth, width) in enumerate(zip(self.depths, self.dims, strict=True), start=1):
-            side = image_size // (2 * 2**number)
-            ramp = (blocks / last, (blocks + depth - 1) / last)
-            before = image_size if number == 1 else image_size // 2**number
             stages.append(
-                Stage(number=number, side_before=before, side=side, channels=width, blocks=depth, drop_path=ramp)
+                Stage(
+                    number=number,
+                    side_before=image_size if number == 1 else image_size // 2**number,
+                    side=image_size // (2 * 2**number),
+                    channels=width,
+                    blocks=depth,
+                    drop_path=(previous_blocks / last, (previous_blocks + depth - 1) / last),
+                )
             )
-            blocks += depth
+            previous_blocks += depth
         return stages
 
     def feature_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the last feature map for a square image of `image_size` pixels."""
+        """Return the shape (C, H, W) of the last feature map for a square image of `image_size` pixels."""
         side = image_size // REDUCTION
         return self.dims[-1], side, side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Builtin:
-    """The weights that come with the package, and what is to be known of them."""
+    """The pretrained weights in the package, with their model card."""
 
     architecture: str
     tag: Tag
     card: dict[str, str]
-    """Title to text: their data, recipe, hardware, licence, what they are good for and what not."""
+    """Text by title: training data, recipe, hardware, licence, intended and unsuitable uses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """A well-known model of another kind, to compare with. Figures as in `Architecture` and `Tag`."""
+    """A well-known model of another family, for comparison. Units as in `Architecture` and `Tag`."""
 
     name: str
     params: int
     gmacs: float
     top1: float
     image_size: int
-    """Side in pixels at which `top1` was measured."""
+    """Test image size in pixels of `top1`."""
     license: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rank:
-    """Where the user's specification puts a model: its author's opinion, not a benchmark."""
+    """The place of a model in the specification's ranking, which is its author's opinion and not a benchmark."""
 
     tier: int
     position: int
@@ -166,26 +180,26 @@ class Rank:
 
 @cache
 def load_catalog() -> dict[str, Architecture]:
-    """All architectures by name, in the catalogue's order (family, then size)."""
+    """Return all architectures by name, in the catalogue's order (family, then size)."""
     return {name: _read_architecture(name, fields) for name, fields in _read_catalog()["architectures"].items()}
 
 
 @cache
 def load_builtin() -> Builtin:
-    """What `builtin/card.toml` says of the weights beside it. They are no catalogue entry: nothing ranks them."""
+    """Return the weights in the package. They are no catalogue entry, so no ranking includes them."""
     raw = tomllib.loads((_HERE / "builtin" / "card.toml").read_text(encoding="utf-8"))
     fixed: dict[str, Any] = {"name": BUILTIN, "hub_id": None, "url": None, "top1": {}}
     return Builtin(architecture=raw["architecture"], tag=_read_tag(raw["tag"] | fixed), card=raw["card"])
 
 
 def load_references() -> list[Reference]:
-    """Models of other kinds, small before large."""
+    """Return models of other families, small before large."""
     return [Reference(**fields) for fields in _read_catalog()["references"]]
 
 
 @cache
 def load_ranking() -> tuple[dict[int, str], dict[str, Rank]]:
-    """The specification's six tiers (number to title), and each ranked model's place in them."""
+    """Return the titles of the specification's six tiers by number, and the rank of each model in them by name."""
     raw = tomllib.loads((_HERE / "ranking.toml").read_text(encoding="utf-8"))
     titles = {tier["tier"]: tier["title"] for tier in raw["tiers"]}
     ordered = [(tier["tier"], name) for tier in raw["tiers"] for name in tier["models"]]
@@ -193,27 +207,29 @@ def load_ranking() -> tuple[dict[int, str], dict[str, Rank]]:
 
 
 def list_tags(architecture: Architecture) -> tuple[Tag, ...]:
-    """All weights for an architecture, the package's own after timm's."""
-    own = load_builtin()
-    return (*architecture.tags, own.tag) if own.architecture == architecture.name else architecture.tags
+    """Return all weights of an architecture: timm's, then those in the package."""
+    builtin = load_builtin()
+    is_builtin = builtin.architecture == architecture.name
+    return (*architecture.tags, builtin.tag) if is_builtin else architecture.tags
 
 
 def find_model(name: str) -> tuple[Architecture, Tag | None]:
-    """Return the architecture of that name, and the tag it names (without one: the default tag).
+    """Return the architecture and the weights with this name; the default weights if the name has no tag.
 
-    timm's ids on the Hub are names too: `timm/NAME`, `hf-hub:timm/NAME`.
+    Args:
+        name: `ARCHITECTURE` or `ARCHITECTURE.TAG`, or timm's id on the Hub: `timm/NAME`, `hf-hub:timm/NAME`.
 
     Raises:
-        UnknownModelError: no such architecture, with the nearest names.
-        UsageError: the architecture exists, the tag does not; or it is an id of another owner.
+        UnknownModelError: no such architecture exists; the message names the nearest ones.
+        UsageError: the architecture has no such tag, or the id is not one of timm's.
     """
     catalog = load_catalog()
-    if hub := parse_hub_id(name):
-        owner, name = hub
+    if hub_id := parse_hub_id(name):
+        owner, name = hub_id
         if owner != "timm":
             raise UsageError(
-                f"{owner}/{name} is not one of timm's models, and only those are fetched from the Hub",
-                f"Fetch it with `hf download {owner}/{name} --local-dir DIR`, then give --weights DIR and its --model",
+                f"{owner}/{name} is not one of timm's models; only timm's are downloaded from the Hub",
+                f"Download it with `hf download {owner}/{name} --local-dir DIR`, then give --weights DIR and --model",
             )
     architecture_name, _, tag_name = name.partition(".")
     architecture = catalog.get(architecture_name)
@@ -221,27 +237,40 @@ def find_model(name: str) -> tuple[Architecture, Tag | None]:
         raise UnknownModelError(name, list(catalog))
     if not tag_name:
         return architecture, architecture.default_tag
-    tags = list_tags(architecture)
-    for tag in tags:
-        if tag.name == tag_name:
-            return architecture, tag
-    known = [tag.name for tag in tags]
-    raise UsageError(
-        f"{architecture_name} has no weights called {tag_name!r}",
-        f"{suggest(tag_name, known)}It has {', '.join(known) or 'none at all'}",
-    )
+    tags = {tag.name: tag for tag in list_tags(architecture)}
+    if tag_name not in tags:
+        raise UsageError(
+            f"{architecture_name} has no weights called {tag_name!r}",
+            f"{suggest(tag_name, tags)}Its weights are {', '.join(tags) or 'none'}",
+        )
+    return architecture, tags[tag_name]
+
+
+def find_builtin(model: str | None = None) -> tuple[Architecture, Tag]:
+    """Return the architecture and the tag of the weights in the package.
+
+    Raises:
+        UsageError: `model` is another model.
+    """
+    builtin = load_builtin()
+    name = builtin.architecture
+    if model not in (None, name, f"{name}.{BUILTIN}"):
+        raise UsageError(
+            f"the built-in weights are for {name}, not for {model}", f"Leave out --model, or use --model {name}"
+        )
+    return load_catalog()[name], builtin.tag
 
 
 def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
-    """Return the model and the weights that are meant where `weights` names timm's own, such as `timm/NAME.TAG`.
+    """Return the model and the weights, with timm's names of weights moved from `weights` to the model's tag.
 
     Args:
-        model: what was asked for, or None.
-        weights: `auto`, `none`, `builtin`, a path, or a name or id of timm's weights. What exists is a path.
+        model: name of the model; None if not chosen yet.
+        weights: `auto`, `none`, `builtin`, a path, or a name or Hub id of timm's weights. An existing path wins.
 
     Raises:
-        WeightsError: there is nothing at that path, and it is no name of timm's.
-        UsageError: the weights are another model's than `model`.
+        WeightsError: neither a file nor timm's weights have that name.
+        UsageError: the weights belong to another model than `model`.
     """
     if weights in ("auto", "none", BUILTIN):
         return model, weights
@@ -258,9 +287,9 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
     except UsageError as error:
         raise WeightsError(f"no weights at {path}, and {error.problem}", error.remedy) from error
     if model is not None:
-        own_architecture, own_tag = find_model(model)
-        has_tag = own_tag is not None and model.rstrip("/").endswith(f".{own_tag.name}")
-        if own_architecture != architecture or (has_tag and own_tag != tag):
+        chosen_architecture, chosen_tag = find_model(model)
+        has_tag = chosen_tag is not None and model.rstrip("/").endswith(f".{chosen_tag.name}")
+        if chosen_architecture != architecture or (has_tag and chosen_tag != tag):
             raise UsageError(f"--weights {weights} are not those of --model {model}", "Leave out one of the two")
     return (architecture.name if tag is None else f"{architecture.name}.{tag.name}"), "auto"
 
@@ -275,51 +304,45 @@ def list_models(
     license: str | None = None,
     pretrained: bool = False,
 ) -> list[Architecture]:
-    """The architectures that pass every filter.
+    """Return the architectures that pass all filters, in the catalogue's order.
 
     Args:
-        pattern: a shell pattern, or a part of the name.
+        pattern: part of the name, or a shell pattern.
         family: `convnext`, `convnextv2` or `test`.
         size: zepto to huge.
         tier: one of the specification's six tiers.
-        max_params: at most so many million parameters (with 1,000 classes).
-        license: a licence that at least one of its tags has, or `permissive`.
-        pretrained: only those with weights.
+        max_params: highest number of parameters in millions (with 1,000 classes).
+        license: a licence that at least one of the tags has, or `permissive`.
+        pretrained: True for architectures with weights only.
     """
-    _, ranks = load_ranking()
-    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    ranks = load_ranking()[1]
+    shell_pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
 
     def passes(model: Architecture) -> bool:
         name = model.parsed
         rank = ranks.get(model.name)
         return (
-            fnmatch.fnmatchcase(model.name, wanted)
+            fnmatch.fnmatchcase(model.name, shell_pattern)
             and family in (None, name.family)
             and size in (None, name.size)
             and (tier is None or (rank is not None and rank.tier == tier))
             and (max_params is None or model.params <= max_params * 1e6)
-            and (license is None or any(license_matches(tag, license) for tag in model.tags))
+            and (license is None or any(license_matches(tag.license, license) for tag in model.tags))
             and (not pretrained or bool(model.tags))
         )
 
     return [model for model in load_catalog().values() if passes(model)]
 
 
-def license_matches(tag: Tag, wanted: str) -> bool:
-    """Whether a tag's licence is `wanted`, or one of the permissive ones where that is `permissive`."""
-    return tag.is_permissive if wanted == "permissive" else tag.license == wanted
-
-
-def check_license(models: Iterable[Architecture], license: str) -> str:
-    """Checks that `license` is `permissive` or a licence that occurs.
+def check_license(license: str) -> None:
+    """Check that `license` is `permissive` or the licence of some of timm's weights.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither; the message names the known licences.
     """
-    known = ["permissive", *sorted({name for model in models for name in model.licenses})]
+    known = ["permissive", *sorted({name for model in load_catalog().values() for name in model.licenses})]
     if license not in known:
         raise UsageError(f"unknown licence {license!r}", f"{suggest(license, known)}Known are {', '.join(known)}")
-    return license
 
 
 @cache
@@ -328,13 +351,14 @@ def _read_catalog() -> dict[str, Any]:
     return raw
 
 
-def _read_architecture(name: str, fields: dict[str, Any]) -> Architecture:
-    fields = fields | {key: tuple(fields[key]) for key in ("depths", "dims")}
-    fields["tags"] = tuple(_read_tag(tag) for tag in fields["tags"])
-    return Architecture(name=name, **fields)
+def _read_architecture(name: str, row: dict[str, Any]) -> Architecture:
+    row = row | {key: tuple(row[key]) for key in ("depths", "dims")}
+    row["tags"] = tuple(_read_tag(tag) for tag in row["tags"])
+    return Architecture(name=name, **row)
 
 
-def _read_tag(fields: dict[str, Any]) -> Tag:
-    fields = fields | {key: tuple(fields[key]) for key in ("mean", "std")}
-    fields["top1"] = {int(size): value for size, value in fields["top1"].items()}
-    return Tag(**fields)
+def _read_tag(row: dict[str, Any]) -> Tag:
+    row = row | {key: tuple(row[key]) for key in ("mean", "std")}
+    preprocessing = Preprocessing(**{field.name: row.pop(field.name) for field in fields(Preprocessing)})
+    row["top1"] = {int(size): value for size, value in row["top1"].items()}
+    return Tag(preprocessing=preprocessing, **row)

@@ -1,34 +1,43 @@
-"""What training will need in memory and time, from counts in the catalogue; nothing is allocated to find out."""
+"""Estimates of the memory and time that a training takes, from counts in the catalogue; nothing is allocated."""
 
 from dataclasses import dataclass
 from functools import partial
 
-from convnext_cli.machine import CORE_FLOPS
+from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture
+from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import Settings
 
 BYTES_PER_PARAM = 16  # float32 weight, gradient and AdamW's two moments
-WORKSPACE = 1.2  # backward temporaries, library buffers and fragmentation beside the kept activations
-CHECKPOINTED = (
-    0.6  # of the activations stay with gradient checkpointing: 0.34 (small) to 0.58 (V2 nano) on a CPU, 160 px
-)
-USABLE = 0.85  # of the memory; the rest belongs to the driver, the desktop and the loader
+WORKSPACE = 1.2  # backward temporaries, library buffers and fragmentation, as a factor of the kept activations
+CHECKPOINTED_FRACTION = 0.6  # of the activations kept with gradient checkpointing: 0.34 (small) to 0.58 (V2 nano), CPU
+USABLE = 0.85  # fraction of the memory; the rest is for the driver, the desktop and the loader
 
-# Effective speed, in FLOP/s, counting a training pass as three forward passes. These tell minutes from days: another
-# processor, or images on a slow disk, and they are off by two or three.
+# Effective speed in FLOP/s, counting a training pass as three forward passes. These tell minutes from days: another
+# processor, or images on a slow disk, and they are off by a factor of two or three.
 GPU_FLOPS = 31e12  # timm's benchmark-train tables: convnext_base, 339 images/s on an RTX 3090 (AMP, channels last)
 GRN_SLOWDOWN = {True: 2.0, False: 1.2}  # V2 against V1 on a GPU without compiling (timm's tables), and on a CPU
-FORWARD_SHARE = 0.27  # of a training pass: 0.22 (zepto, 64 px) to 0.33 (V2 tiny, 224 px) on a CPU
+FORWARD_FRACTION = 0.27  # of a training pass: 0.22 (zepto, 64 px) to 0.33 (V2 tiny, 224 px) on a CPU
 
-# What a run costs besides, in seconds of one core; `python -m benchmarks.run_time` compares the whole with real runs.
-BANK_IMAGES = 5_000  # training images that calibration looks at, at most
-STARTING = 8.0  # importing torch and timm, building the model, drawing plots, saving
-FINISHING = 8.0  # writing model.onnx and comparing its answers with the run's
-PROBING = 30.0  # passes that are tried in runs of PROBED_PASSES or more
-PROBED_PASSES = 1_000
-IMAGE_OVERHEAD = 1.5e-3  # for each image of a batch, besides its pixels: reading, augmentation, and small operations
-PIXEL_SECONDS = 2e-8  # for each pixel that is decoded
-CHECKS = 2.0  # the audit's work on a decoded pixel, in decodings
+# The other costs of a run, in seconds of one core; `python -m benchmarks.run_time` compares the total with real runs.
+MAX_OOD_IMAGES = 5_000  # training images that the OOD reference is fitted to, at most
+START_SECONDS = 8.0  # importing torch and timm, building the model, drawing plots, saving
+EXPORT_SECONDS = 8.0  # writing model.onnx and checking its parity with the run
+AUTOTUNE_SECONDS = 30.0  # passes that autotuning times, in runs of at least AUTOTUNED_PASSES
+AUTOTUNED_PASSES = 1_000
+IMAGE_SECONDS = 1.5e-3  # per image of a batch, besides its pixels: reading, augmentation and small operations
+PIXEL_SECONDS = 2e-8  # per decoded pixel
+AUDIT_DECODINGS = 2.0  # the audit's work on a decoded pixel, in decodings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """A training whose duration is estimated: model, settings, data and machine."""
+
+    model: Architecture
+    settings: Settings
+    counts: DataCounts
+    machine: Machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +45,9 @@ class RunTime:
     """Estimated seconds of a fine-tuning, by part."""
 
     start: float
-    """Imports, the model, and trying what computes fastest."""
+    """Imports, building the model, and autotuning."""
     check: float
-    """Decoding and checking every image."""
+    """Decoding and checking all images."""
     head: float
     """Features of the frozen backbone, for the frozen phase."""
     epochs: float
@@ -56,85 +65,65 @@ class RunTime:
             "start": self.start, "check": self.check, "frozen phase": self.head, "epochs": self.epochs,
             "calibration and export": self.finish,
         }  # fmt: skip
-        told = ", ".join(f"{name} {describe_seconds(seconds)}" for name, seconds in parts.items() if seconds >= 0.5)
-        return f"{describe_seconds(self.total)} ({told})"
+        shown = ", ".join(f"{name} {describe_seconds(seconds)}" for name, seconds in parts.items() if seconds >= 0.5)
+        return f"{describe_seconds(self.total)} ({shown})"
 
 
-def estimate_time(
-    model: Architecture,
-    recipe: Settings,
-    *,
-    train: int,
-    val: int,
-    images: int,
-    pixels: int,
-    is_gpu: bool,
-    cores: int,
-    core_flops: float,
-    check: bool = True,
-    onnx: bool = True,
-    folds: int = 1,
-) -> RunTime:
-    """Estimate how long a fine-tuning takes, for `recommend` and `finetune --dry-run` alike.
+def estimate_time(workload: Workload, *, check: bool = True, onnx: bool = True, folds: int = 1) -> RunTime:
+    """Estimate the duration of a fine-tuning.
 
     Args:
-        model: the architecture.
-        recipe: all settings.
-        train: images of the training split.
-        val: images of the validation split.
-        images: images that are checked, all splits together.
-        pixels: of an image's file; 0 where it is not known, which counts as the input size.
-        is_gpu: whether a GPU trains.
-        cores: processors of this process.
-        core_flops: FLOP/s of one of them in training.
-        check: whether the images are checked first.
-        onnx: whether model.onnx is written.
-        folds: runs, one after the other.
+        workload: the training.
+        check: True if the images are checked first.
+        onnx: True if model.onnx is written.
+        folds: number of runs of a cross-validation, one after the other.
     """
-    side = recipe.image_size
-    decoding = (pixels or side * side) * PIXEL_SECONDS
-    passing = partial(
+    settings, counts, machine = workload.settings, workload.counts, workload.machine
+    side = settings.image_size
+    seconds_for = partial(
         training_seconds,
-        model,
+        workload.model,
         image_size=side,
-        is_gpu=is_gpu,
-        cores=cores,
-        core_flops=core_flops,
-        grad_checkpointing=recipe.grad_checkpointing,
+        machine=machine,
+        grad_checkpointing=settings.grad_checkpointing,
     )
-    loading = (IMAGE_OVERHEAD + side * side * PIXEL_SECONDS) / cores  # of a cached image
+    loading = (IMAGE_SECONDS + side * side * PIXEL_SECONDS) / machine.cores  # of a cached image
 
-    def show(number: int, *, training: bool) -> float:
-        """Seconds to take so many images through the model; loading hides behind a GPU, not behind a processor."""
-        computing = passing(number) * (1 if training else FORWARD_SHARE)
-        return max(computing, number * loading) if is_gpu else computing + number * loading
+    def process(images: int, *, training: bool) -> float:
+        """Return the seconds of loading and passing images; loading overlaps with a GPU's work only."""
+        computing = seconds_for(images) * (1 if training else FORWARD_FRACTION)
+        return max(computing, images * loading) if machine.is_gpu else computing + images * loading
 
-    passes = recipe.epochs * -(-train // max(1, recipe.micro_batch_size))
-    start = STARTING + folds * (PROBING if passes >= PROBED_PASSES and not is_gpu else 0)
+    passes = settings.epochs * -(-counts.train // max(1, settings.micro_batch_size))
+    is_autotuned = passes >= AUTOTUNED_PASSES and not machine.is_gpu
+    decoding = (counts.pixels or side * side) * PIXEL_SECONDS
+    head = process(counts.train + counts.val, training=False) if settings.freeze_epochs else 0.0
+    epoch = process(counts.train, training=True) + process(counts.val, training=False)
+    calibration = process(counts.val + min(counts.train, MAX_OOD_IMAGES), training=False)
     return RunTime(
-        start=start,
-        check=images * decoding * (1 + CHECKS) / cores if check else 0.0,
-        head=folds * (show(train + val, training=False) if recipe.freeze_epochs else 0.0),
-        epochs=folds * recipe.epochs * (show(train, training=True) + show(val, training=False)),
-        finish=folds * (show(val + min(train, BANK_IMAGES), training=False) + (FINISHING if onnx else 0.0)),
+        start=START_SECONDS + folds * (AUTOTUNE_SECONDS if is_autotuned else 0),
+        check=counts.images * decoding * (1 + AUDIT_DECODINGS) / machine.cores if check else 0.0,
+        head=folds * head,
+        epochs=folds * settings.epochs * epoch,
+        finish=folds * (calibration + (EXPORT_SECONDS if onnx else 0.0)),
     )
 
 
 def training_bytes(model: Architecture, images: int, image_size: int, *, grad_checkpointing: bool = False) -> int:
-    """Estimated peak bytes of a float32 training step with `images` of `image_size` pixels in one forward pass.
+    """Estimate the peak bytes of a float32 training step with `images` of `image_size` pixels in one forward pass.
 
     Activations are the tensors that autograd keeps, counted once per architecture at 224 px, times the area.
     """
     activations = model.activation_mib * 2**20 * (image_size / 224) ** 2
     if grad_checkpointing:
-        activations *= CHECKPOINTED
+        activations *= CHECKPOINTED_FRACTION
     return round(model.params * BYTES_PER_PARAM + images * activations * WORKSPACE)
 
 
 def largest_micro_batch(
     model: Architecture, image_size: int, memory: int, batch: int, *, grad_checkpointing: bool = False
 ) -> int:
-    """The largest halving of `batch` whose training step fits into `memory` bytes; 0 where not one image does."""
+    """Return the largest halving of `batch` whose training step fits into `memory` bytes; 0 if no image fits."""
     micro = batch
     while micro and training_bytes(model, micro, image_size, grad_checkpointing=grad_checkpointing) > memory * USABLE:
         micro //= 2
@@ -142,25 +131,18 @@ def largest_micro_batch(
 
 
 def training_seconds(
-    model: Architecture,
-    images: int,
-    image_size: int,
-    *,
-    is_gpu: bool,
-    cores: int,
-    core_flops: float = CORE_FLOPS,
-    grad_checkpointing: bool = False,
+    model: Architecture, images: int, image_size: int, machine: Machine, *, grad_checkpointing: bool = False
 ) -> float:
     """Estimate the seconds of forward and backward passes over `images` of `image_size` pixels."""
     passes = 4 if grad_checkpointing else 3  # forward, backward worth two, and forward again
     flops = 2 * passes * model.gmacs * 1e9 * (image_size / 224) ** 2
     if model.grn:
-        flops *= GRN_SLOWDOWN[is_gpu]
-    return images * flops / (GPU_FLOPS if is_gpu else core_flops * cores)
+        flops *= GRN_SLOWDOWN[machine.is_gpu]
+    return images * flops / (GPU_FLOPS if machine.is_gpu else machine.core_flops * machine.cores)
 
 
 def describe_seconds(seconds: float) -> str:
-    """A duration as one would say it: `40 s`, `12 min`, `3.5 h`, `6 days`."""
+    """Return a duration as text: `40 s`, `12 min`, `3.5 h`, `6 days`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

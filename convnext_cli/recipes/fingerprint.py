@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import DICOM_SUFFIXES
+from convnext_cli.recipes.settings import default_settings
 
 SAMPLE = 200  # images whose headers are read
 MEDICAL_SIDE = 96  # px of the shorter side, from which on grey images may be X-rays; digits and icons are smaller
@@ -43,6 +44,31 @@ class Fingerprint:
     def imbalance(self) -> float:
         """Images of the largest class for one of the smallest."""
         return self.largest_class[1] / max(1, self.smallest_class[1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataCounts:
+    """The numbers of images that decide on a fine-tuning's settings and duration."""
+
+    images: int
+    """All images, test split included."""
+    train: int
+    val: int
+    pixels: int = 0
+    """Median pixels of an image file; 0 if unknown."""
+
+    @classmethod
+    def from_index(cls, index: Index, fingerprint: Fingerprint | None) -> "DataCounts":
+        """Return the counts of a data set with a split."""
+        width, height = fingerprint.median_size if fingerprint else (0, 0)
+        return cls(images=len(index), train=len(index.rows("train")), val=len(index.rows("val")), pixels=width * height)
+
+    @classmethod
+    def from_total(cls, images: int) -> "DataCounts":
+        """Return the counts after the default split of `images` images."""
+        defaults = default_settings()
+        val, test = (round(images * defaults[f"{split}_fraction"]) for split in ("val", "test"))
+        return cls(images=images, train=max(1, images - val - test), val=val)
 
 
 def compute_fingerprint(index: Index) -> Fingerprint:

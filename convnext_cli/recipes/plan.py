@@ -1,9 +1,9 @@
-"""A plan: a model and every setting with the reason for its value. A file that a person can read and edit."""
+"""A plan: the model and every setting with the reason for its value, kept in a TOML file that people can edit."""
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ import tomli_w
 from convnext_cli.errors import UsageError, suggest
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
 from convnext_cli.recipes.rules import (
+    RecipeRows,
     choose_batch_size,
     choose_grad_checkpointing,
     choose_image_size,
     choose_micro_batch_size,
     choose_min_lr,
     pick_rows,
+    read_preset,
     scale_lr,
     shorten_warmup,
-    take_preset,
 )
 from convnext_cli.recipes.settings import (
     AUTO,
@@ -34,9 +36,7 @@ from convnext_cli.recipes.settings import (
     describe_settings,
     is_unicode,
 )
-from convnext_cli.recipes.tables import (
-    USUAL_AUGMENTATION,
-)
+from convnext_cli.recipes.tables import USUAL_AUGMENTATION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,72 +239,103 @@ def _restore(value: Any, recorded: Any) -> Choice:
     return Choice(value=value, source=source, reason=reason)
 
 
-def make_plan(
-    model: Architecture,
-    tag: Tag | None,
-    *,
-    weights: str = "auto",
-    images: int,
-    train_images: int | None = None,
-    machine: Machine | None = None,
-    recipe: str = DEFAULT_RECIPE,
-    augment: str | None = None,
-    keep_planned: bool = False,
-    median_side: int = 0,
-    given: Mapping[str, Choice],
-) -> Plan:
-    """Picks every setting: what is given, else what the tables and the rules say, else the default.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanInputs:
+    """The model, data, machine and chosen settings that a plan is made from."""
 
-    Args:
-        model: the architecture.
-        tag: its weights; None for a random start.
-        weights: `auto`, `none`, or a path.
-        images: of the whole data set; it decides which of the specification's rows count.
-        train_images: of the training split; None for all.
-        machine: what trains; None where it is not known.
-        recipe: `measured`, `specification` or `published`.
-        augment: a preset of augmentation; wins over the recipe's and a plan file's settings. None for the recipe's own.
-        keep_planned: let a plan file's settings win over `augment`.
-        median_side: the shorter side of most images, in pixels; 0 where it is not known.
-        given: settings that are already decided, by name.
+    model: Architecture
+    tag: Tag | None
+    """The pretrained weights; None for random initialisation."""
+    weights: str = "auto"
+    """`auto`, `none`, or a path."""
+    counts: DataCounts
+    """All images decide on the specification's rows, training images on the number of steps."""
+    fingerprint: Fingerprint | None = None
+    machine: Machine | None = None
+    """None if unknown: memory is then no limit."""
+    recipe: str = DEFAULT_RECIPE
+    augment: str | None = None
+    """Augmentation preset, which overrides the recipe; None for the recipe's own augmentation."""
+    is_augment_guessed: bool = False
+    """True if `augment` was guessed from the images; a plan file's settings then override it."""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    """The settings that the user or a plan file chose, by name."""
+
+    @property
+    def user_choices(self) -> dict[str, Choice]:
+        """The chosen settings that count: an explicit preset overrides a plan file's augmentation."""
+        preset = read_preset(self.augment) if self.augment is not None and not self.is_augment_guessed else {}
+        return {name: choice for name, choice in self.choices.items() if name not in preset or choice.source == "flag"}
+
+
+def make_plan(inputs: PlanInputs) -> Plan:
+    """Choose every setting: the user's choice, else that of tables and rules, else the default.
 
     Raises:
-        UsageError: a given setting has a value that it cannot have; all are named.
+        UsageError: chosen settings have impossible values; all are named.
     """
-    check_settings({name: choice.value for name, choice in given.items()})
-    preset = take_preset(augment or USUAL_AUGMENTATION)
-    if augment is not None and not keep_planned:
-        given = {name: choice for name, choice in given.items() if name not in preset or choice.source == "flag"}
-    chosen = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
-    chosen["image_size"] = choose_image_size(tag, median_side)
-    chosen |= preset
-    chosen["layer_decay"] = Choice(value=1.0, source="default", reason="the specification has none")
-    rows, base_batch, power = pick_rows(recipe, model, tag, images, weights)
-    chosen |= rows
-    if augment is not None:
-        chosen |= preset
-    is_lr_open = "lr" in given and given["lr"].value == AUTO
-    given = {name: choice for name, choice in given.items() if name != "lr" or not is_lr_open}
-    chosen |= given
-    chosen.setdefault("batch_size", choose_batch_size(train_images or images, chosen["epochs"].value))
-    if "lr" not in given:
-        chosen["lr"] = scale_lr(rows["lr"], chosen["batch_size"].value, base_batch, power)
-    if "min_lr" not in given and (min_lr := choose_min_lr(recipe, chosen["lr"].value)):
-        chosen["min_lr"] = min_lr
-    if chosen["min_lr"].value > chosen["lr"].value:
-        if "min_lr" in given:
-            problem = f"min_lr {chosen['min_lr'].value:g} is above lr {chosen['lr'].value:g}"
-            raise UsageError(problem, "Give --min-lr of at most --lr")
-        lowest = float(f"{chosen['lr'].value / 100:.4g}")
-        chosen["min_lr"] = Choice(value=lowest, source="rule", reason="a hundredth of lr, which is below the default")
-    if is_lr_open:
-        why = f"a range test before training finds it, in place of {chosen['lr'].value:g}"
-        chosen["lr"] = Choice(value=chosen["lr"].value, source=AUTO, reason=why)
-    if "grad_checkpointing" not in given:
-        chosen["grad_checkpointing"] = choose_grad_checkpointing(model, chosen, machine)
-    chosen.setdefault("micro_batch_size", choose_micro_batch_size(model, chosen, machine))
-    chosen["warmup_epochs"] = shorten_warmup(chosen["warmup_epochs"], chosen["epochs"].value)
-    # Random weights have no tag, but another than the default one still says how images are prepared.
-    unnamed = tag is None or (weights == "none" and tag == model.default_tag)
-    name = model.name if unnamed or tag is None else f"{model.name}.{tag.name}"
-    return Plan(model=name, weights=weights, choices={key: chosen[key] for key in describe_settings()})
+    check_settings({name: choice.value for name, choice in inputs.choices.items()})
+    user_choices = inputs.user_choices
+    rows = pick_rows(inputs.recipe, inputs.model, inputs.tag, inputs.counts.images, inputs.weights)
+    choices = _choose_defaults(inputs) | rows.choices
+    if inputs.augment is not None:
+        choices |= read_preset(inputs.augment)
+    choices |= user_choices
+    choices.setdefault("batch_size", choose_batch_size(inputs.counts.train, choices["epochs"].value))
+    choices |= _choose_learning_rates(choices, user_choices, rows, inputs.recipe)
+    if "grad_checkpointing" not in user_choices:
+        choices["grad_checkpointing"] = choose_grad_checkpointing(inputs.model, choices, inputs.machine)
+    choices.setdefault("micro_batch_size", choose_micro_batch_size(inputs.model, choices, inputs.machine))
+    choices["warmup_epochs"] = shorten_warmup(choices["warmup_epochs"], choices["epochs"].value)
+    return Plan(
+        model=_name_model(inputs),
+        weights=inputs.weights,
+        choices={name: choices[name] for name in describe_settings()},
+    )
+
+
+def _choose_defaults(inputs: PlanInputs) -> dict[str, Choice]:
+    """Return the defaults that the recipe's rows override."""
+    median_side = inputs.fingerprint.median_side if inputs.fingerprint else 0
+    return {
+        **{name: Choice(value=value, source="default") for name, value in default_settings().items()},
+        "image_size": choose_image_size(inputs.tag, median_side),
+        **read_preset(inputs.augment or USUAL_AUGMENTATION),
+        "layer_decay": Choice(value=1.0, source="default", reason="the specification has none"),
+    }
+
+
+def _choose_learning_rates(
+    choices: Mapping[str, Choice], user_choices: Mapping[str, Choice], rows: RecipeRows, recipe: str
+) -> dict[str, Choice]:
+    """Return the choices of the peak and the last learning rate, which depend on the batch size.
+
+    Raises:
+        UsageError: the user's last rate is above the peak.
+    """
+    lr, min_lr = choices["lr"], choices["min_lr"]
+    is_measured = "lr" in user_choices and lr.value == AUTO
+    if "lr" not in user_choices or is_measured:
+        lr = scale_lr(rows.choices["lr"], choices["batch_size"].value, rows)
+    if "min_lr" not in user_choices:
+        min_lr = choose_min_lr(recipe, lr.value) or min_lr
+    if min_lr.value > lr.value:
+        if "min_lr" in user_choices:
+            raise UsageError(f"min_lr {min_lr.value:g} is above lr {lr.value:g}", "Give --min-lr of at most --lr")
+        reason = "a hundredth of lr, which is below the default"
+        min_lr = Choice(value=float(f"{lr.value / 100:.4g}"), source="rule", reason=reason)
+    if is_measured:
+        reason = f"a range test before training replaces {lr.value:g}"
+        lr = Choice(value=lr.value, source=AUTO, reason=reason)
+    return {"lr": lr, "min_lr": min_lr}
+
+
+def _name_model(inputs: PlanInputs) -> str:
+    """Return the model's name with its tag.
+
+    With random initialisation, a tag other than the default is kept for its preprocessing.
+    """
+    model, tag = inputs.model, inputs.tag
+    if tag is None or (inputs.weights == "none" and tag == model.default_tag):
+        return model.name
+    return f"{model.name}.{tag.name}"

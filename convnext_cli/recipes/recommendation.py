@@ -1,7 +1,7 @@
-"""Which model for this data on this machine, with which settings, and why."""
+"""Recommend a model and settings for a data set on a machine, with the reasons."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -9,23 +9,34 @@ from convnext_cli.data.index import Index
 from convnext_cli.errors import UsageError, check_word
 from convnext_cli.machine import GIB, Machine, detect_machine, make_gpu_machine
 from convnext_cli.models.catalog import (
+    BUILTIN,
+    DEFAULT_IMAGE_SIZE,
     Architecture,
     Tag,
     check_license,
+    find_builtin,
     find_model,
-    license_matches,
     load_catalog,
+    resolve_weights,
 )
+from convnext_cli.models.licenses import license_matches
 from convnext_cli.recipes.costs import (
     USABLE,
     RunTime,
+    Workload,
     describe_seconds,
     estimate_time,
     training_bytes,
     training_seconds,
 )
-from convnext_cli.recipes.fingerprint import Fingerprint, describe_fingerprint, explain_domain, guess_domain
-from convnext_cli.recipes.plan import Plan, make_plan
+from convnext_cli.recipes.fingerprint import (
+    DataCounts,
+    Fingerprint,
+    describe_fingerprint,
+    explain_domain,
+    guess_domain,
+)
+from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
 from convnext_cli.recipes.settings import (
     DEFAULT_RECIPE,
     RECIPES,
@@ -38,63 +49,59 @@ from convnext_cli.recipes.settings import (
 from convnext_cli.recipes.tables import load_tables
 
 DAY = 86_400.0  # seconds
-MAX_VRAM = 100_000  # GiB; no machine has it, and estimates beyond it are nonsense
 NIGHT = 10 * 3_600.0
+MAX_VRAM = 100_000  # GiB; larger values are typing errors
+MIN_CLASS_IMAGES = 20  # images per class; fewer leave every metric uncertain
+MIN_IMAGES = 200  # of a data set; a test split of fewer leaves every metric uncertain
 SMALL_MODELS = ("convnext_nano", "convnext_pico", "convnext_femto", "convnext_atto")  # with permissive weights
-PRESETS = {"medical": "medical", "natural": "natural", "other": "light"}  # of augmentation, by domain
+PRESETS = {"medical": "medical", "natural": "natural", "other": "light"}  # augmentation preset by domain
 DOMAINS = tuple(PRESETS)
 PREFERENCES = ("accuracy", "speed", "size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataCounts:
-    """The images of a data set as a fine-tuning uses them."""
+class RecommendRequest:
+    """The data set, machine and preferences of a recommendation; `recommend` documents the fields."""
 
-    images: int
-    train: int
-    val: int
-    pixels: int = 0
-    """Of a file, usually; 0 where it is not known."""
-
-    @classmethod
-    def from_index(cls, index: Index, fingerprint: Fingerprint | None) -> "DataCounts":
-        """Return the counts of a data set that has been split."""
-        train, val = (len(index.rows(split)) for split in ("train", "val"))
-        width, height = fingerprint.median_size if fingerprint else (0, 0)
-        return cls(images=len(index), train=train, val=val, pixels=width * height)
-
-    @classmethod
-    def from_total(cls, images: int) -> "DataCounts":
-        """Return what `finetune` would draw from a data set without splits."""
-        defaults = default_settings()
-        val, test = (round(images * defaults[f"{split}_fraction"]) for split in ("val", "test"))
-        return cls(images=images, train=max(1, images - val - test), val=val)
+    data: Path | str | int
+    classes: int | None = None
+    vram: float | None = None
+    machine: Machine | None = None
+    license: str = "any"
+    domain: str | None = None
+    prefer: str | None = None
+    recipe: str = DEFAULT_RECIPE
+    model: str | None = None
+    weights: str = "auto"
+    counts: DataCounts | None = None
+    fingerprint: Fingerprint | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A model of the specification's list for this data-set size, and what speaks for or against it."""
+    """A model that the specification names for a data set of this size, with its plan and costs."""
 
     model: Architecture
     tag: Tag | None
     plan: Plan
     memory: int
-    """Estimated bytes to train with the plan's micro-batch."""
+    """Estimated bytes of a training step with the plan's micro-batch."""
     time: RunTime | None
-    """Estimated seconds of the whole run; None where the machine is not known."""
+    """Estimated duration of the run; None if the machine is unknown."""
     rejection: str
-    """Why it is not recommended; empty where it may be."""
+    """Why it is not recommended; empty if it may be."""
     reason: str
 
     @property
     def seconds(self) -> float | None:
-        """Estimated seconds of the whole run; None where the machine is not known."""
+        """Estimated seconds of the run; None if the machine is unknown."""
         return self.time.total if self.time else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recommendation:
-    """The candidates, best first, and what is to be known of them."""
+    """The candidates, best first, and the warnings about data and plan."""
 
     dataset_size: int
     regime: str
@@ -102,23 +109,33 @@ class Recommendation:
     candidates: tuple[Candidate, ...]
     warnings: tuple[str, ...]
     small_models: tuple[Candidate, ...]
-    """Small models with permissive weights, larger ones first: what a slow machine can train."""
+    """Small models with permissive weights, larger ones first, for slow machines."""
     augment: str | None
-    """The preset of augmentation for the domain; None for the recipe's own."""
+    """The augmentation preset of the domain; None for the recipe's own augmentation."""
     fingerprint: Fingerprint | None
-    """What the images are like; None for a number of images."""
+    """None for a number of images."""
     index: Index | None = field(default=None, repr=False)
-    """The data that was scanned; None for a number of images, or where the caller had scanned it."""
+    """The scanned data; None for a number of images."""
 
     @property
     def best(self) -> Candidate:
-        """The recommended candidate: the first that nothing speaks against."""
+        """The recommended candidate: the first that is not rejected."""
         return next(candidate for candidate in self.candidates if not candidate.rejection)
 
     @property
     def plan(self) -> Plan:
         """The recommended candidate's plan."""
         return self.best.plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DataSummary:
+    """What a recommendation needs to know of the data."""
+
+    counts: DataCounts
+    classes: int | None
+    fingerprint: Fingerprint | None
+    index: Index | None = None
 
 
 def recommend(
@@ -132,235 +149,293 @@ def recommend(
     prefer: str | None = None,
     recipe: str = DEFAULT_RECIPE,
     model: str | None = None,
+    weights: str = "auto",
     counts: DataCounts | None = None,
     fingerprint: Fingerprint | None = None,
     **settings: Unpack[SettingsDict],
 ) -> Recommendation:
-    """Pick a model and its settings from the tables.
+    """Recommend a model and its settings.
 
     Args:
         data: a folder, CSV or zip file of images, which are scanned; or a number of images, all splits together.
-        classes: number of classes, with a number of images; of data they are counted.
-        vram: memory of the GPU in GiB, where there is one that is not in this machine.
-        machine: what trains, where `vram` is not given. None is this machine for data, and none for a number of images:
-            memory then limits nothing, and no time is estimated.
-        license: `any`, `permissive`, or a licence that the weights must have.
-        domain: `medical`, `natural` or `other`; it picks the preset of augmentation. None guesses from the fingerprint.
+        classes: number of classes, for a number of images; counted in scanned data.
+        vram: memory in GiB of a GPU in another machine.
+        machine: the machine that trains, unless `vram` is set. None is this machine for scanned data and an unknown one
+            for a number of images: memory is then no limit, and no duration is estimated.
+        license: `any`, `permissive`, or the required licence of the weights.
+        domain: `medical`, `natural` or `other`; chooses the augmentation preset. None guesses it from the fingerprint.
         prefer: `accuracy`, `speed` or `size`; None keeps the specification's order.
         recipe: `measured`, `specification` or `published`.
-        model: a model that is chosen already, with or without a `.tag`; None picks one.
-        counts: images by split, with a number of images; None for what would be drawn from them.
-        fingerprint: what the images are like, with a number of images; None where that is not known.
-        **settings: values that are already decided, and how data are read (`exclude`, `group_from` …): any field of
+        model: the model to plan for, with or without a `.tag`; None recommends one.
+        weights: `auto`, `builtin`, `none` (random initialisation), a path, or `timm/NAME`.
+        counts: images by split, for a number of images; None assumes the default split.
+        fingerprint: of the images, for a number of images; None if unknown.
+        **settings: settings of the training and of reading the data (`exclude`, `group_from` …): any field of
             `Settings`.
 
     Raises:
-        UsageError: a number makes no sense, a word or setting is unknown, or no candidate is left.
+        UsageError: a number, word or setting is invalid, or no candidate is left.
+        WeightsError: there are no weights of that name.
         DataError: the data cannot be trained on.
     """
-    check_settings(settings)
-    index = None
-    if isinstance(data, Path | str):
-        if classes is not None or counts is not None or fingerprint is not None:
-            raise UsageError("classes, counts and fingerprint are taken from the data", "Leave them out")
-        index, counts, fingerprint = _scan(data, settings)
-        dataset_size, classes = len(index), len(index.classes)
-        machine = machine or detect_machine()
-    else:
-        dataset_size = data
-    if dataset_size < 1:
-        raise UsageError(f"dataset size {dataset_size} must be at least 1", "Give the number of your images")
-    if classes is not None and not 2 <= classes <= dataset_size:
-        raise UsageError(f"{classes} classes for {dataset_size} images", "Give 2 classes or more, each with images")
-    if vram is not None and not 0 < vram <= MAX_VRAM:
-        raise UsageError(f"vram {vram:g} must be above 0 and at most {MAX_VRAM:,} GiB", "Give the GPU's memory in GiB")
-    for what, word, known in (
-        ("domain", domain, DOMAINS),
-        ("preference", prefer, PREFERENCES),
-        ("recipe", recipe, RECIPES),
-    ):
-        check_word(what, word, known)
-    catalog = load_catalog()
-    if license != "any":
-        check_license(catalog.values(), license)
-    tables = load_tables()
-    regime = tables.regime_for(dataset_size)
-    machine = machine if vram is None else make_gpu_machine(vram)
-    counts = counts or DataCounts.from_total(dataset_size)
-    given = {name: Choice(value=value, source="flag") for name, value in settings.items()}
-    augment = choose_augmentation(domain, recipe, fingerprint)
-
-    def judge(architecture: Architecture, why: str, *, least: int = 0, asked: Tag | None = None) -> Candidate:
-        tags = [tag for tag in architecture.tags if license == "any" or license_matches(tag, license)]
-        tag = asked or (tags[0] if tags else None)
-        plan = make_plan(
-            architecture, tag, images=dataset_size, train_images=counts.train, machine=machine, recipe=recipe,
-            augment=augment, median_side=fingerprint.median_side if fingerprint else 0, given=given,
-        )  # fmt: skip
-        chosen = plan.settings
-        rejection = _refuse(architecture, tag, plan, machine, license)
-        if not rejection and dataset_size < least:
-            rejection = f"only from {least:,} images, by the specification"
-        return Candidate(
-            model=architecture,
-            tag=tag,
-            plan=plan,
-            memory=_step_bytes(architecture, chosen.micro_batch_size, chosen),
-            time=estimate_plan(architecture, plan, counts, machine) if machine else None,
-            rejection=rejection,
-            reason=why + _speak_for(architecture, tag, prefer),
+    return make_recommendation(
+        RecommendRequest(
+            data=data, classes=classes, vram=vram, machine=machine, license=license, domain=domain, prefer=prefer,
+            recipe=recipe, model=model, weights=weights, counts=counts, fingerprint=fingerprint, settings=settings,
         )
+    )  # fmt: skip
 
-    ranked = [
-        judge(catalog[named.model], f"specification: {named.why}", least=named.least) for named in regime.candidates
-    ]
-    if prefer:
-        ranked.sort(key=lambda candidate: _order(candidate, prefer))
-    if model is not None:
-        architecture, tag = find_model(model)
-        own = judge(architecture, "--model", asked=tag if "." in model else None)
-        if own.rejection:
-            raise UsageError(f"{model}: {own.rejection}", "Choose another --model, or leave it out")
-        ranked = [own, *(candidate for candidate in ranked if candidate.model.name != architecture.name)]
-    if all(candidate.rejection for candidate in ranked):
-        why = "; ".join(f"{candidate.model.name}: {candidate.rejection}" for candidate in ranked)
-        raise UsageError(f"no model is left for this ({why})", "Allow more memory or another licence")
-    best = next(candidate for candidate in ranked if not candidate.rejection)
-    small = tuple(judge(catalog[name], "") for name in SMALL_MODELS)
+
+def make_recommendation(request: RecommendRequest) -> Recommendation:
+    """Scan the data, plan each candidate, order the candidates and choose the first that is not rejected.
+
+    Raises:
+        UsageError: as `recommend`.
+        WeightsError: as `recommend`.
+        DataError: as `recommend`.
+    """
+    _check_request(request)
+    request = _resolve_model(request)
+    data = _summarise_data(request)
+    request = replace(request, machine=_choose_machine(request))
+    candidates = _list_candidates(request, data)
+    if all(candidate.rejection for candidate in candidates):
+        reasons = "; ".join(f"{candidate.model.name}: {candidate.rejection}" for candidate in candidates)
+        raise UsageError(f"no model is left for this ({reasons})", "Allow more memory or another licence")
+    catalog = load_catalog()
+    small_models = [_plan_candidate(request, data, catalog[name], reason="") for name in SMALL_MODELS]
     return Recommendation(
-        dataset_size=dataset_size,
-        regime=regime.name,
-        machine=machine,
-        candidates=tuple(ranked),
-        warnings=(
-            *_warnings(dataset_size, classes, best, (*ranked, *small), tables.describe_gap(dataset_size)),
-            *_describe_data(fingerprint, is_domain_guessed=augment is not None and domain is None),
-        ),
-        small_models=small,
-        augment=augment,
-        fingerprint=fingerprint,
-        index=index,
+        dataset_size=data.counts.images,
+        regime=load_tables().regime_for(data.counts.images).name,
+        machine=request.machine,
+        candidates=tuple(candidates),
+        warnings=(*_list_warnings(data, [*candidates, *small_models]), *_describe_data(request, data)),
+        small_models=tuple(small_models),
+        augment=choose_augmentation(request.domain, request.recipe, data.fingerprint),
+        fingerprint=data.fingerprint,
+        index=data.index,
     )
 
 
-def _scan(data: Path | str, settings: Mapping[str, Any]) -> tuple[Index, DataCounts, Fingerprint]:
-    """Scan data, split it as `finetune` does, and look at a sample of it."""
-    from convnext_cli.data.dataset import DatasetRequest, read_index  # numpy: a number of images does without
+def _check_request(request: RecommendRequest) -> None:
+    """Check everything that needs no look at the data.
+
+    Raises:
+        UsageError: a number, word or setting is invalid.
+    """
+    check_settings(request.settings)
+    if isinstance(request.data, Path | str):
+        if request.classes is not None or request.counts is not None or request.fingerprint is not None:
+            raise UsageError("classes, counts and fingerprint are taken from the data", "Leave them out")
+    elif request.data < 1:
+        raise UsageError(f"dataset size {request.data} must be at least 1", "Give the number of your images")
+    elif request.classes is not None and not 2 <= request.classes <= request.data:
+        problem = f"{request.classes} classes for {request.data} images"
+        raise UsageError(problem, "Give 2 classes or more, each with images")
+    if request.vram is not None and not 0 < request.vram <= MAX_VRAM:
+        problem = f"vram {request.vram:g} must be above 0 and at most {MAX_VRAM:,} GiB"
+        raise UsageError(problem, "Give the GPU's memory in GiB")
+    check_word("domain", request.domain, DOMAINS)
+    check_word("preference", request.prefer, PREFERENCES)
+    check_word("recipe", request.recipe, RECIPES)
+    if request.license != "any":
+        check_license(request.license)
+
+
+def _resolve_model(request: RecommendRequest) -> RecommendRequest:
+    """Return the request with weights of the package or of timm named by the model's tag."""
+    if request.weights == BUILTIN:
+        architecture, tag = find_builtin(request.model)
+        return replace(request, model=f"{architecture.name}.{tag.name}", weights="auto")
+    model, weights = resolve_weights(request.model, request.weights)
+    return replace(request, model=model, weights=weights)
+
+
+def _summarise_data(request: RecommendRequest) -> _DataSummary:
+    """Count the images by split and classes, and look at a sample of them; a number of images is not scanned."""
+    if not isinstance(request.data, Path | str):
+        counts = request.counts or DataCounts.from_total(request.data)
+        return _DataSummary(counts=counts, classes=request.classes, fingerprint=request.fingerprint)
+    from convnext_cli.data.dataset import DatasetRequest, read_index  # NumPy, which a number of images does without
     from convnext_cli.data.index import check_trainable
     from convnext_cli.data.split import split_index
     from convnext_cli.recipes.fingerprint import compute_fingerprint
 
-    values = default_settings() | dict(settings)
-    own = {name: values[name] for name in ("image_root", "exclude", "group_from", "resplit")}
-    index, _ = read_index(DatasetRequest(data=Path(data), **own))
+    values = default_settings() | dict(request.settings)
+    reading = {name: values[name] for name in ("image_root", "exclude", "group_from", "resplit")}
+    index, _ = read_index(DatasetRequest(data=Path(request.data), **reading))
     check_trainable(index)
     fingerprint = compute_fingerprint(index)
-    drawn = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
-    return index, DataCounts.from_index(split_index(index, **drawn), fingerprint), fingerprint
+    splitting = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
+    counts = DataCounts.from_index(split_index(index, **splitting), fingerprint)
+    return _DataSummary(counts=counts, classes=len(index.classes), fingerprint=fingerprint, index=index)
 
 
-def _describe_data(fingerprint: Fingerprint | None, *, is_domain_guessed: bool) -> list[str]:
-    if fingerprint is None:
-        return []
-    domain = [explain_domain(fingerprint, "--domain other or natural overrules it")] if is_domain_guessed else []
-    return [*domain, *describe_fingerprint(fingerprint)]
+def _choose_machine(request: RecommendRequest) -> Machine | None:
+    """Return the machine to plan for; None if unknown."""
+    if request.vram is not None:
+        return make_gpu_machine(request.vram)
+    is_scanned = isinstance(request.data, Path | str)
+    return request.machine or (detect_machine() if is_scanned else None)
 
 
-def choose_augmentation(domain: str | None, recipe: str, fingerprint: Fingerprint | None) -> str | None:
-    """Return the preset of augmentation for a domain, or for what the images look like; None for the recipe's own."""
-    if domain is not None:
-        return PRESETS[domain]
-    if recipe != DEFAULT_RECIPE or fingerprint is None:  # the other recipes have an augmentation of their own
-        return None
-    guessed = guess_domain(fingerprint)
-    return guessed and PRESETS[guessed]
+def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Candidate]:
+    """Return the specification's models for a data set of this size in order of preference, the user's own first.
+
+    Raises:
+        UsageError: the user's own model cannot be trained.
+    """
+    catalog = load_catalog()
+    candidates = [
+        _plan_candidate(
+            request, data, catalog[entry.model], reason=f"specification: {entry.why}", min_images=entry.min_images
+        )
+        for entry in load_tables().regime_for(data.counts.images).candidates
+    ]
+    if request.prefer:
+        candidates.sort(key=lambda candidate: _preference_key(candidate, str(request.prefer)))
+    if request.model is None:
+        return candidates
+    architecture, tag = find_model(request.model)
+    own = _plan_candidate(request, data, architecture, tag if "." in request.model else None, reason="--model")
+    if own.rejection:
+        raise UsageError(f"{request.model}: {own.rejection}", "Choose another --model, or leave it out")
+    return [own, *(candidate for candidate in candidates if candidate.model.name != architecture.name)]
 
 
-def estimate_plan(
+def _plan_candidate(
+    request: RecommendRequest,
+    data: _DataSummary,
     model: Architecture,
-    plan: Plan,
-    counts: DataCounts,
-    machine: Machine,
+    tag: Tag | None = None,
     *,
-    check: bool = True,
-    onnx: bool = True,
-    folds: int = 1,
-) -> RunTime:
-    """Estimate the seconds of a run with this plan, or of one for each fold."""
-    return estimate_time(
-        model,
-        plan.settings,
-        train=counts.train,
-        val=counts.val,
-        images=counts.images,
-        pixels=counts.pixels,
-        is_gpu=machine.is_gpu,
-        cores=machine.cores,
-        core_flops=machine.core_flops,
-        check=check,
-        onnx=onnx,
-        folds=folds,
-    )
+    reason: str,
+    min_images: int = 0,
+) -> Candidate:
+    """Plan a model and estimate its memory and time.
 
-
-def suggest_faster(seconds: float, candidates: Sequence[Candidate]) -> str | None:
-    """Say that a run takes days, and which model finishes overnight; None where it takes less than a day."""
-    if seconds <= DAY:
-        return None
-    fitting = [found for found in candidates if not found.rejection and found.seconds and found.seconds <= NIGHT]
-    if fitting:
-        best = fitting[0]
-        instead = f"--model {best.model.name} takes about {describe_seconds(best.seconds or 0)}"
-    else:
-        instead = "--weights builtin trains a small model at 64 px"
-    return (
-        f"this takes about {describe_seconds(seconds)} here. Overnight: {instead}, or --max-time 10h plans fewer epochs"
-    )
-
-
-def _refuse(model: Architecture, tag: Tag | None, plan: Plan, machine: Machine | None, license: str) -> str:
-    if not model.tags:
-        return "no pretrained weights exist for it anywhere"
+    Args:
+        request: the request, with its machine.
+        data: the data set.
+        model: the architecture.
+        tag: its weights; None for the first ones with the required licence.
+        reason: why the model is a candidate.
+        min_images: smallest data set that the specification recommends the model for.
+    """
     if tag is None:
-        return f"its weights are {' or '.join(model.licenses)}, not {license}"
-    needed = _step_bytes(model, 1, plan.settings)
-    if machine is not None and needed > machine.memory * USABLE:
+        tag = next((tag for tag in model.tags if license_matches(tag.license, request.license)), None)
+    plan = make_plan(
+        PlanInputs(
+            model=model,
+            tag=tag,
+            weights=request.weights,
+            counts=data.counts,
+            fingerprint=data.fingerprint,
+            machine=request.machine,
+            recipe=request.recipe,
+            augment=choose_augmentation(request.domain, request.recipe, data.fingerprint),
+            choices={name: Choice(value=value, source="flag") for name, value in request.settings.items()},
+        )
+    )
+    settings, machine = plan.settings, request.machine
+    time = None
+    if machine is not None:
+        time = estimate_time(Workload(model=model, settings=settings, counts=data.counts, machine=machine))
+    rejection = _find_rejection(request, model, tag, settings)
+    if not rejection and data.counts.images < min_images:
+        rejection = f"only from {min_images:,} images, by the specification"
+    return Candidate(
+        model=model,
+        tag=tag,
+        plan=plan,
+        memory=_step_bytes(model, settings.micro_batch_size, settings),
+        time=time,
+        rejection=rejection,
+        reason=reason + _explain_preference(model, tag, request.prefer),
+    )
+
+
+def _find_rejection(request: RecommendRequest, model: Architecture, tag: Tag | None, settings: Settings) -> str:
+    """Return why a model cannot be trained: no weights, another licence, or too little memory; else an empty text."""
+    if request.weights == "auto" and not model.tags:
+        return "no pretrained weights exist for it anywhere"
+    if request.weights == "auto" and tag is None:
+        return f"its weights are {' or '.join(model.licenses)}, not {request.license}"
+    needed = _step_bytes(model, 1, settings)
+    if request.machine is not None and needed > request.machine.memory * USABLE:
         return f"needs about {needed / GIB:.1f} GiB for a single image"
     return ""
 
 
-def _step_bytes(model: Architecture, images: int, recipe: Settings) -> int:
-    return training_bytes(model, images, recipe.image_size, grad_checkpointing=recipe.grad_checkpointing)
+def _step_bytes(model: Architecture, images: int, settings: Settings) -> int:
+    return training_bytes(model, images, settings.image_size, grad_checkpointing=settings.grad_checkpointing)
 
 
-def _order(candidate: Candidate, prefer: str) -> tuple[bool, float]:
-    """Sorts by the preference; what is refused goes last."""
+def _preference_key(candidate: Candidate, prefer: str) -> tuple[bool, float]:
+    """Return a sort key for a preference; rejected candidates go last."""
     model = candidate.model
-    cost = training_seconds(model, 1, 224, is_gpu=True, cores=1)  # GRN's price in it
-    key = {"accuracy": -(model.top1 or 0.0), "speed": cost, "size": float(model.params)}[prefer]
-    return bool(candidate.rejection), key
+    if prefer == "accuracy":
+        return bool(candidate.rejection), -(model.top1 or 0.0)
+    if prefer == "speed":  # on a GPU, where GRN costs most
+        return bool(candidate.rejection), training_seconds(model, 1, DEFAULT_IMAGE_SIZE, make_gpu_machine(1))
+    return bool(candidate.rejection), float(model.params)
 
 
-def _speak_for(model: Architecture, tag: Tag | None, prefer: str | None) -> str:
+def _explain_preference(model: Architecture, tag: Tag | None, prefer: str | None) -> str:
     if tag is None or prefer is None:
         return ""
     return {
-        "accuracy": f"; top-1 {model.top1}%",
+        "accuracy": f"; ImageNet accuracy {model.top1}%",
         "speed": f"; {model.gmacs} GMACs{', slowed by GRN' if model.grn else ''}",
         "size": f"; {model.params / 1e6:.1f}M parameters",
     }[prefer]
 
 
-def _warnings(
-    images: int, classes: int | None, best: Candidate, others: Sequence[Candidate], gap: str | None
-) -> tuple[str, ...]:
-    found = [gap] if gap else []
-    if best.seconds is not None and (slow := suggest_faster(best.seconds, others)):
-        found.append(slow)
-    if classes and images / classes < 20:
-        found.append(
-            f"{images / classes:.0f} images a class is very few: expect wide uncertainty, and collect more if you can"
-        )
-    if images < 200:
-        found.append("with under 200 images a test split holds too few to trust its figures")
-    return tuple(found)
+def choose_augmentation(domain: str | None, recipe: str, fingerprint: Fingerprint | None) -> str | None:
+    """Return the augmentation preset of a domain, or of the domain that the images look like.
+
+    None is the recipe's own augmentation. Recipes other than the default one always have their own.
+    """
+    if domain is not None:
+        return PRESETS[domain]
+    if recipe != DEFAULT_RECIPE or fingerprint is None:
+        return None
+    guessed = guess_domain(fingerprint)
+    return guessed and PRESETS[guessed]
+
+
+def suggest_faster(seconds: float, candidates: Sequence[Candidate]) -> str | None:
+    """Return a warning that a run takes days, with a model that finishes overnight; None for less than a day."""
+    if seconds <= DAY:
+        return None
+    fast = [each for each in candidates if not each.rejection and each.seconds and each.seconds <= NIGHT]
+    if fast:
+        advice = f"--model {fast[0].model.name} takes about {describe_seconds(fast[0].seconds or 0)}"
+    else:
+        advice = "--weights builtin trains a small model at 64 px"
+    return (
+        f"this takes about {describe_seconds(seconds)} here. Overnight: {advice}, or --max-time 10h plans fewer epochs"
+    )
+
+
+def _list_warnings(data: _DataSummary, candidates: Sequence[Candidate]) -> list[str]:
+    """Return the warnings about the size of the data set and the duration of the run."""
+    images = data.counts.images
+    best = next(candidate for candidate in candidates if not candidate.rejection)
+    warnings = [load_tables().describe_gap(images), suggest_faster(best.seconds or 0, candidates)]
+    if data.classes and images / data.classes < MIN_CLASS_IMAGES:
+        per_class = f"{images / data.classes:.0f} images per class are very few"
+        warnings.append(f"{per_class}: expect wide confidence intervals, and collect more if you can")
+    if images < MIN_IMAGES:
+        warnings.append(f"with under {MIN_IMAGES} images the test split is too small for reliable metrics")
+    return [warning for warning in warnings if warning]
+
+
+def _describe_data(request: RecommendRequest, data: _DataSummary) -> list[str]:
+    """Return notes on the images, and on the domain if it was guessed."""
+    if data.fingerprint is None:
+        return []
+    augment = choose_augmentation(request.domain, request.recipe, data.fingerprint)
+    is_guessed = augment is not None and request.domain is None
+    domain = [explain_domain(data.fingerprint, "--domain other or natural overrides it")] if is_guessed else []
+    return [*domain, *describe_fingerprint(data.fingerprint)]

@@ -1,12 +1,12 @@
-"""The rules that pick settings: what each table says of a model and a data set, and what follows from the machine."""
+"""The rules that choose settings, from the recipes' tables, the data set and the machine."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from convnext_cli.errors import UsageError
 from convnext_cli.machine import GIB, Machine
-from convnext_cli.models.catalog import REDUCTION, Architecture, Tag
+from convnext_cli.models.catalog import DEFAULT_IMAGE_SIZE, REDUCTION, Architecture, Tag
 from convnext_cli.models.names import SIZES
 from convnext_cli.recipes.costs import largest_micro_batch
 from convnext_cli.recipes.settings import Choice
@@ -23,37 +23,48 @@ from convnext_cli.recipes.tables import (
 USUAL_BATCH = 128
 MIN_BATCH = 16
 MAX_CPU_MICRO_BATCH = 32  # a larger pass on a CPU only takes more memory
-MIN_GPU_MICRO_BATCH = 8  # a GPU idles below; a CPU is nearly as fast with single images
+MIN_GPU_MICRO_BATCH = 8  # smaller passes leave a GPU idle; a CPU is nearly as fast with single images
 MIN_STEPS = 500  # of a whole run: BiT-HyperRule's length for under 20,000 images (arXiv:1912.11370, section 3.3)
 
-RANDOM_START_LR = 1e-3  # the tables' rates, 2e-4 to 4e-4 at batch 128, leave a short run from random weights unlearned
-RANDOM_START_PARAMS = 16e6  # of the largest model (nano) that it is for; nothing was tried with larger ones
+RANDOM_START_LR = 1e-3  # a short run from random weights learns too little at the tables' 2e-4 to 4e-4 (batch 128)
+RANDOM_START_PARAMS = 16e6  # parameters of the largest model (nano) that RANDOM_START_LR was measured for
 MIN_SIDE = 128  # px; the last feature map then has 4 x 4 positions
-BOUNDED_BY_SIZE = ("lr", "weight_decay", "drop_path")  # settings that a larger model has to itself
+UNBOUNDED_SETTINGS = ("lr", "weight_decay", "drop_path")  # the data set's row does not bound a larger model's values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeRows:
+    """The settings that a recipe's tables have for a model and a data set."""
+
+    choices: dict[str, Choice]
+    base_batch: int
+    """Images per step that the learning rate is for."""
+    batch_power: float
+    """Exponent of the batch size that the learning rate is proportional to."""
 
 
 def choose_image_size(tag: Tag | None, median_side: int = 0) -> Choice:
-    """Choose the input size: that of the weights, or a smaller one where the images are smaller.
+    """Choose the input size: that of the weights, or a smaller one for smaller images.
 
     Args:
-        tag: the weights; None for random ones.
-        median_side: the shorter side of most images, in pixels; 0 where it is not known.
+        tag: the weights; None for random initialisation.
+        median_side: median of the images' shorter sides in pixels; 0 if unknown.
     """
-    usual, source, reason = 224, "default", "ConvNeXt's usual input"
+    usual, source, reason = DEFAULT_IMAGE_SIZE, "default", "ConvNeXt's usual input"
     if tag is not None:
         usual, source, reason = tag.image_size, "rule", f"the input size of {tag.name}"
     fitting = max(MIN_SIDE, -(-median_side // REDUCTION) * REDUCTION)
     if not median_side or fitting >= usual:
         return Choice(value=usual, source=source, reason=reason)
-    why = (
+    reason = (
         f"the images have {median_side} px, and enlarging adds no detail; {usual} ({reason}) would take "
         f"{(usual / fitting) ** 2:.1f} times as long"
     )
-    return Choice(value=fitting, source="rule", reason=why)
+    return Choice(value=fitting, source="rule", reason=reason)
 
 
-def take_preset(name: str) -> dict[str, Choice]:
-    """How a preset of augmentation varies images."""
+def read_preset(name: str) -> dict[str, Choice]:
+    """Return the choices of an augmentation preset."""
     row = load_augmentations()[name]
     return {
         setting: Choice(value=value, source=f"augmentation {name}", reason=reason)
@@ -62,51 +73,52 @@ def take_preset(name: str) -> dict[str, Choice]:
 
 
 def choose_batch_size(images: int, epochs: int) -> Choice:
-    """The specification's batch, halved until the run has enough steps; a handful of images gets a small batch."""
+    """Choose the specification's batch size, halved until the run has at least `MIN_STEPS` steps."""
     batch = USUAL_BATCH
     while batch > MIN_BATCH and images * epochs / batch < MIN_STEPS:
         batch //= 2
     if batch == USUAL_BATCH:
-        return Choice(value=batch, source="specification 3.1 to 3.4", reason="the batch its learning rates are for")
+        return Choice(value=batch, source="specification 3.1 to 3.4", reason="the batch size of its learning rates")
     return Choice(
         value=batch,
         source="rule",
-        reason=f"small, so that {epochs} epoch{' has' if epochs == 1 else 's have'} steps enough",
+        reason=f"small, for enough steps in {epochs} epoch{'' if epochs == 1 else 's'}",
     )
 
 
-def scale_lr(row: Choice, batch: int, base_batch: int, power: float) -> Choice:
-    """Scale the row's rate by a power of the batch. A rate for random weights is for any batch."""
-    if batch == base_batch or row.source == "rule":
-        return row
-    scaled = float(f"{row.value * (batch / base_batch) ** power:.4g}")
-    preprocessing = "linearly" if power == 1 else "with its square root"
-    why = f"{row.value:g} at batch {base_batch}, scaled {preprocessing} to {batch}"
-    return Choice(value=scaled, source=row.source, reason=_join(why, row.reason))
+def scale_lr(lr: Choice, batch: int, rows: RecipeRows) -> Choice:
+    """Scale a recipe's learning rate to a batch size. The rate for random weights holds for all batch sizes."""
+    if batch == rows.base_batch or lr.source == "rule":
+        return lr
+    scaled = float(f"{lr.value * (batch / rows.base_batch) ** rows.batch_power:.4g}")
+    scaling = "linearly" if rows.batch_power == 1 else "with the square root"
+    reason = f"{lr.value:g} at batch {rows.base_batch}, scaled {scaling} to {batch}"
+    return Choice(value=scaled, source=lr.source, reason=_join(reason, lr.reason))
 
 
-def pick_rows(
-    recipe: str, model: Architecture, tag: Tag | None, images: int, weights: str
-) -> tuple[dict[str, Choice], int, float]:
-    """What a recipe's tables say, the batch that its learning rate is for, and the power of the batch it goes with."""
-    specified = load_tables().model_row(model.parsed).base_batch
+def pick_rows(recipe: str, model: Architecture, tag: Tag | None, images: int, weights: str) -> RecipeRows:
+    """Return the settings that a recipe has for a model with these weights and a data set of `images` images."""
+    tables = load_tables()
+    base_batch, batch_power = tables.model_row(model.parsed).base_batch, 1.0
     if recipe == "specification":
-        return _from_all(load_tables()) | _from_specification(model, images, weights), specified, 1.0
+        choices = _from_all(tables) | _from_specification(model, images, weights)
+        return RecipeRows(choices=choices, base_batch=base_batch, batch_power=batch_power)
     if recipe == "published":
-        rows, base_batch, power = _from_published(model, tag), published_row(model, tag).base_batch, 1.0
+        choices = _from_published(model, tag)
+        base_batch = base_batch if weights == "none" else published_row(model, tag).base_batch
     else:
-        rows = _from_measured(model, tag, images)
-        base_batch, power = load_measured().base_batch if rows["lr"].source == "measured" else specified, 0.5
+        choices, batch_power = _from_measured(model, tag, images), 0.5
+        if weights != "none" and choices["lr"].source == "measured":
+            base_batch = load_measured().base_batch
     if weights == "none":
         off = Choice(value=0, source="rule", reason="random weights have nothing to keep")
         lr = _choose_random_start_lr(model, images)
-        rows |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0), "lr": lr}
-        base_batch = specified
-    return rows, base_batch, power
+        choices |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0), "lr": lr}
+    return RecipeRows(choices=choices, base_batch=base_batch, batch_power=batch_power)
 
 
 def choose_min_lr(recipe: str, lr: float) -> Choice | None:
-    """Return the rate that the recipe's cosine ends at, or None where it has none of its own."""
+    """Choose the learning rate that the recipe's cosine ends at; None if the recipe has none of its own."""
     if recipe != "specification":
         return None
     fraction, source, reason = load_tables().common["min_lr"]
@@ -114,13 +126,13 @@ def choose_min_lr(recipe: str, lr: float) -> Choice | None:
 
 
 def explain_lr(model: Architecture, lr: float, batch: int, usual: float) -> str | None:
-    """Say that a learning rate is outside the specification's range for the model, or return None where it is not.
+    """Return a warning if a learning rate is outside the specification's range for the model, else None.
 
     Args:
         model: the architecture.
-        lr: the peak.
-        batch: images per step; the range is taken at the row's batch and scaled to this one, whichever is wider.
-        usual: the recipe's own choice, which is never outside.
+        lr: the peak learning rate.
+        batch: images per step. The range is the union of the row's and the one scaled to this batch size.
+        usual: the recipe's own choice, which is always inside.
     """
     row = load_tables().model_row(model.parsed)
     low, high = row.ranges["lr"]
@@ -132,29 +144,29 @@ def explain_lr(model: Architecture, lr: float, batch: int, usual: float) -> str 
     effect = "training may diverge" if lr > high else "it may learn very slowly"
     return (
         f"lr {lr:g} is outside the range for {model.name}, {span} at batch {row.base_batch} ({row.source}): {effect}. "
-        f"Without --lr it would be {usual:g}; --lr auto measures one"
+        f"The recipe has {usual:g} (leave --lr out); --lr auto runs a range test"
     )
 
 
 def _choose_random_start_lr(model: Architecture, images: int) -> Choice:
     if model.params <= RANDOM_START_PARAMS:
-        return Choice(value=RANDOM_START_LR, source="rule", reason="random weights need more than the tables' rates")
+        return Choice(value=RANDOM_START_LR, source="rule", reason="random weights need a higher rate than the tables'")
     return _from_specification(model, images, "none")["lr"]
 
 
 def _from_measured(model: Architecture, tag: Tag | None, images: int) -> dict[str, Choice]:
-    """What we measured with the weights in the package; what depends on the weights is from other tables for others."""
+    """Return the measured settings. For weights outside the package, other tables give what depends on the weights."""
     measured, published = load_measured(), published_row(model, tag)
-    chosen = {
+    choices = {
         name: Choice(value=value, source="measured", reason=measured.reasons.get(name, ""))
         for name, value in measured.values.items()
     }
     if tag is None or tag.hub_id is not None:
         lr = _from_specification(model, images, "auto")["lr"]
-        chosen["lr"] = replace(lr, reason=_join("nothing was measured for this model", lr.reason))
+        choices["lr"] = replace(lr, reason=_join("nothing was measured for this model", lr.reason))
         for name in ("layer_decay", "drop_path"):
-            chosen[name] = Choice(value=published.ranges[name][0], source=published.source)
-    return chosen
+            choices[name] = Choice(value=published.ranges[name][0], source=published.source)
+    return choices
 
 
 def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:
@@ -163,7 +175,7 @@ def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:
 
 
 def _from_all(tables: Tables) -> dict[str, Choice]:
-    """What the specification has for every training, but for the fraction that the cosine ends at."""
+    """Return the specification's settings for every training, except `min_lr`, which is relative to the peak."""
     return {
         name: Choice(value=value, source=source, reason=reason)
         for name, (value, source, reason) in tables.common.items()
@@ -172,112 +184,114 @@ def _from_all(tables: Tables) -> dict[str, Choice]:
 
 
 def _from_specification(model: Architecture, images: int, weights: str) -> dict[str, Choice]:
-    """The model's row gives the low end of its range; the data set's row, where it has the setting, bounds it."""
+    """Return the low end of the model's range for each setting, bounded by the data set's row."""
     tables = load_tables()
     row = tables.model_row(model.parsed)
     regime = tables.regime_for(images)
     notes = tables.scratch_notes if weights == "none" else tables.notes
-    chosen = {
-        name: _bounded(name, row, regime, is_larger=_is_larger(model, regime), note=notes.get(name, ""))
+    choices = {
+        name: _bound(name, row, regime, is_larger=_is_larger(model, regime), note=notes.get(name, ""))
         for name in dict.fromkeys((*row.ranges, *regime.ranges))  # in the tables' order
     }
     for modifier in model.parsed.modifiers:
-        factor, lr = tables.modifiers[modifier], chosen["lr"]
+        factor, lr = tables.modifiers[modifier], choices["lr"]
         if factor != 1:
-            why = f"{lr.value:g} times {factor:g} for _{modifier}, which no published source supports"
+            reason = f"{lr.value:g} times {factor:g} for _{modifier}, which no published source supports"
             value = float(f"{lr.value * factor:.4g}")
-            chosen["lr"] = Choice(value=value, source="specification 4", reason=_join(why, lr.reason))
-    return chosen
+            choices["lr"] = Choice(value=value, source="specification 4", reason=_join(reason, lr.reason))
+    return choices
 
 
 def _is_larger(model: Architecture, regime: Regime) -> bool:
-    """Whether a model is larger than all that the document names for data of that size."""
+    """Return True if a model is larger than all that the specification names for data sets of that size."""
     size = model.parsed.size
     return size in SIZES and SIZES.index(size) > SIZES.index(regime.largest_model)
 
 
-def _bounded(name: str, row: Row, regime: Regime, *, is_larger: bool, note: str) -> Choice:
+def _bound(name: str, row: Row, regime: Regime, *, is_larger: bool, note: str) -> Choice:
+    """Return the low end of the model's range, within the range of the data set's row."""
     if name not in row.ranges:
         return Choice(value=regime.ranges[name][0], source=regime.source, reason=note)
-    wanted = row.ranges[name][0]
+    model_value = row.ranges[name][0]
     low, high = regime.ranges.get(name, (-math.inf, math.inf))
-    value = min(max(wanted, low), high)
-    if value == wanted:
+    value = min(max(model_value, low), high)
+    if value == model_value:
         return Choice(value=value, source=row.source, reason=note)
-    if is_larger and name in BOUNDED_BY_SIZE:
-        why = f"the row for {regime.name} data sets is for models up to {regime.largest_model}"
-        return Choice(value=wanted, source=row.source, reason=_join(why, note))
-    why = f"{row.source} has {wanted:g}, outside the range for {regime.name} data sets"
-    return Choice(value=value, source=regime.source, reason=_join(why, note))
+    if is_larger and name in UNBOUNDED_SETTINGS:
+        reason = f"the row for {regime.name} data sets is for models up to {regime.largest_model}"
+        return Choice(value=model_value, source=row.source, reason=_join(reason, note))
+    reason = f"{row.source} has {model_value:g}, outside the range for {regime.name} data sets"
+    return Choice(value=value, source=regime.source, reason=_join(reason, note))
 
 
-def _enough_at_once(batch: int, machine: Machine) -> int:
-    """The smallest pass that keeps the machine busy, a halving of `batch`."""
-    enough, least = batch, MIN_GPU_MICRO_BATCH if machine.is_gpu else 1
-    while enough // 2 >= least:
-        enough //= 2
-    return enough
+def _smallest_efficient_batch(batch: int, machine: Machine) -> int:
+    """Return the smallest halving of `batch` that keeps the machine busy."""
+    size, minimum = batch, MIN_GPU_MICRO_BATCH if machine.is_gpu else 1
+    while size // 2 >= minimum:
+        size //= 2
+    return size
 
 
-def choose_grad_checkpointing(model: Architecture, chosen: Mapping[str, Choice], machine: Machine | None) -> Choice:
-    """On where the memory would otherwise leave next to nothing at a time."""
-    batch, size = chosen["batch_size"].value, chosen["image_size"].value
+def choose_grad_checkpointing(model: Architecture, choices: Mapping[str, Choice], machine: Machine | None) -> Choice:
+    """Choose gradient checkpointing if the memory holds too few images without it."""
+    batch, size = choices["batch_size"].value, choices["image_size"].value
     if machine is not None:
-        fitting = largest_micro_batch(model, size, machine.memory, batch)
-        twice = largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=True)
-        if fitting < min(twice, _enough_at_once(batch, machine)):
-            why = f"without it {fitting or 'no'} image{'' if fitting == 1 else 's'} would fit at a time; a third slower"
-            return Choice(value=True, source="rule", reason=why)
+        without = largest_micro_batch(model, size, machine.memory, batch)
+        with_checkpointing = largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=True)
+        if without < min(with_checkpointing, _smallest_efficient_batch(batch, machine)):
+            images = f"{without or 'no'} image{'' if without == 1 else 's'}"
+            reason = f"without it the memory holds {images} at a time; a third slower"
+            return Choice(value=True, source="rule", reason=reason)
     return Choice(value=False, source="default", reason="")
 
 
-def choose_micro_batch_size(model: Architecture, chosen: Mapping[str, Choice], machine: Machine | None) -> Choice:
-    """As many images at a time as fit, and on a processor no more than are useful."""
-    batch = chosen["batch_size"].value
+def choose_micro_batch_size(model: Architecture, choices: Mapping[str, Choice], machine: Machine | None) -> Choice:
+    """Choose the largest micro-batch that fits into the memory, on a CPU at most `MAX_CPU_MICRO_BATCH`."""
+    batch = choices["batch_size"].value
     if machine is None:
         return Choice(value=batch, source="rule", reason="the whole batch at once")
-    size, twice = chosen["image_size"].value, chosen["grad_checkpointing"].value
-    fitting = max(1, largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=twice))
-    if chosen["grad_checkpointing"].source == "rule":  # no more than it was switched on for
-        fitting = min(fitting, _enough_at_once(batch, machine))
+    size, checkpointing = choices["image_size"].value, choices["grad_checkpointing"].value
+    fitting = max(1, largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=checkpointing))
+    if choices["grad_checkpointing"].source == "rule":  # no larger than checkpointing was switched on for
+        fitting = min(fitting, _smallest_efficient_batch(batch, machine))
     if not machine.is_gpu and fitting > MAX_CPU_MICRO_BATCH:
         return Choice(value=MAX_CPU_MICRO_BATCH, source="rule", reason="a larger pass is not faster on a CPU")
-    why = "the whole batch fits" if fitting == batch else "the largest that fits"
-    return Choice(value=fitting, source="rule", reason=f"{why} the estimate for {machine.memory / GIB:.1f} GiB")
+    reason = f"{'the whole batch fits' if fitting == batch else 'the largest that fits'} {machine.memory / GIB:.1f} GiB"
+    return Choice(value=fitting, source="rule", reason=f"{reason}, by estimate")
 
 
 def shorten_warmup(warmup: Choice, epochs: int) -> Choice:
-    """Keeps the warm-up under a tenth of a run that is shorter than its table row thought."""
+    """Limit the warm-up to a tenth of the run, unless the user or a plan file chose it."""
     longest = epochs / 10
     if warmup.value <= longest or warmup.source in ("flag", "plan"):
         return warmup
     origin = "the plan" if warmup.source == "rule" else warmup.source
-    why = f"a tenth of {epochs} epoch{'s' if epochs != 1 else ''}; {origin} has {warmup.value:g}"
-    return Choice(value=longest, source="rule", reason=why)
+    reason = f"a tenth of {epochs} epoch{'s' if epochs != 1 else ''}; {origin} has {warmup.value:g}"
+    return Choice(value=longest, source="rule", reason=reason)
 
 
 def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def check_head(model: Architecture | None, given: Mapping[str, Choice]) -> None:
-    """Checks that a model can have the classifier that is asked for.
+def check_head(model: Architecture | None, choices: Mapping[str, Choice]) -> None:
+    """Check that a model supports the chosen classifier.
 
-    A width that a plan holds is none that was asked for: plans hold every setting.
+    A width from a plan file needs no hidden layer: plan files hold every setting.
 
     Args:
-        model: the model; None where it is not chosen yet.
-        given: the settings that are decided.
+        model: the model; None if not chosen yet.
+        choices: the settings that the user or a plan file chose.
 
     Raises:
-        UsageError: the model has no place for a hidden layer, or a width is given without one.
+        UsageError: the model supports no hidden layer, or a width was set without one.
     """
-    hidden = "head" in given and given["head"].value == "mlp"
+    hidden = "head" in choices and choices["head"].value == "mlp"
     if hidden and model is not None and not model.takes_hidden_layer:
         raise UsageError(
-            f"{model.name} cannot have --head mlp: its norm stands before the pooling, where timm adds no hidden layer",
+            f"{model.name} cannot have --head mlp: timm adds no hidden layer to a head with its norm first",
             "Leave --head out, or choose another model",
         )
-    width = given.get("head_hidden_size")
+    width = choices.get("head_hidden_size")
     if width is not None and width.source == "flag" and not hidden:
         raise UsageError("head_hidden_size has no effect with the linear head", "Add --head mlp, or leave it out")

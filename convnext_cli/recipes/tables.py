@@ -34,14 +34,14 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Named:
-    """A model that the specification names for data of some size, and where it does."""
+class NamedModel:
+    """A model that the specification names for a size of data set."""
 
     model: str
     why: str
     """The place in the document, such as `Best Choice, 1st` or `section 5, small`."""
-    least: int = 0
-    """Images below which the document does not want it."""
+    min_images: int = 0
+    """Smallest data set that the document names it for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class Regime(Row):
     largest: int
     largest_model: str
     """Size of the largest model that the document names for such data; its lr and drop path bound no larger one's."""
-    candidates: tuple[Named, ...]
+    candidates: tuple[NamedModel, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def load_tables() -> Tables:
                 largest=row["largest"],
                 largest_model=row["largest_model"],
                 candidates=tuple(
-                    Named(model=entry["model"], why=entry["why"], least=entry.get("from", 0))
+                    NamedModel(model=entry["model"], why=entry["why"], min_images=entry.get("from", 0))
                     for entry in row["candidates"]
                 ),
             )

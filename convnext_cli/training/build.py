@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from convnext_cli.kernels.blocks import keep_freed_memory
-from convnext_cli.models.build import build_model, read_preprocessing, scale_head, seed_weights
+from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head, seed_weights
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.compute.devices import spread_model
 from convnext_cli.training.context import TrainingContext
@@ -25,13 +25,15 @@ def build_context(
         network, new = build_model(
             preparation.architecture,
             preparation.tag,
-            num_classes=len(index.classes),
-            drop_path=settings.drop_path,
+            ModelOptions(
+                num_classes=len(index.classes),
+                drop_path=settings.drop_path,
+                in_chans=settings.in_chans,
+                head_hidden_size=settings.head_hidden_size if settings.head == "mlp" else None,
+                head_dropout=settings.head_dropout,
+            ),
             weights="none" if request.resume else plan.weights,
             offline=request.offline,
-            in_chans=settings.in_chans,
-            head_hidden_size=settings.head_hidden_size if settings.head == "mlp" else None,
-            head_dropout=settings.head_dropout,
         )
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}  # before sharding
     scale_head(network, new, settings.head_init_scale)

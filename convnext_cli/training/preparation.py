@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_cpus, count_local_processes, detect_machine
-from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_model, load_builtin, resolve_weights
+from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_builtin, find_model, resolve_weights
 from convnext_cli.progress import Notice, Steps, finish
-from convnext_cli.recipes.fingerprint import Fingerprint, compute_fingerprint, explain_domain
-from convnext_cli.recipes.plan import Plan, make_plan, read_choices, read_plan
-from convnext_cli.recipes.recommendation import DataCounts, choose_augmentation, recommend
+from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
+from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices, read_plan
+from convnext_cli.recipes.recommendation import choose_augmentation, recommend
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
     AUTO,
@@ -191,8 +190,10 @@ def _check_request(
     check_combinations(values)
     check_word("recipe", request.recipe, RECIPES)
     check_word("augmentation", request.augment, tuple(load_augmentations()))
-    model = _find_builtin(request.model) if request.weights == BUILTIN else None
-    if request.model is not None and model is None:
+    model: tuple[Architecture, Tag | None] | None = None
+    if request.weights == BUILTIN:
+        model = find_builtin(request.model)
+    elif request.model is not None:
         model = find_model(request.model)
     check_head(model and model[0], request.choices)
     check_outside(request.output or RUNS, data)
@@ -242,43 +243,29 @@ def _make_plan(
 ) -> tuple[Plan, tuple[Notice, ...]]:  # fmt: skip
     """Return the plan, with notices about guessed augmentation and an unusual learning rate."""
     guess = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
-    make = partial(
-        make_plan,
-        architecture,
-        tag,
+    inputs = PlanInputs(
+        model=architecture,
+        tag=tag,
         weights="auto" if request.weights == BUILTIN else request.weights,  # the tag stands for built-in weights
-        images=counts.images,
-        train_images=counts.train,
+        counts=counts,
+        fingerprint=fingerprint,
         machine=machine,
         recipe=request.recipe,
         augment=request.augment or guess,
-        keep_planned=guess is not None,  # a guess never replaces a plan file's settings
-        median_side=fingerprint.median_side,
+        is_augment_guessed=guess is not None,
+        choices=request.choices,
     )
-    plan = make(given=request.choices)
+    plan = make_plan(inputs)
     notices = []
     if guess and any(choice.source == f"augmentation {guess}" for choice in plan.choices.values()):
-        notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrules it")))
+        notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrides it")))
     lr = plan.choices["lr"]
     if lr.source in ("flag", "plan"):
-        default = make(given={name: choice for name, choice in request.choices.items() if name != "lr"})
+        other_choices = {name: choice for name, choice in request.choices.items() if name != "lr"}
+        default = make_plan(replace(inputs, choices=other_choices))
         if text := explain_lr(architecture, lr.value, plan.settings.batch_size, default.settings.lr):
             notices.append(Notice(text=text))
     return plan, tuple(notices)
-
-
-def _find_builtin(model: str | None) -> tuple[Architecture, Tag | None]:
-    """Return the model of the built-in weights, which `--weights builtin` names.
-
-    Raises:
-        UsageError: `model` is another one.
-    """
-    builtin = load_builtin().architecture
-    if model not in (None, builtin, f"{builtin}.{BUILTIN}"):
-        raise UsageError(
-            f"the built-in weights are for {builtin}, not for {model}", f"Leave out --model, or use --model {builtin}"
-        )
-    return find_model(f"{builtin}.{BUILTIN}")
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

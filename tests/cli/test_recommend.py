@@ -82,7 +82,7 @@ def test_grey_images_are_taken_for_medical_ones_and_it_is_said(convnext: Convnex
     def choose(*words: str) -> tuple[object, bool, bool]:
         found = json.loads(convnext(*words, "--json").out)
         notes = " ".join(found.get("notes", []) + found.get("warnings", []))
-        return found["settings"]["rotation"]["value"], "as X-rays are" in notes, "overrules it" in notes
+        return found["settings"]["rotation"]["value"], "as X-rays are" in notes, "overrides it" in notes
 
     assert choose("recommend", "data") == (10.0, True, True)
     assert choose("recommend", "data", "--domain", "other") == (0.0, False, False)

@@ -11,8 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from convnext_cli.errors import UsageError, WeightsError
-from convnext_cli.models.build import build_model, read_preprocessing, seed_weights
-from convnext_cli.models.catalog import PERMISSIVE_LICENSES, find_model, load_builtin
+from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, seed_weights
+from convnext_cli.models.catalog import find_model, load_builtin
+from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
 from convnext_cli.models.weights import find_weights, read_weights
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.training.preparation import prepare
@@ -26,7 +27,7 @@ def test_it_is_small_and_fills_every_parameter_but_the_classifier() -> None:
     architecture, tag = find_model(NAME)
     path = find_weights(architecture, tag, offline=True)
     assert path.stat().st_size < 8_000_000
-    model, new = build_model(architecture, tag, num_classes=4, drop_path=0.0, weights="auto", offline=True)
+    model, new = build_model(architecture, tag, ModelOptions(num_classes=4), offline=True)
     assert new == ["head.fc.weight", "head.fc.bias"]
     stored = read_weights(path)
     for name, value in model.state_dict().items():
@@ -38,15 +39,11 @@ def test_it_is_small_and_fills_every_parameter_but_the_classifier() -> None:
 def test_its_preprocessing_and_licence_are_the_cards() -> None:
     architecture, tag = find_model(NAME)
     assert tag is not None
-    model, _ = build_model(architecture, tag, num_classes=2, drop_path=0.0, weights="auto", offline=True)
+    model, _ = build_model(architecture, tag, ModelOptions(num_classes=2), offline=True)
     preprocessing = read_preprocessing(model)
-    assert (preprocessing.image_size, preprocessing.crop_pct, preprocessing.mean, preprocessing.std) == (
-        tag.image_size,
-        tag.crop_pct,
-        tag.mean,
-        tag.std,
-    )
-    assert tag.license not in PERMISSIVE_LICENSES, "its images came under ImageNet's terms"
+    assert preprocessing == tag.preprocessing
+    assert not tag.is_permissive
+    assert tag.license in NON_COMMERCIAL_LICENSES, "the terms of its training images"
     for title in ("Data", "Recipe", "Hardware", "Licence", "Good for", "Not for", "Rank"):
         assert OWN.card[title]
 
@@ -61,7 +58,7 @@ def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) ->
     right = {}
     for weights in ("auto", "none"):
         seed_weights(0)
-        model, _ = build_model(*find_model(NAME), num_classes=0, drop_path=0.0, weights=weights, offline=True)
+        model, _ = build_model(*find_model(NAME), ModelOptions(num_classes=0), weights=weights, offline=True)
         preprocessing = read_preprocessing(model, 32)
         images = np.stack([transform_for_eval(decode_image(path), preprocessing) for path in files])
         with torch.inference_mode():

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from convnext_cli.errors import RunError, WeightsError
 from convnext_cli.inference.saved_model import load_model
-from convnext_cli.models.build import build_model
+from convnext_cli.models.build import ModelOptions, build_model
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.weights import find_weights, fit_weights, read_weights
 from convnext_cli.runs.folder import RunFolder
@@ -35,7 +35,7 @@ def test_a_file_fills_the_backbone_and_leaves_the_head_new(tmp_path: Path, suffi
     else:
         save_file(source.state_dict(), path)
     architecture, tag = find_model("convnext_atto")
-    model, new = build_model(architecture, tag, num_classes=4, drop_path=0.0, weights=str(path), offline=True)
+    model, new = build_model(architecture, tag, ModelOptions(num_classes=4), weights=str(path), offline=True)
     assert new == ["head.fc.weight", "head.fc.bias"]
     assert torch.equal(model.state_dict()["stem.0.weight"], source.state_dict()["stem.0.weight"])
     assert torch.equal(model.state_dict()["head.norm.weight"], source.state_dict()["head.norm.weight"])
@@ -177,7 +177,7 @@ def test_timm_loads_the_run_folder_to_the_same_logits(run: RunFolder) -> None:
 
 
 def test_a_run_folder_that_cannot_be_read(tmp_path: Path, run: RunFolder) -> None:
-    with pytest.raises(RunError, match=r"has no config\.json"):
+    with pytest.raises(RunError, match=r"config\.json is missing"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):

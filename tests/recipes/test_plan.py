@@ -1,5 +1,8 @@
 import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -7,10 +10,19 @@ from hypothesis import strategies as st
 
 from convnext_cli.errors import UsageError
 from convnext_cli.files import write_text
-from convnext_cli.machine import GIB, make_gpu_machine
+from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
 from convnext_cli.recipes.costs import describe_seconds, largest_micro_batch, training_bytes, training_seconds
-from convnext_cli.recipes.plan import Plan, make_plan, override_choices, read_choices, read_plan, read_reasons
+from convnext_cli.recipes.fingerprint import DataCounts
+from convnext_cli.recipes.plan import (
+    Plan,
+    PlanInputs,
+    make_plan,
+    override_choices,
+    read_choices,
+    read_plan,
+    read_reasons,
+)
 from convnext_cli.recipes.rules import choose_image_size, explain_lr
 from convnext_cli.recipes.settings import (
     RECIPES,
@@ -31,17 +43,26 @@ from convnext_cli.recipes.tables import (
 )
 
 MODELS = list(load_catalog().values())
+GPU = make_gpu_machine(24)
+
+
+def inputs_for(name: str, images: int = 6000, **fields: Any) -> PlanInputs:
+    model, tag = find_model(name)
+    counts = DataCounts(images=images, train=images, val=0)
+    return PlanInputs(model=model, tag=tag, counts=counts, **fields)
+
+
+def make_flags(values: Mapping[str, object]) -> dict[str, Choice]:
+    return {name: Choice(value=value, source="flag") for name, value in values.items()}
 
 
 def plan_for(
     name: str, images: int = 6000, weights: str = "auto", recipe: str = "specification", **flags: object
 ) -> Plan:
-    model, tag = find_model(name)
-    given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
-    return make_plan(model, tag, images=images, weights=weights, recipe=recipe, given=given)
+    return make_plan(inputs_for(name, images, weights=weights, recipe=recipe, choices=make_flags(flags)))
 
 
-def test_the_specifications_rows_for_6000_images_and_v2_tiny() -> None:
+def test_plan_follows_the_specification_rows_of_model_and_data_set() -> None:
     chosen = plan_for("convnextv2_tiny").choices
     assert (chosen["lr"].value, chosen["lr"].source) == (2e-4, "specification 3.7")
     assert (chosen["epochs"].value, chosen["epochs"].source) == (150, "specification 5, small")
@@ -50,13 +71,13 @@ def test_the_specifications_rows_for_6000_images_and_v2_tiny() -> None:
     assert (chosen["weight_decay"].value, chosen["batch_size"].value) == (0.05, 128)
 
 
-def test_lr_scales_with_the_batch_unless_given() -> None:
+def test_lr_scales_with_the_batch_size_unless_set_by_a_flag() -> None:
     assert plan_for("convnextv2_tiny", batch_size=32).settings.lr == pytest.approx(5e-5)
     assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).settings.lr == 1e-3
     assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).choices["lr"].source == "flag"
 
 
-def test_the_measured_recipe_has_its_own_rate_for_the_weights_in_the_package_alone() -> None:
+def test_measured_recipe_has_a_measured_lr_for_the_builtin_weights_only() -> None:
     measured = load_measured()
     own = plan_for("convnext_zepto_rms.builtin", recipe="measured", batch_size=measured.base_batch).choices["lr"]
     assert (own.value, own.source) == (measured.values["lr"], "measured")
@@ -69,21 +90,21 @@ def test_the_measured_recipe_has_its_own_rate_for_the_weights_in_the_package_alo
     assert (decay.value, decay.source.split()[0]) == (0.9, "published")
 
 
-def test_small_models_get_a_larger_rate_from_random_weights_and_say_so() -> None:
+def test_small_models_get_a_higher_lr_from_random_weights() -> None:
     plan = plan_for("convnext_atto", weights="none", recipe="measured")
     assert "random weights" in plan.choices["lr"].reason
     measured = plan.settings
     assert (measured.lr, measured.freeze_epochs, measured.layer_decay) == (1e-3, 0, 1.0)
 
 
-def test_a_short_run_gets_a_small_batch_and_a_short_warmup() -> None:
+def test_short_runs_get_a_small_batch_and_a_short_warmup() -> None:
     recipe = plan_for("convnext_atto", images=200, epochs=5).settings
     assert recipe.batch_size == 16
     assert recipe.warmup_epochs == 0.5
     assert plan_for("convnext_atto", epochs=5, warmup_epochs=3.0).settings.warmup_epochs == 3.0
 
 
-def test_the_plan_file_repeats_the_plan(tmp_path: Path) -> None:
+def test_plan_file_keeps_model_weights_and_values(tmp_path: Path) -> None:
     plan = plan_for("convnext_small", lr=3e-5, amp="no")
     (tmp_path / "plan.toml").write_text(plan.to_toml())
     model, weights, values = read_plan(tmp_path / "plan.toml")
@@ -101,7 +122,7 @@ def test_the_plan_file_repeats_the_plan(tmp_path: Path) -> None:
         "\u2028\u202e\x85",
     ],
 )
-def test_the_plan_file_holds_any_text(tmp_path: Path, name: str) -> None:
+def test_plan_file_keeps_unusual_text(tmp_path: Path, name: str) -> None:
     plan = plan_for("convnext_atto", weights=name, exclude=name, group_from=f"({name[0]}+)")
     write_text(tmp_path / "plan.toml", plan.to_toml())
     _, weights, values = read_plan(tmp_path / "plan.toml")
@@ -110,19 +131,19 @@ def test_the_plan_file_holds_any_text(tmp_path: Path, name: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
 @settings(max_examples=50)
-def test_the_plan_file_holds_all_of_unicode(name: str) -> None:
+def test_plan_file_keeps_all_of_unicode(name: str) -> None:
     assert tomllib.loads(plan_for("convnext_atto", exclude=name).to_toml())["settings"]["exclude"] == name
 
 
 @pytest.mark.parametrize("name", ["\udcff.csv", "a\0b", ""])
-def test_a_name_that_no_plan_can_hold_is_refused(name: str) -> None:
+def test_text_that_is_not_unicode_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"exclude = .* must be Unicode text"):
         plan_for("convnext_atto", exclude=name)
     with pytest.raises(UsageError, match=r"weights = .* is not Unicode text"):
         plan_for("convnext_atto", weights="\udcff.pth").to_toml()
 
 
-def test_a_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
+def test_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     plan = plan_for("convnext_small", epochs=4, exclude="of/\U0001f600.txt")
     path.write_text(plan.to_toml())
@@ -133,19 +154,19 @@ def test_a_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
     }
     assert choices["epochs"] == Choice(value=4, source="plan", reason="a flag of the command that made the plan")
     assert read_plan(path)[2]["exclude"] == "of/\U0001f600.txt"
-    again = make_plan(*find_model(plan.model), images=6000, given=choices)
+    again = make_plan(inputs_for(plan.model, choices=choices))
     assert {name: again.choices[name] for name in choices} == choices
     assert read_reasons(path)["image_size"] == "rule (the input size of in12k_ft_in1k)"
 
 
-def test_an_edited_value_loses_its_reason(tmp_path: Path) -> None:
+def test_edited_values_lose_their_reason(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(plan_for("convnext_small").to_toml().replace("\nweight_decay = 0.05\n", "\nweight_decay = 0.1\n"))
     edited = read_choices(path)["weight_decay"]
     assert edited == Choice(value=0.1, source="plan", reason="edited; it was 0.05 (from specification 3.3)")
 
 
-def test_a_flag_replaces_the_reasons_that_it_contradicts(tmp_path: Path) -> None:
+def test_flags_replace_the_reasons_that_they_contradict(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     plan = plan_for("convnext_small")
     path.write_text(plan.to_toml())
@@ -159,7 +180,7 @@ def test_a_flag_replaces_the_reasons_that_it_contradicts(tmp_path: Path) -> None
     assert other["image_size"].reason == "chosen for another model"
 
 
-def test_plans_of_version_0_1_are_read(tmp_path: Path) -> None:
+def test_reasons_in_comments_of_version_0_1_are_read(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(
         'model = "test_convnext"\nweights = "auto"\n\n[settings]\n'
@@ -175,7 +196,7 @@ def test_plans_of_version_0_1_are_read(tmp_path: Path) -> None:
     }
 
 
-def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text("[settings]\nlearning_rate = 1\nepochs = -1\nlr = 'fast'\namp = 'fp8'\nbatch_size = 2.5\n")
     with pytest.raises(UsageError) as caught:
@@ -204,7 +225,7 @@ def test_all_problems_of_a_plan_file_at_once(tmp_path: Path) -> None:
         read_plan(path)
 
 
-def test_every_number_has_bounds() -> None:
+def test_every_numeric_setting_has_bounds() -> None:
     for name, (kind, setting) in describe_settings().items():
         assert kind not in (int, float) or (setting.low is not None and setting.high is not None), name
 
@@ -216,16 +237,16 @@ def test_huge_numbers_are_refused(setting: str) -> None:
         check_settings({setting: huge})
 
 
-def test_a_cosine_that_rises_is_refused() -> None:
+def test_min_lr_above_lr_is_refused() -> None:
     with pytest.raises(UsageError, match=r"min_lr 0\.1 is above lr 0\.001"):
         plan_for("convnext_tiny", images=1000, lr=1e-3, min_lr=0.1)
 
 
-def test_the_default_end_of_a_cosine_is_below_its_peak() -> None:
+def test_default_min_lr_is_below_a_small_lr() -> None:
     assert plan_for("convnext_tiny", images=1000, lr=1e-8, recipe="measured").settings.min_lr == 1e-10
 
 
-def test_a_fold_that_is_not_cut_is_refused() -> None:
+def test_fold_number_above_the_number_of_folds_is_refused() -> None:
     with pytest.raises(UsageError, match="fold 3 of 2 folds"):
         check_combinations(default_settings() | {"folds": 2, "fold": 3})
 
@@ -255,12 +276,12 @@ def test_values_out_of_bounds_are_refused(name: str, value: float) -> None:
     st.sampled_from(RECIPES),
 )
 @settings(deadline=None, max_examples=400)
-def test_every_setting_is_in_its_tables_range_or_flagged(
+def test_every_setting_is_in_the_range_of_its_source(
     model: Architecture, images: int, vram: float, batch: int | None, recipe: str
 ) -> None:
-    given = {} if batch is None else {"batch_size": Choice(value=batch, source="flag")}
-    asked = {"images": images, "recipe": recipe, "given": given}
-    plan = make_plan(model, model.default_tag, machine=make_gpu_machine(vram), **asked)  # type: ignore[arg-type]
+    choices = make_flags({} if batch is None else {"batch_size": batch})
+    inputs = inputs_for(model.name, images, recipe=recipe, choices=choices, machine=make_gpu_machine(vram))
+    plan = make_plan(inputs)
     tables, published = load_tables(), published_row(model, model.default_tag)
     rows = {row.source: row for row in (tables.model_row(model.parsed), tables.regime_for(images), published)}
     assert list(plan.choices) == list(describe_settings())
@@ -273,12 +294,12 @@ def test_every_setting_is_in_its_tables_range_or_flagged(
         else:
             is_off = choice.source.startswith("augmentation") and choice.value == 0
             assert choice.reason or choice.source in ("flag", "default") or is_off, name
-    more = make_plan(model, model.default_tag, machine=make_gpu_machine(2 * vram), **asked)  # type: ignore[arg-type]
+    more = make_plan(replace(inputs, machine=make_gpu_machine(2 * vram)))
     assert more.settings.micro_batch_size >= plan.settings.micro_batch_size
     assert more.settings.batch_size == plan.settings.batch_size
 
 
-def test_regimes_between_the_specifications_ones() -> None:
+def test_sizes_between_two_regimes_take_the_nearer_one() -> None:
     tables = load_tables()
     sizes = (1, 6_000, 20_000, 31_000, 32_000, 200_000, 447_000, 448_000, 5_000_000)
     names = [tables.regime_for(size).name for size in sizes]
@@ -302,26 +323,23 @@ def test_memory_grows_with_images_and_area() -> None:
     assert largest_micro_batch(model, 224, GIB // 4, 128) == 0
 
 
-def test_checkpointing_is_planned_where_the_memory_would_leave_next_to_nothing() -> None:
-    def chosen(vram: float, **flags: object) -> dict[str, Choice]:
-        model, tag = find_model("convnext_large")
-        given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
-        return dict(make_plan(model, tag, images=6000, machine=make_gpu_machine(vram), given=given).choices)
+def test_gradient_checkpointing_is_planned_for_little_memory() -> None:
+    def choices_for(vram: float, **flags: object) -> dict[str, Choice]:
+        machine = make_gpu_machine(vram)
+        return make_plan(inputs_for("convnext_large", machine=machine, choices=make_flags(flags))).choices
 
-    roomy, tight = chosen(16), chosen(6)
+    roomy, tight = choices_for(16), choices_for(6)
     assert (roomy["grad_checkpointing"].value, roomy["micro_batch_size"].value) == (False, 16)
     assert (tight["grad_checkpointing"].value, tight["grad_checkpointing"].source) == (True, "rule")
     assert tight["micro_batch_size"].value == 8
-    assert "4 images would fit" in tight["grad_checkpointing"].reason
-    assert chosen(6, grad_checkpointing=False)["micro_batch_size"].value == 4, "the user wins"
+    assert "the memory holds 4 images" in tight["grad_checkpointing"].reason
+    assert choices_for(6, grad_checkpointing=False)["micro_batch_size"].value == 4, "the user wins"
     model, _ = find_model("convnext_large")
-    once, twice = (
-        training_seconds(model, 100, 224, is_gpu=True, cores=1, grad_checkpointing=on) for on in (False, True)
-    )
+    once, twice = (training_seconds(model, 100, 224, GPU, grad_checkpointing=on) for on in (False, True))
     assert twice == pytest.approx(4 / 3 * once)
 
 
-def test_layer_decay_is_converted_as_timm_applies_it() -> None:
+def test_grouped_layer_decay_is_converted_to_timms_per_block_factor() -> None:
     # on 36-block nets .8 -> .925, .7 -> .882, .75 -> .904, .6 -> .836; on tiny (18 blocks) .8 -> .858
     converted = [convert_layer_decay(decay, "group", 36) for decay in (0.8, 0.7, 0.75, 0.6)]
     assert converted == pytest.approx([0.925, 0.882, 0.904, 0.836], abs=5e-4)
@@ -329,11 +347,9 @@ def test_layer_decay_is_converted_as_timm_applies_it() -> None:
     assert convert_layer_decay(0.9, "single", 18) == 0.9
 
 
-def test_the_published_recipe() -> None:
+def test_published_recipe_has_the_authors_values() -> None:
     def published(name: str, **flags: object) -> Plan:
-        model, tag = find_model(name)
-        given = {key: Choice(value=value, source="flag") for key, value in flags.items()}
-        return make_plan(model, tag, images=6000, recipe="published", given=given)
+        return make_plan(inputs_for(name, recipe="published", choices=make_flags(flags)))
 
     base = published("convnext_base.fb_in22k", batch_size=512).settings
     assert (base.lr, base.weight_decay, base.epochs, base.warmup_epochs) == (5e-5, 1e-8, 30, 0)
@@ -351,7 +367,7 @@ def test_the_published_recipe() -> None:
     assert "not published" in published("convnextv2_pico").choices["lr"].source
     for model in MODELS:  # every model with every tag has a row
         for tag in (*model.tags, None):
-            make_plan(model, tag, images=6000, recipe="published", given={})
+            make_plan(replace(inputs_for(model.name, recipe="published"), tag=tag))
 
 
 def _value(model: str, name: str, images: int = 6000) -> object:
@@ -392,7 +408,7 @@ CONFLICTS = {
     "ranked-twice": lambda: load_ranking()[1]["convnext_zepto_rms"].tier == 4,
     "v2-first": lambda: [named.why for named in load_tables().regime_for(6000).candidates][:6]
     == [*(f"Best Choice, {place}" for place in ("1st", "2nd", "3rd", "4th", "5th")), "section 5, small"],
-    "base-for-small": lambda: [n.least for n in load_tables().regimes[0].candidates if n.model == "convnext_base"]
+    "base-for-small": lambda: [n.min_images for n in load_tables().regimes[0].candidates if n.model == "convnext_base"]
     == [50_000],
     "tiny-for-medical": lambda: [named.model for named in load_tables().regime_for(6000).candidates][-3:]
     == ["convnext_pico", "convnext_femto", "convnext_atto"],
@@ -404,7 +420,7 @@ CONFLICTS = {
 
 
 @pytest.mark.parametrize("conflict", load_tables().conflicts, ids=lambda conflict: conflict.id)
-def test_a_conflict_inside_the_specification_is_resolved_by_its_rule(conflict: Conflict) -> None:
+def test_conflicts_of_the_specification_are_resolved_by_their_rules(conflict: Conflict) -> None:
     assert CONFLICTS[conflict.id]()
     page = (Path(__file__).parents[2] / "docs/explanation/specification.md").read_text()
     assert f"| {conflict.says} | {conflict.rule} |" in page
@@ -418,20 +434,20 @@ def test_every_conflict_is_tested() -> None:
     ("model", "lr"),
     [("convnext_xlarge", 5e-5), ("convnext_large", 8e-5), ("convnext_base", 1e-4), ("convnext_atto", 2e-4)],
 )
-def test_the_specification_is_followed_from_random_weights_too(model: str, lr: float) -> None:
+def test_specification_recipe_is_followed_from_random_weights(model: str, lr: float) -> None:
     chosen = plan_for(model, weights="none", batch_size=128).choices["lr"]
     assert chosen.value == lr
     assert "fine-tune" not in chosen.reason, "a note for random weights"
     assert "4e-3 at batch 4096" in chosen.reason
 
 
-def test_large_models_from_random_weights_get_their_row_where_nothing_was_measured() -> None:
+def test_large_models_from_random_weights_get_the_specifications_lr() -> None:
     for recipe in ("measured", "published"):
         assert plan_for("convnext_xlarge", weights="none", recipe=recipe, batch_size=128).settings.lr == 5e-5
         assert plan_for("convnext_nano", weights="none", recipe=recipe).settings.lr == 1e-3
 
 
-def test_the_specifications_augmentation_and_last_rate() -> None:
+def test_specification_recipe_has_its_augmentation_and_min_lr() -> None:
     recipe = plan_for("convnextv2_tiny").settings
     assert (recipe.hflip, recipe.rand_augment, recipe.erasing, recipe.min_crop_area) == (0.5, 9.0, 0.25, 0.08)
     assert recipe.min_lr == pytest.approx(recipe.lr * 1e-2)
@@ -439,7 +455,7 @@ def test_the_specifications_augmentation_and_last_rate() -> None:
     assert plan_for("convnextv2_tiny", recipe="measured").settings.min_lr == 1e-6
 
 
-def test_the_specifications_rule_for_the_rate() -> None:
+def test_lr_rule_gives_the_documents_examples() -> None:
     rule = load_tables().lr_rule
     assert {batch: rule.rate(batch) for batch in rule.examples} == pytest.approx(rule.examples)
     page = (Path(__file__).parents[2] / "docs/explanation/specification.md").read_text()
@@ -447,7 +463,7 @@ def test_the_specifications_rule_for_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lr", "batch", "is_told"),
+    ("name", "lr", "batch", "has_warning"),
     [
         ("convnext_base", 0.05, 128, True),
         ("convnext_base", 1.2e-4, 128, False),
@@ -457,17 +473,17 @@ def test_the_specifications_rule_for_the_rate() -> None:
         ("convnext_atto_rms", 4.8e-4, 128, False),
     ],
 )
-def test_a_rate_outside_the_row_is_told(name: str, lr: float, batch: int, is_told: bool) -> None:
+def test_lr_outside_the_models_range_gives_a_warning(name: str, lr: float, batch: int, has_warning: bool) -> None:
     model, _ = find_model(name)
-    told = explain_lr(model, lr, batch, plan_for(name, batch_size=batch).settings.lr)
-    assert bool(told) == is_told
-    assert not told or f"outside the range for {name}" in told
+    warning = explain_lr(model, lr, batch, plan_for(name, batch_size=batch).settings.lr)
+    assert bool(warning) == has_warning
+    assert not warning or f"outside the range for {name}" in warning
 
 
 @pytest.mark.parametrize(
     ("median_side", "size"), [(0, 224), (8, 128), (100, 128), (128, 128), (150, 160), (200, 224), (1000, 224)]
 )
-def test_small_images_are_planned_at_a_fitting_size(median_side: int, size: int) -> None:
+def test_small_images_get_a_small_input_size(median_side: int, size: int) -> None:
     _, tag = find_model("convnextv2_tiny")
     chosen = choose_image_size(tag, median_side)
     assert chosen.value == size
@@ -476,26 +492,24 @@ def test_small_images_are_planned_at_a_fitting_size(median_side: int, size: int)
     assert choose_image_size(small, median_side).value == 64, "never above the size of the weights"
 
 
-def test_a_preset_gives_its_settings_values_and_reasons() -> None:
-    model, tag = find_model("convnext_tiny")
+def test_augmentation_presets_set_values_and_reasons() -> None:
     for name, row in load_augmentations().items():
-        chosen = make_plan(model, tag, images=6000, augment=name, given={}).choices
+        chosen = make_plan(inputs_for("convnext_tiny", augment=name)).choices
         for setting, (value, reason) in row.items():
             assert chosen[setting] == Choice(value=value, source=f"augmentation {name}", reason=reason)
             assert value == 0 or reason, f"{name}: {setting}"
         check_settings({setting: value for setting, (value, _) in row.items()})
-    usual = make_plan(model, tag, images=6000, given={}).settings
+    usual = make_plan(inputs_for("convnext_tiny")).settings
     assert [getattr(usual, setting) for setting in AUGMENTATION_SETTINGS] == [0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_a_flag_wins_over_a_preset_and_a_preset_that_is_asked_for_over_a_plan_file() -> None:
-    model, tag = find_model("convnext_tiny")
+def test_flags_override_presets_and_presets_override_plan_files() -> None:
     planned = {"rotation": 5.0, "hflip": 0.5, "epochs": 3}
-    given = {name: Choice(value=value, source="plan") for name, value in planned.items()}
-    given["jitter"] = Choice(value=0.3, source="flag")
+    choices = {name: Choice(value=value, source="plan") for name, value in planned.items()}
+    choices["jitter"] = Choice(value=0.3, source="flag")
 
     def chosen(augment: str | None) -> dict[str, tuple[object, str]]:
-        settings = make_plan(model, tag, images=6000, augment=augment, given=given).choices
+        settings = make_plan(inputs_for("convnext_tiny", augment=augment, choices=choices)).choices
         return {
             name: (settings[name].value, settings[name].source) for name in ("rotation", "hflip", "epochs", "jitter")
         }
@@ -509,14 +523,14 @@ def test_a_flag_wins_over_a_preset_and_a_preset_that_is_asked_for_over_a_plan_fi
 def test_time_grows_with_images_area_and_grn() -> None:
     tiny, _ = find_model("convnext_tiny")
     v2, _ = find_model("convnextv2_tiny")
-    one = training_seconds(tiny, 1000, 224, is_gpu=True, cores=1)
-    assert training_seconds(tiny, 2000, 448, is_gpu=True, cores=1) == pytest.approx(8 * one)
-    assert training_seconds(v2, 1000, 224, is_gpu=True, cores=1) == pytest.approx(2 * one)
-    assert training_seconds(tiny, 1000, 224, is_gpu=False, cores=2) > 100 * one
+    one = training_seconds(tiny, 1000, 224, GPU)
+    assert training_seconds(tiny, 2000, 448, GPU) == pytest.approx(8 * one)
+    assert training_seconds(v2, 1000, 224, GPU) == pytest.approx(2 * one)
+    assert training_seconds(tiny, 1000, 224, Machine(name="CPU", is_gpu=False, memory=GIB, cores=2)) > 100 * one
     assert [describe_seconds(s) for s in (40, 720, 12_600, 5e5)] == ["40 s", "12 min", "3.5 h", "6 days"]
 
 
-def test_random_weights_keep_a_tag_that_is_not_the_default() -> None:
+def test_random_weights_keep_a_tag_for_its_preprocessing() -> None:
     name = "convnextv2_nano.fcmae_ft_in22k_in1k_384"  # it says how images are prepared
     assert plan_for(name, weights="none").model == name
     assert plan_for("convnextv2_nano", weights="none").model == "convnextv2_nano"

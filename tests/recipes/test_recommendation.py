@@ -4,30 +4,31 @@ import pytest
 
 from convnext_cli import recommend
 from convnext_cli.data.scan import scan_folder
-from convnext_cli.errors import UsageError
+from convnext_cli.errors import UsageError, WeightsError
 from convnext_cli.machine import Machine, detect_machine
 from convnext_cli.models.catalog import find_model, load_catalog, load_ranking
-from convnext_cli.recipes.costs import RunTime
+from convnext_cli.recipes.costs import RunTime, Workload, estimate_time
 from convnext_cli.recipes.fingerprint import (
+    DataCounts,
     Fingerprint,
     compute_fingerprint,
     describe_fingerprint,
     explain_domain,
     guess_domain,
 )
-from convnext_cli.recipes.plan import make_plan
-from convnext_cli.recipes.recommendation import DAY, NIGHT, DataCounts, estimate_plan
+from convnext_cli.recipes.plan import PlanInputs, make_plan
+from convnext_cli.recipes.recommendation import DAY, NIGHT
 from tests.conftest import save_image
 
 
-def test_leads_with_the_specifications_choice_and_its_licence() -> None:
-    found = recommend(6000, classes=4)
-    assert found.best.model.name == "convnextv2_tiny"
-    assert found.best.tag is not None
-    assert found.best.tag.license == "cc-by-nc-4.0"
+def test_best_candidate_is_the_specifications_first() -> None:
+    best = recommend(6000, classes=4).best
+    assert best.model.name == "convnextv2_tiny"
+    assert best.tag is not None
+    assert best.tag.license == "cc-by-nc-4.0"
 
 
-def test_permissive_gives_a_v1_model() -> None:
+def test_permissive_licence_recommends_a_v1_model() -> None:
     best = recommend(6000, license="permissive").best
     assert best.model.name == "convnext_tiny"
     assert best.tag is not None
@@ -36,19 +37,19 @@ def test_permissive_gives_a_v1_model() -> None:
 
 @pytest.mark.parametrize("size", [50, 6000, 30_000, 100_000, 500_000, 2_000_000])
 @pytest.mark.parametrize("vram", [None, 2, 12, 80])
-def test_a_model_without_weights_is_never_recommended(size: int, vram: float | None) -> None:
-    found = recommend(size, vram=vram)
-    assert found.best.model.tags
-    for candidate in found.candidates:
+def test_models_without_weights_are_never_recommended(size: int, vram: float | None) -> None:
+    recommendation = recommend(size, vram=vram)
+    assert recommendation.best.model.tags
+    for candidate in recommendation.candidates:
         if not candidate.model.tags:
             assert candidate.rejection == "no pretrained weights exist for it anywhere"
 
 
-def test_little_memory_moves_down_the_list_and_says_why() -> None:
-    found = recommend(2_000_000, vram=4)
-    rejection = [candidate for candidate in found.candidates if candidate.rejection]
-    assert any("GiB for a single image" in candidate.rejection for candidate in rejection)
-    assert found.best not in rejection
+def test_models_too_large_for_the_memory_are_rejected() -> None:
+    recommendation = recommend(2_000_000, vram=4)
+    rejected = [candidate for candidate in recommendation.candidates if candidate.rejection]
+    assert any("GiB for a single image" in candidate.rejection for candidate in rejected)
+    assert recommendation.best not in rejected
     with pytest.raises(UsageError, match="no model is left"):
         recommend(6000, vram=0.01)
 
@@ -57,16 +58,16 @@ def test_little_memory_moves_down_the_list_and_says_why() -> None:
     ("size", "options"),
     [(0, {}), (-5, {}), (3, {"classes": 4}), (6000, {"classes": 1}), (6000, {"vram": -1}), (6000, {"license": "gpl"})],
 )
-def test_senseless_numbers_are_refused(size: int, options: dict[str, float | str]) -> None:
+def test_invalid_numbers_are_refused(size: int, options: dict[str, float | str]) -> None:
     with pytest.raises(UsageError):
         recommend(size, **options)  # type: ignore[arg-type]
 
 
-def test_very_small_data_is_said_to_be_so() -> None:
+def test_very_few_images_per_class_give_a_warning() -> None:
     assert any("very few" in warning for warning in recommend(60, classes=4).warnings)
 
 
-def test_preferences_reorder_what_fits() -> None:
+def test_preferences_order_the_candidates() -> None:
     def order(prefer: str) -> list[str]:
         return [c.model.name for c in recommend(6000, prefer=prefer).candidates if not c.rejection]
 
@@ -81,15 +82,15 @@ def test_preferences_reorder_what_fits() -> None:
     assert recommend(6000, prefer="accuracy").candidates[-1].model.name == "convnextv2_small", "refused: last"
 
 
-def test_runs_of_days_come_with_a_model_that_finishes_overnight() -> None:
+def test_runs_of_days_suggest_a_model_that_finishes_overnight() -> None:
     laptop = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=2)
-    found = recommend(6000, machine=laptop, recipe="specification")
-    [slow] = [warning for warning in found.warnings if "Overnight" in warning]
+    recommendation = recommend(6000, machine=laptop, recipe="specification")
+    [slow] = [warning for warning in recommendation.warnings if "Overnight" in warning]
     name = slow.partition("--model ")[2].split()[0]
     faster = recommend(6000, machine=laptop, recipe="specification", model=name).best
     assert faster.seconds is not None
-    assert faster.seconds <= NIGHT < DAY < (found.best.seconds or 0)
-    assert found.best.plan.settings.micro_batch_size <= 32
+    assert faster.seconds <= NIGHT < DAY < (recommendation.best.seconds or 0)
+    assert recommendation.best.plan.settings.micro_batch_size <= 32
     assert not recommend(6000, vram=24).warnings
     hopeless = recommend(3_000_000, machine=laptop, recipe="specification").warnings
     assert any("--weights builtin" in warning for warning in hopeless)
@@ -98,10 +99,10 @@ def test_runs_of_days_come_with_a_model_that_finishes_overnight() -> None:
 @pytest.mark.parametrize(
     ("images", "used"), [(6000, None), (30_000, "small"), (40_000, "medium"), (300_000, "medium"), (500_000, "large")]
 )
-def test_sizes_that_the_document_has_no_row_for_are_said_to_be_so(images: int, used: str | None) -> None:
-    told = [warning for warning in recommend(images).warnings if "has no row" in warning]
-    assert len(told) == (used is not None)
-    assert all(f"{images:,} images" in text and f"for {used} data sets" in text for text in told)
+def test_sizes_without_a_row_in_the_specification_give_a_warning(images: int, used: str | None) -> None:
+    warnings = [warning for warning in recommend(images).warnings if "has no row" in warning]
+    assert len(warnings) == (used is not None)
+    assert all(f"{images:,} images" in text and f"for {used} data sets" in text for text in warnings)
 
 
 BEST_CHOICE = ("convnextv2_tiny", "convnextv2_small", "convnext_tiny", "convnextv2_nano", "convnext_base")
@@ -112,7 +113,7 @@ RULE_OF_THUMB = {"small": "tiny nano small", "medium": "small base", "large": "l
 
 
 @pytest.mark.parametrize("size", [6000, 100_000, 2_000_000])
-def test_each_place_in_the_document_is_the_one_named(size: int) -> None:
+def test_candidates_name_their_true_place_in_the_specification(size: int) -> None:
     for candidate in recommend(size).candidates:
         where, name = candidate.reason.removeprefix("specification: "), candidate.model.parsed
         kind, _, regime = where.partition(", ")
@@ -127,9 +128,9 @@ def test_each_place_in_the_document_is_the_one_named(size: int) -> None:
             assert where == f"tier {load_ranking()[1][str(name)].tier}"
 
 
-def test_a_model_of_ones_own_is_planned() -> None:
-    found = recommend(6000, model="convnext_femto.d1_in1k")
-    assert (found.plan.model, found.best.reason) == ("convnext_femto.d1_in1k", "--model")
+def test_users_own_model_comes_first() -> None:
+    recommendation = recommend(6000, model="convnext_femto.d1_in1k")
+    assert (recommendation.plan.model, recommendation.best.reason) == ("convnext_femto.d1_in1k", "--model")
     assert recommend(6000, model="convnext_xxlarge").candidates[1].model.name == "convnextv2_tiny"
     for model, why in (("convnextv2_small", "no pretrained weights"), ("convnext_xxlarge", "GiB for a single image")):
         with pytest.raises(UsageError, match=why):
@@ -138,7 +139,7 @@ def test_a_model_of_ones_own_is_planned() -> None:
         recommend(6000, model="convnextv2_tiny", license="permissive")
 
 
-def test_hours_are_for_the_training_images_alone() -> None:
+def test_time_is_estimated_for_the_split() -> None:
     machine = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=2)
     whole = recommend(1000, machine=machine, counts=DataCounts(images=1000, train=1000, val=0)).best.time
     drawn = recommend(1000, machine=machine).best.time
@@ -153,8 +154,9 @@ def test_time_has_all_parts() -> None:
     counts = DataCounts(images=1000, train=700, val=150, pixels=1_000_000)
 
     def estimate(folds: int = 1, **options: bool) -> RunTime:
-        plan = make_plan(model, model.default_tag, images=1000, train_images=700, machine=machine, given={})
-        return estimate_plan(model, plan, counts, machine, folds=folds, **options)
+        plan = make_plan(PlanInputs(model=model, tag=model.default_tag, counts=counts, machine=machine))
+        workload = Workload(model=model, settings=plan.settings, counts=counts, machine=machine)
+        return estimate_time(workload, folds=folds, **options)
 
     time = estimate()
     parts = (time.start, time.check, time.head, time.epochs, time.finish)
@@ -168,7 +170,7 @@ def test_time_has_all_parts() -> None:
         assert name in str(time)
 
 
-def test_this_machine_is_found_without_torch() -> None:
+def test_machine_is_detected() -> None:
     machine = detect_machine()
     assert machine.memory > 2**30
     assert machine.cores >= 1
@@ -176,19 +178,20 @@ def test_this_machine_is_found_without_torch() -> None:
 
 
 @pytest.mark.parametrize("option", ["domain", "prefer", "recipe"])
-def test_unknown_words_get_the_known_ones(option: str) -> None:
+def test_unknown_words_are_refused_with_the_known_ones(option: str) -> None:
     with pytest.raises(UsageError, match="Known are"):
         recommend(6000, **{option: "medcial"})  # type: ignore[arg-type]
 
 
-def test_fingerprint(tmp_path: Path) -> None:
+def test_fingerprint_counts_and_sizes(tmp_path: Path) -> None:
     for i in range(12):
         save_image(tmp_path / f"data/common/{i}.png", size=(40, 30), seed=i)
     for i in range(2):
         save_image(tmp_path / f"data/rare/{i}.png", size=(40, 30), seed=i)
-    found = compute_fingerprint(scan_folder(tmp_path / "data"))
-    assert (found.images, found.classes, found.median_size, found.is_grey) == (14, 2, (40, 30), False)
-    assert (found.smallest_class, found.largest_class) == (("rare", 2), ("common", 12))
+    fingerprint = compute_fingerprint(scan_folder(tmp_path / "data"))
+    assert (fingerprint.images, fingerprint.classes) == (14, 2)
+    assert (fingerprint.median_size, fingerprint.is_grey) == ((40, 30), False)
+    assert (fingerprint.smallest_class, fingerprint.largest_class) == (("rare", 2), ("common", 12))
     (tmp_path / "data/rare/1.png").write_text("no image")
     sentences = " ".join(describe_fingerprint(compute_fingerprint(scan_folder(tmp_path / "data"))))
     for words in ("1 of 14 sampled images cannot be opened", "recall of rare"):
@@ -201,7 +204,7 @@ def test_fingerprint_of_real_images(shared_data: Path, digits: Path) -> None:
     xrays = compute_fingerprint(scan_folder(shared_data / "cxr3"))
     assert xrays.is_grey, "stored as RGB, and grey all the same"
     assert xrays.median_size == (224, 224)
-    assert [guess_domain(found) for found in (pets, xrays)] == [None, "medical"]
+    assert [guess_domain(fingerprint) for fingerprint in (pets, xrays)] == [None, "medical"]
     small = compute_fingerprint(scan_folder(digits))
     assert small.is_grey
     assert guess_domain(small) is None, "digits are no X-rays"
@@ -214,3 +217,16 @@ def test_dicom_is_medical() -> None:
     )  # fmt: skip
     assert guess_domain(files) == "medical"
     assert "DICOM" in explain_domain(files, "")
+
+
+def test_weights_reach_the_plan_and_the_candidates() -> None:
+    builtin = recommend(6000, weights="builtin")
+    assert (builtin.plan.model, builtin.plan.weights) == ("convnext_zepto_rms.builtin", "auto")
+    hub = recommend(6000, weights="timm/convnext_tiny.fb_in22k")
+    assert (hub.plan.model, hub.plan.weights) == ("convnext_tiny.fb_in22k", "auto")
+    scratch = recommend(6000, weights="none", model="convnextv2_small")
+    assert (scratch.plan.model, scratch.plan.weights) == ("convnextv2_small", "none")
+    with pytest.raises(UsageError, match="are for convnext_zepto_rms"):
+        recommend(6000, weights="builtin", model="convnext_tiny")
+    with pytest.raises(WeightsError, match="no weights at"):
+        recommend(6000, weights="missing.pth")

@@ -21,7 +21,7 @@ from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import load_model, write_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.models.build import build_model, read_preprocessing
+from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.forward import prepare_input, to_luminance
 from convnext_cli.models.weights import fit_weights
@@ -74,9 +74,10 @@ def test_grey_images_get_the_same_logits_from_one_channel_as_from_three(name: st
 
 
 def test_the_weights_in_the_package_say_the_same_of_grey_images() -> None:
-    options: dict[str, Any] = {"num_classes": 0, "drop_path": 0.0, "weights": "auto", "offline": True}
     model, tag = find_model("convnext_zepto_rms.builtin")
-    (colour, _), (grey, new) = (build_model(model, tag, in_chans=channels, **options) for channels in (3, 1))
+    (colour, _), (grey, new) = (
+        build_model(model, tag, ModelOptions(num_classes=0, in_chans=channels), offline=True) for channels in (3, 1)
+    )
     assert new == []
     assert grey.state_dict()["stem.0.weight"].shape == (32, 1, 4, 4)
     images = stack(draw(4, "L"))

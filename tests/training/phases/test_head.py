@@ -20,7 +20,7 @@ from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.kernels.blocks import FusedBlock, use_fused_blocks
-from convnext_cli.models.build import build_model
+from convnext_cli.models.build import ModelOptions, build_model
 from convnext_cli.models.catalog import find_model
 from convnext_cli.progress import finish
 from convnext_cli.recipes.rules import check_head
@@ -44,7 +44,7 @@ def mine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def build(weights: str = "auto", **options: Any) -> tuple[torch.nn.Module, list[str]]:
     model, tag = find_model("convnext_zepto_rms.builtin")
-    return build_model(model, tag, num_classes=3, drop_path=0.0, weights=weights, offline=True, **options)
+    return build_model(model, tag, ModelOptions(num_classes=3, **options), weights=weights, offline=True)
 
 
 def test_the_run_has_the_layer_and_still_learns(mine: RunFolder) -> None:
