@@ -9,14 +9,14 @@ from convnext_cli.data.index import AUTO, EXCLUDED, NONE, Index, select_rows
 from convnext_cli.data.scan import check_left, scan_folder
 
 
-def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known: Sequence[str] = ()) -> Index:
+def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known_classes: Sequence[str] = ()) -> Index:
     """Find the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
 
     Args:
         data: the folder or file.
         image_root: the folder that a manifest's paths begin in; `auto` looks in its own folder and those below.
         exclude: what to leave out (`exclusion.find_excluded`), or `none`.
-        known: classes of a run, whose names are in no doubt.
+        known_classes: classes of a run; their names are not questioned.
 
     Raises:
         DataError: nothing is there, it cannot be read, it has no images, or its layout can mean several things.
@@ -24,11 +24,13 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known:
     """
     suffix = data.suffix.lower()
     if not data.is_file() or suffix not in (".csv", ".tsv", ".zip"):
-        return scan_folder(data, image_root=image_root, exclude=exclude, known=known)
+        return scan_folder(data, image_root=image_root, exclude=exclude, known_classes=known_classes)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack
 
-        index = scan_folder(unpack(data), image_root=image_root, exclude=exclude, archive=data, known=known)
+        index = scan_folder(
+            unpack(data), image_root=image_root, exclude=exclude, archive=data, known_classes=known_classes
+        )
         if image_root == AUTO:
             check_inside(data, index.root, index.paths)
         return index

@@ -221,12 +221,12 @@ def _decide_by_content(run: RunFolder, trained_on: Index, moved: Index, index: I
 def _scan_as(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
     """Scan data; where they cannot be read by themselves, as the run read its own (`--image-root`, `--exclude`)."""
     try:
-        return scan_data(data, known=classes)
+        return scan_data(data, known_classes=classes)
     except DataError as error:
         try:
             settings = read_plan(open_folder(run.path).plan)[2]
             options = {name: settings.get(name, default) for name, default in (("image_root", AUTO), ("exclude", NONE))}
-            return scan_data(data, **options, known=classes)
+            return scan_data(data, **options, known_classes=classes)
         except ConvnextError:
             raise error from None
 

@@ -173,7 +173,7 @@ QUESTIONED = {
     "splits without classes, a table without them": ("train_images/ test_images/ train.csv:id,x|0,1", "train.csv"),
     "two tables": (
         "images/ a.csv:path,label|images/0.png,x|images/1.png,y b.csv:path,label|images/0.png,x|images/2.png,y",
-        "a.csv, b.csv each say classes",
+        "a.csv, b.csv each name classes",
     ),
     "a table that contradicts the folders": (
         "site1/ site2/ t.csv:path,label|site1/0.png,x|site1/1.png,y|site2/0.png,x",
@@ -212,7 +212,7 @@ QUESTIONED = {
     "a test folder alone": ("test/a/ test/b/", "nothing to train on"),
     "images alone": ("images/", "the only folder with images"),
     "images and masks alone": ("images/ masks/", "the only folder with images"),
-    "images and masks that are not paired": ("images/ masks/x.png masks/y.png", "look like pictures and their masks"),
+    "images and masks that are not paired": ("images/ masks/x.png masks/y.png", "look like images and their masks"),
     "masks that are paired in part": ("a/images/ a/masks/0.png a/masks/x.png b/images/", "only 1 of its 2"),
     "YOLO": ("images/ labels/0.txt:0 labels/1.txt:0 labels/2.txt:0", "detection"),
     "YOLO with splits": (
@@ -286,9 +286,9 @@ def test_error_names_the_table(tmp_path: Path, image: Path) -> None:
 
 def test_known_classes_are_not_questioned(tmp_path: Path, image: Path) -> None:
     data = make(tmp_path / "data", QUESTIONED["one class, or patients"][0], image)
-    assert scan_folder(data, known=("NORMAL", "SICK")).classes == ("NORMAL",)
+    assert scan_folder(data, known_classes=("NORMAL", "SICK")).classes == ("NORMAL",)
     data = make(tmp_path / "words", "images/ masks/x.png", image)
-    assert scan_folder(data, known=("images", "masks")).classes == ("images", "masks")
+    assert scan_folder(data, known_classes=("images", "masks")).classes == ("images", "masks")
 
 
 def test_notes_name_the_source_of_the_classes(tmp_path: Path, image: Path) -> None:
@@ -380,7 +380,7 @@ def test_class_names_that_look_the_same_are_joined(tmp_path: Path, image: Path) 
     assert index.classes == ("bar", one)
     assert index.count_classes() == [6, 6]
     [note] = index.notes
-    assert note == f"2 classes spelled in several ways that print alike (Unicode forms, blanks) joined: bar, {one}"
+    assert note == f"2 classes spelled in several ways that look the same (Unicode forms, blanks) joined: bar, {one}"
     index = scan_folder(make(tmp_path / "s", f"train/{one}/ train/bar/ test/{two}/ test/bar/", image))
     assert (index.classes, index.count_classes("test")) == (("bar", one), [3, 3])
 

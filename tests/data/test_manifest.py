@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.data.groups import group_index
-from convnext_cli.data.manifest import OtherTaskError
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
+from convnext_cli.data.tables.labels import OtherTaskError
 from convnext_cli.errors import DataError, UsageError
 from tests.conftest import save_image
 
@@ -197,7 +197,7 @@ READ = {
     "names that print alike": (
         rows("caf\u00e9", "cafe\u0301", "caf\u00e9\xa0", "bar"),
         ["bar", "caf\u00e9"],
-        ["print alike"],
+        ["look the same"],
     ),
     "labels with a comma each": (
         rows('"lung, left"', '"lung, right"', '"heart, left"'),
@@ -279,15 +279,15 @@ def test_ambiguous_file_name_is_refused(images: Path) -> None:
     save_image(images / "more/a.png")
     save_image(images / "more/b.png")
     table = write(images / "list.csv", "id,label\na,x\nb,y\n")
-    with pytest.raises(DataError, match=r"2 names are those of more than one file, such as a\. .*--image-root"):
+    with pytest.raises(DataError, match=r"2 names match more than one file, such as a\. .*--image-root"):
         scan_data(table)
     assert scan_data(table, image_root=str(images / "more")).root == images / "more"
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         scan_data(table, image_root=str(images / "nowhere"))
     with pytest.raises(DataError, match=r"does not exist in 1 rows: c\. .*--image-root"):
         scan_data(write(images / "list.csv", "id,label\na,x\nc,y\n"), image_root=str(images / "more"))
     save_image(images / "images/a.jpg")
-    with pytest.raises(DataError, match="1 names are those of more than one file, such as a"):
+    with pytest.raises(DataError, match="1 names match more than one file, such as a"):
         scan_data(write(images / "list.csv", "id,label\nimages/a,x\nimages/b,y\n"))
 
 
@@ -305,7 +305,7 @@ def test_folds_of_a_table_are_used(images: Path) -> None:
         save_image(images / f"images/{name}.png")
     text = "".join(f"images/{name},{k % 2},{k % 10 // 2}\n" for k, name in enumerate(names))
     index = scan_data(write(images / "list.csv", "path,label,fold\n" + text))
-    assert index.notes[-1] == "column 'fold' has 5 folds: --folds 5 uses them; without, it is not used"
+    assert index.notes[-1] == "column 'fold' has 5 folds: --folds 5 uses them; without it they are not used"
     assert set(index.splits) == {""}
     index, _ = group_index(index, "none")
     options = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0}

@@ -1,0 +1,136 @@
+"""Checks of folders that would be classes, and by their names mean something else."""
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from convnext_cli.data.encoding import normalise_name
+from convnext_cli.data.folders.masks import has_mask_words
+from convnext_cli.data.folders.splits import SPLIT_NAMES, AmbiguousLayoutError, find_split_folders, list_split_folders
+from convnext_cli.data.folders.words import (
+    GENERIC_WORDS,
+    IMAGE_WORDS,
+    PLAIN_IMAGE_WORDS,
+    VARIANT_WORDS,
+    describe_others,
+    list_names,
+    list_words,
+    quote_name,
+    relative_name,
+    shorten,
+    suggest_table,
+)
+from convnext_cli.data.tree import Folder
+
+_FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
+_PATIENT = re.compile(r"patient[ _\-]*(?:id)?[ _\-]*\d+", re.IGNORECASE)
+MAX_VIEWS = 4
+"""Largest number of folders in every class that can be views of one subject; more are rather the classes."""
+
+
+def check_top_folders(tree: Folder, start: Folder) -> None:
+    """Check that the folders of `start` can be classes.
+
+    Raises:
+        AmbiguousLayoutError: they look like images and masks, folds, parts of one set, variants or splits.
+    """
+    tops = start.filled
+    names = [normalise_name(top.name) for top in tops]
+    words = [{word for word in list_words(name) if not word.isdigit()} for name in names]
+    if len(tops) == 1 and words[0] and words[0] <= GENERIC_WORDS:
+        raise AmbiguousLayoutError(
+            f"{quote_name(tops[0])} is the only folder with images and has no folder for each class"
+            f"{describe_others(tree, start)}",
+            suggest_table(start),
+        )
+    if len(tops) < 2:
+        return
+    _check_masks(tops, words)
+    if all(_FOLD.fullmatch(name) for name in names):
+        raise AmbiguousLayoutError(
+            f"{list_names(tops)} look like folds, not like classes",
+            "Give a folder with one folder for each class, or a CSV file with path, label and fold",
+        )
+    shapes = {re.sub(r"\d+", "#", name.casefold()) for name in names}
+    if len(shapes) == 1 and all(top_words & PLAIN_IMAGE_WORDS for top_words in words):
+        raise AmbiguousLayoutError(
+            f"{list_names(tops)} look like parts of one set of images, not like classes{describe_others(tree, start)}",
+            suggest_table(start),
+        )
+    is_numbered = len(shapes) == 1 and all(re.search(r"\d{3}", name) for name in names)
+    _check_inner_folders(tops, words, is_numbered=is_numbered)
+
+
+def _check_masks(tops: Sequence[Folder], words: Sequence[set[str]]) -> None:
+    images = [top for top, top_words in zip(tops, words, strict=True) if _is_subset(top_words, IMAGE_WORDS | {"jpeg"})]
+    masks = [top for top, top_words in zip(tops, words, strict=True) if has_mask_words(top_words)]
+    is_plain = any(top_words & PLAIN_IMAGE_WORDS for top_words in words if top_words <= IMAGE_WORDS)
+    if images and masks and (is_plain or len(images) + len(masks) == len(tops)):
+        raise AmbiguousLayoutError(
+            f"{quote_name(images[0])} and {quote_name(masks[0])} look like images and their masks, not like two "
+            "classes",
+            f"Leave the masks out with --exclude {masks[0].name}, give a folder with one folder for each class, or a "
+            "CSV file with path and label",
+        )
+
+
+def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, is_numbered: bool) -> None:
+    """Check that the folders inside `tops` are not rather the classes."""
+    names = [normalise_name(top.name) for top in tops]
+    inside = [{normalise_name(folder.name) for folder in top.filled} for top in tops]
+    common = set.intersection(*inside)
+    are_variants = all(_is_subset(top_words, GENERIC_WORDS | VARIANT_WORDS) for top_words in words)
+    are_same = all(inner == common for inner in inside)
+    are_many = len(common) > max(MAX_VIEWS, len(tops)) and not all(re.search(r"\d", name) for name in common)
+    if are_same and len(common) > 1 and (is_numbered or are_variants or are_many):
+        raise AmbiguousLayoutError(
+            f"{list_names(tops)} each have the same folders ({shorten(sorted(common))}), so those seem to be the "
+            "classes",
+            f"Give one of them, such as {tops[0].path}, or a CSV file with path and label (and patient)",
+        )
+    misspelled = any(get_close_matches(name.casefold(), SPLIT_NAMES, cutoff=0.75) for name in names)
+    if misspelled and len(common) > 1:
+        raise AmbiguousLayoutError(
+            f"{list_names(tops)} look like splits, not like classes: each has the folders {shorten(sorted(common))}",
+            "Name them train, val and test, or give a CSV file with path, label and split",
+        )
+
+
+def check_patients(class_names: Iterable[str], tree: Folder, start: Folder) -> None:
+    """Check that the classes are not patients.
+
+    Raises:
+        AmbiguousLayoutError: all of them look like patients.
+    """
+    names = sorted({normalise_name(name) for name in class_names})
+    if len(names) > 1 and all(map(_PATIENT.fullmatch, names)):
+        raise AmbiguousLayoutError(
+            f"the folders ({shorten(names)}) look like patients, not like classes{describe_others(tree, start)}",
+            suggest_table(start),
+        )
+
+
+def check_inner_splits(classes: Iterable[tuple[Folder, str]], start: Folder) -> None:
+    """Check that no class has folders of splits inside.
+
+    Args:
+        classes: the folders of the classes, with the class of each.
+        start: where the classes begin.
+
+    Raises:
+        AmbiguousLayoutError: a class has.
+    """
+    for top, name in classes:
+        for folder in top.walk():
+            if len(splits := find_split_folders(folder.folders)) > 1:
+                raise AmbiguousLayoutError(
+                    f"{relative_name(start, folder)} has folders of splits ({list_split_folders(splits)}) inside the "
+                    f"class {normalise_name(name)!r}",
+                    "Give a folder of <class>/ or {train,val,test}/<class>/ folders, or a CSV file with path, label "
+                    "and split",
+                )
+
+
+def _is_subset(words: set[str], others: frozenset[str]) -> bool:
+    """Return True if there are words and all of them are among `others`."""
+    return bool(words) and words <= others

@@ -1,0 +1,127 @@
+"""Segmentation masks beside their images: `images/` and `masks/` in one folder, `x.png` and `x_mask.png`."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from convnext_cli.data.encoding import decode_name
+from convnext_cli.data.folders.splits import AmbiguousLayoutError
+from convnext_cli.data.folders.words import IMAGE_WORDS, PLAIN_IMAGE_WORDS, list_words
+from convnext_cli.data.tree import Folder
+
+_MASK_WORDS = frozenset(
+    (
+        "mask", "masks", "segmentation", "segmentations", "segmented", "annotation", "annotations", "label", "labels",
+        "gt", "groundtruth", "truth", "contour", "contours", "trimap", "trimaps", "overlay", "overlays", "superpixels",
+    )
+)  # fmt: skip
+_NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
+_ANY_MASK_WORD = re.compile("mask|segm|annot|label|gt|truth|contour|trimap|overlay|superpixel")
+_MASK_SUFFIX = re.compile(
+    r"(?:[ _.\-]|(?<=\)))(?:mask|masks|segmentation|seg|gt|groundtruth|superpixels?)(?:[ _\-]?\d+)?$", re.IGNORECASE
+)
+_MASK_PREFIX = re.compile(r"(?:mask|segmentation|seg|gt)([ _.\-])", re.IGNORECASE)
+MIN_PAIRED = 0.9  # fraction of a folder's masks that must have an image of the same name
+MIN_MASKS = 3
+MASK_FRACTION = 0.1
+"""Smallest fraction of a folder's images that are masks by name; with fewer, the names may be chance."""
+
+
+def has_mask_words(words: set[str]) -> bool:
+    """Return True if the words of a name mean masks: `masks`, not `without_mask`."""
+    return bool(words & _MASK_WORDS) and not words & _NEGATIONS
+
+
+def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
+    """Remove masks that lie beside their images; return the number removed by reason, and notes.
+
+    Raises:
+        AmbiguousLayoutError: a folder looks like masks, and only some of its files have an image of the same name.
+    """
+    skipped: Counter[str] = Counter()
+    notes: list[str] = []
+    by_folder = sum(_drop_mask_folders(folder) for folder in list(tree.walk()))
+    if by_folder:
+        skipped["mask of an image, by its folder"] = by_folder
+    by_name = undecided = 0
+    example = ""
+    for folder in tree.walk():
+        masks = _find_mask_files(folder.images)
+        if not masks:
+            continue
+        example = example or min(masks)
+        if len(masks) >= MIN_MASKS and len(masks) >= MASK_FRACTION * len(folder.images):
+            folder.images = [name for name in folder.images if name not in masks]
+            by_name += len(masks)
+        else:
+            undecided += len(masks)
+    if by_name:
+        skipped[f"mask of an image, by its name (as {decode_name(example)})"] = by_name
+    if undecided:
+        notes.append(
+            f"{undecided} images are named like masks of others (as {decode_name(example)}) and are kept; "
+            "--exclude '*_mask.*' leaves such files out"
+        )
+    if skipped:
+        tree.recount()
+    return skipped, notes
+
+
+def _find_mask_files(images: Sequence[str]) -> set[str]:
+    """Return the images whose name is that of another image in the folder, plus a word for a mask."""
+    text = "\n".join(images).casefold()
+    if not any(word in text for word in ("mask", "seg", "gt", "groundtruth", "superpixel")):
+        return set()
+    stems = {name.rpartition(".")[0]: name for name in images}
+    masks = {
+        name for stem, name in stems.items() if (match := _MASK_SUFFIX.search(stem)) and stem[: match.start()] in stems
+    }
+    for stem, name in stems.items():
+        if match := _MASK_PREFIX.match(stem):
+            rest = stem[match.end() :]
+            if rest in stems or any(f"{word}{match[1]}{rest}" in stems for word in ("image", "img")):
+                masks.add(name)
+    return masks
+
+
+def _drop_mask_folders(parent: Folder) -> int:
+    """Remove the folders of masks from `parent`; return the number of masks in them."""
+    if not parent.folders or not any(_ANY_MASK_WORD.search(folder.name.casefold()) for folder in parent.folders):
+        return 0
+    masks, images = _find_mask_folders(parent)
+    sources = [(folder.name, set(_list_stems(folder))) for folder in images]
+    if parent.images and not images and len(parent.filled) == len(masks):
+        sources.append((parent.name, {os.path.splitext(name)[0].casefold() for name in parent.images}))  # noqa: PTH122
+    if not sources:
+        return 0
+    dropped = 0
+    for folder in masks:
+        stems = [_MASK_SUFFIX.sub("", stem) for stem in _list_stems(folder)]
+        paired, name = max((sum(stem in names for stem in stems), source) for source, names in sources)
+        if paired >= MIN_PAIRED * len(stems):
+            parent.folders.remove(folder)
+            dropped += folder.count
+        elif images and paired:
+            raise AmbiguousLayoutError(
+                f"{folder.path} looks like masks, but only {paired} of its {len(stems)} images have the name of an "
+                f"image in {decode_name(name)!r}",
+                f"Leave the masks out with --exclude {folder.name}, or give a CSV file with path and label",
+            )
+    return dropped
+
+
+def _find_mask_folders(parent: Folder) -> tuple[list[Folder], list[Folder]]:
+    """Return the folders of masks and those of images, by their names."""
+    named = [(folder, set(list_words(folder.name))) for folder in parent.filled]
+    masks = [folder for folder, words in named if has_mask_words(words)]
+    images = [folder for folder, words in named if words & IMAGE_WORDS and folder not in masks]
+    if len(images) + len(masks) < len(named):  # among other names, `photo` may be a class
+        images = [folder for folder, words in named if words & PLAIN_IMAGE_WORDS and folder not in masks]
+    return masks, images
+
+
+def _list_stems(folder: Folder) -> Iterator[str]:
+    """Yield the paths below a folder, without suffix and in lower case."""
+    start = len(folder.path) + 1
+    return (os.path.splitext(path[start:])[0].casefold() for path in folder.list_images())  # noqa: PTH122

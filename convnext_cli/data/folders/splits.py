@@ -1,0 +1,128 @@
+"""Folders of splits: `train`, `Training Set`, `seg_train` beside `seg_test`."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from convnext_cli.data.encoding import normalise_name
+from convnext_cli.data.folders.words import GENERIC_WORDS, list_names, list_words
+from convnext_cli.data.tree import Folder
+from convnext_cli.errors import DataError
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "trainset": "train", "trainingset": "train", "traindata": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val", "validset": "val",
+    "validationset": "val",
+    "test": "test", "testing": "test", "tests": "test", "holdout": "test", "testset": "test", "testdata": "test",
+    "eval": "test", "evaluation": "test",
+}  # fmt: skip
+UNLABELLED = "unlabelled"
+_UNLABELLED_NAMES = dict.fromkeys(
+    ("pred", "preds", "predict", "prediction", "predictions", "inference", "unlabelled", "unlabeled", "unsup"),
+    UNLABELLED,
+)
+_ANY_SPLIT = re.compile("train|val|test|dev|holdout|pred|infer|unlabel|unsup")
+
+SplitFolders = dict[str, list[Folder]]
+"""The folders of one set of splits, by split."""
+
+
+class AmbiguousLayoutError(DataError):
+    """Folders that could mean several things."""
+
+
+def find_split(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the split that a folder's or file's name means, and the other words of the name; None if it means none.
+
+    One of the words is the name of a split: `seg_train`, `Training Set`, `1_train`. Not so in `trainer`, and not in
+    `train_test`, which has two.
+    """
+    if not _ANY_SPLIT.search(name.casefold()):
+        return None
+    words = list_words(name)
+    split_of = SPLIT_NAMES | _UNLABELLED_NAMES
+    matches = [word for word in words if word in split_of]
+    if len(matches) != 1:
+        return None
+    return split_of[matches[0]], tuple(word for word in words if word != matches[0] and not word.isdigit())
+
+
+def find_split_folders(folders: Iterable[Folder]) -> SplitFolders:
+    """Return the folders that are one set of splits; empty if there is no such set.
+
+    One set has the same words beside the split's: `seg_train` and `seg_test`. It has a training folder and another
+    split, or no other folder lies beside it. Composite names beside other folders of images are ordinary names, unless
+    the training folder has classes inside.
+
+    Raises:
+        AmbiguousLayoutError: there are two sets of splits, or other folders beside one.
+    """
+    if not (siblings := sorted(folders, key=lambda folder: folder.name)):
+        return {}
+    simple, sets = _group_by_split(siblings)
+    size = sum(map(len, simple.values()))
+    if ("train" in simple and (len(simple) > 1 or size == len(siblings))) or (len(simple) == len(siblings) == 1):
+        unlabelled = sets.get((), {}).get(UNLABELLED, [])
+        return simple | ({UNLABELLED: unlabelled} if unlabelled else {})
+    complete = [
+        splits
+        for splits in sets.values()
+        if "train" in splits
+        and any(folder.count for folder in splits["train"])
+        and (len(splits) > 1 or sum(map(len, splits.values())) == len(siblings) == 1)
+    ]
+    if len(complete) > 1:
+        raise AmbiguousLayoutError(
+            f"{' and '.join(list_split_folders(splits) for splits in complete[:2])} are two sets of splits",
+            "Give a folder that has one of them, or a CSV file with path, label and split",
+        )
+    return _check_siblings(complete[0], siblings) if complete else {}
+
+
+def _group_by_split(folders: Sequence[Folder]) -> tuple[SplitFolders, dict[tuple[str, ...], SplitFolders]]:
+    """Return the folders with simple names by split, and those with composite names by their other words and split."""
+    simple: SplitFolders = {}
+    sets: dict[tuple[str, ...], SplitFolders] = {}
+    for folder in folders:
+        name = normalise_name(folder.name).casefold()
+        if name in SPLIT_NAMES:
+            simple.setdefault(SPLIT_NAMES[name], []).append(folder)
+        if match := find_split(folder.name):
+            sets.setdefault(match[1], {}).setdefault(match[0], []).append(folder)
+    return simple, sets
+
+
+def _check_siblings(splits: SplitFolders, siblings: Sequence[Folder]) -> SplitFolders:
+    """Return `splits` if no other folder with images lies beside them; empty if their names are ordinary names.
+
+    Raises:
+        AmbiguousLayoutError: other folders lie beside them, and the training folder has classes inside.
+    """
+    members = {folder.path for folders in splits.values() for folder in folders}
+    others = [folder for folder in siblings if folder.count and folder.path not in members]
+    if not others:
+        return splits
+    if any(len(enter_split(folder).filled) > 1 for folder in splits["train"]):
+        raise AmbiguousLayoutError(
+            f"{list_split_folders(splits)} look like splits, and {list_names(others)} lies beside them",
+            "Move the one or the other away, leave folders out with --exclude, or give a CSV file with path, label and "
+            "split",
+        )
+    return {}
+
+
+def enter_split(folder: Folder) -> Folder:
+    """Return the folder that has the classes of a split: inside `seg_train/seg_train`, while names only repeat."""
+    name, split = normalise_name(folder.name).casefold(), find_split(folder.name)
+    while not folder.images and len(folder.filled) == 1:
+        [only] = folder.filled
+        inner_split = find_split(only.name)
+        is_repetition = normalise_name(only.name).casefold() == name or set(list_words(only.name)) <= GENERIC_WORDS
+        if not is_repetition and not (inner_split and split and inner_split[0] == split[0]):
+            break
+        folder = only
+    return folder
+
+
+def list_split_folders(splits: SplitFolders) -> str:
+    """Return the names of the folders of splits as text."""
+    return list_names([folder for folders in splits.values() for folder in folders])

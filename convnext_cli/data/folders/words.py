@@ -1,0 +1,107 @@
+"""Words in the names of folders, and how messages show such names."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from convnext_cli.data.encoding import decode_name, normalise_name
+from convnext_cli.data.tree import Folder
+
+IMAGE_WORDS = frozenset(
+    ("image", "images", "img", "imgs", "picture", "pictures", "pics", "photo", "photos", "scans", "jpegs", "pngs")
+)
+PLAIN_IMAGE_WORDS = frozenset(("image", "images", "img", "imgs"))
+"""The words that are never the name of a class; `photo` may be one."""
+GENERIC_WORDS = IMAGE_WORDS | frozenset(
+    (
+        "data", "dataset", "datasets", "files", "raw", "all", "archive", "original", "originals", "classes", "jpg",
+        "jpeg", "png",
+    )
+)  # fmt: skip
+UNKNOWN_WORDS = frozenset(("unknown", "unknowns", "none", "unlabelled", "unlabeled"))
+VARIANT_WORDS = frozenset(
+    (
+        "augmented", "augmentation", "aug", "processed", "preprocessed", "resized", "cropped", "enhanced", "color",
+        "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "rgb",
+    )
+)  # fmt: skip
+"""Words for a processed copy of a whole data set."""
+EXAMPLES = 5
+
+
+def list_words(name: str) -> list[str]:
+    """Return the words and numbers of a name in lower case: `JPEGImages_2` -> jpeg, images, 2."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", normalise_name(name))
+    return [word for word in re.findall(r"[^\W\d_]+|\d+", spaced.casefold()) if word not in ("set", "the")]
+
+
+def is_table(name: str) -> bool:
+    """Return True if a file name is that of a CSV or TSV file."""
+    return name.lower().endswith((".csv", ".tsv"))
+
+
+def describe_joined(spellings: dict[str, set[str]]) -> list[str]:
+    """Return a note on the names that look the same and were joined, if there are any.
+
+    Args:
+        spellings: the spellings of each normalised name.
+    """
+    joined = [name for name, forms in sorted(spellings.items()) if len(forms) > 1]
+    if not joined:
+        return []
+    count = f"{len(joined)} classes" if len(joined) > 1 else "a class"
+    return [f"{count} spelled in several ways that look the same (Unicode forms, blanks) joined: {shorten(joined)}"]
+
+
+def suggest_table(start: Folder) -> str:
+    """Return the remedy for folders that do not name the classes: a table, by name if there is one."""
+    tables = [
+        os.path.join(folder.path, name)  # noqa: PTH118
+        for folder in start.walk()
+        for name in folder.others
+        if is_table(name)
+    ]
+    if tables:
+        return (
+            f"Give the table itself, such as {min(tables)}, with columns for path and label (--image-root DIR sets the "
+            "folder of its paths)"
+        )
+    return "Give a folder with one folder for each class, or a CSV file with path and label"
+
+
+def describe_others(tree: Folder, start: Folder) -> str:
+    """Describe other files that show the purpose of the images: annotations for detection, or a table."""
+    suffixes = Counter(
+        os.path.splitext(name)[1].lower()  # noqa: PTH122
+        for folder in tree.walk()
+        for name in folder.others
+    )
+    if suffixes[".txt"] > 2 or suffixes[".xml"] > 1 or suffixes[".json"]:
+        kinds = [suffix for suffix in (".txt", ".xml", ".json") if suffixes[suffix]]
+        return (
+            f". With its {' and '.join(kinds)} files it looks like a detection or segmentation set, which this program "
+            "does not train on"
+        )
+    tables = sorted(name for name in start.others if is_table(name))
+    return f"; {shorten(tables)} lies beside" if tables else ""
+
+
+def list_names(folders: Sequence[Folder]) -> str:
+    """Return the names of the first few folders as text."""
+    return shorten([decode_name(folder.name) for folder in folders])
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first few names as text."""
+    return ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
+
+
+def quote_name(folder: Folder) -> str:
+    """Return the name of a folder in quotation marks."""
+    return repr(decode_name(folder.name))
+
+
+def relative_name(start: Folder, folder: Folder) -> str:
+    """Return the path of a folder relative to another one."""
+    return decode_name(os.path.relpath(folder.path, start.path))

@@ -1,0 +1,131 @@
+"""Recognise the columns of a table by name and content, and read its splits, folds and groups."""
+
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from convnext_cli.data.folders.splits import SPLIT_NAMES, find_split
+from convnext_cli.data.tables.files import FileFinder
+from convnext_cli.data.tables.table import SAMPLE, Table, fold_column, parse_number
+from convnext_cli.errors import DataError
+from convnext_cli.images.formats import has_image_suffix
+
+_PATH_NAMES = (
+    "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",
+    "image_path", "img_path", "image_file", "image_name", "imagename", "img", "img_name", "images", "image_index",
+    "image_id", "imageid", "img_id", "isic_id", "id_code", "id", "uid", "uuid", "name", "photo", "picture", "scan",
+)  # fmt: skip
+_LABEL_NAMES = (
+    "label", "class", "category", "diagnosis", "target", "y", "labels", "classes", "class_name", "classname",
+    "label_name", "category_name", "dx", "finding", "finding_labels", "disease", "condition", "species", "breed",
+    "grade", "level", "diagnostic", "pathology", "severity", "stage", "class_id", "label_id", "tags",
+)  # fmt: skip
+_SPLIT_NAMES = ("split", "set", "subset", "partition", "data_set", "dataset", "phase")
+_FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
+_GROUP_NAMES = (
+    "group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "subjectid", "case",
+    "case_id", "lesion_id", "participant_id", "person_id", "donor_id", "slide_id", "study_id",
+)  # fmt: skip
+_CERTAIN_GROUPS = ("group", "patient", "subject")
+MAX_FOLDS = 50
+
+
+def find_columns(table: Table, finder: FileFinder) -> dict[str, str]:
+    """Return the name in the file of each known column: `path`, and if any, `split`, `fold`, `group`, `label`.
+
+    Raises:
+        DataError: there is no column for the paths.
+    """
+    name_of = {fold_column(name): name for name in table.columns}
+    columns = {"path": _find_path_column(table, name_of, finder)}
+    for known_name in _SPLIT_NAMES:
+        name = name_of.get(known_name)
+        if name and (known_name == "split" or _most(table.columns[name], lambda cell: _parse_split(cell) is not None)):
+            columns["split"] = name
+            break
+    for known_name in _FOLD_NAMES:
+        if (name := name_of.get(known_name)) and 1 < len(set(table.columns[name]) - {""}) <= MAX_FOLDS:
+            is_split = "split" not in columns and all(_parse_split(cell) is not None for cell in table.columns[name])
+            columns["split" if is_split else "fold"] = name
+            break
+    for known_name in _GROUP_NAMES:
+        name = name_of.get(known_name)
+        is_certain = known_name.startswith(_CERTAIN_GROUPS)
+        if name and name != columns["path"] and (is_certain or len(set(table.columns[name])) > 2):
+            columns["group"] = name
+            break
+    labels = [name_of[known] for known in _LABEL_NAMES if known in name_of and name_of[known] not in columns.values()]
+    varied = [name for name in labels if len(set(table.columns[name])) > 1]
+    if labels:
+        columns["label"] = (varied or labels)[0]
+    return columns
+
+
+def _find_path_column(table: Table, name_of: dict[str, str], finder: FileFinder) -> str:
+    candidates = [name_of[known] for known in _PATH_NAMES if known in name_of]
+    others = [name for name in table.columns if name not in candidates and _varies(table.columns[name])]
+    matching = (name for name in (*candidates, *others) if finder.matches(table.columns[name]))
+    path = next(matching, candidates[0] if candidates else None)
+    if path is None:
+        path = next((name for name in others if _most(table.columns[name], has_image_suffix)), None)
+    if path is None:
+        names = ", ".join(list(table.columns)[:10]) or "none"
+        raise DataError(
+            f"{table.path} has no column for the images' paths (it has {names})",
+            f"Name one of them {', '.join(_PATH_NAMES[:5])}, and one {', '.join(_LABEL_NAMES[:3])}",
+        )
+    return path
+
+
+def read_splits(table: Table, columns: dict[str, str]) -> list[str]:
+    """Return the split of each row, empty where the table has none.
+
+    Raises:
+        DataError: a cell is not the name of a split.
+    """
+    if "split" not in columns:
+        return [""] * len(table)
+    splits = [_parse_split(cell) for cell in table.columns[columns["split"]]]
+    table.refuse("an unknown split", [row for row, split in enumerate(splits) if split is None])
+    return [split or "" for split in splits]
+
+
+def _parse_split(cell: str) -> str | None:
+    """Return the split that a cell names, empty for an empty cell; None for another word."""
+    if not cell:
+        return ""
+    if cell.casefold() in SPLIT_NAMES:
+        return SPLIT_NAMES[cell.casefold()]
+    match = find_split(cell)
+    return match[0] if match and match[0] in SPLIT_NAMES.values() else None
+
+
+def read_folds(table: Table, columns: dict[str, str], splits: Sequence[str]) -> list[str]:
+    """Return the fold in which each row validates, as `split.name_fold` names it; empty if it is not known for all.
+
+    Test images need none.
+    """
+    if "fold" not in columns:
+        return []
+    cells = table.columns[columns["fold"]]
+    order = sorted(set(cells) - {""}, key=lambda cell: (parse_number(cell) is None, parse_number(cell) or 0.0, cell))
+    fold_of = {cell: f"fold-{number}" for number, cell in enumerate(order, start=1)}
+    is_known = all(cell or split == "test" for cell, split in zip(cells, splits, strict=True))
+    return [fold_of.get(cell, "") for cell in cells] if is_known else []
+
+
+def read_groups(table: Table, columns: dict[str, str]) -> list[str]:
+    """Return the group of each row; empty if the table has none."""
+    if "group" not in columns:
+        return []
+    return [unicodedata.normalize("NFC", cell) for cell in table.columns[columns["group"]]]
+
+
+def _varies(cells: Sequence[str]) -> bool:
+    """Return True if a column can hold paths: its cells are not the same again and again."""
+    return len(set(cells[:SAMPLE])) > min(len(cells), SAMPLE) / 2
+
+
+def _most(cells: Sequence[str], matches: Callable[[str], bool]) -> bool:
+    """Return True if most of a column's first cells match."""
+    filled = [cell for cell in cells[: 10 * SAMPLE] if cell]
+    return bool(filled) and sum(map(matches, filled)) > len(filled) / 2
