@@ -1,7 +1,7 @@
-"""A data set in a zip file is unpacked once, into the user's cache folder, never beside the file.
+"""Unpack a data set in a zip file once, into the user's cache folder, never beside the file.
 
-A zip file from elsewhere decides nothing but its own pictures: what would lie outside of it, links, doubled names and
-sizes that make no sense are refused before anything is written.
+Zip files are not trusted. Files outside of the archive, links, repeated names and impossible sizes are refused before
+anything is written.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from convnext_cli.files import find_cache_folder
 
 GIB = 1024**3
 MAX_BYTES = 200 * GIB  # of all files unpacked
-MAX_RATIO = 100  # of unpacked to packed bytes, from SMALL on: pictures are packed already, deflate reaches 1,032
+MAX_RATIO = 100  # of unpacked to packed bytes, above SMALL: images are compressed already, deflate reaches 1,032
 SMALL = GIB // 4
 MAX_FREE = 0.9  # of the disk's free space
 MAX_NAME = 255  # bytes of a file's or folder's name, as Linux has it
@@ -31,13 +31,13 @@ _DOS = 0  # ZipInfo.create_system
 
 
 def unpack(archive: Path) -> Path:
-    """Unpack `archive` unless it was before, and return the folder that has its files.
+    """Unpack an archive unless it is unpacked already; return the folder of its files.
 
-    The folder is named by the archive's list of names, sizes and checksums, so another archive gets another one. It
-    appears under its name only when it is whole; of two processes one unpacks, and the other waits for it.
+    The folder's name is a hash of the names, sizes and checksums in the archive, so that another archive gets another
+    folder. It appears under its name only when it is complete. Of two processes, one unpacks and the other waits.
 
     Raises:
-        DataError: it is no zip file, a damaged or encrypted one, one with more than its own files, or one too large.
+        DataError: the archive is no zip file, damaged, encrypted, too large, or has files outside of itself.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -55,15 +55,20 @@ def unpack(archive: Path) -> Path:
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked ({error})", "Check the disk's space and permissions") from error
     except Exception as error:  # what zipfile and its decompressors raise on damaged files has no common base
-        raise DataError(f"{archive} cannot be unpacked ({shorten_error(error)})", "Give a whole zip file") from error
+        raise DataError(f"{archive} cannot be unpacked ({shorten_error(error)})", "Give an intact zip file") from error
     return target
 
 
 def check_inside(archive: Path, root: Path, paths: Iterable[str]) -> None:
-    """Check that paths from `root`, as a table in the archive names them, lie in the archive's own folder.
+    """Check that the paths in a table of the archive lie in the archive's own folder.
+
+    Args:
+        archive: for the message.
+        root: the folder that the paths begin in.
+        paths: relative to `root`, or absolute.
 
     Raises:
-        DataError: one of them does not.
+        DataError: one of them lies elsewhere.
     """
     unpacked = find_cache_folder() / "unpacked"
     inside = os.path.join(unpacked, Path(os.path.relpath(root, unpacked)).parts[0], "")  # noqa: PTH118
@@ -75,8 +80,8 @@ def check_inside(archive: Path, root: Path, paths: Iterable[str]) -> None:
     ]
     if outside:
         raise DataError(
-            f"{archive} has a table that names {len(outside)} pictures outside of the archive, such as {outside[0]}",
-            "Pack the pictures with it, or give the table itself",
+            f"{archive} has a table that names {len(outside)} images outside of the archive, such as {outside[0]}",
+            "Add the images to the archive, or give the table itself",
         )
 
 
@@ -86,7 +91,7 @@ def _list_members(
     """Return the archive's files by their paths, and its folders.
 
     Raises:
-        DataError: one of them is no file of the archive's own.
+        DataError: a member is not an ordinary file or folder inside the archive.
     """
     members = list(members)
     has_slash = any("/" in member.filename for member in members)
@@ -95,23 +100,10 @@ def _list_members(
     for member in members:
         name = _decode_name(member)
         is_dos = "\\" in name and (member.create_system == _DOS or not has_slash)
-        if is_dos:  # against the format's definition, but some programs write it
+        if is_dos:  # not allowed by the format, but some programs write it
             name = name.replace("\\", "/")
         path = PurePosixPath(name)
-        kind = stat.S_IFMT(member.external_attr >> 16) if member.create_system != _DOS else 0
-        problem = ""
-        if path.is_absolute() or ".." in path.parts or (is_dos and PureWindowsPath(name).drive):
-            problem = "a file outside of itself"
-        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            problem = "a link or a special file"
-        elif len(os.fsencode(name)) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):
-            problem = "a name that is too long"
-        elif member.flag_bits & _ENCRYPTED:
-            problem = "an encrypted file"
-        elif path in files:
-            problem = "a file twice"
-        elif not path.parts and not name.endswith("/"):
-            problem = "a file without a name"
+        problem = _find_problem(member, name, is_dos=is_dos) or ("a file twice" if path in files else "")
         if problem:
             raise DataError(f"{archive} has {problem} ({name[:200]!r})", "Unpack it yourself and give the folder")
         if name.endswith("/"):
@@ -126,8 +118,25 @@ def _list_members(
     return files, folders
 
 
+def _find_problem(member: zipfile.ZipInfo, name: str, *, is_dos: bool) -> str:
+    """Return the reason to refuse a member; empty if there is none."""
+    path = PurePosixPath(name)
+    kind = stat.S_IFMT(member.external_attr >> 16) if member.create_system != _DOS else 0
+    if path.is_absolute() or ".." in path.parts or (is_dos and PureWindowsPath(name).drive):
+        return "a file outside of itself"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a link or a special file"
+    if len(os.fsencode(name)) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):
+        return "a name that is too long"
+    if member.flag_bits & _ENCRYPTED:
+        return "an encrypted file"
+    if not path.parts and not name.endswith("/"):
+        return "a file without a name"
+    return ""
+
+
 def _decode_name(member: zipfile.ZipInfo) -> str:
-    """Return a member's name. Without the flag for UTF-8 it should be code page 437; macOS writes UTF-8 without it."""
+    """Return a member's name. Without the flag for UTF-8 it should be code page 437; macOS omits the flag."""
     if member.flag_bits & _UTF8 or member.filename.isascii():
         return member.filename
     with suppress(UnicodeError):
@@ -136,7 +145,7 @@ def _decode_name(member: zipfile.ZipInfo) -> str:
 
 
 def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path) -> None:
-    """Check the sizes that the archive declares; `zipfile` reads no more than these."""
+    """Check the sizes that the archive declares. `zipfile` never reads more than these."""
     total = sum(member.file_size for member in members)
     packed = max(1, archive.stat().st_size)
     free = shutil.disk_usage(folder).free
@@ -145,18 +154,19 @@ def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path)
         raise DataError(f"{archive} would unpack to {total / GIB:,.0f} GiB, above {MAX_BYTES // GIB} GiB", remedy)
     if total > SMALL and total > MAX_RATIO * packed:
         raise DataError(
-            f"{archive} would unpack to {total / GIB:.1f} GiB, {total // packed} times its size: no pictures do", remedy
+            f"{archive} would unpack to {total / GIB:.1f} GiB, {total // packed} times its size, which images never do",
+            remedy,
         )
     if total > MAX_FREE * free:
         raise DataError(
             f"{archive} would unpack to {total / GIB:.1f} GiB, and {folder} has {free / GIB:.1f} GiB free",
-            "Make room there, or name another cache folder with CONVNEXT_CACHE",
+            "Free some space there, or set another cache folder with CONVNEXT_CACHE",
         )
 
 
 @contextmanager
 def _lock(target: Path, key: str) -> Iterator[None]:
-    """Keep other processes from unpacking the same archive meanwhile, where the file system has locks."""
+    """Prevent other processes from unpacking the same archive, if the file system supports locks."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.parent / f".{key}.lock"
     with path.open("w") as file:
@@ -187,7 +197,7 @@ def _extract(
                 shutil.copyfileobj(source, copy, 1 << 20)
         temporary.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was faster, where there are no locks; its folder is the same
+        if not target.is_dir():  # else another process was faster; its folder is the same
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

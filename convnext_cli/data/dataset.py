@@ -1,4 +1,4 @@
-"""From what the user points at to an index that can be split: scan, leave out, group, audit."""
+"""Load a data set: scan it, leave images out, group and audit it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,33 +14,33 @@ from convnext_cli.text import capitalise
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRequest:
-    """What is taken in, and how."""
+    """The data to load, and the options for reading it."""
 
     data: Path
     """A folder, a CSV file, or a zip file."""
     image_root: str = AUTO
-    """The folder that a manifest's paths begin in; `auto` looks beside and below the manifest."""
+    """The folder that a manifest's paths begin in; `auto` searches beside and below the manifest."""
     exclude: str = NONE
-    """A file that lists images to leave out, as `convnext check --fix-list` writes it or one path, folder or pattern a
+    """A list of images to leave out, as `convnext check --fix-list` writes it or with one path, folder or pattern per
     line; or one folder or pattern; or `none`."""
     group_from: str = "auto"
-    """`auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
+    """The source of groups: `auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
     resplit: bool = False
-    """Whether the data's own splits are forgotten."""
+    """True if new splits replace the data's own."""
     audit: bool = True
-    """Whether every image is looked at."""
+    """True if every image is checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """What was taken in."""
+    """A data set that is scanned, grouped and checked."""
 
     index: Index
-    """Without the files that cannot be read, where that is known."""
+    """All images, except unreadable ones if the data set was checked."""
     grouping: Grouping
     audit: Audit | None
     duplicate_sets: tuple[tuple[int, ...], ...]
-    """Rows of `index` that are one picture, or very similar: they stay in one split."""
+    """Sets of rows to keep in one split: duplicates, near-duplicates and very similar images."""
 
     def list_notices(self) -> list[Notice]:
         """Return what the user should know before training: the layout, the groups and the findings."""
@@ -51,7 +51,7 @@ class Dataset:
             evidence = capitalise(grouping.evidence)
             is_in_finding = any(evidence in finding.effect for finding in findings)  # it is said once
             doubt = "a guess" if is_in_finding else f"{grouping.certainty}: {grouping.evidence}"
-            guess = f" ({doubt}); --group-from none if they mean nothing" if grouping.is_guess else ""
+            guess = f" ({doubt}); --group-from none ignores them" if grouping.is_guess else ""
             notices.append(Notice(text=f"{grouping.groups:,} groups (patients?) by {grouping.rule}{example}{guess}"))
         for finding in findings:
             sentences = (finding.title, capitalise(finding.effect), capitalise(finding.action))
@@ -63,8 +63,8 @@ def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
     """Scan, group and audit the data of a request.
 
     Raises:
-        DataError: the data or the list of exclusions cannot be used.
-        UsageError: the pattern for groups is wrong.
+        DataError: the data or the list of images to leave out cannot be used.
+        UsageError: the pattern for groups is invalid.
     """
     index, grouping = read_index(request)
     if not request.audit:
@@ -74,11 +74,11 @@ def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
 
 
 def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
-    """Scan data and find its groups, without a look at the images.
+    """Scan data and find its groups, without checking the images.
 
     Raises:
-        DataError: the data or the list of exclusions cannot be used.
-        UsageError: the pattern for groups is wrong.
+        DataError: the data or the list of images to leave out cannot be used.
+        UsageError: the pattern for groups is invalid.
     """
     index = scan_data(request.data, image_root=request.image_root, exclude=request.exclude)
     if request.resplit:
@@ -87,13 +87,13 @@ def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
 
 
 def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dataset:
-    gone = set(audit.unreadable)
-    if len(gone) == len(index):
+    unreadable = set(audit.unreadable)
+    if len(unreadable) == len(index):
         raise DataError(f"none of the {len(index)} images in {index.root} can be read", "Give another folder")
-    rows = [row for row in range(len(index)) if row not in gone]
-    place = {row: at for at, row in enumerate(rows)}
-    duplicate_sets = tuple(tuple(place[row] for row in rows) for rows in audit.duplicate_sets)
+    rows = [row for row in range(len(index)) if row not in unreadable]
+    new_row = {row: number for number, row in enumerate(rows)}
+    duplicate_sets = tuple(tuple(new_row[row] for row in rows) for rows in audit.duplicate_sets)
     index = select_rows(index, rows)
-    if gone:
-        index = replace(index, skipped=index.skipped | {"unreadable image": len(gone)})
+    if unreadable:
+        index = replace(index, skipped=index.skipped | {"unreadable image": len(unreadable)})
     return Dataset(index=index, grouping=grouping, audit=audit, duplicate_sets=duplicate_sets)

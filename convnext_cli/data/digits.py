@@ -1,4 +1,4 @@
-"""The demo's data: the 1,797 handwritten digits that come with scikit-learn, as PNG files in class folders."""
+"""The data of the demo: the 1,797 handwritten digits of scikit-learn, as PNG files in class folders."""
 
 from pathlib import Path
 
@@ -6,19 +6,18 @@ import numpy as np
 from PIL import Image
 
 COUNT = 1797
-MARK = ".convnext-demo"  # tells a folder of the demo, whole or cut short, from one of the user's
+MARK = ".convnext-demo"  # marks a folder of the demo, complete or not
 
 
 def is_digits_folder(folder: Path) -> bool:
-    """Return whether a folder is one that `write_digits` began, now or before it left a mark."""
+    """Return True if `write_digits` wrote, or began to write, a folder."""
     return (folder / MARK).exists() or len(list(folder.glob("[0-9]/*.png"))) == COUNT
 
 
 def write_digits(folder: Path) -> Path:
-    """Writes `folder/<digit>/<number>.png`, 8x8 greyscale, and returns `folder`.
+    """Write `folder/<digit>/<number>.png`, 8 x 8 px greyscale, unless they exist; return `folder`.
 
     Source: UCI, Optical Recognition of Handwritten Digits (test part; CC BY 4.0), through scikit-learn's load_digits.
-    Written once: a folder that already has them is left alone.
     """
     if len(list(folder.glob("[0-9]/*.png"))) == COUNT:
         return folder

@@ -1,10 +1,15 @@
-"""Reading text files that people give: lists of paths and tables, in whatever encoding they were saved.
+"""Read text files of users, such as lists of paths and tables, in any common encoding.
 
-The rule: a byte order mark decides (UTF-8, UTF-16, UTF-32); else UTF-8 where all bytes fit; else UTF-16 where every
-second byte is zero; else Windows-1252, of which Latin-1's letters are a part, where each other byte is one of its
-letters or typographic signs, no three of them stand in a row, as they would in Cyrillic, Greek or Asian encodings, and
-no capital stands inside a word, as it would in a Macintosh's.
-What fits none is refused with the byte and its line. No surrogate ever comes out.
+The rules, in order:
+
+1. A byte order mark decides (UTF-8, UTF-16, UTF-32).
+2. UTF-8, if all bytes are valid.
+3. UTF-16, if most of every second byte are zero.
+4. Windows-1252, which includes the letters of Latin-1, if each non-ASCII byte is one of its letters or typographic
+   signs. No three may be adjacent, as in Cyrillic, Greek or Asian encodings. No capital may stand inside a word, as in
+   text of a Macintosh.
+
+Other files are refused, with the byte and its line. The result never has surrogates.
 """
 
 import codecs
@@ -40,7 +45,7 @@ def read_text(path: Path, remedy: str = _REMEDY) -> tuple[str, str]:
 
 
 def decode_text(raw: bytes, source: str) -> tuple[str, str]:
-    """Decode text by the rule above; return it and the name of its encoding.
+    """Decode text by the rules above; return it and the name of its encoding.
 
     Args:
         raw: the bytes of a whole file.
@@ -54,7 +59,7 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
             try:
                 return raw.decode(codec).removeprefix("\ufeff"), name
             except UnicodeDecodeError as error:
-                raise _refuse(raw, source, error.start, f"it begins as {name} and is not") from error
+                raise _refuse(raw, source, error.start, f"it has the mark of {name} but is not {name}") from error
     if b"\0" in raw:
         for codec, zeros in (("utf-16-le", raw[1::2]), ("utf-16-be", raw[::2])):
             if len(raw) % 2 == 0 and zeros.count(0) > 0.5 * len(zeros):
@@ -64,7 +69,7 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
                     continue
                 if "\0" not in text:
                     return text, "UTF-16"
-        raise _refuse(raw, source, raw.index(0), "it holds zero bytes, so it is no text")
+        raise _refuse(raw, source, raw.index(0), "it has zero bytes, so it is not text")
     try:
         return raw.decode("utf-8"), UTF_8
     except UnicodeDecodeError as error:
@@ -78,7 +83,7 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
 
 
 def decode_name(name: str) -> str:
-    """Return a file or folder name as text; bytes that are not UTF-8 are read by the rule above, or written in hex."""
+    """Return a file or folder name as text. Bytes that are not UTF-8 are decoded as above, or shown in hex."""
     if not any("\udc80" <= sign <= "\udcff" for sign in name):
         return name
     raw = name.encode("utf-8", "surrogateescape")
@@ -89,9 +94,9 @@ def decode_name(name: str) -> str:
 
 
 def normalise_name(name: str) -> str:
-    """Return a name in the one form of all names that print alike.
+    """Return the common form of all names that look the same.
 
-    NFC; every run of blanks, non-breaking ones too, as one space; none at its ends; nothing that has no width.
+    NFC, with one space for each run of blanks (non-breaking ones too), none at the ends, and no zero-width characters.
     """
     if name.isascii() and name.strip() == name and "  " not in name and name.isprintable():
         return name
@@ -100,27 +105,24 @@ def normalise_name(name: str) -> str:
 
 
 def fold_name(name: str) -> str:
-    """Return the form by which names that differ in case, hyphens or width alone are found to be alike."""
+    """Return a form that is equal for names that differ only in case, hyphens or width."""
     folded = unicodedata.normalize("NFKC", normalise_name(name)).casefold()
     return re.sub(r"[\s_\-\u2010-\u2015]+", " ", folded).strip()
 
 
-def find_name(name: str, known: "tuple[str, ...] | list[str]") -> int | None:
-    """Return the place of a name among known ones, in whatever normal form either is written; None where it is none.
-
-    The very name comes before one in another form.
-    """
-    if name in known:
-        return known.index(name)
-    wanted = normalise_name(name)
-    return next((place for place, other in enumerate(known) if normalise_name(other) == wanted), None)
+def find_name(name: str, names: "tuple[str, ...] | list[str]") -> int | None:
+    """Return the position of a name in `names`, in any Unicode form; None if it is not there. An exact match wins."""
+    if name in names:
+        return names.index(name)
+    normal = normalise_name(name)
+    return next((place for place, other in enumerate(names) if normalise_name(other) == normal), None)
 
 
 _NO_WIDTH = dict.fromkeys((0x200B, 0x2060, 0xFEFF, 0xAD))
 
 
-def _refuse(raw: bytes, source: str, place: int, why: str) -> DataError:
+def _refuse(raw: bytes, source: str, place: int, reason: str) -> DataError:
     line = raw.count(b"\n", 0, place) + 1
     return DataError(
-        f"{source} cannot be read as text: byte 0x{raw[place]:02x} in line {line} (byte {place + 1}); {why}", _REMEDY
+        f"{source} cannot be read as text: byte 0x{raw[place]:02x} in line {line} (byte {place + 1}); {reason}", _REMEDY
     )

@@ -1,4 +1,4 @@
-"""Images to leave out: paths, folders and patterns, from a list or straight from the command line."""
+"""Images to leave out: paths, folders and patterns, from a list or from the command line."""
 
 import csv
 import fnmatch
@@ -14,9 +14,9 @@ from convnext_cli.errors import DataError
 
 
 def read_exclusions(option: str) -> list[list[str]]:
-    """Read what `--exclude` names: the rows of a file, or one row of the pattern that it is.
+    """Return the rows of the file that `--exclude` names, or the option itself as the only row.
 
-    Bytes of a file name that are no text stay in it, as `check --fix-list` writes them.
+    Bytes of a file name that are not text are kept, as `check --fix-list` writes them.
 
     Raises:
         DataError: the file cannot be read.
@@ -26,32 +26,35 @@ def read_exclusions(option: str) -> list[list[str]]:
         return [[option]]
     try:
         raw = listing.read_bytes()
-        is_ours = raw.startswith(b"path,reason")
-        text = raw.decode("utf-8", "surrogateescape") if is_ours else decode_text(raw, str(listing))[0]
+        is_fix_list = raw.startswith(b"path,reason")
+        text = raw.decode("utf-8", "surrogateescape") if is_fix_list else decode_text(raw, str(listing))[0]
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
     except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {listing}: {error}", "Give a file with one path a line") from error
+        raise DataError(f"cannot read {listing}: {error}", "Give a file with one path per line") from error
     return rows[1:] if rows and rows[0][0].strip().lower() == "path" else rows
 
 
 def find_excluded(option: str, paths: Sequence[str], root: Path) -> set[int]:
     """Return the rows of `paths` that `--exclude` names.
 
-    A row is a path as the index has it (absolute or from the working folder is fine too), a folder (its path, or a name
-    at any depth), or a pattern with `*`, `?` or `[...]` on a path or a name. A path that is there is no pattern.
+    `--exclude` may name:
+
+    - a path, relative to the data, absolute, or from the working folder;
+    - a folder, by its path or by a name at any depth;
+    - a pattern with `*`, `?` or `[...]` for a path or a name. The path of an existing file is never a pattern.
 
     Raises:
-        DataError: the list cannot be read, or names what is not there.
+        DataError: the list cannot be read, or names files that do not exist.
     """
     rows = read_exclusions(option)
     finder = _Finder(paths, root)
-    found: set[int] = set()
+    excluded: set[int] = set()
     unknown = []
     for row in rows:
-        places = finder.find(",".join(row)) or finder.find(row[0])
-        if not places and not row[0].startswith("#"):
+        matches = finder.find(",".join(row)) or finder.find(row[0])
+        if not matches and not row[0].startswith("#"):
             unknown.append(row[0])
-        found |= places
+        excluded |= matches
     if unknown:
         examples = ", ".join(sorted(unknown)[:5])
         if not Path(option).is_file():
@@ -63,11 +66,11 @@ def find_excluded(option: str, paths: Sequence[str], root: Path) -> set[int]:
             f"{option} names {len(unknown)} files that are not in {root}: {examples}",
             "Give paths as `convnext check --fix-list` writes them, relative to the data, folders, or patterns",
         )
-    return found
+    return excluded
 
 
 class _Finder:
-    """Rows by path, by folder, by pattern."""
+    """Finds rows by path, folder or pattern."""
 
     def __init__(self, paths: Sequence[str], root: Path) -> None:
         self.root = os.path.abspath(root)  # noqa: PTH100
@@ -94,7 +97,7 @@ class _Finder:
         return set()
 
     def _list_folders(self) -> dict[str, set[int]]:
-        """The rows below each folder, by its path and by its name."""
+        """Return the rows below each folder, by its path and by its name."""
         if not self.folders:
             for row, path in enumerate(self.paths):
                 parts = path.split("/")[:-1]

@@ -17,40 +17,39 @@ EXCLUDED = "excluded image"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
-
-    Paths are relative to `root`, sorted. A split is `train`, `val`, `test`, `fold-1` and so on where folds
-    validate in turn, or empty where the data has none.
-    `groups` names what row i was taken from (a patient), or has no rows where that is not known. `folds` says in which
-    fold of a table's own row i validates (`fold-1` and so on), or has no rows. `skipped` counts what is no image, by
-    reason. `notes` say how the folders or the table were read.
-    """
+    """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`."""
 
     root: Path
     classes: tuple[str, ...]
     paths: tuple[str, ...]
+    """Relative to `root`, sorted."""
     labels: tuple[int, ...]
     splits: tuple[str, ...]
+    """`train`, `val` or `test`; `fold-1` and so on in cross-validation; empty if the data has no splits."""
     groups: tuple[str, ...] = ()
+    """The group of each row, such as its patient; no rows if groups are not known."""
     folds: tuple[str, ...] = ()
+    """The fold of the table in which each row validates (`fold-1` and so on); no rows if the table has none."""
     skipped: dict[str, int]
+    """Number of files that are not used, by reason."""
     notes: tuple[str, ...] = ()
+    """Notes on how the folders or the table were read."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def rows(self, split: str) -> list[int]:
-        """The rows of one split."""
+        """Return the rows of one split."""
         return [row for row, name in enumerate(self.splits) if name == split]
 
     def count_classes(self, split: str | None = None) -> list[int]:
-        """Images per class, in all or in one split."""
+        """Return the number of images per class, in all splits or in one."""
         counts = Counter(label for label, name in zip(self.labels, self.splits, strict=True) if split in (None, name))
         return [counts[label] for label in range(len(self.classes))]
 
 
 def select_rows(index: Index, rows: list[int]) -> Index:
-    """An index of some of the rows; the classes stay, with or without images."""
+    """Return an index of some of the rows. All classes remain, with or without images."""
     return replace(
         index,
         paths=tuple(index.paths[row] for row in rows),
@@ -62,15 +61,15 @@ def select_rows(index: Index, rows: list[int]) -> Index:
 
 
 def check_trainable(index: Index) -> None:
-    """Checks that the index can be trained on.
+    """Check that the index can be trained on.
 
     Raises:
-        DataError: one class only, more classes than images, or classes without (training) images.
+        DataError: there is only one class, more classes than images, or a class without (training) images.
     """
     if len(index.classes) < 2:
         raise DataError(
             f"{index.root} has one class only ({index.classes[0]!r})",
-            "Give two class folders or more to tell apart",
+            "Give two class folders or more",
         )
     if len(index.classes) > len(index):
         raise DataError(
@@ -81,7 +80,7 @@ def check_trainable(index: Index) -> None:
     if splits <= {"val", "test"}:
         raise DataError(
             f"all images of {index.root} are in its {' and '.join(sorted(splits))} split: there is nothing to train on",
-            "Give the folder that has the training images too, or draw new splits by --resplit",
+            "Give the folder that has the training images too, or draw new splits with --resplit",
         )
     counts = index.count_classes("train" if "train" in splits else None)
     missing = [name for name, count in zip(index.classes, counts, strict=True) if not count]
@@ -89,15 +88,15 @@ def check_trainable(index: Index) -> None:
         where = "training images" if "train" in splits else "images"
         examples = ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
-        hint = f"; {' and '.join(alike[0])} differ in case or hyphens only" if alike else ""
+        hint = f"; {' and '.join(alike[0])} differ only in case or hyphens" if alike else ""
         raise DataError(
             f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}{hint}",
-            "Give them one name" if alike else "Add images to these folders, or remove them",
+            "Rename them to one name" if alike else "Add images to these folders, or remove them",
         )
 
 
 def find_alike(classes: Iterable[str]) -> list[list[str]]:
-    """Return the classes whose names differ in case, hyphens or width only, by their common form."""
+    """Return the sets of classes whose names differ only in case, hyphens or width."""
     forms: dict[str, list[str]] = {}
     for name in classes:
         forms.setdefault(fold_name(name), []).append(name)
@@ -105,7 +104,7 @@ def find_alike(classes: Iterable[str]) -> list[list[str]]:
 
 
 def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-    """The connected sets of rows, sorted."""
+    """Return the connected sets of rows, sorted."""
     parent: dict[int, int] = {}
 
     def find(row: int) -> int:
@@ -123,33 +122,33 @@ def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
 
 
 def digest_images(index: Index) -> str:
-    """A digest of the sizes in bytes of the training and validation images, in their order.
+    """Return a digest of the file sizes of the training and validation images, in their order.
 
     Raises:
-        DataError: some of them are not there.
+        DataError: some of the files do not exist.
     """
-    digest, gone = hashlib.sha256(), []
+    digest, missing = hashlib.sha256(), []
     for row in (*index.rows("train"), *index.rows("val")):
         try:
             digest.update(f"{(index.root / index.paths[row]).stat().st_size} ".encode())
         except OSError:
-            gone.append(index.paths[row])
-    if gone:
-        examples = ", ".join(gone[:5])
+            missing.append(index.paths[row])
+    if missing:
+        examples = ", ".join(missing[:5])
         raise DataError(
-            f"{len(gone)} images of the split are not in {index.root}: {examples}",
-            "Bring them back, or name the folder that they are in now: `convnext finetune DATA --resume RUN`",
+            f"{len(missing)} images of the split are not in {index.root}: {examples}",
+            "Restore them, or give the folder that they are in now: `convnext finetune DATA --resume RUN`",
         )
     return digest.hexdigest()
 
 
 def check_outside_data(output: Path, index: Index, option: str = "--output") -> None:
-    """Check that `output` does not lie in the data: in a folder that has images of `index`, or in the data folder.
+    """Check that `output` is not in a folder that has images of `index`, nor in the data folder.
 
-    Beside a CSV file with paths it may lie: that folder is the user's, and no folder in it becomes a class.
+    The folder of a CSV file is allowed: no folder in it can become a class.
 
     Raises:
-        UsageError: it does.
+        UsageError: `output` is in one of these folders.
     """
     folders = {(index.root / path).parent for path in index.paths}
     if not any(path.suffix.lower() in (".csv", ".tsv") for path in index.root.glob("*.*")):

@@ -1,7 +1,6 @@
-"""Which files a person means whose images are to be predicted: files, folders, patterns, or a list of them.
+"""Find the files to predict: from files, folders, patterns, or a list of them.
 
-A folder gives each file in it that is an image by its suffix or its first bytes. What cannot be used is one bad entry,
-and never the end of the others.
+A folder yields each file that is an image by its suffix or first bytes. A bad entry never affects the others.
 """
 
 import glob
@@ -28,21 +27,21 @@ class Inputs:
     """The files to predict."""
 
     paths: tuple[Path, ...]
-    """In the order of the words, each folder's sorted. Some may turn out to be missing or unreadable."""
+    """In the order of the arguments, and sorted within each folder. Some may be missing or unreadable."""
     errors: tuple[tuple[Path, ImageError], ...]
-    """Folders that gave no image, with the reason."""
+    """Folders without a usable image, with the reason."""
     skipped: dict[str, int]
-    """How many other files lie in the folders, by the reason why they are left out."""
+    """Number of other files in the folders, by the reason why they are skipped."""
 
 
 def find_inputs(words: Iterable[str]) -> Inputs:
-    """Find the files that words mean; nothing but files without a known suffix is opened.
+    """Find the files that paths and patterns name. Only files without a known suffix are opened.
 
     Args:
         words: paths of files and folders, and patterns such as `a/*.png`.
 
     Raises:
-        ImageError: there are none.
+        ImageError: there are no images.
     """
     paths: list[Path] = []
     errors: list[tuple[Path, ImageError]] = []
@@ -55,8 +54,8 @@ def find_inputs(words: Iterable[str]) -> Inputs:
             if mode is None or not S_ISDIR(mode):
                 paths.append(path)
                 continue
-            found, problems = find_images(path, skipped)
-            paths += found
+            images, problems = find_images(path, skipped)
+            paths += images
             errors += problems
     if errors and not paths:
         raise errors[0][1]
@@ -69,32 +68,34 @@ def find_inputs(words: Iterable[str]) -> Inputs:
 
 
 def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[tuple[Path, ImageError]]]:
-    """Find every image under `folder`, sorted, and what could not be looked into; other files are counted in `skipped`.
+    """Return every image below `folder`, sorted, and the folders that cannot be read; count other files in `skipped`.
 
-    A broken link, pipe or device with an image's name is among the images, so that whoever reads them names it. Each
+    A broken link, pipe or device with an image's name is among the images, so that reading it reports its name. Each
     real folder is entered once, so that a loop of links ends.
     """
     images: list[str] = []
     errors: list[tuple[Path, ImageError]] = []
     waiting = [str(folder)]
-    seen: set[tuple[int, int]] = set()
+    entered: set[tuple[int, int]] = set()
     while waiting:
         current = waiting.pop()
         try:
             status = os.stat(current)  # noqa: PTH116  (strings throughout: a Path per file is slow)
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in entered:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            entered.add((status.st_dev, status.st_ino))
             with os.scandir(current) as entries:
                 for entry in entries:
                     if is_hidden(entry.name):
                         skipped["hidden or system file"] += 1
                     elif _is_folder(entry):
                         waiting.append(entry.path)
-                    elif has_image_suffix(entry.name) or ((found := identify_file(entry.path)) and found.readable):
+                    elif has_image_suffix(entry.name) or (
+                        (image_format := identify_file(entry.path)) and image_format.readable
+                    ):
                         images.append(entry.path)
                     else:
-                        skipped[f"{found.name}, which cannot be read" if found else NO_IMAGE] += 1
+                        skipped[f"{image_format.name}, which cannot be read" if image_format else NO_IMAGE] += 1
         except OSError as error:
             problem = f"the folder {current} cannot be read ({error.strerror or error})"
             errors.append((Path(current), ImageError(problem, "Check its permissions")))
@@ -104,23 +105,23 @@ def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[t
 
 
 def read_list(stream: BinaryIO) -> Iterator[str]:
-    """Yield the paths that a stream has, one a line.
+    """Yield the paths in a stream, one per line.
 
-    UTF-16 and UTF-32 are told by their mark or their zero bytes. Other bytes are kept as they are, since a file's name
+    UTF-16 and UTF-32 are recognised by their mark or zero bytes. Other bytes are kept unchanged, because a file name
     need not be text.
 
     Raises:
-        DataError: it is an image or something else that is no list.
+        DataError: the stream is an image, or another file that is not a list.
     """
     raw = stream.read(MAX_LIST + 1)
     if len(raw) > MAX_LIST:
-        raise DataError(f"standard input has more than {MAX_LIST // 1024**2} MiB", "Give a list of paths, one a line")
+        raise DataError(f"standard input has more than {MAX_LIST // 1024**2} MiB", "Give a list of paths, one per line")
     marked = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-    found = None if marked else identify_bytes(raw[:HEAD_BYTES])
-    if found and not os.path.lexists(raw.split(b"\n", 1)[0].rstrip(b"\r").replace(b"\0", b"")):
+    image_format = None if marked else identify_bytes(raw[:HEAD_BYTES])
+    if image_format and not os.path.lexists(raw.split(b"\n", 1)[0].rstrip(b"\r").replace(b"\0", b"")):
         raise DataError(
-            f"standard input is an image ({found.name}), and `-` reads a list of paths",
-            "Give the path of the image, or a list with one path a line",
+            f"standard input is an image ({image_format.name}), and `-` reads a list of paths",
+            "Give the path of the image, or a list with one path per line",
         )
     if marked or b"\0" in raw:
         text = decode_text(raw, "standard input")[0]
@@ -132,7 +133,7 @@ def read_list(stream: BinaryIO) -> Iterator[str]:
 
 
 def _expand(word: str) -> list[Path]:
-    """Return the paths that a pattern means, where the shell did not say so already; a path is itself."""
+    """Return the paths that match a pattern that the shell did not expand; a path matches itself."""
     path = Path(word)
     if not word or _find_mode(path) is not None or not glob.has_magic(word):
         return [path] if word else []
@@ -144,7 +145,7 @@ def _expand(word: str) -> list[Path]:
 
 
 def _find_mode(path: Path) -> int | None:
-    """Return a path's mode; None where it does not exist, leads to itself or is too long."""
+    """Return a path's mode; None if it does not exist, links to itself or is too long."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):

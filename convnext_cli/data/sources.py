@@ -1,4 +1,4 @@
-"""Turn a folder, a CSV file or a zip file into an index."""
+"""Make an index from a folder, a CSV file or a zip file."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,12 +14,12 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known_
 
     Args:
         data: the folder or file.
-        image_root: the folder that a manifest's paths begin in; `auto` looks in its own folder and those below.
-        exclude: what to leave out (`exclusion.find_excluded`), or `none`.
+        image_root: the folder that a manifest's paths begin in; `auto` searches its own folder and those below.
+        exclude: images to leave out (`exclusion.find_excluded`), or `none`.
         known_classes: classes of a run; their names are not questioned.
 
     Raises:
-        DataError: nothing is there, it cannot be read, it has no images, or its layout can mean several things.
+        DataError: the data do not exist, cannot be read, have no images, or their layout is ambiguous.
         UsageError: `image_root` is given without a manifest.
     """
     suffix = data.suffix.lower()
@@ -40,10 +40,10 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known_
 
 
 def _exclude(index: Index, exclude: str) -> Index:
-    """The index of a manifest without the images that `exclude` names."""
+    """Return the index of a manifest without the images that `exclude` names."""
     if exclude == NONE:
         return index
-    gone = find_excluded(exclude, index.paths, index.root)
-    check_left(len(index) - len(gone), exclude, index.root)
-    kept = select_rows(index, [row for row in range(len(index)) if row not in gone])
-    return replace(kept, skipped=index.skipped | {EXCLUDED: len(gone)})
+    excluded = find_excluded(exclude, index.paths, index.root)
+    check_left(len(index) - len(excluded), exclude, index.root)
+    selection = select_rows(index, [row for row in range(len(index)) if row not in excluded])
+    return replace(selection, skipped=index.skipped | {EXCLUDED: len(excluded)})

@@ -1,4 +1,4 @@
-"""Which image is for training, which for choosing the best epoch, which for the final figure."""
+"""Splits: images for training, for validation (choosing the best epoch) and for the final test."""
 
 import random
 from collections import Counter, defaultdict
@@ -8,27 +8,27 @@ from dataclasses import dataclass, replace
 from convnext_cli.data.index import Index, join_rows
 from convnext_cli.errors import UsageError
 
-MIN_VAL_IMAGES = 50  # a 95% interval of accuracy is then 12 points to either side at worst
+MIN_VAL_IMAGES = 50  # the 95% CI of accuracy is then 12 points to either side at worst
 MIN_VAL_PER_CLASS = 5
 FOLD = "fold-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folds:
-    """One of `number` folds for validation, the others for training."""
+    """The folds of a cross-validation: one of `number` for validation, the others for training."""
 
     number: int
     fold: int
-    """From 1 to `number`; 0 leaves each image the fold that it validates in, for `choose_fold`."""
+    """From 1 to `number`; 0 keeps the fold in which each image validates, for `choose_fold`."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Check the numbers.
 
         Raises:
             UsageError: there is no such fold.
         """
         if self.number < 2:
-            raise UsageError("one fold would leave nothing to train on", "Give --folds 2 or more")
+            raise UsageError("one fold leaves no images to train on", "Give --folds 2 or more")
         if not 0 <= self.fold <= self.number:
             raise UsageError(f"there is no fold {self.fold} of {self.number}", "Give --folds 5 --fold 1, 2, 3, 4 or 5")
 
@@ -42,77 +42,81 @@ def split_index(
     duplicate_sets: Sequence[Sequence[int]] = (),
     folds: Folds | None = None,
 ) -> Index:
-    """Gives every row a split: the data set's own where it has one, else drawn by class.
+    """Give every row a split: that of the data set if it has splits, else one drawn stratified by class.
 
-    Own splits stay as they are; where only the validation split is missing, it is drawn from the training images. What
-    belongs together stays together. A draw depends on the seed and on the names of the files, never on the order in
+    Existing splits are kept. If only the validation split is missing, it is drawn from the training images. Groups and
+    sets of duplicates stay in one split. A draw depends on the seed and on the file names only, never on the order in
     which a disk lists them.
 
     Args:
         index: scanned, with its groups.
-        val_fraction: share of all images for validation.
-        test_fraction: share for testing.
+        val_fraction: fraction of all images for validation.
+        test_fraction: fraction of all images for testing.
         seed: of the draws.
-        duplicate_sets: sets of rows that stay in one split; groups stay together in any case.
-        folds: take validation from folds in place of `val_fraction`; own validation images then join the training ones.
-            Where the index has folds of its own, these are taken.
+        duplicate_sets: sets of rows that stay in one split, as groups do.
+        folds: validate on folds instead of `val_fraction`; existing validation images then join the training images.
+            The index's own folds are used if it has some.
 
     Raises:
-        UsageError: there are fewer groups than folds, or the index has folds of another number.
+        UsageError: there are fewer groups than folds, or the index has another number of folds.
     """
-    own = set(index.splits) - {""}
+    existing = set(index.splits) - {""}
     units = _find_units(index, duplicate_sets)
     if folds is not None and index.folds and folds.number != (number := len(set(index.folds) - {""})):
         raise UsageError(
-            f"the data's own table has {number} folds, not {folds.number}",
-            f"Give --folds {number}, or --resplit to draw others",
+            f"the table of the data has {number} folds, not {folds.number}",
+            f"Give --folds {number}, or --resplit to draw new folds",
         )
     if folds is not None and folds.number > len(set(units)):
-        raise UsageError(f"{len(set(units))} groups cannot be cut into {folds.number} folds", "Give fewer --folds")
-    shares = {"train": 1 - val_fraction - (0 if own else test_fraction)}
-    if not own:
-        shares["test"] = test_fraction
+        raise UsageError(
+            f"{len(set(units))} groups are too few for {folds.number} folds", "Give a smaller number of --folds"
+        )
+    fractions = {"train": 1 - val_fraction - (0 if existing else test_fraction)}
+    if not existing:
+        fractions["test"] = test_fraction
     if folds is not None:
-        shares = {"train": (1 - shares.get("test", 0)) / folds.number, "test": shares.get("test", 0)}
-        shares |= {name_fold(fold): shares["train"] for fold in range(2, folds.number + 1)}
-    elif "val" not in own:
-        shares["val"] = val_fraction
+        fractions = {"train": (1 - fractions.get("test", 0)) / folds.number, "test": fractions.get("test", 0)}
+        fractions |= {name_fold(fold): fractions["train"] for fold in range(2, folds.number + 1)}
+    elif "val" not in existing:
+        fractions["val"] = val_fraction
     open_splits = {"", "train"} | ({"val"} if folds else set())
     rows = [row for row, split in enumerate(index.splits) if split in open_splits]
     splits = list(index.splits)
-    parts = [index.folds[row] for row in rows] if folds and index.folds else _deal(index, rows, units, shares, seed)
+    parts = (
+        [index.folds[row] for row in rows] if folds and index.folds else _assign(index, rows, units, fractions, seed)
+    )
     for row, part in zip(rows, parts, strict=True):
         splits[row] = part
     if folds is not None:
         splits = [name_fold(1) if split == "train" else split for split in splits]
-    found = replace(index, splits=tuple(splits))
-    return choose_fold(found, folds.fold) if folds and folds.fold else found
+    result = replace(index, splits=tuple(splits))
+    return choose_fold(result, folds.fold) if folds and folds.fold else result
 
 
 def name_fold(fold: int) -> str:
-    """The split of an image that validates in this fold, counted from 1."""
+    """Return the split of an image that validates in this fold, counted from 1."""
     return f"{FOLD}{fold}"
 
 
 def is_fold(split: str) -> bool:
-    """Whether a split is one that `name_fold` has named."""
+    """Return True if a split is named by `name_fold`."""
     return split.startswith(FOLD)
 
 
 def choose_fold(index: Index, fold: int) -> Index:
-    """The index in which one fold validates and the others train; the test split stays.
+    """Return the index in which one fold validates and the others train; the test split is kept.
 
     Args:
         index: with the fold that each image validates in, as `split_index` gives it for fold 0.
         fold: from 1.
     """
-    own = name_fold(fold)
-    splits = ("val" if split == own else "train" if is_fold(split) else split for split in index.splits)
+    val = name_fold(fold)
+    splits = ("val" if split == val else "train" if is_fold(split) else split for split in index.splits)
     return replace(index, splits=tuple(splits))
 
 
 def explain_small_validation(index: Index) -> str | None:
-    """Says why the validation split is too small to choose the best epoch by, or returns None where it is not."""
+    """Return the reason why the validation split is too small to choose the best epoch; None if it is large enough."""
     counts = index.count_classes("val")
     total = sum(counts)
     if not total:
@@ -125,7 +129,7 @@ def explain_small_validation(index: Index) -> str | None:
 
 
 def _find_units(index: Index, duplicate_sets: Sequence[Sequence[int]]) -> list[int]:
-    """A number for each row, equal where rows must stay together."""
+    """Return a number for each row, equal for rows that must stay in one split."""
     first: dict[str, int] = {}
     links = [(rows[0], row) for rows in duplicate_sets for row in rows[1:]]
     links += [(first.setdefault(group, row), row) for row, group in enumerate(index.groups)]
@@ -136,12 +140,12 @@ def _find_units(index: Index, duplicate_sets: Sequence[Sequence[int]]) -> list[i
     return units
 
 
-def _deal(index: Index, rows: list[int], units: list[int], shares: dict[str, float], seed: int) -> list[str]:
-    """The part of each row, so that each part has its share of each class and no unit is torn.
+def _assign(index: Index, rows: list[int], units: list[int], fractions: dict[str, float], seed: int) -> list[str]:
+    """Return the part of each row, so that each part has its fraction of each class and no unit is divided.
 
-    Units go, large ones first, to the part that is least full of their classes for its share, each counted by its
-    middle (Sainte-Laguë's rule, which favours neither large nor small parts). scikit-learn's
-    StratifiedGroupKFold does the same with equal parts, and took 8 s for 3,000 patients where this takes 0.1 s.
+    Units are assigned by size, large ones first, to the part that is least full of their classes relative to its
+    fraction. Each unit is counted by its middle (Sainte-Laguë's rule, which favours neither large nor small parts).
+    scikit-learn's StratifiedGroupKFold does the same for equal parts; it took 8 s for 3,000 patients, and this 0.1 s.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for row in rows:
@@ -149,16 +153,16 @@ def _deal(index: Index, rows: list[int], units: list[int], shares: dict[str, flo
     order = list(members)  # by path, then shuffled by the seed alone
     random.Random(seed).shuffle(order)  # noqa: S311
     order.sort(key=lambda unit: -len(members[unit]))
-    full: dict[str, Counter[int]] = {part: Counter() for part, share in shares.items() if share > 0}
-    found: dict[int, str] = {}
+    full: dict[str, Counter[int]] = {part: Counter() for part, fraction in fractions.items() if fraction > 0}
+    part_of: dict[int, str] = {}
     for unit in order:
         has = Counter(index.labels[row] for row in members[unit])
 
         def fill(part: str, has: Counter[int] = has) -> float:
             if part == "train" and not all(full[part][label] for label in has):
                 return -1.0  # a class without a training image cannot be learned
-            return sum(n * (full[part][label] + n / 2) for label, n in has.items()) / shares[part]
+            return sum(n * (full[part][label] + n / 2) for label, n in has.items()) / fractions[part]
 
-        found[unit] = min(full, key=fill)
-        full[found[unit]].update(has)
-    return [found[units[row]] for row in rows]
+        part_of[unit] = min(full, key=fill)
+        full[part_of[unit]].update(has)
+    return [part_of[units[row]] for row in rows]

@@ -1,4 +1,4 @@
-"""One walk over a folder: which images lie where. Nothing is decided here, and nothing is written."""
+"""Walk over a folder and list its images. Nothing is written."""
 
 import os
 from collections import Counter
@@ -10,11 +10,11 @@ from convnext_cli.images.formats import IMAGE_SUFFIXES, has_image_suffix, identi
 NOT_AN_IMAGE = "not an image by its suffix"
 LINK = "no regular file (a broken link, a pipe)"
 CLOSED = "folder that cannot be read"
-MAX_LINKS = 20  # times that links lead into one folder; more are made to keep a walk going for ever
+MAX_LINKS = 20  # times that links may lead into one folder; more would keep a walk going for ever
 HIDDEN = "hidden or system file"
 
 _NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-_KNOWN_SUFFIXES = frozenset(  # of files that need not be opened to know that they are no images
+_KNOWN_SUFFIXES = frozenset(  # of files that are known not to be images without opening them
     {
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf",
         ".py", ".ipynb", ".log", ".zip", ".gz", ".tar", ".tgz", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".h5",
@@ -25,7 +25,7 @@ _KNOWN_SUFFIXES = frozenset(  # of files that need not be opened to know that th
 
 @dataclass(slots=True)
 class Folder:
-    """A folder with its images and other files by name, and its folders; all sorted by nothing but the disk."""
+    """A folder with the names of its images and other files, and its folders, all in the order of the disk."""
 
     path: str
     name: str
@@ -33,15 +33,15 @@ class Folder:
     images: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     count: int = 0
-    """Images here and below."""
+    """Number of images in it and below."""
 
     @property
     def filled(self) -> "list[Folder]":
-        """The folders that have images, by name."""
+        """The folders that have images, sorted by name."""
         return sorted((folder for folder in self.folders if folder.count), key=lambda folder: folder.name)
 
     def walk(self) -> "Iterator[Folder]":
-        """Yield this folder and all below, each before those in it."""
+        """Yield this folder and all folders below, each before those inside it."""
         waiting = [self]
         while waiting:
             folder = waiting.pop()
@@ -49,23 +49,23 @@ class Folder:
             waiting.extend(folder.folders)
 
     def list_images(self) -> Iterator[str]:
-        """Yield the path of each image here and below."""
+        """Yield the path of each image in this folder and below."""
         for folder in self.walk():
             start = os.path.join(folder.path, "")  # noqa: PTH118  (strings throughout: a Path per file is slow)
             for name in folder.images:
                 yield start + name
 
     def recount(self) -> None:
-        """Count anew after images were removed."""
+        """Update the counts after images were removed."""
         for folder in reversed(list(self.walk())):
             folder.count = len(folder.images) + sum(inner.count for inner in folder.folders)
 
 
 def walk_folder(root: str, skipped: Counter[str]) -> Folder:
-    """Walk over `root`; hidden files and what is no image by suffix or first bytes are counted in `skipped`.
+    """List the images below `root`. Files that are hidden, or no image by suffix or first bytes, count as `skipped`.
 
-    A link to a folder that it lies in is not entered, so that a loop of links ends. A folder that cannot be read and
-    what is no file are counted too, and the first of each is named.
+    A link to a folder above it is not entered, so that a loop of links ends. Unreadable folders and special files are
+    counted too, and the first of each is named.
 
     Raises:
         OSError: `root` cannot be read.
@@ -111,26 +111,26 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
 
 
 def _skip(skipped: Counter[str], reason: str, path: str = "") -> None:
-    """Count what is passed over; with a path, the first for that reason is named."""
-    known = next((text for text in skipped if text.startswith(reason)), f"{reason}, such as {path}") if path else reason
-    skipped[known] += 1
+    """Count a skipped file; with a path, name the first file for this reason."""
+    key = next((text for text in skipped if text.startswith(reason)), f"{reason}, such as {path}") if path else reason
+    skipped[key] += 1
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for what every walk passes over: hidden files, and what Windows and macOS leave in folders."""
+    """Return True for files that every walk skips: hidden files, and those that Windows and macOS leave in folders."""
     return name[0] == "." or name.lower() in _NOT_DATA
 
 
 def _explain_other(entry: "os.DirEntry[str]") -> str:
-    """Say why a file without an image's suffix is none; empty where its first bytes say that it is one."""
+    """Return the reason why a file without an image's suffix is no image; empty if its first bytes show an image."""
     if os.path.splitext(entry.name)[1].lower() in _KNOWN_SUFFIXES:  # noqa: PTH122
         return NOT_AN_IMAGE
     if not _is_file(entry):
         return LINK
-    found = identify_file(entry.path)
-    if found is None:
+    image_format = identify_file(entry.path)
+    if image_format is None:
         return NOT_AN_IMAGE
-    return "" if found.readable else f"image in a format that is not read ({found.name})"
+    return "" if image_format.readable else f"image in a format that is not read ({image_format.name})"
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

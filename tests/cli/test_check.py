@@ -121,7 +121,7 @@ def test_odd_data_is_said_and_nothing_hangs(convnext: Convnext, tmp_path: Path) 
     }
     assert outcome.code == 0
     flags = "--model test_convnext --weights none --dry-run --folds 500"
-    assert "cannot be cut into 500 folds" in convnext("finetune", "odd", *flags.split()).err
+    assert "too few for 500 folds" in convnext("finetune", "odd", *flags.split()).err
 
 
 def test_check_refuses_what_cannot_be_trained_on(convnext: Convnext, tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def test_latin_1_is_read_as_windows_1252() -> None:
         ("path,label\n1.png,胸\n".encode("shift-jis"), "in line 2"),
         ("path,label\n1.png,Büro\n".encode("mac-roman"), "byte 0x9f in line 2"),
         (b"path,label\n1.png,a\x81\n", "byte 0x81 in line 2"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "zero bytes, so it is no text"),
-        (b"\xff\xfea\0b", "it begins as UTF-16 and is not"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "zero bytes, so it is not text"),
+        (b"\xff\xfea\0b", "it has the mark of UTF-16 but is not"),
     ],
 )
 def test_unknown_encoding_is_refused_with_byte_and_line(raw: bytes, problem: str) -> None:

@@ -56,7 +56,7 @@ def test_identifiers_that_restart_in_each_class_are_dropped() -> None:
 def test_pattern_that_takes_too_long_is_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convnext_cli.data.groups.MAX_SECONDS_PATH", 0.05)
     index = make_index(f"x/{'a' * 60}!.png", f"y/{'a' * 61}.png")
-    with pytest.raises(UsageError, match=r"takes too long on x/a+!\.png|is found in no path"):
+    with pytest.raises(UsageError, match=r"takes too long on x/a+!\.png|matches no path"):
         group_index(index, pattern)
 
 
@@ -66,9 +66,9 @@ def test_pattern_defines_the_groups() -> None:
     assert grouped.groups == ("7", "7", "b/other.png", "8")
     assert grouping.groups == 3
     assert group_index(index, "none")[0].groups == ()
-    with pytest.raises(UsageError, match="is no regular expression"):
+    with pytest.raises(UsageError, match="is not a regular expression"):
         group_index(index, "(")
-    with pytest.raises(UsageError, match="is found in no path"):
+    with pytest.raises(UsageError, match="matches no path"):
         group_index(index, "person")
 
 
