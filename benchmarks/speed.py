@@ -151,8 +151,8 @@ def answer_resident(task: Task, mode: str) -> Turns:
 
 def answer_ours(task: Task, mode: str) -> Turns:
     """`eval` or `predict` on all images."""
+    from convnext_cli.cache_folder import clear_cache
     from convnext_cli.data.sources import scan_data
-    from convnext_cli.files import clear_cache
     from convnext_cli.inference.prediction import predict_steps
     from convnext_cli.inference.request import PredictRequest
     from convnext_cli.inference.torch_classifier import TorchClassifier

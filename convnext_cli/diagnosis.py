@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from convnext_cli.cache_folder import find_cache_folder, measure_size
 from convnext_cli.errors import shorten_error
-from convnext_cli.files import find_cache_folder, measure_size
 from convnext_cli.machine import count_cpus, detect_machine
 from convnext_cli.progress import Progress, Steps, finish
 

@@ -1,37 +1,33 @@
-"""Writing that never leaves half a file under a real name, and the folder for what can be made again.
+"""Write files atomically, and check paths that the user names.
 
-A file that the user names (`--output`, `--fix-list` …) is checked by `check_output` and written through
-`replace_output`. No option writes a named file in any other way.
+A file that the user names (`--output`, `--fix-list` …) is always checked by `check_output` and written through
+`replace_output`.
 """
 
 import errno
-import getpass
 import json
 import os
-import shutil
 import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from convnext_cli.errors import UsageError
 
-NULL_FOLDER = Path(os.devnull)  # a folder in which nothing can be made
-_NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ROOM = "no room on the disk for this file, of which nothing is left"
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = "no room on the disk; no partial file is left"
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; when the block ends well, it is flushed and renamed to `path`.
+    """Yield a temporary path beside `path`, which is flushed and renamed to `path` if the block succeeds.
 
     Raises:
-        OSError: the disk is full, read-only or gone. `path` is then as it was before.
+        OSError: the disk is full, read-only or gone; `path` is unchanged.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
     os.close(handle)
@@ -43,8 +39,8 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared run from colleagues
         temporary.replace(path)
     except OSError as error:
-        if error.errno in _NO_ROOM_ERRORS and error.strerror != NO_ROOM:  # the file's own name, and not a temporary one
-            raise OSError(error.errno, NO_ROOM, str(path)) from error
+        if error.errno in DISK_FULL_ERRORS and error.strerror != DISK_FULL:  # name the file, not the temporary one
+            raise OSError(error.errno, DISK_FULL, str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -57,20 +53,20 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_output(path: Path, option: str = "--output", *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside a file that the user named; when the block ends well, rename it to `path`.
+    """Yield a temporary path for a file that the user named, which replaces `path` if the block succeeds.
 
     Raises:
-        UsageError: as `check_output`, before the block and once more after it.
+        UsageError: as `check_output`, before the block and again after it.
         OSError: as `replace_file`.
     """
     check_output(path, option, overwrite=overwrite)
     with replace_file(path) as temporary:
         yield temporary
-        check_output(path, option, overwrite=overwrite)  # what came there meanwhile is not replaced either
+        check_output(path, option, overwrite=overwrite)  # another program may have written it meanwhile
 
 
 def write_output(path: Path, text: str, option: str = "--output", *, overwrite: bool = False) -> None:
-    """Write `text` to a file that the user named, as `replace_output` and `write_text` do."""
+    """Write text to a file that the user named. Raises the errors of `replace_output`."""
     with replace_output(path, option, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
@@ -78,11 +74,10 @@ def write_output(path: Path, text: str, option: str = "--output", *, overwrite: 
 def check_output(path: Path, option: str = "--output", *, overwrite: bool = False) -> None:
     """Check that a file may be written at a path that the user named.
 
-    An existing file is replaced with `overwrite` only; a link, a device, a pipe, a socket never is, nor what a link
-    leads to.
+    Links, devices, pipes and sockets are never replaced; regular files with `overwrite` only.
 
     Raises:
-        UsageError: it may not.
+        UsageError: it may not be written.
     """
     try:
         mode = path.lstat().st_mode
@@ -104,31 +99,29 @@ def check_output(path: Path, option: str = "--output", *, overwrite: bool = Fals
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all. Bytes of odd file names pass through."""
+    """Write text atomically as UTF-8. Undecodable bytes of file names (surrogate escapes) are kept."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines; a line that a full disk cut short is passed over."""
-    found = []
+    """Return the objects of a JSON-lines file; truncated lines are skipped, and a missing file has none."""
+    objects = []
     try:
         lines = path.read_bytes().splitlines()
-    except OSError:  # it is not there, or is a folder
+    except OSError:
         return []
     for line in lines:
-        try:
-            found.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
-    return found
+        with suppress(ValueError, RecursionError):
+            objects.append(json.loads(line))
+    return objects
 
 
 def append_json_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add an object to a file of JSON lines: one write at its end, which the system does not mix with another's.
+    """Append an object to a JSON-lines file with a single write, which concurrent writers cannot interleave.
 
     Raises:
-        OSError: it cannot be written. Of a line that a full disk cut short nothing stays.
+        OSError: it cannot be written; a truncated line is removed again.
     """
     line = (json.dumps(entry) + "\n").encode()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -140,29 +133,29 @@ def append_json_line(path: Path, entry: dict[str, Any]) -> None:
             os.ftruncate(file, os.fstat(file).st_size - written)
             if not os.fstat(file).st_size:
                 path.unlink()
-            raise OSError(errno.ENOSPC, "no room on the disk for another line", str(path))
+            raise OSError(errno.ENOSPC, DISK_FULL, str(path))
         os.fsync(file)
     finally:
         os.close(file)
 
 
 def checksum_file(path: Path) -> int:
-    """A sum over a file's bytes, formed once for each state of the file."""
-    state = path.stat()
-    return _sum_bytes(path.absolute(), state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)
+    """Return the CRC-32 of a file's bytes, computed again only if the file changed."""
+    status = path.stat()
+    return _compute_checksum(path.absolute(), status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
 
 
 @cache
-def _sum_bytes(path: Path, *state: int) -> int:
-    del state  # a file that was written anew is summed anew
+def _compute_checksum(path: Path, *status: int) -> int:
+    del status  # part of the cache's key
     return zlib.crc32(path.read_bytes())
 
 
 def check_outside(output: Path, data: Path, option: str = "--output") -> None:
-    """Checks that `output` does not lie in the data folder, which is never written to.
+    """Check that `output` is outside the data folder, which is never written to.
 
     Raises:
-        UsageError: it does.
+        UsageError: it is inside.
     """
     if resolve_links(output).is_relative_to(resolve_links(data)):
         raise UsageError(
@@ -171,151 +164,8 @@ def check_outside(output: Path, data: Path, option: str = "--output") -> None:
 
 
 def resolve_links(path: Path) -> Path:
-    """Return the absolute path without links, where `Path.resolve` fails for a link to itself or a name too long."""
+    """Return the absolute path without links. Unlike `Path.resolve`, accepts link loops and names that are too long."""
     return Path(os.path.realpath(path))
-
-
-def find_cache_folder() -> Path:
-    """Return this program's cache folder: `$CONVNEXT_CACHE`, or `convnext` in `$XDG_CACHE_HOME` or `~/.cache`.
-
-    Where none of these is set and there is no home folder that can be written, as in `docker run --user 12345`, it is
-    a private folder among the system's temporary files.
-    """
-    own = os.environ.get("CONVNEXT_CACHE")
-    return Path(own) if own else _find_cache_home() / "convnext"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CachePart:
-    """One kind of thing that the cache folder holds."""
-
-    name: str
-    """Its folder in the cache folder."""
-    title: str
-    entries: int
-    bytes: int
-
-
-_CACHE_PARTS = {  # folder: what is in it, and its entries' names; nothing else is ever removed
-    "pictures": ("decoded images", ("*.sqlite", "*.sqlite-journal")),
-    "audit": ("measures of images, for `check`", ("*.npz",)),
-    "digests": ("digests of image files", ("*.sqlite", "*.sqlite-journal")),
-    "unpacked": ("unpacked zip files", (f"*-{24 * '[0-9a-f]'}", ".unpacking-*", "*.lock")),
-    "probes": ("measured training speeds", ("*.json",)),
-    "kernels": ("compiled kernels", ("*.so",)),
-}
-_LEFTOVERS = ".*.tmp"  # of writes that were killed, see `replace_file`
-
-
-def list_cache() -> list[CachePart]:
-    """Return all parts of the cache with their sizes; leftovers of kills count as well."""
-    parts = []
-    for name, (title, _) in _CACHE_PARTS.items():
-        entries = _find_cache_entries(name)
-        parts.append(CachePart(name=name, title=title, entries=len(entries), bytes=sum(map(measure_size, entries))))
-    return parts
-
-
-def clear_cache() -> list[Path]:
-    """Remove all parts of the cache, leftovers of kills included, and return what could not be removed.
-
-    A training that uses decoded images decodes from then on. One that reads from an unpacked zip file fails.
-    """
-    for name in _CACHE_PARTS:
-        for entry in _find_cache_entries(name):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    entry.unlink(missing_ok=True)
-    return [entry for name in _CACHE_PARTS for entry in _find_cache_entries(name)]
-
-
-def _find_cache_entries(name: str) -> list[Path]:
-    folder = find_cache_folder() / name
-    try:
-        return [path for pattern in (*_CACHE_PARTS[name][1], _LEFTOVERS) for path in folder.glob(pattern)]
-    except OSError:  # not ours to read
-        return []
-
-
-def measure_size(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder; links count nothing, nor what goes away meanwhile."""
-    files = [str(path)]
-    if path.is_dir() and not path.is_symlink():
-        parents = ((parent, names) for parent, _, names in os.walk(path))
-        files = [os.path.join(parent, name) for parent, names in parents for name in names]  # noqa: PTH118  (many)
-    total = 0
-    for file in files:
-        with suppress(OSError):
-            status = os.lstat(file)
-            total += 0 if stat.S_ISLNK(status.st_mode) else status.st_size
-    return total
-
-
-def explain_cache_location() -> str | None:
-    """Return where the cache is, in words, if that is not where the user would look for it."""
-    if not _lacks_home():
-        return None
-    if _find_cache_home() == NULL_FOLDER:
-        return "there is no home folder and no temporary folder that can be written: nothing is kept for later runs"
-    return f"the home folder is not writable: the cache is in {find_cache_folder()}. $CONVNEXT_CACHE sets another"
-
-
-def redirect_library_caches() -> None:
-    """Point libraries that keep files in the home folder to the cache folder, where the home cannot be written.
-
-    By environment variables, which processes started by this one inherit. PyTorch's compiler also asks for a user's
-    name, which a number given to a container does not have.
-    """
-    if _lacks_home() and (base := _find_cache_home()) != NULL_FOLDER:
-        os.environ["XDG_CACHE_HOME"] = str(base)  # of the Hub's client, PyTorch, and this program
-        os.environ.setdefault("MPLCONFIGDIR", str(base / "matplotlib"))
-    try:
-        getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        os.environ.setdefault("USER", f"user-{os.getuid()}" if hasattr(os, "getuid") else "user")
-
-
-def _lacks_home() -> bool:
-    if os.environ.get("CONVNEXT_CACHE") or os.environ.get("XDG_CACHE_HOME"):
-        return False
-    try:
-        return not _is_writable(Path.home() / ".cache" / "convnext")
-    except RuntimeError:  # no variable says it, and the system knows no such user
-        return True
-
-
-def _find_cache_home() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME")
-    if given:
-        return Path(given)
-    return _make_private_folder() if _lacks_home() else Path.home() / ".cache"
-
-
-def _is_writable(path: Path) -> bool:
-    """Return whether a folder can be written, or made."""
-    nearest = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), path)
-    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-
-
-@cache
-def _make_private_folder() -> Path:
-    """Return a folder among the temporary files that this user alone can write, or `NULL_FOLDER`.
-
-    Private, because compiled kernels are loaded from it.
-    """
-    try:
-        parent = Path(tempfile.gettempdir())
-        if parent == Path.cwd() and str(parent) != os.environ.get("TMPDIR"):
-            return NULL_FOLDER  # Python's last resort, which may be the user's data
-        folder = parent / f"convnext-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        is_own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
-        return folder if is_own and stat.S_ISDIR(status.st_mode) else Path(tempfile.mkdtemp(prefix="convnext-"))
-    except OSError:
-        return NULL_FOLDER
 
 
 def _umask() -> int:

@@ -66,7 +66,7 @@ def _options(
     del version  # done by its callback
     if debug:
         os.environ[DEBUG] = "1"
-    from convnext_cli.files import explain_cache_location, redirect_library_caches
+    from convnext_cli.cache_folder import explain_cache_location, redirect_library_caches
 
     note = explain_cache_location()
     redirect_library_caches()

@@ -17,7 +17,7 @@ def cache(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show or clear what is kept for later runs: decoded images, measures, unpacked zip files, compiled kernels."""
-    from convnext_cli.files import clear_cache, find_cache_folder, list_cache
+    from convnext_cli.cache_folder import clear_cache, find_cache_folder, list_cache
     from convnext_cli.images.cache import DEFAULT_LIMIT, LIMIT, list_cached_sets
     from convnext_cli.machine import GIB
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.errors import DataError, shorten_error
-from convnext_cli.files import find_cache_folder
 
 GIB = 1024**3
 MAX_BYTES = 200 * GIB  # of all files unpacked

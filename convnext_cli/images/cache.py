@@ -26,7 +26,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from convnext_cli.files import find_cache_folder
+from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.images.decode import RULES, Pixels
 from convnext_cli.images.hashing import make_key, open_digests
 

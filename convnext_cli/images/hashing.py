@@ -27,7 +27,7 @@ from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
-from convnext_cli.files import find_cache_folder
+from convnext_cli.cache_folder import find_cache_folder
 
 RACY = 2.0  # seconds; the coarsest clock of the file systems below (ext3) ticks every second
 PENDING = 2000  # digests that are written at a time

@@ -9,7 +9,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from convnext_cli.files import find_cache_folder, replace_file
+from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.files import replace_file
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_cli.cache_folder import clear_cache
 from convnext_cli.errors import ImageError
-from convnext_cli.files import clear_cache
 from convnext_cli.images.cache import IN_USE, LIMIT, PENDING, ImageCache, list_cached_sets
 from convnext_cli.images.decode import Pixels, decode_image
 from tests.conftest import save_image

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
-from convnext_cli.files import find_cache_folder, replace_file
+from convnext_cli.files import replace_file
 from convnext_cli.images.decode import RULES, read_image
 from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
 from convnext_cli.progress import Progress, Steps

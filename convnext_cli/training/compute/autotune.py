@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.errors import shorten_error
-from convnext_cli.files import find_cache_folder, write_text
+from convnext_cli.files import write_text
 from convnext_cli.kernels.blocks import release_freed_memory
 from convnext_cli.kernels.library import describe_processor
 from convnext_cli.progress import Notice

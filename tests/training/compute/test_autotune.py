@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from convnext_cli.files import find_cache_folder
+from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.kernels.blocks import FusedBlock
 from convnext_cli.kernels.depthwise import NativeDepthwise
 from convnext_cli.kernels.library import load_kernels
