@@ -1,12 +1,12 @@
-"""Pictures that took time to decode, kept in the user's cache folder for later epochs and later runs.
+"""Cache decoded images in the user's cache folder for later epochs and runs.
 
-One SQLite file for each data folder and each way of preparing its images. SQLite is what makes a file safe under
-several runs at once and under a kill. It keeps a journal and no write-ahead log: measured, that writes pictures once
-instead of twice, and it leaves one file a set, so that the set unused for longest is removed by removing its file.
+There is one SQLite file for each data folder and each kind of preparation. SQLite keeps a file intact under several
+processes at once and under a kill. It uses a journal, not a write-ahead log: by measurement, images are then written
+once instead of twice. Each set is one file, so that removing the file removes the set.
 
-An image is known by the content of its file (`contents.py` has the rule and its price), Pillow's version and the rules
-of decoding. The cache never fails a run: what cannot be read is decoded again, what cannot be written is not kept, and
-`failure` says why.
+The key of an image is the content of its file (`hashing.py` has the rule and its cost), Pillow's version and the
+version of the decoding rules. The cache never stops a run: images that cannot be read are decoded again, images that
+cannot be written are not cached, and `failure` has the reason.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.images.decode import RULES, Pixels
 from convnext_cli.images.hashing import make_key, open_digests
 
-LIMIT = "CONVNEXT_CACHE_GIB"  # environment variable: GiB that all pictures together may take
+LIMIT = "CONVNEXT_CACHE_GIB"  # environment variable: GiB that all cached images together may take
 DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 366 x 488
-SPARED = 0.05  # share of the disk that stays free
-IN_USE = 900.0  # seconds since its last use in which a set is never removed to make room
+SPARED = 0.05  # fraction of the disk that stays free
+IN_USE = 900.0  # seconds after its last use in which a set is never removed
 PENDING = 8 << 20  # bytes that are written at a time: a kill loses no more
 PATIENCE = 10.0  # seconds to wait for another run's write
-_PAGE = 16384  # bytes; the largest part of a picture fits into few pages
+_PAGE = 16384  # bytes; an image then takes few pages
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (root TEXT, purpose TEXT);
 CREATE TABLE IF NOT EXISTS pictures (
@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS pictures (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedSet:
-    """The kept pictures of one data folder, prepared in one way."""
+    """The cached images of one data folder, prepared in one way."""
 
     path: Path
     root: str
@@ -56,17 +56,17 @@ class CachedSet:
     size: int
     """Bytes on disk."""
     used: float
-    """When it was last used, in seconds since the epoch."""
+    """Time of the last use, in seconds since the epoch."""
 
 
 class ImageCache:
-    """Images of a data folder, prepared once.
+    """Prepared images of a data folder, each prepared once.
 
     Args:
         root: the data folder.
-        purpose: what `make` does, in words; two that differ in anything need different ones.
+        purpose: description of `make`; different preparations need different descriptions.
         make: prepares the image at a path, (H, W, 3) uint8.
-        keep: False prepares every image anew and touches no cache.
+        keep: False prepares every image again and uses no cache.
     """
 
     def __init__(self, root: Path, purpose: str, make: Callable[[Path], Pixels], *, keep: bool = True) -> None:
@@ -79,11 +79,11 @@ class ImageCache:
 
     @property
     def failure(self) -> str | None:
-        """Why no more pictures are kept, or None."""
+        """The reason why no more images are cached; None if there is none."""
         return self.store.failure if self.store is not None else None
 
     def read(self, path: str) -> Pixels:
-        """The prepared image, (H, W, 3) uint8, from the cache where it is there. Any thread may ask.
+        """Return the prepared image, (H, W, 3) uint8, from the cache if it is there. Thread-safe.
 
         Raises:
             ImageError: as `make` does.
@@ -93,16 +93,16 @@ class ImageCache:
             return self.make(file)
         content = make_key(self.digests, path)
         if content is None:
-            return self.make(file)  # which says what is wrong
+            return self.make(file)  # raises the error that names the cause
         pixels = self.store.find(content)
         if pixels is None:
             pixels = self.make(file)
-            if make_key(self.digests, path) == content:  # not where the file was changed meanwhile
-                self.store.keep(content, pixels)
+            if make_key(self.digests, path) == content:  # unless the file was changed meanwhile
+                self.store.add(content, pixels)
         return pixels
 
     def flush(self) -> None:
-        """Writes what is still waiting to be kept."""
+        """Write the images that wait to be cached."""
         if self.store is not None:
             self.store.flush()
             self.digests.flush()
@@ -112,11 +112,11 @@ class _Store:
     """The SQLite file of one set."""
 
     def __init__(self, root: Path, purpose: str) -> None:
-        self.about = (
+        self.identity = (
             str(root.resolve()),
             f"{purpose}; by content, rules {RULES} and Pillow {PIL.__version__}",
         )
-        name = hashlib.blake2b(os.fsencode("\0".join(self.about)), digest_size=12).hexdigest()
+        name = hashlib.blake2b(os.fsencode("\0".join(self.identity)), digest_size=12).hexdigest()
         self.path = _folder() / f"{name}.sqlite"
         self.failure: str | None = None
         self._lock = threading.RLock()
@@ -129,11 +129,11 @@ class _Store:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a file to read from."""
+        """True if there is a file to read from."""
         return self._connection is not None
 
     def find(self, content: bytes) -> Pixels | None:
-        """Return the picture, where one is kept of a file with this content and is whole."""
+        """Return the cached image of a file with this content; None if there is none, or it is damaged."""
         row = None
         with self._guarded():
             self._touch()
@@ -150,14 +150,14 @@ class _Store:
             return np.asarray(Image.fromarray(flat.reshape(height, width)).convert("RGB"))
         return flat.reshape(height, width, 3)
 
-    def keep(self, content: bytes, picture: Pixels) -> None:
-        """Keeps a picture; a grey one in a third of the space."""
+    def add(self, content: bytes, image: Pixels) -> None:
+        """Cache an image; a grey one takes a third of the space."""
         if self.failure:
             return
-        height, width, _ = picture.shape
-        grey = picture[..., 0]
-        is_grey = np.array_equal(grey, picture[..., 1]) and np.array_equal(grey, picture[..., 2])
-        pixels = np.ascontiguousarray(grey if is_grey else picture).tobytes()
+        height, width, _ = image.shape
+        grey = image[..., 0]
+        is_grey = np.array_equal(grey, image[..., 1]) and np.array_equal(grey, image[..., 2])
+        pixels = np.ascontiguousarray(grey if is_grey else image).tobytes()
         with self._lock:
             self._waiting[content] = (content, height, width, _sum(height, width, pixels), pixels)
             self._bytes += len(pixels)
@@ -165,7 +165,7 @@ class _Store:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what is waiting, in one transaction."""
+        """Write the waiting images in one transaction."""
         with self._guarded():
             rows, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
             if not rows or self._connection is None or self.failure:
@@ -173,14 +173,14 @@ class _Store:
             if not self._has_room():
                 self.failure = (
                     f"the cache in {self.path.parent} is full ({_limit() / 2**30:g} GiB): later images are decoded "
-                    f"each time. `convnext cache` shows what is in it, ${LIMIT} sets its size"
+                    f"each time. `convnext cache` shows its content, ${LIMIT} sets its size"
                 )
                 return
             with self._connection as connection:
                 connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", rows)
 
     def close(self) -> None:
-        """Writes what is waiting and lets go of the file."""
+        """Write the waiting images and close the file."""
         self.flush()
         self._close()
 
@@ -189,10 +189,10 @@ class _Store:
         connection = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
         self._connection = connection
         connection.execute(f"PRAGMA page_size = {_PAGE}")
-        connection.execute("PRAGMA synchronous = OFF")  # a kill cannot hurt; after a power cut the checksums find out
+        connection.execute("PRAGMA synchronous = OFF")  # safe under a kill; checksums detect other damage
         connection.executescript(_SCHEMA)
         with connection:
-            connection.execute("INSERT INTO about SELECT ?, ? WHERE NOT EXISTS (SELECT * FROM about)", self.about)
+            connection.execute("INSERT INTO about SELECT ?, ? WHERE NOT EXISTS (SELECT * FROM about)", self.identity)
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -202,30 +202,30 @@ class _Store:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """One thread at a time; and no error of the cache ends a run."""
+        """Let one thread in at a time, and turn errors into `failure`."""
         with self._lock:
             try:
                 yield
             except (OSError, sqlite3.OperationalError) as error:  # full, read-only, locked for long, removed
-                self.failure = f"decoded images are not kept in {self.path.parent}: {error}"
-                self._close()  # or each image would wait for a lock anew
-            except sqlite3.Error:  # damaged, or no database at all: made anew
+                self.failure = f"decoded images are not cached in {self.path.parent}: {error}"
+                self._close()  # or each image would wait for a lock again
+            except sqlite3.Error:  # damaged, or not a database: created again
                 self._close()
                 self.path.unlink(missing_ok=True)
                 try:
                     self._open()
                 except (OSError, sqlite3.Error) as again:
-                    self.failure = f"decoded images are not kept in {self.path.parent}: {again}"
+                    self.failure = f"decoded images are not cached in {self.path.parent}: {again}"
 
     def _touch(self) -> None:
-        """Says now and then that the set is in use."""
+        """Update the time of last use, at intervals."""
         if time.monotonic() - self._touched > IN_USE / 3:
             self._touched = time.monotonic()
             with suppress(OSError):
                 os.utime(self.path)
 
     def _has_room(self) -> bool:
-        """Whether the set may grow, after sets that nobody uses have made room for it."""
+        """Return True if the set may grow; remove sets that are not in use to make room for it."""
         unused = sorted((path for path in _files() if time.time() - _used(path) > IN_USE), key=_used, reverse=True)
         while True:
             disk = disk_usage(self.path.parent)
@@ -237,8 +237,8 @@ class _Store:
 
 
 def list_cached_sets() -> list[CachedSet]:
-    """All sets, the last used first. One that cannot be read is said to be damaged."""
-    found = []
+    """Return all sets, the last used first. The purpose of an unreadable one is `damaged`."""
+    sets = []
     for path in sorted(_files(), key=_used, reverse=True):
         try:
             connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE)
@@ -249,10 +249,8 @@ def list_cached_sets() -> list[CachedSet]:
                 connection.close()
         except (sqlite3.Error, TypeError):
             root, purpose, images = "?", "damaged", 0
-        found.append(
-            CachedSet(path=path, root=root, purpose=purpose, images=images, size=_size(path), used=_used(path))
-        )
-    return found
+        sets.append(CachedSet(path=path, root=root, purpose=purpose, images=images, size=_size(path), used=_used(path)))
+    return sets
 
 
 def _sum(height: int, width: int, pixels: bytes) -> int:
@@ -268,7 +266,7 @@ def _files() -> list[Path]:
 
 
 def _limit() -> float:
-    """Bytes."""
+    """Return the limit of the cache in bytes."""
     try:
         return float(os.environ[LIMIT]) * 2**30
     except (KeyError, ValueError):

@@ -1,12 +1,12 @@
-"""The one place where a file becomes pixels.
+"""Decode image files to RGB uint8. This is the only place where a file becomes pixels.
 
-More than 8 bits a value are stretched from the image's own darkest to its own brightest value. The image's own, and not
-the data set's, because raw values of different devices share no scale, and because an image seen years later by
-`predict` must be read as it would have been in training, by a rule that needs no memory. Nothing is ever clipped, so a
-12-bit X-ray in a 16-bit file keeps all the levels that 8 bits can hold. What the rule loses is absolute brightness.
+Values of more than 8 bits are stretched from the image's own darkest to its own brightest value. The data set's range
+is not used, for two reasons. Raw values of different devices share no scale. And `predict` must read an image years
+later as training would have done, by a rule that needs no memory. Nothing is clipped, so a 12-bit X-ray in a 16-bit
+file keeps all levels that 8 bits can hold. Only absolute brightness is lost.
 
-The file's content decides what it is, not its name. Where Pillow gives 8 of a file's 16 bits, the rest is read another
-way (`tiff.py`, `_read_deep_png`, `_read_deep_pnm`) or the file is refused by name.
+The content of a file decides its format, not its name. If Pillow returns only 8 of a file's 16 bits, the rest is read
+in another way (`tiff.py`, `_read_deep_png`, `_read_deep_pnm`), or the file is refused by name.
 """
 
 import io
@@ -39,30 +39,30 @@ Pixels = NDArray[np.uint8]
 """An image, (H, W, 3), RGB."""
 
 RULES = 2
-"""Raised when a file would become other pixels; what was kept of files before is then made anew."""
+"""Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
-_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits a pixel
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
-_SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in the other order, the second
-_one_picture = threading.Lock()  # reading a PIL image changes it, and the same one may be given twice
+_SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in swapped order, the second
+_one_image = threading.Lock()  # reading a PIL image changes it, and two threads may pass the same one
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
-"""Bytes a pixel that a library holds beside Pillow's own picture, measured on pictures of one colour."""
+"""Bytes per pixel that a library holds beside Pillow's own image, measured on images of one colour."""
 
-# Readers warn of odd tags, and of pictures half as large as MAX_PIXELS: nothing that a user could act upon.
-warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.|convnext_cli\.data\.")
+# Readers warn of odd tags, and of images half as large as MAX_PIXELS: nothing that a user could act upon.
+warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.|convnext_cli\.images\.")
 
 
 class Decoded(NamedTuple):
-    """An image, and what was done to it beyond reading."""
+    """An image, and the steps of its decoding."""
 
     pixels: Pixels
     """(H, W, 3) RGB, upright."""
     mode: str
     """Pillow's name of the file's own pixels, such as `L`, `RGB`, `I;16`; `DICOM …` for DICOM."""
     bits: int
-    """Bits of one value in the file."""
-    done: tuple[str, ...]
-    """What was done, in words: windowed, first frame, turned upright …"""
+    """Bits per value in the file."""
+    steps: tuple[str, ...]
+    """The steps in words: windowed, first frame, turned upright …"""
 
 
 def decode_image(path: Path, *, at_least: int | None = None) -> Pixels:
@@ -80,7 +80,7 @@ def decode_image(path: Path, *, at_least: int | None = None) -> Pixels:
 
 
 def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
-    """Read an image as `decode_image` does, and say what was done to it.
+    """Read an image as `decode_image` does, with the steps of its decoding.
 
     Raises:
         ImageError: as `decode_image`.
@@ -90,7 +90,7 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
         with open_regular_file(path) as file:
             kind = identify_bytes(file.read(HEAD_BYTES), path.suffix)
             if (kind is None and path.suffix.lower() in DICOM_SUFFIXES) or (kind is not None and kind.name == "DICOM"):
-                from convnext_cli.images.dicom import read_dicom  # an extra: only who has such files needs it
+                from convnext_cli.images.dicom import read_dicom  # an extra dependency, for DICOM only
 
                 name = "DICOM"
                 return _finish(read_dicom(file, path))
@@ -111,81 +111,81 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
             f"{path} has more than {MAX_PIXELS:,} pixels", "Scale it down, or cut it into tiles"
         ) from error
     except MemoryError as error:
-        raise ImageError(f"{path} takes more memory to decode than there is", "Scale it down") from error
-    except Exception as error:  # what Pillow's, tifffile's, pydicom's and gdcm's parsers raise has no common base
+        raise ImageError(f"{path} needs more memory to decode than there is", "Scale it down") from error
+    except Exception as error:  # the errors of Pillow, tifffile, pydicom and gdcm have no common base class
         raise ImageError(
             f"{path} cannot be read as an image ({_explain(error, path, name)})", "Replace or remove the file"
         ) from error
 
 
 def convert_image(image: Image.Image, name: str) -> Pixels:
-    """Return a PIL image as `decode_image` reads the file that it was opened from; the image itself stays as it is.
+    """Return a PIL image as `decode_image` reads its file; the image itself is not changed.
 
-    Pillow gives 8 of the 16 bits of a colour file, where `decode_image` has all of them.
+    Pillow has only 8 of the 16 bits of a colour file, while `decode_image` reads all of them.
 
     Args:
         image: an image of any mode, read or not.
-        name: what to call it in a message.
+        name: for messages.
 
     Raises:
         ImageError: its file cannot be read to its end, or its mode cannot be converted to RGB.
     """
     try:
-        with _one_picture:
-            own = image.copy()
-        done: list[str] = []
-        if _find_orientation(own, done) != 1:
-            ImageOps.exif_transpose(own, in_place=True)
-        return _convert(own, own.mode, done).pixels
-    except Exception as error:  # what Pillow's parsers raise has no common base
+        with _one_image:
+            copy = image.copy()
+        steps: list[str] = []
+        if _find_orientation(copy, steps) != 1:
+            ImageOps.exif_transpose(copy, in_place=True)
+        return _convert(copy, copy.mode, steps).pixels
+    except Exception as error:  # the errors of Pillow's parsers have no common base class
         raise ImageError(
             f"{name} cannot be read as an image ({' '.join(str(error).split())[:200]})", "Replace or remove it"
         ) from error
 
 
 def _finish(raster: Raster) -> Decoded:
-    """Stretch deep values to 8 bits, and lay on white what is transparent."""
-    values, alpha, mode, bits, done = raster
+    """Stretch deep values to 8 bits, and blend transparent parts with white."""
+    values, alpha, mode, bits, steps = raster
     if values.dtype == np.uint8:
         pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
     else:
         shown = None if alpha is None else alpha > 0
         low, high = find_range(values, shown if shown is not None and shown.any() else None)
         pixels = stretch_between(values, low, high)
-        what = f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched"
-        done = (*done, f"{what} from {low:g}..{high:g}")
+        step = f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched"
+        steps = (*steps, f"{step} from {low:g}..{high:g}")
     if alpha is not None and alpha.min() < 1:
         for rows in cut_rows(values.shape):
             opaque = alpha[rows][..., None]
             pixels[rows] = np.rint(pixels[rows] * opaque + 255 * (1 - opaque))
-        done = (*done, "laid on white where transparent")
-    return Decoded(pixels, mode, bits, done)
+        steps = (*steps, "laid on white where transparent")
+    return Decoded(pixels, mode, bits, steps)
 
 
 def open_with_pillow(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
     """Open an image with Pillow, limited to the formats of `PILLOW_SUFFIXES`; nothing is decoded yet.
 
-    An explicit list, because Pillow starts Ghostscript for a PostScript file of any name.
+    The formats are listed because Pillow starts Ghostscript for a PostScript file of any name.
 
     Args:
         file: the file, at its start.
         path: for the message.
-        name: the one format that it may be; empty for all.
+        name: the only allowed format; empty for all.
 
     Raises:
-        UnidentifiedImageError: it is of none of them.
+        UnidentifiedImageError: the file has none of these formats.
         ImageError: the installed Pillow lacks this format.
     """
     if name not in Image.OPEN:
         Image.init()
-    formats = [name] if name in Image.OPEN else [known for known in PILLOW_SUFFIXES if known in Image.OPEN]
+    formats = [name] if name in Image.OPEN else [listed for listed in PILLOW_SUFFIXES if listed in Image.OPEN]
     if name not in ("", *formats):
         raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
     return Image.open(file, formats=formats)
 
 
 def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decoded:
-    """Read what is not DICOM; `name` is the format told by the first bytes, empty where none is."""
+    """Read an image other than DICOM; `name` is the format by its first bytes, empty if that is unknown."""
     if name in ("SGI", "JPEG2000", "ICO"):
         file.seek(0)
         _refuse_deep(file, path, name)
@@ -211,45 +211,45 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
 
 
 def _read_pillow(opened: Image.Image, file: BinaryIO, at_least: int | None) -> Decoded:
-    done: list[str] = []
+    steps: list[str] = []
     mode = opened.mode
     if (frames := getattr(opened, "n_frames", 1)) > 1:
-        done.append(f"first of {frames} frames")
+        steps.append(f"first of {frames} frames")
     rawmode = _find_rawmode(opened)
     if at_least is not None and opened.format == "JPEG":
         _reduce(opened, at_least)
-    orientation = _find_orientation(opened, done)
+    orientation = _find_orientation(opened, steps)
     if rawmode == "LA;16B" or rawmode in _SWAPPED:
         raster = _read_deep_png(opened, file, rawmode)
-        raster = raster._replace(done=tuple(done) + raster.done)
+        raster = raster._replace(steps=tuple(steps) + raster.steps)
         return _finish(turn_upright(raster, orientation))
     opened.load()
     if orientation != 1:
         ImageOps.exif_transpose(opened, in_place=True)
-    return _convert(opened, mode, done)
+    return _convert(opened, mode, steps)
 
 
-def _convert(image: Image.Image, mode: str, done: list[str]) -> Decoded:
-    """Convert what Pillow has read: stretch deep grey, lay on white what is transparent, make the rest RGB.
+def _convert(image: Image.Image, mode: str, steps: list[str]) -> Decoded:
+    """Convert an image that Pillow has read: stretch deep grey, blend transparent parts with white, make the rest RGB.
 
     Args:
         image: read, and upright.
-        mode: as Pillow opened it.
-        done: what was done before.
+        mode: of the file.
+        steps: the steps so far.
     """
     if mode in _DEEP_MODES:
         values = _to_array(image)
         alpha = None
         if isinstance(key := image.info.get("transparency"), int):
             alpha = (values != key).astype(np.float32)
-        return _finish(Raster(values, alpha, mode, 16 if mode.startswith("I;16") else 32, tuple(done)))
+        return _finish(Raster(values, alpha, mode, 16 if mode.startswith("I;16") else 32, tuple(steps)))
     is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in image.info)
     pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent)
     if has_alpha:
-        done.append("laid on white where transparent")
+        steps.append("laid on white where transparent")
     elif not is_transparent and mode not in ("RGB", "L"):
-        done.append("converted to RGB")
-    return Decoded(pixels, mode, 1 if mode == "1" else 8, tuple(done))
+        steps.append("converted to RGB")
+    return Decoded(pixels, mode, 1 if mode == "1" else 8, tuple(steps))
 
 
 def _read_tiff(file: BinaryIO, path: Path) -> Decoded:
@@ -257,22 +257,22 @@ def _read_tiff(file: BinaryIO, path: Path) -> Decoded:
     return _finish(turn_upright(raster, orientation))
 
 
-def _find_orientation(image: Image.Image, done: list[str]) -> int:
-    """Return the EXIF orientation, 1 where there is none or the EXIF cannot be read."""
+def _find_orientation(image: Image.Image, steps: list[str]) -> int:
+    """Return the EXIF orientation; 1 if there is none or the EXIF cannot be read."""
     try:
         orientation = image.getexif().get(0x0112, 1)
     except (SyntaxError, ValueError, struct.error, KeyError, TypeError):
-        done.append("damaged EXIF ignored")
+        steps.append("damaged EXIF ignored")
         image.info.pop("exif", None)
         return 1
     if orientation not in range(2, 9):
         return 1
-    done.append("turned upright")
+    steps.append("turned upright")
     return int(orientation)
 
 
 def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
-    """Convert to (H, W, 3), on white, part by part where the image is large; and say whether any is transparent."""
+    """Convert to (H, W, 3) on white, part by part if the image is large; return True too if any part is transparent."""
     parts = []
     has_alpha = False
     width, height = image.size
@@ -295,7 +295,7 @@ def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
 
 
 def _to_array(image: Image.Image) -> NDArray[Any]:
-    """Copy a grey image's values, part by part: NumPy's own way holds three copies for a moment."""
+    """Copy a grey image's values, part by part, because NumPy's own way holds three copies for a moment."""
     width, height = image.size
     slices = list(cut_rows((height, width)))
     if len(slices) == 1:
@@ -310,11 +310,11 @@ def _to_array(image: Image.Image) -> NDArray[Any]:
 
 
 def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
-    """Return the bytes a pixel that reading `image` holds at once: the library's, Pillow's and the result's."""
-    own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    count = own + 3 + _READER_BYTES.get(image.format or "", 0)
+    """Return the bytes per pixel that reading `image` holds at once: of the library, Pillow and the result."""
+    size = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    count = size + 3 + _READER_BYTES.get(image.format or "", 0)
     if image.mode in _DEEP_MODES:
-        return count + own
+        return count + size
     if (rawmode := _find_rawmode(image)) in (*_SWAPPED, "LA;16B"):
         return 20 if rawmode == "RGB;16B" else 26
     if image.format in ("JPEG", "MPO"):  # in several scans, libjpeg holds all coefficients, 2 bytes each
@@ -329,7 +329,7 @@ def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
 
 
 def _reduce(image: Image.Image, at_least: int) -> None:
-    """Lets libjpeg decode at the smallest of 1, 1/2, 1/4, 1/8 whose shorter side keeps `at_least` pixels."""
+    """Let libjpeg decode at the smallest of 1, 1/2, 1/4, 1/8 whose shorter side keeps `at_least` pixels."""
     shorter = min(image.size)
     for factor in (8, 4, 2):
         if shorter // factor >= at_least:
@@ -338,7 +338,7 @@ def _reduce(image: Image.Image, at_least: int) -> None:
 
 
 def _find_rawmode(image: Image.Image) -> str:
-    """Return how the file's bytes become pixels, by Pillow's name; empty where it has none."""
+    """Return Pillow's name for the layout of the file's bytes; empty if there is none."""
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0].args if tiles else None
     return str(args[0] if isinstance(args, tuple) and args else args or "")
@@ -347,8 +347,8 @@ def _find_rawmode(image: Image.Image) -> str:
 def _read_deep_png(opened: Image.Image, file: BinaryIO, rawmode: str) -> Raster:
     """Read a PNG of 16-bit colour or of 16-bit grey with alpha, of which Pillow keeps the higher bytes.
 
-    Colour is decoded again in swapped byte order, which gives the lower bytes. Grey with alpha has four bytes a pixel,
-    as RGBA of 8 bits has: under that name it is decoded to all four.
+    Colour is decoded again in swapped byte order, which gives the lower bytes. Grey with alpha has four bytes per pixel
+    like 8-bit RGBA; decoded as such, it gives all four.
     """
     if rawmode == "LA;16B":
         file.seek(0)
@@ -371,24 +371,24 @@ def _read_deep_png(opened: Image.Image, file: BinaryIO, rawmode: str) -> Raster:
 
 
 def _read_deep_pnm(file: BinaryIO, path: Path) -> Raster | None:
-    """Read colour PNM of more than 8 bits and colour PFM as grey pictures three times as wide; None for others."""
+    """Read colour PNM of more than 8 bits and colour PFM as grey images three times as wide; None for other files."""
     head = file.read(4096)
     blank = rb"(?:\s|#[^\n]*\n)+"
-    found = re.match(rb"P([36F])(" + blank + rb")(\d{1,9})(" + blank + rb")(\d{1,9})" + blank + rb"([-+.\deE]+)", head)
-    if found is None or (found[1] != b"F" and float(found[6]) <= 255):
+    header = re.match(rb"P([36F])(" + blank + rb")(\d{1,9})(" + blank + rb")(\d{1,9})" + blank + rb"([-+.\deE]+)", head)
+    if header is None or (header[1] != b"F" and float(header[6]) <= 255):
         return None
-    width, height = int(found[3]), int(found[5])
+    width, height = int(header[3]), int(header[5])
     with reserve_memory(path, width, height, 3 * (4 + 4 + 4) + 3):
-        file.seek(found.end(3))
-        grey = b"P" + {b"3": b"2", b"6": b"5", b"F": b"f"}[found[1]]
-        data = grey + found[2] + str(3 * width).encode() + file.read()
+        file.seek(header.end(3))
+        grey = b"P" + {b"3": b"2", b"6": b"5", b"F": b"f"}[header[1]]
+        data = grey + header[2] + str(3 * width).encode() + file.read()
         with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
             values = _to_array(image).reshape(height, width, 3)
-        return Raster(values, None, "RGB", 32 if found[1] == b"F" else 16)
+        return Raster(values, None, "RGB", 32 if header[1] == b"F" else 16)
 
 
 def _refuse_deep(file: BinaryIO, path: Path, name: str) -> None:
-    """Raise an `ImageError` for files of which Pillow would give 8 of more bits, and no other way is known."""
+    """Raise an `ImageError` for files of which Pillow would drop bits, if there is no other way to read them."""
     if name == "SGI" and file.read(4)[3:] == b"\2":
         raise ImageError(f"{path} is an SGI file of 16 bits, which cannot be read", REMEDY)
     if name == "JPEG2000":
@@ -402,14 +402,14 @@ def _refuse_deep(file: BinaryIO, path: Path, name: str) -> None:
                     f"{path} is a JPEG 2000 file of {count} channels of {max(depths)} bits, which cannot be read",
                     REMEDY,
                 )
-    if name == "ICO":  # pictures inside declare sizes of their own
-        for found in re.finditer(rb"\x89PNG\r\n\x1a\n....IHDR(.{8})", file.read(), re.DOTALL):
-            if max(struct.unpack(">II", found[1])) > 4096:
+    if name == "ICO":  # images inside declare sizes of their own
+        for match in re.finditer(rb"\x89PNG\r\n\x1a\n....IHDR(.{8})", file.read(), re.DOTALL):
+            if max(struct.unpack(">II", match[1])) > 4096:
                 raise ImageError(f"{path} is an icon of more than 4,096 pixels", "Replace or remove the file")
 
 
 def _explain(error: Exception, path: Path, name: str) -> str:
-    """Return why a reader failed, in one line without its own remedies."""
+    """Return the reason why a reader failed, in one line without the reader's remedies."""
     if isinstance(error, UnidentifiedImageError):
         return f"a damaged {name} file" if name else "of no known format"
     text = " ".join(str(error).replace(repr(str(path)), "it").replace(str(path), "it").split()) or type(error).__name__

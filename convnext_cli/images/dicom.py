@@ -1,7 +1,7 @@
-"""DICOM, through the extra `dicom`: from stored values to those that a radiologist would see.
+"""Read DICOM (with the extra `dicom`): from stored values to those that a viewer shows.
 
-Attributes are taken as viewers take them: from the data set's root, then from the shared, then from the first frame's
-functional groups. One that makes no sense is ignored, with a note, where the picture can be shown without it.
+Attributes are read as viewers do: from the root of the data set, then from the shared functional groups, then from
+those of the first frame. An invalid attribute is ignored, with a note, if the image can be shown without it.
 """
 
 import io
@@ -27,46 +27,46 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
-_WHOLE = MAX_BYTES // 4  # larger files are read piece by piece; a deflated one may not become larger
-_PIECE = 1 << 16  # bytes that are inflated at once while their size is counted
+_WHOLE = MAX_BYTES // 4  # larger files are read in pieces; a deflated file may not exceed it
+_PIECE = 1 << 16  # bytes to inflate at once while counting the size
 _WINDOWED = "windowed as the file says"
-_REMEDY = "Export it anew"
+_REMEDY = "Export it again"
 
 
 def read_dicom(file: BinaryIO, path: Path) -> Raster:
     """Read a DICOM file's first frame as 8-bit grey (H, W), or as colour (H, W, 3) of 8 or 16 bits.
 
-    Grey values pass the modality LUT or rescale (PS3.3 C.11.1), the VOI LUT or the first window where there is one
-    (C.11.2), and are inverted for MONOCHROME1, then stretched. Padding pixels take the darkest value.
+    Grey values pass the modality LUT or rescale (PS3.3 C.11.1), then the VOI LUT or the first window if there is one
+    (C.11.2). They are inverted for MONOCHROME1 and stretched. Padding pixels get the darkest value.
 
     Raises:
-        ImageError: the extra is not installed, the file has no image, or an image that cannot be read.
+        ImageError: the extra is not installed, or the file has no readable image.
     """
     dataset = _read_dataset(file, path)
     if not any(keyword in dataset for keyword in _PIXELS):
         if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
             raise ImageError(f"{path} cannot be read as an image (no DICOM)", "Replace or remove the file")
         raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
-    done: list[str] = []
-    options = _find_options(dataset, path, done)
+    steps: list[str] = []
+    options = _find_options(dataset, path, steps)
     kind, bits = options["photometric_interpretation"], options["bits_stored"]
     size = options["samples_per_pixel"] * max(1, options["bits_allocated"] // 8)
     is_compressed = _check_syntax(dataset.file_meta.TransferSyntaxUID, path)
     is_wide = options["bits_allocated"] > 16  # too many levels for a table
     bytes_per_pixel = (8 if is_compressed else 3) * size + (60 if is_wide else 4)
     with reserve_memory(path, options["columns"], options["rows"], bytes_per_pixel):
-        stored = _read_frame(dataset, options, path, done)
+        stored = _read_frame(dataset, options, path, steps)
         if stored.ndim == 3:
             values = stored if bits > 8 or stored.dtype == np.uint8 else stored.astype(np.uint8)
         elif kind == "PALETTE COLOR":
             values = _map(stored, lambda levels: _look_up_colour(levels, dataset, path))
         else:
-            values = _show_grey(stored, _find_view(dataset, options, done), dataset, done)
-    return Raster(values, None, f"DICOM {kind}", bits, tuple(done))
+            values = _show_grey(stored, _find_view(dataset, options, steps), dataset, steps)
+    return Raster(values, None, f"DICOM {kind}", bits, tuple(steps))
 
 
 def read_tag(path: Path, keyword: str) -> str | None:
-    """Return a DICOM attribute such as PatientID as text; None where the file has none, or is no DICOM.
+    """Return a DICOM attribute such as PatientID as text; None if the file has none, or is not DICOM.
 
     Raises:
         ImageError: the extra is not installed.
@@ -78,22 +78,22 @@ def read_tag(path: Path, keyword: str) -> str | None:
         if isinstance(error.__cause__, ModuleNotFoundError):
             raise
         return None
-    except Exception:  # whatever pydicom raises for a damaged file
+    except Exception:  # pydicom raises many kinds for damaged files
         return None
     return None if value in (None, "") else str(value)
 
 
 def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Dataset":
-    """Read all elements, or that of `keyword` alone; with or without preamble, and with a transfer syntax.
+    """Read all elements, or only that of `keyword`, with or without preamble; set the transfer syntax.
 
-    A deflated data set is inflated here, to a limit: pydicom has none.
+    A deflated data set is inflated here because pydicom has no limit.
     """
     try:
         import pydicom
         from pydicom import uid
         from pydicom.filereader import read_dataset
     except ModuleNotFoundError as error:
-        raise ImageError(f"{path} is DICOM", "Install what reads it: pip install 'convnext-cli[dicom]'") from error
+        raise ImageError(f"{path} is DICOM", "Install the DICOM reader: pip install 'convnext-cli[dicom]'") from error
     pydicom.config.logger.setLevel("CRITICAL")
     tags: Any = None if keyword is None else [keyword]
     size = file.seek(0, io.SEEK_END)
@@ -123,7 +123,7 @@ def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Da
 
 
 def _inflate(packed: bytes, path: Path) -> bytes:
-    """Inflate a deflated data set, after its size was counted without keeping anything.
+    """Inflate a deflated data set. Its size is counted first, without keeping the data.
 
     Raises:
         ImageError: it would be larger than `_WHOLE`.
@@ -139,7 +139,7 @@ def _inflate(packed: bytes, path: Path) -> bytes:
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _WHOLE)
 
 
-def _find_options(dataset: "Dataset", path: Path, done: list[str]) -> dict[str, Any]:
+def _find_options(dataset: "Dataset", path: Path, steps: list[str]) -> dict[str, Any]:
     """Return what describes the stored values, by pydicom's names; what is missing is assumed, with a note."""
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
@@ -150,20 +150,20 @@ def _find_options(dataset: "Dataset", path: Path, done: list[str]) -> dict[str, 
         raise ImageError(f"{path} is DICOM of {samples} samples a pixel, {kind}, which cannot be read", _REMEDY)
     if kind not in ((*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR):
         kind = "MONOCHROME2" if samples == 1 else "RGB"
-        done.append(f"taken for {kind} (no valid PhotometricInterpretation)")
+        steps.append(f"taken for {kind} (no valid PhotometricInterpretation)")
     allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(
         next(keyword for keyword in _PIXELS if keyword in dataset)
     ) or _integer(dataset, "BitsAllocated")
     if allocated is None:
         length = len(dataset.PixelData or b"")
         allocated = max(8, min(32, length // (rows * columns * samples) * 8))
-        done.append(f"taken for {allocated} bits (no BitsAllocated)")
+        steps.append(f"taken for {allocated} bits (no BitsAllocated)")
     if allocated != 1 and allocated not in (8, 16, 32, 64):
         raise ImageError(f"{path} is DICOM of {allocated} bits allocated, which cannot be read", _REMEDY)
     stored = _integer(dataset, "BitsStored")
     if stored is None or not 1 <= stored <= allocated:
         if "PixelData" in dataset:
-            done.append("BitsStored ignored")
+            steps.append("BitsStored ignored")
         stored = allocated
     signed = _integer(dataset, "PixelRepresentation") or 0
     return {
@@ -175,10 +175,10 @@ def _find_options(dataset: "Dataset", path: Path, done: list[str]) -> dict[str, 
 
 
 def _check_syntax(syntax: Any, path: Path) -> bool:
-    """Return True where a transfer syntax compresses pixel data.
+    """Return True if a transfer syntax compresses pixel data.
 
     Raises:
-        ImageError: nothing here reads it, such as film.
+        ImageError: no decoder reads it, for example video.
     """
     from pydicom.pixels import get_decoder
 
@@ -188,13 +188,13 @@ def _check_syntax(syntax: Any, path: Path) -> bool:
         raise ImageError(f"{path} is DICOM in {syntax.name or syntax}, which cannot be read", _REMEDY) from error
     if is_compressed and not decoder.is_available:
         raise ImageError(
-            f"{path} is DICOM in {syntax.name}, which what is installed cannot read",
-            "Install what reads it: pip install 'convnext-cli[dicom]'",
+            f"{path} is DICOM in {syntax.name}, which the installed decoders cannot read",
+            "Install the DICOM reader: pip install 'convnext-cli[dicom]'",
         )
     return is_compressed
 
 
-def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: list[str]) -> NDArray[Any]:
+def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, steps: list[str]) -> NDArray[Any]:
     """Decode the first frame: (H, W), or (H, W, 3) in RGB."""
     from pydicom import uid
     from pydicom.encaps import get_frame
@@ -224,8 +224,8 @@ def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: l
         if high is not None and options["bits_stored"] <= high < options["bits_allocated"]:
             shift = high + 1 - options["bits_stored"]  # left-aligned
     if frames > 1:
-        done.append(f"first of {frames} frames")
-    # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, and an error
+        steps.append(f"first of {frames} frames")
+    # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, or an error
     plugin = "pillow" if syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) and options["bits_stored"] == 8 else ""
     options = options | {"bits_stored": options["bits_stored"] + shift}
     stored: NDArray[Any] = pixel_array(dataset, index=0, decoding_plugin=plugin, **options)  # YBR becomes RGB here
@@ -233,7 +233,7 @@ def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, done: l
 
 
 def find_coded_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height that a JPEG, JPEG-LS or JPEG 2000 codestream declares; None for what is none of these."""
+    """Return the width and height that a JPEG, JPEG-LS or JPEG 2000 codestream declares; None for other data."""
     if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:  # SIZ: ISO/IEC 15444-1, A.5.1
         right, lower, left, upper = struct.unpack_from(">LLLL", data, 8)
         return right - left, lower - upper
@@ -254,8 +254,8 @@ def find_coded_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _find_view(dataset: "Dataset", options: dict[str, Any], done: list[str]) -> "Dataset":
-    """Return a data set of the grey transformations alone, from root and functional groups, checked."""
+def _find_view(dataset: "Dataset", options: dict[str, Any], steps: list[str]) -> "Dataset":
+    """Return a data set of only the grey transformations, from root and functional groups, checked."""
     from pydicom import Dataset
 
     macros = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
@@ -276,27 +276,27 @@ def _find_view(dataset: "Dataset", options: dict[str, Any], done: list[str]) -> 
         if "RescaleSlope" in source or "RescaleIntercept" in source:
             slope, intercept = _number(source, "RescaleSlope"), _number(source, "RescaleIntercept")
             if slope == 0 or (slope is None and "RescaleSlope" in source):
-                done.append("RescaleSlope ignored")
+                steps.append("RescaleSlope ignored")
                 slope = None
             if intercept is None and "RescaleIntercept" in source:
-                done.append("RescaleIntercept ignored")
+                steps.append("RescaleIntercept ignored")
             if slope is not None or intercept is not None:
                 view.RescaleSlope, view.RescaleIntercept = slope or 1.0, intercept or 0.0
         if "WindowCenter" in source or "WindowWidth" in source:
             centre, width = _number(source, "WindowCenter"), _number(source, "WindowWidth")
             if centre is None or width is None or width <= 0:
-                done.append("window ignored (it has no width)" if centre is not None else "window ignored")
+                steps.append("window ignored (it has no width)" if centre is not None else "window ignored")
                 continue
             function = str(_value(source, "VOILUTFunction") or "LINEAR").strip().upper()
             if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-                done.append("VOILUTFunction ignored")
+                steps.append("VOILUTFunction ignored")
                 function = "LINEAR"
             view.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
             view.WindowCenter, view.WindowWidth = centre, width
     return view
 
 
-def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", done: list[str]) -> NDArray[np.uint8]:
+def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps: list[str]) -> NDArray[np.uint8]:
     """Map stored grey values to 8 bits, (H, W)."""
     padding = _find_padding(dataset, view)
     inverted = view.PhotometricInterpretation == "MONOCHROME1"
@@ -308,12 +308,12 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", done: 
             values = -values
         shown = values[~hidden] if not hidden.all() else values
         low, high = find_range(shown.reshape(1, -1))
-        done.extend(notes)
+        steps.extend(notes)
         if not any(note in ("VOI LUT", _WINDOWED) for note in notes):
             ends = (-high, -low) if inverted else (low, high)
-            done.append(f"stretched from {ends[0]:g}..{ends[1]:g}")
+            steps.append(f"stretched from {ends[0]:g}..{ends[1]:g}")
         if inverted:
-            done.append("inverted (MONOCHROME1)")
+            steps.append("inverted (MONOCHROME1)")
         values[hidden] = low
         return stretch_between(np.atleast_2d(values), low, high)[..., 0].reshape(levels.shape)
 
@@ -323,14 +323,14 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", done: 
 def _apply_luts(
     levels: NDArray[Any], view: "Dataset", shown: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """Apply modality LUT or rescale, then VOI LUT or window, leaving out what fails or makes all `shown` one value."""
+    """Apply modality LUT or rescale, then VOI LUT or window; skip those that fail or make all `shown` one value."""
     from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
     notes = []
     values = levels.astype(np.int64) if levels.dtype.kind in "iu" else levels
     try:
         values = np.asarray(apply_modality_lut(values, view))
-    except Exception:  # pydicom raises many kinds for tables that are not whole
+    except Exception:  # pydicom raises many kinds for incomplete tables
         notes.append("modality LUT ignored")
         del view.ModalityLUTSequence
         values = np.asarray(apply_modality_lut(values, view))
@@ -348,14 +348,14 @@ def _apply_luts(
             notes.append(f"{name} ignored")
             continue
         if spread and not np.ptp(result[shown]):
-            notes.append(f"{name} ignored (it makes the picture one grey)")
+            notes.append(f"{name} ignored (it makes the image one grey)")
             continue
         return result.astype(np.float64), [*notes, note]
     return values.astype(np.float64), notes
 
 
 def _map(stored: NDArray[Any], transform: Callable[[NDArray[Any]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Apply `transform` to each stored value: of up to 16 bits, once to each value that occurs."""
+    """Apply `transform` to each stored value; with up to 16 bits, only once to each value that occurs."""
     if stored.dtype.kind not in "ui" or stored.dtype.itemsize > 2:
         return transform(stored)
     lowest = int(stored.min())
@@ -373,14 +373,14 @@ def _map(stored: NDArray[Any], transform: Callable[[NDArray[Any]], NDArray[np.ui
 
 
 def _look_up_colour(levels: NDArray[Any], dataset: "Dataset", path: Path) -> NDArray[np.uint8]:
-    """Look the stored values up in the palette: (..., 3)."""
+    """Look up the stored values in the palette; return (..., 3)."""
     from pydicom.pixels import apply_color_lut
 
     try:
         entries, first, depth = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor)
         last = first + (entries or 1 << 16) - 1
         colours = apply_color_lut(np.minimum(levels, last).astype(levels.dtype), dataset)[..., :3]
-    except Exception as error:  # pydicom raises many kinds for tables that are not whole
+    except Exception as error:  # pydicom raises many kinds for incomplete tables
         raise ImageError(f"{path} is DICOM in PALETTE COLOR whose palette cannot be read", _REMEDY) from error
     if colours.dtype == np.uint8:
         return np.asarray(colours)
@@ -389,7 +389,7 @@ def _look_up_colour(levels: NDArray[Any], dataset: "Dataset", path: Path) -> NDA
 
 
 def _find_padding(dataset: "Dataset", view: "Dataset") -> tuple[int, int] | None:
-    """Return the range of values with which the frame was filled up (PS3.3 C.7.5.1.1.2), by the values' own sign."""
+    """Return the range of padding values (PS3.3 C.7.5.1.1.2), with the sign of the pixel values; None if unset."""
     first = _integer(dataset, "PixelPaddingValue", signed=bool(view.PixelRepresentation))
     if first is None:
         return None
@@ -399,7 +399,7 @@ def _find_padding(dataset: "Dataset", view: "Dataset") -> tuple[int, int] | None
 
 
 def _first(dataset: "Dataset", keyword: str) -> "Dataset | None":
-    """Return the first item of a sequence; None where there is none."""
+    """Return the first item of a sequence; None if there is none."""
     from pydicom import Dataset
 
     try:
@@ -410,7 +410,7 @@ def _first(dataset: "Dataset", keyword: str) -> "Dataset | None":
 
 
 def _value(dataset: "Dataset", keyword: str) -> Any:
-    """Return an element's value, the first of several; None where it is missing, empty or cannot be parsed."""
+    """Return an element's value, the first of several; None if it is missing, empty or cannot be parsed."""
     try:
         value = dataset.get(keyword)
     except Exception:  # pydicom parses here, and raises many kinds
@@ -429,7 +429,7 @@ def _number(dataset: "Dataset", keyword: str) -> float | None:
 
 
 def _integer(dataset: "Dataset", keyword: str, *, signed: bool | None = None) -> int | None:
-    """Return an element as integer; `signed` reads 16 bits anew where the file has them under the other sign."""
+    """Return an element as integer; `signed` reinterprets 16 bits if the file has them with the other sign."""
     value = _value(dataset, keyword)
     if isinstance(value, bytes) and len(value) in (2, 4):  # "US or SS", left open
         value = int.from_bytes(value, "little" if dataset.original_encoding[1] is not False else "big")

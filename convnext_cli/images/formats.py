@@ -1,6 +1,6 @@
-"""Image formats: which are read, their suffixes, and the first bytes that tell them apart.
+"""Image formats: the readable ones, their suffixes, and the first bytes that identify them.
 
-`scan`, `manifest`, `predict` and `decode` share these tables. Neither Pillow nor pydicom is imported; a test compares
+`scan`, `manifest`, `predict` and `decode` share these tables. Neither Pillow nor pydicom is imported. A test compares
 the suffixes with Pillow's registry.
 """
 
@@ -37,8 +37,8 @@ PILLOW_SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 """The formats that Pillow may open, by Pillow's names, with their suffixes.
 
-Left out of its registry are EPS (starts Ghostscript), WMF and what else needs a program of its own, containers of other
-things (HDF5, GRIB, BUFR, MPEG, FITS), and textures of games.
+These formats of its registry are left out: EPS (starts Ghostscript), WMF and others that need a separate program,
+containers of other data (HDF5, GRIB, BUFR, MPEG, FITS), and game textures.
 """
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
@@ -53,10 +53,10 @@ class SpecialFileError(OSError):
 
 
 class ImageFormat(NamedTuple):
-    """A format told by a file's first bytes."""
+    """A format identified by a file's first bytes."""
 
     name: str
-    """Pillow's name of the format, `DICOM`, or the common name of one that cannot be read, such as `HEIC`."""
+    """Pillow's name of the format, `DICOM`, or the common name of an unreadable one, such as `HEIC`."""
     readable: bool
 
 
@@ -115,12 +115,12 @@ _LONG_REPRESENTATIONS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".spli
 
 
 def has_image_suffix(name: str) -> bool:
-    """Return True where a file name ends with the suffix of a format that can be read, in any case."""
+    """Return True if a file name ends with the suffix of a readable format, in any case."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 def open_regular_file(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; never waits for a pipe and never opens a device.
+    """Open a regular file for reading. Never wait for a pipe and never open a device.
 
     Raises:
         IsADirectoryError: it is a folder.
@@ -133,9 +133,9 @@ def open_regular_file(path: str | Path) -> BinaryIO:
 
 
 def identify_file(path: str | Path) -> ImageFormat | None:
-    """Identify a file's image format by its first bytes; None where it is none that is known.
+    """Identify a file's image format by its first bytes.
 
-    None also for what is no regular file or cannot be opened.
+    Return None for an unknown format, a special file, or a file that cannot be opened.
     """
     try:
         with open_regular_file(path) as file:
@@ -145,17 +145,17 @@ def identify_file(path: str | Path) -> ImageFormat | None:
 
 
 def identify_bytes(head: bytes, suffix: str = "") -> ImageFormat | None:
-    """Identify an image format by the first `HEAD_BYTES` bytes of a file; None where they are of no known one.
+    """Identify an image format by the first `HEAD_BYTES` bytes of a file; None if it is unknown.
 
     The suffix decides only what the bytes leave open: TGA, which has no signature, and camera raw, which is TIFF with a
-    preview in the place of the picture.
+    preview as its image.
     """
     suffix = suffix.lower()
     for pattern, image_format in _READABLE:
         if pattern.match(head):
             is_raw = image_format.name == "TIFF" and (suffix in _RAW_SUFFIXES or head[8:10] == b"CR")
             return ImageFormat("camera raw", False) if is_raw else image_format
-    if head[4:8] == b"ftyp":  # ISO media: the brands tell AVIF from HEIC, and both from films
+    if head[4:8] == b"ftyp":  # ISO media: the brands distinguish AVIF, HEIC and video
         brands = head[8 : int.from_bytes(head[:4], "big")]
         if {b"avif", b"avis"} & {brands[i : i + 4] for i in range(0, len(brands), 4)}:
             return ImageFormat("AVIF", True)
@@ -168,7 +168,7 @@ def identify_bytes(head: bytes, suffix: str = "") -> ImageFormat | None:
 
 
 def _starts_like_dicom(head: bytes, order: str, explicit: bool) -> bool:
-    """Return True where `head` begins with three DICOM elements in rising order: a data set without its preamble."""
+    """Return True if `head` begins with three DICOM elements in rising order: a data set without its preamble."""
     place, last = 0, 0
     for count in range(3):
         if place + 12 > len(head):

@@ -1,19 +1,19 @@
-"""Digests of the bytes of a data folder's files. What is cached of an image is known by them, and by nothing else.
+"""Digests of the bytes of a data folder's files, the keys of everything that is cached of an image.
 
-Two equal-size files with one modification time, as unzip leaves them, differ in their bytes alone, so path, size and
-modification time never decide. Reading the bytes takes time, so a digest is kept in the cache folder with the file's
-state (inode, size, modification time, change time), and not computed again while that is the same. The change time
-(ctime) is set by the kernel whenever the content, the times or the name change, and no program can set it back.
-For 110,000 files of 40 kB (in memory, ext4, two cores) reading takes 6 to 10 s, asking for states and looking them up
-1.0 to 1.2 s, and asking for size and modification time 0.8 to 0.9 s.
+Two files of equal size and modification time, as unzip leaves them, may differ in their bytes only. So path, size and
+modification time are never the key. Reading the bytes takes time, so each digest is kept in the cache folder with the
+file's state (inode, size, modification time, change time) and reused while the state is the same. The kernel sets the
+change time (ctime) whenever the content, the times or the name change, and no program can set it back. For 110,000
+files of 40 kB (in memory, ext4, two cores), reading takes 6 to 10 s, looking up states 1.0 to 1.2 s, and reading size
+and modification time 0.8 to 0.9 s.
 
-A state is not trusted, and the bytes are read again by each process, where
-- the file system keeps no change time or no inode of its own (FAT, exFAT, SMB, FUSE, SquashFS, ISO 9660, 9P), or is not
-  in `_KEEPS_STATE`, or the file lies on another one than its folder; and on Windows;
-- the change time is less than `RACY` seconds old: the file may change once more within one tick of the clock.
+A state is not trusted, and each process reads the bytes again, in these cases:
 
-A folder that is moved, copied or restored has new states or a new name: its bytes are read again, and the answer is
-right.
+- The file system has no change time or inode of its own (FAT, exFAT, SMB, FUSE, SquashFS, ISO 9660, 9P), or is not in
+  `_KEEPS_STATE`, or the file is on another file system than its folder; and on Windows.
+- The change time is less than `RACY` seconds old: the file may change once more within one tick of the clock.
+
+A folder that is moved, copied or restored has new states or a new name, so its bytes are read again.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from pathlib import Path
 from convnext_cli.cache_folder import find_cache_folder
 
 RACY = 2.0  # seconds; the coarsest clock of the file systems below (ext3) ticks every second
-PENDING = 2000  # digests that are written at a time
+PENDING = 2000  # digests to write at a time
 PATIENCE = 10.0  # seconds to wait for another process's write
 _KEEPS_STATE = frozenset(
     {"apfs", "bcachefs", "beegfs", "btrfs", "ceph", "ext2", "ext3", "ext4", "f2fs", "gpfs", "hfs", "jfs", "lustre"}
@@ -40,9 +40,9 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS digests (path BLOB PRIMARY KEY, state TEXT
 
 
 class ContentDigests:
-    """The digests of one data folder's files. Any thread may ask.
+    """The digests of one data folder's files. Thread-safe.
 
-    Use `open_digests`, by which all of a process share what one of them has read.
+    Use `open_digests` to share the digests within a process.
     """
 
     def __init__(self, root: Path, folder: Path) -> None:
@@ -51,11 +51,11 @@ class ContentDigests:
         self.path = folder / f"{name}.sqlite"
         self._keeps_state, self._device = find_state_support(root)
         self._lock = threading.Lock()
-        self._known = self._load()  # path -> (state, digest)
+        self._stored = self._load()  # path -> (state, digest)
         self._waiting: dict[bytes, tuple[str, bytes]] = {}
 
     def digest(self, path: str) -> bytes | None:
-        """Return the digest of a file's bytes, 16 bytes; None where it is no regular file that can be read.
+        """Return the digest of a file's bytes, 16 bytes; None if it is not a readable regular file.
 
         Args:
             path: relative to the folder.
@@ -67,14 +67,14 @@ class ContentDigests:
                 return None
             state = f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
             is_settled = time.time() - status.st_ctime > RACY
-            known = self._known.get(key)
-            if known and known[0] == state and is_settled:
-                return known[1]
+            stored = self._stored.get(key)
+            if stored and stored[0] == state and is_settled:
+                return stored[1]
             digest = hash_file(file)
         except OSError:
             return None
         if is_settled:
-            self._known[key] = state, digest
+            self._stored[key] = state, digest
             if self._keeps_state and status.st_dev == self._device:
                 with self._lock:
                     self._waiting[key] = state, digest
@@ -84,9 +84,9 @@ class ContentDigests:
         return digest
 
     def flush(self) -> None:
-        """Write what is waiting. Where that is impossible, the next process reads the bytes again."""
+        """Write the waiting digests. If that fails, the next process reads the bytes again."""
         with self._lock:
-            rows = [(path, *known) for path, known in self._waiting.items()]
+            rows = [(path, *stored) for path, stored in self._waiting.items()]
             self._waiting = {}
         if rows:
             with suppress(OSError, sqlite3.Error):
@@ -99,7 +99,7 @@ class ContentDigests:
             with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection:
                 rows = connection.execute("SELECT path, state, digest FROM digests").fetchall()
             return {path: (state, digest) for path, state, digest in rows}
-        except (OSError, sqlite3.Error, TypeError):  # damaged, or not ours to read: computed again
+        except (OSError, sqlite3.Error, TypeError):  # damaged or not readable: computed again
             return {}
 
     def _write(self, rows: list[tuple[bytes, str, bytes]]) -> None:
@@ -112,7 +112,7 @@ class ContentDigests:
                 return
             except sqlite3.OperationalError:  # locked, full, read-only
                 return
-            except sqlite3.DatabaseError:  # damaged: made anew
+            except sqlite3.DatabaseError:  # damaged: created again
                 if attempt == 1:
                     self.path.unlink(missing_ok=True)
 
@@ -126,13 +126,13 @@ _open = cache(ContentDigests)
 
 
 def make_key(digests: ContentDigests, path: str) -> bytes | None:
-    """Return what a decoded image is cached by: its file's bytes and suffix, which choose the decoder."""
+    """Return the cache key of a decoded image, its file's digest and suffix; None if the file cannot be read."""
     digest = digests.digest(path)
     return None if digest is None else digest + os.fsencode(os.path.splitext(path)[1].lower())  # noqa: PTH122
 
 
 def hash_file(path: Path) -> bytes:
-    """Return a digest of a file's bytes, 16 bytes: BLAKE2b, which Python computes outside its lock."""
+    """Return a digest of a file's bytes, 16 bytes. BLAKE2b, because Python computes it without the GIL."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb", buffering=0) as file:
         while part := file.read(1 << 20):
@@ -141,7 +141,7 @@ def hash_file(path: Path) -> bytes:
 
 
 def find_state_support(root: Path) -> tuple[bool, int]:
-    """Return whether the file system of a folder sets change time and inode itself, and the folder's device number."""
+    """Return True if the file system of a folder sets change time and inode, and the folder's device number."""
     import psutil
 
     try:
@@ -153,11 +153,11 @@ def find_state_support(root: Path) -> tuple[bool, int]:
 
 
 def find_file_system(path: Path, mounts: Sequence[tuple[str, str]]) -> str | None:
-    """Return the kind of file system that a path lies on; None where it lies on none of these.
+    """Return the type of the file system of a path; None if it is on none of these.
 
     Args:
         path: absolute, without links.
-        mounts: where each is mounted, and its kind; of several at one place the last is seen.
+        mounts: the mount point and type of each file system; of several at one point, the last counts.
     """
     above = [(len(place), kind) for place, kind in mounts if path.is_relative_to(place)]
     return sorted(above, key=lambda mount: mount[0])[-1][1] if above else None

@@ -1,4 +1,4 @@
-"""The one budget of memory for decoding an image, checked against the declared size before anything is allocated."""
+"""The memory budget for decoding an image, checked against the declared size before anything is allocated."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from convnext_cli.errors import ImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 0.5 GiB as RGB
 MAX_BYTES = 1_342_177_280
-"""1.25 GiB: what decoding one image may hold at once, the reader's own copies and the result included."""
+"""1.25 GiB, the memory that decoding one image may hold at once, including the reader's copies and the result."""
 
 _LARGE = MAX_BYTES // 8
 _one_large_image = threading.RLock()
@@ -17,13 +17,13 @@ _one_large_image = threading.RLock()
 
 @contextmanager
 def reserve_memory(path: Any, width: int, height: int, bytes_per_pixel: float) -> Iterator[None]:
-    """Check that an image of `width` x `height` fits the budget; of large ones, let only one thread decode at a time.
+    """Check that an image fits the budget; let only one thread at a time decode a large one.
 
     Args:
         path: for the message.
         width: pixels, as the file declares.
         height: pixels, as the file declares.
-        bytes_per_pixel: all that decoding holds at once, divided by the number of pixels.
+        bytes_per_pixel: memory that decoding holds at once, divided by the number of pixels.
 
     Raises:
         ImageError: the image does not fit.

@@ -1,4 +1,4 @@
-"""How an image becomes a model's input: size, crop, interpolation, mean and std."""
+"""The preprocessing of images (size, crop, interpolation, mean, std) and the settings of augmentation, as values."""
 
 import math
 from dataclasses import dataclass
@@ -9,52 +9,54 @@ MAX_MAGNITUDE = 10.0  # of RandAugment
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """How images are prepared for a model: timm's fields of the same names.
-
-    `image_size` is the side of the square input in pixels, `mean` and `std` are per channel, for values in 0 to 1.
-    Images have three channels in any case; where `mean` and `std` have one, the model is given their luminance.
-    """
+    """The preprocessing of a model, with timm's field names. It describes the framing of images in one place."""
 
     image_size: int
+    """Side of the square input, in pixels."""
     crop_pct: float
+    """Fraction of the scaled image's side that the centre crop keeps, above 0 to 1."""
     crop_mode: str
+    """`center` scales the shorter side and keeps the aspect ratio; `squash` scales both sides."""
     interpolation: str
+    """One of `INTERPOLATIONS`."""
     mean: tuple[float, ...]
+    """Per channel, for values in 0 to 1. With one channel, the model gets the luminance of the RGB image."""
     std: tuple[float, ...]
+    """As `mean`."""
 
     def __post_init__(self) -> None:
-        """Refuses what no image could be prepared with.
+        """Check the values.
 
         Raises:
-            ValueError: a field has a value that it cannot have.
+            ValueError: a field has an impossible value.
         """
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise ValueError(f"mean and std must be finite: {self}")
         is_known = self.interpolation in INTERPOLATIONS and self.crop_mode in ("center", "squash")
         if not (self.image_size >= 1 and 0 < self.crop_pct <= 1 and is_known):
-            raise ValueError(f"no such preprocessing: {self}")
+            raise ValueError(f"invalid preprocessing: {self}")
         if {len(self.mean), len(self.std)} not in ({1}, {3}) or min(self.std) <= 0:
             raise ValueError(f"mean and std need one channel or three: {self}")
 
     @property
     def is_grey(self) -> bool:
-        """Whether the model is given the luminance alone."""
+        """True if the model gets only the luminance."""
         return len(self.mean) == 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """How training pictures vary: the settings of the same names."""
+    """The augmentation of training images. Each field is a setting of the same name."""
 
     min_crop_area: float
-    """Smallest share of the area that a crop keeps; 1 crops nothing and takes the evaluation's view."""
+    """Smallest fraction of the area that a crop keeps; 1 uses the evaluation transform instead of random crops."""
     hflip: float = 0.0
-    """Chance of a left-right flip."""
+    """Probability of a left-right flip."""
     rotation: float = 0.0
-    """Degrees, at most, either way."""
+    """Largest rotation in degrees, in either direction."""
     jitter: float = 0.0
-    """Brightness and contrast are multiplied by 1 minus this to 1 plus this."""
+    """Brightness and contrast are multiplied by factors from 1 minus this to 1 plus this."""
     rand_augment: float = 0.0
-    """Magnitude, to `MAX_MAGNITUDE`."""
+    """Magnitude of RandAugment, at most `MAX_MAGNITUDE`."""
     erasing: float = 0.0
-    """Chance that a rectangle is replaced by noise."""
+    """Probability that a rectangle is replaced by noise."""

@@ -1,4 +1,4 @@
-"""Stored values of an image, of any type and range, and how they become 8 bits."""
+"""Stored values of an image, of any type and range, and their conversion to 8 bits."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_PART = 1 << 22  # pixels that are converted at a time
+_PART = 1 << 22  # pixels to convert at a time
 
 
 class Raster(NamedTuple):
@@ -16,14 +16,14 @@ class Raster(NamedTuple):
     values: NDArray[Any]
     """(H, W) grey or (H, W, 3) RGB, larger is brighter."""
     alpha: NDArray[Any] | None
-    """(H, W), from 0 to 1; None where the file has none."""
+    """(H, W), from 0 to 1; None if the file has none."""
     mode: str
     bits: int
-    done: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
 def turn_upright(raster: Raster, orientation: int) -> Raster:
-    """Turn and mirror a raster as the EXIF orientation, 1 to 8, says."""
+    """Rotate and mirror a raster by its EXIF orientation, 1 to 8."""
     if orientation == 1:
         return raster
 
@@ -34,17 +34,17 @@ def turn_upright(raster: Raster, orientation: int) -> Raster:
         return array[::-1] if orientation in (3, 4, 7, 8) else array
 
     alpha = None if raster.alpha is None else turn(raster.alpha)
-    return raster._replace(values=turn(raster.values), alpha=alpha, done=(*raster.done, "turned upright"))
+    return raster._replace(values=turn(raster.values), alpha=alpha, steps=(*raster.steps, "turned upright"))
 
 
 def scale_alpha(alpha: NDArray[Any], full: float) -> NDArray[np.float32] | None:
-    """Scale a deep image's opacity to 0..1; None where it is nowhere full, because then it is no opacity."""
+    """Scale a deep image's opacity to 0..1; None if it is nowhere full, because then it is not opacity."""
     scaled: NDArray[np.float32] = (alpha / np.float32(full)).clip(0, 1).astype(np.float32)
     return scaled if alpha.max() == full else None
 
 
 def find_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> tuple[float, float]:
-    """Return the lowest and the highest finite value, 0 and 0 where there is none."""
+    """Return the lowest and the highest finite value; 0 and 0 if there is none."""
     low, high = math.inf, -math.inf
     for rows in cut_rows(values.shape):
         part = values[rows]
@@ -74,7 +74,7 @@ def stretch_between(values: NDArray[Any], low: float, high: float) -> NDArray[np
 
 
 def _scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    with np.errstate(all="ignore"):  # not a number and infinite have their places below
+    with np.errstate(all="ignore"):  # NaN and infinity are handled below
         wide = values.astype(np.float64)
         if math.isinf(high - low):
             wide, low, high = wide / 4, low / 4, high / 4
@@ -84,7 +84,7 @@ def _scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def cut_rows(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Cut an image into slices of rows small enough to be converted beside the whole."""
+    """Cut an image into slices of rows that are small enough to convert beside the whole image."""
     step = max(1, _PART // max(1, shape[1]))
     for top in range(0, shape[0], step):
         yield slice(top, top + step)

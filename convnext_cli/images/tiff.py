@@ -1,7 +1,7 @@
-"""TIFF whose values Pillow cuts to 8 bits, misreads, or does not open: read as its own tags say.
+"""Read TIFF files that Pillow cuts to 8 bits, misreads, or does not open, by their own tags.
 
-tifffile reads the tags. Segments (strips, tiles) are decompressed by the libtiff inside Pillow, never to more bytes
-than their declared size.
+tifffile reads the tags. The libtiff inside Pillow decompresses segments (strips, tiles), never to more bytes than their
+declared size.
 """
 
 import io
@@ -29,7 +29,7 @@ _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], a
 
 
 def is_read_by_pillow(tags: Any) -> bool:
-    """Return True where Pillow gives the right values of a TIFF file with these tags (`tag_v2`)."""
+    """Return True if Pillow reads the right values of a TIFF file with these tags (`tag_v2`)."""
     formats, bits = tags.get(339, (_UNSIGNED,)), tags.get(258, (1,))
     photometric, samples = tags.get(262, _MINISWHITE), tags.get(277, 1)
     compression, is_separate = tags.get(259, _UNCOMPRESSED), tags.get(284, 1) == 2
@@ -49,7 +49,7 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
     """Read the first page of a TIFF file, and its orientation, 1 to 8.
 
     Raises:
-        ImageError: it is of a kind whose values have no known meaning, damaged, or too large.
+        ImageError: its values have no known meaning, or it is damaged or too large.
     """
     import tifffile
 
@@ -63,13 +63,13 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
         bytes_per_pixel = 4 * page.samplesperpixel * dtype.itemsize + 3
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
             planes = _read_planes(file, page, dtype, path)
-            done = [f"first of {count} frames"] if count > 1 else []
+            steps = [f"first of {count} frames"] if count > 1 else []
             orientation = page.tags.valueof(274, 1)
-            return _give_meaning(page, planes, done), orientation if orientation in range(2, 9) else 1
+            return _give_meaning(page, planes, steps), orientation if orientation in range(2, 9) else 1
 
 
 def _check(page: Any, path: Any) -> None:
-    """Raise an `ImageError` that names the kind where the values have no meaning that is known here."""
+    """Raise an `ImageError` that names the kind of file if its values have no known meaning."""
     photometric, samples = int(page.photometric or 0), int(page.samplesperpixel)
     sample_format = int(page.sampleformat or _UNSIGNED) if not isinstance(page.sampleformat, tuple) else 0
     extra = len(page.extrasamples)
@@ -104,7 +104,7 @@ def _name(value: Any) -> str:
 
 
 def _find_dtype(page: Any, byteorder: str, path: Any) -> np.dtype[Any]:
-    """Return the type that holds a stored value: the file's own, or unsigned where its bits fill no whole type."""
+    """Return the type of a stored value: the file's own, or unsigned if its bits fill no whole type."""
     bits, kind = page.bitspersample, _KINDS[int(page.sampleformat or _UNSIGNED)]
     if bits in (8, 16, 32, 64) and (kind, bits) != ("f", 8):
         return np.dtype(f"{byteorder}{kind}{bits // 8}")
@@ -183,7 +183,7 @@ def _unpack_bits(lines: NDArray[np.uint8], bits: int, dtype: np.dtype[Any]) -> N
 
 
 def decompress_segment(data: bytes, compression: int, fill_order: int, width: int, rows: int) -> NDArray[np.uint8]:
-    """Decompress a strip or tile of bytes with libtiff, as a grey 8-bit picture of its own: (rows, width).
+    """Decompress a strip or tile of bytes with libtiff, as a separate grey 8-bit image: (rows, width).
 
     Raises:
         OSError: the data are damaged, or libtiff has no such codec.
@@ -201,8 +201,8 @@ def decompress_segment(data: bytes, compression: int, fill_order: int, width: in
     return values.astype("<i4", copy=False).view(np.uint8) if item == 4 else values
 
 
-def _give_meaning(page: Any, planes: NDArray[Any], done: list[str]) -> Raster:
-    """Turn the planes into grey or RGB, larger is brighter, as photometric interpretation and extra samples say."""
+def _give_meaning(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster:
+    """Convert the planes to grey or RGB, larger is brighter, by photometric interpretation and extra samples."""
     photometric, bits = int(page.photometric or 0), int(page.bitspersample)
     colours = {_RGB: 3, _SEPARATED: 4}.get(photometric, 1)
     full = (
@@ -218,7 +218,7 @@ def _give_meaning(page: Any, planes: NDArray[Any], done: list[str]) -> Raster:
         if extra in (_ASSOCIATED, _UNASSOCIATED):
             alpha = scale_alpha(planes[..., colours], full)
         if alpha is None:
-            done.append(f"{planes.shape[2] - colours} further channels ignored")
+            steps.append(f"{planes.shape[2] - colours} further channels ignored")
         elif extra == _ASSOCIATED:
             values = values / np.maximum(alpha, 1 / full)[..., None]
     mode = {_RGB: "RGB", _SEPARATED: "CMYK", _PALETTE: "P"}.get(photometric, "L")
@@ -228,7 +228,7 @@ def _give_meaning(page: Any, planes: NDArray[Any], done: list[str]) -> Raster:
         table = np.asarray(page.colormap).T  # (entries, 3), 16 bits
         values = table[np.minimum(values[..., 0], len(table) - 1)]
         values = (values // 256 if table.max() > 255 else values).astype(np.uint8)
-        return Raster(values, alpha, mode, 8, tuple(done))
+        return Raster(values, alpha, mode, 8, tuple(steps))
     if photometric == _SEPARATED:
         ink = values.astype(np.float32) / np.float32(full)
         values, full = (1 - ink[..., :3]) * (1 - ink[..., 3:]) * 255, 255.0
@@ -239,27 +239,27 @@ def _give_meaning(page: Any, planes: NDArray[Any], done: list[str]) -> Raster:
             values = -values
         else:
             values = ~values if bits == 8 * values.itemsize else values.dtype.type(full) - values
-        done.append("inverted (white is zero)")
+        steps.append("inverted (white is zero)")
     if bits < 8:
         values = np.rint(values * (255 / full)).astype(np.uint8)
     elif values.dtype == np.int8:
         values = (values.astype(np.int16) + 128).astype(np.uint8)
-        done.append("signed values raised by 128")
+        steps.append("signed values raised by 128")
     nodata = page.tags.valueof(42113, None)
     if nodata is not None and bits > 8:
-        values, done = _hide_nodata(values, str(nodata), done)
-    return Raster(values if colours > 1 else values[..., 0], alpha, mode, bits, tuple(done))
+        values, steps = _hide_nodata(values, str(nodata), steps)
+    return Raster(values if colours > 1 else values[..., 0], alpha, mode, bits, tuple(steps))
 
 
-def _hide_nodata(values: NDArray[Any], text: str, done: list[str]) -> tuple[NDArray[Any], list[str]]:
-    """Turn GDAL's no-data value into NaN, which is drawn black and does not count as the darkest value."""
+def _hide_nodata(values: NDArray[Any], text: str, steps: list[str]) -> tuple[NDArray[Any], list[str]]:
+    """Replace GDAL's no-data value by NaN, which is drawn black and does not count as the darkest value."""
     try:
         missing = float(text.strip("\0 "))
     except ValueError:
-        return values, done
+        return values, steps
     where = values == np.asarray(missing).astype(values.dtype) if np.isfinite(missing) else np.zeros(values.shape, bool)
     if not where.any() or where.all():
-        return values, done
+        return values, steps
     shown = values.astype(np.float64)
     shown[where] = np.nan
-    return shown, [*done, f"no-data value {missing:g} drawn black"]
+    return shown, [*steps, f"no-data value {missing:g} drawn black"]

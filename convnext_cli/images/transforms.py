@@ -1,4 +1,4 @@
-"""From an image of any size to the model's square input, as uint8. One evaluation transform serves all."""
+"""Transform an image of any size to the model's square input, as uint8. There is one evaluation transform."""
 
 import math
 
@@ -11,25 +11,26 @@ from convnext_cli.images.preprocessing import INTERPOLATIONS, Augmentation, Prep
 
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 MAX_RESIZED = 50_000_000  # pixels
-MAX_STORED = 3.0  # times the input's side, where crops may be very small
+MAX_CACHED = 3.0  # times the input's side, for very small crops
 
 
 def transform_for_eval(image: Pixels, preprocessing: Preprocessing) -> Pixels:
-    """Resizes and centre-crops (H, W, 3) to (S, S, 3), to the pixel as timm's evaluation transform does.
+    """Resize and centre-crop (H, W, 3) to (S, S, 3), with the same pixels as timm's evaluation transform.
 
-    `squash` scales both sides to `image_size / crop_pct`; `center` scales the shorter one and keeps the proportions.
+    `squash` scales both sides to `image_size / crop_pct`; `center` scales the shorter side and keeps the aspect ratio.
+
     Source: timm 1.0.31, data/transforms_factory.py, transforms_imagenet_eval.
     """
     size = preprocessing.image_size
     height, width = image.shape[:2]
     resized, left, top = _plan_crop(width, height, preprocessing)
-    picture = _open_picture(image)
-    if resized[0] * resized[1] > MAX_RESIZED:  # a very long image: scale the part that is kept, and no more
+    pil_image = _to_pil(image)
+    if resized[0] * resized[1] > MAX_RESIZED:  # a very long image: scale only the part that the crop keeps
         box = locate_crop(width, height, preprocessing)
-        return np.asarray(_to_rgb(picture.resize((size, size), _FILTERS[preprocessing.interpolation], box=box)))
-    if picture.size != resized:
-        picture = picture.resize(resized, _FILTERS[preprocessing.interpolation])
-    return np.asarray(_to_rgb(picture.crop((left, top, left + size, top + size))))
+        return np.asarray(_to_rgb(pil_image.resize((size, size), _FILTERS[preprocessing.interpolation], box=box)))
+    if pil_image.size != resized:
+        pil_image = pil_image.resize(resized, _FILTERS[preprocessing.interpolation])
+    return np.asarray(_to_rgb(pil_image.crop((left, top, left + size, top + size))))
 
 
 def locate_crop(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
@@ -40,7 +41,7 @@ def locate_crop(width: int, height: int, preprocessing: Preprocessing) -> tuple[
 
 
 def _plan_crop(width: int, height: int, preprocessing: Preprocessing) -> tuple[tuple[int, int], int, int]:
-    """Return the size (W, H) that evaluation scales an image to, and the crop's left and top in it, all in pixels."""
+    """Return the size (W, H) to which evaluation scales an image, and the crop's left and top in it, in pixels."""
     target = math.floor(preprocessing.image_size / preprocessing.crop_pct)
     if preprocessing.crop_mode == "squash":
         resized = (target, target)
@@ -56,66 +57,67 @@ def _plan_crop(width: int, height: int, preprocessing: Preprocessing) -> tuple[t
 
 
 def find_cached_side(image_size: int, min_crop_area: float) -> int:
-    """The shorter side, in pixels, at which an image is kept for training.
+    """Return the shorter side, in pixels, at which images are cached for training.
 
-    At it, the smallest crop (3:4, `min_crop_area` of the area) of a square still has `image_size` pixels on its shorter
-    side, so that no crop shows less detail than the model can see: 1.63 times the input's side for half of the area,
-    and at most `MAX_STORED` times, for crops below 15%.
+    The smallest crop of a square image (3:4, `min_crop_area` of the area) then still has `image_size` pixels on its
+    shorter side, so that no crop loses detail. The side is 1.63 times `image_size` for half of the area, and at most
+    `MAX_CACHED` times, for crops below 15% of the area.
     """
-    least = 1 / (0.75 * MAX_STORED**2)
+    least = 1 / (0.75 * MAX_CACHED**2)
     return math.ceil(image_size / math.sqrt(0.75 * max(min_crop_area, least)))
 
 
 def reduce_image(image: Pixels, side: int, preprocessing: Preprocessing) -> Pixels:
-    """Scales (H, W, 3) so that its shorter side has `side` pixels; a smaller image stays as it is."""
+    """Scale (H, W, 3) so that its shorter side has `side` pixels; a smaller image is not changed."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     if shorter <= side:
         return image
     size = (round(width * side / shorter), round(height * side / shorter))
-    return np.asarray(_to_rgb(_open_picture(image).resize(size, _FILTERS[preprocessing.interpolation])))
+    return np.asarray(_to_rgb(_to_pil(image).resize(size, _FILTERS[preprocessing.interpolation])))
 
 
 def transform_for_training(
-    image: Pixels, preprocessing: Preprocessing, random: np.random.Generator, wanted: Augmentation
+    image: Pixels, preprocessing: Preprocessing, random: np.random.Generator, augmentation: Augmentation
 ) -> Pixels:
-    """Takes a random crop of (H, W, 3), scales it to (S, S, 3), and changes it as `wanted`.
+    """Crop (H, W, 3) at random, scale the crop to (S, S, 3), and augment it.
 
-    The crop keeps `min_crop_area` to 1 of the area at an aspect ratio of 3/4 to 4/3, as torchvision's
-    RandomResizedCrop draws it. Where `min_crop_area` is 1, the evaluation's view takes its place.
+    The crop keeps a fraction of the area from `min_crop_area` to 1, at an aspect ratio of 3/4 to 4/3, drawn as in
+    torchvision's RandomResizedCrop. If `min_crop_area` is 1, the evaluation transform replaces the random crop.
     """
-    if wanted.min_crop_area == 1:
-        return augment_resized(transform_for_eval(image, preprocessing), preprocessing, random, wanted)
-    box = _draw_crop(image.shape[1], image.shape[0], random, wanted.min_crop_area)
-    return _augment(image, box, preprocessing, random, wanted)
+    if augmentation.min_crop_area == 1:
+        return augment_resized(transform_for_eval(image, preprocessing), preprocessing, random, augmentation)
+    box = _draw_crop(image.shape[1], image.shape[0], random, augmentation.min_crop_area)
+    return _augment(image, box, preprocessing, random, augmentation)
 
 
 def augment_resized(
-    view: Pixels, preprocessing: Preprocessing, random: np.random.Generator, wanted: Augmentation
+    image: Pixels, preprocessing: Preprocessing, random: np.random.Generator, augmentation: Augmentation
 ) -> Pixels:
-    """Changes what `transform_for_eval` gave, (S, S, 3), as `wanted`; where that asks for nothing, it is the same."""
-    return _augment(view, (0, 0, preprocessing.image_size, preprocessing.image_size), preprocessing, random, wanted)
+    """Augment an image that `transform_for_eval` returned, (S, S, 3)."""
+    size = preprocessing.image_size
+    return _augment(image, (0, 0, size, size), preprocessing, random, augmentation)
 
 
 def _augment(
-    image: Pixels, box: Box, preprocessing: Preprocessing, random: np.random.Generator, wanted: Augmentation
+    image: Pixels, box: Box, preprocessing: Preprocessing, random: np.random.Generator, augmentation: Augmentation
 ) -> Pixels:
-    """What is off draws no number, but for the flip: another setting that is off changes no picture."""
+    """Crop, scale and augment. A setting that is off draws no number (except the flip), so that it changes no other."""
     size, resample = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
-    is_flipped = random.random() < wanted.hflip
-    if wanted.rotation:
-        degrees = random.uniform(-wanted.rotation, wanted.rotation)
-        picture = turn_crop(image, box, size, degrees, resample)
+    is_flipped = random.random() < augmentation.hflip
+    if augmentation.rotation:
+        degrees = random.uniform(-augmentation.rotation, augmentation.rotation)
+        pil_image = turn_crop(image, box, size, degrees, resample)
     else:
-        picture = _to_rgb(_open_picture(image).resize((size, size), resample, box=box))
+        pil_image = _to_rgb(_to_pil(image).resize((size, size), resample, box=box))
     if is_flipped:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if wanted.jitter:
-        picture = jitter_light(picture, random, wanted.jitter)
-    if wanted.rand_augment:
-        picture = rand_augment(picture, random, wanted.rand_augment, resample)
-    changed = np.asarray(picture)
-    return erase(changed, random) if wanted.erasing and random.random() < wanted.erasing else changed
+        pil_image = pil_image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augmentation.jitter:
+        pil_image = jitter_light(pil_image, random, augmentation.jitter)
+    if augmentation.rand_augment:
+        pil_image = rand_augment(pil_image, random, augmentation.rand_augment, resample)
+    changed = np.asarray(pil_image)
+    return erase(changed, random) if augmentation.erasing and random.random() < augmentation.erasing else changed
 
 
 def _draw_crop(width: int, height: int, random: np.random.Generator, min_area: float) -> Box:
@@ -132,13 +134,13 @@ def _draw_crop(width: int, height: int, random: np.random.Generator, min_area: f
     return left, top, left + w, top + h
 
 
-def _open_picture(image: Pixels) -> Image.Image:
-    """A picture to resize. A grey one has one channel then, which gives the same pixels in less than half the time."""
-    for part in (image[::16, ::16], image):  # most colours show in a few pixels
+def _to_pil(image: Pixels) -> Image.Image:
+    """Return a PIL image to resize. A grey image gets one channel: the same pixels in less than half the time."""
+    for part in (image[::16, ::16], image):  # a few pixels show most colours
         if not ((part[..., 0] == part[..., 1]).all() and (part[..., 1] == part[..., 2]).all()):
             return Image.fromarray(image)
     return Image.fromarray(np.ascontiguousarray(image[..., 0]))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")

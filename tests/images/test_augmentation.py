@@ -34,8 +34,8 @@ def grey(image: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
 
 
-def draw(image: Pixels, wanted: Augmentation, number: int) -> Pixels:
-    return transform_for_training(image, HOW, seed_image(0, number, 0), wanted)
+def draw(image: Pixels, settings: Augmentation, number: int) -> Pixels:
+    return transform_for_training(image, HOW, seed_image(0, number, 0), settings)
 
 
 def alike(one: Pixels, other: Pixels) -> float:
@@ -48,8 +48,8 @@ def test_each_field_is_a_setting() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_same_seed_gives_the_same_image_and_other_epoch_another(name: str) -> None:
-    wanted, image = preset(name), picture()
-    drawn = [transform_for_training(image, HOW, seed_image(3, epoch, 5), wanted) for epoch in (0, 0, 1, 2, 3)]
+    settings, image = preset(name), picture()
+    drawn = [transform_for_training(image, HOW, seed_image(3, epoch, 5), settings) for epoch in (0, 0, 1, 2, 3)]
     assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
     assert np.array_equal(drawn[0], drawn[1])
     assert all(np.array_equal(drawn[0], later) for later in drawn[2:]) == (name == "none")
@@ -77,10 +77,10 @@ def test_preset_medical_never_flips_and_natural_does() -> None:
     image = picture()
     plain = transform_for_eval(image, HOW)
     for name, most in (("medical", 0), ("natural", 300)):
-        wanted = preset(name)
+        settings = preset(name)
         if name == "natural":  # the flip alone: inverted or moved, a picture is like neither
-            wanted = Augmentation(min_crop_area=wanted.min_crop_area, hflip=wanted.hflip)
-        drawn = (draw(image, wanted, number) for number in range(500))
+            settings = Augmentation(min_crop_area=settings.min_crop_area, hflip=settings.hflip)
+        drawn = (draw(image, settings, number) for number in range(500))
         mirrored = sum(alike(one, plain) < alike(one, plain[:, ::-1]) for one in drawn)
         assert (mirrored == 0) if most == 0 else (200 < mirrored < most), name
 
@@ -96,11 +96,11 @@ def test_each_setting_changes_the_image_and_not_the_draws_of_others(setting: str
     assert abs(np.mean(same) - chance) < 0.2, "the crop is the same where the setting does nothing"
 
 
-@pytest.mark.parametrize("wanted", [preset("medical"), preset("strong"), Augmentation(min_crop_area=1.0, jitter=0.9)])
-def test_grey_stays_grey(wanted: Augmentation) -> None:
+@pytest.mark.parametrize("settings", [preset("medical"), preset("strong"), Augmentation(min_crop_area=1.0, jitter=0.9)])
+def test_grey_stays_grey(settings: Augmentation) -> None:
     image = grey(picture())
     for number in range(100):
-        drawn = draw(image, wanted, number)
+        drawn = draw(image, settings, number)
         assert np.array_equal(drawn[..., 0], drawn[..., 1])
         assert np.array_equal(drawn[..., 0], drawn[..., 2])
 
@@ -168,9 +168,9 @@ def test_larger_magnitude_changes_more() -> None:
     image = picture()
 
     def change(magnitude: float) -> float:
-        wanted = Augmentation(min_crop_area=1.0, rand_augment=magnitude)
+        settings = Augmentation(min_crop_area=1.0, rand_augment=magnitude)
         plain = transform_for_eval(image, HOW).astype(float)
-        return float(np.mean([np.abs(draw(image, wanted, number) - plain).mean() for number in range(300)]))
+        return float(np.mean([np.abs(draw(image, settings, number) - plain).mean() for number in range(300)]))
 
     assert change(2.0) < 0.8 * change(9.0)
 

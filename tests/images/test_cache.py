@@ -93,10 +93,10 @@ def test_missing_image_is_an_error(tmp_path: Path) -> None:
 def test_truncated_cache_is_rebuilt(tmp_path: Path, left: int) -> None:
     paths = fill(tmp_path / "data", 60, (40, 30))
     read_all(tmp_path / "data", paths)
-    [kept] = list_cached_sets()
-    size = kept.path.stat().st_size
+    [entry] = list_cached_sets()
+    size = entry.path.stat().st_size
     assert size > 60_000
-    os.truncate(kept.path, left % size)
+    os.truncate(entry.path, left % size)
     read_all(tmp_path / "data", paths)
     assert read_all(tmp_path / "data", paths) == []
 
@@ -104,12 +104,12 @@ def test_truncated_cache_is_rebuilt(tmp_path: Path, left: int) -> None:
 def test_flipped_bit_in_the_cache_is_detected(tmp_path: Path) -> None:
     paths = fill(tmp_path / "data", 60, (40, 30))
     read_all(tmp_path / "data", paths)
-    [kept] = list_cached_sets()
-    content = kept.path.read_bytes()
+    [entry] = list_cached_sets()
+    content = entry.path.read_bytes()
     for place in np.random.default_rng(0).integers(0, len(content), 25):
         hurt = bytearray(content)
         hurt[place] ^= 0x10
-        kept.path.write_bytes(hurt)
+        entry.path.write_bytes(hurt)
         read_all(tmp_path / "data", paths)
 
 
@@ -170,7 +170,7 @@ def test_unwritable_cache_gives_a_reason_and_images(tmp_path: Path, monkeypatch:
             np.testing.assert_array_equal(cached.read(path), decode_image(tmp_path / "data" / path))
     cached.flush()
     assert cached.failure is not None
-    assert "are not kept" in cached.failure
+    assert "are not cached" in cached.failure
 
 
 def test_least_recently_used_set_is_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

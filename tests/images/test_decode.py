@@ -40,10 +40,10 @@ def test_every_mode_becomes_rgb_uint8(tmp_path: Path, mode: str) -> None:
 def test_deep_greyscale_keeps_its_levels(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"xray.{ending}"
     Image.fromarray(XRAY).save(path)
-    image, mode, bits, done = read_image(path)
+    image, mode, bits, steps = read_image(path)
     assert len(np.unique(image)) == 256
     assert (image[..., 0] == image[..., 1]).all()
-    assert (mode, bits, done) == ("I;16", 16, ("stretched from 0..4095",))
+    assert (mode, bits, steps) == ("I;16", 16, ("stretched from 0..4095",))
 
 
 def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "packed.tiff", colour, photometric="rgb", compression="deflate")
     expected = np.rint(colour / 4095 * 255).astype(np.uint8)
     for name in ("colour.png", "plain.tiff", "big_endian.tiff", "packed.tiff"):
-        image, _, bits, done = read_image(tmp_path / name)
+        image, _, bits, steps = read_image(tmp_path / name)
         np.testing.assert_array_equal(image, expected, err_msg=name)
-        assert (bits, done) == (16, ("16-bit colour stretched from 0..4095",))
+        assert (bits, steps) == (16, ("16-bit colour stretched from 0..4095",))
 
 
 def test_constant_and_non_finite_images_are_read(tmp_path: Path) -> None:
@@ -76,17 +76,17 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     image.save(tmp_path / "turned.jpg", exif=exif)
     result = read_image(tmp_path / "turned.jpg")
     assert result.pixels.shape == (20, 10, 3)
-    assert result.done == ("turned upright",)
+    assert result.steps == ("turned upright",)
 
 
 def test_transparent_parts_are_white(tmp_path: Path) -> None:
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2, :, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "half.png")
-    image, mode, _, done = read_image(tmp_path / "half.png")
+    image, mode, _, steps = read_image(tmp_path / "half.png")
     assert (image[:2] == 0).all()
     assert (image[2:] == 255).all()
-    assert (mode, done) == ("RGBA", ("laid on white where transparent",))
+    assert (mode, steps) == ("RGBA", ("laid on white where transparent",))
 
 
 def test_first_frame_is_read_with_a_note(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_first_frame_is_read_with_a_note(tmp_path: Path) -> None:
         path = tmp_path / f"frames.{ending}"
         first.save(path, save_all=True, append_images=[second], quality=100)
         result = read_image(path)
-        assert "first of 2 frames" in result.done, ending
+        assert "first of 2 frames" in result.steps, ending
         assert np.abs(result.pixels.astype(int) - np.asarray(first.convert("RGB"))).mean() < 3, ending
 
 
@@ -176,7 +176,7 @@ def test_compressed_dicom_is_read(tmp_path: Path, syntax: str) -> None:
 def test_dicom_frames_colour_and_missing_image(tmp_path: Path) -> None:
     frames = save_dicom(tmp_path / "frames.dcm", np.stack([XRAY, XRAY[::-1]]), NumberOfFrames=2)
     result = read_image(frames)
-    assert "first of 2 frames" in result.done
+    assert "first of 2 frames" in result.steps
     assert result.pixels[0, 0, 0] == 0
     colour = np.asarray(draw_picture(4))
     path = save_dicom(

@@ -97,7 +97,7 @@ def test_rescale_and_window_in_functional_groups(tmp_path: Path, groups: str) ->
     path = save_dicom(tmp_path / "enhanced.dcm", stacked, NumberOfFrames=2, **{groups: items})
     result = read_image(path)
     np.testing.assert_array_equal(result.pixels[..., 0], at_root)
-    assert {"first of 2 frames", "windowed as the file says"} <= set(result.done)
+    assert {"first of 2 frames", "windowed as the file says"} <= set(result.steps)
 
 
 ODD: dict[str, tuple[dict[str, Any], str]] = {
@@ -128,7 +128,7 @@ def test_invalid_attribute_is_ignored_with_a_note(tmp_path: Path, name: str) -> 
     attributes, note = ODD[name]
     result = read_image(save_dicom(tmp_path / "odd.dcm", XRAY, **attributes))
     np.testing.assert_array_equal(result.pixels[..., 0], PLAIN)
-    assert any(note in text for text in result.done), result.done
+    assert any(note in text for text in result.steps), result.steps
 
 
 @pytest.mark.parametrize("keyword", ["BitsAllocated", "BitsStored", "PhotometricInterpretation", "SamplesPerPixel",
@@ -169,7 +169,7 @@ def test_first_of_undeclared_frames_is_read(tmp_path: Path) -> None:
     path = save_dicom(tmp_path / "two.dcm", np.stack([XRAY, XRAY[::-1]]))
     result = read_image(path)
     np.testing.assert_array_equal(result.pixels[..., 0], PLAIN)
-    assert "first of 2 frames" in result.done
+    assert "first of 2 frames" in result.steps
     path = change(save_dicom(tmp_path / "pad.dcm", XRAY), lambda d: setattr(d, "PixelData", d.PixelData + bytes(33)))
     np.testing.assert_array_equal(grey(path), PLAIN)
     path = change(save_dicom(tmp_path / "short.dcm", XRAY), lambda d: setattr(d, "PixelData", d.PixelData[:4000]))

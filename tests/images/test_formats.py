@@ -128,8 +128,8 @@ def test_suffix_is_matched_in_any_case() -> None:
 def test_formats_module_imports_no_reader() -> None:
     readers = "{'PIL', 'pydicom', 'numpy', 'tifffile'}"
     script = f"import sys, convnext_cli.images.formats; print(sorted({readers} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    steps = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert steps.stdout.strip() == "[]"
 
 
 def test_pillow_opens_listed_formats_only() -> None:

@@ -80,7 +80,7 @@ def write_deep_png(path: Path, kind: int, channels: int) -> None:
 def test_decoding_memory_is_bounded(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path / name)
     assert (tmp_path / name).stat().st_size < 5e6
-    done = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=True)
-    message, dataset = done.stdout.splitlines()
+    steps = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=True)
+    message, dataset = steps.stdout.splitlines()
     assert "inflates to more than 336 MB" in message or "GB to decode (the limit is 1.3 GB)" in message
     assert int(dataset) < BOUND

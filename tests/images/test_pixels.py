@@ -185,7 +185,7 @@ def test_no_data_pixels_are_black(tmp_path: Path) -> None:
     result = read_image(tmp_path / "height.tif")
     assert (result.pixels[:8] == 0).all()
     np.testing.assert_array_equal(result.pixels[8:], expect(values[8:]))
-    assert any(note.startswith("no-data value") for note in result.done)
+    assert any(note.startswith("no-data value") for note in result.steps)
 
 
 REFUSED: dict[str, tuple[NDArray[Any], dict[str, Any], str]] = {

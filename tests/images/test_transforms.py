@@ -81,19 +81,19 @@ def test_grey_image_gives_the_same_pixels_as_colour(least: float, monkeypatch: p
     grey = np.repeat(noise(111, 97)[..., :1], 3, axis=2)
     tinted = grey.copy()
     tinted[1, 1, 2] ^= 1  # one pixel of another colour, where a coarse look does not see it
-    wanted = Augmentation(min_crop_area=least)
+    settings = Augmentation(min_crop_area=least)
 
     def change(image: np.ndarray) -> list[np.ndarray]:
         return [
             transform_for_eval(image, HOW),
             reduce_image(image, 80, HOW),
-            transform_for_training(image, HOW, np.random.default_rng(3), wanted),
+            transform_for_training(image, HOW, np.random.default_rng(3), settings),
         ]
 
     results = [change(grey), change(tinted)]
-    assert transforms._open_picture(grey).mode == "L"
-    assert transforms._open_picture(tinted).mode == "RGB"
-    monkeypatch.setattr(transforms, "_open_picture", Image.fromarray)
+    assert transforms._to_pil(grey).mode == "L"
+    assert transforms._to_pil(tinted).mode == "RGB"
+    monkeypatch.setattr(transforms, "_to_pil", Image.fromarray)
     for mine, expected in zip(results, [change(grey), change(tinted)], strict=True):
         for one, other in zip(mine, expected, strict=True):
             np.testing.assert_array_equal(one, other)

@@ -1,4 +1,4 @@
-"""A generated data set with faults planted in it, and what was planted."""
+"""A generated data set with planted faults, and the list of these."""
 
 import random
 import shutil
@@ -17,7 +17,7 @@ CLASSES = ("leaf", "root", "stem")
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """Pairs of relative paths of each kind."""
+    """The faults that were planted: pairs of relative paths of each kind."""
 
     root: Path
     distinct: int
@@ -28,13 +28,13 @@ class Planted:
 
 
 def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, conflicts: int, leaked: int) -> Planted:
-    """Writes `distinct` pictures as `root/{train,test}/<class>/plant<group>_<number>.png` and plants faults.
+    """Write `distinct` images as `root/{train,test}/<class>/plant<group>_<number>.png` and plant faults.
 
-    Each plant has two pictures, alike and not the same, of one class in one split, but for `leaked` of them, whose
-    pictures lie in both.
+    Each plant has two images of one class in one split, similar but not the same. Those of `leaked` plants lie in both
+    splits.
     """
     draw = random.Random(0)
-    pictures: list[str] = []
+    paths: list[str] = []
     by_group: dict[int, list[int]] = defaultdict(list)
     for number in range(distinct):
         group = number // 2
@@ -46,10 +46,10 @@ def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, 
         path = root / split / label / f"plant{group:05}_{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_relative(group, number, (64 + 8 * (number % 5), 72)).save(path, compress_level=1)
-        pictures.append(path.relative_to(root).as_posix())
-    chosen = draw.sample(pictures[2 * leaked :], exact + encoded + resized + conflicts)
+        paths.append(path.relative_to(root).as_posix())
+    sources = draw.sample(paths[2 * leaked :], exact + encoded + resized + conflicts)
     copies: list[set[tuple[str, str]]] = [set(), set(), set()]
-    for place, name in enumerate(chosen):
+    for place, name in enumerate(sources):
         source, target = root / name, (root / name).with_name(f"copy{place}.png")
         with Image.open(source) as opened:
             image = opened.copy()
@@ -82,7 +82,7 @@ def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, 
 
 
 def score_duplicates(planted: Planted, result: Audit) -> tuple[set[tuple[str, str]], float, float]:
-    """The exact pairs that were found, the share of the near ones, and pictures wrongly taken for copies a picture."""
+    """Return the detected exact pairs, the fraction of detected near pairs, and wrong duplicates per distinct image."""
     cluster = {result.index.paths[row]: number for number, rows in enumerate(result.clusters) for row in rows}
 
     def hits(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
