@@ -19,7 +19,7 @@ with lock_folder(Path("run")):
 """
 
 
-def test_a_folder_is_held_by_one_at_a_time() -> None:
+def test_folder_is_locked_by_one_process_at_a_time() -> None:
     folder = Path("a/run")
     with lock_folder(folder) as is_held:
         assert is_held
@@ -38,7 +38,7 @@ def test_a_folder_is_held_by_one_at_a_time() -> None:
     check_unlocked(folder)
 
 
-def test_a_new_folder_is_made_once() -> None:
+def test_new_folder_is_made_once() -> None:
     with lock_folder(Path("run"), is_new=True), pytest.raises(FileExistsError), lock_folder(Path("run"), is_new=True):
         pass
     Path("file").touch()
@@ -49,7 +49,7 @@ def test_a_new_folder_is_made_once() -> None:
         pass
 
 
-def test_a_kill_frees_the_lock() -> None:
+def test_kill_releases_the_lock() -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"

@@ -13,7 +13,7 @@ from convnext_cli.runs.folds import find_newest_run
 from tests.conftest import save_image
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_file_only(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     write_text(path, "old")
 
@@ -28,7 +28,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_written_files_are_readable_by_colleagues(tmp_path: Path) -> None:
+def test_written_files_are_readable_by_others(tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
         write_text(tmp_path / "plan.toml", "text")
@@ -37,7 +37,7 @@ def test_written_files_are_readable_by_colleagues(tmp_path: Path) -> None:
     assert (tmp_path / "plan.toml").stat().st_mode & 0o777 == 0o644
 
 
-def test_the_split_round_trips_with_odd_names(tmp_path: Path) -> None:
+def test_split_round_trips_with_odd_names(tmp_path: Path) -> None:
     save_image(tmp_path / "data/a,b/x\ny.png")
     save_image(tmp_path / 'data/"c"/z 😀.png')
     save_image(tmp_path / "data/a,b/carriage\rreturn\r\n.png")
@@ -54,7 +54,7 @@ def test_the_split_round_trips_with_odd_names(tmp_path: Path) -> None:
     assert run.read_split() == grouped
 
 
-def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
+def test_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run under"):
         find_newest_run()
     for age, name in enumerate(("old", "new", "unfinished")):
@@ -66,7 +66,7 @@ def test_the_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
     assert find_newest_run().path.name == "new"
 
 
-def test_a_damaged_split_is_said(tmp_path: Path) -> None:
+def test_damaged_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run: it has no data\.json"):
         RunFolder(tmp_path).read_split()
     (tmp_path / "data.json").write_text("{}")
@@ -81,7 +81,7 @@ def test_a_damaged_split_is_said(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_split()
 
 
-def test_a_run_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="gone does not exist"):
         RunFolder(tmp_path / "gone").read_split()
     with pytest.raises(RunError, match=r"is not a run: it has no data\.json"):

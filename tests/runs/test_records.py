@@ -82,7 +82,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("file", "place", "value", "words"), CHANGES)
-def test_a_changed_value_is_refused_with_file_field_and_value(
+def test_changed_value_is_refused_with_file_field_and_value(
     file: str, place: str, value: Any, words: str, mine: RunFolder
 ) -> None:
     change(mine, file, place, value)
@@ -103,14 +103,14 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("file", ["config.json", "data.json", "calibration.json", "metrics.json", "environment.json"])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_file_is_refused_by_name(kind: str, file: str, mine: RunFolder) -> None:
+def test_damaged_file_is_refused_by_name(kind: str, file: str, mine: RunFolder) -> None:
     path = mine.path / file
     path.write_bytes(DAMAGES[kind](path.read_bytes()))
     with pytest.raises(RunError, match=file):
         check_records(mine)
 
 
-def test_a_folder_in_a_files_place_is_refused(mine: RunFolder) -> None:
+def test_folder_in_place_of_a_file_is_refused(mine: RunFolder) -> None:
     (mine.path / "config.json").unlink()
     (mine.path / "config.json").mkdir()
     with pytest.raises(RunError, match=r"config\.json cannot be read: it is not a regular file"):
@@ -127,13 +127,13 @@ def test_a_folder_in_a_files_place_is_refused(mine: RunFolder) -> None:
         ("path,label,group,split\n,0,,train\n", "line 2: path: '' is not a path"),
     ],
 )
-def test_a_changed_split_is_refused_with_its_line(text: str, words: str, mine: RunFolder) -> None:
+def test_changed_split_row_is_refused_with_its_line(text: str, words: str, mine: RunFolder) -> None:
     (mine.path / "split.csv").write_text(text)
     with pytest.raises(RunError, match=rf"split\.csv cannot be read: .*{words}"):
         mine.read_split()
 
 
-def test_the_log_is_refused_with_its_line_and_old_ones_may_hold_nan(mine: RunFolder) -> None:
+def test_log_line_is_refused_with_its_number_and_old_logs_may_have_nan(mine: RunFolder) -> None:
     path = mine.path / "metrics.jsonl"
     [line] = path.read_text().splitlines()
     path.write_text(f"{line}\n{{}}\n")
@@ -151,7 +151,7 @@ def test_the_log_is_refused_with_its_line_and_old_ones_may_hold_nan(mine: RunFol
         ("seed = 0", "seed = 'text' must be a whole number"),
     ],
 )
-def test_a_plan_that_is_not_the_models_is_refused(setting: str, words: str, mine: RunFolder) -> None:
+def test_plan_of_another_model_is_refused(setting: str, words: str, mine: RunFolder) -> None:
     text = mine.plan.read_text()
     assert setting in text
     other = {"image_size = 32": "64", "in_chans = 3": "1", "seed = 0": '"text"'}[setting]
@@ -183,7 +183,7 @@ def test_weights_that_do_not_fit_are_refused(edit: Any, words: str, mine: RunFol
         load_model(mine.path)
 
 
-def test_arrays_of_a_calibration_that_do_not_fit_are_refused(mine: RunFolder) -> None:
+def test_calibration_arrays_that_do_not_fit_are_refused(mine: RunFolder) -> None:
     path = mine.path / "calibration.safetensors"
     arrays, metadata = dict(load_file(path)), {"weights": mine.fingerprint_weights()}
     calibration, classes = read_calibration(mine), ("0", "1", "2")
@@ -208,7 +208,7 @@ def test_arrays_of_a_calibration_that_do_not_fit_are_refused(mine: RunFolder) ->
     fit()
 
 
-def test_a_run_is_loaded_from_its_own_files_alone(mine: RunFolder, run: RunFolder) -> None:
+def test_run_is_loaded_from_its_own_files_only(mine: RunFolder, run: RunFolder) -> None:
     asked: list[str] = []
 
     class Elsewhere(http.server.BaseHTTPRequestHandler):
@@ -253,7 +253,7 @@ def plant_leak(run: RunFolder) -> str:
     return "2 x planted. The score is too good"
 
 
-def test_a_damaged_audit_is_said_and_measured_again(mine: RunFolder, tmp_path: Path) -> None:
+def test_damaged_audit_gives_a_notice_and_is_measured_again(mine: RunFolder, tmp_path: Path) -> None:
     index = mine.read_split()
     test, train = index.rows("test")[0], index.rows("train")[0]
     data = shutil.copytree(index.root, tmp_path / "data")
@@ -261,26 +261,28 @@ def test_a_damaged_audit_is_said_and_measured_again(mine: RunFolder, tmp_path: P
     change(mine, "data.json", "data", str(data))
     assert plant_leak(mine) in evaluate(mine.path).notes
     (mine.path / "audit.json").write_bytes((mine.path / "audit.json").read_bytes()[:-40])
-    found = evaluate(mine.path)
-    assert any("audit.json cannot be read" in note and "checked again" in note for note in found.notes)
-    assert any("leakage: 1 picture" in note or "in two splits" in note for note in found.notes)
-    assert found.audit is not None
+    result = evaluate(mine.path)
+    assert any("audit.json cannot be read" in note and "checked again" in note for note in result.notes)
+    assert any("leakage: 1 picture" in note or "in two splits" in note for note in result.notes)
+    assert result.audit is not None
     (data / index.paths[train]).unlink()
-    found = evaluate(mine.path)
-    assert found.audit is None
-    assert any("Whether images leak between splits is not known: 1 of 300" in note for note in found.notes), found.notes
+    result = evaluate(mine.path)
+    assert result.audit is None
+    assert any("Whether images leak between splits is not known: 1 of 300" in note for note in result.notes), (
+        result.notes
+    )
     (mine.path / "audit.json").unlink()
     assert any("the run has no audit.json" in note for note in evaluate(mine.path).notes)
 
 
-def test_an_unfinished_run_says_so_in_every_answer(mine: RunFolder) -> None:
+def test_unfinished_run_gives_a_notice(mine: RunFolder) -> None:
     mine.metrics.unlink()
     words = "the run has not finished: these are the best weights of its first 1 of 1 epochs"
     assert any(words in note for note in evaluate(mine.path).notes)
     assert any(words in note for note in list_calibration_notes(mine.path))
 
 
-def test_probabilities_that_are_not_calibrated_are_said(mine: RunFolder) -> None:
+def test_uncalibrated_probabilities_give_a_notice(mine: RunFolder) -> None:
     assert list_calibration_notes(mine.path) == []
     change(mine, "calibration.json", "weights", "00000000")
     assert "was fitted for other weights than model.safetensors" in list_calibration_notes(mine.path)[0]
@@ -288,14 +290,14 @@ def test_probabilities_that_are_not_calibrated_are_said(mine: RunFolder) -> None
     assert "calibration.json is missing" in list_calibration_notes(mine.path)[0]
 
 
-def test_no_look_at_the_test_split_is_counted_where_no_answer_comes(mine: RunFolder) -> None:
+def test_failed_evaluation_is_not_counted(mine: RunFolder) -> None:
     change_weights(mine, lambda a: {**a, "head.fc.bias": a["head.fc.bias"] * np.float32(np.inf)})
     with pytest.raises(RunError, match="values that are not finite"):
         evaluate(mine.path)
     assert not mine.tests.exists()
 
 
-def test_a_comparison_with_a_damaged_run_counts_no_look_at_the_other(mine: RunFolder, tmp_path: Path) -> None:
+def test_comparison_with_a_damaged_run_counts_no_evaluation(mine: RunFolder, tmp_path: Path) -> None:
     other = RunFolder(shutil.copytree(mine.path, tmp_path / "other"))
     change(other, "calibration.json", "temperature", NAN)
     done = call("eval", str(mine.path), str(other.path))
@@ -304,7 +306,7 @@ def test_a_comparison_with_a_damaged_run_counts_no_look_at_the_other(mine: RunFo
     assert not mine.tests.exists()
 
 
-def test_outputs_that_are_not_finite_are_no_answer(mine: RunFolder) -> None:
+def test_outputs_that_are_not_finite_are_refused(mine: RunFolder) -> None:
     change_weights(mine, lambda a: {name: value * np.float32(1e30) for name, value in a.items()})
     index = mine.read_split()
     with pytest.raises(RunError, match="the model's outputs are not finite"):

@@ -52,7 +52,7 @@ def weights_of(folder: FoldsFolder) -> list[bytes]:
     return [(folder.run(fold).path / "model.safetensors").read_bytes() for fold in range(1, FOLDS + 1)]
 
 
-def test_the_folds_part_the_data_and_share_the_test(whole: FoldsFolder) -> None:
+def test_folds_partition_the_data_and_share_the_test_split(whole: FoldsFolder) -> None:
     indexes = [run.read_split() for run in whole.list_runs()]
     assert len(indexes) == FOLDS
     val = [set(index.rows("val")) for index in indexes]
@@ -64,25 +64,25 @@ def test_the_folds_part_the_data_and_share_the_test(whole: FoldsFolder) -> None:
         assert set(index.rows("train")) == everything - own - set(index.rows("test"))
 
 
-def test_a_fold_is_what_it_is_alone(data: Path, whole: FoldsFolder) -> None:
+def test_fold_equals_the_same_fold_trained_alone(data: Path, whole: FoldsFolder) -> None:
     train(folds_request(data, "alone", fold=2))
     assert Path("alone/model.safetensors").read_bytes() == weights_of(whole)[1]
     assert read_plan(Path("alone/plan.toml")) == read_plan(whole.run(2).plan)
     assert weights_of(whole)[0] != weights_of(whole)[1]
 
 
-def test_the_spread_is_that_of_the_folds(whole: FoldsFolder) -> None:
-    told = json.loads(whole.metrics.read_text())
+def test_spread_is_mean_and_sd_over_folds(whole: FoldsFolder) -> None:
+    recorded = json.loads(whole.metrics.read_text())
     own = [json.loads(run.metrics.read_text())["val"] for run in whole.list_runs()]
     for name in ("balanced_accuracy", "log_loss", "macro_roc_auc"):
         values = [figures[name] for figures in own]
-        assert [fold[name] for fold in told["folds"]] == values
-        assert told["spread"][name] == pytest.approx({"mean": mean(values), "sd": stdev(values), "n": FOLDS})
-    assert "images" not in told["spread"]
+        assert [fold[name] for fold in recorded["folds"]] == values
+        assert recorded["spread"][name] == pytest.approx({"mean": mean(values), "sd": stdev(values), "n": FOLDS})
+    assert "images" not in recorded["spread"]
 
 
 @pytest.mark.parametrize("steps", [2, 6])  # in the first fold, in the second
-def test_what_is_killed_goes_on_to_the_same_bytes(data: Path, whole: FoldsFolder, steps: int) -> None:
+def test_killed_cross_validation_resumes_to_the_same_bytes(data: Path, whole: FoldsFolder, steps: int) -> None:
     events = cross_validate_steps(folds_request(data, "cv"))
     for event in events:
         steps -= isinstance(event, StepDone)
@@ -93,9 +93,9 @@ def test_what_is_killed_goes_on_to_the_same_bytes(data: Path, whole: FoldsFolder
     was_finished = first.stat().st_mtime_ns if first.exists() else None
     with pytest.raises(RunError, match=r"has not finished.*--resume cv"):
         predict(next(data.rglob("*.png")), "cv")
-    told = run_all(train_steps(TrainRequest(resume=Path("cv"))))
-    assert sum(isinstance(event, FoldDone) for event in told) == (1 if was_finished else 2)
-    assert isinstance(told[-1], CrossValidationResult)
+    recorded = run_all(train_steps(TrainRequest(resume=Path("cv"))))
+    assert sum(isinstance(event, FoldDone) for event in recorded) == (1 if was_finished else 2)
+    assert isinstance(recorded[-1], CrossValidationResult)
     assert was_finished in (None, first.stat().st_mtime_ns), "a finished fold is left alone"
     assert weights_of(FoldsFolder(Path("cv"))) == weights_of(whole)
     assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(whole.metrics.read_text())
@@ -104,7 +104,7 @@ def test_what_is_killed_goes_on_to_the_same_bytes(data: Path, whole: FoldsFolder
         list(train_steps(TrainRequest(resume=Path("cv"))))
 
 
-def test_a_signal_names_the_whole(data: Path) -> None:
+def test_signal_in_a_fold_names_the_cross_validation(data: Path) -> None:
     def interrupt() -> None:
         for event in cross_validate_steps(folds_request(data, "cv")):
             if isinstance(event, StepDone):
@@ -116,7 +116,7 @@ def test_a_signal_names_the_whole(data: Path) -> None:
         list(cross_validate_steps(folds_request(data, "cv")))
 
 
-def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole: FoldsFolder) -> None:
+def test_changed_images_are_refused_and_overwrite_replaces(data: Path, whole: FoldsFolder) -> None:
     shutil.copytree(whole.path, "cv")
     Path("cv/metrics.json").unlink()
     Path("cv/fold-2/metrics.json").unlink()
@@ -137,7 +137,7 @@ def test_other_images_are_refused_and_a_former_one_is_replaced(data: Path, whole
     events.close()
 
 
-def test_the_time_is_shared_by_the_folds(data: Path) -> None:
+def test_time_budget_is_shared_by_the_folds(data: Path) -> None:
     request = folds_request(data, "cv", epochs=400, folds=3)
     plans = []
     events = cross_validate_steps(replace(request, max_time=4.0))
@@ -151,7 +151,7 @@ def test_the_time_is_shared_by_the_folds(data: Path) -> None:
     assert read_plan(Path("cv/folds.toml"))[2]["epochs"] == plans[0].epochs
 
 
-def test_the_ensemble_says_the_mean_of_its_members(data: Path, whole: FoldsFolder) -> None:
+def test_ensemble_predicts_the_mean_of_its_members(data: Path, whole: FoldsFolder) -> None:
     images = sorted(data.rglob("*.png"))[::10]
     together = predict(images, whole.path, abstain=True, explain="heat")
     alone = [predict(images, run.path, abstain=True) for run in whole.list_runs()]
@@ -169,16 +169,16 @@ def test_the_ensemble_says_the_mean_of_its_members(data: Path, whole: FoldsFolde
         assert said.probabilities[0] == pytest.approx(mean(parts), abs=1e-6)
 
 
-def test_the_ensemble_is_tested_on_what_no_member_saw(whole: FoldsFolder) -> None:
-    found = evaluate(whole.path)
+def test_ensemble_is_evaluated_on_the_common_test_split(whole: FoldsFolder) -> None:
+    result = evaluate(whole.path)
     index = whole.read_split()
-    assert (found.split, found.evaluated.test_set.rows) == ("test", index.rows("test"))
+    assert (result.split, result.evaluated.test_set.rows) == ("test", index.rows("test"))
     images = [index.root / index.paths[row] for row in index.rows("test")]
-    for logits, said in zip(found.evaluated.logits, predict(images, whole.path), strict=True):
+    for logits, said in zip(result.evaluated.logits, predict(images, whole.path), strict=True):
         shares = dict(zip(said.classes, said.probabilities, strict=True))
-        assert np.exp(logits) == pytest.approx([shares[name] for name in found.evaluated.classes], abs=1e-5)
-    assert found.test_number == 1
-    assert write_report(found).parent == whole.path
+        assert np.exp(logits) == pytest.approx([shares[name] for name in result.evaluated.classes], abs=1e-5)
+    assert result.test_number == 1
+    assert write_report(result).parent == whole.path
     for split in ("train", "all"):
         with pytest.raises(DataError, match="trained on images"):
             evaluate(whole.path, split=split)
@@ -186,36 +186,34 @@ def test_the_ensemble_is_tested_on_what_no_member_saw(whole: FoldsFolder) -> Non
         evaluate(whole.path, targets=["sensitivity=0.9:1"])
 
 
-def test_out_of_fold_each_image_is_answered_by_the_model_that_never_saw_it(whole: FoldsFolder) -> None:
-    found = finish(evaluate_steps(whole, None, "val"))
-    test_set = found.evaluated.test_set
+def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(whole: FoldsFolder) -> None:
+    result = finish(evaluate_steps(whole, None, "val"))
+    test_set = result.evaluated.test_set
     assert test_set.rows == [row for row, split in enumerate(test_set.index.splits) if is_fold(split)]
-    assert any("out of fold" in note for note in found.notes)
+    assert any("out of fold" in note for note in result.notes)
     for run in whole.list_runs():
         index = run.read_split()
         alone = evaluate(run.path, split="val")
         own = [test_set.rows.index(row) for row in index.rows("val")]
         assert alone.calibration is not None
         scaled = alone.evaluated.logits / alone.calibration.temperature
-        assert found.evaluated.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
-        difference = found.evaluated.logits[own] - scaled  # but for a constant of each image, which softmax takes out
+        assert result.evaluated.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
+        difference = result.evaluated.logits[own] - scaled  # but for a constant of each image, which softmax takes out
         assert np.ptp(difference, axis=1).max() < 1e-4
         assert not set(own) & {test_set.rows.index(row) for row in index.rows("train")}
-    write_report(found)
+    write_report(result)
 
 
-def test_images_that_were_trained_on_are_named(data: Path, whole: FoldsFolder) -> None:
+def test_evaluation_on_training_images_gives_a_notice(data: Path, whole: FoldsFolder) -> None:
     index = whole.read_split()
     lines = [f"{data / index.paths[row]},{index.classes[index.labels[row]]}" for row in range(len(index))]
     Path("all.csv").write_text("\n".join(["path,label", *lines, ""]))
-    found = evaluate(whole.path, "all.csv", split="all")
+    result = evaluate(whole.path, "all.csv", split="all")
     folds = sum(map(is_fold, index.splits))
-    assert any(f"{folds} of these {len(index)} images were trained on" in note for note in found.notes)
+    assert any(f"{folds} of these {len(index)} images were trained on" in note for note in result.notes)
 
 
-def test_where_one_model_is_meant_a_member_is_named(
-    data: Path, whole: FoldsFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_for_one_model_name_a_fold(data: Path, whole: FoldsFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"a model for each fold.*fold-1"):
         export(whole.path)
     with pytest.raises(UsageError, match="cross_validate"):

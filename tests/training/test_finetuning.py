@@ -34,13 +34,13 @@ FILES = {
 }  # fmt: skip
 
 
-def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
+def test_finetune_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))}
     events = train(small_request(digits, tmp_path / "run", epochs=2))
 
     # 300 images, by class 20% for validation and 15% for the test: 195 for training, 13 steps of 16 (the last of 3)
-    told = [type(event) for event in events if not isinstance(event, Progress)]
-    assert told == [Planned, Started, *([StepDone] * 13 + [EpochDone]) * 2, Trained, FinetuneResult]
+    recorded = [type(event) for event in events if not isinstance(event, Progress)]
+    assert recorded == [Planned, Started, *([StepDone] * 13 + [EpochDone]) * 2, Trained, FinetuneResult]
     assert [event.images for event in events if isinstance(event, StepDone)][:13] == [*range(16, 193, 16), 195]
     finished = events[-1]
     assert finished.val.images == 60
@@ -69,16 +69,16 @@ def test_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> None:
         assert json.loads(last.metadata()["state"])["step"] == 2 * 13
         assert {name.split(".")[0] for name in last.keys()} == {"model", "optimizer"}  # noqa: SIM118
 
-    found = evaluate(run.path)
-    assert (found.split, found.metrics.images) == ("test", 45)
-    assert found.metrics.top1 > 0.95
+    result = evaluate(run.path)
+    assert (result.split, result.metrics.images) == ("test", 45)
+    assert result.metrics.top1 > 0.95
     images = sorted((digits / "1").glob("*.png"))
     assert sum(prediction.classes[0] == "1" for prediction in predict(images, run.path)) > 90
 
     assert {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))} == before, "the data is left alone"
 
 
-def test_the_same_seed_gives_the_same_model_and_another_one_another(digits: Path, tmp_path: Path) -> None:
+def test_seed_decides_the_model(digits: Path, tmp_path: Path) -> None:
     weights = {}
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(
@@ -93,13 +93,13 @@ def losses(events: list[Any]) -> list[float]:
     return [event.train_loss for event in events if isinstance(event, EpochDone)]
 
 
-def test_accumulation_gives_the_same_losses(digits: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_gives_the_same_losses(digits: Path, tmp_path: Path) -> None:
     whole = losses(train(small_request(digits, tmp_path / "32x1", batch_size=32, micro_batch_size=32)))
     pieces = losses(train(small_request(digits, tmp_path / "8x4", batch_size=32, micro_batch_size=8)))
     assert pieces == pytest.approx(whole, rel=1e-5)
 
 
-def test_a_plan_file_repeats_the_run(digits: Path) -> None:
+def test_plan_file_repeats_the_run(digits: Path) -> None:
     command = [sys.executable, "-m", "convnext_cli", "finetune", str(digits), "--output"]
     flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "1", "--image-size", "32"]
     subprocess.run([*command, "first", *flags], check=True, capture_output=True)
@@ -108,7 +108,7 @@ def test_a_plan_file_repeats_the_run(digits: Path) -> None:
     assert first == again
 
 
-def test_two_processes_train_the_same_model_and_rank_0_alone_writes(digits: Path) -> None:
+def test_two_processes_train_the_same_model_and_rank_0_writes(digits: Path) -> None:
     flags = ["finetune", str(digits), "--model", "test_convnext", "--weights", "none", "--epochs", "2"]
     flags += ["--image-size", "32", "--batch-size", "16", "--lr", "0.001", "--json"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -127,7 +127,7 @@ def test_two_processes_train_the_same_model_and_rank_0_alone_writes(digits: Path
         assert both["val_log_loss"] == pytest.approx(one["val_log_loss"], rel=1e-3)
 
 
-def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
+def test_fewer_images_than_a_batch_train(tmp_path: Path) -> None:
     for name in "ab":
         for i in range(4):
             save_image(tmp_path / f"data/{name}/{i}.png", seed=10 * (name == "b") + i)
@@ -136,7 +136,7 @@ def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
     assert any("too few to choose the best epoch" in notice.text for notice in events[0].notices)
 
 
-def test_a_weak_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Path) -> None:
+def test_small_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for split, digit, numbers in (("train", "0", range(30)), ("train", "1", range(30)), ("val", "0", range(30, 34))):
         (data / split / digit).mkdir(parents=True)
@@ -149,13 +149,13 @@ def test_a_weak_validation_split_keeps_the_last_epoch(digits: Path, tmp_path: Pa
     assert events[-1].val.absent == ("1",)
 
 
-def test_pretrained_weights_from_a_run(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+def test_weights_of_a_run_start_another_run(digits: Path, run: RunFolder, tmp_path: Path) -> None:
     started = train(small_request(digits, tmp_path / "more", weights=run.path, epochs=1))[1]
     assert started.new_params == 0  # the same classes: the head is kept too
     assert started.license == "imagenet-noncommercial", "it follows the weights"
 
 
-def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
+def test_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
     for name in "ab":
         for i in range(20):
             save_image(tmp_path / f"data/{name}/{i}.png", seed=i)
@@ -171,13 +171,13 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
         train(small_request(tmp_path / "data", tmp_path / "unchecked", audit=False, **fractions))
 
 
-def test_divergence_is_said(digits: Path, tmp_path: Path) -> None:
+def test_divergence_stops_the_run(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvnextError, match="training diverged") as caught:
         train(small_request(digits, tmp_path / "run", lr=9e5, warmup_epochs=0.0, epochs=3))
     assert caught.value.exit_code == 1
 
 
-def test_what_is_wrong_is_found_before_anything_is_written(digits: Path, tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_anything_is_written(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lr = -1"):
         finetune(digits, lr=-1.0, output=tmp_path / "run")
     with pytest.raises(UsageError, match="is not a setting"):
@@ -187,7 +187,7 @@ def test_what_is_wrong_is_found_before_anything_is_written(digits: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_an_existing_run_is_never_overwritten_unasked(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+def test_existing_run_is_not_overwritten_without_the_option(digits: Path, run: RunFolder, tmp_path: Path) -> None:
     before = (run.path / "model.safetensors").read_bytes()
     with pytest.raises(UsageError, match=r"exists already.*--overwrite"):
         finetune(digits, output=run.path)
@@ -199,7 +199,7 @@ def test_an_existing_run_is_never_overwritten_unasked(digits: Path, run: RunFold
     assert (tmp_path / "mine/thesis.doc").exists()
 
 
-def test_the_chest_x_rays_split_is_said_to_be_too_small(shared_data: Path, tmp_path: Path) -> None:
+def test_small_validation_split_of_chest_x_rays_gives_a_notice(shared_data: Path, tmp_path: Path) -> None:
     events = finetune_steps(small_request(shared_data / "cxr3", tmp_path / "run"))
     planned = next(event for event in events if not isinstance(event, Progress))
     assert isinstance(planned, Planned)
@@ -211,7 +211,7 @@ def test_the_chest_x_rays_split_is_said_to_be_too_small(shared_data: Path, tmp_p
     assert np.array_equal(index.labels, scanned.labels)
 
 
-def test_the_run_never_lies_in_the_data_folder(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_in_the_data_folder_is_refused(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="would lie in the data folder"):
         finetune(digits, output=digits / "0" / "run")
     monkeypatch.chdir(digits)
@@ -219,7 +219,7 @@ def test_the_run_never_lies_in_the_data_folder(digits: Path, monkeypatch: pytest
         finetune(".")
 
 
-def test_the_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+def test_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path: Path) -> None:
     source = tmp_path / "v2"
     shutil.copytree(run.path, source)
     config = json.loads((source / "config.json").read_text())
@@ -232,13 +232,13 @@ def test_the_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path:
     assert again["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run(digits: Path, tmp_path: Path) -> None:
+def test_validation_loss_that_is_not_finite_stops_the_run(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvnextError, match="training diverged in epoch 1: the validation loss"):
         train(small_request(digits, tmp_path / "run", lr=9e5, batch_size=100_000, warmup_epochs=0.0))
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_full_disk_leaves_what_was_saved(digits: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_no_partial_file(digits: Path, tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_what_was_saved(digits: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
-def test_ctrl_c_exits_130_and_says_so(digits: Path) -> None:
+def test_ctrl_c_exits_130_and_names_the_resume_command(digits: Path) -> None:
     flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "500", "--image-size", "32", "-o", "run"]
     command = [sys.executable, "-m", "convnext_cli", "finetune", str(digits), *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -271,13 +271,13 @@ def test_ctrl_c_exits_130_and_says_so(digits: Path) -> None:
     assert evaluate("run").metrics.images == 45, "the epochs before are there"
 
 
-def test_two_runs_in_one_process_may_differ_in_precision(digits: Path, tmp_path: Path) -> None:
+def test_precision_may_differ_between_runs_of_a_process(digits: Path, tmp_path: Path) -> None:
     for amp in ("no", "bf16"):
         started = train(small_request(digits, tmp_path / amp, amp=amp, epochs=1))[1]
         assert started.precision == ("bf16" if amp == "bf16" else "float32")
 
 
-def test_the_cache_changes_no_bit_and_a_second_run_decodes_nothing(
+def test_cache_changes_no_byte_and_saves_decoding(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
@@ -305,7 +305,7 @@ def test_the_cache_changes_no_bit_and_a_second_run_decodes_nothing(
     assert models[0] == models[1] == models[2]
 
 
-def test_without_augmentation_training_and_evaluation_share_their_pictures(
+def test_training_without_augmentation_shares_cached_images_with_evaluation(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
@@ -318,7 +318,7 @@ def test_without_augmentation_training_and_evaluation_share_their_pictures(
 
 
 @pytest.mark.parametrize("augment", ["none", "medical", "natural", "strong"])
-def test_presets_train_other_models(digits: Path, run: RunFolder, tmp_path: Path, augment: str) -> None:
+def test_augmentation_presets_change_the_model(digits: Path, run: RunFolder, tmp_path: Path, augment: str) -> None:
     request = small_request(digits, tmp_path / "run", audit=False)
     free = {name: choice for name, choice in request.choices.items() if name != "min_crop_area"}
     train(replace(request, augment=augment, choices=free))

@@ -51,7 +51,7 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True, capture_output=True)
 
 
-def test_a_full_disk_and_one_that_is_read_only(few_digits: Path, small_disk: Path) -> None:
+def test_run_resumes_after_a_full_and_a_read_only_disk(few_digits: Path, small_disk: Path) -> None:
     train(tiny_request(few_digits, "whole"))
     with pytest.raises(
         ConvnextError, match=r"cannot write .*(No space left|os error 28).*Check the disk's space"
@@ -69,12 +69,12 @@ def test_a_full_disk_and_one_that_is_read_only(few_digits: Path, small_disk: Pat
     assert read_final_files(run) == read_final_files(RunFolder(Path("whole")))
 
 
-def test_a_folder_that_goes_away_is_said(few_digits: Path) -> None:
+def test_removed_run_folder_gives_an_error(few_digits: Path) -> None:
     with pytest.raises(ConvnextError, match="cannot write run/last/step-00000004"):
         stop_after(tiny_request(few_digits, "run"), 2, lambda: shutil.rmtree("run"))
 
 
-def test_patience_ends_a_run_that_gets_no_better_and_so_does_its_continuation(digits: Path) -> None:
+def test_patience_ends_a_run_and_its_resumption(digits: Path) -> None:
     # 60 images to validate with choose the epoch; a rate of next to nothing lets none be better than the one before
     changes = {"epochs": 9, "patience": 2, "lr": 1e-12, "min_lr": 0.0}
     events = train(small_request(digits, Path("run"), **changes))
@@ -89,7 +89,7 @@ def test_patience_ends_a_run_that_gets_no_better_and_so_does_its_continuation(di
     )
 
 
-def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(few_digits: Path) -> None:
+def test_time_budget_reduces_the_epochs_in_the_plan(few_digits: Path) -> None:
     request = tiny_request(few_digits, "run", epochs=100_000, warmup_epochs=3.0)
     events: Generator[Any, None, Any] = finetune_steps(replace(request, max_time=2.0))
     started = next(event for event in events if isinstance(event, Started))
@@ -104,7 +104,7 @@ def test_the_time_budget_plans_fewer_epochs_and_the_plan_repeats_them(few_digits
     assert progress["step"] == 0, "the measured steps are taken back"
 
 
-def test_measuring_changes_nothing_but_the_epochs(few_digits: Path) -> None:
+def test_time_budget_changes_only_the_epochs(few_digits: Path) -> None:
     request = tiny_request(few_digits, "measured", epochs=2)
     roomy = replace(request, max_time=3600.0)
     train(roomy)
@@ -115,18 +115,18 @@ def test_measuring_changes_nothing_but_the_epochs(few_digits: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1.5h", 5400), ("20", 20)]
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_duration_formats_are_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-def test_gradient_checkpointing_changes_the_memory_and_not_the_training(few_digits: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_losses(few_digits: Path) -> None:
     plain = epochs(train(tiny_request(few_digits, "plain", epochs=2)))
     saving = epochs(train(tiny_request(few_digits, "saving", epochs=2, grad_checkpointing=True)))
     for one, other in zip(plain, saving, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
 
 
-def test_a_clipped_gradient_is_no_longer_than_asked(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_is_clipped_to_the_norm(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     lengths = []
@@ -146,7 +146,7 @@ def test_a_clipped_gradient_is_no_longer_than_asked(few_digits: Path, monkeypatc
     assert max(lengths) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(few_digits: Path) -> None:
+def test_tensorboard_gets_the_metrics_and_unknown_trackers_are_refused(few_digits: Path) -> None:
     request = TrainRequest(data=few_digits, model="test_convnext", weights="none", choices={}, track=("tensorbord",))
     with pytest.raises(UsageError, match=r"unknown tracker 'tensorbord'.*Did you mean tensorboard"):
         next(finetune_steps(request))
@@ -160,7 +160,7 @@ def test_tensorboard_gets_the_figures_and_an_unknown_tracker_is_refused(few_digi
     assert losses == pytest.approx([line["train_loss"] for line in read_final_files(RunFolder(Path("run")))[1]])
 
 
-def test_a_tracker_that_refuses_loses_nothing(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_tracker_loses_no_training(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As MLflow does where its database's driver is missing, and W&B without a key."""
     pytest.importorskip("tensorboard")
 
@@ -174,7 +174,7 @@ def test_a_tracker_that_refuses_loses_nothing(few_digits: Path, monkeypatch: pyt
     assert isinstance(resume("run")[-1], FinetuneResult)
 
 
-def test_what_torchrun_starts_again_goes_on(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restart_by_torchrun_resumes_the_run(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_after(tiny_request(few_digits, "run"), 5)
     request = tiny_request(few_digits, "run")
     assert continue_if_restarted(request) is request
@@ -214,12 +214,12 @@ def test_two_processes_agree_on_a_smaller_micro_batch(few_digits: Path) -> None:
         assert line["lr"] == other["lr"]
 
 
-def test_more_devices_than_the_machine_has_are_refused() -> None:
+def test_more_devices_than_available_are_refused() -> None:
     with pytest.raises(UsageError, match="--devices 100000, but"):
         launch(100_000)
 
 
-def test_devices_stop_together_and_one_process_goes_on(few_digits: Path) -> None:
+def test_devices_stop_together_and_one_process_resumes(few_digits: Path) -> None:
     words = ["finetune", str(few_digits), *WORDS.split(), "--epochs", "40", "--devices", "2", "-o", "run"]
     with subprocess.Popen([sys.executable, "-m", "convnext_cli", *words], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -241,5 +241,5 @@ def test_devices_stop_together_and_one_process_goes_on(few_digits: Path) -> None
 SHORT = KILLED.replace("--epochs 6", "--epochs 3")
 
 
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(few_digits: Path) -> None:
+def test_run_killed_at_random_moments_ends_in_the_same_bytes(few_digits: Path) -> None:
     assert compare(few_digits, kills=3, processes=1, seed=1, settings=SHORT).startswith("3 kills")

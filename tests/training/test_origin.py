@@ -83,7 +83,7 @@ def other_value(name: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted({*describe_settings()} - {*CHANGEABLE}))
-def test_each_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> None:
+def test_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> None:
     before = read_plan(run.plan)[2][name]
     edit_plan(run, name, json.dumps(other_value(name, before)))
     after = read_plan(run.plan)[2][name]
@@ -103,20 +103,20 @@ def test_each_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> N
         ("weights", '"w.pth"'),
     ],
 )
-def test_values_of_another_kind_or_size_are_refused_too(run: RunFolder, name: str, value: str) -> None:
+def test_changed_values_of_another_type_are_refused(run: RunFolder, name: str, value: str) -> None:
     edit_plan(run, name, value)
     with pytest.raises(RunError, match=f"was changed: {name} = .*, the run began with "):
         prepare(TrainRequest(resume=run.path))
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", "1e308"), ("epochs", "9" * 30)])
-def test_values_out_of_bounds_are_refused_by_name(run: RunFolder, name: str, value: str) -> None:
+def test_changed_values_out_of_bounds_are_refused_by_name(run: RunFolder, name: str, value: str) -> None:
     edit_plan(run, name, value)
     with pytest.raises(UsageError, match=f"{name} = .* must be (below|at most) 1,000,000"):
         prepare(TrainRequest(resume=run.path))
 
 
-def test_all_changed_settings_are_named(run: RunFolder) -> None:
+def test_error_names_all_changed_settings(run: RunFolder) -> None:
     edit_plan(run, "seed", "7")
     edit_plan(run, "lr", "0.5")
     edit_plan(run, "save_every", "9")
@@ -124,13 +124,13 @@ def test_all_changed_settings_are_named(run: RunFolder) -> None:
         prepare(TrainRequest(resume=run.path))
 
 
-def test_a_setting_that_was_removed_is_said(run: RunFolder) -> None:
+def test_removed_setting_is_named(run: RunFolder) -> None:
     run.plan.write_text(re.sub(r"(?m)^drop_path = .*\n", "", run.plan.read_text(), count=1))
     with pytest.raises(RunError, match="lacks drop_path"):
         prepare(TrainRequest(resume=run.path))
 
 
-def test_what_the_machine_decides_may_change_and_is_said(run: RunFolder) -> None:
+def test_machine_settings_may_change_with_a_notice(run: RunFolder) -> None:
     for name, value in (("micro_batch_size", "2"), ("grad_checkpointing", "true"), ("save_every", "3")):
         edit_plan(run, name, value)
     planned, *_, finished = resume(run.path)
@@ -161,7 +161,7 @@ def move_test_to_train(rows: list[dict[str, str]]) -> None:
         (lambda rows: rows.reverse(), "its rows are in another order"),
     ],
 )
-def test_a_changed_split_is_refused_and_its_rows_named(
+def test_changed_split_is_refused_and_its_rows_named(
     run: RunFolder, change: Callable[[list[dict[str, str]]], object], words: str
 ) -> None:
     edit_split(run, change)
@@ -169,14 +169,14 @@ def test_a_changed_split_is_refused_and_its_rows_named(
         prepare(TrainRequest(resume=run.path))
 
 
-def test_classes_in_another_order_are_refused(run: RunFolder) -> None:
+def test_reordered_classes_are_refused(run: RunFolder) -> None:
     about = json.loads((run.path / "data.json").read_text())
     write_text(run.path / "data.json", json.dumps(about | {"classes": about["classes"][::-1]}))
     with pytest.raises(RunError, match=r"classes in run/data\.json were changed: 2, 1, 0; the run began with 0, 1, 2"):
         prepare(TrainRequest(resume=run.path))
 
 
-def test_pictures_blackened_at_equal_size_are_named(data: Path, run: RunFolder) -> None:
+def test_changed_images_of_equal_size_are_named(data: Path, run: RunFolder) -> None:
     shutil.copytree(data, "own")
     own = Path("own")
     index = run.read_split()
@@ -198,7 +198,7 @@ def test_pictures_blackened_at_equal_size_are_named(data: Path, run: RunFolder) 
         resume("run", data=own)
 
 
-def test_a_state_without_digests_goes_on_with_a_note_and_has_them_from_then_on(run: RunFolder) -> None:
+def test_checkpoint_without_digests_resumes_with_a_notice_and_gets_them(run: RunFolder) -> None:
     for path in run.list_checkpoints():
         tensors, words = read_checkpoint(path)
         old = json.dumps({name: value for name, value in json.loads(words).items() if name != "origin"})
@@ -224,7 +224,7 @@ def test_a_state_without_digests_goes_on_with_a_note_and_has_them_from_then_on(r
         resume("run")
 
 
-def test_measured_epochs_and_rate_are_those_that_the_run_began_with(data: Path) -> None:
+def test_measured_epochs_and_lr_are_part_of_the_origin(data: Path) -> None:
     from dataclasses import replace
 
     request = replace(tiny_request(data, "run", lr="auto", epochs=100_000, warmup_epochs=3.0), max_time=2.0)
@@ -239,7 +239,7 @@ def test_measured_epochs_and_rate_are_those_that_the_run_began_with(data: Path) 
         prepare(TrainRequest(resume=Path("run")))
 
 
-def test_a_cross_validation_is_compared_as_a_whole_and_by_fold(data: Path) -> None:
+def test_changes_of_a_cross_validation_are_found_overall_and_by_fold(data: Path) -> None:
     events = cross_validate_steps(tiny_request(data, "cv", folds=3, val_fraction=0.0))
     next(event for event in events if isinstance(event, StepDone))
     events.close()

@@ -77,40 +77,38 @@ def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> autotune.A
     return choose_compute_config(network, workload, accelerator=make_accelerator(amp), **options)
 
 
-def test_the_fastest_is_taken_and_remembered(network: nn.Module, passes: Passes) -> None:
-    found = choose(network)
-    assert found == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
+def test_autotune_chooses_the_fastest_and_remembers_it(network: nn.Module, passes: Passes) -> None:
+    result = choose(network)
+    assert result == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     blocks, half, quarter = [(TIMM, 4), (FAST, 4), (NATIVE, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
     assert passes == blocks * ROUNDS + half * ROUNDS + quarter * ROUNDS
     assert not any(isinstance(module, FusedBlock) for module in network.modules()), "the model itself is as it was"
     passes.clear()
-    assert choose(network, passes=KERNEL_PASSES) == found, "a shorter run takes what is known"
+    assert choose(network, passes=KERNEL_PASSES) == result, "a shorter run takes what is known"
     assert not passes
     choose(network, model="another")
     assert passes
 
 
 @pytest.mark.usefixtures("passes")
-def test_a_damaged_answer_is_measured_again(network: nn.Module, tmp_path: Path) -> None:
-    found = choose(network)
+def test_damaged_measurement_is_measured_again(network: nn.Module, tmp_path: Path) -> None:
+    result = choose(network)
     [kept] = (tmp_path / "cache/probes").iterdir()
     whole = kept.read_text()
     for damaged in (whole[:5], "[]", whole.replace("timm 4", "timm"), whole.replace("timm 2", "timm 64")):
         kept.write_text(damaged)
-        assert choose(network) == found
+        assert choose(network) == result
         assert json.loads(kept.read_text()) == json.loads(whole)
 
 
-def test_nothing_is_measured_where_it_does_not_pay(network: nn.Module, passes: Passes) -> None:
+def test_short_runs_are_not_measured(network: nn.Module, passes: Passes) -> None:
     for changes in ({"passes": MIN_PASSES - 1}, {"measure": False}):
         assert choose(network, **changes) == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=NATIVE))
     assert choose(network, amp="bf16") == autotune.AutotuneResult(compute_config=ComputeConfig())
     assert not passes
 
 
-def test_the_shortest_runs_compile_no_kernel(
-    network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes
-) -> None:
+def test_shortest_runs_compile_no_kernels(network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes) -> None:
     monkeypatch.setattr(autotune, "explain_missing_kernels", None)  # not asked for
     assert choose(network, passes=KERNEL_PASSES - 1) == autotune.AutotuneResult(
         compute_config=ComputeConfig(blocks=FAST)
@@ -118,7 +116,7 @@ def test_the_shortest_runs_compile_no_kernel(
     assert not passes
 
 
-def test_without_a_c_compiler_the_rest_is_measured_and_one_line_says_so(
+def test_missing_c_compiler_gives_a_notice_and_other_blocks_are_measured(
     network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Passes
 ) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "empty"))
@@ -153,29 +151,27 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_a_long_run_is_compiled_where_that_saves_more_than_it_takes(
-    network: nn.Module, passes: Passes, compiles: list[str]
-) -> None:
+def test_long_run_is_compiled_if_it_saves_time(network: nn.Module, passes: Passes, compiles: list[str]) -> None:
     seconds = SECONDS[2]  # of a pass
     short, middle, long = (round(wanted / seconds) for wanted in (COMPILE_FROM - 1, 2.5 * COMPILING, COMPILE_FROM))
     assert not choose(network, passes=short).compute_config.compiled
     assert not compiles
     assert not choose(network, passes=long, compile=False).compute_config.compiled
     assert not compiles
-    found = choose(network, passes=long)
+    result = choose(network, passes=long)
     assert compiles == ["compiled"]
-    assert found == autotune.AutotuneResult(
+    assert result == autotune.AutotuneResult(
         compute_config=ComputeConfig(blocks=TIMM, threads=2, compiled=True), gain=4.0
     )
     passes.clear()
-    assert choose(network, passes=middle) == found, "remembered, so that it pays sooner"
+    assert choose(network, passes=middle) == result, "remembered, so that it pays sooner"
     assert not choose(network, passes=middle // 2).compute_config.compiled
     assert not passes
     assert compiles == ["compiled"]
 
 
 @pytest.mark.usefixtures("passes")
-def test_a_compiler_that_fails_is_not_tried_again(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_compiler_is_not_tried_again(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[nn.Module] = []
 
     def compile(network: nn.Module, **_options: Any) -> Any:
@@ -189,15 +185,15 @@ def test_a_compiler_that_fails_is_not_tried_again(network: nn.Module, monkeypatc
     monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setattr(autotune, "_time_pass", lambda forward, inputs, **_options: len(forward(inputs)) * 0.5)
     passes = round(COMPILE_FROM)
-    found = choose(network, passes=passes)
-    assert "(no C++ compiler)" in found.notices[0].text
-    assert not found.compute_config.compiled
-    assert choose(network, passes=passes) == replace(found, notices=())
+    result = choose(network, passes=passes)
+    assert "(no C++ compiler)" in result.notices[0].text
+    assert not result.compute_config.compiled
+    assert choose(network, passes=passes) == replace(result, notices=())
     assert len(tried) == 1
 
 
 @pytest.mark.usefixtures("passes")
-def test_compiling_can_be_asked_for(network: nn.Module) -> None:
+def test_compile_option_is_obeyed(network: nn.Module) -> None:
     assert choose(network, compile=True).compute_config == ComputeConfig(blocks=TIMM, threads=2, compiled=True)
     unmeasured = choose(network, compile=True, model="another", measure=False)
     assert unmeasured.compute_config == ComputeConfig(blocks=NATIVE, compiled=True)
@@ -205,20 +201,22 @@ def test_compiling_can_be_asked_for(network: nn.Module) -> None:
     assert notice.text.startswith("--compile needs a whole model in float32")
 
 
-def test_bf16_is_offered_and_not_taken(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_suggested_but_not_chosen(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_has_bf16", lambda: True)
     monkeypatch.setitem(SECONDS, 2, 0.75)
-    found = choose(network)
+    result = choose(network)
     assert passes
-    assert found.compute_config == ComputeConfig(blocks=TIMM, threads=2)
-    assert [notice.text for notice in found.notices] == ["--amp bf16 would be 1.50 times as fast here"]
+    assert result.compute_config == ComputeConfig(blocks=TIMM, threads=2)
+    assert [notice.text for notice in result.notices] == ["--amp bf16 would be 1.50 times as fast here"]
 
 
-def test_measuring_draws_nothing(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autotuning_leaves_random_state_and_weights_unchanged(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
     before, weights = torch.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
-    found = choose(network)
-    assert found.gain is not None
+    result = choose(network)
+    assert result.gain is not None
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
@@ -231,7 +229,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("compute_config", KINDS, ids=str)
-def test_a_run_goes_on_with_what_it_began_with(
+def test_resumed_run_keeps_its_compute_config(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute_config: ComputeConfig
 ) -> None:
     def choose(*_args: Any, **_options: Any) -> autotune.AutotuneResult:
@@ -260,9 +258,7 @@ def test_a_run_goes_on_with_what_it_began_with(
     assert ends[0] == ends[1]
 
 
-def test_passes_of_whole_micro_batches_are_compiled(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_whole_micro_batches_are_compiled(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
     def compile(network: nn.Module, *, dynamic: bool) -> Any:
@@ -290,9 +286,7 @@ def test_passes_of_whole_micro_batches_are_compiled(
     assert not sizes
 
 
-def test_without_a_compiler_the_model_runs_as_it_is(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: Any, **_options: Any) -> None:
         raise RuntimeError("no C++ compiler")
 
@@ -303,13 +297,13 @@ def test_without_a_compiler_the_model_runs_as_it_is(
     assert "compiled" not in started.compute_config
 
 
-def test_no_more_images_than_needed_are_measured_with(
+def test_autotune_measures_with_a_limited_number_of_images(
     network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autotune, "IMAGES", 4)  # which is what `passes` expects
     workload = Workload(model="test", shape=(32, 3, 32, 32), passes=MIN_PASSES)
-    found = choose_compute_config(network, workload, accelerator=make_accelerator("no"), measure=True, compile=False)
+    result = choose_compute_config(network, workload, accelerator=make_accelerator("no"), measure=True, compile=False)
     assert passes
-    assert found == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
+    assert result == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     [kept] = find_cache_folder().glob("probes/*.json")
     assert json.loads(kept.read_text())["plain"]["timm 2"] == SECONDS[2] * 32 / 4, "seconds of a pass of the run's size"

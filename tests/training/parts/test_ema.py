@@ -5,7 +5,7 @@ from torch import nn
 from convnext_cli.training.parts.ema import ModelEma, find_decay
 
 
-def test_the_warm_up_forgets_the_beginning() -> None:
+def test_ema_warm_up_forgets_the_initial_weights() -> None:
     """After 500 steps next to nothing of the first weights is left, where a constant decay keeps 95%."""
     left = 1.0
     for step in range(1, 501):
@@ -13,12 +13,12 @@ def test_the_warm_up_forgets_the_beginning() -> None:
     assert left < 1e-6 < 0.9999**500
 
 
-def test_it_never_keeps_more_than_the_decay() -> None:
+def test_ema_decay_never_exceeds_the_setting() -> None:
     assert find_decay(10**9, 0.99) == 0.99
     assert [find_decay(step, 0.9999) for step in (1, 10, 100)] == pytest.approx([0.37004, 0.79782, 0.95389], abs=1e-4)
 
 
-def test_timms_average_is_the_same() -> None:
+def test_ema_equals_timms() -> None:
     from timm.utils import ModelEmaV3
 
     torch.manual_seed(0)

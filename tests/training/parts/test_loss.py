@@ -18,7 +18,7 @@ def criterion(**settings: object) -> Loss:
     return make_loss(Settings(**(needed | default_settings() | settings)), COUNTS, CPU)
 
 
-def test_plain_is_torchs_cross_entropy() -> None:
+def test_loss_without_corrections_is_torchs_cross_entropy() -> None:
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     ours = criterion().sum_losses(logits, F.one_hot(labels, 3).float())
     assert ours == pytest.approx(F.cross_entropy(logits, labels, reduction="sum"))
@@ -45,7 +45,7 @@ def test_class_weights_reach_the_loss() -> None:
     assert criterion(class_weights="balanced").sum_losses(logits, targets) == pytest.approx(expected.item())
 
 
-def test_logit_adjustment_is_the_loss_under_the_training_shares() -> None:
+def test_logit_adjustment_is_the_loss_under_the_training_fractions() -> None:
     """Of logits that know nothing, the loss is that of predicting each class by its share to the power tau."""
     loss = criterion(logit_adjustment=1.0).sum_losses(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
     assert loss == pytest.approx(-np.log(10 / 1000), rel=1e-5)
@@ -54,6 +54,6 @@ def test_logit_adjustment_is_the_loss_under_the_training_shares() -> None:
     assert half == pytest.approx(-np.log(shares[2] / shares.sum()), rel=1e-5)
 
 
-def test_nothing_is_corrected_unasked() -> None:
-    found = default_settings()
-    assert (found["class_weights"], found["sampler"], found["logit_adjustment"]) == ("none", "shuffle", 0.0)
+def test_loss_has_no_corrections_by_default() -> None:
+    result = default_settings()
+    assert (result["class_weights"], result["sampler"], result["logit_adjustment"]) == ("none", "shuffle", 0.0)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from convnext_cli.training.parts.mixing import mix_batch, smooth_targets
 
 
-def test_smoothing_equals_torchs() -> None:
+def test_label_smoothing_equals_torchs() -> None:
     labels, logits = torch.tensor([0, 2, 1]), torch.randn(3, 4)
     ours = F.cross_entropy(logits, smooth_targets(labels, 4, 0.1))
     assert ours == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1))
@@ -19,7 +19,7 @@ def images_and_targets(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 5])
-def test_mixup_mixes_targets_as_it_mixes_images(batch: int) -> None:
+def test_mixup_mixes_targets_like_images(batch: int) -> None:
     images, targets = images_and_targets(batch)
     mixed, soft = mix_batch(images, targets, np.random.default_rng(0), mixup=0.8, cutmix=0.0)
     expected = (soft * torch.arange(batch)).sum(1)
@@ -38,6 +38,6 @@ def test_cutmix_mixes_targets_by_area(seed: int) -> None:
     assert torch.equal(images, images_and_targets(4)[0]), "the batch itself is left alone"
 
 
-def test_off_changes_nothing() -> None:
+def test_mixing_off_changes_nothing() -> None:
     images, targets = images_and_targets(4)
     assert mix_batch(images, targets, np.random.default_rng(0), mixup=0.0, cutmix=0.0) == (images, targets)

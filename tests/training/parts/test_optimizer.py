@@ -9,7 +9,7 @@ from convnext_cli.training.parts.optimizer import Schedule, make_optimizer, set_
 from tools import draw_schedule
 
 
-def test_the_schedule_rises_reaches_its_peak_and_ends_at_its_floor() -> None:
+def test_schedule_rises_to_its_peak_and_ends_at_its_floor() -> None:
     schedule = Schedule(peak=1e-3, floor=1e-6, warmup_steps=10, total_steps=100)
     rates = [schedule.lr_at(step) for step in range(100)]
     assert rates[:10] == pytest.approx([1e-4 * (step + 1) for step in range(10)])
@@ -19,7 +19,7 @@ def test_the_schedule_rises_reaches_its_peak_and_ends_at_its_floor() -> None:
     assert schedule.lr_at(100) == pytest.approx(1e-6)
 
 
-def test_without_warmup_it_starts_at_the_peak_and_never_rises() -> None:
+def test_schedule_without_warmup_starts_at_the_peak() -> None:
     schedule = Schedule(peak=1e-3, floor=1e-6, warmup_steps=0, total_steps=1)
     assert schedule.lr_at(0) == 1e-3
     low = Schedule(peak=1e-7, floor=1e-6, warmup_steps=0, total_steps=10)
@@ -61,7 +61,7 @@ def test_set_lr_moves_weights_by_each_groups_rate() -> None:
     assert moved["stem.0.weight"] < 1e-5
 
 
-def test_the_stem_learns_at_the_rate_that_the_table_in_the_docs_says() -> None:
+def test_stem_lr_equals_the_table_in_the_docs() -> None:
     page = (draw_schedule.DOCS / "schedule.md").read_text()
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if "`stem" in line]
     stem = {name: (float(scale), float(lr), float(decay)) for _, name, scale, lr, decay, _ in rows}

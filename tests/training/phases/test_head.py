@@ -47,7 +47,7 @@ def build(weights: str = "auto", **options: Any) -> tuple[torch.nn.Module, list[
     return build_model(model, tag, ModelOptions(num_classes=3, **options), weights=weights, offline=True)
 
 
-def test_the_run_has_the_layer_and_still_learns(mine: RunFolder) -> None:
+def test_run_with_hidden_layer_learns(mine: RunFolder) -> None:
     weights = load_file(mine.path / "model.safetensors")
     assert weights["head.pre_logits.fc.weight"].shape == (HIDDEN, 256)
     assert weights["head.fc.weight"].shape == (3, HIDDEN)
@@ -56,7 +56,7 @@ def test_the_run_has_the_layer_and_still_learns(mine: RunFolder) -> None:
     assert evaluate(mine.path).metrics.top1 > 0.9
 
 
-def test_the_layer_is_new_and_the_backbone_with_its_norm_is_not() -> None:
+def test_hidden_layer_is_newly_initialised_and_backbone_is_not() -> None:
     plain, new_plain = build()
     model, new_here = build(head_hidden_size=HIDDEN)
     assert new_plain == ["head.fc.weight", "head.fc.bias"]
@@ -66,7 +66,7 @@ def test_the_layer_is_new_and_the_backbone_with_its_norm_is_not() -> None:
 
 
 @pytest.mark.parametrize("hidden", [None, HIDDEN])
-def test_dropout_is_for_training_alone(hidden: int | None) -> None:
+def test_head_dropout_is_active_in_training_only(hidden: int | None) -> None:
     model, _ = build(head_hidden_size=hidden, head_dropout=0.5)
     seen = []
     model.get_classifier().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[operator]
@@ -79,22 +79,22 @@ def test_dropout_is_for_training_alone(hidden: int | None) -> None:
 
 
 @pytest.mark.parametrize("hidden", [HIDDEN, 256])  # at 256 the classifier is of one shape in both
-def test_another_head_takes_the_backbone_alone(hidden: int, tmp_path: Path) -> None:
+def test_weights_with_another_head_load_the_backbone_only(hidden: int, tmp_path: Path) -> None:
     backbone = ["stem.0.weight", "stages.3.blocks.1.mlp.fc2.weight", "head.norm.weight"]
     sizes = (None, hidden)
     for number, (before, after) in enumerate((sizes, sizes[::-1])):
         source, _ = build(head_hidden_size=before)
         path = tmp_path / f"{number}.pth"
         torch.save(source.state_dict(), path)
-        model, found = build(str(path), head_hidden_size=after)
+        model, result = build(str(path), head_hidden_size=after)
         layers = ("head.pre_logits.fc", "head.fc") if after else ("head.fc",)
-        assert found == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+        assert result == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
         own, theirs = model.state_dict(), source.state_dict()
         assert all(torch.equal(own[name], theirs[name]) for name in backbone)
         assert build(str(path), head_hidden_size=before)[1] == [], "the same head is taken whole"
 
 
-def test_a_run_starts_from_one_with_another_head(mine: RunFolder, digits: Path, tmp_path: Path) -> None:
+def test_run_starts_from_a_run_with_another_head(mine: RunFolder, digits: Path, tmp_path: Path) -> None:
     settings = SMALL | {"weights": mine.path, "epochs": 1}
     finetune(digits, output=tmp_path / "linear", **settings)  # type: ignore[arg-type]
     assert "head.pre_logits.fc.weight" not in load_file(tmp_path / "linear/model.safetensors")
@@ -104,12 +104,12 @@ def test_a_run_starts_from_one_with_another_head(mine: RunFolder, digits: Path, 
     assert evaluate(tmp_path / "back").metrics.top1 > 0.9
 
 
-def test_the_head_alone_is_trained_with_its_layer_and_on_one_channel(digits: Path, tmp_path: Path) -> None:
+def test_head_phase_trains_the_hidden_layer_on_one_channel(digits: Path, tmp_path: Path) -> None:
     alone = SMALL | HEAD | {"in_chans": 1, "epochs": 0, "freeze_epochs": 20}
     finetune(digits, output=tmp_path / "run", **alone)  # type: ignore[arg-type]
-    found = load_file(tmp_path / "run/model.safetensors")
+    result = load_file(tmp_path / "run/model.safetensors")
     began, new_here = build(in_chans=1, head_hidden_size=HIDDEN)
-    changed = [name for name, value in began.state_dict().items() if not torch.equal(value, found[name])]
+    changed = [name for name, value in began.state_dict().items() if not torch.equal(value, result[name])]
     assert changed == new_here
     assert evaluate(tmp_path / "run").metrics.top1 > 0.7
 
@@ -134,7 +134,7 @@ def export(run: RunFolder, **wanted: Any) -> ExportedFile:
     return exported
 
 
-def test_every_export_says_what_the_run_says(mine: RunFolder, tmp_path: Path) -> None:
+def test_exports_with_hidden_layer_predict_like_the_run(mine: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     shutil.copytree(mine.path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
@@ -155,7 +155,7 @@ def test_every_export_says_what_the_run_says(mine: RunFolder, tmp_path: Path) ->
     assert len(list((tmp_path / "heat").iterdir())) == 1
 
 
-def test_the_fast_formulation_answers_the_same(mine: RunFolder) -> None:
+def test_fused_blocks_give_the_same_logits(mine: RunFolder) -> None:
     plain, fast = load_model(mine.path)[0], load_model(mine.path)[0]
     use_fused_blocks(fast)
     assert any(isinstance(module, FusedBlock) for module in fast.modules())
@@ -163,7 +163,7 @@ def test_the_fast_formulation_answers_the_same(mine: RunFolder) -> None:
         torch.testing.assert_close(fast(INPUTS), plain(INPUTS), rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_that_was_stopped_draws_the_same_dropout(digits: Path, tmp_path: Path) -> None:
+def test_resumed_run_draws_the_same_dropout(digits: Path, tmp_path: Path) -> None:
     data = copy_images(digits, tmp_path / "few", 20)
     settings = {"head": "mlp", "head_hidden_size": 32, "head_dropout": 0.5}
     train(tiny_request(data, "whole", **settings))
@@ -172,7 +172,7 @@ def test_a_run_that_was_stopped_draws_the_same_dropout(digits: Path, tmp_path: P
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
-def test_what_cannot_be_is_said_before_the_images_are_looked_at(tmp_path: Path) -> None:
+def test_impossible_head_is_refused_before_data_are_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot have --head mlp"):
         finetune(tmp_path / "nothing", model="convnext_tiny_hnf", weights="none", head="mlp")
     with pytest.raises(UsageError, match="no effect with the linear head"):
@@ -183,14 +183,14 @@ def check(model: str, source: str = "flag", **settings: object) -> None:
     check_head(find_model(model)[0], {name: Choice(value=value, source=source) for name, value in settings.items()})
 
 
-def test_a_head_that_the_model_cannot_have_is_refused() -> None:
+def test_unsupported_head_is_refused() -> None:
     with pytest.raises(UsageError, match="convnext_tiny_hnf cannot have --head mlp"):
         check("convnext_tiny_hnf", head="mlp")
     check("convnext_tiny_hnf", head="linear", head_dropout=0.5)
     check("convnext_tiny", head="mlp", head_hidden_size=64)
 
 
-def test_a_width_without_a_hidden_layer_is_refused_unless_a_plan_merely_holds_it() -> None:
+def test_hidden_size_without_hidden_layer_is_refused_unless_from_a_plan() -> None:
     for words in ({}, {"head": "linear"}):
         with pytest.raises(UsageError, match="head_hidden_size has no effect with the linear head"):
             check("convnext_tiny", head_hidden_size=64, **words)

@@ -42,7 +42,7 @@ def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def result(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("auto") / "run"
     finetune(data, output=folder, **SETTINGS)
     return RunFolder(folder)
@@ -59,53 +59,53 @@ def curve(best: float, noise: float, seed: int) -> tuple[list[float], list[float
 
 
 @pytest.mark.parametrize("best", [1e-4, 1e-3, 1e-2])
-def test_the_rule_finds_the_rate_in_spite_of_noise(best: float) -> None:
+def test_range_test_rule_finds_the_lr_despite_noise(best: float) -> None:
     for seed in range(20):
         chosen = choose_lr(*curve(best, 0.1, seed))
         assert chosen is not None
         assert best / 3.5 < chosen < best * 3.5
 
 
-def test_what_never_falls_says_nothing() -> None:
+def test_range_test_is_inconclusive_if_the_loss_never_decreases() -> None:
     lrs = np.geomspace(1e-6, 1, 30).tolist()
     assert choose_lr(lrs, np.linspace(1, 3, 30).tolist()) is None
 
 
-def test_smoothing_looks_both_ways_and_over_what_is_no_number() -> None:
+def test_smoothing_is_symmetric_and_ignores_values_that_are_not_finite() -> None:
     assert smooth_losses([1.0] * 9 + [float("nan")]) == pytest.approx([1.0] * 10)
     line = np.linspace(2, 1, 31)
     assert smooth_losses(line.tolist())[12:-12] == pytest.approx(line[12:-12], abs=1e-3)  # nothing lags
 
 
-def test_the_run_has_the_rate_and_its_plan_repeats_it_without_a_test(data: Path, found: RunFolder) -> None:
-    told = found.read_range_test()
-    assert told is not None
-    settings = tomllib.loads(found.plan.read_text())["settings"]
-    assert settings["lr"] == told["chosen"]
-    assert 'source = "lr sweep"' in found.plan.read_text()
-    assert len(told["lr"]) == len(told["loss"]) <= sweep.MAX_STEPS
-    assert found.range_test.stat().st_size > 5000
-    log = found.read_log()
-    assert log[-1]["lr"] <= told["chosen"]  # the first is of the head alone
-    values = read_plan(found.plan)[2]
+def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: RunFolder) -> None:
+    recorded = result.read_range_test()
+    assert recorded is not None
+    settings = tomllib.loads(result.plan.read_text())["settings"]
+    assert settings["lr"] == recorded["chosen"]
+    assert 'source = "lr sweep"' in result.plan.read_text()
+    assert len(recorded["lr"]) == len(recorded["loss"]) <= sweep.MAX_STEPS
+    assert result.range_test.stat().st_size > 5000
+    log = result.read_log()
+    assert log[-1]["lr"] <= recorded["chosen"]  # the first is of the head alone
+    values = read_plan(result.plan)[2]
     settings = {name: Choice(value=value, source="plan") for name, value in values.items()}
     train(TrainRequest(data=data, output=Path("again"), weights="builtin", choices=settings))
-    assert Path("again/model.safetensors").read_bytes() == (found.path / "model.safetensors").read_bytes()
+    assert Path("again/model.safetensors").read_bytes() == (result.path / "model.safetensors").read_bytes()
     assert not Path("again/lr.json").exists()
 
 
-def test_the_seed_decides(data: Path, found: RunFolder) -> None:
+def test_range_test_depends_on_the_seed(data: Path, result: RunFolder) -> None:
     for event in finetune_steps(auto_lr_request(data, "again")):
         if isinstance(event, Started):
             break
-    assert RunFolder(Path("again")).read_range_test() == found.read_range_test()
+    assert RunFolder(Path("again")).read_range_test() == result.read_range_test()
     for event in finetune_steps(auto_lr_request(data, "other", seed=1)):
         if isinstance(event, Started):
             break
-    assert RunFolder(Path("other")).read_range_test() != found.read_range_test()
+    assert RunFolder(Path("other")).read_range_test() != result.read_range_test()
 
 
-def test_the_groups_keep_their_share_of_the_rate(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_range_test_keeps_the_layer_wise_lr_scales(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[float]] = []
 
     def watch(context: Any, state: Any, share: Any) -> Any:
@@ -121,7 +121,7 @@ def test_the_groups_keep_their_share_of_the_rate(data: Path, monkeypatch: pytest
     assert set().union(*seen) == {1.0}
 
 
-def test_the_folds_share_one_test(data: Path) -> None:
+def test_folds_share_one_range_test(data: Path) -> None:
     events = cross_validate_steps(auto_lr_request(data, "cv", folds=2))
     plans = [event.plan for event in events if isinstance(event, Started)]
     assert plans[0].choices["lr"] == plans[1].choices["lr"]

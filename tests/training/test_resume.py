@@ -45,7 +45,7 @@ def whole(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
 
 
 @pytest.mark.parametrize("steps", [2, 5, STEPS, STEPS + 5, 3 * STEPS])
-def test_a_run_that_goes_on_ends_in_the_same_bytes(few_digits: Path, whole: RunFolder, steps: int) -> None:
+def test_resumed_run_ends_in_the_same_bytes(few_digits: Path, whole: RunFolder, steps: int) -> None:
     stop_after(tiny_request(few_digits, "run"), steps)
     run = RunFolder(Path("run"))
     assert not run.is_finished
@@ -60,7 +60,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(few_digits: Path, whole: RunF
     assert len(run.list_checkpoints()) == 2
 
 
-def test_a_kill_between_two_writes_is_mended(few_digits: Path, whole: RunFolder) -> None:
+def test_resume_writes_what_a_kill_left_unwritten(few_digits: Path, whole: RunFolder) -> None:
     stop_after(tiny_request(few_digits, "run"), STEPS + 1)  # the first epoch's checkpoint is there
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
         Path("run", name).unlink()  # what comes after it is not
@@ -78,7 +78,7 @@ def test_a_kill_between_two_writes_is_mended(few_digits: Path, whole: RunFolder)
     assert not list(Path("run").rglob(".*"))
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(few_digits: Path, whole: RunFolder) -> None:
+def test_damaged_checkpoint_falls_back_to_the_one_before(few_digits: Path, whole: RunFolder) -> None:
     stop_after(tiny_request(few_digits, "run"), 11)
     newest, before = RunFolder(Path("run")).list_checkpoints()
     content = bytearray(newest.read_bytes())
@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(few_digits: Path, who
     assert before.name == f"step-{STEPS:08}.safetensors"
 
 
-def test_without_a_checkpoint_that_can_be_read_it_says_so(few_digits: Path) -> None:
+def test_run_without_readable_checkpoint_is_refused(few_digits: Path) -> None:
     stop_after(tiny_request(few_digits, "run"), 2)
     for path in RunFolder(Path("run")).list_checkpoints():
         path.write_bytes(path.read_bytes()[:-1000])
@@ -105,7 +105,7 @@ def test_without_a_checkpoint_that_can_be_read_it_says_so(few_digits: Path) -> N
         resume("run")
 
 
-def test_what_cannot_go_on_is_refused(few_digits: Path, whole: RunFolder, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, whole: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has finished"):
         resume(whole.path)
     with pytest.raises(RunError, match="is not a run"):
@@ -133,7 +133,7 @@ def _split(run: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return index.paths, index.splits
 
 
-def test_what_a_kill_before_the_beginning_leaves_is_no_run(few_digits: Path, whole: RunFolder) -> None:
+def test_aborted_start_can_be_replaced(few_digits: Path, whole: RunFolder) -> None:
     shutil.copytree(whole.path, "run")
     for name in ("plan.toml", "metrics.json", "metrics.jsonl", "config.json", "model.safetensors"):
         Path("run", name).unlink()
@@ -148,7 +148,7 @@ def test_what_a_kill_before_the_beginning_leaves_is_no_run(few_digits: Path, who
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_and_saves(few_digits: Path, whole: RunFolder, number: int, code: int) -> None:
+def test_signal_finishes_the_step_and_saves(few_digits: Path, whole: RunFolder, number: int, code: int) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(StoppedError, match="--resume run") as caught:
         stop_after(tiny_request(few_digits, "run"), 9, lambda: os.kill(os.getpid(), number))
@@ -159,7 +159,7 @@ def test_a_signal_finishes_the_step_and_saves(few_digits: Path, whole: RunFolder
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
 
 
-def test_a_signal_cuts_a_validation_short(few_digits: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_interrupts_validation(few_digits: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def signalled(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return forward_batches(*args, **options)
@@ -173,7 +173,7 @@ def test_a_signal_cuts_a_validation_short(few_digits: Path, whole: RunFolder, mo
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
 
 
-def test_the_second_signal_stops_at_once_but_not_the_echo_of_the_first() -> None:
+def test_second_signal_stops_at_once_unless_it_repeats_the_first() -> None:
     signals = Signals()
 
     def send_three() -> None:
@@ -189,7 +189,7 @@ def test_the_second_signal_stops_at_once_but_not_the_echo_of_the_first() -> None
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_what_batch_systems_and_lost_terminals_send_is_noted(name: str) -> None:
+def test_batch_system_and_terminal_signals_are_recorded(name: str) -> None:
     number, signals = signal.Signals[name], Signals()
     before = signal.getsignal(number)
     with watch_signals(signals):
@@ -201,7 +201,7 @@ def test_what_batch_systems_and_lost_terminals_send_is_noted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_a_signal_that_is_ignored_stays_so(name: str) -> None:
+def test_ignored_signals_stay_ignored(name: str) -> None:
     number, signals = signal.Signals[name], Signals()
     before = signal.signal(number, signal.SIG_IGN)  # as nohup does
     try:
@@ -213,7 +213,7 @@ def test_a_signal_that_is_ignored_stays_so(name: str) -> None:
         signal.signal(number, before)
 
 
-def test_a_batch_systems_signal_saves_and_is_named(few_digits: Path) -> None:
+def test_batch_system_signal_saves_and_is_named(few_digits: Path) -> None:
     with pytest.raises(
         StoppedError, match=r"after step 10, and saved \(SIGUSR1\)\. Continue with `.* --resume run`"
     ) as caught:
@@ -223,7 +223,7 @@ def test_a_batch_systems_signal_saves_and_is_named(few_digits: Path) -> None:
 
 
 @pytest.mark.parametrize("swallows", [False, True])
-def test_a_signal_while_the_run_is_finished_ends_it_and_it_can_go_on(
+def test_signal_after_the_last_epoch_stops_and_the_run_resumes(
     few_digits: Path, whole: RunFolder, swallows: bool
 ) -> None:
     def interrupt() -> None:
@@ -241,7 +241,7 @@ def test_a_signal_while_the_run_is_finished_ends_it_and_it_can_go_on(
     assert not list(Path("run").rglob(".*"))
 
 
-def test_in_another_thread_signals_are_left_alone(few_digits: Path) -> None:
+def test_training_in_another_thread_leaves_signals_alone(few_digits: Path) -> None:
     ends: list[Any] = []
     worker = threading.Thread(target=lambda: ends.extend(train(tiny_request(few_digits, "run", epochs=1))))
     worker.start()
@@ -261,9 +261,7 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, images: int, calls: int
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", limited)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
-    few_digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_halves_the_micro_batch_only(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = {"drop_path": 0.0, "micro_batch_size": 8, "save_every": 0}
     expected = [
         event for event in finetune_steps(tiny_request(few_digits, "whole", **plain)) if isinstance(event, EpochDone)
@@ -272,15 +270,15 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
     events = train(tiny_request(few_digits, "run", **plain))
     [text] = list_texts(events)
     assert "out of memory at step 3: from here on micro-batches have 2 images" in text
-    found = [event for event in events if isinstance(event, EpochDone)]
-    for one, other in zip(found, expected, strict=True):
+    result = [event for event in events if isinstance(event, EpochDone)]
+    for one, other in zip(result, expected, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
         assert one.lr == other.lr
     _, log = read_final_files(RunFolder(Path("run")))
     assert [line["micro_batch_size"] for line in log] == [2, 2, 2]
 
 
-def test_the_micro_batch_that_fits_is_remembered(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_micro_batch_is_kept_after_resume(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 2)
     whole = train(tiny_request(few_digits, "whole"))
     assert len(list_texts(whole)) == 1
@@ -289,7 +287,7 @@ def test_the_micro_batch_that_fits_is_remembered(few_digits: Path, monkeypatch: 
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
-def test_no_memory_for_one_image_says_what_to_change(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_for_one_image_names_the_remedy(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 0, calls=2 * STEPS + 2)
     with pytest.raises(OutOfMemoryError, match=r"a single image of 32 px.*--grad-checkpointing") as caught:
         train(tiny_request(few_digits, "run"))
@@ -311,7 +309,7 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     monkeypatch.setattr("convnext_cli.training.step.sum_gradients", spoilt)
 
 
-def test_a_gradient_that_is_no_number_goes_back_and_halves_the_lr(
+def test_gradient_that_is_not_finite_goes_back_and_halves_the_lr(
     few_digits: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_gradients(monkeypatch, STEPS + 3)  # step 10; the state after step 8 is saved
@@ -325,9 +323,7 @@ def test_a_gradient_that_is_no_number_goes_back_and_halves_the_lr(
     assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
 
 
-def test_it_stops_at_the_third_time_and_leaves_the_best_model(
-    few_digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_third_divergence_stops_and_keeps_the_best_model(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with monkeypatch.context() as patch:
         spoil_gradients(patch, *range(STEPS + 1, 1000))

@@ -29,7 +29,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_training_is_refused_before_it_writes(few_digits: Path) -> None:
+def test_second_training_is_refused_before_it_writes(few_digits: Path) -> None:
     first = finetune_steps(tiny_request(few_digits, "run"))
     until(StepDone, first)
     before = contents(Path("run"))
@@ -42,7 +42,7 @@ def test_a_second_training_is_refused_before_it_writes(few_digits: Path) -> None
     assert not Path("run", LOCK).exists()
 
 
-def test_who_was_checked_before_the_other_began_is_refused_too(few_digits: Path) -> None:
+def test_training_that_waited_for_its_data_is_refused_too(few_digits: Path) -> None:
     late = finetune_steps(tiny_request(few_digits, "run", seed=2))
     until(Progress, late)  # the folder was free
     first = finetune_steps(tiny_request(few_digits, "run"))
@@ -58,7 +58,7 @@ def test_who_was_checked_before_the_other_began_is_refused_too(few_digits: Path)
     assert "\nseed = 2\n" in Path("run/plan.toml").read_text()
 
 
-def test_of_two_continuations_one_is_refused(few_digits: Path) -> None:
+def test_second_resume_is_refused(few_digits: Path) -> None:
     stop_after(tiny_request(few_digits, "run"), 5)
     first = finetune_steps(TrainRequest(resume=Path("run")))
     until(Started, first)
@@ -69,7 +69,7 @@ def test_of_two_continuations_one_is_refused(few_digits: Path) -> None:
         resume("run")
 
 
-def test_what_a_killed_process_held_is_free(few_digits: Path) -> None:
+def test_lock_of_a_killed_process_is_free(few_digits: Path) -> None:
     Path("run").mkdir()
     Path("run", LOCK).write_text("12 on a machine\n")
     stop_after(tiny_request(few_digits, "run"), 5)
@@ -78,7 +78,7 @@ def test_what_a_killed_process_held_is_free(few_digits: Path) -> None:
     assert not Path("run", LOCK).exists()
 
 
-def test_runs_that_begin_in_one_second_have_folders_of_their_own(
+def test_runs_begun_in_the_same_second_have_different_folders(
     few_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Clock(datetime):
@@ -95,13 +95,13 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(
         assert f"\nseed = {seed}\n" in RunFolder(path).plan.read_text()
 
 
-def test_what_fails_before_it_writes_leaves_no_folder(few_digits: Path) -> None:
+def test_failed_start_leaves_no_folder(few_digits: Path) -> None:
     with pytest.raises(WeightsError):
         train(replace(tiny_request(few_digits, "a/run"), weights="auto", model="convnext_atto", offline=True))
     assert not Path("a").exists()
 
 
-def test_a_cross_validation_holds_its_folder_and_the_fold_under_way(few_digits: Path) -> None:
+def test_cross_validation_locks_its_folder_and_the_current_fold(few_digits: Path) -> None:
     request = tiny_request(few_digits, "cv", folds=2, val_fraction=0.0)
     first = cross_validate_steps(request)
     until(StepDone, first)

@@ -60,7 +60,7 @@ def answer(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "convnext_zepto_rms", "convnext_zepto_rms_ols"])
-def test_grey_images_get_the_same_logits_from_one_channel_as_from_three(name: str) -> None:
+def test_one_channel_model_gives_grey_images_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
     colour = timm.create_model(name, num_classes=3)
     for parameter in colour.parameters():
@@ -73,7 +73,7 @@ def test_grey_images_get_the_same_logits_from_one_channel_as_from_three(name: st
     torch.testing.assert_close(answer(grey, images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_weights_in_the_package_say_the_same_of_grey_images() -> None:
+def test_builtin_weights_give_grey_images_the_same_features() -> None:
     model, tag = find_model("convnext_zepto_rms.builtin")
     (colour, _), (grey, new) = (
         build_model(model, tag, ModelOptions(num_classes=0, in_chans=channels), offline=True) for channels in (3, 1)
@@ -84,7 +84,7 @@ def test_the_weights_in_the_package_say_the_same_of_grey_images() -> None:
     torch.testing.assert_close(answer(grey, images), answer(colour, images), rtol=1e-4, atol=1e-4)
 
 
-def test_the_stem_s_means_and_deviations_count() -> None:
+def test_one_channel_stem_accounts_for_mean_and_std() -> None:
     """timm's plain sum over the channels would not do."""
     torch.manual_seed(0)
     colour = timm.create_model("convnext_atto", num_classes=3)
@@ -97,15 +97,15 @@ def test_the_stem_s_means_and_deviations_count() -> None:
     torch.testing.assert_close(stems[1], stems[0], rtol=1e-4, atol=1e-5)
 
 
-def test_colour_becomes_pillows_luminance() -> None:
+def test_colour_is_converted_to_pillows_luminance() -> None:
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colours])
-    found = to_luminance(torch.from_numpy(colours).permute(0, 3, 1, 2).float())
-    assert np.array_equal(found[:, 0].numpy(), expected)
+    result = to_luminance(torch.from_numpy(colours).permute(0, 3, 1, 2).float())
+    assert np.array_equal(result[:, 0].numpy(), expected)
 
 
-def test_weights_of_one_channel_fit_no_model_of_three() -> None:
+def test_one_channel_weights_are_refused_by_a_three_channel_model() -> None:
     grey = timm.create_model("convnext_atto", in_chans=1).state_dict()
     assert fit_weights(timm.create_model("convnext_atto", in_chans=1), grey, "here") == []
     with pytest.raises(WeightsError, match=r"its input has 1 channels, not 3\. Give --in-chans 1"):
@@ -116,12 +116,12 @@ def test_weights_of_one_channel_fit_no_model_of_three() -> None:
 
 
 @pytest.mark.parametrize("value", [2, True, 1.0, "1"])
-def test_only_one_and_three_channels_are_known(value: object) -> None:
+def test_in_chans_must_be_one_or_three(value: object) -> None:
     with pytest.raises(UsageError, match=r"in_chans = .* must be one of 1, 3"):
         check_settings({"in_chans": value})
 
 
-def test_the_option_is_a_number(digits: Path, convnext: Convnext) -> None:
+def test_in_chans_option_is_a_number(digits: Path, convnext: Convnext) -> None:
     words = ("finetune", digits, "--weights", "builtin", "--in-chans", 1, "--dry-run", "--json")
     outcome = convnext(*words)
     assert outcome.code == 0, outcome.err
@@ -129,7 +129,7 @@ def test_the_option_is_a_number(digits: Path, convnext: Convnext) -> None:
     assert convnext(*words[:5], 2).code == 2
 
 
-def test_the_run_has_one_channel_learns_and_says_so(mine: RunFolder) -> None:
+def test_one_channel_run_learns_and_its_config_has_one_channel(mine: RunFolder) -> None:
     assert load_file(mine.path / "model.safetensors")["stem.0.weight"].shape[1] == 1
     config = json.loads((mine.path / "config.json").read_text())
     assert config["model_args"]["in_chans"] == 1
@@ -140,7 +140,7 @@ def test_the_run_has_one_channel_learns_and_says_so(mine: RunFolder) -> None:
     assert evaluate(mine.path).metrics.top1 > 0.9
 
 
-def test_it_is_written_and_read_to_the_same_logits(mine: RunFolder, tmp_path: Path) -> None:
+def test_one_channel_model_round_trips(mine: RunFolder, tmp_path: Path) -> None:
     model, classes, preprocessing = load_model(mine.path)
     write_model(model, tmp_path, model.state_dict(), classes=classes, preprocessing=preprocessing, license=None)
     again, _, how_again = load_model(tmp_path)
@@ -149,7 +149,7 @@ def test_it_is_written_and_read_to_the_same_logits(mine: RunFolder, tmp_path: Pa
     assert torch.equal(answer(again, images), answer(model, images))
 
 
-def test_colour_and_its_luminance_get_one_answer(mine: RunFolder, tmp_path: Path) -> None:
+def test_colour_and_its_luminance_get_the_same_prediction(mine: RunFolder, tmp_path: Path) -> None:
     [picture] = draw(1, "RGB")
     picture = picture.resize((36, 36))  # the side before the crop, so that nothing is scaled
     picture.save(tmp_path / "colour.png")
@@ -171,8 +171,8 @@ def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) 
     with torch.inference_mode():
         expected = theirs(inputs)
         for row, prediction in zip(expected.softmax(1).tolist(), own, strict=True):
-            told = dict(zip(prediction.classes, prediction.probabilities, strict=True))
-            assert [told[name] for name in "012"] == pytest.approx(row, abs=1e-4)
+            recorded = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+            assert [recorded[name] for name in "012"] == pytest.approx(row, abs=1e-4)
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
         loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hub").eval()
         assert torch.allclose(loaded(inputs).logits, expected, atol=1e-6)
@@ -185,7 +185,7 @@ def export(run: RunFolder, **wanted: Any) -> ExportedFile:
     return exported
 
 
-def test_every_export_takes_rgb_and_says_what_the_run_says(mine: RunFolder, tmp_path: Path) -> None:
+def test_one_channel_exports_take_rgb_and_predict_like_the_run(mine: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     shutil.copytree(mine.path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
@@ -201,9 +201,11 @@ def test_every_export_takes_rgb_and_says_what_the_run_says(mine: RunFolder, tmp_
     assert "The conversion to luminance" in "\n".join(file.about.to_metadata()["steps"].splitlines())
     assert file.preprocessing.is_grey
     images = stack(draw(6, "RGB"))[:, :32, :32]
-    told, expected = (m.run_batch(images, features=True, heat=False) for m in (file, TorchClassifier(run.path, CPU)))
-    np.testing.assert_allclose(told.logits, expected.logits, atol=1e-4)
-    np.testing.assert_allclose(told.features, expected.features, atol=1e-3)
+    recorded, expected = (
+        m.run_batch(images, features=True, heat=False) for m in (file, TorchClassifier(run.path, CPU))
+    )
+    np.testing.assert_allclose(recorded.logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(recorded.features, expected.features, atol=1e-3)
     by_torch, by_onnx = (predict(paths, run.path, engine=engine, abstain=True) for engine in ("torch", "onnx"))
     for a, b in zip(by_torch, by_onnx, strict=True):
         assert a.probabilities == pytest.approx(b.probabilities, abs=1e-4)

@@ -30,7 +30,7 @@ def kept(run: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_the_average_is_what_is_kept_and_validated(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ema_weights_are_validated_and_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     compute = validation._compute_logits
 
@@ -50,7 +50,7 @@ def test_the_average_is_what_is_kept_and_validated(digits: Path, monkeypatch: py
     assert not torch.equal(plain, kept("averaged")["head.fc.bias"])
 
 
-def test_the_average_is_that_of_the_steps(digits: Path) -> None:
+def test_ema_averages_the_steps(digits: Path) -> None:
     train(
         small_request(digits, Path("run"), ema_decay=0.9, save_every=1, epochs=1, batch_size=128, **FEW)
     )  # 195 images: 2 steps
@@ -63,7 +63,7 @@ def test_the_average_is_that_of_the_steps(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 8])
-def test_all_of_them_survive_a_stop(digits: Path, steps: int) -> None:
+def test_ema_head_phase_and_sampler_resume_to_the_same_bytes(digits: Path, steps: int) -> None:
     parts = {"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1, "epochs": 2}
     whole = tiny_request(digits, "whole", **parts, batch_size=64)
     stop_after(whole, 10**6)
@@ -72,7 +72,7 @@ def test_all_of_them_survive_a_stop(digits: Path, steps: int) -> None:
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
-def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: RunFolder) -> None:
+def test_head_phase_trains_the_head_only(digits: Path, run: RunFolder) -> None:
     own = {"model": "convnext_zepto_rms", "weights": str(run.path), "audit": False}
     events = train(small_request(digits, Path("head"), freeze_epochs=5, epochs=0, **own))
     before, after = load_file(run.path / "model.safetensors"), kept("head")
@@ -87,7 +87,7 @@ def test_the_head_alone_moves_nothing_else_and_is_the_start(digits: Path, run: R
     assert evaluate(Path("head"), split="val").metrics.top1 == pytest.approx(finished.val.top1)
 
 
-def test_a_head_that_fits_is_better_from_the_first_epoch(digits: Path) -> None:
+def test_trained_head_is_better_from_the_first_epoch(digits: Path) -> None:
     events = train(small_request(digits, Path("run"), freeze_epochs=10, lr=1e-6))
     head, first = (event.val for event in events if isinstance(event, EpochDone))
     assert head is not None
@@ -96,14 +96,14 @@ def test_a_head_that_fits_is_better_from_the_first_epoch(digits: Path) -> None:
     assert abs(first.log_loss - head.log_loss) < 0.05, "so small a rate leaves it where the frozen phase brought it"
 
 
-def test_nothing_to_train_is_refused(digits: Path) -> None:
+def test_zero_epochs_and_double_correction_are_refused(digits: Path) -> None:
     with pytest.raises(UsageError, match="0 epochs train nothing"):
         train(small_request(digits, Path("run"), epochs=0))
     with pytest.raises(UsageError, match="class_weights and sampler"):
         train(small_request(digits, Path("run"), class_weights="balanced", sampler="balanced"))
 
 
-def test_mixing_stops_at_its_epoch(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixing_stops_at_mixup_off_epoch(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixed: list[int] = []
     mix = step.mix_batch  # type: ignore[attr-defined]
 
@@ -116,7 +116,7 @@ def test_mixing_stops_at_its_epoch(digits: Path, monkeypatch: pytest.MonkeyPatch
     assert len(mixed) == 2 * 4, "195 images are 4 batches; the third epoch mixes nothing"
 
 
-def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balanced_sampler_shows_classes_equally_often(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[int] = []
     take = loop.take_step  # type: ignore[attr-defined]
 
@@ -136,14 +136,14 @@ def test_the_balanced_sampler_reaches_the_loop(digits: Path, monkeypatch: pytest
     assert counts.sum() == sum(row.endswith(",train") for row in (Path("run") / "split.csv").read_text().split())
 
 
-def test_the_heads_scale_is_that_of_its_first_weights(digits: Path) -> None:
+def test_head_init_scale_scales_the_initial_weights(digits: Path) -> None:
     for name, scale in (("one", 1.0), ("small", 0.001)):
         train(small_request(digits, Path(name), head_init_scale=scale, lr=1e-9, epochs=1))
     ratio = kept("small")["head.fc.weight"].std() / kept("one")["head.fc.weight"].std()
     assert ratio == pytest.approx(0.001, rel=0.01)
 
 
-def test_the_best_epochs_are_averaged_and_kept_where_no_worse(digits: Path) -> None:
+def test_soup_of_best_epochs_is_kept_if_no_worse(digits: Path) -> None:
     own = {"average_best": 2, "epochs": 3, "batch_size": 64, **FEW}
     candidates: dict[str, dict[str, torch.Tensor]] = {}
     events = []
@@ -159,20 +159,20 @@ def test_the_best_epochs_are_averaged_and_kept_where_no_worse(digits: Path) -> N
     means = [candidates[f"epoch-{entry['epoch']:04}.safetensors"]["head.fc.weight"] for entry in best]
     is_mean = torch.allclose(kept("run")["head.fc.weight"], (means[0] + means[1]) / 2, atol=1e-7)
     assert is_mean == ("and is kept" in text)
-    told = json.loads((Path("run") / "metrics.json").read_text())
-    assert is_mean == told["selected_by"].startswith("averaged with")
-    assert evaluate(Path("run"), split="val").uncalibrated.log_loss == pytest.approx(told["val"]["log_loss"])
+    recorded = json.loads((Path("run") / "metrics.json").read_text())
+    assert is_mean == recorded["selected_by"].startswith("averaged with")
+    assert evaluate(Path("run"), split="val").uncalibrated.log_loss == pytest.approx(recorded["val"]["log_loss"])
 
 
-def test_an_average_that_is_worse_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soup, "average_tensors", lambda found: {n: torch.zeros_like(v) for n, v in found[0].items()})
+def test_worse_soup_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soup, "average_tensors", lambda result: {n: torch.zeros_like(v) for n, v in result[0].items()})
     events = train(small_request(digits, Path("run"), average_best=2, epochs=3))
     assert any(isinstance(event, Notice) and "is kept" in event.text for event in events)
     assert kept("run")["head.fc.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("steps", [5, 8])
-def test_an_average_survives_a_stop(digits: Path, steps: int) -> None:
+def test_soup_resumes_to_the_same_bytes(digits: Path, steps: int) -> None:
     own = {"average_best": 2, "epochs": 2, "batch_size": 64}
     stop_after(tiny_request(digits, "whole", **own), 10**6)
     stop_after(tiny_request(digits, "run", **own), steps)
