@@ -1,10 +1,10 @@
-"""Whether `finetune` learns as a plain torch loop does: the training loss after the same steps with the same settings.
+"""Compare the training loss of `finetune` with that of a plain torch loop, after the same steps and settings.
 
     python -m benchmarks.losses FOLDER [--images 960] [--epochs 3] [--seeds 5] [--model convnext_zepto_rms]
 
-FOLDER has `train/<class>/` folders. Both start from random weights and take the same images, batches of 32, random
-crops of at least half of the area at 64 px, and AdamW at a constant 1e-4; what differs are the random draws and that
-ours leaves biases and norms without weight decay. What is printed is the mean over the last epoch's images.
+FOLDER has `train/<class>/` folders. Both start from random weights, with the same images, batches of 32, random
+crops of at least half of the area at 64 px, and AdamW at a constant 1e-4. They differ in their random draws, and
+`finetune` does not decay biases and norms. The table has the mean loss over the last epoch's images.
 """
 
 import argparse
@@ -27,13 +27,13 @@ SETTINGS = {
 
 
 def train_ours(task: Task, epochs: int, seed: int) -> float:
-    """The last epoch's mean training loss."""
+    """Train with `finetune`, and return the last epoch's mean training loss."""
     request = make_request(task, f"run-{seed}", SETTINGS | {"epochs": epochs, "seed": seed})
     return [event.train_loss for event in finetune_steps(request) if isinstance(event, EpochDone)][-1]
 
 
 def train_plain(task: Task, epochs: int, seed: int) -> float:
-    """The last epoch's mean training loss."""
+    """Train with a plain torch loop, and return the last epoch's mean training loss."""
     torch.manual_seed(seed)
     model, optimizer = make_torch_model(task)
     loader = open_images(task, workers=0)
@@ -49,7 +49,7 @@ def train_plain(task: Task, epochs: int, seed: int) -> float:
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=960)

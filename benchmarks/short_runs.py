@@ -1,12 +1,11 @@
-"""What the probe and the cache cost short runs, which they can bring nothing: each as a ratio to a run without it.
+"""Measure what autotuning and the cache cost short runs, which cannot gain from them.
 
     python benchmarks/short_runs.py FOLDER [--rounds 5] [--images 600] [--seconds 60]
 
-FOLDER has <class>/ folders of images. Three runs of convnext_zepto_rms from random weights at 64 px, batches of 32: 20
-images for 2 epochs, 600 for one epoch, and 600 for so many epochs that it takes about a minute (measured first). Each
-plain, without the probe, and without the cache, with nothing kept from before; a new process each, in turn and in an
-order drawn anew. A ratio is of two runs of the same round, and above 1 where the run as it is takes longer. Seconds are
-of processor time: identical runs differ by a fifth in wall time on a shared machine.
+FOLDER has <class>/ folders of images. Three runs of convnext_zepto_rms from random weights at 64 px, batches of 32: 20 images for 2 epochs, 600 for one epoch, and 600 for as many epochs as take about a minute (measured first). Each
+is done with defaults, without autotuning, and without the cache; in a new process, with an empty cache, in random
+order. A ratio compares two runs of a round; above 1 the run with defaults takes longer. Seconds are CPU time, because
+the wall time of identical runs differs by a fifth on a shared machine.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from convnext_cli.data.scan import scan_folder
 
-WAYS = {"as it is": [], "--no-probe": ["--no-probe"], "--no-cache": ["--no-cache"]}
+VARIANTS = {"default": [], "--no-autotune": ["--no-autotune"], "--no-cache": ["--no-cache"]}
 FIXED = (
     "--model convnext_zepto_rms --weights none --image-size 64 --batch-size 32 --no-check --no-onnx --val-fraction 0.2 "
     "--test-fraction 0"
@@ -29,7 +28,7 @@ FIXED = (
 
 
 def copy_images(data: Path, folder: Path, images: int) -> Path:
-    """Links `images` images of `data`, as many of each class as of the others, into class folders under `folder`."""
+    """Link `images` images of `data`, evenly over the classes, into class folders under `folder`; return it."""
     index = scan_folder(data)
     by_class: dict[int, list[str]] = {}
     for path, label in zip(index.paths, index.labels, strict=True):
@@ -44,7 +43,7 @@ def copy_images(data: Path, folder: Path, images: int) -> Path:
 
 
 def time_run(data: Path, epochs: int, words: list[str]) -> float:
-    """Seconds of processor time of one run in a new process, with an empty cache."""
+    """Return the seconds of CPU time of one run in a new process, with an empty cache."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "convnext_cli", "finetune", str(data), "--output", f"{scratch}/run"]
         before = os.times()
@@ -59,7 +58,7 @@ def time_run(data: Path, epochs: int, words: list[str]) -> float:
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -72,16 +71,16 @@ def main() -> None:
     one, three = time_run(many, 1, []), time_run(many, 3, [])
     minute = max(2, round((arguments.seconds - one) / max((three - one) / 2, 0.1)) + 1)
     cases = {"20 images, 2 epochs": (few, 2), "one epoch": (many, 1), f"{minute} epochs": (many, minute)}
-    print(f"{'run':<22}{'way':<13}{'median s':>9}{'ratio':>8}{'min':>7}{'max':>7}   (n = {arguments.rounds})")
+    print(f"{'run':<22}{'variant':<15}{'median s':>9}{'ratio':>8}{'min':>7}{'max':>7}   (n = {arguments.rounds})")
     for name, (data, epochs) in cases.items():
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for _ in range(arguments.rounds):
-            for way in random.sample(list(WAYS), len(WAYS)):
-                seconds[way].append(time_run(data, epochs, WAYS[way]))
-        for way, dataset in seconds.items():
-            ratios = [mine / its for mine, its in zip(seconds["as it is"], dataset, strict=True)]
+            for variant in random.sample(list(VARIANTS), len(VARIANTS)):
+                seconds[variant].append(time_run(data, epochs, VARIANTS[variant]))
+        for variant, measured in seconds.items():
+            ratios = [default / other for default, other in zip(seconds["default"], measured, strict=True)]
             print(
-                f"{name:<22}{way:<13}{statistics.median(dataset):>9.2f}{statistics.median(ratios):>8.3f}"
+                f"{name:<22}{variant:<15}{statistics.median(measured):>9.2f}{statistics.median(ratios):>8.3f}"
                 f"{min(ratios):>7.3f}{max(ratios):>7.3f}",
                 flush=True,
             )

@@ -1,22 +1,21 @@
-"""How near to the machine's limit training and answering are, from a folder of images.
+"""Compare the speed of training and inference, from a folder of images, with the limit of the machine.
 
     python -m benchmarks.speed FOLDER [--images 960] [--model convnext_atto] [--image-size 224] [--batch-size 32]
                                [--rounds 3] [--only WORD ...]
 
-FOLDER has `train/<class>/` folders; so many of its images are linked into a temporary folder. Each contender is a
-process of its own that gets ready and then waits for its turn; a turn is one pass over the images. All turns of a round
-are taken in a random order, so that a machine whose speed drifts touches all of them alike. Memory is the largest
-proportional set size (Linux) of a contender's process with its children. Where other work shares the machine, images
-per second of processor time, of a process and its children, say more than images per second. Ratios are taken within
-each round, to the fastest limit; the table has their median, least and largest.
+FOLDER has `train/<class>/` folders; `--images` of its images are linked into a temporary folder. Each candidate is a
+process that prepares and then waits for its turn; a turn is one pass over the images. The turns of a round are in
+random order, so that a drift of the machine's speed affects all candidates. Memory is the maximum proportional set size
+(Linux) of a candidate's process with its children. On a shared machine, images per second of CPU time are more reliable than
+images per second. Ratios are to the fastest limit in the same round; the table has their median, minimum and maximum.
 
     limit …         a training step on one batch that stays in memory: timm's model in three modes, and ours
     ours, first     the first epoch of `finetune`, nothing cached
     ours, steady    its later epochs
-    plain           torch's own means: ImageFolder, DataLoader with two workers, RandomResizedCrop, AdamW
+    plain           plain torch: ImageFolder, DataLoader with two workers, RandomResizedCrop, AdamW
     plain, alone    the same without workers
-    answer limit …  the forward pass on one batch that stays in memory
-    eval, first     what `eval` does before it computes figures, nothing cached
+    infer limit …  the forward pass on one batch that stays in memory
+    eval, first     `eval` without its metrics, nothing cached
     eval, again     the same from the cache
     predict         `predict` on the same images
 """
@@ -36,14 +35,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RESIDENT = 10  # batches, at most, in a turn without a folder
+RESIDENT = 10  # batches, at most, in a turn on one batch in memory
 
 
 class Task(NamedTuple):
-    """What all contenders work on."""
+    """Data, model and sizes that all candidates use."""
 
     folder: Path
-    """Linked images in `train/<class>/` and `val/<class>/`; the cache and the runs lie beside it."""
+    """Linked images in `train/<class>/` and `val/<class>/`; cache and runs are beside it."""
     images: int
     model: str
     image_size: int
@@ -58,23 +57,23 @@ class Speed(NamedTuple):
 
 
 class Watch:
-    """Counts seconds from when it is made."""
+    """A clock of wall and CPU time that starts when it is made."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter(), sum(os.times()[:4])
 
     def stop(self, images: int) -> Speed:
-        """The speed at which so many images were done."""
+        """Return the speed at which `images` images were processed since the start."""
         wall, processor = self.started
         return Speed(images / (time.perf_counter() - wall), images / (sum(os.times()[:4]) - processor))
 
 
 Turns = Iterator[Speed]
-"""Gets ready, then yields turn by turn."""
+"""A candidate: it prepares, then yields the speed of each turn."""
 
 
 def train_resident(task: Task, mode: str) -> Turns:
-    """Steps on one batch."""
+    """Do training steps on one batch in memory."""
     import torch
     import torch.nn.functional as F
 
@@ -92,7 +91,7 @@ def train_resident(task: Task, mode: str) -> Turns:
 
 
 def train_ours(task: Task, mode: str) -> Turns:
-    """`finetune`, epoch by epoch."""
+    """Train with `finetune`; a turn is an epoch."""
     from convnext_cli.progress import Notice
     from convnext_cli.training.events import EpochDone, Started, StepDone
     from convnext_cli.training.finetuning import finetune_steps
@@ -114,7 +113,7 @@ def train_ours(task: Task, mode: str) -> Turns:
 
 
 def train_plain(task: Task, mode: str) -> Turns:
-    """The loop that one would write first."""
+    """Train with a plain torch loop; a turn is an epoch."""
     import torch
     import torch.nn.functional as F
 
@@ -129,12 +128,12 @@ def train_plain(task: Task, mode: str) -> Turns:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             loss.item()
-        if epoch:  # the first was to get ready
+        if epoch:  # the first one warms up
             yield watch.stop(task.images)
 
 
-def answer_resident(task: Task, mode: str) -> Turns:
-    """Forward passes on one batch."""
+def infer_resident(task: Task, mode: str) -> Turns:
+    """Do forward passes on one batch in memory."""
     import torch
 
     model, _, inputs = make_resident(task, mode)
@@ -149,8 +148,8 @@ def answer_resident(task: Task, mode: str) -> Turns:
             yield watch.stop(batches * task.batch_size)
 
 
-def answer_ours(task: Task, mode: str) -> Turns:
-    """`eval` or `predict` on all images."""
+def infer_ours(task: Task, mode: str) -> Turns:
+    """Run the forward passes of `eval`, or `predict`, on all images."""
     from convnext_cli.cache_folder import clear_cache
     from convnext_cli.data.sources import scan_data
     from convnext_cli.inference.prediction import predict_steps
@@ -174,7 +173,7 @@ def answer_ours(task: Task, mode: str) -> Turns:
         yield watch.stop(task.images)
 
 
-CONTENDERS: dict[str, tuple[Callable[[Task, str], Turns], str]] = {
+CANDIDATES: dict[str, tuple[Callable[[Task, str], Turns], str]] = {
     "limit, plain layout": (train_resident, "plain"),
     "limit, channels last": (train_resident, "channels last"),
     "limit, compiled": (train_resident, "compiled"),
@@ -183,23 +182,23 @@ CONTENDERS: dict[str, tuple[Callable[[Task, str], Turns], str]] = {
     "ours, steady": (train_ours, "steady"),
     "plain": (train_plain, "workers"),
     "plain, alone": (train_plain, "alone"),
-    "answer limit, plain layout": (answer_resident, "plain"),
-    "answer limit, channels last": (answer_resident, "channels last"),
-    "answer limit, compiled": (answer_resident, "compiled"),
-    "answer limit, our blocks": (answer_resident, "ours"),
-    "eval, first": (answer_ours, "first"),
-    "eval, again": (answer_ours, "again"),
-    "predict": (answer_ours, "predict"),
+    "infer limit, plain layout": (infer_resident, "plain"),
+    "infer limit, channels last": (infer_resident, "channels last"),
+    "infer limit, compiled": (infer_resident, "compiled"),
+    "infer limit, our blocks": (infer_resident, "ours"),
+    "eval, first": (infer_ours, "first"),
+    "eval, again": (infer_ours, "again"),
+    "predict": (infer_ours, "predict"),
 }
 
 
 def count_batches(task: Task) -> int:
-    """Batches in a turn of a contender whose images stay in memory: one is like another."""
+    """Return the batches of a turn on one batch in memory."""
     return min(RESIDENT, -(-task.images // task.batch_size))
 
 
 def make_torch_model(task: Task) -> tuple[Any, Any]:
-    """A model of timm's and AdamW, as anybody would make them."""
+    """Return timm's model and AdamW with their defaults."""
     import timm
     import torch
 
@@ -208,7 +207,7 @@ def make_torch_model(task: Task) -> tuple[Any, Any]:
 
 
 def open_images(task: Task, *, workers: int) -> Any:
-    """Torch's own loader of random crops, as anybody would make it."""
+    """Return torch's loader of random crops."""
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -216,16 +215,16 @@ def open_images(task: Task, *, workers: int) -> Any:
 
     crop = transforms.RandomResizedCrop(task.image_size, scale=(0.5, 1), interpolation=3)
     normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    seen = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
-    return DataLoader(seen, task.batch_size, shuffle=True, num_workers=workers)
+    images = ImageFolder(task.folder / "train", transforms.Compose([crop, transforms.ToTensor(), normalise]))
+    return DataLoader(images, task.batch_size, shuffle=True, num_workers=workers)
 
 
 def make_request(task: Task, run: str, settings: dict[str, Any]) -> Any:
-    """A fine-tuning of ours from random weights; `run` names its folder, beside the images."""
+    """Return a request for a fine-tuning from random weights; `run` names its folder, beside the images."""
     from convnext_cli.recipes.settings import Choice
     from convnext_cli.training.request import TrainRequest
 
-    wanted = settings | {"batch_size": task.batch_size, "image_size": task.image_size}
+    settings = settings | {"batch_size": task.batch_size, "image_size": task.image_size}
     return TrainRequest(
         data=task.folder,
         audit=False,
@@ -233,12 +232,12 @@ def make_request(task: Task, run: str, settings: dict[str, Any]) -> Any:
         weights="none",
         offline=True,
         output=task.folder.parent / run,
-        choices={name: Choice(value=value, source="the benchmark") for name, value in wanted.items()},
+        choices={name: Choice(value=value, source="the benchmark") for name, value in settings.items()},
     )
 
 
 def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
-    """A model in training mode, its optimizer, and one batch of noise, (B, 3, S, S), laid out as `mode` wants them."""
+    """Return a model in training mode, its optimizer, and one batch of noise, (B, 3, S, S), in the layout of `mode`."""
     import torch
 
     from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
@@ -256,7 +255,7 @@ def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
 
 
 def write_model_folder(task: Task) -> Path:
-    """A folder with a model of random weights, as `finetune` writes it."""
+    """Write a model of random weights as `finetune` does, and return its folder."""
     from convnext_cli.inference.saved_model import write_model
     from convnext_cli.models.build import read_preprocessing
 
@@ -276,9 +275,9 @@ def write_model_folder(task: Task) -> Path:
 
 
 def take_turns(name: str, task: Task, pipe: Connection) -> None:
-    """A contender's process: a turn whenever the pipe asks for one; answers with (images/s, peak bytes)."""
+    """Run a candidate's process: for each message in the pipe take a turn, and send its speed and peak bytes."""
     os.environ["CONVNEXT_CACHE"] = str(task.folder.parent / f"cache-{os.getpid()}")
-    make, mode = CONTENDERS[name]
+    make, mode = CANDIDATES[name]
     peak = [0]
     threading.Thread(target=watch_memory, args=(peak,), daemon=True).start()
     turns = make(task, mode)
@@ -288,14 +287,14 @@ def take_turns(name: str, task: Task, pipe: Connection) -> None:
 
 
 def watch_memory(peak: list[int]) -> None:
-    """Keeps the largest proportional set size of this process and its children."""
+    """Keep the maximum proportional set size of this process and its children in `peak`."""
     while True:
         peak[0] = max(peak[0], sum(map(read_pss, list_family())))
-        time.sleep(2.0)  # reading it takes the system as long as copying the page table: not often
+        time.sleep(2.0)  # seldom, because reading it is as slow as copying the page table
 
 
 def list_family() -> list[int]:
-    """This process and its children."""
+    """Return the ids of this process and its children."""
     mine = os.getpid()
     try:
         children = Path(f"/proc/{mine}/task/{mine}/children").read_text().split()
@@ -305,7 +304,7 @@ def list_family() -> list[int]:
 
 
 def read_pss(process: int) -> int:
-    """Bytes; shared pages count in part."""
+    """Return the proportional set size of a process, in bytes."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -314,7 +313,7 @@ def read_pss(process: int) -> int:
 
 
 def link_images(source: Path, target: Path, count: int) -> int:
-    """Links so many training images, evenly over the classes, and a few others to validate on; returns how many."""
+    """Link `count` training images, evenly over the classes, and 32 for validation; return the number of the former."""
     files = [
         sorted(path for path in folder.iterdir() if path.is_file()) for folder in sorted((source / "train").iterdir())
     ]
@@ -330,7 +329,7 @@ def link_images(source: Path, target: Path, count: int) -> int:
 
 
 def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[Speed]], dict[str, int]]:
-    """The speed of every turn, and peak bytes, by contender."""
+    """Return the speed of each turn, and peak bytes, by candidate."""
     spawn = get_context("spawn")
     speeds: dict[str, list[Speed]] = {name: [] for name in names}
     memory = dict.fromkeys(names, 0)
@@ -349,13 +348,13 @@ def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[S
             pipe.send(True)
             speed, peak = pipe.recv()
             print(
-                f"  round {number + 1}: {name:<28} {speed.wall:8.1f} images/s, {speed.processor:.1f} by processor time",
+                f"  round {number + 1}: {name:<28} {speed.wall:8.1f} images/s, {speed.processor:.1f} per CPU second",
                 file=sys.stderr,
                 flush=True,
             )
             speeds[name].append(speed)
             memory[name] = max(memory[name], peak)
-            if name.startswith("ours, first"):  # a first epoch there is only once
+            if name.startswith("ours, first"):  # a run has one first epoch
                 process.kill()
             else:
                 waiting[name] = process, pipe
@@ -365,7 +364,7 @@ def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[S
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=960)
@@ -373,9 +372,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[""], help="contenders whose names begin with one of these")
+    parser.add_argument("--only", nargs="*", default=[""], help="candidates whose names begin with one of these")
     args = parser.parse_args()
-    names = [name for name in CONTENDERS if name.startswith(tuple(args.only))]
+    names = [name for name in CANDIDATES if name.startswith(tuple(args.only))]
     with tempfile.TemporaryDirectory() as work:
         images = link_images(args.data, Path(work, "data"), args.images)
         task = Task(Path(work, "data"), images, args.model, args.image_size, args.batch_size)
@@ -383,21 +382,21 @@ def main() -> None:
     print(f"{args.model}, {args.image_size} px, batches of {args.batch_size}, {images} images, n = {args.rounds}")
     print(f"{'':<27}{'images/s':>9}  of limit (least, most)  /s processor  of limit (least, most) {'PSS GiB':>8}")
     for name, turns in speeds.items():
-        answers = CONTENDERS[name][0] in (answer_resident, answer_ours)
-        limits = [turns for n, turns in speeds.items() if n.startswith("answer limit" if answers else "limit")]
+        is_inference = CANDIDATES[name][0] in (infer_resident, infer_ours)
+        limits = [turns for n, turns in speeds.items() if n.startswith("infer limit" if is_inference else "limit")]
         columns = [
-            describe(of, turns, limits) for of in (Speed._fields.index("wall"), Speed._fields.index("processor"))
+            describe(part, turns, limits) for part in (Speed._fields.index("wall"), Speed._fields.index("processor"))
         ]
         print(f"{name:<27}{columns[0]}  {columns[1]} {memory[name] / 2**30:8.2f}")
 
 
 def describe(part: int, turns: list[Speed], limits: list[list[Speed]]) -> str:
-    """One contender's median speed, and its ratios to the fastest limit."""
+    """Return a candidate's median speed and its ratios to the fastest limit, as text."""
     speed = statistics.median(turn[part] for turn in turns)
     if not limits:
         return f"{speed:9.1f} {'':>22}"
     best = max(limits, key=lambda limit: statistics.median(turn[part] for turn in limit))
-    ratios = [mine[part] / its[part] for mine, its in zip(turns, best, strict=True)]
+    ratios = [turn[part] / limit[part] for turn, limit in zip(turns, best, strict=True)]
     return f"{speed:9.1f}  {statistics.median(ratios):6.2f} ({min(ratios):4.2f}, {max(ratios):4.2f})  "
 
 

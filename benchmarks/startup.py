@@ -1,10 +1,10 @@
-"""How long the command line takes to answer, as a ratio to an empty Python process of the same run.
+"""Measure how long commands take to start, as a ratio to an empty Python process.
 
     python benchmarks/startup.py [ROUNDS] [FOLDER]
 
-The commands are run in turn, round after round, so that a machine whose speed drifts touches all of them alike. With a
-folder of images: how long `finetune` (convnext_zepto_rms, 64 px, without the audit) takes to the end of its first step,
-as a ratio to what Python takes to import torch and timm.
+The commands run in turn, round after round, so that a drift of the machine's speed affects all of them. With a folder
+of images: the time of `finetune` (convnext_zepto_rms, 64 px, without the audit) to the end of its first step, as a
+ratio to the time in which Python imports torch and timm.
 """
 
 import statistics
@@ -27,20 +27,20 @@ import os, sys, pathlib
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.events import StepDone
-from convnext_cli.training.request import Request
+from convnext_cli.training.request import TrainRequest
 
-wanted = {"epochs": 3, "freeze_epochs": 0, "image_size": 64}
-settings = {name: Choice(value=value, source="the benchmark") for name, value in wanted.items()}
+settings = {"epochs": 3, "freeze_epochs": 0, "image_size": 64}
+choices = {name: Choice(value=value, source="the benchmark") for name, value in settings.items()}
 data, output = map(pathlib.Path, sys.argv[1:])
-request = Request(data=data, audit=False, model="convnext_zepto_rms", weights="none", offline=True, output=output,
-                  overwrite=True, settings=settings)
+request = TrainRequest(data=data, audit=False, model="convnext_zepto_rms", weights="none", offline=True, output=output,
+                       overwrite=True, choices=choices)
 next(event for event in finetune_steps(request) if isinstance(event, StepDone))
-os._exit(0)  # without waiting for the steps that are under way
+os._exit(0)  # without waiting for images that are being loaded
 """
 
 
 def measure(commands: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of every command in every round, after one that is not counted."""
+    """Return the wall seconds of each command in each round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
@@ -52,13 +52,15 @@ def measure(commands: dict[str, list[str]], rounds: int) -> dict[str, list[float
 
 
 def report(commands: dict[str, list[str]], rounds: int) -> None:
-    """Measures and prints a table, with ratios to the first command."""
+    """Measure, and print a table with ratios to the first command."""
     seconds = measure(commands, rounds)
     first = next(iter(commands))
     print(f"{'command':<20} {'median s':>9} {'min':>6} {'max':>6}   x {first}   (n = {rounds})")
-    for name, dataset in seconds.items():
-        ratio = statistics.median(mine / its for mine, its in zip(dataset, seconds[first], strict=True))
-        print(f"{name:<20} {statistics.median(dataset):>9.3f} {min(dataset):>6.3f} {max(dataset):>6.3f} {ratio:>9.2f}")
+    for name, measured in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(measured, seconds[first], strict=True))
+        print(
+            f"{name:<20} {statistics.median(measured):>9.3f} {min(measured):>6.3f} {max(measured):>6.3f} {ratio:>9.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_folder_is_locked_by_one_process_at_a_time() -> None:
             RunError, match=rf"a/run is in use: process {os.getpid()} on .* trains into it\. Wait until"
         ):
             check_unlocked(folder)
-        with pytest.raises(RunError, match="is being trained"), lock_folder(folder):
+        with pytest.raises(RunError, match="is in use"), lock_folder(folder):
             pass
         assert is_locked(folder), "who was refused has not freed it"
     assert not Path("a").exists(), "empty folders that the lock made are gone"

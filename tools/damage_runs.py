@@ -1,20 +1,20 @@
-"""Damage each file of a run in many ways before each command, and classify what the command then does.
+"""Damage files of a run in many ways, run a command on it, and classify the outcome.
 
     OMP_NUM_THREADS=1 python -m tools.damage_runs OUT [--seed 0] [--limit 400]
 
 OUT is a new folder; nothing is written outside it. Three small runs are trained there on digits: a finished one with
-model.onnx, another finished one, and one stopped after its first epoch. Then, again and again, a copy is taken, one
-file is damaged (cut, emptied, noise, deleted, a folder in its place, swapped with the other run's; one value of it
-replaced by another type, NaN, something huge, or removed), and one command is called in a fork of this process, with
-its memory limited. The outcomes:
+model.onnx, another finished one, and one stopped after its first epoch. Then, `--limit` times, one of them is copied,
+one file is damaged (cut, emptied, noise, deleted, replaced by a folder, swapped with the other run's; one of its values
+removed or replaced by another type, NaN, a huge number), and one command is run in a fork of this process, with limited
+memory. The outcomes:
 
-    same     the exit code and the answer of the undamaged run
-    refused  exit 1, 2 or 3 and one line that says what is wrong
-    told     exit 0, another answer, and a warning or note
-    allowed  exit 0, another answer, no word: the new value is one that the schema allows, as a person may set it
+    same     exit code and output of the undamaged run
+    refused  exit 1, 2 or 3, and an error of one line
+    noticed  exit 0, another output, and a warning or note
+    allowed  exit 0, another output, no notice: the schema allows the new value, which a user could have set
     WRONG    a traceback, "bug", NaN, a signal, exit 4, more than 30 s, or another model out of a resumed run
 
-Exit code 1 where anything is WRONG. The forks are sound because this process imports torch and computes nothing.
+The exit code is 1 if any outcome is WRONG. Forking is safe because this process imports torch but computes nothing.
 """
 
 import argparse
@@ -42,9 +42,9 @@ from safetensors.numpy import load_file, save_file
 from convnext_cli.data.digits import write_digits
 
 SECONDS = 30
-MEMORY = 8 << 30  # bytes of address space of a fork; torch alone takes more than half of it
+MEMORY = 8 << 30  # bytes of address space of a fork; torch needs more than half of it
 TRAINING = (
-    "--model test_convnext --weights none --epochs 3 --image-size 32 --batch-size 16 --val-fraction 0.2 --no-probe"
+    "--model test_convnext --weights none --epochs 3 --image-size 32 --batch-size 16 --val-fraction 0.2 --no-autotune"
 )
 REPLACEMENTS: tuple[Any, ...] = (
     None, True, "", "text", "../..", -1, 0, 10**30, 1e308, float("nan"), float("inf"), [], {}, [1] * 5, "\x1b[31mred"
@@ -52,12 +52,12 @@ REPLACEMENTS: tuple[Any, ...] = (
 
 
 class TooLongError(BaseException):
-    """A command took more than `SECONDS`; no `except Exception` stops it."""
+    """A command took more than `SECONDS`; not an `Exception`, so that no command catches it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a command did."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -66,14 +66,14 @@ class Outcome:
 
 
 def call(*words: str, seconds: int = SECONDS) -> Outcome:
-    """Call `convnext WORDS` in this process, for at most so many seconds of processor time, ten times that in all."""
+    """Run `convnext WORDS` in this process, for at most `seconds` of CPU time and ten times that of wall time."""
     from convnext_cli.cli.app import main
 
-    def give_up(*_: object) -> None:
+    def raise_timeout(*_: object) -> None:
         raise TooLongError
 
     out, err, code, crash = io.StringIO(), io.StringIO(), 0, ""
-    former = {kind: signal.signal(kind, give_up) for kind in (signal.SIGPROF, signal.SIGALRM)}
+    former = {kind: signal.signal(kind, raise_timeout) for kind in (signal.SIGPROF, signal.SIGALRM)}
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 10 * seconds)
     try:
@@ -83,7 +83,7 @@ def call(*words: str, seconds: int = SECONDS) -> Outcome:
         code = error.code if isinstance(error.code, int) else 0
     except TooLongError:
         crash = f"more than {seconds} s"
-    except BaseException as error:  # anything that the command line let pass is what is looked for
+    except BaseException as error:  # any error that the command line did not handle
         crash = f"{type(error).__name__}: {error}"
     finally:
         for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
@@ -94,35 +94,35 @@ def call(*words: str, seconds: int = SECONDS) -> Outcome:
 
 
 def call_apart(*words: str, seconds: int = SECONDS) -> Outcome:
-    """Call `convnext WORDS` as `call` does, in a fork of this process with its memory limited; a crash is an outcome.
+    """Run `convnext WORDS` as `call` does, in a fork of this process with limited memory; a crash is an outcome.
 
-    Sound where this process has started no threads, that is, has computed nothing by torch.
+    Safe if this process has started no threads: it must not have computed anything with torch.
     """
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as native:
+    with tempfile.TemporaryFile() as result, tempfile.TemporaryFile() as native:
         child = os.fork()
         if not child:
-            os.dup2(native.fileno(), 2)  # what C libraries say
-            sys.argv = ["convnext", *words]  # what --devices starts again
+            os.dup2(native.fileno(), 2)  # output of C libraries
+            sys.argv = ["convnext", *words]  # which --devices runs again
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             done = call(*words, seconds=seconds)
-            answer.write(json.dumps(asdict(done)).encode())
-            answer.flush()
+            result.write(json.dumps(asdict(done)).encode())
+            result.flush()
             os._exit(0)
         crash = _wait(child, 12 * seconds)
-        answer.seek(0)
+        result.seek(0)
         native.seek(0)
-        said = native.read().decode(errors="replace")
+        native_output = native.read().decode(errors="replace")
         try:
-            values = json.loads(answer.read())
+            values = json.loads(result.read())
         except ValueError:
-            return Outcome(code=-1, out="", err=said, crash=crash or "no answer")
-        values["err"] = said + values["err"]
+            return Outcome(code=-1, out="", err=native_output, crash=crash or "no result")
+        values["err"] = native_output + values["err"]
         return Outcome(**values)
 
 
 def _wait(child: int, seconds: float) -> str:
-    """Wait for a child process, kill it after so many seconds; return by what signal it ended, or nothing."""
+    """Wait for a child process, or kill it after `seconds`; return how it was ended, or an empty string."""
     end = time.monotonic() + seconds
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -155,7 +155,7 @@ def make_run(folder: Path, data: Path, *more: str) -> Path:
 
 
 def make_stopped_run(folder: Path, data: Path, *more: str) -> Path:
-    """Train a run, and stop it by SIGTERM after its first epoch."""
+    """Train a run, and stop it with SIGTERM after its first epoch."""
     child = os.fork()
     if not child:
         with Path(os.devnull).open("w") as nowhere:
@@ -167,32 +167,32 @@ def make_stopped_run(folder: Path, data: Path, *more: str) -> Path:
     os.kill(child, signal.SIGTERM)
     _wait(child, 600)
     if (folder / "metrics.json").exists():
-        sys.exit("the run to be stopped has finished")
+        sys.exit("the run finished before it was stopped")
     return folder
 
 
-def list_places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the place of each value inside a JSON value, the whole included."""
-    yield place
+def list_locations(value: Any, location: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the location of each value inside a JSON value, beginning with the JSON value itself."""
+    yield location
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in parts:
-        yield from list_places(part, (*place, key))
+        yield from list_locations(part, (*location, key))
 
 
 def change_json(text: str, draw: random.Random) -> tuple[str, str]:
-    """Replace or remove one value of a JSON text; return what was done, and the text."""
+    """Replace or remove one value of a JSON text; return the change in words, and the new text."""
     value = json.loads(text)
-    place = draw.choice(list(list_places(value))[1:] or [()])
-    if not place:
+    location = draw.choice(list(list_locations(value))[1:] or [()])
+    if not location:
         return "the whole", json.dumps(draw.choice(REPLACEMENTS))
     node = value
-    for key in place[:-1]:
+    for key in location[:-1]:
         node = node[key]
-    name = ".".join(map(str, place))
+    name = ".".join(map(str, location))
     if draw.random() < 0.2:
-        del node[place[-1]]
+        del node[location[-1]]
         return f"{name} removed", json.dumps(value)
-    node[place[-1]] = new = draw.choice(REPLACEMENTS)
+    node[location[-1]] = new = draw.choice(REPLACEMENTS)
     return f"{name} = {new!r}", json.dumps(value)
 
 
@@ -214,9 +214,9 @@ def change_table(text: str, draw: random.Random) -> tuple[str, str]:
     else:
         rows[at][column] = new = str(draw.choice(REPLACEMENTS))
         what = f"row {at}, column {column} = {new!r}"
-    told = io.StringIO()
-    csv.writer(told).writerows(rows)
-    return what, told.getvalue()
+    changed = io.StringIO()
+    csv.writer(changed).writerows(rows)
+    return what, changed.getvalue()
 
 
 def change_plan(text: str, draw: random.Random) -> tuple[str, str]:
@@ -287,7 +287,7 @@ def change_tensors(path: Path, draw: random.Random) -> str:
 
 
 def damage(path: Path, other: Path, draw: random.Random) -> str:
-    """Damage a file in one way; return which."""
+    """Damage a file in one random way, and return the way in words."""
     kinds = ["cut", "emptied", "noise", "deleted", "folder", "swapped"] + ["changed"] * 6
     kind = draw.choice(kinds)
     content = path.read_bytes()
@@ -322,8 +322,8 @@ def damage(path: Path, other: Path, draw: random.Random) -> str:
     return kind
 
 
-def plain(text: str) -> Any:
-    """Read the JSON that a command printed, without what differs from call to call."""
+def parse_stable(text: str) -> Any:
+    """Return the JSON that a command printed, without values that differ from call to call."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -344,7 +344,7 @@ def name_notes(text: str) -> Any:
 
 
 def is_close(one: Any, other: Any) -> bool:
-    """Whether two JSON values are the same but for rounding."""
+    """Return True if two JSON values are equal within rounding."""
     if isinstance(one, float | int) and isinstance(other, float | int) and not isinstance(one, bool):
         return abs(one - other) <= 1e-5
     if isinstance(one, dict) and isinstance(other, dict):
@@ -355,7 +355,7 @@ def is_close(one: Any, other: Any) -> bool:
 
 
 def classify(done: Outcome, whole: Outcome, run: Path, reference: Path, what: str) -> str:
-    """Say which of the outcomes it is."""
+    """Return the outcome, as in the list of this module."""
     text = done.out + done.err
     lines = [line for line in done.err.splitlines() if line]
     if done.crash or "This is a bug" in text or "Traceback" in text or "\x1b" in text:
@@ -368,28 +368,28 @@ def classify(done: Outcome, whole: Outcome, run: Path, reference: Path, what: st
     if "NaN" in done.out or "Infinity" in done.out or " nan" in done.out:
         return "WRONG"
     if run.exists() and reference.exists() and run.read_bytes() != reference.read_bytes():
-        return "WRONG" if "model.safetensors" not in what else "told"
-    if done.code == whole.code and is_close(plain(done.out), plain(whole.out)):
+        return "WRONG" if "model.safetensors" not in what else "noticed"
+    if done.code == whole.code and is_close(parse_stable(done.out), parse_stable(whole.out)):
         return "same"
-    said = (
+    has_notice = (
         "note: " in done.err or "warning" in done.err or '"notes": ["' in done.out.replace("\n", "").replace("  ", "")
     )
-    return "told" if said else "allowed"
+    return "noticed" if has_notice else "allowed"
 
 
 FINISHED, STOPPED = "finished", "stopped"
 MakeWords = Callable[[Path, Path], list[str]]
 
 
-def list_commands(picture: Path, data: Path, other: Path) -> dict[str, tuple[str, int, MakeWords]]:
-    """Return the commands by name: which run they take, how often they are drawn, and their words.
+def list_commands(image: Path, data: Path, other: Path) -> dict[str, tuple[str, int, MakeWords]]:
+    """Return the commands by name: the run that each needs, its weight in the draw, and how its words are made.
 
-    The words are made of the run's folder and a folder to write to.
+    Words are made from the run's folder and a folder to write to.
     """
     commands: dict[str, tuple[int, MakeWords]] = {
-        "predict": (3, lambda run, _: ["predict", str(picture), "--run", str(run), "--engine", "torch", "--json"]),
-        "predict onnx": (3, lambda run, _: ["predict", str(picture), "--run", str(run), "--engine", "onnx", "--json"]),
-        "predict --abstain": (2, lambda run, _: ["predict", str(picture), "--run", str(run), "--abstain", "--json"]),
+        "predict": (3, lambda run, _: ["predict", str(image), "--run", str(run), "--engine", "torch", "--json"]),
+        "predict onnx": (3, lambda run, _: ["predict", str(image), "--run", str(run), "--engine", "onnx", "--json"]),
+        "predict --abstain": (2, lambda run, _: ["predict", str(image), "--run", str(run), "--abstain", "--json"]),
         "eval": (3, lambda run, _: ["eval", str(run), "--no-report", "--json"]),
         "eval with report": (2, lambda run, _: ["eval", str(run), "--json"]),
         "eval --target": (
@@ -421,7 +421,7 @@ def list_commands(picture: Path, data: Path, other: Path) -> dict[str, tuple[str
                     "0.001",
                     "--no-onnx",
                     "--no-check",
-                    "--no-probe",
+                    "--no-autotune",
                     "-o",
                     str(out / "new"),
                 ],
@@ -444,8 +444,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=400, help="commands to call")
     parser.add_argument("--only", help="one command by its name")
-    asked = parser.parse_args(arguments)
-    out: Path = asked.out.resolve()
+    args = parser.parse_args(arguments)
+    out: Path = args.out.resolve()
     out.mkdir(parents=True)
     prepare_forks(out)
     data = make_images(out)
@@ -457,23 +457,23 @@ def main(arguments: list[str] | None = None) -> int:
     counts: Counter[str] = Counter()
     by_command: dict[str, Counter[str]] = {}
     for number, (name, what, outcome, done) in enumerate(
-        try_damages(out, runs, other, data, asked.seed, asked.limit, asked.only, caller=call_apart), start=1
+        try_damages(out, runs, other, data, args.seed, args.limit, args.only, caller=call_apart), start=1
     ):
         counts[outcome] += 1
         by_command.setdefault(name, Counter())[outcome] += 1
-        told = done.crash or (done.err or done.out).strip().splitlines()[-1:]
+        message = done.crash or (done.err or done.out).strip().splitlines()[-1:]
         with (out / "log.txt").open("a") as log:
-            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(told)[:600]}", file=log)
+            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(message)[:600]}", file=log)
         if outcome in ("WRONG", "allowed"):
-            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(told)[:300]}", flush=True)
-    for name, found in sorted(by_command.items()):
-        print(f"{name}: {dict(found)}")
+            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(message)[:300]}", flush=True)
+    for name, outcomes in sorted(by_command.items()):
+        print(f"{name}: {dict(outcomes)}")
     print(f"tried {sum(counts.values())}: {dict(counts)}")
     return 1 if counts["WRONG"] else 0
 
 
 def prepare_forks(out: Path) -> None:
-    """Import what the commands need, and give their forks a cache and a home of their own."""
+    """Import what the commands need, and give their forks their own cache and home folder."""
     os.environ |= {
         "HOME": str(out),
         "CONVNEXT_CACHE": str(out / "cache"),
@@ -491,7 +491,7 @@ def try_damages(
     out: Path, runs: dict[str, Path], other: Path, data: Path, seed: int, limit: int, only: str | None = None,
     caller: Callable[..., Outcome] = call,
 ) -> Iterator[tuple[str, str, str, Outcome]]:  # fmt: skip
-    """Yield the command, the damage, the outcome and what was said, `limit` times."""
+    """Yield `limit` times a command, the damage, the class of the outcome, and the outcome."""
     draw = random.Random(seed)  # noqa: S311
     run, written, reference = out / "run", out / "written", runs[FINISHED] / "model.safetensors"
     commands = list_commands(sorted((data / "1").iterdir())[0], data, other)

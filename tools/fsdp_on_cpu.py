@@ -1,10 +1,10 @@
-"""Runs `convnext` with FSDP on the processor, to try that path where there are no two GPUs.
+"""Run `convnext` with FSDP on CPUs, to test it without two GPUs.
 
     torchrun --standalone --nproc-per-node 2 tools/fsdp_on_cpu.py finetune DATA -o RUN …
 
-Accelerate has FSDP for accelerators only: under `accelerate launch --use_fsdp --cpu` it leaves the model whole, without
-a word. This lifts that one condition and is otherwise the real thing: torch shards the parameters over the processes,
-gathers them for each pass, and scatters the gradients.
+Accelerate has FSDP for GPUs only: with `accelerate launch --use_fsdp --cpu` it silently does not shard the model. This
+script lifts that condition. The rest is unchanged: torch shards the parameters over the processes, gathers them for
+each pass, and scatters the gradients.
 """
 
 import sys
@@ -17,13 +17,13 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from convnext_cli.cli.app import main
 from convnext_cli.training.compute import devices
 
-MIN_PARAMS = 10_000  # of a module that is sharded by itself: small enough for timm's test model to have several
+MIN_PARAMS = 10_000  # parameters of a module that is sharded; small enough for several in timm's test model
 
 _make_accelerator = devices.make_accelerator
 
 
 def make_sharding_accelerator(*args: Any, **options: Any) -> Accelerator:
-    """What `devices.make_accelerator` gives, told that it is to shard."""
+    """Return the accelerator of `devices.make_accelerator`, with FSDP switched on."""
     accelerator = _make_accelerator(*args, **options)
     PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(

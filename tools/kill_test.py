@@ -1,19 +1,19 @@
-"""Kill a training at random moments, continue it each time, and compare where it ends.
+"""Kill a training at random moments, resume it each time, and compare its end with that of an undisturbed run.
 
     python tools/kill_test.py DATA [--during export] [--kills 30] [--processes 2] [--images 16] [--seed 0]
 
-One run is left alone. Then the same run is killed with SIGKILL, which no process can catch, at moments drawn evenly
-over its whole length, and continued with `finetune --resume` until it ends; and so again, until there were as many
-kills as asked for. After each kill every file under a real name must be readable, checkpoints down to their checksum.
-Each ended run must have the files of the first one, its model, calibration and figures to the byte, and its
-metrics.jsonl in all but times; no temporary file and no lock may be left.
+One run is undisturbed. Then the same run is killed with SIGKILL, which no process can catch, at moments drawn uniformly
+over its length, and resumed with `finetune --resume` until it ends; and so on, until `--kills` kills are done. After
+each kill every file under a final name must be readable, and checkpoints must have their checksum. Each finished run
+must have the files of the undisturbed one: model, calibration and metrics to the byte, metrics.jsonl without times. No
+temporary file and no lock may be left.
 
-`--during` draws the moments from one phase: cache (until the first epoch's end, into a cache that kills have left
-behind), calibration, or export (of model.onnx, which is otherwise left out). Calibration and export come after the
-epochs, so a run is killed where the phase begins, and each further run is a copy of that one.
+`--during` draws the moments from one phase: cache (until the end of the first epoch, with the cache that kills have
+left), calibration, or export (of model.onnx, which is otherwise left out). Calibration and export come after the
+epochs, so one run is killed where the phase begins, and each further run starts as a copy of it.
 
-DATA is a folder of <class>/ or {train,val}/<class>/ folders of real images; the first few of each class are used. The
-processes are forked from one that has imported torch already, so that most of their time is training.
+DATA is a folder of <class>/ or {train,val}/<class>/ folders of real images; `--images` of each class are used. The
+processes are forked from one that has imported torch, so that most of their time is training.
 """
 
 import argparse
@@ -48,12 +48,12 @@ _processes.set_forkserver_preload(["convnext_cli.training.saving", "convnext_cli
 
 
 def copy_images(data: Path, folder: Path, images: int) -> Path:
-    """Links the first `images` of each class of `data` into class folders under `folder`."""
+    """Link the first `images` images of each class of `data` into class folders under `folder`; return it."""
     index = scan_folder(data)
-    dataset: Counter[int] = Counter()
+    linked: Counter[int] = Counter()
     for path, label in zip(index.paths, index.labels, strict=True):
-        if dataset[label] < images:
-            dataset[label] += 1
+        if linked[label] < images:
+            linked[label] += 1
             link = folder / index.classes[label] / path.replace("/", "_")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((data / path).absolute())
@@ -61,7 +61,7 @@ def copy_images(data: Path, folder: Path, images: int) -> Path:
 
 
 def start(words: Sequence[str], processes: int) -> Sequence[multiprocessing.process.BaseProcess]:
-    """Starts `convnext WORDS` in so many processes, which find each other as torchrun's do."""
+    """Start `convnext WORDS` in `processes` processes, which connect like those of torchrun."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -78,7 +78,7 @@ def start(words: Sequence[str], processes: int) -> Sequence[multiprocessing.proc
 
 @contextmanager
 def use_cache(name: str) -> Iterator[None]:
-    """Give the processes that are started in the block a cache folder of their own."""
+    """Give processes that are started in the block their own cache folder."""
     before = os.environ.get("CONVNEXT_CACHE")
     os.environ["CONVNEXT_CACHE"] = str(Path(name).absolute())
     try:
@@ -102,12 +102,12 @@ def _work(words: list[str], environment: dict[str, str], folder: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a run, told by files that it begins and ends with; None is the process's own start or end."""
+    """A phase of a run, between the writing of two files; None is the start or end of the process."""
 
     begin: str | None = None
     end: str | None = None
     lines: int = 0
-    """Lines that the first file has then."""
+    """Lines of the first file when the phase begins."""
 
 
 PHASES = {
@@ -119,7 +119,7 @@ PHASES = {
 
 
 def is_written(path: Path, since: float, lines: int = 0) -> bool:
-    """Return whether a file was written after a time, with at least so many lines."""
+    """Return True if a file was written after the time `since`, with at least `lines` lines."""
     try:
         return path.stat().st_mtime > since and (not lines or len(path.read_bytes().splitlines()) >= lines)
     except OSError:
@@ -127,7 +127,7 @@ def is_written(path: Path, since: float, lines: int = 0) -> bool:
 
 
 def measure(words: Sequence[str], processes: int, run: RunFolder, phase: Phase) -> float:
-    """Run `convnext WORDS` to its end, and return the seconds that the phase took."""
+    """Run `convnext WORDS` to its end, and return the duration of the phase in seconds."""
     since = began = time.time()
     workers, ended = start(words, processes), None
     has_begun = phase.begin is None
@@ -145,7 +145,7 @@ def measure(words: Sequence[str], processes: int, run: RunFolder, phase: Phase) 
 def run_and_kill(
     words: Sequence[str], processes: int, after: float | None, run: RunFolder | None = None, phase: Phase = Phase()
 ) -> bool:
-    """Run `convnext WORDS`, kill its processes so many seconds after the phase begins; return whether it had to."""
+    """Run `convnext WORDS` and kill it `after` seconds into the phase; return True if it was still running."""
     since = time.time()
     workers = start(words, processes)
     if run is not None and phase.begin:
@@ -166,10 +166,10 @@ def run_and_kill(
 
 
 def check_files(run: RunFolder) -> int:
-    """Reads every file under a real name, and returns how many there are.
+    """Read each file under a final name, and return their number.
 
     Raises:
-        Exception: one cannot be read.
+        Exception: a file cannot be read.
     """
     from PIL import Image
     from safetensors.torch import load_file
@@ -199,7 +199,7 @@ def check_files(run: RunFolder) -> int:
 
 
 def read_files(run: RunFolder) -> dict[str, bytes]:
-    """Return the names of a run's files, with the content of those that repeat to the byte."""
+    """Return the names of a run's files, with the content of those that are reproducible to the byte."""
     same = (
         "model.safetensors",
         "config.json",
@@ -216,7 +216,7 @@ def read_files(run: RunFolder) -> dict[str, bytes]:
 
 
 def read_final_files(run: RunFolder) -> tuple[bytes, list[dict[str, object]]]:
-    """What a run has come to: the model's bytes, and the log without times."""
+    """Return the bytes of a run's model, and its log without times."""
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     timeless = [
         {key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines
@@ -225,10 +225,10 @@ def read_final_files(run: RunFolder) -> tuple[bytes, list[dict[str, object]]]:
 
 
 def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str = SETTINGS, during: str = "all") -> str:
-    """Do what this page says, in the working directory, and return what was seen in one line.
+    """Do the test of this module in the working directory, and return its result in one line.
 
     Raises:
-        AssertionError: a run ended elsewhere.
+        AssertionError: a run ended in other files.
     """
     phase = PHASES[during]
     onnx = [] if during == "export" else ["--no-onnx"]
@@ -259,7 +259,7 @@ def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str 
                     done += 1
                     check_files(run)
                     steps |= {path.stem for path in run.list_checkpoints()[:1]}
-        assert read_final_files(run) == end, f"{name} has ended elsewhere than {whole.path}"
+        assert read_final_files(run) == end, f"{name} has another model or log than {whole.path}"
         assert read_files(run) == files, f"{name} has other files than {whole.path}"
         ended += 1
         shutil.rmtree(run.path)
@@ -271,7 +271,7 @@ def compare(data: Path, *, kills: int, processes: int, seed: int, settings: str 
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--during", choices=PHASES, default="all")

@@ -43,7 +43,7 @@ def test_a_damaged_run_gives_the_right_answer_or_a_clear_word(
         (Outcome(code=3, out="", err="error: config.json cannot be read"), "refused"),
         (Outcome(code=0, out='{"p": 0.5000001}', err=""), "same"),
         (Outcome(code=0, out='{"p": 0.6}', err=""), "allowed"),
-        (Outcome(code=0, out='{"p": 0.6}', err="note: not calibrated"), "told"),
+        (Outcome(code=0, out='{"p": 0.6}', err="note: not calibrated"), "noticed"),
         (Outcome(code=4, out="", err="error: out of memory"), "WRONG"),
     ],
 )
