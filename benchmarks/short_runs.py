@@ -2,10 +2,11 @@
 
     python benchmarks/short_runs.py FOLDER [--rounds 5] [--images 600] [--seconds 60]
 
-FOLDER has <class>/ folders of images. Three runs of convnext_zepto_rms from random weights at 64 px, batches of 32: 20 images for 2 epochs, 600 for one epoch, and 600 for as many epochs as take about a minute (measured first). Each
-is done with defaults, without autotuning, and without the cache; in a new process, with an empty cache, in random
-order. A ratio compares two runs of a round; above 1 the run with defaults takes longer. Seconds are CPU time, because
-the wall time of identical runs differs by a fifth on a shared machine.
+FOLDER has <class>/ folders of images. Three runs of convnext_zepto_rms from random weights at 64 px, batches of 32:
+20 images for 2 epochs, 600 for one epoch, and 600 for as many epochs as take about a minute (measured first). Each is
+done with defaults, without autotuning, and without the cache; in a new process, with an empty cache, in random order.
+A ratio compares two runs of a round; above 1 the run with defaults takes longer. Seconds are CPU time, because the
+wall time of identical runs differs by a fifth on a shared machine.
 """
 
 import argparse

@@ -5,9 +5,10 @@
 
 FOLDER has `train/<class>/` folders; `--images` of its images are linked into a temporary folder. Each candidate is a
 process that prepares and then waits for its turn; a turn is one pass over the images. The turns of a round are in
-random order, so that a drift of the machine's speed affects all candidates. Memory is the maximum proportional set size
-(Linux) of a candidate's process with its children. On a shared machine, images per second of CPU time are more reliable than
-images per second. Ratios are to the fastest limit in the same round; the table has their median, minimum and maximum.
+random order, so that a drift of the machine's speed affects all candidates. Memory is the maximum proportional set
+size (Linux) of a candidate's process with its children. On a shared machine, images per second of CPU time are more
+reliable than images per second. Ratios are to the fastest limit in the same round; the table has their median,
+minimum and maximum.
 
     limit …         a training step on one batch that stays in memory: timm's model in three modes, and ours
     ours, first     the first epoch of `finetune`, nothing cached
