@@ -266,6 +266,13 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in list_anchors(target), f"{page}: {link}"
 
 
+def test_each_path_in_the_contributors_guide_exists() -> None:
+    text = FENCE.sub("", (ROOT / "CONTRIBUTING.md").read_text())
+    roots = (ROOT, ROOT / "convnext_cli", ROOT / "convnext_cli/data", ROOT / "convnext_cli/images", ROOT / "tools")
+    for code in re.findall(r"`([\w./-]+(?:\.py|\.toml|/))`", text):
+        assert any((root / code).exists() for root in roots), code
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180
 

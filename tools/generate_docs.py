@@ -157,6 +157,14 @@ def _first_line(item: Any) -> str:
     return inspect.cleandoc(docstring).partition("\n")[0]
 
 
+def show_run_files() -> None:
+    """Print the files of a run folder in the order in which they are written."""
+    from convnext_cli.runs.files import describe_run_files
+
+    rows = [(f"`{name}`", content, writer, schema) for name, content, writer, schema in describe_run_files()]
+    show_table(("file", "content", "written by", "schema"), rows)
+
+
 def show_formats() -> None:
     """Print the image formats that are read, with their suffixes."""
     from convnext_cli.images.formats import DICOM_SUFFIXES, PILLOW_SUFFIXES
