@@ -15,7 +15,7 @@ minimum and maximum.
     ours, steady    its later epochs
     plain           plain torch: ImageFolder, DataLoader with two workers, RandomResizedCrop, AdamW
     plain, alone    the same without workers
-    infer limit …  the forward pass on one batch that stays in memory
+    infer limit …   the forward pass on one batch that stays in memory
     eval, first     `eval` without its metrics, nothing cached
     eval, again     the same from the cache
     predict         `predict` on the same images

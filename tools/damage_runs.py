@@ -200,8 +200,8 @@ def change_lines(text: str, draw: random.Random) -> tuple[str, str]:
     """Change one value of one of a text's JSON lines."""
     lines = text.splitlines()
     at = draw.randrange(len(lines))
-    what, lines[at] = change_json(lines[at], draw)
-    return f"line {at + 1}: {what}", "\n".join(lines) + "\n"
+    change, lines[at] = change_json(lines[at], draw)
+    return f"line {at + 1}: {change}", "\n".join(lines) + "\n"
 
 
 def change_table(text: str, draw: random.Random) -> tuple[str, str]:
@@ -210,13 +210,13 @@ def change_table(text: str, draw: random.Random) -> tuple[str, str]:
     at, column = draw.randrange(len(rows)), draw.randrange(len(rows[0]))
     if draw.random() < 0.2:
         del rows[at][column:]
-        what = f"row {at} cut at column {column}"
+        change = f"row {at} cut at column {column}"
     else:
         rows[at][column] = new = str(draw.choice(REPLACEMENTS))
-        what = f"row {at}, column {column} = {new!r}"
+        change = f"row {at}, column {column} = {new!r}"
     changed = io.StringIO()
     csv.writer(changed).writerows(rows)
-    return what, changed.getvalue()
+    return change, changed.getvalue()
 
 
 def change_plan(text: str, draw: random.Random) -> tuple[str, str]:
@@ -243,16 +243,16 @@ def change_onnx(path: Path, draw: random.Random) -> str:
     entry = model.metadata_props[at]
     try:
         json.loads(entry.value)
-        what, entry.value = change_json(entry.value, draw)
+        change, entry.value = change_json(entry.value, draw)
     except ValueError:
         new = draw.choice(REPLACEMENTS)
-        what, entry.value = f"= {new!r}", str(new)
+        change, entry.value = f"= {new!r}", str(new)
     if draw.random() < 0.1:
         del model.metadata_props[at]
-        what = "removed"
+        change = "removed"
     name = entry.key
     onnx.save(model, path)
-    return f"{name}: {what}"
+    return f"{name}: {change}"
 
 
 CHANGES: dict[str, Callable[[str, random.Random], tuple[str, str]]] = {
@@ -270,20 +270,20 @@ def change_tensors(path: Path, draw: random.Random) -> str:
     if not arrays:
         return "nothing in it"
     name = draw.choice(sorted(arrays))
-    what = draw.choice(["NaN", "removed", "longer", "zeros", "another type", "renamed"])
+    change = draw.choice(["NaN", "removed", "longer", "zeros", "another type", "renamed"])
     array = arrays.pop(name)
-    if what == "NaN":
+    if change == "NaN":
         array = np.full_like(array, np.nan) if array.dtype.kind == "f" else array - 100
-    elif what == "longer":
+    elif change == "longer":
         array = np.stack([array, array])
-    elif what == "zeros":
+    elif change == "zeros":
         array = np.zeros_like(array)
-    elif what == "another type":
+    elif change == "another type":
         array = array.astype(np.int32)
-    if what != "removed":
-        arrays["renamed" if what == "renamed" else name] = array
+    if change != "removed":
+        arrays["renamed" if change == "renamed" else name] = array
     save_file(arrays, path, metadata=metadata)
-    return f"{name}: {what}"
+    return f"{name}: {change}"
 
 
 def damage(path: Path, other: Path, draw: random.Random) -> str:
@@ -312,9 +312,9 @@ def damage(path: Path, other: Path, draw: random.Random) -> str:
     elif path.suffix == ".onnx":
         return change_onnx(path, draw)
     elif path.suffix in CHANGES:
-        what, text = CHANGES[path.suffix](content.decode(errors="surrogateescape"), draw)
+        change, text = CHANGES[path.suffix](content.decode(errors="surrogateescape"), draw)
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
-        return what
+        return change
     else:
         at = draw.randrange(len(content))
         path.write_bytes(content[:at] + draw.randbytes(8) + content[at + 8 :])
@@ -354,22 +354,22 @@ def is_close(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def classify(done: Outcome, whole: Outcome, run: Path, reference: Path, what: str) -> str:
+def classify(done: Outcome, source: Outcome, run: Path, reference: Path, change: str) -> str:
     """Return the outcome, as in the list of this module."""
     text = done.out + done.err
     lines = [line for line in done.err.splitlines() if line]
     if done.crash or "This is a bug" in text or "Traceback" in text or "\x1b" in text:
         return "WRONG"
     if done.code:
-        if done.code == whole.code and lines[-1:] == whole.err.splitlines()[-1:]:
+        if done.code == source.code and lines[-1:] == source.err.splitlines()[-1:]:
             return "same"
         is_clear = done.code in (1, 2, 3) and lines and len(lines[-1]) < 600
         return "refused" if is_clear else "WRONG"
     if "NaN" in done.out or "Infinity" in done.out or " nan" in done.out:
         return "WRONG"
     if run.exists() and reference.exists() and run.read_bytes() != reference.read_bytes():
-        return "WRONG" if "model.safetensors" not in what else "noticed"
-    if done.code == whole.code and is_close(parse_stable(done.out), parse_stable(whole.out)):
+        return "WRONG" if "model.safetensors" not in change else "noticed"
+    if done.code == source.code and is_close(parse_stable(done.out), parse_stable(source.out)):
         return "same"
     has_notice = (
         "note: " in done.err or "warning" in done.err or '"notes": ["' in done.out.replace("\n", "").replace("  ", "")
@@ -456,16 +456,16 @@ def main(arguments: list[str] | None = None) -> int:
     other = make_run(out / "other", data, "--lr", "0.002", "--seed", "1", "--in-chans", "1")
     counts: Counter[str] = Counter()
     by_command: dict[str, Counter[str]] = {}
-    for number, (name, what, outcome, done) in enumerate(
+    for number, (name, change, outcome, done) in enumerate(
         try_damages(out, runs, other, data, args.seed, args.limit, args.only, caller=call_apart), start=1
     ):
         counts[outcome] += 1
         by_command.setdefault(name, Counter())[outcome] += 1
         message = done.crash or (done.err or done.out).strip().splitlines()[-1:]
         with (out / "log.txt").open("a") as log:
-            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(message)[:600]}", file=log)
+            print(f"{number}: {outcome}: {name}: {change}: rc {done.code}: {ascii(message)[:600]}", file=log)
         if outcome in ("WRONG", "allowed"):
-            print(f"{number}: {outcome}: {name}: {what}: rc {done.code}: {ascii(message)[:300]}", flush=True)
+            print(f"{number}: {outcome}: {name}: {change}: rc {done.code}: {ascii(message)[:300]}", flush=True)
     for name, outcomes in sorted(by_command.items()):
         print(f"{name}: {dict(outcomes)}")
     print(f"tried {sum(counts.values())}: {dict(counts)}")
@@ -501,27 +501,27 @@ def try_damages(
     for _ in range(limit):
         name = draw.choice(names)
         kind, _, make = commands[name]
-        whole = runs[kind]
+        source = runs[kind]
         files = [
-            path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and path.suffix != ".png"
+            path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file() and path.suffix != ".png"
         ]
         if name not in expected:
-            prepare(whole, run, written)
+            prepare(source, run, written)
             expected[name] = caller(*make(run, written), seconds=600)
             assert not expected[name].crash, expected[name]
             assert kind == STOPPED or name == "resume, finished" or expected[name].code == 0, expected[name].err
-        prepare(whole, run, written)
+        prepare(source, run, written)
         file = draw.choice(files)
-        what = f"{file}: {damage(run / file, other / file, draw)}"
+        change = f"{file}: {damage(run / file, other / file, draw)}"
         done = caller(*make(run, written))
         ended = run / "model.safetensors" if name == "resume" else Path("none")
-        yield name, what, classify(done, expected[name], ended, reference, what), done
+        yield name, change, classify(done, expected[name], ended, reference, change), done
 
 
-def prepare(whole: Path, run: Path, written: Path) -> None:
+def prepare(source: Path, run: Path, written: Path) -> None:
     """Copy a run, and empty the folder that commands write to."""
     shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(whole, run)
+    shutil.copytree(source, run)
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir()
 

@@ -62,9 +62,9 @@ RESTART_REMEDY = "Start a new run with another --output"
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
 
 
-def restore_remedy(what: str) -> str:
+def restore_remedy(item: str) -> str:
     """Return the remedy for something in a run, or its data, that was changed since it began."""
-    return f"Restore {what}, or start a new run with another --output"
+    return f"Restore {item}, or start a new run with another --output"
 
 
 def resume_command(path: Path) -> str:

@@ -102,7 +102,7 @@ class FinetuneResult:
     val: Metrics | None
     """Validation metrics of the kept weights; None without a validation split."""
     selected_by: str
-    """How the epoch was chosen, in words."""
+    """Rule by which the epoch was chosen, in words."""
     calibration: "Calibration | None"
     """None in all processes but the first."""
 

@@ -24,7 +24,7 @@ from tools.damage_runs import call
 
 
 @pytest.fixture
-def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
+def run_copy(run: RunFolder, tmp_path: Path) -> RunFolder:
     """A copy of the small run that a test may damage."""
     shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl", "plots", "last"))
     return RunFolder(tmp_path / "mine")
@@ -83,12 +83,12 @@ CHANGES = [
 
 @pytest.mark.parametrize(("file", "place", "value", "words"), CHANGES)
 def test_changed_value_is_refused_with_file_field_and_value(
-    file: str, place: str, value: Any, words: str, mine: RunFolder
+    file: str, place: str, value: Any, words: str, run_copy: RunFolder
 ) -> None:
-    change(mine, file, place, value)
+    change(run_copy, file, place, value)
     with pytest.raises(RunError, match=words) as caught:
-        read_all(mine)
-    assert str(mine.path) in str(caught.value)
+        read_all(run_copy)
+    assert str(run_copy.path) in str(caught.value)
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -103,18 +103,18 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("file", ["config.json", "data.json", "calibration.json", "metrics.json", "environment.json"])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_file_is_refused_by_name(kind: str, file: str, mine: RunFolder) -> None:
-    path = mine.path / file
+def test_damaged_file_is_refused_by_name(kind: str, file: str, run_copy: RunFolder) -> None:
+    path = run_copy.path / file
     path.write_bytes(DAMAGES[kind](path.read_bytes()))
     with pytest.raises(RunError, match=file):
-        check_records(mine)
+        check_records(run_copy)
 
 
-def test_folder_in_place_of_a_file_is_refused(mine: RunFolder) -> None:
-    (mine.path / "config.json").unlink()
-    (mine.path / "config.json").mkdir()
+def test_folder_in_place_of_a_file_is_refused(run_copy: RunFolder) -> None:
+    (run_copy.path / "config.json").unlink()
+    (run_copy.path / "config.json").mkdir()
     with pytest.raises(RunError, match=r"config\.json cannot be read: it is not a regular file"):
-        check_records(mine)
+        check_records(run_copy)
 
 
 @pytest.mark.parametrize(
@@ -127,20 +127,20 @@ def test_folder_in_place_of_a_file_is_refused(mine: RunFolder) -> None:
         ("path,label,group,split\n,0,,train\n", "line 2: path: '' is not a path"),
     ],
 )
-def test_changed_split_row_is_refused_with_its_line(text: str, words: str, mine: RunFolder) -> None:
-    (mine.path / "split.csv").write_text(text)
+def test_changed_split_row_is_refused_with_its_line(text: str, words: str, run_copy: RunFolder) -> None:
+    (run_copy.path / "split.csv").write_text(text)
     with pytest.raises(RunError, match=rf"split\.csv cannot be read: .*{words}"):
-        mine.read_split()
+        run_copy.read_split()
 
 
-def test_log_line_is_refused_with_its_number_and_old_logs_may_have_nan(mine: RunFolder) -> None:
-    path = mine.path / "metrics.jsonl"
+def test_log_line_is_refused_with_its_number_and_old_logs_may_have_nan(run_copy: RunFolder) -> None:
+    path = run_copy.path / "metrics.jsonl"
     [line] = path.read_text().splitlines()
     path.write_text(f"{line}\n{{}}\n")
     with pytest.raises(RunError, match=r"metrics\.jsonl, line 2, cannot be read: Object missing required field epoch"):
-        mine.read_log()
+        run_copy.read_log()
     path.write_text('{"epoch": 1, "train_loss": NaN}\n')
-    assert mine.read_log() == [{"epoch": 1, "train_loss": None}]
+    assert run_copy.read_log() == [{"epoch": 1, "train_loss": None}]
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_log_line_is_refused_with_its_number_and_old_logs_may_have_nan(mine: Run
         ("seed = 0", "seed = 'text' must be a whole number"),
     ],
 )
-def test_plan_of_another_model_is_refused(setting: str, words: str, mine: RunFolder) -> None:
-    text = mine.plan.read_text()
+def test_plan_of_another_model_is_refused(setting: str, words: str, run_copy: RunFolder) -> None:
+    text = run_copy.plan.read_text()
     assert setting in text
     other = {"image_size = 32": "64", "in_chans = 3": "1", "seed = 0": '"text"'}[setting]
-    mine.plan.write_text(text.replace(setting, f"{setting.partition(' ')[0]} = {other}"))
+    run_copy.plan.write_text(text.replace(setting, f"{setting.partition(' ')[0]} = {other}"))
     with pytest.raises(RunError, match=words):
-        check_records(mine)
+        check_records(run_copy)
 
 
 def change_weights(run: RunFolder, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -177,23 +177,23 @@ def change_weights(run: RunFolder, edit: Callable[[dict[str, Any]], dict[str, An
         (lambda a: {**a, "head.fc.weight": a["head.fc.weight"][:2].copy()}, "3 class names for 2 outputs"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(edit: Any, words: str, mine: RunFolder) -> None:
-    change_weights(mine, edit)
+def test_weights_that_do_not_fit_are_refused(edit: Any, words: str, run_copy: RunFolder) -> None:
+    change_weights(run_copy, edit)
     with pytest.raises(RunError, match=rf"model\.safetensors cannot be read: {words}"):
-        load_model(mine.path)
+        load_model(run_copy.path)
 
 
-def test_calibration_arrays_that_do_not_fit_are_refused(mine: RunFolder) -> None:
-    path = mine.path / "calibration.safetensors"
-    arrays, metadata = dict(load_file(path)), {"weights": mine.fingerprint_weights()}
-    calibration, classes = read_calibration(mine), ("0", "1", "2")
+def test_calibration_arrays_that_do_not_fit_are_refused(run_copy: RunFolder) -> None:
+    path = run_copy.path / "calibration.safetensors"
+    arrays, metadata = dict(load_file(path)), {"weights": run_copy.fingerprint_weights()}
+    calibration, classes = read_calibration(run_copy), ("0", "1", "2")
     assert calibration is not None
 
     def keep(metadata: dict[str, str] | None, **more: Any) -> None:
         save_file({**arrays, **more}, path, metadata=metadata)
 
     def fit() -> None:
-        add_targets(mine, calibration, classes, [parse_target("sensitivity=0.9:1")])
+        add_targets(run_copy, calibration, classes, [parse_target("sensitivity=0.9:1")])
 
     keep({"weights": "00000000"})
     with pytest.raises(RunError, match="was fitted for other weights"):
@@ -203,17 +203,17 @@ def test_calibration_arrays_that_do_not_fit_are_refused(mine: RunFolder) -> None
         fit()
     keep(metadata, bank=np.full_like(arrays["bank"], np.nan))
     with pytest.raises(RunError, match=r"bank has shape .*, or values that are not finite"):
-        read_novelty(mine)
+        read_novelty(run_copy)
     keep(None)  # as runs of former versions have it
     fit()
 
 
-def test_run_is_loaded_from_its_own_files_only(mine: RunFolder, run: RunFolder) -> None:
-    asked: list[str] = []
+def test_run_is_loaded_from_its_own_files_only(run_copy: RunFolder, run: RunFolder) -> None:
+    requests: list[str] = []
 
     class Elsewhere(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(404)
 
         def do_HEAD(self) -> None:
@@ -229,18 +229,18 @@ def test_run_is_loaded_from_its_own_files_only(mine: RunFolder, run: RunFolder) 
             ("url", url), ("hf_hub_id", "timm/convnext_tiny"), ("file", "/no/weights.pth"), ("source", "url"),
             ("state_dict", {}), ("custom_load", True), ("pretrained", True),
         ):  # fmt: skip
-            change(mine, "config.json", f"pretrained_cfg.{key}", value)
-        model, _, preprocessing = load_model(mine.path)
-        own, _, same = load_model(run.path)
+            change(run_copy, "config.json", f"pretrained_cfg.{key}", value)
+        model, _, preprocessing = load_model(run_copy.path)
+        original, _, same = load_model(run.path)
         for key in ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"):
-            shutil.copyfile(run.path / "config.json", mine.path / "config.json")
-            change(mine, "config.json", f"model_args.{key}", {"url": url})
+            shutil.copyfile(run.path / "config.json", run_copy.path / "config.json")
+            change(run_copy, "config.json", f"model_args.{key}", {"url": url})
             with pytest.raises(RunError, match=f"unknown field {key}"):
-                load_model(mine.path)
+                load_model(run_copy.path)
         server.shutdown()
-    assert asked == []
+    assert requests == []
     assert preprocessing == same
-    assert all((a == b).all() for a, b in zip(model.parameters(), own.parameters(), strict=True))
+    assert all((a == b).all() for a, b in zip(model.parameters(), original.parameters(), strict=True))
 
 
 def plant_leak(run: RunFolder) -> str:
@@ -253,61 +253,61 @@ def plant_leak(run: RunFolder) -> str:
     return "2 x planted. The score is too good"
 
 
-def test_damaged_audit_gives_a_notice_and_is_measured_again(mine: RunFolder, tmp_path: Path) -> None:
-    index = mine.read_split()
+def test_damaged_audit_gives_a_notice_and_is_measured_again(run_copy: RunFolder, tmp_path: Path) -> None:
+    index = run_copy.read_split()
     test, train = index.rows("test")[0], index.rows("train")[0]
     data = shutil.copytree(index.root, tmp_path / "data")
     shutil.copyfile(data / index.paths[train], data / index.paths[test])  # now a duplicate across splits
-    change(mine, "data.json", "data", str(data))
-    assert plant_leak(mine) in evaluate(mine.path).notes
-    (mine.path / "audit.json").write_bytes((mine.path / "audit.json").read_bytes()[:-40])
-    result = evaluate(mine.path)
+    change(run_copy, "data.json", "data", str(data))
+    assert plant_leak(run_copy) in evaluate(run_copy.path).notes
+    (run_copy.path / "audit.json").write_bytes((run_copy.path / "audit.json").read_bytes()[:-40])
+    result = evaluate(run_copy.path)
     assert any("audit.json cannot be read" in note and "checked again" in note for note in result.notes)
     assert any("leakage: 1 picture" in note or "in two splits" in note for note in result.notes)
     assert result.audit is not None
     (data / index.paths[train]).unlink()
-    result = evaluate(mine.path)
+    result = evaluate(run_copy.path)
     assert result.audit is None
     assert any("Whether images leak between splits is not known: 1 of 300" in note for note in result.notes), (
         result.notes
     )
-    (mine.path / "audit.json").unlink()
-    assert any("the run has no audit.json" in note for note in evaluate(mine.path).notes)
+    (run_copy.path / "audit.json").unlink()
+    assert any("the run has no audit.json" in note for note in evaluate(run_copy.path).notes)
 
 
-def test_unfinished_run_gives_a_notice(mine: RunFolder) -> None:
-    mine.metrics.unlink()
+def test_unfinished_run_gives_a_notice(run_copy: RunFolder) -> None:
+    run_copy.metrics.unlink()
     words = "the run has not finished: these are the best weights of its first 1 of 1 epochs"
-    assert any(words in note for note in evaluate(mine.path).notes)
-    assert any(words in note for note in list_calibration_notes(mine.path))
+    assert any(words in note for note in evaluate(run_copy.path).notes)
+    assert any(words in note for note in list_calibration_notes(run_copy.path))
 
 
-def test_uncalibrated_probabilities_give_a_notice(mine: RunFolder) -> None:
-    assert list_calibration_notes(mine.path) == []
-    change(mine, "calibration.json", "weights", "00000000")
-    assert "was fitted for other weights than model.safetensors" in list_calibration_notes(mine.path)[0]
-    (mine.path / "calibration.json").unlink()
-    assert "calibration.json is missing" in list_calibration_notes(mine.path)[0]
+def test_uncalibrated_probabilities_give_a_notice(run_copy: RunFolder) -> None:
+    assert list_calibration_notes(run_copy.path) == []
+    change(run_copy, "calibration.json", "weights", "00000000")
+    assert "was fitted for other weights than model.safetensors" in list_calibration_notes(run_copy.path)[0]
+    (run_copy.path / "calibration.json").unlink()
+    assert "calibration.json is missing" in list_calibration_notes(run_copy.path)[0]
 
 
-def test_failed_evaluation_is_not_counted(mine: RunFolder) -> None:
-    change_weights(mine, lambda a: {**a, "head.fc.bias": a["head.fc.bias"] * np.float32(np.inf)})
+def test_failed_evaluation_is_not_counted(run_copy: RunFolder) -> None:
+    change_weights(run_copy, lambda a: {**a, "head.fc.bias": a["head.fc.bias"] * np.float32(np.inf)})
     with pytest.raises(RunError, match="values that are not finite"):
-        evaluate(mine.path)
-    assert not mine.tests.exists()
+        evaluate(run_copy.path)
+    assert not run_copy.tests.exists()
 
 
-def test_comparison_with_a_damaged_run_counts_no_evaluation(mine: RunFolder, tmp_path: Path) -> None:
-    other = RunFolder(shutil.copytree(mine.path, tmp_path / "other"))
+def test_comparison_with_a_damaged_run_counts_no_evaluation(run_copy: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(shutil.copytree(run_copy.path, tmp_path / "other"))
     change(other, "calibration.json", "temperature", NAN)
-    done = call("eval", str(mine.path), str(other.path))
+    done = call("eval", str(run_copy.path), str(other.path))
     assert (done.code, done.crash) == (3, "")
     assert "temperature: nan is not finite" in done.err
-    assert not mine.tests.exists()
+    assert not run_copy.tests.exists()
 
 
-def test_outputs_that_are_not_finite_are_refused(mine: RunFolder) -> None:
-    change_weights(mine, lambda a: {name: value * np.float32(1e30) for name, value in a.items()})
-    index = mine.read_split()
+def test_outputs_that_are_not_finite_are_refused(run_copy: RunFolder) -> None:
+    change_weights(run_copy, lambda a: {name: value * np.float32(1e30) for name, value in a.items()})
+    index = run_copy.read_split()
     with pytest.raises(RunError, match="the model's outputs are not finite"):
-        predict(index.root / index.paths[0], mine.path)
+        predict(index.root / index.paths[0], run_copy.path)

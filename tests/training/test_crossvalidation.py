@@ -41,7 +41,7 @@ def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FoldsFolder:
+def folds_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FoldsFolder:
     """The cross-validation that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole") / "runs" / "cv"
     cross_validate(data, output=folder, **SETTINGS)
@@ -52,8 +52,8 @@ def weights_of(folder: FoldsFolder) -> list[bytes]:
     return [(folder.run(fold).path / "model.safetensors").read_bytes() for fold in range(1, FOLDS + 1)]
 
 
-def test_folds_partition_the_data_and_share_the_test_split(whole: FoldsFolder) -> None:
-    indexes = [run.read_split() for run in whole.list_runs()]
+def test_folds_partition_the_data_and_share_the_test_split(folds_run: FoldsFolder) -> None:
+    indexes = [run.read_split() for run in folds_run.list_runs()]
     assert len(indexes) == FOLDS
     val = [set(index.rows("val")) for index in indexes]
     assert len({tuple(index.rows("test")) for index in indexes}) == 1
@@ -64,25 +64,25 @@ def test_folds_partition_the_data_and_share_the_test_split(whole: FoldsFolder) -
         assert set(index.rows("train")) == everything - own - set(index.rows("test"))
 
 
-def test_fold_equals_the_same_fold_trained_alone(data: Path, whole: FoldsFolder) -> None:
+def test_fold_equals_the_same_fold_trained_alone(data: Path, folds_run: FoldsFolder) -> None:
     train(folds_request(data, "alone", fold=2))
-    assert Path("alone/model.safetensors").read_bytes() == weights_of(whole)[1]
-    assert read_plan(Path("alone/plan.toml")) == read_plan(whole.run(2).plan)
-    assert weights_of(whole)[0] != weights_of(whole)[1]
+    assert Path("alone/model.safetensors").read_bytes() == weights_of(folds_run)[1]
+    assert read_plan(Path("alone/plan.toml")) == read_plan(folds_run.run(2).plan)
+    assert weights_of(folds_run)[0] != weights_of(folds_run)[1]
 
 
-def test_spread_is_mean_and_sd_over_folds(whole: FoldsFolder) -> None:
-    recorded = json.loads(whole.metrics.read_text())
-    own = [json.loads(run.metrics.read_text())["val"] for run in whole.list_runs()]
+def test_spread_is_mean_and_sd_over_folds(folds_run: FoldsFolder) -> None:
+    recorded = json.loads(folds_run.metrics.read_text())
+    own = [json.loads(run.metrics.read_text())["val"] for run in folds_run.list_runs()]
     for name in ("balanced_accuracy", "log_loss", "macro_roc_auc"):
-        values = [figures[name] for figures in own]
+        values = [scalars[name] for scalars in own]
         assert [fold[name] for fold in recorded["folds"]] == values
         assert recorded["spread"][name] == pytest.approx({"mean": mean(values), "sd": stdev(values), "n": FOLDS})
     assert "images" not in recorded["spread"]
 
 
 @pytest.mark.parametrize("steps", [2, 6])  # in the first fold, in the second
-def test_killed_cross_validation_resumes_to_the_same_bytes(data: Path, whole: FoldsFolder, steps: int) -> None:
+def test_killed_cross_validation_resumes_to_the_same_bytes(data: Path, folds_run: FoldsFolder, steps: int) -> None:
     events = cross_validate_steps(folds_request(data, "cv"))
     for event in events:
         steps -= isinstance(event, StepDone)
@@ -97,8 +97,8 @@ def test_killed_cross_validation_resumes_to_the_same_bytes(data: Path, whole: Fo
     assert sum(isinstance(event, FoldDone) for event in recorded) == (1 if was_finished else 2)
     assert isinstance(recorded[-1], CrossValidationResult)
     assert was_finished in (None, first.stat().st_mtime_ns), "a finished fold is left alone"
-    assert weights_of(FoldsFolder(Path("cv"))) == weights_of(whole)
-    assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(whole.metrics.read_text())
+    assert weights_of(FoldsFolder(Path("cv"))) == weights_of(folds_run)
+    assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(folds_run.metrics.read_text())
     assert Path("cv/fold-2/audit.json").exists()
     with pytest.raises(UsageError, match="has finished"):
         list(train_steps(TrainRequest(resume=Path("cv"))))
@@ -116,8 +116,8 @@ def test_signal_in_a_fold_names_the_cross_validation(data: Path) -> None:
         list(cross_validate_steps(folds_request(data, "cv")))
 
 
-def test_changed_images_are_refused_and_overwrite_replaces(data: Path, whole: FoldsFolder) -> None:
-    shutil.copytree(whole.path, "cv")
+def test_changed_images_are_refused_and_overwrite_replaces(data: Path, folds_run: FoldsFolder) -> None:
+    shutil.copytree(folds_run.path, "cv")
     Path("cv/metrics.json").unlink()
     Path("cv/fold-2/metrics.json").unlink()
     Path("cv/fold-2/plan.toml").unlink()
@@ -151,47 +151,49 @@ def test_time_budget_is_shared_by_the_folds(data: Path) -> None:
     assert read_plan(Path("cv/folds.toml"))[2]["epochs"] == plans[0].epochs
 
 
-def test_ensemble_predicts_the_mean_of_its_members(data: Path, whole: FoldsFolder) -> None:
+def test_ensemble_predicts_the_mean_of_its_members(data: Path, folds_run: FoldsFolder) -> None:
     images = sorted(data.rglob("*.png"))[::10]
-    together = predict(images, whole.path, abstain=True, explain="heat")
-    alone = [predict(images, run.path, abstain=True) for run in whole.list_runs()]
-    raw = [predict(images, run.path, raw=True) for run in whole.list_runs()]
-    for place, said in enumerate(together):
-        assert sum(said.probabilities) == pytest.approx(1)
-        for name, probability in zip(said.classes, said.probabilities, strict=True):
+    together = predict(images, folds_run.path, abstain=True, explain="heat")
+    alone = [predict(images, run.path, abstain=True) for run in folds_run.list_runs()]
+    raw = [predict(images, run.path, raw=True) for run in folds_run.list_runs()]
+    for place, prediction in enumerate(together):
+        assert sum(prediction.probabilities) == pytest.approx(1)
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
             parts = [dict(zip(one[place].classes, one[place].probabilities, strict=True))[name] for one in alone]
             assert probability == pytest.approx(mean(parts), abs=1e-6)
-        assert said.novelty == pytest.approx(mean(one[place].novelty or 0 for one in alone))
-        assert said.explanation is not None
-        assert said.explanation.exists()
-    for place, said in enumerate(predict(images, whole.path, raw=True)):
-        parts = [dict(zip(one[place].classes, one[place].probabilities, strict=True))[said.classes[0]] for one in raw]
-        assert said.probabilities[0] == pytest.approx(mean(parts), abs=1e-6)
+        assert prediction.novelty == pytest.approx(mean(one[place].novelty or 0 for one in alone))
+        assert prediction.explanation is not None
+        assert prediction.explanation.exists()
+    for place, prediction in enumerate(predict(images, folds_run.path, raw=True)):
+        parts = [
+            dict(zip(one[place].classes, one[place].probabilities, strict=True))[prediction.classes[0]] for one in raw
+        ]
+        assert prediction.probabilities[0] == pytest.approx(mean(parts), abs=1e-6)
 
 
-def test_ensemble_is_evaluated_on_the_common_test_split(whole: FoldsFolder) -> None:
-    result = evaluate(whole.path)
-    index = whole.read_split()
+def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) -> None:
+    result = evaluate(folds_run.path)
+    index = folds_run.read_split()
     assert (result.split, result.evaluated.test_set.rows) == ("test", index.rows("test"))
     images = [index.root / index.paths[row] for row in index.rows("test")]
-    for logits, said in zip(result.evaluated.logits, predict(images, whole.path), strict=True):
-        shares = dict(zip(said.classes, said.probabilities, strict=True))
-        assert np.exp(logits) == pytest.approx([shares[name] for name in result.evaluated.classes], abs=1e-5)
+    for logits, prediction in zip(result.evaluated.logits, predict(images, folds_run.path), strict=True):
+        probabilities = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+        assert np.exp(logits) == pytest.approx([probabilities[name] for name in result.evaluated.classes], abs=1e-5)
     assert result.test_number == 1
-    assert write_report(result).parent == whole.path
+    assert write_report(result).parent == folds_run.path
     for split in ("train", "all"):
         with pytest.raises(DataError, match="trained on images"):
-            evaluate(whole.path, split=split)
+            evaluate(folds_run.path, split=split)
     with pytest.raises(UsageError, match="no validation images of its own"):
-        evaluate(whole.path, targets=["sensitivity=0.9:1"])
+        evaluate(folds_run.path, targets=["sensitivity=0.9:1"])
 
 
-def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(whole: FoldsFolder) -> None:
-    result = finish(evaluate_steps(whole, None, "val"))
+def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds_run: FoldsFolder) -> None:
+    result = finish(evaluate_steps(folds_run, None, "val"))
     test_set = result.evaluated.test_set
     assert test_set.rows == [row for row, split in enumerate(test_set.index.splits) if is_fold(split)]
     assert any("out of fold" in note for note in result.notes)
-    for run in whole.list_runs():
+    for run in folds_run.list_runs():
         index = run.read_split()
         alone = evaluate(run.path, split="val")
         own = [test_set.rows.index(row) for row in index.rows("val")]
@@ -204,20 +206,22 @@ def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(whole
     write_report(result)
 
 
-def test_evaluation_on_training_images_gives_a_notice(data: Path, whole: FoldsFolder) -> None:
-    index = whole.read_split()
+def test_evaluation_on_training_images_gives_a_notice(data: Path, folds_run: FoldsFolder) -> None:
+    index = folds_run.read_split()
     lines = [f"{data / index.paths[row]},{index.classes[index.labels[row]]}" for row in range(len(index))]
     Path("all.csv").write_text("\n".join(["path,label", *lines, ""]))
-    result = evaluate(whole.path, "all.csv", split="all")
+    result = evaluate(folds_run.path, "all.csv", split="all")
     folds = sum(map(is_fold, index.splits))
     assert any(f"{folds} of these {len(index)} images were trained on" in note for note in result.notes)
 
 
-def test_commands_for_one_model_name_a_fold(data: Path, whole: FoldsFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_for_one_model_name_a_fold(
+    data: Path, folds_run: FoldsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UsageError, match=r"a model for each fold.*fold-1"):
-        export(whole.path)
+        export(folds_run.path)
     with pytest.raises(UsageError, match="cross_validate"):
         train(folds_request(data, "run"))
-    monkeypatch.chdir(whole.path.parents[1])
+    monkeypatch.chdir(folds_run.path.parents[1])
     assert find_newest_run() == RunFolder(Path("runs/cv"))
-    assert TorchClassifier(whole.run(1).path).classes == ("0", "1", "2")
+    assert TorchClassifier(folds_run.run(1).path).classes == ("0", "1", "2")

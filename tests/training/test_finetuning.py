@@ -94,9 +94,9 @@ def losses(events: list[Any]) -> list[float]:
 
 
 def test_gradient_accumulation_gives_the_same_losses(digits: Path, tmp_path: Path) -> None:
-    whole = losses(train(small_request(digits, tmp_path / "32x1", batch_size=32, micro_batch_size=32)))
+    full = losses(train(small_request(digits, tmp_path / "32x1", batch_size=32, micro_batch_size=32)))
     pieces = losses(train(small_request(digits, tmp_path / "8x4", batch_size=32, micro_batch_size=8)))
-    assert pieces == pytest.approx(whole, rel=1e-5)
+    assert pieces == pytest.approx(full, rel=1e-5)
 
 
 def test_plan_file_repeats_the_run(digits: Path) -> None:

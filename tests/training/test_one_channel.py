@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def mine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def grey_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("grey") / "run"
     finetune(digits, output=folder, **SMALL | {"in_chans": 1})  # type: ignore[arg-type]
     return RunFolder(folder)
@@ -47,12 +47,12 @@ def draw(images: int, mode: str) -> list[Image.Image]:
     return [draw_picture(seed, (64, 64)).convert(mode) for seed in range(images)]
 
 
-def stack(pictures: list[Image.Image]) -> np.ndarray:
+def stack(images_drawn: list[Image.Image]) -> np.ndarray:
     """As decoding gives them: three channels, equal where the picture is grey."""
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return np.stack([np.asarray(image.convert("RGB")) for image in images_drawn])
 
 
-def answer(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
+def compute_logits(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
     preprocessing = read_preprocessing(model, images.shape[1])
     with torch.inference_mode():
         logits: torch.Tensor = model.eval()(prepare_input(images, preprocessing, CPU))
@@ -68,9 +68,9 @@ def test_one_channel_model_gives_grey_images_the_same_logits(name: str) -> None:
     grey = timm.create_model(name, num_classes=3, in_chans=1)
     assert fit_weights(grey, colour.state_dict(), "here") == []
     images = stack(draw(4, "L"))
-    expected = answer(colour, images)
+    expected = compute_logits(colour, images)
     assert expected.std() > 1e-2
-    torch.testing.assert_close(answer(grey, images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compute_logits(grey, images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_builtin_weights_give_grey_images_the_same_features() -> None:
@@ -81,7 +81,7 @@ def test_builtin_weights_give_grey_images_the_same_features() -> None:
     assert new == []
     assert grey.state_dict()["stem.0.weight"].shape == (32, 1, 4, 4)
     images = stack(draw(4, "L"))
-    torch.testing.assert_close(answer(grey, images), answer(colour, images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compute_logits(grey, images), compute_logits(colour, images), rtol=1e-4, atol=1e-4)
 
 
 def test_one_channel_stem_accounts_for_mean_and_std() -> None:
@@ -129,45 +129,45 @@ def test_in_chans_option_is_a_number(digits: Path, convnext: Convnext) -> None:
     assert convnext(*words[:5], 2).code == 2
 
 
-def test_one_channel_run_learns_and_its_config_has_one_channel(mine: RunFolder) -> None:
-    assert load_file(mine.path / "model.safetensors")["stem.0.weight"].shape[1] == 1
-    config = json.loads((mine.path / "config.json").read_text())
+def test_one_channel_run_learns_and_its_config_has_one_channel(grey_run: RunFolder) -> None:
+    assert load_file(grey_run.path / "model.safetensors")["stem.0.weight"].shape[1] == 1
+    config = json.loads((grey_run.path / "config.json").read_text())
     assert config["model_args"]["in_chans"] == 1
     cfg = config["pretrained_cfg"]
     assert (cfg["input_size"], len(cfg["mean"]), len(cfg["std"])) == ([1, 32, 32], 1, 1)
-    _, _, preprocessing = load_model(mine.path)
+    _, _, preprocessing = load_model(grey_run.path)
     assert preprocessing.is_grey
-    assert evaluate(mine.path).metrics.top1 > 0.9
+    assert evaluate(grey_run.path).metrics.top1 > 0.9
 
 
-def test_one_channel_model_round_trips(mine: RunFolder, tmp_path: Path) -> None:
-    model, classes, preprocessing = load_model(mine.path)
+def test_one_channel_model_round_trips(grey_run: RunFolder, tmp_path: Path) -> None:
+    model, classes, preprocessing = load_model(grey_run.path)
     write_model(model, tmp_path, model.state_dict(), classes=classes, preprocessing=preprocessing, license=None)
     again, _, how_again = load_model(tmp_path)
     images = stack(draw(3, "RGB"))[:, :32, :32]
     assert how_again == preprocessing
-    assert torch.equal(answer(again, images), answer(model, images))
+    assert torch.equal(compute_logits(again, images), compute_logits(model, images))
 
 
-def test_colour_and_its_luminance_get_the_same_prediction(mine: RunFolder, tmp_path: Path) -> None:
-    [picture] = draw(1, "RGB")
-    picture = picture.resize((36, 36))  # the side before the crop, so that nothing is scaled
-    picture.save(tmp_path / "colour.png")
-    picture.convert("L").save(tmp_path / "grey.png")
-    colour, grey = predict([tmp_path / "colour.png", tmp_path / "grey.png"], mine.path)
+def test_colour_and_its_luminance_get_the_same_prediction(grey_run: RunFolder, tmp_path: Path) -> None:
+    [image] = draw(1, "RGB")
+    image = image.resize((36, 36))  # the side before the crop, so that nothing is scaled
+    image.save(tmp_path / "colour.png")
+    image.convert("L").save(tmp_path / "grey.png")
+    colour, grey = predict([tmp_path / "colour.png", tmp_path / "grey.png"], grey_run.path)
     assert colour.probabilities == grey.probabilities
 
 
-def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) -> None:
-    *_, _ = hub_steps(mine, tmp_path / "hub")
+def test_timm_transformers_and_the_hub_load_it(grey_run: RunFolder, tmp_path: Path) -> None:
+    *_, _ = hub_steps(grey_run, tmp_path / "hub")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(theirs))
-    pictures = draw(2, "RGB")
-    inputs = torch.stack([transform(picture.convert("L")) for picture in pictures])
+    images_drawn = draw(2, "RGB")
+    inputs = torch.stack([transform(image.convert("L")) for image in images_drawn])
     assert inputs.shape == (2, 1, 32, 32)
-    for seed, picture in enumerate(pictures):
-        picture.convert("L").save(tmp_path / f"{seed}.png")
-    own = predict([tmp_path / "0.png", tmp_path / "1.png"], mine.path, raw=True, engine="torch")
+    for seed, image in enumerate(images_drawn):
+        image.convert("L").save(tmp_path / f"{seed}.png")
+    own = predict([tmp_path / "0.png", tmp_path / "1.png"], grey_run.path, raw=True, engine="torch")
     with torch.inference_mode():
         expected = theirs(inputs)
         for row, prediction in zip(expected.softmax(1).tolist(), own, strict=True):
@@ -179,21 +179,21 @@ def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) 
     assert 'luminance alone (Pillow\'s `convert("L")`), 32 x 32 px' in (tmp_path / "hub/README.md").read_text()
 
 
-def export(run: RunFolder, **wanted: Any) -> ExportedFile:
-    exported = finish(export_steps(run, ExportRequest(**wanted)))
+def export(run: RunFolder, **options: Any) -> ExportedFile:
+    exported = finish(export_steps(run, ExportRequest(**options)))
     assert isinstance(exported, ExportedFile)
     return exported
 
 
-def test_one_channel_exports_take_rgb_and_predict_like_the_run(mine: RunFolder, tmp_path: Path) -> None:
+def test_one_channel_exports_take_rgb_and_predict_like_the_run(grey_run: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    shutil.copytree(mine.path, tmp_path / "run")
+    shutil.copytree(grey_run.path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     (tmp_path / "images").mkdir()
     paths: list[Path] = []
-    for seed, picture in enumerate(draw(6, "RGB")):
+    for seed, image in enumerate(draw(6, "RGB")):
         paths.append(tmp_path / "images" / f"{seed}.png")
-        picture.save(paths[-1])
+        image.save(paths[-1])
     assert export(run).parity.holds
     assert export(run, format="pt2", images=tuple(paths)).parity.holds
     assert export(run, int8=True, tolerance=0.2).parity.holds

@@ -170,8 +170,8 @@ def test_changed_split_is_refused_and_its_rows_named(
 
 
 def test_reordered_classes_are_refused(run: RunFolder) -> None:
-    about = json.loads((run.path / "data.json").read_text())
-    write_text(run.path / "data.json", json.dumps(about | {"classes": about["classes"][::-1]}))
+    data_record = json.loads((run.path / "data.json").read_text())
+    write_text(run.path / "data.json", json.dumps(data_record | {"classes": data_record["classes"][::-1]}))
     with pytest.raises(RunError, match=r"classes in run/data\.json were changed: 2, 1, 0; the run began with 0, 1, 2"):
         prepare(TrainRequest(resume=run.path))
 

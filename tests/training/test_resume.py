@@ -37,7 +37,7 @@ from tools.kill_test import read_final_files
 
 
 @pytest.fixture(scope="module")
-def whole(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def uninterrupted(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(tiny_request(few_digits, folder))
@@ -45,7 +45,7 @@ def whole(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
 
 
 @pytest.mark.parametrize("steps", [2, 5, STEPS, STEPS + 5, 3 * STEPS])
-def test_resumed_run_ends_in_the_same_bytes(few_digits: Path, whole: RunFolder, steps: int) -> None:
+def test_resumed_run_ends_in_the_same_bytes(few_digits: Path, uninterrupted: RunFolder, steps: int) -> None:
     stop_after(tiny_request(few_digits, "run"), steps)
     run = RunFolder(Path("run"))
     assert not run.is_finished
@@ -55,12 +55,12 @@ def test_resumed_run_ends_in_the_same_bytes(few_digits: Path, whole: RunFolder, 
     assert isinstance(started, Started)
     assert started.resumed_at == max(done for done in (0, 4, 6, 8, 12, 16) if done < max(steps, 1))
     assert isinstance(finished, FinetuneResult)
-    assert read_final_files(run) == read_final_files(whole)
-    assert json.loads(run.metrics.read_text()) == json.loads(whole.metrics.read_text())
+    assert read_final_files(run) == read_final_files(uninterrupted)
+    assert json.loads(run.metrics.read_text()) == json.loads(uninterrupted.metrics.read_text())
     assert len(run.list_checkpoints()) == 2
 
 
-def test_resume_writes_what_a_kill_left_unwritten(few_digits: Path, whole: RunFolder) -> None:
+def test_resume_writes_what_a_kill_left_unwritten(few_digits: Path, uninterrupted: RunFolder) -> None:
     stop_after(tiny_request(few_digits, "run"), STEPS + 1)  # the first epoch's checkpoint is there
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
         Path("run", name).unlink()  # what comes after it is not
@@ -70,15 +70,15 @@ def test_resume_writes_what_a_kill_left_unwritten(few_digits: Path, whole: RunFo
     assert isinstance(next(events), Planned)
     assert isinstance(next(event for event in events if not isinstance(event, Progress)), Started)
     assert isinstance(next(events), StepDone)
-    assert load_file("run/model.safetensors").keys() == load_file(whole.path / "model.safetensors").keys()
+    assert load_file("run/model.safetensors").keys() == load_file(uninterrupted.path / "model.safetensors").keys()
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
     events.close()
     resume("run")
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(uninterrupted)
     assert not list(Path("run").rglob(".*"))
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(few_digits: Path, whole: RunFolder) -> None:
+def test_damaged_checkpoint_falls_back_to_the_one_before(few_digits: Path, uninterrupted: RunFolder) -> None:
     stop_after(tiny_request(few_digits, "run"), 11)
     newest, before = RunFolder(Path("run")).list_checkpoints()
     content = bytearray(newest.read_bytes())
@@ -93,7 +93,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(few_digits: Path, whole
         for note in [notice.text for notice in started.notices]
     )
     assert isinstance(events[-1], FinetuneResult)
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(uninterrupted)
     assert before.name == f"step-{STEPS:08}.safetensors"
 
 
@@ -105,9 +105,9 @@ def test_run_without_readable_checkpoint_is_refused(few_digits: Path) -> None:
         resume("run")
 
 
-def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, whole: RunFolder, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, uninterrupted: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has finished"):
-        resume(whole.path)
+        resume(uninterrupted.path)
     with pytest.raises(RunError, match="is not a run"):
         resume(tmp_path)
     own = tmp_path / "own"
@@ -133,8 +133,8 @@ def _split(run: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return index.paths, index.splits
 
 
-def test_aborted_start_can_be_replaced(few_digits: Path, whole: RunFolder) -> None:
-    shutil.copytree(whole.path, "run")
+def test_aborted_start_can_be_replaced(few_digits: Path, uninterrupted: RunFolder) -> None:
+    shutil.copytree(uninterrupted.path, "run")
     for name in ("plan.toml", "metrics.json", "metrics.jsonl", "config.json", "model.safetensors"):
         Path("run", name).unlink()
     for path in Path("run").glob("calibration.*"):
@@ -148,7 +148,7 @@ def test_aborted_start_can_be_replaced(few_digits: Path, whole: RunFolder) -> No
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_finishes_the_step_and_saves(few_digits: Path, whole: RunFolder, number: int, code: int) -> None:
+def test_signal_finishes_the_step_and_saves(few_digits: Path, uninterrupted: RunFolder, number: int, code: int) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(StoppedError, match="--resume run") as caught:
         stop_after(tiny_request(few_digits, "run"), 9, lambda: os.kill(os.getpid(), number))
@@ -156,10 +156,12 @@ def test_signal_finishes_the_step_and_saves(few_digits: Path, whole: RunFolder, 
     assert signal.getsignal(number) is handler
     assert RunFolder(Path("run")).list_checkpoints()[0].name == "step-00000010.safetensors"
     resume("run")
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(uninterrupted)
 
 
-def test_signal_interrupts_validation(few_digits: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_interrupts_validation(
+    few_digits: Path, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def signalled(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return forward_batches(*args, **options)
@@ -170,7 +172,7 @@ def test_signal_interrupts_validation(few_digits: Path, whole: RunFolder, monkey
             train(tiny_request(few_digits, "run"))
     assert not Path("run/model.safetensors").exists()
     assert finetune(resume="run").epoch == 3
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(uninterrupted)
 
 
 def test_second_signal_stops_at_once_unless_it_repeats_the_first() -> None:
@@ -224,7 +226,7 @@ def test_batch_system_signal_saves_and_is_named(few_digits: Path) -> None:
 
 @pytest.mark.parametrize("swallows", [False, True])
 def test_signal_after_the_last_epoch_stops_and_the_run_resumes(
-    few_digits: Path, whole: RunFolder, swallows: bool
+    few_digits: Path, uninterrupted: RunFolder, swallows: bool
 ) -> None:
     def interrupt() -> None:
         for event in finetune_steps(tiny_request(few_digits, "run")):
@@ -237,7 +239,7 @@ def test_signal_after_the_last_epoch_stops_and_the_run_resumes(
     assert not RunFolder(Path("run")).is_finished
     Path("run/.model.onnx.abc.tmp").write_bytes(b"half")
     assert [type(event) for event in resume("run")] == [Planned, Started, Trained, FinetuneResult]
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(whole)
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(uninterrupted)
     assert not list(Path("run").rglob(".*"))
 
 
@@ -280,8 +282,8 @@ def test_out_of_memory_halves_the_micro_batch_only(few_digits: Path, monkeypatch
 
 def test_smaller_micro_batch_is_kept_after_resume(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 2)
-    whole = train(tiny_request(few_digits, "whole"))
-    assert len(list_texts(whole)) == 1
+    uninterrupted = train(tiny_request(few_digits, "whole"))
+    assert len(list_texts(uninterrupted)) == 1
     stop_after(tiny_request(few_digits, "run"), 9)
     assert not list_texts(resume("run")), "it is said once"
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
@@ -310,13 +312,13 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
 
 
 def test_gradient_that_is_not_finite_goes_back_and_halves_the_lr(
-    few_digits: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch
+    few_digits: Path, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_gradients(monkeypatch, STEPS + 3)  # step 10; the state after step 8 is saved
     events = train(tiny_request(few_digits, "run", save_every=2))
     [text] = list_texts(events)
     assert "a loss or its gradient is not finite: back to step 8, with the lr halved" in text
-    normal: list[Any] = [line["lr"] for line in read_final_files(whole)[1]]
+    normal: list[Any] = [line["lr"] for line in read_final_files(uninterrupted)[1]]
     assert [event.lr for event in events if isinstance(event, EpochDone)] == [
         normal[0], normal[1] / 2, normal[2] / 2
     ]  # fmt: skip
@@ -324,14 +326,14 @@ def test_gradient_that_is_not_finite_goes_back_and_halves_the_lr(
 
 
 def test_third_divergence_stops_and_keeps_the_best_model(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    texts: list[str] = []
     with monkeypatch.context() as patch:
         spoil_gradients(patch, *range(STEPS + 1, 1000))
         with pytest.raises(DivergedError, match=r"a quarter of the lr too.*the best epoch's model is kept") as caught:
-            said.extend(
+            texts.extend(
                 event.text for event in finetune_steps(tiny_request(few_digits, "run")) if isinstance(event, Notice)
             )
     assert caught.value.exit_code == 1
     assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
-    assert len(said) == 2
+    assert len(texts) == 2
     assert isinstance(resume("run")[-1], FinetuneResult), "and it can go on from there"

@@ -25,7 +25,7 @@ from tools.kill_test import read_final_files
 FEW: dict[str, Any] = {"model": "test_convnext", "weights": "none", "audit": False}
 
 
-def kept(run: str) -> dict[str, torch.Tensor]:
+def load_weights(run: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = load_file(Path(run) / "model.safetensors")
     return tensors
 
@@ -43,11 +43,11 @@ def test_ema_weights_are_validated_and_kept(digits: Path, monkeypatch: pytest.Mo
     train(small_request(digits, Path("averaged"), ema_decay=0.99, **FEW))
     last = RunFolder(Path("averaged")).list_checkpoints()[0]
     tensors, _ = read_checkpoint(last)
-    assert torch.equal(kept("averaged")["head.fc.bias"], tensors["average.head.fc.bias"])
-    assert torch.equal(kept("averaged")["head.fc.bias"], seen[1])
-    plain = kept("plain")["head.fc.bias"]
+    assert torch.equal(load_weights("averaged")["head.fc.bias"], tensors["average.head.fc.bias"])
+    assert torch.equal(load_weights("averaged")["head.fc.bias"], seen[1])
+    plain = load_weights("plain")["head.fc.bias"]
     assert torch.equal(plain, tensors["model.head.fc.bias"]), "averaging does not touch the training itself"
-    assert not torch.equal(plain, kept("averaged")["head.fc.bias"])
+    assert not torch.equal(plain, load_weights("averaged")["head.fc.bias"])
 
 
 def test_ema_averages_the_steps(digits: Path) -> None:
@@ -75,7 +75,7 @@ def test_ema_head_phase_and_sampler_resume_to_the_same_bytes(digits: Path, steps
 def test_head_phase_trains_the_head_only(digits: Path, run: RunFolder) -> None:
     own = {"model": "convnext_zepto_rms", "weights": str(run.path), "audit": False}
     events = train(small_request(digits, Path("head"), freeze_epochs=5, epochs=0, **own))
-    before, after = load_file(run.path / "model.safetensors"), kept("head")
+    before, after = load_file(run.path / "model.safetensors"), load_weights("head")
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved == {"head.fc.weight", "head.fc.bias"}
     (epoch,) = (event for event in events if isinstance(event, EpochDone))
@@ -139,7 +139,7 @@ def test_balanced_sampler_shows_classes_equally_often(digits: Path, monkeypatch:
 def test_head_init_scale_scales_the_initial_weights(digits: Path) -> None:
     for name, scale in (("one", 1.0), ("small", 0.001)):
         train(small_request(digits, Path(name), head_init_scale=scale, lr=1e-9, epochs=1))
-    ratio = kept("small")["head.fc.weight"].std() / kept("one")["head.fc.weight"].std()
+    ratio = load_weights("small")["head.fc.weight"].std() / load_weights("one")["head.fc.weight"].std()
     assert ratio == pytest.approx(0.001, rel=0.01)
 
 
@@ -157,7 +157,7 @@ def test_soup_of_best_epochs_is_kept_if_no_worse(digits: Path) -> None:
     assert f"epochs {', '.join(str(epoch) for epoch in sorted(entry['epoch'] for entry in best))}" in text
     assert not RunFolder(Path("run")).list_candidates(), "they are gone once the run has finished"
     means = [candidates[f"epoch-{entry['epoch']:04}.safetensors"]["head.fc.weight"] for entry in best]
-    is_mean = torch.allclose(kept("run")["head.fc.weight"], (means[0] + means[1]) / 2, atol=1e-7)
+    is_mean = torch.allclose(load_weights("run")["head.fc.weight"], (means[0] + means[1]) / 2, atol=1e-7)
     assert is_mean == ("and is kept" in text)
     recorded = json.loads((Path("run") / "metrics.json").read_text())
     assert is_mean == recorded["selected_by"].startswith("averaged with")
@@ -168,7 +168,7 @@ def test_worse_soup_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(soup, "average_tensors", lambda result: {n: torch.zeros_like(v) for n, v in result[0].items()})
     events = train(small_request(digits, Path("run"), average_best=2, epochs=3))
     assert any(isinstance(event, Notice) and "is kept" in event.text for event in events)
-    assert kept("run")["head.fc.weight"].abs().sum() > 0
+    assert load_weights("run")["head.fc.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("steps", [5, 8])

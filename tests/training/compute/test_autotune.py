@@ -42,7 +42,7 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(autotune, "THREADS", 4)
     monkeypatch.setattr(autotune, "_has_bf16", lambda: False)
-    taken: Passes = []
+    timed: Passes = []
 
     def time_pass(forward: Any, inputs: torch.Tensor, *, bf16: bool) -> float:
         assert inputs.shape == (4, 3, 32, 32)
@@ -50,12 +50,12 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
             return 0.5
         kinds = {type(module) for module in forward.modules()}
         blocks = NATIVE if NativeDepthwise in kinds else FAST if FusedBlock in kinds else TIMM
-        taken.append((blocks, torch.get_num_threads()))
-        return SECONDS[taken[-1][1]] * SLOWER["compiled" if hasattr(forward, "is_compiled") else blocks]
+        timed.append((blocks, torch.get_num_threads()))
+        return SECONDS[timed[-1][1]] * SLOWER["compiled" if hasattr(forward, "is_compiled") else blocks]
 
     monkeypatch.setattr(autotune, "_time_pass", time_pass)
     before = torch.get_num_threads()
-    yield taken
+    yield timed
     torch.set_num_threads(before)
 
 
@@ -94,11 +94,11 @@ def test_autotune_chooses_the_fastest_and_remembers_it(network: nn.Module, passe
 def test_damaged_measurement_is_measured_again(network: nn.Module, tmp_path: Path) -> None:
     result = choose(network)
     [kept] = (tmp_path / "cache/probes").iterdir()
-    whole = kept.read_text()
-    for damaged in (whole[:5], "[]", whole.replace("timm 4", "timm"), whole.replace("timm 2", "timm 64")):
+    original = kept.read_text()
+    for damaged in (original[:5], "[]", original.replace("timm 4", "timm"), original.replace("timm 2", "timm 64")):
         kept.write_text(damaged)
         assert choose(network) == result
-        assert json.loads(kept.read_text()) == json.loads(whole)
+        assert json.loads(kept.read_text()) == json.loads(original)
 
 
 def test_short_runs_are_not_measured(network: nn.Module, passes: Passes) -> None:
@@ -139,21 +139,21 @@ def test_missing_c_compiler_gives_a_notice_and_other_blocks_are_measured(
 def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models that are compiled: by a compiler that halves the time of their passes."""
     monkeypatch.setitem(SLOWER, "compiled", 0.5)
-    asked: list[str] = []
+    compiled_models: list[str] = []
 
     def compile(network: nn.Module, *, dynamic: bool) -> nn.Module:
         assert not dynamic
-        asked.append("compiled")
+        compiled_models.append("compiled")
         network.is_compiled = True  # type: ignore[assignment]
         return network
 
     monkeypatch.setattr(torch, "compile", compile)
-    return asked
+    return compiled_models
 
 
 def test_long_run_is_compiled_if_it_saves_time(network: nn.Module, passes: Passes, compiles: list[str]) -> None:
     seconds = SECONDS[2]  # of a pass
-    short, middle, long = (round(wanted / seconds) for wanted in (COMPILE_FROM - 1, 2.5 * COMPILING, COMPILE_FROM))
+    short, middle, long = (round(duration / seconds) for duration in (COMPILE_FROM - 1, 2.5 * COMPILING, COMPILE_FROM))
     assert not choose(network, passes=short).compute_config.compiled
     assert not compiles
     assert not choose(network, passes=long, compile=False).compute_config.compiled

@@ -29,7 +29,7 @@ def test_ema_equals_timms() -> None:
             model.weight.add_(torch.randn(3, 4))
         theirs.update(model, step=step + 1)  # timm's first update is step 0 to its warm-up
         ours.update(step)
-    own = model.weight.clone()
+    parameters = model.weight.clone()
     with ours.in_place():
         assert torch.allclose(model.weight, theirs.module.weight, rtol=1e-4, atol=1e-5)
-    assert torch.equal(model.weight, own), "the model's own weights are back"
+    assert torch.equal(model.weight, parameters), "the model's own weights are back"

@@ -50,8 +50,8 @@ def test_logit_adjustment_is_the_loss_under_the_training_fractions() -> None:
     loss = criterion(logit_adjustment=1.0).sum_losses(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
     assert loss == pytest.approx(-np.log(10 / 1000), rel=1e-5)
     half = criterion(logit_adjustment=0.5).sum_losses(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
-    shares = np.sqrt(np.array(COUNTS) / 1000)
-    assert half == pytest.approx(-np.log(shares[2] / shares.sum()), rel=1e-5)
+    fractions = np.sqrt(np.array(COUNTS) / 1000)
+    assert half == pytest.approx(-np.log(fractions[2] / fractions.sum()), rel=1e-5)
 
 
 def test_loss_has_no_corrections_by_default() -> None:

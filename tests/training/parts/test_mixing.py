@@ -32,8 +32,8 @@ def test_cutmix_mixes_targets_by_area(seed: int) -> None:
     images, targets = images_and_targets(4)
     mixed, soft = mix_batch(images, targets, np.random.default_rng(seed), mixup=0.0, cutmix=1.0)
     for i in range(4):
-        own = (mixed[i, 0] == i).float().mean()
-        assert soft[i, i] == pytest.approx(own.item(), abs=1e-6)
+        fraction = (mixed[i, 0] == i).float().mean()
+        assert soft[i, i] == pytest.approx(fraction.item(), abs=1e-6)
         assert set(mixed[i].flatten().tolist()) <= {i, 3 - i}
     assert torch.equal(images, images_and_targets(4)[0]), "the batch itself is left alone"
 

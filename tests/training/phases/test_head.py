@@ -36,7 +36,7 @@ INPUTS = torch.linspace(-2, 2, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
 
 
 @pytest.fixture(scope="module")
-def mine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def head_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("head") / "run"
     finetune(digits, output=folder, **SMALL | HEAD)  # type: ignore[arg-type]
     return RunFolder(folder)
@@ -47,13 +47,13 @@ def build(weights: str = "auto", **options: Any) -> tuple[torch.nn.Module, list[
     return build_model(model, tag, ModelOptions(num_classes=3, **options), weights=weights, offline=True)
 
 
-def test_run_with_hidden_layer_learns(mine: RunFolder) -> None:
-    weights = load_file(mine.path / "model.safetensors")
+def test_run_with_hidden_layer_learns(head_run: RunFolder) -> None:
+    weights = load_file(head_run.path / "model.safetensors")
     assert weights["head.pre_logits.fc.weight"].shape == (HIDDEN, 256)
     assert weights["head.fc.weight"].shape == (3, HIDDEN)
-    config = json.loads((mine.path / "config.json").read_text())
+    config = json.loads((head_run.path / "config.json").read_text())
     assert config["model_args"]["head_hidden_size"] == HIDDEN
-    assert evaluate(mine.path).metrics.top1 > 0.9
+    assert evaluate(head_run.path).metrics.top1 > 0.9
 
 
 def test_hidden_layer_is_newly_initialised_and_backbone_is_not() -> None:
@@ -61,21 +61,21 @@ def test_hidden_layer_is_newly_initialised_and_backbone_is_not() -> None:
     model, new_here = build(head_hidden_size=HIDDEN)
     assert new_plain == ["head.fc.weight", "head.fc.bias"]
     assert new_here == ["head.pre_logits.fc.weight", "head.pre_logits.fc.bias", *new_plain]
-    own, theirs = model.state_dict(), plain.state_dict()
-    assert all(torch.equal(own[name], theirs[name]) for name in own if name not in new_here)
+    state, other_state = model.state_dict(), plain.state_dict()
+    assert all(torch.equal(state[name], other_state[name]) for name in state if name not in new_here)
 
 
 @pytest.mark.parametrize("hidden", [None, HIDDEN])
 def test_head_dropout_is_active_in_training_only(hidden: int | None) -> None:
     model, _ = build(head_hidden_size=hidden, head_dropout=0.5)
-    seen = []
-    model.get_classifier().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[operator]
+    inputs_seen = []
+    model.get_classifier().register_forward_pre_hook(lambda _, inputs: inputs_seen.append(inputs[0]))  # type: ignore[operator]
     model.eval()
     assert torch.equal(model(INPUTS), model(INPUTS))
-    assert (seen[0] != 0).all()
+    assert (inputs_seen[0] != 0).all()
     torch.manual_seed(0)
     assert not torch.equal(model.train()(INPUTS), model(INPUTS))
-    assert 0.35 < float((seen[2] == 0).float().mean()) < 0.65
+    assert 0.35 < float((inputs_seen[2] == 0).float().mean()) < 0.65
 
 
 @pytest.mark.parametrize("hidden", [HIDDEN, 256])  # at 256 the classifier is of one shape in both
@@ -89,13 +89,13 @@ def test_weights_with_another_head_load_the_backbone_only(hidden: int, tmp_path:
         model, result = build(str(path), head_hidden_size=after)
         layers = ("head.pre_logits.fc", "head.fc") if after else ("head.fc",)
         assert result == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
-        own, theirs = model.state_dict(), source.state_dict()
-        assert all(torch.equal(own[name], theirs[name]) for name in backbone)
+        state, other_state = model.state_dict(), source.state_dict()
+        assert all(torch.equal(state[name], other_state[name]) for name in backbone)
         assert build(str(path), head_hidden_size=before)[1] == [], "the same head is taken whole"
 
 
-def test_run_starts_from_a_run_with_another_head(mine: RunFolder, digits: Path, tmp_path: Path) -> None:
-    settings = SMALL | {"weights": mine.path, "epochs": 1}
+def test_run_starts_from_a_run_with_another_head(head_run: RunFolder, digits: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"weights": head_run.path, "epochs": 1}
     finetune(digits, output=tmp_path / "linear", **settings)  # type: ignore[arg-type]
     assert "head.pre_logits.fc.weight" not in load_file(tmp_path / "linear/model.safetensors")
     assert evaluate(tmp_path / "linear").metrics.top1 > 0.9
@@ -114,13 +114,13 @@ def test_head_phase_trains_the_hidden_layer_on_one_channel(digits: Path, tmp_pat
     assert evaluate(tmp_path / "run").metrics.top1 > 0.7
 
 
-def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) -> None:
-    *_, _ = hub_steps(mine, tmp_path / "hub")
+def test_timm_transformers_and_the_hub_load_it(head_run: RunFolder, tmp_path: Path) -> None:
+    *_, _ = hub_steps(head_run, tmp_path / "hub")
     with torch.inference_mode():
-        expected = load_model(mine.path)[0](INPUTS)
-        for folder in (mine.path, tmp_path / "hub"):
-            theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-            assert torch.equal(theirs(INPUTS), expected)
+        expected = load_model(head_run.path)[0](INPUTS)
+        for folder in (head_run.path, tmp_path / "hub"):
+            loaded_model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            assert torch.equal(loaded_model(INPUTS), expected)
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
         loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hub").eval()
         assert torch.allclose(loaded(INPUTS).logits, expected, atol=1e-6)
@@ -128,18 +128,18 @@ def test_timm_transformers_and_the_hub_load_it(mine: RunFolder, tmp_path: Path) 
     assert "| head_hidden_size | 64 |" in (tmp_path / "hub/README.md").read_text()
 
 
-def export(run: RunFolder, **wanted: Any) -> ExportedFile:
-    exported = finish(export_steps(run, ExportRequest(**wanted)))
+def export(run: RunFolder, **options: Any) -> ExportedFile:
+    exported = finish(export_steps(run, ExportRequest(**options)))
     assert isinstance(exported, ExportedFile)
     return exported
 
 
-def test_exports_with_hidden_layer_predict_like_the_run(mine: RunFolder, tmp_path: Path) -> None:
+def test_exports_with_hidden_layer_predict_like_the_run(head_run: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    shutil.copytree(mine.path, tmp_path / "run")
+    shutil.copytree(head_run.path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
-    for wanted in ({}, {"format": "pt2"}, {"int8": True, "tolerance": 0.2}):
-        assert export(run, **wanted).parity.holds
+    for options in ({}, {"format": "pt2"}, {"int8": True, "tolerance": 0.2}):
+        assert export(run, **options).parity.holds
     index = run.read_split()
     images = [index.root / index.paths[row] for row in index.rows("test")]
     by_torch = predict(images, run.path, engine="torch", abstain=True)
@@ -155,8 +155,8 @@ def test_exports_with_hidden_layer_predict_like_the_run(mine: RunFolder, tmp_pat
     assert len(list((tmp_path / "heat").iterdir())) == 1
 
 
-def test_fused_blocks_give_the_same_logits(mine: RunFolder) -> None:
-    plain, fast = load_model(mine.path)[0], load_model(mine.path)[0]
+def test_fused_blocks_give_the_same_logits(head_run: RunFolder) -> None:
+    plain, fast = load_model(head_run.path)[0], load_model(head_run.path)[0]
     use_fused_blocks(fast)
     assert any(isinstance(module, FusedBlock) for module in fast.modules())
     with torch.inference_mode():

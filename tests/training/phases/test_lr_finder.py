@@ -106,19 +106,19 @@ def test_range_test_depends_on_the_seed(data: Path, result: RunFolder) -> None:
 
 
 def test_range_test_keeps_the_layer_wise_lr_scales(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[set[float]] = []
+    rates: list[set[float]] = []
 
-    def watch(context: Any, state: Any, share: Any) -> Any:
+    def watch(context: Any, state: Any, fraction: Any) -> Any:
         rate = sweep.LOW * (sweep.HIGH / sweep.LOW) ** (state.step / (sweep.MAX_STEPS - 1))
-        seen.append({round(group["lr"] / (rate * group["lr_scale"]), 9) for group in context.optimizer.param_groups})
-        return take_step(context, state, share)
+        rates.append({round(group["lr"] / (rate * group["lr_scale"]), 9) for group in context.optimizer.param_groups})
+        return take_step(context, state, fraction)
 
     monkeypatch.setattr("convnext_cli.training.phases.lr_finder.take_step", watch)
     for event in finetune_steps(auto_lr_request(data, "run")):
         if isinstance(event, Started):
             break
-    assert len(seen) > 10
-    assert set().union(*seen) == {1.0}
+    assert len(rates) > 10
+    assert set().union(*rates) == {1.0}
 
 
 def test_folds_share_one_range_test(data: Path) -> None:

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+from convnext_cli.inference import calibration
+from convnext_cli.runs import records
+from convnext_cli.runs.files import (
+    METRICS,
+    PLAN,
+    RUN_FILES,
+    describe_run_files,
+    list_beginning,
+    list_removable,
+)
+from convnext_cli.runs.folder import RunFolder
+
+
+def test_finished_run_has_declared_files_only(run: RunFolder) -> None:
+    files = {path for path in run.path.rglob("*") if path.is_file()}
+    declared = {path for file in RUN_FILES for path in file.find(run.path)}
+    assert files == declared
+    assert set(list_removable(run.path)) == files
+
+
+def test_schemas_exist() -> None:
+    for file in RUN_FILES:
+        assert file.schema is None or hasattr(records, file.schema) or hasattr(calibration, file.schema), file
+
+
+def test_files_are_removed_in_an_order_that_can_be_repeated(tmp_path: Path) -> None:
+    for file in RUN_FILES:
+        path = file.path(tmp_path, "1")
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    order = [str(path.relative_to(tmp_path)) for path in list_removable(tmp_path)]
+    assert len(order) == len(RUN_FILES)
+    assert order[0] == METRICS.name, "without it the run counts as unfinished"
+    beginning = {str(path.relative_to(tmp_path)) for path in list_beginning(tmp_path)}
+    assert set(order[order.index(PLAN.name) + 1 :]) == beginning, "without the plan only a beginning is left"
+
+
+def test_table_has_a_row_for_each_file() -> None:
+    rows = describe_run_files()
+    names = [name for name, *_ in rows]
+    assert len(set(names)) == len(rows) == len(RUN_FILES) + 1
+    assert {"plan.toml", "metrics.json", "folds.toml", "last/step-*.safetensors"} <= set(names)
+    assert all(content and writer for _, content, writer, _ in rows)
