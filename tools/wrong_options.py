@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tools.damage_runs import SECONDS, Outcome, call, call_apart, make_images, make_run, prepare_forks
+from tools.commands import SECONDS, Outcome, call, call_apart, make_images, make_run, prepare_forks
 
 VALUES = (
     "1e308", "-1", "0", "nan", "inf", "1" + "0" * 30, "", "   ", "no/such/path", "data/0", "Größe-\U0001f600",

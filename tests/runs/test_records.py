@@ -20,7 +20,7 @@ from convnext_cli.inference.evaluation import evaluate
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.runs.folder import RunFolder
-from tools.damage_runs import call
+from tools.commands import call
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.runs.folder import RunFolder
-from tools.damage_runs import FINISHED, STOPPED, Outcome, call, classify, try_damages
+from tools.commands import Outcome, call
+from tools.damage_runs import FINISHED, STOPPED, classify, try_damages
 from tools.wrong_options import list_baselines, list_options, try_options
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,7 @@ def test_a_crash_in_a_fork_is_an_outcome() -> None:
     script = """
 import ctypes
 from convnext_cli.cli import app
-from tools.damage_runs import call_apart
+from tools.commands import call_apart
 app.app = lambda words, **_: ctypes.string_at(0) if words == ["crash"] else print("answer")
 print([call_apart(word).crash for word in ("crash", "ends")], call_apart("ends").out)
 """
