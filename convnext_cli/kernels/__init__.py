@@ -1,1 +1,1 @@
-"""Fused blocks and native CPU kernels."""
+"""Fused ConvNeXt blocks and native CPU kernels."""

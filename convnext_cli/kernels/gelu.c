@@ -1,23 +1,24 @@
-/* GELU, x Phi(x), and its derivative, Phi(x) + x phi(x), float32, from one exponential and one division.
+/* GELU, x Phi(x), and its derivative, Phi(x) + x phi(x), float32, with one exponential and one division.
  *
- * With z = |x| / sqrt(2): Phi(-|x|) = erfc(z) / 2, and erfc(z) exp(z z) is a polynomial of t = 1 / (1 + 0.33 z), which has
- * a relative error of 8e-8. The form is that of Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26; the
- * polynomial, of degree 8, is fitted by tools/fit_gelu.py. exp(-z z) is 2^n 2^r, 2^r by its Taylor series, |r| <= 1/2.
+ * With z = |x| / sqrt(2): Phi(-|x|) = erfc(z) / 2, and erfc(z) exp(z z) is approximated by a polynomial of degree 8 in
+ * t = 1 / (1 + 0.33 z), with a relative error of 8e-8. The form is that of Abramowitz and Stegun, Handbook of
+ * Mathematical Functions, 7.1.26; tools/fit_gelu.py fits the polynomial. exp(-z z) is 2^n 2^r, with the Taylor series of
+ * 2^r, |r| <= 1/2.
  */
 #include <omp.h>
 
 #include "lanes.h"
 
-#define ROUNDING 12582912.0f /* 1.5 * 2^23: what is added to it is rounded to a whole number, in its lowest bits */
-#define FAINT -80.0f         /* 2^-80 and less count as 0: products with them would be denormal, and slow */
+#define ROUNDING 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, in the lowest bits */
+#define SMALLEST_POWER -80.0f /* powers up to 2^-80 count as 0: denormal products are slow */
 
 typedef int ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* Phi(x), and exp(-x x / 2) to `density`. */
-static inline vec integrate(vec x, vec *density)
+/* Return Phi(x), and write exp(-x x / 2) to `density`. */
+static inline vec normal_cdf(vec x, vec *density)
 {
     vec t = 1.0f / (1.0f + 0.33f * 0.70710678f * (vec)((ints)x & 0x7fffffff));
-    vec power = x * x * -0.72134752f; /* of 2: log2(e) / 2 */
+    vec power = x * x * -0.72134752f; /* exponent of 2; the factor is log2(e) / 2 */
     vec shifted = power + ROUNDING, r = power - (shifted - ROUNDING);
     vec series = 0.00015403531f + r * 1.5252734e-05f;
     series = 0.0013333558f + r * series;
@@ -26,7 +27,7 @@ static inline vec integrate(vec x, vec *density)
     series = 0.24022651f + r * series;
     series = 0.69314718f + r * series;
     series = 1.0f + r * series;
-    vec faded = (vec)(((ints)series + ((ints)shifted << 23)) & (power > FAINT));
+    vec exponential = (vec)(((ints)series + ((ints)shifted << 23)) & (power > SMALLEST_POWER));
     vec tail = 0.23134404f + t * -0.067964381f;
     tail = -0.17771934f + t * tail;
     tail = 0.20627067f + t * tail;
@@ -34,13 +35,13 @@ static inline vec integrate(vec x, vec *density)
     tail = 0.10096189f + t * tail;
     tail = 0.091418624f + t * tail;
     tail = 0.093183055f + t * tail;
-    tail = t * tail * faded;
+    tail = t * tail * exponential;
     ints is_negative = x < 0.0f;
-    *density = faded;
+    *density = exponential;
     return (vec)(((ints)tail & is_negative) | ((ints)(1.0f - tail) & ~is_negative));
 }
 
-/* h = GELU(h + bias) in place; h is (rows, columns), and columns a multiple of LANES. */
+/* Replace h by GELU(h + bias); h is (rows, columns), columns a multiple of LANES. */
 void gelu(float *h, const float *bias, long rows, long columns, int threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -48,26 +49,26 @@ void gelu(float *h, const float *bias, long rows, long columns, int threads)
         for (long j = 0; j < columns; j += LANES) {
             vec *at = (vec *)(h + i * columns + j), density;
             vec x = *at + *(const vec *)(bias + j);
-            *at = x * integrate(x, &density);
+            *at = x * normal_cdf(x, &density);
         }
 }
 
-/* Does the same to h, and multiplies the gradient of its result, `grad`, by GELU's derivative, in place. What becomes of
- * `grad` is added up by column to `sums`, (threads, columns). */
+/* Replace h by GELU(h + bias), and multiply the gradient of that, `grad`, by GELU's derivative, in place. The new `grad`
+ * is summed by column into `sums`, (threads, columns). */
 void gelu_backward(float *h, float *grad, const float *bias, float *sums, long rows, long columns, int threads)
 {
 #pragma omp parallel num_threads(threads)
     {
-        float *mine = sums + omp_get_thread_num() * columns;
+        float *own_sums = sums + omp_get_thread_num() * columns;
 #pragma omp for schedule(static)
         for (long i = 0; i < rows; i++)
             for (long j = 0; j < columns; j += LANES) {
                 vec *at = (vec *)(h + i * columns + j), *slope = (vec *)(grad + i * columns + j), density;
                 vec x = *at + *(const vec *)(bias + j);
-                vec share = integrate(x, &density);
-                *at = x * share;
-                *slope *= share + 0.39894228f * x * density; /* 1 / sqrt(2 pi) */
-                *(vec *)(mine + j) += *slope;
+                vec cdf = normal_cdf(x, &density);
+                *at = x * cdf;
+                *slope *= cdf + 0.39894228f * x * density; /* 1 / sqrt(2 pi) */
+                *(vec *)(own_sums + j) += *slope;
             }
     }
 }

@@ -1,4 +1,4 @@
-/* As many floats as the processor computes with at once. */
+/* Floats of a SIMD register. */
 #ifdef __AVX512F__
 #define LANES 16
 #else

@@ -1,4 +1,4 @@
-"""Our own C kernels, where this machine can compile them: once, in a second, into the user's cache folder."""
+"""Compile and load the native CPU kernels. They are compiled once, in a second, into the user's cache folder."""
 
 import ctypes
 import hashlib
@@ -14,16 +14,16 @@ from convnext_cli.files import replace_file
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-PATIENCE = 60  # seconds for the compiler, which takes one
+COMPILER_TIMEOUT = 60  # seconds; the compiler takes one
 
 
 class NoKernelError(Exception):
-    """The kernels cannot be compiled or loaded here; says why."""
+    """The kernels cannot be compiled or loaded; the message has the reason."""
 
 
 @cache
 def load_kernels() -> ctypes.CDLL:
-    """The compiled kernels, kept in the cache folder for this processor.
+    """Return the kernels, compiled for this CPU and kept in the cache folder.
 
     Raises:
         NoKernelError: there is no compiler, or it failed.
@@ -33,11 +33,11 @@ def load_kernels() -> ctypes.CDLL:
     try:
         try:
             kernels = ctypes.CDLL(str(path))
-        except OSError:  # none yet, or a damaged one
+        except OSError:  # missing or damaged
             _compile(path)
             kernels = ctypes.CDLL(str(path))
-        kernels.find_lanes.restype = kernels.find_room.restype = ctypes.c_long
-        kernels.find_room.argtypes = [ctypes.c_long] * 2
+        kernels.count_lanes.restype = kernels.count_scratch_floats.restype = ctypes.c_long
+        kernels.count_scratch_floats.argtypes = [ctypes.c_long] * 2
         kernels.sum_products.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 4 + [ctypes.c_int]
         kernels.gelu.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_long] * 2 + [ctypes.c_int]
         kernels.gelu_backward.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 2 + [ctypes.c_int]
@@ -47,13 +47,13 @@ def load_kernels() -> ctypes.CDLL:
     return kernels
 
 
-def describe_processor(what: str) -> str:
-    """What `/proc/cpuinfo` says of it (Linux), `model name` or `flags`, or the platform does."""
+def describe_processor(field: str) -> str:
+    """Return a field's line of `/proc/cpuinfo`, such as `model name` or `flags`; the platform's name if unavailable."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    return next((line for line in lines if line.startswith(what)), platform.processor())
+    return next((line for line in lines if line.startswith(field)), platform.processor())
 
 
 def _compile(path: Path) -> None:
@@ -61,7 +61,7 @@ def _compile(path: Path) -> None:
     if compiler is None:
         raise NoKernelError("there is no C compiler")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:  # whole or not at all, whoever else is at it
+    with replace_file(path) as temporary:  # atomic, as other processes may compile too
         command = [
             *compiler.split(),
             *FLAGS,
@@ -70,8 +70,8 @@ def _compile(path: Path) -> None:
             str(temporary),
         ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise NoKernelError(f"{compiler} took more than {PATIENCE} s") from error
+            raise NoKernelError(f"{compiler} took more than {COMPILER_TIMEOUT} s") from error
         if done.returncode:
             raise NoKernelError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

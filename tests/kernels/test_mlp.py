@@ -28,12 +28,12 @@ def _draw(channels: int, hidden: int, *shape: int) -> list[torch.Tensor]:
     channels=st.integers(1, 50),
     lanes=st.integers(1, 6),
     threads=st.integers(1, 3),
-    piece=st.integers(1, 4000),
+    block_values=st.integers(1, 4000),
     channels_last=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_the_result_and_its_gradients_are_pytorchs(
-    batch: int, height: int, channels: int, lanes: int, threads: int, piece: int, channels_last: bool, seed: int
+    batch: int, height: int, channels: int, lanes: int, threads: int, block_values: int, channels_last: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     parts = _draw(channels, 16 * lanes, batch, height, 3)
@@ -47,7 +47,7 @@ def test_the_result_and_its_gradients_are_pytorchs(
     torch.set_num_threads(threads)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mlp, "PIECE", piece)
+            patch.setattr(mlp, "BLOCK_VALUES", block_values)
             mine = [part.requires_grad_() for part in parts]
             result = blocked_mlp(*mine)
             found = torch.autograd.grad(result, mine, grad)
