@@ -30,8 +30,8 @@ def test_folder_is_locked_by_one_process_at_a_time() -> None:
             check_unlocked(folder)
         with pytest.raises(RunError, match="is in use"), lock_folder(folder):
             pass
-        assert is_locked(folder), "who was refused has not freed it"
-    assert not Path("a").exists(), "empty folders that the lock made are gone"
+        assert is_locked(folder), "a refused process does not release it"
+    assert not Path("a").exists(), "empty folders that the lock made are removed"
     with lock_folder(folder):
         (folder / "plan.toml").touch()
     assert [path.name for path in folder.iterdir()] == ["plan.toml"]
@@ -60,4 +60,4 @@ def test_kill_releases_the_lock() -> None:
     assert not is_locked(Path("run"))
     with lock_folder(Path("run")):
         pass
-    assert list(Path("run").iterdir()) == [], "the folder is the killed process's"
+    assert list(Path("run").iterdir()) == [], "the killed process made the folder"

@@ -112,9 +112,11 @@ def _go_back(context: TrainingContext, state: TrainingState, error: DivergedErro
     halvings = state.halvings + 1
     if halvings > MAX_HALVINGS:
         kept = "; the best epoch's model is kept" if state.log else ""
-        raise DivergedError(f"{error.problem}, at a quarter of the lr too", f"{error.remedy}{kept}") from error
+        raise DivergedError(
+            f"{error.problem}, at a quarter of the learning rate too", f"{error.remedy}{kept}"
+        ) from error
     state, _ = load_checkpoint(context.run, context)
     state.halvings = halvings
     again = " once more" if halvings > 1 else ""
-    text = f"{error.problem}: back to step {state.step:,}, with the lr halved{again}"
+    text = f"{error.problem}: back to step {state.step:,}, with the learning rate halved{again}"
     return state, Notice(text=text, severity="warning")

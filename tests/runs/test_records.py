@@ -204,7 +204,7 @@ def test_calibration_arrays_that_do_not_fit_are_refused(run_copy: RunFolder) -> 
     keep(metadata, bank=np.full_like(arrays["bank"], np.nan))
     with pytest.raises(RunError, match=r"bank has shape .*, or values that are not finite"):
         read_novelty(run_copy)
-    keep(None)  # as runs of former versions have it
+    keep(None)  # as in runs of older versions
     fit()
 
 
@@ -244,7 +244,7 @@ def test_run_is_loaded_from_its_own_files_only(run_copy: RunFolder, run: RunFold
 
 
 def plant_leak(run: RunFolder) -> str:
-    """Write into the audit that images are in two splits; return what the note says."""
+    """Write a leakage finding into the audit; return the text of its notice."""
     finding = {
         "kind": "duplicates across splits", "falsifies": True, "title": "planted", "count": 2, "examples": [],
         "effect": "the score is too good", "action": "none",

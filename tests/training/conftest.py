@@ -53,7 +53,7 @@ def train(request: TrainRequest) -> list[Any]:
 
 
 def resume(run: Path | str, **options: Any) -> list[Any]:
-    """Resume a run, and return as `train` does."""
+    """Resume a run; return what `train` does."""
     return train(TrainRequest(resume=Path(run), **options))
 
 

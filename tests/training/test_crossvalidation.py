@@ -37,12 +37,12 @@ folds_request = partial(make_request, SETTINGS)
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_images(digits, tmp_path_factory.mktemp("some"), 50)  # 60 to a fold: enough to be calibrated
+    return copy_images(digits, tmp_path_factory.mktemp("some"), 50)  # 60 per fold: enough for calibration
 
 
 @pytest.fixture(scope="module")
 def folds_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FoldsFolder:
-    """The cross-validation that nothing happens to."""
+    """A cross-validation without interruptions."""
     folder = tmp_path_factory.mktemp("whole") / "runs" / "cv"
     cross_validate(data, output=folder, **SETTINGS)
     return FoldsFolder(folder)
@@ -88,7 +88,7 @@ def test_killed_cross_validation_resumes_to_the_same_bytes(data: Path, folds_run
         steps -= isinstance(event, StepDone)
         if not steps:
             break
-    events.close()  # as good as a kill
+    events.close()  # like a kill
     first = Path("cv/fold-1/metrics.json")
     was_finished = first.stat().st_mtime_ns if first.exists() else None
     with pytest.raises(RunError, match=r"has not finished.*--resume cv"):
@@ -96,7 +96,7 @@ def test_killed_cross_validation_resumes_to_the_same_bytes(data: Path, folds_run
     recorded = run_all(train_steps(TrainRequest(resume=Path("cv"))))
     assert sum(isinstance(event, FoldDone) for event in recorded) == (1 if was_finished else 2)
     assert isinstance(recorded[-1], CrossValidationResult)
-    assert was_finished in (None, first.stat().st_mtime_ns), "a finished fold is left alone"
+    assert was_finished in (None, first.stat().st_mtime_ns), "a finished fold is unchanged"
     assert weights_of(FoldsFolder(Path("cv"))) == weights_of(folds_run)
     assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(folds_run.metrics.read_text())
     assert Path("cv/fold-2/audit.json").exists()
@@ -132,7 +132,7 @@ def test_changed_images_are_refused_and_overwrite_replaces(data: Path, folds_run
     for event in events:
         if isinstance(event, Started):
             break
-    assert not Path("cv/fold-2/model.safetensors").exists(), "nothing of the former folds can be taken for a new one"
+    assert not Path("cv/fold-2/model.safetensors").exists(), "files of earlier folds are removed"
     assert read_plan(Path("cv/fold-1/plan.toml"))[2]["epochs"] == 2
     events.close()
 
@@ -200,7 +200,7 @@ def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds
         assert alone.calibration is not None
         scaled = alone.evaluated.logits / alone.calibration.temperature
         assert result.evaluated.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
-        difference = result.evaluated.logits[own] - scaled  # but for a constant of each image, which softmax takes out
+        difference = result.evaluated.logits[own] - scaled  # up to a constant for each image, which softmax removes
         assert np.ptp(difference, axis=1).max() < 1e-4
         assert not set(own) & {test_set.rows.index(row) for row in index.rows("train")}
     write_report(result)

@@ -44,7 +44,7 @@ def test_finetune_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> Non
     assert [event.images for event in events if isinstance(event, StepDone)][:13] == [*range(16, 193, 16), 195]
     finished = events[-1]
     assert finished.val.images == 60
-    assert finished.val.top1 > 0.95, "two epochs are enough for three digits"
+    assert finished.val.top1 > 0.95, "two epochs are enough for three classes"
 
     run = RunFolder(tmp_path / "run")
     assert {path.name for path in run.path.iterdir()} == FILES
@@ -75,7 +75,7 @@ def test_finetune_end_to_end_on_real_images(digits: Path, tmp_path: Path) -> Non
     images = sorted((digits / "1").glob("*.png"))
     assert sum(prediction.classes[0] == "1" for prediction in predict(images, run.path)) > 90
 
-    assert {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))} == before, "the data is left alone"
+    assert {path: path.stat().st_mtime_ns for path in sorted(digits.rglob("*"))} == before, "the data are unchanged"
 
 
 def test_seed_decides_the_model(digits: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_existing_run_is_not_overwritten_without_the_option(digits: Path, run: R
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.doc").touch()
     with pytest.raises(UsageError, match="exists already"):
-        finetune(digits, output=tmp_path / "mine", overwrite=True)  # no run: never replaced
+        finetune(digits, output=tmp_path / "mine", overwrite=True)  # not a run: never replaced
     assert (tmp_path / "mine/thesis.doc").exists()
 
 
@@ -268,7 +268,7 @@ def test_ctrl_c_exits_130_and_names_the_resume_command(digits: Path) -> None:
         rest = process.stderr.read()
     assert process.returncode == 130
     assert "Continue with `convnext finetune --resume run`" in rest.splitlines()[-1]
-    assert evaluate("run").metrics.images == 45, "the epochs before are there"
+    assert evaluate("run").metrics.images == 45, "the model of earlier epochs is there"
 
 
 def test_precision_may_differ_between_runs_of_a_process(digits: Path, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_cache_changes_no_byte_and_saves_decoding(
         request = replace(small_request(digits, tmp_path / name, audit=False, min_crop_area=0.5), cache=cache)
         train(request)
         made[name] = len(decoded)
-    # 195 to train on and 60 to validate on; then both once more, as evaluation sees them, for the calibration
+    # 195 training and 60 validation images; then both again, with evaluation's transform, for the calibration
     assert made == {
         "without": 2 * 255 + 60,
         "cold": 2 * 195 + 60,

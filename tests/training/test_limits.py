@@ -35,7 +35,7 @@ def epochs(events: list[Any]) -> list[EpochDone]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB: room for a run's beginning and its first epoch, but not for the second one's state."""
+    """A file system with room for a run's beginning and first epoch, but not for the second epoch's checkpoint."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(folder)]
@@ -59,7 +59,7 @@ def test_run_resumes_after_a_full_and_a_read_only_disk(few_digits: Path, small_d
         train(tiny_request(few_digits, small_disk / "run"))
     assert caught.value.exit_code == 1
     run = RunFolder(small_disk / "run")
-    assert not list(run.path.rglob(".*")), "no half file is left"
+    assert not list(run.path.rglob(".*")), "no partial file is left"
     assert all(read_checkpoint(path) for path in run.list_checkpoints())
     remount(small_disk, "ro")
     with pytest.raises((ConvnextError, OSError), match="Read-only file system"):
@@ -75,7 +75,7 @@ def test_removed_run_folder_gives_an_error(few_digits: Path) -> None:
 
 
 def test_patience_ends_a_run_and_its_resumption(digits: Path) -> None:
-    # 60 images to validate with choose the epoch; a rate of next to nothing lets none be better than the one before
+    # 60 validation images are enough to choose the epoch; at this rate no epoch is better than the one before
     changes = {"epochs": 9, "patience": 2, "lr": 1e-12, "min_lr": 0.0}
     events = train(small_request(digits, Path("run"), **changes))
     log = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
@@ -101,7 +101,7 @@ def test_time_budget_reduces_the_epochs_in_the_plan(few_digits: Path) -> None:
     events.close()
     assert tomllib.loads(Path("run/plan.toml").read_text())["settings"]["epochs"] == chosen.value
     progress = json.loads(read_checkpoint(RunFolder(Path("run")).checkpoint(0))[1])
-    assert progress["step"] == 0, "the measured steps are taken back"
+    assert progress["step"] == 0, "the measured steps are undone"
 
 
 def test_time_budget_changes_only_the_epochs(few_digits: Path) -> None:
@@ -161,7 +161,7 @@ def test_tensorboard_gets_the_metrics_and_unknown_trackers_are_refused(few_digit
 
 
 def test_failing_tracker_loses_no_training(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As MLflow does where its database's driver is missing, and W&B without a key."""
+    """Like MLflow without its database driver, and W&B without a key."""
     pytest.importorskip("tensorboard")
 
     def refuse(*_: object) -> None:

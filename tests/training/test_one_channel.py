@@ -48,7 +48,7 @@ def draw(images: int, mode: str) -> list[Image.Image]:
 
 
 def stack(images_drawn: list[Image.Image]) -> np.ndarray:
-    """As decoding gives them: three channels, equal where the picture is grey."""
+    """Return the images as decoding does: three channels, equal for grey images."""
     return np.stack([np.asarray(image.convert("RGB")) for image in images_drawn])
 
 
@@ -64,7 +64,7 @@ def test_one_channel_model_gives_grey_images_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
     colour = timm.create_model(name, num_classes=3)
     for parameter in colour.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)  # also the biases and the scales, which are 0 or nearly at first
+        torch.nn.init.normal_(parameter, std=0.1)  # also biases and scales, which are initially 0 or nearly
     grey = timm.create_model(name, num_classes=3, in_chans=1)
     assert fit_weights(grey, colour.state_dict(), "here") == []
     images = stack(draw(4, "L"))
@@ -85,7 +85,7 @@ def test_builtin_weights_give_grey_images_the_same_features() -> None:
 
 
 def test_one_channel_stem_accounts_for_mean_and_std() -> None:
-    """timm's plain sum over the channels would not do."""
+    """timm's plain sum over the channels is not enough."""
     torch.manual_seed(0)
     colour = timm.create_model("convnext_atto", num_classes=3)
     grey = timm.create_model("convnext_atto", num_classes=3, in_chans=1)

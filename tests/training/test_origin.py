@@ -30,7 +30,7 @@ from tools.kill_test import copy_images, read_final_files
 
 @pytest.fixture(scope="module")
 def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of its own, 60, that all have one size in bytes."""
+    """60 files, not links, of the same size in bytes."""
     folder = copy_images(digits, tmp_path_factory.mktemp("few"), 20)
     for link in folder.rglob("*.png"):
         image = Image.open(link).convert("L").resize((8, 8))
@@ -70,7 +70,7 @@ def edit_split(run: RunFolder, change: Callable[[list[dict[str, str]]], object])
 
 
 def other_value(name: str, value: Any) -> Any:
-    """A value that the setting can have, other than this one."""
+    """Return another allowed value of a setting."""
     kind, setting = describe_settings()[name]
     if isinstance(value, bool):
         return not value
@@ -185,7 +185,7 @@ def test_changed_images_of_equal_size_are_named(data: Path, run: RunFolder) -> N
         content = path.read_bytes()
         path.write_bytes(content[:-64] + bytes(64))
         assert len(content) == path.stat().st_size
-    names = ", ".join(index.paths[index.rows(split)[0]] for split in ("train", "val"))  # a test image trains nothing
+    names = ", ".join(index.paths[index.rows(split)[0]] for split in ("train", "val"))  # test images are not compared
     with pytest.raises(
         DataError, match=rf"in own are not those that run began with: 2 of 48 differ: {names}\. Restore"
     ):

@@ -38,7 +38,7 @@ from tools.kill_test import read_final_files
 
 @pytest.fixture(scope="module")
 def uninterrupted(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The run that nothing happens to."""
+    """A run without interruptions."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(tiny_request(few_digits, folder))
     return RunFolder(folder)
@@ -63,7 +63,7 @@ def test_resumed_run_ends_in_the_same_bytes(few_digits: Path, uninterrupted: Run
 def test_resume_writes_what_a_kill_left_unwritten(few_digits: Path, uninterrupted: RunFolder) -> None:
     stop_after(tiny_request(few_digits, "run"), STEPS + 1)  # the first epoch's checkpoint is there
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
-        Path("run", name).unlink()  # what comes after it is not
+        Path("run", name).unlink()  # the files after it are not
     Path("run/last/.step-00000007.safetensors.abc.tmp").write_bytes(b"half")
     Path("run/last/.tmpA1b2C3").write_bytes(b"")  # as safetensors names its own
     events = finetune_steps(TrainRequest(resume=Path("run")))
@@ -111,7 +111,7 @@ def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, uninterrupted
     with pytest.raises(RunError, match="is not a run"):
         resume(tmp_path)
     own = tmp_path / "own"
-    shutil.copytree(few_digits, own)  # real files now, that can be changed
+    shutil.copytree(few_digits, own)  # files instead of links, to change them
     stop_after(tiny_request(own, "run"), 2)
     with pytest.raises(UsageError, match="reads the model, the settings"):
         resume("run", choices={"lr": Choice(value=1.0, source="flag")})
@@ -125,7 +125,9 @@ def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, uninterrupted
     (own / trained[0]).unlink()
     with pytest.raises(DataError, match=r"1 images of the split are not in .*--resume RUN"):
         resume("run")
-    assert isinstance(resume("run", data=few_digits)[-1], FinetuneResult), "the same images elsewhere will do"
+    assert isinstance(resume("run", data=few_digits)[-1], FinetuneResult), (
+        "the same images in another folder are accepted"
+    )
 
 
 def _split(run: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -143,7 +145,7 @@ def test_aborted_start_can_be_replaced(few_digits: Path, uninterrupted: RunFolde
     assert RunFolder(Path("run")).is_begun
     shutil.rmtree("run/last")
     Path("run/plan.toml").unlink()
-    with pytest.raises(UsageError, match="exists already"):  # it may be somebody's own folder
+    with pytest.raises(UsageError, match="exists already"):  # it may not be a run
         train(tiny_request(few_digits, "run"))
 
 
@@ -180,7 +182,7 @@ def test_second_signal_stops_at_once_unless_it_repeats_the_first() -> None:
 
     def send_three() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # a launcher's, that has the same Ctrl-C from the terminal
+        os.kill(os.getpid(), signal.SIGINT)  # a launcher's, which gets the same Ctrl-C
         assert signals.received == signal.SIGINT
         signals.since -= 2 * ECHO
         os.kill(os.getpid(), signal.SIGTERM)
@@ -231,7 +233,7 @@ def test_signal_after_the_last_epoch_stops_and_the_run_resumes(
     def interrupt() -> None:
         for event in finetune_steps(tiny_request(few_digits, "run")):
             if isinstance(event, Trained):
-                with suppress(StoppedError) if swallows else nullcontext():  # as a library may that catches everything
+                with suppress(StoppedError) if swallows else nullcontext():  # like a library that catches everything
                     os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(StoppedError, match=r"Continue with `convnext finetune --resume run`"):
@@ -252,7 +254,7 @@ def test_training_in_another_thread_leaves_signals_alone(few_digits: Path) -> No
 
 
 def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, images: int, calls: int = 0) -> None:
-    """From the given call on, the model's forward pass has memory for so many images only."""
+    """From call `calls` on, the forward pass has memory for `images` images only."""
     true, seen = torch.nn.functional.cross_entropy, iter(range(10**9))
 
     def limited(logits: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
@@ -285,7 +287,7 @@ def test_smaller_micro_batch_is_kept_after_resume(few_digits: Path, monkeypatch:
     uninterrupted = train(tiny_request(few_digits, "whole"))
     assert len(list_texts(uninterrupted)) == 1
     stop_after(tiny_request(few_digits, "run"), 9)
-    assert not list_texts(resume("run")), "it is said once"
+    assert not list_texts(resume("run")), "the notice is given once"
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 
 
@@ -298,7 +300,7 @@ def test_out_of_memory_for_one_image_names_the_remedy(few_digits: Path, monkeypa
 
 
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
-    """The gradients of these steps, counted from 0 and with those that are done again, are no finite numbers."""
+    """Make the gradients of some steps not finite; steps are counted from 0, repeated ones too."""
     seen = iter(range(10**9))
 
     def spoilt(accelerator: Any, model: torch.nn.Module) -> None:
@@ -317,7 +319,7 @@ def test_gradient_that_is_not_finite_goes_back_and_halves_the_lr(
     spoil_gradients(monkeypatch, STEPS + 3)  # step 10; the state after step 8 is saved
     events = train(tiny_request(few_digits, "run", save_every=2))
     [text] = list_texts(events)
-    assert "a loss or its gradient is not finite: back to step 8, with the lr halved" in text
+    assert "a loss or its gradient is not finite: back to step 8, with the learning rate halved" in text
     normal: list[Any] = [line["lr"] for line in read_final_files(uninterrupted)[1]]
     assert [event.lr for event in events if isinstance(event, EpochDone)] == [
         normal[0], normal[1] / 2, normal[2] / 2
@@ -329,11 +331,13 @@ def test_third_divergence_stops_and_keeps_the_best_model(few_digits: Path, monke
     texts: list[str] = []
     with monkeypatch.context() as patch:
         spoil_gradients(patch, *range(STEPS + 1, 1000))
-        with pytest.raises(DivergedError, match=r"a quarter of the lr too.*the best epoch's model is kept") as caught:
+        with pytest.raises(
+            DivergedError, match=r"a quarter of the learning rate too.*the best epoch's model is kept"
+        ) as caught:
             texts.extend(
                 event.text for event in finetune_steps(tiny_request(few_digits, "run")) if isinstance(event, Notice)
             )
     assert caught.value.exit_code == 1
     assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
     assert len(texts) == 2
-    assert isinstance(resume("run")[-1], FinetuneResult), "and it can go on from there"
+    assert isinstance(resume("run")[-1], FinetuneResult), "it can be resumed from there"

@@ -46,7 +46,7 @@ def test_ema_weights_are_validated_and_kept(digits: Path, monkeypatch: pytest.Mo
     assert torch.equal(load_weights("averaged")["head.fc.bias"], tensors["average.head.fc.bias"])
     assert torch.equal(load_weights("averaged")["head.fc.bias"], seen[1])
     plain = load_weights("plain")["head.fc.bias"]
-    assert torch.equal(plain, tensors["model.head.fc.bias"]), "averaging does not touch the training itself"
+    assert torch.equal(plain, tensors["model.head.fc.bias"]), "averaging does not change the training"
     assert not torch.equal(plain, load_weights("averaged")["head.fc.bias"])
 
 
@@ -93,7 +93,7 @@ def test_trained_head_is_better_from_the_first_epoch(digits: Path) -> None:
     assert head is not None
     assert first is not None
     assert head.top1 > 0.8, "three digits, from features of photographs"
-    assert abs(first.log_loss - head.log_loss) < 0.05, "so small a rate leaves it where the frozen phase brought it"
+    assert abs(first.log_loss - head.log_loss) < 0.05, "with so small a rate it stays as after the head-only phase"
 
 
 def test_zero_epochs_and_double_correction_are_refused(digits: Path) -> None:
@@ -155,7 +155,7 @@ def test_soup_of_best_epochs_is_kept_if_no_worse(digits: Path) -> None:
     best = sorted(log, key=lambda entry: (entry["val_balanced_accuracy"], -entry["val_log_loss"]))[-2:]
     [text] = [event.text for event in events if isinstance(event, Notice)]
     assert f"epochs {', '.join(str(epoch) for epoch in sorted(entry['epoch'] for entry in best))}" in text
-    assert not RunFolder(Path("run")).list_candidates(), "they are gone once the run has finished"
+    assert not RunFolder(Path("run")).list_candidates(), "they are removed at the end"
     means = [candidates[f"epoch-{entry['epoch']:04}.safetensors"]["head.fc.weight"] for entry in best]
     is_mean = torch.allclose(load_weights("run")["head.fc.weight"], (means[0] + means[1]) / 2, atol=1e-7)
     assert is_mean == ("and is kept" in text)

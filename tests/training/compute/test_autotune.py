@@ -82,9 +82,9 @@ def test_autotune_chooses_the_fastest_and_remembers_it(network: nn.Module, passe
     assert result == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     blocks, half, quarter = [(TIMM, 4), (FAST, 4), (NATIVE, 4)], [(TIMM, 4), (TIMM, 2)], [(TIMM, 2), (TIMM, 1)]
     assert passes == blocks * ROUNDS + half * ROUNDS + quarter * ROUNDS
-    assert not any(isinstance(module, FusedBlock) for module in network.modules()), "the model itself is as it was"
+    assert not any(isinstance(module, FusedBlock) for module in network.modules()), "the model itself is unchanged"
     passes.clear()
-    assert choose(network, passes=KERNEL_PASSES) == result, "a shorter run takes what is known"
+    assert choose(network, passes=KERNEL_PASSES) == result, "a shorter run uses the measurement"
     assert not passes
     choose(network, model="another")
     assert passes
@@ -109,7 +109,7 @@ def test_short_runs_are_not_measured(network: nn.Module, passes: Passes) -> None
 
 
 def test_shortest_runs_compile_no_kernels(network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes) -> None:
-    monkeypatch.setattr(autotune, "explain_missing_kernels", None)  # not asked for
+    monkeypatch.setattr(autotune, "explain_missing_kernels", None)  # must not be called
     assert choose(network, passes=KERNEL_PASSES - 1) == autotune.AutotuneResult(
         compute_config=ComputeConfig(blocks=FAST)
     )
@@ -130,14 +130,14 @@ def test_missing_c_compiler_gives_a_notice_and_other_blocks_are_measured(
     assert {blocks for blocks, _ in passes} == {TIMM, FAST}
     network, compute_config = deepcopy(network), ComputeConfig(blocks=NATIVE)
     _, notices = configure_model(network, compute_config, (4, 3, 32, 32), make_accelerator("no"))
-    assert notices == [notice], "a run that began elsewhere goes on"
+    assert notices == [notice], "a run that began with kernels resumes without them"
     assert any(isinstance(module, FusedBlock) for module in network.modules())
     load_kernels.cache_clear()
 
 
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Models that are compiled: by a compiler that halves the time of their passes."""
+    """The models that were compiled, by a compiler that halves the time of a pass."""
     monkeypatch.setitem(SLOWER, "compiled", 0.5)
     compiled_models: list[str] = []
 
@@ -164,7 +164,7 @@ def test_long_run_is_compiled_if_it_saves_time(network: nn.Module, passes: Passe
         compute_config=ComputeConfig(blocks=TIMM, threads=2, compiled=True), gain=4.0
     )
     passes.clear()
-    assert choose(network, passes=middle) == result, "remembered, so that it pays sooner"
+    assert choose(network, passes=middle) == result, "the measurement is kept, so that shorter runs are compiled too"
     assert not choose(network, passes=middle // 2).compute_config.compiled
     assert not passes
     assert compiles == ["compiled"]
@@ -243,7 +243,7 @@ def test_resumed_run_keeps_its_compute_config(
         if isinstance(event, StepDone) and event.step == 6:
             break
     events.close()
-    monkeypatch.setattr(autotune, "choose_compute_config", None)  # not asked again
+    monkeypatch.setattr(autotune, "choose_compute_config", None)  # must not be called again
     went_on = [
         event for event in finetune_steps(TrainRequest(resume=tmp_path / "cut")) if not isinstance(event, Progress)
     ]
@@ -276,7 +276,7 @@ def test_only_whole_micro_batches_are_compiled(digits: Path, tmp_path: Path, mon
         if isinstance(event, StepDone) and event.step == 6:
             break
     events.close()
-    assert sizes == [16] * 7, "the first is what compiles"
+    assert sizes == [16] * 7, "the first pass compiles"
     sizes.clear()
     went_on = [event for event in finetune_steps(TrainRequest(resume=tmp_path / "run")) if isinstance(event, Started)]
     assert "compiled" in went_on[0].compute_config
@@ -300,7 +300,7 @@ def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monk
 def test_autotune_measures_with_a_limited_number_of_images(
     network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(autotune, "IMAGES", 4)  # which is what `passes` expects
+    monkeypatch.setattr(autotune, "IMAGES", 4)  # as `passes` expects
     workload = Workload(model="test", shape=(32, 3, 32, 32), passes=MIN_PASSES)
     result = choose_compute_config(network, workload, accelerator=make_accelerator("no"), measure=True, compile=False)
     assert passes

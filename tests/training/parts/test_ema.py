@@ -6,7 +6,7 @@ from convnext_cli.training.parts.ema import ModelEma, find_decay
 
 
 def test_ema_warm_up_forgets_the_initial_weights() -> None:
-    """After 500 steps next to nothing of the first weights is left, where a constant decay keeps 95%."""
+    """After 500 steps almost nothing of the initial weights is left; a constant decay keeps 95%."""
     left = 1.0
     for step in range(1, 501):
         left *= find_decay(step, 0.9999)

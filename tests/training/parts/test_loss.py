@@ -31,7 +31,7 @@ def test_balanced_weights_give_each_class_the_same_total_and_keep_the_scale() ->
 
 
 def test_effective_weights_lie_between_none_and_balanced() -> None:
-    """arXiv:1901.05555, equation 2: (1 - beta^n) / (1 - beta) images' worth."""
+    """arXiv:1901.05555, equation 2: (1 - beta^n) / (1 - beta) effective images."""
     weights, balanced = weigh_classes(COUNTS, "effective"), weigh_classes(COUNTS, "balanced")
     assert 1 < weights[2] / weights[0] < balanced[2] / balanced[0]
     assert weights[2] / weights[0] == pytest.approx((1 - 0.999**900) / (1 - 0.999**10))
@@ -46,7 +46,7 @@ def test_class_weights_reach_the_loss() -> None:
 
 
 def test_logit_adjustment_is_the_loss_under_the_training_fractions() -> None:
-    """Of logits that know nothing, the loss is that of predicting each class by its share to the power tau."""
+    """For equal logits, the loss is that of predicting each class by its fraction to the power tau."""
     loss = criterion(logit_adjustment=1.0).sum_losses(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
     assert loss == pytest.approx(-np.log(10 / 1000), rel=1e-5)
     half = criterion(logit_adjustment=0.5).sum_losses(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))

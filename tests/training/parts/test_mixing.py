@@ -13,7 +13,7 @@ def test_label_smoothing_equals_torchs() -> None:
 
 
 def images_and_targets(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image i is all i, so that a mixed image shows what it was mixed from."""
+    """Return images whose pixels are their number, so that a mixed image shows its sources."""
     images = torch.arange(batch).float().view(batch, 1, 1, 1).expand(batch, 3, 16, 16).clone()
     return images, torch.eye(batch)
 
@@ -35,7 +35,7 @@ def test_cutmix_mixes_targets_by_area(seed: int) -> None:
         fraction = (mixed[i, 0] == i).float().mean()
         assert soft[i, i] == pytest.approx(fraction.item(), abs=1e-6)
         assert set(mixed[i].flatten().tolist()) <= {i, 3 - i}
-    assert torch.equal(images, images_and_targets(4)[0]), "the batch itself is left alone"
+    assert torch.equal(images, images_and_targets(4)[0]), "the batch itself is unchanged"
 
 
 def test_mixing_off_changes_nothing() -> None:

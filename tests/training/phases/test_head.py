@@ -78,7 +78,7 @@ def test_head_dropout_is_active_in_training_only(hidden: int | None) -> None:
     assert 0.35 < float((inputs_seen[2] == 0).float().mean()) < 0.65
 
 
-@pytest.mark.parametrize("hidden", [HIDDEN, 256])  # at 256 the classifier is of one shape in both
+@pytest.mark.parametrize("hidden", [HIDDEN, 256])  # at 256 both classifiers have the same shape
 def test_weights_with_another_head_load_the_backbone_only(hidden: int, tmp_path: Path) -> None:
     backbone = ["stem.0.weight", "stages.3.blocks.1.mlp.fc2.weight", "head.norm.weight"]
     sizes = (None, hidden)
@@ -91,7 +91,7 @@ def test_weights_with_another_head_load_the_backbone_only(hidden: int, tmp_path:
         assert result == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
         state, other_state = model.state_dict(), source.state_dict()
         assert all(torch.equal(state[name], other_state[name]) for name in backbone)
-        assert build(str(path), head_hidden_size=before)[1] == [], "the same head is taken whole"
+        assert build(str(path), head_hidden_size=before)[1] == [], "the same head is loaded completely"
 
 
 def test_run_starts_from_a_run_with_another_head(head_run: RunFolder, digits: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ auto_lr_request = partial(make_request, SETTINGS)
 
 @pytest.fixture(scope="module", autouse=True)
 def _short() -> Iterator[None]:
-    """Four steps a decade."""
+    """Four steps per decade."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "MAX_STEPS", 24)
         yield
@@ -49,7 +49,7 @@ def result(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def curve(best: float, noise: float, seed: int) -> tuple[list[float], list[float]]:
-    """A loss that falls from 1.1 to its lowest at `best`, and rises beyond; with noise at every step."""
+    """Return learning rates, and losses that fall from 1.1 to a minimum at `best` and rise beyond, with noise."""
     lrs = np.geomspace(sweep.LOW, sweep.HIGH, 60)
     place = np.log10(lrs / best)
     losses = 1.1 - 0.5 * np.exp(-0.5 * (place / 0.7) ** 2) + np.exp(3 * (place - 1))
@@ -74,7 +74,7 @@ def test_range_test_is_inconclusive_if_the_loss_never_decreases() -> None:
 def test_smoothing_is_symmetric_and_ignores_values_that_are_not_finite() -> None:
     assert smooth_losses([1.0] * 9 + [float("nan")]) == pytest.approx([1.0] * 10)
     line = np.linspace(2, 1, 31)
-    assert smooth_losses(line.tolist())[12:-12] == pytest.approx(line[12:-12], abs=1e-3)  # nothing lags
+    assert smooth_losses(line.tolist())[12:-12] == pytest.approx(line[12:-12], abs=1e-3)  # no lag
 
 
 def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: RunFolder) -> None:
@@ -86,7 +86,7 @@ def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: Ru
     assert len(recorded["lr"]) == len(recorded["loss"]) <= sweep.MAX_STEPS
     assert result.range_test.stat().st_size > 5000
     log = result.read_log()
-    assert log[-1]["lr"] <= recorded["chosen"]  # the first is of the head alone
+    assert log[-1]["lr"] <= recorded["chosen"]  # the first epoch is the head's
     values = read_plan(result.plan)[2]
     settings = {name: Choice(value=value, source="plan") for name, value in values.items()}
     train(TrainRequest(data=data, output=Path("again"), weights="builtin", choices=settings))
