@@ -1,140 +1,114 @@
-"""Where training, reports and exports meet: what the command line and a Python program both start."""
+"""The operations that commands and Python programs start: training, evaluation, prediction, export, data checks."""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
-from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.dataset import DatasetRequest, load_dataset
-from convnext_cli.data.index import AUTO, NONE
 from convnext_cli.errors import ConvnextError, StoppedError
-from convnext_cli.machine import count_cpus
-from convnext_cli.progress import Notice, OnEvent, finish, map_events
-from convnext_cli.recipes.settings import DEFAULT_RECIPE, Choice, SettingsDict, check_settings
-from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.crossvalidation import train_steps
-from convnext_cli.training.events import (
-    CrossValidationResult,
-    EpochDone,
-    Event,
-    FinetuneResult,
-    Started,
-    Trained,
-    TrainSteps,
+from convnext_cli.exports.request import ExportRequest
+from convnext_cli.inference.request import EvalRequest, PredictRequest
+from convnext_cli.options import describe_options, make_request
+from convnext_cli.progress import Notice, OnEvent, Steps, finish, map_events
+from convnext_cli.recipes.settings import (
+    Choice,
+    SettingsDict,
+    SettingSources,
+    check_settings,
+    expand_settings,
 )
 from convnext_cli.training.request import TrainRequest
 
+if TYPE_CHECKING:  # each operation imports what it needs: a prediction by ONNX Runtime has no torch
+    from convnext_cli.data.audit.summary import Audit
+    from convnext_cli.exports.export import ExportedFile
+    from convnext_cli.exports.hub import HubFolder
+    from convnext_cli.inference.evaluation import Evaluation
+    from convnext_cli.inference.prediction import Prediction
+    from convnext_cli.inference.sources import ImageInput
+    from convnext_cli.runs.folder import RunFolder
+    from convnext_cli.training.events import CrossValidationResult, Event, FinetuneResult, TrainSteps
+    from convnext_cli.training.preparation import Preparation
+
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
-DRAWING_SHARE = 0.05  # of the time, at most: where epochs are very short, not each gets a picture
+DRAWING_FRACTION = 0.05  # of the time, at most: where epochs are very short, not every epoch is drawn
 
 
-class TrainingOptions(SettingsDict, total=False):
-    """What `cross_validate` passes on, for type checkers and editors. A test compares it with `finetune`."""
+class DataOptions(TypedDict, total=False):
+    """How data are read, for type checkers and editors. A test compares it with `Settings`."""
+
+    image_root: str
+    exclude: str
+    group_from: str
+    resplit: bool
+
+
+class TrainOptions(SettingsDict, total=False):
+    """The options of a training, for type checkers and editors. A test compares it with the request's fields."""
 
     model: str | None
     weights: Path | str
-    offline: bool
-    overwrite: bool
     recipe: str
+    offline: bool
+    max_time: float | None
     augment: str | None
     audit: bool
-    max_time: float | None
+    output: Path | str | None
+    overwrite: bool
+    resume: Path | str | None
     cache: bool
     autotune: bool
     compile: bool | None
     track: Sequence[str]
+    onnx: bool
+    config: Path | str | None
+    imbalance: Literal["none", "sampler", "weights", "effective", "logit"] | None
 
 
 def finetune(
-    data: Path | str | None = None,
-    *,
-    model: str | None = None,
-    output: Path | str | None = None,
-    weights: Path | str = "auto",
-    offline: bool = False,
-    overwrite: bool = False,
-    recipe: str = DEFAULT_RECIPE,
-    augment: str | None = None,
-    audit: bool = True,
-    resume: Path | str | None = None,
-    max_time: float | None = None,
-    cache: bool = True,
-    autotune: bool = True,
-    compile: bool | None = None,
-    track: Sequence[str] = (),
-    onnx: bool = True,
-    on_event: OnEvent = None,
-    **settings: Unpack[SettingsDict],
-) -> FinetuneResult:
+    data: Path | str | None = None, *, on_event: OnEvent = None, **options: Unpack[TrainOptions]
+) -> "FinetuneResult":
     """Fine-tune a ConvNeXt on images, and return the run folder and its metrics.
 
     Args:
-        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file.
-        model: an architecture, with or without a `.tag`; None takes the recommended one.
-        output: the run folder; None makes `runs/<time>-<model>/`.
-        weights: `auto`, `none`, `builtin`, or the path of a file or run folder.
-        offline: never ask the Hub.
-        overwrite: replace a run that is at `output` already.
-        recipe: the tables that settings come from, `measured`, `specification` or `published`.
-        augment: how training images vary: `none`, `light`, `medical`, `natural` or `strong`; None for the
-            recipe's own, else `light`.
-        audit: look at every image first.
-        resume: a run to be continued, with its own model, settings, split and, unless they have moved, data.
-        max_time: seconds; fewer epochs are planned where they would take longer.
-        cache: keep decoded images in the user's cache folder, for later epochs and runs.
-        autotune: begin a long run by measuring which compute configuration is fastest.
-        compile: compile the model for training, on a processor, which takes a minute or more; None lets runs of half an
-            hour or more measure whether it pays.
-        track: where figures are sent as well: `tensorboard`, `wandb`, `mlflow`.
-        onnx: write `model.onnx` at the end, where the extra `onnx` is installed.
+        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file; None for those
+            of the run that `resume` names.
         on_event: called with each event: `Progress` of checking and preparing, then `Planned`, `Started`, a `StepDone`
             for each optimizer step, an `EpochDone` for each epoch, `Notice` (a text for the user) and `Trained`. An
-            exception that it raises stops the training; `resume` continues it from the last saved state.
-        **settings: any field of `Settings`, such as `epochs=30`; `convnext finetune --help` describes them.
+            exception that it raises stops the training; `resume` continues it from the last checkpoint.
+        **options: the options of `convnext finetune --help-all`, such as `model="convnext_nano"`, `epochs=30`,
+            `imbalance="weights"` or `resume="runs/…"`. `max_time` is in seconds; `audit` is `--check`.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
-    request = _make_request(
-        data, output, resume, settings, model=model, weights=str(weights), offline=offline, overwrite=overwrite,
-        recipe=recipe, augment=augment, audit=audit, max_time=max_time, cache=cache, autotune=autotune,
-        compile=compile, track=tuple(track),
-    )  # fmt: skip
-    result = finish(train(request, onnx=onnx), on_event)
+    from convnext_cli.training.events import FinetuneResult
+
+    request = make_train_request({"data": data} | dict(options))
+    result = finish(train(request), on_event)
     assert isinstance(result, FinetuneResult)
     return result
 
 
 def cross_validate(
-    data: Path | str | None = None,
-    *,
-    output: Path | str | None = None,
-    resume: Path | str | None = None,
-    onnx: bool = True,
-    on_event: OnEvent = None,
-    **options: Unpack[TrainingOptions],
-) -> CrossValidationResult:
+    data: Path | str | None = None, *, on_event: OnEvent = None, **options: Unpack[TrainOptions]
+) -> "CrossValidationResult":
     """Fine-tune a model for each fold, one after the other, and return their metrics with mean and spread.
 
     Args:
-        data: as `finetune` takes it.
-        output: the folder of the folds' runs; None makes `runs/<time>-<model>/`.
-        resume: a cross-validation to be continued.
-        onnx: write each fold's `model.onnx`, where the extra `onnx` is installed.
-        on_event: as `finetune` takes it; each fold ends with its `Finished`.
-        **options: `folds`, 5 if not given, and what `finetune` takes.
+        data: as in `finetune`.
+        on_event: as in `finetune`; each fold ends with its `Finished`.
+        **options: as in `finetune`; `folds` is 5 by default, and `output` is the folder of the folds' runs.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
-    values: dict[str, Any] = ({"folds": 5} if resume is None else {}) | dict(options)
-    own = {name: values.pop(name) for name in TrainRequest.__slots__ if name in values}
-    own |= {name: kind(own[name]) for name, kind in (("weights", str), ("track", tuple)) if name in own}
-    request = _make_request(data, output, resume, values, **own)
-    result = finish(train(request, onnx=onnx), on_event)
+    from convnext_cli.training.events import CrossValidationResult
+
+    folds: dict[str, Any] = {} if options.get("resume") is not None else {"folds": 5}
+    result = finish(train(make_train_request(folds | {"data": data} | dict(options))), on_event)
     assert isinstance(result, CrossValidationResult)
     return result
 
@@ -142,79 +116,139 @@ def cross_validate(
 def check(
     data: Path | str,
     *,
-    image_root: str = AUTO,
-    exclude: str = NONE,
-    group_from: str = "auto",
-    resplit: bool = False,
     fix_list: Path | str | None = None,
     overwrite: bool = False,
     on_event: OnEvent = None,
-) -> Audit:
+    **options: Unpack[DataOptions],
+) -> "Audit":
     """Check a data set: unreadable files, duplicates, leakage between splits, classes that metadata alone predict.
 
     Args:
         data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file.
-        image_root: the folder that a CSV file's paths begin in; `auto` looks in its own folder and those below.
-        exclude: images to leave out: a file that lists them, one folder or pattern, or `none`.
-        group_from: what images of one patient have in common: `auto`, `none`, `dicom:KEYWORD`, or a regular expression.
-        resplit: forget the data's own splits.
         fix_list: a file to write the images to leave out to, for `exclude`.
-        overwrite: replace what is at `fix_list`.
+        overwrite: replace an existing file at `fix_list`.
         on_event: called with each `Progress`.
+        **options: `image_root`, `exclude`, `group_from` and `resplit`, as `convnext check --help` describes them.
 
     Returns:
-        The audit: `findings`, each with what it does to the result, and `falsifies`, whether test scores will be wrong.
+        The audit: `findings`, each with its effect on the result, and `falsifies`, True if test scores will be wrong.
 
     Raises:
         DataError: the data cannot be read.
         UsageError: an argument is wrong, or `fix_list` lies in the data or exists.
     """
-    own = {"image_root": image_root, "exclude": exclude, "group_from": group_from, "resplit": resplit}
-    check_settings(own)
+    path = None if fix_list is None else Path(fix_list)
+    return finish(check_steps(Path(data), options, fix_list=path, overwrite=overwrite), on_event)
+
+
+def check_steps(
+    data: Path, options: Mapping[str, Any], *, fix_list: Path | None = None, overwrite: bool = False
+) -> Steps["Audit"]:
+    """Check a data set, as `check` does."""
+    from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
+    from convnext_cli.data.dataset import DatasetRequest, load_dataset
+    from convnext_cli.machine import count_cpus
+
+    check_settings(options)
     if fix_list is not None:
-        check_fix_list(Path(fix_list), Path(data), overwrite=overwrite)
-    steps = load_dataset(DatasetRequest(data=Path(data), **own), threads=count_cpus())  # type: ignore[arg-type]  # just checked
-    audit = finish(steps, on_event).audit
-    assert audit is not None
+        check_fix_list(fix_list, data, overwrite=overwrite)
+    dataset = yield from load_dataset(DatasetRequest(data=data, **options), threads=count_cpus())
+    assert dataset.audit is not None
     if fix_list is not None:
-        write_fix_list(audit, Path(fix_list), overwrite=overwrite)
-    return audit
+        write_fix_list(dataset.audit, fix_list, overwrite=overwrite)
+    return dataset.audit
 
 
-def _make_request(
-    data: Path | str | None,
-    output: Path | str | None,
-    resume: Path | str | None,
-    settings: Mapping[str, Any],
-    **options: Any,
-) -> TrainRequest:
-    return TrainRequest(
-        data=Path(data) if data is not None else None,
-        output=Path(output) if output else None,
-        resume=Path(resume) if resume is not None else None,
-        choices={name: Choice(value=value, source="flag") for name, value in settings.items()},
-        **options,
-    )
+def make_train_request(options: Mapping[str, Any]) -> TrainRequest:
+    """Return the request of a training.
 
+    Args:
+        options: fields of `TrainRequest`, `SettingSources` and `Settings`; settings override a plan file's.
 
-def train(request: TrainRequest, *, onnx: bool = True) -> TrainSteps[FinetuneResult | CrossValidationResult]:
-    """Train as a request says; keep `curves.png` up to date, and write `model.onnx` before the run counts as finished.
-
-    The file is written only where the extra `onnx` is installed, and not where the environment has CONVNEXT_ONNX=0. A
-    process that is killed meanwhile leaves an unfinished run, which `--resume` completes.
+    Raises:
+        UsageError: an option is unknown or has a wrong value, or the plan file cannot be read.
     """
-    complete = _export if onnx and os.environ.get("CONVNEXT_ONNX") != "0" else None
+    own = {field.name for field in fields(TrainRequest)} - {"choices"}
+    request = {name: value for name, value in options.items() if name in own and value is not None}
+    sources = make_request(
+        SettingSources, {name: value for name, value in options.items() if name in describe_options(SettingSources)}
+    )
+    settings = {name: value for name, value in options.items() if name not in own and name != "config"}
+    settings = expand_settings(settings)
+    check_settings(settings)
+    choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
+    if sources.config is not None:
+        from convnext_cli.recipes.plan import override_choices, read_choices, read_plan
+
+        model, weights, _ = read_plan(sources.config)
+        choices = override_choices(
+            read_choices(sources.config), choices, same_model=request.get("model") in (None, model)
+        )
+        request = {"model": model, "weights": weights or "auto"} | request
+    return make_request(TrainRequest, request | {"choices": choices})
+
+
+def prepare(request: TrainRequest) -> Steps["Preparation"]:
+    """Check a request, load and split its data, and make the plan, without training."""
+    from convnext_cli.training.preparation import prepare_steps
+
+    return prepare_steps(request)
+
+
+def train(request: TrainRequest) -> "TrainSteps[FinetuneResult | CrossValidationResult]":
+    """Train; keep `curves.png` up to date, and write `model.onnx` before the run counts as finished.
+
+    `model.onnx` is written if the request asks for it, the extra `onnx` is installed, and the environment does not have
+    CONVNEXT_ONNX=0. A process that is killed meanwhile leaves an unfinished run, which `--resume` completes.
+    """
+    from convnext_cli.training.crossvalidation import train_steps
+
+    complete = _export if request.onnx and os.environ.get("CONVNEXT_ONNX") != "0" else None
     steps = train_steps(request, complete)
     if os.environ.get("RANK", "0") != "0":
         return (yield from steps)
     return (yield from map_events(steps, _CurveDrawer()))
 
 
-def _export(run: RunFolder) -> TrainSteps[None]:
-    """Write `model.onnx` into a run. What prevents it is said, and is no failure."""
+def evaluate_runs(request: EvalRequest) -> Steps[list["Evaluation"]]:
+    """Evaluate runs on the images of the first; the newest run where the request names none."""
+    from convnext_cli.inference.calibration import parse_target
+    from convnext_cli.inference.evaluation import evaluate_all_steps
+    from convnext_cli.runs.folder import RunFolder
+    from convnext_cli.runs.folds import find_newest_run
+
+    targets = [parse_target(text) for text in request.targets]
+    runs = [RunFolder(path) for path in request.runs] or [find_newest_run()]
+    return evaluate_all_steps(runs, request.data, request.split, targets=targets, tta=request.tta, cache=request.cache)
+
+
+def report_evaluation(evaluation: "Evaluation") -> Steps[Path]:
+    """Write the report of an evaluation into its run."""
+    from convnext_cli.reports.report import write_report_steps
+
+    return write_report_steps(evaluation)
+
+
+def predict_images(
+    run: Path, images: "Iterable[ImageInput] | ImageInput", request: PredictRequest
+) -> "Iterator[Prediction]":
+    """Classify images one after the other, in constant memory."""
+    from convnext_cli.inference.prediction import predict_steps
+
+    return predict_steps(run, images, request)
+
+
+def export_run(run: "RunFolder", request: ExportRequest) -> "Steps[ExportedFile | HubFolder]":
+    """Export a run, and check the file on images."""
+    from convnext_cli.exports.export import export_steps
+
+    return export_steps(run, request)
+
+
+def _export(run: "RunFolder") -> "TrainSteps[None]":
+    """Write `model.onnx` into a run. A failure is a note: the run is finished without it."""
     from convnext_cli.exports.export import export_steps
     from convnext_cli.exports.onnx_file import check_installed
-    from convnext_cli.exports.request import ExportRequest
 
     try:
         check_installed()
@@ -224,8 +258,8 @@ def _export(run: RunFolder) -> TrainSteps[None]:
         yield from export_steps(run, ExportRequest(max_images=PARITY_IMAGES))
     except StoppedError:
         raise
-    except Exception as error:  # the exporter's own errors are many; none of them is worth a finished run
-        yield Notice(text=f"{run.exported('onnx').name} was not made: {' '.join(str(error).split())[:300]}")
+    except Exception as error:  # the exporter's own errors are many; none of them may cost a finished run
+        yield Notice(text=f"{run.exported('onnx').name} was not written: {' '.join(str(error).split())[:300]}")
 
 
 class _CurveDrawer:
@@ -235,8 +269,11 @@ class _CurveDrawer:
         self._run: RunFolder | None = None
         self._drawn = self._cost = 0.0
 
-    def __call__(self, event: Event) -> Event:
+    def __call__(self, event: "Event") -> "Event":
         """Draw where an event asks for it, and return the event."""
+        from convnext_cli.runs.folder import RunFolder
+        from convnext_cli.training.events import EpochDone, Started, Trained
+
         match event:
             case Started():
                 self._run = RunFolder(event.run)
@@ -244,7 +281,7 @@ class _CurveDrawer:
                     from convnext_cli.reports.plots import draw_range_test
 
                     draw_range_test(self._run)
-            case EpochDone() if self._cost <= DRAWING_SHARE * (time.monotonic() - self._drawn):
+            case EpochDone() if self._cost <= DRAWING_FRACTION * (time.monotonic() - self._drawn):
                 self._draw()
             case Trained():
                 self._draw()

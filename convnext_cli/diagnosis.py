@@ -1,4 +1,4 @@
-"""What this installation has, and whether it works: from synthetic images to a model's answer."""
+"""Versions, devices and caches of this installation, and a self-test on synthetic images."""
 
 import platform
 import tempfile
@@ -18,12 +18,12 @@ PACKAGES = (
     "onnxruntime", "onnx", "onnxscript", "pydicom", "transformers",
 )  # fmt: skip
 HUB_TIMEOUT = 3.0  # seconds
-PICTURES = 60  # of the self-test
+IMAGES = 60  # of the self-test
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cache:
-    """A folder of what can be fetched or computed again."""
+    """A folder of files that can be downloaded or computed again."""
 
     path: Path
     bytes: int
@@ -31,32 +31,32 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """What was found."""
+    """The state of the installation."""
 
     python: str
     platform: str
     packages: dict[str, str | None]
-    """Versions; None where a package is not installed, as extras may be."""
+    """Versions; None for a package that is not installed, such as an extra's."""
     devices: tuple[str, ...]
     caches: dict[str, Cache]
     hub: str
-    """Whether the Hub answers, in words."""
+    """The reachability of the Hub, in words."""
     self_test: dict[str, str]
-    """Each part of it: `ok` and its seconds, or what went wrong."""
+    """The result of each part: `ok` with its seconds, or the error."""
     works: bool
 
 
 def diagnose_steps(*, offline: bool) -> Steps[Diagnosis]:
-    """Check the installation. Never raises for what it finds.
+    """Check the installation; faults are part of the result.
 
     Args:
-        offline: never ask the Hub.
+        offline: never contact the Hub.
     """
     yield Progress(done=0, total=3, activity="caches")
-    caches = {"weights (Hub)": _find_hub_cache(), "images and measures": find_cache_folder()}
+    caches = {"weights (Hub)": _find_hub_cache(), "images and measurements": find_cache_folder()}
     sizes = {name: Cache(path=path, bytes=measure_size(path)) for name, path in caches.items()}
-    yield Progress(done=1, total=3, activity="asking the Hub")
-    hub = "not asked: offline" if offline else _ask_hub()
+    yield Progress(done=1, total=3, activity="contacting the Hub")
+    hub = "not contacted: offline" if offline else _ask_hub()
     yield Progress(done=2, total=3, activity="self-test")
     results = _test_all()
     return Diagnosis(
@@ -81,7 +81,7 @@ def _find_version(name: str) -> str | None:
 def _list_devices() -> tuple[str, ...]:
     gpu = detect_machine()
     processor = detect_machine(use_gpu=False)
-    names = [str(processor), f"{count_cpus()} processors may be used"]
+    names = [str(processor), f"{count_cpus()} CPU cores available"]
     return (str(gpu), *names) if gpu.is_gpu else tuple(names)
 
 
@@ -97,13 +97,13 @@ def _ask_hub() -> str:
     started = time.perf_counter()
     try:
         get_hf_file_metadata(hf_hub_url("timm/convnext_atto.d2_in1k", "config.json"), timeout=HUB_TIMEOUT)
-    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        return f"{constants.ENDPOINT} does not answer ({shorten_error(error)}); --weights PATH does without it"
-    return f"{constants.ENDPOINT} answers, {time.perf_counter() - started:.1f} s"
+    except Exception as error:  # the client raises errors of its HTTP library, its own, and OSError
+        return f"{constants.ENDPOINT} does not respond ({shorten_error(error)}); --weights PATH works without it"
+    return f"{constants.ENDPOINT} responds, {time.perf_counter() - started:.1f} s"
 
 
 def _test_all() -> dict[str, str]:
-    """Compiles the kernels, fine-tunes on generated images, predicts by torch, exports and predicts by ONNX Runtime."""
+    """Compile the kernels, fine-tune on synthetic images, predict with torch, export, predict with ONNX Runtime."""
     results: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -117,7 +117,7 @@ def _test_all() -> dict[str, str]:
             started = time.perf_counter()
             try:
                 results[name] = part() or f"ok, {time.perf_counter() - started:.1f} s"
-            except Exception as error:  # whatever is wrong here is what was looked for
+            except Exception as error:  # any failure is a result of the test
                 results[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 break
     return results
@@ -136,7 +136,7 @@ def _fine_tune(folder: Path, run: Path) -> str:
 
     from convnext_cli.api import finetune
 
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         bright = number % 2
         pixels = np.random.default_rng(number).integers(0, 128, (32, 32, 3), dtype=np.uint8) + np.uint8(100 * bright)
         path = folder / "images" / ("bright" if bright else "dark") / f"{number}.png"
@@ -153,11 +153,11 @@ def _predict(run: Path, engine: str) -> str:
     from convnext_cli.inference.prediction import predict
 
     for name in ("bright", "dark"):
-        [told] = predict(sorted((run.parent / "images" / name).iterdir())[:1], run, engine=engine)
-        if told.error:
-            raise told.error
-        if told.classes[0] != name:
-            raise ValueError(f"a {name} picture was taken for a {told.classes[0]} one")
+        [prediction] = predict(sorted((run.parent / "images" / name).iterdir())[:1], run, engine=engine)
+        if prediction.error:
+            raise prediction.error
+        if prediction.classes[0] != name:
+            raise ValueError(f"a {name} image was classified as {prediction.classes[0]}")
     return ""
 
 

@@ -1,4 +1,4 @@
-"""One exception per kind of failure, each with its exit code and the remedy that the user reads."""
+"""Exceptions: one class per kind of failure, each with an exit code; each error has a problem and a remedy."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -6,17 +6,17 @@ from functools import partial
 
 
 class ConvnextError(Exception):
-    """A failure that is told in one line: what is wrong, and what to do about it.
+    """A failure with a one-line message: the problem, and the remedy.
 
     Args:
-        problem: what is wrong, without a full stop at its end.
-        remedy: what the user can do, an imperative sentence without its full stop.
+        problem: the fact, without a full stop.
+        remedy: what the user can do, in the imperative, without a full stop.
     """
 
     exit_code = 1
 
     def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem, remedy)  # both, so that the exception survives pickling
+        super().__init__(problem, remedy)  # both arguments, so that the exception can be pickled
         self.problem = problem
         self.remedy = remedy
 
@@ -26,13 +26,13 @@ class ConvnextError(Exception):
 
 
 class UsageError(ConvnextError):
-    """The command or a setting is not usable as given."""
+    """A command, an option or a setting is wrong."""
 
     exit_code = 2
 
 
 class UnknownModelError(UsageError):
-    """No ConvNeXt of that name."""
+    """No model has this name."""
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         super().__init__(
@@ -47,31 +47,31 @@ class UnknownModelError(UsageError):
 
 
 class DataError(ConvnextError):
-    """The images, their folder or a run folder cannot be used."""
+    """Images, a data folder or a run folder cannot be used."""
 
     exit_code = 3
 
 
 class ImageError(DataError):
-    """One file could not be read as an image."""
+    """A file cannot be read as an image."""
 
 
 class RunError(DataError):
-    """A run folder is missing something or cannot be read."""
+    """A run folder is incomplete or cannot be read."""
 
 
 class WeightsError(ConvnextError):
-    """Pretrained weights could not be fetched, read or fitted to the model."""
+    """Pretrained weights cannot be downloaded, read, or loaded into the model."""
 
 
 class OutOfMemoryError(ConvnextError):
-    """The device has not enough memory for the plan."""
+    """The device has too little memory for the plan."""
 
     exit_code = 4
 
 
 class StoppedError(ConvnextError):
-    """A signal ended the run: 2 (Ctrl-C) or 15 (SIGTERM), told to the shell as it expects it."""
+    """A signal stopped the run: 2 (Ctrl-C) or 15 (SIGTERM); the exit code is 128 plus its number."""
 
     def __init__(self, problem: str, remedy: str, *, signal: int) -> None:
         super().__init__(problem, remedy)
@@ -83,25 +83,25 @@ class StoppedError(ConvnextError):
 
 
 class DivergedError(ConvnextError):
-    """The loss or its gradient is no finite number any more."""
+    """The loss or its gradient is not finite."""
 
 
 def shorten_error(error: BaseException) -> str:
-    """The first line of a library's error, at most 120 characters; its kind where it says nothing."""
+    """Return the first line of an error's message, at most 120 characters; its class name if it has none."""
     return str(error).strip().partition("\n")[0][:120] or type(error).__name__
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Returns "Did you mean …? " with up to three near matches of `word` in `known`, or an empty string."""
+    """Return "Did you mean …? " with up to three near matches of `word` in `known`, or an empty string."""
     near = get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"Did you mean {', '.join(near)}? " if near else ""
 
 
-def check_word(what: str, word: str | None, known: tuple[str, ...]) -> None:
-    """Checks that `word` is None or one of `known`.
+def check_word(kind: str, word: str | None, known: tuple[str, ...]) -> None:
+    """Check that `word` is None or one of `known`; `kind` names it in the message.
 
     Raises:
         UsageError: it is neither.
     """
     if word is not None and word not in known:
-        raise UsageError(f"unknown {what} {word!r}", f"{suggest(word, known)}Known are {', '.join(known)}")
+        raise UsageError(f"unknown {kind} {word!r}", f"{suggest(word, known)}Known: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Names that others chose, as text that a terminal, a shell, a spreadsheet or a program takes for nothing else."""
+"""Escapes for text from outside: safe to print in a terminal, a shell command, a spreadsheet or JSON."""
 
 import json
 import math
@@ -13,7 +13,7 @@ _CONTROLS = (
     *range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070), 0xFEFF,
 )  # fmt: skip
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_SURROGATES = re.compile("[\ud800-\udfff]")  # how Python holds bytes of a file name that are not text
+_SURROGATES = re.compile("[\ud800-\udfff]")  # Python's form of bytes of a file name that are not text
 _FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # and their full-width forms
 
 
@@ -26,13 +26,13 @@ _VISIBLE = {code: _escape(code) for code in _CONTROLS}
 
 def make_visible(text: str) -> str:
     r"""Return the text as one line, each control character replaced by its escape, such as `\x1b` or `\n`."""
-    return _SURROGATES.sub(lambda found: _escape(ord(found[0])), text.translate(_VISIBLE))
+    return _SURROGATES.sub(lambda match: _escape(ord(match[0])), text.translate(_VISIBLE))
 
 
 def quote(path: str | Path) -> str:
-    """Return a path as a shell and `convnext` take it, for commands that a person pastes.
+    """Return a path quoted for a shell, for commands that a user pastes.
 
-    One with control characters or bytes that are no text becomes bash's `$'…'`, so that what is shown is the command.
+    A path with control characters or with bytes that are not text becomes bash's `$'…'`.
     """
     text = str(path)
     if text.startswith("-"):
@@ -49,9 +49,9 @@ def _quote_char(char: str) -> str:
 
 
 def guard_cell(cell: Any) -> Any:
-    """Return a CSV cell that a spreadsheet does not compute, on one line; finite numbers stay, others become None.
+    """Return a CSV cell of one line that a spreadsheet does not evaluate. Numbers that are not finite become None.
 
-    Text that begins like a formula gets an apostrophe before it, as OWASP advises ("CSV Injection").
+    Text that begins like a formula gets a leading apostrophe (OWASP, "CSV Injection").
     """
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else None
@@ -62,10 +62,10 @@ def guard_cell(cell: Any) -> Any:
 
 
 def to_json(data: Any, *, indent: int | None = None) -> str:
-    """Return the data as JSON in ASCII, which holds in any locale; numbers that are not finite are null.
+    """Return the data as JSON in ASCII, readable in any locale; numbers that are not finite become null.
 
-    What JSON has no form for, such as a path, becomes its text. Bytes of a name that are no text are kept as Python's
-    lone surrogates, from which `os.fsencode` makes the name again.
+    Other types, such as paths, become text. Bytes of a file name that are not text stay lone surrogates, which
+    `os.fsencode` turns back into the name.
     """
     try:
         text = json.dumps(data, indent=indent, default=str, allow_nan=False)

@@ -1,9 +1,9 @@
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,13 +11,18 @@ from safetensors.numpy import load_file, save_file
 
 import convnext_cli
 from convnext_cli import check, compare, cross_validate, evaluate, export, finetune, predict, recommend, write_report
-from convnext_cli.api import TrainingOptions
+from convnext_cli.api import DataOptions, TrainOptions, make_train_request
+from convnext_cli.cli.check import SETTINGS as CHECK_SETTINGS
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.hub import HubFolder
+from convnext_cli.exports.request import ExportRequest
+from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.locks import check_unlocked
+from convnext_cli.options import describe_options
 from convnext_cli.progress import Progress, finish
-from convnext_cli.recipes.settings import SettingsDict, describe_settings
+from convnext_cli.recipes.settings import SettingsDict, SettingSources, describe_settings
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.request import TrainRequest
 from tests.cli.conftest import Convnext, convnext
 from tests.conftest import SMALL, save_image
 
@@ -42,12 +47,54 @@ def test_the_typed_settings_are_those_of_the_recipe() -> None:
     assert not SettingsDict.__required_keys__
 
 
-def test_cross_validate_passes_on_what_finetune_takes() -> None:
-    known = inspect.signature(finetune, eval_str=True).parameters
-    own = inspect.signature(cross_validate).parameters
-    expected = {name: p.annotation for name, p in known.items() if name not in (*own, "settings")}
-    hints = get_type_hints(TrainingOptions)
-    assert {name: hint for name, hint in hints.items() if name not in describe_settings()} == expected
+def test_the_typed_options_of_a_training_are_the_fields_of_its_requests() -> None:
+    declared = describe_options(TrainRequest) | describe_options(SettingSources)
+    hints = {name: hint for name, hint in get_type_hints(TrainOptions).items() if name not in describe_settings()}
+    assert hints.keys() == declared.keys() - {"data"}
+    for name, declaration in declared.items():
+        if name == "data":
+            continue
+        accepted = {part for part in (get_args(hints[name]) or (hints[name],)) if part is not type(None)}
+        kind = declaration.kind
+        if get_origin(kind) is Literal:
+            assert set(get_args(kind)) == {word for part in accepted for word in get_args(part) or (part,)}, name
+        elif declaration.is_repeated:
+            assert hints[name] == Sequence[str], name
+        elif kind is Path or name == "weights":
+            assert accepted == {Path, str}, name
+        else:
+            assert accepted == {kind}, name
+
+
+def test_the_typed_options_of_a_check_are_settings() -> None:
+    hints = get_type_hints(SettingsDict)
+    assert get_type_hints(DataOptions) == {name: hints[name] for name in CHECK_SETTINGS}
+
+
+@pytest.mark.parametrize(
+    ("function", "request_class"), [(predict, PredictRequest), (evaluate, EvalRequest), (export, ExportRequest)]
+)
+def test_keyword_parameters_are_the_fields_of_the_request(function: Callable[..., Any], request_class: type) -> None:
+    parameters = inspect.signature(function).parameters
+    for name, declaration in describe_options(request_class).items():
+        assert name in parameters
+        assert parameters[name].default == declaration.default, name
+
+
+def test_python_options_have_the_bounds_of_the_command_line(digits: Path, convnext: Convnext) -> None:
+    with pytest.raises(UsageError, match=r"max_time = -1 must be above 0"):
+        finetune(digits, max_time=-1)
+    with pytest.raises(UsageError, match=r"max_time = 'long' must be a number"):
+        finetune(digits, max_time="long")  # type: ignore[arg-type]
+    assert "top_k = 0 must be at least 1" in convnext("predict", "x.png", "--top-k", 0).err
+
+
+def test_imbalance_sets_the_settings_that_it_stands_for() -> None:
+    request = make_train_request({"imbalance": "effective", "epochs": 3})
+    values = {name: choice.value for name, choice in request.choices.items()}
+    assert values == {"epochs": 3, "sampler": "shuffle", "class_weights": "effective", "logit_adjustment": 0.0}
+    with pytest.raises(UsageError, match="imbalance and sampler both set"):
+        make_train_request({"imbalance": "weights", "sampler": "balanced"})
 
 
 def test_a_type_checker_knows_the_settings(digits: Path) -> None:
@@ -78,7 +125,7 @@ def test_what_takes_long_has_on_event_and_says_so(function: Callable[..., Any]) 
 def test_every_function_is_typed_and_documented() -> None:
     for name in convnext_cli.__all__:
         function = getattr(convnext_cli, name)
-        assert "Any" not in str(get_type_hints(function)["return"])
+        assert inspect.signature(function).return_annotation not in (inspect.Signature.empty, Any)
         assert "Args:" in (inspect.getdoc(function) or ""), name
 
 

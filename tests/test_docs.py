@@ -13,7 +13,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import timm
@@ -21,6 +21,7 @@ import typer
 from safetensors.torch import save_file
 
 import convnext_cli
+from convnext_cli.api import TrainOptions
 from convnext_cli.cli.app import app, main
 from convnext_cli.models.catalog import load_catalog
 from convnext_cli.recipes.settings import describe_settings
@@ -230,7 +231,7 @@ def test_python_of_a_page_calls_functions_that_exist(page: Path) -> None:
                 known = {
                     *signature.parameters,
                     *describe_settings(),
-                    *inspect.signature(convnext_cli.finetune).parameters,
+                    *get_type_hints(TrainOptions),
                 }
                 assert {keyword.arg for keyword in call.keywords} <= known, ast.unparse(call)
                 signature.bind_partial(*call.args)

@@ -116,7 +116,7 @@ def test_a_line_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
         "line\\nFAKE\\r\\u2028x",
-        "note: line\\nFAKE\\r\\u2028x",
+        "warning: line\\nFAKE\\r\\u2028x",
         "error: line\\nFAKE\\r\\u2028x",
     ]
     assert captured.out == "line\\nFAKE\\r\\u2028x\n"

@@ -46,51 +46,32 @@ def show_commands() -> None:
     import typer
 
     from convnext_cli.cli.app import app
+    from convnext_cli.cli.help import describe_default, describe_flags, name_argument
+    from convnext_cli.options import GROUPS
 
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
-        if command.hidden:
-            continue
-        arguments = [p for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join(_name_argument(argument) for argument in arguments)
+        declared = [entry for entry in command.declared.values() if not entry.option.replacement]
+        arguments = [entry for entry in declared if entry.option.is_argument]
+        options = [entry for entry in declared if not entry.option.is_argument]
+        usage = " ".join(map(name_argument, arguments))
         print(f"\n## {name}\n\n```text\nconvnext {name} [OPTIONS] {usage}".rstrip(), "```", sep="\n")
-        print("\n" + re.sub(r"\s*\f.*", "", inspect.cleandoc(command.help or ""), flags=re.DOTALL) + "\n")
+        print("\n" + inspect.cleandoc(command.help or "") + "\n")
         for argument in arguments:
-            print(f"`{_name_argument(argument)}`: {argument.help}\n")
-        options = [
-            p for p in command.params if p.param_type_name == "option" and not p.hidden and "--help" not in p.opts
-        ]
-        panels = list(dict.fromkeys(_name_panel(option) for option in options))
-        for panel in panels:
-            if len(panels) > 1:
-                print(f"\n### {name}: {panel}\n")
-            chosen = [option for option in options if _name_panel(option) == panel]
-            show_table(("option", "meaning", "default"), (_describe_option(option) for option in chosen))
-
-
-def _name_argument(argument: Any) -> str:
-    name = argument.name.upper()
-    return (name if argument.required else f"[{name}]") + ("..." if argument.nargs == -1 else "")
-
-
-def _name_panel(option: Any) -> str:
-    return getattr(option, "rich_help_panel", None) or "Options"
-
-
-def _describe_option(option: Any) -> tuple[str, str, str]:
-    flags = ", ".join(f"`{flag}`" for flag in sorted(option.opts, key=lambda flag: flag.startswith("--")))
-    flags += "".join(f" / `{flag}`" for flag in option.secondary_opts)
-    kind = option.type.name
-    value = "" if option.is_flag else option.metavar or {"text": "TEXT", "integer": "INTEGER"}.get(kind, kind.upper())
-    if kind == "choice":
-        value = "\\|".join(map(str, option.type.choices))
-    variable = f" Environment: `{option.envvar}`." if option.envvar else ""
-    default = option.default
-    if option.is_flag and option.secondary_opts and default is not None:
-        shown = f"`{(option.opts if default else option.secondary_opts)[-1]}`"
-    else:
-        shown = f"`{default}`" if default not in (None, False, [], ()) and not callable(default) else ""
-    return f"{flags} {value.strip('<>')}".strip(), _escape((option.help or "") + variable), shown
+            print(f"`{name_argument(argument)}`: {_escape(argument.option.help)}\n")
+        titles = [title for title in GROUPS if any(entry.option.group == title for entry in options)]
+        for title in titles:
+            if len(titles) > 1:
+                print(f"\n### {name}: {title}\n")
+            rows = []
+            for entry in options:
+                if entry.option.group == title:
+                    unit = f" ({entry.option.unit})" if entry.option.unit else ""
+                    variable = f" Environment: `{entry.option.env}`." if entry.option.env else ""
+                    default = describe_default(entry)
+                    meaning = f"{entry.option.help.removesuffix('.')}{unit}.{variable}"
+                    rows.append((f"`{describe_flags(entry)}`", _escape(meaning), f"`{default}`" if default else ""))
+            show_table(("option", "meaning", "default"), rows)
 
 
 def _escape(text: str) -> str:
@@ -125,8 +106,8 @@ def _name_kind(kind: Any, setting: Any) -> str:
     names = {"int": "integer", "float": "number", "str": "text", "bool": "true or false"}
     words = "".join(f" or `{word}`" for word in setting.words)
     low, high = setting.low, setting.high
-    first = "" if low is None else f", {'above' if setting.open else 'from'} {low:,g}"
-    last = "" if high is None else f" {'below' if setting.open and high < 1 else 'to'} {high:,.12g}"
+    first = "" if low is None else f", {'above' if setting.is_open else 'from'} {low:,g}"
+    last = "" if high is None else f" {'below' if setting.is_open and high < 1 else 'to'} {high:,.12g}"
     return f"{names[kind.__name__]}{words}{first}{last}"
 
 

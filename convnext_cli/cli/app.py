@@ -1,4 +1,4 @@
-"""The command line: its commands, and how a failure becomes one line and an exit code."""
+"""The command line: its commands, and the line and exit code of a failure."""
 
 import io
 import os
@@ -17,6 +17,7 @@ from convnext_cli.cli.doctor import doctor
 from convnext_cli.cli.eval import evaluate
 from convnext_cli.cli.export import export
 from convnext_cli.cli.finetune import finetune
+from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.list import list_
 from convnext_cli.cli.predict import predict
@@ -33,23 +34,27 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: the import of rich's panels would double the wait for it
+    rich_markup_mode=None,  # plain help: importing rich doubles the time to the answer
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("list")(list_)
-app.command("recommend")(recommend)
-app.command("check")(check)
-app.command("finetune")(finetune)
-app.command("eval")(evaluate)
-app.command("predict")(predict)
-app.command("cache")(cache)
-app.command("export")(export)
-app.command("demo")(demo)
-app.command("doctor")(doctor)
+COMMANDS = {
+    "list": list_,
+    "recommend": recommend,
+    "check": check,
+    "finetune": finetune,
+    "eval": evaluate,
+    "predict": predict,
+    "cache": cache,
+    "export": export,
+    "demo": demo,
+    "doctor": doctor,
+}
+for name, command in COMMANDS.items():
+    app.command(name, cls=Command)(command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(value: bool) -> None:
+    if value:
         console.show(f"convnext {__version__}")
         raise typer.Exit
 
@@ -71,16 +76,16 @@ def _options(
     note = explain_cache_location()
     redirect_library_caches()
     if note and context.invoked_subcommand in ("check", "demo", "eval", "finetune"):
-        console.warn(note)
+        console.note(note)
     if context.invoked_subcommand is None:
         console.show_lines(context.get_help())
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits.
+    """Run the command line and exit.
 
     Args:
-        args: the words after `convnext`; None takes the process's own.
+        args: the words after `convnext`; None for those of the process.
     """
     with keep_streams():
         code = _run(args)
@@ -93,10 +98,10 @@ def _run(args: list[str] | None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         code = app(args, standalone_mode=False, prog_name="convnext")
-        sys.stdout.flush()  # here, so that what fails is said as all else
+        sys.stdout.flush()  # here, so that a failure is reported like any other
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            console.fail("interrupted. What was saved before is whole")
-    except StoppedError as error:  # all processes know it; the first one says it
+            console.fail("interrupted. Saved files are intact")
+    except StoppedError as error:  # all processes stop; the first one reports it
         console.say(str(error))
         code = error.exit_code
     except ConvnextError as error:
@@ -105,21 +110,21 @@ def _run(args: list[str] | None) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "convnext"
         text = explain_usage(error, sys.argv[1:] if args is None else args)
-        code = _fail(f"{text} (`{command} --help` shows what it takes)", error.exit_code)
+        code = _fail(f"{text} (`{command} --help` lists the options)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # whoever read our output has gone; Python would complain once more when it closes stdout
+        # the reader of the output has gone; Python would complain again when it closes stdout
         discard(sys.stdout)
         code = 1
     except OSError as error:
-        if error.filename is None:  # a stream's: Python would complain once more when it closes stdout
+        if error.filename is None:  # a stream's: Python would complain again when it closes stdout
             discard_unwritten(sys.stdout)
         where = f": {error.filename}" if error.filename else ""
         code = _fail(f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1)
-    except Exception as error:  # a bug of ours; said as such, in one line like all else
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        code = _fail(f"{what}. This is a bug; --debug before the command shows where", 1)
+    except Exception as error:  # a bug, reported in one line like any failure
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        code = _fail(f"{problem}. This is a bug; --debug before the command shows the traceback", 1)
     return code if isinstance(code, int) else 0
 
 

@@ -1,59 +1,86 @@
-"""`convnext cache`: what is kept so that it need not be made again."""
+"""`convnext cache`: the cached images and files of earlier runs."""
 
 import time
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.options import Given, with_options
 from convnext_cli.errors import ConvnextError
+from convnext_cli.options import Option
+
+if TYPE_CHECKING:
+    from convnext_cli.images.cache import CachedSet
 
 
-def cache(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheFlags:
+    """Options of the command."""
+
     clear: Annotated[
-        bool, typer.Option("--clear", help="Remove all of it. A training that reads from a zip file fails then.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show or clear what is kept for later runs: decoded images, measures, unpacked zip files, compiled kernels."""
+        bool,
+        Option(help="Delete the cache. A running training that reads from a zip file fails then.", is_common=True),
+    ] = False
+    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+
+
+@with_options(CacheFlags)
+def cache(_context: typer.Context, given: Given) -> None:
+    """Show or clear the cache: decoded images, measurements, unpacked zip files, compiled kernels."""
     from convnext_cli.cache_folder import clear_cache, find_cache_folder, list_cache
-    from convnext_cli.images.cache import DEFAULT_LIMIT, LIMIT, list_cached_sets
+    from convnext_cli.images.cache import list_cached_sets
     from convnext_cli.machine import GIB
 
+    flags = given.make(CacheFlags)
+    clear = flags.clear
     parts, sets = list_cache(), list_cached_sets()
     total = sum(part.bytes for part in parts)
     remaining = clear_cache() if clear else []
-    if as_json:
+    if flags.as_json:
         described = {"path": find_cache_folder(), "bytes": total, "parts": [asdict(part) for part in parts]}
-        console.show_json(described | {"cleared": clear and not remaining, "sets": [asdict(one) for one in sets]})
+        console.show_json(described | {"cleared": clear and not remaining, "sets": [asdict(entry) for entry in sets]})
     else:
         size = f"removed {total / GIB:.2f} GiB" if clear else f"{total / GIB:.2f} GiB"
         console.show(f"{find_cache_folder()}: {size}", style="bold")
         console.show_table(
-            ["part", "what", "entries", "MiB"],
+            ["part", "content", "entries", "MiB"],
             ((part.name, part.title, f"{part.entries:,}", f"{part.bytes / 2**20:,.1f}") for part in parts),
             numbers=["entries", "MiB"],
         )
     if remaining:
         raise ConvnextError(
-            f"{len(remaining)} entries of the cache cannot be removed, such as {remaining[0]}", "Check its permissions"
+            f"cannot delete {len(remaining)} entries of the cache, such as {remaining[0]}", "Check its permissions"
         )
-    if as_json or clear:
+    if flags.as_json or clear:
         return
+    _show_sets(sets)
+
+
+def _show_sets(sets: "list[CachedSet]") -> None:
+    """Show the cached images by data set, and the limit of the cache."""
+    from convnext_cli.images.cache import DEFAULT_LIMIT, LIMIT
+    from convnext_cli.machine import GIB
+
     if sets:
         now = time.time()
         console.show("")
         console.show_table(
             ["data", "prepared for", "images", "GiB", "days unused"],
             (
-                (one.root, one.purpose.partition(";")[0], f"{one.images:,}", f"{one.size / GIB:.2f}",
-                 f"{(now - one.used) / 86400:.0f}")
-                for one in sets
+                (
+                    entry.root,
+                    entry.purpose.partition(";")[0],
+                    f"{entry.images:,}",
+                    f"{entry.size / GIB:.2f}",
+                    f"{(now - entry.used) / 86400:.0f}",
+                )
+                for entry in sets
             ),
             numbers=["images", "GiB", "days unused"],
-        )  # fmt: skip
+        )
     console.show(
-        f"Decoded images take at most {DEFAULT_LIMIT:g} GiB unless ${LIMIT} says otherwise; what is unused for longest "
-        "goes first. --clear removes all parts; the Hub's weights are kept elsewhere and stay"
+        f"Cached images take at most {DEFAULT_LIMIT:g} GiB; ${LIMIT} sets another limit. The least recently used are "
+        "deleted first. --clear deletes everything above; weights from the Hub are cached elsewhere and stay"
     )

@@ -1,63 +1,83 @@
-"""`convnext check`: what may be wrong with a data set."""
+"""`convnext check`: faults of a data set."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import given, name_flag, with_settings
+from convnext_cli.cli.options import Given, list_flags, with_options
+from convnext_cli.options import DATA, RUN, Option
 from convnext_cli.text import quote
+from convnext_cli.training.request import DATA_HELP
 
 if TYPE_CHECKING:
     from convnext_cli.data.audit.summary import Audit
-    from convnext_cli.data.dataset import DatasetRequest
 
-DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, a CSV file with path and label, or a zip file."
-FALSE_SCORE = 3  # the exit code where a finding makes a score false
+FALSE_SCORE = 3  # the exit code where a finding falsifies test scores
+SETTINGS = ("image_root", "exclude", "group_from", "resplit")
 
 
-@with_settings("image_root", "exclude", "group_from", "resplit")
-def check(
-    data: Annotated[Path, typer.Argument(help=DATA_HELP)],
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckFlags:
+    """Options of the command alone."""
+
+    data: Annotated[Path, Option(help=DATA_HELP, group=DATA, is_argument=True)]
     fix_list: Annotated[
-        Path | None, typer.Option(help="Write the images to leave out to this file, for `finetune --exclude`.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --fix-list.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    **settings: Any,
-) -> None:
-    """Check a data set. Finds unreadable files, duplicates, leakage; exits with 3 if test scores will be wrong."""
+        Path | None,
+        Option(
+            help="Write the images to leave out to this file, for `finetune --exclude`.",
+            group=RUN,
+            is_common=True,
+            metavar="FILE",
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option(help="Replace an existing file at --fix-list.", group=RUN, is_common=True)] = (
+        False
+    )
+    as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
+
+
+@with_options(CheckFlags, settings=SETTINGS)
+def check(_context: typer.Context, given: Given) -> None:
+    """Check a data set for unreadable files, duplicates and leakage. Exits with 3 if test scores will be wrong."""
+    from convnext_cli.api import check_steps
     from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
-    from convnext_cli.data.dataset import DatasetRequest
     from convnext_cli.data.index import check_trainable
 
-    if fix_list is not None:
-        check_fix_list(fix_list, data, overwrite=overwrite)
-    audit = run_audit(DatasetRequest(data=data, **given(settings)))
-    if as_json:
+    flags = given.make(CheckFlags)
+    settings = {name: value for name, value in given.items() if name in SETTINGS}
+    if flags.fix_list is not None:
+        check_fix_list(flags.fix_list, flags.data, overwrite=flags.overwrite)
+    audit = console.run("checking images", check_steps(flags.data, settings))
+    if flags.as_json:
         console.show_json(audit.as_dict())
     else:
         _show(audit)
     written = 0
-    if fix_list is not None:
-        written = write_fix_list(audit, fix_list, overwrite=overwrite)
-        console.say(f"wrote {written} path{'s' if written != 1 else ''} to {fix_list}")
+    if flags.fix_list is not None:
+        written = write_fix_list(audit, flags.fix_list, overwrite=flags.overwrite)
+        console.say(f"wrote {written} path{'s' if written != 1 else ''} to {flags.fix_list}")
     check_trainable(audit.index)
-    if not as_json:
+    if not flags.as_json:
         _show_verdict(audit)
-        reason, command = _build_next(data, fix_list if written else None, given(settings), audit)
-        if reason:
-            console.show(reason)
-        console.show(f"Next: {command}")
+        _show_next(flags.data, flags.fix_list if written else None, settings, audit)
     if audit.falsifies:
         raise typer.Exit(FALSE_SCORE)
 
 
+def _show_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> None:
+    reason, command = _build_next(data, fix_list, settings, audit)
+    if reason:
+        console.show(reason)
+    console.show(f"Next: {command}")
+
+
 def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> tuple[str, str]:
-    """Return why, and the command that a person gives next: `recommend`, or `check` of what may mend the data."""
-    flags = [f"{name_flag(name)} {quote(value)}" for name, value in settings.items() if not isinstance(value, bool)]
+    """Return the reason and the next command: `recommend`, or `check` with a remedy."""
+    flags = list_flags({name: value for name, value in settings.items() if name != "resplit"})
     if not audit.falsifies:
         kept = [flag for flag in flags if not flag.startswith("--group-from")]
         left_out = [f"--exclude {quote(fix_list)}"] if fix_list and "exclude" not in settings else []
@@ -71,18 +91,8 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
     return "A fix-list names the images to leave out.", f"{check} --fix-list leave-out.csv"
 
 
-def run_audit(request: "DatasetRequest") -> "Audit":
-    """Audit a data set with a progress bar."""
-    from convnext_cli.data.dataset import load_dataset
-    from convnext_cli.machine import count_cpus
-
-    audit = console.run("checking images", load_dataset(request, threads=count_cpus())).audit
-    assert audit is not None
-    return audit
-
-
 def _show(audit: "Audit") -> None:
-    index, grouping = audit.index, audit.grouping
+    index = audit.index
     splits = sorted(set(index.splits), key=("train", "val", "test", "").index)
     console.show(f"{index.root}: {len(index):,} images in {len(index.classes)} classes", style="bold")
     counts = [index.count_classes(split) for split in splits]
@@ -92,6 +102,20 @@ def _show(audit: "Audit") -> None:
         ((name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)),
         numbers=columns,
     )
+    _show_facts(audit)
+    for finding in audit.findings:
+        console.show("")
+        style = "bold red" if finding.falsifies else "bold yellow"
+        console.show(f"{finding.severity}: {finding.title}", style=style)
+        for example in finding.examples:
+            console.show(f"    {example}")
+        console.show(f"  effect    {finding.effect}")
+        console.show(f"  finetune  {finding.action}")
+
+
+def _show_facts(audit: "Audit") -> None:
+    """Show sizes, formats, layout, groups, and what metadata alone predicts."""
+    index, grouping = audit.index, audit.grouping
     sizes = ", ".join(f"{name} {width} x {height}" for name, (width, height) in audit.sizes.items())
     console.show(f"sizes     {sizes} px")
     console.show(f"formats   {', '.join(f'{count:,} {name}' for name, count in audit.formats.items())}")
@@ -106,17 +130,9 @@ def _show(audit: "Audit") -> None:
     for path, group in grouping.examples:
         console.show(f"          {path} -> {group}")
     if audit.shortcuts:
-        told = ", ".join(f"{found.name} {found.score:.0%}" for found in audit.shortcuts)
+        scores = ", ".join(f"{shortcut.name} {shortcut.score:.0%}" for shortcut in audit.shortcuts)
         chance = audit.shortcuts[0].chance
-        console.show(f"balanced accuracy from metadata alone (chance {chance:.0%}): {told}")
-    for finding in audit.findings:
-        console.show("")
-        style = "bold red" if finding.falsifies else "bold yellow"
-        console.show(f"{finding.severity}: {finding.title}", style=style)
-        for example in finding.examples:
-            console.show(f"    {example}")
-        console.show(f"  effect    {finding.effect}")
-        console.show(f"  finetune  {finding.action}")
+        console.show(f"balanced accuracy from metadata alone (chance {chance:.0%}): {scores}")
 
 
 def _show_verdict(audit: "Audit") -> None:

@@ -1,10 +1,10 @@
-"""What the shell offers after a Tab: names of models and run folders."""
+"""Shell completion of model names and run folders."""
 
 from pathlib import Path
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Architectures that begin so; once one is whole, its tags."""
+    """Return the architectures that begin with a text; after a full name and a dot, its tags."""
     from convnext_cli.models.catalog import list_tags, load_catalog
 
     names = list(load_catalog())
@@ -15,14 +15,14 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """Runs that begin so, under runs/ and in the folder that is being typed; then folders to go on with."""
+    """Return the runs that begin with a text, under runs/ and in the folder typed so far; then its folders."""
     from convnext_cli.runs.folder import RUNS, RunFolder
 
     typed = Path(incomplete)
     parent = typed if incomplete.endswith("/") else typed.parent
     try:
-        found = {*(RUNS.iterdir() if RUNS.is_dir() else ()), *(parent.iterdir() if parent.is_dir() else ())}
-        folders = sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
+        paths = {*(RUNS.iterdir() if RUNS.is_dir() else ()), *(parent.iterdir() if parent.is_dir() else ())}
+        folders = sorted(path for path in paths if path.is_dir() and not path.name.startswith("."))
         runs = [str(path) for path in folders if RunFolder(path).is_run]
     except OSError:
         return []

@@ -30,7 +30,7 @@ def _print(stream: TextIO, text: str, style: str = "") -> None:
 
 
 def _paint(stream: TextIO, text: str, style: str) -> str:
-    """The text in that style, where the stream shows it; FORCE_COLOR and NO_COLOR as everywhere."""
+    """Return the text in a style, if the stream shows colours; FORCE_COLOR and NO_COLOR decide first."""
     shown = os.environ.get("FORCE_COLOR") or (_is_terminal(stream) and not os.environ.get("NO_COLOR"))
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and text and shown else text
 
@@ -40,59 +40,67 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _find_width(stream: TextIO) -> int | None:
-    """Places in a line of the terminal; None for a file or a pipe, where nothing is folded."""
-    wanted = os.environ.get("COLUMNS", "")
-    if wanted.isdecimal():
-        return int(wanted)
+    """Return the columns of the terminal; None for a file or a pipe, where no line is folded."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal():
+        return int(columns)
     return os.get_terminal_size(stream.fileno()).columns or 80 if stream.isatty() else None
 
 
 def say(text: str, style: str = "") -> None:
-    """Writes a line of log. Here and below a line stays one: names in it may hold what ends a line."""
+    """Write a line of log. Here and below a line stays one: names in it may hold what ends a line."""
     if not _SILENT:
         _print(sys.stderr, text, style)
 
 
+def note(text: str) -> None:
+    """Write a note: nothing needs to be done."""
+    _write_labelled("note: ", text)
+
+
 def warn(text: str) -> None:
-    """Write a note, or a warning where the text begins with `warning: `."""
-    if not _SILENT:
-        severity = "warning: " if text.startswith("warning: ") else "note: "
-        sys.stderr.write(_paint(sys.stderr, severity, "yellow"))
-        _print(sys.stderr, text.removeprefix(severity))
+    """Write a warning: the result is affected."""
+    _write_labelled("warning: ", text)
 
 
 def notify(notice: Notice) -> None:
     """Write a notice by its severity."""
-    warn(f"warning: {notice.text}" if notice.severity == "warning" else notice.text)
+    (warn if notice.severity == "warning" else note)(notice.text)
+
+
+def _write_labelled(label: str, text: str) -> None:
+    if not _SILENT:
+        sys.stderr.write(_paint(sys.stderr, label, "yellow" if label == "warning: " else "bold"))
+        _print(sys.stderr, text)
 
 
 def fail(text: str) -> None:
-    """Writes an error as one line; from every process, since it may be the only one that has it."""
+    """Write an error as one line; from every process, since it may be the only one that has it."""
     start = f"error (process {_RANK}): " if _SILENT else "error: "
     sys.stderr.write(_paint(sys.stderr, start, "bold red"))
     _print(sys.stderr, text)
 
 
 def show(text: str, style: str = "") -> None:
-    """Writes a line of the result."""
+    """Write a line of the result."""
     if not _SILENT:
         _print(sys.stdout, text, style)
 
 
 def show_lines(text: str) -> None:
-    """Writes lines of the result that are our own text."""
+    """Write lines of the result that are our own text."""
     for line in text.split("\n"):
         show(line)
 
 
 def show_raw(text: str) -> None:
-    """Writes a part of the result exactly as it is, for programs."""
+    """Write a part of the result exactly as it is, for programs."""
     if not _SILENT:
         sys.stdout.write(text)
 
 
 def show_csv_row(cells: Iterable[Any], *, exact: bool = False) -> None:
-    """Writes a row of CSV, one line, which no spreadsheet computes; `exact` leaves names as they are, to the byte."""
+    """Write a row of CSV, one line, which no spreadsheet computes; `exact` leaves names as they are, to the byte."""
     text = io.StringIO()
     if exact and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
@@ -102,12 +110,12 @@ def show_csv_row(cells: Iterable[Any], *, exact: bool = False) -> None:
 
 
 def show_json(data: Any) -> None:
-    """Writes the whole result as JSON."""
+    """Write the whole result as JSON."""
     show_raw(to_json(data, indent=1) + "\n")
 
 
 def show_json_rows(rows: Iterable[Any]) -> None:
-    """Writes a JSON array row by row, so that a long one needs no memory."""
+    """Write a JSON array row by row, so that a long one needs no memory."""
     first = True
     for row in rows:
         show_raw(("[\n" if first else ",\n") + to_json(row))
@@ -123,14 +131,14 @@ def show_table(
     Args:
         columns: titles.
         rows: cells; None is a dash.
-        numbers: titles of the columns that stand to the right.
-        spare: titles of the columns that a narrow terminal may leave out, in that order.
+        numbers: titles of the columns aligned to the right.
+        spare: titles of the columns that a narrow terminal leaves out, the first one first.
     """
     _print_table(sys.stdout, columns, rows, numbers, spare)
 
 
 def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
-    """Writes a table to the log."""
+    """Write a table to the log."""
     _print_table(sys.stderr, columns, rows, numbers, ())
 
 
@@ -157,7 +165,7 @@ class Bar:
         self._next_line = time.monotonic() + PLAIN_EVERY
 
     def update(self, done: int, total: int, text: str = "") -> None:
-        """Shows that `done` of `total` is reached."""
+        """Show that `done` of `total` is reached."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, text=text)
         elif time.monotonic() >= self._next_line:
@@ -191,7 +199,7 @@ def run(
 
 @contextmanager
 def progress(label: str) -> Iterator[Bar]:
-    """Gives a `Bar` for the length of the block. What is logged meanwhile appears above it."""
+    """Provide a `Bar` for the length of the block. What is logged meanwhile appears above it."""
     if _SILENT or not _is_terminal(sys.stderr):
         yield Bar(None, None, label)
         return
@@ -212,11 +220,11 @@ def progress(label: str) -> Iterator[Bar]:
 
 
 def shorten(path: Path) -> str:
-    """A path from here where it lies below, else the whole of it."""
+    """Return a path relative to the current folder if it lies in it, else in full."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def percent(share: float | None) -> str | None:
-    """A share as percent with one decimal."""
-    return None if share is None else f"{100 * share:.1f}"
+def percent(fraction: float | None) -> str | None:
+    """Return a fraction as percent with one decimal."""
+    return None if fraction is None else f"{100 * fraction:.1f}"

@@ -1,5 +1,6 @@
-"""`convnext demo`: the whole path, offline, in about a minute."""
+"""`convnext demo`: every step on handwritten digits, offline, in about a minute."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,79 +8,111 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluations, show_evaluation, write_report
+from convnext_cli.cli.options import Given, with_options
 from convnext_cli.cli.training_view import follow
 from convnext_cli.errors import UsageError
+from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.models.catalog import BUILTIN, load_builtin
+from convnext_cli.options import RUN, Option
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
+    from convnext_cli.runs.folder import RunFolder
     from convnext_cli.training.request import TrainRequest
 
 FOLDER = Path("convnext-demo")
 SETTINGS = {
     "epochs": 2,
     "batch_size": 16,
-    "lr": 2e-3,  # far above a usual fine-tuning rate: random weights learn with it too
+    "lr": 2e-3,  # far above a usual fine-tuning rate: newly initialised weights learn with it too
     "warmup_epochs": 0.2,
     "image_size": 32,
     "min_crop_area": 0.7,
 }
 
 
-def demo(
-    folder: Annotated[Path, typer.Option("--output", "-o", help="Where the demo's images and runs go.")] = FOLDER,
-    as_json: Annotated[bool, typer.Option("--json", help="Print both evaluations as JSON.")] = False,
-) -> None:
-    """Try it all on handwritten digits. Fine-tunes, evaluates and predicts, offline, in a minute on two cores.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoFlags:
+    """Options of the demo."""
 
-    The model starts from the weights in the package; beside it the same model starts from random ones.
+    folder: Annotated[
+        Path,
+        Option(
+            help="Folder for the demo's images and runs.",
+            group=RUN,
+            is_common=True,
+            name="output",
+            flags=("-o",),
+            metavar="DIR",
+        ),
+    ] = FOLDER
+    as_json: Annotated[bool, Option(help="Print both evaluations as JSON.", group=RUN, is_common=True, name="json")] = (
+        False
+    )
+
+
+@with_options(DemoFlags)
+def demo(_context: typer.Context, given: Given) -> None:
+    """Try it on handwritten digits: fine-tune, evaluate and predict, offline, in a minute on two cores.
+
+    The model is trained twice: from the pretrained weights in the package, and newly initialised.
     """
     from convnext_cli.data.digits import is_digits_folder, write_digits
-    from convnext_cli.inference.prediction import predict
     from convnext_cli.runs.folder import RunFolder
 
+    flags = given.make(DemoFlags)
+    folder = flags.folder
     if (folder / "digits").exists() and not is_digits_folder(folder / "digits"):
-        raise UsageError(f"{folder / 'digits'} exists already, and not from a demo", "Choose another --output")
+        raise UsageError(f"{folder / 'digits'} exists, and no demo has written it", "Choose another --output")
     console.say(
-        "Fine-tunes a small ConvNeXt on 1,797 handwritten digits twice, from random and from pretrained weights; "
-        "evaluates both on the test digits; writes a report. About a minute on two cores."
+        "Fine-tunes a small ConvNeXt on 1,797 handwritten digits twice: newly initialised, and from pretrained "
+        "weights. Evaluates both on the test digits, and writes a report. Takes about a minute on two cores."
     )
     digits = write_digits(folder / "digits")
-    found = {}
-    for start, name in (("none", "from-scratch"), (BUILTIN, "run")):
-        follow(_request(digits, folder / name, start), settings=False)
-        [found[name]] = run_evaluations([RunFolder(folder / name)])
-    write_report(found["run"])
-    if as_json:
-        console.show_json({name: evaluation.to_dict() for name, evaluation in found.items()})
+    evaluations = {}
+    for weights, name in (("none", "from-scratch"), (BUILTIN, "run")):
+        follow(_make_request(digits, folder / name, weights), is_brief=True)
+        [evaluations[name]] = run_evaluations(EvalRequest(runs=(folder / name,)))
+    write_report(evaluations["run"])
+    if flags.as_json:
+        console.show_json({name: evaluation.to_dict() for name, evaluation in evaluations.items()})
         return
-    show_evaluation(found["run"])
-    scratch, tuned = (found[name].metrics.balanced_accuracy for name in ("from-scratch", "run"))
+    show_evaluation(evaluations["run"])
+    scratch, tuned = (evaluations[name].metrics.balanced_accuracy for name in ("from-scratch", "run"))
     console.show("")
     console.show(
         f"Balanced accuracy on the test digits after {SETTINGS['epochs']} epochs: {console.percent(tuned)}% from the "
-        f"pretrained weights in the package, {console.percent(scratch)}% from random ones",
+        f"pretrained weights in the package, {console.percent(scratch)}% newly initialised",
         style="bold",
     )
-    run = RunFolder(folder / "run")
+    _show_prediction(RunFolder(folder / "run"))
+    console.show(f"Next: convnext predict {quote(folder / 'digits/7')} --run {quote(folder / 'run')}")
+
+
+def _make_request(digits: Path, run: Path, weights: str) -> "TrainRequest":
+    from convnext_cli.api import make_train_request
+
+    request = make_train_request(
+        {
+            "data": digits,
+            "model": load_builtin().architecture,
+            "output": run,
+            "weights": weights,
+            "offline": True,
+            "overwrite": True,
+            "onnx": False,
+            **SETTINGS,
+        }
+    )
+    choices = {name: replace(choice, source="the demo") for name, choice in request.choices.items()}
+    return replace(request, choices=choices)
+
+
+def _show_prediction(run: "RunFolder") -> None:
+    from convnext_cli.api import predict_images
+
     index = run.read_split()
     image = index.root / index.paths[index.rows("test")[0]]
-    [prediction] = predict(image, run.path)
+    [prediction] = predict_images(run.path, image, PredictRequest())
     console.show(f"{console.shorten(image)}: {prediction.classes[0]}, {100 * prediction.probabilities[0]:.1f}%")
     console.show(f"Report: {console.shorten(run.report)} (open it in a browser)")
-    console.show(f"Next: convnext predict {quote(folder / 'digits/7')} --run {quote(run.path)}")
-
-
-def _request(digits: Path, run: Path, weights: str) -> "TrainRequest":
-    from convnext_cli.recipes.settings import Choice
-    from convnext_cli.training.request import TrainRequest
-
-    return TrainRequest(
-        data=digits,
-        model=load_builtin().architecture,
-        output=run,
-        weights=weights,
-        offline=True,
-        overwrite=True,
-        choices={name: Choice(value=value, source="the demo") for name, value in SETTINGS.items()},
-    )

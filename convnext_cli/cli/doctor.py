@@ -1,44 +1,52 @@
-"""`convnext doctor`: what this installation has, and whether it works."""
+"""`convnext doctor`: versions, devices and caches of this installation, and a self-test."""
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.options import Given, with_options
+from convnext_cli.options import Option
 
 if TYPE_CHECKING:
     from convnext_cli.diagnosis import Diagnosis
 
 
-def doctor(
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.", envvar="HF_HUB_OFFLINE")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Check this installation. Versions, devices, caches, the Hub, and a self-test; exits with 1 if that fails."""
-    from dataclasses import asdict
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoctorFlags:
+    """Options of the command."""
 
+    offline: Annotated[bool, Option(help="Never contact the Hub.", is_common=True, env="HF_HUB_OFFLINE")] = False
+    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+
+
+@with_options(DoctorFlags)
+def doctor(_context: typer.Context, given: Given) -> None:
+    """Check this installation: versions, devices, caches, the Hub, and a self-test. Exits with 1 if that fails."""
     from convnext_cli.diagnosis import diagnose_steps
 
-    found = console.run("checking", diagnose_steps(offline=offline))
-    if as_json:
-        console.show_json(asdict(found))
+    flags = given.make(DoctorFlags)
+    diagnosis = console.run("checking", diagnose_steps(offline=flags.offline))
+    if flags.as_json:
+        console.show_json(asdict(diagnosis))
     else:
-        _show(found)
-    if not found.works:
+        _show(diagnosis)
+    if not diagnosis.works:
         raise typer.Exit(1)
 
 
-def _show(found: "Diagnosis") -> None:
-    console.show_table(["package", "version"], ((name, version or "-") for name, version in found.packages.items()))
+def _show(diagnosis: "Diagnosis") -> None:
+    console.show_table(["package", "version"], ((name, version or "-") for name, version in diagnosis.packages.items()))
     console.show("")
-    console.show(f"python    {found.python} on {found.platform}")
-    console.show(f"devices   {', '.join(found.devices)}")
-    for name, cache in found.caches.items():
+    console.show(f"python    {diagnosis.python} on {diagnosis.platform}")
+    console.show(f"devices   {', '.join(diagnosis.devices)}")
+    for name, cache in diagnosis.caches.items():
         console.show(f"cache     {name}: {cache.bytes / 1e6:,.1f} MB in {cache.path}")
-    console.show(f"Hub       {found.hub}")
-    for name, outcome in found.self_test.items():
+    console.show(f"Hub       {diagnosis.hub}")
+    for name, outcome in diagnosis.self_test.items():
         console.show(f"self-test {name}: {outcome}")
-    if found.works:
-        console.show("It works.", style="bold green")
+    if diagnosis.works:
+        console.show("The self-test passed.", style="bold green")
     else:
         console.show("The self-test failed.", style="bold red")

@@ -1,169 +1,196 @@
-"""`convnext eval`: how good a run is, how sure that is, and which of several runs is better."""
+"""`convnext eval`: metrics of a run with confidence intervals, and comparisons of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.completion import complete_run
+from convnext_cli.cli.options import Given, with_options
 from convnext_cli.errors import RunError, UsageError
+from convnext_cli.inference.request import EvalRequest
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.options import DATA, RUN, Option, make_request
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
     from convnext_cli.metrics.comparison import Comparison
     from convnext_cli.metrics.intervals import Interval
-    from convnext_cli.metrics.thresholds import Target
-    from convnext_cli.runs.folder import RunFolder
+    from convnext_cli.metrics.summary import ClassMetrics
 
-SPLITS = ("train", "val", "test", "all")
+SHOWN = (
+    "balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "kappa", "mcc", "ece", "brier",
+    "log_loss",
+)  # fmt: skip
+SHOWN_OF_CLASS = ("specificity", "f1", "roc_auc", "pr_auc")
+COMPARED = ("balanced_accuracy", "top1", "log_loss")
 MAX_CONFUSION = 12  # classes that a screen has room for; --json and the report have all
 
 
-def evaluate(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[RUN]... [DATA]",
-            help="Runs; the newest if none. A folder that is no run is the data.",
-            autocompletion=complete_run,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="Folder of images; the run's own data and split if not given.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, val, test or all; test if there is one, else val, else all.")
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(help="Set a threshold on validation and keep it: sensitivity=0.95:CLASS or specificity=…"),
-    ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average over shifted views; says its cost and gain.")] = False,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep prepared images for the next time.")] = True,
-    report: Annotated[bool, typer.Option(help="Write report.html and its plots into the run.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Evaluate a run, or compare several. Each figure with its 95% interval, and a report in the run."""
-    if split is not None and split not in SPLITS:
-        raise UsageError(f"unknown split {split!r}", f"Give one of {', '.join(SPLITS)}")
-    runs, data = _sort_paths(paths or [], data)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalFlags:
+    """Options of the command alone."""
 
-    from convnext_cli.inference.calibration import parse_target
+    paths: Annotated[
+        tuple[Path, ...],
+        Option(
+            help="Run folders; default: the newest run. Another folder is the data.",
+            group=DATA,
+            metavar="[RUN]... [DATA]",
+            completion="run",
+            is_argument=True,
+        ),
+    ] = ()
+    report: Annotated[
+        bool, Option(help="Write report.html with its plots into the run.", group=RUN, is_common=True)
+    ] = True
+    as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
+
+
+@with_options(EvalRequest, EvalFlags)
+def evaluate(_context: typer.Context, given: Given) -> None:
+    """Evaluate a run, or compare several: metrics with 95% confidence intervals, and a report in the run."""
+    flags = given.make(EvalFlags)
+    evaluations = run_evaluations(_make_request(given, flags.paths))
+    comparisons = _compare(evaluations)
+    if flags.as_json:
+        first = evaluations[0].to_dict()
+        console.show_json(first if len(evaluations) == 1 else _describe_all(evaluations, comparisons))
+    for evaluation in evaluations:
+        if not flags.as_json:
+            show_evaluation(evaluation)
+        if flags.report:  # after the metrics: they are not lost where the report cannot be written
+            path = write_report(evaluation)
+            if not flags.as_json:
+                console.show(f"Report: {console.shorten(path)}")
+    if flags.as_json:
+        return
+    for evaluation, comparison in zip(evaluations[1:], comparisons, strict=True):
+        _show_comparison(evaluations[0], evaluation, comparison)
+    if len(evaluations) == 1:
+        console.show(_summarise(evaluations[0]))
+        console.show(f"Next: convnext predict IMAGE --run {quote(console.shorten(evaluations[0].run))}")
+
+
+def _make_request(given: Given, paths: tuple[Path, ...]) -> EvalRequest:
+    """Return the request, with runs and data told apart, and the newest run where none is named."""
     from convnext_cli.runs.folds import find_newest_run
 
-    targets = [parse_target(text) for text in target or ()]
+    runs, data = _sort_paths(paths, given.get("data"))
     if not runs:
-        runs = [find_newest_run()]
-        console.say(f"run: {runs[0].path} (the newest)")
-    found = run_evaluations(runs, data, split, targets, tta=tta, cache=cache)
-    compared = _compare(found)
-    if as_json:
-        alone = found[0].to_dict()
-        console.show_json(alone if len(found) == 1 else _as_json(found, compared))
-    for evaluation in found:
-        if not as_json:
-            show_evaluation(evaluation)
-        if report:  # after the figures: they are not lost where it cannot be written
-            from convnext_cli.runs.folder import RunFolder
-
-            write_report(evaluation)
-            if not as_json:
-                console.show(f"Report: {console.shorten(RunFolder(evaluation.run).report)}")
-    if as_json:
-        return
-    for evaluation, comparison in zip(found[1:], compared, strict=True):
-        _show_comparison(found[0], evaluation, comparison)
-    if len(found) == 1:
-        console.show(_summarise(found[0]))
-        console.show(f"Next: convnext predict IMAGE --run {quote(console.shorten(found[0].run))}")
+        runs = [find_newest_run().path]
+        console.say(f"run: {runs[0]} (the newest)")
+    request: EvalRequest = make_request(EvalRequest, given.select(EvalRequest) | {"runs": tuple(runs), "data": data})
+    return request
 
 
-def _summarise(found: "Evaluation") -> str:
-    """Return one sentence: how good, how sure, on what."""
-    ci = found.intervals.overall["balanced_accuracy"]
-    sure = f", 95% CI [{100 * ci.low:.1f}, {100 * ci.high:.1f}]" if ci else ""
-    where = "" if found.split == "all" else f"{found.split} "
-    percent = console.percent(found.metrics.balanced_accuracy)
-    return f"Balanced accuracy {percent}%{sure}, on {found.metrics.images:,} {where}images"
+def _sort_paths(paths: tuple[Path, ...], data: Path | None) -> tuple[list[Path], Path | None]:
+    """Return the run folders and the data among paths."""
+    from convnext_cli.runs.folder import RunFolder
+
+    for path in paths:
+        if not path.exists():
+            raise RunError(f"{path} does not exist", "Give a run folder, or a folder of images")
+    runs = [path for path in paths if RunFolder(path).is_run]
+    others = [*(path for path in paths if path not in runs), *([data] if data else [])]
+    if len(others) > 1:
+        names = ", ".join(map(str, others))
+        raise UsageError(f"{names}: only one of these can be the data, and none is a run", "Give runs, and one DATA")
+    return runs, others[0] if others else None
 
 
-def run_evaluations(
-    runs: "list[RunFolder]",
-    data: Path | None = None,
-    split: str | None = None,
-    targets: "Sequence[Target]" = (),
-    *,
-    tta: bool = False,
-    cache: bool = True,
-) -> "list[Evaluation]":
+def _summarise(evaluation: "Evaluation") -> str:
+    """Return the balanced accuracy with its interval, and the images it was measured on."""
+    metric, split = METRICS["balanced_accuracy"], "" if evaluation.split == "all" else f"{evaluation.split} "
+    estimate = metric.format_estimate(evaluation.metrics.balanced_accuracy, evaluation.intervals.overall[metric.key])
+    return f"Balanced accuracy {estimate}, on {evaluation.metrics.images:,} {split}images"
+
+
+def run_evaluations(request: EvalRequest) -> "list[Evaluation]":
     """Evaluate with a progress bar, all runs on the images of the first."""
-    from convnext_cli.inference.evaluation import evaluate_all_steps
+    from convnext_cli.api import evaluate_runs
 
-    steps = evaluate_all_steps(runs, data, split, targets=targets, tta=tta, cache=cache)
-    return console.run("evaluating", steps)
-
-
-def write_report(found: "Evaluation") -> None:
-    """Write the report with a progress bar."""
-    from convnext_cli.reports.report import write_report_steps
-
-    console.run("report", write_report_steps(found))
+    return console.run("evaluating", evaluate_runs(request))
 
 
-def show_evaluation(found: "Evaluation") -> None:
-    """Figures, classes, confusion."""
-    metrics, sure = found.metrics, found.intervals
-    console.show(
-        f"{console.shorten(found.run)} on {console.shorten(found.data)}, {found.split}: {metrics.images:,} images",
-        style="bold",
-    )
-    if found.test_number is not None:
-        console.show(_describe_number(found.test_number))
-    for note in found.notes:
-        console.warn(f"warning: {note}" if note.startswith("leakage") else note)
+def write_report(evaluation: "Evaluation") -> Path:
+    """Write the report with a progress bar, and return its path."""
+    from convnext_cli.api import report_evaluation
+
+    return console.run("report", report_evaluation(evaluation))
+
+
+def show_evaluation(evaluation: "Evaluation") -> None:
+    """Show metrics, classes, confusion, targets and the gain of test-time augmentation."""
+    metrics, intervals = evaluation.metrics, evaluation.intervals
+    run, data = console.shorten(evaluation.run), console.shorten(evaluation.data)
+    console.show(f"{run} on {data}, {evaluation.split}: {metrics.images:,} images", style="bold")
+    if evaluation.test_number is not None:
+        console.show(_describe_number(evaluation.test_number))
+    for note in evaluation.notes:
+        console.note(note)
     console.show("")
     console.show_table(
-        ["figure", "", "95% interval"],
-        [
-            *(
-                (title, _share(getattr(metrics, name)), _between(sure.overall[name]))
-                for name, title in (
-                    ("balanced_accuracy", "balanced accuracy %"), ("top1", "accuracy %"), ("macro_f1", "macro F1 %"),
-                    ("macro_roc_auc", "macro ROC AUC %"), ("macro_pr_auc", "macro PR AUC %"), ("kappa", "kappa %"),
-                    ("mcc", "MCC %"), ("ece", "calibration error %"), ("brier", "Brier score %"),
-                )
-            ),
-            ("log loss", f"{metrics.log_loss:.4f}", _between(sure.overall["log_loss"], 1, 4)),
-        ],
-        numbers=["", "95% interval"],
-    )  # fmt: skip
-    drawn = f"{sure.units:,} groups" if sure.clustered else "single images; groups, such as patients, are not known"
-    console.show(f"95% intervals from {sure.resamples:,} resamples of {drawn}")
-    if (fitted := found.calibration) and fitted.weak is None:
-        console.show(
-            f"Calibrated by temperature {fitted.temperature:.2f} from {fitted.images:,} validation images; before: log "
-            f"loss {found.uncalibrated.log_loss:.4f}, calibration error {console.percent(found.uncalibrated.ece)}%"
-        )
-    console.show("")
-    _show_classes(found)
-    _show_targets(found)
-    _show_augmentation(found)
-
-
-def _show_classes(found: "Evaluation") -> None:
-    metrics, sure = found.metrics, found.intervals
-    console.show_table(
-        ["class", "images", "recall %", "95%", "precision %", "95% ", "specificity %", "F1 %", "ROC AUC %", "PR AUC %"],
+        ["metric", "", "95% CI"],
         (
-            (c.name, c.images, _share(c.recall), _between(i["recall"]), _share(c.precision), _between(i["precision"]),
-             _share(c.specificity), _share(c.f1), _share(c.roc_auc), _share(c.pr_auc))
-            for c, i in zip(metrics.per_class, sure.per_class, strict=True)
+            (
+                METRICS[key].heading,
+                METRICS[key].format(getattr(metrics, key)),
+                METRICS[key].format_ci(intervals.overall[key]) or None,
+            )
+            for key in SHOWN
         ),
-        numbers=["images", "recall %", "95%", "precision %", "95% ", "specificity %", "F1 %", "ROC AUC %", "PR AUC %"],
-    )  # fmt: skip
+        numbers=["", "95% CI"],
+    )
+    unit = (
+        f"{intervals.units:,} groups"
+        if intervals.clustered
+        else "single images; groups, such as patients, are not known"
+    )
+    console.show(f"95% CI: bootstrap, {intervals.resamples:,} resamples of {unit}")
+    _show_calibration(evaluation)
+    console.show("")
+    _show_classes(evaluation)
+    _show_confusion(evaluation)
+    _show_targets(evaluation)
+    _show_augmentation(evaluation)
+
+
+def _show_calibration(evaluation: "Evaluation") -> None:
+    calibration, before = evaluation.calibration, evaluation.uncalibrated
+    if calibration and calibration.weak is None:
+        console.show(
+            f"Calibrated with temperature {calibration.temperature:.2f} on {calibration.images:,} validation images; "
+            f"before: log loss {METRICS['log_loss'].format(before.log_loss)}, "
+            f"ECE {METRICS['ece'].format_with_unit(before.ece)}"
+        )
+
+
+def _show_classes(evaluation: "Evaluation") -> None:
+    columns = ["images", METRICS["recall"].short_heading, "95% CI", METRICS["precision"].short_heading, "95% CI "]
+    columns += [METRICS[key].short_heading for key in SHOWN_OF_CLASS]
+    console.show_table(
+        ["class", *columns],
+        (
+            (entry.name, entry.images, *_list_class_cells(entry, intervals))
+            for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True)
+        ),
+        numbers=columns,
+    )
+
+
+def _list_class_cells(metrics: "ClassMetrics", intervals: "Mapping[str, Interval | None]") -> list[str | None]:
+    cells: list[str | None] = []
+    for key in ("recall", "precision"):
+        cells += [METRICS[key].format(getattr(metrics, key)), METRICS[key].format_ci(intervals[key]) or None]
+    return [*cells, *(METRICS[key].format(getattr(metrics, key)) for key in SHOWN_OF_CLASS)]
+
+
+def _show_confusion(evaluation: "Evaluation") -> None:
+    metrics = evaluation.metrics
     names = [entry.name for entry in metrics.per_class]
     if len(names) > MAX_CONFUSION:
         return
@@ -175,52 +202,58 @@ def _show_classes(found: "Evaluation") -> None:
     )
 
 
-def _show_targets(found: "Evaluation") -> None:
-    if not found.operating_points:
+def _show_targets(evaluation: "Evaluation") -> None:
+    if not evaluation.operating_points:
         return
+    recall, specificity = METRICS["recall"], METRICS["specificity"]
+    columns = ["threshold %", recall.short_heading, "95% CI", specificity.short_heading, "95% CI "]
     console.show("")
     console.show_table(
-        ["target", "threshold %", "sensitivity %", "95%", "specificity %", "95% "],
+        ["target", *columns],
         (
-            (point.threshold.target, _share(point.threshold.threshold), _share(point.sensitivity),
-             _between(point.sensitivity_interval), _share(point.specificity), _between(point.specificity_interval))
-            for point in found.operating_points
+            (
+                point.threshold.target,
+                console.percent(point.threshold.threshold),
+                recall.format(point.sensitivity),
+                recall.format_ci(point.sensitivity_interval) or None,
+                specificity.format(point.specificity),
+                specificity.format_ci(point.specificity_interval) or None,
+            )
+            for point in evaluation.operating_points
         ),
-        numbers=["threshold %", "sensitivity %", "95%", "specificity %", "95% "],
-    )  # fmt: skip
+        numbers=columns,
+    )
 
 
-def _show_augmentation(found: "Evaluation") -> None:
-    if found.augmentation is None:
+def _show_augmentation(evaluation: "Evaluation") -> None:
+    if evaluation.augmentation is None:
         return
     console.show("")
     console.show(
-        f"Test-time augmentation took {found.augmentation.time_ratio:.1f} times as long; against none: "
-        f"{_describe_differences(found.augmentation.gain)}"
+        f"Test-time augmentation took {evaluation.augmentation.time_ratio:.1f} times as long; difference: "
+        f"{_describe_differences(evaluation.augmentation.gain)}"
     )
 
 
-def _show_comparison(first: "Evaluation", second: "Evaluation", compared: "Comparison") -> None:
+def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Comparison") -> None:
     console.show("")
-    console.show(f"{console.shorten(second.run)} against {console.shorten(first.run)}", style="bold")
-    console.show(_describe_differences(compared))
-    kind = "McNemar's test, by groups" if compared.clustered else "McNemar's test"
+    console.show(f"{console.shorten(second.run)} compared with {console.shorten(first.run)}", style="bold")
+    console.show(_describe_differences(comparison))
+    kind = "McNemar's test, by groups" if comparison.clustered else "McNemar's test"
     console.show(
-        f"right alone: the first on {compared.only_first_right} images, the second on {compared.only_second_right}; "
-        f"{kind}: p = {compared.p_value:.2g}"
+        f"correct by the first run only: {comparison.only_first_right} images, by the second only: "
+        f"{comparison.only_second_right}; "
+        f"{kind}: p = {comparison.p_value:.2g}"
     )
 
 
-def _describe_differences(compared: "Comparison") -> str:
-    parts = []
-    for name, title in (("balanced_accuracy", "balanced accuracy"), ("top1", "accuracy"), ("log_loss", "log loss")):
-        if difference := compared.differences[name]:
-            scale, digits, unit = (1, 4, "") if name == "log_loss" else (100, 1, " points")
-            low, high = (scale * end for end in (difference.interval.low, difference.interval.high))
-            parts.append(
-                f"{title} {scale * difference.value:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})"
-            )
-    return ", ".join(parts)
+def _describe_differences(comparison: "Comparison") -> str:
+    parts = (
+        f"{METRICS[key].title} {METRICS[key].format_difference(difference)}"
+        for key in COMPARED
+        if (difference := comparison.differences[key])
+    )
+    return "; ".join(parts)
 
 
 def _describe_number(number: int) -> str:
@@ -228,44 +261,17 @@ def _describe_number(number: int) -> str:
     return count if number == 1 else f"{count} Choosing a model by these results biases them upward."
 
 
-def _sort_paths(paths: list[Path], data: Path | None) -> "tuple[list[RunFolder], Path | None]":
-    """Tells runs from data: a run has a plan or a model in it."""
-    from convnext_cli.runs.folder import RunFolder
-
-    runs: list[RunFolder] = []
-    others: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise RunError(f"{path} does not exist", "Give a run folder, or a folder of images")
-        if RunFolder(path).is_run:
-            runs.append(RunFolder(path))
-        else:
-            others.append(path)
-    if len(others) > 1 or (others and data):
-        names = ", ".join(str(path) for path in (*others, *([data] if data else [])))
-        raise UsageError(f"{names}: at most one of these can be the data, and none is a run", "Give runs, and one DATA")
-    return runs, others[0] if others else data
-
-
-def _compare(found: "list[Evaluation]") -> "list[Comparison]":
+def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":
     from convnext_cli.inference.evaluation import compare_evaluations
 
-    return [compare_evaluations(found[0], other) for other in found[1:]]
+    return [compare_evaluations(evaluations[0], other) for other in evaluations[1:]]
 
 
-def _as_json(found: "list[Evaluation]", compared: "list[Comparison]") -> dict[str, object]:
+def _describe_all(evaluations: "list[Evaluation]", comparisons: "list[Comparison]") -> dict[str, object]:
     from dataclasses import asdict
 
     pairs = [
-        {"first": found[0].run, "second": second.run} | asdict(comparison)
-        for second, comparison in zip(found[1:], compared, strict=True)
+        {"first": evaluations[0].run, "second": second.run} | asdict(comparison)
+        for second, comparison in zip(evaluations[1:], comparisons, strict=True)
     ]
-    return {"runs": [evaluation.to_dict() for evaluation in found], "comparisons": pairs}
-
-
-def _share(value: float | None) -> str | None:
-    return console.percent(value)
-
-
-def _between(interval: "Interval | None", scale: float = 100, digits: int = 1) -> str | None:
-    return None if interval is None else f"{scale * interval.low:.{digits}f} to {scale * interval.high:.{digits}f}"
+    return {"runs": [evaluation.to_dict() for evaluation in evaluations], "comparisons": pairs}

@@ -1,8 +1,7 @@
-"""Hints for options and values that people know from other programs."""
+"""Hints for options and values of other programs."""
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -10,7 +9,7 @@ from typer.exceptions import TyperException
 from convnext_cli.errors import suggest
 from convnext_cli.recipes.settings import describe_settings
 
-# Names in timm's, torchvision's, transformers', Keras', fastai's and Ultralytics' programs, without dashes; ours.
+# Names in timm, torchvision, transformers, Keras, fastai and Ultralytics, without dashes, and the name here.
 NAMES = {
     "learning-rate": "--lr", "lr0": "--lr", "base-lr": "--lr", "blr": "--lr", "max-lr": "--lr", "lr-max": "--lr",
     "epoch": "--epochs", "num-epochs": "--epochs", "n-epochs": "--epochs", "num-train-epochs": "--epochs",
@@ -36,14 +35,11 @@ NAMES = {
     "num-classes": "--classes", "memory": "--vram", "gpu-memory": "--vram", "topk": "--top", "top-k": "--top",
 }  # fmt: skip
 
-_OPTIMIZER = (
-    "the optimizer is always AdamW, because the published and the measured settings, learning rates and layer decay "
-    "among them, are for it"
-)
-_SCHEDULE = "the learning rate always rises linearly and then follows a cosine; --warmup-epochs and --min-lr shape it"
+_OPTIMIZER = "the optimizer is always AdamW, because the published and the measured settings are for it"
+_SCHEDULE = "the schedule is always linear warm-up, then cosine; --warmup-epochs and --min-lr shape it"
 _CLASSES = "the classes are counted from the data"
-_DEVICE = "a GPU is used where there is one; CUDA_VISIBLE_DEVICES chooses it, --devices N takes several"
-_WORKERS = "images are loaded by threads, as many as there are processors"
+_DEVICE = "a GPU is used if there is one; CUDA_VISIBLE_DEVICES selects it, --devices N uses several"
+_WORKERS = "images are loaded by one thread per CPU core"
 REASONS = {
     "optimizer": _OPTIMIZER, "opt": _OPTIMIZER, "optim": _OPTIMIZER, "momentum": _OPTIMIZER, "betas": _OPTIMIZER,
     "scheduler": _SCHEDULE, "sched": _SCHEDULE, "lr-scheduler": _SCHEDULE, "lr-scheduler-type": _SCHEDULE,
@@ -53,10 +49,10 @@ REASONS = {
 
 
 def explain_usage(error: TyperException, words: Sequence[str]) -> str:
-    """Return an error's message with what is known of the option or the value that was meant.
+    """Return an error's message with a hint on the option or the value that was meant.
 
     Args:
-        error: what the parsing of the command line raised.
+        error: the error of parsing the command line.
         words: the command line.
     """
     text = error.format_message().rstrip(".")
@@ -72,19 +68,25 @@ def explain_usage(error: TyperException, words: Sequence[str]) -> str:
 
 
 def _explain_option(error: TyperException, option: str, words: Sequence[str]) -> str | None:
-    known = {flag for parameter in _list_parameters(error) for flag in (*parameter.opts, *parameter.secondary_opts)}
+    known = _list_flags(error)
     typed = next((word for word in words if word.startswith(option)), option).partition("=")[0]
     name = typed.lstrip("-").lower().replace("_", "-")
     if f"--{name}" in known:
         return f"No such option: {typed}. Did you mean --{name}?"
-    if (ours := NAMES.get(name)) in known:
-        return f"No such option: {typed}. Did you mean {ours}?"
+    if (meant := NAMES.get(name)) in known:
+        return f"No such option: {typed}. Did you mean {meant}?"
     if name in REASONS and "--lr" in known:  # of finetune alone
         return f"No such option: {typed}: {REASONS[name]}"
     near = suggest(f"--{name}", sorted(known)).strip()
     return f"No such option: {typed}. {near}" if near else None
 
 
-def _list_parameters(error: TyperException) -> list[Any]:
+def _list_flags(error: TyperException) -> set[str]:
+    """Return the flags of the command that failed, without former ones."""
     context = getattr(error, "ctx", None)
-    return list(context.command.params) if context is not None else []
+    if context is None:
+        return set()
+    flags = {flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    declared = getattr(context.command, "declared", {}).values()
+    former = {flag for entry in declared for flag in entry.option.former}
+    return flags - former - {entry.flag for entry in declared if entry.option.replacement}

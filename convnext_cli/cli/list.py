@@ -1,12 +1,12 @@
-"""`convnext list`: which models there are."""
+"""`convnext list`: the models, and the card of one."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.completion import complete_model
+from convnext_cli.cli.options import Given, with_options
 from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
     BUILTIN,
@@ -24,6 +24,7 @@ from convnext_cli.models.catalog import (
 )
 from convnext_cli.models.licenses import license_matches
 from convnext_cli.models.names import FAMILIES, GRAMMAR, MODIFIERS, NORMS, SIZES
+from convnext_cli.options import Option, describe_options
 
 _ORDERS = {
     "catalog": None,
@@ -33,72 +34,112 @@ _ORDERS = {
     "top1": lambda m: -(m.top1 or 0),
     "tier": lambda m: _rank(m.name)["position"] or 99,
 }
+NAMING = (
+    f"<family>_<size>[_<modifier>...][.<tag>]: family {', '.join(FAMILIES)}; size {', '.join(SIZES)}; modifiers "
+    f"{', '.join(MODIFIERS)}; the tag names the weights"
+)
+TAG_LEGEND = (
+    "accuracy: the best published on ImageNet-1k, at the size it was tested",
+    "0 classes: a backbone without a classifier",
+)
+MODEL_LEGEND = (
+    "names: <family>_<size>[_<modifier>...][.<tag>]; `convnext list NAME` explains the parts",
+    "tier: the specification author's ranking, not a benchmark (docs/specification.md)",
+    "GMACs at 224 px (FLOPs are twice that); accuracy: the default weights' best published on ImageNet-1k",
+    "ImageNet's own terms may apply beside any licence",
+    "builtin: small weights in this package, for use without the Hub (--weights builtin)",
+)
 
 
-def list_(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListFlags:
+    """Options of the command."""
+
     pattern: Annotated[
         str,
-        typer.Argument(
-            help="Part of a name, or a shell pattern. A whole name shows the model's card.",
-            autocompletion=complete_model,
+        Option(
+            help="Part of a name, or a shell pattern. A full name shows the card of the model.",
+            completion="model",
+            is_argument=True,
         ),
-    ] = "*",
-    family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = None,
-    size: Annotated[str | None, typer.Option(help="zepto to huge.")] = None,
-    tier: Annotated[int | None, typer.Option(help="The specification's tier, 1 to 6.", min=1, max=6)] = None,
-    max_params: Annotated[float | None, typer.Option(help="At most so many parameters, in millions.", min=0)] = None,
-    license: Annotated[str | None, typer.Option(help="A licence of the weights, or 'permissive'.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models that have weights.")] = False,
-    sort: Annotated[str, typer.Option(help=f"One of {', '.join(_ORDERS)}.")] = "catalog",
-    tags: Annotated[bool, typer.Option("--tags", help="One row per set of weights.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Add well-known models of other kinds.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-) -> None:
+    ] = "*"
+    family: Annotated[str | None, Option(help=f"One of {', '.join(FAMILIES)}.", is_common=True, metavar="NAME")] = None
+    size: Annotated[str | None, Option(help="zepto to huge.", is_common=True, metavar="NAME")] = None
+    tier: Annotated[int | None, Option(help="The specification's tier, 1 to 6.", is_common=True, low=1, high=6)] = None
+    max_params: Annotated[
+        float | None, Option(help="Largest number of parameters.", unit="millions", is_common=True, low=0)
+    ] = None
+    license: Annotated[
+        str | None, Option(help="A licence of the weights, or 'permissive'.", is_common=True, metavar="NAME")
+    ] = None
+    pretrained: Annotated[bool, Option(help="Only models with pretrained weights.", is_common=True)] = False
+    sort: Annotated[str, Option(help=f"Order: {', '.join(_ORDERS)}.", is_common=True, metavar="KEY")] = "catalog"
+    tags: Annotated[bool, Option(help="One row per set of weights.", is_common=True)] = False
+    compare: Annotated[bool, Option(help="Add well-known models of other families.", is_common=True)] = False
+    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_csv: Annotated[bool, Option(help="Print CSV.", is_common=True, name="csv")] = False
+
+
+@with_options(ListFlags)
+def list_(_context: typer.Context, given: Given) -> None:
     """List the ConvNeXt models, or show one model's card."""
-    filters = {
-        "--family": family, "--size": size, "--tier": tier, "--max-params": max_params, "--license": license,
-        "--pretrained": pretrained, "--tags": tags, "--compare": compare, "--csv": as_csv,
-        "--sort": sort != "catalog",
-    }  # fmt: skip
-    used = [name for name, value in filters.items() if value not in (None, False)]
-    if "." in pattern and used:
-        find_model(pattern)
-        raise UsageError(f"{', '.join(used)} cannot be used with one set of weights", "Leave it out, or leave out .tag")
-    if "." in pattern or (pattern in load_catalog() and not used):
-        _show_card(pattern, as_json=as_json)
+    flags = given.make(ListFlags)
+    filters = [declared.flag for name, declared in describe_options(ListFlags).items() if _is_filter(name, given)]
+    if "." in flags.pattern and filters:
+        find_model(flags.pattern)
+        raise UsageError(
+            f"{', '.join(filters)} cannot be used with one set of weights", "Leave it out, or leave out .tag"
+        )
+    if "." in flags.pattern or (flags.pattern in load_catalog() and not filters):
+        _show_card(flags.pattern, as_json=flags.as_json)
         return
-    check_word("family", family, tuple(FAMILIES))
-    check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
-    check_word("order", sort, tuple(_ORDERS))
-    if license is not None:
-        check_license(license)
-    models = list_models(
-        pattern,
-        family=family,
-        size=size,
-        tier=tier,
-        max_params=max_params,
-        license=license,
-        pretrained=pretrained,
-    )
-    if pattern in load_catalog():
-        models = [model for model in models if model.name == pattern]
-    if order := _ORDERS[sort]:
-        models.sort(key=order)
-    rows = [row for model in models for row in (_tag_rows(model, license) if tags else _model_rows(model, license))]
-    if compare and not tags:
-        rows += [_reference_row(reference) for reference in load_references()]
-    if as_json:
+    rows = _make_rows(flags)
+    if flags.as_json:
         console.show_json(rows)
-    elif as_csv:
+    elif flags.as_csv:
         _show_csv(rows)
     elif not rows:
-        near = "" if list_models(pattern) else suggest(pattern, load_catalog())
-        filtered = f" and {', '.join(used)}" if used else ""
-        raise UsageError(f"no model matches {pattern!r}{filtered}", f"{near}`convnext list` shows all models")
+        near = "" if list_models(flags.pattern) else suggest(flags.pattern, load_catalog())
+        filtered = f" and {', '.join(filters)}" if filters else ""
+        raise UsageError(f"no model matches {flags.pattern!r}{filtered}", f"{near}`convnext list` shows all models")
     else:
-        _show_rows(rows, tags=tags, compare=compare)
+        _show_rows(rows, flags)
+
+
+def _is_filter(name: str, given: Given) -> bool:
+    """Return True for an option that is set, changes the list, and has no meaning for a card."""
+    if name in ("pattern", "as_json") or given.get(name) in (None, False):
+        return False
+    return name != "sort" or given[name] != "catalog"
+
+
+def _make_rows(flags: ListFlags) -> list[dict[str, Any]]:
+    """Return the rows of the list: models or sets of weights.
+
+    Raises:
+        UsageError: a word is unknown.
+    """
+    check_word("family", flags.family, tuple(FAMILIES))
+    check_word("size", flags.size, (*SIZES, "convnext", "convnext2", "convnext3"))
+    check_word("order", flags.sort, tuple(_ORDERS))
+    if flags.license is not None:
+        check_license(flags.license)
+    models = list_models(
+        flags.pattern,
+        family=flags.family,
+        size=flags.size,
+        tier=flags.tier,
+        max_params=flags.max_params,
+        license=flags.license,
+        pretrained=flags.pretrained,
+    )
+    if flags.pattern in load_catalog():
+        models = [model for model in models if model.name == flags.pattern]
+    if order := _ORDERS[flags.sort]:
+        models.sort(key=order)
+    make = _tag_rows if flags.tags else _model_rows
+    rows = [row for model in models for row in make(model, flags.license)]
+    return [*rows, *map(_reference_row, load_references())] if flags.compare and not flags.tags else rows
 
 
 def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
@@ -157,44 +198,62 @@ def _tag_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
     ]
 
 
-def _show_rows(rows: list[dict[str, Any]], *, tags: bool, compare: bool) -> None:
+def _show_rows(rows: list[dict[str, Any]], flags: ListFlags) -> None:
     titles = {
-        "model": "model", "tier": "tier", "params_m": "params (M)", "gmacs_224": "GMACs", "top1": "top-1 (%)",
+        "model": "model", "tier": "tier", "params_m": "params (M)", "gmacs_224": "GMACs", "top1": "accuracy (%)",
         "image_size": "input (px)", "tags": "tags", "licenses": "licences of the weights", "license": "licence",
         "num_classes": "classes", "hub": "on the Hub",
     }  # fmt: skip
     shown = [key for key in rows[0] if key in titles]
     numbers = [titles[key] for key in shown if key not in ("model", "licenses", "license", "hub")]
+    spare = ("tier", "tags", "gmacs_224", "num_classes", "image_size", "hub")
     console.show_table(
         [titles[key] for key in shown],
         ([_cell(row[key]) for key in shown] for row in rows),
         numbers=numbers,
-        spare=[
-            titles[key] for key in ("tier", "tags", "gmacs_224", "num_classes", "image_size", "hub") if key in shown
-        ],
+        spare=[titles[key] for key in spare if key in shown],
     )
     console.say("")
-    if tags:
-        legend = (
-            "top-1: the best published on ImageNet-1k, at the size it was tested; 0 classes: a backbone without head."
-        )
-    else:
-        legend = (
-            "names: <family>_<size>[_<modifier>...][.<tag>]; a model's card has the grammar. tier: the specification "
-            "author's ranking, no benchmark (docs/specification.md). GMACs at 224 px (FLOPs are twice that). top-1: "
-            "the default weights' best published on ImageNet-1k. ImageNet's own terms may apply beside any licence. "
-            "builtin: small weights in this package, for where the Hub is out of reach (--weights builtin)."
-        )
-    if compare:
-        legend += " Models of other kinds: timm's results-imagenet.csv at commit 0173a139."
-    console.say(legend, style="dim")
+    for line in TAG_LEGEND if flags.tags else MODEL_LEGEND:
+        console.say(line, style="dim")
+    if flags.compare:
+        console.say("other families: timm's results-imagenet.csv at commit 0173a139", style="dim")
     console.say("Next: convnext list MODEL shows its card, convnext recommend DATA picks one for your images")
 
 
 def _show_card(name: str, *, as_json: bool) -> None:
     model, tag = find_model(name)
+    builtin = load_builtin().card if tag is not None and tag.hub_id is None else {}
+    if as_json:
+        console.show_json(_describe_card(name, model, tag) | ({"card": builtin} if builtin else {}))
+        return
+    console.show(name, style="bold")
+    console.show("")
+    console.show_table(["", ""], _list_facts(model, tag).items())
+    console.show("")
+    _show_stages(model, tag)
+    for title, text in builtin.items():
+        console.show("")
+        console.show(title, style="bold")
+        console.show_lines(text)
+    if not model.tags:
+        console.show("No pretrained weights exist for it.")
+        console.say(f"Next: convnext finetune DATA --model {name} --weights none")
+        return
+    _show_weights(_list_tags(name, model, tag))
+    command = f"finetune DATA --weights {BUILTIN}" if builtin else f"recommend DATA --model {name}"
+    console.say(f"Next: convnext {command}")
+
+
+def _list_tags(name: str, model: Architecture, tag: Tag | None) -> list[Tag]:
+    """Return the one that a name with `.tag` names, or all of the model."""
+    return [tag] if tag and "." in name else list(model.tags)
+
+
+def _describe_card(name: str, model: Architecture, tag: Tag | None) -> dict[str, Any]:
+    """Return the card as plain values, for JSON."""
     size = tag.image_size if tag else 224
-    card: dict[str, Any] = {
+    return {
         "model": name,
         "family": FAMILIES[model.parsed.family],
         "modifiers": {modifier: MODIFIERS[modifier] for modifier in model.parsed.modifiers},
@@ -218,19 +277,19 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "grn": model.grn,
         "head": model.head,
         "activation_mib_per_image_224": model.activation_mib,
-        "tags": [entry.to_row() for entry in ([tag] if tag and "." in name else model.tags)],
+        "tags": [entry.to_row() for entry in _list_tags(name, model, tag)],
     }
-    if tag is not None and tag.hub_id is None:
-        card["card"] = load_builtin().card
-    if as_json:
-        console.show_json(card)
-        return
-    parsed = model.parsed
-    words = {
+
+
+def _list_facts(model: Architecture, tag: Tag | None) -> dict[str, str]:
+    """Return what the card says of the model, by title."""
+    parsed, rank, size = model.parsed, _rank(model.name), tag.image_size if tag else 224
+    return {
         "name": f"family {parsed.family}, size {parsed.size}, modifiers {', '.join(parsed.modifiers) or 'none'}",
-        "family": card["family"],
-        **{f"_{modifier}": meaning for modifier, meaning in card["modifiers"].items()},
-        "specification": f"tier {card['tier']} of 6, place {card['position']}" if card["tier"] else "not ranked",
+        "names": NAMING,
+        "family": FAMILIES[parsed.family],
+        **{f"_{modifier}": MODIFIERS[modifier] for modifier in parsed.modifiers},
+        "specification": f"tier {rank['tier']} of 6, place {rank['position']}" if rank["tier"] else "not ranked",
         "parameters": f"{model.params:,} with 1,000 classes, {model.backbone_params:,} without a classifier",
         "GMACs": f"{model.gmacs} at 224 px",
         "input": f"(B, 3, {size}, {size})",
@@ -244,15 +303,11 @@ def _show_card(name: str, *, as_json: bool) -> None:
         "head": model.head,
         "training memory": f"{model.activation_mib:g} MiB of activations per image at 224 px, float32",
     }
-    console.show(name, style="bold")
-    console.show("")
-    console.show_table(["", ""], words.items())
-    console.show("")
-    console.show(f"name grammar  {GRAMMAR}")
-    console.show("")
-    columns = ["stage", "resolution", "channels", "blocks", "drop path"]
+
+
+def _show_stages(model: Architecture, tag: Tag | None) -> None:
     console.show_table(
-        columns,
+        ["stage", "resolution", "channels", "blocks", "drop path"],
         (
             (
                 stage.number,
@@ -261,33 +316,28 @@ def _show_card(name: str, *, as_json: bool) -> None:
                 stage.blocks,
                 f"{stage.drop_path[0]:.2f} to {stage.drop_path[1]:.2f}",
             )
-            for stage in model.stages(size)
+            for stage in model.stages(tag.image_size if tag else 224)
         ),
         numbers=("stage", "channels", "blocks"),
     )
     console.say("drop path: of each stage's first and last block, times --drop-path", style="dim")
-    for title, text in card.get("card", {}).items():
-        console.show("")
-        console.show(title, style="bold")
-        console.show_lines(text)
-    if not model.tags:
-        console.show("No pretrained weights exist for it anywhere.")
-        console.say(f"Next: convnext finetune DATA --model {name} --weights none")
-        return
-    rows = [
-        (
-            t["name"],
-            t["license"],
-            t["image_size"],
-            ", ".join(f"{v} at {k}" for k, v in t["top1"].items()) or None,
-        )
-        for t in card["tags"]
-    ]
+
+
+def _show_weights(tags: list[Tag]) -> None:
     console.show("")
-    console.show_table(["weights", "licence", "input (px)", "top-1 (%) at px"], rows, numbers=["input (px)"])
-    is_builtin = tag is not None and tag.hub_id is None
-    following = f"finetune DATA --weights {BUILTIN}" if is_builtin else f"recommend DATA --model {name}"
-    console.say(f"Next: convnext {following}")
+    console.show_table(
+        ["weights", "licence", "input (px)", "accuracy (%) at px"],
+        (
+            (
+                entry.name,
+                entry.license,
+                entry.image_size,
+                ", ".join(f"{accuracy} at {size}" for size, accuracy in entry.top1.items()) or None,
+            )
+            for entry in tags
+        ),
+        numbers=["input (px)"],
+    )
 
 
 def _describe_output(tag: Tag | None) -> str:

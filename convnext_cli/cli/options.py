@@ -1,67 +1,144 @@
-"""Makes command-line options out of the recipe's fields, so that each setting is declared once."""
+"""Command-line options, made from request classes, so that each option is declared once."""
 
 import inspect
-import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from convnext_cli.recipes.settings import Setting, check_settings, describe_settings
+from convnext_cli.cli.completion import complete_model, complete_run
+from convnext_cli.cli.help import show_full_help
+from convnext_cli.options import Declaration, describe_options, make_request
+from convnext_cli.recipes.settings import declare_settings, describe_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.models.catalog import Architecture
     from convnext_cli.recipes.plan import Plan
 
+Request = TypeVar("Request")
+_COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
 
-def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replaces a command's `**settings` by one option per setting; those not given on the command line are None.
+
+class Given(dict[str, Any]):
+    """The options that the command line or the environment sets, by name."""
+
+    def make(self, request: type[Request], **more: Any) -> Request:
+        """Return a request with its own options of these, checked.
+
+        Raises:
+            UsageError: a value has the wrong type or lies out of bounds.
+        """
+        return make_request(request, self.select(request) | more)
+
+    def select(self, request: type) -> dict[str, Any]:
+        """Return those that a request class declares."""
+        return {name: value for name, value in self.items() if name in describe_options(request)}
+
+
+def with_options(
+    *requests: type, settings: Sequence[str] = ()
+) -> Callable[[Callable[[typer.Context, Given], None]], Callable[..., None]]:
+    """Give a command the options of request classes; it is called with those that are set.
 
     Args:
-        names: which settings; all of them where none is named.
+        requests: classes whose fields are options.
+        settings: names of single settings that are options too.
     """
+    declared = {name: entry for request in requests for name, entry in describe_options(request).items()}
+    declared |= {name: declare_settings()[name] for name in settings}
 
-    def change(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command)
-        parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        parameters += [
-            _make_option(name, *found) for name, found in describe_settings().items() if name in names or not names
-        ]
-        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-        return command
+    def change(command: Callable[[typer.Context, Given], None]) -> Callable[..., None]:
+        def call(context: typer.Context, **values: Any) -> None:
+            values.pop("help_all", None)
+            command(context, Given({name: value for name, value in values.items() if value is not None}))
+
+        parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+        parameters += [_make_parameter(entry) for entry in declared.values()]
+        if any(not (entry.option.is_common or entry.option.is_argument) for entry in declared.values()):
+            parameters.append(_make_help_all())
+        call.__name__, call.__doc__, call.__module__ = command.__name__, command.__doc__, command.__module__
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        call.declared = declared  # type: ignore[attr-defined]
+        return call
 
     return change
 
 
+def _make_parameter(declared: Declaration) -> inspect.Parameter:
+    option, kind = declared.option, declared.kind
+    kind = list[get_args(kind)[0]] if declared.is_repeated else kind  # type: ignore[misc]  # made at run time
+    details: dict[str, Any] = {
+        "help": option.help,
+        "show_default": False,
+        "autocompletion": _COMPLETIONS[option.completion],
+        "envvar": option.env or None,
+        "metavar": option.metavar or None,
+    }
+    is_required = option.is_argument and declared.default is MISSING
+    default = inspect.Parameter.empty if is_required else None
+    if option.is_argument:
+        info: Any = typer.Argument(**details)
+    else:
+        info = typer.Option(*_list_flags(declared), hidden=bool(option.replacement), **details)
+    if option.words:
+        info.parser, info.metavar = _parse_number_or(option.words), "|".join(("<float>", *option.words))
+    elif option.parse is not None:
+        info.parser = _refuse_by_typer(option.parse)
+    accepted: Any = kind if is_required else kind | None
+    annotation: Any = Annotated[accepted, info]  # made at run time, for Typer
+    return inspect.Parameter(declared.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _list_flags(declared: Declaration) -> list[str]:
+    """Return Typer's flags of an option: its name, its other names, and its former ones."""
+    option, flag = declared.option, declared.flag
+    first = f"{flag}/--no-{flag[2:]}" if declared.has_negation else flag
+    former = ["/".join(option.former)] if declared.has_negation and option.former else list(option.former)
+    return [first, *option.flags, *former]
+
+
+def _make_help_all() -> inspect.Parameter:
+    option = typer.Option(
+        "--help-all", is_eager=True, callback=show_full_help, help="Show every option and exit.", show_default=False
+    )
+    return inspect.Parameter(
+        "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+    )
+
+
 def name_flag(setting: str) -> str:
     """Return the command-line flag of a setting."""
-    return f"--{setting.replace('_', '-')}"
+    return declare_settings()[setting].flag
 
 
-def _make_option(name: str, kind: Any, setting: Setting) -> inspect.Parameter:
-    flag = name_flag(name)
-    flags = (f"{flag}/--no-{flag[2:]}" if kind is bool else flag, *setting.flags)
-    option = typer.Option(
-        *flags, help=_help(setting.help, setting.unit), rich_help_panel="Settings", show_default=False
-    )
-    if setting.words:
-        option.parser, option.metavar = _parse_number_or(setting.words), "|".join(("<float>", *setting.words))
-    annotation = Annotated[kind | None, option]  # made at run time, for Typer
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def list_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as words of a command line, quoted for a shell."""
+    words = []
+    for name, value in settings.items():
+        flag = name_flag(name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words.append(f"{flag} {quote(str(value))}")
+    return words
 
 
 def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
-    """Name, value with unit, source and reason of what was decided for a plan; a last line for what was not."""
-    units = {name: setting.unit for name, (_, setting) in describe_settings().items()}
+    """Return name, value with unit, source and reason of each setting that is not at its default, and a last line."""
+    units = {name: option.unit for name, (_, option) in describe_settings().items()}
     rows = [
         (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
         for name, choice in plan.non_default.items()
     ]
-    return [*rows, (f"{len(plan.choices) - len(rows)} others", "", "default", "`convnext finetune --help` lists them")]
+    return [
+        *rows,
+        (f"{len(plan.choices) - len(rows)} others", "", "default", "`convnext finetune --help-all` lists them"),
+    ]
 
 
 def describe_sizes(model: "Architecture", image_size: int, channels: int, classes: int) -> str:
@@ -74,7 +151,7 @@ def describe_sizes(model: "Architecture", image_size: int, channels: int, classe
 
 
 def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:
-    """Return the command that was given, quoted for a shell, without some of its parameters."""
+    """Return the command line, quoted for a shell, without some of its parameters."""
     words = context.command_path.split()
     for parameter in context.command.params:
         name, value = parameter.name or "", context.params.get(parameter.name or "")
@@ -82,7 +159,7 @@ def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:
         if name in leave_out or value is None or source is None or source.name != "COMMANDLINE":
             continue
         if isinstance(value, bool):
-            words.append((parameter.opts if value else parameter.secondary_opts)[-1])
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
             continue
         flag = max(parameter.opts, key=lambda flag: flag.startswith("--"))
         for entry in value if isinstance(value, list | tuple) else [value]:
@@ -91,40 +168,23 @@ def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that stand on the command line.
-
-    Raises:
-        UsageError: one has a value that it cannot have.
-    """
-    values = {name: value for name, value in settings.items() if value is not None}
-    check_settings(values)
-    return values
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from `90m`, `2h`, `1h30m`, `45s` or a bare number of seconds.
-
-    Raises:
-        typer.BadParameter: it is none of these, or nothing.
-    """
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    parts = found.groups("0") if found else ()
-    seconds = sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if not seconds:
-        raise typer.BadParameter(f"{text!r} is no time; write 90m, 2h or 1h30m")
-    return seconds
-
-
 def _parse_number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:
     def parse(text: str) -> float | str:
         try:
             return text if text in words else float(text)
         except ValueError as error:
-            raise typer.BadParameter(f"{text!r} is no number; write one, or {' or '.join(words)}") from error
+            raise typer.BadParameter(f"{text!r} is not a number; write one, or {' or '.join(words)}") from error
 
     return parse
 
 
-def _help(text: str, unit: str) -> str:
-    return f"{text.removesuffix('.')} ({unit})." if unit else text
+def _refuse_by_typer(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser whose `ValueError` is a usage error of Typer's."""
+
+    def parse_or_refuse(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parse_or_refuse

@@ -1,7 +1,8 @@
-"""`convnext predict`: what is this."""
+"""`convnext predict`: classify images with a run."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.completion import complete_run
+from convnext_cli.cli.options import Given, with_options
 from convnext_cli.cli.tables import count_cells
 from convnext_cli.errors import ImageError, UsageError
+from convnext_cli.inference.request import PredictRequest
+from convnext_cli.options import DATA, Option
 from convnext_cli.text import make_visible, quote
 
 if TYPE_CHECKING:
@@ -21,86 +24,119 @@ if TYPE_CHECKING:
 MAX_PATH = 60  # characters of a path before the table's columns give way
 
 
-def predict(
-    images: Annotated[list[str], typer.Argument(help="Images, folders, patterns such as 'a/*.png'; - reads a list.")],
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictFlags:
+    """Options of the command alone."""
+
+    images: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Images, folders, or patterns such as 'a/*.png'; - reads a list from standard input.",
+            group=DATA,
+            is_argument=True,
+        ),
+    ]
     run: Annotated[
         Path | None,
-        typer.Option(
-            "--run",
-            "-r",
-            help="Run folder or exported ONNX file; the newest under runs/ if not given.",
-            autocompletion=complete_run,
+        Option(
+            help="Run folder or exported ONNX file; default: the newest under runs/.",
+            is_common=True,
+            flags=("-r",),
+            completion="run",
         ),
-    ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many classes to show.", min=1)] = 3,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave out the run's temperature and thresholds.")] = False,
-    abstain: Annotated[bool, typer.Option("--abstain", help="Flag images unlike the training images.")] = False,
-    explain: Annotated[
-        Path | None, typer.Option("--explain", help="Folder to draw into where the model looked.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures at --explain.")] = False,
-    tta: Annotated[bool, typer.Option("--tta", help="Average over shifted views; several times slower.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.")
-    ] = "auto",
+    ] = None
+    top_k: Annotated[int, Option(help="Number of classes to show.", is_common=True, flags=("-k",), low=1)] = 3
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, an object per image; a last one counts skipped files.")
-    ] = False,
+        bool,
+        Option(help="Print JSON, an object per image; a last one counts skipped files.", is_common=True, name="json"),
+    ] = False
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV, one line per image, safe to open in a spreadsheet.")
-    ] = False,
+        bool, Option(help="Print CSV, a line per image, safe to open in a spreadsheet.", is_common=True, name="csv")
+    ] = False
     exact: Annotated[
-        bool, typer.Option("--exact", help="With --csv, names as they are: no escapes, no guard against formulas.")
-    ] = False,
-) -> None:
-    """Classify images. The exit code is 3 where one of them cannot be read; the others are classified all the same."""
-    if as_json and as_csv:
+        bool,
+        Option(help="With --csv, names as they are: no escapes, no guard against formulas.", is_common=True),
+    ] = False
+
+
+@with_options(PredictFlags, PredictRequest)
+def predict(_context: typer.Context, given: Given) -> None:
+    """Classify images. Exits with 3 if an image cannot be read; the others are classified."""
+    flags, request = given.make(PredictFlags), given.make(PredictRequest)
+    if flags.as_json and flags.as_csv:
         raise UsageError("--json and --csv exclude each other", "Give one of them")
-    if exact and not as_csv:
-        raise UsageError("--exact goes with --csv", "Add --csv, or leave out --exact")
+    if flags.exact and not flags.as_csv:
+        raise UsageError("--exact needs --csv", "Add --csv, or leave out --exact")
+    inputs = find_files(flags.images)
+    if flags.as_csv:
+        _check_csv(inputs)
+    run = _find_run(flags.run)
+    _show_run_notes(run, request)
 
-    from convnext_cli.runs.folds import find_newest_run
+    from convnext_cli.api import predict_images
+    from convnext_cli.inference.prediction import Prediction
 
-    inputs = find_files(images)
+    unreadable = [Prediction(path=path, error=error) for path, error in inputs.errors]
+    total = len(inputs.paths) + len(unreadable)
+    failures: list[ImageError] = []
+    predictions = _follow(chain(unreadable, predict_images(run, inputs.paths, request)), total, failures)
+    _show_predictions(predictions, inputs, flags)
+    done = total - len(failures)
+    if not (flags.as_json or flags.as_csv):
+        summary = f"Classified {done:,} of {total:,} images"
+        console.say(summary if request.explain else f"{summary}. Next: --explain DIR draws heat maps")
+    if request.explain is not None:
+        console.say(f"Heat maps: {done} image{'s' if done != 1 else ''} in {console.shorten(request.explain)}")
+    if inputs.skipped:
+        console.note(describe_skipped(inputs.skipped))
+    _raise_failures(failures, total)
+
+
+def _check_csv(inputs: "Inputs") -> None:
+    """Check that no input is meant as the file to write CSV to.
+
+    Raises:
+        UsageError: one is.
+    """
     named = next((path for path in inputs.paths if str(path).endswith(".csv") and not Path(path).exists()), None)
-    if as_csv and named:
+    if named:
         raise UsageError(
             f"--csv takes no file name: it prints to standard output, and {named} is not an image",
             f"Write `--csv > {quote(named)}`",
         )
-    folder = find_newest_run().path if run is None else run
-    if run is None:
-        console.say(f"run: {folder} (the newest)")
 
+
+def _find_run(run: Path | None) -> Path:
+    from convnext_cli.runs.folds import find_newest_run
+
+    if run is not None:
+        return run
+    newest = find_newest_run().path
+    console.say(f"run: {newest} (the newest)")
+    return newest
+
+
+def _show_run_notes(run: Path, request: PredictRequest) -> None:
+    """Show what weakens the run's predictions."""
     from convnext_cli.inference.agreement import list_calibration_notes
-    from convnext_cli.inference.prediction import Prediction, list_run_notes, predict_steps
-    from convnext_cli.inference.request import PredictRequest
+    from convnext_cli.inference.prediction import list_run_notes
 
-    if folder.is_dir():
-        for note in list_calibration_notes(folder):
-            console.warn(note)
-    request = PredictRequest(raw=raw, abstain=abstain, explain=explain, overwrite=overwrite, tta=tta, engine=engine)
-    for note in list_run_notes(folder, request):
-        console.warn(note)
-    failures: list[ImageError] = []
-    bad = [Prediction(path=path, error=error) for path, error in inputs.errors]
-    total = len(inputs.paths) + len(bad)
-    events = chain(bad, predict_steps(folder, inputs.paths, request))
-    predictions = _follow(events, total, failures)
-    if as_json:
-        rows = (_as_json(prediction, top_k) for prediction in predictions)
+    for note in [*(list_calibration_notes(run) if run.is_dir() else ()), *list_run_notes(run, request)]:
+        console.note(note)
+
+
+def _show_predictions(predictions: "Iterator[Prediction]", inputs: "Inputs", flags: PredictFlags) -> None:
+    if flags.as_json:
+        rows = (_describe_prediction(prediction, flags.top_k) for prediction in predictions)
         console.show_json_rows(chain(rows, [{"skipped": inputs.skipped}] if inputs.skipped else []))
-    elif as_csv:
-        _show_csv(predictions, exact=exact)
+    elif flags.as_csv:
+        _show_csv(predictions, exact=flags.exact)
     else:
-        _show_table(predictions, inputs.paths, top_k)
-        summary = f"Classified {total - len(failures):,} of {total:,} images"
-        console.say(summary if explain else f"{summary}. Next: --explain FOLDER draws where the model looked")
-    if explain is not None:
-        count = total - len(failures)
-        console.say(f"Explanations: {count} picture{'s' if count != 1 else ''} in {console.shorten(explain)}")
-    if inputs.skipped:
-        console.warn(describe_skipped(inputs.skipped))
+        _show_table(predictions, inputs.paths, flags.top_k)
+
+
+def _raise_failures(failures: Sequence[ImageError], total: int) -> None:
+    """Raise an error that names the images that cannot be read, if there are any."""
     if len(failures) == 1:
         raise failures[0]
     if failures:
@@ -108,16 +144,16 @@ def predict(
         raise ImageError(f"{len(failures)} of {total} images cannot be read: {examples}", "Replace these files")
 
 
-def find_files(words: list[str]) -> "Inputs":
-    """Find the image files that words on the command line mean; `-` reads a list of them from standard input.
+def find_files(words: Iterable[str]) -> "Inputs":
+    """Return the image files that words of a command line name; `-` reads a list from standard input.
 
     Raises:
         ImageError: there are none.
-        DataError: standard input is no list.
+        DataError: standard input is not a list.
     """
     from convnext_cli.data.inputs import find_inputs
 
-    return find_inputs(word for given in words for word in (_read_stdin() if given == "-" else [given]))
+    return find_inputs(entry for word in words for entry in (_read_stdin() if word == "-" else [word]))
 
 
 def _read_stdin() -> Iterator[str]:
@@ -127,13 +163,13 @@ def _read_stdin() -> Iterator[str]:
 
 
 def describe_skipped(skipped: dict[str, int]) -> str:
-    """Describe what was left out of folders, by reason."""
+    """Return how many files were skipped, by reason."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
     return f"skipped: {reasons}"
 
 
 def _follow(predictions: "Iterator[Prediction]", total: int, failures: list[ImageError]) -> "Iterator[Prediction]":
-    """Passes predictions on while it counts them, and collects the failures."""
+    """Yield predictions with a progress bar, and collect the failures."""
     with console.progress("predicting") as bar:
         for done, prediction in enumerate(predictions, start=1):
             bar.update(done, total)
@@ -142,7 +178,7 @@ def _follow(predictions: "Iterator[Prediction]", total: int, failures: list[Imag
             yield prediction
 
 
-def _as_json(prediction: "Prediction", top_k: int) -> dict[str, Any]:
+def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]:
     if prediction.error is not None:
         return {"path": str(prediction.path), "error": prediction.error.problem}
     ranked = list(zip(prediction.classes, prediction.probabilities, strict=True))
@@ -162,14 +198,14 @@ def _as_json(prediction: "Prediction", top_k: int) -> dict[str, Any]:
 
 
 def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool) -> None:
-    """One row per image; the classes' columns stand in the order of their names, the same for every image."""
+    """Print a row per image, with a column per class in the order of their names."""
 
     def show_row(cells: list[Any]) -> None:
         console.show_csv_row(cells, exact=exact)
 
     names: list[str] = []
     targets: list[str] = []
-    waiting: list[Prediction] = []  # failures that come before the first answer, which names the columns
+    waiting: list[Prediction] = []  # failures before the first prediction, which names the columns
     for prediction in predictions:
         if not names:
             waiting.append(prediction)
@@ -197,13 +233,13 @@ def _csv_cells(prediction: "Prediction", names: list[str], targets: list[str]) -
     best = (prediction.classes[0], prediction.probabilities[0]) if known else ("", "")
     error = prediction.error.problem if prediction.error else ""
     extra = (prediction.novelty, prediction.abstained, prediction.explanation)
-    shares = (known.get(name, "") for name in names)
+    probabilities = (known.get(name, "") for name in names)
     decisions = (prediction.decisions.get(target, "") for target in targets)
-    return [prediction.path, *best, *extra, error, *shares, *decisions]
+    return [prediction.path, *best, *extra, error, *probabilities, *decisions]
 
 
 def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:
-    """A line per image as it comes, its columns aligned."""
+    """Print a line per image, with aligned columns."""
     width = min(MAX_PATH, max(count_cells(make_visible(str(path))) for path in paths))
     for prediction in predictions:
         if prediction.error is None:
@@ -216,7 +252,7 @@ def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
     parts = [f"{_pad(name, longest)} {100 * probability:5.1f}%" for name, probability in ranked]
     parts += [f"{target}: {'yes' if met else 'no'}" for target, met in prediction.decisions.items()]
     if prediction.abstained:
-        parts.append("UNLIKE THE TRAINING IMAGES")
+        parts.append("out-of-distribution (OOD)")
     return f"{_pad(str(prediction.path), width)}  " + "  ".join(parts).rstrip()
 
 

@@ -1,148 +1,205 @@
-"""`convnext recommend`: which model, with which settings, and why."""
+"""`convnext recommend`: a model and settings for a data set, with reasons."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.completion import complete_model
-from convnext_cli.cli.options import given, list_decided, name_flag, with_settings
+from convnext_cli.cli.options import Given, list_decided, list_flags, with_options
 from convnext_cli.errors import UsageError
-from convnext_cli.recipes.settings import DEFAULT_RECIPE
+from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, Option
+from convnext_cli.recipes.settings import DEFAULT_RECIPE, check_settings
 from convnext_cli.text import quote
+from convnext_cli.training.request import RECIPE_HELP, WEIGHTS_HELP
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
+SETTINGS = ("image_size", "image_root", "exclude")
 
-@with_settings("image_size", "image_root", "exclude")
-def recommend(
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecommendOptions:
+    """Options of a recommendation."""
+
     data: Annotated[
-        Path | None, typer.Argument(help="Folder, CSV or zip of images, instead of --dataset-size.")
-    ] = None,
-    dataset_size: Annotated[int | None, typer.Option(help="Number of images, all splits together.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
-    vram: Annotated[float | None, typer.Option(help="Memory of the GPU, in GiB.")] = None,
+        Path | None,
+        Option(help="Folder, CSV file or zip file of images; or use --dataset-size.", group=DATA, is_argument=True),
+    ] = None
+    dataset_size: Annotated[
+        int | None, Option(help="Number of images, all splits together.", group=DATA, is_common=True, low=1)
+    ] = None
+    classes: Annotated[int | None, Option(help="Number of classes.", group=DATA, is_common=True)] = None
     domain: Annotated[
         str | None,
-        typer.Option(
-            help="medical, natural or other; decides how training images vary. Guessed from the images if not given."
+        Option(
+            help="medical, natural or other: sets the augmentation; default: guessed from the images.",
+            group=AUGMENTATION,
+            is_common=True,
+            metavar="NAME",
         ),
-    ] = None,
+    ] = None
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Plan for this model, with or without .tag.", autocompletion=complete_model),
-    ] = None,
+        Option(
+            help="Plan for this architecture, with or without .tag.",
+            group=MODEL,
+            is_common=True,
+            flags=("-m",),
+            metavar="NAME",
+            completion="model",
+        ),
+    ] = None
+    weights: Annotated[str, Option(help=WEIGHTS_HELP, group=MODEL, is_common=True)] = "auto"
     prefer: Annotated[
-        str | None, typer.Option(help="accuracy, speed or size, in place of the specification's order.")
-    ] = None,
-    license: Annotated[str, typer.Option(help="any, permissive, or a licence of the weights.")] = "any",
-    recipe: Annotated[
+        str | None,
+        Option(
+            help="accuracy, speed or size; default: the specification's order.",
+            group=MODEL,
+            is_common=True,
+            metavar="NAME",
+        ),
+    ] = None
+    license: Annotated[
         str,
-        typer.Option(help="Tables that settings come from: measured, specification, or published (the authors')."),
-    ] = DEFAULT_RECIPE,
-    top: Annotated[int, typer.Option(help="How many models to show.", min=1)] = 5,
+        Option(
+            help="any, permissive, or a licence that the weights must have.",
+            group=MODEL,
+            is_common=True,
+            metavar="NAME",
+        ),
+    ] = "any"
+    recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL, is_common=True, metavar="NAME")] = DEFAULT_RECIPE
+    vram: Annotated[
+        float | None,
+        Option(help="Memory of the GPU, if it is not in this machine.", unit="GiB", group=RUN, is_common=True),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecommendFlags:
+    """Options of the command alone."""
+
+    top: Annotated[int, Option(help="Number of models to show.", group=RUN, is_common=True, low=1)] = 5
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the plan to this file, for `finetune --config`.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    **settings: Any,
-) -> None:
-    """Recommend a model and settings. Looks at the data and at this machine; each setting has its reason."""
-    from convnext_cli.files import check_output, check_outside, write_output
+        Path | None,
+        Option(
+            help="Write the plan to this file, for `finetune --config`.",
+            group=RUN,
+            is_common=True,
+            flags=("-o",),
+            metavar="FILE",
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option(help="Replace what is at --output.", group=RUN, is_common=True)] = False
+    as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
+
+
+@with_options(RecommendOptions, RecommendFlags, settings=SETTINGS)
+def recommend(_context: typer.Context, given: Given) -> None:
+    """Recommend a model and settings for your images and this machine, each with its reason."""
+    request, flags = given.make(RecommendOptions), given.make(RecommendFlags)
+    settings = {name: value for name, value in given.items() if name in SETTINGS}
+    check_settings(settings)
+    _check_request(request, flags)
+    recommendation = _recommend(request, settings)
+    index = recommendation.index
+    if flags.output is not None and index:
+        from convnext_cli.data.index import check_outside_data
+
+        check_outside_data(flags.output, index)
+    command = _build_next(recommendation, request, flags.output, settings)
+    if flags.output is not None:
+        from convnext_cli.files import write_output
+
+        write_output(flags.output, recommendation.plan.to_toml(), overwrite=flags.overwrite)
+        console.say(f"wrote the plan to {flags.output}")
+    notes = index.notes if index else ()
+    if flags.as_json:
+        console.show_json(_describe_recommendation(recommendation, command) | {"notes": list(notes)})
+        return
+    for note in notes:
+        console.note(note)
+    _show(recommendation, request, flags.top)
+    if request.recipe != "specification":
+        _show_offline(request, settings)
+    console.show(f"Next: {command}")
+
+
+def _check_request(request: RecommendOptions, flags: RecommendFlags) -> None:
+    """Check the options that depend on one another.
+
+    Raises:
+        UsageError: two of them exclude each other, data are missing, or the output cannot be written.
+    """
+    from convnext_cli.files import check_output, check_outside
+
+    if flags.output is not None:
+        if request.data is not None:
+            check_outside(flags.output, request.data)
+        check_output(flags.output, overwrite=flags.overwrite)
+    if request.data is not None and (request.dataset_size is not None or request.classes is not None):
+        raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
+    if request.data is None and request.dataset_size is None:
+        raise UsageError("no data and no --dataset-size", "Give a folder of images, or --dataset-size N")
+
+
+def _recommend(request: RecommendOptions, settings: Mapping[str, Any]) -> "Recommendation":
     from convnext_cli.machine import detect_machine
     from convnext_cli.recipes.recommendation import recommend as make_recommendation
 
-    if output is not None:
-        if data is not None:
-            check_outside(output, data)
-        check_output(output, overwrite=overwrite)
-    if data is not None and (dataset_size is not None or classes is not None):
-        raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
-    test_set = dataset_size if data is None else data
-    if test_set is None:
-        raise UsageError("nothing to recommend for", "Give --dataset-size N, or a folder of images")
-    found = make_recommendation(
-        test_set,
-        classes=classes,
-        vram=vram,
+    data = request.data if request.dataset_size is None else request.dataset_size
+    assert data is not None
+    return make_recommendation(
+        data,
+        classes=request.classes,
+        vram=request.vram,
         machine=detect_machine(),
-        license=license,
-        domain=domain,
-        prefer=prefer,
-        recipe=recipe,
-        model=model,
-        **given(settings),
+        license=request.license,
+        domain=request.domain,
+        prefer=request.prefer,
+        recipe=request.recipe,
+        model=request.model,
+        weights=request.weights,
+        **settings,
     )
-    notes = found.index.notes if found.index else ()
-    if output is not None and found.index:
-        from convnext_cli.data.index import check_outside_data
-
-        check_outside_data(output, found.index)
-    next_command = _build_next(found, data, output, recipe=recipe, settings=given(settings), elsewhere=vram is not None)
-    if output is not None:
-        write_output(output, found.plan.to_toml(), overwrite=overwrite)
-        console.say(f"wrote the plan to {output}")
-    if as_json:
-        console.show_json(_as_json(found, next_command) | {"notes": list(notes)})
-    else:
-        for note in notes:
-            console.warn(note)
-        options = [f"{name_flag(name)} {quote(str(value))}" for name, value in given(settings).items()]
-        _show(found, str(data or "DATA"), options, recipe, top)
-        console.show(f"Next: {next_command}")
 
 
 def _build_next(
-    found: "Recommendation",
-    data: Path | None,
-    output: Path | None,
-    *,
-    recipe: str,
-    settings: Mapping[str, Any],
-    elsewhere: bool,
+    recommendation: "Recommendation", request: RecommendOptions, output: Path | None, settings: Mapping[str, Any]
 ) -> str:
-    """Return the command that trains with exactly the settings that were shown.
-
-    Args:
-        found: the recommendation.
-        data: what it is for; None for a number of images.
-        output: the file that the plan was written to.
-        recipe: the recipe that was asked for.
-        settings: the settings that were asked for.
-        elsewhere: whether the plan is for another machine than this one.
-    """
-    start = f"convnext finetune {quote(data or 'DATA')}"
+    """Return the command that trains with exactly the settings that are shown."""
+    start = f"convnext finetune {quote(request.data or 'DATA')}"
     if output is not None:
         return f"{start} --config {quote(output)}"
-    tag, architecture = found.best.tag, found.best.model
-    words = ["--model", architecture.name if tag == architecture.default_tag else found.plan.model]
-    if recipe != DEFAULT_RECIPE:
-        words += ["--recipe", recipe]
-    if found.augment is not None:
-        words += ["--augment", found.augment]
-    for name, value in settings.items():
-        words += [name_flag(name), quote(str(value))]
-    if elsewhere:  # there, finetune would plan for the memory that it finds
-        chosen = found.plan.settings
+    tag, architecture = recommendation.best.tag, recommendation.best.model
+    words = ["--model", architecture.name if tag == architecture.default_tag else recommendation.plan.model]
+    if request.weights != "auto":
+        words += ["--weights", quote(request.weights)]
+    if request.recipe != DEFAULT_RECIPE:
+        words += ["--recipe", request.recipe]
+    if recommendation.augment is not None:
+        words += ["--augment", recommendation.augment]
+    words += list_flags(settings)
+    if request.vram is not None:  # finetune would plan for the memory of this machine
+        chosen = recommendation.plan.settings
         words += ["--micro-batch-size", str(chosen.micro_batch_size)]
         words += ["--grad-checkpointing" if chosen.grad_checkpointing else "--no-grad-checkpointing"]
     return " ".join([start, *words])
 
 
-def _as_json(found: "Recommendation", next_command: str) -> dict[str, Any]:
+def _describe_recommendation(recommendation: "Recommendation", command: str) -> dict[str, Any]:
     return {
-        "model": found.best.model.name,
-        "weights": found.plan.model,
-        "license": found.best.tag.license if found.best.tag else None,
-        "dataset_size": found.dataset_size,
-        "regime": found.regime,
-        "machine": asdict(found.machine) if found.machine else None,
-        "fingerprint": asdict(found.fingerprint) if found.fingerprint else None,
+        "model": recommendation.best.model.name,
+        "weights": recommendation.plan.model,
+        "license": recommendation.best.tag.license if recommendation.best.tag else None,
+        "dataset_size": recommendation.dataset_size,
+        "regime": recommendation.regime,
+        "machine": asdict(recommendation.machine) if recommendation.machine else None,
+        "fingerprint": asdict(recommendation.fingerprint) if recommendation.fingerprint else None,
         "models": [
             {
                 "model": candidate.model.name,
@@ -157,71 +214,87 @@ def _as_json(found: "Recommendation", next_command: str) -> dict[str, Any]:
                 "memory_bytes": candidate.memory,
                 "seconds": candidate.seconds,
             }
-            for candidate in found.candidates
+            for candidate in recommendation.candidates
         ],
-        "settings": {name: asdict(choice) for name, choice in found.plan.choices.items()},
-        "time": asdict(found.best.time) if found.best.time else None,
-        "augment": found.augment,
-        "warnings": list(found.warnings),
-        "next": next_command,
+        "settings": {name: asdict(choice) for name, choice in recommendation.plan.choices.items()},
+        "time": asdict(recommendation.best.time) if recommendation.best.time else None,
+        "augment": recommendation.augment,
+        "warnings": list(recommendation.warnings),
+        "next": command,
     }
 
 
-def _show(found: "Recommendation", data: str, options: list[str], recipe: str, top: int) -> None:
-    from convnext_cli.models.catalog import BUILTIN, load_builtin
-    from convnext_cli.recipes.tables import load_tables
+def _show(recommendation: "Recommendation", request: RecommendOptions, top: int) -> None:
+    _show_best(recommendation, str(request.data or "DATA"))
+    for warning in recommendation.warnings:
+        console.note(warning)
+    console.show("")
+    columns = ["model", "tier", "params (M)", "GMACs", "accuracy (%)", "memory (GiB)", "time", "licence", "reason"]
+    console.show_table(
+        columns,
+        (_list_cells(candidate) for candidate in recommendation.candidates[:top]),
+        numbers=columns[1:7],
+        spare=("tier", "GMACs", "params (M)", "memory (GiB)", "accuracy (%)"),
+    )
+    console.say(
+        "tier and order: the specification author's ranking, not a benchmark (docs/specification.md); accuracy: "
+        "published on ImageNet-1k",
+        style="dim",
+    )
+    console.show("")
+    console.show_table(["setting", "value", "from", "reason"], list_decided(recommendation.plan))
+    console.show("")
+    if recommendation.plan.choices["lr"].source.startswith("specification"):
+        _show_lr_rule(recommendation)
 
-    best = found.best
+
+def _show_best(recommendation: "Recommendation", data: str) -> None:
+    """Show the best model, the machine, the time, and the data."""
+    best = recommendation.best
     assert best.tag is not None
     console.show(
-        f"{best.model.name} ({best.reason}) for a {found.regime} data set: {found.dataset_size:,} images", style="bold"
+        f"{best.model.name} ({best.reason}) for a {recommendation.regime} data set: "
+        f"{recommendation.dataset_size:,} images",
+        style="bold",
     )
     console.show(
-        f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, weights under {best.tag.license}"
-        f"{'' if best.tag.is_permissive else ' (not a permissive one; --license permissive avoids it)'}"
+        f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, licence of the weights: "
+        f"{best.tag.license}{'' if best.tag.is_permissive else ' (not permissive; --license permissive avoids it)'}"
     )
-    console.show(f"planned for: {found.machine}")
+    console.show(f"planned for: {recommendation.machine}")
     if best.time is not None:
-        console.show(f"time: about {best.time}, to a factor of two or three")
-    if (fingerprint := found.fingerprint) is not None:
+        console.show(f"time: about {best.time} (within a factor of two or three)")
+    if (fingerprint := recommendation.fingerprint) is not None:
         width, height = fingerprint.median_size
         size = f"{width} x {height} px, " if width else ""
         console.show(
             f"{data}: {fingerprint.images:,} images in {fingerprint.classes} classes; {size}"
             f"{'grey' if fingerprint.is_grey else 'colour'} (from a sample of {fingerprint.sampled})"
         )
-    for warning in found.warnings:
-        console.warn(warning)
-    console.show("")
-    columns = ["model", "tier", "params (M)", "GMACs", "top-1 (%)", "memory (GiB)", "time", "licence", "why"]
-    console.show_table(
-        columns,
-        (_row(candidate) for candidate in found.candidates[:top]),
-        numbers=columns[1:7],
-        spare=("tier", "GMACs", "params (M)", "memory (GiB)", "top-1 (%)"),
+
+
+def _show_lr_rule(recommendation: "Recommendation") -> None:
+    from convnext_cli.recipes.tables import load_tables
+
+    lr, batch, rule = recommendation.plan.settings.lr, recommendation.plan.settings.batch_size, load_tables().lr_rule
+    rates = ", ".join(f"{size}: {rate:g}" for size, rate in rule.examples.items())
+    console.show(
+        f"The specification's rule for lr, {rule.lr:g} x batch / {rule.batch} (section 2), by batch: {rates}. "
+        f"At batch {batch}: {rule.rate(batch):g}. The model's own row is used instead: {lr:g}"
     )
+
+
+def _show_offline(request: RecommendOptions, settings: Mapping[str, Any]) -> None:
+    from convnext_cli.models.catalog import BUILTIN, load_builtin
+
+    words = [quote(request.data or "DATA"), *list_flags(settings)]
     console.say(
-        "tier and order: the specification author's ranking, not a benchmark (docs/specification.md)", style="dim"
+        f"Without the Hub: convnext finetune {' '.join(words)} --weights {BUILTIN}. {load_builtin().card['Rank']}",
+        style="dim",
     )
-    console.show("")
-    console.show_table(["setting", "value", "from", "because"], list_decided(found.plan))
-    console.show("")
-    if found.plan.choices["lr"].source.startswith("specification"):
-        batch, rule = found.plan.settings.batch_size, load_tables().lr_rule
-        rates = ", ".join(f"{size}: {rate:g}" for size, rate in rule.examples.items())
-        console.show(
-            f"The specification's rule for lr, {rule.lr:g} x batch / {rule.batch} (section 2), by batch: {rates}. "
-            f"At batch {batch}: {rule.rate(batch):g}. The model's own row is used instead: {found.plan.settings.lr:g}"
-        )
-    if recipe != "specification":
-        console.say(
-            f"Without the Hub: convnext finetune {' '.join([quote(data), *options])} --weights {BUILTIN}. "
-            f"{load_builtin().card['Rank']}",
-            style="dim",
-        )
 
 
-def _row(candidate: "Candidate") -> tuple[Any, ...]:
+def _list_cells(candidate: "Candidate") -> tuple[Any, ...]:
     from convnext_cli.machine import GIB
     from convnext_cli.recipes.costs import describe_seconds
 

@@ -1,4 +1,4 @@
-"""Standard streams that a training survives: closed, on a terminal or with a reader that has gone, on a full disk."""
+"""Standard streams whose failure does not stop a training: closed, without a reader, or on a full disk."""
 
 import errno
 import io
@@ -16,49 +16,49 @@ _GONE = (errno.EIO, errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
 
 
 class Log:
-    """The stream of log lines. What cannot be written is dropped: no line of log is worth a training.
+    """A stream of log lines. Lines that cannot be written are dropped: a log must not stop a training.
 
     Args:
-        stream: what to write to.
+        stream: the stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text, where that is possible."""
-        with suppress(ValueError):  # closed by somebody
+        """Write a text, if possible."""
+        with suppress(ValueError):  # closed
             try:
                 self._stream.write(text)
             except OSError as error:
-                let_go(self._stream, error)
+                drop_lost_stream(self._stream, error)
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """Write the lines, where that is possible."""
+        """Write lines, if possible."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand on what has been written, where that is possible."""
+        """Flush the stream, if possible."""
         with suppress(ValueError):
             try:
                 self._stream.flush()
             except OSError as error:
-                let_go(self._stream, error)
+                drop_lost_stream(self._stream, error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def let_go(stream: TextIO, error: OSError) -> None:
-    """Connect a stream to the null device where its reader or terminal has gone: each later write would fail too."""
+def drop_lost_stream(stream: TextIO, error: OSError) -> None:
+    """Connect a stream to the null device if its reader or terminal has gone: every later write would fail too."""
     if error.errno in _GONE:
         discard(stream)
 
 
 def discard_unwritten(stream: TextIO) -> None:
-    """Connect a stream to the null device where what waits in its buffer cannot be written."""
+    """Connect a stream to the null device if its buffer cannot be written."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -66,7 +66,7 @@ def discard_unwritten(stream: TextIO) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Connect a stream to the null device, so that what waits in its buffer is dropped."""
+    """Connect a stream to the null device, so that its buffer is dropped."""
     with suppress(OSError, ValueError, io.UnsupportedOperation):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -75,30 +75,30 @@ def discard(stream: TextIO) -> None:
 
 @contextmanager
 def keep_streams() -> Iterator[None]:
-    """For the length of the block there are three standard streams, and writing to stderr never fails.
+    """Provide three standard streams for the length of the block; writing to stderr never fails.
 
-    A closed stream is the null device: otherwise the next file that is opened, a checkpoint or a database, would get
-    its number, and a library's warning on number 2 would be written into it.
+    A closed stream becomes the null device. Otherwise the next file that is opened, such as a checkpoint, would get its
+    number, and a library's warning would be written into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # as Python leaves it where the number was closed
+        if getattr(sys, name) is None:  # Python's value for a closed stream
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (for the process)
     stderr = sys.stderr
     with redirect_stderr(cast("TextIO", Log(stderr))):
         try:
             yield
         finally:
-            discard_unwritten(stderr)  # a full disk: Python would end with code 120 when it tries once more
+            discard_unwritten(stderr)  # a full disk: Python would try again and exit with 120
 
 
 @contextmanager
 def survive_lost_reader() -> Iterator[None]:
-    """For the length of the block nobody needs to read stdout any more: the results are on disk as well."""
+    """Ignore a lost reader of stdout for the length of the block: the results are on disk too."""
     try:
         yield
         sys.stdout.flush()
@@ -110,12 +110,12 @@ def survive_lost_reader() -> Iterator[None]:
 
 @contextmanager
 def stop_by_signals() -> Iterator[None]:
-    """For the length of the block SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU end the command with a sentence.
+    """Raise an error on SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU for the length of the block.
 
-    While it trains, `training.signals` has its own way with them.
+    During a training, `training.compute.signals` handles them.
 
     Raises:
-        StoppedError: one of them has arrived.
+        StoppedError: one of them arrived.
     """
 
     def stop(number: int, _: FrameType | None) -> None:

@@ -1,15 +1,21 @@
-"""What the terminal shows of a training: its start, each epoch, its end."""
+"""The terminal's view of a training: header, epochs, result."""
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import describe_sizes, list_decided
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
+from convnext_cli.recipes.rules import read_preset
+from convnext_cli.recipes.settings import UNCORRECTED, describe_settings
+from convnext_cli.recipes.tables import USUAL_AUGMENTATION
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.index import Index
+    from convnext_cli.recipes.plan import Plan
     from convnext_cli.training.events import (
         CrossValidationResult,
         EpochDone,
@@ -20,30 +26,41 @@ if TYPE_CHECKING:
     )
     from convnext_cli.training.request import TrainRequest
 
-EPOCH_COLUMNS = (
-    f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'top-1 %':>7}  {'balanced %':>10}  {'images/s':>8}"
+FOLD_METRICS = tuple(METRICS[key] for key in ("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "log_loss"))
+EPOCH_METRICS = tuple(METRICS[key] for key in ("top1", "balanced_accuracy"))
+EPOCH_COLUMNS = "  ".join(
+    [
+        f"{'epoch':>9}",
+        f"{'train loss':>10}",
+        f"{'val loss':>8}",
+        *(metric.heading for metric in EPOCH_METRICS),
+        f"{'images/s':>8}",
+    ]
 )
-
-FOLD_FIGURES = {
-    "balanced_accuracy": "balanced %", "top1": "top-1 %", "macro_f1": "macro F1 %", "macro_roc_auc": "ROC AUC %",
-    "log_loss": "log loss",
-}  # fmt: skip
 
 
 def follow(
-    request: "TrainRequest", *, onnx: bool = False, settings: bool = True
+    request: "TrainRequest", *, is_verbose: bool = False, is_brief: bool = False
 ) -> "FinetuneResult | CrossValidationResult":
-    """Train as a request says, show it, and return the result; `settings` shows the plan's table too."""
+    """Train, show it, and return the result.
+
+    Args:
+        request: the request.
+        is_verbose: show every setting with its source and reason.
+        is_brief: leave the settings out.
+    """
     from convnext_cli.api import train
 
-    return console.run("fine-tuning", train(request, onnx=onnx), _TrainingView(settings=settings).show)
+    view = _TrainingView(is_verbose=is_verbose, is_brief=is_brief)
+    return console.run("fine-tuning", train(request), view.show)
 
 
 class _TrainingView:
-    """Shows the events of a training, and remembers what later ones need."""
+    """Shows the events of a training, and keeps what later ones need."""
 
-    def __init__(self, *, settings: bool) -> None:
-        self._settings = settings
+    def __init__(self, *, is_verbose: bool, is_brief: bool) -> None:
+        self._is_verbose = is_verbose
+        self._is_brief = is_brief
         self._planned: Planned | None = None
         self._epochs = 0
 
@@ -53,7 +70,7 @@ class _TrainingView:
 
         match event:
             case Planned() if self._planned is None:
-                _show_plan(event, settings=self._settings)
+                _show_plan(event, is_verbose=self._is_verbose, is_brief=self._is_brief)
                 self._planned = event
             case Planned():
                 _show_next_fold(event)
@@ -70,7 +87,7 @@ class _TrainingView:
 
 
 def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
-    """The final block: how good, where, what next."""
+    """Show the metrics, the run folder and the next command."""
     from convnext_cli.training.events import CrossValidationResult
 
     if isinstance(finished, CrossValidationResult):
@@ -81,16 +98,18 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
         console.show(f"Kept {kept}")
     else:
         console.show(
-            f"Kept {kept}: balanced accuracy {console.percent(finished.val.balanced_accuracy)}%, top-1 "
-            f"{console.percent(finished.val.top1)}% on {finished.val.images} validation images"
+            f"Kept {kept}: balanced accuracy "
+            f"{METRICS['balanced_accuracy'].format_with_unit(finished.val.balanced_accuracy)}, accuracy "
+            f"{METRICS['top1'].format_with_unit(finished.val.top1)} on {finished.val.images} validation images"
         )
-    if (fitted := finished.calibration) and fitted.log_loss:
-        before, after = fitted.log_loss
+    if (calibration := finished.calibration) and calibration.log_loss:
+        before, after = calibration.log_loss
         console.show(
-            f"Calibrated by temperature {fitted.temperature:.2f}: validation log loss {before:.4f} to {after:.4f}"
+            f"Calibrated with temperature {calibration.temperature:.2f}: validation log loss {before:.4f} "
+            f"-> {after:.4f}"
         )
-    elif fitted:
-        console.show(f"Not calibrated, because {fitted.weak}")
+    elif calibration:
+        console.show(f"Not calibrated, because {calibration.weak}")
     console.show(f"Run:  {finished.run}")
     console.show(f"Next: convnext eval {quote(finished.run)}")
 
@@ -101,53 +120,89 @@ def _describe_kept(finished: "FinetuneResult") -> str:
     return f"epoch {finished.epoch} ({finished.selected_by})"
 
 
-def _show_folds(found: "CrossValidationResult") -> None:
-    """The figures of each fold, and their mean and spread."""
-    columns = ["fold", "images", "kept", *FOLD_FIGURES.values()]
-    rows: list[list[Any]] = []
-    for fold in found.folds:
-        figures = (_describe_figure(name, getattr(fold.val, name)) for name in FOLD_FIGURES)
-        rows.append([fold.fold, fold.val.images, f"epoch {fold.epoch}", *figures])
+def _show_folds(result: "CrossValidationResult") -> None:
+    """Show the metrics of each fold, their mean and standard deviation."""
+    columns = ["fold", "images", "best", *(metric.heading for metric in FOLD_METRICS)]
+    rows: list[list[Any]] = [
+        [
+            fold.fold,
+            fold.val.images,
+            f"epoch {fold.epoch}",
+            *(metric.format(getattr(fold.val, metric.key)) for metric in FOLD_METRICS),
+        ]
+        for fold in result.folds
+    ]
     for part in ("mean", "sd"):
-        values = {name: getattr(found.spread.get(name), part, None) for name in FOLD_FIGURES}
-        rows.append([part, None, None, *(_describe_figure(name, value) for name, value in values.items())])
+        spread = (getattr(result.spread.get(metric.key), part, None) for metric in FOLD_METRICS)
+        cells = (metric.format(value) for metric, value in zip(FOLD_METRICS, spread, strict=True))
+        rows.append([part, None, None, *cells])
     console.show_table(columns, rows, numbers=columns)
     console.show(
-        f"sd: standard deviation over {len(found.folds)} folds. Their training images overlap: it is no standard error"
+        f"sd: standard deviation over {len(result.folds)} folds; their training images overlap, so it is "
+        "not a standard error"
     )
-    console.show(f"Folds: {found.run}")
+    console.show(f"Folds: {result.run}")
     console.show(
-        f"eval averages the {len(found.folds)} models on a test split; without one, each image is predicted by the "
-        "model that was not trained on it"
+        f"eval averages the {len(result.folds)} models on a test split; without a test split, the model that was not "
+        "trained on an image predicts it"
     )
-    console.show(f"Next: convnext eval {quote(found.run)}")
-
-
-def _describe_figure(name: str, value: float | None) -> str | None:
-    return f"{value:.4f}" if name == "log_loss" and value is not None else console.percent(value)
+    console.show(f"Next: convnext eval {quote(result.run)}")
 
 
 def _show_next_fold(planned: "Planned") -> None:
-    recipe = planned.plan.settings
-    console.say(f"fold {recipe.fold} of {recipe.folds}: {describe_splits(count_splits(planned.index))}", style="bold")
+    settings = planned.plan.settings
+    console.say(
+        f"fold {settings.fold} of {settings.folds}: {describe_splits(count_splits(planned.index))}", style="bold"
+    )
 
 
-def _show_plan(planned: "Planned", *, settings: bool) -> None:
+def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     plan, index = planned.plan, planned.index
     console.say(f"{plan.model}", style="bold")
     fold = f"; fold {plan.settings.fold} of {plan.settings.folds}" if plan.settings.folds else ""
     console.say(f"{index.root}: {len(index.classes)} classes; {describe_splits(count_splits(index))}{fold}")
-    architecture, recipe = find_model(plan.model)[0], plan.settings
-    console.say(describe_sizes(architecture, recipe.image_size, recipe.in_chans, len(index.classes)))
+    if is_verbose:
+        architecture, settings = find_model(plan.model)[0], plan.settings
+        console.say(describe_sizes(architecture, settings.image_size, settings.in_chans, len(index.classes)))
+        console.log_table(["setting", "value", "from", "reason"], list_decided(plan))
+    elif not is_brief:
+        console.log_table(["", ""], _list_main_settings(plan))
+        console.say(f"all settings: {console.shorten(planned.run)}/plan.toml, or --verbose", style="dim")
     console.say(f"run: {planned.run}")
-    if settings:
-        console.log_table(["setting", "value", "from", "because"], list_decided(plan))
     for notice in planned.notices:
         console.notify(notice)
 
 
+def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
+    """Return the six settings that matter most, each with its source."""
+    choices, settings = plan.choices, plan.settings
+
+    def describe(name: str) -> str:
+        return f"{choices[name].value} ({choices[name].source})"
+
+    on = [name for name, value in UNCORRECTED.items() if getattr(settings, name) != value]
+    unit = describe_settings()["image_size"][1].unit
+    return [
+        ("epochs", describe("epochs")),
+        ("batch size", describe("batch_size")),
+        ("learning rate", describe("lr")),
+        ("image size", f"{choices['image_size'].value} {unit} ({choices['image_size'].source})"),
+        ("augmentation", _describe_augmentation(plan)),
+        ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "not corrected"),
+    ]
+
+
+def _describe_augmentation(plan: "Plan") -> str:
+    """Return the preset or recipe of the augmentation, and the settings that override it."""
+    choices = {name: plan.choices[name] for name in read_preset(USUAL_AUGMENTATION)}
+    own = [f"{name} {choice.value}" for name, choice in choices.items() if choice.source in ("flag", "plan")]
+    sources = Counter(choice.source for choice in choices.values() if choice.source not in ("flag", "plan"))
+    usual = [source.removeprefix("augmentation ") for source, _ in sources.most_common(1)]
+    return ", ".join([*usual, *own])
+
+
 def _show_started(started: "Started", planned: "Planned | None") -> None:
-    """Show the model, the device, and the settings that were measured since the plan was shown."""
+    """Show the model, the device, and the settings that were measured after the plan was made."""
     plan = started.plan
     license = f" (licence {started.license})" if started.license else ""
     console.say(f"{started.params / 1e6:.2f}M parameters; {_describe_start(started)}{license}")
@@ -162,7 +217,7 @@ def _show_started(started: "Started", planned: "Planned | None") -> None:
 
 
 def _describe_start(started: "Started") -> str:
-    """Return where the parameters come from, in words."""
+    """Return the origin of the parameters in words."""
     if started.resumed_at is not None:
         return f"resumed after step {started.resumed_at:,}"
     if started.new_params == started.params:
@@ -174,18 +229,21 @@ def _describe_start(started: "Started") -> str:
 
 def _describe_epoch(event: "EpochDone", epochs: int) -> str:
     val = event.val
-    losses = f"{event.train_loss:>10.4f}  {f'{val.log_loss:.4f}' if val else '-':>8}"
-    shares = (
-        f"{console.percent(val.top1) if val else '-':>7}  {console.percent(val.balanced_accuracy) if val else '-':>10}"
-    )
-    return f"{f'{event.epoch}/{epochs}':>9}  {losses}  {shares}  {event.images / event.seconds:>8.1f}"
+    cells = [
+        f"{f'{event.epoch}/{epochs}':>9}",
+        f"{event.train_loss:>10.4f}",
+        f"{METRICS['log_loss'].format(val.log_loss if val else None):>8}",
+        *(f"{metric.format(getattr(val, metric.key, None)):>{len(metric.heading)}}" for metric in EPOCH_METRICS),
+        f"{event.images / event.seconds:>8.1f}",
+    ]
+    return "  ".join(cells)
 
 
 def count_splits(index: "Index") -> dict[str, int]:
-    """Images by split."""
+    """Return the number of images by split."""
     return {name: len(index.rows(name)) for name in ("train", "val", "test")}
 
 
 def describe_splits(splits: dict[str, int]) -> str:
-    """The same in words."""
+    """Return the number of images by split, in words."""
     return ", ".join(f"{name} {count:,}" for name, count in splits.items()) + " images"

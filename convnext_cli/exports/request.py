@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from convnext_cli.options import Option
 
 FORMATS = ("onnx", "pt2", "hub")
 PARITY_IMAGES = 500
@@ -11,16 +14,39 @@ PARITY_IMAGES = 500
 class ExportRequest:
     """What the user asks of an export."""
 
-    format: str = "onnx"
-    """One of `FORMATS`."""
-    output: Path | None = None
-    """None takes the run's own place for it; `hub` needs one."""
-    int8: bool = False
+    format: Annotated[
+        str,
+        Option(
+            help="onnx (one file), pt2 (torch.export), or hub (a folder).",
+            is_common=True,
+            flags=("-f",),
+            metavar="FORMAT",
+        ),
+    ] = "onnx"
+    output: Annotated[
+        Path | None,
+        Option(
+            help="File, or folder for hub; default: model.FORMAT in the run.",
+            is_common=True,
+            flags=("-o",),
+            metavar="PATH",
+        ),
+    ] = None
+    int8: Annotated[bool, Option(help="Quantise to 8 bits and measure the cost; ONNX only.", is_common=True)] = False
     images: tuple[Path, ...] = ()
-    """Image files to check parity on; empty takes the run's validation images."""
+    """Image files to check parity on; empty for the run's validation images."""
     max_images: int = PARITY_IMAGES
-    tolerance: float | None = None
-    """Largest difference of a probability; with `int8`, the largest fraction of images that change their class."""
-    push: str | None = None
-    """With `hub`, a repository, OWNER/NAME, to upload to."""
-    overwrite: bool = False
+    """Largest number of images for the parity check."""
+    tolerance: Annotated[
+        float | None,
+        Option(
+            help="Largest difference of a probability; with --int8, the largest fraction of images that change class.",
+            is_common=True,
+            low=0,
+        ),
+    ] = None
+    push: Annotated[
+        str | None,
+        Option(help="Upload the hub folder to this private repository.", is_common=True, metavar="OWNER/NAME"),
+    ] = None
+    overwrite: Annotated[bool, Option(help="Replace what is at --output.", is_common=True)] = False

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from convnext_cli.options import DATA, RUN, Option
 
 ENGINES = ("auto", "onnx", "torch")
 SPLITS = ("train", "val", "test", "all")
@@ -11,16 +14,21 @@ SPLITS = ("train", "val", "test", "all")
 class PredictRequest:
     """What the user asks of a prediction, beside the classes."""
 
-    raw: bool = False
-    """The model's own probabilities, without the temperature and the thresholds."""
-    abstain: bool = False
-    explain: Path | None = None
-    """Folder for heat maps of where the model looked."""
-    overwrite: bool = False
-    """True if heat maps that are in `explain` already are replaced."""
-    tta: bool = False
-    engine: str = "auto"
-    """`onnx` (ONNX Runtime), `torch`, or `auto`: ONNX Runtime where the run has a file that serves."""
+    raw: Annotated[bool, Option(help="Leave out the run's temperature and thresholds.", is_common=True)] = False
+    abstain: Annotated[bool, Option(help="Flag images that are out-of-distribution (OOD).", is_common=True)] = False
+    explain: Annotated[Path | None, Option(help="Folder for Grad-CAM heat maps.", is_common=True, metavar="DIR")] = None
+    overwrite: Annotated[bool, Option(help="Replace existing heat maps in --explain.", is_common=True)] = False
+    tta: Annotated[
+        bool, Option(help="Test-time augmentation: average over shifted views; several times slower.", is_common=True)
+    ] = False
+    engine: Annotated[
+        str,
+        Option(
+            help="auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.",
+            is_common=True,
+            metavar="NAME",
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +37,36 @@ class EvalRequest:
 
     runs: tuple[Path, ...] = ()
     """Run folders; empty for the newest under `runs/`."""
-    data: Path | None = None
-    """A folder of images; None for the data and the split of the first run."""
-    split: str | None = None
-    """One of `SPLITS`; None for `test` where there is one, else `val`, else all images."""
-    targets: tuple[str, ...] = ()
-    """Operating points such as `sensitivity=0.95:CLASS`; their thresholds are set on validation and kept in the run."""
-    tta: bool = False
-    cache: bool = True
-    """True if prepared images are kept in the cache."""
+    data: Annotated[
+        Path | None,
+        Option(
+            help="Folder of images; default: the run's own data and split.",
+            group=DATA,
+            is_common=True,
+            flags=("-d",),
+            metavar="DIR",
+        ),
+    ] = None
+    split: Annotated[
+        Literal["train", "val", "test", "all"] | None,
+        Option(
+            help="train, val, test or all; default: test, else val, else all.",
+            group=DATA,
+            is_common=True,
+            metavar="NAME",
+        ),
+    ] = None
+    targets: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Set a threshold on validation and keep it: sensitivity=0.95:CLASS or specificity=0.9:CLASS; "
+            "repeatable.",
+            group=RUN,
+            is_common=True,
+            name="target",
+        ),
+    ] = ()
+    tta: Annotated[
+        bool, Option(help="Test-time augmentation; its cost and gain are measured.", group=RUN, is_common=True)
+    ] = False
+    cache: Annotated[bool, Option(help="Cache preprocessed images for the next evaluation.", is_common=True)] = True

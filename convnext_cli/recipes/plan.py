@@ -13,6 +13,7 @@ import tomli_w
 from convnext_cli.errors import UsageError, suggest
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.options import is_unicode
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
 from convnext_cli.recipes.rules import (
     RecipeRows,
@@ -34,7 +35,6 @@ from convnext_cli.recipes.settings import (
     check_settings,
     default_settings,
     describe_settings,
-    is_unicode,
 )
 from convnext_cli.recipes.tables import USUAL_AUGMENTATION
 

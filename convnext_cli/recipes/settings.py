@@ -1,258 +1,407 @@
-"""What can be set. Each setting is declared once, here: command-line options and the plan file are made from it."""
+"""The settings of a training. Each is declared once, here: command-line options and the plan file are made from it."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
 
-from convnext_cli.errors import UsageError, suggest
-
-RECIPES = ("measured", "specification", "published")  # the tables that settings come from
-DEFAULT_RECIPE = "measured"
-MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: what is above it is a slip of the hand
-MAX_LR = 1e6  # far above any that trains; what lies beyond overflows
-AUTO = "auto"
-FLATTEN = (
-    "a head without pooling fits one input size alone, and has a weight for each position, 49 times as many at 224 px"
+from convnext_cli.errors import UsageError
+from convnext_cli.options import (
+    AUGMENTATION,
+    DATA,
+    MODEL,
+    RUN,
+    TRAINING,
+    Declaration,
+    Option,
+    check_options,
+    describe_options,
 )
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What a person needs to know of a setting, and what values it takes."""
-
-    help: str
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    open: bool = False
-    """Whether the bounds themselves are excluded."""
-    words: tuple[str, ...] = ()
-    """What may stand in place of a number, for it to be found before training; never in a `Settings`."""
-    refused: tuple[tuple[str, str], ...] = ()
-    """Words that people try, each with the reason why there is no such choice."""
-    flags: tuple[str, ...] = ()
-    """Other names on the command line, beside the field's own in kebab case."""
-
-    def problem(self, value: Any) -> str | None:
-        """Says what is wrong with `value`, or returns None."""
-        if isinstance(value, str):
-            return None
-        if self.low is not None and (value < self.low or (self.open and value == self.low)):
-            return f"must be {'above' if self.open else 'at least'} {_show(self.low)}"
-        if self.high is not None and (value > self.high or (self.open and value == self.high)):
-            return f"must be {'below' if self.open else 'at most'} {_show(self.high)}"
-        return None if value == value and abs(value) != float("inf") else "must be a finite number"
+RECIPES = ("measured", "specification", "published")  # the sources of default values
+DEFAULT_RECIPE = "measured"
+MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a typing error
+MAX_LR = 1e6  # far above any that trains; larger values overflow
+AUTO = "auto"
+FLATTEN = (
+    "a head without pooling fits one input size only, and has a weight for each position, 49 times as many at 224 px"
+)
+IMBALANCE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "sampler": {"sampler": "balanced"},
+    "weights": {"class_weights": "balanced"},
+    "effective": {"class_weights": "effective"},
+    "logit": {"logit_adjustment": 1.0},
+}
+UNCORRECTED: dict[str, Any] = {"sampler": "shuffle", "class_weights": "none", "logit_adjustment": 0.0}
 
 
-def _show(bound: float) -> str:
-    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
+def parse_fold(text: str) -> int | str:
+    """Return a fold's number, or the text where it is `K/N` (fold K of N).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    parts = text.split("/")
+    if len(parts) > 2 or not all(part.strip().lstrip("+-").isdecimal() for part in parts):
+        raise ValueError(f"{text!r} is not a fold; write K/N, such as 2/5")
+    return text if len(parts) == 2 else int(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """The settings of one fine-tuning, resolved. Those without a default here come from the tables."""
+    """The resolved settings of one training. Those without a default here get it from a recipe."""
 
     epochs: Annotated[
-        int, Setting(help="Passes over the training images; 0 trains the head alone.", low=0, high=MAX_COUNT)
+        int,
+        Option(
+            help="Epochs of fine-tuning; 0 trains the head only.", group=TRAINING, is_common=True, low=0, high=MAX_COUNT
+        ),
     ]
     freeze_epochs: Annotated[
         int,
-        Setting(
-            help="Passes before these that train the head alone, on features computed once; 0 is off.",
+        Option(
+            help="Epochs that train the head only, first; 0 is off.",
+            group=TRAINING,
+            is_common=True,
             low=0,
             high=MAX_COUNT,
         ),
     ] = 0
     batch_size: Annotated[
         int,
-        Setting(help="Images per optimizer step, over all processes.", low=1, high=MAX_COUNT, flags=("-b",)),
+        Option(
+            help="Images per optimizer step, over all processes.",
+            group=TRAINING,
+            is_common=True,
+            low=1,
+            high=MAX_COUNT,
+            flags=("-b",),
+        ),
     ]
     micro_batch_size: Annotated[
         int,
-        Setting(
-            help="Images per forward pass of one process; gradients add up until the batch is full.",
+        Option(
+            help="Images per forward pass and process; gradients accumulate up to the batch size.",
+            group=TRAINING,
             low=1,
             high=MAX_COUNT,
         ),
     ]
     lr: Annotated[
         float,
-        Setting(
-            help="Peak learning rate, for the whole batch; auto finds it by a range test of at most 60 steps.",
+        Option(
+            help="Peak learning rate; auto runs a short range test.",
+            group=TRAINING,
+            is_common=True,
             low=0,
             high=MAX_LR,
-            open=True,
+            is_open=True,
             words=(AUTO,),
         ),
     ]
-    min_lr: Annotated[float, Setting(help="Learning rate that the cosine ends at.", low=0, high=10)] = 1e-6
+    min_lr: Annotated[
+        float,
+        Option(help="Learning rate at the end of the cosine schedule.", group=TRAINING, low=0, high=10),
+    ] = 1e-6
     warmup_epochs: Annotated[
-        float, Setting(help="Epochs of linear rise to the peak learning rate.", low=0, high=MAX_COUNT)
+        float,
+        Option(help="Epochs of linear warm-up to the peak learning rate.", group=TRAINING, low=0, high=MAX_COUNT),
     ]
     weight_decay: Annotated[
-        float, Setting(help="AdamW's decay; never on norms, biases, LayerScale and GRN.", low=0, high=100)
+        float,
+        Option(
+            help="AdamW weight decay; not applied to norms, biases, LayerScale and GRN.",
+            group=TRAINING,
+            low=0,
+            high=100,
+        ),
     ]
     layer_decay: Annotated[
         float,
-        Setting(help="Learning-rate factor from each block to the one before it; 1 is off.", low=0, high=1),
+        Option(
+            help="Learning-rate factor from each block to the one before it; 1 is off.", group=TRAINING, low=0, high=1
+        ),
     ] = 1.0
     drop_path: Annotated[
         float,
-        Setting(help="Stochastic depth of the last block, rising from 0 over all blocks.", low=0, high=0.99),
+        Option(
+            help="Stochastic depth rate of the last block, rising linearly from 0.", group=TRAINING, low=0, high=0.99
+        ),
     ]
     head: Annotated[
         Literal["linear", "mlp"],
-        Setting(
-            help="Classifier: linear, the model's own; mlp, with a new hidden layer and GELU before it.",
+        Option(
+            help="Classifier: linear, the model's own; or mlp, with a hidden layer and GELU.",
+            group=MODEL,
             refused=(("flatten", FLATTEN),),
         ),
     ] = "linear"
     head_hidden_size: Annotated[
-        int, Setting(help="Width of the hidden layer; it has effect with --head mlp alone.", low=1, high=8192)
-    ] = 512  # as fastai's create_head has it
+        int,
+        Option(help="Width of the hidden layer of --head mlp.", group=MODEL, low=1, high=8192),
+    ] = 512  # fastai's create_head
     head_dropout: Annotated[
         float,
-        Setting(help="Share of the classifier's inputs left out in training; 0 is off.", low=0, high=0.99),
+        Option(help="Dropout before the classifier; 0 is off.", group=MODEL, low=0, high=0.99),
     ] = 0.0
     label_smoothing: Annotated[
         float,
-        Setting(help="Share of the target spread over all classes.", low=0, high=0.99, flags=("--smoothing",)),
+        Option(help="Label smoothing; 0 is off.", group=TRAINING, low=0, high=0.99, flags=("--smoothing",)),
     ]
-    mixup: Annotated[float, Setting(help="Mixup alpha; 0 is off.", low=0, high=100)]
-    cutmix: Annotated[float, Setting(help="CutMix alpha; 0 is off.", low=0, high=100)]
+    mixup: Annotated[
+        float,
+        Option(help="Mixup alpha; 0 is off.", group=AUGMENTATION, is_common=True, low=0, high=100),
+    ]
+    cutmix: Annotated[
+        float,
+        Option(help="CutMix alpha; 0 is off.", group=AUGMENTATION, low=0, high=100),
+    ]
     mixup_off_epoch: Annotated[
         int,
-        Setting(
-            help="Epoch from which mixup and CutMix are off, counted from 0; 0 leaves them on.", low=0, high=MAX_COUNT
+        Option(
+            help="Epoch from which mixup and CutMix are off, counted from 0; 0 keeps them on.",
+            group=AUGMENTATION,
+            low=0,
+            high=MAX_COUNT,
         ),
     ] = 0
     class_weights: Annotated[
         Literal["none", "balanced", "effective"],
-        Setting(help="Weigh rare classes' losses up: as if all were equally frequent, or by effective number."),
+        Option(
+            help="Class weights in the loss: none, inverse frequency (balanced), or effective number.",
+            group=AUGMENTATION,
+            replacement="--imbalance weights or --imbalance effective",
+        ),
     ] = "none"
     sampler: Annotated[
         Literal["shuffle", "balanced"],
-        Setting(help="Draw each image once an epoch, or each class equally often."),
+        Option(
+            help="Sampling: each image once an epoch (shuffle), or each class equally often (balanced).",
+            group=AUGMENTATION,
+            replacement="--imbalance sampler",
+        ),
     ] = "shuffle"
     logit_adjustment: Annotated[
         float,
-        Setting(
-            help="Add this times the log of a class's share to its logits in training; 1 is usual.", low=0, high=100
+        Option(
+            help="Factor on the log class priors added to the logits in training; 1 is usual, 0 is off.",
+            group=AUGMENTATION,
+            low=0,
+            high=100,
+            replacement="--imbalance logit",
         ),
     ] = 0.0
     head_init_scale: Annotated[
         float,
-        Setting(help="Factor on the new classifier's random weights; 0.001 starts it next to zero.", low=0, high=1000),
+        Option(
+            help="Factor on the newly initialised classifier's weights; 0.001 starts it near zero.",
+            group=MODEL,
+            low=0,
+            high=1000,
+        ),
     ] = 1.0
     ema_decay: Annotated[
         float,
-        Setting(
-            help="Validate and keep a moving average of the weights, with this decay after a warm-up; 0 is off.",
+        Option(
+            help="Decay of an exponential moving average of the weights, which is then validated and kept; 0 is off.",
+            group=TRAINING,
             low=0,
             high=0.99999,
         ),
     ] = 0.0
     image_size: Annotated[
-        int, Setting(help="Side of the square input.", unit="px", low=32, high=2048, flags=("--img-size",))
+        int,
+        Option(
+            help="Side of the square input.",
+            unit="px",
+            group=MODEL,
+            is_common=True,
+            low=32,
+            high=2048,
+            flags=("--img-size",),
+        ),
     ]
     in_chans: Annotated[
         Literal[1, 3],
-        Setting(help="Channels of the model's input; with 1, it sees an image's luminance and no colour."),
+        Option(help="Input channels of the model; 1 uses the luminance only.", group=MODEL),
     ] = 3
     min_crop_area: Annotated[
         float,
-        Setting(
-            help="Smallest share of an image's area that a random training crop keeps; 1 takes evaluation's view.",
+        Option(
+            help="Smallest fraction of the image area in a random training crop; 1 uses the evaluation crop.",
+            group=AUGMENTATION,
             low=0,
             high=1,
         ),
     ]
     hflip: Annotated[
         float,
-        Setting(help="Chance of a left-right flip in training; 0 where left and right differ.", low=0, high=1),
+        Option(
+            help="Probability of a horizontal flip; 0 where left and right differ.", group=AUGMENTATION, low=0, high=1
+        ),
     ]
     rotation: Annotated[
         float,
-        Setting(
-            help="Training images are turned by at most this, either way; 0 is off", unit="degrees", low=0, high=180
+        Option(
+            help="Largest random rotation in either direction; 0 is off.",
+            unit="degrees",
+            group=AUGMENTATION,
+            low=0,
+            high=180,
         ),
     ] = 0.0
     jitter: Annotated[
         float,
-        Setting(
-            help="Brightness and contrast of training images vary by at most this share; 0 is off.", low=0, high=0.99
+        Option(
+            help="Largest relative change of brightness and contrast; 0 is off.", group=AUGMENTATION, low=0, high=0.99
         ),
     ] = 0.0
     rand_augment: Annotated[
-        float, Setting(help="Magnitude of RandAugment on training images, as timm counts it; 0 is off.", low=0, high=10)
+        float,
+        Option(help="RandAugment magnitude, on timm's scale; 0 is off.", group=AUGMENTATION, low=0, high=10),
     ] = 0.0
     erasing: Annotated[
-        float, Setting(help="Chance that noise hides a rectangle of a training image; 0 is off.", low=0, high=1)
+        float,
+        Option(help="Probability of random erasing; 0 is off.", group=AUGMENTATION, low=0, high=1),
     ] = 0.0
     average_best: Annotated[
         int,
-        Setting(
-            help="Average the weights of this many best epochs at the end, and keep that if no worse.", low=0, high=1000
+        Option(
+            help="Average the weights of this many best epochs at the end; kept if no worse; 0 is off.",
+            group=TRAINING,
+            low=0,
+            high=1000,
         ),
     ] = 0
     clip_grad: Annotated[
         float,
-        Setting(
-            help="Longest gradient (L2 norm) of a step; a longer one is shortened to it. 0 is off.", low=0, high=1e6
-        ),
+        Option(help="Largest gradient norm (L2) of a step; 0 is off.", group=TRAINING, low=0, high=1e6),
     ] = 0.0
     patience: Annotated[
-        int, Setting(help="Epochs without a better one before training stops; 0 is off.", low=0, high=MAX_COUNT)
+        int,
+        Option(
+            help="Stop after N epochs without improvement; 0 is off.",
+            group=TRAINING,
+            is_common=True,
+            low=0,
+            high=MAX_COUNT,
+        ),
     ] = 0
     save_every: Annotated[
         int,
-        Setting(help="Optimizer steps between two saved states; 0 saves after each epoch only.", low=0, high=MAX_COUNT),
+        Option(
+            help="Optimizer steps between two checkpoints; 0 saves after each epoch only.",
+            group=RUN,
+            low=0,
+            high=MAX_COUNT,
+        ),
     ] = 0
     grad_checkpointing: Annotated[
-        bool, Setting(help="Compute activations twice instead of keeping them: less memory, about a third slower.")
+        bool,
+        Option(
+            help="Recompute activations in the backward pass: less memory, about a third slower.",
+            group=TRAINING,
+            has_negation=True,
+        ),
     ] = False
     deterministic: Annotated[
-        bool, Setting(help="Only algorithms that repeat to the bit, on a GPU too, or an error where there is none.")
+        bool,
+        Option(help="Use deterministic algorithms only; fail where none exists.", group=RUN, has_negation=True),
     ] = False
     image_root: Annotated[
-        str, Setting(help="Folder that a CSV file's paths begin in; auto looks in its own folder and those below.")
+        str,
+        Option(help="Base folder of a CSV file's paths; auto searches its folder and those below.", group=DATA),
     ] = AUTO
     exclude: Annotated[
         str,
-        Setting(
-            help="Images to leave out: a file that lists paths, folders or patterns, as `check --fix-list` writes it; "
-            "or one folder or pattern, such as masks or '*_mask.png'; or none."
+        Option(
+            help="Images to leave out: list file, folder, pattern, or none.",
+            group=DATA,
+            is_common=True,
         ),
     ] = "none"
     group_from: Annotated[
         str,
-        Setting(
-            help="What images of one patient have in common: auto (a manifest's column, or inferred from names), none, "
-            "dicom:PatientID, or a regular expression on the path."
+        Option(
+            help="Groups (patients): auto, none, dicom:PatientID, or a regular expression on the path.",
+            group=DATA,
+            is_common=True,
         ),
     ] = "auto"
-    resplit: Annotated[bool, Setting(help="Forget the data's own splits and draw new ones.")] = False
-    folds: Annotated[int, Setting(help="Folds to cut what is no test image into; 0 is off.", low=0, high=1000)] = 0
+    resplit: Annotated[
+        bool,
+        Option(help="Ignore the data's own splits and draw new ones.", group=DATA, has_negation=True),
+    ] = False
+    folds: Annotated[
+        int,
+        Option(
+            help="Cross-validation folds; 0 is off.",
+            group=DATA,
+            is_common=True,
+            low=0,
+            high=1000,
+        ),
+    ] = 0
     fold: Annotated[
         int,
-        Setting(help="The fold that validates, from 1; the others train. 0 is all of them, in turn.", low=0, high=1000),
+        Option(
+            help="Train fold K of N only; 0 trains all in turn.",
+            group=DATA,
+            is_common=True,
+            low=0,
+            high=1000,
+            parse=parse_fold,
+            metavar="K/N",
+        ),
     ] = 0
     val_fraction: Annotated[
         float,
-        Setting(help="Share of the images for validation, where the data has no split.", low=0, high=0.9),
+        Option(help="Fraction of images for validation, where the data has no split.", group=DATA, low=0, high=0.9),
     ] = 0.15
     test_fraction: Annotated[
-        float, Setting(help="Share of the images for testing, where the data has no split.", low=0, high=0.9)
+        float,
+        Option(help="Fraction of images for the test split, where the data has none.", group=DATA, low=0, high=0.9),
     ] = 0.15
     amp: Annotated[
         Literal["auto", "no", "bf16"],
-        Setting(help="Mixed precision; auto is bf16 where the GPU supports it, float32 elsewhere."),
+        Option(help="Mixed precision; auto is bf16 where the GPU supports it, else float32.", group=TRAINING),
     ] = "auto"
     seed: Annotated[
         int,
-        Setting(help="Seed of the split, the weights, the order and the augmentation.", low=0, high=2**32 - 1),
+        Option(
+            help="Seed of split, weights, order and augmentation.",
+            group=TRAINING,
+            is_common=True,
+            low=0,
+            high=2**32 - 1,
+        ),
     ] = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SettingSources:
+    """Options that set several settings at once. Settings given by name override them."""
+
+    config: Annotated[
+        Path | None,
+        Option(
+            help="Plan file to start from; other options override it.",
+            group=MODEL,
+            is_common=True,
+            flags=("-c",),
+        ),
+    ] = None
+    imbalance: Annotated[
+        Literal["none", "sampler", "weights", "effective", "logit"] | None,
+        Option(
+            help="none, sampler, weights, effective or logit.",
+            metavar="METHOD",
+            group=AUGMENTATION,
+            is_common=True,
+        ),
+    ] = None
 
 
 class SettingsDict(TypedDict, total=False):
@@ -307,73 +456,68 @@ class SettingsDict(TypedDict, total=False):
 
 
 @cache
-def describe_settings() -> dict[str, tuple[Any, Setting]]:
-    """Each setting's type (int, float, bool or a Literal of words) and description, by name."""
-    hints = get_type_hints(Settings, include_extras=True)
-    return {field.name: get_args(hints[field.name]) for field in fields(Settings)}
+def describe_settings() -> dict[str, tuple[Any, Option]]:
+    """Return the type (int, float, bool, str or a Literal) and the option of each setting, by name."""
+    return {name: (declared.kind, declared.option) for name, declared in declare_settings().items()}
+
+
+def declare_settings() -> dict[str, Declaration]:
+    """Return the declaration of each setting, by name."""
+    return describe_options(Settings)
 
 
 def default_settings() -> dict[str, Any]:
-    """The settings that have a default of their own."""
+    """Return the settings that have a default of their own."""
     return {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
 
 
-def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can hold the text. A file name in another encoding has lone surrogates, which it cannot."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in text)
-
-
 def check_settings(values: Mapping[str, Any]) -> None:
-    """Checks names, types and bounds of every setting given.
+    """Check names, types and bounds of settings.
 
     Raises:
         UsageError: one or more are wrong; all of them are named.
     """
-    known = describe_settings()
-    problems = [f"{name} {problem}" for name, value in values.items() if (problem := _problem(known, name, value))]
-    if problems:
-        raise UsageError("; ".join(problems), "`convnext finetune --help` shows every setting with its unit")
+    check_options(values, declare_settings(), kind="setting")
+
+
+def expand_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with `imbalance` and a fold `K/N` replaced by the settings that they stand for.
+
+    Raises:
+        UsageError: one of them is set in both ways.
+    """
+    settings = {name: value for name, value in values.items() if name != "imbalance"}
+    imbalance = values.get("imbalance")
+    if imbalance is not None:
+        if both := [name for name in UNCORRECTED if name in settings]:
+            raise UsageError(
+                f"imbalance and {', '.join(both)} both set the correction of class imbalance", "Use imbalance only"
+            )
+        if imbalance not in IMBALANCE:
+            raise UsageError(f"imbalance = {imbalance!r} must be one of {', '.join(IMBALANCE)}", "Choose one of them")
+        settings |= UNCORRECTED | IMBALANCE[imbalance]
+    if isinstance(fold := settings.get("fold"), str):
+        number, _, count = fold.partition("/")
+        settings["fold"] = int(number)
+        if settings.setdefault("folds", int(count)) != int(count):
+            raise UsageError(f"--fold {fold} and --folds {settings['folds']} differ", "Leave out --folds")
+    return settings
 
 
 def check_combinations(values: Mapping[str, Any]) -> None:
-    """Checks what one setting makes of another, of values that are right by themselves.
+    """Check settings that depend on one another, each of which is valid alone.
 
     Raises:
-        UsageError: two of them cannot be had together.
+        UsageError: two of them contradict each other.
     """
     if values["val_fraction"] + values["test_fraction"] >= 1:
-        raise UsageError("val_fraction and test_fraction leave nothing to train on", "Make their sum less than 1")
+        raise UsageError("val_fraction and test_fraction leave no training images", "Make their sum less than 1")
     if values.get("epochs") == 0 and not values["freeze_epochs"]:
-        raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head alone")
+        raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head only")
     if values["fold"] > values["folds"]:
         raise UsageError(f"fold {values['fold']} of {values['folds']} folds", "Give --folds of at least --fold")
-    corrections = {"class_weights": "none", "sampler": "shuffle", "logit_adjustment": 0}
-    if len(on := [name for name, off in corrections.items() if values[name] != off]) > 1:
-        raise UsageError(f"{' and '.join(on)} correct the same thing, and would do so twice", "Choose one of them")
-
-
-def _problem(known: Mapping[str, tuple[Any, Setting]], name: str, value: Any) -> str | None:
-    if name not in known:
-        return f"is not a setting. {suggest(name, known)}".rstrip()
-    kind, setting = known[name]
-    if setting.words and value in setting.words:
-        return None
-    if get_origin(kind) is Literal:
-        words = get_args(kind)
-        known_word = (type(value), value) in [(type(word), word) for word in words]  # True is no 1
-        because = dict(setting.refused).get(value) if isinstance(value, str) else None
-        why = f": {because}" if because else ""
-        return None if known_word else f"= {value!r} must be one of {', '.join(map(str, words))}{why}"
-    if kind is str:
-        fits = isinstance(value, str) and value and "\0" not in value and is_unicode(value)
-        return None if fits else f"= {value!r} must be Unicode text"
-    if kind is bool:
-        return None if isinstance(value, bool) else f"= {value!r} must be true or false"
-    accepted = (int, float) if kind is float else (int,)
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
-    problem = setting.problem(value)
-    return f"= {value!r} {problem}" if problem else None
+    if len(both := [name for name, off in UNCORRECTED.items() if values[name] != off]) > 1:
+        raise UsageError(f"{' and '.join(both)} both correct class imbalance", "Use one of them")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,8 +33,8 @@ from convnext_cli.training.finetuning import (
     write_data_files,
 )
 from convnext_cli.training.origin import digest_split, sum_digests
-from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare, prepare_steps, resume_options
-from convnext_cli.training.request import TrainRequest
+from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare, prepare_steps
+from convnext_cli.training.request import TrainRequest, resume_request
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -133,7 +133,7 @@ def _prepare_fold(
 ) -> tuple[TrainRequest, Preparation]:
     """Return request and preparation of one fold, with the plan of all folds; a fold that has begun is resumed."""
     if request.resume is not None and run.is_begun:
-        fold_request = TrainRequest(resume=run.path, **resume_options(request))
+        fold_request = resume_request(request, run.path)
         return fold_request, prepare(fold_request)
     number = plan.settings.folds
     max_time = request.max_time / number if request.max_time and fold == 1 else None

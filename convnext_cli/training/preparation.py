@@ -16,6 +16,7 @@ from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_cpus, count_local_processes, detect_machine
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_builtin, find_model, resolve_weights
+from convnext_cli.options import is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices, read_plan
@@ -29,14 +30,13 @@ from convnext_cli.recipes.settings import (
     check_settings,
     default_settings,
     describe_settings,
-    is_unicode,
 )
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs.folder import RESTART_REMEDY, RUN_REMEDY, RUNS, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import quote
 from convnext_cli.training.origin import Origin, check_plan, check_split, read_origin
-from convnext_cli.training.request import TRACKERS, TrainRequest
+from convnext_cli.training.request import TRACKERS, TrainRequest, resume_request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +112,7 @@ def continue_if_restarted(request: TrainRequest) -> TrainRequest:
     """Return the request, or one that resumes its run if torchrun has restarted the processes after a failure."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if restarted and request.resume is None and request.output and open_folder(request.output).is_begun:
-        return TrainRequest(resume=request.output, offline=request.offline, cache=request.cache, track=request.track)
+        return replace(resume_request(request, request.output), data=None)
     return request
 
 
@@ -326,11 +326,11 @@ def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Pre
 
 def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> None:
     """Check that a request has nothing that the run decides, and that the run can be resumed."""
-    if request != TrainRequest(resume=path, **resume_options(request)):
+    if request != resume_request(request, path):
         raise UsageError(
             "--resume reads the model, the settings and the split from the run",
-            "Leave out all options but --devices, --no-cache, --no-autotune, --track, --json, and the data folder if "
-            "it has moved",
+            "Leave out all options but --devices, --no-cache, --no-autotune, --no-onnx, --track, --json, and the data "
+            "folder if it has moved",
         )
     if not run.is_begun:
         raise RunError(f"{path} is not a run that has begun", RUN_REMEDY)
@@ -338,11 +338,6 @@ def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> 
     if run.is_finished:
         run.drop_temporary()
     check_unfinished(run)
-
-
-def resume_options(request: TrainRequest) -> dict[str, Any]:
-    """Return the options of a request that may be given with `--resume`."""
-    return {name: getattr(request, name) for name in ("data", "offline", "cache", "autotune", "track")}
 
 
 def _read_complete_plan(run: RunFolder) -> tuple[str, str, dict[str, Choice]]:

@@ -3,40 +3,110 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, TRAINING, Option, describe_options, parse_duration
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, Choice
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV file with path and label, or zip file."
+RECIPE_HELP = "Source of default values: measured, specification, or published (the authors')."
+WEIGHTS_HELP = "auto (Hub), builtin (small, in the package), none, a path, or timm/NAME."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRequest:
-    """What the user asked for."""
+    """What the user asks of a training."""
 
-    data: Path | None = None
-    """A folder, a CSV file, or a zip file; None for those of the run that `resume` names."""
-    audit: bool = True
-    """Whether every image is looked at first."""
-    model: str | None = None
-    """An architecture, with or without a `.tag`; None for the recommended one."""
-    output: Path | None = None
-    """The run folder; None for `runs/<time>-<model>/`."""
-    weights: str = "auto"
-    """`auto`, `none`, `builtin`, or the path of a file or run folder."""
-    offline: bool = False
-    overwrite: bool = False
-    recipe: str = DEFAULT_RECIPE
-    augment: str | None = None  # a preset of augmentation; None for the settings' and the recipe's own
+    data: Annotated[Path | None, Option(help=DATA_HELP, group=DATA, is_argument=True, is_shared=True)] = None
+    audit: Annotated[bool, Option(help="Check every image before training.", group=DATA, name="check")] = True
+    model: Annotated[
+        str | None,
+        Option(
+            help="Architecture[.tag]; default: the recommended one.",
+            group=MODEL,
+            is_common=True,
+            flags=("-m",),
+            metavar="NAME",
+            completion="model",
+        ),
+    ] = None
+    weights: Annotated[str, Option(help=WEIGHTS_HELP, group=MODEL, is_common=True)] = "auto"
+    recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL)] = DEFAULT_RECIPE
+    offline: Annotated[
+        bool, Option(help="Never contact the Hub.", group=MODEL, env="HF_HUB_OFFLINE", is_shared=True)
+    ] = False
+    max_time: Annotated[
+        float | None,
+        Option(
+            help="Time budget (90m, 2h, 1h30m); epochs are reduced to fit.",
+            group=TRAINING,
+            is_common=True,
+            low=0,
+            is_open=True,
+            metavar="TIME",
+            parse=parse_duration,
+        ),
+    ] = None
+    augment: Annotated[
+        str | None,
+        Option(
+            help="none, light, medical, natural or strong.",
+            group=AUGMENTATION,
+            is_common=True,
+            metavar="PRESET",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        Option(
+            help="Run folder; default: runs/<time>-<model>/.", group=RUN, is_common=True, flags=("-o",), metavar="DIR"
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option(help="Replace an existing run at --output.", group=RUN, is_common=True)] = False
+    resume: Annotated[
+        Path | None,
+        Option(
+            help="Resume this run with its own settings and split.",
+            group=RUN,
+            is_common=True,
+            metavar="RUN",
+            completion="run",
+        ),
+    ] = None
+    cache: Annotated[
+        bool, Option(help="Cache decoded images for later epochs and runs.", group=RUN, is_shared=True)
+    ] = True
+    autotune: Annotated[
+        bool,
+        Option(
+            help="Measure which compute configuration is fastest, at the start of a long run.",
+            group=RUN,
+            former=("--probe", "--no-probe"),
+            is_shared=True,
+        ),
+    ] = True
+    compile: Annotated[
+        bool | None,
+        Option(help="Compile the model on a CPU: a minute or two, then faster steps; default: long runs.", group=RUN),
+    ] = None
+    track: Annotated[
+        tuple[str, ...],
+        Option(help="Send metrics to tensorboard, wandb or mlflow too; repeatable.", group=RUN, is_shared=True),
+    ] = ()
+    onnx: Annotated[
+        bool,
+        Option(help="Write model.onnx at the end; it lets `predict` run without PyTorch.", group=RUN, is_shared=True),
+    ] = True
     choices: Mapping[str, Choice] = field(default_factory=dict)
-    resume: Path | None = None
-    """A run to be continued: model, settings and split are its own then."""
-    max_time: float | None = None
-    """Seconds that the training should take; fewer epochs are planned where it would take longer."""
-    cache: bool = True
-    """Whether decoded images are kept for later epochs and runs."""
-    autotune: bool = True
-    """True if a long run begins by measuring which compute configuration is fastest."""
-    compile: bool | None = None
-    """Whether the model is compiled before it trains; None where measuring decides."""
-    track: tuple[str, ...] = ()
-    """Where figures are sent as well: `tensorboard`, `wandb`, `mlflow`."""
+    """The settings that are set already, each with its source."""
+
+
+def resume_request(request: TrainRequest, run: Path) -> TrainRequest:
+    """Return the request that resumes a run, with those options of another one that may change."""
+    shared = {
+        name: getattr(request, name)
+        for name, declaration in describe_options(TrainRequest).items()
+        if declaration.option.is_shared
+    }
+    return TrainRequest(resume=run, **shared)

@@ -36,8 +36,8 @@ BAD_INPUT = [
     (3, "no run under", "eval empty"),
     (3, "nowhere does not exist", "eval nowhere"),
     (3, "no images in class folders", "eval run empty"),
-    (2, "at most one of these can be the data", "eval run good one"),
-    (2, "at most one of these can be the data", "eval run good --data one"),
+    (2, "only one of these can be the data", "eval run good one"),
+    (2, "only one of these can be the data", "eval run good --data one"),
     (2, "cannot read the target", "eval run --target sensitivity:1"),
     (2, "cannot read the target", "eval run --target sensitivity=95:1"),
     (2, "unknown class '9'", "eval run --target sensitivity=0.95:9"),
@@ -45,25 +45,25 @@ BAD_INPUT = [
     (2, "--csv takes no file name", "predict good/a/0.png table.csv --run run --csv"),
     (2, "would lie in the data folder", "predict good/a/0.png --run run --explain good/a/heat"),
     (3, "no run under", "eval"),
-    (2, "unknown split 'exam'", "eval run --split exam"),
+    (2, "'exam' is not one of", "eval run --split exam"),
     (3, "has no trained model", "predict good/a/0.png --run empty"),
     (3, "text.png cannot be read as an image", "predict text.png --run run"),
     (3, "nowhere.png does not exist", "predict nowhere.png --run run"),
     (3, "no images in empty", "predict empty --run run"),
     (2, "Did you mean 'predict'", "predcit"),
-    (2, "nothing to recommend for", "recommend"),
-    (2, "dataset size 0", "recommend --dataset-size 0"),
+    (2, "no data and no --dataset-size", "recommend"),
+    (2, "dataset_size = 0 must be at least 1", "recommend --dataset-size 0"),
     (2, "7000 classes for 6000 images", "recommend --dataset-size 6000 --classes 7000"),
     (2, "vram 1e+308 must be above 0 and at most 100,000 GiB", "recommend --dataset-size 6000 --vram 1e308"),
     (2, "exclude = '' must be", "check good --exclude="),
     (1, "not one of timm's models", "finetune good --weights facebook/convnext-tiny-224"),
     (2, "are not those of --model", "finetune good --model convnext_tiny --weights timm/convnext_small.fb_in1k"),
     (2, "unknown licence", "recommend --dataset-size 6000 --license gpl"),
-    (2, "leave nothing to train on", "finetune good --val-fraction 0.6 --test-fraction 0.5"),
+    (2, "leave no training images", "finetune good --val-fraction 0.6 --test-fraction 0.5"),
     (2, "would lie in the data folder", "finetune good --output good/run"),
     (2, "would lie in the data folder", "recommend good --output good/plan.toml"),
     (2, "cannot write nowhere/plan.toml", "recommend good --output nowhere/plan.toml"),
-    (2, "`convnext finetune --help` shows", "finetune"),
+    (2, "see `convnext finetune --help`", "finetune"),
     (2, "unknown recipe", "finetune good --recipe officail"),
     (2, "Did you mean medical", "finetune good --augment medicine"),
     (2, "rand_augment = 11.0 must be at most 10", "finetune good --rand-augment 11"),
@@ -156,7 +156,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(convnext: Convnext, digits:
     flags = ("--model", "convnextv2_nano", "--epochs", 3, "--recipe", "published", "--dry-run")
     outcome = convnext("finetune", digits, *flags)
     assert outcome.code == 0
-    assert "GiB; time" in outcome.out
+    assert "GiB; about " in outcome.out
     assert "published V2 table 13" in outcome.out
     found = json.loads(convnext("finetune", digits, *flags, "--json").out)
     assert found["settings"]["epochs"] == {"value": 3, "source": "flag", "reason": ""}
@@ -341,7 +341,7 @@ def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFold
     assert (tmp_path / "two/report.html").exists()
     outcome = convnext("eval", "one", "two", "--no-report", "--target", "sensitivity=0.9:1")
     assert outcome.code == 0, outcome.err
-    assert "two against one" in outcome.out
+    assert "two compared with one" in outcome.out
     assert "Evaluation 2 on the test split. Choosing a model by these results biases them upward." in outcome.out
     assert "sensitivity=0.9:1" in outcome.out
     assert "Report:" not in outcome.out

@@ -57,9 +57,9 @@ def test_colours_are_for_terminals(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     console.show("text", style="bold")
-    console.warn("bell\x07")
-    bold, yellow = ("\x1b[1mtext\x1b[0m", "\x1b[33mnote: \x1b[0m") if coloured else ("text", "note: ")
-    assert capsys.readouterr() == (f"{bold}\n", f"{yellow}bell\\x07\n")
+    console.note("bell\x07")
+    bold, label = ("\x1b[1mtext\x1b[0m", "\x1b[1mnote: \x1b[0m") if coloured else ("text", "note: ")
+    assert capsys.readouterr() == (f"{bold}\n", f"{label}bell\\x07\n")
 
 
 def test_a_bar_in_the_terminal_takes_no_result_from_a_file() -> None:

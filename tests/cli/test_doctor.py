@@ -14,7 +14,7 @@ def test_it_says_what_is_here_and_that_it_works(
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     assert found["packages"]["torch"]
-    assert found["hub"] == "not asked: offline"
+    assert found["hub"] == "not contacted: offline"
     assert found["self_test"]["kernels for training"].startswith(("ok", "skipped: a C compiler"))
     assert found["self_test"]["fine-tune"].startswith("ok")
     assert found["self_test"]["predict, torch"].startswith("ok")

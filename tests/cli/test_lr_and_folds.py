@@ -16,7 +16,7 @@ def test_the_command_line_takes_the_word_and_no_other(convnext: Convnext, digits
     assert json.loads(convnext(*flags, "--lr", "0.5").out)["settings"]["lr"]["value"] == 0.5
     wrong = convnext(*flags, "--lr", "fast")
     assert wrong.code == 2
-    assert "'fast' is no number; write one, or auto" in wrong.err
+    assert "'fast' is not a number; write one, or auto" in wrong.err
     assert len(wrong.err.strip().splitlines()) == 1
 
 

@@ -96,7 +96,7 @@ def test_the_demo_writes_into_no_folder_of_digits_that_is_not_its_own(convnext: 
     (place / "digits/7").mkdir(parents=True)
     (place / "digits/7/0000.png").write_text("mine")
     outcome = convnext("demo", "-o", place)
-    assert (outcome.code, "not from a demo" in outcome.err) == (2, True)
+    assert (outcome.code, "no demo has written it" in outcome.err) == (2, True)
     assert [path.name for path in (place / "digits").rglob("*")] == ["7", "0000.png"]
 
 

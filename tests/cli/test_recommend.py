@@ -106,7 +106,7 @@ def test_a_dry_run_tells_sizes_time_a_rate_outside_the_row_and_what_next(convnex
     outcome = convnext(*words, "--dry-run")
     assert "input (3, 160, 160) -> features (1024, 5, 5) -> pooled (1024,) -> output (3,)" in outcome.out
     assert "lr 0.05 is outside the range for convnext_base, 0.0001 to 0.00015 at batch 128" in outcome.err
-    expected = f"Next: convnext finetune {digits} --model convnext_base --no-check --lr 0.05 --image-size 160"
+    expected = f"Next: convnext finetune {digits} --no-check --model convnext_base --lr 0.05 --image-size 160"
     assert outcome.out.splitlines()[-1] == expected
     assert "start 8 s" in outcome.out
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from convnext_cli.cli.options import parse_duration
 from convnext_cli.errors import ConvnextError, UsageError
+from convnext_cli.options import parse_duration
 from convnext_cli.progress import Progress
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint

@@ -1,0 +1,157 @@
+"""Help pages: plain text with groups of options. Typer's own imports rich, which doubles the time to the answer."""
+
+import inspect
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+
+from convnext_cli.cli import console
+from convnext_cli.options import GROUPS, RUN, Declaration
+
+MAX_WIDTH = 100
+_COLUMN = 24  # of the help texts, from 0
+_HELP = ("-h, --help", "Show this help and exit.")
+_HELP_ALL = ("--help-all", "Show every option and exit.")
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "TEXT"}
+
+
+class Command(TyperCommand):
+    """A command whose help has groups, and which accepts former flags with a warning."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help with the common options."""
+        return describe_command(ctx.command_path, self, is_full=False)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line."""
+        if not ctx.resilient_parsing:  # the shell completes
+            _warn_of_former(args, self.declared.values())
+        return super().parse_args(ctx, args)
+
+    @property
+    def declared(self) -> Mapping[str, Declaration]:
+        """The declarations of the options, by field name."""
+        declared: Mapping[str, Declaration] = getattr(self.callback, "declared", {})
+        return declared
+
+
+def show_full_help(context: typer.Context, value: bool) -> None:
+    """Show every option and exit, where `value` is True."""
+    if value:
+        command = context.command
+        assert isinstance(command, Command)
+        console.show_lines(describe_command(context.command_path, command, is_full=True))
+        raise typer.Exit
+
+
+def describe_command(path: str, command: Command, *, is_full: bool) -> str:
+    """Return a help page.
+
+    Args:
+        path: the command as it is typed.
+        command: the command.
+        is_full: True for every option, False for the common ones.
+    """
+    width = min(MAX_WIDTH, int(columns) if (columns := os.environ.get("COLUMNS", "")).isdecimal() else _find_width())
+    entries = command.declared.values()
+    arguments = [entry for entry in entries if entry.option.is_argument]
+    options = [entry for entry in entries if not (entry.option.is_argument or entry.option.replacement)]
+    shown = [entry for entry in options if is_full or entry.option.is_common]
+    lines = [f"Usage: {' '.join([path, '[OPTIONS]', *map(name_argument, arguments)])}", ""]
+    lines += _wrap(inspect.cleandoc(command.help or ""), width, "  ")
+    if arguments:
+        lines += ["", *_lay_out(((name_argument(entry), _describe(entry)) for entry in arguments), width)]
+    tail = [_HELP_ALL, _HELP] if "help_all" in [parameter.name for parameter in command.params] else [_HELP]
+    groups = [group for group in GROUPS if any(entry.option.group == group for entry in shown)]
+    for group in groups or [RUN]:
+        rows = [(describe_flags(entry), _describe(entry)) for entry in shown if entry.option.group == group]
+        rows += tail if group == (groups or [RUN])[-1] else []
+        lines += ["", f"{group if len(groups) > 1 else 'Options'}:", *_lay_out(rows, width)]
+    return "\n".join(lines)
+
+
+def _find_width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _lay_out(rows: Iterable[tuple[str, str]], width: int) -> list[str]:
+    """Return lines with flags at the left and folded texts at the right."""
+    lines = []
+    for left, text in rows:
+        start = f"  {left}"
+        folded = textwrap.wrap(text, max(20, width - _COLUMN), break_long_words=False, break_on_hyphens=False) or [""]
+        if len(start) > _COLUMN - 2:
+            lines.append(start)
+        else:
+            lines.append(f"{start:<{_COLUMN}}{folded.pop(0)}".rstrip())
+        lines += [" " * _COLUMN + line for line in folded]
+    return lines
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def name_argument(declared: Declaration) -> str:
+    """Return a positional argument as the usage line shows it."""
+    name = declared.option.metavar or declared.field.upper()
+    name = f"{name}..." if declared.is_repeated and "[" not in name else name
+    return name if declared.default is MISSING or "[" in name else f"[{name}]"
+
+
+def describe_flags(declared: Declaration) -> str:
+    """Return the flags of an option with its placeholder."""
+    flag = declared.flag
+    long = f"--[no-]{flag[2:]}" if declared.has_negation else flag
+    short = [entry for entry in declared.option.flags if not entry.startswith("--")]
+    value = "" if declared.kind is bool else f" {_name_value(declared)}"
+    return ", ".join([*short, long]) + value
+
+
+def _name_value(declared: Declaration) -> str:
+    option, kind = declared.option, declared.kind
+    if option.metavar:
+        return option.metavar
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    return "|".join((_METAVARS[get_origin(kind) or kind], *option.words))
+
+
+def _describe(declared: Declaration) -> str:
+    """Return the help text with unit and default."""
+    option = declared.option
+    unit = f" ({option.unit})" if option.unit else ""
+    text = f"{option.help.removesuffix('.')}{unit}."
+    default = describe_default(declared)
+    return f"{text} [{default}]" if default else text
+
+
+def describe_default(declared: Declaration) -> str:
+    """Return the default of an option; empty if there is none, or if the help text explains it."""
+    default = declared.default
+    if declared.kind is bool:
+        return "on" if default is True else ""
+    if default is MISSING or default is None or default in ((), "*"):
+        return ""
+    return "" if not default and re.search(r"\b0 ", declared.option.help) else f"{default}"
+
+
+def _warn_of_former(words: Sequence[str], declared: Iterable[Declaration]) -> None:
+    """Warn of each former flag among the words of a command line."""
+    typed = {word.partition("=")[0] for word in words if word.startswith("--")}
+    for entry in declared:
+        option = entry.option
+        for place, flag in enumerate(option.former):
+            if flag in typed:
+                instead = f"--no-{entry.flag[2:]}" if place else entry.flag
+                console.warn(f"{flag} is a former name; use {instead}")
+        if option.replacement and entry.flag in typed:
+            console.warn(f"{entry.flag} is a former option; use {option.replacement}")

@@ -1,0 +1,220 @@
+"""Options: annotated fields of request classes. Command line, plan files and Python functions are made from them."""
+
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from convnext_cli.errors import UsageError, suggest
+
+GROUPS = ("Data", "Model", "Training", "Imbalance and augmentation", "Run")
+DATA, MODEL, TRAINING, AUGMENTATION, RUN = GROUPS
+ALL_OPTIONS = "`convnext COMMAND --help` and `--help-all` list the options with their units"
+
+Request = TypeVar("Request")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """The metadata of one option: its help, its values, and its names on the command line."""
+
+    help: str
+    unit: str = ""
+    group: str = RUN
+    """The heading that it stands under in the help."""
+    is_common: bool = False
+    """True if `--help` shows it; `--help-all` shows every option."""
+    low: float | None = None
+    high: float | None = None
+    is_open: bool = False
+    """True if the bounds themselves are excluded."""
+    words: tuple[str, ...] = ()
+    """Words that may replace a number, such as `auto`; the value is then determined before training."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """Words that people try, each with the reason why it is not accepted."""
+    name: str = ""
+    """The long flag without its dashes; empty for the field's name in kebab case."""
+    flags: tuple[str, ...] = ()
+    """Further flags, such as `-b`."""
+    former: tuple[str, ...] = ()
+    """Former flags: accepted with a warning, and not in the help."""
+    replacement: str = ""
+    """The option to use instead; this one is accepted with a warning, and not in the help."""
+    env: str = ""
+    """An environment variable that sets it."""
+    metavar: str = ""
+    parse: Callable[[str], Any] | None = None
+    """Reads the text of the command line; raises `ValueError` with the reason."""
+    completion: Literal["", "model", "run"] = ""
+    """What the shell completes."""
+    is_argument: bool = False
+    """True for a positional argument."""
+    has_negation: bool | None = None
+    """True if `--no-NAME` exists too; None if it exists where the default is not False."""
+    is_shared: bool = False
+    """True if it may be changed when a run is resumed."""
+
+    def explain_problem(self, value: float) -> str | None:
+        """Return which bound a number exceeds, or None."""
+        if self.low is not None and (value < self.low or (self.is_open and value == self.low)):
+            return f"must be {'above' if self.is_open else 'at least'} {_format_bound(self.low)}"
+        if self.high is not None and (value > self.high or (self.is_open and value == self.high)):
+            return f"must be {'below' if self.is_open else 'at most'} {_format_bound(self.high)}"
+        return None if value == value and abs(value) != float("inf") else "must be a finite number"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """One option as a request class declares it."""
+
+    field: str
+    kind: Any
+    """The type without None: a class, a `Literal`, or `tuple[str, ...]`."""
+    is_optional: bool
+    default: Any
+    """`MISSING` for a required option, and for a setting whose default comes from a recipe."""
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """The long flag."""
+        return f"--{self.option.name or self.field.replace('_', '-')}"
+
+    @property
+    def is_repeated(self) -> bool:
+        """True if the option may be given several times."""
+        return get_origin(self.kind) is tuple
+
+    @property
+    def has_negation(self) -> bool:
+        """True if `--no-NAME` exists too."""
+        negation = self.option.has_negation
+        return self.kind is bool and (self.default is not False if negation is None else negation)
+
+
+@cache
+def describe_options(request: Any) -> dict[str, Declaration]:
+    """Return the declarations of a request class by field name, without fields that have no `Option`."""
+    hints = get_type_hints(request, include_extras=True)
+    declarations = {}
+    for field in fields(request):
+        kind, *metadata = get_args(hints[field.name]) if hasattr(hints[field.name], "__metadata__") else (None,)
+        option = next((entry for entry in metadata if isinstance(entry, Option)), None)
+        if option is not None:
+            kind, is_optional = _split_none(kind)
+            declarations[field.name] = Declaration(
+                field=field.name,
+                kind=kind,
+                is_optional=is_optional,
+                default=_find_default(field),
+                option=option,
+            )
+    return declarations
+
+
+def make_request(request: type[Request], values: Mapping[str, Any]) -> Request:
+    """Return a request with these options, checked. Text becomes a path, and a list a tuple, where that is the type.
+
+    Raises:
+        UsageError: an option is unknown, or its value has the wrong type or lies out of bounds; all are named.
+    """
+    known = describe_options(request)  # type: ignore[arg-type]  # a class is hashable
+    converted = {name: _convert(known[name], value) if name in known else value for name, value in values.items()}
+    plain = {field.name for field in fields(request)} - known.keys()  # type: ignore[arg-type]  # a dataclass
+    check_options({name: value for name, value in converted.items() if name not in plain}, known, kind="option")
+    return request(**converted)
+
+
+def check_options(values: Mapping[str, Any], known: Mapping[str, Declaration], *, kind: str) -> None:
+    """Check names, types and bounds.
+
+    Args:
+        values: the values, by name.
+        known: the declarations.
+        kind: the word for one of them in messages.
+
+    Raises:
+        UsageError: one or more are wrong; all of them are named.
+    """
+    problems = []
+    for name, value in values.items():
+        problem = explain_problem(known[name], value) if name in known else f"is not {_article(kind)}{kind}"
+        if name not in known:
+            problem = f"{problem}. {suggest(name, known)}".rstrip()
+        problems += [f"{name} {problem}"] if problem else []
+    if problems:
+        raise UsageError("; ".join(problems), ALL_OPTIONS)
+
+
+def explain_problem(declaration: Declaration, value: Any) -> str | None:
+    """Return what is wrong with an option's value, or None."""
+    option, kind = declaration.option, declaration.kind
+    if (option.words and value in option.words) or (value is None and declaration.is_optional):
+        return None
+    if get_origin(kind) is Literal:
+        words = get_args(kind)
+        is_known = (type(value), value) in [(type(word), word) for word in words]  # True is not 1
+        reason = dict(option.refused).get(value) if isinstance(value, str) else None
+        because = f": {reason}" if reason else ""
+        return None if is_known else f"= {value!r} must be one of {', '.join(map(str, words))}{because}"
+    if kind is str:
+        fits = isinstance(value, str) and value and "\0" not in value and is_unicode(value)
+        return None if fits else f"= {value!r} must be Unicode text"
+    if kind is bool:
+        return None if isinstance(value, bool) else f"= {value!r} must be true or false"
+    if kind not in (int, float):
+        return None if isinstance(value, get_origin(kind) or kind) else f"= {value!r} has the wrong type"
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
+    problem = option.explain_problem(value)
+    return f"= {value!r} {problem}" if problem else None
+
+
+def is_unicode(text: str) -> bool:
+    """Return True if UTF-8 can hold the text. A file name in another encoding has lone surrogates, which it cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90m`, `2h`, `1h30m`, `45s` or a bare number of seconds.
+
+    Raises:
+        ValueError: it is none of these, or zero.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    parts = match.groups("0") if match else ()
+    seconds = sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not seconds:
+        raise ValueError(f"invalid duration {text!r}; write 90m, 2h or 1h30m")
+    return seconds
+
+
+def _split_none(kind: Any) -> tuple[Any, bool]:
+    """Return a type without None, and whether None was part of it."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return kind, False
+    [rest] = [part for part in get_args(kind) if part is not type(None)]
+    return rest, True
+
+
+def _find_default(field: "Field[Any]") -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _convert(declaration: Declaration, value: Any) -> Any:
+    if declaration.kind is Path and isinstance(value, str):
+        return Path(value)
+    if declaration.is_repeated and isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(Path(entry) if get_args(declaration.kind)[0] is Path else entry for entry in value)
+    return str(value) if declaration.kind is str and isinstance(value, Path) else value
+
+
+def _format_bound(bound: float) -> str:
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
+
+
+def _article(word: str) -> str:
+    return "an " if word[0] in "aeiou" else "a "

@@ -1,0 +1,78 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from convnext_cli.errors import UsageError
+from convnext_cli.exports.request import ExportRequest
+from convnext_cli.inference.request import EvalRequest, PredictRequest
+from convnext_cli.options import GROUPS, Option, describe_options, make_request, parse_duration
+from convnext_cli.recipes.settings import Settings, SettingSources
+from convnext_cli.training.request import TrainRequest
+
+REQUESTS = (Settings, SettingSources, TrainRequest, EvalRequest, PredictRequest, ExportRequest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    count: Annotated[int, Option(help="Count.", low=1, high=10)] = 1
+    ratio: Annotated[float | None, Option(help="Ratio.", low=0, is_open=True, words=("auto",))] = None
+    mode: Annotated[Literal["a", "b"], Option(help="Mode.", refused=(("c", "too slow"),))] = "a"
+    paths: Annotated[tuple[str, ...], Option(help="Paths.")] = ()
+    file: Annotated[Path | None, Option(help="File.")] = None
+    plain: int = 0
+
+
+@pytest.mark.parametrize("request_class", REQUESTS)
+def test_each_option_has_a_help_sentence_and_a_group(request_class: type) -> None:
+    for name, declaration in describe_options(request_class).items():
+        option = declaration.option
+        assert option.help.endswith("."), name
+        assert "  " not in option.help
+        assert option.group in GROUPS
+        assert len(option.help) <= 110, name
+
+
+def test_flags_of_a_training_are_unique() -> None:
+    declared = [
+        entry for request in (TrainRequest, SettingSources, Settings) for entry in describe_options(request).values()
+    ]
+    flags = [flag for entry in declared for flag in (entry.flag, *entry.option.flags, *entry.option.former)]
+    assert len(flags) == len(set(flags))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"count": 0}, "count = 0 must be at least 1"),
+        ({"count": 11}, "count = 11 must be at most 10"),
+        ({"count": 1.5}, "must be a whole number"),
+        ({"count": True}, "must be a whole number"),
+        ({"ratio": 0}, "ratio = 0 must be above 0"),
+        ({"ratio": float("nan")}, "must be a finite number"),
+        ({"ratio": "many"}, "must be a number"),
+        ({"mode": "c"}, "must be one of a, b: too slow"),
+        ({"paths": 3}, "wrong type"),
+        ({"cuont": 3}, "cuont is not an option. Did you mean count?"),
+        ({"count": 0, "ratio": 0}, "count = 0 must be at least 1; ratio = 0 must be above 0"),
+    ],
+)
+def test_wrong_values_are_named_with_the_bound(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_request(Example, values)
+    assert problem in str(caught.value)
+
+
+def test_values_are_converted_to_the_declared_types() -> None:
+    request = make_request(Example, {"file": "a/b", "paths": ["x"], "ratio": "auto", "plain": 4})
+    assert request == Example(file=Path("a/b"), paths=("x",), ratio="auto", plain=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "1d", "-5m", "1h30"])
+def test_a_duration_is_in_hours_minutes_or_seconds(text: str) -> None:
+    if text == "1h30":
+        assert parse_duration(text) == 3630
+        return
+    with pytest.raises(ValueError, match="invalid duration"):
+        parse_duration(text)
