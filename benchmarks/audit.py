@@ -1,9 +1,9 @@
-"""The audit measured: planted faults found, and time and memory as a data set grows.
+"""Measure the audit: the planted faults it detects, and time and memory as a data set grows.
 
-    python -m benchmarks.audit plant              5,000 distinct pictures with 350 faults planted among them
+    python -m benchmarks.audit plant              5,000 distinct images with 350 planted faults
     python -m benchmarks.audit grow FOLDER        scan and audit of 1,000, 10,000 … and all images of a folder
 
-Each size runs in a process of its own, on links to the files. Memory is the peak above that of the size before.
+Each size runs in a separate process, on links to the files. Memory is the peak above that of the previous size.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.data.audit.planting import plant, score_duplicates
 
 
 def measure(data: Path) -> dict[str, Any]:
-    """Seconds of scanning, grouping and auditing a folder, twice, and the peak memory."""
+    """Return the seconds to scan, group and audit a folder (twice), and the peak memory."""
     started = time.perf_counter()
     index = scan_data(data)
     scanned = time.perf_counter()
@@ -46,7 +46,7 @@ def measure(data: Path) -> dict[str, Any]:
 
 
 def grow(folder: Path) -> None:
-    """Prints a row for each size of a folder; memory is that above the row before, per image more."""
+    """Print a row for each size of a folder; memory is the increase per additional image."""
     print(
         f"{'images':>8} {'scan s':>7} {'group s':>8} {'audit s':>8} {'again s':>8} {'bytes/image':>12} {'clusters':>9}"
     )
@@ -60,19 +60,19 @@ def grow(folder: Path) -> None:
                 link.symlink_to((folder / index.paths[row]).resolve())
             command = [sys.executable, "-m", "benchmarks.audit", "one", f"{temporary}/data"]
             env = os.environ | {"CONVNEXT_CACHE": f"{temporary}/cache"}
-            found = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
-        more = found["images"] - before["images"] if before else 0
-        memory = f"{(found['bytes'] - before['bytes']) / more:.0f}" if before else "-"
+            result = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+        more = result["images"] - before["images"] if before else 0
+        memory = f"{(result['bytes'] - before['bytes']) / more:.0f}" if before else "-"
         print(
-            f"{found['images']:>8,} {found['scan']:>7.2f} {found['group']:>8.2f} {found['audit']:>8.1f} "
-            f"{found['cached']:>8.1f} {memory:>12} {found['clusters']:>9}",
+            f"{result['images']:>8,} {result['scan']:>7.2f} {result['group']:>8.2f} {result['audit']:>8.1f} "
+            f"{result['cached']:>8.1f} {memory:>12} {result['clusters']:>9}",
             flush=True,
         )
-        before = found
+        before = result
 
 
 def find_planted() -> None:
-    """Prints what was planted and what was found."""
+    """Print the numbers of planted and of detected faults."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONVNEXT_CACHE"] = str(Path(folder) / "cache")
         planted = plant(

@@ -1,11 +1,11 @@
-"""How scanning and caching grow with the number of images, and whether memory stays flat.
+"""Measure how scanning and caching scale with the number of images, and that memory stays flat.
 
     python -m benchmarks.growth FOLDER [SIZES ...]
 
-FOLDER has <class>/ or {train,val}/<class>/ folders of images; sets of 1,000 and more of them are linked into a folder
-of their own. Each size is a process of its own: it scans, decodes every image into an empty cache on one thread, and
-reads all of them back. Seconds are of processor time, so that other work on the machine matters less; memory is the
-peak above what the process held when its imports were done.
+FOLDER has <class>/ or {train,val}/<class>/ folders of images. Sets of 1,000 and more of them are linked into separate
+folders. Each size runs in a separate process. It scans, decodes every image into an empty cache on one thread, and
+reads all images back. Seconds are processor time, which other work on the machine affects less. Memory is the peak
+above that of the process after its imports.
 """
 
 import json
@@ -26,35 +26,35 @@ SIZES = (1_000, 3_000, 10_000, 30_000, 110_000)
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Scans and caches `folder` in this process."""
+    """Scan and cache `folder` in this process; return the measurements."""
     before = read_status("VmHWM")
     times = [time.process_time()]
     index = scan_data(folder)
     times.append(time.process_time())
     scanned = read_status("VmHWM")
     for _ in range(2):  # the first fills the cache, the second reads it
-        pictures = ImageCache(index.root, "growth", decode_image)
+        cache = ImageCache(index.root, "growth", decode_image)
         for path in index.paths:
-            pictures.read(path)
-        pictures.flush()
-        assert pictures.failure is None
+            cache.read(path)
+        cache.flush()
+        assert cache.failure is None
         times.append(time.process_time())
-    [kept] = list_cached_sets()
-    assert kept.images == len(index)
+    [cached_set] = list_cached_sets()
+    assert cached_set.images == len(index)
     scan, fill, read = (after - before for before, after in pairwise(times))
     return {
         "images": len(index),
         "scan": scan,
         "fill": fill,
         "read": read,
-        "disk": kept.size,
+        "disk": cached_set.size,
         "index_memory": scanned - before,
         "memory": read_status("VmHWM") - before,
     }
 
 
 def main(folder: Path, sizes: list[int]) -> None:
-    """Prints a row for each size."""
+    """Print a row for each size."""
     index = scan_data(folder)
     print(
         "  images   scan s   fill s   read s   µs/image: scan   fill   read   disk MiB  B/image   peak MiB  of it index"
@@ -67,13 +67,13 @@ def main(folder: Path, sizes: list[int]) -> None:
                 link.symlink_to((index.root / index.paths[row]).resolve())
             command = [sys.executable, "-m", "benchmarks.growth", "one", f"{temporary}/data"]
             env = os.environ | {"CONVNEXT_CACHE": f"{temporary}/cache"}
-            found = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
-        images = found["images"]
-        each = [1e6 * found[stage] / images for stage in ("scan", "fill", "read")]
+            result = json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+        images = result["images"]
+        each = [1e6 * result[stage] / images for stage in ("scan", "fill", "read")]
         print(
-            f"{images:>8,} {found['scan']:>8.2f} {found['fill']:>8.2f} {found['read']:>8.2f} {each[0]:>16.1f} "
-            f"{each[1]:>6.0f} {each[2]:>6.0f} {found['disk'] / 2**20:>10.1f} {found['disk'] / images:>8,.0f} "
-            f"{found['memory'] / 2**20:>10.1f} {found['index_memory'] / 2**20:>12.1f}",
+            f"{images:>8,} {result['scan']:>8.2f} {result['fill']:>8.2f} {result['read']:>8.2f} {each[0]:>16.1f} "
+            f"{each[1]:>6.0f} {each[2]:>6.0f} {result['disk'] / 2**20:>10.1f} {result['disk'] / images:>8,.0f} "
+            f"{result['memory'] / 2**20:>10.1f} {result['index_memory'] / 2**20:>12.1f}",
             flush=True,
         )
 

@@ -1,9 +1,9 @@
-"""Damaged images of every format, decoded with 2 GB of memory: no crash, no internal error, nothing that takes long.
+"""Fuzz the decoder with damaged images of every format, in 2 GiB of memory: no crash, internal error or long wait.
 
     python tools/fuzz_images.py --number 5000 --seed 0
     python tools/fuzz_images.py --number 5000 --seed 0 --only zip    (zip files of images, unpacked and scanned)
 
-Prints how many files were tried, read, refused (a `DataError`), slow (over 10 s), and how often the process died.
+Prints the number of files tried, read, refused (a `DataError`) and slow (over 10 s), and of crashes of the process.
 """
 
 import argparse
@@ -36,11 +36,11 @@ EXTREMES = (0, 1, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFF, 0x10000, 0x0001000
 
 
 def main() -> None:
-    """Fuzz in child processes, so that a crash is counted and the rest goes on."""
+    """Fuzz in child processes, so that a crash is counted and the next file is tried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="a suffix, such as dcm or zip; all but zip if not given")
+    parser.add_argument("--only", default="", help="suffix such as dcm or zip; default: all but zip")
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     start = 0
@@ -64,18 +64,18 @@ def main() -> None:
 
 
 def run(folder: Path, start: int, stop: int, seed: int, only: str) -> None:
-    """Decode the files from `start` on; each line of the log is a file's number and what came of it."""
+    """Decode the files from `start` on; each line of the log has a file's number and result."""
     from convnext_cli.data.sources import scan_data
     from convnext_cli.errors import DataError
     from convnext_cli.images.decode import decode_image
 
     os.environ["CONVNEXT_CACHE"] = str(folder / "cache")
-    whole = [(data, ending) for data, ending in [*encode_all(), *encode_zips()] if ending == (only or ending)]
-    whole = [(data, ending) for data, ending in whole if only or ending != "zip"]
+    intact = [(data, ending) for data, ending in [*encode_all(), *encode_zips()] if ending == (only or ending)]
+    intact = [(data, ending) for data, ending in intact if only or ending != "zip"]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     with (folder / "log").open("w", buffering=1) as log:
-        for number, (data, ending) in enumerate(mutate(whole, stop, seed)):
+        for number, (data, ending) in enumerate(mutate(intact, stop, seed)):
             if number < start:
                 continue
             path = folder / f"damaged.{ending}"
@@ -95,11 +95,11 @@ def run(folder: Path, start: int, stop: int, seed: int, only: str) -> None:
                 log.write(f"{number}\tslow\t{ending} {seconds:.0f} s\n")
 
 
-def mutate(whole: list[tuple[bytes, str]], number: int, seed: int) -> Iterator[tuple[bytes, str]]:
-    """Yield whole files with bytes flipped, cut, spliced, or numbers made extreme; the same for the same seed."""
+def mutate(intact: list[tuple[bytes, str]], number: int, seed: int) -> Iterator[tuple[bytes, str]]:
+    """Yield intact files with bytes flipped, cut or spliced, or with extreme numbers; the same for the same seed."""
     random = np.random.default_rng(seed)
     for i in range(number):
-        data, ending = whole[i % len(whole)]
+        data, ending = intact[i % len(intact)]
         changed = bytearray(data)
         kind = random.integers(5)
         if kind == 0:
@@ -108,7 +108,7 @@ def mutate(whole: list[tuple[bytes, str]], number: int, seed: int) -> Iterator[t
         elif kind == 1:
             del changed[random.integers(1, len(changed)) :]
         elif kind == 2:
-            other = whole[random.integers(len(whole))][0]
+            other = intact[random.integers(len(intact))][0]
             start, length = random.integers(len(changed)), random.integers(1, 200)
             changed[start : start + length] = other[start % len(other) :][:length]
         elif kind == 3:  # the header, where sizes and types stand
@@ -123,7 +123,7 @@ def mutate(whole: list[tuple[bytes, str]], number: int, seed: int) -> Iterator[t
 
 def encode_zips() -> Iterator[tuple[bytes, str]]:
     """Yield zip files of two classes: stored, deflated, with a table, with folders in a folder."""
-    pictures = [data for data, ending in encode_all() if ending == "png"]
+    images = [data for data, ending in encode_all() if ending == "png"]
     for packing, root, table in (
         (zipfile.ZIP_STORED, "", ""), (zipfile.ZIP_DEFLATED, "", ""), (zipfile.ZIP_DEFLATED, "set/train/", ""),
         (zipfile.ZIP_BZIP2, "", "path,label\na/0.png,x\nb/0.png,y\na/1.png,x\nb/1.png,y\n"),
@@ -133,34 +133,34 @@ def encode_zips() -> Iterator[tuple[bytes, str]]:
         with zipfile.ZipFile(buffer, "w", packing) as archive:
             for name in "ab":
                 for i in range(2):
-                    archive.writestr(f"{root}{name}/{i}.png", pictures[i])
+                    archive.writestr(f"{root}{name}/{i}.png", images[i])
             if table:
                 archive.writestr("labels.csv", table)
         yield buffer.getvalue(), "zip"
 
 
 def encode_all() -> Iterator[tuple[bytes, str]]:
-    """Yield a small picture in each format, depth and layout."""
+    """Yield a small image in each format, depth and layout."""
     y, x = np.mgrid[:32, :40]
     colour = np.stack([128 + 100 * np.sin(x / (4 + i) + i) * np.cos(y / (6 - i)) for i in range(4)], axis=2)
-    picture = Image.fromarray(colour[..., :3].astype(np.uint8))
+    base = Image.fromarray(colour[..., :3].astype(np.uint8))
     deep = (colour[..., 0] * 16).astype(np.uint16)
     kinds: list[tuple[str, str, Image.Image, dict[str, Any]]] = [
-        ("jpg", "JPEG", picture, {}), ("jpg", "JPEG", picture, {"progressive": True}),
-        ("jpg", "JPEG", picture.convert("CMYK"), {}), ("png", "PNG", picture, {}),
-        ("png", "PNG", picture.convert("P"), {"transparency": 1}), ("png", "PNG", Image.fromarray(deep), {}),
-        ("png", "PNG", picture, {"save_all": True, "append_images": [picture.convert("L").convert("RGB")]}),
-        ("tiff", "TIFF", picture, {}), ("tiff", "TIFF", picture, {"compression": "tiff_lzw"}),
-        ("tiff", "TIFF", Image.fromarray(deep), {}), ("tiff", "TIFF", picture.convert("1"), {"compression": "group4"}),
-        ("tiff", "TIFF", Image.fromarray(deep.astype(np.float32)), {}), ("webp", "WEBP", picture, {}),
-        ("tiff", "TIFF", picture, {"compression": "jpeg"}), ("gif", "GIF", picture, {}), ("bmp", "BMP", picture, {}),
-        ("ppm", "PPM", picture, {}), ("tga", "TGA", picture, {}), ("ico", "ICO", picture, {}),
-        ("sgi", "SGI", picture, {}), ("pcx", "PCX", picture, {}), ("qoi", "QOI", picture, {}),
+        ("jpg", "JPEG", base, {}), ("jpg", "JPEG", base, {"progressive": True}),
+        ("jpg", "JPEG", base.convert("CMYK"), {}), ("png", "PNG", base, {}),
+        ("png", "PNG", base.convert("P"), {"transparency": 1}), ("png", "PNG", Image.fromarray(deep), {}),
+        ("png", "PNG", base, {"save_all": True, "append_images": [base.convert("L").convert("RGB")]}),
+        ("tiff", "TIFF", base, {}), ("tiff", "TIFF", base, {"compression": "tiff_lzw"}),
+        ("tiff", "TIFF", Image.fromarray(deep), {}), ("tiff", "TIFF", base.convert("1"), {"compression": "group4"}),
+        ("tiff", "TIFF", Image.fromarray(deep.astype(np.float32)), {}), ("webp", "WEBP", base, {}),
+        ("tiff", "TIFF", base, {"compression": "jpeg"}), ("gif", "GIF", base, {}), ("bmp", "BMP", base, {}),
+        ("ppm", "PPM", base, {}), ("tga", "TGA", base, {}), ("ico", "ICO", base, {}),
+        ("sgi", "SGI", base, {}), ("pcx", "PCX", base, {}), ("qoi", "QOI", base, {}),
     ]  # fmt: skip
     if features.check("avif"):
-        kinds.append(("avif", "AVIF", picture, {}))
+        kinds.append(("avif", "AVIF", base, {}))
     if features.check("jpg_2000"):
-        kinds += [("jp2", "JPEG2000", picture, {}), ("j2k", "JPEG2000", Image.fromarray(deep), {"no_jp2": True})]
+        kinds += [("jp2", "JPEG2000", base, {}), ("j2k", "JPEG2000", Image.fromarray(deep), {"no_jp2": True})]
     for ending, name, image, options in kinds:
         buffer = io.BytesIO()
         image.save(buffer, name, **options)
@@ -177,11 +177,11 @@ def encode_all() -> Iterator[tuple[bytes, str]]:
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, values, **tags)
         yield buffer.getvalue(), "tiff"
-    yield from _encode_dicom(deep, picture)
+    yield from _encode_dicom(deep, base)
 
 
 def encode_png(image: np.ndarray[Any, np.dtype[np.uint16]], kind: int, size: tuple[int, int] | None = None) -> bytes:
-    """Encode 16-bit (H, W, C) as PNG of colour type `kind`, which Pillow cannot; `size` lies about width and height."""
+    """Encode 16-bit (H, W, C) as PNG of colour type `kind`, which Pillow cannot; `size` sets false width and height."""
     width, height = size or (image.shape[1], image.shape[0])
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -192,8 +192,8 @@ def encode_png(image: np.ndarray[Any, np.dtype[np.uint16]], kind: int, size: tup
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
-def _encode_dicom(deep: np.ndarray[Any, Any], picture: Image.Image) -> Iterator[tuple[bytes, str]]:
-    grey = np.asarray(picture.convert("L"))
+def _encode_dicom(deep: np.ndarray[Any, Any], image: Image.Image) -> Iterator[tuple[bytes, str]]:
+    grey = np.asarray(image.convert("L"))
     eight: dict[str, Any] = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     window = Dataset()
     window.WindowCenter, window.WindowWidth = 500, 900
@@ -212,26 +212,26 @@ def _encode_dicom(deep: np.ndarray[Any, Any], picture: Image.Image) -> Iterator[
     ):  # fmt: skip
         buffer = io.BytesIO()
         if name:
-            picture.convert("L").save(buffer, name, **options)
+            image.convert("L").save(buffer, name, **options)
             yield save_dicom(grey, syntax=syntax, data=encapsulate([buffer.getvalue()]), **eight), "dcm"
         else:
             dataset = pydicom.dcmread(io.BytesIO(save_dicom(deep)))
             dataset.compress(syntax)
             dataset.save_as(buffer)
             yield buffer.getvalue(), "dcm"
-    whole = save_dicom(deep)
-    yield whole[132:], "dcm"
-    (length,) = struct.unpack_from("<L", whole, 140)
+    intact = save_dicom(deep)
+    yield intact[132:], "dcm"
+    (length,) = struct.unpack_from("<L", intact, 140)
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     head = save_dicom(deep, syntax=pydicom.uid.UID("1.2.840.10008.1.2.1.99"), meta_only=True)
-    yield head + packer.compress(whole[144 + length :]) + packer.flush(), "dcm"
+    yield head + packer.compress(intact[144 + length :]) + packer.flush(), "dcm"
 
 
 def save_dicom(
     stored: np.ndarray[Any, Any], *, syntax: Any = ExplicitVRLittleEndian, data: bytes = b"", meta_only: bool = False,
     **attributes: Any,
 ) -> bytes:  # fmt: skip
-    """Encode stored values as DICOM, 12 bits grey unless said otherwise."""
+    """Encode stored values as DICOM, by default 12 bits grey."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax

@@ -1,6 +1,6 @@
-"""Naming schemes as data sets have them: with groups in the names, and without.
+"""Naming schemes of real data sets, with groups in the names and without.
 
-Each is a list of relative paths, `class/name`. Those of `WITH_GROUPS` are of 16 subjects, of 10 where it says so.
+Each scheme is a list of relative paths, `class/name`. Those of `WITH_GROUPS` have 16 subjects, those in `FEWER` 10.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ def label(test_set: int) -> str:
 
 
 def three(name: Callable[[int, int], str]) -> list[str]:
-    """Three images of each subject."""
+    """Return three images of each subject."""
     return [f"{label(p)}/{name(p, i)}.png" for p in SUBJECTS for i in THREE]
 
 
 def each(name: Callable[[str, int], str]) -> list[str]:
-    """Twenty-four images of each class."""
+    """Return 24 images of each class."""
     return [f"{c}/{name(c, i)}.jpg" for c in ("cat", "dog") for i in MANY]
 
 
 def later(c: str) -> int:
-    """What is added to the second class's numbers, so that they go on and do not begin anew."""
+    """Return the offset of a class's numbers, so that those of the second class continue those of the first."""
     return 500 * (c == "dog")
 
 

@@ -12,7 +12,7 @@ from tests.images.test_decode import XRAY, save_dicom
 
 
 def make_index(*paths: str) -> Index:
-    """An index of paths that begin with their class."""
+    """Return an index of paths that begin with their class."""
     classes = tuple(sorted({path.split("/")[0] for path in paths}))
     ordered = tuple(sorted(paths))
     labels = tuple(classes.index(path.split("/")[0]) for path in ordered)
@@ -43,7 +43,7 @@ def test_images_of_one_subject_share_a_group() -> None:
 
 
 def test_identifiers_that_restart_in_each_class_are_dropped() -> None:
-    """120 X-rays whose numbers repeat in the other class, but for four persons with three images each."""
+    """Test 120 X-rays whose numbers repeat in the other class, except four persons with three images each."""
     both = [f"{c}/person{p}_{c}_{3 * p + k}.jpeg" for p in range(54) for k, c in enumerate(("bacteria", "virus"))]
     four = [f"virus/person{200 + p}_virus_{900 + 3 * p + i}.jpeg" for p in range(4) for i in range(3)]
     index, grouping = group_index(make_index(*both, *four), "auto")

@@ -1,4 +1,4 @@
-"""The table of layouts: what is recognised, with classes and splits, and what is questioned, with its words."""
+"""Tables of layouts: recognised ones with classes and splits, and refused ones with the message."""
 
 import os
 import re
@@ -22,11 +22,11 @@ FORMS: tuple[Form, ...] = ("NFC", "NFD")
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_image(tmp_path_factory.mktemp("picture") / "a.png")
+    return save_image(tmp_path_factory.mktemp("image") / "a.png")
 
 
 def make(root: Path, words: str, image: Path, number: int = 3) -> Path:
-    """Files by a line each: `a/b/` holds `number` pictures, `a.png` is one, `t.csv: …` a table of such lines."""
+    """Make files, one per word: `a/b/` has `number` images, `a.png` is one, `t.csv:…` is a table (`|` ends lines)."""
     for line in words.split():
         name, _, text = line.partition(":")
         path = root / name.replace("~", " ")
@@ -126,7 +126,7 @@ RECOGNISED = {
         {"": 6},
     ),
     "masks inside the class": ("a/ a/masks/ b/ b/masks/", "a b", {"": 6}),
-    "masks beside their pictures": (
+    "masks beside their images": (
         " ".join(f"{c}/{k}.png {c}/{k}_mask.png" for c in "ab" for k in range(3)),
         "a b",
         {"": 6},
@@ -136,7 +136,7 @@ RECOGNISED = {
         "a b",
         {"": 6},
     ),
-    "segmentations beside their pictures": (
+    "segmentations beside their images": (
         " ".join(f"{c}/I{k}.jpg {c}/I{k}_segmentation.png" for c in "ab" for k in range(3)),
         "a b",
         {"": 6},
@@ -163,8 +163,8 @@ RECOGNISED = {
     ),
 }
 
-# files, and what is said
-QUESTIONED = {
+# files, and a part of the message
+AMBIGUOUS = {
     "splits without classes": ("train/ test/", "without a folder for each class"),
     "composite splits without classes": (
         "train_images/ test_images/",
@@ -247,9 +247,9 @@ def test_layout_is_recognised(case: str, tmp_path: Path, image: Path) -> None:
     assert len(index) + accounted == total
 
 
-@pytest.mark.parametrize("case", QUESTIONED)
+@pytest.mark.parametrize("case", AMBIGUOUS)
 def test_ambiguous_layout_is_refused(case: str, tmp_path: Path, image: Path) -> None:
-    words, message = QUESTIONED[case]
+    words, message = AMBIGUOUS[case]
     make(tmp_path / "data", words, image)
     with pytest.raises(DataError, match=message) as caught:
         check_trainable(scan_folder(tmp_path / "data"))
@@ -257,9 +257,9 @@ def test_ambiguous_layout_is_refused(case: str, tmp_path: Path, image: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("case", [*RECOGNISED, *QUESTIONED])
+@pytest.mark.parametrize("case", [*RECOGNISED, *AMBIGUOUS])
 def test_folder_and_its_zip_file_give_the_same_index(case: str, tmp_path: Path, image: Path) -> None:
-    words = (RECOGNISED | QUESTIONED)[case][0]
+    words = (RECOGNISED | AMBIGUOUS)[case][0]
     folder = make(tmp_path / "data", words, image, number=2 if case in RECOGNISED and "mask" not in case else 3)
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as packed:
         for path in sorted(folder.rglob("*")):
@@ -285,7 +285,7 @@ def test_error_names_the_table(tmp_path: Path, image: Path) -> None:
 
 
 def test_known_classes_are_not_questioned(tmp_path: Path, image: Path) -> None:
-    data = make(tmp_path / "data", QUESTIONED["one class, or patients"][0], image)
+    data = make(tmp_path / "data", AMBIGUOUS["one class, or patients"][0], image)
     assert scan_folder(data, known_classes=("NORMAL", "SICK")).classes == ("NORMAL",)
     data = make(tmp_path / "words", "images/ masks/x.png", image)
     assert scan_folder(data, known_classes=("images", "masks")).classes == ("images", "masks")
@@ -343,7 +343,7 @@ def test_table_adds_groups_to_the_folders(tmp_path: Path, image: Path) -> None:
 
 
 def test_exclude_resolves_an_ambiguous_layout(tmp_path: Path, image: Path) -> None:
-    data = make(tmp_path / "data", QUESTIONED["masks that are paired in part"][0], image)
+    data = make(tmp_path / "data", AMBIGUOUS["masks that are paired in part"][0], image)
     for exclude in ("masks", "a/masks", "a/masks/*", "masks/"):
         index = scan_data(data, exclude=exclude)
         assert (index.classes, len(index), index.skipped) == (("a", "b"), 6, {"excluded image": 2})

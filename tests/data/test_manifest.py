@@ -104,7 +104,7 @@ def test_bad_zip_is_refused(tmp_path: Path) -> None:
 
 
 def rows(*cells: str, number: int = 4, head: str = "path,label") -> str:
-    """A table with a row for each of the images a to d, whose further cells are these in turn."""
+    """Return a table with a row for each of the images a to d, with `cells` in turn."""
     lines = [f"images/{'abcd'[k % 4]}.png,{cells[k % len(cells)]}" for k in range(number)]
     return "\n".join([head, *lines]) + "\n"
 

@@ -26,7 +26,7 @@ def preset(name: str) -> Augmentation:
     return Augmentation(**{setting: value for setting, (value, _) in load_augmentations()[name].items()})
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (120, 100)) -> Pixels:
+def make_image(seed: int = 0, size: tuple[int, int] = (120, 100)) -> Pixels:
     return np.asarray(draw_picture(seed, size))
 
 
@@ -48,7 +48,7 @@ def test_each_field_is_a_setting() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_same_seed_gives_the_same_image_and_other_epoch_another(name: str) -> None:
-    settings, image = preset(name), picture()
+    settings, image = preset(name), make_image()
     drawn = [transform_for_training(image, HOW, seed_image(3, epoch, 5), settings) for epoch in (0, 0, 1, 2, 3)]
     assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
     assert np.array_equal(drawn[0], drawn[1])
@@ -57,14 +57,14 @@ def test_same_seed_gives_the_same_image_and_other_epoch_another(name: str) -> No
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 120), (300, 200), (9, 50)])
 def test_preset_none_equals_the_evaluation_transform(shape: tuple[int, int]) -> None:
-    image = picture(1, shape)
+    image = make_image(1, shape)
     view = transform_for_eval(image, HOW)
     assert np.array_equal(draw(image, preset("none"), 0), view)
     assert np.array_equal(augment_resized(view, HOW, seed_image(0, 0, 0), preset("none")), view)
 
 
 def test_preset_light_is_a_random_crop() -> None:
-    image, random = picture(), np.random.default_rng(2)  # a number whose first crop fits
+    image, random = make_image(), np.random.default_rng(2)  # a seed whose first crop fits
     area, ratio = 120 * 100 * random.uniform(0.5, 1), np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
     width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
     left, top = int(random.integers(120 - width + 1)), int(random.integers(100 - height + 1))
@@ -74,11 +74,11 @@ def test_preset_light_is_a_random_crop() -> None:
 
 
 def test_preset_medical_never_flips_and_natural_does() -> None:
-    image = picture()
+    image = make_image()
     plain = transform_for_eval(image, HOW)
     for name, most in (("medical", 0), ("natural", 300)):
         settings = preset(name)
-        if name == "natural":  # the flip alone: inverted or moved, a picture is like neither
+        if name == "natural":  # the flip alone: inverted or moved, the image resembles neither
             settings = Augmentation(min_crop_area=settings.min_crop_area, hflip=settings.hflip)
         drawn = (draw(image, settings, number) for number in range(500))
         mirrored = sum(alike(one, plain) < alike(one, plain[:, ::-1]) for one in drawn)
@@ -87,7 +87,7 @@ def test_preset_medical_never_flips_and_natural_does() -> None:
 
 @pytest.mark.parametrize("setting", ["hflip", "rotation", "jitter", "rand_augment", "erasing"])
 def test_each_setting_changes_the_image_and_not_the_draws_of_others(setting: str) -> None:
-    image = picture()
+    image = make_image()
     on = Augmentation(min_crop_area=0.5, **{setting: {"rotation": 10.0, "rand_augment": 9.0}.get(setting, 0.5)})
     off = Augmentation(min_crop_area=0.5)
     same = [np.array_equal(draw(image, on, number), draw(image, off, number)) for number in range(40)]
@@ -98,7 +98,7 @@ def test_each_setting_changes_the_image_and_not_the_draws_of_others(setting: str
 
 @pytest.mark.parametrize("settings", [preset("medical"), preset("strong"), Augmentation(min_crop_area=1.0, jitter=0.9)])
 def test_grey_stays_grey(settings: Augmentation) -> None:
-    image = grey(picture())
+    image = grey(make_image())
     for number in range(100):
         drawn = draw(image, settings, number)
         assert np.array_equal(drawn[..., 0], drawn[..., 1])
@@ -107,7 +107,7 @@ def test_grey_stays_grey(settings: Augmentation) -> None:
 
 @pytest.mark.parametrize("degrees", [-40.0, -8.0, 3.0, 10.0, 75.0])
 def test_rotated_crop_equals_pillow_rotation(degrees: float) -> None:
-    image = picture(2, (200, 200))
+    image = make_image(2, (200, 200))
     turned = np.asarray(turn_crop(image, (60, 60, 140, 140), 80, degrees, BICUBIC), int)
     expected = np.asarray(Image.fromarray(image).rotate(degrees, BICUBIC))[60:140, 60:140].astype(int)
     assert np.abs(turned - expected).mean() < 1.0
@@ -119,7 +119,7 @@ def test_rotated_edge_is_mirrored() -> None:
     for box in ((0, 0, 70, 50), (20, 0, 70, 50), (0, 0, 1, 1)):
         assert np.array_equal(np.asarray(turn_crop(bright, box, 64, 33.0, BICUBIC)), np.full((64, 64, 3), 200))
     for shape in ((1, 60), (60, 1), (2, 3)):
-        assert turn_crop(picture()[: shape[0], : shape[1]], (0, 0, *shape[::-1]), 64, 45.0, BICUBIC).size == (64, 64)
+        assert turn_crop(make_image()[: shape[0], : shape[1]], (0, 0, *shape[::-1]), 64, 45.0, BICUBIC).size == (64, 64)
 
 
 def test_rotations_stay_within_the_requested_degrees() -> None:
@@ -136,7 +136,7 @@ def test_rotations_stay_within_the_requested_degrees() -> None:
 
 
 def test_jitter_stays_in_its_range() -> None:
-    image = np.asarray(picture()) // 2 + 50  # room at both ends, so that nothing is clipped
+    image = np.asarray(make_image()) // 2 + 50  # room at both ends, so that nothing is clipped
     mean = np.asarray(Image.fromarray(image).convert("L")).mean()
     brightness, contrast = [], []
     for seed in range(300):
@@ -151,7 +151,7 @@ def test_jitter_stays_in_its_range() -> None:
 
 @pytest.mark.parametrize("magnitude", [1, 5, 9])
 def test_operations_equal_timm(magnitude: int) -> None:
-    image = Image.fromarray(picture())
+    image = Image.fromarray(make_image())
     fill = tuple(np.asarray(image).mean(axis=(0, 1)).round().astype(int).tolist())
     assert list(OPERATIONS) == _RAND_INCREASING_TRANSFORMS
     for name, operation in OPERATIONS.items():
@@ -165,7 +165,7 @@ def test_operations_equal_timm(magnitude: int) -> None:
 
 
 def test_larger_magnitude_changes_more() -> None:
-    image = picture()
+    image = make_image()
 
     def change(magnitude: float) -> float:
         settings = Augmentation(min_crop_area=1.0, rand_augment=magnitude)
@@ -176,7 +176,7 @@ def test_larger_magnitude_changes_more() -> None:
 
 
 def test_operations_leave_visible_content() -> None:
-    image = Image.fromarray(picture())
+    image = Image.fromarray(make_image())
     for name, operation in OPERATIONS.items():
         for level in (1.0, -1.0):
             assert np.asarray(operation(image, level, BICUBIC)).std() > 2, name
@@ -184,15 +184,15 @@ def test_operations_leave_visible_content() -> None:
 
 def test_erasing_has_the_requested_area_and_frequency() -> None:
     black = np.zeros((100, 100, 3), np.uint8)
-    shares = []
+    fractions = []
     for number in range(400):
         drawn = augment_resized(
             black, Preprocessing(image_size=100, crop_pct=1.0, crop_mode="center", interpolation="bicubic",
                                  mean=(0.5,) * 3, std=(0.5,) * 3),
             seed_image(0, number, 0), Augmentation(min_crop_area=1.0, erasing=0.25),
         )  # fmt: skip
-        shares.append((drawn > 0).any(axis=2).mean())
-    hidden = np.array(shares)[np.array(shares) > 0]
+        fractions.append((drawn > 0).any(axis=2).mean())
+    hidden = np.array(fractions)[np.array(fractions) > 0]
     assert 0.18 < len(hidden) / 400 < 0.32
     assert ERASED[0] * 0.9 < hidden.min()
     assert hidden.max() < ERASED[1] * 1.02
@@ -200,7 +200,7 @@ def test_erasing_has_the_requested_area_and_frequency() -> None:
 
 
 def test_erasing_does_not_change_its_input() -> None:
-    image = picture()[:64, :64]
+    image = make_image()[:64, :64]
     before = image.copy()
     assert not np.array_equal(erase(image, np.random.default_rng(0)), before)
     assert np.array_equal(image, before)

@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Counted:
-    """Decodes, and counts."""
+    """Decodes images and counts them."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -42,7 +42,7 @@ def fill(root: Path, count: int = 5, size: tuple[int, int] = (20, 16)) -> list[s
 
 
 def read_all(root: Path, paths: list[str], purpose: str = "test") -> list[str]:
-    """Reads all as one run would, checks them, and returns which were made."""
+    """Read and check all images as one run would; return those that were prepared."""
     make = Counted()
     cached = ImageCache(root, purpose, make)
     for path in paths:
@@ -119,11 +119,11 @@ from pathlib import Path
 from convnext_cli.images import cache
 from convnext_cli.images.decode import decode_image
 cache.PENDING = 10_000
-pictures = cache.ImageCache(Path(sys.argv[1]), "test", decode_image)
+cached = cache.ImageCache(Path(sys.argv[1]), "test", decode_image)
 print("ready", flush=True)
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    pictures.read(path.name)
-print(pictures.failure, flush=True)
+    cached.read(path.name)
+print(cached.failure, flush=True)
 """
 
 

@@ -217,7 +217,7 @@ def test_damaged_files_never_crash_the_decoder(tmp_path: Path) -> None:
 
 
 def save_dicom(path: Any, stored: np.ndarray[Any, Any], **attributes: Any) -> Any:
-    """Writes stored values as DICOM, 12 bits grey unless said otherwise."""
+    """Write stored values as DICOM, by default 12 bits grey."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -31,7 +31,7 @@ def item(**attributes: Any) -> Dataset:
 
 
 def change(path: Path, edit: Any) -> Path:
-    """Edits a file's data set and writes it again, unchecked."""
+    """Change a file's data set and write it again, unchecked."""
     dataset = pydicom.dcmread(path)
     edit(dataset)
     dataset.save_as(path, enforce_file_format=False)
@@ -45,7 +45,7 @@ def grey(path: Path) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 
 
 def make_palette(bits: int, entries: int = 256, *, scale: int = 257) -> "tuple[np.ndarray[Any, Any], dict[str, Any]]":
-    """A table of colours (entries, 3) of 8 bits, and the attributes that hold it."""
+    """Return a table of colours (entries, 3) of 8 bits, and the attributes that contain it."""
     table = np.random.default_rng(0).integers(0, 256, (entries, 3))
     attributes: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
     for channel, name in enumerate(("Red", "Green", "Blue")):
@@ -278,7 +278,7 @@ def test_codestream_larger_than_declared_is_refused(tmp_path: Path, syntax: str)
 
 
 def deflate(path: Path, elements: bytes) -> Path:
-    """Turns a file into a deflated one of these elements."""
+    """Write a deflated file with these elements."""
     dataset = pydicom.dcmread(path)
     meta = dataset.file_meta
     meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"

@@ -25,7 +25,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(root: Path) -> Path:
-    """Two class folders of BMP files that agree in names, size and modification time, as unzip leaves them."""
+    """Make two class folders of BMP files with equal names, sizes and modification times, as unzip leaves them."""
     for seed, name in enumerate("ab"):
         (root / name).mkdir(parents=True)
         for k in range(3):
@@ -50,7 +50,7 @@ def swap_files(root: Path) -> None:
 
 
 def overwrite(root: Path) -> None:
-    """Swap the bytes in place, so that path, inode, size and modification time stay."""
+    """Swap the bytes in place, so that path, inode, size and modification time are unchanged."""
     for k in range(3):
         files = [root / name / f"{k}.bmp" for name in "ab"]
         for file, data in zip(files, [file.read_bytes() for file in reversed(files)], strict=True):
@@ -69,7 +69,7 @@ CHANGES = [swap_folders, swap_files, overwrite, copy_over]
 
 
 def read_thumbs(root: Path) -> list[bytes]:
-    """What the audit's store gives, as a new process would read it."""
+    """Return the digests in the audit's cache, as a new process reads them."""
     contents._open.cache_clear()
     measurements = finish(measure_images(scan_data(root), threads=2))
     return [bytes(row["digest"]) for row in measurements.measures]

@@ -1,4 +1,4 @@
-"""Small files that become gigabytes are refused before the memory is taken: measured in a process of its own."""
+"""Small files that become gigabytes are refused before memory is allocated, measured in a separate process."""
 
 import struct
 import subprocess
@@ -32,7 +32,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // (1024 if 
 
 
 def repeat_deflated(head: bytes, size: int) -> bytes:
-    """Deflate `head` and then so many zeros, by repeating one deflated piece."""
+    """Deflate `head` and then that many zeros, by repeating one deflated piece."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     start = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
     piece = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -47,7 +47,7 @@ def write_deflated_dicom(path: Path) -> None:
 
 
 def write_rle_dicom(path: Path) -> None:
-    """Write 12,000 x 12,000 pixels of 16 bits, all alike, in RLE."""
+    """Write 12,000 x 12,000 pixels of 16 bits, all equal, in RLE."""
     side = 12_000
     row = b"".join(bytes([257 - min(128, side - start), 0]) for start in range(0, side, 128))
     segment = row * side

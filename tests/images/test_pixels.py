@@ -1,4 +1,4 @@
-"""The table: modes x depths x layouts, each read and held against the stored values."""
+"""The table of modes x depths x layouts, each read and compared with the stored values."""
 
 import io
 import itertools
@@ -21,19 +21,19 @@ from tools.fuzz_images import encode_png
 Y, X = np.mgrid[:48, :64]
 WAVES = np.stack([0.5 + 0.45 * np.sin(X / (9 + i) + i) * np.cos(Y / (7 - i) + i) for i in range(4)], axis=-1)  # 0..1
 FULL = {"uint8": 255, "uint16": 4095, "uint32": 4_000_000_000, "uint64": 2**40, "int16": 3000, "int32": 2**30}
-"""The brightest stored value: 12 bits in 16, the rest all over."""
+"""The brightest stored value: 12 bits of 16; the other types use all bits."""
 CHANNELS = {"grey": 1, "white is zero": 1, "RGB": 3, "RGB and one more": 4, "RGBA": 4}
 
 
 def make_values(kind: str, channels: int) -> NDArray[Any]:
-    """Waves as (H, W, channels) of a type; signed ones lie around 0."""
+    """Return waves as (H, W, channels) of a type; signed values are centred at 0."""
     full = FULL.get(kind, 1.0)
     values = WAVES[..., :channels] * full - (full / 2 if kind.startswith("int") else 0)
     return values.astype(kind)
 
 
 def expect(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """The rule: the darkest value becomes 0, the brightest 255."""
+    """Apply the rule: the darkest value becomes 0, the brightest 255."""
     wide = values.astype(np.float64)
     low, high = wide.min(), wide.max()
     eight: NDArray[np.uint8] = np.rint((wide - low) / (high - low) * 255).astype(np.uint8)
@@ -210,7 +210,7 @@ def test_tiff_of_unknown_meaning_is_refused_by_kind(tmp_path: Path, name: str) -
 
 
 def encode_chunks(values: NDArray[np.uint16], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """16-bit PNG (H, W, C) of a colour type, with chunks before the data."""
+    """Write a 16-bit PNG (H, W, C) of a colour type, with chunks before the data."""
     whole = encode_png(values, colour)
     put = b"".join(struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
     return whole[:33] + put + whole[33:]

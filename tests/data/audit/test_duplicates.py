@@ -33,7 +33,7 @@ def save(image: Image.Image, path: Path, **options: Any) -> None:
 
 
 def draw_texture(seed: int) -> Image.Image:
-    """A checkerboard's low frequencies, which decide the hash, with a fine texture of its own."""
+    """Draw a checkerboard of low frequencies, which decide the hash, with a fine texture of its own."""
     rough = np.kron(np.indices((8, 8)).sum(axis=0) % 2, np.ones((16, 16))) * 40.0 + np.linspace(0, 120, 128)
     fine = np.random.default_rng(seed).normal(size=(128, 128)) * 25
     return Image.fromarray(np.clip(rough + gaussian_filter(fine, 2) * 6 + 50, 0, 255).astype(np.uint8)).convert("RGB")
@@ -54,14 +54,14 @@ def test_find_similar_equals_an_exhaustive_comparison() -> None:
 
 
 def test_unlike_images_with_one_hash_hide_no_near_duplicate(tmp_path: Path) -> None:
-    """All hashes are the same in thirds: each picture's copy is found among 29 others."""
+    """Test 30 images that share few hashes: each copy is detected among 29 others."""
     for number in range(30):
-        picture = draw_texture(number)
-        save(picture, tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
-        save(picture, tmp_path / "test" / "ab"[number % 2] / f"again{number}.jpg", quality=90)
+        drawn = draw_texture(number)
+        save(drawn, tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
+        save(drawn, tmp_path / "test" / "ab"[number % 2] / f"again{number}.jpg", quality=90)
     result = audit(tmp_path, group_from="none")
     hashes = Counter(result.measurements.measures["hash"].tolist())
-    assert len(hashes) < 40, "pictures share hashes"
+    assert len(hashes) < 40, "images share hashes"
     assert count(result)["near-duplicates across splits"] == 30
     assert all(len(rows) == 2 for rows in result.clusters)
 
@@ -69,10 +69,10 @@ def test_unlike_images_with_one_hash_hide_no_near_duplicate(tmp_path: Path) -> N
 def test_fix_list_removes_duplicates_across_splits(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(40):
-        picture = draw_texture(number // 4) if number % 2 else draw_picture(number // 3)
+        drawn = draw_texture(number // 4) if number % 2 else draw_picture(number // 3)
         options: dict[str, Any] = {} if number % 3 else {"quality": int(random.choice((60, 75, 90)))}
         path = tmp_path / "data" / ("train", "test")[number % 3 == 1] / "ab"[number // 20] / f"{number}"
-        save(picture, path.with_suffix(".jpg" if options else ".png"), **options)
+        save(drawn, path.with_suffix(".jpg" if options else ".png"), **options)
     before = audit(tmp_path / "data", group_from="none")
     assert {"duplicates across splits", "near-duplicates across splits"} & set(count(before))
     write_fix_list(before, tmp_path / "fix.csv")
@@ -104,7 +104,7 @@ def test_duplicates_and_near_duplicates_are_counted_separately(tmp_path: Path) -
 
 
 def make_slices(number: int) -> list[Image.Image]:
-    """Neighbouring slices of a scan: large forms that change slowly, finer ones, and noise of their own."""
+    """Draw neighbouring slices of a scan: large forms that change slowly, finer forms, and independent noise."""
     random = np.random.default_rng(number)
     large, fine = (
         gaussian_filter(random.normal(size=(12, 96, 96)), width) for width in ((24, 16, 16), (2.5, 2.5, 2.5))
@@ -115,8 +115,8 @@ def make_slices(number: int) -> list[Image.Image]:
 
 def test_neighbouring_slices_are_similar_and_kept(tmp_path: Path) -> None:
     for scan in range(4):
-        for number, picture in enumerate(make_slices(scan)):
-            save(picture, tmp_path / ("train", "test")[number % 2] / "ab"[scan % 2] / f"{scan * 100 + number}.png")
+        for number, drawn in enumerate(make_slices(scan)):
+            save(drawn, tmp_path / ("train", "test")[number % 2] / "ab"[scan % 2] / f"{scan * 100 + number}.png")
     result = {finding.kind.value: finding for finding in audit(tmp_path, group_from="none").findings}
     similar = result["very similar images across splits"]
     assert similar.severity == "note"
@@ -129,12 +129,12 @@ def test_neighbouring_slices_are_similar_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [0.5, 1, 1.5])
 def test_image_saved_again_or_scaled_is_a_near_duplicate(quality: int, scale: float) -> None:
     for number in range(5):
-        picture = draw_picture(number, (192, 160))
+        drawn = draw_picture(number, (192, 160))
         file = io.BytesIO()
-        picture.resize((round(192 * scale), round(160 * scale))).save(file, "JPEG", quality=quality)
+        drawn.resize((round(192 * scale), round(160 * scale))).save(file, "JPEG", quality=quality)
         with Image.open(file) as again:
-            assert compare_images(shrink(picture), shrink(again.convert("RGB"))) == "near"
-        assert compare_images(shrink(picture), shrink(draw_picture(number + 100, (192, 160)))) == ""
+            assert compare_images(shrink(drawn), shrink(again.convert("RGB"))) == "near"
+        assert compare_images(shrink(drawn), shrink(draw_picture(number + 100, (192, 160)))) == ""
 
 
 def test_thumbnails_are_large_enough_to_compare() -> None:

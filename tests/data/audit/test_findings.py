@@ -19,12 +19,12 @@ from tests.conftest import draw_picture, save_image
 from tests.data.audit.planting import Planted, plant, score_duplicates
 
 
-def take(data: Path, **options: object) -> Dataset:
+def load(data: Path, **options: object) -> Dataset:
     return finish(load_dataset(DatasetRequest(data=data, **options), threads=2))  # type: ignore[arg-type]
 
 
 def audit(data: Path, **options: object) -> Audit:
-    result = take(data, **options).audit
+    result = load(data, **options).audit
     assert result is not None
     return result
 
@@ -101,11 +101,11 @@ def test_messy_folder_is_audited(tmp_path: Path) -> None:
         draw_picture(70 + len(name)).save(data / name, format="PNG")
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     result = audit(data)
-    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before  # the data folder is only read
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before  # the data folder is not changed
     unreadable = find(result, "unreadable")
     assert unreadable.count == 3
     assert all(any(name in text for text in unreadable.examples) for name in ("torn.png", "empty.jpg", "text.png"))
-    dataset = take(data)
+    dataset = load(data)
     assert len(dataset.index) == 12 + 3 + 3 + 2
     assert dataset.index.skipped["unreadable image"] == 3
     assert result.formats[".png I;16 (stretched)"] == 1
@@ -118,14 +118,14 @@ def test_messy_folder_is_audited(tmp_path: Path) -> None:
 def test_shortcut_is_reported_by_name(tmp_path: Path, thing: str) -> None:
     for number in range(120):
         well = number % 2
-        picture = draw_picture(number, (80 + 20 * well, 80) if thing == "size" else (80, 80))
+        image = draw_picture(number, (80 + 20 * well, 80) if thing == "size" else (80, 80))
         if thing == "mode" and well:
-            picture = picture.convert("L")
+            image = image.convert("L")
         if thing == "border" and well:
-            picture.paste(255, (0, 0, 80, 6))
+            image.paste(255, (0, 0, 80, 6))
         path = tmp_path / ("SICK", "WELL")[well] / f"{number:04}.{'bmp' if thing == 'format' and well else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        image.save(path)
     result = audit(tmp_path)
     assert {shortcut.name for shortcut in result.shortcuts if shortcut.is_predictive} == {thing}
     assert not result.falsifies
@@ -141,7 +141,7 @@ def test_jpg_and_jpeg_are_one_format(tmp_path: Path) -> None:
 
 
 def make_border_set(root: Path, number: int, *, planted: bool) -> Path:
-    """Photos of two classes that differ in brightness all over, with a brighter frame on one if `planted`."""
+    """Make images of two classes that differ in brightness, with a brighter frame on one class if `planted`."""
     for row in range(80):
         light, noise = row % 2, np.random.default_rng((number, row))
         pixels = np.asarray(draw_picture(1000 * number + row, (48, 48)), float) * (0.8 + 0.15 * light)
@@ -173,7 +173,7 @@ def test_small_classes_are_reported_and_unreadable_set_is_refused(tmp_path: Path
     for path in tmp_path.rglob("*.png"):
         path.write_text("gone")
     with pytest.raises(DataError, match="none of the 30 images"):
-        take(tmp_path)
+        load(tmp_path)
 
 
 def test_measurements_are_cached_and_follow_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,35 +188,35 @@ def test_measurements_are_cached_and_follow_changes(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("convnext_cli.data.audit.measurements.read_image", read)
     index = scan_folder(tmp_path / "data")
 
-    def inspect() -> Measurements:
+    def measure() -> Measurements:
         return finish(measure_images(index, threads=1))
 
-    first = inspect()
+    first = measure()
     assert len(decoded) == 6
-    second = inspect()
+    second = measure()
     assert len(decoded) == 6
     np.testing.assert_array_equal(first.measures, second.measures)
     changed = save_image(tmp_path / "data/a/0.png", seed=99)
     os.utime(changed, (1, 1))
-    third = inspect()
+    third = measure()
     assert decoded[6:] == [changed]
     assert (third.measures["digest"][0] != first.measures["digest"][0]).any()
     for path in Path(os.environ["CONVNEXT_CACHE"]).rglob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])
-    inspect()
-    assert len(decoded) == 7 + 6  # a torn cache is as none
+    measure()
+    assert len(decoded) == 7 + 6  # a damaged cache counts as missing
 
 
 def test_exclusions_must_name_existing_files(tmp_path: Path) -> None:
     for number in range(4):
         save_image(tmp_path / "data" / "ab"[number % 2] / f"{number}.png", seed=number)
     (tmp_path / "plain.txt").write_text("a/0.png\n")
-    index = take(tmp_path / "data", exclude=str(tmp_path / "plain.txt"), audit=False).index
+    index = load(tmp_path / "data", exclude=str(tmp_path / "plain.txt"), audit=False).index
     assert index.paths == ("a/2.png", "b/1.png", "b/3.png")
     assert index.skipped == {"excluded image": 1}
     (tmp_path / "plain.txt").write_text("a/9.png\n")
     with pytest.raises(DataError, match=r"names 1 files that are not in .*: a/9\.png"):
-        take(tmp_path / "data", exclude=str(tmp_path / "plain.txt"))
+        load(tmp_path / "data", exclude=str(tmp_path / "plain.txt"))
 
 
 def test_chest_x_rays_audit(shared_data: Path) -> None:
@@ -225,9 +225,9 @@ def test_chest_x_rays_audit(shared_data: Path) -> None:
     assert groups.count == 170
     assert "both train and test" in groups.title
     assert result.grouping.certainty == "supported"
-    assert not groups.falsifies, "images of one number in two splits are no more alike than of two"
+    assert not groups.falsifies, "images of one number in two splits are no more alike than of two numbers"
     assert not any(shortcut.is_predictive for shortcut in result.shortcuts if shortcut.name != "border")
-    repaired = take(shared_data / "cxr3", resplit=True)
+    repaired = load(shared_data / "cxr3", resplit=True)
     assert replace(repaired.index, skipped={}).groups == result.index.groups
     assert repaired.audit is not None
     assert not repaired.audit.falsifies
