@@ -25,7 +25,7 @@ def write_digits(folder: Path) -> Path:
 
     digits = load_digits()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("Written by `convnext demo`, which may write these files anew.\n", encoding="utf-8")
+    (folder / MARK).write_text("Written by `convnext demo`, which may overwrite these files.\n", encoding="utf-8")
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         target = folder / str(label) / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)

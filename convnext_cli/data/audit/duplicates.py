@@ -255,7 +255,7 @@ def shrink(image: Image.Image) -> Shrunk:
 
 
 def _shrink(index: Index, row: int) -> Shrunk | None:
-    """Return a row's image; None if it can no longer be read."""
+    """Return a row's image; None if it cannot be read."""
     try:
         return shrink(Image.fromarray(decode_image(index.root / index.paths[row], at_least=4 * _SIDE)))
     except ImageError:

@@ -49,9 +49,9 @@ class Finding:
     """Number of cases; 0 if the finding is about the whole data set."""
     examples: tuple[str, ...]
     effect: str
-    """What it does to the result."""
+    """Its effect on the result."""
     action: str
-    """What `finetune` does about it, and what the user can do."""
+    """The action of `finetune`, and the options of the user."""
     leave_out: tuple[int, ...] = ()
     """Rows to leave out so that the fault is gone."""
 

@@ -20,7 +20,7 @@ def check_fix_list(path: Path, data: Path, *, overwrite: bool = False) -> None:
 
 
 def write_fix_list(audit: Audit, path: Path, *, overwrite: bool = False) -> int:
-    """Write the paths without which an audit's findings are gone, with the reason; return how many.
+    """Write the paths to leave out so that an audit's findings are gone, with the reasons; return their number.
 
     Raises:
         UsageError: as `check_fix_list`.

@@ -71,8 +71,8 @@ def _find_leaked_duplicates(evidence: Evidence) -> Iterator[Finding]:
                 count=len(clusters),
                 examples=_show(evidence.index, clusters),
                 effect="the model is tested on images it was trained on; test scores will be too high",
-                action="the data's own splits are kept; --exclude with a fix-list leaves the training copies out, "
-                "--resplit draws new splits",
+                action="the data's own splits are kept; --resplit draws new splits, or --exclude with the list of "
+                "`convnext check --fix-list` leaves the training copies out",
                 leave_out=tuple(row for rows in clusters for row in _list_copies(evidence.index, rows)),
             )
 
@@ -89,8 +89,10 @@ def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
     is_certain = _are_groups_certain(evidence, rows_of.values())
     effect = f"images of one patient resemble each other, so test scores {'will' if is_certain else 'may'} be too high"
     if grouping.is_guess:
-        effect += f". The groups are a guess from the names. {_explain_guess(evidence)}. The splits may be numbered "
-        effect += "independently"
+        effect += (
+            f". The groups are a guess from the names. {_explain_guess(evidence)}. The patients of each split may "
+        )
+        effect += "be numbered independently"
     ignore = "; --group-from none ignores the names" if grouping.is_guess else ""
     yield Finding(
         kind=Kind.GROUPS_ACROSS_SPLITS,
@@ -135,7 +137,8 @@ def _find_duplicates(evidence: Evidence) -> Iterator[Finding]:
                 count=len(clusters),
                 examples=_show(evidence.index, clusters),
                 effect="these images count more than once",
-                action="kept, always in one split; --exclude with a fix-list leaves all but one of each out",
+                action="kept, always in one split; --exclude with the list of `convnext check --fix-list` leaves all "
+                "but one of each out",
                 leave_out=tuple(row for rows in clusters for row in rows[1:]),
             )
 
@@ -204,7 +207,7 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
                 title=f"classes predictable from the {name} alone",
                 count=0,
                 examples=(score,),
-                effect="the model may learn this instead of the content, and fail on images from elsewhere",
+                effect="the model may learn this instead of what the images show, and fail on images from elsewhere",
                 action="kept; prepare all classes in the same way, and test on images from another source",
             )
 
