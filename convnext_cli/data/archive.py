@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.errors import DataError, shorten_error
+from convnext_cli.machine import GIB
 
-GIB = 1024**3
 MAX_BYTES = 200 * GIB  # of all files unpacked
 MAX_RATIO = 100  # of unpacked to packed bytes, above SMALL: images are compressed already, deflate reaches 1,032
 SMALL = GIB // 4

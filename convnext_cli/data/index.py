@@ -11,6 +11,7 @@ from convnext_cli.errors import DataError
 from convnext_cli.files import check_outside
 
 SPLITS = ("train", "val", "test")
+TABLE_SUFFIXES = (".csv", ".tsv")
 AUTO, NONE = "auto", "none"
 EXCLUDED = "excluded image"
 
@@ -151,7 +152,7 @@ def check_outside_data(output: Path, index: Index, option: str = "--output") -> 
         UsageError: `output` is in one of these folders.
     """
     folders = {(index.root / path).parent for path in index.paths}
-    if not any(path.suffix.lower() in (".csv", ".tsv") for path in index.root.glob("*.*")):
+    if not any(path.suffix.lower() in TABLE_SUFFIXES for path in index.root.glob("*.*")):
         folders.add(index.root)
     for folder in sorted(folders):
         check_outside(output, folder, option)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.index import AUTO, EXCLUDED, NONE, Index, select_rows
+from convnext_cli.data.index import AUTO, EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
 from convnext_cli.data.scan import check_left, scan_folder
 
 
@@ -23,7 +23,7 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known_
         UsageError: `image_root` is given without a manifest.
     """
     suffix = data.suffix.lower()
-    if not data.is_file() or suffix not in (".csv", ".tsv", ".zip"):
+    if not data.is_file() or suffix not in (*TABLE_SUFFIXES, ".zip"):
         return scan_folder(data, image_root=image_root, exclude=exclude, known_classes=known_classes)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack

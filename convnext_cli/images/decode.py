@@ -26,13 +26,23 @@ from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import (
     DICOM_SUFFIXES,
     HEAD_BYTES,
+    JPEG2000_CODESTREAM,
     PILLOW_SUFFIXES,
     SpecialFileError,
     identify_bytes,
     open_regular_file,
 )
 from convnext_cli.images.memory import MAX_PIXELS, reserve_memory
-from convnext_cli.images.raster import Raster, cut_rows, find_range, scale_alpha, stretch_between, turn_upright
+from convnext_cli.images.raster import (
+    ORIENTATION_TAG,
+    Raster,
+    check_orientation,
+    cut_rows,
+    find_range,
+    scale_alpha,
+    stretch_between,
+    turn_upright,
+)
 from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, read_tiff
 
 Pixels = NDArray[np.uint8]
@@ -260,15 +270,14 @@ def _read_tiff(file: BinaryIO, path: Path) -> Decoded:
 def _find_orientation(image: Image.Image, steps: list[str]) -> int:
     """Return the EXIF orientation; 1 if there is none or the EXIF cannot be read."""
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        orientation = check_orientation(image.getexif().get(ORIENTATION_TAG))
     except (SyntaxError, ValueError, struct.error, KeyError, TypeError):
         steps.append("damaged EXIF ignored")
         image.info.pop("exif", None)
         return 1
-    if orientation not in range(2, 9):
-        return 1
-    steps.append("turned upright")
-    return int(orientation)
+    if orientation != 1:
+        steps.append("turned upright")
+    return orientation
 
 
 def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
@@ -393,7 +402,7 @@ def _refuse_deep(file: BinaryIO, path: Path, name: str) -> None:
         raise ImageError(f"{path} is an SGI file of 16 bits, which cannot be read", REMEDY)
     if name == "JPEG2000":
         head = file.read(1 << 16)
-        start = head.find(b"\xff\x4f\xff\x51")  # start of codestream, then SIZ (ISO/IEC 15444-1, A.5.1)
+        start = head.find(JPEG2000_CODESTREAM)
         if start >= 0 and len(head) >= start + 43:
             (count,) = struct.unpack_from(">H", head, start + 40)
             depths = [(depth & 127) + 1 for depth in head[start + 42 : start + 42 + 3 * count : 3]]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError
-from convnext_cli.images.formats import open_regular_file
+from convnext_cli.images.formats import JPEG2000_CODESTREAM, open_regular_file
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
 from convnext_cli.images.raster import Raster, cut_rows, find_range, stretch_between
 
@@ -234,7 +234,7 @@ def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, steps: 
 
 def find_coded_size(data: bytes) -> tuple[int, int] | None:
     """Return the width and height that a JPEG, JPEG-LS or JPEG 2000 codestream declares; None for other data."""
-    if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:  # SIZ: ISO/IEC 15444-1, A.5.1
+    if data[:4] == JPEG2000_CODESTREAM and len(data) >= 24:
         right, lower, left, upper = struct.unpack_from(">LLLL", data, 8)
         return right - left, lower - upper
     if data[:2] != b"\xff\xd8":

@@ -48,6 +48,10 @@ HEAD_BYTES = 512
 """Bytes at the start of a file that `identify_bytes` needs."""
 
 
+JPEG2000_CODESTREAM = b"\xff\x4f\xff\x51"
+"""Start of a JPEG 2000 codestream: markers SOC and SIZ (ISO/IEC 15444-1, A.5.1)."""
+
+
 class SpecialFileError(OSError):
     """A pipe, a socket or a device where a file is expected."""
 

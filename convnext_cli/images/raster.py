@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+ORIENTATION_TAG = 274  # of EXIF and TIFF
 _PART = 1 << 22  # pixels to convert at a time
 
 
@@ -20,6 +21,11 @@ class Raster(NamedTuple):
     mode: str
     bits: int
     steps: tuple[str, ...] = ()
+
+
+def check_orientation(value: Any) -> int:
+    """Return an EXIF or TIFF orientation, 1 to 8; 1 (upright) for a missing or invalid value."""
+    return int(value) if value in range(1, 9) else 1
 
 
 def turn_upright(raster: Raster, orientation: int) -> Raster:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
-from convnext_cli.images.raster import Raster, scale_alpha
+from convnext_cli.images.raster import ORIENTATION_TAG, Raster, check_orientation, scale_alpha
 
 REMEDY = "Save it again as a grey or RGB TIFF of 8 or 16 bits, or as PNG"
 
@@ -64,8 +64,8 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
             planes = _read_planes(file, page, dtype, path)
             steps = [f"first of {count} frames"] if count > 1 else []
-            orientation = page.tags.valueof(274, 1)
-            return _give_meaning(page, planes, steps), orientation if orientation in range(2, 9) else 1
+            orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
+            return _give_meaning(page, planes, steps), orientation
 
 
 def _check(page: Any, path: Any) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from convnext_cli.data.encoding import decode_name, normalise_name
+from convnext_cli.data.index import TABLE_SUFFIXES
 from convnext_cli.data.tree import Folder
 
 IMAGE_WORDS = frozenset(
@@ -38,7 +39,7 @@ def list_words(name: str) -> list[str]:
 
 def is_table(name: str) -> bool:
     """Return True if a file name is that of a CSV or TSV file."""
-    return name.lower().endswith((".csv", ".tsv"))
+    return name.lower().endswith(TABLE_SUFFIXES)
 
 
 def describe_joined(spellings: dict[str, set[str]]) -> list[str]:
