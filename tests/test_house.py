@@ -1,7 +1,9 @@
+import ast
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,11 @@ import pytest
 import convnext_cli
 
 ROOT = Path(__file__).parents[1]
+LONG_FUNCTIONS = {"cli/finetune.py:finetune"}  # over 60 lines; at most five
+PUBLIC_FUNCTIONS = {  # of the Python library: one keyword per option
+    "api.py:check", "api.py:evaluate", "api.py:export", "api.py:finetune", "api.py:predict", "models/catalog.py:list_models",
+    "recipes/recommendation.py:recommend",
+}  # fmt: skip
 HEAVY = {"torch", "timm", "numpy", "pandas", "torchvision", "accelerate", "sklearn", "PIL", "matplotlib"}
 
 
@@ -16,7 +23,7 @@ HEAVY = {"torch", "timm", "numpy", "pandas", "torchvision", "accelerate", "sklea
     "words",
     [["--help"], ["list"], ["list", "convnext_tiny"], ["recommend", "--dataset-size", "6000"], ["finetune", "--help"]],
 )
-def test_the_command_line_answers_without_heavy_imports(words: list[str]) -> None:
+def test_commands_answer_without_heavy_imports(words: list[str]) -> None:
     script = (
         "import json, sys\n"
         "from convnext_cli.cli.app import main\n"
@@ -29,7 +36,7 @@ def test_the_command_line_answers_without_heavy_imports(words: list[str]) -> Non
     assert not modules & HEAVY
 
 
-def test_the_library_is_lazy_and_its_names_are_sorted() -> None:
+def test_library_imports_lazily_and_its_names_are_sorted() -> None:
     assert convnext_cli.__all__ == sorted(convnext_cli.__all__)
     for name in convnext_cli.__all__:
         assert callable(getattr(convnext_cli, name))
@@ -40,7 +47,28 @@ def test_the_library_is_lazy_and_its_names_are_sorted() -> None:
         _ = convnext_cli.train
 
 
-# Statements of the specification that are wrong; none may stand in anything a user reads.
+def measure_functions() -> Iterator[tuple[str, int, int]]:
+    """Yield the name, the lines and the parameters (without self or cls) of each function of the package."""
+    package = ROOT / "convnext_cli"
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                parameters = len(names) - (names[:1] in (["self"], ["cls"]))
+                yield f"{path.relative_to(package)}:{node.name}", lines, parameters
+
+
+def test_functions_have_at_most_60_lines() -> None:
+    assert {name for name, lines, _ in measure_functions() if lines > 60} == LONG_FUNCTIONS
+    assert len(LONG_FUNCTIONS) <= 5
+
+
+def test_functions_have_at_most_6_parameters() -> None:
+    assert {name for name, _, parameters in measure_functions() if parameters > 6} <= PUBLIC_FUNCTIONS
+
+
+# Wrong statements of the specification; no text that users read may contain them.
 FALSE = (
     r"omni.?lite", r"high.?norm.?freq", r"600\s?M", r"\b1B\b", r"~1B", r"1.1\.5M\b", r"2\.7M", r"ViT-level",
     r"debugging models", r"not load pretrained", r"official rule", r"consistently outperform", r"will overfit",
@@ -49,7 +77,7 @@ FALSE = (
 )  # fmt: skip
 
 
-def test_no_false_statement_of_the_specification_is_repeated() -> None:
+def test_false_statements_of_the_specification_are_not_repeated() -> None:
     texts = {path: path.read_text() for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern)}
     texts |= {path: path.read_text() for kind in ("py", "toml") for path in (ROOT / "convnext_cli").rglob(f"*.{kind}")}
     texts |= {path: path.read_text() for path in (ROOT / "examples").glob("*.py")}

@@ -1,1 +1,1 @@
-"""Which models there are, by name and by number, and how one is built with its weights."""
+"""The catalogue of models, their names and licences, and building them with their weights."""

@@ -1,4 +1,4 @@
-"""Parameter names of other libraries and training scripts, converted to timm's."""
+"""Convert the parameter names of other libraries and training scripts to timm's."""
 
 import math
 import re
@@ -12,25 +12,25 @@ from convnext_cli.errors import WeightsError
 from convnext_cli.models.catalog import Architecture, load_catalog
 
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and activation checkpointing put anywhere into a name."""
+"""The parts that torch.compile, FSDP and activation checkpointing add inside a name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """One library's parameter names."""
+    """The parameter names of a library."""
 
     library: str
     anchor: str
-    """A pattern on the name of one parameter that every such network has; its group `prefix` is what a wrapper such
-    as DistributedDataParallel or Lightning put before all names."""
+    """Pattern of a parameter that every such network has. Its group `prefix` is the prefix of a wrapper such as
+    DistributedDataParallel or Lightning."""
     renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
-    """Patterns, and what replaces them, one after the other."""
+    """Patterns and their replacements, applied in order."""
 
 
 _TORCHVISION_PARTS = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
 _FACEBOOK: tuple[tuple[str, str], ...] = (
     (r"^encoder\.(?=stages|downsample)", ""),
-    (r"\.(?:ln|linear)\.(weight|bias)$", r".\1"),  # FCMAE's sparse layers wrap the plain ones
+    (r"\.(?:ln|linear)\.(weight|bias)$", r".\1"),  # FCMAE's sparse layers wrap ordinary ones
     (r"\.kernel$", ".weight"),
     (r"^downsample_layers\.0\.", "stem."),
     (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
@@ -91,33 +91,33 @@ SCHEMES = (
         ),
     ),
 )
-_TOWER = "visual.trunk."  # where open_clip keeps timm's model
+_TOWER = "visual.trunk."  # open_clip's prefix of timm's model
 _KEPT = re.compile(r"stem\.|stages\.|head\.|norm_pre\.")
 
 
 def convert_names(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str]:
     """Return a ConvNeXt's tensors under timm's names, and the library whose names they had.
 
-    Wrappers' prefixes are removed. Where a file has the network twice, as it is and averaged (EMA), the average is
-    taken, as timm does. Linear layers that are 1x1 convolutions elsewhere keep their shape; `fit_weights` adapts it.
+    Prefixes of wrappers are removed. Of a network and its moving average (EMA), the average is returned, as timm does.
+    Linear layers that are 1x1 convolutions elsewhere keep their shape; `fit_weights` adapts it.
 
     Args:
         state: tensors by name.
-        source: where they are from, for errors.
+        source: the file, for error messages.
 
     Raises:
-        WeightsError: no ConvNeXt of a known library is among them, or several are.
+        WeightsError: the tensors hold no ConvNeXt of a known library, or several.
     """
     state = {_INNER.sub("", name): value for name, value in state.items()}
     for scheme in SCHEMES:
-        found = [match for name in state if (match := re.fullmatch(scheme.anchor, name))]
-        if not found:
+        matches = [match for name in state if (match := re.fullmatch(scheme.anchor, name))]
+        if not matches:
             continue
-        prefix = _choose_prefix([match["prefix"] for match in found], source)
+        prefix = _choose_prefix([match["prefix"] for match in matches], source)
         if prefix.endswith(_TOWER):
             outer = prefix.removesuffix(_TOWER)
-            own = {name.removeprefix(outer): value for name, value in state.items() if name.startswith(outer)}
-            return checkpoint_filter_fn(own, None), "open_clip"
+            network = {name.removeprefix(outer): value for name, value in state.items() if name.startswith(outer)}
+            return checkpoint_filter_fn(network, None), "open_clip"
         converted = {}
         for name, value in state.items():
             if not name.startswith(prefix):
@@ -131,28 +131,29 @@ def convert_names(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, T
         return converted, scheme.library
     names = [name for name in state if state[name].ndim]
     raise WeightsError(
-        f"{source} holds no ConvNeXt that is known here; its parameters have names such as "
+        f"{source} holds no ConvNeXt with known parameter names; its names are, for example, "
         f"{', '.join(clean_text(name, 60) for name in names[:3])}",
-        "Give a ConvNeXt of timm, torchvision, transformers or its authors",
+        "Give a ConvNeXt of timm, torchvision, transformers or the authors",
     )
 
 
 def _choose_prefix(prefixes: list[str], source: str) -> str:
+    """Return the prefix of the network to load: the only one, or the moving average's."""
     if len(prefixes) == 1:
         return prefixes[0]
     averaged = [prefix for prefix in prefixes if re.search(r"ema|average", prefix)]
     plain = [prefix for prefix in prefixes if prefix not in averaged]
     if len(averaged) == 1 and len(plain) <= 1:
         return averaged[0]
-    told = ", ".join(clean_text(prefix, 40) or "(none)" for prefix in prefixes[:5])
+    names = ", ".join(clean_text(prefix, 40) or "(none)" for prefix in prefixes[:5])
     raise WeightsError(
-        f"{source} holds {len(prefixes)} networks, under the prefixes {told}",
+        f"{source} holds {len(prefixes)} networks, under the prefixes {names}",
         "Save the state dict of one of them, and give that file",
     )
 
 
 def _open_kernel(value: Tensor) -> Tensor:
-    """Return a MinkowskiEngine kernel, (k * k, in, out) or depthwise (k * k, C), as a convolution's weight.
+    """Return a MinkowskiEngine kernel, (k * k, in, out) or depthwise (k * k, C), as the weight of a convolution.
 
     Source: remap_checkpoint_keys in facebookresearch/ConvNeXt-V2, utils.py.
     """
@@ -169,7 +170,7 @@ def _is_vector(name: str) -> bool:
 
 
 def identify_architectures(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the architectures that a state dict under timm's names can be of; none where it is no known one."""
+    """Return the architectures that a state dict under timm's names fits; empty if it fits none."""
     blocks: dict[int, int] = {}
     dims: dict[int, int] = {}
     for name, value in state.items():
@@ -193,7 +194,7 @@ def identify_architectures(state: Mapping[str, Tensor]) -> list[str]:
     return [model.name for model in load_catalog().values() if fits(model)]
 
 
-def clean_text(text: str, most: int = 120) -> str:
-    """Return a text from elsewhere for a message: printable, on one line, at most so many characters."""
-    words = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return words if len(words) <= most else words[: most - 1] + "…"
+def clean_text(text: str, max_length: int = 120) -> str:
+    """Return a text from a file for a message: printable, on one line, of at most `max_length` characters."""
+    words = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return words if len(words) <= max_length else words[: max_length - 1] + "…"

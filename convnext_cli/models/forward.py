@@ -1,4 +1,4 @@
-"""From uint8 images to logits: the one path that training, eval and predict share."""
+"""Compute logits of uint8 images; training, eval and predict share this path."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,44 +16,44 @@ VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of
 
 
 def prepare_input(images: NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """Turns (B, S, S, 3) uint8 into normalised float32 (B, C, S, S) on `device`, channels last; C is 3, or 1 for grey.
+    """Return images (B, S, S, 3) uint8 as normalised float32 (B, C, S, S) on `device`; C is 1 for grey models, else 3.
 
-    Channels last is the format of all our models: timm's LayerNorm gives it anyway, and in the plain format
-    convnext_zepto_rms, whose norm does not, took 1.6 times as long for a training step (64 px, processor time).
+    The memory format is channels last, which timm's LayerNorm produces anyway. In the contiguous format, a training
+    step of convnext_zepto_rms took 1.6 times as long (64 px, processor time).
     """
     pixels = torch.from_numpy(images).to(device, non_blocking=True)
     batch, height, width, _ = images.shape
     if preprocessing.is_grey:
-        seen = to_luminance(pixels.permute(0, 3, 1, 2).to(torch.float32)).view(batch, height, width)
+        values = to_luminance(pixels.permute(0, 3, 1, 2).to(torch.float32)).view(batch, height, width)
     else:
-        seen = pixels.view(batch, height, -1).to(torch.float32)
-    # Whole lines, (B, H, W*C): a processor takes a loop over three channels one by one.
+        values = pixels.view(batch, height, -1).to(torch.float32)
+    # Whole rows, (B, H, W*C): a CPU does not vectorise a loop over three channels.
     mean, std = (torch.tensor(part, device=device).repeat(width) for part in (preprocessing.mean, preprocessing.std))
-    rows = seen.div_(255).sub_(mean).div_(std)
+    rows = values.div_(255).sub_(mean).div_(std)
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def to_luminance(pixels: Tensor) -> Tensor:
-    """Turns RGB (B, 3, H, W), float32 from 0 to 255, into grey (B, 1, H, W), to the bit as Pillow's `convert("L")`.
+    """Return the luminance (B, 1, H, W) of RGB (B, 3, H, W), float32 from 0 to 255, bit-identical to Pillow's.
 
-    ITU-R 601-2 luma, 0.299 R + 0.587 G + 0.114 B, rounded. In units of 1/65536 all of it is whole and below 2^24, where
-    float32 is exact. Source: Pillow, src/libImaging/Convert.c, L24.
+    ITU-R 601-2 luma, 0.299 R + 0.587 G + 0.114 B, rounded. In units of 1/65536 all values are integers below 2^24,
+    which float32 holds exactly. Source: Pillow, src/libImaging/Convert.c, L24.
     """
     red, green, blue = pixels.unbind(1)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor().unsqueeze(1)
 
 
 def choose_device() -> torch.device:
-    """The GPU where there is one."""
+    """Return the GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
-    """The views of test-time augmentation, each (B, C, S, S): as it is, and shifted to the four corners.
+    """Return the views of test-time augmentation, each (B, C, S, S): unchanged, and shifted to the four corners.
 
     Args:
         inputs: (B, C, S, S).
-        mirror: whether to add each view's mirror image; only where training mirrored too.
+        mirror: True to add the mirror image of each view, if training used mirrored images.
     """
     size = inputs.shape[-1]
     shift = max(1, size // VIEW_SHIFT)
@@ -74,16 +74,16 @@ def forward_batches(
     batch_size: int,
     threads: int,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields each batch's rows and what the model says of them, float32 on the CPU, in order.
+    """Yield the rows and the outputs, float32 on the CPU, of each batch in order.
 
     Args:
-        model: a module in evaluation mode on `device`, or what asks one; from (B, C, S, S) to (B, K).
-        rows: what to classify.
-        load: gives a row's prepared image, (S, S, 3) uint8.
+        model: a function from (B, C, S, S) to (B, K), such as a module in evaluation mode on `device`.
+        rows: the rows to compute.
+        load: returns a row's prepared image, (S, S, 3) uint8.
         preprocessing: mean and std.
-        device: where the model is.
+        device: the model's device.
         batch_size: images per forward pass.
-        threads: images decoded at a time.
+        threads: number of decoding threads.
     """
     for batch, images in load_batches(cut_batches(rows, batch_size), load, threads=threads):
         yield batch, model(prepare_input(images, preprocessing, device)).float().cpu()

@@ -38,14 +38,14 @@ NORMS = {
     "LayerNorm": "LayerNorm: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b over channels",
     "LayerNorm2d": "LayerNorm: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b over channels",
 }
-"""What each norm computes at each position."""
+"""The formula of each norm, per position."""
 
 GRAMMAR = (
     rf"(?:(?P<family>convnextv2|convnext)_(?P<size>{'|'.join(SIZES)})"
     rf"(?P<modifiers>(?:_(?:{'|'.join(MODIFIERS)}))*)"
     r"|(?P<test>test)_(?P<test_size>convnext[23]?))(?:\.(?P<tag>[a-z0-9_]+))?"
 )
-"""The regular expression of all names."""
+"""Regular expression of all valid names."""
 
 _GRAMMAR = re.compile(GRAMMAR)
 
@@ -55,7 +55,7 @@ _HUB = re.compile(r"(?:hf[-_]hub:|https://(?:huggingface\.co|hf\.co)/)?(?P<owner
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelName:
-    """A name taken apart. `str()` puts it together again."""
+    """The parts of a model name; `str()` joins them."""
 
     family: str
     size: str
@@ -64,7 +64,7 @@ class ModelName:
 
     @property
     def architecture(self) -> str:
-        """The name without its tag, as timm registers it."""
+        """The name without its tag, as registered in timm."""
         return "_".join((self.family, self.size, *self.modifiers))
 
     def __str__(self) -> str:
@@ -72,18 +72,15 @@ class ModelName:
 
 
 def parse_hub_id(text: str) -> tuple[str, str] | None:
-    """Return owner and name of a repository on the Hugging Face Hub, or None where `text` is no such id.
-
-    Takes `timm/NAME`, `hf-hub:timm/NAME` and `hf_hub:timm/NAME` as timm does, and the repository's address.
-    """
+    """Return owner and name of a Hugging Face Hub id or address, such as `hf-hub:timm/NAME`; None for other texts."""
     match = _HUB.fullmatch(text)
     return (match["owner"], match["name"]) if match else None
 
 
 def parse_name(name: str) -> ModelName | None:
-    """Takes a model name apart, or returns None where it does not follow the grammar.
+    """Return the parts of a model name, or None if it does not follow the grammar.
 
-    The grammar says which names are well formed, the catalogue which of them exist.
+    A name that follows the grammar need not exist; the catalogue has all models.
     """
     match = _GRAMMAR.fullmatch(name)
     if match is None:

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from, and whether they fit. Never a silent random start."""
+"""Find, read, fit and write weights. Missing weights are an error, never a silent random initialisation."""
 
 import argparse
 import json
@@ -24,13 +24,13 @@ from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.conversion import clean_text, convert_names, identify_architectures
 
 HUB_FILE = "model.safetensors"
-HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
+HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first response
 
 _WRAPPERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "state_dict", "model_state_dict", "model",
     "network", "net", "module", "weights", "params",
 )  # fmt: skip
-"""Where training scripts keep the state dict, averaged weights first, as timm's `load_state_dict` does."""
+"""Keys under which training scripts save the state dict, averaged weights first, as in timm's `load_state_dict`."""
 _FOLDER_FILES = (
     HUB_FILE, f"{HUB_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
@@ -45,7 +45,7 @@ _OTHER_FORMATS = {
 
 
 def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) -> Path:
-    """The file with a tag's weights: the package's own, or the Hub's, from this machine's cache or downloaded into it.
+    """Return the file with a tag's weights: in the package, or in the Hub's local cache, downloaded if necessary.
 
     Raises:
         WeightsError: the architecture has no weights, or the Hub cannot be reached.
@@ -54,11 +54,11 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
         raise WeightsError(
             f"no pretrained weights exist for {architecture.name}",
             "Choose another model (`convnext list --pretrained`), give your own with --weights PATH, "
-            "or start from random ones with --weights none",
+            "or train from random initialisation with --weights none",
         )
     if tag.hub_id is None:
         return Path(__file__).with_name("builtin") / f"{architecture.name}.safetensors"
-    # The Hub's own client retries a dead connection for half a minute and more; one short question first.
+    # The Hub's client retries a dead connection for over half a minute; a request with a short timeout comes first.
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     cached = try_to_load_from_cache(tag.hub_id, HUB_FILE)
@@ -66,8 +66,8 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
         return Path(cached)
     url = hf_hub_url(tag.hub_id, HUB_FILE)
     choices = (
-        f"Download {url} elsewhere and give it with --weights PATH (or copy that machine's Hub cache here), "
-        "or fall back on the small ones in the package with --weights builtin (--weights none: random ones)"
+        f"Download {url} on another machine and give it with --weights PATH (or copy that machine's Hub cache), "
+        "or use the small built-in weights with --weights builtin"
     )
     if offline:
         raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
@@ -83,32 +83,16 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return a ConvNeXt's tensors under timm's names, from a file or a folder.
 
-    Takes a safetensors file, an index of several (Hugging Face), a PyTorch checkpoint, a run folder, or a Hugging Face
-    folder. Nothing in a checkpoint is run: torch's `weights_only` reader makes tensors and the harmless types of
-    `_list_harmless_types`. Averaged weights (EMA) are preferred, as timm does. `conversion.SCHEMES` names the libraries
-    whose parameter names are known.
+    Reads a safetensors file, a Hugging Face index of several, a PyTorch checkpoint, a run folder, or a Hugging Face
+    folder. Checkpoints cannot run code: torch's `weights_only` reader creates tensors and the types of
+    `_list_harmless_types` only. Averaged weights (EMA) are preferred, as in timm. `conversion.SCHEMES` has the
+    supported libraries.
 
     Raises:
-        WeightsError: there is no such file, it cannot be read, or it holds no ConvNeXt.
+        WeightsError: the file is missing or unreadable, or holds no ConvNeXt.
     """
     path = _find_file(path)
-    found = _read_file(path)
-    while isinstance(found, Mapping) and (key := next((k for k in _WRAPPERS if _holds_tensors(found.get(k))), "")):
-        found = found[key]
-    if isinstance(found, Mapping) and not any(isinstance(value, Tensor) for value in found.values()):
-        others = [key for key, value in found.items() if isinstance(key, str) and _is_state_dict(value)]
-        if len(others) > 1:
-            told = ", ".join(clean_text(key, 40) for key in others[:5])
-            raise WeightsError(
-                f"{path} holds {len(others)} state dicts, under {told}",
-                "Save the state dict of one of them, and give that file",
-            )
-        found = found[others[0]] if others else found
-    state = {}
-    if isinstance(found, Mapping):
-        state = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not state:
-        raise WeightsError(f"{path} holds no state dict", "Give a file with parameter names and tensors")
+    state = _unwrap_state_dict(_read_file(path), path)
     converted, _ = convert_names(state, str(path))
     for name, value in converted.items():
         if not value.is_floating_point():
@@ -122,19 +106,44 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return converted
 
 
+def _unwrap_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in the content of a checkpoint.
+
+    Raises:
+        WeightsError: it has none, or several.
+    """
+    while isinstance(content, Mapping) and (key := next((k for k in _WRAPPERS if _holds_tensors(content.get(k))), "")):
+        content = content[key]
+    if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        keys = [key for key, value in content.items() if isinstance(key, str) and _is_state_dict(value)]
+        if len(keys) > 1:
+            names = ", ".join(clean_text(key, 40) for key in keys[:5])
+            raise WeightsError(
+                f"{path} holds {len(keys)} state dicts, under {names}",
+                "Save the state dict of one of them, and give that file",
+            )
+        content = content[keys[0]] if keys else content
+    state = {}
+    if isinstance(content, Mapping):
+        state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not state:
+        raise WeightsError(f"{path} holds no state dict", "Give a file with parameter names and tensors")
+    return state
+
+
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(part, Tensor | Mapping) for part in value.values())
 
 
 def _is_state_dict(value: Any) -> bool:
-    """Return True for tensors by name: not for an optimizer's state, whose keys are numbers."""
+    """Return True for a dictionary of tensors by name, unlike an optimizer's state, whose keys are numbers."""
     return isinstance(value, Mapping) and any(
         isinstance(name, str) and "." in name and isinstance(part, Tensor) for name, part in value.items()
     )
 
 
 def _find_file(path: Path) -> Path:
-    """Return the file with the weights: `path`, or the one that a run or a Hugging Face folder keeps them in."""
+    """Return the file with the weights: `path`, or the file of that name in a run or Hugging Face folder."""
     if not path.is_dir():
         if not path.is_file():
             raise WeightsError(f"no weights at {path}", "Give a .safetensors or .pth file, or a run folder")
@@ -142,15 +151,15 @@ def _find_file(path: Path) -> Path:
     for name in _FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    there = [*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.pt"), *path.glob("*.pth.tar")]
-    if there:
-        names = ", ".join(sorted(file.name for file in there)[:5])
+    files = [*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.pt"), *path.glob("*.pth.tar")]
+    if files:
+        names = ", ".join(sorted(file.name for file in files)[:5])
         raise WeightsError(f"{path} has no {HUB_FILE}, but {names}", "Name one of its files with --weights")
     raise WeightsError(f"{path} has no {HUB_FILE}", "Give a run that finished an epoch, or a file of weights")
 
 
 def _read_file(path: Path) -> Any:
-    """Return what a file of tensors holds; its first bytes, not its name, say what it is."""
+    """Return the content of a file of tensors. Its first bytes, not its name, decide the format."""
     remedy = "Give a .safetensors or .pth file that holds a state dict"
     try:
         with path.open("rb") as file:
@@ -164,7 +173,7 @@ def _read_file(path: Path) -> Any:
         if other := next((what for magic, what in _OTHER_FORMATS.items() if start.startswith(magic)), ""):
             raise WeightsError(f"{path} is {other}, not weights of PyTorch", remedy)
         with torch.serialization.safe_globals(_list_harmless_types()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's words about its own future
+            warnings.simplefilter("ignore")  # deprecation warnings
             return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -172,7 +181,7 @@ def _read_file(path: Path) -> Any:
         if isinstance(error, UnpicklingError) and (names := _list_refused_types(path)):
             raise WeightsError(
                 f"{path} cannot be read as weights: it holds Python objects ({names}), and making them would run code",
-                "Where it was made, save its tensors alone: torch.save(model.state_dict(), FILE)",
+                "On a machine that trusts the file, save the tensors only: torch.save(model.state_dict(), FILE)",
             ) from error
         if "TorchScript" in str(error):
             why = "it is a TorchScript program"
@@ -184,22 +193,22 @@ def _read_file(path: Path) -> Any:
 
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of all files that a Hugging Face index names; they lie beside it."""
+    """Return the tensors of all files that a Hugging Face index names, in the index's folder."""
     try:
         files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is no index of weights", "Give the folder that holds the weights") from error
+        raise WeightsError(f"{path} is not an index of weights", "Give the folder that holds the weights") from error
     tensors: dict[str, Tensor] = {}
     for name in files:
         part = path.parent / str(name)
         if not isinstance(name, str) or Path(name).name != name or not part.is_file():
-            raise WeightsError(f"{path} names {name!r}, which is not beside it", "Copy the whole folder")
+            raise WeightsError(f"{path} names {name!r}, which is missing", "Copy the whole folder")
         tensors |= _read_file(part)
     return tensors
 
 
 def _list_harmless_types() -> list[Any]:
-    """Return the types besides tensors that training scripts save and that run nothing when they are made."""
+    """Return the types besides tensors that training scripts save and that run no code when created."""
     arrays = import_module("numpy._core.multiarray")
     paths: dict[str, type[PurePath]] = {
         "PosixPath": PurePosixPath,
@@ -217,7 +226,7 @@ def _list_harmless_types() -> list[Any]:
 
 
 def _list_refused_types(path: Path) -> str:
-    """Return the types that `weights_only` does not make, for a message; nothing where they are not known."""
+    """Return the types that `weights_only` refuses, for a message; empty if unknown."""
     try:
         with torch.serialization.safe_globals(_list_harmless_types()):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -227,7 +236,7 @@ def _list_refused_types(path: Path) -> str:
 
 
 def read_weights_license(path: Path) -> str | None:
-    """The licence that the configuration beside a run's weights names; None where there is none."""
+    """Return the licence in the config.json beside a run's weights; None if it has none."""
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:
         license = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"].get("license")
@@ -237,10 +246,10 @@ def read_weights_license(path: Path) -> str | None:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, whole or not at all.
+    """Write a safetensors file atomically.
 
     Raises:
-        ConvnextError: the disk is full, read-only or gone. What was at `path` is then as it was before.
+        ConvnextError: the disk is full, read-only or gone; `path` is unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -251,43 +260,52 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
             save_file(plain, temporary, metadata=metadata)
     except (SafetensorError, OSError) as error:
         raise ConvnextError(
-            f"cannot write {path} ({error})", "Check the disk's space and permissions; what was saved before is whole"
+            f"cannot write {path} ({error})", "Check the disk's space and permissions. Saved files are intact"
         ) from error
 
 
-def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> list[str]:
-    """Copies weights into `model` and returns the names of its parameters that stay newly initialised.
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[str]:
+    """Copy weights into a model and return the names of its parameters that stay newly initialised.
 
-    The head may differ (another number of classes, another hidden layer, or none); everything before it must match by
-    name and shape. Where the hidden layer differs, the classifier is new too: it was made for other features.
+    The head may differ (number of classes, hidden layer); all other parameters must match by name and shape. With
+    another hidden layer, the classifier is new too, since its input features differ. Weights for three channels fit a
+    model for grey images (`merge_channels`).
 
-    Weights for three channels fit a model for grey (`merge_channels`).
+    Args:
+        model: a timm ConvNeXt.
+        weights: tensors under timm's names.
+        source: the file of the weights, for error messages.
 
     Raises:
-        WeightsError: the weights belong to another architecture, or are for grey and the model is not.
+        WeightsError: the weights belong to another architecture, or are for grey images and the model is not.
     """
-    own = model.state_dict()
+    parameters = model.state_dict()
     cfg: Any = model.pretrained_cfg
     stem = f"{cfg['first_conv']}.weight"
-    state = {name: _shape_like(value, own[name]) if name in own else value for name, value in found.items()}
-    if own[stem].shape[1] == 1:
+    state = {
+        name: _shape_like(value, parameters[name]) if name in parameters else value for name, value in weights.items()
+    }
+    if parameters[stem].shape[1] == 1:
         state = merge_channels(state, cfg)
-    if _hidden_shapes(state) != _hidden_shapes(own):
+    if _hidden_shapes(state) != _hidden_shapes(parameters):
         state = {name: value for name, value in state.items() if not re.match(r"head\.(fc|pre_logits)\.", name)}
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    missing = [name for name in own if name not in fitting]
+    fitting = {
+        name: value for name, value in state.items() if name in parameters and parameters[name].shape == value.shape
+    }
+    missing = [name for name in parameters if name not in fitting]
     wrong = [name for name in missing if not _is_head(name)]
-    wrong += [name for name in state if name not in own and not _is_head(name)]
+    wrong += [name for name in state if name not in parameters and not _is_head(name)]
     if wrong == [stem] and stem in state:
         raise WeightsError(
-            f"{source} does not fit the model: its input has {state[stem].shape[1]} channels, not {own[stem].shape[1]}",
+            f"{source} does not fit the model: its input has {state[stem].shape[1]} channels, not "
+            f"{parameters[stem].shape[1]}",
             "Give --in-chans 1, or weights for three channels",
         )
     if wrong:
-        names = identify_architectures(found)
-        told = f"its weights are of {' or '.join(names)}" if names else "its weights are of another architecture"
+        names = identify_architectures(weights)
+        origin = f"its weights are of {' or '.join(names)}" if names else "its weights are of another architecture"
         raise WeightsError(
-            f"{source} does not fit {cfg.get('architecture') or 'the model'}: {told} ({len(wrong)} parameters differ "
+            f"{source} does not fit {cfg.get('architecture') or 'the model'}: {origin} ({len(wrong)} parameters differ "
             f"in name or shape, such as {', '.join(wrong[:3])})",
             f"Give --model {names[0]}" if names else "Give weights of the same architecture",
         )
@@ -296,19 +314,19 @@ def fit_weights(model: nn.Module, found: Mapping[str, Tensor], source: str) -> l
 
 
 def average_channels(cfg: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and the standard deviation for grey: the averages of those that timm's configuration has for RGB."""
+    """Return mean and std for grey images: the averages of the RGB values of timm's configuration."""
     return (fmean(cfg["mean"]),), (fmean(cfg["std"]),)
 
 
 def merge_channels(state: dict[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Makes the stem of RGB weights one for grey that answers a grey image as the three channels do.
+    """Return weights whose stem takes a grey image and gives the same output as the RGB stem with three equal channels.
 
     A grey image g is (g - mean_c) / std_c in channel c, and (g - mean) / std for the new stem. So its weights are
-    std * sum(w_c / std_c), and its bias takes what the means differ by; timm's plain sum of w_c leaves both out. Exact,
-    but at the border for overlapping stems (`_ols`), unless the means are equal: they pad with no grey value.
+    std * sum(w_c / std_c), and its bias absorbs the difference of the means; timm's plain sum of w_c omits both. The
+    result is exact, except at the border for overlapping stems (`_ols`) with unequal means, because of zero padding.
 
     Args:
-        state: weights under timm's names, the stem's (O, 3, k, k); another stem is left as it is.
+        state: weights under timm's names, with a stem of (O, 3, k, k); other stems are returned unchanged.
         cfg: timm's configuration of the RGB weights: `first_conv`, `mean` and `std`.
 
     Returns:
@@ -326,10 +344,10 @@ def merge_channels(state: dict[str, Tensor], cfg: Mapping[str, Any]) -> dict[str
     return state | {key: value.float() for key, value in merged.items()}  # files may hold float16
 
 
-def _shape_like(value: Tensor, own: Tensor) -> Tensor:
-    """Return a linear layer as the 1x1 convolution that the model has in its place, and the other way round."""
-    same = [n for n in value.shape if n != 1] == [n for n in own.shape if n != 1]
-    return value.reshape(own.shape) if same and value.shape[:1] == own.shape[:1] else value
+def _shape_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return the weights of a linear layer in the shape of the model's 1x1 convolution, and vice versa."""
+    same = [n for n in value.shape if n != 1] == [n for n in parameter.shape if n != 1]
+    return value.reshape(parameter.shape) if same and value.shape[:1] == parameter.shape[:1] else value
 
 
 def _hidden_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

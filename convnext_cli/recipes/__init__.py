@@ -1,1 +1,1 @@
-"""The settings: what they are, the tables they come from, and the plan that picks them."""
+"""Settings, the tables of the recipes, plans and recommendations."""

@@ -1,4 +1,4 @@
-"""What a data set is like: counts from its index, sizes and colours from a bounded sample of its files."""
+"""The fingerprint of a data set: counts from its index, sizes and colours from a sample of its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,39 +10,39 @@ from convnext_cli.images.formats import DICOM_SUFFIXES
 from convnext_cli.recipes.settings import default_settings
 
 SAMPLE = 200  # images whose headers are read
-MEDICAL_SIDE = 96  # px of the shorter side, from which on grey images may be X-rays; digits and icons are smaller
-COLOUR_SAMPLE = 40  # of them decoded, small, to see whether there is any colour
+MEDICAL_SIDE = 96  # px; smallest shorter side of grey images that may be X-rays, as digits and icons are smaller
+COLOUR_SAMPLE = 40  # of the sample, decoded to detect colour
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """A data set in a few numbers."""
+    """Counts, sizes and colours of a data set."""
 
     images: int
     classes: int
     groups: int
-    """Patients or other sources that images share; 0 where none are known."""
+    """Number of groups (patients or other sources shared by images); 0 if unknown."""
     smallest_class: tuple[str, int]
     largest_class: tuple[str, int]
     sampled: int
-    """Images that the next two figures are from."""
+    """Number of sampled images, for the following fields."""
     median_size: tuple[int, int]
-    """Width and height in pixels; (0, 0) where none of the sample could be read."""
+    """Width and height in pixels; (0, 0) if no sampled image could be read."""
     is_grey: bool
-    """Whether no sampled image has any colour."""
+    """True if no sampled image has colour."""
     unreadable: int
-    """Images of the sample that could not be opened."""
+    """Sampled images that could not be opened."""
     dicom: int = 0
-    """DICOM files of the sample."""
+    """Sampled DICOM files."""
 
     @property
     def median_side(self) -> int:
-        """The shorter side of the median size in pixels; 0 where none could be read."""
+        """The shorter side of the median size in pixels; 0 if unknown."""
         return min(self.median_size)
 
     @property
     def imbalance(self) -> float:
-        """Images of the largest class for one of the smallest."""
+        """Ratio of the largest to the smallest class."""
         return self.largest_class[1] / max(1, self.smallest_class[1])
 
 
@@ -72,7 +72,7 @@ class DataCounts:
 
 
 def compute_fingerprint(index: Index) -> Fingerprint:
-    """Takes a data set's fingerprint. The sample is spread evenly over the sorted paths, so it repeats."""
+    """Return a data set's fingerprint. The sample is spread evenly over the sorted paths, so it is reproducible."""
     counts = sorted(zip(index.count_classes(), index.classes, strict=True))
     rows = range(0, len(index), max(1, -(-len(index) // SAMPLE)))
     widths, heights, grey, failed = [], [], [], 0
@@ -80,11 +80,11 @@ def compute_fingerprint(index: Index) -> Fingerprint:
         if is_dicom(index.paths[row]):
             grey.append(True)
             continue
-        found = _look(index, row, look_for_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
-        if found is None:
+        size = _read_size(index, row, detect_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
+        if size is None:
             failed += 1
             continue
-        width, height, is_grey = found
+        width, height, is_grey = size
         widths.append(width)
         heights.append(height)
         grey.append(is_grey)
@@ -102,41 +102,41 @@ def compute_fingerprint(index: Index) -> Fingerprint:
     )
 
 
-def guess_domain(found: Fingerprint) -> str | None:
-    """Guess the domain: `medical` for DICOM, and for grey images as large as X-rays are; None for all else."""
-    is_like_xrays = found.is_grey and found.median_side >= MEDICAL_SIDE
-    return "medical" if found.dicom > found.sampled / 2 or is_like_xrays else None
+def guess_domain(fingerprint: Fingerprint) -> str | None:
+    """Guess the domain: `medical` for DICOM files and for grey images of the size of X-rays, else None."""
+    is_like_xrays = fingerprint.is_grey and fingerprint.median_side >= MEDICAL_SIDE
+    return "medical" if fingerprint.dicom > fingerprint.sampled / 2 or is_like_xrays else None
 
 
-def explain_domain(found: Fingerprint, overrule: str) -> str:
-    """Say why the images are taken for medical ones, and how to overrule it."""
-    why = "the images are DICOM" if found.dicom else "the images are grey, as X-rays are"
-    return f"{why}: training images vary as medical ones should (no flips, small turns). {overrule}"
+def explain_domain(fingerprint: Fingerprint, remedy: str) -> str:
+    """Return a note that the images are treated as medical ones, with the reason and the remedy."""
+    reason = "the images are DICOM" if fingerprint.dicom else "the images are grey, as X-rays are"
+    return f"{reason}: the medical augmentation preset is used (no flips, small rotations). {remedy}"
 
 
-def describe_fingerprint(found: Fingerprint) -> list[str]:
-    """What follows from a fingerprint, a sentence each."""
+def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
+    """Return notes on unreadable images, class imbalance, groups and grey images."""
     sentences = []
-    if found.unreadable:
-        sentences.append(f"{found.unreadable} of {found.sampled} sampled images cannot be opened")
-    if found.imbalance >= 5:
-        (rare, few), (common, many) = found.smallest_class, found.largest_class
+    if fingerprint.unreadable:
+        sentences.append(f"{fingerprint.unreadable} of {fingerprint.sampled} sampled images cannot be opened")
+    if fingerprint.imbalance >= 5:
+        (rare, few), (common, many) = fingerprint.smallest_class, fingerprint.largest_class
         sentences.append(
             f"{common} has {many:,} images, {rare} {few:,}: judge by balanced accuracy and the recall of {rare}, "
-            "not by top-1; --sampler balanced draws it more often"
+            "not by accuracy; --sampler balanced draws it more often"
         )
-    if found.groups:
+    if fingerprint.groups:
         sentences.append(
-            f"{found.groups:,} groups (patients?) by their names: a drawn split keeps each together; `convnext check` "
-            "shows what they are taken from"
+            f"{fingerprint.groups:,} groups (patients?) inferred from names: a random split keeps each together; "
+            "`convnext check` shows their source"
         )
-    if found.is_grey:
-        sentences.append("the images are grey: they are shown to the model as RGB with three equal channels")
+    if fingerprint.is_grey:
+        sentences.append("the images are grey: the model gets them as RGB with three equal channels")
     return sentences
 
 
-def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, bool] | None:
-    """Return width, height, and True where it is grey (as far as it was looked at); None where it cannot be read."""
+def _read_size(index: Index, row: int, *, detect_colour: bool) -> tuple[int, int, bool] | None:
+    """Return width, height, and whether the image is grey (True if not checked); None if it cannot be read."""
     import numpy as np
     from PIL import Image
 
@@ -147,12 +147,12 @@ def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, b
     try:
         with open_regular_file(path) as file, open_with_pillow(file, path) as image:
             width, height, mode = *image.size, image.mode
-        if not look_for_colour or mode in ("1", "L", "LA", "I", "F", "I;16"):
+        if not detect_colour or mode in ("1", "L", "LA", "I", "F", "I;16"):
             return width, height, True
-    except Exception:  # DICOM, a TIFF that Pillow does not know, or what parsers raise for a damaged file
+    except Exception:  # DICOM, a TIFF that Pillow does not read, or a parser's error for a damaged file
         kind = identify_file(path)
         width, height = _read_dicom_size(path) if kind is not None and kind.name == "DICOM" else (0, 0)
-        if width and height and not look_for_colour:
+        if width and height and not detect_colour:
             return width, height, True
     try:
         pixels = decode_image(path, at_least=64)
@@ -161,12 +161,12 @@ def _look(index: Index, row: int, *, look_for_colour: bool) -> tuple[int, int, b
     if not width:
         height, width = pixels.shape[:2]
     small = np.asarray(Image.fromarray(pixels).resize((32, 32)), dtype=np.int16)
-    is_grey = int(abs(small - small[..., :1]).max()) <= 8  # JPEG leaves a little difference in what was grey
+    is_grey = int(abs(small - small[..., :1]).max()) <= 8  # JPEG compression changes grey slightly
     return width, height, is_grey
 
 
 def _read_dicom_size(path: Path) -> tuple[int, int]:
-    """Return width and height from a DICOM header; (0, 0) where they cannot be read."""
+    """Return width and height from a DICOM header; (0, 0) if they cannot be read."""
     from convnext_cli.images.dicom import read_tag
 
     try:
@@ -176,7 +176,7 @@ def _read_dicom_size(path: Path) -> tuple[int, int]:
 
 
 def is_dicom(path: str) -> bool:
-    """Return whether a file is DICOM by its suffix."""
+    """Return True if a file's suffix is one of DICOM's."""
     return PurePosixPath(path).suffix.lower() in DICOM_SUFFIXES
 
 

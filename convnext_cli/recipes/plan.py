@@ -41,7 +41,7 @@ from convnext_cli.recipes.tables import USUAL_AUGMENTATION
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What `finetune` will do."""
+    """The model, the weights and the choice of every setting of a training."""
 
     model: str
     weights: str
@@ -55,29 +55,29 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        """The bare values."""
+        """The values as `Settings`."""
         return Settings(**self.values)
 
     @property
     def non_default(self) -> dict[str, Choice]:
-        """The settings that somebody or something decided, by name; the others are off or at their defaults."""
+        """The choices that differ from the defaults or have a reason, by name."""
 
-        def is_decided(choice: Choice) -> bool:
+        def is_shown(choice: Choice) -> bool:
             is_off = choice.source.startswith("augmentation") and not choice.value
             return bool(choice.reason) or not (choice.source == "default" or is_off)
 
-        return {name: choice for name, choice in self.choices.items() if is_decided(choice)}
+        return {name: choice for name, choice in self.choices.items() if is_shown(choice)}
 
     def with_epochs(self, epochs: Choice) -> "Plan":
-        """The same plan for fewer epochs, of which the warm-up stays at most a tenth."""
+        """Return the plan with another number of epochs; the warm-up is at most a tenth of them."""
         warmup = shorten_warmup(self.choices["warmup_epochs"], epochs.value)
         return replace(self, choices={**self.choices, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:
-        """Return the plan as TOML: values with their help, then the reason of each. `read_choices` reads it back.
+        """Return the plan as TOML: values with their help, then their sources and reasons. `read_choices` reads it.
 
         Raises:
-            UsageError: a text is not Unicode (a file name in another encoding), which TOML cannot hold.
+            UsageError: a value is not Unicode text (a file name in another encoding).
         """
         lines = [
             "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags override it.",
@@ -99,12 +99,12 @@ class Plan:
 def _to_toml(name: str, value: Any) -> str:
     """Return the line `name = value`."""
     if isinstance(value, str) and not is_unicode(value):
-        raise UsageError(f"{name} = {value!r} is not Unicode text, so no plan can hold it", "Rename the file")
+        raise UsageError(f"{name} = {value!r} is not Unicode text and cannot be written to a plan", "Rename the file")
     return tomli_w.dumps({name: value}).rstrip("\n")
 
 
 def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
-    """Read a plan file: the model and the weights where it names them, and its settings.
+    """Read the model and the weights of a plan file (None if missing), and its settings.
 
     Raises:
         UsageError: it cannot be read, or holds unknown keys or values; all are named.
@@ -116,8 +116,7 @@ def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
 def read_choices(path: Path) -> dict[str, Choice]:
     """Read a plan file's settings with their sources and reasons.
 
-    The source is `plan` where the file records none, where the value was edited since, and where the source named a
-    flag: that flag was another command's.
+    The source is `plan` for values without a record, for edited values, and for flags of the command that made it.
 
     Raises:
         UsageError: as `read_plan`.
@@ -128,20 +127,24 @@ def read_choices(path: Path) -> dict[str, Choice]:
 
 
 def read_reasons(path: Path) -> dict[str, str]:
-    """Read where each setting of a plan file comes from, as text; empty where the file does not say.
-
-    Plans of version 0.1.0 have it in the comment above each setting.
+    """Return the source and reason of each setting of a plan file as text; empty if the file has none.
 
     Raises:
         UsageError: as `read_plan`.
         OSError: the file cannot be read.
     """
-    if "reasons" in _read_tables(path):
-        choices = read_choices(path).items()
-        return {name: f"{found.source} ({found.reason})" if found.reason else found.source for name, found in choices}
+    if "reasons" not in _read_tables(path):
+        return parse_comments(path.read_text(encoding="utf-8"))
+    return {
+        name: f"{choice.source} ({choice.reason})" if choice.reason else choice.source
+        for name, choice in read_choices(path).items()
+    }
+
+
+def parse_comments(text: str) -> dict[str, str]:
+    """Return the reasons in a plan of version 0.1.0, which has them in the comment above each setting."""
     reasons = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for comment, line in pairwise(lines):
+    for comment, line in pairwise(text.splitlines()):
         name = line.partition(" =")[0]
         if name in describe_settings() and (reason := re.search(r"^#.* From (.+)\.$", comment)):
             reasons[name] = reason[1]
@@ -151,12 +154,12 @@ def read_reasons(path: Path) -> dict[str, str]:
 def override_choices(
     planned: Mapping[str, Choice], flags: Mapping[str, Choice], *, same_model: bool
 ) -> dict[str, Choice]:
-    """Return a plan file's choices with flags over them; a reason that a flag contradicts is replaced.
+    """Return a plan file's choices overridden by flags; reasons that a flag contradicts are replaced.
 
     Args:
-        planned: what the plan file holds.
-        flags: what the command line holds.
-        same_model: False where the command line names another model than the plan.
+        planned: the plan file's choices.
+        flags: the command line's choices.
+        same_model: False if the command line names another model than the plan.
     """
     changed = {name for name, choice in flags.items() if name in planned and planned[name].value != choice.value}
     changed |= set() if same_model else {"model"}
@@ -173,7 +176,7 @@ def override_choices(
     return {name: explain(name, choice) for name, choice in planned.items()} | dict(flags)
 
 
-# Settings whose reasons are about the value of another setting, or about the model.
+# Settings whose reasons depend on other settings or on the model.
 _DEPENDENCIES = {
     "lr": ("model", "batch_size"),
     "min_lr": ("lr",),
@@ -197,7 +200,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the plan {path}: {error}", "Give a TOML file as `finetune` writes it") from error
     kinds = {"model": str, "weights": str, "settings": dict, "reasons": dict}
-    unknown = [f"{key!r} is no key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
+    unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
     if unknown:
         raise UsageError("; ".join(unknown), f"A plan has {', '.join(kinds)}")
     wrong = [
@@ -209,7 +212,8 @@ def _read_tables(path: Path) -> dict[str, Any]:
         [
             f"reasons.{name} must have value, source and reason"
             for name, row in raw.get("reasons", {}).items()
-            if not _is_reason(row) and row != raw.get("settings", {}).get(name)  # both were edited: no reason is left
+            if not _is_reason(row)
+            and row != raw.get("settings", {}).get(name)  # edited by replace-all: no reason is left
         ]
         if not wrong
         else []

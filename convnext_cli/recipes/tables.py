@@ -1,4 +1,4 @@
-"""The tables that settings come from: the specification, what the authors published, presets of augmentation."""
+"""Load the tables of the recipes: the specification, the authors' publications, and augmentation presets."""
 
 import math
 import tomllib
@@ -21,12 +21,12 @@ TABLE_SETTINGS = (
 AUGMENTATION_SETTINGS = tuple(field.name for field in fields(Augmentation))
 USUAL_AUGMENTATION = "light"
 
-OFFICIAL_LAYERS = 13  # steps from head to stem in the authors' grouped layer decay, whatever the depth
+OFFICIAL_LAYERS = 13  # steps from head to stem in the authors' grouped layer decay, at any depth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One row: where it comes from, a (low, high) range for each setting it has, and the batch its lr is for."""
+    """A row of a table: its source, a (low, high) range per setting, and the batch size of its learning rate."""
 
     source: str
     ranges: dict[str, tuple[float, float]]
@@ -46,34 +46,34 @@ class NamedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Regime(Row):
-    """A row of the data-set table, with the models that the specification names for that size, best first."""
+    """A row of the table by data-set size, with the models that the specification names for it, best first."""
 
     name: str
     smallest: int
     largest: int
     largest_model: str
-    """Size of the largest model that the document names for such data; its lr and drop path bound no larger one's."""
+    """Size of the largest model that the document names; the row does not bound the lr and drop path of larger ones."""
     candidates: tuple[NamedModel, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningRateRule:
-    """A learning rate in proportion to the batch."""
+    """A learning rate that is proportional to the batch size."""
 
     source: str
     lr: float
     batch: int
     examples: dict[int, float]
-    """Batch to rate, as the document prints them."""
+    """Learning rates by batch size, as printed in the document."""
 
     def rate(self, batch: int) -> float:
-        """Return the rate for a batch of that many images."""
+        """Return the learning rate for a batch size."""
         return self.lr * batch / self.batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conflict:
-    """Where the specification disagrees with itself, and the rule that decides."""
+    """A contradiction in the specification, and the rule that resolves it."""
 
     id: str
     says: str
@@ -82,35 +82,35 @@ class Conflict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """The specification's rows by family and size, by data-set size, and what to say beside them."""
+    """The specification's rows by model and by data-set size, with notes for the reasons."""
 
     notes: dict[str, str]
     scratch_notes: dict[str, str]
-    """What to say in place of `notes` where training starts from random weights."""
+    """Notes for training from random initialisation, instead of `notes`."""
     lr_rule: LearningRateRule
     common: dict[str, tuple[float, str, str]]
-    """What every training has, by setting: value, source and reason. `min_lr` is a fraction of the peak."""
+    """Value, source and reason of the settings of every training. `min_lr` is a fraction of the peak."""
     conflicts: tuple[Conflict, ...]
     models: dict[tuple[str, str], Row]
     modifiers: dict[str, float]
-    """Factor on the learning rate that a modifier allows."""
+    """Factor on the learning rate by name modifier."""
     regimes: tuple[Regime, ...]
 
     def model_row(self, name: ModelName) -> Row:
-        """The row for a model's family and size."""
+        """Return the row of a model's family and size."""
         return self.models[name.family, name.size]
 
     def describe_gap(self, images: int) -> str | None:
-        """Say that the document has no row for `images` and which is used; return None where it has one."""
-        used = self.regime_for(images)
-        if used.smallest <= images <= used.largest:
+        """Return a warning that the document has no row for this number of images, or None if it has one."""
+        regime = self.regime_for(images)
+        if regime.smallest <= images <= regime.largest:
             return None
-        limit = f"up to {used.largest:,}" if images > used.largest else f"from {used.smallest:,}"
-        where = f"the nearest, for {used.name} data sets {limit} images, is used"
-        return f"the specification has no row for {images:,} images: {where}"
+        limit = f"up to {regime.largest:,}" if images > regime.largest else f"from {regime.smallest:,}"
+        nearest = f"the nearest row, for {regime.name} data sets {limit} images, is used"
+        return f"the specification has no row for {images:,} images: {nearest}"
 
     def regime_for(self, images: int) -> Regime:
-        """The regime that `images` fall into; between two, the nearer on a logarithmic scale."""
+        """Return the regime of a number of images; between two, the nearer one on a logarithmic scale."""
 
         def distance(regime: Regime) -> float:
             nearest = min(max(images, regime.smallest), regime.largest)
@@ -121,7 +121,7 @@ class Tables:
 
 @cache
 def load_tables() -> Tables:
-    """The specification's tables."""
+    """Return the specification's tables."""
     raw = _read("specification.toml")
     base_batch = raw["base_batch"]
     return Tables(
@@ -165,7 +165,7 @@ def load_tables() -> Tables:
 
 
 def published_row(model: Architecture, tag: Tag | None) -> Row:
-    """The authors' settings for fine-tuning such weights, with layer decay as timm's per-block number."""
+    """Return the authors' settings for fine-tuning these weights, with layer decay as timm's factor per block."""
     name = model.parsed
     self_supervised = tag is not None and tag.name == "fcmae"
     kind = "fcmae" if self_supervised else "supervised"
@@ -191,7 +191,7 @@ def published_row(model: Architecture, tag: Tag | None) -> Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What fine-tuned best where it was measured: values and the reasons for them, and the batch its lr is for."""
+    """The settings that fine-tuned best in the benchmark, with reasons and the batch size of the learning rate."""
 
     values: dict[str, float]
     reasons: dict[str, str]
@@ -200,15 +200,15 @@ class Measured:
 
 @cache
 def load_measured() -> Measured:
-    """The settings that our own benchmark of recipes chose."""
+    """Return the settings that the benchmark of recipes chose."""
     return Measured(**_read("measured.toml"))
 
 
 def convert_layer_decay(decay: float, over: str, blocks: int) -> float:
-    """The authors' layer decay as timm's factor per block.
+    """Convert the authors' layer decay to timm's factor per block.
 
-    timm has a step for every block and one for the stem: `blocks + 1`. The authors' "group" decay has 13 steps from
-    head to stem whatever the depth; the factor is such that the stem's rate is theirs. "single" is per block already.
+    timm has a step for each block and one for the stem: `blocks + 1`. The authors' "group" decay has 13 steps from head
+    to stem at any depth; the converted factor gives the stem the same rate. "single" is per block already.
     """
     if over == "single":
         return decay
@@ -216,7 +216,7 @@ def convert_layer_decay(decay: float, over: str, blocks: int) -> float:
 
 
 def load_augmentations() -> dict[str, dict[str, tuple[float, str]]]:
-    """The presets of augmentation by name: the value and the reason of each of `AUGMENTATION_SETTINGS`."""
+    """Return the value and reason of each of `AUGMENTATION_SETTINGS` by preset."""
     return {
         name: {setting: (row[setting]["value"], row[setting]["reason"]) for setting in AUGMENTATION_SETTINGS}
         for name, row in _read("augmentation.toml").items()

@@ -194,6 +194,9 @@ def test_reasons_in_comments_of_version_0_1_are_read(tmp_path: Path) -> None:
         "epochs": "specification 5, small (3.2 has 300; a note (here))",
         "rotation": "augmentation light",
     }
+    assert parse_comments("# Peak learning rate. From rule.\nlr = 1\n# From rule.\nname = 2\nlr = 2\n") == {
+        "lr": "rule"
+    }
 
 
 def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
