@@ -37,6 +37,7 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
     """Balanced accuracy of a linear classifier on frozen features."""
     import torch
 
+    from convnext_cli.images.loaders import cut_batches, load_batches
     from convnext_cli.inference.classifier import load_for_eval
     from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, seed_weights
     from convnext_cli.models.catalog import find_model
@@ -50,15 +51,9 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
 
     def features(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         rows = index.rows(split)
-        parts = forward_batches(
-            model.eval(),
-            rows,
-            load_for_eval(index, preprocessing, cache=True),
-            preprocessing,
-            device=torch.device("cpu"),
-            batch_size=64,
-            threads=1,
-        )
+        load = load_for_eval(index, preprocessing, cache=True)
+        batches = load_batches(cut_batches(rows, 64), load, threads=1)
+        parts = forward_batches(model.eval(), batches, preprocessing, torch.device("cpu"))
         return torch.cat([part for _, part in parts]).numpy(), np.array([index.labels[row] for row in rows])
 
     (train, labels), (val, val_labels), (test, test_labels) = map(features, ("train", "val", "test"))

@@ -342,7 +342,7 @@ def check_license(license: str) -> None:
     """
     known = ["permissive", *sorted({name for model in load_catalog().values() for name in model.licenses})]
     if license not in known:
-        raise UsageError(f"unknown licence {license!r}", f"{suggest(license, known)}Known are {', '.join(known)}")
+        raise UsageError(f"unknown licence {license!r}", f"{suggest(license, known)}Known: {', '.join(known)}")
 
 
 @cache

@@ -1,6 +1,6 @@
 """Compute logits of uint8 images; training, eval and predict share this path."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convnext_cli.images.decode import Pixels
-from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.images.preprocessing import Preprocessing
 
 VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of the side
@@ -66,24 +64,17 @@ def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
 @torch.inference_mode()
 def forward_batches(
     model: Callable[[Tensor], Tensor],
-    rows: Sequence[int],
-    load: Callable[[int], Pixels],
+    batches: Iterable[tuple[list[int], NDArray[np.uint8]]],
     preprocessing: Preprocessing,
-    *,
     device: torch.device,
-    batch_size: int,
-    threads: int,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the rows and the outputs, float32 on the CPU, of each batch in order.
 
     Args:
         model: a function from (B, C, S, S) to (B, K), such as a module in evaluation mode on `device`.
-        rows: the rows to compute.
-        load: returns a row's prepared image, (S, S, 3) uint8.
+        batches: rows and prepared images, (B, S, S, 3) uint8, of each batch, as `load_batches` yields them.
         preprocessing: mean and std.
         device: the model's device.
-        batch_size: images per forward pass.
-        threads: number of decoding threads.
     """
-    for batch, images in load_batches(cut_batches(rows, batch_size), load, threads=threads):
-        yield batch, model(prepare_input(images, preprocessing, device)).float().cpu()
+    for rows, images in batches:
+        yield rows, model(prepare_input(images, preprocessing, device)).float().cpu()

@@ -202,7 +202,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     for name in files:
         part = path.parent / str(name)
         if not isinstance(name, str) or Path(name).name != name or not part.is_file():
-            raise WeightsError(f"{path} names {name!r}, which is missing", "Copy the whole folder")
+            raise WeightsError(f"{path} names {name!r}, which is not in its folder", "Copy the whole folder")
         tensors |= _read_file(part)
     return tensors
 

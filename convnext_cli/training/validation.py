@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.inference.classifier import load_for_eval
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.models.forward import forward_batches
@@ -40,15 +41,12 @@ def _compute_logits(
 ) -> tuple[NDArray[np.float32] | None, int]:
     """Return the logits of rows, (N, K), and 0; after a signal, None and its number."""
     context.model.eval()
-    batches = forward_batches(
-        context.model,
-        slice_for_rank(context.accelerator, rows),
+    images = load_batches(
+        cut_batches(slice_for_rank(context.accelerator, rows), state.micro_batch_size),
         load_for_eval(context.index, context.preprocessing, cache=context.cache),
-        context.preprocessing,
-        device=context.accelerator.device,
-        batch_size=state.micro_batch_size,
         threads=context.threads,
     )
+    batches = forward_batches(context.model, images, context.preprocessing, context.accelerator.device)
     parts = [torch.empty(0, len(context.index.classes))]
     images_per_round = context.accelerator.num_processes * state.micro_batch_size
     for _ in range(-(-len(rows) // images_per_round)):  # the same number of rounds on every rank

@@ -120,7 +120,7 @@ def test_folders_of_weights_and_files_with_metadata_are_read(state: TrainingStat
         found = read_weights(path)
         assert all(torch.equal(found[name], state[name]) for name in state), path
     index.write_text(json.dumps({"weight_map": {"a": "../whole/model.safetensors"}}))
-    with pytest.raises(WeightsError, match="which is not beside it"):
+    with pytest.raises(WeightsError, match="which is not in its folder"):
         read_weights(index)
 
 
@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[Callable[[Path, TrainingState], Any], str]] = {
     "Git LFS": (lambda path, _: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer"),
     "no tensors": (lambda path, _: torch.save({"state_dict": {}}, path), "holds no state dict"),
     "control characters": (
-        lambda path, _: torch.save({"\x1b[31mred\n": torch.ones(3)}, path), r"names such as \[31mred"
+        lambda path, _: torch.save({"\x1b[31mred\n": torch.ones(3)}, path), r"for example, \[31mred"
     ),
 }  # fmt: skip
 

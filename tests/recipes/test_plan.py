@@ -19,6 +19,7 @@ from convnext_cli.recipes.plan import (
     PlanInputs,
     make_plan,
     override_choices,
+    parse_comments,
     read_choices,
     read_plan,
     read_reasons,

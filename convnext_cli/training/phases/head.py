@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext_cli.errors import UsageError
+from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.inference.classifier import load_for_eval
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.models.forward import forward_batches
@@ -121,15 +122,12 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
     network.eval()
     parts = [torch.empty(0, int(network.num_features))]  # type: ignore[arg-type]
     done = 0
-    for batch, features in forward_batches(
-        forward,
-        slice_for_rank(accelerator, rows),
+    batches = load_batches(
+        cut_batches(slice_for_rank(accelerator, rows), BATCH_SIZE),
         load_for_eval(context.index, context.preprocessing, cache=context.cache),
-        context.preprocessing,
-        device=accelerator.device,
-        batch_size=BATCH_SIZE,
         threads=context.threads,
-    ):
+    )
+    for batch, features in forward_batches(forward, batches, context.preprocessing, accelerator.device):
         parts.append(features)
         done += len(batch) * accelerator.num_processes
         yield Progress(done=min(done, len(rows)), total=len(rows), activity="features of the frozen backbone")
