@@ -64,7 +64,7 @@ def write_graph(classifier: TorchClassifier, about: Metadata, path: Path) -> Non
         output_size_limit=MAX_BYTES,
         should_fold=lambda node: False if any(value and value.name == "bank" for value in node.inputs) else None,
     )
-    program.model.metadata_props.update(about.to_metadata())
+    program.model.metadata_props.update(about.to_strings())
     program.save(path)
 
 
@@ -73,5 +73,5 @@ def write_metadata(path: Path, about: Metadata) -> None:
     import onnx
 
     graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, about.to_metadata())
+    onnx.helper.set_model_props(graph, about.to_strings())
     onnx.save(graph, path)

@@ -24,7 +24,7 @@ def write_program(classifier: TorchClassifier, about: Metadata, path: Path) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about its own future
         program = torch.export.export(module, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, archive, extra_files={DESCRIPTION: json.dumps(about.to_metadata(), indent=1)})
+        torch.export.save(program, archive, extra_files={DESCRIPTION: json.dumps(about.to_strings(), indent=1)})
     path.write_bytes(archive.getbuffer())
 
 

@@ -1,4 +1,4 @@
-"""Whether the files of a run fit their schemas and each other, before any of them is used."""
+"""Checks that the files of a run fit their schemas and each other, made before any of them is used."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from convnext_cli.text import quote
 
 
 def check_records(run: RunFolder) -> None:
-    """Check each file of a run, or of a cross-validation and its runs, but for the audit and the weights.
+    """Check each file of a run, or of a cross-validation and its runs, except the audit and the weights.
 
     Raises:
-        RunError: one does not fit its schema or the others; says the file, the field and the value.
+        RunError: a file does not fit its schema or the others; names the file, the field and the value.
     """
     folder = open_folder(run.path)
     folder.read_split()
@@ -23,11 +23,11 @@ def check_records(run: RunFolder) -> None:
     folder.read_tests()
     _check_plan(folder)
     if isinstance(folder, FoldsFolder):
-        remedy = f"Delete it, and `convnext finetune --resume {quote(folder.path)}` writes it again"
+        remedy = f"Delete it; `convnext finetune --resume {quote(folder.path)}` writes it again"
         if folder.is_finished:
             read_record(folder.metrics, FoldsResult, remedy)
-            for member in folder.list_runs():
-                check_records(member)
+            for fold_run in folder.list_runs():
+                check_records(fold_run)
         return
     folder.read_config()
     folder.read_result()
@@ -39,7 +39,7 @@ def check_records(run: RunFolder) -> None:
 def _check_plan(run: RunFolder) -> None:
     """Check that the plan can be read, and that a run's model is the plan's."""
     if not run.plan.exists():
-        return  # of a run whose plan was not kept; it steers only training
+        return  # only training needs the plan
     try:
         model, _, settings = read_plan(run.plan)[:3]
     except UsageError as error:
@@ -48,41 +48,41 @@ def _check_plan(run: RunFolder) -> None:
         return
     config = run.read_config()
     channels, side, _ = config.pretrained_cfg.input_size
-    for name, planned, own in (
+    for name, planned, actual in (
         ("model", model and model.partition(".")[0], config.architecture),
         ("image_size", settings.get("image_size"), side),
         ("in_chans", settings.get("in_chans"), channels),
     ):
-        if planned is not None and planned != own:
+        if planned is not None and planned != actual:
             raise RunError(
-                f"the files of {run.path} do not belong together: {name} is {planned} in {run.plan.name} and {own} in "
-                "config.json",
-                "Bring the former file back",
+                f"the files of {run.path} do not belong together: {name} is {planned} in {run.plan.name} and {actual} "
+                "in config.json",
+                "Restore the original file",
             )
 
 
 def describe_progress(run: RunFolder) -> str | None:
-    """Say that a run has not finished, and how far it is; None where it has."""
+    """Return a note on how far an unfinished run is; None for a finished one."""
     if run.is_finished or not run.is_begun:
         return None
     epochs = sum(entry["epoch"] > 0 for entry in run.read_log())
     planned = read_plan(run.plan)[2].get("epochs")
     return (
-        f"the run has not finished: these are the best weights of its first {epochs} of {planned} epochs. "
+        f"the run has not finished: results are for the best weights of the first {epochs} of {planned} epochs. "
         f"`convnext finetune --resume {quote(run.path)}` continues it"
     )
 
 
 def list_calibration_notes(path: Path) -> list[str]:
-    """Say what makes a run's probabilities less than they seem: it has not finished, or is not calibrated."""
+    """Return a note for each part of a run that has not finished or is not calibrated."""
     folder = open_folder(path)
     runs = folder.list_runs() if isinstance(folder, FoldsFolder) else [folder]
     notes = [note for run in runs if (note := describe_progress(run)) is not None]
     for run in runs:
         if not run.is_finished or read_calibration(run) is not None:
             continue
-        why = "calibration.json is missing"
+        reason = "calibration.json is missing"
         if run.read_calibration() is not None:
-            why = "calibration.json was fitted for other weights than model.safetensors"
-        notes.append(f"{run.path} is not calibrated: {why}. `convnext eval {quote(path)}` fits it again")
+            reason = "calibration.json was fitted for other weights than model.safetensors"
+        notes.append(f"{run.path} is not calibrated: {reason}. `convnext eval {quote(path)}` fits it again")
     return notes

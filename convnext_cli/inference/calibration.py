@@ -1,4 +1,4 @@
-"""What a run learns from its validation split: its temperature, its thresholds, and what is unlike its images."""
+"""Calibration of a run on its validation split: temperature, thresholds and OOD score."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,12 +24,13 @@ from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record
 from convnext_cli.text import quote
 
-ABSTAIN_RATE = 0.05  # of validation images that count as unlike the training images
-SCRAMBLED_IMAGES = 64  # validation images that are scrambled to see whether the OOD score notices
-MIN_DETECTED = 0.5  # of the scrambled images; where fewer are noticed, the score is not to be relied on
-_NOVELTY_ARRAYS = ("bank", "mean", "precision")
-BANK_IMAGES = 5000  # training images that others are compared with; 3 MB for the smallest models, 20 for the largest
+ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
+SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
+MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
+_NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of dimensions
+BANK_IMAGES = 5000  # training images in the bank; 3 MB for the smallest models, 20 for the largest
 
+REFIT_REMEDY = "Delete calibration.json there; `convnext eval` fits both again"
 
 Nats = Annotated[float, Meta(ge=0, le=1e6)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -37,14 +38,14 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """What was found on the validation split; kept in the run as `calibration.json`."""
+    """Everything fitted on the validation split. The field names are keys of `calibration.json`."""
 
     weights: str
-    """Fingerprint of the weights that it holds for."""
+    """Fingerprint of the weights that it was fitted for."""
     images: Annotated[int, Meta(ge=0)]
-    """Validation images it rests on."""
+    """Number of validation images."""
     weak: str | None
-    """Why nothing was fitted, or None."""
+    """The reason why nothing was fitted; None where it was."""
     temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """What logits are divided by before softmax."""
     log_loss: tuple[Nats, Nats] | None = None
@@ -52,60 +53,75 @@ class Calibration:
     ece: tuple[Fraction, Fraction] | None = None
     """On validation, before and after."""
     thresholds: tuple[Threshold, ...] = ()
-    """Probabilities, after the temperature, from which on a class counts as found."""
+    """Thresholds on calibrated probabilities, one for each target."""
     novelty_score: str = SCORE_NAME
     novelty_threshold: Annotated[float, Meta(ge=-1)] | None = None
-    """The score from which on an image counts as unlike the training images."""
+    """OOD score above which an image is flagged."""
     novelty_rate: Annotated[float, Meta(ge=0, le=1)] = ABSTAIN_RATE
-    """The share of validation images that lie above it."""
+    """Fraction of validation images above the OOD threshold."""
     novelty_detected: Annotated[float, Meta(ge=0, le=1)] | None = None
-    """The share of scrambled validation images that lie above it; None where none were tried."""
+    """Fraction of scrambled validation images above the OOD threshold; None where none were scored."""
     training_images: Annotated[int, Meta(ge=0)] = 0
-    """How many training images others are compared with."""
+    """Number of training images in the bank."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Return whether the validation split was large enough to fit anything."""
+        return self.weak is None
+
+
+def get_temperature(calibration: Calibration | None) -> float:
+    """Return what logits are divided by before softmax: 1 without a calibration."""
+    return calibration.temperature if calibration else 1.0
 
 
 def parse_target(text: str) -> Target:
-    """Reads `sensitivity=0.95:CLASS` or `specificity=0.9:CLASS`.
+    """Parse `sensitivity=0.95:CLASS` or `specificity=0.9:CLASS`.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the text has another form.
     """
-    figure, _, rest = text.partition("=")
+    metric, _, rest = text.partition("=")
     value, colon, name = rest.partition(":")
     try:
         number = float(value)
     except ValueError:
         number = float("nan")
-    if figure not in TARGET_METRICS or not 0 < number <= 1 or not colon or not name:
+    if metric not in TARGET_METRICS or not 0 < number <= 1 or not colon or not name:
         raise UsageError(f"cannot read the target {text!r}", "Write it as sensitivity=0.95:CLASS or specificity=…")
-    return Target(cast("Any", figure), number, name)
+    return Target(cast("Any", metric), number, name)
 
 
 def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()) -> Steps[Calibration]:
-    """Fit the temperature and the OOD score on a run's validation split, and keep them in the run.
+    """Fit the temperature and the OOD score on a run's validation split, and write them into the run.
 
-    Where the validation split is too small, nothing is fitted, and the result says so. `thresholds` are kept.
+    Where the validation split is too small, nothing is fitted; the result has the reason.
+
+    Args:
+        model: the run's classifier.
+        run: the run folder.
+        thresholds: kept in the result.
 
     Raises:
         RunError: the run cannot be read.
         ImageError: an image is gone.
     """
     index = run.read_split()
-    val, train = index.rows("val"), index.rows("train")
+    val = index.rows("val")
+    bank_rows = spread_rows(index.rows("train"), BANK_IMAGES)
     fingerprint = run.fingerprint_weights()
-    if weak := explain_small_validation(index):
-        found = Calibration(weights=fingerprint, images=len(val), weak=weak)
-        run.write_calibration(asdict(found), {})
-        return found
-    picked = [train[i * len(train) // BANK_IMAGES] for i in range(BANK_IMAGES)] if len(train) > BANK_IMAGES else train
+    if reason := explain_small_validation(index):
+        calibration = Calibration(weights=fingerprint, images=len(val), weak=reason)
+        run.write_calibration(asdict(calibration), {})
+        return calibration
     validation = yield from model.classify_rows(index, val, features=True, what="calibrating")
-    training = yield from model.classify_rows(index, picked, features=True, what="fitting the OOD score")
+    training = yield from model.classify_rows(index, bank_rows, features=True, what="fitting the OOD score")
     logits, labels = validation.logits, model.label_rows(index, val)
     novelty = fit_novelty(training.features, training.statistics)
     threshold = choose_novelty_threshold(novelty.score(validation.features, validation.statistics), ABSTAIN_RATE)
     temperature = fit_temperature(logits, labels)
     before, after = (compute_metrics(logits / t, labels, model.classes) for t in (1.0, temperature))
-    found = Calibration(
+    calibration = Calibration(
         weights=fingerprint,
         images=len(val),
         weak=None,
@@ -115,20 +131,20 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
         thresholds=thresholds,
         novelty_threshold=threshold,
         novelty_detected=_detect_scrambled(model, index, val, novelty, threshold),
-        training_images=len(picked),
+        training_images=len(bank_rows),
     )
     arrays = {name: getattr(novelty, name) for name in _NOVELTY_ARRAYS}
-    run.write_calibration(asdict(found), arrays | {"val_logits": logits, "val_labels": labels})
-    return found
+    run.write_calibration(asdict(calibration), arrays | {"val_logits": logits, "val_labels": labels})
+    return calibration
 
 
-def describe_unreliable_ood(calibration: Calibration) -> str:
-    """Return a sentence where the OOD score is not to be relied on, or an empty string."""
+def describe_unreliable_ood(calibration: Calibration) -> str | None:
+    """Return a warning where the OOD score misses too many scrambled images, else None."""
     detected = calibration.novelty_detected
     if detected is None or detected >= MIN_DETECTED:
-        return ""
+        return None
     return (
-        f"--abstain is not reliable for this model: its OOD score notices only {100 * detected:.0f}% of scrambled "
+        f"--abstain is not reliable for this model: its OOD score flags only {100 * detected:.0f}% of scrambled "
         "validation images"
     )
 
@@ -136,10 +152,9 @@ def describe_unreliable_ood(calibration: Calibration) -> str:
 def _detect_scrambled(
     model: Classifier, index: Index, rows: Sequence[int], novelty: NoveltyModel, threshold: float
 ) -> float:
-    """Return the fraction of scrambled validation images whose score is above the threshold.
+    """Return the fraction of scrambled validation images whose OOD score is above the threshold.
 
-    An image is cut into 16 tiles that change places, and its values are inverted: something that no user would call
-    an image of the training set, made of that set's own pixels.
+    A scrambled image is clearly out-of-distribution, but has the pixel values of the data set.
     """
     rows = [rows[i * len(rows) // SCRAMBLED_IMAGES] for i in range(min(SCRAMBLED_IMAGES, len(rows)))]
     load = load_for_eval(index, model.preprocessing, cache=model.cache)
@@ -149,19 +164,24 @@ def _detect_scrambled(
 
 
 def scramble(image: Pixels) -> Pixels:
-    """Return an image (S, S, 3) inverted, its 4 x 4 tiles in another order, the same for every image."""
+    """Return an image (S, S, 3) inverted and with its 4 x 4 tiles in a fixed random order."""
     tile = image.shape[0] // 4
-    mixed = 255 - image
-    for place, source in enumerate(np.random.default_rng(0).permutation(16)):
-        (row, column), (from_row, from_column) = divmod(place, 4), divmod(int(source), 4)
-        mixed[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = (
+    scrambled = 255 - image
+    for position, source in enumerate(np.random.default_rng(0).permutation(16)):
+        (row, column), (from_row, from_column) = divmod(position, 4), divmod(int(source), 4)
+        scrambled[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = (
             255 - image[from_row * tile : (from_row + 1) * tile, from_column * tile : (from_column + 1) * tile]
         )
-    return mixed
+    return scrambled
+
+
+def spread_rows(rows: Sequence[int], limit: int) -> list[int]:
+    """Return at most `limit` rows, evenly spaced, because rows are sorted by class."""
+    return [rows[i * len(rows) // limit] for i in range(limit)] if len(rows) > limit else list(rows)
 
 
 def read_calibration(run: RunFolder) -> Calibration | None:
-    """Return what was fitted for the run's present weights; None where nothing was.
+    """Return the calibration of the run's weights; None where it is missing or was fitted for other weights.
 
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
@@ -179,8 +199,14 @@ def read_calibration(run: RunFolder) -> Calibration | None:
 def check_thresholds(calibration: Calibration, classes: Sequence[str], source: object, remedy: str) -> None:
     """Check that thresholds are for classes that the model has.
 
+    Args:
+        calibration: with the thresholds.
+        classes: of the model.
+        source: the file that they were read from, for the error.
+        remedy: of the error.
+
     Raises:
-        RunError: one is for another.
+        RunError: the model does not have a threshold's class.
     """
     for number, threshold in enumerate(calibration.thresholds):
         if threshold.target.name not in classes:
@@ -189,18 +215,17 @@ def check_thresholds(calibration: Calibration, classes: Sequence[str], source: o
 
 
 def read_novelty(run: RunFolder) -> NoveltyModel:
-    """Return what the training images look like.
+    """Return the OOD model of a run.
 
     Raises:
-        RunError: the arrays are missing or damaged, or of an earlier version's score.
+        RunError: the arrays are missing or damaged, or those of an earlier version's OOD score.
     """
     if "precision" not in run.read_calibration_arrays():
         raise RunError(
             f"{run.path} was calibrated by an earlier version, with another OOD score",
-            f"Calibrate it anew with `convnext eval {quote(run.path)}`",
+            f"Calibrate it again with `convnext eval {quote(run.path)}`",
         )
-    shapes = (("bank", 2), ("mean", 1), ("precision", 2))
-    bank, mean, precision = (_read_array(run, name, ndim) for name, ndim in shapes)
+    bank, mean, precision = (_read_array(run, name, ndim) for name, ndim in _NOVELTY_ARRAYS.items())
     if mean.shape != (NUMBERS,) or precision.shape != (NUMBERS, NUMBERS):
         problem = f"mean and precision have shapes {mean.shape} and {precision.shape}"
         raise RunError(f"{run.path / 'calibration.safetensors'} cannot be read: {problem}", CALIBRATION_REMEDY)
@@ -208,50 +233,68 @@ def read_novelty(run: RunFolder) -> NoveltyModel:
 
 
 def _read_array(run: RunFolder, name: str, ndim: int) -> NDArray[Any]:
-    """Return one of the arrays that were kept, whose values are finite and at least one."""
+    """Return an array of `calibration.safetensors`.
+
+    Raises:
+        RunError: it is missing or empty, has another number of dimensions, or values that are not finite.
+    """
     array = run.read_calibration_arrays().get(name)
     if array is None or array.ndim != ndim or not array.size or not np.isfinite(array).all():
         problem = "is missing" if array is None else f"has shape {array.shape}, or values that are not finite"
-        raise RunError(
-            f"{run.path / 'calibration.safetensors'} cannot be read: {name} {problem}",
-            "Delete calibration.json there; `convnext eval` fits both again",
-        )
+        raise RunError(f"{run.path / 'calibration.safetensors'} cannot be read: {name} {problem}", REFIT_REMEDY)
     return array
 
 
 def add_targets(
     run: RunFolder, calibration: Calibration, classes: tuple[str, ...], targets: Sequence[Target]
 ) -> Calibration:
-    """Finds the thresholds of new targets on validation and keeps them in the run, beside those that it has.
+    """Set thresholds for new targets on the validation split, and write them into the run beside the old ones.
+
+    Args:
+        run: the run folder.
+        calibration: of the run.
+        classes: of the model.
+        targets: new targets; one that the run has already is set again.
+
+    Returns:
+        The calibration with all thresholds.
 
     Raises:
-        UsageError: no such class, or the validation split is too small for a threshold.
+        UsageError: the model has no such class, or the validation split is too small.
     """
     if not targets:
         return calibration
-    if calibration.weak:
+    if not calibration.is_fitted:
         raise UsageError(
             f"no threshold can be set: {calibration.weak}",
             "Fine-tune with more validation images, or leave out --target",
         )
-    places = {target: find_name(target.name, classes) for target in targets}
-    for target, place in places.items():
-        if place is None:
-            known = f"Known are {', '.join(classes[:20])}"
-            raise UsageError(f"unknown class {target.name!r} in --target", f"{suggest(target.name, classes)}{known}")
-    targets = [replace(target, name=classes[place]) for target, place in places.items() if place is not None]
+    numbers = [_find_class(target.name, classes) for target in targets]
     logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", 1)
     if logits.shape != (calibration.images, len(classes)) or len(labels) != len(logits):
         raise RunError(
             f"{run.path / 'calibration.safetensors'} cannot be read: val_logits {logits.shape}, val_labels "
             f"{labels.shape} are not of {calibration.images} images and {len(classes)} classes",
-            "Delete calibration.json there; `convnext eval` fits both again",
+            REFIT_REMEDY,
         )
     probabilities = np.exp(log_softmax(logits / calibration.temperature))
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
-    for target in targets:
-        k = classes.index(target.name)
-        thresholds[target] = find_threshold(probabilities[:, k], labels == k, target)
-    kept = replace(calibration, thresholds=tuple(thresholds.values()))
-    run.write_calibration(asdict(kept), run.read_calibration_arrays())
-    return kept
+    for target, k in zip(targets, numbers, strict=True):
+        renamed = replace(target, name=classes[k])
+        thresholds[renamed] = find_threshold(probabilities[:, k], labels == k, renamed)
+    calibration = replace(calibration, thresholds=tuple(thresholds.values()))
+    run.write_calibration(asdict(calibration), run.read_calibration_arrays())
+    return calibration
+
+
+def _find_class(name: str, classes: tuple[str, ...]) -> int:
+    """Return the number of a class named in a target.
+
+    Raises:
+        UsageError: the model has no such class.
+    """
+    position = find_name(name, classes)
+    if position is None:
+        remedy = f"{suggest(name, classes)}Known are {', '.join(classes[:20])}"
+        raise UsageError(f"unknown class {name!r} in --target", remedy)
+    return position

@@ -1,4 +1,4 @@
-"""What a model says of images, batch by batch, whatever runs it: torch or ONNX Runtime."""
+"""The classifier interface: outputs for images, batch by batch, with torch or ONNX Runtime."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -24,46 +24,46 @@ BATCH_SIZE = 32  # images per forward pass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outputs:
-    """What the model says of some images."""
+    """Outputs of a model for N images."""
 
     logits: NDArray[np.float32]
     """(N, K)."""
     features: NDArray[np.float32]
-    """(N, D) before the classifier; of width 0 if not asked for."""
+    """(N, D), before the classifier; width 0 if not requested."""
     statistics: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    """(N, 6) of the prepared images' pixels, as `measure_pixels` gives them; empty if no features are asked for."""
+    """(N, 6) of the pixels, from `measure_pixels`; empty if features are not requested."""
     heat: NDArray[np.float32]
-    """(N, h, w) what speaks for the predicted class at the last stage; of width 0 if not asked for."""
+    """(N, h, w) Grad-CAM of the predicted class at the last stage; width 0 if not requested."""
     probabilities: NDArray[np.float32] | None = None
-    """(N, K) where the model itself gives them, after its temperature, as an exported file does."""
+    """(N, K), calibrated; only of an exported file, which computes them itself."""
     novelty: NDArray[np.float32] | None = None
-    """(N,) where the model itself tells how unlike its training images an image is, as an exported file may."""
+    """(N,) OOD scores; only where the classifier computes them itself."""
     failed: dict[int, ImageError] = field(default_factory=dict)
-    """The images, by their place in this batch, that could not be read; their rows mean nothing."""
+    """Images that cannot be read, by their position in the batch; their rows are meaningless."""
 
 
 class Classifier(ABC):
-    """A model, ready to classify."""
+    """A trained model that classifies images."""
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     cache: bool = True
-    """Whether prepared images of an index are kept for the next time."""
+    """True if preprocessed images of an index are cached."""
 
     @abstractmethod
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Asks the model about prepared images, (B, S, S, 3)."""
+        """Return the outputs for preprocessed images, (B, S, S, 3)."""
 
     def classify_batches(
         self, rows: Sequence[int], load: Callable[[int], Pixels], *, features: bool = False, heat: bool = False
     ) -> Iterator[Outputs]:
-        """Ask the model, batch by batch.
+        """Yield the outputs of rows, batch by batch.
 
         Args:
-            rows: which images.
-            load: gives a row's prepared image, (S, S, 3) uint8. Where it raises `ImageError`, the row has failed.
-            features: whether to give the features before the classifier.
-            heat: whether to explain the predicted class.
+            rows: numbers of images.
+            load: returns a row's preprocessed image, (S, S, 3) uint8. A row fails where it raises `ImageError`.
+            features: compute the features before the classifier.
+            heat: compute the heat map of the predicted class.
 
         Raises:
             RunError: the model's outputs are not finite.
@@ -78,24 +78,30 @@ class Classifier(ABC):
                 return np.zeros((self.preprocessing.image_size, self.preprocessing.image_size, 3), np.uint8)
 
         for batch, images in load_batches(cut_batches(rows, BATCH_SIZE), try_load, threads=count_cpus()):
-            told = self.run_batch(images, features=features, heat=heat)
-            if not np.isfinite(told.logits).all():
-                raise RunError("the model's outputs are not finite: its weights are damaged", "Give another run")
+            outputs = self.run_batch(images, features=features, heat=heat)
+            if not np.isfinite(outputs.logits).all():
+                raise RunError("the model's outputs are not finite: its weights are damaged", "Use another run")
             if features:
-                told = replace(told, statistics=measure_pixels(images))
-            yield replace(told, failed={place: failed.pop(row) for place, row in enumerate(batch) if row in failed})
+                outputs = replace(outputs, statistics=measure_pixels(images))
+            yield replace(outputs, failed={i: failed.pop(row) for i, row in enumerate(batch) if row in failed})
 
     def classify_rows(
         self, index: Index, rows: Sequence[int], *, features: bool = False, what: str = "evaluating"
     ) -> Steps[Outputs]:
-        """Compute the outputs of rows of an index.
+        """Return the outputs of rows of an index.
+
+        Args:
+            index: the images.
+            rows: of the index.
+            features: compute the features before the classifier.
+            what: name of the operation, for its progress.
 
         Raises:
             DataError: there is no row.
             ImageError: an image cannot be read.
         """
         if not rows:
-            raise DataError(f"no images to evaluate in {index.root}", "Give another folder or split")
+            raise DataError(f"no images to evaluate in {index.root}", "Choose another folder or split")
         parts: list[Outputs] = []
         done = 0
         for answers in self.classify_batches(
@@ -114,30 +120,42 @@ class Classifier(ABC):
         )
 
     def label_rows(self, index: Index, rows: Sequence[int]) -> NDArray[np.int64]:
-        """The true classes of rows of an index as this model numbers them, (N,).
+        """Return the true classes of rows of an index, as this model numbers them, (N,).
 
         Raises:
             DataError: the index has a class that the run does not know.
         """
-        places = {name: find_name(name, self.classes) for name in index.classes}
-        unknown = [name for name, place in places.items() if place is None]
+        positions = {name: find_name(name, self.classes) for name in index.classes}
+        unknown = [name for name, position in positions.items() if position is None]
         if unknown:
             raise DataError(
                 f"{index.root} has classes that the run does not know: {', '.join(unknown[:5])}",
                 f"Name its folders as in training: {', '.join(self.classes[:10])}",
             )
-        number = list(places.values())
-        return np.array([number[index.labels[row]] for row in rows], np.int64)
+        numbers = list(positions.values())
+        return np.array([numbers[index.labels[row]] for row in rows], np.int64)
 
 
 def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:
-    """A function that gives a row's image, (S, S, 3) uint8, as evaluation sees it. `cache` keeps it for next time."""
-    pictures = open_for_eval(index, preprocessing, cache=cache)
-    return lambda row: pictures.read(index.paths[row])
+    """Return a function from a row to its image preprocessed for evaluation, (S, S, 3) uint8.
+
+    Args:
+        index: the images.
+        preprocessing: of the model.
+        cache: keep the preprocessed images in the cache.
+    """
+    images = open_for_eval(index, preprocessing, cache=cache)
+    return lambda row: images.read(index.paths[row])
 
 
 def open_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> ImageCache:
-    """An index's images, (S, S, 3) uint8, as evaluation sees them. `cache` keeps them for next time."""
+    """Return the cache of an index's images preprocessed for evaluation, (S, S, 3) uint8.
+
+    Args:
+        index: the images.
+        preprocessing: of the model.
+        cache: keep the images on disk for the next time.
+    """
     crop = f"{preprocessing.crop_mode} crop of {preprocessing.crop_pct}"
     return ImageCache(
         index.root,

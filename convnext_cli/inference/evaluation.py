@@ -1,11 +1,11 @@
-"""How good a run is on some images, how sure that is, and which of several runs is better."""
+"""Evaluation of runs: metrics with 95% CIs on a test set, and comparisons of runs."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,14 @@ from convnext_cli.inference.calibration import (
     add_targets,
     calibrate_steps,
     describe_unreliable_ood,
+    get_temperature,
     parse_target,
     read_calibration,
 )
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.overlap import Overlap
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics import comparison
@@ -32,10 +34,11 @@ from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
+from convnext_cli.metrics.registry import format_ci
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.metrics.temperature import describe_worse_calibration
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, apply_threshold
-from convnext_cli.progress import OnEvent, Progress, Steps, finish
+from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord
@@ -43,113 +46,120 @@ from convnext_cli.runs.records import AuditRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatedImages:
-    """The images of an evaluation and what the model said of each, for curves, galleries and comparisons."""
+    """The images of an evaluation and the logits of each, for curves, galleries and comparisons."""
 
     test_set: TestSet
     classes: tuple[str, ...]
     logits: NDArray[np.float32]
-    """(N, K), the model's own."""
+    """(N, K), uncalibrated."""
     labels: NDArray[np.int64]
     """(N,)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentationGain:
-    """What test-time augmentation costs and gains on these images."""
+    """Cost and gain of test-time augmentation."""
 
     time_ratio: float
-    """Its time over that of a plain evaluation, decoding included."""
+    """Its time divided by that of a plain evaluation, decoding included."""
     gain: Comparison
-    """From plain to augmented."""
+    """Augmented minus plain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """A run's figures on some images."""
+    """Metrics of a run on a test set."""
 
     run: Path
     data: Path
     split: str
     """`train`, `val`, `test`, or `all`."""
     metrics: Metrics
-    """Of the calibrated probabilities, where the run has a temperature."""
+    """Of the calibrated probabilities where the run is calibrated."""
     intervals: Intervals
     uncalibrated: Metrics
-    """Of the model's own probabilities."""
+    """Of the uncalibrated probabilities."""
     calibration: Calibration | None
     operating_points: tuple[OperatingPoint, ...]
     augmentation: AugmentationGain | None
     test_number: int | None
-    """The how-manieth evaluation of this run on a test split it is; None for other splits."""
-    notes: tuple[str, ...]
-    """What makes the figures less than they seem."""
+    """Number of this evaluation among those of the run on a test split, from 1; None for other splits."""
+    notes: tuple[Notice, ...]
+    """Everything that limits the validity of the metrics."""
     overlap: Overlap | None
-    """How many of the images the run has used; None of its own split, or where that is not known."""
+    """Images that the run has used; None for its own split, or where that is not known."""
     audit: AuditRecord | None = None
-    """What was found in the data that the run was trained on; None where that is not known."""
+    """Audit of the data that the run was trained on; None where that is not known."""
     evaluated: EvaluatedImages
 
+    @property
+    def calibrated_logits(self) -> NDArray[np.float32]:
+        """Return the logits divided by the temperature, (N, K)."""
+        return self.evaluated.logits / get_temperature(self.calibration)
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Return the calibrated probabilities, (N, K)."""
+        return np.exp(log_softmax(self.calibrated_logits))
+
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the audit and the single images, for JSON."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("audit", "evaluated")}
+        """Return everything but the audit and the single images, for JSON; notes as strings."""
+        kept = [field.name for field in fields(self) if field.name not in ("audit", "evaluated")]
+        return {name: _to_plain(getattr(self, name)) for name in kept} | {"notes": [note.text for note in self.notes]}
+
+
+class EvalOptions(TypedDict, total=False):
+    """Options of `evaluate`, for type checkers and editors."""
+
+    split: str | None
+    targets: Sequence[str]
+    tta: bool
+    cache: bool
 
 
 def evaluate(
     run: Path | str | None = None,
     data: Path | str | None = None,
     *,
-    split: str | None = None,
-    targets: Sequence[str] = (),
-    tta: bool = False,
-    cache: bool = True,
     on_event: OnEvent = None,
+    **options: Unpack[EvalOptions],
 ) -> Evaluation:
-    """Evaluate a run: metrics with 95% CIs, calibration, thresholds.
+    """Evaluate a run: metrics with 95% CIs, calibration, operating points.
 
     Args:
         run: the run folder; None takes the newest under `runs/`.
         data: a folder of images; None takes the run's own data and its split.
-        split: `train`, `val`, `test` or `all`; None takes `test` where there is one, else `val`, else all.
-        targets: such as `sensitivity=0.95:CLASS`; their thresholds are found on validation and kept in the run.
-        tta: average over shifted views, and say what that costs and gains.
-        cache: keep prepared images in the user's cache folder for the next time.
         on_event: called with each `Progress`.
+        **options: `split`, one of `train`, `val`, `test` and `all` (default: `test` if there is one, else `val`, else
+            all); `targets`, such as `sensitivity=0.95:CLASS`, whose thresholds are set on validation and kept in the
+            run; `tta`, test-time augmentation, whose cost and gain are measured; `cache`, False to keep no
+            preprocessed images in the user's cache folder.
 
     Raises:
         RunError: the run cannot be read.
         DataError: the data has no such split, or classes that the run does not know.
         ImageError: an image cannot be read.
-        UsageError: a target cannot be read, or has no class or validation split to be set on.
+        UsageError: a target cannot be parsed, or has no class or validation split to be set on.
     """
     folder = find_newest_run() if run is None else RunFolder(Path(run))
-    wanted = [parse_target(text) for text in targets]
-    steps = evaluate_steps(folder, None if data is None else Path(data), split, targets=wanted, tta=tta, cache=cache)
-    return finish(steps, on_event)
+    targets = tuple(options.pop("targets", ()))
+    request = EvalRequest(data=None if data is None else Path(data), targets=targets, **options)
+    return finish(evaluate_steps(folder, request), on_event)
 
 
-def evaluate_all_steps(
-    runs: Sequence[RunFolder],
-    data: Path | None,
-    split: str | None,
-    *,
-    targets: Sequence[Target] = (),
-    tta: bool = False,
-    cache: bool = True,
-) -> Steps[list[Evaluation]]:
-    """Evaluate several runs on the images of the first.
+def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
+    """Evaluate all runs of a request on the images of the first; the newest run where it names none.
 
     All runs are read before the first evaluation on a test split is recorded.
     """
+    runs = [RunFolder(path) for path in request.runs] or [find_newest_run()]
     if len(runs) > 1:
         for run in runs:
             check_records(run)
     evaluations: list[Evaluation] = []
     for run in runs:
         test_set = evaluations[0].evaluated.test_set if evaluations else None
-        evaluation = yield from evaluate_steps(
-            run, data, split, targets=targets, tta=tta, cache=cache, test_set=test_set
-        )
-        evaluations.append(evaluation)
+        evaluations.append((yield from evaluate_steps(run, request, test_set=test_set)))
     return evaluations
 
 
@@ -171,7 +181,7 @@ def compare(
         second: a run folder; a difference is its metric minus that of `first`.
         data: as in `evaluate`; None takes the data and the split of `first`.
         split: as in `evaluate`.
-        cache: keep prepared images in the user's cache folder for the next time.
+        cache: as in `evaluate`.
         on_event: called with each `Progress`.
 
     Raises:
@@ -179,75 +189,77 @@ def compare(
         DataError: the data has no such split, or the runs have other classes.
         ImageError: an image cannot be read.
     """
-    runs = [RunFolder(Path(first)), RunFolder(Path(second))]
-    return finish(_compare_steps(runs, None if data is None else Path(data), split, cache=cache), on_event)
+    runs = (Path(first), Path(second))
+    request = EvalRequest(runs=runs, data=None if data is None else Path(data), split=split, cache=cache)
+
+    def compare_steps() -> Steps[Comparison]:
+        evaluations = yield from evaluate_all_steps(request)
+        return compare_evaluations(*evaluations)
+
+    return finish(compare_steps(), on_event)
 
 
-def _compare_steps(
-    runs: Sequence[RunFolder], data: Path | None, split: str | None, *, cache: bool
-) -> Steps[Comparison]:
-    first, second = yield from evaluate_all_steps(runs, data, split, cache=cache)
-    return compare_evaluations(first, second)
-
-
-def evaluate_steps(
-    run: RunFolder,
-    data: Path | None,
-    split: str | None,
-    *,
-    targets: Sequence[Target] = (),
-    tta: bool = False,
-    cache: bool = True,
-    test_set: TestSet | None = None,
-) -> Steps[Evaluation]:
+def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | None = None) -> Steps[Evaluation]:
     """Evaluate a run, as `evaluate` does.
 
-    `test_set` names the images where they are decided already, because several runs are compared on them.
+    Args:
+        run: the run folder; `request.runs` is not read.
+        request: the data, the split and the options.
+        test_set: the images, where several runs are compared on them; None for those of the request.
     """
-    test_set, notes = (test_set, []) if test_set else choose_test_set(run, data, split)
+    targets = [parse_target(text) for text in request.targets]
+    notes: list[Notice] = []
+    if test_set is None:
+        test_set, notes = choose_test_set(run, request.data, request.split)
     check_records(run)
     if (unfinished := describe_progress(run)) is not None:
-        notes.insert(0, unfinished)
+        notes.insert(0, Notice(text=unfinished))
     audit = yield from audit_steps(run, notes)
     leakage, overlap = yield from find_leakage(run, test_set, audit)
-    notes += leakage
-    classifier = open_model(run, notes, cache=cache)
+    classifier, ensemble_notes = open_classifier(run, cache=request.cache)
+    notes += leakage + ensemble_notes
     labels = classifier.label_rows(test_set.index, test_set.rows)
-    calibration: Calibration | None = None
-    if isinstance(classifier, TorchClassifier):
-        calibration = yield from _calibrate(classifier, notes)
-        if calibration:
-            calibration = add_targets(run, calibration, classifier.classes, targets)
-    elif targets:
-        raise UsageError(
-            f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
-            f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
-        )
-    logits, seconds = yield from _ask(classifier, test_set, "evaluating")
-    temperature = calibration.temperature if calibration else 1.0
+    calibration = yield from _prepare_calibration(run, classifier, targets, notes)
+    logits, seconds = yield from _compute_logits(classifier, test_set, "evaluating")
     augmentation = None
-    if tta:
-        plain = logits
-        logits, longer = yield from _ask(
-            open_model(run, [], tta=True, cache=cache), test_set, "evaluating shifted views"
-        )
+    if request.tta:
+        temperature, plain, plain_seconds = get_temperature(calibration), logits, seconds
+        augmented, _ = open_classifier(run, tta=True, cache=request.cache)
+        logits, seconds = yield from _compute_logits(augmented, test_set, "evaluating shifted views")
         gain = comparison.compare(plain / temperature, logits / temperature, labels, test_set.groups)
-        augmentation = AugmentationGain(time_ratio=longer / seconds, gain=gain)
-    yield Progress(done=0, total=1, activity="drawing resamples for the intervals")
-    calibrated = logits / temperature
-    metrics = compute_metrics(calibrated, labels, classifier.classes)
-    uncalibrated = compute_metrics(logits, labels, classifier.classes)
-    if warning := describe_worse_calibration(temperature, uncalibrated, metrics):
-        notes.append(warning)
+        augmentation = AugmentationGain(time_ratio=seconds / plain_seconds, gain=gain)
+    yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
+    evaluated = EvaluatedImages(test_set=test_set, classes=classifier.classes, logits=logits, labels=labels)
+    evaluation = _summarise(run, evaluated, calibration, notes)
+    return replace(
+        evaluation,
+        augmentation=augmentation,
+        test_number=_record(run, evaluation, tta=request.tta) if test_set.split == "test" else None,
+        overlap=overlap,
+        audit=audit,
+    )
+
+
+def _summarise(
+    run: RunFolder, evaluated: EvaluatedImages, calibration: Calibration | None, notes: Sequence[Notice]
+) -> Evaluation:
+    """Compute the metrics, intervals and operating points of logits."""
+    test_set, labels, temperature = evaluated.test_set, evaluated.labels, get_temperature(calibration)
+    calibrated = evaluated.logits / temperature
+    metrics = compute_metrics(calibrated, labels, evaluated.classes)
+    uncalibrated = compute_metrics(evaluated.logits, labels, evaluated.classes)
+    warnings = []
+    if worse := describe_worse_calibration(temperature, uncalibrated, metrics):
+        warnings.append(worse)
     if metrics.absent:
-        notes.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
+        warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
     probabilities = np.exp(log_softmax(calibrated))
     points = [
-        apply_threshold(t, probabilities[:, k], labels == k, test_set.groups)
-        for t in (calibration.thresholds if calibration else ())
-        for k in [classifier.classes.index(t.target.name)]
+        apply_threshold(threshold, probabilities[:, k], labels == k, test_set.groups)
+        for threshold in (calibration.thresholds if calibration else ())
+        for k in [evaluated.classes.index(threshold.target.name)]
     ]
-    notes += [_describe_missed(point) for point in points if point.is_missed]
+    warnings += [_describe_missed_target(point) for point in points if point.is_missed]
     return Evaluation(
         run=run.path,
         data=test_set.index.root,
@@ -257,97 +269,115 @@ def evaluate_steps(
         uncalibrated=uncalibrated,
         calibration=calibration,
         operating_points=tuple(points),
-        augmentation=augmentation,
-        test_number=_record(run, test_set, metrics, points, tta=tta) if test_set.split == "test" else None,
-        notes=tuple(notes),
-        audit=audit,
-        overlap=overlap,
-        evaluated=EvaluatedImages(test_set=test_set, classes=classifier.classes, logits=logits, labels=labels),
+        augmentation=None,
+        test_number=None,
+        notes=(*notes, *(Notice(text=text, severity="warning") for text in warnings)),
+        overlap=None,
+        evaluated=evaluated,
     )
 
 
-def open_model(
-    run: RunFolder, notes: list[str], *, tta: bool = False, cache: bool = True
-) -> TorchClassifier | Ensemble:
-    """The run's model, or all of a cross-validation's, whose weak points become notes."""
+def open_classifier(
+    run: RunFolder, *, tta: bool = False, cache: bool = True
+) -> tuple[TorchClassifier | Ensemble, list[Notice]]:
+    """Return the model of a run, or the ensemble of a cross-validation with notes on its calibration."""
     folder = open_folder(run.path)
     if not isinstance(folder, FoldsFolder):
-        return TorchClassifier(run.path, tta=tta, cache=cache)
-    model, weak = open_ensemble(folder, tta=tta, cache=cache)
-    notes += weak
-    return model
+        return TorchClassifier(run.path, tta=tta, cache=cache), []
+    ensemble, notes = open_ensemble(folder, tta=tta, cache=cache)
+    return ensemble, [Notice(text=note) for note in notes]
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
-    """Compares two runs on the images that both were evaluated on.
+    """Compare two runs on the images that both were evaluated on.
 
     Raises:
-        DataError: they have other classes.
+        DataError: the runs have different classes.
     """
-    a, b = first.evaluated, second.evaluated
-    places = [find_name(name, b.classes) for name in a.classes]
-    if len(a.classes) != len(b.classes) or None in places:
+    classes = second.evaluated.classes
+    positions = [find_name(name, classes) for name in first.evaluated.classes]
+    if len(first.evaluated.classes) != len(classes) or None in positions:
+        different = sorted(set(first.evaluated.classes) ^ set(classes))
         raise DataError(
-            f"{first.run} and {second.run} differ in classes: {', '.join(sorted(set(a.classes) ^ set(b.classes))[:5])}",
+            f"{first.run} and {second.run} differ in classes: {', '.join(different[:5])}",
             "Compare runs that were trained on the same classes",
         )
-    order = [place for place in places if place is not None]
-    temperatures = [e.calibration.temperature if e.calibration else 1.0 for e in (first, second)]
+    order = [position for position in positions if position is not None]
+    evaluated = first.evaluated
     return comparison.compare(
-        a.logits / temperatures[0], b.logits[:, order] / temperatures[1], a.labels, a.test_set.groups
+        first.calibrated_logits, second.calibrated_logits[:, order], evaluated.labels, evaluated.test_set.groups
     )
 
 
-def _calibrate(classifier: TorchClassifier, notes: list[str]) -> Steps[Calibration | None]:
-    """The run's calibration; fitted now where the run has none. What prevents it becomes a note."""
-    found = read_calibration(classifier.run)
-    is_old = found is not None and not found.weak and found.novelty_score != SCORE_NAME  # of an earlier version
-    if found is None or is_old:
-        thresholds = found.thresholds if found else ()
-        if found is None and classifier.run.read_calibration() is not None:
-            notes.append("calibration.json was fitted for other weights than model.safetensors; it is fitted again")
+def _prepare_calibration(
+    run: RunFolder, classifier: TorchClassifier | Ensemble, targets: Sequence[Target], notes: list[Notice]
+) -> Steps[Calibration | None]:
+    """Return the calibration of a run with the thresholds of all targets; None for a cross-validation."""
+    if isinstance(classifier, TorchClassifier):
+        calibration = yield from _calibrate(classifier, notes)
+        return calibration and add_targets(run, calibration, classifier.classes, targets)
+    if targets:
+        raise UsageError(
+            f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
+            f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
+        )
+    return None
+
+
+def _calibrate(classifier: TorchClassifier, notes: list[Notice]) -> Steps[Calibration | None]:
+    """Return the calibration of a run, fitted if it is missing or outdated; add a note where that fails."""
+    run = classifier.run
+    calibration = read_calibration(run)
+    is_outdated = calibration is not None and calibration.is_fitted and calibration.novelty_score != SCORE_NAME
+    if calibration is None or is_outdated:
+        if calibration is None and run.read_calibration() is not None:
+            text = "calibration.json was fitted for other weights than model.safetensors; it is fitted again"
+            notes.append(Notice(text=text))
         try:
-            found = yield from calibrate_steps(classifier, classifier.run, thresholds=thresholds)
+            thresholds = calibration.thresholds if calibration else ()
+            calibration = yield from calibrate_steps(classifier, run, thresholds=thresholds)
         except ImageError as error:
-            notes.append(f"not calibrated, because the run's own images are gone: {error.problem}")
-    if found and found.weak:
-        notes.append(f"not calibrated, because {found.weak}")
-    if found and (weak := describe_unreliable_ood(found)):
-        notes.append(weak)
-    return found
+            text = f"not calibrated, because images of the run are gone: {error.problem}"
+            notes.append(Notice(text=text, severity="warning"))
+    if calibration and not calibration.is_fitted:
+        notes.append(Notice(text=f"not calibrated, because {calibration.weak}"))
+    if calibration and (unreliable := describe_unreliable_ood(calibration)):
+        notes.append(Notice(text=unreliable, severity="warning"))
+    return calibration
 
 
-def _ask(classifier: Classifier, test_set: TestSet, what: str) -> Steps[tuple[NDArray[np.float32], float]]:
-    """The logits of all images (N, K), and the seconds they took."""
+def _compute_logits(classifier: Classifier, test_set: TestSet, what: str) -> Steps[tuple[NDArray[np.float32], float]]:
+    """Return the logits of all images, (N, K), and the seconds they took."""
     started = time.perf_counter()
     outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, what=what)
     return outputs.logits, time.perf_counter() - started
 
 
-def _describe_missed(point: OperatingPoint) -> str:
-    """Return one sentence about a target that these images do not meet."""
-    target, measured, interval = point.threshold.target, point.measured, point.measured_interval
-    assert measured is not None
-    ci = f", 95% CI [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval else ""
-    chance = ", which includes the target" if interval and interval.high >= target.value else ""
-    return f"target {target} is not met on these images: {target.figure} {100 * measured:.1f}%{ci}{chance}"
+def _describe_missed_target(point: OperatingPoint) -> str:
+    """Return a sentence about a target that these images do not reach."""
+    target, value, interval = point.threshold.target, point.measured, point.measured_interval
+    assert value is not None
+    ci = f", 95% CI {format_ci(interval)}" if interval else ""
+    included = ", which includes the target" if interval and interval.high >= target.value else ""
+    return f"target {target} is not met on these images: {target.figure} {100 * value:.1f}%{ci}{included}"
 
 
-def _record(run: RunFolder, test_set: TestSet, metrics: Metrics, points: Sequence[OperatingPoint], *, tta: bool) -> int:
+def _record(run: RunFolder, evaluation: Evaluation, *, tta: bool) -> int:
+    """Record an evaluation on a test split in the run, and return its number."""
     return run.record_test(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "data": str(test_set.index.root),
-            "images": metrics.images,
-            "balanced_accuracy": metrics.balanced_accuracy,
-            "top1": metrics.top1,
+            "data": str(evaluation.data),
+            "images": evaluation.metrics.images,
+            "balanced_accuracy": evaluation.metrics.balanced_accuracy,
+            "top1": evaluation.metrics.top1,
             "tta": tta,
-            "targets": {str(point.threshold.target): point.measured for point in points},
+            "targets": {str(point.threshold.target): point.measured for point in evaluation.operating_points},
         }
     )
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(part) for part in value]
+        return [_to_plain(part) for part in value]
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value

@@ -1,4 +1,4 @@
-"""Where a model looks: Grad-CAM at the last stage, and its picture over the image."""
+"""Grad-CAM heat maps at the last stage, drawn over the image."""
 
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,35 @@ from convnext_cli.images.decode import Pixels
 
 # From transparent over violet and orange to pale yellow (matplotlib's inferno at 0, 1/4, 1/2, 3/4 and 1).
 _COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
-OPACITY = 0.65  # of the hottest place
-FRAME = (255, 176, 0)  # around the part of an image that the model saw
+OPACITY = 0.65  # at the maximum of the heat map
+FRAME = (255, 176, 0)  # colour of the frame around the model's crop
 
 
 def map_heat(model: Any, features: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM: how much each place of the last stage speaks for a class, (B, h, w), 0 and above.
+    """Return the Grad-CAM of a class at the last stage, (B, h, w), 0 and above.
 
-    Source: Selvaraju et al. 2017 (arXiv:1610.02391), equation 2. ConvNeXt's head averages over places before its
-    norm and classifier, so the gradient is the same at every place, and the map is exactly how the class's logit, made
-    linear at this image, is put together from them.
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391), equation 2. ConvNeXt's head averages over positions before its
+    norm and classifier, so the gradient is the same at every position, and the map is the exact contribution of each
+    position to the class's linearised logit.
 
     Args:
         model: a timm ConvNeXt of either family.
-        features: (B, C, h, w), what its `forward_features` gave.
+        features: (B, C, h, w), the output of its `forward_features`.
         classes: (B,) the classes to explain.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         features = features.detach().clone().requires_grad_()
         logits = model.forward_head(features)
-        chosen = logits[torch.arange(len(classes)), classes.clone()].sum()
-        (gradient,) = torch.autograd.grad(chosen, features)
+        class_logits = logits[torch.arange(len(classes)), classes.clone()].sum()
+        (gradient,) = torch.autograd.grad(class_logits, features)
         weights = gradient.mean(dim=(2, 3), keepdim=True)
         return (weights * features).sum(dim=1).relu().detach()
 
 
 def overlay_heat(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Draws a heat map (h, w) over an image (S, S, 3), the hottest place the brightest."""
-    top = float(heat.max())
-    scaled = heat / top if top > 0 else np.zeros_like(heat)
+    """Return an image (S, S, 3) with a heat map (h, w) over it; the maximum is the brightest."""
+    maximum = float(heat.max())
+    scaled = heat / maximum if maximum > 0 else np.zeros_like(heat)
     size = (image.shape[1], image.shape[0])
     smooth = np.asarray(Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     stops = np.linspace(0, 1, len(_COLOURS))
@@ -53,12 +53,12 @@ def overlay_heat(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
 def draw_explanation(
     image: Pixels, heat: NDArray[np.float32], box: tuple[float, float, float, float], caption: str
 ) -> Image.Image:
-    """Draw an image (H, W, 3) beside itself with the heat map over it, at its own size, and a caption below both.
+    """Draw an image (H, W, 3) at its own size, beside it the image with the heat map, and a caption below both.
 
     Args:
         image: the whole image.
-        heat: (h, w), of the part that the model saw.
-        box: that part: left, top, right, bottom, in pixels of the image. A frame shows it where it is not everything.
+        heat: (h, w), of the model's crop.
+        box: the crop: left, top, right, bottom, in pixels of the image. A frame shows it if it is not the whole image.
         caption: one line.
     """
     caption = "".join(letter if letter.isprintable() else "?" for letter in caption)
@@ -83,14 +83,14 @@ def draw_explanation(
 
 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which matplotlib brings: it has Greek, Cyrillic and more, where Pillow's own has Latin."""
+    """Return DejaVu Sans of matplotlib, which has Greek, Cyrillic and more; Pillow's own font has only Latin."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def split_model(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A ConvNeXt in three steps: the last stage (B, C, h, w), the features before the classifier (B, D), the logits."""
-    places = model.forward_features(inputs)  # type: ignore[operator]  # timm's models have these three
-    features = model.forward_head(places, pre_logits=True)  # type: ignore[operator]
-    return places, features, model.get_classifier()(features)  # type: ignore[operator]
+    """Return the feature maps of the last stage (B, C, h, w), the features before the classifier (B, D), the logits."""
+    feature_maps = model.forward_features(inputs)  # type: ignore[operator]  # timm's models have these three
+    features = model.forward_head(feature_maps, pre_logits=True)  # type: ignore[operator]
+    return feature_maps, features, model.get_classifier()(features)  # type: ignore[operator]

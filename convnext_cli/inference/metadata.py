@@ -1,4 +1,4 @@
-"""What an exported file says of itself: everything between an image's file and a probability that is no weight."""
+"""Metadata of an exported file: everything but the weights that leads from an image file to a probability."""
 
 import json
 import math
@@ -7,12 +7,13 @@ from typing import Any
 
 from convnext_cli.errors import RunError
 from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.inference.calibration import Calibration, check_thresholds
+from convnext_cli.inference.calibration import Calibration, check_thresholds, get_temperature
 from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json
 
+REMEDY = "Use a file that `convnext export` wrote, or export the run again"
 INPUT = "pixels"
 OUTPUTS = ("logits", "probabilities", "features", "novelty")
-"""The last one only where the run can tell what is unlike its images."""
+"""`novelty`, the OOD score, only where the run has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,21 +25,21 @@ class Metadata:
     preprocessing: Preprocessing
     calibration: Calibration | None
     weights: str
-    """Fingerprint of the run's weights, by which a file that is older than its run is known."""
+    """Fingerprint of the run's weights, which identifies outdated files."""
     license: str | None
-    """Licence of the base weights; None where none is known."""
+    """Licence of the base weights; None where it is not known."""
     precision: str = "float32"
     """`float32` or `int8`."""
     measured: dict[str, Any] | None = None
-    """What the file was found to be like on the user's images, such as what quantisation cost."""
+    """Results of the parity check, and with `int8` the cost of quantisation."""
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before softmax."""
-        return self.calibration.temperature if self.calibration else 1.0
+        """Return what logits are divided by before softmax."""
+        return get_temperature(self.calibration)
 
-    def to_metadata(self) -> dict[str, str]:
-        """Words and JSON by name, as ONNX and PyTorch's archives keep them."""
+    def to_strings(self) -> dict[str, str]:
+        """Return text and JSON by name, as ONNX files and PyTorch archives store them."""
         calibration = self.calibration
         values: dict[str, Any] = {
             "classes": self.classes,
@@ -49,7 +50,7 @@ class Metadata:
             "calibration": calibration and asdict(calibration),
             "measured": self.measured,
         }
-        words = {
+        texts = {
             "made_by": "convnext",
             "architecture": self.architecture,
             "weights": self.weights,
@@ -57,41 +58,36 @@ class Metadata:
             "precision": self.precision,
             "steps": "\n".join(describe_steps(self)),
         }
-        return words | {name: json.dumps(value) for name, value in values.items()}
+        return texts | {name: json.dumps(value) for name, value in values.items()}
 
 
-def read_metadata(metadata: dict[str, str], source: object) -> Metadata:
-    """Take back what `to_metadata` gave.
+def read_metadata(strings: dict[str, str], source: object) -> Metadata:
+    """Parse what `to_strings` returned.
 
     Args:
-        metadata: words and JSON by name.
+        strings: text and JSON by name.
         source: the file that they are from, for errors.
 
     Raises:
-        RunError: something is missing, does not fit its schema, or does not agree with the rest.
+        RunError: a value is missing, does not fit its schema, or contradicts the others.
     """
-    remedy = "Give a file that `convnext export` wrote, or export the run again"
-    if missing := [name for name in _WORDS + _JSON if name not in metadata]:
-        raise RunError(f"{source} is not a file that `convnext export` wrote: it has no {missing[0]}", remedy)
-    values = {name: parse_json(metadata[name], f"{source}, {name},", remedy) for name in _JSON}
-    license = metadata["license"]
-    kept = {
-        "architecture": metadata["architecture"], "classes": values["classes"],
-        "preprocessing": values["preprocessing"], "calibration": values["calibration"], "weights": metadata["weights"],
-        "license": None if license == "unknown" else license, "precision": metadata["precision"],
-        "measured": values["measured"],
-    }  # fmt: skip
-    about = convert_record(kept, Metadata, source, remedy)
-    if len(set(about.classes)) != len(about.classes) or not about.classes:
-        raise RunError(f"{source} cannot be read: classes: {len(set(about.classes))} different names", remedy)
-    if about.preprocessing.image_size > MAX_SIDE:
-        raise RunError(f"{source} cannot be read: preprocessing: image_size {about.preprocessing.image_size}", remedy)
-    if about.calibration:
-        check_thresholds(about.calibration, about.classes, source, remedy)
-    return about
+    if missing := [name for name in _TEXTS + _JSON if name not in strings]:
+        raise RunError(f"{source} is not a file that `convnext export` wrote: it has no {missing[0]}", REMEDY)
+    texts = {name: strings[name] for name in _TEXTS}
+    values = {name: parse_json(strings[name], f"{source}, {name},", REMEDY) for name in _JSON}
+    license = None if texts["license"] == "unknown" else texts["license"]
+    metadata = convert_record({**texts, **values, "license": license}, Metadata, source, REMEDY)
+    if len(set(metadata.classes)) != len(metadata.classes) or not metadata.classes:
+        raise RunError(f"{source} cannot be read: classes: {len(set(metadata.classes))} different names", REMEDY)
+    size = metadata.preprocessing.image_size
+    if size > MAX_SIDE:
+        raise RunError(f"{source} cannot be read: preprocessing: image_size {size}", REMEDY)
+    if metadata.calibration:
+        check_thresholds(metadata.calibration, metadata.classes, source, REMEDY)
+    return metadata
 
 
-_WORDS = ("architecture", "weights", "license", "precision")
+_TEXTS = ("architecture", "weights", "license", "precision")
 _JSON = ("classes", "preprocessing", "calibration", "measured")
 
 
@@ -108,22 +104,20 @@ def to_preprocessing(config: Config) -> Preprocessing:
     )
 
 
-def describe_steps(about: Metadata) -> list[str]:
-    """From an image's file to a probability, in words for whoever has no `convnext`."""
-    preprocessing, size = about.preprocessing, about.preprocessing.image_size
+def describe_steps(metadata: Metadata) -> list[str]:
+    """Return the steps from an image file to a probability, for those who run the file without `convnext`."""
+    preprocessing, size = metadata.preprocessing, metadata.preprocessing.image_size
     side = math.floor(size / preprocessing.crop_pct)
     scaled = f"both sides to {side} px" if preprocessing.crop_mode == "squash" else f"the shorter side to {side} px"
     luminance = "conversion to luminance (as Pillow's convert('L')), the " if preprocessing.is_grey else ""
-    fitted = f"softmax(logits / {about.temperature:.6g})"
     steps = f"""\
-Decode to RGB, 8 bits, upright by its EXIF orientation. Grey becomes three equal channels; more than 8 bits are \
-stretched from the image's own darkest to its own brightest value; transparency is laid on white.
-Scale {scaled}, {preprocessing.interpolation} with antialiasing (as Pillow's resize), unless it has that size.
-Crop the middle {size} x {size} px.
-Give them as `{INPUT}`, uint8 (batch, {size}, {size}, 3). The {luminance}division by 255, the mean \
-{preprocessing.mean} and the \
-standard deviation {preprocessing.std} are applied inside.
-`probabilities` (batch, {len(about.classes)}) are {fitted}, in the order of `classes`. Where `thresholds` names a \
-class, it counts as found from that probability on. `novelty`, where there is one, says above `novelty_threshold` that \
-the image is unlike the training images."""
+Decode to 8-bit RGB, upright by the EXIF orientation. Grey images become three equal channels; more than 8 bits are \
+scaled linearly from the image's minimum and maximum to 0 and 255; transparent pixels are composited on white.
+Resize {scaled}, {preprocessing.interpolation} with antialiasing (as Pillow's resize), unless the image has that size.
+Crop the centre, {size} x {size} px.
+Pass the pixels as `{INPUT}`, uint8 (batch, {size}, {size}, 3). The {luminance}division by 255, the mean \
+{preprocessing.mean} and the standard deviation {preprocessing.std} are applied inside the model.
+`probabilities` (batch, {len(metadata.classes)}) are softmax(logits / {metadata.temperature:.6g}), in the order of \
+`classes`. A class in `thresholds` is positive from that probability on. An image whose `novelty` (if there is that \
+output) is above `novelty_threshold` is out-of-distribution (OOD)."""
     return [f"{number}. {step}" for number, step in enumerate(steps.splitlines(), start=1)]

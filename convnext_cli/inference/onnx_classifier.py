@@ -1,4 +1,4 @@
-"""An exported ONNX file at work: ONNX Runtime, Pillow and NumPy, without torch."""
+"""Classifier of an exported ONNX file: ONNX Runtime, Pillow and NumPy, without torch."""
 
 from pathlib import Path
 
@@ -7,23 +7,22 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ConvnextError, RunError
 from convnext_cli.inference.classifier import Classifier, Outputs
-from convnext_cli.inference.metadata import INPUT, read_metadata, to_preprocessing
+from convnext_cli.inference.metadata import INPUT, REMEDY, read_metadata, to_preprocessing
 from convnext_cli.machine import count_cpus
 from convnext_cli.runs.folder import RunFolder
 
 ONNX_SUFFIX = ".onnx"
-REMEDY = "Give a file that `convnext export` wrote, or export the run again"
 INSTALL = "Install what it needs: pip install 'convnext-cli[onnx]'"
 
 
 class OnnxClassifier(Classifier):
-    """An exported file, ready to classify.
+    """The model of an exported ONNX file.
 
     Args:
-        path: the file that `convnext export --format onnx` wrote.
+        path: written by `convnext export --format onnx`.
 
     Raises:
-        RunError: the file cannot be read, or is not ours.
+        RunError: the file cannot be read, or `convnext export` did not write it.
         ConvnextError: ONNX Runtime is not installed.
     """
 
@@ -34,14 +33,14 @@ class OnnxClassifier(Classifier):
             raise ConvnextError("ONNX Runtime is not installed", INSTALL) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = count_cpus()
-        options.log_severity_level = 3  # errors; its warnings speak of its own optimisations
+        options.log_severity_level = 3  # errors only
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # ONNX Runtime's errors have no common base class, and say its own line numbers
-            raise RunError(f"{path} cannot be read: it is damaged, or no ONNX file", REMEDY) from error
-        self.about = read_metadata(metadata, path)
-        self.classes, self.preprocessing = self.about.classes, self.about.preprocessing
+        except Exception as error:  # ONNX Runtime's errors have no common base class
+            raise RunError(f"{path} cannot be read: it is damaged, or not an ONNX file", REMEDY) from error
+        self.metadata = read_metadata(metadata, path)
+        self.classes, self.preprocessing = self.metadata.classes, self.metadata.preprocessing
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         inputs = {tensor.name: tensor.shape[1:] for tensor in self._session.get_inputs()}
         self._outputs = list(outputs)
@@ -51,40 +50,44 @@ class OnnxClassifier(Classifier):
             )
         if any(outputs.get(name, [0])[-1] != len(self.classes) for name in ("logits", "probabilities")):
             raise RunError(f"{path} cannot be read: {len(self.classes)} classes are not its outputs'", REMEDY)
-        fitted = self.about.calibration
-        if fitted and fitted.novelty_threshold is not None and "novelty" not in outputs:
-            raise RunError(f"{path} cannot be read: it has a novelty_threshold and no output of that name", REMEDY)
+        calibration = self.metadata.calibration
+        if calibration and calibration.novelty_threshold is not None and "novelty" not in outputs:
+            raise RunError(f"{path} cannot be read: it has a novelty_threshold and no output `novelty`", REMEDY)
 
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Asks the model about prepared images, (B, S, S, 3); an exported file has no heat."""
+        """Return the outputs for preprocessed images, (B, S, S, 3); an exported file gives no heat map."""
         assert not heat
-        told = dict(zip(self._outputs, self._session.run(None, {INPUT: images}), strict=True))
+        arrays = dict(zip(self._outputs, self._session.run(None, {INPUT: images}), strict=True))
         return Outputs(
-            logits=told["logits"],
-            features=told["features"] if features else told["features"][:, :0],
+            logits=arrays["logits"],
+            features=arrays["features"] if features else arrays["features"][:, :0],
             heat=np.empty((len(images), 0, 0), np.float32),
-            probabilities=told["probabilities"],
-            novelty=told.get("novelty"),
+            probabilities=arrays["probabilities"],
+            novelty=arrays.get("novelty"),
         )
 
 
 def find_onnx_classifier(run: RunFolder) -> OnnxClassifier | str:
-    """The run's own ONNX file, ready; or why it cannot be used: there is none, it is old, or nothing reads it."""
+    """Return the classifier of the run's `model.onnx`, or the reason why it cannot be used.
+
+    Raises:
+        RunError: the file and `config.json` disagree.
+    """
     path = run.exported("onnx")
     if not path.exists():
         return f"the run has no {path.name}"
     try:
-        found = OnnxClassifier(path)
+        classifier = OnnxClassifier(path)
     except ConvnextError as error:
         return error.problem
-    if found.about.weights != run.fingerprint_weights():
-        return f"its {path.name} was made of other weights"
-    config, about = run.read_config(), found.about
-    for name, told, own in (
-        ("architecture", about.architecture, config.architecture),
-        ("classes", about.classes, config.label_names),
-        ("preprocessing", about.preprocessing, to_preprocessing(config)),
+    metadata, config = classifier.metadata, run.read_config()
+    if metadata.weights != run.fingerprint_weights():
+        return f"its {path.name} was exported from other weights"
+    for name, exported, configured in (
+        ("architecture", metadata.architecture, config.architecture),
+        ("classes", metadata.classes, config.label_names),
+        ("preprocessing", metadata.preprocessing, to_preprocessing(config)),
     ):
-        if told != own:  # both hold for the same weights, so one of them was edited
-            raise RunError(f"{path} and config.json beside it differ in {name}", "Bring the former files back")
-    return found
+        if exported != configured:  # the weights are the same, so one of the files was edited
+            raise RunError(f"{path} and config.json beside it differ in {name}", "Restore the original files")
+    return classifier

@@ -1,4 +1,4 @@
-"""Which images of an evaluation the model was trained on, told by their content and not by their names."""
+"""Overlap between the images of an evaluation and those of a run, by content and not by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,38 +15,43 @@ from convnext_cli.machine import count_cpus
 from convnext_cli.progress import Steps
 from convnext_cli.runs.folder import RunFolder
 
-MAX_THUMB_DIFFERENCE = 2.0  # grey levels, root mean square; JPEG at quality 40 differs by about 1
+MAX_THUMB_DIFFERENCE = 2.0  # grey levels, root mean square; JPEG at quality 40 gives about 1
 _BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overlap:
-    """How many images of an evaluation the run has used."""
+    """Numbers of images of an evaluation that the run has used."""
 
     trained: int
-    """Images with the same pixels as a training image."""
+    """Exact duplicates of a training image."""
     trained_near: int
-    """Others that are near-duplicates of a training image."""
+    """Near-duplicates of a training image."""
     validated: int
-    """Images that are, or are near-duplicates of, a validation image and no training image."""
+    """Exact or near-duplicates of a validation image that are none of a training image."""
 
 
 def measure_thumbnails(index: Index) -> Steps[dict[str, NDArray[Any]]]:
-    """Decode the images of an index, as far as the cache does not have them, and return what a run keeps of them."""
+    """Return the digests, hashes and thumbnails of the images of an index; those in the cache are not decoded."""
     measurements = yield from measure_images(index, threads=count_cpus())
     return measurements.select(range(len(index)))
 
 
 def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[Any]] | None]:
-    """Return what the run keeps of its images; of a run without it, measured from its data; None where they are gone.
+    """Return the digests, hashes and thumbnails of a run's images.
+
+    They are measured where the run has none.
 
     Args:
         run: the run.
         index: its split.
+
+    Returns:
+        None where the run has none and its data are gone.
     """
-    kept = run.read_image_hashes()
-    if kept is not None and all(name in kept and len(kept[name]) == len(index) for name in CONTENT_MEASURES):
-        return kept
+    stored = run.read_image_hashes()
+    if stored is not None and all(name in stored and len(stored[name]) == len(index) for name in CONTENT_MEASURES):
+        return stored
     if not index.root.is_dir():
         return None
     measured = yield from measure_thumbnails(index)
@@ -54,27 +59,28 @@ def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[A
 
 
 def match_names(known: Mapping[str, NDArray[Any]], measured: Mapping[str, NDArray[Any]]) -> float:
-    """Return the fraction of images, in the same order, whose pixels are equal."""
+    """Return the fraction of images with equal pixels; both are in the same order."""
     return float((known["digest"] == measured["digest"]).all(axis=1).mean())
 
 
 def find_overlap(
     known: Mapping[str, NDArray[Any]], trained_on: Index, measured: Mapping[str, NDArray[Any]], rows: Sequence[int]
 ) -> Overlap:
-    """Count the images that the run was trained on, or chose its best epoch by.
+    """Count the images that the run was trained or validated on.
 
     Args:
-        known: of the run's images, as `read_image_hashes` gives it.
+        known: `read_image_hashes` of the run's images.
         trained_on: the run's split, in the same order.
-        measured: of the images of the evaluation.
-        rows: those of `measured` that are evaluated.
+        measured: `measure_thumbnails` of the images of the evaluation.
+        rows: rows of `measured` that are evaluated.
     """
     is_train = np.array([split == "train" or is_fold(split) for split in trained_on.splits])
     is_val = np.array([split == "val" for split in trained_on.splits])
-    ours = {name: measured[name][list(rows)] for name in CONTENT_MEASURES}
-    readable = ours["digest"].any(axis=1)
-    exact, near = (f(_select(known, is_train), ours) & readable for f in (_find_exact, _find_near))
-    validated = _find_exact(_select(known, is_val), ours) | _find_near(_select(known, is_val), ours)
+    evaluated = {name: measured[name][list(rows)] for name in CONTENT_MEASURES}
+    readable = evaluated["digest"].any(axis=1)
+    train, val = _select(known, is_train), _select(known, is_val)
+    exact, near = (find(train, evaluated) & readable for find in (_find_exact, _find_near))
+    validated = _find_exact(val, evaluated) | _find_near(val, evaluated)
     return Overlap(
         trained=int(exact.sum()),
         trained_near=int((near & ~exact).sum()),
@@ -82,23 +88,24 @@ def find_overlap(
     )
 
 
-def _select(pictures: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    return {name: pictures[name][chosen] for name in CONTENT_MEASURES}
+def _select(arrays: Mapping[str, NDArray[Any]], mask: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    return {name: arrays[name][mask] for name in CONTENT_MEASURES}
 
 
-def _find_exact(known: Mapping[str, NDArray[Any]], ours: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    seen = set(map(tuple, known["digest"].tolist()))
-    return np.array([tuple(digest) in seen for digest in ours["digest"].tolist()], bool)
+def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Return true for images with an exact duplicate among the known ones, (N,)."""
+    digests = set(map(tuple, known["digest"].tolist()))
+    return np.array([tuple(digest) in digests for digest in evaluated["digest"].tolist()], bool)
 
 
-def _find_near(known: Mapping[str, NDArray[Any]], ours: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Return which images have a near-duplicate: a similar hash, and nearly the same thumbnail, (N,)."""
-    found = np.zeros(len(ours["hash"]), bool)
-    for start in range(0, len(found), _BLOCK):
-        hashes = ours["hash"][start : start + _BLOCK, None]
+def _find_near(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Return true for images with a near-duplicate among the known ones: similar hash and thumbnail, (N,)."""
+    is_near = np.zeros(len(evaluated["hash"]), bool)
+    for start in range(0, len(is_near), _BLOCK):
+        hashes = evaluated["hash"][start : start + _BLOCK, None]
         one, two = np.nonzero(np.bitwise_count(hashes ^ known["hash"][None]) <= MAX_DISTANCE)
         for part in range(0, len(one), 100_000):
             a, b = one[part : part + 100_000] + start, two[part : part + 100_000]
-            difference = ours["thumb"][a].astype(np.float32) - known["thumb"][b]
-            found[a[(difference**2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2]] = True
-    return found
+            difference = evaluated["thumb"][a].astype(np.float32) - known["thumb"][b]
+            is_near[a[(difference**2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2]] = True
+    return is_near

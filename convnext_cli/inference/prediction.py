@@ -1,107 +1,114 @@
-"""What a run says of new images: probabilities, decisions, whether it should say anything, and where it looked."""
+"""Prediction for new images: probabilities, decisions, abstention and heat maps."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError, RunError, UsageError, check_word
 from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.transforms import locate_crop, transform_for_eval
-from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, read_novelty
+from convnext_cli.inference.calibration import (
+    Calibration,
+    describe_unreliable_ood,
+    get_temperature,
+    read_calibration,
+    read_novelty,
+)
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.ensemble import Ensemble, Member, get_temperature
+from convnext_cli.inference.ensemble import Ensemble, Member
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.request import ENGINES, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.machine import has_gpu
 from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.novelty import NoveltyModel
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.text import quote
 
-MAX_STEM = 200  # bytes; a file's name has room for 255
-GPU_FROM = 200  # images from which on a GPU is worth the seconds that torch takes to start
+MAX_STEM = 200  # bytes; a file name has room for 255
+GPU_FROM = 200  # images from which on a GPU outweighs the seconds that torch takes to start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What a model says of one image. `error` is set, and the rest empty, where the image cannot be read."""
+    """Prediction for one image. If the image cannot be read, `error` is set and the rest is empty."""
 
     path: Path | None
-    """The file; None for an image that was given in memory."""
+    """The file; None for an image in memory."""
     index: int = 0
-    """Place of the input among those given, from 0."""
+    """Position of the input, from 0."""
     item: int | None = None
-    """Place in an (N, H, W, 3) array, from 0; None for other inputs."""
+    """Position in an (N, H, W, 3) array, from 0; None for other inputs."""
     classes: tuple[str, ...] = ()
     """All class names, the most probable first."""
     probabilities: tuple[float, ...] = ()
     decisions: dict[str, bool] = field(default_factory=dict)
-    """For each target that the run keeps, whether the image is at or above its threshold."""
+    """For each target of the run, True if the probability is at or above its threshold."""
     novelty: float | None = None
-    """How unlike the training images it is; None if not asked for."""
+    """OOD score; None if not requested."""
     abstained: bool | None = None
-    """Whether the novelty is above the run's threshold, so that the answer should not be used."""
+    """True if the OOD score is above the run's threshold: the prediction should not be used."""
     explanation: Path | None = None
-    """The picture of where the model looked, if asked for."""
+    """The heat map, if requested."""
     error: ImageError | None = None
+
+
+class PredictOptions(TypedDict, total=False):
+    """Options of `predict`, for type checkers and editors."""
+
+    raw: bool
+    abstain: bool
+    explain: Path | str | None
+    overwrite: bool
+    tta: bool
+    engine: str
 
 
 def predict(
     images: Iterable[ImageInput] | ImageInput,
     run: Path | str | None = None,
     *,
-    raw: bool = False,
-    abstain: bool = False,
-    explain: Path | str | None = None,
-    overwrite: bool = False,
-    tta: bool = False,
-    engine: str = "auto",
     on_event: OnEvent = None,
+    **options: Unpack[PredictOptions],
 ) -> list[Prediction]:
     """Classify one image or several with a run: classes, probabilities and decisions for each.
 
     Args:
-        images: one or a sequence of paths, PIL images and NumPy arrays, mixed as you like. Arrays are uint8, 0 to 255:
-            (H, W) grey, (H, W, 3) RGB, or (N, H, W, 3) for N images. A PIL image is read as its file would be: turned
-            upright by its EXIF, laid on white where transparent.
-        run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`. With a
-            cross-validation's folder, probabilities are the mean over its models.
-        raw: leave out the temperature and the thresholds that the run keeps.
-        abstain: flag images that are unlike the training images.
-        explain: a folder to draw into where the model looked, outside of the data.
-        overwrite: replace pictures that are in `explain` already.
-        tta: average over shifted views.
-        engine: `onnx` (ONNX Runtime, without torch), `torch`, or `auto`: ONNX Runtime where the run has a file for it
-            that holds its weights, and nothing is asked for that needs torch (`explain`, `tta`).
+        images: one or several paths, PIL images and NumPy arrays, in any mixture. Arrays are uint8, 0 to 255: (H, W)
+            grey, (H, W, 3) RGB, or (N, H, W, 3) for N images. A PIL image is read like its file: turned upright by
+            its EXIF orientation, transparent pixels composited on white.
+        run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`. For a cross-validation,
+            probabilities are the mean over its models.
         on_event: called with each `Progress`.
+        **options: `raw`, leave out the run's temperature and thresholds; `abstain`, flag images that are
+            out-of-distribution (OOD); `explain`, a folder for Grad-CAM heat maps, outside of the data; `overwrite`,
+            replace existing heat maps there; `tta`, test-time augmentation; `engine`, `onnx` (ONNX Runtime, without
+            torch), `torch`, or `auto` (default): ONNX Runtime where the run has an up-to-date `model.onnx` and no
+            other option needs torch (`explain`, `tta`).
 
     Returns:
-        A `Prediction` for each image, in their order. `index` says which input it is of, and `item` which image of an
+        A `Prediction` for each image, in their order. `index` is the input that it is of, and `item` the image of an
         (N, H, W, 3) array.
 
     Raises:
-        RunError: the run cannot be read. An image that cannot be read is no failure: its prediction has `error` set.
-        UsageError: an input is neither path nor image, the run cannot tell what is unlike its images, or the engine
-            cannot do what is asked.
+        RunError: the run cannot be read. An image that cannot be read is no error: its prediction has `error` set.
+        UsageError: an input is neither path nor image, the run has no OOD score, or the engine does not support an
+            option.
     """
     folder = find_newest_run().path if run is None else Path(run)
     sources = list_sources(images)
-    request = PredictRequest(
-        raw=raw,
-        abstain=abstain,
-        explain=Path(explain) if explain else None,
-        overwrite=overwrite,
-        tta=tta,
-        engine=engine,
-    )
+    explain = options.pop("explain", None)
+    request = PredictRequest(explain=Path(explain) if explain else None, **options)
 
     def predict_all() -> Steps[list[Prediction]]:
         predictions: list[Prediction] = []
@@ -114,20 +121,19 @@ def predict(
 
 
 def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
-    """Return a sentence for each thing that weakens a run's predictions: a missed target, an unreliable OOD score.
-
-    A target is missed where the last evaluation on a test split measured less.
-    """
+    """Return notes on a run's predictions: an unreliable OOD score, targets missed by the last test evaluation."""
     folder = RunFolder(run)
     if not run.is_dir() or isinstance(open_folder(run), FoldsFolder):
         return []
     tests = folder.read_tests()
     measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests and not request.raw else {}
     calibration = read_calibration(folder) if measured or request.abstain else None
-    weak = describe_unreliable_ood(calibration) if request.abstain and calibration else ""
-    return [weak] * bool(weak) + [
+    if calibration is None:
+        return []
+    unreliable = describe_unreliable_ood(calibration) if request.abstain else None
+    return ([unreliable] if unreliable else []) + [
         f"target {t.target} was not met on the test split: {t.target.figure} {100 * value:.1f}%"
-        for t in (calibration.thresholds if calibration else ())
+        for t in calibration.thresholds
         if (value := measured.get(str(t.target))) is not None and value < t.target.value
     ]
 
@@ -135,148 +141,182 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
 def predict_steps(
     run: Path, images: Iterable[ImageInput] | ImageInput, request: PredictRequest
 ) -> Iterator[Prediction]:
-    """Do what `predict` does, image by image, in constant memory."""
+    """Yield the prediction of each image, as `predict` computes it, in constant memory."""
     yield from _predict(run, list_sources(images), request)
 
 
-def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
-    model: Classifier
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Model:
+    """A classifier with what was fitted on validation images."""
+
+    classifier: Classifier
+    calibration: Calibration | None = None
+    """None for a cross-validation, whose members are calibrated one by one."""
+    novelty: NoveltyModel | None = None
+    """The OOD model; None if not requested, or if the classifier computes the score itself."""
+    threshold: float | None = None
+    """Of the OOD score; None if not requested."""
+
+
+def _open_model(run: Path, request: PredictRequest, num_images: int) -> _Model:
+    """Return the model of an exported file, a cross-validation or a run."""
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
-        model = file = _open_file(run, request)
-        calibration, novelty_model = file.about.calibration, None
-        threshold = _find_threshold(run, calibration) if request.abstain else None
-    elif isinstance(folder := open_folder(run), FoldsFolder):
-        model, threshold = _open_folds(folder, request, len(sources))
-        calibration = novelty_model = None
-    else:
-        model, calibration = open_run(run, request, len(sources)), read_calibration(RunFolder(run))
-        threshold = _find_threshold(run, calibration) if request.abstain else None
-        novelty_model = read_novelty(RunFolder(run)) if request.abstain else None
+        file = _open_file(run, request)
+        calibration = file.metadata.calibration
+        threshold = _get_ood_threshold(run, calibration) if request.abstain else None
+        return _Model(classifier=file, calibration=calibration, threshold=threshold)
+    folder = open_folder(run)
+    if isinstance(folder, FoldsFolder):
+        return _open_folds(folder, request, num_images)
+    classifier, calibration = open_run(run, request, num_images), read_calibration(folder)
+    if not request.abstain:
+        return _Model(classifier=classifier, calibration=calibration)
+    threshold = _get_ood_threshold(run, calibration)
+    return _Model(classifier=classifier, calibration=calibration, novelty=read_novelty(folder), threshold=threshold)
+
+
+def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
+    model = _open_model(run, request, len(sources))
+    classifier, classes = model.classifier, model.classifier.classes
+    calibration = None if request.raw else model.calibration
     if request.explain is not None:
         _make_folder(run, sources, request)
-    use = None if request.raw else calibration
 
     def load(row: int) -> Pixels:
-        return transform_for_eval(sources[row].read(), model.preprocessing)
+        return transform_for_eval(sources[row].read(), classifier.preprocessing)
 
     row = 0
-    answers = model.classify_batches(
-        range(len(sources)), load, features=novelty_model is not None, heat=request.explain is not None
-    )
-    for part in answers:
-        probabilities = np.exp(log_softmax(part.logits / (use.temperature if use else 1.0)))
-        novelty = novelty_model.score(part.features, part.statistics) if novelty_model else part.novelty
-        for place in range(len(part.logits)):
+    for outputs in classifier.classify_batches(
+        range(len(sources)), load, features=model.novelty is not None, heat=request.explain is not None
+    ):
+        probabilities = np.exp(log_softmax(outputs.logits / get_temperature(calibration)))
+        scores = outputs.novelty
+        if model.novelty is not None:
+            scores = model.novelty.score(outputs.features, outputs.statistics)
+        for i, image_probabilities in enumerate(probabilities):
             source = sources[row]
             row += 1
-            if error := part.failed.get(place):
+            if error := outputs.failed.get(i):
                 yield Prediction(path=source.path, index=source.index, item=source.item, error=error)
                 continue
-            mine = probabilities[place]
-            order = np.argsort(-mine, kind="stable")
-            picture = None
+            order = np.argsort(-image_probabilities, kind="stable")
+            explanation = None
             if request.explain is not None:
-                caption = "   ".join(f"{model.classes[k]} {100 * mine[k]:.1f}%" for k in order[:3])
-                caption += f"   (right: Grad-CAM of {model.classes[order[0]]})"
-                picture = request.explain / _name_picture(row, source)
-                _draw(picture, source, part.heat[place], model.preprocessing, caption, overwrite=request.overwrite)
+                explanation = request.explain / _name_heat_map(row, source)
+                caption = _describe_classes(classes, image_probabilities, order)
+                _draw_heat_map(explanation, source, outputs.heat[i], classifier.preprocessing, caption, request)
+            has_score = model.threshold is not None and scores is not None
             yield Prediction(
                 path=source.path,
                 index=source.index,
                 item=source.item,
-                classes=tuple(model.classes[k] for k in order),
-                probabilities=tuple(float(mine[k]) for k in order),
-                decisions=_decide(use, model.classes, mine),
-                novelty=None if threshold is None or novelty is None else float(novelty[place]),
-                abstained=None if threshold is None or novelty is None else bool(novelty[place] > threshold),
-                explanation=picture,
+                classes=tuple(classes[k] for k in order),
+                probabilities=tuple(float(image_probabilities[k]) for k in order),
+                decisions=_decide(calibration, classes, image_probabilities),
+                novelty=float(scores[i]) if has_score else None,
+                abstained=bool(scores[i] > model.threshold) if has_score else None,
+                explanation=explanation,
             )
 
 
-def _decide(calibration: Calibration | None, classes: tuple[str, ...], probabilities: np.ndarray) -> dict[str, bool]:
+def _decide(
+    calibration: Calibration | None, classes: tuple[str, ...], probabilities: NDArray[np.float64]
+) -> dict[str, bool]:
+    """Return the decision for each target."""
     thresholds = calibration.thresholds if calibration else ()
     return {str(t.target): bool(probabilities[classes.index(t.target.name)] >= t.threshold) for t in thresholds}
 
 
-def open_run(run: Path, request: PredictRequest, images: int) -> Classifier:
-    """The model of a run folder: its ONNX file where that serves, else torch.
+def open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier:
+    """Return the classifier of a run folder: its ONNX file where that is possible, else torch.
 
     Args:
         run: the run folder.
-        request: what to tell.
-        images: how many there are; with many of them a GPU is worth torch's start.
+        request: its options decide whether torch is needed.
+        num_images: number of images; for many, a GPU outweighs the start of torch.
 
     Raises:
-        UsageError: the engine that is wished for cannot do it.
+        UsageError: the engine of the request does not support its options.
         RunError: the run cannot be read.
     """
     check_word("engine", request.engine, ENGINES)
     if request.engine != "torch":
-        why = _needs_torch(request)
-        if not why and request.engine == "auto" and images >= GPU_FROM and has_gpu():
-            why = "the GPU is faster"
-        found = why or find_onnx_classifier(RunFolder(run))
-        if isinstance(found, OnnxClassifier):
-            return found
+        reason = _needs_torch(request)
+        if not reason and request.engine == "auto" and num_images >= GPU_FROM and has_gpu():
+            reason = "the GPU is faster"
+        classifier = reason or find_onnx_classifier(RunFolder(run))
+        if isinstance(classifier, OnnxClassifier):
+            return classifier
         if request.engine == "onnx":
             raise UsageError(
-                f"ONNX Runtime cannot do it: {found}", f"Use --engine auto, or `convnext export {quote(run)}`"
+                f"--engine onnx is not possible: {classifier}",
+                f"Use --engine auto, or `convnext export {quote(run)}`",
             )
 
-    from convnext_cli.inference.torch_classifier import TorchClassifier  # torch: seconds
+    from convnext_cli.inference.torch_classifier import TorchClassifier  # takes seconds to import
 
     return TorchClassifier(run, tta=request.tta)
 
 
 def _open_file(path: Path, request: PredictRequest) -> OnnxClassifier:
+    """Return the classifier of an exported file.
+
+    Raises:
+        UsageError: the request needs torch.
+    """
     check_word("engine", request.engine, ENGINES)
-    if why := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
-        raise UsageError(f"{path} cannot do it: {why}", "Give the run folder")
+    if reason := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
+        raise UsageError(f"{path} does not support it: {reason}", "Give the run folder")
     return OnnxClassifier(path)
 
 
-def _open_folds(folder: FoldsFolder, request: PredictRequest, images: int) -> tuple[Ensemble, float | None]:
-    """A cross-validation's models, and the mean of their thresholds of novelty, which is held against the mean score.
+def _open_folds(folder: FoldsFolder, request: PredictRequest, num_images: int) -> _Model:
+    """Return the ensemble of a cross-validation; its OOD threshold is the mean of those of the folds.
 
-    The folds' thresholds of probability are left out: they hold for one model's probabilities, not for their mean.
+    The folds' decision thresholds do not hold for the mean of their probabilities, and are left out.
     """
     runs = folder.list_runs()
-    found = [read_calibration(run) for run in runs]
-    thresholds = [_find_threshold(run.path, c) for run, c in zip(runs, found, strict=True)] if request.abstain else []
+    pairs = [(run, read_calibration(run)) for run in runs]
+    thresholds = [_get_ood_threshold(run.path, calibration) for run, calibration in pairs] if request.abstain else []
     members = [
         Member(
-            model=open_run(run.path, request, images),
-            temperature=1.0 if request.raw else get_temperature(calibration),
+            classifier=open_run(run.path, request, num_images),
+            temperature=get_temperature(None if request.raw else calibration),
             novelty=read_novelty(run) if request.abstain else None,
         )
-        for run, calibration in zip(runs, found, strict=True)
+        for run, calibration in pairs
     ]
-    return Ensemble(folder, members), float(np.mean(thresholds)) if thresholds else None
+    threshold = float(np.mean(thresholds)) if thresholds else None
+    return _Model(classifier=Ensemble(folder, members), threshold=threshold)
 
 
 def _needs_torch(request: PredictRequest) -> str:
+    """Return the reason why torch is needed, or an empty string."""
     return "--explain needs torch" if request.explain is not None else "--tta needs torch" if request.tta else ""
 
 
-def _find_threshold(run: Path, calibration: Calibration | None) -> float:
+def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
+    """Return the threshold of the OOD score.
+
+    Raises:
+        UsageError: the run has none.
+    """
     if calibration is None or calibration.novelty_threshold is None:
-        why = calibration.weak if calibration else "it was never calibrated"
+        reason = calibration.weak if calibration else "it was never calibrated"
         raise UsageError(
-            f"{run} cannot tell what is unlike its images: {why}",
+            f"{run} has no OOD score: {reason}",
             "Run `convnext eval` on it, fine-tune with more validation images, or leave out --abstain",
         )
     return calibration.novelty_threshold
 
 
 def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) -> None:
-    """Make the folder for pictures, which must not lie in the data and not hold pictures of these names.
-
-    The data are the run's own, the folders that the images lie in, and the folder that several of these lie in.
+    """Make the folder for heat maps.
 
     Raises:
-        UsageError: it does.
+        UsageError: it lies in the data of the run or among the images, or has heat maps of these names already.
     """
-    from convnext_cli.data.index import check_outside_data
+    from convnext_cli.data.dataset import check_apart  # slow to import; --explain waits for torch anyway
 
     folder = request.explain
     assert folder is not None
@@ -285,12 +325,12 @@ def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) 
     )
     for data in (*parents, *_find_data_folder(parents)):
         check_outside(folder, data, option="--explain")
-    with suppress(RunError):  # a file, or a run whose data are not known
-        check_outside_data(folder, RunFolder(run).read_split(), option="--explain")
+    with suppress(RunError):  # an exported file, or a run whose data are not known
+        check_apart(folder, RunFolder(run).read_split(), option="--explain")
     for row, source in enumerate(sources, start=1):
-        picture = folder / _name_picture(row, source)
-        if os.path.lexists(picture):
-            check_output(picture, "--explain", overwrite=request.overwrite)
+        heat_map = folder / _name_heat_map(row, source)
+        if os.path.lexists(heat_map):
+            check_output(heat_map, "--explain", overwrite=request.overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -298,25 +338,38 @@ def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) 
 
 
 def _find_data_folder(parents: Sequence[Path]) -> list[Path]:
-    """Return the folder above class folders, or above splits with class folders; none where they lie farther apart."""
+    """Return the folder above class folders, or above splits with class folders; nothing if they lie farther apart."""
     if len(parents) < 2:
         return []
-    above = Path(os.path.commonpath(parents))
-    is_data = all(len(parent.relative_to(above).parts) <= 2 for parent in parents)  # <class>, or <split>/<class>
-    return [above] if is_data and above != Path(above.anchor) else []
+    common = Path(os.path.commonpath(parents))
+    is_data = all(len(parent.relative_to(common).parts) <= 2 for parent in parents)  # <class>, or <split>/<class>
+    return [common] if is_data and common != Path(common.anchor) else []
 
 
-def _name_picture(row: int, source: Source) -> str:
+def _name_heat_map(row: int, source: Source) -> str:
+    """Return the file name of an image's heat map; `row` is from 1."""
     stem = source.stem.encode("utf-8", "surrogateescape")[:MAX_STEM].decode("utf-8", "ignore")
     return f"{row:05d}-{stem}.png"
 
 
-def _draw(
-    output: Path, source: Source, heat: np.ndarray, preprocessing: Preprocessing, caption: str, *, overwrite: bool
+def _describe_classes(classes: tuple[str, ...], probabilities: NDArray[np.float64], order: NDArray[np.int64]) -> str:
+    """Return the caption of a heat map: the three most probable classes."""
+    top = "   ".join(f"{classes[k]} {100 * probabilities[k]:.1f}%" for k in order[:3])
+    return f"{top}   (right: Grad-CAM of {classes[order[0]]})"
+
+
+def _draw_heat_map(
+    output: Path,
+    source: Source,
+    heat: NDArray[np.float32],
+    preprocessing: Preprocessing,
+    caption: str,
+    request: PredictRequest,
 ) -> None:
-    from convnext_cli.inference.explain import draw_explanation  # torch: whoever explains has it by now
+    """Write the heat map of an image."""
+    from convnext_cli.inference.explain import draw_explanation  # torch, which is imported by now
 
     image = source.read()
     drawn = draw_explanation(image, heat, locate_crop(image.shape[1], image.shape[0], preprocessing), caption)
-    with replace_output(output, "--explain", overwrite=overwrite) as temporary:
+    with replace_output(output, "--explain", overwrite=request.overwrite) as temporary:
         drawn.save(temporary, format="PNG")

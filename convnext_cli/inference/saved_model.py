@@ -30,10 +30,15 @@ def write_model(
     preprocessing: Preprocessing,
     license: str | None,
 ) -> None:
-    """Writes `config.json` and `model.safetensors`: timm.create_model("local-dir:FOLDER", pretrained=True) loads them.
+    """Write `config.json` and `model.safetensors`: timm.create_model("local-dir:FOLDER", pretrained=True) loads them.
 
-    The configuration carries the class names, the preprocessing as trained, and the licence of the base weights.
-    The weights are given apart, because a model that is spread over several GPUs has only a part of its own.
+    Args:
+        model: gives the architecture.
+        folder: the run folder.
+        weights: of the model; separate, because a model sharded over several GPUs has only a part of them.
+        classes: names.
+        preprocessing: as trained.
+        license: of the base weights; None where it is not known.
     """
     data = {
         "crop_pct": preprocessing.crop_pct,
@@ -41,7 +46,7 @@ def write_model(
         "mean": preprocessing.mean,
         "std": preprocessing.std,
     }
-    # Only the weights' licence is known here; what else their configuration says is about the base weights.
+    # Drop timm's description, which is of the base weights.
     cfg = {"license": license, "description": None, "num_classes": len(classes)}
     with replace_file(folder / "config.json") as path:
         save_config_for_hf(
@@ -52,7 +57,7 @@ def write_model(
             | {"input_size": (len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size)},
         )
         config = json.loads(path.read_text(encoding="utf-8"))
-        del config["model_args"]["num_classes"]  # it stands above already; twice is too often for transformers 5.23
+        del config["model_args"]["num_classes"]  # a duplicate, which transformers 5.23 rejects
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
 
@@ -60,27 +65,27 @@ def write_model(
 def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
     """Load what `write_model` wrote: the model in evaluation mode, its class names, its preprocessing.
 
-    The model is made of the run's own files alone: what `config.json` says of places to fetch weights from is not
-    passed on to timm, and nothing is built before the weights have been seen to have its sizes.
+    Only the run's own files are read: URLs in `config.json` are not passed to timm. The model is built after the
+    sizes of the weights are checked.
 
     Raises:
-        RunError: a file is missing, damaged, or does not agree with the others.
+        RunError: a file is missing, damaged, or contradicts the others.
     """
     run = RunFolder(folder)
     config, path = run.read_config(), folder / "model.safetensors"
     architecture = load_catalog().get(config.architecture)
     if architecture is None:
-        why = f"architecture: {config.architecture!r} is no ConvNeXt of timm"
-        raise RunError(f"{folder / 'config.json'} cannot be read: {why}", MODEL_REMEDY)
+        problem = f"architecture: {config.architecture!r} is not a ConvNeXt of timm"
+        raise RunError(f"{folder / 'config.json'} cannot be read: {problem}", MODEL_REMEDY)
     arguments = config.model_args
     if arguments.head_hidden_size is not None and not architecture.takes_hidden_layer:
-        why = f"head_hidden_size: {architecture.name} takes no hidden layer"
-        raise RunError(f"{folder / 'config.json'} cannot be read: {why}", MODEL_REMEDY)
+        problem = f"head_hidden_size: {architecture.name} takes no hidden layer"
+        raise RunError(f"{folder / 'config.json'} cannot be read: {problem}", MODEL_REMEDY)
     try:
         state = load_file(path)
     except FileNotFoundError as error:
-        raise RunError(f"{folder} is no finished run: it has no {path.name}", MODEL_REMEDY) from error
-    except Exception as error:  # a torn file: safetensors' own errors, OSError
+        raise RunError(f"{folder} is not a finished run: it has no {path.name}", MODEL_REMEDY) from error
+    except Exception as error:  # safetensors' own errors, OSError
         raise RunError(f"{path} cannot be read: it is damaged or cut short", MODEL_REMEDY) from error
     classes = len(config.label_names)
     outputs = len(state.get("head.fc.weight", ()))
@@ -98,11 +103,11 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        own = model.state_dict()
-        other = [name for name in own if name not in state or state[name].shape != own[name].shape]
-        other += [name for name in state if name not in own]
+        expected = model.state_dict()
+        wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+        wrong += [name for name in state if name not in expected]
         raise RunError(
-            f"{path} cannot be read: {len(other)} tensors do not fit {architecture.name}, such as {other[0]}",
+            f"{path} cannot be read: {len(wrong)} tensors do not fit {architecture.name}, such as {wrong[0]}",
             MODEL_REMEDY,
         ) from error
     if broken := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
@@ -111,7 +116,7 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
 
 
 def to_plain_cfg(config: Config, path: Path) -> dict[str, Any]:
-    """Return the fields of a run's `pretrained_cfg` that timm needs, without any place to fetch weights from."""
+    """Return the fields of a run's `pretrained_cfg` that timm needs, without URLs of weights."""
     raw = json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"]
     kept = {key: raw[key] for key in ("tag", "first_conv", "classifier", "license", "description") if key in raw}
     cfg = config.pretrained_cfg

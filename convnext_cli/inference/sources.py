@@ -24,9 +24,9 @@ class Source:
     """One image to classify."""
 
     index: int
-    """Place of the input that it is, or is part of."""
+    """Position of the input that it is, or is part of."""
     item: int | None
-    """Place in an (N, H, W, 3) array; None for other inputs."""
+    """Position in an (N, H, W, 3) array; None for other inputs."""
     content: Path | Image.Image | Pixels
 
     @property
@@ -36,7 +36,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """Return the file's name without its ending, for the name of a picture that is made of it."""
+        """Return the file's name without its suffix, for the names of files made from it."""
         return self.content.stem if isinstance(self.content, Path) else "image"
 
     def read(self) -> Pixels:

@@ -1,10 +1,9 @@
-"""Which images a run is judged on, and what makes them less of a test than they seem."""
+"""The images that a run is evaluated on, and notes on leakage and on how independent they are."""
 
 import json
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.encoding import normalise_name
@@ -15,21 +14,22 @@ from convnext_cli.data.split import is_fold
 from convnext_cli.errors import ConvnextError, DataError, RunError
 from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
 from convnext_cli.machine import count_cpus
-from convnext_cli.progress import Steps, finish
+from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
 
-T = TypeVar("T")
-MIN_SAME = 0.5  # of the images with the names of the run's own must be the same for the data to be its own
+MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
 
-_CHOSEN = "where they are enough, the best epoch and the calibration are chosen by them"
+_SELECTION_BIAS = (
+    "the best epoch and the calibration are chosen on them where there are enough; metrics may be slightly too high"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestSet:
-    """Rows of an index."""
+    """Images to evaluate on: rows of an index."""
 
     index: Index
     split: str
@@ -38,15 +38,15 @@ class TestSet:
 
     @property
     def groups(self) -> list[str] | None:
-        """The group of each row, or None where groups are not known."""
+        """Return the group of each row; None where groups are not known."""
         return [self.index.groups[row] for row in self.rows] if self.index.groups else None
 
 
-def choose_test_set(run: RunFolder, data: Path | None, split: str | None) -> tuple[TestSet, list[str]]:
-    """The images to judge a run on, and what the user should know of them.
+def choose_test_set(run: RunFolder, data: Path | None, split: str | None) -> tuple[TestSet, list[Notice]]:
+    """Return the images to evaluate a run on, and notes on them.
 
     Args:
-        run: whose own data and split are taken where `data` is None or the same folder.
+        run: its own data and split are used where `data` is None or the same folder.
         data: a folder of images.
         split: None takes `test` where there is one, else `val`, else all.
 
@@ -54,172 +54,189 @@ def choose_test_set(run: RunFolder, data: Path | None, split: str | None) -> tup
         RunError: the run cannot be read.
         DataError: the data has no such split.
     """
-    found: list[str] = []
-    index = _find_index(run, run.read_split(), data, found)
-    own = set(index.splits) - {""}
-    if any(map(is_fold, own)):
-        test_set, told = _choose_of_folds(index, split)
-        return test_set, [*found, *told]
-    if split == "all" or (split is None and not own):
-        return TestSet(index=index, split="all", rows=list(range(len(index)))), [*found, *index.notes]
+    index, notes = _find_index(run, run.read_split(), data)
+    splits = set(index.splits) - {""}
+    if any(map(is_fold, splits)):
+        test_set, fold_notes = _choose_from_folds(index, split)
+        return test_set, notes + fold_notes
+    notes += [Notice(text=text) for text in index.notes]
+    if split == "all" or (split is None and not splits):
+        return TestSet(index=index, split="all", rows=list(range(len(index)))), notes
     if split is None:
-        split = "test" if "test" in own else "val" if "val" in own else "train"
+        split = "test" if "test" in splits else "val" if "val" in splits else "train"
     rows = index.rows(split)
     if not rows:
         raise DataError(
             f"{index.root} has no {split} split",
-            f"It has {', '.join(sorted(own)) or 'none'}; or use --split all",
+            f"It has {', '.join(sorted(splits)) or 'none'}; or use --split all",
         )
-    notes = {
-        "test": [],
-        "val": [f"validation images: {_CHOSEN}; the figures may be a little too good"],
-        "train": ["the model was trained on these images: the figures say nothing of new ones"],
-    }
-    return TestSet(index=index, split=split, rows=rows), [*found, *index.notes, *notes[split]]
+    if split == "val":
+        notes.append(Notice(text=f"validation images: {_SELECTION_BIAS}"))
+    if split == "train":
+        text = "the model was trained on these images: the metrics do not tell how it does on new images"
+        notes.append(Notice(text=text, severity="warning"))
+    return TestSet(index=index, split=split, rows=rows), notes
 
 
-def audit_steps(run: RunFolder, notes: list[str]) -> Steps[AuditRecord | None]:
-    """Return the run's audit of its data; measure it again where `audit.json` is damaged, and note that.
+def audit_steps(run: RunFolder, notes: list[Notice]) -> Steps[AuditRecord | None]:
+    """Return the run's audit of its data; repeat the audit where `audit.json` is damaged.
+
+    Args:
+        run: the run folder.
+        notes: gets a note where the audit is missing, damaged or repeated.
 
     Returns:
-        None where the run has no audit, or it can be neither read nor measured again.
+        None where the run has no audit, or it can be neither read nor repeated.
     """
     try:
         audit = run.read_audit()
     except RunError as error:
         index = run.read_split()
-        known = [row for row, path in enumerate(index.paths) if (index.root / path).is_file()]
-        if len(known) < len(index):
-            gone = len(index) - len(known)
-            notes.append(
-                f"{error.problem}. Whether images leak between splits is not known: {gone:,} of {len(index):,} images "
-                "are gone, so it cannot be measured again"
+        missing = sum(not (index.root / path).is_file() for path in index.paths)
+        if missing:
+            text = (
+                f"{error.problem}. Leakage between splits is unknown: {missing:,} of {len(index):,} images are gone, "
+                "so the audit cannot be repeated"
             )
+            notes.append(Notice(text=text, severity="warning"))
             return None
-        notes.append(f"{error.problem}. The images were checked again")
+        notes.append(Notice(text=f"{error.problem}. The audit was repeated"))
         groups = len(set(index.groups) - {""})
         grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
         measured = yield from audit_index(index, grouping, threads=count_cpus())
         plain = json.loads(json.dumps(measured.as_dict(), default=str))
         return convert_record(plain, AuditRecord, run.path / "audit.json", error.remedy)
     if audit is None:
-        notes.append("the run has no audit.json: whether images leak between splits was not checked")
+        notes.append(Notice(text="the run has no audit.json: leakage between splits was not checked"))
     return audit
 
 
 def find_leakage(
     run: RunFolder, test_set: TestSet, audit: AuditRecord | None
-) -> Steps[tuple[list[str], Overlap | None]]:
-    """Return what the user should know of images that the model was trained on, and how many there are.
+) -> Steps[tuple[list[Notice], Overlap | None]]:
+    """Return notes on images that the model was trained on, and their number.
 
-    Of the run's own split, its audit has told. Other images are compared with those of the run by their content.
+    The run's own split was checked by its audit. Other images are compared with those of the run by content.
+
+    Args:
+        run: the run folder.
+        test_set: images to evaluate on.
+        audit: of the run's data, if known.
     """
     trained_on, index = run.read_split(), test_set.index
-    notes = _explain_guess(audit)
     if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
-        findings = [found for found in audit.findings if found.falsifies] if audit else []
-        titles = [f.title if f.severity else f"{f.count:,} x {f.title}" for f in findings]
-        return [
-            *notes,
-            *(f"{t}. {f.effect[:1].upper()}{f.effect[1:]}" for t, f in zip(titles, findings, strict=True)),
-        ], None
-    notes = []
+        return _list_audit_notes(audit), None
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
-        where = trained_on.root
-        return [
-            *notes,
-            f"not compared with the training images: the run has no digests of them, and {where} is gone",
-        ], None
-    chosen = select_rows(index, test_set.rows)
-    measured = yield from measure_thumbnails(chosen)
-    overlap = find_overlap(known, trained_on, measured, range(len(chosen)))
-    images = len(chosen)
+        text = (
+            f"not compared with the training images: the run has no digests of them, and {trained_on.root} is gone. "
+            "Leakage is unknown"
+        )
+        return [Notice(text=text, severity="warning")], None
+    selected = select_rows(index, test_set.rows)
+    measured = yield from measure_thumbnails(selected)
+    overlap = find_overlap(known, trained_on, measured, range(len(selected)))
+    notes: list[Notice] = []
     if overlap.trained or overlap.trained_near:
         near = f" ({overlap.trained_near:,} as near-duplicates)" if overlap.trained_near else ""
-        notes.append(
-            f"leakage: {overlap.trained + overlap.trained_near:,} of these {images:,} images were trained on{near}; "
-            "the scores are too high"
+        text = (
+            f"leakage: {overlap.trained + overlap.trained_near:,} of these {len(selected):,} images were trained "
+            f"on{near}; the scores are too high"
         )
+        notes.append(Notice(text=text, severity="warning"))
     if overlap.validated:
-        notes.append(
-            f"{overlap.validated:,} of these {images:,} images are validation images: {_CHOSEN}; the scores may be a "
-            "little too high"
-        )
+        text = f"{overlap.validated:,} of these {len(selected):,} images are validation images: {_SELECTION_BIAS}"
+        notes.append(Notice(text=text, severity="warning"))
     return notes, overlap
 
 
-def _explain_guess(audit: AuditRecord | None) -> list[str]:
-    """Say that the intervals rest on groups that the pictures do not bear out."""
-    if audit is None or audit.groups.certainty != "unsure":
+def _list_audit_notes(audit: AuditRecord | None) -> list[Notice]:
+    """Return notes on guessed groups and on findings that affect the metrics."""
+    if audit is None:
         return []
-    return [f"the intervals rest on groups that are a guess: {audit.groups.evidence}; --group-from none drops them"]
+    notes = []
+    if audit.groups.certainty == "unsure":
+        text = f"the 95% CIs rely on guessed groups: {audit.groups.evidence}; --group-from none ignores them"
+        notes.append(Notice(text=text))
+    for finding in audit.findings:
+        if finding.falsifies:
+            title = finding.title if finding.severity else f"{finding.count:,} x {finding.title}"
+            text = f"{title}. {finding.effect[:1].upper()}{finding.effect[1:]}"
+            notes.append(Notice(text=text, severity="warning"))
+    return notes
 
 
-def _choose_of_folds(index: Index, split: str | None) -> tuple[TestSet, list[str]]:
-    """The images to judge a cross-validation on: those that no member, or not the one that answers, was trained on."""
-    tested = index.rows("test")
-    if split in ("train", "all") or (split == "test" and not tested):
-        why = "has no test split" if split == "test" else f"has models that were trained on images of --split {split}"
+def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[Notice]]:
+    """Return the images to evaluate a cross-validation on: the test split, or all images of its folds."""
+    test_rows = index.rows("test")
+    if split in ("train", "all") or (split == "test" and not test_rows):
+        problem = "has no test split"
+        if split != "test":
+            problem = f"has models that were trained on images of --split {split}"
         raise DataError(
-            f"the cross-validation of {index.root} {why}",
-            "Give --split val: each image is then answered by the one model that was not trained on it",
+            f"the cross-validation of {index.root} {problem}",
+            "Use --split val: each image is then classified by the one model that was not trained on it",
         )
-    if tested and split != "val":
-        return TestSet(index=index, split="test", rows=tested), []
-    note = (
-        "out of fold: each image is answered by the one model that was not trained on it. In a fold with enough "
-        "images that model's best epoch and calibration were chosen on them; the figures may be a little too good"
+    if test_rows and split != "val":
+        return TestSet(index=index, split="test", rows=test_rows), []
+    text = (
+        "out of fold: each image is classified by the one model that was not trained on it. Where a fold has enough "
+        "images, that model's best epoch and calibration were chosen on them; metrics may be slightly too high"
     )
     rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
-    return TestSet(index=index, split="val", rows=rows), [note]
+    return TestSet(index=index, split="val", rows=rows), [Notice(text=text)]
 
 
-def _find_index(run: RunFolder, trained_on: Index, data: Path | None, notes: list[str]) -> Index:
-    """The run's own index where its own data folder is meant, so that its split holds there too."""
-    if data is not None and data.resolve() != trained_on.root.resolve():
-        index, grouping = group_index(_scan_as(run, trained_on.classes, data), "auto")
-        left_out = sum(trained_on.skipped.get(what, 0) for what in ("unreadable image", "excluded image"))
-        places = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
-        paths = tuple(places.get(_compose(path), "") for path in trained_on.paths)
-        classes = {normalise_name(name) for name in trained_on.classes}
-        moved = all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes)
-        if moved:
-            return _decide_by_content(run, trained_on, replace(trained_on, root=index.root, paths=paths), index, notes)
-        if grouping.is_guess:
-            notes.append(
-                f"the intervals rest on {grouping.groups:,} groups that are a guess: {grouping.rule}. A CSV file with "
-                "a column for the patient decides"
+def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> tuple[Index, list[Notice]]:
+    """Return the index of the data to evaluate on, with notes.
+
+    It is the run's own index, with its split, where the data are the run's own.
+    """
+    if data is None or data.resolve() == trained_on.root.resolve():
+        if not trained_on.root.is_dir():
+            raise DataError(
+                f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on"
             )
-        return index
-    if not trained_on.root.is_dir():
-        raise DataError(f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on")
-    return trained_on
+        return trained_on, []
+    index, grouping = group_index(_scan_like_run(run, trained_on.classes, data), "auto")
+    left_out = sum(trained_on.skipped.get(reason, 0) for reason in ("unreadable image", "excluded image"))
+    composed = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
+    paths = tuple(composed.get(_compose(path), "") for path in trained_on.paths)
+    classes = {normalise_name(name) for name in trained_on.classes}
+    if all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes):
+        return _compare_content(run, trained_on, replace(trained_on, root=index.root, paths=paths), index)
+    if not grouping.is_guess:
+        return index, []
+    text = (
+        f"the 95% CIs rely on {grouping.groups:,} guessed groups: {grouping.rule}. A CSV file with a column for the "
+        "patient replaces the guess"
+    )
+    return index, [Notice(text=text)]
 
 
-def _decide_by_content(run: RunFolder, trained_on: Index, moved: Index, index: Index, notes: list[str]) -> Index:
-    """Return the run's index in its new place, if the images of the same names are the same; else the new index."""
+def _compare_content(run: RunFolder, trained_on: Index, moved: Index, index: Index) -> tuple[Index, list[Notice]]:
+    """Return the run's index at its new path if most images of the same names are equal, else the new index."""
     known = finish(read_image_hashes(run, trained_on))
     if known is None:
-        notes.append(
-            f"{moved.root} is taken for the run's own data by its names; the contents could not be compared, because "
-            "the run has no digests of its images. --split all evaluates every image"
+        text = (
+            f"{moved.root} counts as the run's own data because the file names are the same; the contents could not be "
+            "compared, because the run has no digests of its images. --split all evaluates every image"
         )
-        return moved
-    same = match_names(known, finish(measure_thumbnails(moved)))
-    if same < MIN_SAME:
-        notes.append(
-            f"the names are those of the run's own data, the pictures are not ({same:.0%} are the same): all "
-            f"{len(index):,} images are taken for new ones"
+        return moved, [Notice(text=text)]
+    fraction = match_names(known, finish(measure_thumbnails(moved)))
+    if fraction < MIN_SAME:
+        text = (
+            f"the file names are those of the run's own data, but only {fraction:.0%} of the images are the same: all "
+            f"{len(index):,} images count as new"
         )
-        return index
-    if same < 1:
-        notes.append(f"{1 - same:.1%} of the images differ from those that the run was trained with")
-    return moved
+        return index, [Notice(text=text)]
+    if fraction < 1:
+        return moved, [Notice(text=f"{1 - fraction:.1%} of the images differ from those that the run was trained on")]
+    return moved, []
 
 
-def _scan_as(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
-    """Scan data; where they cannot be read by themselves, as the run read its own (`--image-root`, `--exclude`)."""
+def _scan_like_run(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
+    """Scan data; if that fails, with the options that the run was trained with (`--image-root`, `--exclude`)."""
     try:
         return scan_data(data, known_classes=classes)
     except DataError as error:
@@ -232,4 +249,5 @@ def _scan_as(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
 
 
 def _compose(path: str) -> str:
+    """Return a path in the composed Unicode form."""
     return unicodedata.normalize("NFC", path)

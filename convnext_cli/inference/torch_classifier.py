@@ -1,4 +1,4 @@
-"""A trained run at work, with torch."""
+"""Classifier of a run folder, with torch."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from convnext_cli.runs.folder import RunFolder
 
 
 class TorchClassifier(Classifier):
-    """A run's model, ready to classify.
+    """The model of a run.
 
     Args:
         run: the run folder.
-        device: where to run; the GPU where there is one.
-        tta: average over the shifted views of each image, mirrored too where training mirrored.
-        cache: keep prepared images of an index for the next time.
+        device: None takes the GPU where there is one.
+        tta: test-time augmentation: average over shifted views, mirrored too where training mirrored.
+        cache: keep the preprocessed images of an index in the cache.
 
     Raises:
         RunError: the run cannot be read.
@@ -42,13 +42,13 @@ class TorchClassifier(Classifier):
 
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Asks the model about prepared images, (B, S, S, 3)."""
+        """Return the outputs for preprocessed images, (B, S, S, 3)."""
         inputs = prepare_input(images, self.preprocessing, self.device)
-        places, vectors, logits = split_model(self.model, inputs)
+        feature_maps, vectors, logits = split_model(self.model, inputs)
         if self.tta:
-            views = make_views(inputs, mirror=self.mirror)[1:]  # the first is the image as it is
+            views = make_views(inputs, mirror=self.mirror)[1:]  # the first is the image itself
             logits = torch.stack([logits, *(self.model(view) for view in views)]).mean(dim=0)
-        heated = map_heat(self.model, places, logits.argmax(dim=1)) if heat else places[:, 0, :0]
+        heat_maps = map_heat(self.model, feature_maps, logits.argmax(dim=1)) if heat else feature_maps[:, 0, :0]
         vectors = vectors if features else vectors[:, :0]
-        told, seen, hot = (part.float().cpu().numpy() for part in (logits, vectors, heated))
-        return Outputs(logits=told, features=seen, heat=hot)
+        arrays = [tensor.float().cpu().numpy() for tensor in (logits, vectors, heat_maps)]
+        return Outputs(logits=arrays[0], features=arrays[1], heat=arrays[2])

@@ -27,7 +27,7 @@ ABOUT = Metadata(
 
 
 def test_it_is_read_back_as_it_was() -> None:
-    assert read_metadata(ABOUT.to_metadata(), "a.onnx") == ABOUT
+    assert read_metadata(ABOUT.to_strings(), "a.onnx") == ABOUT
 
 
 def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None]:
@@ -60,7 +60,7 @@ def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None
     ],
 )
 def test_what_does_not_fit_is_refused(edit: Callable[[dict[str, str]], Any], words: str) -> None:
-    metadata = ABOUT.to_metadata()
+    metadata = ABOUT.to_strings()
     edit(metadata)
     with pytest.raises(RunError, match=words):
         read_metadata(metadata, "a.onnx")

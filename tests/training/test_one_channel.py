@@ -198,7 +198,7 @@ def test_one_channel_exports_take_rgb_and_predict_like_the_run(grey_run: RunFold
     assert export(run, format="pt2", images=tuple(paths)).parity.holds
     assert export(run, int8=True, tolerance=0.2).parity.holds
     file = OnnxClassifier(run.exported("onnx"))
-    assert "The conversion to luminance" in "\n".join(file.about.to_metadata()["steps"].splitlines())
+    assert "The conversion to luminance" in "\n".join(file.metadata.to_strings()["steps"].splitlines())
     assert file.preprocessing.is_grey
     images = stack(draw(6, "RGB"))[:, :32, :32]
     recorded, expected = (
