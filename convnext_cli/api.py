@@ -212,14 +212,9 @@ def train(request: TrainRequest) -> "TrainSteps[FinetuneResult | CrossValidation
 
 def evaluate_runs(request: EvalRequest) -> Steps[list["Evaluation"]]:
     """Evaluate runs on the images of the first; the newest run where the request names none."""
-    from convnext_cli.inference.calibration import parse_target
     from convnext_cli.inference.evaluation import evaluate_all_steps
-    from convnext_cli.runs.folder import RunFolder
-    from convnext_cli.runs.folds import find_newest_run
 
-    targets = [parse_target(text) for text in request.targets]
-    runs = [RunFolder(path) for path in request.runs] or [find_newest_run()]
-    return evaluate_all_steps(runs, request.data, request.split, targets=targets, tta=request.tta, cache=request.cache)
+    return evaluate_all_steps(request)
 
 
 def report_evaluation(evaluation: "Evaluation") -> Steps[Path]:

@@ -1,4 +1,4 @@
-"""A folder for the Hugging Face Hub: the model in timm's own format, which transformers loads too, and its card."""
+"""A folder for the Hugging Face Hub: the model in timm's format, which transformers loads too, and a model card."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ from typing import Any
 
 from convnext_cli.data.index import check_outside_data
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError, shorten_error
-from convnext_cli.exports.model_card import License, find_license, write_card
+from convnext_cli.exports.model_card import License, find_license, render_card
 from convnext_cli.files import replace_output
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single
@@ -22,24 +23,24 @@ CARD = "README.md"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubFolder:
-    """What was written, and where it went."""
+    """A folder written for the Hub."""
 
     path: Path
     license: License
     url: str | None
-    """Where it was uploaded to; None where that was not asked for."""
+    """URL of the upload; None without `push`."""
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
 def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False) -> Steps[HubFolder]:
     """Write config.json, model.safetensors and a model card.
 
-    The card's figures are measured now, on the run's test split where there is one; that is recorded in the run as
-    every evaluation on a test split is.
+    The card's metrics are those of a new evaluation, on the run's test split where there is one. Like every evaluation
+    on a test split, it is recorded in the run.
 
     Args:
         run: the run.
@@ -48,34 +49,33 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
         overwrite: replace the three files in `output`.
 
     Raises:
-        UsageError: there is something at `output`, or it lies in the data folder.
+        UsageError: `output` exists, or lies in the data folder.
         RunError: the run cannot be read.
         ConvnextError: the Hub refused, or cannot be reached.
     """
     check_single(run.path)
     check_outside_data(output, run.read_split())
-    own = {*MODEL_FILES, CARD}
-    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    existing = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise UsageError(f"{output} is no folder", "Choose another --output")
-    if there and not (overwrite and there <= own):
-        raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces a former export")
-    run.fingerprint_weights()  # a run without weights is refused before anything is written
+        raise UsageError(f"{output} is not a folder", "Choose another --output")
+    if existing and not (overwrite and existing <= {*MODEL_FILES, CARD}):
+        raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces an earlier export")
+    run.fingerprint_weights()  # fails for a run without weights before anything is written
     license = find_license(run)
     notes: list[str] = []
     with _replace_all(output, overwrite=overwrite) as files:
         for name in MODEL_FILES:
             shutil.copyfile(run.path / name, files[name])
         evaluation: Evaluation | None = None
-        try:  # after what needs most room on the disk: no look at the test split is counted without a card
-            evaluation = yield from evaluate_steps(run, None, None)
-        except RunError:  # a damaged run is not passed on
+        try:  # after the large files are copied: a full disk must not cost an evaluation on the test split
+            evaluation = yield from evaluate_steps(run, EvalRequest())
+        except RunError:  # a damaged run is not exported
             raise
         except (DataError, ImageError) as error:
-            notes.append(f"the card has no figures with intervals: {error.problem}")
-        files[CARD].write_text(write_card(run, evaluation, license), encoding="utf-8", errors="surrogateescape")
+            notes.append(f"the model card has validation metrics only, without 95% CIs: {error.problem}")
+        files[CARD].write_text(render_card(run, evaluation, license), encoding="utf-8", errors="surrogateescape")
     if license.is_unknown:
-        notes.append(f"licence unknown: {license.reason}. Say it in {output / CARD} before you pass the model on")
+        notes.append(f"licence unknown: {license.reason}. State it in {output / CARD} before you share the model")
     url = None
     if push:
         yield Progress(done=0, total=1, activity=f"uploading to {push}")
@@ -85,24 +85,25 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
 
 @contextmanager
 def _replace_all(output: Path, *, overwrite: bool) -> Iterator[dict[str, Path]]:
-    """Give a temporary path for each of the three files; they get their names when the block ends well, or none does.
+    """Yield a temporary path for each of the three files; all are renamed if the block succeeds, or none.
 
-    The folder is made, and removed again if nothing came of it.
+    The folder is made, and removed again if the block fails.
     """
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]  # the innermost first
+    new_folders = [folder for folder in (output, *output.parents) if not folder.exists()]  # the innermost first
     output.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
             names = (*MODEL_FILES, CARD)
             yield {name: stack.enter_context(replace_output(output / name, overwrite=overwrite)) for name in names}
     except BaseException:
-        with suppress(OSError):  # a folder that has something in it stays
-            for folder in made:
+        with suppress(OSError):  # a folder that is not empty stays
+            for folder in new_folders:
                 folder.rmdir()
         raise
 
 
 def _push(folder: Path, repository: str) -> str:
+    """Upload the folder and return its URL."""
     from huggingface_hub import HfApi
 
     try:
@@ -112,5 +113,5 @@ def _push(folder: Path, repository: str) -> str:
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
         raise ConvnextError(
             f"cannot upload to {repository} ({shorten_error(error)})",
-            f"`hf auth login` first; the folder {folder} is whole",
+            f"Run `hf auth login` first; the folder {folder} is complete",
         ) from error

@@ -1,4 +1,4 @@
-"""The model card: what a stranger needs to know before using a model, made of what the run knows."""
+"""The model card of a run, for the Hugging Face Hub."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from convnext_cli.data.index import Index
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation
-from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
 from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
 from convnext_cli.models.weights import read_weights_license
@@ -18,21 +18,20 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import Preprocessing
 from convnext_cli.text import make_visible
 
-HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # those that the Hub has a key for
-DATA_LICENSE = "Whether the licence of the training images allows this use is for their owner to say."
-LIMITS = (
-    "The figures hold for images like those they were measured on. Nothing is known of other sources, devices or "
-    "populations. Not a medical device."
+HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # the Hub has a key for these
+DATA_LICENSE = "The licence of the training images may restrict the use further; ask their owner."
+LIMITATIONS = (
+    "The metrics hold for images like those of the evaluation. Performance on other sources, devices or populations is "
+    "unknown; test it before use. The model always predicts one of its classes, also for images of something else. It "
+    "is not a medical device."
 )
-FIGURES = {
-    "balanced_accuracy": "balanced accuracy", "top1": "accuracy", "macro_f1": "macro F1",
-    "macro_roc_auc": "macro ROC AUC", "ece": "calibration error",
-}  # fmt: skip
+CARD_METRICS = tuple(METRICS[key] for key in ("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"))
+CLASS_METRICS = (METRICS["recall"], METRICS["precision"])
 
 
 @dataclass(frozen=True, slots=True)
 class License:
-    """What the base weights allow, as far as it is known."""
+    """The licence of the base weights, as far as it is known."""
 
     name: str | None
     reason: str
@@ -42,100 +41,132 @@ class License:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether somebody has to find out."""
+        """Return whether the licence is not known."""
         return self.name is None
 
 
 def find_license(run: RunFolder) -> License:
-    """The licence that follows from the weights that a run began with."""
-    model, weights, _ = read_plan(run.plan) if run.plan.exists() else (None, None, {})
+    """Return the licence of the weights that a run started from."""
+    model, weights, _ = _read_plan(run)
     if name := read_weights_license(run.path):
         return License(name, f"that of the base weights {model}" if weights == "auto" else "that of the base weights")
     if weights == "none":
-        return License(None, "trained from random weights, so that none follows from them; its owner decides")
+        return License(None, "trained from random weights, which imply no licence; the owner decides")
     return License(None, "the licence of the base weights is not known")
 
 
-def write_card(run: RunFolder, found: Evaluation | None, license: License) -> str:
-    """The card as Markdown with the Hub's own head. It holds no path and no image of the data."""
-    config = run.read_config()
-    model, weights, settings = read_plan(run.plan) if run.plan.exists() else (None, None, {})
+def render_card(run: RunFolder, evaluation: Evaluation | None, license: License) -> str:
+    """Return the model card as Markdown with the Hub's YAML header. It has no path and no image of the data.
+
+    Args:
+        run: the run folder.
+        evaluation: of the run; None where its data are gone.
+        license: of the base weights.
+    """
+    model, weights, settings = _read_plan(run)
     index = run.read_split()
-    name = str(model or config.architecture)
+    name = str(model or run.read_config().architecture)
+    is_from_hub = weights == "auto" and not name.endswith(f".{BUILTIN}")
     parts = (
-        _head(license, name if weights == "auto" and not name.endswith(f".{BUILTIN}") else None),
-        f"# {escape_markdown(name)}, fine-tuned to tell {len(index.classes)} classes apart",
-        f"**Licence: {escape_markdown(str(license))}.** {_warn(license)}{DATA_LICENSE}",
-        f"## Data\n\n{_describe_data(index)}",
-        f"## Figures\n\n{_describe_figures(run, found)}",
-        f"## How to use it\n\n{_describe_use(run)}",
-        f"## Settings\n\n{_describe_settings(run, settings)}",
-        f"## Limits\n\n{LIMITS}",
+        _render_header(license, base=name if is_from_hub else None),
+        f"# {escape_markdown(name)}, fine-tuned for {len(index.classes)} classes",
+        "An image classifier fine-tuned with `convnext`. It uses the architecture and the file format of timm.",
+        f"**Licence: {escape_markdown(str(license))}.** {_describe_restriction(license)}{DATA_LICENSE}",
+        f"## How to use\n\n{_describe_use(run)}",
+        f"## Training data\n\n{_describe_data(index)}",
+        f"## Evaluation\n\n{_describe_evaluation(evaluation) if evaluation else _describe_validation(run)}",
+        f"## Limitations\n\n{LIMITATIONS}",
+        f"## Training settings\n\n{_describe_settings(run, settings)}",
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _head(license: License, base: str | None) -> str:
+def _read_plan(run: RunFolder) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Return the model, the weights and the settings of a run's plan; nothing where it has none."""
+    return read_plan(run.plan) if run.plan.exists() else (None, None, {})
+
+
+def _render_header(license: License, base: str | None) -> str:
+    """Return the YAML header; `base` is the name of the base weights on the Hub."""
     lines = ["---", "library_name: timm", "pipeline_tag: image-classification", "tags:", "- image-classification"]
     lines += ["- timm", "- transformers"]
     if license.name in HUB_LICENSES:
         lines.append(f"license: {license.name}")
     elif license.name:
-        lines += ["license: other", f"license_name: {_as_yaml(license.name)}"]
+        lines += ["license: other", f"license_name: {_quote_yaml(license.name)}"]
     else:
         lines.append("license: unknown")
     if base:
-        lines.append(f"base_model: {_as_yaml(f'timm/{base}')}")
+        lines.append(f"base_model: {_quote_yaml(f'timm/{base}')}")
     return "\n".join([*lines, "---"])
 
 
-def _warn(license: License) -> str:
+def _describe_restriction(license: License) -> str:
     if license.name in NON_COMMERCIAL_LICENSES:
         return "Not for commercial use. "
-    return "Find it out before you pass the model on. " if license.is_unknown else ""
+    return "Find out the licence before you share the model. " if license.is_unknown else ""
 
 
 def _describe_data(index: Index) -> str:
+    """Return a table of the images by class and split."""
     splits = [split for split in ("train", "val", "test") if split in index.splits]
     counts = [index.count_classes(split) for split in splits]
     rows = [
         (name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)
     ]
-    groups = len(set(index.groups) - {""})
-    kept = f"{groups:,} groups, such as patients" if groups else "Groups, such as patients, are not known"
-    return f"{_table(('class', *splits), rows)}\n\n{len(index):,} images. {kept}."
+    num_groups = len(set(index.groups) - {""})
+    groups = f"{num_groups:,} groups, such as patients" if num_groups else "Groups, such as patients, are not known"
+    return f"{_render_table(('class', *splits), rows)}\n\n{len(index):,} images. {groups}."
 
 
-def _describe_figures(run: RunFolder, found: Evaluation | None) -> str:
-    if found is None:
-        result = run.read_result()
-        kept = (result.val if result else None) or {}
-        known = [(title, _percent(kept[name])) for name, title in FIGURES.items() if kept.get(name) is not None]
-        return (_table(("figure (%)", "validation"), known) + "\n\n" if known else "") + (
-            "On the images that the best epoch was chosen by, and without intervals: the data were not at hand."
+def _describe_validation(run: RunFolder) -> str:
+    """Return the validation metrics of the training, for a run whose data are gone."""
+    result = run.read_result()
+    values = (result.val if result else None) or {}
+    rows = [
+        (metric.title, metric.format_with_unit(values[metric.key]))
+        for metric in CARD_METRICS
+        if values.get(metric.key) is not None
+    ]
+    table = _render_table(("metric", "validation"), rows) + "\n\n" if rows else ""
+    return (
+        f"{table}Metrics on the validation images, on which the best epoch was chosen, without 95% CIs: the data were "
+        "not available at export."
+    )
+
+
+def _describe_evaluation(evaluation: Evaluation) -> str:
+    """Return the metrics of an evaluation, overall and by class, with 95% CIs."""
+    metrics, intervals = evaluation.metrics, evaluation.intervals
+    rows = [
+        (
+            metric.title,
+            metric.format_with_unit(getattr(metrics, metric.key)),
+            metric.format_ci(intervals.overall[metric.key]),
         )
-    values, sure = found.metrics, found.intervals
-    rows = [(title, _percent(getattr(values, name)), _between(sure.overall[name])) for name, title in FIGURES.items()]
-    classes = [
-        (entry.name, f"{entry.images:,}", _percent(entry.recall), _between(own["recall"]), _percent(entry.precision),
-         _between(own["precision"]))
-        for entry, own in zip(values.per_class, sure.per_class, strict=True)
-    ]  # fmt: skip
-    drawn = f"{sure.units:,} groups" if sure.clustered else "single images"
-    number = f" Evaluation number {found.test_number} on this split." if found.test_number else ""
+        for metric in CARD_METRICS
+    ]
+    class_rows = []
+    for entry, class_intervals in zip(metrics.per_class, intervals.per_class, strict=True):
+        cells = [entry.name, f"{entry.images:,}"]
+        for metric in CLASS_METRICS:
+            cells += [metric.format(getattr(entry, metric.key)), metric.format_ci(class_intervals[metric.key])]
+        class_rows.append(tuple(cells))
+    class_heading = [cell for metric in CLASS_METRICS for cell in (metric.heading, "95% CI")]
+    units = f"{intervals.units:,} groups" if intervals.clustered else "single images"
+    number = f" This was evaluation {evaluation.test_number} on this split." if evaluation.test_number else ""
     parts = [
-        _table((f"figure (%) on {found.split}, {values.images:,} images", "", "95% interval"), rows),
-        _table(("class", "images", "recall %", "95% interval", "precision %", "95% interval"), classes),
-        f"Intervals from {sure.resamples:,} resamples of {drawn}.{number}",
-        *(f"Note: {escape_markdown(note)}." for note in found.notes),
+        f"{metrics.images:,} images of the {evaluation.split} split.{number}",
+        _render_table(("metric", "value", "95% CI"), rows),
+        _render_table(("class", "images", *class_heading), class_rows),
+        f"95% CIs: bootstrap with {intervals.resamples:,} resamples of {units}.",
+        *(f"{note.severity.capitalize()}: {escape_markdown(note.text)}." for note in evaluation.notes),
     ]
     return "\n\n".join(parts)
 
 
 def _describe_use(run: RunFolder) -> str:
-    preprocessing = run.read_config().pretrained_cfg
-    steps = f"Images: {_describe_steps(preprocessing)}"
-    fitted = read_calibration(run)
+    """Return code that loads the model, its preprocessing, and its calibration."""
     lines = [
         "```python",
         "import timm",
@@ -144,19 +175,22 @@ def _describe_use(run: RunFolder) -> str:
         "transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))",
         "```",
         "",
-        f"In transformers: `AutoModelForImageClassification.from_pretrained(…)`. {steps}.",
+        "With transformers: `AutoModelForImageClassification.from_pretrained(…)`.",
+        "",
+        f"Preprocessing: {_describe_preprocessing(run.read_config().pretrained_cfg)}.",
     ]
-    if fitted and not fitted.weak:
-        lines.append(f"Divide the logits by the temperature {fitted.temperature:.4f} before the softmax.")
+    calibration = read_calibration(run)
+    if calibration and calibration.is_fitted:
+        lines += ["", f"Calibration: divide the logits by {calibration.temperature:.4f} before the softmax."]
         lines += [
-            f"{_as_code(str(t.target))}: from a probability of {t.threshold:.4f} on, found on {t.images:,} validation "
-            "images."
-            for t in fitted.thresholds
+            f"Operating point {_as_code(str(t.target))}: calibrated probability of at least {t.threshold:.4f}, set on "
+            f"{t.images:,} validation images."
+            for t in calibration.thresholds
         ]
     return "\n".join(lines)
 
 
-def _describe_steps(preprocessing: Preprocessing) -> str:
+def _describe_preprocessing(preprocessing: Preprocessing) -> str:
     channels, size, _ = preprocessing.input_size
     grey = 'luminance alone (Pillow\'s `convert("L")`), ' if channels == 1 else ""
     return (
@@ -168,11 +202,11 @@ def _describe_steps(preprocessing: Preprocessing) -> str:
 def _describe_settings(run: RunFolder, settings: dict[str, Any]) -> str:
     reasons = read_reasons(run.plan) if settings else {}
     rows = [(name, str(value), reasons.get(name, "")) for name, value in settings.items() if name != "exclude"]
-    return _table(("setting", "value", "from"), rows)
+    return _render_table(("setting", "value", "source"), rows)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
+def _render_table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [heading, ("---",) * len(heading), *rows]
     return "\n".join(f"| {' | '.join(escape_markdown(cell) for cell in line)} |" for line in lines)
 
 
@@ -180,24 +214,17 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~&$!#:@]|(?<!\w)_|_(?!\w)|(?<=www)\.", re.IGN
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is: no emphasis, link, image, HTML or table border of its own."""
+    """Return text that Markdown shows literally: without emphasis, links, images, HTML and table borders."""
     return " ".join(_MARKUP.sub(r"\\\g<0>", make_visible(text)).split())
 
 
 def _as_code(text: str) -> str:
-    """Return text between more backquotes than it holds in a row itself."""
+    """Return text as inline code, between more backquotes than it has in a row."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if "`" in text else ""
     return f"{fence}{space}{make_visible(text)}{space}{fence}"
 
 
-def _as_yaml(word: str) -> str:
+def _quote_yaml(word: str) -> str:
+    """Return a word as a YAML scalar."""
     return word if re.fullmatch(r"[A-Za-z][\w./-]*", word) else json.dumps(word)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _between(interval: Interval | None) -> str:
-    return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

@@ -1,11 +1,10 @@
-"""Whether an exported file says the same as its run, on the user's own images, from file to probability."""
+"""Parity check: an exported file and its run must give the same probabilities on the user's own images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convnext_cli.errors import ConvnextError
 from convnext_cli.images.decode import Pixels, decode_image
@@ -18,96 +17,98 @@ from convnext_cli.progress import Progress, Steps
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far a file may be from its run."""
+    """Largest accepted differences between a file and its run."""
 
     difference: float
-    """Of a probability."""
+    """Largest difference of a probability."""
     changed: float = 0.0
-    """Share of the images whose most probable class may change."""
+    """Largest fraction of images whose predicted class changes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
-    """How far two ways from file to probability are apart."""
+    """Differences between a file and its run, from image file to probability. The field names are JSON keys."""
 
     images: int
+    """Number of images."""
     same_top1: int
-    """Images of which both say the same class."""
+    """Images with the same predicted class."""
     difference: float
-    """The largest difference of a probability, over all images and classes."""
+    """Largest difference of a probability, over all images and classes."""
     worst: Path
-    """The image it is of."""
+    """The image with the largest difference."""
     tolerance: Tolerance
 
     @property
     def holds(self) -> bool:
-        """Whether the file may be used in place of its run."""
+        """Return whether the differences are within the tolerance."""
         changed = (self.images - self.same_top1) / self.images
         return changed <= self.tolerance.changed and self.difference <= self.tolerance.difference
 
 
 class ParityError(ConvnextError):
-    """An exported file says something else than its run."""
+    """The outputs of an exported file differ from those of its run."""
 
-    def __init__(self, found: Parity) -> None:
-        allowed = found.tolerance
+    def __init__(self, parity: Parity) -> None:
+        tolerance = parity.tolerance
         super().__init__(
             "parity check failed: the exported model's probabilities differ from the run's by up to "
-            f"{found.difference:.2g} (allowed {allowed.difference:g}), most on {found.worst}, and "
-            f"{found.images - found.same_top1} of {found.images} images change their class "
-            f"(allowed {allowed.changed:.0%})",
+            f"{parity.difference:.2g} (allowed {tolerance.difference:g}), most on {parity.worst}, and "
+            f"{parity.images - parity.same_top1} of {parity.images} images change their class "
+            f"(allowed {tolerance.changed:.0%})",
             "Nothing was written. --tolerance allows more",
         )
-        self.found = found
+        self.parity = parity
 
     def __reduce__(self) -> tuple[type, tuple[Parity]]:
-        return type(self), (self.found,)
+        return type(self), (self.parity,)
 
 
-def compare_steps(
+def check_parity_steps(
     reference: Classifier, exported: Classifier, paths: Sequence[Path], temperature: float, tolerance: Tolerance
 ) -> Steps[tuple[Parity, Floats, Floats]]:
-    """Asks both about every image, each with its own preprocessing.
+    """Classify images with a run and with its exported file, each with its own preprocessing, and compare.
 
     Args:
         reference: the run.
-        exported: the file, with the preprocessing that it describes itself.
+        exported: the file, with the preprocessing of its metadata.
         paths: image files, at least one.
-        temperature: the run's.
-        tolerance: how far they may be apart.
+        temperature: of the run.
+        tolerance: largest accepted differences.
 
     Returns:
-        The result, with the logits of both, (N, K).
+        The result, and the logits of both, (N, K).
 
     Raises:
         ImageError: an image cannot be read.
     """
-    logits: list[NDArray[np.float32]] = []
-    probabilities: list[NDArray[np.float64]] = []
+    logits: list[Floats] = []
+    probabilities: list[Floats] = []
     for model in (reference, exported):
-        said: list[NDArray[np.float32]] = []
-        shares: list[NDArray[np.float64]] = []
-        for part in model.classify_batches(range(len(paths)), _load(paths, model.preprocessing)):
-            for error in part.failed.values():
+        parts: list[tuple[Floats, Floats]] = []
+        done = len(logits) * len(paths)
+        for outputs in model.classify_batches(range(len(paths)), _load(paths, model.preprocessing)):
+            for error in outputs.failed.values():
                 raise error
-            said.append(part.logits)
-            # what the file itself gives, where it does, and not what could be made of its logits
-            own = np.exp(log_softmax(part.logits / temperature)) if part.probabilities is None else part.probabilities
-            shares.append(own.astype(np.float64))
-            done = len(logits) * len(paths) + sum(map(len, said))
+            batch = outputs.probabilities  # the file's own, to check its softmax and temperature too
+            if batch is None:
+                batch = np.exp(log_softmax(outputs.logits / temperature))
+            parts.append((outputs.logits, batch.astype(np.float64)))
+            done += len(batch)
             yield Progress(done=done, total=2 * len(paths), activity="checking parity")
-        logits.append(np.concatenate(said))
-        probabilities.append(np.concatenate(shares))
-    apart = np.abs(probabilities[0] - probabilities[1]).max(axis=1)
-    found = Parity(
+        logits.append(np.concatenate([part[0] for part in parts]))
+        probabilities.append(np.concatenate([part[1] for part in parts]))
+    differences = np.abs(probabilities[0] - probabilities[1]).max(axis=1)
+    parity = Parity(
         images=len(paths),
         same_top1=int((probabilities[0].argmax(axis=1) == probabilities[1].argmax(axis=1)).sum()),
-        difference=float(apart.max()),
-        worst=paths[int(apart.argmax())],
+        difference=float(differences.max()),
+        worst=paths[int(differences.argmax())],
         tolerance=tolerance,
     )
-    return found, logits[0], logits[1]
+    return parity, logits[0], logits[1]
 
 
 def _load(paths: Sequence[Path], preprocessing: Preprocessing) -> Callable[[int], Pixels]:
+    """Return a function from a row to its preprocessed image."""
     return lambda row: transform_for_eval(decode_image(paths[row]), preprocessing)

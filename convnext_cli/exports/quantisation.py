@@ -1,4 +1,4 @@
-"""Weights and activations in 8 bits: smaller, and faster where the processor has instructions for it."""
+"""Quantisation of weights and activations to 8 bits: smaller, and faster on CPUs with 8-bit instructions."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,10 @@ from convnext_cli.inference.metadata import INPUT, Metadata
 
 
 def _list_comparisons(path: Path) -> list[str]:
-    """Return the names of the nodes that compare an image with training images: 8 bits would blur what is near."""
+    """Return the names of the nodes that compare an image with the bank of training features.
+
+    8 bits would be too coarse for the nearest neighbours.
+    """
     import onnx
 
     nodes = onnx.load(path, load_external_data=False).graph.node
@@ -22,17 +25,15 @@ def _list_comparisons(path: Path) -> list[str]:
     return [node.name for node in nodes if node.op_type in ("MatMul", "Gemm") and ranked & set(node.output)]
 
 
-def quantise(path: Path, about: Metadata, images: Sequence[Path]) -> None:
-    """Write an ONNX file anew with the weights and inputs of convolutions and matrix products in 8 bits.
+def quantise(path: Path, metadata: Metadata, images: Sequence[Path]) -> None:
+    """Quantise the weights and inputs of convolutions and matrix products of an ONNX file to 8 bits.
 
-    Norms (GRN included), GELU, residual sums and the comparison with the training images stay float32.
-
-    Static: the range of every value is taken from calibration images, and nothing is measured at run time. Weights
-    have a range per channel.
+    Norms (GRN included), GELU, residual sums and the comparison with training features stay float32. Quantisation is
+    static: value ranges come from calibration images. Weights have a range per channel.
 
     Args:
         path: the float32 file, which is replaced.
-        about: what it is to say of itself.
+        metadata: written into the file.
         images: calibration images, at least one.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -43,9 +44,11 @@ def quantise(path: Path, about: Metadata, images: Sequence[Path]) -> None:
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             path = next(self._images, None)
-            return None if path is None else {INPUT: transform_for_eval(decode_image(path), about.preprocessing)[None]}
+            if path is None:
+                return None
+            return {INPUT: transform_for_eval(decode_image(path), metadata.preprocessing)[None]}
 
-    logging.disable(logging.WARNING)  # it recommends a step of its own that was done by the export
+    logging.disable(logging.WARNING)  # it recommends a step that the export has done
     try:
         quantize_static(
             path,
@@ -60,4 +63,4 @@ def quantise(path: Path, about: Metadata, images: Sequence[Path]) -> None:
         )
     finally:
         logging.disable(logging.NOTSET)
-    write_metadata(path, about)
+    write_metadata(path, metadata)

@@ -1,6 +1,4 @@
-"""The model as it leaves: from pixels to probabilities, so that little is left for others to get wrong."""
-
-from pathlib import Path
+"""The exported module: normalisation, model, temperature and OOD score, from pixels to probabilities."""
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +21,12 @@ from convnext_cli.models.weights import read_weights_license
 
 
 class ExportWrapper(nn.Module):
-    """Normalisation, the model, its temperature, and how unlike its training images an image is.
+    """A model with its normalisation, temperature and OOD score.
 
     Args:
-        model: a timm ConvNeXt in evaluation mode, on the processor.
-        about: mean, std and temperature.
-        novelty: what the training images look like, or None.
+        model: a timm ConvNeXt in evaluation mode, on the CPU.
+        metadata: gives mean, std and temperature.
+        novelty: the OOD model, or None.
     """
 
     mean: Tensor
@@ -37,13 +35,13 @@ class ExportWrapper(nn.Module):
     novelty_mean: Tensor
     precision: Tensor
 
-    def __init__(self, model: nn.Module, about: Metadata, novelty: NoveltyModel | None) -> None:
+    def __init__(self, model: nn.Module, metadata: Metadata, novelty: NoveltyModel | None) -> None:
         super().__init__()
         self.model = model
-        self.temperature = about.temperature
-        self.is_grey = about.preprocessing.is_grey
-        self.register_buffer("mean", torch.tensor(about.preprocessing.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(about.preprocessing.std).view(1, -1, 1, 1))
+        self.temperature = metadata.temperature
+        self.is_grey = metadata.preprocessing.is_grey
+        self.register_buffer("mean", torch.tensor(metadata.preprocessing.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(metadata.preprocessing.std).view(1, -1, 1, 1))
         self.has_novelty = novelty is not None
         if novelty is not None:
             self.register_buffer("bank", torch.from_numpy(novelty.bank))
@@ -51,26 +49,30 @@ class ExportWrapper(nn.Module):
             self.register_buffer("precision", torch.from_numpy(novelty.precision).float())
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """From (B, S, S, 3) uint8 to logits and probabilities (B, K), features (B, D), and novelty (B,) where known."""
-        seen = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        """Return logits and probabilities (B, K), features (B, D), and OOD scores (B,) if there is an OOD model.
+
+        Args:
+            pixels: (B, S, S, 3) uint8.
+        """
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.is_grey:
-            seen = to_luminance(seen)
-        _, features, logits = split_model(self.model, (seen / 255 - self.mean) / self.std)
-        told = (logits, torch.softmax(logits / self.temperature, dim=1), features)
-        return (*told, self._score_novelty(features, pixels)) if self.has_novelty else told
+            values = to_luminance(values)
+        _, features, logits = split_model(self.model, (values / 255 - self.mean) / self.std)
+        outputs = (logits, torch.softmax(logits / self.temperature, dim=1), features)
+        return (*outputs, self._score_novelty(features, pixels)) if self.has_novelty else outputs
 
     def _score_novelty(self, features: Tensor, pixels: Tensor) -> Tensor:
         """Return the OOD score (B,), as `NoveltyModel.score` computes it."""
-        likeness = nn.functional.normalize(features, eps=1e-12) @ self.bank.to(torch.float32).T
-        nearest = torch.topk(likeness, min(NEIGHBOUR, len(self.bank)), dim=1).values[:, -1]
+        similarity = nn.functional.normalize(features, eps=1e-12) @ self.bank.to(torch.float32).T
+        nearest = torch.topk(similarity, min(NEIGHBOUR, len(self.bank)), dim=1).values[:, -1]
         numbers = [torch.log((1 - nearest).clamp_min(0) + FLOOR_DISTANCE), *_measure_pixels(pixels)]
         offset = torch.stack(numbers, dim=1) - self.novelty_mean
-        products = offset[:, :, None] * self.precision * offset[:, None, :]  # no MatMul, which --int8 would quantise
+        products = offset[:, :, None] * self.precision * offset[:, None, :]  # not a MatMul, which --int8 would quantise
         return products.sum(dim=(1, 2)).clamp_min(0).sqrt()
 
 
 def _measure_pixels(pixels: Tensor) -> list[Tensor]:
-    """Return the six statistics of `evaluation.novelty.measure_pixels`, each (B,), of pixels (B, S, S, 3)."""
+    """Return the six statistics of `metrics.novelty.measure_pixels`, each (B,), of pixels (B, S, S, 3)."""
     values = pixels.to(torch.float32) / 255
     grey = values.mean(dim=3)
     mean = grey.mean(dim=(1, 2))
@@ -79,33 +81,34 @@ def _measure_pixels(pixels: Tensor) -> list[Tensor]:
     columns = [mean, torch.log(contrast + FLOOR_CONTRAST), torch.log(saturation + FLOOR_SATURATION)]
     for step in STEPS:
         part = grey[:, ::step, ::step]
-        rows = (part[:, 1:] - part[:, :-1]).abs().mean(dim=(1, 2))
-        lines = (part[:, :, 1:] - part[:, :, :-1]).abs().mean(dim=(1, 2))
-        columns.append(torch.log(rows + lines + FLOOR_STEP))
+        vertical = (part[:, 1:] - part[:, :-1]).abs().mean(dim=(1, 2))
+        horizontal = (part[:, :, 1:] - part[:, :, :-1]).abs().mean(dim=(1, 2))
+        columns.append(torch.log(vertical + horizontal + FLOOR_STEP))
     return columns
 
 
-def describe_run(run: Path, classifier: TorchClassifier) -> Metadata:
-    """What an exported file is to say of a run.
+def make_metadata(classifier: TorchClassifier) -> Metadata:
+    """Return the metadata of an exported file of a run.
 
     Raises:
         RunError: the run cannot be read.
     """
-    config = classifier.run.read_config()
+    run = classifier.run
     return Metadata(
-        architecture=config.architecture,
+        architecture=run.read_config().architecture,
         classes=classifier.classes,
         preprocessing=classifier.preprocessing,
-        calibration=read_calibration(classifier.run),
-        weights=classifier.run.fingerprint_weights(),
-        license=read_weights_license(run),
+        calibration=read_calibration(run),
+        weights=run.fingerprint_weights(),
+        license=read_weights_license(run.path),
     )
 
 
-def deploy(classifier: TorchClassifier, about: Metadata) -> tuple[ExportWrapper, tuple[Tensor]]:
-    """The module to export, in evaluation mode, and an example of what it takes, (2, S, S, 3)."""
-    fitted = about.calibration
-    novelty = read_novelty(classifier.run) if fitted and fitted.novelty_threshold is not None else None
-    size = about.preprocessing.image_size
-    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # two, because one would make the batch's size fixed
-    return ExportWrapper(classifier.model, about, novelty).eval(), (example,)
+def wrap_model(classifier: TorchClassifier, metadata: Metadata) -> tuple[ExportWrapper, tuple[Tensor]]:
+    """Return the module to export, in evaluation mode, and an example input, (2, S, S, 3)."""
+    calibration = metadata.calibration
+    has_novelty = calibration is not None and calibration.novelty_threshold is not None
+    novelty = read_novelty(classifier.run) if has_novelty else None
+    size = metadata.preprocessing.image_size
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # with one image, torch would fix the batch size
+    return ExportWrapper(classifier.model, metadata, novelty).eval(), (example,)

@@ -114,8 +114,8 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
         calibration = Calibration(weights=fingerprint, images=len(val), weak=reason)
         run.write_calibration(asdict(calibration), {})
         return calibration
-    validation = yield from model.classify_rows(index, val, features=True, what="calibrating")
-    training = yield from model.classify_rows(index, bank_rows, features=True, what="fitting the OOD score")
+    validation = yield from model.classify_rows(index, val, features=True, activity="calibrating")
+    training = yield from model.classify_rows(index, bank_rows, features=True, activity="fitting the OOD score")
     logits, labels = validation.logits, model.label_rows(index, val)
     novelty = fit_novelty(training.features, training.statistics)
     threshold = choose_novelty_threshold(novelty.score(validation.features, validation.statistics), ABSTAIN_RATE)

@@ -86,7 +86,7 @@ class Classifier(ABC):
             yield replace(outputs, failed={i: failed.pop(row) for i, row in enumerate(batch) if row in failed})
 
     def classify_rows(
-        self, index: Index, rows: Sequence[int], *, features: bool = False, what: str = "evaluating"
+        self, index: Index, rows: Sequence[int], *, features: bool = False, activity: str = "evaluating"
     ) -> Steps[Outputs]:
         """Return the outputs of rows of an index.
 
@@ -94,7 +94,7 @@ class Classifier(ABC):
             index: the images.
             rows: of the index.
             features: compute the features before the classifier.
-            what: name of the operation, for its progress.
+            activity: named in the progress.
 
         Raises:
             DataError: there is no row.
@@ -111,7 +111,7 @@ class Classifier(ABC):
                 raise error
             parts.append(answers)
             done += len(answers.logits)
-            yield Progress(done=done, total=len(rows), activity=what)
+            yield Progress(done=done, total=len(rows), activity=activity)
         return Outputs(
             logits=np.concatenate([part.logits for part in parts]),
             features=np.concatenate([part.features for part in parts]),

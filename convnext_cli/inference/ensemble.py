@@ -85,7 +85,7 @@ class Ensemble(Classifier):
         return self
 
     def classify_rows(
-        self, index: Index, rows: Sequence[int], *, features: bool = False, what: str = "evaluating"
+        self, index: Index, rows: Sequence[int], *, features: bool = False, activity: str = "evaluating"
     ) -> Steps[Outputs]:
         """Return the outputs of rows of an index.
 
@@ -97,13 +97,13 @@ class Ensemble(Classifier):
         """
         splits = {index.splits[row] if self._is_own(index) else "" for row in rows}
         if not any(map(is_fold, splits)):
-            return (yield from Classifier.classify_rows(self, index, rows, features=features, what=what))
+            return (yield from Classifier.classify_rows(self, index, rows, features=features, activity=activity))
         logits = np.empty((len(rows), len(self.classes)), np.float32)
         done = 0
         for split in sorted(splits):
             positions = [position for position, row in enumerate(rows) if index.splits[row] == split]
             split_rows = [rows[position] for position in positions]
-            steps = self.choose_classifier(index, split_rows[0]).classify_rows(index, split_rows, what=what)
+            steps = self.choose_classifier(index, split_rows[0]).classify_rows(index, split_rows, activity=activity)
             outputs = yield from map_events(steps, partial(_shift_progress, offset=done, total=len(rows)))
             logits[positions] = outputs.logits
             done += len(split_rows)

@@ -142,8 +142,8 @@ def evaluate(
         UsageError: a target cannot be parsed, or has no class or validation split to be set on.
     """
     folder = find_newest_run() if run is None else RunFolder(Path(run))
-    targets = tuple(options.pop("targets", ()))
-    request = EvalRequest(data=None if data is None else Path(data), targets=targets, **options)
+    values: dict[str, Any] = {**options, "targets": tuple(options.get("targets", ()))}
+    request = EvalRequest(data=None if data is None else Path(data), **values)
     return finish(evaluate_steps(folder, request), on_event)
 
 
@@ -346,10 +346,12 @@ def _calibrate(classifier: TorchClassifier, notes: list[Notice]) -> Steps[Calibr
     return calibration
 
 
-def _compute_logits(classifier: Classifier, test_set: TestSet, what: str) -> Steps[tuple[NDArray[np.float32], float]]:
+def _compute_logits(
+    classifier: Classifier, test_set: TestSet, activity: str
+) -> Steps[tuple[NDArray[np.float32], float]]:
     """Return the logits of all images, (N, K), and the seconds they took."""
     started = time.perf_counter()
-    outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, what=what)
+    outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, activity=activity)
     return outputs.logits, time.perf_counter() - started
 
 

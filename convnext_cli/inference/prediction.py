@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.data.index import check_outside_data
 from convnext_cli.errors import ImageError, RunError, UsageError, check_word
 from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
 from convnext_cli.images.decode import Pixels
@@ -107,8 +108,9 @@ def predict(
     """
     folder = find_newest_run().path if run is None else Path(run)
     sources = list_sources(images)
-    explain = options.pop("explain", None)
-    request = PredictRequest(explain=Path(explain) if explain else None, **options)
+    explain = options.get("explain")
+    values: dict[str, Any] = {**options, "explain": Path(explain) if explain else None}
+    request = PredictRequest(**values)
 
     def predict_all() -> Steps[list[Prediction]]:
         predictions: list[Prediction] = []
@@ -205,7 +207,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
                 explanation = request.explain / _name_heat_map(row, source)
                 caption = _describe_classes(classes, image_probabilities, order)
                 _draw_heat_map(explanation, source, outputs.heat[i], classifier.preprocessing, caption, request)
-            has_score = model.threshold is not None and scores is not None
+            score = None if model.threshold is None or scores is None else float(scores[i])
             yield Prediction(
                 path=source.path,
                 index=source.index,
@@ -213,8 +215,8 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
                 classes=tuple(classes[k] for k in order),
                 probabilities=tuple(float(image_probabilities[k]) for k in order),
                 decisions=_decide(calibration, classes, image_probabilities),
-                novelty=float(scores[i]) if has_score else None,
-                abstained=bool(scores[i] > model.threshold) if has_score else None,
+                novelty=score,
+                abstained=None if score is None or model.threshold is None else score > model.threshold,
                 explanation=explanation,
             )
 
@@ -316,8 +318,6 @@ def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) 
     Raises:
         UsageError: it lies in the data of the run or among the images, or has heat maps of these names already.
     """
-    from convnext_cli.data.dataset import check_apart  # slow to import; --explain waits for torch anyway
-
     folder = request.explain
     assert folder is not None
     parents = sorted(
@@ -326,7 +326,7 @@ def _make_folder(run: Path, sources: Sequence[Source], request: PredictRequest) 
     for data in (*parents, *_find_data_folder(parents)):
         check_outside(folder, data, option="--explain")
     with suppress(RunError):  # an exported file, or a run whose data are not known
-        check_apart(folder, RunFolder(run).read_split(), option="--explain")
+        check_outside_data(folder, RunFolder(run).read_split(), option="--explain")
     for row, source in enumerate(sources, start=1):
         heat_map = folder / _name_heat_map(row, source)
         if os.path.lexists(heat_map):

@@ -1,4 +1,4 @@
-"""The images that teach most about a model, with the places that it looked at."""
+"""The gallery of a report: the most confident errors and the least confident predictions, with heat maps."""
 
 import base64
 import io
@@ -10,86 +10,88 @@ from PIL import Image
 
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference.classifier import Outputs, load_for_eval
-from convnext_cli.inference.evaluation import Evaluation, open_model
+from convnext_cli.inference.evaluation import Evaluation, open_classifier
 from convnext_cli.inference.explain import overlay_heat
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.text import make_visible
 
 IMAGES = 12  # of each kind
-SIDE = 176  # px, twice what the page shows
-QUALITY = 80  # JPEG; about 6 kB a picture
+SIDE = 176  # px, twice the size in the report
+QUALITY = 80  # JPEG; about 6 kB per image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
+class GalleryImage:
     """One image of the gallery."""
 
     path: str
     true: str
+    """Name of the true class."""
     predicted: str
+    """Name of the predicted class."""
     probability: float
     """Of the predicted class."""
     image: str
     """A data URI."""
     heat: str
-    """The same with the heat map over it."""
+    """The image with the heat map over it, a data URI."""
 
 
-def pick_images(found: Evaluation) -> tuple[list[int], list[int]]:
-    """The worst mistakes (wrong and sure) and the least certain answers, as places in the evaluation's cases."""
-    cases = found.evaluated
-    temperature = found.calibration.temperature if found.calibration else 1.0
-    confidence = np.exp(log_softmax(cases.logits / temperature)).max(axis=1)
-    wrong = np.flatnonzero(cases.logits.argmax(axis=1) != cases.labels)
+def pick_images(evaluation: Evaluation) -> tuple[list[int], list[int]]:
+    """Return the most confident errors and the least confident predictions, as positions among the evaluated images."""
+    evaluated, confidence = evaluation.evaluated, evaluation.probabilities.max(axis=1)
+    wrong = np.flatnonzero(evaluated.logits.argmax(axis=1) != evaluated.labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:IMAGES]
     unsure = np.argsort(confidence, kind="stable")[:IMAGES]
     return [int(i) for i in worst], [int(i) for i in unsure]
 
 
-def draw_images(found: Evaluation, places: Sequence[int]) -> dict[int, Picture]:
-    """Decodes cases again and draws where the model looked, by place. One whose file is gone since is left out."""
-    if not places:
+def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, GalleryImage]:
+    """Return gallery images by position; images whose files are gone are left out."""
+    if not positions:
         return {}
-    cases = found.evaluated
-    index, model = cases.test_set.index, open_model(RunFolder(found.run), [])
-    temperature = found.calibration.temperature if found.calibration else 1.0
-    read = load_for_eval(index, model.preprocessing, cache=False)
+    evaluated = evaluation.evaluated
+    index, rows = evaluated.test_set.index, evaluated.test_set.rows
+    classifier, _ = open_classifier(RunFolder(evaluation.run))
+    read = load_for_eval(index, classifier.preprocessing, cache=False)
     images: dict[int, Pixels] = {}
 
-    def load(place: int) -> Pixels:
-        images[place] = read(cases.test_set.rows[place])
-        return images[place]
+    def load(position: int) -> Pixels:
+        images[position] = read(rows[position])
+        return images[position]
 
     def explain() -> Iterator[Outputs]:
-        if isinstance(model, TorchClassifier):
-            yield from model.classify_batches(places, load, heat=True)
-        else:  # out of fold, each image has a model of its own
-            for place in places:
-                yield from model.choose(index, cases.test_set.rows[place]).classify_batches([place], load, heat=True)
+        if isinstance(classifier, TorchClassifier):
+            yield from classifier.classify_batches(positions, load, heat=True)
+        else:  # out of fold, each image has a classifier of its own
+            for position in positions:
+                single = classifier.choose_classifier(index, rows[position])
+                yield from single.classify_batches([position], load, heat=True)
 
-    pictures = {}
-    waiting = iter(places)
-    for answers in explain():
-        for heat, place in zip(answers.heat, waiting, strict=False):
-            if place not in images:
+    probabilities = evaluation.probabilities
+    gallery = {}
+    remaining = iter(positions)
+    for outputs in explain():
+        for heat, position in zip(outputs.heat, remaining, strict=False):
+            if position not in images:
                 continue
-            probabilities = np.exp(log_softmax(cases.logits[place : place + 1] / temperature))[0]
-            pictures[place] = Picture(
-                path=make_visible(index.paths[cases.test_set.rows[place]]),
-                true=make_visible(cases.classes[cases.labels[place]]),
-                predicted=make_visible(cases.classes[int(probabilities.argmax())]),
-                probability=float(probabilities.max()),
-                image=_encode(images[place]),
-                heat=_encode(overlay_heat(images[place], heat)),
+            predicted = int(probabilities[position].argmax())
+            gallery[position] = GalleryImage(
+                path=make_visible(index.paths[rows[position]]),
+                true=make_visible(evaluated.classes[evaluated.labels[position]]),
+                predicted=make_visible(evaluated.classes[predicted]),
+                probability=float(probabilities[position, predicted]),
+                image=_encode(images[position]),
+                heat=_encode(overlay_heat(images[position], heat)),
             )
-    return pictures
+    return gallery
 
 
-def _encode(image: Pixels) -> str:
-    picture = Image.fromarray(image)
-    picture.thumbnail((SIDE, SIDE))
+def _encode(pixels: Pixels) -> str:
+    """Return a thumbnail as a data URI."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
-    picture.save(data, format="JPEG", quality=QUALITY)
+    image.save(data, format="JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

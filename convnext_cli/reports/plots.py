@@ -1,4 +1,4 @@
-"""Every plot of a run, drawn once: as a picture file, and as SVG that takes its colours from the page around it."""
+"""The plots of a run, as PNG files and as SVG that takes its colours from the report."""
 
 import io
 import re
@@ -15,20 +15,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
-from convnext_cli.metrics.formulas import Floats, log_softmax
+from convnext_cli.metrics.formulas import Floats
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.text import make_visible
 
 COLOURS = ("#3b78c9", "#d9822b", "#2f9e78", "#c24d7e", "#7a63c7", "#9a8a1f", "#3aa0b5", "#a8634a")
-MAX_CURVES = len(COLOURS)  # of a plot; with more classes those that are told apart worst
-PICTURE_DPI = 144
-MAX_POINTS = 300  # of a curve; more cannot be seen
-# Stand-ins that the page replaces, so that its dark and light themes reach into the plots.
+MAX_CURVES = len(COLOURS)  # of a plot; of more classes, those with the lowest ROC AUC
+PNG_DPI = 144
+MAX_POINTS = 300  # of a curve; more are not visible
+# Placeholder colours, which the report replaces by those of its light or dark theme.
 _INK, _MUTED, _LINE = "#010203", "#040506", "#070809"
 _ON_WHITE = {_INK: "#1c1f24", _MUTED: "#5b636e", _LINE: "#d9dde3"}
 _THEME = {_INK: "currentColor", _MUTED: "var(--muted)", _LINE: "var(--line)"}
@@ -47,48 +48,48 @@ Log = list[dict[str, Any]]  # the run's epochs
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Our style, and no word about letters that the font lacks: names may be in any script."""
+    """Apply the style, and ignore warnings about missing glyphs: names may be in any script."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
 def _start(width: float, height: float) -> Figure:
-    """An empty figure, in inches. What is added to it is styled within `_quietly`."""
+    """Return an empty figure; sizes are in inches. Add to it within `_quietly`, which applies the style."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_curves(run: RunFolder) -> None:
-    """Draws the training so far as `curves.png` in the run folder; nothing before the first epoch."""
+    """Write the training curves so far to `curves.png` in the run folder; nothing before the first epoch."""
     if log := run.read_log():
         write_png(plot_training(log), run.curves)
 
 
 def draw_range_test(run: RunFolder) -> None:
-    """Draws the learning-rate range test as `lr.png` in the run folder."""
-    if found := run.read_range_test():
-        write_png(plot_range_test(found), run.range_test)
+    """Write the plot of the learning-rate range test to `lr.png` in the run folder."""
+    if range_test := run.read_range_test():
+        write_png(plot_range_test(range_test), run.range_test)
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Writes a plot as a picture, in ink on white. The figure's colours are the picture's from then on."""
+    """Write a plot as PNG on white. The figure keeps these colours."""
     for artist in figure.findobj():
         for part in ("color", "edgecolor"):
             colour = getattr(artist, f"get_{part}", str)()
             if isinstance(colour, str) and colour in _ON_WHITE:
                 getattr(artist, f"set_{part}")(_ON_WHITE[colour])
     with replace_file(path) as temporary, _quietly():
-        figure.set(dpi=PICTURE_DPI, facecolor="white")
+        figure.set(dpi=PNG_DPI, facecolor="white")
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
 
 
 def make_svg(figure: Figure, name: str) -> str:
-    """A plot as an SVG element for the page; `name` tells its inner names from those of other plots."""
+    """Return a plot as an SVG element; `name` makes its ids unique in the report."""
     text = io.StringIO()
     with _quietly(), mpl.rc_context({"svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(text, metadata=nothing)  # type: ignore[no-untyped-call]
-    figure.set_layout_engine("none")  # everything stands where it should, for the picture too
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(text, metadata=no_metadata)  # type: ignore[no-untyped-call]
+    figure.set_layout_engine("none")  # the layout is final, for the PNG too
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     for placeholder, colour in _THEME.items():
@@ -101,26 +102,26 @@ def make_svg(figure: Figure, name: str) -> str:
 
 @_quietly()
 def plot_training(log: Log) -> Figure:
-    """Loss and share of right answers, epoch by epoch, side by side."""
+    """Plot loss and validation accuracy by epoch, side by side."""
     figure = _start(8.4, 3.0)
-    loss, right = figure.subplots(1, 2)
+    loss, accuracy = figure.subplots(1, 2)
     _draw_loss(loss, log)
-    _draw_right(right, log)
+    _draw_accuracy(accuracy, log)
     return figure
 
 
 @_quietly()
-def plot_range_test(found: dict[str, Any]) -> Figure:
-    """The loss of each step of a range test over its learning rate, smoothed too, and the rate that was chosen."""
+def plot_range_test(range_test: dict[str, Any]) -> Figure:
+    """Plot the loss of each step of a range test over its learning rate, smoothed too, and the chosen rate."""
     figure = _start(4.8, 3.2)
     axes = figure.subplots()
-    losses = [np.nan if loss is None else loss for loss in found["loss"]]
-    axes.plot(found["lr"], losses, ".", color=COLOURS[1], markersize=3, label="a step")
-    axes.plot(found["lr"], found["smoothed"], color=COLOURS[0], label="smoothed")
-    if found["chosen"] is not None:
-        axes.axvline(found["chosen"], color=_MUTED, linewidth=0.8, linestyle=":", label=f"chosen: {found['chosen']:g}")
+    losses = [np.nan if loss is None else loss for loss in range_test["loss"]]
+    axes.plot(range_test["lr"], losses, ".", color=COLOURS[1], markersize=3, label="step")
+    axes.plot(range_test["lr"], range_test["smoothed"], color=COLOURS[0], label="smoothed")
+    if (chosen := range_test["chosen"]) is not None:
+        axes.axvline(chosen, color=_MUTED, linewidth=0.8, linestyle=":", label=f"chosen: {chosen:g}")
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.1 * max(found["smoothed"]))
+    axes.set_ylim(0, 1.1 * max(range_test["smoothed"]))
     axes.set_xlabel("learning rate")
     axes.set_title("Training loss at a rising learning rate")
     _add_legend(axes, "best")
@@ -129,56 +130,57 @@ def plot_range_test(found: dict[str, Any]) -> Figure:
 
 @_quietly()
 def plot_loss(log: Log) -> Figure:
-    """Training and validation loss, epoch by epoch."""
+    """Plot training and validation loss by epoch."""
     figure = _start(4.8, 3.2)
     _draw_loss(figure.subplots(), log)
     return figure
 
 
 @_quietly()
-def plot_right(log: Log) -> Figure:
-    """The share of right answers on validation, epoch by epoch."""
+def plot_accuracy(log: Log) -> Figure:
+    """Plot validation accuracy by epoch."""
     figure = _start(4.8, 3.2)
-    _draw_right(figure.subplots(), log)
+    _draw_accuracy(figure.subplots(), log)
     return figure
 
 
 @_quietly()
-def plot_roc(found: Evaluation) -> Figure:
-    """Sensitivity against false alarms, each class against the rest."""
-    figure, axes = _square("ROC: each class against the rest", "false alarms (1 - specificity)", "sensitivity")
+def plot_roc(evaluation: Evaluation) -> Figure:
+    """Plot the ROC curve of each class against the rest."""
+    figure, axes = _square("ROC, one-vs-rest", "false positive rate (1 - specificity)", "sensitivity")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    for entry, k, colour in _choose_classes(found):
-        false, true = _thin(*trace_roc(_scores(found)[:, k], found.evaluated.labels == k))
-        axes.plot(false, true, color=colour, label=f"{shown(entry.name)}  {100 * (entry.roc_auc or 0):.1f}")
-    _add_legend(axes, "lower right", "area, %")
+    metric, probabilities = METRICS["roc_auc"], evaluation.probabilities
+    for entry, k, colour in _choose_classes(evaluation):
+        false, true = _thin(*trace_roc(probabilities[:, k], evaluation.evaluated.labels == k))
+        axes.plot(false, true, color=colour, label=f"{make_visible(entry.name)}  {metric.format(entry.roc_auc)}")
+    _add_legend(axes, "lower right", metric.heading)
     return figure
 
 
 @_quietly()
-def plot_pr(found: Evaluation) -> Figure:
-    """Precision against recall, each class against the rest."""
-    figure, axes = _square("Precision and recall", "recall (sensitivity)", "precision")
-    for entry, k, colour in _choose_classes(found):
-        recall, precision = _thin(*trace_pr(_scores(found)[:, k], found.evaluated.labels == k))
-        axes.plot(recall, precision, color=colour, label=f"{shown(entry.name)}  {100 * (entry.pr_auc or 0):.1f}")
-    _add_legend(axes, "lower left", "average precision, %")
+def plot_pr(evaluation: Evaluation) -> Figure:
+    """Plot the precision-recall curve of each class against the rest."""
+    figure, axes = _square("Precision-recall, one-vs-rest", "sensitivity (recall)", "precision")
+    metric, probabilities = METRICS["pr_auc"], evaluation.probabilities
+    for entry, k, colour in _choose_classes(evaluation):
+        recall, precision = _thin(*trace_pr(probabilities[:, k], evaluation.evaluated.labels == k))
+        axes.plot(recall, precision, color=colour, label=f"{make_visible(entry.name)}  {metric.format(entry.pr_auc)}")
+    _add_legend(axes, "lower left", metric.heading)
     return figure
 
 
 @_quietly()
-def plot_reliability(found: Evaluation) -> Figure:
-    """How often the model is right when it is so and so sure, before and after calibration."""
-    figure, axes = _square("Reliability", "probability of the predicted class", "share that is right")
+def plot_reliability(evaluation: Evaluation) -> Figure:
+    """Plot accuracy by confidence, before and after calibration."""
+    figure, axes = _square("Reliability", "confidence (probability of the predicted class)", "accuracy")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    cases, fitted = found.evaluated, found.calibration
-    before = f"calibration error {100 * found.uncalibrated.ece:.1f}%"
-    series = [(cases.logits, f"as trained, {before}", COLOURS[1], "o")]
-    if fitted and fitted.weak is None:
-        after = f"calibrated, {100 * found.metrics.ece:.1f}%"
-        series.append((cases.logits / fitted.temperature, after, COLOURS[0], "s"))
+    ece, logits = METRICS["ece"], evaluation.evaluated.logits
+    series = [(logits, f"uncalibrated, ECE {ece.format_with_unit(evaluation.uncalibrated.ece)}", COLOURS[1], "o")]
+    if evaluation.calibration and evaluation.calibration.is_fitted:
+        title = f"calibrated, ECE {ece.format_with_unit(evaluation.metrics.ece)}"
+        series.append((evaluation.calibrated_logits, title, COLOURS[0], "s"))
     for logits, title, colour, marker in series:
-        bins = measure_reliability(logits, cases.labels)
+        bins = measure_reliability(logits, evaluation.evaluated.labels)
         points = np.array([(b.confidence, b.accuracy) for b in bins])
         axes.plot(*points.T, color=colour, marker=marker, markersize=3.5, label=title)
     _add_legend(axes, "upper left")
@@ -186,16 +188,16 @@ def plot_reliability(found: Evaluation) -> Figure:
 
 
 @_quietly()
-def plot_confusion(found: Evaluation) -> Figure:
-    """Images by true class (row) and predicted class (column), shaded by the share of the row."""
-    counts = np.array(found.metrics.confusion)
+def plot_confusion(evaluation: Evaluation) -> Figure:
+    """Plot the confusion matrix, shaded by the fraction of each row."""
+    counts = np.array(evaluation.metrics.confusion)
     size = min(12.0, 2.6 + 0.45 * len(counts))
     figure = _start(size, size)
     axes = figure.subplots()
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
     axes.grid(visible=False)
-    names = [shown(entry.name) for entry in found.metrics.per_class]
+    names = [make_visible(entry.name) for entry in evaluation.metrics.per_class]
     if len(names) <= 30:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -204,14 +206,8 @@ def plot_confusion(found: Evaluation) -> Figure:
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title("Confusion")
+    axes.set_title("Confusion matrix")
     return figure
-
-
-def shown(name: str) -> str:
-    """A name that any picture or page can show: bytes that are no text, and control characters, are spelt out."""
-    text = name.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _draw_loss(axes: Axes, log: Log) -> None:
@@ -219,17 +215,19 @@ def _draw_loss(axes: Axes, log: Log) -> None:
     axes.set_title("Loss")
 
 
-def _draw_right(axes: Axes, log: Log) -> None:
-    _draw_epochs(axes, log, (("val_balanced_accuracy", "balanced accuracy"), ("val_top1", "accuracy")))
+def _draw_accuracy(axes: Axes, log: Log) -> None:
+    shown = (METRICS["balanced_accuracy"], METRICS["top1"])
+    _draw_epochs(axes, log, [(f"val_{metric.key}", metric.title) for metric in shown])
     best = [entry["epoch"] for entry in log if entry.get("best")]
     if best:
         axes.axvline(best[-1], color=_MUTED, linewidth=0.8, linestyle=":")
-    axes.set_title("Validation; dotted: the epoch that is kept")
+    axes.set_title("Validation accuracy; dotted: best epoch")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
 
 
 def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None:
-    marker = "o" if len(log) < 30 else None  # a lone epoch is no line
+    """Plot values of the log by epoch; `lines` has their keys and titles."""
+    marker = "o" if len(log) < 30 else None  # a single epoch has no line
     for (key, title), colour in zip(lines, COLOURS, strict=False):
         values = [np.nan if entry.get(key) is None else entry[key] for entry in log]
         if not np.isnan(values).all():
@@ -240,6 +238,7 @@ def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None
 
 
 def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """Return a square figure with axes from 0% to 100%."""
     figure = _start(4.2, 3.9)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -249,25 +248,21 @@ def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _add_legend(axes: Axes, place: Any, title: str | None = None) -> None:
-    """A legend where there is something to name: one class alone has no curve."""
+def _add_legend(axes: Axes, location: Any, title: str | None = None) -> None:
+    """Add a legend unless there is no curve, as with a single class."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc=place, title=title, title_fontsize=8)
+        axes.legend(loc=location, title=title, title_fontsize=8)
 
 
-def _scores(found: Evaluation) -> NDArray[np.float64]:
-    temperature = found.calibration.temperature if found.calibration else 1.0
-    return np.exp(log_softmax(found.evaluated.logits / temperature))
-
-
-def _choose_classes(found: Evaluation) -> list[tuple[ClassMetrics, int, str]]:
-    """The classes to draw, with their colours: all, or those that are told apart worst."""
-    drawable = [(entry, k) for k, entry in enumerate(found.metrics.per_class) if entry.roc_auc is not None]
+def _choose_classes(evaluation: Evaluation) -> list[tuple[ClassMetrics, int, str]]:
+    """Return the classes to draw with their numbers and colours: all, or those with the lowest ROC AUC."""
+    drawable = [(entry, k) for k, entry in enumerate(evaluation.metrics.per_class) if entry.roc_auc is not None]
     worst = sorted(drawable, key=lambda pair: pair[0].roc_auc or 0)[:MAX_CURVES]
     return [(entry, k, colour) for (entry, k), colour in zip(sorted(worst, key=lambda p: p[1]), COLOURS, strict=False)]
 
 
 def _thin(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return at most `MAX_POINTS` points of a curve."""
     if len(x) <= MAX_POINTS:
         return x, y
     kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))

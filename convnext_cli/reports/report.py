@@ -1,4 +1,4 @@
-"""`report.html`: one file, no network, no script; what it shows was computed elsewhere."""
+"""The report of an evaluation: `report.html`, one file without scripts and network requests."""
 
 from contextlib import ExitStack
 from datetime import datetime
@@ -14,117 +14,144 @@ from msgspec import to_builtins
 from convnext_cli.errors import UsageError
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
-from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
+from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.reports import plots
-from convnext_cli.reports.gallery import draw_images, pick_images
+from convnext_cli.reports.gallery import GalleryImage, draw_images, pick_images
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.text import make_visible
 
-MAX_CONFUSION = 20  # classes; a wider table helps nobody, and the plot beside the report has it
+MAX_CONFUSION = 20  # classes; for more, see `plots/confusion.png`
 
-TILES = (
-    ("top1", "Accuracy", "%"), ("macro_f1", "Macro F1", "%"), ("macro_roc_auc", "Macro ROC AUC", "%"),
-    ("macro_pr_auc", "Macro PR AUC", "%"), ("mcc", "MCC", ""), ("kappa", "Cohen's kappa", ""),
-    ("ece", "Calibration error", "%"), ("log_loss", "Log loss", ""),
-)  # fmt: skip
+TILES = ("top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "mcc", "kappa", "ece", "log_loss")
+CLASS_COLUMNS = ("recall", "precision", "specificity", "f1", "roc_auc", "pr_auc")
 
 
 def write_report(evaluation: Evaluation, *, on_event: OnEvent = None) -> Path:
     """Write the report of an evaluation, `report.html`, and its plots as PNG files into the run; return its path.
 
     Args:
-        evaluation: what `evaluate` returned.
+        evaluation: the result of `evaluate`.
         on_event: called with each `Progress`.
 
     Raises:
-        OSError: there is no room on the disk. A former report and its plots are then as they were.
+        OSError: the disk is full. An existing report and its plots are not changed.
     """
     return finish(write_report_steps(evaluation), on_event)
 
 
-def write_report_steps(found: Evaluation) -> Steps[Path]:
+def write_report_steps(evaluation: Evaluation) -> Steps[Path]:
     """Write the report of an evaluation, as `write_report` does."""
-    run = open_folder(found.run)
+    run = open_folder(evaluation.run)
     log = run.read_log()
     drawings = {"roc": plots.plot_roc, "pr": plots.plot_pr, "reliability": plots.plot_reliability}
     total = len(drawings) + 4
     svg = {}
     run.plots.mkdir(exist_ok=True)
-    with ExitStack() as stack:  # all files get their names at the end, or none does
+    with ExitStack() as stack:  # all files are renamed at the end, or none is
 
         def keep(name: str, figure: Figure) -> None:
             plots.write_png(figure, stack.enter_context(replace_file(run.plots / f"{name}.png")))
 
         for done, (name, draw) in enumerate(drawings.items()):
-            yield Progress(done=done, total=total, activity="drawing")
-            figure = draw(found)
+            yield Progress(done=done, total=total, activity="drawing plots")
+            figure = draw(evaluation)
             svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704  (matplotlib escapes the names in it)
             keep(name, figure)
         if log:
-            for name, figure in (("loss", plots.plot_loss(log)), ("right", plots.plot_right(log))):
+            for name, figure in (("loss", plots.plot_loss(log)), ("right", plots.plot_accuracy(log))):
                 svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704
                 keep(name, figure)
-        yield Progress(done=total - 3, total=total, activity="drawing")
-        keep("confusion", plots.plot_confusion(found))
-        worst, unsure = pick_images(found)
-        yield Progress(done=total - 2, total=total, activity="looking where the model looks")
-        pictures = draw_images(found, [*worst, *unsure])
-        chosen = {
-            "worst": [pictures[i] for i in worst if i in pictures],
-            "unsure": [pictures[i] for i in unsure if i in pictures],
+        yield Progress(done=total - 3, total=total, activity="drawing plots")
+        keep("confusion", plots.plot_confusion(evaluation))
+        worst, unsure = pick_images(evaluation)
+        yield Progress(done=total - 2, total=total, activity="drawing heat maps")
+        images = draw_images(evaluation, [*worst, *unsure])
+        gallery = {
+            "worst": [images[i] for i in worst if i in images],
+            "unsure": [images[i] for i in unsure if i in images],
         }
-        yield Progress(done=total - 1, total=total, activity="writing")
+        yield Progress(done=total - 1, total=total, activity="writing the report")
         page = stack.enter_context(replace_file(run.report))
-        page.write_text(render_page(found, run, svg, chosen), encoding="utf-8", errors="surrogateescape", newline="")
+        text = render_page(evaluation, run, svg, gallery)
+        page.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
     return run.report
 
 
-def render_page(found: Evaluation, run: RunFolder, svg: dict[str, Markup], pictures: dict[str, Any]) -> str:
-    """The page as text."""
+def render_page(
+    evaluation: Evaluation, run: RunFolder, svg: dict[str, Markup], gallery: dict[str, list[GalleryImage]]
+) -> str:
+    """Return the report as HTML.
+
+    Args:
+        evaluation: of the run.
+        run: the run folder.
+        svg: the plots by name.
+        gallery: the images by kind, `worst` and `unsure`.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "share": _share,
-        "between": _between,
-        "number": _number,
-        "shown": lambda name: plots.shown(str(name)),
+        "percent": _format_percent,
+        "ci": format_ci,
+        "visible": lambda name: make_visible(str(name)),
     }
     folder = files("convnext_cli.reports")
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
-    index = found.evaluated.test_set.index
-    members = run.list_runs() if isinstance(run, FoldsFolder) else []
-    config = (members[0] if members else run).read_config()
-    result = None if members else run.read_result()
-    environment_record = run.read_environment()
+    calibration = evaluation.calibration
     return template.render(
-        found=found,
-        metrics=found.metrics,
-        sure=found.intervals,
-        fitted=found.calibration if found.calibration and found.calibration.weak is None else None,
-        members=len(members),
-        model=config.architecture,
-        input_size=config.pretrained_cfg.input_size[1],
-        license=config.pretrained_cfg.license,
-        classes=list(zip(found.metrics.per_class, found.intervals.per_class, strict=True)),
-        confusion=found.metrics.confusion if len(found.metrics.per_class) <= MAX_CONFUSION else None,
-        tiles=TILES,
+        evaluation=evaluation,
+        metrics=evaluation.metrics,
+        intervals=evaluation.intervals,
+        calibration=calibration if calibration and calibration.is_fitted else None,
+        registry=METRICS,
+        tiles=[METRICS[key] for key in TILES],
+        class_columns=[METRICS[key] for key in CLASS_COLUMNS],
+        classes=list(zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True)),
+        confusion=evaluation.metrics.confusion if len(evaluation.metrics.per_class) <= MAX_CONFUSION else None,
         svg=svg,
-        pictures=pictures,
-        log=run.read_log(),
-        kept=result,
-        index=index,
-        counts={split: index.count_classes(split) for split in ("train", "val", "test") if split in index.splits},
-        audit=found.audit,
-        settings=_read_settings(run),
-        environment=environment_record and to_builtins(environment_record),
-        made=datetime.now().astimezone(),
+        gallery=gallery,
+        created=datetime.now().astimezone(),
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704  (our own file)
+        **_describe_run(run),
+        **_describe_data(evaluation),
     )
 
 
+def _describe_run(run: RunFolder) -> dict[str, Any]:
+    """Return the model, the training and the environment of a run, for the template."""
+    members = run.list_runs() if isinstance(run, FoldsFolder) else []
+    config = (members[0] if members else run).read_config()
+    environment = run.read_environment()
+    license = config.pretrained_cfg.license
+    return {
+        "members": len(members),
+        "model": config.architecture,
+        "input_size": config.pretrained_cfg.input_size[1],
+        "license": license,
+        "is_non_commercial": license in NON_COMMERCIAL_LICENSES,
+        "log": run.read_log(),
+        "result": None if members else run.read_result(),
+        "settings": _read_settings(run),
+        "environment": environment and to_builtins(environment),
+    }
+
+
+def _describe_data(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the data set and its audit, for the template."""
+    index = evaluation.evaluated.test_set.index
+    splits = [split for split in ("train", "val", "test") if split in index.splits]
+    return {
+        "index": index,
+        "counts": {split: index.count_classes(split) for split in splits},
+        "audit": evaluation.audit,
+    }
+
+
 def _read_settings(run: RunFolder) -> list[tuple[str, Any, str]]:
-    """Every setting with its reason; none where the plan is gone or was written by another version."""
+    """Return the settings with their reasons; none where the plan is gone or cannot be read."""
     try:
         settings, reasons = read_plan(run.plan)[2], read_reasons(run.plan)
     except (UsageError, OSError):
@@ -132,13 +159,6 @@ def _read_settings(run: RunFolder) -> list[tuple[str, Any, str]]:
     return [(name, value, reasons.get(name, "")) for name, value in settings.items()]
 
 
-def _share(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _between(interval: Interval | None, scale: float = 100, digits: int = 1) -> str:
-    return "" if interval is None else f"{scale * interval.low:.{digits}f} to {scale * interval.high:.{digits}f}"
+def _format_percent(value: float | None, digits: int = 1) -> str:
+    """Return a fraction in percent, without the unit."""
+    return MISSING if value is None else f"{100 * value:.{digits}f}"

@@ -141,7 +141,7 @@ def test_a_file_with_another_resize_is_refused(
     with pytest.raises(ParityError, match="parity check failed") as caught:
         export(mine, output=tmp_path / "out/model.onnx", images=tuple(pictures))
     assert caught.value.exit_code == 1
-    assert caught.value.found.difference > 1e-4
+    assert caught.value.parity.difference > 1e-4
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -228,11 +228,11 @@ def test_eight_bits_are_smaller_and_their_cost_is_written(
     assert weigh_products(Path(found["path"])) == 0, "no convolution and no product keeps weights of 32 bits"
     cost = found["cost"]["differences"]["balanced_accuracy"]
     assert cost["interval"]["low"] <= cost["value"] <= cost["interval"]["high"]
-    about = OnnxClassifier(Path(found["path"])).about
+    about = OnnxClassifier(Path(found["path"])).metadata
     assert about.precision == "int8"
     assert about.measured is not None
     assert about.measured["balanced_accuracy_against_float32"]["value"] == cost["value"]
-    assert find_onnx_classifier(mine).about.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
+    assert find_onnx_classifier(mine).metadata.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
 
 
 def test_a_torch_program_needs_nothing_of_ours(mine: RunFolder, convnext: Convnext) -> None:

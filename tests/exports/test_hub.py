@@ -9,7 +9,7 @@ import torch
 
 from convnext_cli import evaluate
 from convnext_cli.exports.hub import HubFolder, hub_steps
-from convnext_cli.exports.model_card import escape_markdown, find_license, write_card
+from convnext_cli.exports.model_card import escape_markdown, find_license, render_card
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
@@ -73,7 +73,7 @@ def test_the_licence_is_that_of_the_base_weights_or_unknown(
     assert ("apache" in card) == (license == "apache-2.0")
     assert found.license == find_license(based)
     assert ("base_model: timm/" + model in card) == (weights == "auto" and ".builtin" not in model)
-    assert "the data were not at hand" in card
+    assert "not available at export" in card
 
 
 def test_the_card_says_what_a_stranger_needs(mine: RunFolder, convnext: Convnext, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_the_card_says_what_a_stranger_needs(mine: RunFolder, convnext: Convnext
     assert "Nothing was uploaded" in outcome.out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     card = (tmp_path / "out/README.md").read_text()
-    for words in ("| balanced accuracy |", "95% interval", "on test, 45 images", "| epochs | 1 |", "sensitivity=0.9:1",
-                  "| 0 | 65 | 20 | 15 |", "Evaluation number", "interpolation bi"):  # fmt: skip
+    for words in ("| balanced accuracy |", "95% CI", "45 images of the test split", "| epochs | 1 |",
+                  "sensitivity=0.9:1", "| 0 | 65 | 20 | 15 |", "This was evaluation", "interpolation bi"):  # fmt: skip
         assert words in card, words
     assert str(mine.read_split().root) not in card
     again = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out")
@@ -152,7 +152,7 @@ def test_a_name_in_the_card_is_text(name: str, escaped: str) -> None:
 def test_a_licence_of_an_edited_run_stays_one_value(mine: RunFolder, tmp_path: Path) -> None:
     license = 'other"\nbase_model: x/y # <b>'
     based = give_base(mine, tmp_path, license=license, weights="auto", model="convnext_tiny.d")
-    card = write_card(based, None, find_license(based))
+    card = render_card(based, None, find_license(based))
     head = card.split("---")[1].strip().splitlines()
     assert [line for line in head if line.startswith("license_name: ")] == [f"license_name: {json.dumps(license)}"]
     assert [line for line in head if line.startswith("base_model")] == ["base_model: timm/convnext_tiny.d"]

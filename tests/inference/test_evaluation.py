@@ -13,7 +13,7 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.calibration import ABSTAIN_RATE, parse_target, read_calibration
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
-from convnext_cli.inference.request import PredictRequest
+from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.folder import RunFolder
 
@@ -88,7 +88,7 @@ def test_a_weak_validation_split_calibrates_nothing_and_says_so(mine: RunFolder)
     found = evaluate(mine.path)
     assert found.calibration is not None
     assert found.calibration.temperature == 1
-    assert any("not calibrated, because the validation split has only 4 images" in note for note in found.notes)
+    assert any("not calibrated, because the validation split has only 4 images" in note.text for note in found.notes)
     assert found.metrics == found.uncalibrated
     with pytest.raises(UsageError, match="no threshold can be set: the validation split has only 4 images"):
         evaluate(mine.path, targets=["sensitivity=0.9:1"])
@@ -142,7 +142,7 @@ def test_a_class_may_have_a_colon_in_its_name() -> None:
 def test_shifted_views_say_what_they_cost_and_gain(mine: RunFolder) -> None:
     plain = evaluate(mine.path, split="val")
     events: list[Progress] = []
-    found = finish(evaluate_steps(mine, None, "val", tta=True), events.append)
+    found = finish(evaluate_steps(mine, EvalRequest(split="val", tta=True)), events.append)
     assert found.augmentation is not None
     gain = found.augmentation.gain.differences["log_loss"]
     assert gain is not None
@@ -156,7 +156,7 @@ def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:
     weights["head.fc.weight"] = np.zeros_like(weights["head.fc.weight"])
     save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
     good = evaluate(run.path, split="val")
-    bad = finish(evaluate_steps(mine, None, None, test_set=good.evaluated.test_set))
+    bad = finish(evaluate_steps(mine, EvalRequest(), test_set=good.evaluated.test_set))
     compared = compare_evaluations(good, bad)
     accuracy = compared.differences["top1"]
     assert accuracy is not None
@@ -170,8 +170,10 @@ def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFol
     other = {"train": "test", "test": "train"}
     mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
     test_set = evaluate(run.path).evaluated.test_set
-    found = finish(evaluate_steps(mine, None, None, test_set=test_set))
-    assert "leakage: 45 of these 45 images were trained on; the scores are too high" in found.notes
+    found = finish(evaluate_steps(mine, EvalRequest(), test_set=test_set))
+    [note] = [note for note in found.notes if note.text.startswith("leakage: 45 of these 45 images")]
+    assert note.severity == "warning"
+    assert found.to_dict()["notes"] == [note.text for note in found.notes]
 
 
 @pytest.mark.parametrize(("threshold", "sensitivity"), [(0.0, 100), (1.0, 0)])
@@ -183,7 +185,7 @@ def test_a_missed_target_is_said_by_eval_and_by_predict(mine: RunFolder, thresho
     mine.write_calibration(kept, mine.read_calibration_arrays())
     found = evaluate(mine.path)
     assert [point.sensitivity for point in found.operating_points] == [sensitivity / 100]
-    missed = [note for note in found.notes if "is not met on these images: sensitivity 0.0%, 95% CI [" in note]
+    missed = [note for note in found.notes if "is not met on these images: sensitivity 0.0%, 95% CI [" in note.text]
     told = list_run_notes(mine.path, PredictRequest())
     if sensitivity == 100:
         assert not missed
@@ -220,5 +222,5 @@ def test_a_score_that_does_not_notice_scrambled_images_is_called_unreliable(mine
     assert not list_run_notes(mine.path, PredictRequest(abstain=True))
     mine.write_calibration(kept | {"novelty_detected": 0.25}, mine.read_calibration_arrays())
     [note] = list_run_notes(mine.path, PredictRequest(abstain=True))
-    assert "not reliable for this model: its OOD score notices only 25% of scrambled validation images" in note
-    assert note in evaluate(mine.path).notes
+    assert "not reliable for this model: its OOD score flags only 25% of scrambled validation images" in note
+    assert note in [notice.text for notice in evaluate(mine.path).notes]

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from convnext_cli.errors import RunError
 from convnext_cli.inference.agreement import check_records, list_calibration_notes
 from convnext_cli.inference.calibration import add_targets, parse_target, read_calibration, read_novelty
-from convnext_cli.inference.evaluation import evaluate
+from convnext_cli.inference.evaluation import Evaluation, evaluate
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.runs.folder import RunFolder
@@ -243,6 +243,10 @@ def test_run_is_loaded_from_its_own_files_only(run_copy: RunFolder, run: RunFold
     assert all((a == b).all() for a, b in zip(model.parameters(), original.parameters(), strict=True))
 
 
+def list_texts(evaluation: Evaluation) -> list[str]:
+    return [note.text for note in evaluation.notes]
+
+
 def plant_leak(run: RunFolder) -> str:
     """Write a leakage finding into the audit; return the text of its notice."""
     finding = {
@@ -259,26 +263,24 @@ def test_damaged_audit_gives_a_notice_and_is_measured_again(run_copy: RunFolder,
     data = shutil.copytree(index.root, tmp_path / "data")
     shutil.copyfile(data / index.paths[train], data / index.paths[test])  # now a duplicate across splits
     change(run_copy, "data.json", "data", str(data))
-    assert plant_leak(run_copy) in evaluate(run_copy.path).notes
+    assert plant_leak(run_copy) in [note.text for note in evaluate(run_copy.path).notes]
     (run_copy.path / "audit.json").write_bytes((run_copy.path / "audit.json").read_bytes()[:-40])
     result = evaluate(run_copy.path)
-    assert any("audit.json cannot be read" in note and "checked again" in note for note in result.notes)
-    assert any("leakage: 1 picture" in note or "in two splits" in note for note in result.notes)
+    assert any("audit.json cannot be read" in text and "audit was repeated" in text for text in list_texts(result))
+    assert any("leakage: 1 picture" in text or "in two splits" in text for text in list_texts(result))
     assert result.audit is not None
     (data / index.paths[train]).unlink()
     result = evaluate(run_copy.path)
     assert result.audit is None
-    assert any("Whether images leak between splits is not known: 1 of 300" in note for note in result.notes), (
-        result.notes
-    )
+    assert any("Leakage between splits is unknown: 1 of 300" in text for text in list_texts(result)), result.notes
     (run_copy.path / "audit.json").unlink()
-    assert any("the run has no audit.json" in note for note in evaluate(run_copy.path).notes)
+    assert any("the run has no audit.json" in text for text in list_texts(evaluate(run_copy.path)))
 
 
 def test_unfinished_run_gives_a_notice(run_copy: RunFolder) -> None:
     run_copy.metrics.unlink()
-    words = "the run has not finished: these are the best weights of its first 1 of 1 epochs"
-    assert any(words in note for note in evaluate(run_copy.path).notes)
+    words = "the run has not finished: results are for the best weights of the first 1 of 1 epochs"
+    assert any(words in text for text in list_texts(evaluate(run_copy.path)))
     assert any(words in note for note in list_calibration_notes(run_copy.path))
 
 

@@ -17,6 +17,7 @@ from convnext_cli import cross_validate, evaluate, export, predict
 from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError, RunError, StoppedError, UsageError
 from convnext_cli.inference.evaluation import evaluate_steps
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
@@ -189,10 +190,10 @@ def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) 
 
 
 def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds_run: FoldsFolder) -> None:
-    result = finish(evaluate_steps(folds_run, None, "val"))
+    result = finish(evaluate_steps(folds_run, EvalRequest(split="val")))
     test_set = result.evaluated.test_set
     assert test_set.rows == [row for row, split in enumerate(test_set.index.splits) if is_fold(split)]
-    assert any("out of fold" in note for note in result.notes)
+    assert any("out of fold" in note.text for note in result.notes)
     for run in folds_run.list_runs():
         index = run.read_split()
         alone = evaluate(run.path, split="val")
@@ -212,7 +213,7 @@ def test_evaluation_on_training_images_gives_a_notice(data: Path, folds_run: Fol
     Path("all.csv").write_text("\n".join(["path,label", *lines, ""]))
     result = evaluate(folds_run.path, "all.csv", split="all")
     folds = sum(map(is_fold, index.splits))
-    assert any(f"{folds} of these {len(index)} images were trained on" in note for note in result.notes)
+    assert any(f"{folds} of these {len(index)} images were trained on" in note.text for note in result.notes)
 
 
 def test_commands_for_one_model_name_a_fold(
