@@ -152,7 +152,7 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     metric, probabilities = METRICS["roc_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
         false, true = _thin(*trace_roc(probabilities[:, k], evaluation.evaluated.labels == k))
-        axes.plot(false, true, color=colour, label=f"{make_visible(entry.name)}  {metric.format(entry.roc_auc)}")
+        axes.plot(false, true, color=colour, label=f"{make_visible(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
     return figure
 
@@ -164,7 +164,7 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     metric, probabilities = METRICS["pr_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
         recall, precision = _thin(*trace_pr(probabilities[:, k], evaluation.evaluated.labels == k))
-        axes.plot(recall, precision, color=colour, label=f"{make_visible(entry.name)}  {metric.format(entry.pr_auc)}")
+        axes.plot(recall, precision, color=colour, label=f"{make_visible(entry.name)}: {metric.format(entry.pr_auc)}")
     _add_legend(axes, "lower left", metric.heading)
     return figure
 

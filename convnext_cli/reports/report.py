@@ -112,6 +112,7 @@ def render_page(
         classes=list(zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True)),
         confusion=evaluation.metrics.confusion if len(evaluation.metrics.per_class) <= MAX_CONFUSION else None,
         svg=svg,
+        max_curves=plots.MAX_CURVES,
         gallery=gallery,
         created=datetime.now().astimezone(),
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704  (our own file)
