@@ -59,7 +59,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.glob("?.png"))
 
 
-def test_whoever_has_only_the_file_gets_the_same_probabilities(mine: RunFolder, pictures: list[Path]) -> None:
+def test_onnx_file_alone_gives_the_same_probabilities(mine: RunFolder, pictures: list[Path]) -> None:
     session = onnxruntime.InferenceSession(mine.exported("onnx"), providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
     preprocessing, classes = json.loads(told["preprocessing"]), json.loads(told["classes"])
@@ -81,7 +81,7 @@ def test_whoever_has_only_the_file_gets_the_same_probabilities(mine: RunFolder, 
         assert own == pytest.approx(dict(zip(expected.classes, expected.probabilities, strict=True)), abs=1e-4)
 
 
-def test_both_engines_say_the_same(mine: RunFolder, pictures: list[Path]) -> None:
+def test_both_engines_give_the_same_predictions(mine: RunFolder, pictures: list[Path]) -> None:
     images = [*list_images(mine, "test"), *pictures]
     by_torch = predict(images, mine.path, engine="torch", abstain=True)
     for source in (mine.path, mine.exported("onnx")):
@@ -96,7 +96,7 @@ def test_both_engines_say_the_same(mine: RunFolder, pictures: list[Path]) -> Non
             assert b.decisions
 
 
-def test_real_x_rays_get_the_same_answer_from_both(mine: RunFolder, shared_data: Path) -> None:
+def test_both_engines_agree_on_x_rays(mine: RunFolder, shared_data: Path) -> None:
     images = sorted((shared_data / "cxr3" / "test").rglob("*.jpeg"))
     assert len(images) == 624
     by_torch, by_onnx = (predict(images, mine.path, engine=engine) for engine in ("torch", "onnx"))
@@ -105,7 +105,7 @@ def test_real_x_rays_get_the_same_answer_from_both(mine: RunFolder, shared_data:
     assert max(apart) < 1e-4
 
 
-def test_predicting_does_not_import_torch(mine: RunFolder, pictures: list[Path]) -> None:
+def test_prediction_with_onnx_does_not_import_torch(mine: RunFolder, pictures: list[Path]) -> None:
     script = (
         "import json, sys\n"
         "from convnext_cli.cli.app import main\n"
@@ -128,7 +128,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
-def test_a_file_with_another_resize_is_refused(
+def test_file_with_other_preprocessing_fails_the_parity_check(
     mine: RunFolder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
     def write_wrongly(classifier: TorchClassifier, about: Metadata, path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_file_with_another_resize_is_refused(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_file_of_other_weights_is_not_used(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
+def test_outdated_onnx_file_is_not_used(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     shutil.copytree(mine.path, tmp_path / "changed")
     changed = RunFolder(tmp_path / "changed")
     assert isinstance(find_onnx_classifier(changed), OnnxClassifier)
@@ -158,7 +158,9 @@ def test_a_file_of_other_weights_is_not_used(mine: RunFolder, tmp_path: Path, pi
     assert predict(pictures, changed.path)[0].error is None, "torch answers"
 
 
-def test_what_needs_torch_takes_it_or_says_so(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
+def test_options_that_need_torch_use_it_or_raise_an_error(
+    mine: RunFolder, tmp_path: Path, pictures: list[Path]
+) -> None:
     (tmp_path / "heat").mkdir()
     shutil.copy(pictures[0], tmp_path / "heat/a.png")
     [told] = predict(tmp_path / "heat/a.png", mine.path, tta=True)
@@ -171,7 +173,7 @@ def test_what_needs_torch_takes_it_or_says_so(mine: RunFolder, tmp_path: Path, p
         predict(pictures, mine.path, engine="tensorflow")
 
 
-def test_other_files_are_refused(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
+def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or no ONNX file"):
         predict(pictures, tmp_path / "text.onnx")
@@ -183,7 +185,7 @@ def test_other_files_are_refused(mine: RunFolder, tmp_path: Path, pictures: list
         export(mine, format="tflite")
 
 
-def test_without_the_extra_one_line_says_what_to_install(
+def test_missing_extra_names_the_package_to_install(
     mine: RunFolder, convnext: Convnext, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("onnx", "onnxruntime"):
@@ -214,7 +216,7 @@ def weigh_products(path: Path) -> int:
     return sum(weigh(node.input[1]) for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
 
 
-def test_eight_bits_are_smaller_and_their_cost_is_written(
+def test_int8_file_is_smaller_and_has_its_cost(
     mine: RunFolder, convnext: Convnext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -235,7 +237,7 @@ def test_eight_bits_are_smaller_and_their_cost_is_written(
     assert find_onnx_classifier(mine).metadata.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
 
 
-def test_a_torch_program_needs_nothing_of_ours(mine: RunFolder, convnext: Convnext) -> None:
+def test_pt2_file_runs_with_torch_alone(mine: RunFolder, convnext: Convnext) -> None:
     outcome = convnext("export", mine.path, "--format", "pt2", "-o", "model.pt2")
     assert outcome.code == 0, outcome.err
     assert "keep their class" in outcome.out
@@ -251,7 +253,7 @@ def test_a_torch_program_needs_nothing_of_ours(mine: RunFolder, convnext: Convne
     assert done.stdout.strip() == '[5, 3] ["0", "1", "2"]'
 
 
-def test_finetune_writes_it_and_says_what_prevents_it(
+def test_finetune_exports_onnx_and_notes_failures(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVNEXT_ONNX", "1")

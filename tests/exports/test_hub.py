@@ -58,7 +58,7 @@ BASES = [
 
 
 @pytest.mark.parametrize(("license", "weights", "model", "head", "words"), BASES, ids=[base[2] for base in BASES])
-def test_the_licence_is_that_of_the_base_weights_or_unknown(
+def test_licence_is_that_of_the_base_weights_or_unknown(
     mine: RunFolder, tmp_path: Path, license: str | None, weights: str, model: str, head: str, words: str
 ) -> None:
     based = give_base(mine, tmp_path, license=license, weights=weights, model=model)
@@ -76,7 +76,7 @@ def test_the_licence_is_that_of_the_base_weights_or_unknown(
     assert "not available at export" in card
 
 
-def test_the_card_says_what_a_stranger_needs(mine: RunFolder, convnext: Convnext, tmp_path: Path) -> None:
+def test_model_card_has_metrics_data_settings_and_use(mine: RunFolder, convnext: Convnext, tmp_path: Path) -> None:
     outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "Nothing was uploaded" in outcome.out
@@ -93,7 +93,7 @@ def test_the_card_says_what_a_stranger_needs(mine: RunFolder, convnext: Convnext
     assert convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out", "--overwrite").code == 2
 
 
-def test_it_loads_in_timm_and_in_transformers(mine: RunFolder, tmp_path: Path) -> None:
+def test_hub_folder_loads_in_timm_and_transformers(mine: RunFolder, tmp_path: Path) -> None:
     export(mine, tmp_path / "out")
     inputs = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def test_it_loads_in_timm_and_in_transformers(mine: RunFolder, tmp_path: Path) -
     assert loaded.config.id2label == {0: "0", 1: "1", 2: "2"}
 
 
-def test_only_push_uploads_and_never_in_public(
+def test_upload_needs_push_and_is_private(
     mine: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convnext: Convnext
 ) -> None:
     import huggingface_hub
@@ -145,11 +145,11 @@ def test_only_push_uploads_and_never_in_public(
         ("line\n# title\u202e", r"line\\n\# title\\u202e"),
     ],
 )
-def test_a_name_in_the_card_is_text(name: str, escaped: str) -> None:
+def test_names_in_the_card_are_escaped(name: str, escaped: str) -> None:
     assert escape_markdown(name) == escaped
 
 
-def test_a_licence_of_an_edited_run_stays_one_value(mine: RunFolder, tmp_path: Path) -> None:
+def test_edited_licence_stays_one_yaml_value(mine: RunFolder, tmp_path: Path) -> None:
     license = 'other"\nbase_model: x/y # <b>'
     based = give_base(mine, tmp_path, license=license, weights="auto", model="convnext_tiny.d")
     card = render_card(based, None, find_license(based))

@@ -25,7 +25,7 @@ def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "mine")
 
 
-def test_a_fine_tuning_ends_calibrated(run: RunFolder) -> None:
+def test_fine_tuned_run_is_calibrated(run: RunFolder) -> None:
     found = read_calibration(run)
     assert found is not None
     assert (found.weak, found.images, found.training_images) == (None, 60, 195)
@@ -35,7 +35,7 @@ def test_a_fine_tuning_ends_calibrated(run: RunFolder) -> None:
     assert found.novelty_rate == ABSTAIN_RATE
 
 
-def test_every_figure_has_an_interval_and_each_test_is_counted(mine: RunFolder) -> None:
+def test_metrics_have_intervals_and_test_evaluations_are_counted(mine: RunFolder) -> None:
     first = evaluate(mine.path)
     assert (first.split, first.test_number, first.intervals.clustered) == ("test", 1, False)
     assert evaluate(mine.path, split="val").test_number is None
@@ -52,20 +52,20 @@ def test_every_figure_has_an_interval_and_each_test_is_counted(mine: RunFolder) 
     assert "cases" not in told
 
 
-def test_a_test_that_cannot_be_recorded_is_not_shown(mine: RunFolder) -> None:
+def test_evaluation_that_cannot_be_recorded_fails(mine: RunFolder) -> None:
     mine.tests.mkdir()
     with pytest.raises(RunError, match=r"cannot write .*tests\.jsonl"):
         evaluate(mine.path)
 
 
-def test_a_damaged_line_counts_as_an_evaluation_and_hides_no_other(mine: RunFolder) -> None:
+def test_damaged_record_still_counts_as_an_evaluation(mine: RunFolder) -> None:
     assert mine.record_test({"images": 1}) == 1
     with mine.tests.open("a") as file:
         file.write('{"ima\n')
     assert mine.record_test({"images": 2}) == 3
 
 
-def test_groups_widen_what_they_should(mine: RunFolder) -> None:
+def test_known_groups_are_resampled(mine: RunFolder) -> None:
     index = mine.read_split()
     groups = tuple(f"p{row // 5}" for row in range(len(index)))
     mine.write_split(replace(index, groups=groups))
@@ -82,7 +82,7 @@ def shrink_validation(run: RunFolder) -> Index:
     return index
 
 
-def test_a_weak_validation_split_calibrates_nothing_and_says_so(mine: RunFolder) -> None:
+def test_small_validation_split_is_not_calibrated(mine: RunFolder) -> None:
     shrink_validation(mine)
     (mine.path / "calibration.json").unlink()
     found = evaluate(mine.path)
@@ -94,7 +94,7 @@ def test_a_weak_validation_split_calibrates_nothing_and_says_so(mine: RunFolder)
         evaluate(mine.path, targets=["sensitivity=0.9:1"])
 
 
-def test_what_was_fitted_for_other_weights_is_fitted_again(mine: RunFolder) -> None:
+def test_calibration_of_other_weights_is_fitted_again(mine: RunFolder) -> None:
     weights = load_file(mine.path / "model.safetensors")
     weights["head.fc.weight"] = weights["head.fc.weight"] * 3
     save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
@@ -106,13 +106,13 @@ def test_what_was_fitted_for_other_weights_is_fitted_again(mine: RunFolder) -> N
     assert read_calibration(mine) == before.calibration
 
 
-def test_damaged_calibration_is_said(mine: RunFolder) -> None:
+def test_damaged_calibration_raises_an_error(mine: RunFolder) -> None:
     (mine.path / "calibration.json").write_text("{")
     with pytest.raises(RunError, match=r"calibration\.json cannot be read"):
         evaluate(mine.path)
 
 
-def test_a_target_is_met_on_validation_and_reported_on_the_test(mine: RunFolder) -> None:
+def test_target_is_reached_on_validation_and_measured_on_test(mine: RunFolder) -> None:
     found = evaluate(mine.path, targets=["sensitivity=0.9:1", "specificity=0.95:2"])
     assert [str(point.threshold.target) for point in found.operating_points] == [
         "sensitivity=0.9:1",
@@ -130,16 +130,16 @@ def test_a_target_is_met_on_validation_and_reported_on_the_test(mine: RunFolder)
 @pytest.mark.parametrize(
     "text", ["sensitivity", "sensitivity=2:a", "accuracy=0.9:a", "sensitivity=x:a", "specificity=0.9:"]
 )
-def test_a_target_that_cannot_be_read(text: str) -> None:
+def test_invalid_target_raises_an_error(text: str) -> None:
     with pytest.raises(UsageError, match="cannot read the target"):
         parse_target(text)
 
 
-def test_a_class_may_have_a_colon_in_its_name() -> None:
+def test_target_class_may_contain_a_colon() -> None:
     assert parse_target("specificity=0.9:a:b=c").name == "a:b=c"
 
 
-def test_shifted_views_say_what_they_cost_and_gain(mine: RunFolder) -> None:
+def test_tta_reports_its_cost_and_gain(mine: RunFolder) -> None:
     plain = evaluate(mine.path, split="val")
     events: list[Progress] = []
     found = finish(evaluate_steps(mine, EvalRequest(split="val", tta=True)), events.append)
@@ -151,7 +151,7 @@ def test_shifted_views_say_what_they_cost_and_gain(mine: RunFolder) -> None:
     assert {event.activity for event in events} >= {"evaluating", "evaluating shifted views"}
 
 
-def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:
+def test_comparison_of_runs_finds_the_better_one(mine: RunFolder, run: RunFolder) -> None:
     weights = load_file(mine.path / "model.safetensors")
     weights["head.fc.weight"] = np.zeros_like(weights["head.fc.weight"])
     save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
@@ -165,7 +165,7 @@ def test_two_runs_on_the_same_images(mine: RunFolder, run: RunFolder) -> None:
     assert compared.p_value < 0.01
 
 
-def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFolder) -> None:
+def test_training_images_of_another_run_give_a_leakage_warning(mine: RunFolder, run: RunFolder) -> None:
     index = mine.read_split()
     other = {"train": "test", "test": "train"}
     mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
@@ -177,7 +177,7 @@ def test_training_images_of_another_run_are_noticed(mine: RunFolder, run: RunFol
 
 
 @pytest.mark.parametrize(("threshold", "sensitivity"), [(0.0, 100), (1.0, 0)])
-def test_a_missed_target_is_said_by_eval_and_by_predict(mine: RunFolder, threshold: float, sensitivity: int) -> None:
+def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: float, sensitivity: int) -> None:
     evaluate(mine.path, targets=["sensitivity=0.9:1"])
     kept = mine.read_calibration()
     assert kept is not None
@@ -195,7 +195,7 @@ def test_a_missed_target_is_said_by_eval_and_by_predict(mine: RunFolder, thresho
         assert told == ["target sensitivity=0.9:1 was not met on the test split: sensitivity 0.0%"]
 
 
-def test_a_calibration_of_an_earlier_version_is_fitted_anew_and_keeps_its_thresholds(mine: RunFolder) -> None:
+def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresholds(mine: RunFolder) -> None:
     evaluate(mine.path, targets=["sensitivity=0.9:1"])
     kept, arrays = mine.read_calibration(), mine.read_calibration_arrays()
     assert kept is not None
@@ -215,7 +215,7 @@ def test_a_calibration_of_an_earlier_version_is_fitted_anew_and_keeps_its_thresh
     assert predict(image, mine.path, abstain=True)[0].abstained is not None
 
 
-def test_a_score_that_does_not_notice_scrambled_images_is_called_unreliable(mine: RunFolder) -> None:
+def test_ood_score_that_misses_scrambled_images_gives_a_warning(mine: RunFolder) -> None:
     kept = mine.read_calibration()
     assert kept is not None
     assert kept["novelty_detected"] > 0.9

@@ -12,9 +12,7 @@ MODELS = [("convnext_atto", {}), ("convnextv2_atto", {}), ("convnext_atto", {"he
 
 
 @pytest.mark.parametrize(("name", "options"), MODELS)
-def test_the_map_is_the_gradient_times_the_features_and_its_steps_are_the_model(
-    name: str, options: dict[str, bool]
-) -> None:
+def test_heat_map_is_gradient_times_features(name: str, options: dict[str, bool]) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **options).eval()
     inputs = torch.randn(2, 3, 64, 64)
@@ -29,7 +27,7 @@ def test_the_map_is_the_gradient_times_the_features_and_its_steps_are_the_model(
     assert torch.allclose(heat, (gradient * features).sum(1).relu(), atol=1e-6), "the same at every place, so exact"
 
 
-def test_random_weights_change_the_map() -> None:
+def test_random_weights_change_the_heat_map() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(4, 3, 128, 128)
     maps = []
@@ -41,7 +39,7 @@ def test_random_weights_change_the_map() -> None:
     assert abs(np.corrcoef(maps[0], maps[1])[0, 1]) < 0.7
 
 
-def test_the_heat_is_drawn_where_it_is() -> None:
+def test_heat_is_drawn_at_its_position() -> None:
     image = np.full((64, 64, 3), 100, np.uint8)
     heat = np.zeros((4, 4), np.float32)
     heat[1, 3] = 2.0
@@ -55,7 +53,7 @@ def test_the_heat_is_drawn_where_it_is() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (200, 200), (123, 61)])
 @pytest.mark.parametrize(("mode", "pct"), [("center", 0.875), ("center", 1.0), ("squash", 1.0)])
-def test_the_explanation_lies_on_what_the_model_saw(width: int, height: int, mode: str, pct: float) -> None:
+def test_heat_map_covers_the_crop(width: int, height: int, mode: str, pct: float) -> None:
     preprocessing = Preprocessing(
         image_size=64, crop_pct=pct, crop_mode=mode, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
     )
@@ -75,7 +73,7 @@ def test_the_explanation_lies_on_what_the_model_saw(width: int, height: int, mod
     assert np.array_equal(changed, inside)
 
 
-def test_views_are_shifted_and_mirrored_only_if_asked() -> None:
+def test_views_are_shifted_and_mirrored_on_request() -> None:
     inputs = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).view(2, 3, 32, 32)
     views = make_views(inputs, mirror=False)
     assert len(views) == 5
@@ -98,7 +96,7 @@ def plant(images: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Ten
     return inputs, planted, cells
 
 
-def test_a_planted_patch_draws_the_heat() -> None:
+def test_heat_map_finds_a_planted_patch() -> None:
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     model = timm.create_model("test_convnext", num_classes=2)

@@ -1,4 +1,4 @@
-"""What an exported file says of itself is read back as it was, or refused with the field and the value."""
+"""Metadata of an exported file: a round trip, and errors with the field and the value."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ ABOUT = Metadata(
 )
 
 
-def test_it_is_read_back_as_it_was() -> None:
+def test_metadata_survives_a_round_trip() -> None:
     assert read_metadata(ABOUT.to_strings(), "a.onnx") == ABOUT
 
 
@@ -59,7 +59,7 @@ def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None
         (change("calibration", "novelty_threshold", float("inf")), "novelty_threshold: inf is not finite"),
     ],
 )
-def test_what_does_not_fit_is_refused(edit: Callable[[dict[str, str]], Any], words: str) -> None:
+def test_invalid_metadata_raises_an_error(edit: Callable[[dict[str, str]], Any], words: str) -> None:
     metadata = ABOUT.to_strings()
     edit(metadata)
     with pytest.raises(RunError, match=words):

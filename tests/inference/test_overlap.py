@@ -70,7 +70,7 @@ def make_new_data(trained_on: Index, root: Path) -> None:
 
 
 @pytest.mark.parametrize("has_digests", [True, False])
-def test_copies_of_training_images_are_told_by_their_content(
+def test_copies_of_training_images_are_found_by_content(
     trained: tuple[RunFolder, Index], tmp_path: Path, *, has_digests: bool
 ) -> None:
     run, index = trained
@@ -85,7 +85,7 @@ def test_copies_of_training_images_are_told_by_their_content(
     assert any(note.startswith("3 of these 33 images are validation images") for note in notes)
 
 
-def test_a_run_without_digests_whose_data_are_gone_says_so(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
+def test_run_without_digests_and_data_gives_a_note(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
     run, index = trained
     make_new_data(index, tmp_path / "new")
     shutil.rmtree(index.root)
@@ -95,9 +95,7 @@ def test_a_run_without_digests_whose_data_are_gone_says_so(trained: tuple[RunFol
     assert any("not compared with the training images" in note for note in notes)
 
 
-def test_other_pictures_under_the_same_names_are_all_evaluated(
-    trained: tuple[RunFolder, Index], tmp_path: Path
-) -> None:
+def test_different_images_of_the_same_names_are_all_evaluated(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
     run, _ = trained
     draw(tmp_path / "other", range(40), start=700)
     images, notes, overlap = evaluate(run, tmp_path / "other")
@@ -105,7 +103,7 @@ def test_other_pictures_under_the_same_names_are_all_evaluated(
     assert any("all 40 images are taken for new ones" in note for note in notes)
 
 
-def test_the_same_pictures_elsewhere_keep_their_split(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
+def test_moved_images_keep_their_split(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
     run, index = trained
     index.root.rename(tmp_path / "moved")
     assert evaluate(run, tmp_path / "moved") == (10, [], None)

@@ -37,7 +37,7 @@ def paths_of(run: RunFolder, split: str) -> list[Path]:
     return [index.root / index.paths[row] for row in index.rows(split)]
 
 
-def test_the_temperature_is_used_unless_raw(run: RunFolder) -> None:
+def test_temperature_is_applied_unless_raw(run: RunFolder) -> None:
     fitted = read_calibration(run)
     assert fitted is not None
     image = paths_of(run, "test")[0]
@@ -48,7 +48,7 @@ def test_the_temperature_is_used_unless_raw(run: RunFolder) -> None:
     assert raw.probabilities != calibrated.probabilities
 
 
-def test_a_kept_threshold_decides(mine: RunFolder) -> None:
+def test_threshold_of_the_run_decides(mine: RunFolder) -> None:
     found = evaluate(mine.path, targets=["sensitivity=0.9:1"])
     [point] = found.operating_points
     predictions = predict(paths_of(mine, "test"), mine.path)
@@ -61,7 +61,7 @@ def test_a_kept_threshold_decides(mine: RunFolder) -> None:
     assert predict(paths_of(mine, "test")[0], mine.path, raw=True)[0].decisions == {}
 
 
-def test_images_of_another_kind_are_flagged(run: RunFolder, tmp_path: Path) -> None:
+def test_ood_images_are_flagged(run: RunFolder, tmp_path: Path) -> None:
     own = predict(paths_of(run, "test"), run.path, abstain=True)
     assert np.mean([p.abstained for p in own]) < 0.2, "stated: about one in twenty"
     stripes = np.zeros((32, 32, 3), np.uint8)
@@ -76,14 +76,14 @@ def test_images_of_another_kind_are_flagged(run: RunFolder, tmp_path: Path) -> N
     assert predict(others[0], run.path)[0].abstained is None
 
 
-def test_a_run_that_was_never_calibrated_cannot_abstain(mine: RunFolder) -> None:
+def test_uncalibrated_run_cannot_abstain(mine: RunFolder) -> None:
     (mine.path / "calibration.json").unlink()
     with pytest.raises(UsageError, match="it was never calibrated"):
         predict(paths_of(mine, "test")[0], mine.path, abstain=True)
     assert predict(paths_of(mine, "test")[0], mine.path)[0].error is None
 
 
-def test_explanations_lie_in_their_own_folder(run: RunFolder, tmp_path: Path) -> None:
+def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -> None:
     images = paths_of(run, "test")[:3]
     found = predict(images, run.path, explain=tmp_path / "heat")
     names = [p.explanation.name for p in found if p.explanation]
@@ -97,7 +97,7 @@ def test_explanations_lie_in_their_own_folder(run: RunFolder, tmp_path: Path) ->
         predict(images, run.path, explain=images[0].parent / "heat")
 
 
-def test_explanations_never_become_a_class_of_the_data(run: RunFolder, tmp_path: Path) -> None:
+def test_heat_map_folder_must_lie_outside_the_data(run: RunFolder, tmp_path: Path) -> None:
     images = paths_of(run, "test")
     data = run.read_split().root
     copied = tmp_path / "new"
@@ -123,7 +123,7 @@ def test_explanations_never_become_a_class_of_the_data(run: RunFolder, tmp_path:
     assert predict(copies[:1], run.path, explain=tmp_path / "heat")[0].explanation is not None
 
 
-def test_explanations_replace_no_file_unasked_and_a_link_never(run: RunFolder, tmp_path: Path) -> None:
+def test_heat_maps_replace_files_only_with_overwrite(run: RunFolder, tmp_path: Path) -> None:
     image = paths_of(run, "test")[0]
     picture = tmp_path / f"00001-{image.stem}.png"
     picture.write_text("mine")
@@ -140,7 +140,7 @@ def test_explanations_replace_no_file_unasked_and_a_link_never(run: RunFolder, t
     assert not (tmp_path / "gone.png").exists()
 
 
-def test_only_a_few_images_are_held_at_a_time(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_needs_constant_memory(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
     def counted(path: Path) -> Pixels:
@@ -155,7 +155,7 @@ def test_only_a_few_images_are_held_at_a_time(run: RunFolder, monkeypatch: pytes
     assert sum(1 for _ in steps) == len(images) - 1
 
 
-def test_programs_get_one_row_per_image_and_failures_too(
+def test_json_and_csv_have_one_row_per_image(
     run: RunFolder, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad, odd = tmp_path / "bad.png", tmp_path / 'comma, "quote"\nline.png'
@@ -173,7 +173,7 @@ def test_programs_get_one_row_per_image_and_failures_too(
     assert rows[1]["abstained"] in ("True", "False")
 
 
-def test_a_list_on_standard_input(run: RunFolder, digits: Path, tmp_path: Path) -> None:
+def test_paths_are_read_from_standard_input(run: RunFolder, digits: Path, tmp_path: Path) -> None:
     good = sorted((digits / "1").glob("*.png"))[:2]
     odd = os.fsencode(tmp_path) + b"/no text \xff.png"
     Path(os.fsdecode(odd)).write_bytes(good[0].read_bytes())

@@ -38,7 +38,7 @@ def make_picture(mode: str) -> Image.Image:
     + [("CMYK", ".tif"), ("F", ".tif"), ("I", ".tif")],
 )
 @pytest.mark.parametrize("opened", [False, True])
-def test_a_pil_image_has_the_pixels_of_a_lossless_file(mode: str, suffix: str, opened: bool, tmp_path: Path) -> None:
+def test_pil_image_gives_the_pixels_of_its_lossless_file(mode: str, suffix: str, opened: bool, tmp_path: Path) -> None:
     picture, path = make_picture(mode), tmp_path / f"a{suffix}"
     picture.save(path)
     expected = decode_image(path)
@@ -55,7 +55,7 @@ def test_a_pil_image_has_the_pixels_of_a_lossless_file(mode: str, suffix: str, o
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_pil_image_is_turned_upright_as_its_file_is(suffix: str, orientation: int, tmp_path: Path) -> None:
+def test_pil_image_is_turned_upright_like_its_file(suffix: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a{suffix}"
@@ -66,7 +66,7 @@ def test_a_pil_image_is_turned_upright_as_its_file_is(suffix: str, orientation: 
         assert picture.size == size or suffix == ".tif", "Pillow itself turns TIFF files"
 
 
-def test_a_picture_that_ends_too_soon_is_one_bad_prediction(run: RunFolder, tmp_path: Path) -> None:
+def test_truncated_image_is_one_failed_prediction(run: RunFolder, tmp_path: Path) -> None:
     draw_picture(1).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
     with Image.open(tmp_path / "b.png") as torn:
@@ -76,7 +76,7 @@ def test_a_picture_that_ends_too_soon_is_one_bad_prediction(run: RunFolder, tmp_
     assert (bad.path, bad.index) == (None, 1)
 
 
-def test_paths_pictures_and_arrays_are_one_sequence(run: RunFolder, digits: Path, tmp_path: Path) -> None:
+def test_paths_images_and_arrays_can_be_mixed(run: RunFolder, digits: Path, tmp_path: Path) -> None:
     paths = sorted(digits.glob("*/*.png"))[::60]
     grey = [np.asarray(Image.open(path)) for path in paths]
     colour = np.stack([np.repeat(values[..., None], 3, axis=2) for values in grey])
@@ -98,7 +98,7 @@ def test_paths_pictures_and_arrays_are_one_sequence(run: RunFolder, digits: Path
     assert predict(view, run.path)[0].probabilities == predict(tmp_path / "view.png", run.path)[0].probabilities
 
 
-def test_explanations_of_pictures_in_memory(run: RunFolder, tmp_path: Path) -> None:
+def test_images_in_memory_get_heat_maps(run: RunFolder, tmp_path: Path) -> None:
     found = predict([draw_picture(1), np.asarray(draw_picture(2))], run.path, explain=tmp_path / "heat")
     assert [p.explanation and p.explanation.name for p in found] == ["00001-image.png", "00002-image.png"]
     assert all(p.explanation and p.explanation.exists() for p in found)
@@ -122,7 +122,7 @@ def test_explanations_of_pictures_in_memory(run: RunFolder, tmp_path: Path) -> N
         np.array(3, np.uint8),
     ],
 )
-def test_an_array_that_is_no_picture_is_refused(array: NDArray[Any], run: RunFolder) -> None:
+def test_invalid_array_raises_an_error(array: NDArray[Any], run: RunFolder) -> None:
     cases: list[tuple[Any, int]] = [(array, 0), (["a.png", array], 1)]
     for images, place in cases:
         with pytest.raises(UsageError) as caught:
@@ -135,7 +135,7 @@ def test_an_array_that_is_no_picture_is_refused(array: NDArray[Any], run: RunFol
 @pytest.mark.parametrize(
     ("value", "name"), [(5, "int"), (None, "NoneType"), (b"\x89PNG", "bytes"), ([["a.png"]], "list"), ([1.5], "float")]
 )
-def test_what_is_no_picture_is_refused(value: Any, name: str, run: RunFolder) -> None:
+def test_invalid_input_type_raises_an_error(value: Any, name: str, run: RunFolder) -> None:
     with pytest.raises(UsageError, match=rf"images\[0\] is of type {name}. Give a path, a PIL image or a NumPy"):
         predict(value, run.path)
     with pytest.raises(UsageError, match=r"images\[0\] is an image of 0 x 5 pixels"):

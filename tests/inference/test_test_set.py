@@ -1,4 +1,4 @@
-"""Names that print alike on both sides of a comparison; data that are read as the run read its own."""
+"""Class names in other Unicode forms; data that are read with the options of the run."""
 
 import unicodedata
 from dataclasses import asdict, replace
@@ -28,14 +28,14 @@ def make_index(*classes: str) -> Index:
 
 @pytest.mark.parametrize("own", [COMPOSED, DECOMPOSED, f"{COMPOSED} "])
 @pytest.mark.parametrize("other", [COMPOSED, DECOMPOSED])
-def test_a_class_is_known_in_whatever_form_either_side_has(own: str, other: str) -> None:
+def test_class_names_match_in_any_unicode_form(own: str, other: str) -> None:
     model = SimpleNamespace(classes=("bar", own))
     assert Classifier.label_rows(model, make_index(other, "bar"), [0, 1]).tolist() == [1, 0]  # type: ignore[arg-type]
     with pytest.raises(DataError, match="does not know: Bar"):
         Classifier.label_rows(model, make_index("Bar"), [0])  # type: ignore[arg-type]
 
 
-def test_a_targets_class_too(tmp_path: Path) -> None:
+def test_target_class_matches_in_any_unicode_form(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     logits = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
     labels = np.arange(40) % 2
@@ -64,7 +64,7 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_a_moved_folder_is_read_as_the_run_read_it(run: RunFolder, tmp_path: Path) -> None:
+def test_moved_folder_is_read_with_the_options_of_the_run(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="looks like masks"):
         scan_data(tmp_path / "data")
     (tmp_path / "data").rename(tmp_path / "moved")

@@ -18,7 +18,7 @@ def draw(images: int = 500, *, ties: bool = False) -> tuple[Floats, Ints]:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_every_figure_equals_scikit_learns(ties: bool) -> None:
+def test_metrics_equal_scikit_learn(ties: bool) -> None:
     logits, labels = draw(ties=ties)
     found = compute_metrics(logits, labels, CLASSES)
     predictions, probabilities = logits.argmax(1), np.exp(log_softmax(logits))
@@ -49,7 +49,7 @@ def test_every_figure_equals_scikit_learns(ties: bool) -> None:
     assert found.absent == ()
 
 
-def test_ece_is_the_mean_gap_of_scikit_learns_quantile_bins() -> None:
+def test_ece_is_the_mean_gap_of_quantile_bins() -> None:
     logits, labels = draw(600)  # 15 bins of 40
     confidence = np.exp(log_softmax(logits)).max(1)
     accuracy, mean = calibration_curve(logits.argmax(1) == labels, confidence, n_bins=15, strategy="quantile")
@@ -57,7 +57,7 @@ def test_ece_is_the_mean_gap_of_scikit_learns_quantile_bins() -> None:
     assert found.ece == pytest.approx(np.abs(accuracy - mean).mean(), abs=2e-3)  # its bins may differ by one image
 
 
-def test_published_worked_examples() -> None:
+def test_metrics_equal_published_worked_examples() -> None:
     # Two readers of 50 proposals, 20 both yes, 5 and 10 apart, 15 both no: kappa 0.4 (Wikipedia, Cohen's kappa)
     labels = np.repeat([0, 0, 1, 1], (20, 5, 10, 15))
     called = np.repeat([0, 1, 0, 1], (20, 5, 10, 15))
@@ -73,7 +73,7 @@ def test_published_worked_examples() -> None:
     assert found.brier == pytest.approx(0.09)
 
 
-def test_an_absent_class_is_said_and_left_out_of_averages() -> None:
+def test_absent_class_is_left_out_of_averages() -> None:
     logits = np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
     found = compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
     assert found.absent == ("c", "d")
@@ -84,18 +84,18 @@ def test_an_absent_class_is_said_and_left_out_of_averages() -> None:
     assert found.macro_roc_auc is not None
 
 
-def test_one_class_alone_has_no_curve_and_no_agreement_beyond_chance() -> None:
+def test_single_class_has_no_auc_and_no_kappa() -> None:
     found = compute_metrics(np.eye(4)[[0, 0]], np.array([0, 0]), CLASSES)
     assert found.top1 == 1
     assert (found.kappa, found.mcc, found.macro_roc_auc, found.macro_specificity) == (None, None, None, None)
 
 
-def test_huge_logits_do_not_overflow() -> None:
+def test_large_logits_do_not_overflow() -> None:
     found = compute_metrics(np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1]), ("a", "b"))
     assert found.log_loss == pytest.approx(1e4)
 
 
-def test_nothing_to_evaluate() -> None:
+def test_no_images_raise_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
         compute_metrics(np.zeros((0, 4)), np.zeros(0, int), CLASSES)
 

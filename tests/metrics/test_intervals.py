@@ -8,18 +8,18 @@ from convnext_cli.metrics.intervals import compute_intervals, estimate_fraction,
 from convnext_cli.metrics.summary import compute_metrics
 
 
-def test_students_t() -> None:
+def test_t_quantile_is_close_to_tables() -> None:
     for df in (1, 2, 3, 4, 7.5, 30, 1000):
         assert t_quantile(df) == pytest.approx(student.ppf(0.975, round(df) if df < 3 else df), rel=2e-3)
 
 
-def test_a_share_has_wilsons_interval() -> None:
+def test_fraction_has_wilsons_interval() -> None:
     # 95 of 100, with the variance of a share: Wilson's interval is 88.8% to 97.8% (statsmodels' worked value)
     interval = score_interval(0.95, 0.95 * 0.05 / 100, 1e9)
     assert (interval.low, interval.high) == pytest.approx((0.8882, 0.9785), abs=1e-4)
 
 
-def test_a_perfect_figure_is_not_certain() -> None:
+def test_perfect_metric_has_an_interval_of_positive_length() -> None:
     logits, labels = np.eye(2)[[0, 1] * 30] * 5, np.array([0, 1] * 30)
     found = compute_intervals(logits, labels)
     for name in ("top1", "balanced_accuracy", "macro_roc_auc", "macro_f1", "mcc"):
@@ -34,7 +34,7 @@ def test_a_perfect_figure_is_not_certain() -> None:
     )
 
 
-def test_every_interval_holds_its_figure_and_repeats_with_its_seed() -> None:
+def test_intervals_contain_the_estimate_and_repeat_with_the_seed() -> None:
     random = np.random.default_rng(1)
     labels = random.choice(3, 200, p=(0.6, 0.3, 0.1))
     logits = random.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels]
@@ -52,7 +52,7 @@ def test_every_interval_holds_its_figure_and_repeats_with_its_seed() -> None:
             assert interval.low < getattr(entry, name) < interval.high
 
 
-def test_images_that_repeat_within_a_group_add_no_certainty() -> None:
+def test_repeated_images_within_a_group_do_not_shorten_the_interval() -> None:
     random = np.random.default_rng(2)
     labels = random.integers(0, 2, 80)
     logits = random.normal(size=(80, 2)) + np.eye(2)[labels]
@@ -70,7 +70,7 @@ def test_images_that_repeat_within_a_group_add_no_certainty() -> None:
     assert length(naive) == pytest.approx(length(once) / 5**0.5, rel=0.1)
 
 
-def test_an_image_without_a_group_stands_for_itself() -> None:
+def test_image_without_group_is_a_group_of_its_own() -> None:
     logits, labels = np.eye(2)[[0, 1] * 10], np.array([0, 1] * 10)
     assert compute_intervals(logits, labels, ["p1"] * 5 + [""] * 15, resamples=200).units == 16
 
@@ -83,7 +83,7 @@ def test_absent_classes_and_single_images_have_no_interval() -> None:
     assert set(alone.overall.values()) == {None}
 
 
-def test_a_share_of_clustered_images() -> None:
+def test_fraction_of_clustered_images_has_a_wider_interval() -> None:
     hits, counted = np.array([True, True, False, True] * 10), np.ones(40, bool)
     share, plain = estimate_fraction(hits, counted, None)
     _, clustered = estimate_fraction(hits, counted, [str(i // 4) for i in range(40)])
@@ -95,7 +95,7 @@ def test_a_share_of_clustered_images() -> None:
 
 
 @pytest.mark.parametrize("scenario", [Scenario("plain", 2.0, 1, 0.0), Scenario("clustered", 2.0, 5, 0.5)])
-def test_intervals_hold_the_truth_as_often_as_they_say(scenario: Scenario) -> None:
+def test_intervals_have_their_nominal_coverage(scenario: Scenario) -> None:
     # 100 data sets know a share of 95% to 4.4 points (two standard errors); benchmarks/coverage.py has the 2,000
     ours = measure(scenario, 100, 500, 150, truth_images=100_000, spread=map)[1]
     assert ours.min() >= 0.86

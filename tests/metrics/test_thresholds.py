@@ -1,4 +1,4 @@
-"""Temperature, thresholds, curves, comparison, novelty: what is decided on validation and told on the test."""
+"""Temperature, thresholds, curves, comparison and the OOD score."""
 
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ def draw(images: int, seed: int = 0, strength: float = 1.5) -> tuple[Floats, Int
     return random.normal(size=(images, 3)) + strength * np.eye(3)[labels], labels
 
 
-def test_the_temperature_is_the_best_one() -> None:
+def test_temperature_minimises_the_log_loss() -> None:
     logits, labels = draw(400)
     found = fit_temperature(4 * logits, labels)
     target = np.where(np.eye(3)[labels] == 1, 401 / 402, 1 / 402 / 2)
@@ -42,7 +42,7 @@ def test_the_temperature_is_the_best_one() -> None:
     assert calibrated.confusion == raw.confusion
 
 
-def test_the_temperature_stays_within_bounds_and_modest() -> None:
+def test_temperature_stays_within_its_bounds() -> None:
     labels = np.array([0, 1, 2] * 20)
     found = fit_temperature(np.eye(3)[labels], labels)
     sure = np.exp(log_softmax(np.eye(3) / found)).max()
@@ -52,7 +52,7 @@ def test_the_temperature_stays_within_bounds_and_modest() -> None:
 
 
 @pytest.mark.parametrize("figure", ["sensitivity", "specificity"])
-def test_a_threshold_meets_its_target_and_gives_up_no_more(figure: str) -> None:
+def test_threshold_reaches_its_target_at_least_cost(figure: str) -> None:
     logits, labels = draw(300)
     scores, positive = np.exp(log_softmax(logits))[:, 1], labels == 1
     found = find_threshold(scores, positive, Target(cast("Any", figure), 0.95, "b"))
@@ -67,7 +67,7 @@ def test_a_threshold_meets_its_target_and_gives_up_no_more(figure: str) -> None:
     assert interval.low < found.reached < interval.high
 
 
-def test_a_threshold_is_halfway_and_needs_both_kinds() -> None:
+def test_threshold_is_halfway_between_scores_and_needs_both_classes() -> None:
     scores = np.array([0.9, 0.6, 0.4, 0.1])
     positive = np.array([True, True, False, False])
     assert find_threshold(scores, positive, Target("sensitivity", 1.0, "b")).threshold == pytest.approx(0.5)
@@ -82,7 +82,7 @@ def test_a_threshold_is_halfway_and_needs_both_kinds() -> None:
     assert (point.sensitivity, point.sensitivity_interval) == (None, None)
 
 
-def test_curves_are_scikit_learns() -> None:
+def test_curves_equal_scikit_learn() -> None:
     logits, labels = draw(200)
     scores, positive = np.round(logits[:, 0], 1), labels == 0
     false, true = trace_roc(scores, positive)
@@ -95,7 +95,7 @@ def test_curves_are_scikit_learns() -> None:
     assert np.allclose(precision[1:][::-1], expected[0][:-1])
 
 
-def test_reliability_adds_up_to_the_ece() -> None:
+def test_reliability_bins_add_up_to_the_ece() -> None:
     logits, labels = draw(200)
     bins = measure_reliability(logits, labels)
     assert sum(b.images for b in bins) == 200
@@ -104,7 +104,7 @@ def test_reliability_adds_up_to_the_ece() -> None:
     assert len(measure_reliability(logits[:4], labels[:4])) == 4
 
 
-def test_a_better_model_is_found_better_and_an_equal_one_is_not() -> None:
+def test_comparison_finds_the_better_model_and_no_difference_between_equal_ones() -> None:
     logits, labels = draw(600)
     better = compare(logits, logits + np.eye(3)[labels], labels)
     accuracy = better.differences["top1"]
@@ -119,7 +119,7 @@ def test_a_better_model_is_found_better_and_an_equal_one_is_not() -> None:
     )
 
 
-def test_mcnemars_published_example_and_its_clusters() -> None:
+def test_mcnemar_equals_published_example_and_widens_with_clusters() -> None:
     # Agresti, Categorical Data Analysis, table 10.1: 86 and 150 discordant, z = 4.17
     labels = np.zeros(236, int)
     first, second = np.eye(2)[[1] * 150 + [0] * 86], np.eye(2)[[0] * 150 + [1] * 86]
@@ -132,7 +132,7 @@ def test_mcnemars_published_example_and_its_clusters() -> None:
     assert pairs.p_value > 10 * alone.p_value, "two images of one patient are not two witnesses"
 
 
-def test_novelty_keeps_its_rate_and_sees_both_directions() -> None:
+def test_ood_score_keeps_its_rate_and_is_two_sided() -> None:
     random = np.random.default_rng(0)
     centre = random.normal(size=32)
 
@@ -153,7 +153,7 @@ def test_novelty_keeps_its_rate_and_sees_both_directions() -> None:
     assert np.isfinite(few.score(*draw(20))).all(), "fewer training images than neighbours"
 
 
-def test_a_little_colour_is_not_novel_where_all_training_images_are_grey() -> None:
+def test_slight_colour_is_not_ood_for_grey_training_images() -> None:
     random = np.random.default_rng(0)
     grey = np.repeat(random.integers(0, 256, (200, 16, 16, 1), np.uint8), 3, axis=3)
     features = random.normal(size=(200, 8))

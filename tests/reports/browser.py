@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its own pipe: what a page asks for, complains of, and measures."""
+"""A headless Chromium that reports requests, console errors and sizes of a page."""
 
 import base64
 import json

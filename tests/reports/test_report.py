@@ -56,7 +56,7 @@ def hostile(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     return found
 
 
-def test_the_report_is_one_page_with_all_its_parts(hostile: Evaluation) -> None:
+def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) -> None:
     run = RunFolder(hostile.run)
     page = run.report.read_text()
     for heading in (
@@ -77,7 +77,7 @@ def test_the_report_is_one_page_with_all_its_parts(hostile: Evaluation) -> None:
     assert "#010203" not in page, "no stand-in colour is left"
 
 
-def test_hostile_names_are_text(hostile: Evaluation) -> None:
+def test_names_in_the_report_are_escaped(hostile: Evaluation) -> None:
     page = RunFolder(hostile.run).report.read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<img src=x" not in page
@@ -86,7 +86,7 @@ def test_hostile_names_are_text(hostile: Evaluation) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the report with")
-def test_the_report_in_a_browser(hostile: Evaluation) -> None:
+def test_report_renders_without_requests_and_errors(hostile: Evaluation) -> None:
     with Browser() as browser:
         for width in (390, 1280):
             for scheme in ("light", "dark"):
@@ -103,7 +103,7 @@ def test_the_report_in_a_browser(hostile: Evaluation) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to try the browser itself with")
-def test_the_browser_would_notice(tmp_path: Path) -> None:
+def test_browser_detects_requests_and_errors(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text("<div style='width:900px'>x</div><img src='gone.png'><script>console.error(1); nothing()</script>")
     with Browser() as browser:
@@ -113,7 +113,7 @@ def test_the_browser_would_notice(tmp_path: Path) -> None:
         assert len(browser.complaints) >= 2
 
 
-def test_many_classes_and_absent_ones(run: RunFolder, tmp_path: Path) -> None:
+def test_report_of_many_classes_has_no_confusion_matrix(run: RunFolder, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     many = MAX_CONFUSION + 10
     shutil.copytree(run.path, tmp_path / "run")
@@ -139,6 +139,6 @@ def test_many_classes_and_absent_ones(run: RunFolder, tmp_path: Path) -> None:
     assert "Not calibrated" in text
 
 
-def test_the_training_is_drawn_while_it_goes_on(run: RunFolder) -> None:
+def test_training_curves_are_drawn(run: RunFolder) -> None:
     assert run.curves.read_bytes().startswith(b"\x89PNG"), "`finetune` draws it, from the command line or not"
     assert run.curves.stat().st_size > 5000
