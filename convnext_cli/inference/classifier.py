@@ -104,13 +104,12 @@ class Classifier(ABC):
             raise DataError(f"no images to evaluate in {index.root}", "Choose another folder or split")
         parts: list[Outputs] = []
         done = 0
-        for answers in self.classify_batches(
-            rows, load_for_eval(index, self.preprocessing, cache=self.cache), features=features
-        ):
-            for error in answers.failed.values():
+        load = load_for_eval(index, self.preprocessing, cache=self.cache)
+        for outputs in self.classify_batches(rows, load, features=features):
+            for error in outputs.failed.values():
                 raise error
-            parts.append(answers)
-            done += len(answers.logits)
+            parts.append(outputs)
+            done += len(outputs.logits)
             yield Progress(done=done, total=len(rows), activity=activity)
         return Outputs(
             logits=np.concatenate([part.logits for part in parts]),
