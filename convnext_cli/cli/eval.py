@@ -131,7 +131,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     if evaluation.test_number is not None:
         console.show(_describe_number(evaluation.test_number))
     for note in evaluation.notes:
-        console.note(note)
+        console.notify(note)
     console.show("")
     console.show_table(
         ["metric", "", "95% CI"],

@@ -189,8 +189,8 @@ def compare(
         DataError: the data has no such split, or the runs have other classes.
         ImageError: an image cannot be read.
     """
-    runs = (Path(first), Path(second))
-    request = EvalRequest(runs=runs, data=None if data is None else Path(data), split=split, cache=cache)
+    values: dict[str, Any] = {"data": None if data is None else Path(data), "split": split, "cache": cache}
+    request = EvalRequest(runs=(Path(first), Path(second)), **values)
 
     def compare_steps() -> Steps[Comparison]:
         evaluations = yield from evaluate_all_steps(request)
