@@ -152,8 +152,8 @@ def test_outdated_onnx_file_is_not_used(mine: RunFolder, tmp_path: Path, picture
     weights = bytearray((changed.path / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (changed.path / "model.safetensors").write_bytes(weights)
-    assert find_onnx_classifier(changed) == "its model.onnx was made of other weights"
-    with pytest.raises(UsageError, match="made of other weights"):
+    assert find_onnx_classifier(changed) == "its model.onnx was exported from other weights"
+    with pytest.raises(UsageError, match="exported from other weights"):
         predict(pictures, changed.path, engine="onnx")
     assert predict(pictures, changed.path)[0].error is None, "torch answers"
 
@@ -175,7 +175,7 @@ def test_options_that_need_torch_use_it_or_raise_an_error(
 
 def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or no ONNX file"):
+    with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or not an ONNX file"):
         predict(pictures, tmp_path / "text.onnx")
     with pytest.raises(UsageError, match="exists already"):
         export(mine, output=tmp_path / "text.onnx")

@@ -100,7 +100,7 @@ def test_different_images_of_the_same_names_are_all_evaluated(trained: tuple[Run
     draw(tmp_path / "other", range(40), start=700)
     images, notes, overlap = evaluate(run, tmp_path / "other")
     assert (images, overlap) == (40, Overlap(trained=0, trained_near=0, validated=0))
-    assert any("all 40 images are taken for new ones" in note for note in notes)
+    assert any("all 40 images count as new" in note for note in notes)
 
 
 def test_moved_images_keep_their_split(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
@@ -110,4 +110,4 @@ def test_moved_images_keep_their_split(trained: tuple[RunFolder, Index], tmp_pat
     (run.path / "image_hashes.safetensors").unlink()
     images, notes, _ = evaluate(run, tmp_path / "moved")
     assert images == 10
-    assert any("by its names" in note for note in notes)
+    assert any("because the file names are the same" in note for note in notes)
