@@ -157,7 +157,7 @@ def test_damaged_archive_is_a_data_error(tmp_path: Path, cache: Path) -> None:
 @pytest.mark.parametrize("outside", ["up", "absolute", "by a folder", "beside"])
 def test_table_that_names_images_outside_the_archive_is_refused(outside: str, tmp_path: Path, cache: Path) -> None:
     image = save_image(tmp_path / "private/1.png")
-    own = image.read_bytes()
+    content = image.read_bytes()
     save_image(cache / "near.png")
     path = {
         "up": f"{'../' * 30}{str(image).lstrip('/')}",
@@ -166,7 +166,7 @@ def test_table_that_names_images_outside_the_archive_is_refused(outside: str, tm
         "beside": "../near.png",
     }[outside]
     table = f"path,label\n{path},x\nown.png,y\n".encode()
-    packed = pack(tmp_path / "x.zip", ("own.png", own), ("a/", b""), ("list.csv", table))
+    packed = pack(tmp_path / "x.zip", ("own.png", content), ("a/", b""), ("list.csv", table))
     with pytest.raises(DataError, match=r"names 1 images outside of the archive, such as"):
         scan_data(packed)
 

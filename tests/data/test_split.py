@@ -36,15 +36,15 @@ def test_split_depends_on_the_seed_only() -> None:
 
 
 def test_existing_splits_are_kept() -> None:
-    own = replace(make_index(50, 50), splits=("train",) * 40 + ("val",) * 10 + ("train",) * 40 + ("test",) * 10)
-    assert split_index(own, val_fraction=0.3, test_fraction=0.3, seed=0) == own
+    existing = replace(make_index(50, 50), splits=("train",) * 40 + ("val",) * 10 + ("train",) * 40 + ("test",) * 10)
+    assert split_index(existing, val_fraction=0.3, test_fraction=0.3, seed=0) == existing
 
 
 def test_missing_validation_split_is_drawn_from_training_images() -> None:
-    own = replace(make_index(100, 100), splits=(("train",) * 80 + ("test",) * 20) * 2)
-    index = split_index(own, val_fraction=0.25, test_fraction=0.5, seed=0)
+    existing = replace(make_index(100, 100), splits=(("train",) * 80 + ("test",) * 20) * 2)
+    index = split_index(existing, val_fraction=0.25, test_fraction=0.5, seed=0)
     assert index.count_classes("val") == [20, 20]
-    assert index.rows("test") == own.rows("test")
+    assert index.rows("test") == existing.rows("test")
 
 
 def test_every_class_keeps_a_training_image() -> None:
@@ -71,9 +71,9 @@ def test_split_keeps_groups_and_duplicates_in_one_part() -> None:
     )
     assert not find_groups_across_splits(split.groups, split.splits)
     assert all(len({split.splits[row] for row in rows}) == 1 for rows in copies)
-    for name, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+    for name, fraction in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
         for result, whole in zip(split.count_classes(name), index.count_classes(), strict=True):
-            assert abs(result - share * whole) <= 3
+            assert abs(result - fraction * whole) <= 3
 
 
 def test_folds_divide_all_but_the_test_images() -> None:
@@ -91,5 +91,5 @@ def test_folds_divide_all_but_the_test_images() -> None:
 
 def test_existing_splits_are_kept_with_groups() -> None:
     index = make_index(20, 20)
-    own = replace(index, splits=("train", "test") * 20, groups=("p1", "p1") * 20)
-    assert split_index(own, val_fraction=0.0, test_fraction=0.5, seed=0).splits == own.splits
+    existing = replace(index, splits=("train", "test") * 20, groups=("p1", "p1") * 20)
+    assert split_index(existing, val_fraction=0.0, test_fraction=0.5, seed=0).splits == existing.splits

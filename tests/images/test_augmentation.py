@@ -14,7 +14,7 @@ from convnext_cli.recipes.settings import Settings
 from convnext_cli.recipes.tables import load_augmentations
 from tests.conftest import draw_picture
 
-HOW = Preprocessing(
+PREPROCESSING = Preprocessing(
     image_size=64, crop_pct=0.875, crop_mode="center", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
 )
 BICUBIC = Image.Resampling.BICUBIC
@@ -35,7 +35,7 @@ def grey(image: Pixels) -> Pixels:
 
 
 def draw(image: Pixels, settings: Augmentation, number: int) -> Pixels:
-    return transform_for_training(image, HOW, seed_image(0, number, 0), settings)
+    return transform_for_training(image, PREPROCESSING, seed_image(0, number, 0), settings)
 
 
 def alike(one: Pixels, other: Pixels) -> float:
@@ -49,7 +49,9 @@ def test_each_field_is_a_setting() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_same_seed_gives_the_same_image_and_other_epoch_another(name: str) -> None:
     settings, image = preset(name), make_image()
-    drawn = [transform_for_training(image, HOW, seed_image(3, epoch, 5), settings) for epoch in (0, 0, 1, 2, 3)]
+    drawn = [
+        transform_for_training(image, PREPROCESSING, seed_image(3, epoch, 5), settings) for epoch in (0, 0, 1, 2, 3)
+    ]
     assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
     assert np.array_equal(drawn[0], drawn[1])
     assert all(np.array_equal(drawn[0], later) for later in drawn[2:]) == (name == "none")
@@ -58,9 +60,9 @@ def test_same_seed_gives_the_same_image_and_other_epoch_another(name: str) -> No
 @pytest.mark.parametrize("shape", [(64, 64), (100, 120), (300, 200), (9, 50)])
 def test_preset_none_equals_the_evaluation_transform(shape: tuple[int, int]) -> None:
     image = make_image(1, shape)
-    view = transform_for_eval(image, HOW)
+    view = transform_for_eval(image, PREPROCESSING)
     assert np.array_equal(draw(image, preset("none"), 0), view)
-    assert np.array_equal(augment_resized(view, HOW, seed_image(0, 0, 0), preset("none")), view)
+    assert np.array_equal(augment_resized(view, PREPROCESSING, seed_image(0, 0, 0), preset("none")), view)
 
 
 def test_preset_light_is_a_random_crop() -> None:
@@ -69,13 +71,13 @@ def test_preset_light_is_a_random_crop() -> None:
     width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
     left, top = int(random.integers(120 - width + 1)), int(random.integers(100 - height + 1))
     crop = Image.fromarray(image).resize((64, 64), BICUBIC, box=(left, top, left + width, top + height))
-    drawn = transform_for_training(image, HOW, np.random.default_rng(2), preset("light"))
+    drawn = transform_for_training(image, PREPROCESSING, np.random.default_rng(2), preset("light"))
     assert np.array_equal(drawn, np.asarray(crop))
 
 
 def test_preset_medical_never_flips_and_natural_does() -> None:
     image = make_image()
-    plain = transform_for_eval(image, HOW)
+    plain = transform_for_eval(image, PREPROCESSING)
     for name, most in (("medical", 0), ("natural", 300)):
         settings = preset(name)
         if name == "natural":  # the flip alone: inverted or moved, the image resembles neither
@@ -169,7 +171,7 @@ def test_larger_magnitude_changes_more() -> None:
 
     def change(magnitude: float) -> float:
         settings = Augmentation(min_crop_area=1.0, rand_augment=magnitude)
-        plain = transform_for_eval(image, HOW).astype(float)
+        plain = transform_for_eval(image, PREPROCESSING).astype(float)
         return float(np.mean([np.abs(draw(image, settings, number) - plain).mean() for number in range(300)]))
 
     assert change(2.0) < 0.8 * change(9.0)

@@ -152,8 +152,8 @@ def test_bytes_are_read_once_per_file_state(tmp_path: Path, monkeypatch: pytest.
     assert read() == 1
     (tmp_path / "digests").rename(tmp_path / "gone")
     assert read() == 6
-    [kept] = (tmp_path / "digests").iterdir()
-    kept.write_bytes(b"damaged" * 1000)
+    [stored] = (tmp_path / "digests").iterdir()
+    stored.write_bytes(b"damaged" * 1000)
     assert read() == 6
     assert read() == 0
     moved = root.rename(tmp_path / "moved")

@@ -35,8 +35,8 @@ def test_balanced_sampler_draws_classes_equally_often(extra: int) -> None:
     assert counts.max() - counts.min() <= 1
     for label in (1, 2):  # a class's images are all drawn before one is drawn again
         times = np.bincount([row for row in drawn if labels[row] == label], minlength=len(labels))
-        own = times[[row for row in rows if labels[row] == label]]
-        assert own.max() - own.min() <= 1
+        of_class = times[[row for row in rows if labels[row] == label]]
+        assert of_class.max() - of_class.min() <= 1
     assert draws == balance_rows(rows, labels, seed=0, epoch=0)
     assert draws != balance_rows(rows, labels, seed=0, epoch=1)
 

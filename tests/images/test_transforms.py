@@ -10,7 +10,7 @@ from convnext_cli.images import transforms
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
 from convnext_cli.images.transforms import reduce_image, transform_for_eval, transform_for_training
 
-HOW = Preprocessing(
+PREPROCESSING = Preprocessing(
     image_size=64, crop_pct=0.875, crop_mode="center", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
 )
 
@@ -23,7 +23,7 @@ def noise(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
 @pytest.mark.parametrize("shape", [(64, 64), (73, 73), (300, 200), (111, 400), (8, 8), (1, 50)])
 def test_evaluation_transform_equals_timm(crop_mode: str, crop_pct: float, shape: tuple[int, int]) -> None:
-    preprocessing = replace(HOW, crop_mode=crop_mode, crop_pct=crop_pct)
+    preprocessing = replace(PREPROCESSING, crop_mode=crop_mode, crop_pct=crop_pct)
     theirs = create_transform(
         (3, 64, 64), crop_mode=crop_mode, crop_pct=crop_pct, interpolation="bicubic", normalize=False
     )
@@ -37,7 +37,7 @@ def test_training_crops_have_the_requested_area_and_aspect_ratio() -> None:
     ramp[..., 0] = np.arange(200)
     ramp[..., 1] = np.arange(200)[:, None]
     for seed in range(200):
-        crop = transform_for_training(ramp, HOW, np.random.default_rng(seed), Augmentation(min_crop_area=0.5))
+        crop = transform_for_training(ramp, PREPROCESSING, np.random.default_rng(seed), Augmentation(min_crop_area=0.5))
         assert crop.shape == (64, 64, 3)
         width, height = np.ptp(crop[..., 0].astype(int)), np.ptp(crop[..., 1].astype(int))
         assert 0.45 <= (width * height) / 200**2 <= 1.0
@@ -50,14 +50,16 @@ def test_flips_have_the_requested_frequency() -> None:
     flipped = 0
     for seed in range(400):
         crop = transform_for_training(
-            ramp, HOW, np.random.default_rng(seed), Augmentation(min_crop_area=0.9, hflip=0.25)
+            ramp, PREPROCESSING, np.random.default_rng(seed), Augmentation(min_crop_area=0.9, hflip=0.25)
         )
         flipped += int(crop[0, 0, 0]) > int(crop[0, -1, 0])
     assert 70 <= flipped <= 130
 
 
 def test_very_long_image_is_center_cropped() -> None:
-    crop = transform_for_training(noise(10, 500), HOW, np.random.default_rng(0), Augmentation(min_crop_area=0.9))
+    crop = transform_for_training(
+        noise(10, 500), PREPROCESSING, np.random.default_rng(0), Augmentation(min_crop_area=0.9)
+    )
     assert crop.shape == (64, 64, 3)
 
 
@@ -65,13 +67,13 @@ def test_very_long_image_is_center_cropped() -> None:
 def test_very_long_image_takes_little_memory(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.repeat(np.linspace(0, 255, 60_000).astype(np.uint8).reshape(*shape, 1), 3, axis=2)
     tracemalloc.start()
-    small = transform_for_eval(image, HOW)
+    small = transform_for_eval(image, PREPROCESSING)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
     monkeypatch.setattr("convnext_cli.images.transforms.MAX_RESIZED", 10**12)
-    whole = transform_for_eval(image[:600, :600], HOW)
+    whole = transform_for_eval(image[:600, :600], PREPROCESSING)
     monkeypatch.setattr("convnext_cli.images.transforms.MAX_RESIZED", 0)
-    part = transform_for_eval(image[:600, :600], HOW)
+    part = transform_for_eval(image[:600, :600], PREPROCESSING)
     assert small.shape == (64, 64, 3)
     assert np.abs(whole.astype(int) - part).max() <= 2, "the part that is kept is the same"
 
@@ -85,9 +87,9 @@ def test_grey_image_gives_the_same_pixels_as_colour(least: float, monkeypatch: p
 
     def change(image: np.ndarray) -> list[np.ndarray]:
         return [
-            transform_for_eval(image, HOW),
-            reduce_image(image, 80, HOW),
-            transform_for_training(image, HOW, np.random.default_rng(3), settings),
+            transform_for_eval(image, PREPROCESSING),
+            reduce_image(image, 80, PREPROCESSING),
+            transform_for_training(image, PREPROCESSING, np.random.default_rng(3), settings),
         ]
 
     results = [change(grey), change(tinted)]
