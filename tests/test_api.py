@@ -32,13 +32,13 @@ LONG = (check, compare, cross_validate, evaluate, export, finetune, predict, wri
 
 
 @pytest.fixture
-def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
+def run_copy(run: RunFolder, tmp_path: Path) -> RunFolder:
     """A copy of the small run that a test may write to."""
     shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl"))
     return RunFolder(tmp_path / "mine")
 
 
-def test_the_typed_settings_are_those_of_the_recipe() -> None:
+def test_the_typed_settings_are_the_fields_of_settings() -> None:
     expected = {
         name: Union[kind, Literal[setting.words]] if setting.words else kind  # noqa: UP007  (made at run time)
         for name, (kind, setting) in describe_settings().items()
@@ -112,7 +112,7 @@ def test_a_type_checker_knows_the_settings(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("function", LONG)
-def test_what_takes_long_has_on_event_and_says_so(function: Callable[..., Any]) -> None:
+def test_long_functions_have_a_documented_on_event(function: Callable[..., Any]) -> None:
     parameter = inspect.signature(function).parameters["on_event"]
     assert (parameter.kind, parameter.default) == (inspect.Parameter.KEYWORD_ONLY, None)
     told = inspect.getdoc(function) or ""
@@ -162,7 +162,7 @@ def stop_at(name: str) -> Callable[[Any], None]:
     return stop
 
 
-def test_a_training_tells_its_events_and_is_continued_after_one_that_raised(digits: Path, tmp_path: Path) -> None:
+def test_a_training_yields_events_and_resumes_after_an_exception(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(StopError) as caught:
         finetune(digits, output=tmp_path / "run", on_event=stop_at("StepDone"), **SMALL)  # type: ignore[arg-type]
     check_unlocked(tmp_path / "run")
@@ -177,16 +177,16 @@ def test_a_training_tells_its_events_and_is_continued_after_one_that_raised(digi
         cross_validate(digits, output=tmp_path / "folds", on_event=stop_at("Planned"), **SMALL)  # type: ignore[arg-type]
 
 
-def test_progress_of_the_others_counts_up_and_ends_before_the_result(mine: RunFolder, digits: Path) -> None:
+def test_other_operations_yield_progress_only(run_copy: RunFolder, digits: Path) -> None:
     events: list[Any] = []
-    found = evaluate(mine.path, on_event=events.append)
+    found = evaluate(run_copy.path, on_event=events.append)
     assert {event.activity for event in events} >= {"evaluating", "drawing resamples for the intervals"}
     for call in (
         lambda: write_report(found, on_event=events.append),
         lambda: check(digits, on_event=events.append),
-        lambda: predict([*digits.glob("0/*.png")][:40], mine.path, on_event=events.append),
-        lambda: compare(mine.path, mine.path, on_event=events.append),
-        lambda: export(mine.path, format="hub", output=mine.path / "hub", on_event=events.append),
+        lambda: predict([*digits.glob("0/*.png")][:40], run_copy.path, on_event=events.append),
+        lambda: compare(run_copy.path, run_copy.path, on_event=events.append),
+        lambda: export(run_copy.path, format="hub", output=run_copy.path / "hub", on_event=events.append),
     ):
         events.clear()
         call()
@@ -209,9 +209,7 @@ def test_predict_counts_images(run: RunFolder) -> None:
         ("--exclude 1", {"exclude": "1"}),
     ],
 )
-def test_recommend_for_data_is_what_the_command_says(
-    flags: str, options: dict[str, Any], digits: Path, convnext: Convnext
-) -> None:
+def test_recommend_equals_the_command(flags: str, options: dict[str, Any], digits: Path, convnext: Convnext) -> None:
     told = json.loads(convnext("recommend", digits, *flags.split(), "--json").out)
     for data in (digits, str(digits)):
         found = recommend(data, **options)
@@ -239,7 +237,7 @@ def test_recommend_for_a_number_or_for_nothing(tmp_path: Path, digits: Path) -> 
         recommend(tmp_path / "one")
 
 
-def test_check_returns_what_the_command_says(tmp_path: Path, convnext: Convnext) -> None:
+def test_check_equals_the_command(tmp_path: Path, convnext: Convnext) -> None:
     for split in ("train", "test"):
         for name in "ab":
             for i in range(3):
@@ -262,38 +260,38 @@ def test_check_returns_what_the_command_says(tmp_path: Path, convnext: Convnext)
         check("nowhere")
 
 
-def test_compare_returns_what_eval_says_of_two_runs(mine: RunFolder, tmp_path: Path, convnext: Convnext) -> None:
+def test_compare_equals_eval_of_two_runs(run_copy: RunFolder, tmp_path: Path, convnext: Convnext) -> None:
     other = RunFolder(tmp_path / "other")
-    shutil.copytree(mine.path, other.path)
+    shutil.copytree(run_copy.path, other.path)
     weights = load_file(other.path / "model.safetensors")
     random = np.random.default_rng(0)
     noisy = {name: value + random.normal(0, value.std() / 2, value.shape) for name, value in weights.items()}
     save_file(
         {name: value.astype(weights[name].dtype) for name, value in noisy.items()}, other.path / "model.safetensors"
     )
-    compared = compare(mine.path, other.path)
+    compared = compare(run_copy.path, other.path)
     difference = compared.differences["top1"]
     assert difference is not None
-    first, second = (evaluate(folder.path).metrics.top1 for folder in (mine, other))
+    first, second = (evaluate(folder.path).metrics.top1 for folder in (run_copy, other))
     assert difference.value == pytest.approx(second - first)
     assert difference.value != 0
-    assert [len(folder.read_tests()) for folder in (mine, other)] == [2, 2], "once each, and once here"
-    told = json.loads(convnext("eval", mine.path, other.path, "--no-report", "--json").out)
+    assert [len(folder.read_tests()) for folder in (run_copy, other)] == [2, 2], "once each, and once here"
+    told = json.loads(convnext("eval", run_copy.path, other.path, "--no-report", "--json").out)
     assert told["comparisons"][0]["p_value"] == compared.p_value
     assert told["comparisons"][0]["differences"]["top1"]["value"] == difference.value
-    assert compare(mine.path, other.path, split="val") != compared
+    assert compare(run_copy.path, other.path, split="val") != compared
     with pytest.raises(DataError):
-        compare(mine.path, tmp_path / "nowhere")
-    assert len(mine.read_tests()) == 3, "no run was evaluated before all could be read"
+        compare(run_copy.path, tmp_path / "nowhere")
+    assert len(run_copy.read_tests()) == 3, "no run was evaluated before all could be read"
 
 
-def test_export_makes_a_folder_for_the_hub(mine: RunFolder, tmp_path: Path) -> None:
-    made = export(mine.path, format="hub", output=tmp_path / "hub")
+def test_export_makes_a_folder_for_the_hub(run_copy: RunFolder, tmp_path: Path) -> None:
+    made = export(run_copy.path, format="hub", output=tmp_path / "hub")
     assert isinstance(made, HubFolder)
     assert sorted(path.name for path in made.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     with pytest.raises(UsageError, match="exists already"):
-        export(mine.path, format="hub", output=tmp_path / "hub")
-    program = export(mine.path, format="pt2", output=tmp_path / "a.pt2")
+        export(run_copy.path, format="hub", output=tmp_path / "hub")
+    program = export(run_copy.path, format="pt2", output=tmp_path / "a.pt2")
     assert program.parity.holds
     for options, problem in (
         ({"format": "hub"}, "needs --output"),
@@ -303,5 +301,5 @@ def test_export_makes_a_folder_for_the_hub(mine: RunFolder, tmp_path: Path) -> N
         ({"format": "tflite"}, "unknown format"),
     ):
         with pytest.raises(UsageError, match=problem):
-            export(mine.path, **options)
+            export(run_copy.path, **options)
     assert not Path("x").exists()

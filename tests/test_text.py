@@ -60,7 +60,7 @@ def test_nothing_controls_a_terminal(text: str) -> None:
         assert shown == text
 
 
-def test_letters_and_signs_stay() -> None:
+def test_letters_and_signs_are_unchanged() -> None:
     assert make_visible("naïve 開発 👩\u200d🔬 نه\u200cخیر") == "naïve 開発 👩\u200d🔬 نه\u200cخیر"
     assert make_visible("a\n\x1b\u202e\udcff") == r"a\n\x1b\u202e\udcff"
 
@@ -75,7 +75,7 @@ def test_a_quoted_path_is_that_path_in_a_shell(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_a_cell_is_one_line_that_nothing_computes(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_csv_cell_is_one_line_and_never_a_formula(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     console.show_csv_row([text, 0.5, None, -1, True, math.nan, Path("a")])
     out = capsys.readouterr().out
     assert out.count("\n") == 1
@@ -92,25 +92,25 @@ def test_an_exact_cell_is_the_text(text: str, capsys: pytest.CaptureFixture[str]
     assert cells == [text, "x"]
 
 
-def test_a_plain_cell_stays() -> None:
+def test_a_plain_cell_is_unchanged() -> None:
     assert guard_cell("cat") == "cat"
     assert guard_cell(-0.5) == -0.5
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_json_is_ascii_and_gives_the_text_back(text: str) -> None:
+def test_json_is_ascii_and_restores_the_text(text: str) -> None:
     written = to_json({text: [text, Path(text)]})
     assert written.isascii()
     assert written.isprintable()
     assert json.loads(written) == {text: [text, text]}
 
 
-def test_json_has_no_number_that_is_none() -> None:
+def test_json_has_null_for_numbers_that_are_not_finite() -> None:
     written = to_json({"a": [math.nan, 1.5], "b": (math.inf, -math.inf), "c": {"d": math.nan}})
     assert json.loads(written, parse_constant=pytest.fail) == {"a": [None, 1.5], "b": [None, None], "c": {"d": None}}
 
 
-def test_a_line_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_printed_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for write in (console.say, console.warn, console.fail, console.show):
         write("line\nFAKE\r\u2028x")
     captured = capsys.readouterr()

@@ -35,7 +35,7 @@ VALUES = (
 
 
 DRY = "--dry-run"
-TRIAL = "few -m test_convnext --weights none --image-size 32 --epochs 1 --lr 0.001 --no-check --no-probe --no-onnx"
+TRIAL = "few -m test_convnext --weights none --image-size 32 --epochs 1 --lr 0.001 --no-check --no-autotune --no-onnx"
 SLOW = {"demo": 300}  # seconds
 
 
@@ -64,8 +64,9 @@ def list_options(command: str) -> tuple[list[str], list[str]]:
     group = typer.main.get_command(app)
     parameters = group.commands[command].params  # type: ignore[attr-defined]  # Typer's group has them
     options = [p for p in parameters if p.param_type_name == "option"]
-    taking = [p.opts[-1] for p in options if not getattr(p, "is_flag", False)]
-    return taking, [p.opts[-1] for p in options if getattr(p, "is_flag", False)]
+    names = {p: max(p.opts, key=lambda flag: flag.startswith("--")) for p in options}
+    taking = [name for p, name in names.items() if not getattr(p, "is_flag", False)]
+    return taking, [name for p, name in names.items() if getattr(p, "is_flag", False)]
 
 
 def classify(done: Outcome, value: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, with_options
+from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import ConvnextError
 from convnext_cli.options import Option
 
@@ -27,13 +27,13 @@ class CacheFlags:
 
 
 @with_options(CacheFlags)
-def cache(_context: typer.Context, given: Given) -> None:
+def cache(_context: typer.Context, values: OptionValues) -> None:
     """Show or clear the cache: decoded images, measurements, unpacked zip files, compiled kernels."""
     from convnext_cli.cache_folder import clear_cache, find_cache_folder, list_cache
     from convnext_cli.images.cache import list_cached_sets
     from convnext_cli.machine import GIB
 
-    flags = given.make(CacheFlags)
+    flags = values.make(CacheFlags)
     clear = flags.clear
     parts, sets = list_cache(), list_cached_sets()
     total = sum(part.bytes for part in parts)

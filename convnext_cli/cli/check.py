@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, list_flags, with_options
+from convnext_cli.cli.options import OptionValues, list_flags, with_options
 from convnext_cli.options import DATA, RUN, Option
 from convnext_cli.text import quote
 from convnext_cli.training.request import DATA_HELP
@@ -41,14 +41,14 @@ class CheckFlags:
 
 
 @with_options(CheckFlags, settings=SETTINGS)
-def check(_context: typer.Context, given: Given) -> None:
+def check(_context: typer.Context, values: OptionValues) -> None:
     """Check a data set for unreadable files, duplicates and leakage. Exits with 3 if test scores will be wrong."""
     from convnext_cli.api import check_steps
     from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
     from convnext_cli.data.index import check_trainable
 
-    flags = given.make(CheckFlags)
-    settings = {name: value for name, value in given.items() if name in SETTINGS}
+    flags = values.make(CheckFlags)
+    settings = {name: value for name, value in values.items() if name in SETTINGS}
     if flags.fix_list is not None:
         check_fix_list(flags.fix_list, flags.data, overwrite=flags.overwrite)
     audit = console.run("checking images", check_steps(flags.data, settings))

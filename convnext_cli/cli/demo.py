@@ -8,7 +8,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluations, show_evaluation, write_report
-from convnext_cli.cli.options import Given, with_options
+from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.training_view import follow
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.request import EvalRequest, PredictRequest
@@ -52,7 +52,7 @@ class DemoFlags:
 
 
 @with_options(DemoFlags)
-def demo(_context: typer.Context, given: Given) -> None:
+def demo(_context: typer.Context, values: OptionValues) -> None:
     """Try it on handwritten digits: fine-tune, evaluate and predict, offline, in a minute on two cores.
 
     The model is trained twice: from the pretrained weights in the package, and newly initialised.
@@ -60,7 +60,7 @@ def demo(_context: typer.Context, given: Given) -> None:
     from convnext_cli.data.digits import is_digits_folder, write_digits
     from convnext_cli.runs.folder import RunFolder
 
-    flags = given.make(DemoFlags)
+    flags = values.make(DemoFlags)
     folder = flags.folder
     if (folder / "digits").exists() and not is_digits_folder(folder / "digits"):
         raise UsageError(f"{folder / 'digits'} exists, and no demo has written it", "Choose another --output")

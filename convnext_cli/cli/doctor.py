@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, with_options
+from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.options import Option
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ class DoctorFlags:
 
 
 @with_options(DoctorFlags)
-def doctor(_context: typer.Context, given: Given) -> None:
+def doctor(_context: typer.Context, values: OptionValues) -> None:
     """Check this installation: versions, devices, caches, the Hub, and a self-test. Exits with 1 if that fails."""
     from convnext_cli.diagnosis import diagnose_steps
 
-    flags = given.make(DoctorFlags)
+    flags = values.make(DoctorFlags)
     diagnosis = console.run("checking", diagnose_steps(offline=flags.offline))
     if flags.as_json:
         console.show_json(asdict(diagnosis))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, with_options
+from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.registry import METRICS
@@ -51,10 +51,10 @@ class EvalFlags:
 
 
 @with_options(EvalRequest, EvalFlags)
-def evaluate(_context: typer.Context, given: Given) -> None:
+def evaluate(_context: typer.Context, values: OptionValues) -> None:
     """Evaluate a run, or compare several: metrics with 95% confidence intervals, and a report in the run."""
-    flags = given.make(EvalFlags)
-    evaluations = run_evaluations(_make_request(given, flags.paths))
+    flags = values.make(EvalFlags)
+    evaluations = run_evaluations(_make_request(values, flags.paths))
     comparisons = _compare(evaluations)
     if flags.as_json:
         first = evaluations[0].to_dict()
@@ -75,15 +75,15 @@ def evaluate(_context: typer.Context, given: Given) -> None:
         console.show(f"Next: convnext predict IMAGE --run {quote(console.shorten(evaluations[0].run))}")
 
 
-def _make_request(given: Given, paths: tuple[Path, ...]) -> EvalRequest:
+def _make_request(values: OptionValues, paths: tuple[Path, ...]) -> EvalRequest:
     """Return the request, with runs and data told apart, and the newest run where none is named."""
     from convnext_cli.runs.folds import find_newest_run
 
-    runs, data = _sort_paths(paths, given.get("data"))
+    runs, data = _sort_paths(paths, values.get("data"))
     if not runs:
         runs = [find_newest_run().path]
         console.say(f"run: {runs[0]} (the newest)")
-    request: EvalRequest = make_request(EvalRequest, given.select(EvalRequest) | {"runs": tuple(runs), "data": data})
+    request: EvalRequest = make_request(EvalRequest, values.select(EvalRequest) | {"runs": tuple(runs), "data": data})
     return request
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, with_options
+from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import check_word
 from convnext_cli.exports.request import FORMATS, ExportRequest
 from convnext_cli.options import Option
@@ -37,12 +37,12 @@ class ExportFlags:
 
 
 @with_options(ExportRequest, ExportFlags)
-def export(_context: typer.Context, given: Given) -> None:
+def export(_context: typer.Context, values: OptionValues) -> None:
     """Export a run. The file is compared with the run on your own images before it gets its name."""
     from convnext_cli.runs.folder import RunFolder
     from convnext_cli.runs.folds import find_newest_run
 
-    flags, request = given.make(ExportFlags), given.make(ExportRequest, images=())
+    flags, request = values.make(ExportFlags), values.make(ExportRequest, images=())
     check_word("format", request.format, FORMATS)
     run = find_newest_run() if flags.run is None else RunFolder(flags.run)
     if flags.run is None:
@@ -51,7 +51,7 @@ def export(_context: typer.Context, given: Given) -> None:
     from convnext_cli.api import export_run
     from convnext_cli.exports.export import ExportedFile
 
-    request = given.make(ExportRequest, images=_find_images(flags.images))
+    request = values.make(ExportRequest, images=_find_images(flags.images))
     exported = console.run("export", export_run(run, request))
     if flags.as_json:
         console.show_json(exported.to_dict())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, describe_sizes, list_decided, repeat_command, with_options
+from convnext_cli.cli.options import OptionValues, describe_sizes, list_decided, repeat_command, with_options
 from convnext_cli.cli.streams import stop_by_signals, survive_lost_reader
 from convnext_cli.cli.training_view import count_splits, describe_splits, follow, show_finished
 from convnext_cli.options import RUN, Option
@@ -39,9 +39,9 @@ class FinetuneFlags:
 
 
 @with_options(TrainRequest, SettingSources, Settings, FinetuneFlags)
-def finetune(context: typer.Context, given: Given) -> None:
+def finetune(context: typer.Context, values: OptionValues) -> None:
     """Fine-tune a ConvNeXt on images. The recommendation sets every option that is left out."""
-    flags = given.make(FinetuneFlags)
+    flags = values.make(FinetuneFlags)
     if flags.devices is not None and "RANK" not in os.environ:
         from convnext_cli.training.compute.launcher import launch
 
@@ -49,8 +49,8 @@ def finetune(context: typer.Context, given: Given) -> None:
 
     from convnext_cli.api import make_train_request
 
-    own = given.select(FinetuneFlags)
-    request = make_train_request({name: value for name, value in given.items() if name not in own})
+    own = values.select(FinetuneFlags)
+    request = make_train_request({name: value for name, value in values.items() if name not in own})
     if flags.dry_run:
         _show_dry_run(request, repeat_command(context, leave_out=("dry_run", "as_json")), as_json=flags.as_json)
         return

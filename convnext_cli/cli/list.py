@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, with_options
+from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
     BUILTIN,
@@ -81,10 +81,10 @@ class ListFlags:
 
 
 @with_options(ListFlags)
-def list_(_context: typer.Context, given: Given) -> None:
+def list_(_context: typer.Context, values: OptionValues) -> None:
     """List the ConvNeXt models, or show one model's card."""
-    flags = given.make(ListFlags)
-    filters = [declared.flag for name, declared in describe_options(ListFlags).items() if _is_filter(name, given)]
+    flags = values.make(ListFlags)
+    filters = [declared.flag for name, declared in describe_options(ListFlags).items() if _is_filter(name, values)]
     if "." in flags.pattern and filters:
         find_model(flags.pattern)
         raise UsageError(
@@ -106,11 +106,11 @@ def list_(_context: typer.Context, given: Given) -> None:
         _show_rows(rows, flags)
 
 
-def _is_filter(name: str, given: Given) -> bool:
+def _is_filter(name: str, values: OptionValues) -> bool:
     """Return True for an option that is set, changes the list, and has no meaning for a card."""
-    if name in ("pattern", "as_json") or given.get(name) in (None, False):
+    if name in ("pattern", "as_json") or values.get(name) in (None, False):
         return False
-    return name != "sort" or given[name] != "catalog"
+    return name != "sort" or values[name] != "catalog"
 
 
 def _make_rows(flags: ListFlags) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ Request = TypeVar("Request")
 _COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
 
 
-class Given(dict[str, Any]):
+class OptionValues(dict[str, Any]):
     """The options that the command line or the environment sets, by name."""
 
     def make(self, request: type[Request], **more: Any) -> Request:
@@ -41,7 +41,7 @@ class Given(dict[str, Any]):
 
 def with_options(
     *requests: type, settings: Sequence[str] = ()
-) -> Callable[[Callable[[typer.Context, Given], None]], Callable[..., None]]:
+) -> Callable[[Callable[[typer.Context, OptionValues], None]], Callable[..., None]]:
     """Give a command the options of request classes; it is called with those that are set.
 
     Args:
@@ -51,10 +51,10 @@ def with_options(
     declared = {name: entry for request in requests for name, entry in describe_options(request).items()}
     declared |= {name: declare_settings()[name] for name in settings}
 
-    def change(command: Callable[[typer.Context, Given], None]) -> Callable[..., None]:
+    def change(command: Callable[[typer.Context, OptionValues], None]) -> Callable[..., None]:
         def call(context: typer.Context, **values: Any) -> None:
             values.pop("help_all", None)
-            command(context, Given({name: value for name, value in values.items() if value is not None}))
+            command(context, OptionValues({name: value for name, value in values.items() if value is not None}))
 
         parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
         parameters += [_make_parameter(entry) for entry in declared.values()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, with_options
+from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.tables import count_cells
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.inference.request import PredictRequest
@@ -60,9 +60,9 @@ class PredictFlags:
 
 
 @with_options(PredictFlags, PredictRequest)
-def predict(_context: typer.Context, given: Given) -> None:
+def predict(_context: typer.Context, values: OptionValues) -> None:
     """Classify images. Exits with 3 if an image cannot be read; the others are classified."""
-    flags, request = given.make(PredictFlags), given.make(PredictRequest)
+    flags, request = values.make(PredictFlags), values.make(PredictRequest)
     if flags.as_json and flags.as_csv:
         raise UsageError("--json and --csv exclude each other", "Give one of them")
     if flags.exact and not flags.as_csv:

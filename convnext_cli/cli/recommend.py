@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import Given, list_decided, list_flags, with_options
+from convnext_cli.cli.options import OptionValues, list_decided, list_flags, with_options
 from convnext_cli.errors import UsageError
 from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, Option
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, check_settings
@@ -99,10 +99,10 @@ class RecommendFlags:
 
 
 @with_options(RecommendOptions, RecommendFlags, settings=SETTINGS)
-def recommend(_context: typer.Context, given: Given) -> None:
+def recommend(_context: typer.Context, values: OptionValues) -> None:
     """Recommend a model and settings for your images and this machine, each with its reason."""
-    request, flags = given.make(RecommendOptions), given.make(RecommendFlags)
-    settings = {name: value for name, value in given.items() if name in SETTINGS}
+    request, flags = values.make(RecommendOptions), values.make(RecommendFlags)
+    settings = {name: value for name, value in values.items() if name in SETTINGS}
     check_settings(settings)
     _check_request(request, flags)
     recommendation = _recommend(request, settings)

@@ -25,7 +25,7 @@ def leaking(tmp_path: Path) -> Path:
     return data
 
 
-def test_check_tells_what_would_make_a_score_false(convnext: Convnext, leaking: Path) -> None:
+def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
     outcome = convnext("check", str(leaking))
     assert outcome.code == 3
     for words in (
@@ -56,7 +56,7 @@ def test_check_as_json_and_its_fix_list(convnext: Convnext, leaking: Path) -> No
     assert convnext("check", str(leaking), "--exclude", "fix.csv", "--resplit").code == 0
 
 
-def test_the_next_command_mends_what_was_found(convnext: Convnext, leaking: Path) -> None:
+def test_the_next_command_of_check_fixes_the_findings(convnext: Convnext, leaking: Path) -> None:
     def find_next(*flags: str) -> str:
         last = convnext("check", "leaking", *flags).out.splitlines()[-1]
         assert last.startswith("Next: convnext ")
@@ -73,7 +73,7 @@ def test_the_fix_list_never_lands_in_the_data(convnext: Convnext, leaking: Path)
     assert convnext("check", str(leaking), "--fix-list", str(leaking / "fix.csv")).code == 2
 
 
-def test_a_dry_run_tells_the_findings_and_splits_anew(convnext: Convnext, leaking: Path) -> None:
+def test_a_dry_run_shows_the_findings_and_resplits(convnext: Convnext, leaking: Path) -> None:
     flags = ["finetune", str(leaking), "--model", "test_convnext", "--weights", "none", "--dry-run", "--json"]
     own = json.loads(convnext(*flags).out)
     assert own["images"] == {"train": 50, "val": 9, "test": 22}
@@ -109,7 +109,7 @@ def test_a_manifest_and_a_zip_train_like_a_folder(convnext: Convnext, leaking: P
     assert convnext("eval", "run").code == 0
 
 
-def test_odd_data_is_said_and_nothing_hangs(convnext: Convnext, tmp_path: Path) -> None:
+def test_odd_data_are_reported_without_hanging(convnext: Convnext, tmp_path: Path) -> None:
     for number in range(24):
         path = tmp_path / "odd" / ("leaf", "root")[number % 2] / "AB"[number // 2 % 2] / f"take#{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_odd_data_is_said_and_nothing_hangs(convnext: Convnext, tmp_path: Path) 
     assert "too few for 500 folds" in convnext("finetune", "odd", *flags.split()).err
 
 
-def test_check_refuses_what_cannot_be_trained_on(convnext: Convnext, tmp_path: Path) -> None:
+def test_check_refuses_data_that_cannot_be_trained_on(convnext: Convnext, tmp_path: Path) -> None:
     for number in range(3):
         save_image(tmp_path / f"one/A/{number}.png", seed=number)
     outcome = convnext("check", "one")
@@ -133,7 +133,7 @@ def test_check_refuses_what_cannot_be_trained_on(convnext: Convnext, tmp_path: P
     assert "Nothing found" not in outcome.out
 
 
-def test_check_and_finetune_say_how_the_data_were_read(convnext: Convnext, tmp_path: Path) -> None:
+def test_check_and_finetune_describe_the_layout(convnext: Convnext, tmp_path: Path) -> None:
     for number in range(40):
         save_image(tmp_path / f"d/x_train/x_train/{'ab'[number % 2]}/{number}.png", seed=number)
     save_image(tmp_path / "d/x_pred/x_pred/1.png", seed=99)
@@ -147,7 +147,7 @@ def test_check_and_finetune_say_how_the_data_were_read(convnext: Convnext, tmp_p
     assert any("x_train/x_train" in note for note in json.loads(dry.out)["notes"])
 
 
-def test_duplicates_across_the_folds_of_a_table_are_said(convnext: Convnext, tmp_path: Path) -> None:
+def test_duplicates_across_the_folds_of_a_table_are_reported(convnext: Convnext, tmp_path: Path) -> None:
     for number in range(20):
         save_image(tmp_path / f"i/{number}.png", size=(40, 40), seed=number % 19)  # the last is the first again
     rows = [f"i/{number}.png,{'ab'[number // 2 % 2]},{number % 2}" for number in range(20)]
@@ -161,7 +161,7 @@ def test_duplicates_across_the_folds_of_a_table_are_said(convnext: Convnext, tmp
     )
 
 
-def test_a_questioned_layout_is_no_verdict(convnext: Convnext, tmp_path: Path) -> None:
+def test_an_ambiguous_layout_is_an_error(convnext: Convnext, tmp_path: Path) -> None:
     for number in range(4):
         save_image(tmp_path / f"d/{('train_images', 'test_images')[number % 2]}/{number}.png", seed=number)
     for words in (("check", "d"), ("recommend", "d"), ("finetune", "d", "--dry-run")):

@@ -131,7 +131,7 @@ def test_a_card_has_the_shapes(convnext: Convnext) -> None:
     assert [tag["name"] for tag in one["tags"]] == ["in12k_ft_in1k_384"]
 
 
-def test_recommend_says_why_and_what_next(convnext: Convnext, digits: Path) -> None:
+def test_recommend_shows_reasons_and_the_next_command(convnext: Convnext, digits: Path) -> None:
     outcome = convnext("recommend", "--dataset-size", 6000, "--classes", 4, "--vram", 12)
     assert outcome.code == 0
     for words in ("convnextv2_tiny", "cc-by-nc-4.0", "specification 3.7", "Next: convnext finetune DATA"):
@@ -142,7 +142,7 @@ def test_recommend_says_why_and_what_next(convnext: Convnext, digits: Path) -> N
     assert next(m for m in found["models"] if m["model"] == "convnextv2_small")["why_not"]
 
 
-def test_recommend_writes_a_plan_that_finetune_takes(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
+def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
     assert convnext("recommend", digits, "-o", "plan.toml").code == 0
     flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
     outcome = convnext("finetune", digits, "--config", "plan.toml", *flags)
@@ -183,7 +183,7 @@ def test_augmentation_from_a_domain_a_plan_file_a_preset_and_a_flag(convnext: Co
     }
 
 
-def test_eval_and_predict_take_the_newest_run_and_say_which(
+def test_eval_and_predict_use_the_newest_run_and_name_it(
     convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
@@ -256,7 +256,7 @@ def test_predict_goes_on_after_an_unreadable_image(
     assert outcome.out.count("%") == 1
 
 
-def test_predict_answers_for_what_lies_in_a_folder_and_counts_the_rest(
+def test_predict_classifies_a_folder_and_counts_skipped_files(
     convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path
 ) -> None:
     folder = tmp_path / "new"
@@ -285,7 +285,7 @@ def test_predict_answers_for_what_lies_in_a_folder_and_counts_the_rest(
     assert "line\\nFAKE.png" in outcome.out
 
 
-def test_bad_entries_do_not_end_an_explanation(
+def test_unreadable_images_do_not_stop_heat_maps(
     convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path
 ) -> None:
     folder = tmp_path / "new"
@@ -303,7 +303,7 @@ def test_bad_entries_do_not_end_an_explanation(
 
 
 @pytest.mark.parametrize("command", ["predict - --run run", "export run --images -"])
-def test_an_image_on_standard_input_is_told(
+def test_an_image_on_standard_input_is_an_error(
     convnext: Convnext, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     (tmp_path / "run").symlink_to(run.path)

@@ -8,7 +8,7 @@ import pytest
 from convnext_cli.cli.completion import complete_model, complete_run
 
 
-def test_models_then_their_tags() -> None:
+def test_completion_lists_models_then_tags() -> None:
     assert complete_model("convnextv2_ti") == ["convnextv2_tiny"]
     assert complete_model("convnext_atto.") == ["convnext_atto.d2_in1k"]
     assert complete_model("resnet") == []
@@ -23,7 +23,7 @@ def _runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_runs")
-def test_runs_and_the_folders_on_the_way() -> None:
+def test_completion_lists_runs_and_folders() -> None:
     assert complete_run("runs/m") == ["runs/mine", "runs/mine/"]
     assert complete_run("elsewhere/")[0] == "elsewhere/third"
     assert "runs/none" not in complete_run("runs/")
@@ -42,7 +42,7 @@ def test_runs_and_the_folders_on_the_way() -> None:
         ("convnext list convnext_zep", "convnext_zepto_rms"),
     ],
 )
-def test_the_shell_is_answered(words: str, offered: str) -> None:
+def test_shell_completion_works(words: str, offered: str) -> None:
     number = str(len(words.split()) - 1)
     env = os.environ | {"_CONVNEXT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": number}
     command = [sys.executable, "-m", "convnext_cli"]

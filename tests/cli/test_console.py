@@ -16,7 +16,7 @@ def lines_of(width: int | None) -> list[str]:
     return [line for line, _ in lay_out(["class", "share", "why"], ROWS, ["share"], width)]
 
 
-def test_columns_stand_below_their_titles() -> None:
+def test_columns_are_aligned_with_their_titles() -> None:
     assert lines_of(None) == [
         "class  share  why",
         "cat      0.5  a word or two",
@@ -30,12 +30,12 @@ def test_long_texts_are_folded_between_words() -> None:
     assert [line for line, _ in folded] == ["class  why", "cat    a", "       word", "       or", "       two"]
 
 
-def test_rows_are_stacked_where_words_do_not_fit() -> None:
+def test_rows_become_blocks_if_words_do_not_fit() -> None:
     assert lines_of(26)[:3] == ["cat", "  share 0.5", "  why a word or two"]
     assert max(map(len, lines_of(12))) <= 12
 
 
-def test_spare_columns_are_left_out_and_it_is_said() -> None:
+def test_spare_columns_are_left_out_with_a_line_that_names_them() -> None:
     columns, rows = ["model", "tier", "why"], [["convnext_zepto_rms_ols", 4, "light"]]
     lines = [line for line, _ in lay_out(columns, rows, ["tier"], 32, ["tier"])]
     assert lines == ["model                   why", "convnext_zepto_rms_ols  light", "(too narrow for tier)"]
@@ -49,7 +49,7 @@ def test_a_table_without_titles_has_no_line_for_them() -> None:
 @pytest.mark.parametrize(
     ("variables", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"NO_COLOR": "1"}, False)]
 )
-def test_colours_are_for_terminals(
+def test_colours_are_for_terminals_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], coloured: bool
 ) -> None:
     for name in ("FORCE_COLOR", "NO_COLOR"):
@@ -62,7 +62,7 @@ def test_colours_are_for_terminals(
     assert capsys.readouterr() == (f"{bold}\n", f"{label}bell\\x07\n")
 
 
-def test_a_bar_in_the_terminal_takes_no_result_from_a_file() -> None:
+def test_a_progress_bar_leaves_results_in_a_file_alone() -> None:
     script = """
 from convnext_cli.cli import console
 with console.progress("predicting") as bar:

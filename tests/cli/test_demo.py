@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 
-def test_the_demo_learns_the_digits_offline_and_shows_what_pretraining_is_worth() -> None:
+def test_the_demo_runs_offline_and_compares_pretrained_with_newly_initialised() -> None:
     """The whole path as a user starts it, with every connection refused."""
     script = (
         "import socket, sys\n"

@@ -6,7 +6,7 @@ import pytest
 from tests.cli.conftest import Convnext
 
 
-def test_it_says_what_is_here_and_that_it_works(
+def test_doctor_shows_versions_and_a_passed_self_test(
     convnext: Convnext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)  # the export has its own tests
@@ -24,7 +24,7 @@ def test_it_says_what_is_here_and_that_it_works(
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_a_broken_installation_is_told_and_fails(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_broken_installation_and_fails(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_options: object) -> None:
         raise ImportError("libcudart.so is missing")
 

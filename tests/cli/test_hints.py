@@ -28,20 +28,20 @@ from tests.cli.conftest import Convnext
         ("--qqqqqqqq", "No such option: --qqqqqqqq"),
     ],
 )
-def test_options_of_other_programs_are_understood(convnext: Convnext, typed: str, words: str) -> None:
+def test_options_of_other_programs_get_a_hint(convnext: Convnext, typed: str, words: str) -> None:
     outcome = convnext("finetune", "data", *typed.split())
     assert outcome.code == 2
     assert words in outcome.err
     assert outcome.err.count("error: ") == len(outcome.err.splitlines()) == 1
 
 
-def test_each_command_suggests_its_own_options_alone(convnext: Convnext) -> None:
+def test_each_command_suggests_only_its_own_options(convnext: Convnext) -> None:
     assert "Did you mean --classes?" in convnext("recommend", "--num-classes", 3).err
     assert "--lr" not in convnext("predict", "x.png", "--learning-rate", 3).err
     assert "AdamW" not in convnext("predict", "x.png", "--optimizer", "sgd").err
 
 
-def test_every_name_leads_to_an_option_that_exists() -> None:
+def test_every_hint_names_an_existing_option() -> None:
     import typer.main
 
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
@@ -56,6 +56,6 @@ def test_every_name_leads_to_an_option_that_exists() -> None:
     }, "an option that there is needs no hint"
 
 
-def test_a_plan_file_is_told_why_a_head_is_refused(convnext: Convnext) -> None:
+def test_a_plan_file_with_a_refused_head_gets_the_reason(convnext: Convnext) -> None:
     Path("plan.toml").write_text("[settings]\nhead = 'flatten'\n")
     assert "head without pooling" in convnext("finetune", "data", "--config", "plan.toml").err

@@ -23,7 +23,7 @@ def test_a_card_shows_the_four_stages_and_the_drop_path_ramp(convnext: Convnext)
     assert re.search(r"4 +14x14 -> 7x7 +1024 +3 +0.94 to 1.00", text)
 
 
-def test_the_ramp_is_that_of_timm() -> None:
+def test_the_drop_path_ramp_equals_timms() -> None:
     import timm
 
     model = timm.create_model("convnext_nano", drop_path_rate=0.2)
@@ -74,7 +74,7 @@ def test_depth_and_width_are_in_csv_and_json(convnext: Convnext) -> None:
     assert all(len(row["depths"]) == len(row["dims"]) == 4 for row in rows)
 
 
-def test_flags_beside_a_whole_name_are_obeyed_or_refused(convnext: Convnext) -> None:
+def test_filters_with_a_full_name_work_or_are_refused(convnext: Convnext) -> None:
     assert json.loads(convnext("list", "convnext_tiny", "--json").out)["stages"], "a card"
     tags = json.loads(convnext("list", "convnext_tiny", "--tags", "--json").out)
     assert {row["model"].partition(".")[0] for row in tags} == {"convnext_tiny"}
@@ -89,7 +89,7 @@ def test_flags_beside_a_whole_name_are_obeyed_or_refused(convnext: Convnext) -> 
     assert (outcome.code, "--csv cannot be used with one set of weights" in outcome.err) == (2, True)
 
 
-def test_a_mistyped_name_gets_the_nearest(convnext: Convnext) -> None:
+def test_a_mistyped_name_gets_a_suggestion(convnext: Convnext) -> None:
     assert "Did you mean convnextv2_base" in convnext("list", "convnextv2_bse").err
 
 

@@ -6,7 +6,7 @@ from tests.cli.conftest import Convnext
 from tools.kill_test import copy_images
 
 
-def test_the_command_line_takes_the_word_and_no_other(convnext: Convnext, digits: Path) -> None:
+def test_lr_accepts_auto_and_no_other_word(convnext: Convnext, digits: Path) -> None:
     flags = ["finetune", digits, "--weights", "builtin", "--dry-run", "--json"]
     lr = json.loads(convnext(*flags, "--lr", "auto").out)["settings"]["lr"]
     assert lr["source"] == "auto"

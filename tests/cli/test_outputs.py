@@ -30,7 +30,7 @@ WRITERS = {
 
 
 @pytest.fixture(scope="module")
-def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def run_copy(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A calibrated copy of the run that a test may write to."""
     folder = tmp_path_factory.mktemp("outputs") / "run"
     shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("report.html", "plots", "tests.jsonl"))
@@ -39,8 +39,8 @@ def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.fixture
-def place(tmp_path: Path, mine: RunFolder) -> Path:
-    (tmp_path / "run").symlink_to(mine.path)
+def place(tmp_path: Path, run_copy: RunFolder) -> Path:
+    (tmp_path / "run").symlink_to(run_copy.path)
     for k in range(12):
         save_image(tmp_path / f"data/{'ab'[k % 2]}/{k}.png", (20, 16), seed=k)
     return tmp_path
@@ -73,8 +73,8 @@ def test_with_overwrite_a_plan_and_a_fix_list_are_replaced(convnext: Convnext, p
 
 
 @pytest.mark.parametrize("command", [*WRITERS.values(), "export run --format hub -o {}", "finetune data -o {}"])
-def test_nothing_is_written_into_the_data(convnext: Convnext, place: Path, mine: RunFolder, command: str) -> None:
-    data = str(mine.read_split().root if command.startswith("export") else place / "data")
+def test_nothing_is_written_into_the_data(convnext: Convnext, place: Path, run_copy: RunFolder, command: str) -> None:
+    data = str(run_copy.read_split().root if command.startswith("export") else place / "data")
     if command == WRITERS["plan"]:
         return  # it has no data
     before = sorted(Path(data).rglob("*"))
@@ -84,7 +84,7 @@ def test_nothing_is_written_into_the_data(convnext: Convnext, place: Path, mine:
     assert sorted(Path(data).rglob("*")) == before
 
 
-def test_beside_a_csv_file_is_not_in_the_data_and_among_its_images_is(convnext: Convnext, place: Path) -> None:
+def test_a_file_beside_a_csv_is_allowed_and_among_its_images_refused(convnext: Convnext, place: Path) -> None:
     rows = [f"data/{'ab'[k % 2]}/{k}.png,{'ab'[k % 2]}" for k in range(12)]
     (place / "list.csv").write_text("\n".join(["path,label", *rows]))
     assert convnext("recommend", "list.csv", "-o", "plan.toml").code == 0
@@ -92,7 +92,7 @@ def test_beside_a_csv_file_is_not_in_the_data_and_among_its_images_is(convnext: 
     assert not (place / "data/a/plan.toml").exists()
 
 
-def test_the_demo_writes_into_no_folder_of_digits_that_is_not_its_own(convnext: Convnext, place: Path) -> None:
+def test_the_demo_does_not_write_into_other_folders(convnext: Convnext, place: Path) -> None:
     (place / "digits/7").mkdir(parents=True)
     (place / "digits/7/0000.png").write_text("mine")
     outcome = convnext("demo", "-o", place)
@@ -127,16 +127,16 @@ FULL = {
 
 @pytest.mark.parametrize(("command", "room"), FULL.items(), ids=FULL)
 def test_a_full_disk_is_one_error_and_leaves_nothing(
-    convnext: Convnext, place: Path, mine: RunFolder, command: str, room: int
+    convnext: Convnext, place: Path, run_copy: RunFolder, command: str, room: int
 ) -> None:
-    before = {path: path.read_bytes() for top in (place, mine.path) for path in top.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for top in (place, run_copy.path) for path in top.rglob("*") if path.is_file()}
     with limit_files(room):
         outcome = convnext(*command.split())
     assert outcome.code == 1, (outcome.out, outcome.err)
     assert [line for line in outcome.err.splitlines() if "error" in line.lower()] == [outcome.err.splitlines()[-1]]
     assert "o room on the disk" in outcome.err.splitlines()[-1]
     assert "bug" not in outcome.err
-    after = {path: path.read_bytes() for top in (place, mine.path) for path in top.rglob("*") if path.is_file()}
+    after = {path: path.read_bytes() for top in (place, run_copy.path) for path in top.rglob("*") if path.is_file()}
     added = {path.name for path in after if path not in before}
     assert not any(name.endswith(".tmp") for name in added)
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -144,14 +144,14 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
         assert not added
         assert not (place / "hub").exists()
     else:
-        assert not (mine.path / "report.html").exists()
+        assert not (run_copy.path / "report.html").exists()
     if command == "eval run --split val --no-cache":
         assert "balanced accuracy" in outcome.out, "the figures are not lost with the report"
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv (util-linux)")
 @pytest.mark.parametrize("home", [None, "/nonexistent", "/root"])
-def test_without_a_home_folder_it_works_and_the_place_of_the_cache_is_said_once(place: Path, home: str | None) -> None:
+def test_without_a_home_folder_the_cache_location_is_noted_once(place: Path, home: str | None) -> None:
     become = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]  # as `docker run --user 12345`
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     tried = [*become, sys.executable, "-c", "import convnext_cli"]

@@ -53,7 +53,7 @@ def test_the_next_command_has_the_settings_that_were_shown(
         assert json.loads(planned.out)["seconds"] == pytest.approx(sum(found["time"].values()), rel=0.1)
 
 
-def test_the_next_command_stands_in_the_text_too(convnext: Convnext, tmp_path: Path) -> None:
+def test_the_next_command_is_in_the_text_output(convnext: Convnext, tmp_path: Path) -> None:
     for name in "ab":
         for i in range(12):
             save_image(tmp_path / f"my data/{name}/{i}.png", size=(40, 40), seed=i)
@@ -65,13 +65,13 @@ def test_the_next_command_stands_in_the_text_too(convnext: Convnext, tmp_path: P
     assert read_plan(Path("plan.toml"))[0] == "convnextv2_tiny.fcmae_ft_in22k_in1k"
 
 
-def test_a_plan_that_is_fed_back_keeps_its_reasons(convnext: Convnext, digits: Path) -> None:
+def test_a_plan_given_as_config_keeps_its_reasons(convnext: Convnext, digits: Path) -> None:
     shown = json.loads(convnext("recommend", digits, "-o", "plan.toml", "--json").out)["settings"]
     planned = json.loads(convnext("finetune", digits, "--config", "plan.toml", "--dry-run", "--json").out)["settings"]
     assert planned == shown
 
 
-def test_grey_images_are_taken_for_medical_ones_and_it_is_said(convnext: Convnext, tmp_path: Path) -> None:
+def test_grey_images_are_assumed_medical_with_a_note(convnext: Convnext, tmp_path: Path) -> None:
     from PIL import Image
 
     for name in "ab":
@@ -95,13 +95,13 @@ def test_grey_images_are_taken_for_medical_ones_and_it_is_said(convnext: Convnex
     assert "100 px" in size["reason"]
 
 
-def test_the_rule_for_the_rate_is_shown(convnext: Convnext) -> None:
+def test_the_learning_rate_rule_is_shown(convnext: Convnext) -> None:
     text = convnext("recommend", "--dataset-size", 6000, "--recipe", "specification").out
     assert "0.004 x batch / 4096 (section 2)" in text
     assert "256: 0.00025" in text
 
 
-def test_a_dry_run_tells_sizes_time_a_rate_outside_the_row_and_what_next(convnext: Convnext, digits: Path) -> None:
+def test_a_dry_run_shows_sizes_time_an_unusual_lr_and_the_next_command(convnext: Convnext, digits: Path) -> None:
     words = ("finetune", digits, "--model", "convnext_base", "--lr", 0.05, "--image-size", 160, "--no-check")
     outcome = convnext(*words, "--dry-run")
     assert "input (3, 160, 160) -> features (1024, 5, 5) -> pooled (1024,) -> output (3,)" in outcome.out
@@ -111,7 +111,7 @@ def test_a_dry_run_tells_sizes_time_a_rate_outside_the_row_and_what_next(convnex
     assert "start 8 s" in outcome.out
 
 
-def test_counts_are_not_given_beside_data(convnext: Convnext, digits: Path) -> None:
+def test_classes_with_data_are_a_usage_error(convnext: Convnext, digits: Path) -> None:
     outcome = convnext("recommend", digits, "--classes", 4)
     assert outcome.code == 2
     assert "counted from the data" in outcome.err

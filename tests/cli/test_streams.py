@@ -72,7 +72,7 @@ def test_a_training_ends_well_without_a_terminal(kind: str, data: Path, monkeypa
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_closed_streams_are_not_taken_for_files(data: Path) -> None:
+def test_closed_streams_become_the_null_device(data: Path) -> None:
     script = 'exec "$0" -m convnext_cli finetune "$@" <&- >&- 2>&-'
     command = ["bash", "-c", script, sys.executable, str(data), *WORDS]
     assert subprocess.run(command, check=False).returncode == 0
@@ -81,7 +81,7 @@ def test_closed_streams_are_not_taken_for_files(data: Path) -> None:
     assert check_files(run) > 8
 
 
-def test_lost_readers_of_results_are_forgiven_and_full_disks_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_reader_is_ignored_and_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with os.fdopen(open_lost("pipe"), "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         with survive_lost_reader():
@@ -93,7 +93,7 @@ def test_lost_readers_of_results_are_forgiven_and_full_disks_are_not(monkeypatch
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def test_streams_that_python_has_none_of_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_standard_streams_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     with keep_streams():
@@ -106,7 +106,7 @@ def test_streams_that_python_has_none_of_are_made(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_before_the_training_a_signal_is_said_unless_it_is_ignored(name: str) -> None:
+def test_a_signal_before_training_is_reported_unless_ignored(name: str) -> None:
     number = signal.Signals[name]
 
     def wait() -> None:

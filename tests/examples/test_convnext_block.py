@@ -20,34 +20,34 @@ OUR_NAMES = {
 }
 
 
-def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
+def copy_weights(own_block: nn.Module, timm_block: nn.Module) -> None:
     """Gives both the same random weights, GRN and LayerScale included."""
-    for parameter in theirs.parameters():
+    for parameter in timm_block.parameters():
         nn.init.normal_(parameter, std=0.5)
     state = {}
-    for name, value in theirs.state_dict().items():
+    for name, value in timm_block.state_dict().items():
         their_part = next((part for part in OUR_NAMES if part in name), None)
         state[name.replace(their_part, OUR_NAMES[their_part]) if their_part else name] = value
-    ours.load_state_dict(state)
+    own_block.load_state_dict(state)
 
 
 @pytest.mark.parametrize("v2", [False, True])
 def test_block_equals_timms_to_the_last_bit(v2: bool) -> None:
     torch.manual_seed(0)
     layer_scale = None if v2 else 1e-6
-    ours = Block(24, layer_scale=layer_scale, use_grn=v2)
-    theirs = ConvNeXtBlock(24, ls_init_value=layer_scale, use_grn=v2)
-    copy_weights(ours, theirs)
+    own_block = Block(24, layer_scale=layer_scale, use_grn=v2)
+    timm_block = ConvNeXtBlock(24, ls_init_value=layer_scale, use_grn=v2)
+    copy_weights(own_block, timm_block)
     image = torch.randn(2, 24, 14, 14)
-    assert torch.equal(ours(image), theirs(image))
+    assert torch.equal(own_block(image), timm_block(image))
 
 
 @pytest.mark.parametrize("v2", [False, True])
 def test_stage_equals_timms_in_training_with_drop_path(v2: bool) -> None:
     layer_scale = None if v2 else 1e-6
     rates = [0.2, 0.5, 0.9]
-    ours = Stage(16, 32, drop_paths=rates, layer_scale=layer_scale, use_grn=v2)
-    theirs = ConvNeXtStage(
+    own_block = Stage(16, 32, drop_paths=rates, layer_scale=layer_scale, use_grn=v2)
+    timm_block = ConvNeXtStage(
         16,
         32,
         stride=2,
@@ -58,19 +58,19 @@ def test_stage_equals_timms_in_training_with_drop_path(v2: bool) -> None:
         norm_layer=LayerNorm2d,
         norm_layer_cl=LayerNorm,
     )
-    copy_weights(ours, theirs)
+    copy_weights(own_block, timm_block)
     image = torch.randn(8, 16, 16, 16)
     torch.manual_seed(1)
-    mine = ours.train()(image)
+    copy = own_block.train()(image)
     torch.manual_seed(1)
-    assert torch.equal(mine, theirs.train()(image))
+    assert torch.equal(copy, timm_block.train()(image))
 
 
 def test_drop_path_ramps_over_all_blocks() -> None:
     depths = [3, 3, 9, 3]
     expected = calculate_drop_path_rates(0.4, depths, stagewise=True)
-    for ours, theirs in zip(ramp_drop_path(0.4, depths), expected, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-7)
+    for own_block, timm_block in zip(ramp_drop_path(0.4, depths), expected, strict=True):
+        assert own_block == pytest.approx(timm_block, abs=1e-7)
     model = timm.create_model("convnext_atto", drop_path_rate=0.3)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for stage in model.stages for block in stage.blocks]
     assert [rate for stage in ramp_drop_path(0.3, [2, 2, 6, 2]) for rate in stage] == pytest.approx(rates, abs=1e-7)

@@ -35,9 +35,7 @@ def test_the_example_of_the_library_runs_without_arguments(
 @pytest.mark.parametrize(
     ("words", "problem"), [(["nowhere", "x"], "nowhere does not exist"), (["nowhere"], "usage: python examples/lib")]
 )
-def test_what_the_example_cannot_do_is_one_line(
-    words: list[str], problem: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_of_the_example_is_one_line(words: list[str], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [SCRIPT, *words])
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(SCRIPT, run_name="__main__")

@@ -79,7 +79,7 @@ def wait_for(browser: Browser, condition: str) -> None:
         time.sleep(0.2)
 
 
-def test_no_path_comes_from_outside(address: str, digits: Path, tmp_path: Path) -> None:
+def test_uploaded_paths_are_ignored(address: str, digits: Path, tmp_path: Path) -> None:
     target = tmp_path / "written.png"
     image = sorted((digits / "1").glob("*.png"))[0].read_bytes()
     for name in (str(target), f"../../../../..{target}", "..\\..\\x.png", "/etc/passwd", "%2e%2e/x"):
@@ -92,7 +92,7 @@ def test_no_path_comes_from_outside(address: str, digits: Path, tmp_path: Path) 
             urllib.request.urlopen(address + path, timeout=30)  # noqa: S310
 
 
-def test_what_is_too_large_or_no_image_is_refused(address: str, tmp_path: Path) -> None:
+def test_too_large_uploads_and_other_files_are_refused(address: str, tmp_path: Path) -> None:
     assert post(address, b"no image", "a.png")[0] == 400
     assert post(address, b"\0" * 21_000_000, "a.png")[0] == 413
     bomb = tmp_path / "bomb.png"
@@ -103,7 +103,7 @@ def test_what_is_too_large_or_no_image_is_refused(address: str, tmp_path: Path) 
     assert urllib.request.urlopen(address, timeout=30).status == 200  # noqa: S310
 
 
-def test_another_sites_name_is_refused(address: str, digits: Path) -> None:
+def test_another_host_name_is_refused(address: str, digits: Path) -> None:
     image = sorted((digits / "1").glob("*.png"))[0].read_bytes()
     for host in ("other.example", "127.0.0.1.other.example", "localhost.", "x-rays.example.other", "[::1]"):
         assert post(address, image, "a.png", host)[0] == 400
@@ -112,7 +112,7 @@ def test_another_sites_name_is_refused(address: str, digits: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["frames.dcm", "empty.dcm", "empty.png", "torn.png"])
-def test_a_bad_picture_is_the_senders_error(address: str, digits: Path, tmp_path: Path, name: str) -> None:
+def test_an_unreadable_image_is_a_client_error(address: str, digits: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "frames.dcm":
         save_dicom(path, np.zeros((2, 64, 48), np.uint8), NumberOfFrames=None)
@@ -163,12 +163,12 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST", HEAD, HEAD + b"\r\n", HEAD + b"\r\n" + bytes(50_000)])
-def test_a_request_that_stops_arriving_is_given_up(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_request_times_out(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(monkeypatch) as send, send(begun) as connection:
         assert is_closed(connection)
 
 
-def test_a_request_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_request_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(monkeypatch) as send, send(HEAD + b"\r\n") as connection:
         connection.settimeout(0.1)
         for _ in range(600):
@@ -184,7 +184,7 @@ def test_a_request_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         pytest.fail("it was never given up")
 
 
-def test_uploads_and_connections_have_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_and_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "STALL", 60.0)
     with Server(monkeypatch) as send, contextlib.ExitStack() as stack:
         monkeypatch.setattr(serve, "STALL", 60.0)
@@ -205,7 +205,7 @@ def test_uploads_and_connections_have_a_number(monkeypatch: pytest.MonkeyPatch) 
         ("RUN --port TAKEN", 2, "cannot listen on port"),
     ],
 )
-def test_what_cannot_be_served_is_said(
+def test_a_run_that_cannot_be_served_is_an_error(
     run: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
