@@ -1,10 +1,10 @@
-"""The whole path in Python: from a folder of images to a model for other programs.
+"""The Python API in one script: from a folder of images to an exported model.
 
     python examples/library.py                 on 300 small digits, in a temporary folder
-    python examples/library.py DATA FOLDER     on your images; what is written goes to FOLDER
+    python examples/library.py DATA FOLDER     on your images; output goes to FOLDER
 
-DATA has a folder of images for each class. The settings here are for a first look at small images; leave them out, and
-the recommended ones hold.
+DATA has a folder of images for each class. The settings here suit a first look at small images. Leave them out to use
+the recommended ones.
 """
 
 import sys
@@ -22,7 +22,7 @@ from convnext_cli.progress import Progress
 
 
 def show(event: Any) -> None:
-    """Print how far a long step is."""
+    """Print the end of each long operation."""
     if isinstance(event, Progress) and event.done == event.total:
         print(f"  {event.activity}: {event.total} of {event.total}")
 
@@ -35,7 +35,7 @@ def main(data: Path, folder: Path) -> None:
     print("small and permissive:", ", ".join(model.name for model in small))
     print("recommended for these images:", recommend(data).plan.model)
 
-    finished = finetune(
+    result = finetune(
         data,
         model="test_convnext",
         weights="none",
@@ -44,32 +44,32 @@ def main(data: Path, folder: Path) -> None:
         image_size=32,
         batch_size=16,
         lr=2e-3,
-        val_fraction=0.2,  # 60 of 300 images: enough to set a threshold on
+        val_fraction=0.2,  # 60 of 300 images: enough to set a threshold
     )
     label = audit.index.classes[1]
-    evaluation = evaluate(finished.run, targets=[f"sensitivity=0.9:{label}"])
+    evaluation = evaluate(result.run, targets=[f"sensitivity=0.9:{label}"])
     ci = evaluation.intervals.overall["balanced_accuracy"]
     assert ci is not None
     print(f"balanced accuracy {evaluation.metrics.balanced_accuracy:.3f}, 95% CI [{ci.low:.3f}, {ci.high:.3f}]")
     print("report:", write_report(evaluation))
 
     path = audit.index.root / audit.index.paths[0]
-    with Image.open(path, formats=["PNG"]) as image:  # a path, a PIL image and an array, in one call
-        predictions = predict([path, image, Image.new("RGB", image.size)], finished.run, on_event=show)
+    with Image.open(path, formats=["PNG"]) as image:  # a path and PIL images in one call
+        predictions = predict([path, image, Image.new("RGB", image.size)], result.run, on_event=show)
     for name, prediction in zip(("file", "PIL image", "black image"), predictions, strict=True):
         print(f"{name}: {prediction.classes[0]} ({prediction.probabilities[0]:.2f}), {prediction.decisions}")
 
     if find_spec("onnxscript"):  # pip install 'convnext-cli[onnx]'
-        exported = export(finished.run, format="onnx", output=folder / "model.onnx", overwrite=True)
+        exported = export(result.run, format="onnx", output=folder / "model.onnx", overwrite=True)
         print(f"{exported.path.name}: differs by {exported.parity.difference:.1e} on {exported.parity.images} images")
         assert predict(path, exported.path)[0].classes[0] == predictions[0].classes[0]
 
 
 def run_on_digits() -> None:
-    """Run it on data of its own, and leave nothing behind."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        print(f"300 digits of 3 classes, in {folder}, which is removed at the end. On your images: DATA FOLDER")
+    """Run on generated data in a temporary folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        print(f"300 digits of 3 classes in {folder} (deleted at the end). For your images: DATA FOLDER")
         digits = write_digits(folder / "all")
         for label in "012":
             (folder / "digits" / label).mkdir(parents=True)
@@ -86,5 +86,5 @@ if __name__ == "__main__":
             main(Path(sys.argv[1]), Path(sys.argv[2]))
         else:
             sys.exit("usage: python examples/library.py [DATA FOLDER]")
-    except ConvnextError as error:  # one line: what is wrong, and what to do
+    except ConvnextError as error:  # one line: the problem and the remedy
         sys.exit(f"{error}")

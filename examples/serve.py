@@ -1,12 +1,11 @@
-"""A run in the browser: upload an image, see the classes, their probabilities, and where the model looked.
+"""Serve a run in the browser: upload an image, see the class probabilities and a Grad-CAM heat map.
 
     pip install 'convnext-cli[serve]'
     python examples/serve.py runs/2026-11-22_101500-convnextv2_tiny --port 8000
 
-It listens on this machine alone; there is no login, so put one in front before it is opened to others, and name the
-host that they ask for with --host-name. What is uploaded has at most 20 MB, is kept in a temporary folder under a name
-of our own while it is looked at, and is gone afterwards. At most `MAX_UPLOADS` uploads are kept at a time, and one that
-stops arriving is given up.
+It listens on this machine only and has no login: put a proxy with a login in front before you open it to others, and
+give the host name that they use with --host-name. An upload has at most 20 MB. It is kept in a temporary folder with
+a generated name until it is classified. At most `MAX_UPLOADS` uploads are kept at a time; a stalled one is dropped.
 """
 
 import argparse
@@ -58,10 +57,10 @@ td+td{{text-align:right}} img{{width:100%;max-width:24rem}} .bad{{color:#b00}}</
 
 
 class Connection(H11Protocol):  # type: ignore[misc]  # uvicorn need not be installed to check the rest
-    """A connection that is closed where its request does not arrive, or where there are too many."""
+    """A connection that is closed if its request stalls, or if there are too many connections."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin to watch."""
+        """Start the timeout."""
         super().connection_made(transport)
         self.begun = self.heard = self.loop.time()
         if len(self.connections) > MAX_CONNECTIONS:
@@ -69,17 +68,17 @@ class Connection(H11Protocol):  # type: ignore[misc]  # uvicorn need not be inst
         self.watch()
 
     def data_received(self, data: bytes) -> None:
-        """Note that something came."""
+        """Record the time of the last data."""
         self.heard = self.loop.time()
         super().data_received(data)
 
     def watch(self) -> None:
-        """Close the connection if its request has stalled; look again in a second."""
+        """Close the connection if its request has stalled; check again in a second."""
         if self.transport.is_closing():
             return
         now = self.loop.time()
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self.begun = self.heard = now  # the request is here, and its answer may take its time
+            self.begun = self.heard = now  # the request is complete; the response may take longer
         elif now - self.heard > STALL or now - self.begun > PATIENCE:
             self.transport.abort()
             return
@@ -87,7 +86,7 @@ class Connection(H11Protocol):  # type: ignore[misc]  # uvicorn need not be inst
 
 
 def make_app(run: Path, hosts: Sequence[str] = HOSTS) -> FastAPI:
-    """Make the two pages: an empty form, and the form with an answer."""
+    """Return the application with its two pages: an empty form, and the form with a prediction."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     one_at_a_time = asyncio.Lock()
@@ -95,28 +94,28 @@ def make_app(run: Path, hosts: Sequence[str] = HOSTS) -> FastAPI:
 
     @app.get("/")
     async def show_form() -> HTMLResponse:
-        return answer("")
+        return make_page("")
 
     @app.post("/")
     async def classify(request: Request) -> HTMLResponse:
         try:
             if places.locked():
-                await read_body(request, keep=False)  # an answer before the end of the upload would not be seen
-                return answer("<p class=bad>Too many uploads at once; try again.</p>", status=503)
+                await read_body(request, keep=False)  # browsers do not show a response before the upload ends
+                return make_page("<p class=bad>Too many uploads at once; try again.</p>", status=503)
             async with places:
                 return await classify_upload(request)
         except ClientDisconnect:
-            return answer("", status=400)  # which nobody reads
+            return make_page("", status=400)  # the client has gone
 
     async def classify_upload(request: Request) -> HTMLResponse:
         body = await read_body(request, keep=True)
         if body is None:
-            return answer(f"<p class=bad>More than {MAX_BYTES / 1e6:.0f} MB.</p>", status=413)
+            return make_page(f"<p class=bad>More than {MAX_BYTES / 1e6:.0f} MB.</p>", status=413)
         request._body = body
         async with request.form(max_files=1, max_fields=0) as form:
             upload = form.get("image")
             if upload is None or isinstance(upload, str):
-                return answer("<p class=bad>No image was sent.</p>", status=400)
+                return make_page("<p class=bad>No image was sent.</p>", status=400)
             data, suffix = await upload.read(), ".dcm" if (upload.filename or "").lower().endswith(".dcm") else ".image"
         async with one_at_a_time:
             return await asyncio.to_thread(explain, run, data, suffix)
@@ -125,9 +124,9 @@ def make_app(run: Path, hosts: Sequence[str] = HOSTS) -> FastAPI:
 
 
 async def read_body(request: Request, *, keep: bool) -> bytes | None:
-    """Read a request to its end; return its body, or None where it is too large or not kept.
+    """Read a request to its end; return its body, or None if it is too large or not kept.
 
-    The size is counted while it arrives: what a header says need not be so.
+    The size is counted on arrival: a header may be wrong.
     """
     size = 0
     body = bytearray()
@@ -141,28 +140,28 @@ async def read_body(request: Request, *, keep: bool) -> bytes | None:
 
 
 def explain(run: Path, data: bytes, suffix: str) -> HTMLResponse:
-    """Classify an uploaded file and draw where the model looked."""
+    """Return the page with the prediction and the heat map of an uploaded file."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "in" / f"image{suffix}"  # nothing of the name that came with it
+        path = Path(folder) / "in" / f"image{suffix}"  # nothing of the name that the client sent
         path.parent.mkdir()
         path.write_bytes(data)
         try:
             [prediction] = predict(path, run, explain=Path(folder) / "heat")
         except ConvnextError as error:
-            return answer(f"<p class=bad>{html.escape(error.problem)}</p>", status=500)
-        except Exception:  # the run has answered before: it is the picture
-            logging.exception("a picture that no reader refuses in words")
-            return answer("<p class=bad>This cannot be read as an image.</p>", status=400)
+            return make_page(f"<p class=bad>{html.escape(error.problem)}</p>", status=500)
+        except Exception:  # the run works (`check_run`): the image is at fault
+            logging.exception("an image whose reader failed")
+            return make_page("<p class=bad>This cannot be read as an image.</p>", status=400)
         if prediction.error or prediction.explanation is None:
-            return answer("<p class=bad>This cannot be read as an image.</p>", status=400)
-        return answer(describe(prediction, prediction.explanation.read_bytes()))
+            return make_page("<p class=bad>This cannot be read as an image.</p>", status=400)
+        return make_page(describe(prediction, prediction.explanation.read_bytes()))
 
 
 def check_run(run: Path) -> None:
-    """Check that the run answers.
+    """Check that the run can classify an image.
 
     Raises:
-        ConvnextError: it does not.
+        ConvnextError: it cannot.
     """
     with tempfile.TemporaryDirectory() as folder:
         [prediction] = predict(Image.new("RGB", (64, 64), "grey"), run, explain=Path(folder) / "heat")
@@ -171,21 +170,19 @@ def check_run(run: Path) -> None:
 
 
 def describe(prediction: Prediction, heat: bytes) -> str:
-    """Describe the answer: classes with their probabilities, decisions, and the picture."""
+    """Return HTML of the class probabilities, the decisions and the heat map."""
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{100 * share:.1f}%</td></tr>"
-        for name, share in zip(prediction.classes[:10], prediction.probabilities[:10], strict=True)
+        f"<tr><td>{html.escape(name)}</td><td>{100 * probability:.1f}%</td></tr>"
+        for name, probability in zip(prediction.classes[:10], prediction.probabilities[:10], strict=True)
     )
     decided = "".join(f"<p>{html.escape(t)}: {'yes' if met else 'no'}</p>" for t, met in prediction.decisions.items())
-    picture = base64.b64encode(heat).decode()
+    image = base64.b64encode(heat).decode()
     alt = f"Where the model looked for {html.escape(prediction.classes[0])}"
-    return (
-        f'<table id="answer">{rows}</table>{decided}<img id="heat" alt="{alt}" src="data:image/png;base64,{picture}">'
-    )
+    return f'<table id="answer">{rows}</table>{decided}<img id="heat" alt="{alt}" src="data:image/png;base64,{image}">'
 
 
-def answer(result: str, status: int = 200) -> HTMLResponse:
-    """Make the page."""
+def make_page(result: str, status: int = 200) -> HTMLResponse:
+    """Return the page with a result."""
     return HTMLResponse(PAGE.format(result=result), status_code=status, headers=SECURITY)
 
 
@@ -197,7 +194,7 @@ def main() -> None:
     parser.add_argument("--host-name", action="append", default=[], help="a name that others ask for; may be repeated")
     options = parser.parse_args()
     if options.run is None:
-        parser.exit(2, "error: no run is given. Make one: convnext demo; then: python examples/serve.py RUN\n")
+        parser.exit(2, "error: no run folder. Make one with `convnext demo`, then: python examples/serve.py RUN\n")
     if not 0 <= options.port <= 65535:
         parser.error("--port is a number from 0 to 65535")
     try:

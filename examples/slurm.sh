@@ -1,8 +1,8 @@
 #!/bin/bash
 # Fine-tuning on one Slurm node with four GPUs; submit it with: sbatch examples/slurm.sh
 #
-# Before the time is up (or the node is taken away) Slurm sends SIGTERM; the run finishes its step, saves, and exits with
-# 143. This script then puts itself back into the queue, and the next start goes on where the last one stopped.
+# Before the time limit or a preemption Slurm sends SIGTERM. The run finishes its step, saves a checkpoint, and exits with
+# 143. This script then requeues itself, and the next start resumes the run.
 #SBATCH --job-name=convnext
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

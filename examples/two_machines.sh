@@ -3,9 +3,9 @@
 #
 #     HEAD=machine-1 bash examples/two_machines.sh
 #
-# Data and run folder lie on a disk that both see, under the same path. --batch-size is what one optimizer step sees over
-# all eight GPUs, so the same settings give the same training as on one. Where a process dies, torchrun starts all of
-# them again, up to three times, and the same command goes on from the run's last checkpoint.
+# Data and run folder lie on a shared disk, under the same path on both. --batch-size counts the images of all eight GPUs,
+# so the same settings give the same training as on one. If a process dies, torchrun restarts all of them, up to three
+# times, and the same command resumes from the last checkpoint.
 DATA=${DATA:-/shared/xrays}
 RUN=${RUN:-/shared/runs/xrays}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600     # seconds to finish a step and save when told to stop
