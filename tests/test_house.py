@@ -85,3 +85,11 @@ def test_false_statements_of_the_specification_are_not_repeated() -> None:
     for path, text in texts.items():
         for statement in FALSE:
             assert not re.search(statement, text, re.IGNORECASE), f"{path}: {statement}"
+
+
+def test_commands_start_work_through_the_api() -> None:
+    """Generators of work (`*_steps`) come from `api`, and those of the self-test from `diagnosis`."""
+    for path in (ROOT / "convnext_cli/cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module not in ("convnext_cli.api", "convnext_cli.diagnosis"):
+                assert not [name.name for name in node.names if name.name.endswith("_steps")], path

@@ -200,7 +200,7 @@ def test_uploads_and_connections_are_limited(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        ("", 2, "no run is given. Make one: convnext demo; then: python examples/serve.py RUN"),
+        ("", 2, "no run folder. Make one with `convnext demo`, then: python examples/serve.py RUN"),
         ("nowhere", 3, "nowhere has no trained model"),
         ("RUN --port TAKEN", 2, "cannot listen on port"),
     ],
