@@ -129,5 +129,7 @@ def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") 
     fold = f" in the first of {settings.folds} folds" if preparation.folds else ""
     console.show(f"{index.root}: {classes} classes; {describe_splits(count_splits(index))}{fold}")
     console.show(describe_sizes(preparation.architecture, settings.image_size, settings.in_chans, classes))
-    console.show(f"{preparation.machine}: about {memory / GIB:.1f} GiB; about {time} (within a factor of two or three)")
+    console.show(
+        f"{preparation.machine}: about {memory / GIB:.1f} GiB; time, within a factor of two or three: about {time}"
+    )
     console.show_table(["setting", "value", "from", "reason"], list_decided(plan))

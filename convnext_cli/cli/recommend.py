@@ -236,11 +236,8 @@ def _show(recommendation: "Recommendation", request: RecommendOptions, top: int)
         numbers=columns[1:7],
         spare=("tier", "GMACs", "params (M)", "memory (GiB)", "accuracy (%)"),
     )
-    console.say(
-        "tier and order: the specification author's ranking, not a benchmark (docs/specification.md); accuracy: "
-        "published on ImageNet-1k",
-        style="dim",
-    )
+    console.say("tier and order: the specification author's ranking, not a benchmark", style="dim")
+    console.say("accuracy: the best published on ImageNet-1k", style="dim")
     console.show("")
     console.show_table(["setting", "value", "from", "reason"], list_decided(recommendation.plan))
     console.show("")
@@ -263,7 +260,7 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
     )
     console.show(f"planned for: {recommendation.machine}")
     if best.time is not None:
-        console.show(f"time: about {best.time} (within a factor of two or three)")
+        console.show(f"time, within a factor of two or three: about {best.time}")
     if (fingerprint := recommendation.fingerprint) is not None:
         width, height = fingerprint.median_size
         size = f"{width} x {height} px, " if width else ""

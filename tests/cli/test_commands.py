@@ -156,7 +156,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(convnext: Convnext, digits:
     flags = ("--model", "convnextv2_nano", "--epochs", 3, "--recipe", "published", "--dry-run")
     outcome = convnext("finetune", digits, *flags)
     assert outcome.code == 0
-    assert "GiB; about " in outcome.out
+    assert "GiB; time, within" in outcome.out
     assert "published V2 table 13" in outcome.out
     found = json.loads(convnext("finetune", digits, *flags, "--json").out)
     assert found["settings"]["epochs"] == {"value": 3, "source": "flag", "reason": ""}

@@ -30,6 +30,15 @@ def test_long_texts_are_folded_between_words() -> None:
     assert [line for line, _ in folded] == ["class  why", "cat    a", "       word", "       or", "       two"]
 
 
+def test_a_number_is_not_separated_from_its_unit() -> None:
+    table = list(lay_out(["model", "time"], [["convnext_base", "1980 days on 2 cores"]], [], 25))
+    assert [line for line, _ in table] == [
+        "model          time",
+        "convnext_base  1980 days",
+        "               on 2 cores",
+    ]
+
+
 def test_rows_become_blocks_if_words_do_not_fit() -> None:
     assert lines_of(26)[:3] == ["cat", "  share 0.5", "  why a word or two"]
     assert max(map(len, lines_of(12))) <= 12
