@@ -5,7 +5,7 @@ from pathlib import Path
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import FoldsResult, read_record
 from convnext_cli.text import quote
@@ -23,7 +23,7 @@ def check_records(run: RunFolder) -> None:
     folder.read_tests()
     _check_plan(folder)
     if isinstance(folder, FoldsFolder):
-        remedy = f"Delete it; `convnext finetune --resume {quote(folder.path)}` writes it again"
+        remedy = f"Delete it; {resume_command(folder.path)} writes it again"
         if folder.is_finished:
             read_record(folder.metrics, FoldsResult, remedy)
             for fold_run in folder.list_runs():
@@ -69,7 +69,7 @@ def describe_progress(run: RunFolder) -> str | None:
     planned = read_plan(run.plan)[2].get("epochs")
     return (
         f"the run has not finished: results are for the best weights of the first {epochs} of {planned} epochs. "
-        f"`convnext finetune --resume {quote(run.path)}` continues it"
+        f"{resume_command(run.path)} continues it"
     )
 
 
