@@ -29,7 +29,7 @@ COLUMNS = f"{'PyTorch':>10}{'ours':>9}{'x':>7}"
 
 
 def compare_depthwise(channels: int, side: int, batch: int, rounds: int) -> str:
-    """The line of a shape."""
+    """Return the table row of a shape."""
     x, grad = (torch.randn(batch, channels, side, side).to(memory_format=torch.channels_last) for _ in range(2))
     weight = torch.randn(channels, 1, SIDE, SIDE)
 
@@ -50,7 +50,7 @@ def compare_depthwise(channels: int, side: int, batch: int, rounds: int) -> str:
 
 
 def compare_mlp(channels: int, side: int, batch: int, rounds: int) -> str:
-    """The line of a shape."""
+    """Return the table row of a shape."""
     x = torch.randn(batch, side, side, channels, requires_grad=True)
     first, second = (
         torch.randn(shape) / channels**0.5 for shape in ((4 * channels, channels), (channels, 4 * channels))
@@ -76,7 +76,7 @@ def compare_mlp(channels: int, side: int, batch: int, rounds: int) -> str:
 
 
 def take_turns(contenders: list[Callable[[], Tensor]], rounds: int) -> list[float]:
-    """The least milliseconds of processor time of each."""
+    """Return the lowest processor time of each function in milliseconds."""
     least = [float("inf")] * len(contenders)
     for i in range(rounds + 1):
         for number, go in enumerate(contenders):
@@ -88,12 +88,12 @@ def take_turns(contenders: list[Callable[[], Tensor]], rounds: int) -> list[floa
 
 
 def measure_error(mine: Tensor, expected: Tensor) -> float:
-    """Relative, by norms."""
+    """Return the relative error, ||a - b|| / ||b||."""
     return float((mine - expected).norm() / expected.norm())
 
 
 def main() -> None:
-    """Measures and prints both tables."""
+    """Measure and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def name_shape(channels: int, side: int, batch: int) -> str:
-    """As the tables say it."""
+    """Return a shape as text."""
     return f"{channels} x {side}, {batch}"
 
 

@@ -1,10 +1,10 @@
-"""Holds the memory estimate of `recommend` against the measured peak of a real training step.
+"""Compare the memory estimate of `recommend` with the measured peak of a training step.
 
     python benchmarks/memory.py [--gpu]
 
-For each model and image size a new process builds the model and AdamW, and takes two steps in float32 on random
-images. On a CPU the peak is the process's own (VmHWM) above what it held before the model was built; on a GPU it is
-what torch's allocator counted. Nothing here is timed.
+For each model and image size, a new process builds the model and AdamW and takes two steps in float32 on random
+images. On a CPU, the peak is the process's VmHWM minus its memory before the model was built. On a GPU, it is the
+peak of torch's allocator. Nothing is timed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SIZES = (224, 320)
 
 
 def measure(name: str, images: int, size: int, device: str) -> int:
-    """Peak bytes of a training step, in this process."""
+    """Return the peak bytes of a training step in this process."""
     import timm
     import torch
     import torch.nn.functional as F
@@ -53,13 +53,13 @@ def measure(name: str, images: int, size: int, device: str) -> int:
 
 
 def read_status(key: str) -> int:
-    """Bytes of `key` in this process's status (Linux)."""
+    """Return the bytes of a field of /proc/self/status (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def main() -> None:
-    """Measures every case in a process of its own and prints the table."""
+    """Measure each case in a new process and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--case", nargs=3)

@@ -1,13 +1,13 @@
-"""What the weights in the package are worth: against random ones, frozen and fine-tuned, on five data sets.
+"""Compare the built-in weights with random initialisation, frozen and fine-tuned, on five data sets.
 
     python -m benchmarks.pretrained OUT [--seeds 3] [--size 64] [--images 1000] [--sets digits pets] [--weights RUN]
         [--only probe]
 
-`benchmarks/datasets.py` says where they are. Each seed draws its own images (by patient on cxr3; classes of
-Tiny ImageNet that the weights have not seen), 80% to train and 20% to choose by, and as many again to test; both
-starts get the same ones. Probe: logistic regression on the frozen, standardised features, its strength chosen on the
-validation images. Fine-tuned: the same settings and epochs for both. Balanced accuracy on the test images;
-OUT/results.json keeps every run.
+`benchmarks/datasets.py` has the locations of the data sets. Each seed draws other images (by patient on cxr3; unseen
+classes of Tiny ImageNet): 80% train, 20% validation, and as many again for testing. Both initialisations get the same
+images. Linear probe: logistic regression on frozen, standardised features; the validation images choose its
+regularisation. Fine-tuned: the same settings and epochs for both. The metric is balanced accuracy on the test images.
+OUT/results.json has all runs.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from convnext_cli.models.catalog import BUILTIN, load_builtin
 WAYS = ("probe", "tuned")
 Record = dict[str, object]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-SHOWN = 5_000  # training images shown in a fine-tuning, at least
+SHOWN = 5_000  # training images of a fine-tuning over all epochs, at least
 
 
 def probe(index: Index, weights: str, size: int, seed: int) -> float:
-    """Balanced accuracy of a linear classifier on frozen features."""
+    """Return the balanced accuracy of a linear probe."""
     import torch
 
     from convnext_cli.images.loaders import cut_batches, load_batches
@@ -66,7 +66,7 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
 
 
 def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: Path) -> float:
-    """Balanced accuracy after fine-tuning everything."""
+    """Return the balanced accuracy after fine-tuning."""
     epochs = max(6, round(SHOWN / len(index.rows("train"))))
     finetune(
         manifest,
@@ -91,7 +91,7 @@ def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: 
 def measure(
     out: Path, sets: list[str], seeds: int, size: int, images: int, weights: str, only: list[str]
 ) -> Iterator[Record]:
-    """Every set, seed and start."""
+    """Yield a record of each data set, seed and initialisation."""
     for name in sets:
         whole = SETS[name](out)
         for seed in range(seeds):
@@ -110,7 +110,7 @@ def measure(
 
 
 def show(results: list[Record]) -> None:
-    """Mean and spread over seeds, in percent."""
+    """Print mean and standard deviation over the seeds in percent."""
     print(f"{'set':<9}{'train':>6}{'test':>6}{'classes':>8}  {'what':<7}{'random':>14}{'pretrained':>14}   wins")
     for name in dict.fromkeys(str(result["set"]) for result in results):
         mine = [result for result in results if result["set"] == name]
@@ -129,7 +129,7 @@ def show(results: list[Record]) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))

@@ -1,10 +1,10 @@
-"""Compare the time that `recommend` and `--dry-run` tell with that of whole runs.
+"""Compare the durations that `recommend` and `--dry-run` estimate with those of whole runs.
 
     python -m benchmarks.run_time [NAME ...]
 
-Each configuration is a data set made by formula, its `--dry-run`, and one run of the same command in a process of its
-own. On a quiet machine the seconds on the clock count. Where others compute meanwhile, the clock's time on a quiet one
-lies between the run's processor time over the number of cores (all of it shared) and the whole of it (none shared).
+Each configuration is a generated data set, its `--dry-run`, and one run of the same command in a new process. On an
+idle machine, elapsed time counts. On a busy one, the elapsed time of an idle machine lies between the run's processor
+time divided by the number of cores (perfectly parallel) and the whole processor time (serial).
 """
 
 import json
@@ -30,7 +30,7 @@ CONFIGURATIONS = {  # images, px of their side, flags
 
 
 def main() -> None:
-    """Run the configurations named, or all, and print estimate, clock and ratio."""
+    """Run the named configurations, or all, and print estimate, elapsed time and ratio."""
     print(f"{'configuration':16}{'estimate s':>12}{'clock s':>10}{'ratio':>8}{'processor s':>13}{'over cores':>12}")
     for name in sys.argv[1:] or CONFIGURATIONS:
         images, side, flags = CONFIGURATIONS[name]

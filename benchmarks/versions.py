@@ -1,11 +1,11 @@
-"""Is this checkout slower than another one? Checking a folder and predicting its images, both checkouts in turn.
+"""Compare the processor time of two checkouts for checking a folder and predicting its images.
 
     git worktree add ../old 0683f91
     python benchmarks/versions.py ../old [IMAGES] [ROUNDS]
 
-Both run the same commands on the same generated images (JPEG, 256 x 224), each in a new process and with a cache folder
-of its own, in alternating order. Processor time (user and system, all threads) is compared, because other work on the
-machine changes it least. The ratio is the median over rounds of new / old within one round.
+Both run the same commands on the same generated images (JPEG, 256 x 224), in alternating order, each in a new process
+with a separate cache folder. Processor time (user and system, all threads) is compared, because other load changes it
+least. The ratio is the median over rounds of new / old within one round.
 """
 
 import os
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Write `count` JPEG files in two class folders: smooth noise, unlike one another."""
+    """Write `count` JPEG files of smooth noise in two class folders."""
     for k in range(count):
         pixels = np.random.default_rng(k).integers(0, 256, (28, 32, 3), dtype=np.uint8)
         path = folder / "ab"[k % 2] / f"{k * 7919 % 999983:06d}.jpg"
@@ -40,7 +40,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def run_command(checkout: Path, command: str, cache: Path) -> float:
-    """Run `convnext` of a checkout and return the processor time that it took (s)."""
+    """Run `convnext` of a checkout and return its processor time in seconds."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "CONVNEXT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -54,7 +54,7 @@ def run_command(checkout: Path, command: str, cache: Path) -> float:
 
 
 def main(old: Path, images: int, rounds: int) -> None:
-    """Print a row for each command."""
+    """Compare the checkouts and print a row for each command."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         write_images(place / "data", images)
@@ -81,7 +81,7 @@ def main(old: Path, images: int, rounds: int) -> None:
 
 
 def describe(values: list[float]) -> str:
-    """Return median and range."""
+    """Return median and range as text."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 

@@ -1,9 +1,9 @@
-"""Writes `convnext_cli/models/catalog.json` from the installed timm. Run it after raising timm's version.
+"""Write `convnext_cli/models/catalog.json` from the installed timm. Run it after raising timm's version.
 
     python tools/generate_catalog.py
 
-Names, licences, input sizes and preprocessing are timm's own configuration fields. Parameters, multiply-adds and
-kept activations are counted here, on meta tensors, without weights or a GPU. Published top-1 figures come from
+Names, licences, input sizes and preprocessing are timm's configuration fields. Parameters, multiply-adds and kept
+activations are counted on meta tensors, without weights or a GPU. Published accuracies come from
 `published_top1.csv`, copied from timm's results/results-imagenet.csv (August 2026; the five reference models as of its
 commit 0173a139) and its results for other sizes.
 """
@@ -32,7 +32,7 @@ TOP1 = Path(__file__).with_name("published_top1.csv")
 
 
 def build_catalog() -> dict[str, Any]:
-    """The whole catalogue as JSON data."""
+    """Return the catalogue as JSON data."""
     top1 = read_top1()
     return {
         "timm": timm.__version__,
@@ -42,7 +42,7 @@ def build_catalog() -> dict[str, Any]:
 
 
 def list_architectures() -> list[str]:
-    """Every ConvNeXt that timm registers, V1 before V2 before the test models, small before large."""
+    """Return the names of timm's ConvNeXt models: V1, V2, then the test models, small before large."""
     names = [name for name in timm.list_models("*convnext*") if name.startswith(("convnext", "test_convnext"))]
     families = ["convnext", "convnextv2", "test"]
 
@@ -55,7 +55,7 @@ def list_architectures() -> list[str]:
 
 
 def describe_architecture(name: str, top1: dict[str, dict[int, float]]) -> dict[str, Any]:
-    """One row of the catalogue."""
+    """Return an architecture's entry."""
     with torch.device("meta"):
         model = timm.create_model(name)
         image = torch.empty(1, 3, 224, 224)
@@ -86,7 +86,7 @@ def describe_architecture(name: str, top1: dict[str, dict[int, float]]) -> dict[
 
 
 def describe_reference(full_name: str, top1: dict[int, float]) -> dict[str, Any]:
-    """A model of another kind, to compare with, at 224 px."""
+    """Return the entry of a model of another family, at 224 px."""
     with torch.device("meta"):
         model = timm.create_model(full_name)
         macs, _ = measure_forward(model, torch.empty(2, 3, 224, 224))  # two: BatchNorm refuses one in training
@@ -103,13 +103,13 @@ def describe_reference(full_name: str, top1: dict[int, float]) -> dict[str, Any]
 
 
 def describe_stem(stem: torch.nn.Module) -> str:
-    """The stem's convolutions in words."""
+    """Return the stem's convolutions as text."""
     convs = [m for m in stem.modules() if isinstance(m, torch.nn.Conv2d)]
     return " + ".join(f"{c.kernel_size[0]}x{c.kernel_size[0]} stride {c.stride[0]}" for c in convs)
 
 
 def describe_tag(tag: str, cfg: Any, top1: dict[int, float]) -> dict[str, Any]:
-    """One set of weights: timm's own fields."""
+    """Return the entry of a set of weights, with timm's fields."""
     assert cfg.input_size[1] == cfg.input_size[2]
     return {
         "name": tag,
@@ -128,7 +128,7 @@ def describe_tag(tag: str, cfg: Any, top1: dict[int, float]) -> dict[str, Any]:
 
 
 def measure_forward(model: torch.nn.Module, image: torch.Tensor) -> tuple[int, int]:
-    """Multiply-adds of one forward pass, and the bytes that autograd keeps of it for the backward pass.
+    """Return the multiply-adds of a forward pass, and the bytes that autograd keeps for the backward pass.
 
     Multiply-adds are counted as in timm's published tables (fvcore's rules): half of torch's FLOPs for convolutions and
     matrix products; 5 for an element through a LayerNorm; nothing for any other norm, an activation or GRN. Bytes are
@@ -155,7 +155,7 @@ def measure_forward(model: torch.nn.Module, image: torch.Tensor) -> tuple[int, i
 
 
 def read_top1() -> dict[str, dict[int, float]]:
-    """Published top-1 in percent by full name, then image size in pixels."""
+    """Return the published accuracy in percent, by full name and image size in pixels."""
     table: dict[str, dict[int, float]] = {}
     with TOP1.open(newline="") as file:
         for row in csv.DictReader(file):

@@ -1,11 +1,11 @@
-"""Tables and a picture of what `measure.py` found.
+"""Print the tables and draw the plot of the results of `measure.py`.
 
     python -m benchmarks.recipes.draw OUT/results.json... [--half report] [--picture FILE.png] [--recall VIRUS]
 
-Balanced accuracy in percent, mean and standard deviation over the seeds, by data set; the mean rank over the data sets
-(by the means, 1 is the best), of the variants with all seeds. Of one with fewer seeds, (the difference) to the first
-variant on the same ones. Time is the processor time of a fine-tuning against the first variant's, same data set and
-seed. The picture has the difference to the first variant, same data set and seed: a point a seed, a bar their mean.
+The table has the balanced accuracy in percent, mean and standard deviation over the seeds, by data set, and the mean
+rank over the data sets (by the means, 1 is the best) of variants with all seeds. Variants with fewer seeds have (the
+difference) to the first variant on the same seeds. Time is the ratio of processor times to the first variant's, on the
+same data set and seed. The plot has the differences to the first variant: a point per seed, and a bar for their mean.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]
-"""By variant, data set and seed."""
+"""Runs by variant, data set and seed."""
 
 
 def arrange(results: list[dict[str, Any]]) -> Results:
-    """The runs by variant, data set and seed."""
+    """Return the runs by variant, data set and seed."""
     found: Results = defaultdict(lambda: defaultdict(dict))
     for result in results:
         found[result["variant"]][result["set"]][result["seed"]] = result
@@ -30,12 +30,12 @@ def arrange(results: list[dict[str, Any]]) -> Results:
 
 
 def find_scores(runs: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
-    """Balanced accuracy in percent, by seed."""
+    """Return the balanced accuracies in percent, by seed."""
     return np.array([100 * runs[seed]["balanced_accuracy"] for seed in sorted(runs)])
 
 
 def rank(found: Results, sets: list[str]) -> dict[str, float]:
-    """The mean over data sets of a variant's rank among those that were run with all seeds on all of them."""
+    """Return a variant's mean rank over the data sets, among the variants with all seeds and data sets."""
     first = next(iter(found))
     whole = [v for v in found if all(found[v].get(name, {}).keys() == found[first][name].keys() for name in sets)]
     ranks: dict[str, list[int]] = {variant: [] for variant in whole}
@@ -47,7 +47,7 @@ def rank(found: Results, sets: list[str]) -> dict[str, float]:
 
 
 def find_cost(found: Results, variant: str, first: str) -> float:
-    """Processor time of a fine-tuning over the first variant's, geometric mean of all pairs."""
+    """Return the ratio of the processor time to the first variant's, geometric mean over data sets and seeds."""
     logs = [
         np.log(run["processor_seconds"] / found[first][name][seed]["processor_seconds"])
         for name, runs in found[variant].items()
@@ -58,7 +58,7 @@ def find_cost(found: Results, variant: str, first: str) -> float:
 
 
 def show_recall(found: Results, label: str) -> None:
-    """One class's recall and the mean recall of the others, and the balanced accuracy's interval in the first seed."""
+    """Print a class's recall, the mean recall of the others, and the 95% CI of the first seed's balanced accuracy."""
     print(
         f"{'variant':<28}{'recall of ' + label:>20}{'of the others':>16}{'balanced accuracy':>20}   (first seed: 95%)"
     )
@@ -77,7 +77,7 @@ def show_recall(found: Results, label: str) -> None:
 
 
 def show(found: Results) -> None:
-    """The table on standard output, by mean rank."""
+    """Print the table, ordered by mean rank."""
     first = next(iter(found))
     sets = list(found[first])
     ranks = rank(found, sets)
@@ -108,7 +108,7 @@ def show(found: Results) -> None:
 
 
 def draw(found: Results, path: Path) -> None:
-    """The differences to the first variant as a picture."""
+    """Draw the differences to the first variant."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -136,7 +136,7 @@ def draw(found: Results, path: Path) -> None:
 
 
 def main() -> None:
-    """Prints the table and draws the picture."""
+    """Print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--half", choices=("choose", "report"), default="report")

@@ -1,14 +1,14 @@
-"""Which recipe fine-tunes best: every variant on real data sets, equal budgets, several seeds.
+"""Compare recipes on real data sets with equal budgets and several seeds.
 
     python -m benchmarks.recipes.measure OUT [--variants FILE] [--half report] [--seeds 0 1 2] [--sets cxr3 pets]
         [--images 700] [--shown 4000] [--cut VIRUS]
 
-A variant is a recipe and settings that differ from it (`variants.toml`). For each seed and data set all variants get
-the same images (by patient on cxr3), the weights in the package, and the same number of training images shown, times
-the variant's `budget`. 80% of the images train, 20% choose the best epoch, as many again test. Variants were chosen on
-one half of each data set (`--half choose`); the table is from the other, whose images and patients no choice has seen.
+A variant is a recipe with changed settings (`variants.toml`). For each seed and data set, all variants get the same
+images (by patient on cxr3), the built-in weights, and the same number of training images over all epochs, times the
+variant's `budget`. 80% of the images train, 20% choose the best epoch, and as many again test. Variants were chosen on
+one half of each data set (`--half choose`). The table is from the other half, with other images and patients.
 
-OUT/results.json keeps every run, and a command that is repeated goes on where it stopped. `draw.py` makes the table.
+OUT/results.json has all runs. A repeated command continues where it stopped. `draw.py` prints the table.
 """
 
 import argparse
@@ -40,7 +40,7 @@ VARIANTS = Path(__file__).with_name("variants.toml")
 def measure(
     out: Path, variant: dict[str, Any], name: str, seed: int, *, images: int, half: str, shown: int, cut: str | None
 ) -> dict[str, Any]:
-    """Fine-tunes one variant on one draw of a data set; returns its figures."""
+    """Fine-tune a variant on one draw of a data set and return its metrics."""
     out = out.absolute()
     manifest = out / f"{name}-{half}-{seed}.csv"
     index = draw_manifest(SETS[name](out), images, seed, manifest, half=None if name in WHOLE else half)
@@ -67,7 +67,7 @@ def measure(
 
 
 def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run: Path) -> tuple[Metrics, Intervals]:
-    """Fine-tunes by a variant's recipe and settings, and asks the model of the test images."""
+    """Fine-tune with a variant's recipe and settings, and return the logits of the test images."""
     finetune(
         manifest,
         model=load_builtin().architecture,
@@ -86,7 +86,7 @@ def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run:
 
 
 def cut_class(index: Index, name: str, manifest: Path, seed: int) -> Index:
-    """Leaves `RARE` of the images of a class to train and to choose by, whole groups; written over the manifest."""
+    """Keep the fraction `RARE` of a class's train and validation images, by whole groups, in the manifest."""
     label = index.classes.index(name)
     groups = index.groups or index.paths
     mine = [row for row in range(len(index)) if index.labels[row] == label and index.splits[row] != "test"]
@@ -104,7 +104,7 @@ def cut_class(index: Index, name: str, manifest: Path, seed: int) -> Index:
 
 
 def main() -> None:
-    """Measures what is missing."""
+    """Measure the missing runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--variants", type=Path, default=VARIANTS)

@@ -1,4 +1,4 @@
-"""The plain torch loop that people write: the specification's skeleton (its sections 3.1 and 6)."""
+"""A plain torch training loop: the specification's skeleton (sections 3.1 and 6)."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ LR, WEIGHT_DECAY, SMOOTHING, BATCH = 3e-4, 0.05, 0.1, 32
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
-    """Rows of an index through a transform."""
+    """The transformed images of a split."""
 
     def __init__(self, index: Index, split: str, transform: transforms.Compose) -> None:
         self.index, self.rows, self.transform = index, index.rows(split), transform
@@ -31,7 +31,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
 
 
 def train_plainly(index: Index, *, epochs: int, size: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Fine-tunes the weights in the package; returns the last epoch's logits of the test images, and their classes."""
+    """Fine-tune the built-in weights; return the last epoch's logits of the test images, and their classes."""
     torch.manual_seed(seed)
     architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
     model, _ = build_model(architecture, tag, ModelOptions(num_classes=len(index.classes)), offline=True)

@@ -1,1 +1,1 @@
-"""How the built-in backbone is made."""
+"""Pretrain the built-in weights."""

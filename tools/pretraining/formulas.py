@@ -1,9 +1,9 @@
-"""Labelled images made by formulas alone: what the built-in backbone learns from, free of any image's licence.
+"""Generate labelled images by formulas, for pretraining without licensed images.
 
-A class is a draw of a formula's parameters; its images vary these a little, and colour, place, size, rotation and
-background freely, so that the form is what tells classes apart. Four families, after formula-driven supervised
-learning (Kataoka et al. 2020, arXiv:2101.08515: fractals; 2022, arXiv:2206.09132: contours) and learning from noise
-(Baradad et al. 2021, arXiv:2106.05963: spectra, dead leaves):
+A class is a random draw of a formula's parameters. Its images vary them slightly, and vary colour, position, size,
+rotation and background freely, so that only the form distinguishes classes. There are four families, after
+formula-driven supervised learning (Kataoka et al. 2020, arXiv:2101.08515: fractals; 2022, arXiv:2206.09132: contours)
+and learning from noise (Baradad et al. 2021, arXiv:2106.05963: spectra, dead leaves):
 
     fractal   an iterated function system's attractor on a background
     contour   closed curves of a few harmonics on a background
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Field = NDArray[np.float32]
-"""One value a pixel, (S, S), 0 to 1."""
+"""A value per pixel, (S, S), 0 to 1."""
 Random = np.random.Generator
 
 FAMILIES = ("fractal", "fractal", "contour", "texture", "leaves")  # fractals twice: the richest of them
@@ -30,7 +30,7 @@ POINTS, TURNS, SKIPPED = 900, 28, 8  # of the chaos game: points at a time, maps
 
 
 def write_images(folder: Path, *, classes: int, numbers: range, size: int, seed: int, processes: int) -> Iterator[int]:
-    """Writes `folder/<family>_<class>/<number>.png` and yields each class that is done.
+    """Write `folder/<family>_<class>/<number>.png` and yield each finished class.
 
     Args:
         folder: where the class folders go.
@@ -45,7 +45,7 @@ def write_images(folder: Path, *, classes: int, numbers: range, size: int, seed:
 
 
 def draw_image(family: str, parameters: dict[str, Any], random: Random, size: int) -> NDArray[np.uint8]:
-    """One image of a class, (S, S, 3) uint8."""
+    """Return an image of a class, (S, S, 3) uint8."""
     form = _DRAW[family](parameters, random, size)
     palette = parameters["palette"] if random.random() < parameters["palette_strength"] else _draw_palette(random)
     palette = np.clip(palette + random.normal(0, 0.06, palette.shape), 0, 1)
@@ -65,7 +65,7 @@ def draw_image(family: str, parameters: dict[str, Any], random: Random, size: in
 
 
 def draw_class(family: str, random: Random) -> dict[str, Any]:
-    """The parameters that make a class."""
+    """Return the random parameters of a class."""
     return _CLASSES[family](random) | {
         "palette": _draw_palette(random),
         "palette_strength": random.choice((0.0, 0.8)),  # half of the classes have colours of their own
@@ -87,7 +87,7 @@ def _write_class(folder: Path, label: int, *, numbers: range, size: int, seed: i
 
 
 def _fractal_class(random: Random) -> dict[str, Any]:
-    """Two to five contractions that fill enough of the image to be seen."""
+    """Return two to five contractions whose attractor fills enough of the image."""
     while True:
         maps = int(random.integers(2, 6))
         angles = random.uniform(0, 2 * np.pi, (2, maps))
@@ -137,7 +137,7 @@ def _leaves_class(random: Random) -> dict[str, Any]:
 
 
 def _draw_fractal(parameters: dict[str, Any], random: Random, size: int) -> Field:
-    """The density of an attractor, by the chaos game, turned, scaled and placed at random."""
+    """Return the density of an attractor by the chaos game, at a random rotation, scale and position."""
     matrices = parameters["matrices"] * random.uniform(0.93, 1.05, parameters["matrices"].shape)
     shifts = parameters["shifts"] + random.normal(0, 0.04, parameters["shifts"].shape)
     weight = np.abs(np.linalg.det(matrices)) + 0.02
@@ -161,7 +161,7 @@ def _draw_fractal(parameters: dict[str, Any], random: Random, size: int) -> Fiel
 
 
 def _draw_contour(parameters: dict[str, Any], random: Random, size: int) -> Field:
-    """Nested closed curves r(angle) = 1 + harmonics, drawn at twice the size and scaled down."""
+    """Return nested closed curves r(angle) = 1 + harmonics, drawn at twice the size and scaled down."""
     angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     heights = parameters["heights"] * random.uniform(0.8, 1.2, parameters["heights"].shape)
     phases = parameters["phases"] + random.normal(0, 0.15, parameters["phases"].shape)
@@ -184,7 +184,7 @@ def _draw_contour(parameters: dict[str, Any], random: Random, size: int) -> Fiel
 
 
 def _draw_texture(parameters: dict[str, Any], random: Random, size: int) -> Field:
-    """Noise with a band of frequencies and orientations."""
+    """Return noise with a band of frequencies and orientations."""
     turn = random.normal(0, 0.15)
     scale = parameters["frequency"] * random.uniform(0.85, 1.2)
     field = _band_noise(random, size, scale, parameters["band"], turn, parameters["spread"])
@@ -201,7 +201,7 @@ def _draw_texture(parameters: dict[str, Any], random: Random, size: int) -> Fiel
 
 
 def _draw_leaves(parameters: dict[str, Any], random: Random, size: int) -> Field:
-    """Copies of a small polygon, one over the other, on a grid or anywhere."""
+    """Return overlapping copies of a small polygon, on a grid or at random positions."""
     radius = parameters["radius"] * random.uniform(0.85, 1.15)
     number = int(min(300, parameters["cover"] / (radius * radius * 3) + 3))
     if parameters["ordered"]:
@@ -228,20 +228,20 @@ def _draw_leaves(parameters: dict[str, Any], random: Random, size: int) -> Field
 
 
 def _rotate(angle: Any) -> NDArray[np.float64]:
-    """Rotation matrices, (..., 2, 2)."""
+    """Return rotation matrices, (..., 2, 2)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
 
 def _draw_background(random: Random, size: int) -> Field:
-    """Noise with a power spectrum between that of clouds and of sand."""
+    """Return noise with a random power-law spectrum."""
     frequency, _ = _frequencies(size)
     spectrum = np.fft.rfft2(random.normal(size=(size, size)))
     return _stretch(np.fft.irfft2(spectrum / np.maximum(frequency, 1) ** random.uniform(0.5, 2.5), (size, size)))
 
 
 def _band_noise(random: Random, size: int, centre: float, band: float, turn: float, spread: float) -> Field:
-    """Noise around `centre` cycles an image (width `band` in log frequency) and around the orientation `turn`."""
+    """Return noise around `centre` cycles per image (width `band` in log frequency) and the orientation `turn`."""
     frequency, angle = _frequencies(size)
     apart = np.angle(np.exp(2j * (angle - turn))) / 2  # an orientation is the same half a turn on
     envelope = np.exp(-((np.log(np.maximum(frequency, 0.5) / centre) / band) ** 2) - (apart / spread) ** 2)
@@ -252,13 +252,13 @@ def _band_noise(random: Random, size: int, centre: float, band: float, turn: flo
 
 
 def _frequencies(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Length in cycles an image, and angle, of each of rfft2's frequencies."""
+    """Return the length in cycles per image, and the angle, of each frequency of rfft2."""
     down, right = np.fft.fftfreq(size, 1 / size)[:, None], np.fft.rfftfreq(size, 1 / size)[None]
     return np.hypot(down, right), np.arctan2(down, right)
 
 
 def _draw_palette(random: Random) -> NDArray[np.float64]:
-    """Three colours, (3, 3), that a field's values run through."""
+    """Return three random colours, (3, 3), for a palette."""
     base = random.uniform(0, 1, 3)
     palette = np.stack([base + random.normal(0, 0.15, 3) + step for step in (-0.35, 0, 0.35)])
     if random.random() < 0.5:
@@ -269,7 +269,7 @@ def _draw_palette(random: Random) -> NDArray[np.float64]:
 
 
 def _colour(field: Field, palette: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S, S) values through a palette of three colours, (S, S, 3)."""
+    """Return values (S, S) in the colours of a palette, (S, S, 3)."""
     return np.stack([np.interp(field, (0, 0.5, 1), palette[:, channel]) for channel in range(3)], axis=2)
 
 

@@ -1,14 +1,14 @@
-"""Pretrains the weights in the package from random ones, with this project's own `finetune`.
+"""Pretrain the built-in weights from random initialisation with this project's `finetune`.
 
     python -m tools.pretraining.pretrain formulas OUT [--classes 300 --per-class 100]
     python -m tools.pretraining.pretrain tiny ZIP OUT
     python -m tools.pretraining.pretrain train DATA RUN [--model convnext_zepto_rms] [--stages 32x6 64x3]
     python -m tools.pretraining.pretrain pack RUN
 
-`formulas` draws images by formulas alone; `tiny` unpacks Tiny ImageNet at 32 px without the classes that stay unseen;
-any other folder of images can be trained on as well. `train` goes through its stages, PIXELSxEPOCHS, each from the
-weights of the one before: most epochs on small images, the last ones on larger. `pack` writes the run's weights, halved
-to 16 bits, into the package; `convnext_cli/models/builtin/card.toml` says by hand what they are.
+`formulas` generates images by formulas. `tiny` unpacks Tiny ImageNet at 32 px without the unseen classes. `train` takes
+any folder of images; each stage, PIXELSxEPOCHS, starts from the weights of the one before: most epochs on small images,
+the last ones on larger. `pack` writes the run's weights in 16 bits into the package; their model card,
+`convnext_cli/models/builtin/card.toml`, is written by hand.
 """
 
 import argparse
@@ -30,11 +30,11 @@ HELD_OUT = frozenset(
         "n04254777", "n04371430", "n07920052", "n09193705",
     }
 )  # fmt: skip
-"""Classes of Tiny ImageNet that are not pretrained on: a downstream task of its own (benchmarks/pretrained.py)."""
+"""Classes of Tiny ImageNet that are left out, as a downstream task (benchmarks/pretrained.py)."""
 
 
 def draw(out: Path, *, classes: int, per_class: int, size: int, processes: int) -> None:
-    """Draws the images of both splits; they share classes and no image."""
+    """Generate the images of both splits, with the same classes."""
     for split, numbers in (("val", range(VAL_PER_CLASS)), ("train", range(VAL_PER_CLASS, VAL_PER_CLASS + per_class))):
         drawn = write_images(out / split, classes=classes, numbers=numbers, size=size, seed=0, processes=processes)
         for label in drawn:
@@ -43,13 +43,13 @@ def draw(out: Path, *, classes: int, per_class: int, size: int, processes: int) 
 
 
 def unpack(archive: Path, out: Path) -> None:
-    """Unpacks `{train,val}/<class>/` of the classes that are pretrained on."""
+    """Unpack `{train,val}/<class>/` of the classes to pretrain on."""
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(out, [name for name in opened.namelist() if not HELD_OUT & set(Path(name).parts)])
 
 
 def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
-    """Trains stage after stage and prints how well the classes are told apart."""
+    """Train stage by stage and print the accuracies."""
     weights = "none"
     for number, stage in enumerate(stages):
         size, epochs = map(int, stage.split("x"))
@@ -83,7 +83,7 @@ def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
 
 
 def pack(run: Path) -> None:
-    """Writes the run's weights into the package."""
+    """Write the run's weights into the package."""
     import torch
 
     from convnext_cli.models.catalog import find_model
@@ -97,7 +97,7 @@ def pack(run: Path) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Parse the command line and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     formulas = commands.add_parser("formulas")
