@@ -179,6 +179,7 @@ def _show_classes(evaluation: "Evaluation") -> None:
             for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True)
         ),
         numbers=columns,
+        spare=[METRICS[key].short_heading for key in ("specificity", "f1", "pr_auc")],
     )
 
 

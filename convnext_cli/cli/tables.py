@@ -9,7 +9,8 @@ from unicodedata import combining, east_asian_width
 from convnext_cli.text import make_visible
 
 _GAP = "  "  # between two columns
-_BREAK = re.compile(r" (?!(?<=\d )(?:s|min|h|days?|px|degrees|GiB|MiB|MB)(?!\w))")  # not between number and unit
+# A space that a line may be broken at: not between a number and its unit, and not within an interval.
+_BREAK = re.compile(r" (?!(?<=\d )(?:s|min|h|days?|px|degrees|GiB|MiB|MB)(?!\w)|(?<=\d, )[-+\d.]+\])")
 
 
 def lay_out(

@@ -188,7 +188,7 @@ def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
         ("learning rate", describe("lr")),
         ("image size", f"{choices['image_size'].value} {unit} ({choices['image_size'].source})"),
         ("augmentation", _describe_augmentation(plan)),
-        ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "not corrected"),
+        ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "no correction"),
     ]
 
 
