@@ -522,7 +522,7 @@ def check_combinations(values: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A setting's value, where it comes from, and why."""
+    """The value of a setting, with its source and reason."""
 
     value: Any
     source: str

@@ -14,7 +14,7 @@ from convnext_cli.kernels.depthwise import NativeDepthwise
     "name", ["test_convnext", "test_convnext2", "test_convnext3", "convnext_zepto_rms", "convnext_zepto_rms_ols"]
 )
 @pytest.mark.parametrize("native", [False, True])
-def test_a_model_answers_and_learns_as_timms_own(name: str, native: bool, request: pytest.FixtureRequest) -> None:
+def test_fused_model_has_timms_outputs_and_gradients(name: str, native: bool, request: pytest.FixtureRequest) -> None:
     if native:
         request.getfixturevalue("kernels")
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def test_a_model_answers_and_learns_as_timms_own(name: str, native: bool, reques
 
 
 @pytest.mark.parametrize("channels", [2, 32, 50])
-def test_the_norm_is_timms(channels: int) -> None:
+def test_fused_norm_equals_timms(channels: int) -> None:
     torch.manual_seed(0)
     norm = SimpleNorm2d(channels).double()
     torch.nn.init.uniform_(norm.weight, -1, 2)
@@ -56,7 +56,7 @@ def test_the_norm_is_timms(channels: int) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
-def test_only_blocks_with_a_plain_mlp_change() -> None:
+def test_only_blocks_with_a_plain_mlp_are_fused() -> None:
     first, second = timm.create_model("test_convnext"), timm.create_model("convnextv2_atto")
     use_fused_blocks(first)
     use_fused_blocks(second)
@@ -64,7 +64,7 @@ def test_only_blocks_with_a_plain_mlp_change() -> None:
     assert not any(isinstance(module, FusedBlock) for module in second.modules()), "GRN stands between its layers"
 
 
-def test_gelu_is_fused_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gelu_is_fused_without_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("convnext_zepto_rms", num_classes=3).eval()
     expected = deepcopy(model)
     use_fused_blocks(model)

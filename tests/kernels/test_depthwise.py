@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("kernels")
     channels_last=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_the_weight_gradient_is_pytorchs(
+def test_native_weight_gradient_equals_pytorchs(
     batch: int, channels: int, height: int, width: int, threads: int, channels_last: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def test_the_weight_gradient_is_pytorchs(
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("frozen", [None, "weight", "bias"])
-def test_the_convolution_has_pytorchs_gradients(bias: bool, frozen: str | None) -> None:
+def test_native_convolution_has_pytorchs_gradients(bias: bool, frozen: str | None) -> None:
     torch.manual_seed(0)
     plain = torch.nn.Conv2d(24, 24, SIDE, padding=SIDE // 2, groups=24, bias=bias)
     for name, parameter in plain.named_parameters():
@@ -59,7 +59,7 @@ def test_the_convolution_has_pytorchs_gradients(bias: bool, frozen: str | None) 
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_other_convolutions_stay_pytorchs() -> None:
+def test_other_convolutions_are_not_replaced() -> None:
     few, small, strided = (
         torch.nn.Conv2d(4, 4, SIDE, padding=3, groups=4),
         torch.nn.Conv2d(32, 32, 3, padding=1, groups=32),

@@ -18,7 +18,7 @@ def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     load_kernels.cache_clear()
 
 
-def test_the_kernel_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_kernels()
     [kept] = anew.iterdir()
     load_kernels.cache_clear()
@@ -27,7 +27,7 @@ def test_the_kernel_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch
     assert list(anew.iterdir()) == [kept]
 
 
-def test_threads_that_compile_at_once_end_with_one_file(anew: Path) -> None:
+def test_concurrent_compilations_leave_one_file(anew: Path) -> None:
     found: list[object] = []
     workers = [threading.Thread(target=lambda: found.append(load_kernels())) for _ in range(3)]
     for worker in workers:
@@ -46,16 +46,14 @@ def test_threads_that_compile_at_once_end_with_one_file(anew: Path) -> None:
         ("true", "file too short"),  # succeeds and writes nothing
     ],
 )
-def test_without_a_compiler_there_is_a_reason(
-    anew: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, why: str
-) -> None:
+def test_missing_compiler_gives_a_reason(anew: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, why: str) -> None:
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(NoKernelError, match=why):
         load_kernels()
     assert not [path for path in anew.iterdir() if path.stat().st_size]
 
 
-def test_a_damaged_kernel_is_compiled_again(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_kernels_are_compiled_again(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_kernels()
     [kept] = anew.iterdir()
     load_kernels.cache_clear()

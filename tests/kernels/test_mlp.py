@@ -32,7 +32,7 @@ def _draw(channels: int, hidden: int, *shape: int) -> list[torch.Tensor]:
     channels_last=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_the_result_and_its_gradients_are_pytorchs(
+def test_blocked_mlp_has_pytorchs_result_and_gradients(
     batch: int, height: int, channels: int, lanes: int, threads: int, block_values: int, channels_last: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def _apply_gelu(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return result, slopes
 
 
-def test_gelu_is_at_least_as_exact_as_pytorchs() -> None:
+def test_gelu_is_at_least_as_accurate_as_pytorchs() -> None:
     values = torch.linspace(-14, 14, 64 * 1600).view(-1, 64)
     exact = values.double().requires_grad_()
     theirs = values.clone().requires_grad_()
@@ -85,7 +85,7 @@ def test_gelu_is_at_least_as_exact_as_pytorchs() -> None:
         assert (mine - truth).abs().max() < 5e-7
 
 
-def test_gelu_of_the_very_large_and_of_what_is_no_number() -> None:
+def test_gelu_of_very_large_values_and_nan() -> None:
     values = torch.tensor([[-1e30, -1e4, -11.0, -0.0, 0.0, 1e-40, 11.0, 1e4, 1e30, math.inf, math.nan] + [0.0] * 5])
     result, slopes = _apply_gelu(values)
     assert result[0, :3].tolist() == [0.0] * 3, "never denormal, which would be slow"
@@ -95,7 +95,7 @@ def test_gelu_of_the_very_large_and_of_what_is_no_number() -> None:
     assert slopes[0, 10].isnan()
 
 
-def test_narrow_blocks_alone_change() -> None:
+def test_only_narrow_blocks_are_cache_blocked() -> None:
     model = timm.create_model("convnext_atto")
     use_fused_blocks(model, native=True)
     narrow = [all(isinstance(block, CacheBlockedBlock) for block in stage.blocks) for stage in model.stages]

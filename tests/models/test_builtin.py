@@ -23,7 +23,7 @@ OWN = load_builtin()
 NAME = f"{OWN.architecture}.{OWN.tag.name}"
 
 
-def test_it_is_small_and_fills_every_parameter_but_the_classifier() -> None:
+def test_builtin_weights_fill_all_parameters_but_the_classifier() -> None:
     architecture, tag = find_model(NAME)
     path = find_weights(architecture, tag, offline=True)
     assert path.stat().st_size < 8_000_000
@@ -36,7 +36,7 @@ def test_it_is_small_and_fills_every_parameter_but_the_classifier() -> None:
             assert value.isfinite().all()
 
 
-def test_its_preprocessing_and_licence_are_the_cards() -> None:
+def test_builtin_preprocessing_and_licence_match_the_card() -> None:
     architecture, tag = find_model(NAME)
     assert tag is not None
     model, _ = build_model(architecture, tag, ModelOptions(num_classes=2), offline=True)
@@ -48,7 +48,7 @@ def test_its_preprocessing_and_licence_are_the_cards() -> None:
         assert OWN.card[title]
 
 
-def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) -> None:
+def test_builtin_features_classify_digits_better_than_random_ones(digits: Path) -> None:
     from convnext_cli.images.decode import decode_image
     from convnext_cli.images.transforms import transform_for_eval
     from convnext_cli.models.forward import prepare_input
@@ -70,7 +70,7 @@ def test_its_features_tell_digits_apart_better_than_random_ones(digits: Path) ->
     assert right["auto"] > 0.9
 
 
-def test_the_word_names_the_model_and_no_other(digits: Path, tmp_path: Path) -> None:
+def test_builtin_weights_are_refused_for_other_models(digits: Path, tmp_path: Path) -> None:
     def prepared(**options: object) -> str:
         request = TrainRequest(data=digits, audit=False, output=tmp_path / "run", weights="builtin", **options)  # type: ignore[arg-type]
         return prepare(request).plan.model
@@ -81,19 +81,19 @@ def test_the_word_names_the_model_and_no_other(digits: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("images", [50, 6_000, 100_000, 2_000_000])
-def test_it_is_never_recommended(images: int) -> None:
+def test_builtin_weights_are_never_recommended(images: int) -> None:
     for prefer in (None, "accuracy", "speed", "size"):
         found = recommend(images, prefer=prefer)
         assert all(candidate.tag != OWN.tag for candidate in found.candidates)
 
 
-def test_where_the_hub_is_out_of_reach_it_is_offered() -> None:
+def test_errors_of_the_hub_suggest_the_builtin_weights() -> None:
     with pytest.raises(WeightsError) as caught:
         find_weights(*find_model("convnext_tiny"), offline=True)
     assert "--weights builtin" in caught.value.remedy
 
 
-def test_the_whole_path_without_a_network(digits: Path, tmp_path: Path) -> None:
+def test_builtin_weights_work_without_a_network(digits: Path, tmp_path: Path) -> None:
     """As a user starts it, with every connection refused: fine-tune, evaluate, predict."""
     image = next((digits / "2").glob("*.png"))
     script = f"""

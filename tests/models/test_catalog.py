@@ -12,14 +12,14 @@ def test_catalog_equals_the_installed_timm() -> None:
     assert json.loads(CATALOG.read_text()) == json.loads(json.dumps(build_catalog()))
 
 
-def test_counts() -> None:
+def test_catalog_has_31_architectures_and_101_tags() -> None:
     catalog = load_catalog()
     assert len(catalog) == 31
     assert sum(len(model.tags) for model in catalog.values()) == 101
     assert {name for name, model in catalog.items() if not model.tags} == {"convnextv2_small", "convnext_atto_rms"}
 
 
-def test_true_figures_stand_where_the_specification_is_wrong() -> None:
+def test_catalog_has_true_numbers_where_the_specification_is_wrong() -> None:
     catalog = load_catalog()
     millions = {"convnext_zepto_rms": 2.16, "convnext_atto": 3.70, "convnext_nano": 15.59, "convnextv2_huge": 660.29}
     for name, expected in millions.items():
@@ -40,7 +40,7 @@ def test_ranking_names_known_models_once() -> None:
     assert [rank.position for rank in ranks.values()] == list(range(1, 31))
 
 
-def test_filters() -> None:
+def test_list_models_filters() -> None:
     assert [m.name for m in list_models("atto", family="convnextv2")] == ["convnextv2_atto"]
     assert {m.name for m in list_models("convnext_*_ols")} >= {"convnext_atto_ols", "convnext_zepto_rms_ols"}
     assert all(m.params <= 10e6 and m.tags for m in list_models(max_params=10, pretrained=True))
@@ -49,14 +49,14 @@ def test_filters() -> None:
     assert not list_models("resnet")
 
 
-def test_find_model_takes_a_tag() -> None:
+def test_find_model_accepts_a_tag() -> None:
     model, tag = find_model("convnext_tiny.fb_in22k")
     assert model.name == "convnext_tiny"
     assert tag is not None
     assert tag.num_classes == 21841
 
 
-def test_unknown_names_get_the_nearest() -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UnknownModelError, match="convnextv2_tiny"):
         find_model("convnextv2_tinny")
     with pytest.raises(UsageError, match="fb_in22k"):
@@ -66,7 +66,7 @@ def test_unknown_names_get_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "timm/", "hf-hub:timm/", "hf_hub:timm/", "https://huggingface.co/timm/"])
-def test_ids_on_the_hub_are_names_of_models_and_of_weights(prefix: str) -> None:
+def test_hub_ids_name_models_and_weights(prefix: str) -> None:
     architecture, tag = find_model(f"{prefix}convnext_tiny.fb_in22k")
     assert (architecture.name, tag and tag.name) == ("convnext_tiny", "fb_in22k")
     assert resolve_weights(None, f"{prefix}convnext_tiny.fb_in22k") == ("convnext_tiny.fb_in22k", "auto")
@@ -76,7 +76,7 @@ def test_ids_on_the_hub_are_names_of_models_and_of_weights(prefix: str) -> None:
             resolve_weights(model, f"{prefix}convnext_tiny.fb_in22k")
 
 
-def test_ids_of_other_owners_are_refused_with_the_way_to_use_them() -> None:
+def test_hub_ids_of_other_owners_are_refused_with_a_remedy() -> None:
     for name in ("facebook/convnext-tiny-224", "hf-hub:me/mine"):
         with pytest.raises(UsageError, match=r"hf download .* --local-dir DIR`, then give --weights DIR"):
             find_model(name)
@@ -86,7 +86,7 @@ def test_ids_of_other_owners_are_refused_with_the_way_to_use_them() -> None:
         find_model("timm/convnext_tinny")
 
 
-def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_paths_win_over_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm/convnext_tiny").touch()

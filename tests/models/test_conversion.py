@@ -23,7 +23,7 @@ from convnext_cli.models.catalog import load_catalog
 from convnext_cli.models.conversion import convert_names, identify_architectures
 from convnext_cli.models.weights import fit_weights, read_weights
 
-TrainingState = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 def make_model(name: str = "test_convnext", classes: int = 5) -> nn.Module:
@@ -37,30 +37,30 @@ def make_model(name: str = "test_convnext", classes: int = 5) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def state() -> TrainingState:
+def state() -> StateDict:
     return make_model().state_dict()
 
 
-def prefixed(prefix: str) -> Callable[[TrainingState], TrainingState]:
+def prefixed(prefix: str) -> Callable[[StateDict], StateDict]:
     return lambda state: {f"{prefix}{name}": value for name, value in state.items()}
 
 
-def inside(key: str, **more: Any) -> Callable[[TrainingState], Any]:
+def inside(key: str, **more: Any) -> Callable[[StateDict], Any]:
     return lambda state: {**more, key: state}
 
 
-def halve(state: TrainingState) -> TrainingState:
+def halve(state: StateDict) -> StateDict:
     return {name: value / 2 for name, value in state.items()}
 
 
-def compile_blocks(state: TrainingState) -> TrainingState:
+def compile_blocks(state: StateDict) -> StateDict:
     return {re.sub(r"(blocks\.\d+\.)", r"\1_orig_mod.", name): value for name, value in state.items()}
 
 
 ARGUMENTS = argparse.Namespace(
     model="test_convnext", lr=1e-3, output=pathlib.PurePosixPath("out"), mean=np.float64(0.5), seeds=np.arange(3)
 )
-CHECKPOINTS: dict[str, Callable[[TrainingState], Any]] = {
+CHECKPOINTS: dict[str, Callable[[StateDict], Any]] = {
     "plain": lambda state: state,
     "timm model_best.pth.tar": inside("state_dict", epoch=3, arch="test_convnext", args=ARGUMENTS, metric=0.5),
     "numpy metric": inside("state_dict", metric=np.float32(0.5), best=np.float64(1)),
@@ -90,7 +90,7 @@ CHECKPOINTS: dict[str, Callable[[TrainingState], Any]] = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_a_training_scripts_checkpoint_is_read(kind: str, state: TrainingState, tmp_path: Path) -> None:
+def test_checkpoints_of_training_scripts_are_read(kind: str, state: StateDict, tmp_path: Path) -> None:
     path = tmp_path / "any.name"
     torch.save(CHECKPOINTS[kind](state), path)
     found = read_weights(path)
@@ -98,13 +98,13 @@ def test_a_training_scripts_checkpoint_is_read(kind: str, state: TrainingState, 
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
-def test_the_old_format_is_read(state: TrainingState, tmp_path: Path) -> None:
+def test_old_checkpoint_format_is_read(state: StateDict, tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     torch.save({"state_dict": state, "args": ARGUMENTS}, path, _use_new_zipfile_serialization=False)
     assert read_weights(path).keys() == state.keys()
 
 
-def test_folders_of_weights_and_files_with_metadata_are_read(state: TrainingState, tmp_path: Path) -> None:
+def test_folders_and_files_with_metadata_are_read(state: StateDict, tmp_path: Path) -> None:
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     for folder in (whole, sharded):
         folder.mkdir()
@@ -134,7 +134,7 @@ TRANSFORMERS = (
 )  # fmt: skip
 
 
-def as_transformers(state: TrainingState, prefix: str) -> TrainingState:
+def as_transformers(state: StateDict, prefix: str) -> StateDict:
     renamed = {}
     for name, value in state.items():
         new = name
@@ -146,7 +146,7 @@ def as_transformers(state: TrainingState, prefix: str) -> TrainingState:
     return renamed
 
 
-def as_authors(state: TrainingState) -> TrainingState:
+def as_authors(state: StateDict) -> StateDict:
     renamed = {}
     for name, value in state.items():
         new = re.sub(r"^stem", "downsample_layers.0", name)
@@ -160,7 +160,7 @@ def as_authors(state: TrainingState) -> TrainingState:
     return renamed
 
 
-def as_fcmae(state: TrainingState) -> TrainingState:
+def as_fcmae(state: StateDict) -> StateDict:
     """As main_pretrain.py of facebookresearch/ConvNeXt-V2 saves it: sparse layers, and a decoder beside the encoder."""
     renamed = {"mask_token": torch.zeros(1, 8, 1, 1), "proj.weight": torch.zeros(8, 8), "pred.bias": torch.zeros(8)}
     renamed |= {"decoder.0.dwconv.weight": torch.zeros(8, 1, 7, 7)}
@@ -198,7 +198,7 @@ def test_transformers_names_are_converted(name: str, prefix: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("wrapper", ["", "model."])
-def test_torchvisions_own_model_becomes_timms_with_the_same_logits(wrapper: str, tmp_path: Path) -> None:
+def test_torchvision_weights_give_the_same_logits_in_timm(wrapper: str, tmp_path: Path) -> None:
     """At the widths of convnext_pico, whose linear layers are 1x1 convolutions in timm."""
     target = timm.create_model("convnext_pico", num_classes=5).eval()
     dims, depths = (64, 128, 256, 512), (2, 2, 6, 2)
@@ -213,7 +213,7 @@ def test_torchvisions_own_model_becomes_timms_with_the_same_logits(wrapper: str,
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto"])
-def test_the_authors_names_are_converted_as_timm_does(name: str) -> None:
+def test_the_authors_names_are_converted_as_in_timm(name: str) -> None:
     model = make_model(name)
     theirs = as_authors(model.state_dict())
     converted, library = convert_names(theirs, "here")
@@ -223,7 +223,7 @@ def test_the_authors_names_are_converted_as_timm_does(name: str) -> None:
     assert all(torch.equal(value, expected[key]) for key, value in target.state_dict().items())
 
 
-def test_a_pretraining_file_of_fcmae_fills_the_backbone() -> None:
+def test_fcmae_pretraining_checkpoints_fill_the_backbone() -> None:
     source, target = make_model("convnextv2_atto"), timm.create_model("convnextv2_atto", num_classes=5)
     theirs = as_fcmae(source.state_dict())
     assert theirs["encoder.stages.0.0.dwconv.kernel"].shape == (49, 40)
@@ -234,7 +234,7 @@ def test_a_pretraining_file_of_fcmae_fills_the_backbone() -> None:
     assert all(torch.equal(value, own[name]) for name, value in target.state_dict().items() if name not in new)
 
 
-def test_an_image_tower_of_open_clip_is_converted_as_timm_does(state: TrainingState) -> None:
+def test_open_clip_image_towers_are_converted_as_in_timm(state: StateDict) -> None:
     theirs = {f"visual.trunk.{name}": value for name, value in state.items() if not name.startswith("head.fc")}
     theirs |= {"visual.head.proj.weight": torch.ones(7, 64), "logit_scale": torch.ones(())}
     expected = checkpoint_filter_fn(dict(theirs), None)
@@ -245,7 +245,7 @@ def test_an_image_tower_of_open_clip_is_converted_as_timm_does(state: TrainingSt
         assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_every_architecture_is_told_from_its_weights() -> None:
+def test_every_architecture_is_identified_from_its_weights() -> None:
     for name in load_catalog():
         with torch.device("meta"):
             names = identify_architectures(timm.create_model(name, num_classes=3).state_dict())
@@ -253,31 +253,31 @@ def test_every_architecture_is_told_from_its_weights() -> None:
         assert len(names) == (2 if name in ("test_convnext2", "test_convnext3", "convnext_large_mlp") else 1), names
 
 
-def test_another_size_is_named_whatever_its_names_are() -> None:
+def test_weights_of_another_size_are_identified() -> None:
     atto, femto = make_model("convnextv2_atto").state_dict(), timm.create_model("convnextv2_femto", num_classes=5)
     for theirs in (atto, as_authors(atto), as_transformers(atto, "convnextv2."), as_fcmae(atto)):
         with pytest.raises(WeightsError, match=r"are of convnextv2_atto \(.*Give --model convnextv2_atto"):
             fit_weights(femto, convert_names(theirs, "here")[0], "here")
 
 
-def write_two(path: Path, state: TrainingState) -> None:
+def write_two(path: Path, state: StateDict) -> None:
     torch.save(prefixed("student.")(state) | prefixed("teacher.")(state), path)
 
 
-def write_quantised(path: Path, state: TrainingState) -> None:
+def write_quantised(path: Path, state: StateDict) -> None:
     torch.save({name: (value * 100).to(torch.int8) for name, value in state.items()}, path)
 
 
-def write_infinite(path: Path, state: TrainingState) -> None:
+def write_infinite(path: Path, state: StateDict) -> None:
     torch.save(state | {"stem.0.bias": torch.full((24,), math.nan)}, path)
 
 
-def write_cut(path: Path, state: TrainingState) -> None:
+def write_cut(path: Path, state: StateDict) -> None:
     torch.save(state, path)
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-REFUSED: dict[str, tuple[Callable[[Path, TrainingState], Any], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path, StateDict], Any], str]] = {
     "a whole model": (lambda path, _: torch.save(make_model(), path), r"holds Python objects \(.*torch\.save\(model"),
     "two networks": (write_two, r"2 networks, under the prefixes student\., teacher\."),
     "two state dicts": (
@@ -298,7 +298,7 @@ REFUSED: dict[str, tuple[Callable[[Path, TrainingState], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_refused_is_called_by_name(kind: str, state: TrainingState, tmp_path: Path) -> None:
+def test_errors_name_the_problem_of_a_file(kind: str, state: StateDict, tmp_path: Path) -> None:
     write, words = REFUSED[kind]
     path = tmp_path / "given.pth"
     write(path, state)
@@ -308,7 +308,7 @@ def test_what_is_refused_is_called_by_name(kind: str, state: TrainingState, tmp_
     assert len(str(caught.value)) < 500
 
 
-def test_a_folder_without_weights_names_what_it_has(tmp_path: Path) -> None:
+def test_errors_list_the_weights_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has no model\.safetensors\. Give"):
         read_weights(tmp_path)
     (tmp_path / "best.pth").touch()

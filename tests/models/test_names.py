@@ -25,13 +25,13 @@ def test_every_tagged_name_of_timm_parses_and_round_trips() -> None:
         assert parsed.tag
 
 
-def test_two_modifiers_and_tag() -> None:
+def test_names_with_two_modifiers_and_a_tag_are_parsed() -> None:
     assert parse_name("convnext_zepto_rms_ols.ra4_e3600_r224_in1k") == ModelName(
         family="convnext", size="zepto", modifiers=("rms", "ols"), tag="ra4_e3600_r224_in1k"
     )
 
 
-def test_what_is_no_convnext_does_not_parse() -> None:
+def test_names_of_other_models_are_not_parsed() -> None:
     for name in (
         "resnet50",
         "convnext",

@@ -27,7 +27,7 @@ def make_atto(classes: int = 7, name: str = "convnext_atto") -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_file_fills_the_backbone_and_leaves_the_head_new(tmp_path: Path, suffix: str) -> None:
+def test_weights_file_fills_the_backbone_and_leaves_the_head_new(tmp_path: Path, suffix: str) -> None:
     source = make_atto()
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
@@ -41,18 +41,18 @@ def test_a_file_fills_the_backbone_and_leaves_the_head_new(tmp_path: Path, suffi
     assert torch.equal(model.state_dict()["head.norm.weight"], source.state_dict()["head.norm.weight"])
 
 
-def test_same_number_of_classes_keeps_the_head() -> None:
+def test_weights_with_the_same_number_of_classes_fill_the_head() -> None:
     source, target = make_atto(7), make_atto(7)
     assert fit_weights(target, source.state_dict(), "here") == []
     assert torch.equal(target.state_dict()["head.fc.weight"], source.state_dict()["head.fc.weight"])
 
 
-def test_v1_weights_are_refused_by_v2() -> None:
+def test_v1_weights_are_refused_for_v2() -> None:
     with pytest.raises(WeightsError, match=r"does not fit convnextv2_atto: its weights are of convnext_atto \("):
         fit_weights(make_atto(name="convnextv2_atto"), make_atto().state_dict(), "here")
 
 
-def test_other_models_weights_are_refused(tmp_path: Path) -> None:
+def test_weights_of_other_models_are_refused(tmp_path: Path) -> None:
     resnet = timm.create_model("resnet18").state_dict()
     with pytest.raises(WeightsError, match="does not fit convnext_atto: its weights are of another architecture"):
         fit_weights(make_atto(), resnet, "here")
@@ -63,14 +63,14 @@ def test_other_models_weights_are_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "resnet.pth")
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_checkpoints_that_would_run_code_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"run": os.system}, path)
     with pytest.raises(WeightsError, match=r"holds Python objects \(.*system\), and making them would run code"):
         read_weights(path)
 
 
-def test_damaged_missing_and_empty_files(tmp_path: Path) -> None:
+def test_damaged_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(b"\x10\x00\x00")
     with pytest.raises(WeightsError, match="cannot be read as weights"):
@@ -82,7 +82,7 @@ def test_damaged_missing_and_empty_files(tmp_path: Path) -> None:
         read_weights(tmp_path / "list.pth")
 
 
-def test_offline_names_the_exact_file_and_the_other_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_error_names_the_file_and_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     architecture, tag = find_model("convnextv2_tiny")
     with pytest.raises(WeightsError) as caught:
@@ -95,7 +95,7 @@ def test_offline_names_the_exact_file_and_the_other_choices(tmp_path: Path, monk
         assert words in str(caught.value)
 
 
-def test_a_model_without_weights_says_so() -> None:
+def test_models_without_weights_are_refused() -> None:
     with pytest.raises(WeightsError, match="no pretrained weights exist for convnextv2_small"):
         find_weights(*find_model("convnextv2_small"), offline=False)
 
@@ -120,7 +120,7 @@ def find_in_new_process(endpoint: str, cache: Path) -> subprocess.CompletedProce
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
+def test_unresponsive_hub_times_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
         done = find_in_new_process(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
     assert done.returncode == 1
@@ -128,7 +128,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
     assert "--weights none" in done.stdout
 
 
-def test_weights_come_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> None:
+def test_weights_are_downloaded_once_and_then_cached(tmp_path: Path) -> None:
     content = b"not really weights"
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -166,7 +166,7 @@ def test_weights_come_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> No
     assert Hub.asked == asked, "the second time must not ask the Hub at all"
 
 
-def test_timm_loads_the_run_folder_to_the_same_logits(run: RunFolder) -> None:
+def test_timm_loads_a_run_folder_with_the_same_logits(run: RunFolder) -> None:
     ours, classes, preprocessing = load_model(run.path)
     theirs = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
     images = torch.randn(4, 3, preprocessing.image_size, preprocessing.image_size)
@@ -176,7 +176,7 @@ def test_timm_loads_the_run_folder_to_the_same_logits(run: RunFolder) -> None:
     assert theirs.pretrained_cfg["input_size"] == (3, preprocessing.image_size, preprocessing.image_size)
 
 
-def test_a_run_folder_that_cannot_be_read(tmp_path: Path, run: RunFolder) -> None:
+def test_damaged_run_folders_are_refused(tmp_path: Path, run: RunFolder) -> None:
     with pytest.raises(RunError, match=r"config\.json is missing"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
