@@ -67,7 +67,7 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
     url = hf_hub_url(tag.hub_id, HUB_FILE)
     choices = (
         f"Download {url} on another machine and give it with --weights PATH (or copy that machine's Hub cache), "
-        "or use the small built-in weights with --weights builtin"
+        "or use the small built-in weights with --weights builtin (--weights none: random initialisation)"
     )
     if offline:
         raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
