@@ -267,7 +267,7 @@ def test_damaged_audit_gives_a_notice_and_is_measured_again(run_copy: RunFolder,
     (run_copy.path / "audit.json").write_bytes((run_copy.path / "audit.json").read_bytes()[:-40])
     result = evaluate(run_copy.path)
     assert any("audit.json cannot be read" in text and "audit was repeated" in text for text in list_texts(result))
-    assert any("leakage: 1 picture" in text or "in two splits" in text for text in list_texts(result))
+    assert any(text.startswith("leakage: 1 ") for text in list_texts(result))
     assert result.audit is not None
     (data / index.paths[train]).unlink()
     result = evaluate(run_copy.path)
