@@ -1,4 +1,4 @@
-"""Real data sets to measure on, and draws of them.
+"""Data sets for the benchmarks, and samples of them.
 
 CONVNEXT_TEST_DATA names the folder with cxr3, pets and tiny_imagenet32.zip; fashion is the test part of Fashion-MNIST
 as Debian's package dataset-fashion-mnist installs it.
@@ -25,12 +25,12 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def find_digits(out: Path) -> Index:
-    """Handwritten digits, 8 px."""
+    """Return handwritten digits, 8 px."""
     return scan_folder(write_digits(out / "digits"))
 
 
 def find_fashion(out: Path) -> Index:
-    """Ten kinds of clothing, 28 px, written once."""
+    """Return ten classes of clothing, 28 px; the files are written once."""
     folder = out / "fashion"
     if not folder.is_dir():
         pixels = np.frombuffer(
@@ -47,7 +47,7 @@ def find_fashion(out: Path) -> Index:
 
 
 def find_unseen(out: Path) -> Index:
-    """The classes of Tiny ImageNet that the weights were not pretrained on, 32 px."""
+    """Return the classes of Tiny ImageNet that the weights were not pretrained on, 32 px."""
     folder = out / "unseen"
     if not folder.is_dir():
         with zipfile.ZipFile(shared() / "tiny_imagenet32.zip") as archive:
@@ -70,25 +70,25 @@ SETS: dict[str, Callable[[Path], Index]] = {
 
 
 def shared() -> Path:
-    """The folder of real data sets."""
+    """Return the folder of data sets."""
     return Path(os.environ["CONVNEXT_TEST_DATA"])
 
 
 def draw_manifest(index: Index, images: int, seed: int, path: Path, *, half: str | None = None) -> Index:
-    """Draws whole groups: `images` of them to train and choose by, and as many to test; written as a manifest.
+    """Sample whole groups and write them as a manifest: `images` to train and validate on, and as many to test on.
 
     Args:
         index: the whole data set.
-        images: how many.
-        seed: of the draw.
+        images: number of images.
+        seed: of the sample.
         path: of the manifest.
-        half: `choose` or `report`: draw from that half of the groups alone; None draws from all.
+        half: `choose` or `report`: sample from that half of the groups alone; None samples from all.
     """
     grouped, _ = group_index(index, "auto")
     groups = np.array(grouped.groups or grouped.paths)
     names, members = np.unique(groups, return_inverse=True)
-    place = np.random.default_rng(seed).permutation(len(names))[members]  # a group's place in this seed's order
-    order = np.argsort(place, kind="stable")
+    rank = np.random.default_rng(seed).permutation(len(names))[members]  # position of each image's group
+    order = np.argsort(rank, kind="stable")
     if half is not None:
         is_open = np.array([find_half(str(name)) == half for name in names])[members]
         order = order[is_open[order]]
@@ -97,12 +97,12 @@ def draw_manifest(index: Index, images: int, seed: int, path: Path, *, half: str
     for at, row in enumerate(order[: 2 * images]):
         split = "train" if at < 0.8 * images else "val" if at < images else "test"
         rows.append((index.root / index.paths[row], index.classes[index.labels[row]], split, groups[row]))
-    last = {group: split for *_, split, group in rows}  # a group that a border cuts goes to the later side
+    last = {group: split for *_, split, group in rows}  # a group that spans two splits goes to the later one
     lines = [f'"{image}","{label}",{last[group]},"{group}"' for image, label, _, group in rows]
     path.write_text("\n".join(["path,label,split,group", *lines, ""]), encoding="utf-8")
     return read_manifest(path)
 
 
 def find_half(group: str) -> str:
-    """The half that a group belongs to, by its name: settings are chosen on one half, reported on the other."""
+    """Return the half that a group belongs to, by its name; settings are chosen on one half and reported on the other."""
     return ("choose", "report")[hashlib.sha256(group.encode()).digest()[0] % 2]

@@ -1,8 +1,8 @@
-"""What `eval` adds to the forward passes: figures, intervals, thresholds and plots of 10,000 images in 4 classes.
+"""Time of `eval` beside the forward passes: metrics, CIs, thresholds and plots of 10,000 images in 4 classes.
 
     python benchmarks/evaluation.py [IMAGES [CLASSES]]
 
-Seconds of wall time and of processor time; where the first is the larger, the machine was doing something else too.
+Wall and CPU seconds; if the first is larger, the machine was busy with something else.
 """
 
 import sys
@@ -21,18 +21,18 @@ from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
 from convnext_cli.reports import plots
 
-T = tuple[float, float]
+Seconds = tuple[float, float]
 
 
-def clock(work: Callable[[], object]) -> T:
-    """Wall and processor seconds."""
-    wall, processor = time.perf_counter(), time.process_time()
+def clock(work: Callable[[], object]) -> Seconds:
+    """Return the wall and CPU seconds of a function."""
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - wall, time.process_time() - processor
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(images: int, classes: int) -> dict[str, T]:
-    """The seconds of each part."""
+def measure(images: int, classes: int) -> dict[str, Seconds]:
+    """Return the wall and CPU seconds of each part."""
     random = np.random.default_rng(0)
     names = tuple(f"class {k}" for k in range(classes))
     labels = random.integers(0, classes, images)
@@ -44,7 +44,7 @@ def measure(images: int, classes: int) -> dict[str, T]:
     index = Index(
         root=Path(), classes=names, paths=("",) * images, labels=tuple(labels), splits=("test",) * images, skipped={}
     )
-    found = Evaluation(
+    evaluation = Evaluation(
         run=Path(), data=Path(), split="test", metrics=metrics, uncalibrated=metrics, calibration=None,
         intervals=compute_intervals(logits, labels, resamples=200), operating_points=(), augmentation=None,
         test_number=1, notes=(),
@@ -58,15 +58,15 @@ def measure(images: int, classes: int) -> dict[str, T]:
     def draw() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for plot in (plots.plot_roc, plots.plot_pr, plots.plot_reliability):
-                figure = plot(found)
+                figure = plot(evaluation)
                 plots.make_svg(figure, "benchmark")
                 plots.write_png(figure, Path(folder, "plot.png"))
-            plots.write_png(plots.plot_confusion(found), Path(folder, "plot.png"))
+            plots.write_png(plots.plot_confusion(evaluation), Path(folder, "plot.png"))
 
     return {
-        "figures, twice": clock(lambda: [compute_metrics(logits, labels, names) for _ in range(2)]),
-        "intervals": clock(lambda: compute_intervals(logits, labels)),
-        "intervals, clustered": clock(lambda: compute_intervals(logits, labels, groups)),
+        "metrics, twice": clock(lambda: [compute_metrics(logits, labels, names) for _ in range(2)]),
+        "CIs": clock(lambda: compute_intervals(logits, labels)),
+        "CIs, clustered": clock(lambda: compute_intervals(logits, labels, groups)),
         "threshold": clock(lambda: apply_threshold(threshold, scores, positive, groups)),
         "plots": clock(draw),
     }
@@ -74,6 +74,6 @@ def measure(images: int, classes: int) -> dict[str, T]:
 
 if __name__ == "__main__":
     images, classes = ([int(word) for word in sys.argv[1:]] + [10_000, 4][len(sys.argv) - 1 :])[:2]
-    print(f"{images:,} images, {classes} classes\n{'part':22}{'wall s':>8}{'processor s':>13}")
-    for name, (wall, processor) in measure(images, classes).items():
-        print(f"{name:22}{wall:8.2f}{processor:13.2f}")
+    print(f"{images:,} images, {classes} classes\n{'part':22}{'wall s':>8}{'CPU s':>8}")
+    for name, (wall, cpu) in measure(images, classes).items():
+        print(f"{name:22}{wall:8.2f}{cpu:8.2f}")

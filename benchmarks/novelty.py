@@ -1,11 +1,11 @@
-"""Which score tells out-of-distribution images best: several scores, over pairs of data sets.
+"""Comparison of OOD scores over pairs of data sets.
 
     python -m benchmarks.novelty OUT [EPOCHS]
 
-A small model is fine-tuned on each training set from the weights in the package (64 px). Every score sees features of
-up to 2,000 training images; its threshold is set so that 5% of the validation images lie above it, as `convnext`
-does. Printed for each pair: the area under the ROC curve (own test images against the foreign set), and how many of
-the foreign images lie above the threshold. CONVNEXT_TEST_DATA names the data sets (see `datasets.py`).
+A small model is fine-tuned on each training set from the weights in the package (64 px). Every score is
+fitted on up to 2,000 training images; its threshold is set so that 5% of the validation images lie above it, as in
+`convnext`. Printed for each pair: ROC AUC (own test images against the OOD set), and the percentage of OOD images
+above the threshold. CONVNEXT_TEST_DATA names the data sets (see `datasets.py`).
 """
 
 import sys
@@ -61,14 +61,14 @@ class Views:
 
 
 def knn(bank: Floats, features: Floats) -> Floats:
-    """Euclidean distance to the tenth nearest row of the bank."""
+    """Return the Euclidean distance to the tenth nearest row of the bank."""
     squares = (features**2).sum(1)[:, None] + (bank**2).sum(1)[None] - 2 * features @ bank.T
     kth: Floats = np.sqrt(np.maximum(np.partition(squares, NEIGHBOUR - 1, axis=1)[:, NEIGHBOUR - 1], 0))
     return kth
 
 
 def mahalanobis(bank: Floats, features: Floats) -> Floats:
-    """Mahalanobis distance to the mean, with Ledoit-Wolf shrinkage."""
+    """Return the Mahalanobis distance to the mean, with Ledoit-Wolf shrinkage."""
     from sklearn.covariance import LedoitWolf
 
     fitted = LedoitWolf().fit(bank)
@@ -76,14 +76,14 @@ def mahalanobis(bank: Floats, features: Floats) -> Floats:
     return distance
 
 
-def standardised(bank: Floats, features: Floats) -> tuple[Floats, Floats]:
-    """Both with the bank's mean 0 and standard deviation 1."""
+def standardise(bank: Floats, features: Floats) -> tuple[Floats, Floats]:
+    """Return both, scaled to the bank's mean 0 and standard deviation 1."""
     mean, std = bank.mean(0), bank.std(0) + 1e-6
     return (bank - mean) / std, (features - mean) / std
 
 
-def stages_score(kind: Callable[[Floats, Floats], Floats], prepare: str, pool: str) -> Score:
-    """A score of every stage's features, each put on the scale of the bank's own, then pooled."""
+def score_stages(kind: Callable[[Floats, Floats], Floats], prepare: str, pool: str) -> Score:
+    """Return a score that pools the distances of every stage's features, each scaled by those within the bank."""
 
     def score(bank: Views, views: Views) -> Floats:
         columns = []
@@ -94,9 +94,9 @@ def stages_score(kind: Callable[[Floats, Floats], Floats], prepare: str, pool: s
             if prepare == "normalise":
                 own, other = normalise(raw[0]), normalise(raw[1])
             elif prepare == "standardise":
-                own, other = standardised(*raw)
+                own, other = standardise(*raw)
             half = len(own) // 2
-            scale = kind(own[:half], own[half:])  # what the distance is among images of the set itself
+            scale = kind(own[:half], own[half:])  # distances within the bank
             low, high = np.quantile(scale, [0.5, 0.95])
             columns.append((kind(own, other) - low) / (high - low + 1e-12))
         table: Floats = np.stack(columns)
@@ -107,14 +107,14 @@ def stages_score(kind: Callable[[Floats, Floats], Floats], prepare: str, pool: s
 
 
 def energy(_bank: Views, views: Views) -> Floats:
-    """Negative log-sum-exp of the logits (Liu et al. 2020)."""
+    """Return the negative log-sum-exp of the logits (Liu et al. 2020)."""
     top = views.logits.max(1, keepdims=True)
     value: Floats = -(top[:, 0] + np.log(np.exp(views.logits - top).sum(1)))
     return value
 
 
 def typicality(bank: Views, views: Views) -> Floats:
-    """Return what `convnext` uses."""
+    """Return the OOD score of `convnext`."""
     return fit_novelty(bank.features, bank.statistics).score(views.features, views.statistics)
 
 
@@ -124,26 +124,26 @@ SCORES: dict[str, Score] = {
     "kNN cosine, last": lambda bank, views: knn(normalise(bank.features), normalise(views.features)),
     "kNN Euclidean, last": lambda bank, views: knn(bank.features, views.features),
     "Mahalanobis, last": lambda bank, views: mahalanobis(bank.features, views.features),
-    "kNN cosine, stages, max": stages_score(knn, "normalise", "max"),
-    "kNN Euclidean, stages, max": stages_score(knn, "", "max"),
-    "kNN standardised, stages, mean": stages_score(knn, "standardise", "mean"),
-    "Mahalanobis, stages, max": stages_score(mahalanobis, "", "max"),
+    "kNN cosine, stages, max": score_stages(knn, "normalise", "max"),
+    "kNN Euclidean, stages, max": score_stages(knn, "", "max"),
+    "kNN standardised, stages, mean": score_stages(knn, "standardise", "mean"),
+    "Mahalanobis, stages, max": score_stages(mahalanobis, "", "max"),
     "Mahalanobis, pixel statistics": lambda bank, views: mahalanobis(bank.statistics, views.statistics),
     "typicality (convnext)": typicality,
 }
 
 
-def find_foreign(out: Path) -> dict[str, list[Path]]:
-    """Images of each foreign set, up to `MAX_IMAGES`."""
+def find_ood_sets(out: Path) -> dict[str, list[Path]]:
+    """Return the images of each OOD set, at most 500."""
     folder = out / "photos"
     if not folder.is_dir():
         with zipfile.ZipFile(shared() / "photos160.zip") as archive:
             for name in archive.namelist():
                 kind, _, file = name.partition("/")
                 number = int(file[:5]) if file[:5].isdigit() else 0
-                where = "photos" if kind == "open" else "ultrasound" if 1451 <= number <= 1510 else ""
-                if where and number:
-                    target = folder / where / file
+                subset = "photos" if kind == "open" else "ultrasound" if 1451 <= number <= 1510 else ""
+                if subset and number:
+                    target = folder / subset / file
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(name))
     random = np.random.default_rng(0)
@@ -159,8 +159,8 @@ def find_foreign(out: Path) -> dict[str, list[Path]]:
             )
     sets = {"cxr3": shared() / "cxr3" / "test", "pets": shared() / "pets", "noise": noise, "digits": out / "digits"}
     sets |= {name: folder / name for name in ("photos", "ultrasound")}
-    found = {name: find_images(path, Counter())[0] for name, path in sets.items()}
-    return {name: [paths[i] for i in random.permutation(len(paths))[:500]] for name, paths in found.items()}
+    paths_by_set = {name: find_images(path, Counter())[0] for name, path in sets.items()}
+    return {name: [paths[i] for i in random.permutation(len(paths))[:500]] for name, paths in paths_by_set.items()}
 
 
 def compare_scores(out: Path, epochs: int) -> None:
@@ -172,7 +172,7 @@ def compare_scores(out: Path, epochs: int) -> None:
         "pets": scan_folder(shared() / "pets"), "cxr3": scan_folder(shared() / "cxr3"), "digits": find_digits(out),
         "unseen": find_unseen(out),
     }  # fmt: skip
-    foreign = find_foreign(out)
+    ood_sets = find_ood_sets(out)
     areas: dict[str, list[float]] = {name: [] for name in SCORES}
     flagged: dict[str, list[float]] = {name: [] for name in SCORES}
     own_flagged: dict[str, list[float]] = {name: [] for name in SCORES}
@@ -200,18 +200,18 @@ def compare_scores(out: Path, epochs: int) -> None:
             if own != name:
                 continue
             done.append(f"{own}/{other}")
-            strange = views(foreign[other])
+            unlike = views(ood_sets[other])
             for title, score in SCORES.items():
                 threshold = choose_novelty_threshold(score(parts["train"], parts["val"]), 0.05)
-                known, unknown = score(parts["train"], parts["test"]), score(parts["train"], strange)
+                known, unknown = score(parts["train"], parts["test"]), score(parts["train"], unlike)
                 truth = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
                 areas[title].append(float(roc_auc_score(truth, np.r_[known, unknown])))
                 flagged[title].append(float((unknown > threshold).mean()))
                 own_flagged[title].append(float((known > threshold).mean()))
-    for what, table in (("ROC AUC %", areas), ("flagged of the foreign set %", flagged), ("own test %", own_flagged)):
-        print(f"\n{what}\n{'':34}" + " ".join(f"{pair[:12]:>12}" for pair in done) + f" {'worst':>6} {'mean':>6}")
+    for heading, table in (("ROC AUC %", areas), ("flagged of the OOD set %", flagged), ("own test %", own_flagged)):
+        print(f"\n{heading}\n{'':34}" + " ".join(f"{pair[:12]:>12}" for pair in done) + f" {'worst':>6} {'mean':>6}")
         for title, values in table.items():
-            worst = max(values) if what.startswith("own") else min(values)
+            worst = max(values) if heading.startswith("own") else min(values)
             cells = " ".join(f"{100 * value:>12.1f}" for value in values)
             print(f"{title:34}{cells} {100 * worst:>6.1f} {100 * np.mean(values):>6.1f}")
 

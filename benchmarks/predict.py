@@ -1,9 +1,9 @@
-"""How long one image takes in a new process, and how many images a second: our paths, timm's, transformers'.
+"""Time of one image in a new process, and throughput: `convnext`, timm, transformers.
 
     python benchmarks/predict.py RUN IMAGE [ROUNDS]
 
-RUN needs model.onnx, and model-int8.onnx for the last line (`convnext export RUN`, `convnext export RUN --int8`). All
-ways take their turn, round after round, so that a machine whose speed drifts touches all of them alike.
+RUN needs model.onnx, and model-int8.onnx for the last line (`convnext export RUN`, `convnext export RUN --int8`). The
+methods alternate, so that a drift of the machine's speed affects all alike.
 """
 
 import statistics
@@ -32,7 +32,7 @@ print(pipeline("image-classification", model=sys.argv[1])(sys.argv[2]))
 
 
 def list_cold(run: str, image: str) -> dict[str, list[str]]:
-    """The commands that classify one image in a new process."""
+    """Return the commands that classify one image in a new process."""
     ours = [sys.executable, "-m", "convnext_cli", "predict", image, "--run", run, "--engine"]
     commands = {"convnext, ONNX Runtime": [*ours, "onnx"], "convnext, torch": [*ours, "torch"]}
     commands["timm"] = [sys.executable, "-c", TIMM, run, image]
@@ -42,7 +42,7 @@ def list_cold(run: str, image: str) -> dict[str, list[str]]:
 
 
 def measure_cold(commands: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of every command in every round, after one that is not counted."""
+    """Return the wall seconds of every command in every round, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
@@ -54,24 +54,24 @@ def measure_cold(commands: dict[str, list[str]], rounds: int) -> dict[str, list[
 
 
 def measure_throughput(run: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds for one batch, from prepared pixels to logits, after one that is not counted."""
+    """Return the seconds of one batch, from preprocessed pixels to logits, after a warm-up round."""
     from convnext_cli.inference.classifier import Classifier
     from convnext_cli.inference.onnx_classifier import OnnxClassifier
     from convnext_cli.inference.torch_classifier import TorchClassifier
     from convnext_cli.runs.folder import RunFolder
 
     folder = RunFolder(run)
-    ways: dict[str, Classifier] = {
+    classifiers: dict[str, Classifier] = {
         "torch": TorchClassifier(run),
         "ONNX Runtime": OnnxClassifier(folder.exported("onnx")),
     }
     if folder.exported("onnx", int8=True).exists():
-        ways["ONNX Runtime, int8"] = OnnxClassifier(folder.exported("onnx", int8=True))
-    size = ways["torch"].preprocessing.image_size
+        classifiers["ONNX Runtime, int8"] = OnnxClassifier(folder.exported("onnx", int8=True))
+    size = classifiers["torch"].preprocessing.image_size
     images = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in classifiers}
     for number in range(rounds + 1):
-        for name, model in ways.items():
+        for name, model in classifiers.items():
             started = time.perf_counter()
             model.run_batch(images, features=False, heat=False)
             if number:
@@ -80,15 +80,13 @@ def measure_throughput(run: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def show(title: str, seconds: dict[str, list[float]], images: int) -> None:
-    """A line for each way, with its ratio to the first in the same round."""
+    """Print a line for each method, with its ratio to the first in the same round."""
     first = next(iter(seconds.values()))
     print(f"{title:<24} {'median s':>9} {'min':>6} {'max':>6} {'images/s':>9} {'x first':>8}   (n = {len(first)})")
-    for name, dataset in seconds.items():
-        ratio = statistics.median(mine / its for mine, its in zip(dataset, first, strict=True))
-        middle = statistics.median(dataset)
-        print(
-            f"{name:<24} {middle:>9.3f} {min(dataset):>6.3f} {max(dataset):>6.3f} {images / middle:>9.1f} {ratio:>8.2f}"
-        )
+    for name, times in seconds.items():
+        ratio = statistics.median(own / reference for own, reference in zip(times, first, strict=True))
+        median = statistics.median(times)
+        print(f"{name:<24} {median:>9.3f} {min(times):>6.3f} {max(times):>6.3f} {images / median:>9.1f} {ratio:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_fraction_of_clustered_images_has_a_wider_interval() -> None:
 
 @pytest.mark.parametrize("scenario", [Scenario("plain", 2.0, 1, 0.0), Scenario("clustered", 2.0, 5, 0.5)])
 def test_intervals_have_their_nominal_coverage(scenario: Scenario) -> None:
-    # 100 data sets know a share of 95% to 4.4 points (two standard errors); benchmarks/coverage.py has the 2,000
-    ours = measure(scenario, 100, 500, 150, truth_images=100_000, spread=map)[1]
+    # two standard errors of 95% in 100 data sets are 4.4 points; benchmarks/coverage.py has the 2,000
+    ours = measure(scenario, 100, 500, 150, truth_images=100_000, map_function=map)[1]
     assert ours.min() >= 0.86
     assert 0.93 < ours.mean() < 0.985
