@@ -104,5 +104,5 @@ def draw_manifest(index: Index, images: int, seed: int, path: Path, *, half: str
 
 
 def find_half(group: str) -> str:
-    """Return the half that a group belongs to, by its name; settings are chosen on one half and reported on the other."""
+    """Return the half that a group belongs to; settings are chosen on one half and reported on the other."""
     return ("choose", "report")[hashlib.sha256(group.encode()).digest()[0] % 2]
