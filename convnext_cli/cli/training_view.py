@@ -8,9 +8,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.options import describe_sizes, list_decided
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
-from convnext_cli.recipes.rules import read_preset
 from convnext_cli.recipes.settings import UNCORRECTED, describe_settings
-from convnext_cli.recipes.tables import USUAL_AUGMENTATION
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -194,7 +192,9 @@ def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
 
 def _describe_augmentation(plan: "Plan") -> str:
     """Return the preset or recipe of the augmentation, and the settings that override it."""
-    choices = {name: plan.choices[name] for name in read_preset(USUAL_AUGMENTATION)}
+    from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
+
+    choices = {name: plan.choices[name] for name in AUGMENTATION_SETTINGS}
     own = [f"{name} {choice.value}" for name, choice in choices.items() if choice.source in ("flag", "plan")]
     sources = Counter(choice.source for choice in choices.values() if choice.source not in ("flag", "plan"))
     usual = [source.removeprefix("augmentation ") for source, _ in sources.most_common(1)]
