@@ -23,6 +23,7 @@ from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.comparison import Comparison, compare
+from convnext_cli.options import make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single, find_newest_run
@@ -117,11 +118,9 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
         DataError: there are no images to check parity on.
         ConvnextError: the extra `onnx` is not installed, or the Hub refused the upload.
     """
-    output = options.get("output")
-    images = tuple(Path(image) for image in options.get("images", ()))
-    values = options | {"output": None if output is None else Path(output), "images": images}
+    values = options | {"images": tuple(Path(image) for image in options.get("images", ()))}
     folder = find_newest_run() if run is None else RunFolder(Path(run))
-    return finish(export_steps(folder, ExportRequest(**values)), on_event)
+    return finish(export_steps(folder, make_request(ExportRequest, values)), on_event)
 
 
 def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile | HubFolder]:

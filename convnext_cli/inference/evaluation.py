@@ -38,6 +38,7 @@ from convnext_cli.metrics.registry import format_ci
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.metrics.temperature import describe_worse_calibration
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, apply_threshold
+from convnext_cli.options import make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
@@ -142,8 +143,7 @@ def evaluate(
         UsageError: a target cannot be parsed, or has no class or validation split to be set on.
     """
     folder = find_newest_run() if run is None else RunFolder(Path(run))
-    values: dict[str, Any] = {**options, "targets": tuple(options.get("targets", ()))}
-    request = EvalRequest(data=None if data is None else Path(data), **values)
+    request = make_request(EvalRequest, {**options, "data": data})
     return finish(evaluate_steps(folder, request), on_event)
 
 

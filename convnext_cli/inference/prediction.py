@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.machine import has_gpu
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.novelty import NoveltyModel
+from convnext_cli.options import make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
@@ -108,9 +109,7 @@ def predict(
     """
     folder = find_newest_run().path if run is None else Path(run)
     sources = list_sources(images)
-    explain = options.get("explain")
-    values: dict[str, Any] = {**options, "explain": Path(explain) if explain else None}
-    request = PredictRequest(**values)
+    request = make_request(PredictRequest, {**options, "explain": options.get("explain") or None})
 
     def predict_all() -> Steps[list[Prediction]]:
         predictions: list[Prediction] = []
