@@ -63,7 +63,7 @@ def test_onnx_file_alone_gives_the_same_probabilities(mine: RunFolder, pictures:
     session = onnxruntime.InferenceSession(mine.exported("onnx"), providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
     preprocessing, classes = json.loads(told["preprocessing"]), json.loads(told["classes"])
-    assert "Crop the middle 32 x 32 px" in told["steps"]
+    assert "Crop the centre, 32 x 32 px" in told["steps"]
     assert json.loads(told["thresholds"]).keys() == {"sensitivity=0.9:1"}
     assert told["license"] == "imagenet-noncommercial", "it follows the weights"
     batch = []
