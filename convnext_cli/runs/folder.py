@@ -238,6 +238,11 @@ class RunFolder:
         write_text(SPLIT.path(self.path), text.getvalue())
         write_text(DATA.path(self.path), json.dumps(data, indent=1) + "\n")
 
+    def move_data(self, index: Index) -> None:
+        """Record that the images of the run's split lie in another folder, if `index` says so."""
+        if self.read_split().root != index.root.absolute():
+            self.write_split(index)
+
     def read_split(self) -> Index:
         """Return the index of `write_split`.
 

@@ -125,6 +125,8 @@ def _open_folds_folder(
         write_data_files(folder, preparation, preparation.folds)
         environment_now = describe_environment(describe_device(accelerator.device))
         folder.write_environment(environment_now | {"images": images, "split": split})
+    elif accelerator.is_main_process:
+        folder.move_data(preparation.folds)
     return missing
 
 

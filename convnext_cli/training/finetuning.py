@@ -344,9 +344,10 @@ def _resume(
     # 1. The moving average, into which the checkpoint is loaded.
     if settings.ema_decay:
         context.ema = ModelEma(context.model, settings.ema_decay)
-    # 2. Temporary files that a killed process left.
+    # 2. Temporary files that a killed process left; and the data folder, if it has moved.
     if context.accelerator.is_main_process:
         run.drop_temporary()
+        run.move_data(context.index)
     # 3. Weights, optimizer and state.
     state, notices = load_checkpoint(run, context)
     # 4. The compute configuration that the run began with: another one rounds differently.

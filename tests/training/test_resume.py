@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from convnext_cli import evaluate
 from convnext_cli.api import finetune
 from convnext_cli.errors import (
     DataError,
@@ -103,6 +104,17 @@ def test_run_without_readable_checkpoint_is_refused(few_digits: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(RunError, match=r"run has no checkpoint that can be read: .* is damaged"):
         resume("run")
+
+
+def test_data_folder_that_has_moved_is_recorded(few_digits: Path, uninterrupted: RunFolder) -> None:
+    shutil.copytree(few_digits, "here")
+    stop_after(tiny_request(Path("here"), "run"), STEPS + 2)
+    Path("here").rename("there")
+    run = RunFolder(Path("run"))
+    assert isinstance(resume(run.path, data=Path("there"))[-1], FinetuneResult)
+    assert run.read_split().root == Path("there").absolute()
+    assert read_final_files(run) == read_final_files(uninterrupted)
+    assert evaluate(run.path, split="val").metrics.images == 12
 
 
 def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, uninterrupted: RunFolder, tmp_path: Path) -> None:
