@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,7 +43,7 @@ def show_file(path: str, language: str) -> None:
 
 
 def show_commands() -> None:
-    """Print a section for each command: usage, purpose, arguments and options."""
+    """Print a section for each command with its full help."""
     import typer
 
     from convnext_cli.cli.app import app
@@ -80,35 +81,38 @@ def _escape(text: str) -> str:
 
 
 def show_settings() -> None:
-    """Print every setting: type, bounds, unit, default and meaning."""
-    from dataclasses import MISSING, fields
+    """Print every setting: values, bounds, unit, default and meaning, a table for each group."""
+    from convnext_cli.options import GROUPS
+    from convnext_cli.recipes.settings import declare_settings
 
-    from convnext_cli.recipes.settings import Settings, describe_settings
-
-    defaults = {field.name: field.default for field in fields(Settings)}
-    rows = []
-    for name, (kind, setting) in describe_settings().items():
-        default = defaults.get(name, MISSING)
-        rows.append(
-            (
-                f"`{name}`",
-                f"{_name_kind(kind, setting)}{f', {setting.unit}' if setting.unit else ''}",
-                "recipe" if default is MISSING else f"`{default}`",
-                _escape(setting.help),
-            )
-        )
-    show_table(("setting", "value", "default", "meaning"), rows)
+    declared = [entry for entry in declare_settings().values() if not entry.option.replacement]
+    for group in GROUPS:
+        entries = [entry for entry in declared if entry.option.group == group]
+        rows = [
+            (f"`{entry.field}`", _describe_values(entry), _describe_default(entry), _escape(entry.option.help))
+            for entry in entries
+        ]
+        if rows:
+            print(f"\n## {group}\n")
+            show_table(("setting", "values", "default", "meaning"), rows)
 
 
-def _name_kind(kind: Any, setting: Any) -> str:
+def _describe_default(declared: Any) -> str:
+    if declared.default is MISSING:
+        return "recipe"
+    return f"`{declared.default}`" if declared.default is not None else ""
+
+
+def _describe_values(declared: Any) -> str:
+    option, kind = declared.option, declared.kind
     if values := get_args(kind):
         return ", ".join(f"`{value}`" for value in values)
     names = {"int": "integer", "float": "number", "str": "text", "bool": "true or false"}
-    words = "".join(f" or `{word}`" for word in setting.words)
-    low, high = setting.low, setting.high
-    first = "" if low is None else f", {'above' if setting.is_open else 'from'} {low:,g}"
-    last = "" if high is None else f" {'below' if setting.is_open and high < 1 else 'to'} {high:,.12g}"
-    return f"{names[kind.__name__]}{words}{first}{last}"
+    words = "".join(f" or `{word}`" for word in option.words)
+    first = "" if option.low is None else f", {'above' if option.is_open else 'from'} {option.low:,g}"
+    last = "" if option.high is None else f" to {option.high:,.12g}"
+    unit = f" {option.unit}" if option.unit else ""
+    return f"{option.metavar or names[kind.__name__]}{words}{first}{last}{unit}"
 
 
 def show_exit_codes() -> None:
