@@ -43,11 +43,11 @@ def show_file(path: str, language: str) -> None:
 
 
 def show_commands() -> None:
-    """Print a section for each command with its full help."""
+    """Print a section for each command: usage, purpose, arguments and options."""
     import typer
 
     from convnext_cli.cli.app import app
-    from convnext_cli.cli.help import describe_default, describe_flags, name_argument
+    from convnext_cli.cli.help import name_argument
     from convnext_cli.options import GROUPS
 
     group: Any = typer.main.get_command(app)
@@ -64,19 +64,22 @@ def show_commands() -> None:
         for title in titles:
             if len(titles) > 1:
                 print(f"\n### {name}: {title}\n")
-            rows = []
-            for entry in options:
-                if entry.option.group == title:
-                    unit = f" ({entry.option.unit})" if entry.option.unit else ""
-                    variable = f" Environment: `{entry.option.env}`." if entry.option.env else ""
-                    default = describe_default(entry)
-                    meaning = f"{entry.option.help.removesuffix('.')}{unit}.{variable}"
-                    rows.append((f"`{describe_flags(entry)}`", _escape(meaning), f"`{default}`" if default else ""))
-            show_table(("option", "meaning", "default"), rows)
+            shown = [entry for entry in options if entry.option.group == title]
+            show_table(("option", "meaning", "default"), map(_describe_option, shown))
+
+
+def _describe_option(declared: Any) -> tuple[str, str, str]:
+    from convnext_cli.cli.help import describe_default, describe_flags
+
+    option, default = declared.option, describe_default(declared)
+    unit = f" ({option.unit})" if option.unit else ""
+    variable = f" Environment: `{option.env}`." if option.env else ""
+    meaning = _escape(f"{option.help.removesuffix('.')}{unit}.{variable}")
+    return f"`{describe_flags(declared)}`", meaning, f"`{default}`" if default else ""
 
 
 def _escape(text: str) -> str:
-    """Keep what Markdown would take for an HTML tag or emphasis."""
+    """Return text with what Markdown would take for an HTML tag or emphasis as code."""
     return re.sub(r"(<[^>`]*>|'\*[^']*'|\*\.\w+)", r"`\1`", text)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 BLOCK = re.compile(
     r"^```sh\n(?P<commands>.*?)^```\n(?P<output>\n(?:<!-- lines (?P<lines>.*?) -->\n)?```text\n.*?^```\n)?", re.M | re.S
 )
-WIDTH = 110
+WIDTH = 128
 
 
 def choose_lines(output: list[str], wanted: str | None) -> list[str]:

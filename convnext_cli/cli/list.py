@@ -44,7 +44,7 @@ TAG_LEGEND = (
 )
 MODEL_LEGEND = (
     "names: <family>_<size>[_<modifier>...][.<tag>]; `convnext list NAME` explains the parts",
-    "tier: the specification author's ranking, not a benchmark (docs/specification.md)",
+    "tier: the specification author's ranking, not a benchmark (docs/explanation/specification.md)",
     "GMACs at 224 px (FLOPs are twice that); accuracy: the default weights' best published on ImageNet-1k",
     "ImageNet's own terms may apply beside any licence",
     "builtin: small weights in this package, for use without the Hub (--weights builtin)",
