@@ -11,9 +11,9 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Unpack, get_args, get_origin, get_overloads, get_type_hints
 
 import pytest
 import timm
@@ -21,10 +21,8 @@ import typer
 from safetensors.torch import save_file
 
 import convnext_cli
-from convnext_cli.api import TrainOptions
 from convnext_cli.cli.app import app, main
 from convnext_cli.models.catalog import load_catalog
-from convnext_cli.recipes.settings import describe_settings
 from tests.reports.browser import CHROMIUM, Browser
 from tests.test_house import ROOT
 
@@ -59,7 +57,7 @@ def read_commands(page: Path) -> Iterator[tuple[list[str], bool]]:
 def parse(words: list[str]) -> None:
     """Parse the words after `convnext` without running the command; an unknown option raises."""
     command = GROUP.commands[words[0]]
-    if not {"-h", "--help"} & set(words):
+    if not {"-h", "--help", "--help-all"} & set(words):
         command.make_context(words[0], list(words[1:]))
 
 
@@ -233,14 +231,17 @@ def test_python_of_a_page_calls_functions_that_exist(page: Path) -> None:
             continue  # a signature
         for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
             if isinstance(call.func, ast.Name) and call.func.id in convnext_cli.__all__:
-                signature = inspect.signature(getattr(convnext_cli, call.func.id))
-                known = {
-                    *signature.parameters,
-                    *describe_settings(),
-                    *get_type_hints(TrainOptions),
-                }
+                function = getattr(convnext_cli, call.func.id)
+                known = {name for overload in [function, *get_overloads(function)] for name in list_keywords(overload)}
                 assert {keyword.arg for keyword in call.keywords} <= known, ast.unparse(call)
-                signature.bind_partial(*call.args)
+                inspect.signature(function).bind_partial(*call.args)
+
+
+def list_keywords(function: Callable[..., Any]) -> set[str]:
+    """Return the names of a function's parameters, those of an unpacked typed dictionary too."""
+    parameters = inspect.signature(function).parameters
+    unpacked = [get_args(p.annotation)[0] for p in parameters.values() if get_origin(p.annotation) is Unpack]
+    return {*parameters, *(name for options in unpacked for name in get_type_hints(options))}
 
 
 def test_timm_loads_a_run_as_the_readme_says(finished: Path, tmp_path: Path) -> None:

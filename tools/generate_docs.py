@@ -221,7 +221,7 @@ def _show_signature(function: Any) -> str:
     for argument, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         parts.append(ast.unparse(argument) + (f" = {ast.unparse(value)}" if value else ""))
     parts += [f"**{ast.unparse(arguments.kwarg)}"] if arguments.kwarg else []
-    result = ast.unparse(node.returns) if node.returns else "None"
+    result = ast.unparse(node.returns).strip("'") if node.returns else "None"
     return f"{node.name}(\n    " + ",\n    ".join(parts) + f",\n) -> {result}"
 
 
