@@ -27,6 +27,7 @@ SETS = {
     "cxr3": ("--epochs 2 --image-size 64 --resplit --class-weights balanced --batch-size 64", "sensitivity=0.95:VIRUS"),
 }
 VOLATILE = {
+    "effect", "title", "action", "rule", "evidence", "notes",  # words
     "images_per_second", "bytes", "worst", "seconds", "time", "run", "runs", "data", "created", "date", "path",
     "commands", "argv", "report", "next", "root", "environment", "versions", "sha256", "version", "when", "at", "hours",
 }  # fmt: skip
