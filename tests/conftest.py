@@ -4,6 +4,9 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -190,7 +190,7 @@ def test_a_training_yields_events_and_resumes_after_an_exception(digits: Path, t
 def test_other_operations_yield_progress_only(run_copy: RunFolder, digits: Path) -> None:
     events: list[Any] = []
     found = evaluate(run_copy.path, on_event=events.append)
-    assert {event.activity for event in events} >= {"evaluating", "drawing resamples for the intervals"}
+    assert {event.activity for event in events} >= {"evaluating", "bootstrapping the 95% CIs"}
     for call in (
         lambda: write_report(found, on_event=events.append),
         lambda: check(digits, on_event=events.append),

@@ -10,7 +10,7 @@ def test_lr_accepts_auto_and_no_other_word(convnext: Convnext, digits: Path) -> 
     flags = ["finetune", digits, "--weights", "builtin", "--dry-run", "--json"]
     lr = json.loads(convnext(*flags, "--lr", "auto").out)["settings"]["lr"]
     assert lr["source"] == "auto"
-    assert "a range test before training finds it" in lr["reason"]
+    assert "a range test before training replaces" in lr["reason"]
     Path("plan.toml").write_text('[settings]\nlr = "auto"\n')
     assert json.loads(convnext(*flags, "--config", "plan.toml").out)["settings"]["lr"] == lr
     assert json.loads(convnext(*flags, "--lr", "0.5").out)["settings"]["lr"]["value"] == 0.5

@@ -62,7 +62,7 @@ def test_set_lr_moves_weights_by_each_groups_rate() -> None:
 
 
 def test_stem_lr_equals_the_table_in_the_docs() -> None:
-    page = (draw_schedule.DOCS / "schedule.md").read_text()
+    page = (draw_schedule.DOCS / "explanation/schedule.md").read_text()
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if "`stem" in line]
     stem = {name: (float(scale), float(lr), float(decay)) for _, name, scale, lr, decay, _ in rows}
     # convnext_tiny: 18 blocks, the head after them; the stem is 19 factors of 0.8 away
