@@ -21,7 +21,7 @@ import typer
 from safetensors.torch import save_file
 
 import convnext_cli
-from convnext_cli.cli.app import app, main
+from convnext_cli.cli.app import main, make_app
 from convnext_cli.models.catalog import load_catalog
 from tests.reports.browser import CHROMIUM, Browser
 from tests.test_house import ROOT
@@ -35,7 +35,7 @@ ELSEWHERE = {"demo", "doctor"}  # tests/cli runs them
 SMALL = {"--model": "test_convnext", "--image-size": "32", "--micro-batch-size": "16", "--epochs": "1"}
 FOREIGN_FLAGS = {"--index-url", "--find-links", "--no-index", "--local-dir", "--config_file", "--strict", "--check"}
 HOSTS = {"arxiv.org", "doi.org"}  # of external links, which are not requested
-GROUP: Any = typer.main.get_command(app)
+GROUP: Any = typer.main.get_command(make_app())
 
 
 def read_blocks(page: Path, language: str) -> Iterator[tuple[str, bool]]:

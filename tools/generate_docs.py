@@ -46,11 +46,11 @@ def show_commands() -> None:
     """Print a section for each command: usage, purpose, arguments and options."""
     import typer
 
-    from convnext_cli.cli.app import app
+    from convnext_cli.cli.app import make_app
     from convnext_cli.cli.help import name_argument
     from convnext_cli.options import GROUPS
 
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(make_app())
     for name, command in group.commands.items():
         declared = [entry for entry in command.declared.values() if not entry.option.replacement]
         arguments = [entry for entry in declared if entry.option.is_argument]

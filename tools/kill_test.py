@@ -44,7 +44,7 @@ SETTINGS = (
 )
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["convnext_cli.training.saving", "convnext_cli.cli.app", "accelerate.tracking"])
+_processes.set_forkserver_preload(["convnext_cli.training.saving", "convnext_cli.cli.finetune", "accelerate.tracking"])
 
 
 def copy_images(data: Path, folder: Path, images: int) -> Path:

@@ -59,9 +59,9 @@ def list_options(command: str) -> tuple[list[str], list[str]]:
     """Return one name each of the command's options that take a value, and of its flags."""
     import typer
 
-    from convnext_cli.cli.app import app
+    from convnext_cli.cli.app import make_app
 
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(make_app())
     parameters = group.commands[command].params  # type: ignore[attr-defined]  # Typer's group has them
     options = [p for p in parameters if p.param_type_name == "option"]
     names = {p: max(p.opts, key=lambda flag: flag.startswith("--")) for p in options}

@@ -3,6 +3,8 @@
 import io
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
@@ -10,18 +12,8 @@ from typer.exceptions import TyperException
 
 from convnext_cli import __version__
 from convnext_cli.cli import console
-from convnext_cli.cli.cache import cache
-from convnext_cli.cli.check import check
-from convnext_cli.cli.demo import demo
-from convnext_cli.cli.doctor import doctor
-from convnext_cli.cli.eval import evaluate
-from convnext_cli.cli.export import export
-from convnext_cli.cli.finetune import finetune
 from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
-from convnext_cli.cli.list import list_
-from convnext_cli.cli.predict import predict
-from convnext_cli.cli.recommend import recommend
 from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
 from convnext_cli.errors import ConvnextError, StoppedError
 
@@ -29,28 +21,41 @@ EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memor
 DEBUG = "CONVNEXT_DEBUG"
 INTERRUPTED = 130
 
-app = typer.Typer(
-    help="Turn a folder of images into a fine-tuned ConvNeXt that you can trust.",
-    epilog=EXIT_CODES,
-    invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: importing rich doubles the time to the answer
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 COMMANDS = {
-    "list": list_,
-    "recommend": recommend,
-    "check": check,
-    "finetune": finetune,
-    "eval": evaluate,
-    "predict": predict,
-    "cache": cache,
-    "export": export,
-    "demo": demo,
-    "doctor": doctor,
+    "list": "list_",
+    "recommend": "recommend",
+    "check": "check",
+    "finetune": "finetune",
+    "eval": "evaluate",
+    "predict": "predict",
+    "cache": "cache",
+    "export": "export",
+    "demo": "demo",
+    "doctor": "doctor",
 }
-for name, command in COMMANDS.items():
-    app.command(name, cls=Command)(command)
+"""The commands, each a module of this room, and the function in it."""
+
+
+def make_app(words: Sequence[str] = ()) -> typer.Typer:
+    """Return the command line with the command that `words` call, so that the others cost no time; else with all.
+
+    Args:
+        words: the words after `convnext`.
+    """
+    app = typer.Typer(
+        help="Turn a folder of images into a fine-tuned ConvNeXt that you can trust.",
+        epilog=EXIT_CODES,
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: importing rich doubles the time to the answer
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    called = next((word for word in words if not word.startswith("-")), "")
+    for name in [called] if called in COMMANDS else COMMANDS:
+        function = getattr(import_module(f"convnext_cli.cli.{name}"), COMMANDS[name])
+        app.command(name, cls=Command)(function)
+    return app
 
 
 def _show_version(value: bool) -> None:
@@ -59,7 +64,6 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     context: typer.Context,
     version: Annotated[
@@ -97,6 +101,7 @@ def _run(args: list[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
+        app = make_app(sys.argv[1:] if args is None else args)
         code = app(args, standalone_mode=False, prog_name="convnext")
         sys.stdout.flush()  # here, so that a failure is reported like any other
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.cli.app import app
+from convnext_cli.cli.app import make_app
 from convnext_cli.cli.hints import NAMES, REASONS
 from tests.cli.conftest import Convnext
 
@@ -44,7 +44,7 @@ def test_each_command_suggests_only_its_own_options(convnext: Convnext) -> None:
 def test_every_hint_names_an_existing_option() -> None:
     import typer.main
 
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    commands = typer.main.get_command(make_app()).commands.values()  # type: ignore[attr-defined]
     known = {flag for command in commands for parameter in command.params for flag in parameter.opts}
     assert set(NAMES.values()) <= known
     assert not {f"--{name}" for name in (*NAMES, *REASONS)} & {

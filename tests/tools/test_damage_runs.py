@@ -85,7 +85,7 @@ def test_a_crash_in_a_fork_is_an_outcome() -> None:
 import ctypes
 from convnext_cli.cli import app
 from tools.commands import call_apart
-app.app = lambda words, **_: ctypes.string_at(0) if words == ["crash"] else print("answer")
+app.make_app = lambda _: lambda words, **_: ctypes.string_at(0) if words == ["crash"] else print("answer")
 print([call_apart(word).crash for word in ("crash", "ends")], call_apart("ends").out)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -98,5 +98,5 @@ def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         while time.process_time() < end:
             pass
 
-    monkeypatch.setattr("convnext_cli.cli.app.app", lambda *_, **__: spin(20))
+    monkeypatch.setattr("convnext_cli.cli.app.make_app", lambda _: lambda *_, **__: spin(20))
     assert call("list", seconds=1).crash == "more than 1 s"
