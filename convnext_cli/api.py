@@ -11,7 +11,7 @@ from convnext_cli.errors import ConvnextError, StoppedError
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.options import describe_options, make_request
-from convnext_cli.progress import Notice, OnEvent, Steps, finish, map_events
+from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
 from convnext_cli.recipes.settings import (
     Choice,
     SettingsDict,
@@ -29,7 +29,13 @@ if TYPE_CHECKING:  # each operation imports what it needs: a prediction by ONNX 
     from convnext_cli.inference.prediction import Prediction
     from convnext_cli.inference.sources import ImageInput
     from convnext_cli.runs.folder import RunFolder
-    from convnext_cli.training.events import CrossValidationResult, Event, FinetuneResult, TrainSteps
+    from convnext_cli.training.events import (
+        CrossValidationResult,
+        Event,
+        FinetuneResult,
+        TrainOperation,
+        TrainSteps,
+    )
     from convnext_cli.training.preparation import Preparation
 
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
@@ -37,7 +43,7 @@ DRAWING_FRACTION = 0.05  # of the time, at most: where epochs are very short, no
 
 
 class DataOptions(TypedDict, total=False):
-    """How data are read, for type checkers and editors. A test compares it with `Settings`."""
+    """The options of reading data, for type checkers and editors. A test compares it with `Settings`."""
 
     image_root: str
     exclude: str
@@ -84,12 +90,9 @@ def finetune(
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
-    from convnext_cli.training.events import FinetuneResult
+    from convnext_cli.training.finetuning import finetune_steps
 
-    request = make_train_request({"data": data} | dict(options))
-    result = finish(train(request), on_event)
-    assert isinstance(result, FinetuneResult)
-    return result
+    return finish(_train(finetune_steps, make_train_request({"data": data} | dict(options))), on_event)
 
 
 def cross_validate(
@@ -99,18 +102,17 @@ def cross_validate(
 
     Args:
         data: as in `finetune`.
-        on_event: as in `finetune`; each fold ends with its `Finished`.
+        on_event: as in `finetune`; each fold ends with a `FoldDone`.
         **options: as in `finetune`; `folds` is 5 by default, and `output` is the folder of the folds' runs.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
-    from convnext_cli.training.events import CrossValidationResult
+    from convnext_cli.training.crossvalidation import cross_validate_steps
 
     folds: dict[str, Any] = {} if options.get("resume") is not None else {"folds": 5}
-    result = finish(train(make_train_request(folds | {"data": data} | dict(options))), on_event)
-    assert isinstance(result, CrossValidationResult)
-    return result
+    request = make_train_request(folds | {"data": data} | dict(options))
+    return finish(_train(cross_validate_steps, request), on_event)
 
 
 def check(
@@ -196,15 +198,20 @@ def prepare(request: TrainRequest) -> Steps["Preparation"]:
 
 
 def train(request: TrainRequest) -> "TrainSteps[FinetuneResult | CrossValidationResult]":
+    """Train one model, or all folds in turn where the request asks for that."""
+    from convnext_cli.training.crossvalidation import train_steps
+
+    return (yield from _train(train_steps, request))
+
+
+def _train(operation: "TrainOperation[Result]", request: TrainRequest) -> "TrainSteps[Result]":
     """Train; keep `curves.png` up to date, and write `model.onnx` before the run counts as finished.
 
     `model.onnx` is written if the request asks for it, the extra `onnx` is installed, and the environment does not have
     CONVNEXT_ONNX=0. A process that is killed meanwhile leaves an unfinished run, which `--resume` completes.
     """
-    from convnext_cli.training.crossvalidation import train_steps
-
     complete = _export if request.onnx and os.environ.get("CONVNEXT_ONNX") != "0" else None
-    steps = train_steps(request, complete)
+    steps = operation(request, complete)
     if os.environ.get("RANK", "0") != "0":
         return (yield from steps)
     return (yield from map_events(steps, _CurveDrawer()))

@@ -49,7 +49,7 @@ class Option:
     parse: Callable[[str], Any] | None = None
     """Reads the text of the command line; raises `ValueError` with the reason."""
     completion: Literal["", "model", "run"] = ""
-    """What the shell completes."""
+    """The kind of names that the shell completes."""
     is_argument: bool = False
     """True for a positional argument."""
     has_negation: bool | None = None

@@ -187,6 +187,17 @@ def test_a_training_yields_events_and_resumes_after_an_exception(digits: Path, t
         cross_validate(digits, output=tmp_path / "folds", on_event=stop_at("Planned"), **SMALL)  # type: ignore[arg-type]
 
 
+def test_finetune_and_cross_validate_refuse_each_others_requests_before_training(digits: Path, tmp_path: Path) -> None:
+    cases: tuple[tuple[Any, dict[str, int], str], ...] = (
+        (finetune, {"folds": 2}, "one fold"),
+        (cross_validate, {"folds": 2, "fold": 1}, "needs folds"),
+    )
+    for operation, options, words in cases:
+        with pytest.raises(UsageError, match=words):
+            operation(digits, output=tmp_path / "run", audit=False, on_event=stop_at("Planned"), **SMALL, **options)
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_operations_yield_progress_only(run_copy: RunFolder, digits: Path) -> None:
     events: list[Any] = []
     found = evaluate(run_copy.path, on_event=events.append)

@@ -1,4 +1,4 @@
-"""What the user asks of an export. No torch and no NumPy, so that the command line can read it at once."""
+"""The options of an export. No torch and no NumPy, so that the command line can read it at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ PARITY_IMAGES = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportRequest:
-    """What the user asks of an export."""
+    """The options of an export."""
 
     format: Annotated[
         str,

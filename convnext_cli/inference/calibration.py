@@ -47,7 +47,7 @@ class Calibration:
     weak: str | None
     """The reason why nothing was fitted; None where it was."""
     temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
-    """What logits are divided by before softmax."""
+    """The divisor of the logits before softmax."""
     log_loss: tuple[Nats, Nats] | None = None
     """On validation, before and after."""
     ece: tuple[Fraction, Fraction] | None = None

@@ -1,4 +1,4 @@
-"""What the user asks of a prediction and of an evaluation. No torch and no NumPy, so that parsing is quick."""
+"""The options of a prediction and of an evaluation. No torch and no NumPy, so that parsing is quick."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ SPLITS = ("train", "val", "test", "all")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictRequest:
-    """What the user asks of a prediction, beside the classes."""
+    """The options of a prediction."""
 
     raw: Annotated[bool, Option(help="Leave out the run's temperature and thresholds.", is_common=True)] = False
     abstain: Annotated[bool, Option(help="Flag images that are out-of-distribution (OOD).", is_common=True)] = False
@@ -33,7 +33,7 @@ class PredictRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalRequest:
-    """What the user asks of an evaluation."""
+    """The options of an evaluation."""
 
     runs: tuple[Path, ...] = ()
     """Run folders; empty for the newest under `runs/`."""

@@ -63,7 +63,7 @@ def list_sources(images: Iterable[ImageInput] | ImageInput) -> list[Source]:
     if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # a column of paths
         inputs = images.ravel()
     elif isinstance(images, str | bytes | PathLike | Image.Image | np.ndarray) or not isinstance(images, Iterable):
-        inputs = [images]  # what is no image is refused below
+        inputs = [images]  # other objects are refused below
     return [source for index, image in enumerate(inputs) for source in _split(index, image)]
 
 

@@ -130,7 +130,7 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _DataSummary:
-    """What a recommendation needs to know of the data."""
+    """The facts about the data that a recommendation uses."""
 
     counts: DataCounts
     classes: int | None

@@ -240,7 +240,7 @@ class RunFolder:
 
     def move_data(self, index: Index) -> None:
         """Record that the images of the run's split lie in another folder, if `index` says so."""
-        if self.read_split().root != index.root.absolute():
+        if Path(self.read_data().data) != index.root.absolute():
             self.write_split(index)
 
     def read_split(self) -> Index:

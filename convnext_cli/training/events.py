@@ -10,6 +10,7 @@ from convnext_cli.metrics.summary import Metrics
 from convnext_cli.progress import Notice, Progress, Result
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.request import TrainRequest
 
 if TYPE_CHECKING:
     from convnext_cli.inference.calibration import Calibration
@@ -156,3 +157,5 @@ TrainSteps: TypeAlias = Generator[Event, None, Result]
 """A part of a training that yields events and returns a `Result`."""
 Complete: TypeAlias = Callable[[RunFolder], TrainSteps[None]]
 """Work on a trained run before it is marked as finished, such as an export."""
+TrainOperation: TypeAlias = Callable[[TrainRequest, Complete | None], TrainSteps[Result]]
+"""A training of one model, of all folds, or of either."""

@@ -1,4 +1,4 @@
-"""What a run began with: model, settings, classes, split and images. A resumed run must have the same.
+"""The start of a run: its model, settings, classes, split and images. A resumed run must have the same.
 
 The values and two digests are in the training state. `last/origin.safetensors` has a digest for each row of the split
 and for each image, from which an error names those that differ.

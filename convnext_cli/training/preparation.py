@@ -54,7 +54,7 @@ class Preparation:
     machine: Machine
     plan: Plan
     images: str
-    """Digest of names and sizes of the training and validation images."""
+    """Digest of the sizes in bytes of the training and validation images."""
     fingerprint: Fingerprint | None
     """Properties of the images; None for a resumed run."""
     plan_notices: tuple[Notice, ...]
@@ -62,7 +62,7 @@ class Preparation:
     small_validation: str | None
     """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     origin: Origin | None = None
-    """What the run began with; None for a new run, and if it was not recorded."""
+    """The recorded start of the run; None for a new run, and if it was not recorded."""
     changes: tuple[Notice, ...] = ()
     """Notices about allowed changes since the run began."""
 

@@ -1,4 +1,4 @@
-"""What the user asks a training for. No torch and no NumPy, so that the command line can read it at once."""
+"""The options of a training. No torch and no NumPy, so that the command line can read it at once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ WEIGHTS_HELP = "auto (Hub), builtin (small, in the package), none, a path, or ti
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRequest:
-    """What the user asks of a training."""
+    """The options of a training."""
 
     data: Annotated[Path | None, Option(help=DATA_HELP, group=DATA, is_argument=True, is_shared=True)] = None
     audit: Annotated[bool, Option(help="Check every image before training.", group=DATA, name="check")] = True

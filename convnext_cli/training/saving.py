@@ -1,4 +1,4 @@
-"""What a run writes while it trains: checkpoints to resume from, and the best model so far for other programs."""
+"""Saving during training: checkpoints to resume from, and the best model so far for other programs."""
 
 from signal import SIGINT, SIGTERM, Signals
 
