@@ -1,4 +1,4 @@
-"""Compare the processor time of two checkouts for checking a folder and predicting its images.
+"""Compare the processor time of two checkouts for starting, checking a folder and predicting its images.
 
     git worktree add ../old 0683f91
     python benchmarks/versions.py ../old [IMAGES] [ROUNDS]
@@ -23,6 +23,10 @@ from PIL import Image
 HERE = Path(__file__).parents[1]
 TRAIN = "--model convnext_zepto_rms --weights builtin --epochs 1 --image-size 64 --no-check --no-probe --no-cache"
 COMMANDS = {
+    "--help": "--help",
+    "finetune --help": "finetune --help",
+    "list": "list",
+    "recommend": "recommend --dataset-size 6000",
     "check, first": "check {data} --json",
     "check, again": "check {data} --json",
     "predict, torch": "predict {data} --run {run} --engine torch --csv",
@@ -82,7 +86,7 @@ def main(old: Path, images: int, rounds: int) -> None:
 
 def describe(values: list[float]) -> str:
     """Return median and range as text."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":
