@@ -1,8 +1,8 @@
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from convnext_cli import finetune
+from convnext_cli.cli.app import main
 from convnext_cli.data.digits import write_digits
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
+
+ROOT = Path(__file__).parents[1]  # of the repository
 
 # A run that takes seconds and still learns: 300 digits of 3 classes, from the weights in the package.
 SMALL = {
@@ -29,6 +32,34 @@ SMALL = {
     "min_crop_area": 0.9,
     "val_fraction": 0.2,  # 60 images: enough to choose the best epoch by
 }
+
+
+left_out: list[int] = []  # slow tests left out, by each process that collected them
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count the slow tests that are left out."""
+    left_out.append(sum(item.get_closest_marker("slow") is not None for item in items))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the first process, which collects no tests itself, what this worker has left out."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["left_out"] = sum(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each worker collects all tests, so one of them is asked."""
+    left_out[:] = [getattr(node, "workeroutput", {}).get("left_out", 0)]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was left out, and how to run it."""
+    if number := sum(left_out):
+        terminalreporter.write_line(
+            f"{number} slow tests were left out. `pytest -m slow` runs them, `pytest -m ''` all."
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,6 +114,30 @@ def shared_data() -> Path:
     if not folder:
         pytest.skip("CONVNEXT_TEST_DATA does not name a folder with the real data sets")
     return Path(folder)
+
+
+class Outcome(NamedTuple):
+    """Exit code and outputs of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+Convnext = Callable[..., Outcome]
+
+
+@pytest.fixture
+def convnext(capsys: pytest.CaptureFixture[str]) -> Convnext:
+    """Runs the command line in this process."""
+
+    def call(*words: object) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Outcome(caught.value.code or 0, out, err)  # type: ignore[arg-type]
+
+    return call
 
 
 def run_all(steps: Generator[object, None, object]) -> list[Any]:

@@ -27,10 +27,7 @@ from convnext_cli.progress import Progress, finish
 from convnext_cli.recipes.settings import SettingsDict, SettingSources, describe_settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.request import TrainRequest
-from tests.cli.conftest import Convnext, convnext
-from tests.conftest import SMALL, save_image
-
-__all__ = ["convnext"]
+from tests.conftest import SMALL, Convnext, save_image
 
 LONG = (check, compare, cross_validate, evaluate, export, finetune, predict, write_report)
 
@@ -125,11 +122,11 @@ def test_a_type_checker_knows_the_settings(digits: Path) -> None:
 def test_long_functions_have_a_documented_on_event(function: Callable[..., Any]) -> None:
     parameter = inspect.signature(function).parameters["on_event"]
     assert (parameter.kind, parameter.default) == (inspect.Parameter.KEYWORD_ONLY, None)
-    told = inspect.getdoc(function) or ""
-    assert "on_event: " in told
-    assert "Raises:" in told
+    text = inspect.getdoc(function) or ""
+    assert "on_event: " in text
+    assert "Raises:" in text
     for name in inspect.signature(function).parameters:
-        assert f"{name}: " in told, name
+        assert f"{name}: " in text, name
 
 
 def test_every_function_is_typed_and_documented() -> None:
@@ -200,10 +197,10 @@ def test_finetune_and_cross_validate_refuse_each_others_requests_before_training
 
 def test_other_operations_yield_progress_only(run_copy: RunFolder, digits: Path) -> None:
     events: list[Any] = []
-    found = evaluate(run_copy.path, on_event=events.append)
+    result = evaluate(run_copy.path, on_event=events.append)
     assert {event.activity for event in events} >= {"evaluating", "bootstrapping the 95% CIs"}
     for call in (
-        lambda: write_report(found, on_event=events.append),
+        lambda: write_report(result, on_event=events.append),
         lambda: check(digits, on_event=events.append),
         lambda: predict([*digits.glob("0/*.png")][:40], run_copy.path, on_event=events.append),
         lambda: compare(run_copy.path, run_copy.path, on_event=events.append),
@@ -231,24 +228,24 @@ def test_predict_counts_images(run: RunFolder) -> None:
     ],
 )
 def test_recommend_equals_the_command(flags: str, options: dict[str, Any], digits: Path, convnext: Convnext) -> None:
-    told = json.loads(convnext("recommend", digits, *flags.split(), "--json").out)
+    printed = json.loads(convnext("recommend", digits, *flags.split(), "--json").out)
     for data in (digits, str(digits)):
-        found = recommend(data, **options)
-        assert found.best.model.name == told["model"]
-        assert {name: choice.value for name, choice in found.plan.choices.items()} == {
-            name: choice["value"] for name, choice in told["settings"].items()
+        result = recommend(data, **options)
+        assert result.best.model.name == printed["model"]
+        assert {name: choice.value for name, choice in result.plan.choices.items()} == {
+            name: choice["value"] for name, choice in printed["settings"].items()
         }
-        assert list(found.warnings) == told["warnings"]
-        assert found.dataset_size == told["dataset_size"]
-        assert found.fingerprint is not None
-        assert found.machine is not None
-        assert found.best.seconds == pytest.approx(told["models"][0]["seconds"], rel=0.1)
+        assert list(result.warnings) == printed["warnings"]
+        assert result.dataset_size == printed["dataset_size"]
+        assert result.fingerprint is not None
+        assert result.machine is not None
+        assert result.best.seconds == pytest.approx(printed["models"][0]["seconds"], rel=0.1)
 
 
 def test_recommend_for_a_number_or_for_nothing(tmp_path: Path, digits: Path) -> None:
-    found = recommend(6000)
-    assert (found.dataset_size, found.machine, found.index, found.fingerprint) == (6000, None, None, None)
-    assert recommend(int(np.int64(6000))).plan.model == found.plan.model
+    result = recommend(6000)
+    assert (result.dataset_size, result.machine, result.index, result.fingerprint) == (6000, None, None, None)
+    assert recommend(int(np.int64(6000))).plan.model == result.plan.model
     with pytest.raises(DataError, match="nowhere does not exist"):
         recommend("nowhere")
     with pytest.raises(UsageError, match="taken from the data"):
@@ -263,11 +260,11 @@ def test_check_equals_the_command(tmp_path: Path, convnext: Convnext) -> None:
         for name in "ab":
             for i in range(3):
                 save_image(tmp_path / f"data/{split}/{name}/{i}.png", size=(40, 40), seed=i + 10 * (name == "b"))
-    told = convnext("check", "data", "--json")
-    assert told.code == 3
+    outcome = convnext("check", "data", "--json")
+    assert outcome.code == 3
     audit = check("data", fix_list=tmp_path / "out.csv")
     assert audit.falsifies
-    assert json.loads(json.dumps(audit.as_dict())) == json.loads(told.out)
+    assert json.loads(json.dumps(audit.as_dict())) == json.loads(outcome.out)
     assert (tmp_path / "out.csv").read_text().startswith("path,reason")
     assert not check("data", exclude=str(tmp_path / "out.csv")).falsifies
     assert not check("data", resplit=True).falsifies
@@ -297,9 +294,9 @@ def test_compare_equals_eval_of_two_runs(run_copy: RunFolder, tmp_path: Path, co
     assert difference.value == pytest.approx(second - first)
     assert difference.value != 0
     assert [len(folder.read_tests()) for folder in (run_copy, other)] == [2, 2], "once each, and once here"
-    told = json.loads(convnext("eval", run_copy.path, other.path, "--no-report", "--json").out)
-    assert told["comparisons"][0]["p_value"] == compared.p_value
-    assert told["comparisons"][0]["differences"]["top1"]["value"] == difference.value
+    printed = json.loads(convnext("eval", run_copy.path, other.path, "--no-report", "--json").out)
+    assert printed["comparisons"][0]["p_value"] == compared.p_value
+    assert printed["comparisons"][0]["differences"]["top1"]["value"] == difference.value
     assert compare(run_copy.path, other.path, split="val") != compared
     with pytest.raises(DataError):
         compare(run_copy.path, tmp_path / "nowhere")

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 import convnext_cli
 from convnext_cli.cli.app import main, make_app
 from convnext_cli.models.catalog import load_catalog
+from tests.conftest import ROOT
 from tests.reports.browser import CHROMIUM, Browser
-from tests.test_house import ROOT
 
 PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))]
 LINKING = [*PAGES, *(Path(name) for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]

@@ -4,13 +4,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import convnext_cli
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 LONG_FUNCTIONS: set[str] = set()  # over 60 lines; at most five
 PUBLIC_FUNCTIONS = {"models/catalog.py:list_models", "recipes/recommendation.py:recommend"}  # a keyword per option
 HEAVY = {"torch", "timm", "numpy", "pandas", "torchvision", "accelerate", "sklearn", "PIL", "matplotlib"}
@@ -90,3 +89,10 @@ def test_commands_start_work_through_the_api() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module not in ("convnext_cli.api", "convnext_cli.diagnosis"):
                 assert not [name.name for name in node.names if name.name.endswith("_steps")], path
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several files need is a fixture of a conftest or a module of its own."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        assert not [name for name in imported if name and name.startswith("tests.") and ".test_" in name], path

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Convnext
-from tests.conftest import draw_picture, draw_relative, save_image
+from tests.conftest import Convnext, draw_picture, draw_relative, save_image
 
 
 @pytest.fixture
@@ -41,9 +40,9 @@ def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
 
 def test_check_as_json_and_its_fix_list(convnext: Convnext, leaking: Path) -> None:
     outcome = convnext("check", str(leaking), "--json", "--fix-list", "fix.csv")
-    found = json.loads(outcome.out)
-    kinds = {finding["kind"]: finding for finding in found["findings"]}
-    assert (outcome.code, found["images"], found["groups"]["number"]) == (3, 82, 41)
+    result = json.loads(outcome.out)
+    kinds = {finding["kind"]: finding for finding in result["findings"]}
+    assert (outcome.code, result["images"], result["groups"]["number"]) == (3, 82, 41)
     assert kinds["duplicates across splits"]["falsifies"]
     assert not kinds["unreadable"]["falsifies"]
     assert Path("fix.csv").read_text().splitlines() == [
@@ -180,8 +179,8 @@ def test_image_root_and_exclude_decide_for_all_commands(convnext: Convnext, tmp_
     assert "more than one file" in convnext("check", "list.csv").err
     options = ("--image-root", "pictures", "--exclude", "3?.png")
     assert json.loads(convnext("check", "list.csv", "--json", *options).out)["images"] == 30
-    found = json.loads(convnext("recommend", "list.csv", "--json", *options, "-o", "plan.toml").out)
-    assert found["dataset_size"] == 30
+    result = json.loads(convnext("recommend", "list.csv", "--json", *options, "-o", "plan.toml").out)
+    assert result["dataset_size"] == 30
     flags = ("--model", "test_convnext", "--weights", "none", "--dry-run", "--json", "--no-check")
     dry = json.loads(convnext("finetune", "list.csv", *flags, *options).out)
     assert sum(dry["images"].values()) == 30

@@ -11,8 +11,7 @@ from PIL import Image
 from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_choices
 from convnext_cli.runs.folder import RunFolder
-from tests.cli.conftest import Convnext, Outcome
-from tests.conftest import save_image
+from tests.conftest import Convnext, Outcome, save_image
 
 
 def errors(outcome: Outcome) -> list[str]:
@@ -136,10 +135,10 @@ def test_recommend_shows_reasons_and_the_next_command(convnext: Convnext, digits
     assert outcome.code == 0
     for words in ("convnextv2_tiny", "cc-by-nc-4.0", "specification 3.7", "Next: convnext finetune DATA"):
         assert words in outcome.out
-    found = json.loads(convnext("recommend", digits, "--json").out)
-    assert (found["model"], found["dataset_size"]) == ("convnextv2_tiny", 300)
-    assert found["settings"]["lr"].keys() == {"value", "source", "reason"}
-    assert next(m for m in found["models"] if m["model"] == "convnextv2_small")["why_not"]
+    result = json.loads(convnext("recommend", digits, "--json").out)
+    assert (result["model"], result["dataset_size"]) == ("convnextv2_tiny", 300)
+    assert result["settings"]["lr"].keys() == {"value", "source", "reason"}
+    assert next(m for m in result["models"] if m["model"] == "convnextv2_small")["why_not"]
 
 
 def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
@@ -158,17 +157,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(convnext: Convnext, digits:
     assert outcome.code == 0
     assert "GiB; time, within" in outcome.out
     assert "published V2 table 13" in outcome.out
-    found = json.loads(convnext("finetune", digits, *flags, "--json").out)
-    assert found["settings"]["epochs"] == {"value": 3, "source": "flag", "reason": ""}
-    assert found["images"] == {"train": 210, "val": 45, "test": 45}
-    assert found["seconds"] > 0
+    result = json.loads(convnext("finetune", digits, *flags, "--json").out)
+    assert result["settings"]["epochs"] == {"value": 3, "source": "flag", "reason": ""}
+    assert result["images"] == {"train": 210, "val": 45, "test": 45}
+    assert result["seconds"] > 0
     assert not list(tmp_path.iterdir())
 
 
 def test_augmentation_from_a_domain_a_plan_file_a_preset_and_a_flag(convnext: Convnext, digits: Path) -> None:
     def planned(*flags: object) -> dict[str, tuple[object, str]]:
-        found = json.loads(convnext("finetune", digits, "--dry-run", "--json", *flags).out)["settings"]
-        return {name: (found[name]["value"], found[name]["source"]) for name in ("hflip", "rotation", "rand_augment")}
+        result = json.loads(convnext("finetune", digits, "--dry-run", "--json", *flags).out)["settings"]
+        return {name: (result[name]["value"], result[name]["source"]) for name in ("hflip", "rotation", "rand_augment")}
 
     assert planned()["hflip"] == (0.0, "augmentation light")
     assert convnext("recommend", digits, "--domain", "medical", "-o", "plan.toml").code == 0
@@ -190,9 +189,9 @@ def test_eval_and_predict_use_the_newest_run_and_name_it(
     (tmp_path / "runs/mine").symlink_to(run.path)
     outcome = convnext("eval", "--json")
     assert "runs/mine (the newest)" in outcome.err
-    found = json.loads(outcome.out)
-    assert (found["split"], found["metrics"]["images"]) == ("test", 45)
-    assert len(found["metrics"]["confusion"]) == 3
+    result = json.loads(outcome.out)
+    assert (result["split"], result["metrics"]["images"]) == ("test", 45)
+    assert len(result["metrics"]["confusion"]) == 3
 
     image = sorted((digits / "0").glob("*.png"))[0]
     outcome = convnext("predict", image, "--json")
@@ -227,8 +226,8 @@ def test_moved_data_keep_their_split(convnext: Convnext, digits: Path, tmp_path:
     outcome = convnext("eval", "run")
     assert outcome.code == 3
     assert "is gone" in outcome.err
-    found = json.loads(convnext("eval", "run", "elsewhere", "--json").out)
-    assert (found["split"], found["metrics"]["images"]) == ("test", 45)
+    result = json.loads(convnext("eval", "run", "elsewhere", "--json").out)
+    assert (result["split"], result["metrics"]["images"]) == ("test", 45)
 
 
 def test_without_a_command_help_is_shown(convnext: Convnext) -> None:
@@ -267,10 +266,10 @@ def test_predict_classifies_a_folder_and_counts_skipped_files(
     (folder / "notes.txt").write_text("no image")
     (folder / "=self.png").symlink_to("=self.png")
     (tmp_path / "empty").mkdir()
-    told = "note: skipped: 1 not an image by suffix or content"
+    note = "note: skipped: 1 not an image by suffix or content"
 
     outcome = convnext("predict", "empty", folder, "--run", run.path, "--json")
-    assert (outcome.code, told in outcome.err) == (3, True)
+    assert (outcome.code, note in outcome.err) == (3, True)
     *rows, last = json.loads(outcome.out)
     assert [Path(row["path"]).name for row in rows] == [
         "empty", "=self.png", "a.jfif", "b.pnm", "c", "line\nFAKE.png",
@@ -280,7 +279,7 @@ def test_predict_classifies_a_folder_and_counts_skipped_files(
     assert "2 of 6 images cannot be read" in outcome.err
 
     outcome = convnext("predict", folder, "--run", run.path, "-k", 1)
-    assert told in outcome.err
+    assert note in outcome.err
     assert outcome.out.count("\n") == 4
     assert "line\\nFAKE.png" in outcome.out
 
@@ -333,9 +332,9 @@ def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFold
     for name in ("one", "two"):
         shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("tests.jsonl"))
     outcome = convnext("eval", "one", "two", "--json")
-    found = json.loads(outcome.out)
-    assert [entry["run"] for entry in found["runs"]] == ["one", "two"]
-    [pair] = found["comparisons"]
+    result = json.loads(outcome.out)
+    assert [entry["run"] for entry in result["runs"]] == ["one", "two"]
+    [pair] = result["comparisons"]
     assert (pair["first"], pair["second"], pair["p_value"]) == ("one", "two", 1.0)
     assert pair["differences"]["top1"] == {"value": 0.0, "interval": {"low": 0.0, "high": 0.0}}
     assert (tmp_path / "two/report.html").exists()

@@ -13,11 +13,11 @@ def test_the_demo_runs_offline_and_compares_pretrained_with_newly_initialised() 
         "main(['demo', '--json'])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     right = {}
     for name in ("from-scratch", "run"):
-        assert found[name]["split"] == "test"
-        assert found[name]["metrics"]["images"] == 270
-        right[name] = found[name]["metrics"]["balanced_accuracy"]
+        assert result[name]["split"] == "test"
+        assert result[name]["metrics"]["images"] == 270
+        right[name] = result[name]["metrics"]["balanced_accuracy"]
     assert right["run"] > 0.97
     assert right["run"] > right["from-scratch"] + 0.02

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Convnext
+from tests.conftest import Convnext
 
 
 def test_doctor_shows_versions_and_a_passed_self_test(
@@ -12,15 +12,15 @@ def test_doctor_shows_versions_and_a_passed_self_test(
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)  # the export has its own tests
     outcome = convnext("doctor", "--offline", "--json")
     assert outcome.code == 0, outcome.err
-    found = json.loads(outcome.out)
-    assert found["packages"]["torch"]
-    assert found["hub"] == "not contacted: offline"
-    assert found["self_test"]["kernels for training"].startswith(("ok", "skipped: a C compiler"))
-    assert found["self_test"]["fine-tune"].startswith("ok")
-    assert found["self_test"]["predict, torch"].startswith("ok")
-    assert "pip install" in found["self_test"]["export and predict, ONNX Runtime"]
-    assert found["caches"]["weights (Hub)"]["bytes"] >= 0
-    assert found["works"]
+    result = json.loads(outcome.out)
+    assert result["packages"]["torch"]
+    assert result["hub"] == "not contacted: offline"
+    assert result["self_test"]["kernels for training"].startswith(("ok", "skipped: a C compiler"))
+    assert result["self_test"]["fine-tune"].startswith("ok")
+    assert result["self_test"]["predict, torch"].startswith("ok")
+    assert "pip install" in result["self_test"]["export and predict, ONNX Runtime"]
+    assert result["caches"]["weights (Hub)"]["bytes"] >= 0
+    assert result["works"]
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 

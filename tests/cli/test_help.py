@@ -7,7 +7,7 @@ import pytest
 from convnext_cli.cli.app import COMMANDS
 from convnext_cli.options import GROUPS
 from convnext_cli.recipes.settings import Settings, describe_settings
-from tests.cli.conftest import Convnext
+from tests.conftest import Convnext
 
 HEAVY = {"torch", "timm", "numpy", "PIL", "rich", "matplotlib", "sklearn", "accelerate"}
 LINES = 48  # two screens of 24 lines
@@ -61,20 +61,20 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     ],
 )
 def test_former_options_work_with_one_warning(words: str, replacement: str, digits: str, convnext: Convnext) -> None:
-    told = convnext("finetune", digits, "--dry-run", "--no-check", *words.split())
-    assert told.code == 0
-    [warning] = [line for line in told.err.splitlines() if line.startswith("warning: ") and "former" in line]
+    outcome = convnext("finetune", digits, "--dry-run", "--no-check", *words.split())
+    assert outcome.code == 0
+    [warning] = [line for line in outcome.err.splitlines() if line.startswith("warning: ") and "former" in line]
     assert replacement in warning
     assert words.partition(" ")[0] in warning
 
 
 def test_imbalance_and_fold_are_short_for_several_settings(digits: str, convnext: Convnext) -> None:
     words = ("finetune", digits, "--dry-run", "--no-check", "--json")
-    told = json.loads(convnext(*words, "--imbalance", "weights", "--fold", "2/3").out)
-    values = {name: choice["value"] for name, choice in told["settings"].items()}
+    result = json.loads(convnext(*words, "--imbalance", "weights", "--fold", "2/3").out)
+    values = {name: choice["value"] for name, choice in result["settings"].items()}
     assert (values["class_weights"], values["sampler"], values["logit_adjustment"]) == ("balanced", "shuffle", 0.0)
     assert (values["folds"], values["fold"]) == (3, 2)
-    assert "--fold 2/3" in told["next"]
+    assert "--fold 2/3" in result["next"]
     former = json.loads(convnext(*words, "--class-weights", "balanced", "--folds", "3", "--fold", "2").out)
     assert {name: choice["value"] for name, choice in former["settings"].items()} == values
 
@@ -91,7 +91,7 @@ def test_imbalance_and_fold_are_short_for_several_settings(digits: str, convnext
     ],
 )
 def test_wrong_values_are_usage_errors_of_one_line(words: str, problem: str, digits: str, convnext: Convnext) -> None:
-    told = convnext("finetune", digits, "--dry-run", *words.split())
-    assert told.code == 2
-    [error] = [line for line in told.err.splitlines() if line.startswith("error: ")]
+    outcome = convnext("finetune", digits, "--dry-run", *words.split())
+    assert outcome.code == 2
+    [error] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert problem in error

@@ -4,7 +4,7 @@ import pytest
 
 from convnext_cli.cli.app import make_app
 from convnext_cli.cli.hints import NAMES, REASONS
-from tests.cli.conftest import Convnext
+from tests.conftest import Convnext
 
 
 @pytest.mark.parametrize(

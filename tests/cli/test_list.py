@@ -7,7 +7,7 @@ import pytest
 
 from convnext_cli.models.catalog import load_catalog
 from convnext_cli.models.names import GRAMMAR
-from tests.cli.conftest import Convnext
+from tests.conftest import Convnext
 
 
 def test_a_card_shows_the_four_stages_and_the_drop_path_ramp(convnext: Convnext) -> None:
@@ -53,8 +53,8 @@ def test_a_card_has_the_formula_of_the_norm(convnext: Convnext, name: str, formu
         centred = x - x.mean(1, keepdim=True) if is_centred else x
         expected = centred / (x.var(1, keepdim=True, unbiased=not is_centred) + eps).sqrt()
     is_last = isinstance(norm, torch.nn.LayerNorm) and type(norm).__name__ == "LayerNorm"
-    found = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if is_last else norm(x)
-    assert torch.allclose(found, expected, atol=1e-4)
+    result = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if is_last else norm(x)
+    assert torch.allclose(result, expected, atol=1e-4)
 
 
 def test_the_grammar_matches_all_names_and_is_shown_in_words(convnext: Convnext) -> None:

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 from convnext_cli.runs.folds import FoldsFolder
-from tests.cli.conftest import Convnext
+from tests.conftest import Convnext
 from tools.kill_test import copy_images
 
 
@@ -29,11 +29,11 @@ def test_all_folds_in_turn_and_then_as_one(convnext: Convnext, digits: Path) -> 
     assert done.code == 0, done.err
     assert done.err.count("fold 2 of 2") == 1
     rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line.split()}
-    told = json.loads(FoldsFolder(Path("runs/cv")).metrics.read_text())
+    metrics = json.loads(FoldsFolder(Path("runs/cv")).metrics.read_text())
     for row, values in (("mean", "mean"), ("sd", "sd")):
-        assert rows[row][3] == f"{100 * told['spread']['balanced_accuracy'][values]:.1f}"
-    found = json.loads(convnext("eval", "--json", "--no-report").out)
-    assert (found["run"], found["split"], found["metrics"]["images"]) == ("runs/cv", "test", 9)
+        assert rows[row][3] == f"{100 * metrics['spread']['balanced_accuracy'][values]:.1f}"
+    result = json.loads(convnext("eval", "--json", "--no-report").out)
+    assert (result["run"], result["split"], result["metrics"]["images"]) == ("runs/cv", "test", 9)
     assert "out of fold" in convnext("eval", "runs/cv", "--split", "val", "--no-report").err
     image = next(data.rglob("*.png"))
     assert "run: runs/cv (the newest)" in convnext("predict", image).err

@@ -16,8 +16,7 @@ import pytest
 
 from convnext_cli import evaluate
 from convnext_cli.runs.folder import RunFolder
-from tests.cli.conftest import Convnext
-from tests.conftest import save_image
+from tests.conftest import Convnext, save_image
 
 WRITERS = {
     "fix-list": "check data --fix-list {}",

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.recipes.plan import read_plan
-from tests.cli.conftest import Convnext
-from tests.conftest import save_image
+from tests.conftest import Convnext, save_image
 
 FLAGS = [
     "",
@@ -41,16 +40,16 @@ def test_the_next_command_has_the_settings_that_were_shown(
     words = [*what, *shlex.split(flags)]
     shown = convnext("recommend", *words, "--json")
     assert shown.code == 0, shown.err
-    found = json.loads(shown.out)
-    command = shlex.split(found["next"])
+    result = json.loads(shown.out)
+    command = shlex.split(result["next"])
     assert command[:2] == ["convnext", "finetune"]
     assert command[2] == (str(digits) if by == "folder" else "DATA")
     planned = convnext("finetune", digits, *command[3:], "--dry-run", "--json")
     assert planned.code == 0, planned.err
     assert values(planned.out) == values(shown.out)
-    assert json.loads(planned.out)["model"] == found["weights"]
+    assert json.loads(planned.out)["model"] == result["weights"]
     if "--vram" not in flags:
-        assert json.loads(planned.out)["seconds"] == pytest.approx(sum(found["time"].values()), rel=0.1)
+        assert json.loads(planned.out)["seconds"] == pytest.approx(sum(result["time"].values()), rel=0.1)
 
 
 def test_the_next_command_is_in_the_text_output(convnext: Convnext, tmp_path: Path) -> None:
@@ -80,9 +79,9 @@ def test_grey_images_are_assumed_medical_with_a_note(convnext: Convnext, tmp_pat
             Image.effect_noise((120, 100), 10 + i).save(tmp_path / f"data/{name}/{i}.png")
 
     def choose(*words: str) -> tuple[object, bool, bool]:
-        found = json.loads(convnext(*words, "--json").out)
-        notes = " ".join(found.get("notes", []) + found.get("warnings", []))
-        return found["settings"]["rotation"]["value"], "as X-rays are" in notes, "overrides it" in notes
+        result = json.loads(convnext(*words, "--json").out)
+        notes = " ".join(result.get("notes", []) + result.get("warnings", []))
+        return result["settings"]["rotation"]["value"], "as X-rays are" in notes, "overrides it" in notes
 
     assert choose("recommend", "data") == (10.0, True, True)
     assert choose("recommend", "data", "--domain", "other") == (0.0, False, False)

@@ -8,7 +8,7 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
 from tests.data.naming import FEWER, WITH_GROUPS, WITHOUT_GROUPS
-from tests.images.test_decode import XRAY, save_dicom
+from tests.images.dicom import XRAY, save_dicom
 
 
 def make_index(*paths: str) -> Index:

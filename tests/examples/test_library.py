@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_house import ROOT
+from tests.conftest import ROOT
 
 SCRIPT = str(ROOT / "examples/library.py")
 
@@ -17,7 +17,7 @@ def test_the_example_of_the_library_runs_without_arguments(
     monkeypatch.setattr(sys, "argv", [SCRIPT])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     runpy.run_path(SCRIPT, run_name="__main__")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in (
         "300 digits of 3 classes",
         "300 images, findings: ",
@@ -25,10 +25,10 @@ def test_the_example_of_the_library_runs_without_arguments(
         "95% CI [",
         "sensitivity=0.9:1",
     ):
-        assert words in told
-    rows = dict(line.split(": ", 1) for line in told.splitlines() if line.startswith(("file: ", "PIL image: ")))
+        assert words in output
+    rows = dict(line.split(": ", 1) for line in output.splitlines() if line.startswith(("file: ", "PIL image: ")))
     assert rows["file"] == rows["PIL image"]
-    assert ("model.onnx: differs by" in told) == bool(find_spec("onnxscript"))
+    assert ("model.onnx: differs by" in output) == bool(find_spec("onnxscript"))
     assert not list(tmp_path.iterdir()), "it removes what it made"
 
 

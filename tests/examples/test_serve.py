@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from convnext_cli.runs.folder import RunFolder
-from tests.images.test_decode import save_dicom
+from tests.images.dicom import save_dicom
 from tests.reports.browser import CHROMIUM, Browser
 
 for name in ("fastapi", "uvicorn", "multipart"):
@@ -35,9 +35,9 @@ def address(run: RunFolder) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        told = process.stdout.readline()
-        assert told.startswith(f"Serving {run.path} at http://127.0.0.1:"), told
-        yield told.split()[-1]
+        line = process.stdout.readline()
+        assert line.startswith(f"Serving {run.path} at http://127.0.0.1:"), line
+        yield line.split()[-1]
     finally:
         process.terminate()
         process.communicate(timeout=30)

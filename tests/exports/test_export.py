@@ -19,8 +19,7 @@ from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.runs.folder import RunFolder
-from tests.cli.conftest import Convnext
-from tests.conftest import SMALL, draw_picture
+from tests.conftest import SMALL, Convnext, draw_picture
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 import onnx
@@ -29,8 +28,8 @@ import onnxruntime
 from convnext_cli.progress import finish
 
 
-def export(run: RunFolder, **wanted: object) -> ExportedFile:
-    exported = finish(export_steps(run, ExportRequest(**wanted)))  # type: ignore[arg-type]
+def export(run: RunFolder, **options: object) -> ExportedFile:
+    exported = finish(export_steps(run, ExportRequest(**options)))  # type: ignore[arg-type]
     assert isinstance(exported, ExportedFile)
     return exported
 
@@ -61,11 +60,11 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def test_onnx_file_alone_gives_the_same_probabilities(mine: RunFolder, pictures: list[Path]) -> None:
     session = onnxruntime.InferenceSession(mine.exported("onnx"), providers=["CPUExecutionProvider"])
-    told = session.get_modelmeta().custom_metadata_map
-    preprocessing, classes = json.loads(told["preprocessing"]), json.loads(told["classes"])
-    assert "Crop the centre, 32 x 32 px" in told["steps"]
-    assert json.loads(told["thresholds"]).keys() == {"sensitivity=0.9:1"}
-    assert told["license"] == "imagenet-noncommercial", "it follows the weights"
+    metadata = session.get_modelmeta().custom_metadata_map
+    preprocessing, classes = json.loads(metadata["preprocessing"]), json.loads(metadata["classes"])
+    assert "Crop the centre, 32 x 32 px" in metadata["steps"]
+    assert json.loads(metadata["thresholds"]).keys() == {"sensitivity=0.9:1"}
+    assert metadata["license"] == "imagenet-noncommercial", "it follows the weights"
     batch = []
     for path in pictures:  # the words of `steps`, written anew
         picture = Image.open(path).convert("RGB")
@@ -131,10 +130,10 @@ WRONG = {
 def test_file_with_other_preprocessing_fails_the_parity_check(
     mine: RunFolder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
-    def write_wrongly(classifier: TorchClassifier, about: Metadata, path: Path) -> None:
+    def write_wrongly(classifier: TorchClassifier, metadata: Metadata, path: Path) -> None:
         del classifier
         shutil.copy(mine.exported("onnx"), path)
-        write_metadata(path, replace(about, preprocessing=replace(about.preprocessing, **change)))  # type: ignore[arg-type]
+        write_metadata(path, replace(metadata, preprocessing=replace(metadata.preprocessing, **change)))  # type: ignore[arg-type]
 
     monkeypatch.setattr("convnext_cli.exports.export.write_graph", write_wrongly)
     (tmp_path / "out").mkdir()
@@ -163,8 +162,8 @@ def test_options_that_need_torch_use_it_or_raise_an_error(
 ) -> None:
     (tmp_path / "heat").mkdir()
     shutil.copy(pictures[0], tmp_path / "heat/a.png")
-    [told] = predict(tmp_path / "heat/a.png", mine.path, tta=True)
-    assert told.error is None
+    [prediction] = predict(tmp_path / "heat/a.png", mine.path, tta=True)
+    assert prediction.error is None
     with pytest.raises(UsageError, match="--tta needs torch"):
         predict(pictures, mine.path, tta=True, engine="onnx")
     with pytest.raises(UsageError, match="Give the run folder"):
@@ -223,17 +222,17 @@ def test_int8_file_is_smaller_and_has_its_cost(
         "convnext_cli.exports.export.write_graph",
         lambda _model, _about, path: shutil.copy(mine.exported("onnx"), path),
     )
-    found = json.loads(convnext("export", mine.path, "--int8", "--tolerance", 0.2, "--json").out)
-    assert found["precision"] == "int8"
-    assert found["float32_bytes"] == mine.exported("onnx").stat().st_size
+    result = json.loads(convnext("export", mine.path, "--int8", "--tolerance", 0.2, "--json").out)
+    assert result["precision"] == "int8"
+    assert result["float32_bytes"] == mine.exported("onnx").stat().st_size
     assert weigh_products(mine.exported("onnx")) > 1e6
-    assert weigh_products(Path(found["path"])) == 0, "no convolution and no product keeps weights of 32 bits"
-    cost = found["cost"]["differences"]["balanced_accuracy"]
+    assert weigh_products(Path(result["path"])) == 0, "no convolution and no product keeps weights of 32 bits"
+    cost = result["cost"]["differences"]["balanced_accuracy"]
     assert cost["interval"]["low"] <= cost["value"] <= cost["interval"]["high"]
-    about = OnnxClassifier(Path(found["path"])).metadata
-    assert about.precision == "int8"
-    assert about.measured is not None
-    assert about.measured["balanced_accuracy_against_float32"]["value"] == cost["value"]
+    metadata = OnnxClassifier(Path(result["path"])).metadata
+    assert metadata.precision == "int8"
+    assert metadata.measured is not None
+    assert metadata.measured["balanced_accuracy_against_float32"]["value"] == cost["value"]
     assert find_onnx_classifier(mine).metadata.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
 
 

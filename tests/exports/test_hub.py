@@ -13,7 +13,7 @@ from convnext_cli.exports.model_card import escape_markdown, find_license, rende
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
-from tests.cli.conftest import Convnext
+from tests.conftest import Convnext
 
 
 def export(run: RunFolder, output: Path, **options: Any) -> HubFolder:
@@ -64,14 +64,14 @@ def test_licence_is_that_of_the_base_weights_or_unknown(
     based = give_base(mine, tmp_path, license=license, weights=weights, model=model)
     shutil.move(mine.read_split().root, tmp_path / "hidden")  # no figures are needed here
     try:
-        found = export(based, tmp_path / "out")
+        exported = export(based, tmp_path / "out")
     finally:
         shutil.move(tmp_path / "hidden", mine.read_split().root)
     card = (tmp_path / "out/README.md").read_text()
     assert head in card.split("---")[1]
     assert words in card
     assert ("apache" in card) == (license == "apache-2.0")
-    assert found.license == find_license(based)
+    assert exported.license == find_license(based)
     assert ("base_model: timm/" + model in card) == (weights == "auto" and ".builtin" not in model)
     assert "not available at export" in card
 

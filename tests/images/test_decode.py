@@ -1,23 +1,21 @@
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 import tifffile
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import JPEGLSLossless, RLELossless
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image, read_image
 from convnext_cli.images.memory import MAX_PIXELS
 from tests.conftest import draw_picture, save_image
+from tests.images.dicom import XRAY, save_dicom
 from tools.fuzz_images import encode_all, encode_png, mutate
 
 RAMP = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
-XRAY = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits in 16
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
@@ -214,24 +212,3 @@ def test_damaged_files_never_crash_the_decoder(tmp_path: Path) -> None:
             assert str(path) in error.problem  # noqa: PT017  (most of the files are read)
             counts["named"] += 1
     assert min(counts.values()) > number / 20
-
-
-def save_dicom(path: Any, stored: np.ndarray[Any, Any], **attributes: Any) -> Any:
-    """Write stored values as DICOM, by default 12 bits grey."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=["test"])
-    rows, columns = stored.shape[-2:] if attributes.get("SamplesPerPixel", 1) == 1 else stored.shape[:2]
-    standard = {
-        "Modality": "DX", "PatientID": "P1", "Rows": rows, "Columns": columns, "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 12, "PixelRepresentation": 0,
-    }  # fmt: skip
-    for keyword, value in (standard | attributes).items():
-        setattr(dataset, keyword, value)
-    if "HighBit" not in attributes:
-        dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelData = stored.tobytes()
-    dataset.save_as(path, enforce_file_format=True)
-    return path

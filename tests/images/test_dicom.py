@@ -14,7 +14,7 @@ from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8B
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image, read_image
 from convnext_cli.images.dicom import read_tag
-from tests.images.test_decode import XRAY, save_dicom
+from tests.images.dicom import XRAY, save_dicom
 
 # pydicom warns of what these files have on purpose; a user sees none of it
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -21,7 +21,7 @@ from convnext_cli.images.formats import (
     identify_file,
 )
 from tests.conftest import draw_picture
-from tests.images.test_decode import XRAY, save_dicom
+from tests.images.dicom import XRAY, save_dicom
 
 WRITABLE = [
     *("BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),

@@ -26,13 +26,13 @@ def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
 
 
 def test_fine_tuned_run_is_calibrated(run: RunFolder) -> None:
-    found = read_calibration(run)
-    assert found is not None
-    assert (found.weak, found.images, found.training_images) == (None, 60, 195)
-    assert found.log_loss is not None
-    assert found.log_loss[1] <= found.log_loss[0]
-    assert 0.05 < found.temperature < 20
-    assert found.novelty_rate == ABSTAIN_RATE
+    calibration = read_calibration(run)
+    assert calibration is not None
+    assert (calibration.weak, calibration.images, calibration.training_images) == (None, 60, 195)
+    assert calibration.log_loss is not None
+    assert calibration.log_loss[1] <= calibration.log_loss[0]
+    assert 0.05 < calibration.temperature < 20
+    assert calibration.novelty_rate == ABSTAIN_RATE
 
 
 def test_metrics_have_intervals_and_test_evaluations_are_counted(mine: RunFolder) -> None:
@@ -46,10 +46,10 @@ def test_metrics_have_intervals_and_test_evaluations_are_counted(mine: RunFolder
     interval = first.intervals.overall["balanced_accuracy"]
     assert interval is not None
     assert interval.low < first.metrics.balanced_accuracy < interval.high + 1e-9
-    told = json.loads(json.dumps(first.to_dict(), default=str))
-    assert told["intervals"]["overall"]["top1"].keys() == {"low", "high"}
-    assert told["calibration"]["temperature"] == read_calibration(mine).temperature  # type: ignore[union-attr]
-    assert "cases" not in told
+    record = json.loads(json.dumps(first.to_dict(), default=str))
+    assert record["intervals"]["overall"]["top1"].keys() == {"low", "high"}
+    assert record["calibration"]["temperature"] == read_calibration(mine).temperature  # type: ignore[union-attr]
+    assert "cases" not in record
 
 
 def test_evaluation_that_cannot_be_recorded_fails(mine: RunFolder) -> None:
@@ -69,9 +69,9 @@ def test_known_groups_are_resampled(mine: RunFolder) -> None:
     index = mine.read_split()
     groups = tuple(f"p{row // 5}" for row in range(len(index)))
     mine.write_split(replace(index, groups=groups))
-    found = evaluate(mine.path)
-    assert found.intervals.clustered
-    assert found.intervals.units == len({groups[row] for row in index.rows("test")}) < 45
+    result = evaluate(mine.path)
+    assert result.intervals.clustered
+    assert result.intervals.units == len({groups[row] for row in index.rows("test")}) < 45
 
 
 def shrink_validation(run: RunFolder) -> Index:
@@ -85,11 +85,11 @@ def shrink_validation(run: RunFolder) -> Index:
 def test_small_validation_split_is_not_calibrated(mine: RunFolder) -> None:
     shrink_validation(mine)
     (mine.path / "calibration.json").unlink()
-    found = evaluate(mine.path)
-    assert found.calibration is not None
-    assert found.calibration.temperature == 1
-    assert any("not calibrated, because the validation split has only 4 images" in note.text for note in found.notes)
-    assert found.metrics == found.uncalibrated
+    result = evaluate(mine.path)
+    assert result.calibration is not None
+    assert result.calibration.temperature == 1
+    assert any("not calibrated, because the validation split has only 4 images" in note.text for note in result.notes)
+    assert result.metrics == result.uncalibrated
     with pytest.raises(UsageError, match="no threshold can be set: the validation split has only 4 images"):
         evaluate(mine.path, targets=["sensitivity=0.9:1"])
 
@@ -113,18 +113,18 @@ def test_damaged_calibration_raises_an_error(mine: RunFolder) -> None:
 
 
 def test_target_is_reached_on_validation_and_measured_on_test(mine: RunFolder) -> None:
-    found = evaluate(mine.path, targets=["sensitivity=0.9:1", "specificity=0.95:2"])
-    assert [str(point.threshold.target) for point in found.operating_points] == [
+    result = evaluate(mine.path, targets=["sensitivity=0.9:1", "specificity=0.95:2"])
+    assert [str(point.threshold.target) for point in result.operating_points] == [
         "sensitivity=0.9:1",
         "specificity=0.95:2",
     ]
-    for point in found.operating_points:
+    for point in result.operating_points:
         assert point.threshold.reached >= point.threshold.target.value
         assert point.sensitivity_interval is not None
         assert point.sensitivity is not None
         assert point.sensitivity_interval.low <= point.sensitivity <= point.sensitivity_interval.high
     again = evaluate(mine.path, targets=["sensitivity=0.9:1"])
-    assert again.operating_points == found.operating_points, "kept, and asking twice changes nothing"
+    assert again.operating_points == result.operating_points, "kept, and asking twice changes nothing"
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_target_class_may_contain_a_colon() -> None:
 def test_tta_reports_its_cost_and_gain(mine: RunFolder) -> None:
     plain = evaluate(mine.path, split="val")
     events: list[Progress] = []
-    found = finish(evaluate_steps(mine, EvalRequest(split="val", tta=True)), events.append)
-    assert found.augmentation is not None
-    gain = found.augmentation.gain.differences["log_loss"]
+    result = finish(evaluate_steps(mine, EvalRequest(split="val", tta=True)), events.append)
+    assert result.augmentation is not None
+    gain = result.augmentation.gain.differences["log_loss"]
     assert gain is not None
-    assert gain.value == pytest.approx(found.metrics.log_loss - plain.metrics.log_loss, abs=1e-9)
-    assert not np.allclose(found.evaluated.logits, plain.evaluated.logits)
+    assert gain.value == pytest.approx(result.metrics.log_loss - plain.metrics.log_loss, abs=1e-9)
+    assert not np.allclose(result.evaluated.logits, plain.evaluated.logits)
     assert {event.activity for event in events} >= {"evaluating", "evaluating shifted views"}
 
 
@@ -170,10 +170,10 @@ def test_training_images_of_another_run_give_a_leakage_warning(mine: RunFolder, 
     other = {"train": "test", "test": "train"}
     mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
     test_set = evaluate(run.path).evaluated.test_set
-    found = finish(evaluate_steps(mine, EvalRequest(), test_set=test_set))
-    [note] = [note for note in found.notes if note.text.startswith("leakage: 45 of these 45 images")]
+    result = finish(evaluate_steps(mine, EvalRequest(), test_set=test_set))
+    [note] = [note for note in result.notes if note.text.startswith("leakage: 45 of these 45 images")]
     assert note.severity == "warning"
-    assert found.to_dict()["notes"] == [note.text for note in found.notes]
+    assert result.to_dict()["notes"] == [note.text for note in result.notes]
 
 
 @pytest.mark.parametrize(("threshold", "sensitivity"), [(0.0, 100), (1.0, 0)])
@@ -183,16 +183,16 @@ def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: 
     assert kept is not None
     kept["thresholds"][0]["threshold"] = threshold  # every image is called, or none
     mine.write_calibration(kept, mine.read_calibration_arrays())
-    found = evaluate(mine.path)
-    assert [point.sensitivity for point in found.operating_points] == [sensitivity / 100]
-    missed = [note for note in found.notes if "is not met on these images: sensitivity 0.0%, 95% CI [" in note.text]
-    told = list_run_notes(mine.path, PredictRequest())
+    result = evaluate(mine.path)
+    assert [point.sensitivity for point in result.operating_points] == [sensitivity / 100]
+    missed = [note for note in result.notes if "is not met on these images: sensitivity 0.0%, 95% CI [" in note.text]
+    notes = list_run_notes(mine.path, PredictRequest())
     if sensitivity == 100:
         assert not missed
-        assert not told
+        assert not notes
     else:
         assert missed
-        assert told == ["target sensitivity=0.9:1 was not met on the test split: sensitivity 0.0%"]
+        assert notes == ["target sensitivity=0.9:1 was not met on the test split: sensitivity 0.0%"]
 
 
 def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresholds(mine: RunFolder) -> None:
@@ -208,10 +208,10 @@ def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresho
     assert predict(image, mine.path)[0].decisions, "all else is as it was"
     with pytest.raises(RunError, match=r"earlier version.*convnext eval"):
         predict(image, mine.path, abstain=True)
-    found = evaluate(mine.path).calibration
-    assert found is not None
-    assert [t.threshold for t in found.thresholds] == [kept["thresholds"][0]["threshold"]]
-    assert found.novelty_threshold == pytest.approx(kept["novelty_threshold"])
+    calibration = evaluate(mine.path).calibration
+    assert calibration is not None
+    assert [t.threshold for t in calibration.thresholds] == [kept["thresholds"][0]["threshold"]]
+    assert calibration.novelty_threshold == pytest.approx(kept["novelty_threshold"])
     assert predict(image, mine.path, abstain=True)[0].abstained is not None
 
 

@@ -22,8 +22,8 @@ def test_heat_map_is_gradient_times_features(name: str, options: dict[str, bool]
         heat = map_heat(model, places, torch.tensor([0, 2]))
     assert heat.shape == (2, 2, 2)
     features = model.forward_features(inputs).detach().requires_grad_()
-    told = model.forward_head(features)
-    (gradient,) = torch.autograd.grad(told[0, 0] + told[1, 2], features)
+    logits = model.forward_head(features)
+    (gradient,) = torch.autograd.grad(logits[0, 0] + logits[1, 2], features)
     assert torch.allclose(heat, (gradient * features).sum(1).relu(), atol=1e-6), "the same at every place, so exact"
 
 
@@ -62,8 +62,8 @@ def test_heat_map_covers_the_crop(width: int, height: int, mode: str, pct: float
     seen = transform_for_eval(image, preprocessing)
     left, top, right, bottom = locate_crop(width, height, preprocessing)
     ends = 255 * np.array([left / width, right / width, top / height, bottom / height])
-    told = [seen[..., 0].min(), seen[..., 0].max(), seen[..., 1].min(), seen[..., 1].max()]
-    assert np.allclose(ends, told, atol=255 / 61 + 3), "the gradient says which part was seen"
+    bounds = [seen[..., 0].min(), seen[..., 0].max(), seen[..., 1].min(), seen[..., 1].max()]
+    assert np.allclose(ends, bounds, atol=255 / 61 + 3), "the gradient says which part was seen"
     drawn = np.asarray(draw_explanation(image, np.ones((2, 2), np.float32), (left, top, right, bottom), "a 99.0%"))
     assert drawn.shape[1] > 2 * width
     assert np.array_equal(drawn[:height, :width], image), "the original, at its own size"

@@ -49,8 +49,8 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
 
 def evaluate(run: RunFolder, data: Path) -> tuple[int, list[str], Overlap | None]:
     test_set, notes = choose_test_set(run, data, None)
-    told, overlap = drain(find_leakage(run, test_set, None))
-    return len(test_set.rows), [note.text for note in (*notes, *told)], overlap
+    more, overlap = drain(find_leakage(run, test_set, None))
+    return len(test_set.rows), [note.text for note in (*notes, *more)], overlap
 
 
 def make_new_data(trained_on: Index, root: Path) -> None:

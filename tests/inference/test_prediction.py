@@ -49,8 +49,8 @@ def test_temperature_is_applied_unless_raw(run: RunFolder) -> None:
 
 
 def test_threshold_of_the_run_decides(mine: RunFolder) -> None:
-    found = evaluate(mine.path, targets=["sensitivity=0.9:1"])
-    [point] = found.operating_points
+    result = evaluate(mine.path, targets=["sensitivity=0.9:1"])
+    [point] = result.operating_points
     predictions = predict(paths_of(mine, "test"), mine.path)
     decided = [p.decisions["sensitivity=0.9:1"] for p in predictions]
     of_class = np.array([path.parent.name == "1" for path in paths_of(mine, "test")])
@@ -85,10 +85,10 @@ def test_uncalibrated_run_cannot_abstain(mine: RunFolder) -> None:
 
 def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -> None:
     images = paths_of(run, "test")[:3]
-    found = predict(images, run.path, explain=tmp_path / "heat")
-    names = [p.explanation.name for p in found if p.explanation]
+    predictions = predict(images, run.path, explain=tmp_path / "heat")
+    names = [p.explanation.name for p in predictions if p.explanation]
     assert names == [f"{i:05d}-{path.stem}.png" for i, path in enumerate(images, start=1)]
-    for p in found:
+    for p in predictions:
         assert p.explanation is not None
         with Image.open(p.explanation) as picture:
             assert picture.mode == "RGB"
@@ -181,8 +181,8 @@ def test_paths_are_read_from_standard_input(run: RunFolder, digits: Path, tmp_pa
     command = [sys.executable, "-m", "convnext_cli", "predict", "--run", str(run.path), "--json", "-"]
     done = subprocess.run(command, input=names, capture_output=True, check=False)
     assert done.returncode == 3
-    told = json.loads(done.stdout)
-    assert [("error" in row) for row in told] == [False, True, False, False]
-    assert told[0]["path"] == str(good[0])
-    assert told[0]["class"] == told[2]["class"]
-    assert told[0]["probabilities"].keys() == set("012")
+    rows = json.loads(done.stdout)
+    assert [("error" in row) for row in rows] == [False, True, False, False]
+    assert rows[0]["path"] == str(good[0])
+    assert rows[0]["class"] == rows[2]["class"]
+    assert rows[0]["probabilities"].keys() == set("012")

@@ -99,9 +99,9 @@ def test_paths_images_and_arrays_can_be_mixed(run: RunFolder, digits: Path, tmp_
 
 
 def test_images_in_memory_get_heat_maps(run: RunFolder, tmp_path: Path) -> None:
-    found = predict([draw_picture(1), np.asarray(draw_picture(2))], run.path, explain=tmp_path / "heat")
-    assert [p.explanation and p.explanation.name for p in found] == ["00001-image.png", "00002-image.png"]
-    assert all(p.explanation and p.explanation.exists() for p in found)
+    predictions = predict([draw_picture(1), np.asarray(draw_picture(2))], run.path, explain=tmp_path / "heat")
+    assert [p.explanation and p.explanation.name for p in predictions] == ["00001-image.png", "00002-image.png"]
+    assert all(p.explanation and p.explanation.exists() for p in predictions)
 
 
 @pytest.mark.parametrize(

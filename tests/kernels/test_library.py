@@ -28,13 +28,13 @@ def test_kernels_are_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_concurrent_compilations_leave_one_file(anew: Path) -> None:
-    found: list[object] = []
-    workers = [threading.Thread(target=lambda: found.append(load_kernels())) for _ in range(3)]
+    kernels: list[object] = []
+    workers = [threading.Thread(target=lambda: kernels.append(load_kernels())) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(found) == 3
+    assert len(kernels) == 3
     assert len(list(anew.iterdir())) == 1
 
 

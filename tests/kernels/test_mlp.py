@@ -42,7 +42,7 @@ def test_blocked_mlp_has_pytorchs_result_and_gradients(
     exact = [part.double().requires_grad_() for part in parts]
     expected = F.linear(F.gelu(F.linear(*exact[:3])), *exact[3:])
     grad = torch.randn_like(parts[0])
-    wanted = torch.autograd.grad(expected, exact, grad.double())
+    expected_gradients = torch.autograd.grad(expected, exact, grad.double())
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -50,11 +50,11 @@ def test_blocked_mlp_has_pytorchs_result_and_gradients(
             patch.setattr(mlp, "BLOCK_VALUES", block_values)
             mine = [part.requires_grad_() for part in parts]
             result = blocked_mlp(*mine)
-            found = torch.autograd.grad(result, mine, grad)
+            gradients = torch.autograd.grad(result, mine, grad)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-5)
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
 
 

@@ -20,79 +20,79 @@ def draw(images: int = 500, *, ties: bool = False) -> tuple[Floats, Ints]:
 @pytest.mark.parametrize("ties", [False, True])
 def test_metrics_equal_scikit_learn(ties: bool) -> None:
     logits, labels = draw(ties=ties)
-    found = compute_metrics(logits, labels, CLASSES)
+    metrics = compute_metrics(logits, labels, CLASSES)
     predictions, probabilities = logits.argmax(1), np.exp(log_softmax(logits))
     truth = np.eye(4)[labels]
-    assert found.top1 == pytest.approx(reference.accuracy_score(labels, predictions))
-    assert found.balanced_accuracy == pytest.approx(reference.balanced_accuracy_score(labels, predictions))
-    assert found.macro_f1 == pytest.approx(reference.f1_score(labels, predictions, average="macro"))
-    assert found.macro_precision == pytest.approx(reference.precision_score(labels, predictions, average="macro"))
-    assert found.kappa == pytest.approx(reference.cohen_kappa_score(labels, predictions))
-    assert found.mcc == pytest.approx(reference.matthews_corrcoef(labels, predictions))
-    assert found.log_loss == pytest.approx(reference.log_loss(labels, probabilities))
-    assert found.brier == pytest.approx(reference.brier_score_loss(labels, probabilities, scale_by_half=True))
+    assert metrics.top1 == pytest.approx(reference.accuracy_score(labels, predictions))
+    assert metrics.balanced_accuracy == pytest.approx(reference.balanced_accuracy_score(labels, predictions))
+    assert metrics.macro_f1 == pytest.approx(reference.f1_score(labels, predictions, average="macro"))
+    assert metrics.macro_precision == pytest.approx(reference.precision_score(labels, predictions, average="macro"))
+    assert metrics.kappa == pytest.approx(reference.cohen_kappa_score(labels, predictions))
+    assert metrics.mcc == pytest.approx(reference.matthews_corrcoef(labels, predictions))
+    assert metrics.log_loss == pytest.approx(reference.log_loss(labels, probabilities))
+    assert metrics.brier == pytest.approx(reference.brier_score_loss(labels, probabilities, scale_by_half=True))
     roc = reference.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
-    assert found.macro_roc_auc == pytest.approx(roc)
-    assert found.macro_pr_auc == pytest.approx(reference.average_precision_score(truth, probabilities))
-    assert np.array_equal(found.confusion, reference.confusion_matrix(labels, predictions))
+    assert metrics.macro_roc_auc == pytest.approx(roc)
+    assert metrics.macro_pr_auc == pytest.approx(reference.average_precision_score(truth, probabilities))
+    assert np.array_equal(metrics.confusion, reference.confusion_matrix(labels, predictions))
     precision, recall, f1, support = reference.precision_recall_fscore_support(labels, predictions)
-    assert [c.precision for c in found.per_class] == pytest.approx(precision)
-    assert [c.recall for c in found.per_class] == pytest.approx(recall)
-    assert [c.f1 for c in found.per_class] == pytest.approx(f1)
-    assert [c.images for c in found.per_class] == list(support)
-    for k, entry in enumerate(found.per_class):
+    assert [c.precision for c in metrics.per_class] == pytest.approx(precision)
+    assert [c.recall for c in metrics.per_class] == pytest.approx(recall)
+    assert [c.f1 for c in metrics.per_class] == pytest.approx(f1)
+    assert [c.images for c in metrics.per_class] == list(support)
+    for k, entry in enumerate(metrics.per_class):
         other = reference.recall_score(labels != k, predictions != k)
         assert entry.specificity == pytest.approx(other)
         assert entry.roc_auc == pytest.approx(reference.roc_auc_score(labels == k, probabilities[:, k]))
         assert entry.pr_auc == pytest.approx(reference.average_precision_score(labels == k, probabilities[:, k]))
-    assert found.macro_specificity == pytest.approx(np.mean([entry.specificity for entry in found.per_class]))
-    assert found.absent == ()
+    assert metrics.macro_specificity == pytest.approx(np.mean([entry.specificity for entry in metrics.per_class]))
+    assert metrics.absent == ()
 
 
 def test_ece_is_the_mean_gap_of_quantile_bins() -> None:
     logits, labels = draw(600)  # 15 bins of 40
     confidence = np.exp(log_softmax(logits)).max(1)
     accuracy, mean = calibration_curve(logits.argmax(1) == labels, confidence, n_bins=15, strategy="quantile")
-    found = compute_metrics(logits, labels, CLASSES)
-    assert found.ece == pytest.approx(np.abs(accuracy - mean).mean(), abs=2e-3)  # its bins may differ by one image
+    metrics = compute_metrics(logits, labels, CLASSES)
+    assert metrics.ece == pytest.approx(np.abs(accuracy - mean).mean(), abs=2e-3)  # its bins may differ by one image
 
 
 def test_metrics_equal_published_worked_examples() -> None:
     # Two readers of 50 proposals, 20 both yes, 5 and 10 apart, 15 both no: kappa 0.4 (Wikipedia, Cohen's kappa)
     labels = np.repeat([0, 0, 1, 1], (20, 5, 10, 15))
     called = np.repeat([0, 1, 0, 1], (20, 5, 10, 15))
-    found = compute_metrics(np.eye(2)[called], labels, ("yes", "no"))
-    assert found.kappa == pytest.approx(0.4)
+    metrics = compute_metrics(np.eye(2)[called], labels, ("yes", "no"))
+    assert metrics.kappa == pytest.approx(0.4)
     # 8 sick and 4 well, 6 and 3 found: MCC 0.478 (Wikipedia, Phi coefficient)
     labels = np.repeat([0, 0, 1, 1], (6, 2, 1, 3))
     called = np.repeat([0, 1, 0, 1], (6, 2, 1, 3))
-    found = compute_metrics(np.eye(2)[called], labels, ("sick", "well"))
-    assert found.mcc == pytest.approx(0.478, abs=5e-4)
+    metrics = compute_metrics(np.eye(2)[called], labels, ("sick", "well"))
+    assert metrics.mcc == pytest.approx(0.478, abs=5e-4)
     # forecasts of rain: 0.7 and it rains (Wikipedia, Brier score): 0.09
-    found = compute_metrics(np.log([[0.3, 0.7]]), np.array([1]), ("dry", "rain"))
-    assert found.brier == pytest.approx(0.09)
+    metrics = compute_metrics(np.log([[0.3, 0.7]]), np.array([1]), ("dry", "rain"))
+    assert metrics.brier == pytest.approx(0.09)
 
 
 def test_absent_class_is_left_out_of_averages() -> None:
     logits = np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
-    found = compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
-    assert found.absent == ("c", "d")
-    assert found.balanced_accuracy == pytest.approx((1 / 3 + 1) / 2)
-    assert [entry.recall for entry in found.per_class] == [pytest.approx(1 / 3), 1.0, None, None]
-    assert [entry.precision for entry in found.per_class[2:]] == [0.0, None]
-    assert [entry.roc_auc for entry in found.per_class[2:]] == [None, None]
-    assert found.macro_roc_auc is not None
+    metrics = compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
+    assert metrics.absent == ("c", "d")
+    assert metrics.balanced_accuracy == pytest.approx((1 / 3 + 1) / 2)
+    assert [entry.recall for entry in metrics.per_class] == [pytest.approx(1 / 3), 1.0, None, None]
+    assert [entry.precision for entry in metrics.per_class[2:]] == [0.0, None]
+    assert [entry.roc_auc for entry in metrics.per_class[2:]] == [None, None]
+    assert metrics.macro_roc_auc is not None
 
 
 def test_single_class_has_no_auc_and_no_kappa() -> None:
-    found = compute_metrics(np.eye(4)[[0, 0]], np.array([0, 0]), CLASSES)
-    assert found.top1 == 1
-    assert (found.kappa, found.mcc, found.macro_roc_auc, found.macro_specificity) == (None, None, None, None)
+    metrics = compute_metrics(np.eye(4)[[0, 0]], np.array([0, 0]), CLASSES)
+    assert metrics.top1 == 1
+    assert (metrics.kappa, metrics.mcc, metrics.macro_roc_auc, metrics.macro_specificity) == (None, None, None, None)
 
 
 def test_large_logits_do_not_overflow() -> None:
-    found = compute_metrics(np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1]), ("a", "b"))
-    assert found.log_loss == pytest.approx(1e4)
+    metrics = compute_metrics(np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1]), ("a", "b"))
+    assert metrics.log_loss == pytest.approx(1e4)
 
 
 def test_no_images_raise_an_error() -> None:

@@ -21,13 +21,13 @@ def test_fraction_has_wilsons_interval() -> None:
 
 def test_perfect_metric_has_an_interval_of_positive_length() -> None:
     logits, labels = np.eye(2)[[0, 1] * 30] * 5, np.array([0, 1] * 30)
-    found = compute_intervals(logits, labels)
+    intervals = compute_intervals(logits, labels)
     for name in ("top1", "balanced_accuracy", "macro_roc_auc", "macro_f1", "mcc"):
-        interval = found.overall[name]
+        interval = intervals.overall[name]
         assert interval is not None
         assert interval.high == pytest.approx(1)
         assert 0.7 < interval.low < 0.97, name
-    recall = found.per_class[0]["recall"]
+    recall = intervals.per_class[0]["recall"]
     assert recall is not None
     assert recall.low == pytest.approx(30 / (30 + 2.017**2), abs=1e-3), (
         "Wilson's for 30 of 30, with Student's t of 1.5 x 29 degrees"
@@ -38,16 +38,16 @@ def test_intervals_contain_the_estimate_and_repeat_with_the_seed() -> None:
     random = np.random.default_rng(1)
     labels = random.choice(3, 200, p=(0.6, 0.3, 0.1))
     logits = random.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels]
-    found = compute_intervals(logits, labels, resamples=300)
-    assert found == compute_intervals(logits, labels, resamples=300)
-    assert found != compute_intervals(logits, labels, resamples=300, seed=1)
+    intervals = compute_intervals(logits, labels, resamples=300)
+    assert intervals == compute_intervals(logits, labels, resamples=300)
+    assert intervals != compute_intervals(logits, labels, resamples=300, seed=1)
     figures = compute_metrics(logits, labels, "abc")
     for name in OVERALL:
-        interval = found.overall[name]
+        interval = intervals.overall[name]
         assert interval is not None
         assert interval.low < getattr(figures, name) < interval.high
-    for entry, intervals in zip(figures.per_class, found.per_class, strict=True):
-        for name, interval in intervals.items():
+    for entry, own in zip(figures.per_class, intervals.per_class, strict=True):
+        for name, interval in own.items():
             assert interval is not None
             assert interval.low < getattr(entry, name) < interval.high
 
@@ -62,8 +62,8 @@ def test_repeated_images_within_a_group_do_not_shorten_the_interval() -> None:
     naive = compute_intervals(np.repeat(logits, 5, 0), np.repeat(labels, 5))
     assert (copied.clustered, copied.units, naive.units) == (True, 80, 400)
 
-    def length(found: object) -> float:
-        interval = found.overall["top1"]  # type: ignore[attr-defined]
+    def length(intervals: object) -> float:
+        interval = intervals.overall["top1"]  # type: ignore[attr-defined]
         return float(interval.high - interval.low)
 
     assert length(copied) == pytest.approx(length(once), rel=0.1)
@@ -76,9 +76,9 @@ def test_image_without_group_is_a_group_of_its_own() -> None:
 
 
 def test_absent_classes_and_single_images_have_no_interval() -> None:
-    found = compute_intervals(np.eye(3)[[0, 1, 0, 1]], np.array([0, 1, 0, 0]), resamples=200)
-    assert found.per_class[2]["recall"] is None
-    assert found.per_class[1]["recall"] is None, "one image says nothing of its spread"
+    intervals = compute_intervals(np.eye(3)[[0, 1, 0, 1]], np.array([0, 1, 0, 0]), resamples=200)
+    assert intervals.per_class[2]["recall"] is None
+    assert intervals.per_class[1]["recall"] is None, "one image says nothing of its spread"
     alone = compute_intervals(np.eye(3)[[0]], np.array([0]), resamples=200)
     assert set(alone.overall.values()) == {None}
 

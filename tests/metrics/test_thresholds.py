@@ -26,7 +26,7 @@ def draw(images: int, seed: int = 0, strength: float = 1.5) -> tuple[Floats, Int
 
 def test_temperature_minimises_the_log_loss() -> None:
     logits, labels = draw(400)
-    found = fit_temperature(4 * logits, labels)
+    temperature = fit_temperature(4 * logits, labels)
     target = np.where(np.eye(3)[labels] == 1, 401 / 402, 1 / 402 / 2)
     best = minimize_scalar(
         lambda t: -(target * log_softmax(4 * logits / t)).sum(axis=1).mean(), bounds=(0.1, 20), method="bounded"
@@ -34,18 +34,18 @@ def test_temperature_minimises_the_log_loss() -> None:
     plain = minimize_scalar(
         lambda t: compute_metrics(4 * logits / t, labels, "abc").log_loss, bounds=(0.1, 20), method="bounded"
     )
-    assert found == pytest.approx(best.x, rel=1e-3)
-    assert found == pytest.approx(plain.x, rel=0.03), "with hundreds of images the doubt is next to nothing"
-    assert fit_temperature(8 * logits, labels) == pytest.approx(2 * found, rel=1e-6)
-    calibrated, raw = (compute_metrics(z, labels, "abc") for z in (4 * logits / found, 4 * logits))
+    assert temperature == pytest.approx(best.x, rel=1e-3)
+    assert temperature == pytest.approx(plain.x, rel=0.03), "with hundreds of images the doubt is next to nothing"
+    assert fit_temperature(8 * logits, labels) == pytest.approx(2 * temperature, rel=1e-6)
+    calibrated, raw = (compute_metrics(z, labels, "abc") for z in (4 * logits / temperature, 4 * logits))
     assert calibrated.ece < raw.ece / 2
     assert calibrated.confusion == raw.confusion
 
 
 def test_temperature_stays_within_its_bounds() -> None:
     labels = np.array([0, 1, 2] * 20)
-    found = fit_temperature(np.eye(3)[labels], labels)
-    sure = np.exp(log_softmax(np.eye(3) / found)).max()
+    temperature = fit_temperature(np.eye(3)[labels], labels)
+    sure = np.exp(log_softmax(np.eye(3) / temperature)).max()
     assert sure == pytest.approx(61 / 62), "60 images without an error: the next one is wrong by 1 in 62"
     assert fit_temperature(np.eye(3)[labels] / 10, labels) == pytest.approx(MIN_TEMPERATURE)
     assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(MAX_TEMPERATURE), "always wrong"
@@ -55,16 +55,16 @@ def test_temperature_stays_within_its_bounds() -> None:
 def test_threshold_reaches_its_target_at_least_cost(figure: str) -> None:
     logits, labels = draw(300)
     scores, positive = np.exp(log_softmax(logits))[:, 1], labels == 1
-    found = find_threshold(scores, positive, Target(cast("Any", figure), 0.95, "b"))
+    threshold = find_threshold(scores, positive, Target(cast("Any", figure), 0.95, "b"))
     false, true, _ = reference.roc_curve(positive, scores, drop_intermediate=False)
     met = true >= 0.95 if figure == "sensitivity" else 1 - false >= 0.95
     best = (1 - false[met]).max() if figure == "sensitivity" else true[met].max()
-    point = apply_threshold(found, scores, positive, None)
+    point = apply_threshold(threshold, scores, positive, None)
     assert (point.specificity if figure == "sensitivity" else point.sensitivity) == pytest.approx(best)
-    assert found.reached >= 0.95
-    assert found.reached == pytest.approx(getattr(point, figure))
+    assert threshold.reached >= 0.95
+    assert threshold.reached == pytest.approx(getattr(point, figure))
     interval = getattr(point, f"{figure}_interval")
-    assert interval.low < found.reached < interval.high
+    assert interval.low < threshold.reached < interval.high
 
 
 def test_threshold_is_halfway_between_scores_and_needs_both_classes() -> None:

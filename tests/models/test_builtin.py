@@ -83,8 +83,8 @@ def test_builtin_weights_are_refused_for_other_models(digits: Path, tmp_path: Pa
 @pytest.mark.parametrize("images", [50, 6_000, 100_000, 2_000_000])
 def test_builtin_weights_are_never_recommended(images: int) -> None:
     for prefer in (None, "accuracy", "speed", "size"):
-        found = recommend(images, prefer=prefer)
-        assert all(candidate.tag != OWN.tag for candidate in found.candidates)
+        recommendation = recommend(images, prefer=prefer)
+        assert all(candidate.tag != OWN.tag for candidate in recommendation.candidates)
 
 
 def test_errors_of_the_hub_suggest_the_builtin_weights() -> None:

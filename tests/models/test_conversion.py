@@ -93,9 +93,9 @@ CHECKPOINTS: dict[str, Callable[[StateDict], Any]] = {
 def test_checkpoints_of_training_scripts_are_read(kind: str, state: StateDict, tmp_path: Path) -> None:
     path = tmp_path / "any.name"
     torch.save(CHECKPOINTS[kind](state), path)
-    found = read_weights(path)
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], state[name]) for name in state)
+    weights = read_weights(path)
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[name], state[name]) for name in state)
 
 
 def test_old_checkpoint_format_is_read(state: StateDict, tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_folders_and_files_with_metadata_are_read(state: StateDict, tmp_path: Pa
     index = sharded / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
     for path in (whole, whole / "model.safetensors", sharded, index):
-        found = read_weights(path)
-        assert all(torch.equal(found[name], state[name]) for name in state), path
+        weights = read_weights(path)
+        assert all(torch.equal(weights[name], state[name]) for name in state), path
     index.write_text(json.dumps({"weight_map": {"a": "../whole/model.safetensors"}}))
     with pytest.raises(WeightsError, match="which is not in its folder"):
         read_weights(index)
@@ -239,10 +239,10 @@ def test_open_clip_image_towers_are_converted_as_in_timm(state: StateDict) -> No
     theirs |= {"visual.head.proj.weight": torch.ones(7, 64), "logit_scale": torch.ones(())}
     expected = checkpoint_filter_fn(dict(theirs), None)
     for prefix in ("", "module."):
-        found, library = convert_names({prefix + name: value for name, value in theirs.items()}, "here")
+        weights, library = convert_names({prefix + name: value for name, value in theirs.items()}, "here")
         assert library == "open_clip"
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in found)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
 def test_every_architecture_is_identified_from_its_weights() -> None:

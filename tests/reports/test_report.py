@@ -47,13 +47,13 @@ def hostile(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     (mine.path / "audit.json").write_text(json.dumps({"findings": [FINDING | {"examples": [QUOTES]}]}))
     (mine.path / "calibration.json").unlink()
     mine.tests.unlink(missing_ok=True)
-    found = evaluate(mine.path, targets=[f"sensitivity=0.9:{HOSTILE}"])
+    result = evaluate(mine.path, targets=[f"sensitivity=0.9:{HOSTILE}"])
     # an unsure answer, so that the file with the odd name is shown
-    sure: Floats = found.evaluated.logits.copy()
+    sure: Floats = result.evaluated.logits.copy()
     sure[0] = 0
-    found = replace(found, evaluated=replace(found.evaluated, logits=sure))
-    write_report(found)
-    return found
+    result = replace(result, evaluated=replace(result.evaluated, logits=sure))
+    write_report(result)
+    return result
 
 
 def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) -> None:
@@ -117,20 +117,20 @@ def test_report_of_many_classes_has_no_confusion_matrix(run: RunFolder, tmp_path
     random = np.random.default_rng(0)
     many = MAX_CONFUSION + 10
     shutil.copytree(run.path, tmp_path / "run")
-    found = evaluate(tmp_path / "run")
+    result = evaluate(tmp_path / "run")
     labels = random.integers(0, many - 1, 45)
     logits = random.normal(size=(45, many)).astype(np.float32)
     logits[:, :] += 2 * np.eye(many)[labels].astype(np.float32)
     classes = tuple(f"class {k}" for k in range(many))
     metrics = compute_metrics(logits, labels, classes)
     wide = replace(
-        found,
+        result,
         metrics=metrics,
         uncalibrated=metrics,
         intervals=compute_intervals(logits, labels, resamples=200),
         calibration=None,
         operating_points=(),
-        evaluated=replace(found.evaluated, logits=logits, labels=labels, classes=classes),
+        evaluated=replace(result.evaluated, logits=logits, labels=labels, classes=classes),
     )
     svg = dict.fromkeys(("roc", "pr", "reliability", "loss", "right"), Markup(""))
     text = render_page(wide, RunFolder(tmp_path / "run"), svg, {"worst": [], "unsure": []})

@@ -28,10 +28,10 @@ def test_a_damaged_run_gives_the_right_answer_or_a_clear_word(
     for path in (stopped.metrics, stopped.list_checkpoints()[0]):
         path.unlink()
     runs = {FINISHED: whole, STOPPED: stopped.path}
-    found = list(try_damages(tmp_path, runs, other, digits, seed=0, limit=number, only=command))
-    assert len(found) == number
-    assert [told for told in found if told[2] == "WRONG"] == []
-    assert any(outcome == "refused" for _, _, outcome, _ in found) or number < 10
+    results = list(try_damages(tmp_path, runs, other, digits, seed=0, limit=number, only=command))
+    assert len(results) == number
+    assert [result for result in results if result[2] == "WRONG"] == []
+    assert any(outcome == "refused" for _, _, outcome, _ in results) or number < 10
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_wrong_values_of_options_are_refused(run: RunFolder, digits: Path, tmp_p
     for command in ("list", "recommend", "finetune", "predict", "cache"):
         words = list_baselines(str(sorted(Path("data/1").iterdir())[0]))[command]
         assert call(command, *words).code == 0, "the call without a wrong value fails"
-    found = list(try_options(seed=1, limit=40))
-    assert [(words, done) for words, done, outcome in found if outcome == "WRONG"] == []
-    assert sum(outcome == "clear" for _, _, outcome in found) > 20
+    results = list(try_options(seed=1, limit=40))
+    assert [(words, done) for words, done, outcome in results if outcome == "WRONG"] == []
+    assert sum(outcome == "clear" for _, _, outcome in results) > 20
     taking, flags = list_options("finetune")
     assert {"--epochs", "--weights", "--exclude"} <= set(taking)
     assert {"--offline", "--json"} <= set(flags)

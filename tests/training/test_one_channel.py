@@ -28,10 +28,7 @@ from convnext_cli.models.weights import fit_weights
 from convnext_cli.progress import finish
 from convnext_cli.recipes.settings import check_settings
 from convnext_cli.runs.folder import RunFolder
-from tests.cli.conftest import Convnext, convnext
-from tests.conftest import SMALL, draw_picture
-
-__all__ = ["convnext"]
+from tests.conftest import SMALL, Convnext, draw_picture
 
 CPU = torch.device("cpu")
 

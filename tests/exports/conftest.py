@@ -1,3 +1,0 @@
-from tests.cli.conftest import convnext
-
-__all__ = ["convnext"]
