@@ -1,6 +1,8 @@
 import os
+import resource
 import signal
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +140,19 @@ def convnext(capsys: pytest.CaptureFixture[str]) -> Convnext:
         return Outcome(caught.value.code or 0, out, err)  # type: ignore[arg-type]
 
     return call
+
+
+@contextmanager
+def limit_files(size: int) -> Iterator[None]:
+    """Let files have `size` bytes: writing more fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def run_all(steps: Generator[object, None, object]) -> list[Any]:

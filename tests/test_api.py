@@ -303,14 +303,19 @@ def test_compare_equals_eval_of_two_runs(run_copy: RunFolder, tmp_path: Path, co
     assert len(run_copy.read_tests()) == 3, "no run was evaluated before all could be read"
 
 
+@pytest.mark.slow
+def test_export_returns_the_parity_of_its_file(run_copy: RunFolder, tmp_path: Path) -> None:
+    program = export(run_copy.path, format="pt2", output=tmp_path / "a.pt2")
+    assert program.path == tmp_path / "a.pt2"
+    assert program.parity.holds
+
+
 def test_export_makes_a_folder_for_the_hub(run_copy: RunFolder, tmp_path: Path) -> None:
     made = export(run_copy.path, format="hub", output=tmp_path / "hub")
     assert isinstance(made, HubFolder)
     assert sorted(path.name for path in made.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     with pytest.raises(UsageError, match="exists already"):
         export(run_copy.path, format="hub", output=tmp_path / "hub")
-    program = export(run_copy.path, format="pt2", output=tmp_path / "a.pt2")
-    assert program.parity.holds
     for options, problem in (
         ({"format": "hub"}, "needs --output"),
         ({"format": "hub", "output": "x", "int8": True}, "takes no --int8"),

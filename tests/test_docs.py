@@ -109,7 +109,7 @@ class Shell:
                 check_weights(name)
             case ["pip", *rest]:
                 check_extras(rest)
-            case ["pytest"] | ["mkdocs", "serve"]:
+            case ["pytest", *_] | ["mkdocs", "serve"]:
                 pass
             case _:
                 pytest.fail(f"unknown command: {shlex.join(words)}")
@@ -182,7 +182,15 @@ def check_extras(words: list[str]) -> None:
             assert set(extras[1].split(",")) <= declared.keys(), word
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(read_commands(page))], ids=str)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[] if page.name == "README.md" else [pytest.mark.slow])
+        for page in PAGES
+        if any(read_commands(page))
+    ],
+    ids=str,
+)
 def test_each_command_of_a_page_runs(
     page: Path, place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -286,6 +294,7 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="the extra docs is not installed")
     words = ["mkdocs", "build", "--strict", "--quiet", "--config-file", str(ROOT / "mkdocs.yml"), "--site-dir"]

@@ -53,6 +53,7 @@ def trace(script: str, words: str, home: Path) -> tuple[str, str]:
     return done.stdout + done.stderr, Path("net.txt").read_text(errors="replace")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 def test_commands_make_no_connection_and_leave_no_device_id(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "digits").symlink_to(digits)

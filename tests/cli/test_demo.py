@@ -2,7 +2,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_demo_runs_offline_and_compares_pretrained_with_newly_initialised() -> None:
     """The whole path as a user starts it, with every connection refused."""
     script = (

@@ -2,21 +2,17 @@
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from convnext_cli import evaluate
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import Convnext, save_image
+from tests.conftest import Convnext, limit_files, save_image
 
 WRITERS = {
     "fix-list": "check data --fix-list {}",
@@ -99,19 +95,6 @@ def test_the_demo_does_not_write_into_other_folders(convnext: Convnext, place: P
     assert [path.name for path in (place / "digits").rglob("*")] == ["7", "0000.png"]
 
 
-@contextmanager
-def limit_files(size: int) -> Iterator[None]:
-    """Let files have `size` bytes: writing more fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 FULL = {
     "recommend --dataset-size 100 -o plan.toml": 100,
     "check data --fix-list fix.csv": 5,
@@ -124,7 +107,15 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize(("command", "room"), FULL.items(), ids=FULL)
+@pytest.mark.parametrize(
+    ("command", "room"),
+    [
+        pytest.param(
+            command, room, id=command, marks=[pytest.mark.slow] if ".onnx" in command or ".pt2" in command else []
+        )
+        for command, room in FULL.items()
+    ],
+)
 def test_a_full_disk_is_one_error_and_leaves_nothing(
     convnext: Convnext, place: Path, run_copy: RunFolder, command: str, room: int
 ) -> None:

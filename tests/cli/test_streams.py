@@ -72,6 +72,7 @@ def test_a_training_ends_well_without_a_terminal(kind: str, data: Path, monkeypa
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_closed_streams_become_the_null_device(data: Path) -> None:
     script = 'exec "$0" -m convnext_cli finetune "$@" <&- >&- 2>&-'
     command = ["bash", "-c", script, sys.executable, str(data), *WORDS]

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 SCRIPT = str(ROOT / "examples/library.py")
 
 
+@pytest.mark.slow
 def test_the_example_of_the_library_runs_without_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def post(address: str, content: bytes, filename: str, host: str = "localhost") -
         return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_an_image_is_uploaded_and_explained(address: str, digits: Path, tmp_path: Path) -> None:
     odd = tmp_path / "<b>name.png"

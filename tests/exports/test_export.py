@@ -95,6 +95,7 @@ def test_both_engines_give_the_same_predictions(mine: RunFolder, pictures: list[
             assert b.decisions
 
 
+@pytest.mark.slow
 def test_both_engines_agree_on_x_rays(mine: RunFolder, shared_data: Path) -> None:
     images = sorted((shared_data / "cxr3" / "test").rglob("*.jpeg"))
     assert len(images) == 624
@@ -104,6 +105,7 @@ def test_both_engines_agree_on_x_rays(mine: RunFolder, shared_data: Path) -> Non
     assert max(apart) < 1e-4
 
 
+@pytest.mark.slow
 def test_prediction_with_onnx_does_not_import_torch(mine: RunFolder, pictures: list[Path]) -> None:
     script = (
         "import json, sys\n"
@@ -236,6 +238,7 @@ def test_int8_file_is_smaller_and_has_its_cost(
     assert find_onnx_classifier(mine).metadata.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_pt2_file_runs_with_torch_alone(mine: RunFolder, convnext: Convnext) -> None:
     outcome = convnext("export", mine.path, "--format", "pt2", "-o", "model.pt2")
     assert outcome.code == 0, outcome.err
@@ -252,6 +255,7 @@ def test_pt2_file_runs_with_torch_alone(mine: RunFolder, convnext: Convnext) -> 
     assert done.stdout.strip() == '[5, 3] ["0", "1", "2"]'
 
 
+@pytest.mark.slow
 def test_finetune_exports_onnx_and_notes_failures(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

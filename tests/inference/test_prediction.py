@@ -3,8 +3,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from convnext_cli.inference.prediction import predict_steps
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import save_image
+from tests.conftest import Convnext, save_image
 
 
 @pytest.fixture
@@ -173,15 +171,17 @@ def test_json_and_csv_have_one_row_per_image(
     assert rows[1]["abstained"] in ("True", "False")
 
 
-def test_paths_are_read_from_standard_input(run: RunFolder, digits: Path, tmp_path: Path) -> None:
+def test_paths_are_read_from_standard_input(
+    run: RunFolder, digits: Path, tmp_path: Path, convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = sorted((digits / "1").glob("*.png"))[:2]
     odd = os.fsencode(tmp_path) + b"/no text \xff.png"
     Path(os.fsdecode(odd)).write_bytes(good[0].read_bytes())
     names = b"".join(path + b"\n" for path in (bytes(good[0]), b"gone.png", odd, bytes(good[1])))
-    command = [sys.executable, "-m", "convnext_cli", "predict", "--run", str(run.path), "--json", "-"]
-    done = subprocess.run(command, input=names, capture_output=True, check=False)
-    assert done.returncode == 3
-    rows = json.loads(done.stdout)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names)))
+    outcome = convnext("predict", "--run", run.path, "--json", "-")
+    assert outcome.code == 3
+    rows = json.loads(outcome.out)
     assert [("error" in row) for row in rows] == [False, True, False, False]
     assert rows[0]["path"] == str(good[0])
     assert rows[0]["class"] == rows[2]["class"]

@@ -1,8 +1,6 @@
 """The weights that come with the package."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from convnext_cli.models.weights import find_weights, read_weights
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.training.preparation import prepare
 from convnext_cli.training.request import TrainRequest
+from tests.conftest import Convnext
 
 OWN = load_builtin()
 NAME = f"{OWN.architecture}.{OWN.tag.name}"
@@ -93,24 +92,18 @@ def test_errors_of_the_hub_suggest_the_builtin_weights() -> None:
     assert "--weights builtin" in caught.value.remedy
 
 
-def test_builtin_weights_work_without_a_network(digits: Path, tmp_path: Path) -> None:
-    """As a user starts it, with every connection refused: fine-tune, evaluate, predict."""
-    image = next((digits / "2").glob("*.png"))
-    script = f"""
-import socket
-def refuse(*_): raise OSError("no network in this test")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-from convnext_cli.cli.app import main
-def call(*words):
-    try:
-        main([str(word) for word in words])
-    except SystemExit as ended:
-        assert not ended.code, (words, ended.code)
-call("finetune", {str(digits)!r}, "--weights", "builtin", "--epochs", 2, "--image-size", 32, "-o", "run", "--lr", 1e-3,
-     "--batch-size", 16)
-call("eval", "run")
-call("predict", {str(image)!r}, "--run", "run", "--json")
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout[done.stdout.rindex("\n[") :])[0]["class"] == "2"
+def test_builtin_weights_work_without_a_network(
+    digits: Path, convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tune, evaluate and predict with every connection refused."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("no network in this test")
+
+    for name in ("socket.socket.connect", "socket.socket.connect_ex", "socket.getaddrinfo"):
+        monkeypatch.setattr(name, refuse)
+    options = ("--epochs", 2, "--image-size", 32, "--lr", 1e-3, "--batch-size", 16, "-o", "run")
+    assert convnext("finetune", digits, "--weights", "builtin", *options).code == 0
+    assert convnext("eval", "run").code == 0
+    outcome = convnext("predict", next((digits / "2").glob("*.png")), "--run", "run", "--json")
+    assert json.loads(outcome.out)[0]["class"] == "2"

@@ -8,6 +8,7 @@ from convnext_cli.models.catalog import find_model, list_models, load_catalog, l
 from tools.generate_catalog import CATALOG, build_catalog
 
 
+@pytest.mark.slow
 def test_catalog_equals_the_installed_timm() -> None:
     assert json.loads(CATALOG.read_text()) == json.loads(json.dumps(build_catalog()))
 

@@ -245,6 +245,7 @@ def test_open_clip_image_towers_are_converted_as_in_timm(state: StateDict) -> No
         assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_every_architecture_is_identified_from_its_weights() -> None:
     for name in load_catalog():
         with torch.device("meta"):

@@ -120,6 +120,7 @@ def find_in_new_process(endpoint: str, cache: Path) -> subprocess.CompletedProce
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_unresponsive_hub_times_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
         done = find_in_new_process(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
@@ -128,6 +129,7 @@ def test_unresponsive_hub_times_out(tmp_path: Path) -> None:
     assert "--weights none" in done.stdout
 
 
+@pytest.mark.slow
 def test_weights_are_downloaded_once_and_then_cached(tmp_path: Path) -> None:
     content = b"not really weights"
 

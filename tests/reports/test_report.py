@@ -85,6 +85,7 @@ def test_names_in_the_report_are_escaped(hostile: Evaluation) -> None:
     assert "new\nline" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the report with")
 def test_report_renders_without_requests_and_errors(hostile: Evaluation) -> None:
     with Browser() as browser:
@@ -102,6 +103,7 @@ def test_report_renders_without_requests_and_errors(hostile: Evaluation) -> None
         assert browser.evaluate("document.scripts.length") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to try the browser itself with")
 def test_browser_detects_requests_and_errors(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"

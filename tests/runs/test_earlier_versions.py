@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from safetensors.torch import load_file
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.kernels.library import describe_processor
 from convnext_cli.runs.folder import RunFolder
+from tests.conftest import Convnext
 from tests.data_of_earlier_versions.make_runs import write_images
 
 ARCHIVE = Path(__file__).parents[1] / "data_of_earlier_versions" / "runs.tar.xz"
@@ -71,8 +69,12 @@ def test_earlier_run_is_resumed_to_the_same_model(runs: Path) -> None:
     check_model(runs / "stopped", runs)
 
 
-def test_earlier_plan_repeats_the_run(runs: Path, images: Path) -> None:
-    command = [sys.executable, "-m", "convnext_cli", "finetune", str(images), "-c", "finished/plan.toml", "-o", "again"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, cwd=runs, env=environment)
+def test_earlier_plan_repeats_the_run(runs: Path, images: Path, convnext: Convnext) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        outcome = convnext("finetune", images, "-c", "finished/plan.toml", "-o", "again")
+    finally:
+        torch.set_num_threads(threads)
+    assert outcome.code == 0, outcome.err
     check_model(runs / "again", runs)

@@ -53,6 +53,7 @@ def test_outcomes_are_told_apart(done: Outcome, outcome: str) -> None:
     assert classify(done, whole, Path("none"), Path("none"), "config.json: x") == outcome
 
 
+@pytest.mark.slow
 def test_wrong_values_of_options_are_refused(run: RunFolder, digits: Path, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     shutil.copytree(digits, tmp_path / "data")

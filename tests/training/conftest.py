@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import Choice
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
@@ -68,6 +69,25 @@ def stop_after(request: TrainRequest, steps: int, stop: Callable[[], None] | Non
                 return
             stop()
             stop = lambda: None  # noqa: E731
+
+
+@pytest.fixture(scope="session")
+def train_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
+    """Train a `TINY` run on a data folder with changes; the same changes give the same run, which no test changes."""
+
+    @cache
+    def train_tiny(data: Path, **changes: Any) -> RunFolder:
+        folder = tmp_path_factory.mktemp("tiny") / "run"
+        train(tiny_request(data, folder, **changes))
+        return RunFolder(folder)
+
+    return train_tiny
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(few_digits: Path, train_once: Callable[..., RunFolder]) -> RunFolder:
+    """A `TINY` run without interruptions."""
+    return train_once(few_digits)
 
 
 def list_texts(events: list[Any]) -> list[str]:

@@ -25,7 +25,7 @@ from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentation
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
-from tests.conftest import save_image
+from tests.conftest import Convnext, limit_files, save_image
 from tests.training.conftest import small_request, train
 
 FILES = {
@@ -99,15 +99,15 @@ def test_gradient_accumulation_gives_the_same_losses(digits: Path, tmp_path: Pat
     assert pieces == pytest.approx(full, rel=1e-5)
 
 
-def test_plan_file_repeats_the_run(digits: Path) -> None:
-    command = [sys.executable, "-m", "convnext_cli", "finetune", str(digits), "--output"]
-    flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "1", "--image-size", "32"]
-    subprocess.run([*command, "first", *flags], check=True, capture_output=True)
-    subprocess.run([*command, "again", "--config", "first/plan.toml"], check=True, capture_output=True)
+def test_plan_file_repeats_the_run(few_digits: Path, convnext: Convnext) -> None:
+    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 2, "--image-size", 32, "--seed", 3)
+    assert convnext("finetune", few_digits, "--output", "first", *flags).code == 0
+    assert convnext("finetune", few_digits, "--output", "again", "--config", "first/plan.toml").code == 0
     first, again = (Path(name, "model.safetensors").read_bytes() for name in ("first", "again"))
     assert first == again
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_model_and_rank_0_writes(digits: Path) -> None:
     flags = ["finetune", str(digits), "--model", "test_convnext", "--weights", "none", "--epochs", "2"]
     flags += ["--image-size", "32", "--batch-size", "16", "--lr", "0.001", "--json"]
@@ -238,24 +238,18 @@ def test_validation_loss_that_is_not_finite_stops_the_run(digits: Path, tmp_path
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_full_disk_leaves_no_partial_file(digits: Path, tmp_path: Path) -> None:
-    script = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-        "from convnext_cli.cli.app import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "1", "--image-size", "32", "-o", "run"]
-    command = [sys.executable, "-c", script, "finetune", str(digits), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "error: cannot write run/last/step-00000000.safetensors" in done.stderr
-    assert "bug" not in done.stderr
+def test_full_disk_leaves_no_partial_file(few_digits: Path, tmp_path: Path, convnext: Convnext) -> None:
+    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    with limit_files(300_000):
+        outcome = convnext("finetune", few_digits, *flags)
+    assert outcome.code == 1
+    assert "error: cannot write run/last/step-00000000.safetensors" in outcome.err
+    assert "bug" not in outcome.err
     assert not list((tmp_path / "run").glob(".*")), "no temporary file is left"
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_and_names_the_resume_command(digits: Path) -> None:
     flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "500", "--image-size", "32", "-o", "run"]
     command = [sys.executable, "-m", "convnext_cli", "finetune", str(digits), *flags]

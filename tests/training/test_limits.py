@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,10 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True, capture_output=True)
 
 
-def test_run_resumes_after_a_full_and_a_read_only_disk(few_digits: Path, small_disk: Path) -> None:
-    train(tiny_request(few_digits, "whole"))
+@pytest.mark.slow
+def test_run_resumes_after_a_full_and_a_read_only_disk(
+    few_digits: Path, uninterrupted: RunFolder, small_disk: Path
+) -> None:
     with pytest.raises(
         ConvnextError, match=r"cannot write .*(No space left|os error 28).*Check the disk's space"
     ) as caught:
@@ -66,7 +68,7 @@ def test_run_resumes_after_a_full_and_a_read_only_disk(few_digits: Path, small_d
         resume(run.path)
     remount(small_disk, "rw,size=20m")
     resume(run.path)
-    assert read_final_files(run) == read_final_files(RunFolder(Path("whole")))
+    assert read_final_files(run) == read_final_files(uninterrupted)
 
 
 def test_removed_run_folder_gives_an_error(few_digits: Path) -> None:
@@ -104,12 +106,11 @@ def test_time_budget_reduces_the_epochs_in_the_plan(few_digits: Path) -> None:
     assert progress["step"] == 0, "the measured steps are undone"
 
 
-def test_time_budget_changes_only_the_epochs(few_digits: Path) -> None:
+def test_time_budget_changes_only_the_epochs(few_digits: Path, train_once: Callable[..., RunFolder]) -> None:
     request = tiny_request(few_digits, "measured", epochs=2)
     roomy = replace(request, max_time=3600.0)
     train(roomy)
-    train(tiny_request(few_digits, "plain", epochs=2))
-    assert read_final_files(RunFolder(Path("measured"))) == read_final_files(RunFolder(Path("plain")))
+    assert read_final_files(RunFolder(Path("measured"))) == read_final_files(train_once(few_digits, epochs=2))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +120,11 @@ def test_duration_formats_are_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-def test_gradient_checkpointing_gives_the_same_losses(few_digits: Path) -> None:
-    plain = epochs(train(tiny_request(few_digits, "plain", epochs=2)))
+def test_gradient_checkpointing_gives_the_same_losses(few_digits: Path, train_once: Callable[..., RunFolder]) -> None:
+    plain = train_once(few_digits, epochs=2).read_log()
     saving = epochs(train(tiny_request(few_digits, "saving", epochs=2, grad_checkpointing=True)))
     for one, other in zip(plain, saving, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+        assert other.train_loss == pytest.approx(one["train_loss"], rel=1e-5)
 
 
 def test_gradient_is_clipped_to_the_norm(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +198,7 @@ main(sys.argv[1:])
 WORDS = "--model test_convnext --weights none --image-size 32 --batch-size 8 --lr 0.002 --val-fraction 0.2"
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_a_smaller_micro_batch(few_digits: Path) -> None:
     Path("script.py").write_text(SLOW_RANK)
     words = ["finetune", str(few_digits), *WORDS.split(), "--epochs", "2", "-o"]
@@ -219,6 +221,7 @@ def test_more_devices_than_available_are_refused() -> None:
         launch(100_000)
 
 
+@pytest.mark.slow
 def test_devices_stop_together_and_one_process_resumes(few_digits: Path) -> None:
     words = ["finetune", str(few_digits), *WORDS.split(), "--epochs", "40", "--devices", "2", "-o", "run"]
     with subprocess.Popen([sys.executable, "-m", "convnext_cli", *words], stderr=subprocess.PIPE, text=True) as process:
@@ -241,5 +244,6 @@ def test_devices_stop_together_and_one_process_resumes(few_digits: Path) -> None
 SHORT = KILLED.replace("--epochs 6", "--epochs 3")
 
 
+@pytest.mark.slow
 def test_run_killed_at_random_moments_ends_in_the_same_bytes(few_digits: Path) -> None:
     assert compare(few_digits, kills=3, processes=1, seed=1, settings=SHORT).startswith("3 kills")

@@ -182,6 +182,7 @@ def export(run: RunFolder, **options: Any) -> ExportedFile:
     return exported
 
 
+@pytest.mark.slow
 def test_one_channel_exports_take_rgb_and_predict_like_the_run(grey_run: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     shutil.copytree(grey_run.path, tmp_path / "run")

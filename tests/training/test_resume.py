@@ -37,14 +37,6 @@ from tests.training.conftest import STEPS, list_texts, resume, stop_after, tiny_
 from tools.kill_test import read_final_files
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run without interruptions."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny_request(few_digits, folder))
-    return RunFolder(folder)
-
-
 @pytest.mark.parametrize("steps", [2, 5, STEPS, STEPS + 5, 3 * STEPS])
 def test_resumed_run_ends_in_the_same_bytes(few_digits: Path, uninterrupted: RunFolder, steps: int) -> None:
     stop_after(tiny_request(few_digits, "run"), steps)

@@ -1,6 +1,7 @@
 """What single settings of a recipe do to a run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,13 @@ def test_ema_averages_the_steps(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 8])
-def test_ema_head_phase_and_sampler_resume_to_the_same_bytes(digits: Path, steps: int) -> None:
+def test_ema_head_phase_and_sampler_resume_to_the_same_bytes(
+    digits: Path, train_once: Callable[..., RunFolder], steps: int
+) -> None:
     parts = {"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1, "epochs": 2}
-    whole = tiny_request(digits, "whole", **parts, batch_size=64)
-    stop_after(whole, 10**6)
     stop_after(tiny_request(digits, "run", **parts, batch_size=64), steps)
     resume("run")
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(train_once(digits, **parts, batch_size=64))
 
 
 def test_head_phase_trains_the_head_only(digits: Path, run: RunFolder) -> None:
@@ -172,9 +173,8 @@ def test_worse_soup_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("steps", [5, 8])
-def test_soup_resumes_to_the_same_bytes(digits: Path, steps: int) -> None:
+def test_soup_resumes_to_the_same_bytes(digits: Path, train_once: Callable[..., RunFolder], steps: int) -> None:
     own = {"average_best": 2, "epochs": 2, "batch_size": 64}
-    stop_after(tiny_request(digits, "whole", **own), 10**6)
     stop_after(tiny_request(digits, "run", **own), steps)
     resume("run")
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(train_once(digits, **own))

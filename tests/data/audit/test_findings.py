@@ -219,6 +219,7 @@ def test_exclusions_must_name_existing_files(tmp_path: Path) -> None:
         load(tmp_path / "data", exclude=str(tmp_path / "plain.txt"))
 
 
+@pytest.mark.slow
 def test_chest_x_rays_audit(shared_data: Path) -> None:
     result = audit(shared_data / "cxr3")
     groups = find(result, "groups across splits")

@@ -34,6 +34,7 @@ from convnext_cli.training.request import TrainRequest
 from tests.training.conftest import small_request, train
 
 Passes = list[tuple[str, int]]
+UNTRAINED: dict[str, Any] = {"model": "test_convnext", "weights": "none"}
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ def test_resumed_run_keeps_its_compute_config(
         return autotune.AutotuneResult(compute_config=compute_config)
 
     monkeypatch.setattr(autotune, "choose_compute_config", choose)
-    request = replace(small_request(digits, tmp_path / "whole", epochs=1, save_every=5), audit=False)
+    request = replace(small_request(digits, tmp_path / "whole", save_every=5, **UNTRAINED), audit=False)
     train(request)
     events = finetune_steps(replace(request, output=tmp_path / "cut"))
     for event in events:
@@ -271,7 +272,7 @@ def test_only_whole_micro_batches_are_compiled(digits: Path, tmp_path: Path, mon
         return forward
 
     monkeypatch.setattr(torch, "compile", compile)
-    request = replace(small_request(digits, tmp_path / "run", epochs=1, save_every=5), audit=False)
+    request = replace(small_request(digits, tmp_path / "run", save_every=5, **UNTRAINED), audit=False)
     for event in (events := finetune_steps(replace(request, compile=True))):
         if isinstance(event, StepDone) and event.step == 6:
             break
@@ -291,7 +292,7 @@ def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monk
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    request = replace(small_request(digits, tmp_path / "run"), audit=False, compile=True)
+    request = replace(small_request(digits, tmp_path / "run", **UNTRAINED), audit=False, compile=True)
     started = next(event for event in finetune_steps(request) if isinstance(event, Started))
     assert any("(no C++ compiler)" in notice.text for notice in started.notices)
     assert "compiled" not in started.compute_config

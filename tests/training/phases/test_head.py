@@ -134,6 +134,7 @@ def export(run: RunFolder, **options: Any) -> ExportedFile:
     return exported
 
 
+@pytest.mark.slow
 def test_exports_with_hidden_layer_predict_like_the_run(head_run: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     shutil.copytree(head_run.path, tmp_path / "run")
