@@ -37,12 +37,21 @@ def is_read_by_pillow(tags: Any) -> bool:
         return False
     if compression in (*_JPEG, *_CCITT):
         return True
+    if _lacks_strips(tags):  # Pillow leaves them black; `read_tiff` refuses the file
+        return False
     if max(bits) > 8:
         return samples == 1 and photometric == _MINISBLACK and (formats[0], bits[0]) in _PILLOW_DEEP
     if photometric == _PALETTE and max(tags.get(320, (65535,))) < 256:
         return False
     is_subsampled = photometric == 6 and compression == _UNCOMPRESSED and tags.get(530, (2, 2)) != (1, 1)
     return set(formats) == {_UNSIGNED} and not is_separate and not is_subsampled
+
+
+def _lacks_strips(tags: Any) -> bool:
+    """Return True if a TIFF file has fewer strips than its height needs."""
+    height, strips = tags.get(257, 0), tags.get(273, ())
+    rows = min(tags.get(278) or height, height)
+    return bool(strips and rows) and len(strips) < -(-height // rows)
 
 
 def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:

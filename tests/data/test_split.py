@@ -76,6 +76,25 @@ def test_split_keeps_groups_and_duplicates_in_one_part() -> None:
             assert abs(result - fraction * whole) <= 3
 
 
+def test_each_image_of_a_set_of_duplicates_is_in_its_split() -> None:
+    sets = [(row, 60 + row, 120 + row) for row in range(60)]
+    index = split_index(
+        make_index(180), val_fraction=0.3, test_fraction=0.3, seed=0, duplicate_sets=sets
+    )  # so many that no draw by image keeps them together
+    assert [len({index.splits[row] for row in rows}) for rows in sets] == [1] * 60
+    assert index.count_classes("train") == [72]
+
+
+def test_folds_divide_existing_splits_without_a_test_split() -> None:
+    existing = replace(make_index(50, 50), splits=(("train",) * 40 + ("val",) * 10) * 2)
+    vals = []
+    for fold in range(1, 6):
+        split = split_index(existing, val_fraction=0.3, test_fraction=0.2, seed=0, folds=Folds(number=5, fold=fold))
+        assert (split.count_classes("train"), split.count_classes("val")) == ([40, 40], [10, 10])
+        vals += split.rows("val")
+    assert sorted(vals) == list(range(100))
+
+
 def test_folds_divide_all_but_the_test_images() -> None:
     index = make_index(50, 70)
     vals = []

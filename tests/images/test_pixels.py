@@ -111,6 +111,35 @@ def test_tiff_of_every_type_and_layout_is_read_as_stored(tmp_path: Path, kind: s
             assert (result.pixels.min(), result.pixels.max()) == (0, 255) or kind == "uint8"
 
 
+def test_signed_bytes_are_read_as_numbers(tmp_path: Path) -> None:
+    values = (WAVES[..., 0] * 200 - 100).astype(np.int8)
+    tifffile.imwrite(tmp_path / "signed.tif", values, photometric="minisblack")
+    expected = np.repeat((values.astype(int) + 128).astype(np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_image(tmp_path / "signed.tif").pixels, expected)
+
+
+def test_palette_of_16_bits_is_scaled_by_its_largest_value(tmp_path: Path) -> None:
+    for top, expected in ((255, 255), (256, 1), (65535, 255)):  # 255: written by programs that take 8 bits for 16
+        table = np.zeros((3, 256), np.uint16)
+        table[:, 1] = top
+        indexes = np.eye(8, dtype=np.uint8)
+        tifffile.imwrite(tmp_path / "palette.tif", indexes, photometric="palette", colormap=table)
+        np.testing.assert_array_equal(read_image(tmp_path / "palette.tif").pixels[..., 0], expected * indexes)
+
+
+def test_tiff_with_too_few_strips_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "short.tif"
+    rows = make_values("uint16", 1)[..., 0].view(np.uint8)[None, :14]
+    write_tiff(path, rows, {256: 64, 258: 16, 259: 1, 262: 1, 277: 1, 284: 1, 339: 1})
+    assert read_image(path).pixels.shape == (14, 64, 3)
+    content = path.read_bytes()
+    height = struct.pack("<HHLL", 257, 4, 1, 14)
+    assert content.count(height) == 1
+    path.write_bytes(content.replace(height, struct.pack("<HHLL", 257, 4, 1, 21)))
+    with pytest.raises(ImageError, match="ends before its image"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("compression", [1, 5, 8, 32773, 50000, 34925])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(("predictor", "planar"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)])

@@ -19,6 +19,16 @@ def test_fraction_has_wilsons_interval() -> None:
     assert (interval.low, interval.high) == pytest.approx((0.8882, 0.9785), abs=1e-4)
 
 
+def test_few_units_widen_wilsons_interval_and_a_range_scales_it() -> None:
+    # 5 of 10 images: the bootstrap variance times 10 / 9, so Wilson's interval of 9, with t of 1.5 x 9 degrees
+    z2 = student.ppf(0.975, 13.5) ** 2 / 9
+    half = (z2 / 4 + z2**2 / 4) ** 0.5 / (1 + z2)
+    interval = score_interval(0.5, 0.25 / 10, 10)
+    assert (interval.low, interval.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
+    wide = score_interval(0.0, 4 * 0.25 / 10, 10, low=-1.0)
+    assert (wide.low, wide.high) == pytest.approx((-2 * half, 2 * half), abs=1e-4)
+
+
 def test_perfect_metric_has_an_interval_of_positive_length() -> None:
     logits, labels = np.eye(2)[[0, 1] * 30] * 5, np.array([0, 1] * 30)
     intervals = compute_intervals(logits, labels)

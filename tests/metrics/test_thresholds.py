@@ -42,6 +42,15 @@ def test_temperature_minimises_the_log_loss() -> None:
     assert calibrated.confusion == raw.confusion
 
 
+def test_targets_of_few_images_are_smoothed() -> None:
+    logits, labels = draw(12, seed=1)
+    target = np.where(np.eye(3)[labels] == 1, 13 / 14, 1 / 14 / 2)  # Platt 1999
+    best = minimize_scalar(
+        lambda t: -(target * log_softmax(4 * logits / t)).sum(axis=1).mean(), bounds=(0.1, 20), method="bounded"
+    )
+    assert fit_temperature(4 * logits, labels) == pytest.approx(best.x, rel=1e-3)
+
+
 def test_temperature_stays_within_its_bounds() -> None:
     labels = np.array([0, 1, 2] * 20)
     temperature = fit_temperature(np.eye(3)[labels], labels)
@@ -130,6 +139,22 @@ def test_mcnemar_equals_published_example_and_widens_with_clusters() -> None:
     assert plain.p_value == pytest.approx(3.7e-5, rel=0.05)
     pairs = compare(first, second, labels, [str(i // 2) for i in range(236)])
     assert pairs.p_value > 10 * alone.p_value, "two images of one patient are not two witnesses"
+
+
+def test_pixel_statistics_are_those_of_their_definition() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    scaled = images.astype(float) / 255
+    brightness = scaled.mean(axis=3)
+    expected = [
+        brightness.mean(axis=(1, 2)),
+        np.log(brightness.std(axis=(1, 2)) + 0.02),
+        np.log((scaled.max(axis=3) - scaled.min(axis=3)).mean(axis=(1, 2)) + 0.01),
+    ]
+    for step in (1, 2, 4):
+        part = brightness[:, ::step, ::step]
+        steps = [np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
+        expected.append(np.log(steps[0] + steps[1] + 0.005))
+    np.testing.assert_allclose(measure_pixels(images), np.stack(expected, axis=1), rtol=1e-5)
 
 
 def test_ood_score_keeps_its_rate_and_is_two_sided() -> None:

@@ -141,7 +141,7 @@ def test_changed_images_are_refused_and_overwrite_replaces(data: Path, folds_run
 def test_time_budget_is_shared_by_the_folds(data: Path) -> None:
     request = folds_request(data, "cv", epochs=400, folds=3)
     plans = []
-    events = cross_validate_steps(replace(request, max_time=4.0))
+    events = cross_validate_steps(replace(request, max_time=4.0, autotune=False))
     for event in events:
         if isinstance(event, Started):
             plans.append(event.plan.settings)

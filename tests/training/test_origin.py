@@ -227,7 +227,9 @@ def test_checkpoint_without_digests_resumes_with_a_notice_and_gets_them(run: Run
 def test_measured_epochs_and_lr_are_part_of_the_origin(data: Path) -> None:
     from dataclasses import replace
 
-    request = replace(tiny_request(data, "run", lr="auto", epochs=100_000, warmup_epochs=3.0), max_time=2.0)
+    request = replace(
+        tiny_request(data, "run", lr="auto", epochs=100_000, warmup_epochs=3.0), max_time=2.0, autotune=False
+    )
     events = finetune_steps(request)
     next(event for event in events if isinstance(event, Started))
     events.close()
