@@ -224,6 +224,18 @@ def test_checkpoint_without_digests_resumes_with_a_notice_and_gets_them(run: Run
         resume("run")
 
 
+@pytest.mark.parametrize("change", ["gone", "new"])
+def test_checkpoint_with_other_parameters_is_refused(run: RunFolder, change: str) -> None:
+    for path in run.list_checkpoints():
+        tensors, text = read_checkpoint(path)
+        tensor = tensors.pop("model.head.fc.bias")
+        tensors |= {} if change == "gone" else {"model.head.fc.bias": tensor, "model.head.fc.scale": tensor.clone()}
+        write_tensors(tensors, path, {"state": text, "sha256": compute_digest(tensors, text)})
+    name = "bias" if change == "gone" else "scale"
+    with pytest.raises(RunError, match=rf"does not fit the model .* 1 parameters differ, such as head\.fc\.{name}"):
+        resume(run.path)
+
+
 def test_measured_epochs_and_lr_are_part_of_the_origin(data: Path) -> None:
     from dataclasses import replace
 

@@ -303,6 +303,15 @@ def test_out_of_memory_for_one_image_names_the_remedy(few_digits: Path, monkeypa
     assert len(load_file("run/model.safetensors")) > 10, "the first epoch's model is there"
 
 
+def test_out_of_memory_in_a_batch_of_one_image_names_one_image(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_above(monkeypatch, 0, calls=6)  # 47 images in 6 micro-batches, then the last image alone
+    with pytest.raises(OutOfMemoryError, match="too little memory for a single image of 32 px") as caught:
+        train(tiny_request(few_digits, "run", batch_size=47, micro_batch_size=8))
+    assert "--micro-batch-size" not in caught.value.remedy
+
+
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     """Make the gradients of some steps not finite; steps are counted from 0, repeated ones too."""
     seen = iter(range(10**9))
