@@ -69,10 +69,15 @@ def test_values_are_converted_to_the_declared_types() -> None:
     assert request == Example(file=Path("a/b"), paths=("x",), ratio="auto", plain=4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "0", "soon", "1d", "-5m", "1h30"])
-def test_a_duration_is_in_hours_minutes_or_seconds(text: str) -> None:
-    if text == "1h30":
-        assert parse_duration(text) == 3630
-        return
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1h30", 3630), ("45s", 45), ("1.5h", 5400), ("20", 20)],
+)
+def test_a_duration_is_in_hours_minutes_or_seconds(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "1d", "-5m"])
+def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid duration"):
         parse_duration(text)

@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TRAINING_TESTS = [
-    f"tests/training/{name}" for name in ("test_resume.py", "test_settings.py", "test_limits.py", "parts")
-]
+TRAINING_TESTS = [f"tests/training/test_{name}.py" for name in ("resume", "origin", "settings", "limits", "finetuning")]
 MODULES = {
     "convnext_cli/metrics": ["tests/metrics"],
     "convnext_cli/images": ["tests/images"],

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_choices
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import Convnext, Outcome, save_image
+from tests.conftest import ROOT, Convnext, Outcome, save_image
 
 
 def errors(outcome: Outcome) -> list[str]:
@@ -324,8 +325,9 @@ def test_names_from_folders_are_never_markup(convnext: Convnext, tmp_path: Path)
     assert "[red]a" in outcome.out
 
 
-def test_version(convnext: Convnext) -> None:
-    assert convnext("--version").out.startswith("convnext 0.")
+def test_version_is_that_of_the_distribution(convnext: Convnext) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert convnext("--version").out == f"convnext {version}\n"
 
 
 def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFolder, tmp_path: Path) -> None:

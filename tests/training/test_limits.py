@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from convnext_cli.errors import ConvnextError, UsageError
-from convnext_cli.options import parse_duration
 from convnext_cli.progress import Progress
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
@@ -111,13 +110,6 @@ def test_time_budget_changes_only_the_epochs(few_digits: Path, train_once: Calla
     roomy = replace(request, max_time=3600.0)
     train(roomy)
     assert read_final_files(RunFolder(Path("measured"))) == read_final_files(train_once(few_digits, epochs=2))
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1.5h", 5400), ("20", 20)]
-)
-def test_duration_formats_are_parsed(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
 
 
 def test_gradient_checkpointing_gives_the_same_losses(few_digits: Path, train_once: Callable[..., RunFolder]) -> None:
