@@ -56,6 +56,7 @@ class TrainOptions(SettingsDict, total=False):
 
     model: str | None
     weights: Path | str
+    teacher: Path | str | None
     recipe: str
     offline: bool
     max_time: float | None
@@ -180,13 +181,14 @@ def make_train_request(options: Mapping[str, Any]) -> TrainRequest:
     check_settings(settings)
     choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
     if sources.config is not None:
-        from convnext_cli.recipes.plan import override_choices, read_choices, read_plan
+        from convnext_cli.recipes.plan import override_choices, read_choices, read_plan, read_teacher
 
         model, weights, _ = read_plan(sources.config)
+        teacher = read_teacher(sources.config)
         choices = override_choices(
             read_choices(sources.config), choices, same_model=request.get("model") in (None, model)
         )
-        request = {"model": model, "weights": weights or "auto"} | request
+        request = {"model": model, "weights": weights or "auto", "teacher": teacher} | request
     return make_request(TrainRequest, request | {"choices": choices})
 
 

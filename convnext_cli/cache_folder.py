@@ -27,6 +27,7 @@ class CachePart:
 _CACHE_PARTS = {  # subfolder: title, and the patterns of its entries; no other file is ever removed
     "pictures": ("decoded images", ("*.sqlite", "*.sqlite-journal")),
     "audit": ("measurements of images, for `check`", ("*.npz",)),
+    "teachers": ("outputs of teachers, for distillation", ("*.npy",)),
     "digests": ("digests of image files", ("*.sqlite", "*.sqlite-journal")),
     "unpacked": ("unpacked zip files", (f"*-{24 * '[0-9a-f]'}", ".unpacking-*", "*.lock")),
     "probes": ("measured training speeds", ("*.json",)),

@@ -6,6 +6,7 @@ from pathlib import Path
 from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.index import AUTO, NONE, Index, select_rows
+from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError
 from convnext_cli.progress import Notice, Steps
@@ -27,6 +28,8 @@ class DatasetRequest:
     """The source of groups: `auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
     resplit: bool = False
     """True if new splits replace the data's own."""
+    unlabelled: bool = False
+    """True if all images below the folder are taken as one class."""
     audit: bool = True
     """True if every image is checked."""
 
@@ -80,7 +83,10 @@ def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
         DataError: the data or the list of images to leave out cannot be used.
         UsageError: the pattern for groups is invalid.
     """
-    index = scan_data(request.data, image_root=request.image_root, exclude=request.exclude)
+    if request.unlabelled:
+        index = scan_unlabelled(request.data, exclude=request.exclude)
+    else:
+        index = scan_data(request.data, image_root=request.image_root, exclude=request.exclude)
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
     return group_index(index, request.group_from)

@@ -15,6 +15,8 @@ from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.errors import DataError, UsageError
 
+UNLABELLED = "unlabelled"
+
 
 def scan_folder(
     root: Path,
@@ -67,6 +69,35 @@ def scan_folder(
             f"Put them into {archive or root}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format",
         )
     return index
+
+
+def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
+    """Find all images of a folder and of the folders below, whatever their names, as one class without splits.
+
+    Raises:
+        DataError: the folder does not exist, is not readable, or has no image.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder", "Give a folder of images")
+    skipped: Counter[str] = Counter()
+    try:
+        tree = walk_folder(str(root), skipped)
+    except OSError as error:
+        raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
+    excluded = _exclude_from(tree, root, exclude) if exclude != NONE else set()
+    skipped[EXCLUDED] = len(excluded)
+    start = len(os.path.join(root, ""))  # noqa: PTH118
+    paths = tuple(sorted(path[start:].replace(os.sep, "/") for path in tree.list_images()))
+    if not paths:
+        raise DataError(f"no images under {root}", "Give a folder of JPEG, PNG, TIFF, DICOM or other readable images")
+    return Index(
+        root=root,
+        classes=(UNLABELLED,),
+        paths=paths,
+        labels=(0,) * len(paths),
+        splits=("",) * len(paths),
+        skipped={reason: count for reason, count in skipped.items() if count},
+    )
 
 
 def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:

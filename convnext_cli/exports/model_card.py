@@ -11,9 +11,10 @@ from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
-from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
+from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.models.weights import read_weights_license
-from convnext_cli.recipes.plan import read_plan, read_reasons
+from convnext_cli.recipes.plan import read_plan, read_reasons, read_teacher
+from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import Preprocessing
 from convnext_cli.text import make_visible
@@ -31,7 +32,7 @@ CLASS_METRICS = (METRICS["recall"], METRICS["precision"])
 
 @dataclass(frozen=True, slots=True)
 class License:
-    """The licence of the base weights, as far as it is known."""
+    """The licence of a run's weights, as far as it is known."""
 
     name: str | None
     reason: str
@@ -46,13 +47,20 @@ class License:
 
 
 def find_license(run: RunFolder) -> License:
-    """Return the licence of the weights that a run started from."""
-    model, weights, _ = _read_plan(run)
+    """Return the licence of a run: that of the weights that it started from, of its teacher and of its images."""
+    model, weights, settings = _read_plan(run)
+    sources = [f"the base weights {model}" if weights == "auto" else "the base weights"] * (weights != "none")
+    if run.plan.exists() and read_teacher(run.plan) is not None:
+        sources.append("the teacher")
+    if settings.get("data_license", UNKNOWN) != UNKNOWN:
+        sources.append("the images")
     if name := read_weights_license(run.path):
-        return License(name, f"that of the base weights {model}" if weights == "auto" else "that of the base weights")
-    if weights == "none":
+        return License(name, f"that of {' and '.join(sources) or 'the base weights'}")
+    if not sources:
         return License(None, "trained from random weights, which imply no licence; the owner decides")
-    return License(None, "the licence of the base weights is not known")
+    if sources[0].startswith("the base weights"):
+        sources[0] = "the base weights"
+    return License(None, f"the licence of {' or '.join(sources)} is not known")
 
 
 def render_card(run: RunFolder, evaluation: Evaluation | None, license: License) -> str:
@@ -102,7 +110,7 @@ def _render_header(license: License, base: str | None) -> str:
 
 
 def _describe_restriction(license: License) -> str:
-    if license.name in NON_COMMERCIAL_LICENSES:
+    if is_non_commercial(license.name):
         return "Not for commercial use. "
     return "Find out the licence before you share the model. " if license.is_unknown else ""
 

@@ -47,6 +47,8 @@ class Plan:
     weights: str
     """`auto`, `none`, or a path."""
     choices: dict[str, Choice]
+    teacher: str | None = None
+    """A path or a name of timm's model that is distilled; None without one."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Plan:
             "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags override it.",
             _to_toml("model", self.model),
             _to_toml("weights", self.weights),
+            *([_to_toml("teacher", self.teacher)] if self.teacher is not None else []),
             "",
             "[settings]",
         ]
@@ -111,6 +114,16 @@ def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
     """
     raw = _read_tables(path)
     return raw.get("model"), raw.get("weights"), raw.get("settings", {})
+
+
+def read_teacher(path: Path) -> str | None:
+    """Read the teacher of a plan file; None if it has none.
+
+    Raises:
+        UsageError: as `read_plan`.
+    """
+    teacher: str | None = _read_tables(path).get("teacher")
+    return teacher
 
 
 def read_choices(path: Path) -> dict[str, Choice]:
@@ -199,7 +212,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the plan {path}: {error}", "Give a TOML file as `finetune` writes it") from error
-    kinds = {"model": str, "weights": str, "settings": dict, "reasons": dict}
+    kinds = {"model": str, "weights": str, "teacher": str, "settings": dict, "reasons": dict}
     unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
     if unknown:
         raise UsageError("; ".join(unknown), f"A plan has {', '.join(kinds)}")
@@ -252,6 +265,8 @@ class PlanInputs:
     """The pretrained weights; None for random initialisation."""
     weights: str = "auto"
     """`auto`, `none`, or a path."""
+    teacher: str | None = None
+    """The model that is distilled, or None."""
     counts: DataCounts
     """All images decide on the specification's rows, training images on the number of steps."""
     fingerprint: Fingerprint | None = None
@@ -294,6 +309,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
     return Plan(
         model=_name_model(inputs),
         weights=inputs.weights,
+        teacher=inputs.teacher,
         choices={name: choices[name] for name in describe_settings()},
     )
 

@@ -24,6 +24,7 @@ DEFAULT_RECIPE = "measured"
 MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a typing error
 MAX_LR = 1e6  # far above any that trains; larger values overflow
 AUTO = "auto"
+UNKNOWN = "unknown"
 FLATTEN = (
     "a head without pooling fits one input size only, and has a weight for each position, 49 times as many at 224 px"
 )
@@ -266,6 +267,43 @@ class Settings:
         float,
         Option(help="Probability of random erasing; 0 is off.", group=AUGMENTATION, low=0, high=1),
     ] = 0.0
+    teacher_weight: Annotated[
+        float,
+        Option(
+            help="Weight of the teacher's probabilities in the loss, against that of the labels.",
+            group=TRAINING,
+            low=0,
+            high=1,
+        ),
+    ] = 0.7
+    teacher_temperature: Annotated[
+        float,
+        Option(
+            help="Temperature of the teacher's and the student's probabilities in the loss.",
+            group=TRAINING,
+            low=0,
+            high=100,
+            is_open=True,
+        ),
+    ] = 2.0
+    teacher_features: Annotated[
+        float,
+        Option(
+            help="Weight in the loss of 1 - cosine of the teacher's pooled features; 0 is off.",
+            group=TRAINING,
+            low=0,
+            high=100,
+        ),
+    ] = 1.0
+    teacher_views: Annotated[
+        int,
+        Option(
+            help="Random views of each image that the teacher is run on, once; epochs take turns.",
+            group=TRAINING,
+            low=1,
+            high=10_000,
+        ),
+    ] = 8
     average_best: Annotated[
         int,
         Option(
@@ -334,6 +372,21 @@ class Settings:
         bool,
         Option(help="Ignore the data's own splits and draw new ones.", group=DATA, has_negation=True),
     ] = False
+    unlabelled: Annotated[
+        bool,
+        Option(
+            help="Take all images below the folder as unlabelled; the teacher's predictions are their labels.",
+            group=DATA,
+            has_negation=True,
+        ),
+    ] = False
+    data_license: Annotated[
+        str,
+        Option(
+            help="Licence of the images, such as cc-by-nc-4.0; it becomes part of the model's.",
+            group=DATA,
+        ),
+    ] = UNKNOWN
     folds: Annotated[
         int,
         Option(
@@ -437,6 +490,10 @@ class SettingsDict(TypedDict, total=False):
     jitter: float
     rand_augment: float
     erasing: float
+    teacher_weight: float
+    teacher_temperature: float
+    teacher_features: float
+    teacher_views: int
     average_best: int
     clip_grad: float
     patience: int
@@ -447,6 +504,8 @@ class SettingsDict(TypedDict, total=False):
     exclude: str
     group_from: str
     resplit: bool
+    unlabelled: bool
+    data_license: str
     folds: int
     fold: int
     val_fraction: float

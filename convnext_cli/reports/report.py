@@ -15,7 +15,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
-from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
+from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.reports import plots
@@ -132,7 +132,7 @@ def _describe_run(run: RunFolder) -> dict[str, Any]:
         "model": config.architecture,
         "input_size": config.pretrained_cfg.input_size[1],
         "license": license,
-        "is_non_commercial": license in NON_COMMERCIAL_LICENSES,
+        "is_non_commercial": is_non_commercial(license),
         "log": run.read_log(),
         "result": None if members else run.read_result(),
         "settings": _read_settings(run),

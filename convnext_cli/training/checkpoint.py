@@ -28,6 +28,7 @@ from convnext_cli.progress import Notice
 from convnext_cli.runs.files import PLAN
 from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder, restore_remedy
 from convnext_cli.training.compute.devices import is_sharded
+from convnext_cli.training.parts.distillation import drop_projection
 from convnext_cli.training.state import TrainingState
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def save_model(context: "TrainingContext", state: TrainingState, weights: Tensor
     write_model(
         context.network,
         context.run.path,
-        weights,
+        drop_projection(weights),
         classes=context.index.classes,
         preprocessing=context.preprocessing,
         license=state.license,

@@ -18,6 +18,7 @@ from convnext_cli.training.compute.compute_config import CompiledModel
 from convnext_cli.training.compute.signals import Signals
 from convnext_cli.training.parts.ema import ModelEma
 from convnext_cli.training.parts.loss import Loss
+from convnext_cli.training.teaching import Distillation
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +42,8 @@ class TrainingContext:
     """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     cache: bool = True
     """True to keep decoded images for later epochs and runs."""
+    distillation: Distillation | None = None
+    """What the model learns from a teacher; None without one."""
     ema: ModelEma | None = None
     compiled: CompiledModel | None = None
     signals: Signals = field(default_factory=Signals)
@@ -78,7 +81,7 @@ class TrainingContext:
         return -(-self.settings.batch_size // processes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits (B, K) of inputs (B, C, S, S), with a gradient."""
+        """Return the logits (B, K) of inputs (B, C, S, S), with a gradient; a student's predicted features follow."""
         if self.compiled is not None and len(inputs) == self.compiled.images:
             return self.compiled.forward(inputs)
         logits: Tensor = self.model(inputs)
@@ -99,3 +102,5 @@ class RankBatch:
     """Images of the whole batch, over all ranks."""
     mixes: bool
     """True if mixup and CutMix are on."""
+    teacher: Tensor | None = None
+    """The teacher's outputs for the images, (B, C + D); None without a teacher."""

@@ -17,13 +17,22 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.locks import lock_folder
 from convnext_cli.machine import count_cpus, count_local_processes
 from convnext_cli.metrics.summary import Metrics
+from convnext_cli.models.licenses import join_licenses
 from convnext_cli.progress import Notice, Progress
-from convnext_cli.recipes.settings import AUTO
+from convnext_cli.recipes.settings import AUTO, UNKNOWN
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume, name_runs, open_folder
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import Complete, EpochDone, FinetuneResult, Planned, Started, Trained, TrainSteps
-from convnext_cli.training.origin import NO_CONTENTS, Origin, check_contents, digest_contents, record_origin
+from convnext_cli.training.origin import (
+    NO_CONTENTS,
+    Origin,
+    check_contents,
+    check_teacher,
+    digest_contents,
+    record_origin,
+    sum_digests,
+)
 from convnext_cli.training.preparation import (
     Preparation,
     check_unfinished,
@@ -40,6 +49,7 @@ if TYPE_CHECKING:
 
     from convnext_cli.data.index import Index
     from convnext_cli.inference.calibration import Calibration
+    from convnext_cli.inference.teacher import Teacher
     from convnext_cli.training.compute.autotune import AutotuneResult
     from convnext_cli.training.context import TrainingContext
     from convnext_cli.training.state import TrainingState
@@ -139,6 +149,7 @@ def start_training(
     """
     from convnext_cli.training.build import build_context
     from convnext_cli.training.compute.devices import do_on_first_rank
+    from convnext_cli.training.teaching import compute_outputs
 
     index, origin = preparation.index, preparation.origin
     yield Planned(
@@ -153,9 +164,13 @@ def start_training(
         contents = yield from digest_contents(index, threads=max(1, count_cpus() // count_local_processes()))
     if origin is not None:
         do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
-    context = build_context(request, preparation, run, accelerator)
+    teacher = _open_teacher(request, preparation)
+    context = build_context(request, preparation, run, accelerator, teacher)
+    if teacher is not None:
+        images = do_on_first_rank(accelerator, partial(sum_digests, contents))
+        yield from compute_outputs(context, teacher, images)
     if request.resume is None:
-        training = yield from _begin(context, request, preparation, contents)
+        training = yield from _begin(context, request, preparation, contents, teacher)
     else:
         training = _resume(context, request, preparation, contents)
     if training.state.images != preparation.images:
@@ -204,8 +219,28 @@ def run_training(
         return (yield from _finish(context, state, complete))
 
 
+def _open_teacher(request: TrainRequest, preparation: Preparation) -> "Teacher | None":
+    """Return the teacher of the plan; None if it has none.
+
+    Raises:
+        RunError: its weights are not those that the run began with.
+    """
+    if preparation.plan.teacher is None:
+        return None
+    from convnext_cli.inference.teacher import open_teacher
+
+    teacher = open_teacher(preparation.plan.teacher, offline=request.offline)
+    if preparation.origin is not None:
+        check_teacher(preparation.origin, teacher.identity)
+    return teacher
+
+
 def _begin(
-    context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
+    context: "TrainingContext",
+    request: TrainRequest,
+    preparation: Preparation,
+    contents: "NDArray[np.uint64]",
+    teacher: "Teacher | None",
 ) -> TrainSteps[Training]:
     """Begin a new run: all that comes before its first step. All ranks call it."""
     from convnext_cli.training.checkpoint import load_checkpoint, save_checkpoint
@@ -216,7 +251,7 @@ def _begin(
     run, settings = context.run, context.settings
 
     # 1. The files that describe the data, and the digests that `--resume` compares.
-    origin = _write_beginning(context, request, preparation, contents)
+    origin = _write_beginning(context, request, preparation, contents, teacher.identity if teacher else "")
 
     # 2. The compute configuration, which decides the rounding of all that follows.
     yield Progress(done=0, total=1, activity="autotuning")
@@ -224,7 +259,7 @@ def _begin(
     state = TrainingState(
         images=preparation.images,
         origin=asdict(origin),
-        license=_find_license(preparation),
+        license=_find_license(preparation, teacher),
         micro_batch_size=settings.micro_batch_size,
         blocks=compute.compute_config.blocks,
         threads=compute.compute_config.threads,
@@ -251,7 +286,11 @@ def _begin(
 
 
 def _write_beginning(
-    context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
+    context: "TrainingContext",
+    request: TrainRequest,
+    preparation: Preparation,
+    contents: "NDArray[np.uint64]",
+    teacher_identity: str,
 ) -> Origin:
     """Write the files of a new run that describe its data and environment, and return what it begins with."""
     from convnext_cli.training.compute.devices import describe_device, do_on_first_rank
@@ -261,7 +300,8 @@ def _write_beginning(
         run.create(overwrite=request.overwrite)
         write_data_files(run, preparation, index)
         run.write_environment(describe_environment(describe_device(accelerator.device)))
-    return do_on_first_rank(accelerator, partial(record_origin, run, context.plan, index, contents))
+    record = partial(record_origin, run, context.plan, index, contents, teacher_identity)
+    return do_on_first_rank(accelerator, record)
 
 
 def write_data_files(run: RunFolder, preparation: Preparation, index: "Index") -> None:
@@ -409,11 +449,19 @@ def _describe_selection(context: "TrainingContext", state: "TrainingState") -> s
     return rule
 
 
-def _find_license(preparation: Preparation) -> str | None:
-    """Return the licence of the base weights: the tag's, or the one that the user's own weights file names."""
+def _find_license(preparation: Preparation, teacher: "Teacher | None") -> str | None:
+    """Return the licence of a run, None if it is unknown: that of its base weights, its teacher and its images.
+
+    The base weights' is the tag's, or the one that the user's own weights file names.
+    """
     from convnext_cli.models.weights import read_weights_license
 
-    weights = preparation.plan.weights
+    weights, data_license = preparation.plan.weights, preparation.plan.settings.data_license
+    licenses: list[str | None] = []
     if weights == "auto":
-        return preparation.tag.license if preparation.tag else None
-    return None if weights == "none" else read_weights_license(Path(weights))
+        licenses.append(preparation.tag.license if preparation.tag else None)
+    elif weights != "none":
+        licenses.append(read_weights_license(Path(weights)))
+    licenses += teacher.licenses if teacher else ()
+    licenses += [data_license] * (data_license != UNKNOWN)
+    return join_licenses(licenses)

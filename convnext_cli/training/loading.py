@@ -8,12 +8,14 @@ import torch
 from convnext_cli.images.cache import ImageCache
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.images.loaders import balance_rows, load_batches, seed_image, shuffle_rows
-from convnext_cli.images.preprocessing import Augmentation
+from convnext_cli.images.preprocessing import Augmentation, Preprocessing
 from convnext_cli.images.transforms import augment_resized, find_cached_side, reduce_image, transform_for_training
 from convnext_cli.inference.classifier import open_for_eval
+from convnext_cli.recipes.settings import Settings
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.compute.devices import slice_for_rank
 from convnext_cli.training.context import RankBatch, TrainingContext
+from convnext_cli.training.teaching import choose_view
 
 
 def draw_rows(context: TrainingContext, rows: Sequence[int], epoch: int) -> list[int]:
@@ -24,15 +26,19 @@ def draw_rows(context: TrainingContext, rows: Sequence[int], epoch: int) -> list
     return shuffle_rows(rows, seed=settings.seed, epoch=epoch)
 
 
-def open_training_images(context: TrainingContext) -> ImageCache:
+def open_training_images(context: TrainingContext, preprocessing: Preprocessing | None = None) -> ImageCache:
     """Return the training images at the size that crops are taken from, which is the same with and without the cache.
 
     Without random crops they are the images that evaluation sees.
+
+    Args:
+        context: model, data and settings.
+        preprocessing: of the views; None for the model's.
     """
-    settings, preprocessing = context.settings, context.preprocessing
-    if settings.min_crop_area == 1:
+    preprocessing = preprocessing or context.preprocessing
+    if context.settings.min_crop_area == 1:
         return open_for_eval(context.index, preprocessing, cache=context.cache)
-    side = find_cached_side(settings.image_size, settings.min_crop_area)
+    side = find_view_side(context)
 
     def make(path: Path) -> Pixels:
         return reduce_image(decode_image(path, at_least=side), side, preprocessing)
@@ -41,17 +47,50 @@ def open_training_images(context: TrainingContext) -> ImageCache:
     return ImageCache(context.index.root, purpose, make, keep=context.cache)
 
 
-def load_training(context: TrainingContext, images: ImageCache, epoch: int) -> Callable[[int], Pixels]:
-    """Return a function from a row to its image, (S, S, 3) uint8, augmented for this epoch."""
-    settings, paths = context.settings, context.index.paths
-    augmentation = Augmentation(**{name: getattr(settings, name) for name in AUGMENTATION_SETTINGS})
+def find_view_side(context: TrainingContext) -> int:
+    """Return the shorter side, in pixels, of the images that crops are taken from, for the student and its teacher."""
+    sizes = [context.settings.image_size]
+    if context.distillation is not None:
+        sizes.append(context.distillation.preprocessing.image_size)
+    return find_cached_side(max(sizes), context.settings.min_crop_area)
+
+
+def read_augmentation(settings: Settings) -> Augmentation:
+    """Return the augmentation of a run's settings."""
+    return Augmentation(**{name: getattr(settings, name) for name in AUGMENTATION_SETTINGS})
+
+
+def load_view(
+    context: TrainingContext, images: ImageCache, preprocessing: Preprocessing
+) -> Callable[[int, int, int], Pixels]:
+    """Return a function from a row, an epoch or view, and a draw to the row's image, (S, S, 3) uint8, augmented."""
+    seed, paths, augmentation = context.settings.seed, context.index.paths, read_augmentation(context.settings)
     transform = augment_resized if augmentation.min_crop_area == 1 else transform_for_training
 
-    def load(draw: int) -> Pixels:
-        image = images.read(paths[draw % len(paths)])
-        return transform(image, context.preprocessing, seed_image(settings.seed, epoch, draw), augmentation)
+    def load(row: int, view: int, draw: int) -> Pixels:
+        return transform(images.read(paths[row]), preprocessing, seed_image(seed, view, draw), augmentation)
 
     return load
+
+
+def load_training(context: TrainingContext, images: ImageCache, epoch: int) -> Callable[[int], Pixels]:
+    """Return a function from a row to its image, (S, S, 3) uint8, augmented for this epoch.
+
+    With a teacher, it is one of the views that the teacher has seen.
+    """
+    count, load, distillation = (
+        len(context.index),
+        load_view(context, images, context.preprocessing),
+        context.distillation,
+    )
+
+    def load_draw(draw: int) -> Pixels:
+        row = draw % count
+        if distillation is None:
+            return load(row, epoch, draw)
+        return load(row, choose_view(draw, count, epoch, distillation.views), row)
+
+    return load_draw
 
 
 def load_rank_batches(
@@ -66,7 +105,7 @@ def load_rank_batches(
         epoch: counted from 0; seeds the augmentation.
         mixes: True if mixup and CutMix are on.
     """
-    accelerator = context.accelerator
+    accelerator, distillation = context.accelerator, context.distillation
     labels = torch.tensor(context.index.labels)
     slices = [slice_for_rank(accelerator, batch) or batch[:1] for batch in batches]
     loaded = load_batches(slices, load_training(context, images, epoch), threads=context.threads)
@@ -77,4 +116,5 @@ def load_rank_batches(
             weight=1.0 if accelerator.process_index < len(batch) else 0.0,
             batch_images=len(batch),
             mixes=mixes,
+            teacher=None if distillation is None else distillation.read(rows, len(labels), epoch),
         )

@@ -7,7 +7,7 @@ and for each image, from which an error names those that differ.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,10 @@ class Origin:
     """Digest of the split's rows, in order: path, class, group, split."""
     images: str
     """Digest of the files of the training and validation images, in order."""
+    teacher: str | None = None
+    """The teacher that is distilled; None without one."""
+    teacher_identity: str = ""
+    """Fingerprint of its weights."""
 
 
 def digest_split(index: Index) -> "NDArray[np.uint64]":
@@ -75,7 +79,9 @@ def digest_contents(index: Index, *, threads: int) -> "Steps[NDArray[np.uint64]]
     return np.frombuffer(b"".join(parts), np.uint64).reshape(-1, 2)
 
 
-def record_origin(run: RunFolder, plan: "Plan", index: Index, contents: "NDArray[np.uint64]") -> Origin:
+def record_origin(
+    run: RunFolder, plan: "Plan", index: Index, contents: "NDArray[np.uint64]", teacher_identity: str = ""
+) -> Origin:
     """Write the digests of rows and images into the run, and return its origin.
 
     Raises:
@@ -90,7 +96,22 @@ def record_origin(run: RunFolder, plan: "Plan", index: Index, contents: "NDArray
         classes=list(index.classes),
         split=sum_digests(rows),
         images=sum_digests(contents),
+        teacher=plan.teacher,
+        teacher_identity=teacher_identity,
     )
+
+
+def check_teacher(origin: Origin, identity: str) -> None:
+    """Compare the teacher's weights with those that the run began with.
+
+    Raises:
+        RunError: they differ.
+    """
+    if origin.teacher_identity not in ("", identity):
+        raise RunError(
+            f"the weights of the teacher {origin.teacher} are not those that the run began with",
+            restore_remedy("the original teacher"),
+        )
 
 
 def read_origin(run: RunFolder) -> Origin | None:
@@ -107,14 +128,14 @@ def read_origin(run: RunFolder) -> Origin | None:
     return None
 
 
-def check_plan(run: RunFolder, origin: Origin, model: str, weights: str, settings: Mapping[str, Any]) -> list[Notice]:
+def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
     """Compare a run's plan file with what the run began with, and return a notice for each allowed change.
 
     Raises:
         RunError: other values differ; it names all of them.
     """
-    before = {"model": origin.model, "weights": origin.weights, **origin.settings}
-    after = {"model": model, "weights": weights, **settings}
+    before = {"model": origin.model, "weights": origin.weights, "teacher": origin.teacher, **origin.settings}
+    after = {"model": plan.model, "weights": plan.weights, "teacher": plan.teacher, **plan.values}
     changed = {name: (after[name], value) for name, value in before.items() if name in after and after[name] != value}
     notices = []
     for name in CHANGEABLE:

@@ -19,7 +19,7 @@ from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_builtin
 from convnext_cli.options import is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
-from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices, read_plan
+from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices, read_plan, read_teacher
 from convnext_cli.recipes.recommendation import choose_augmentation, recommend
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
@@ -152,6 +152,8 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
         _make_dataset_request(request, data, values), threads=max(1, count_cpus() // count_local_processes())
     )
     check_outside_data(request.output or RUNS, dataset.index)
+    if values["unlabelled"]:
+        dataset = yield from _label_by_teacher(request, dataset)
     index, folds = _split(dataset, values)
 
     # 3. The model: the user's, or the recommended one.
@@ -201,13 +203,15 @@ def _check_request(
         folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
         check_unlocked(request.output)
         folder.check_free(overwrite=request.overwrite)
+    if request.teacher is None and values["unlabelled"]:
+        raise UsageError("--unlabelled needs a teacher, whose predictions are the labels", "Add --teacher")
     if not is_unicode(request.weights):
         raise UsageError(f"--weights {request.weights!r} is not Unicode, so no plan can store it", "Rename the file")
     return model
 
 
 def _make_dataset_request(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> DatasetRequest:
-    names = ("image_root", "exclude", "group_from", "resplit")
+    names = ("image_root", "exclude", "group_from", "resplit", "unlabelled")
     return DatasetRequest(data=data, audit=request.audit, **{name: values[name] for name in names})
 
 
@@ -218,8 +222,9 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
         The index with its split; and in a cross-validation, where the former is the first fold, the index with the
         validation folds, else None.
     """
-    check_trainable(dataset.index)
     number, fold = values["folds"], values["fold"]
+    if not values["unlabelled"]:
+        check_trainable(dataset.index)
     index = split_index(
         dataset.index,
         val_fraction=values["val_fraction"],
@@ -228,13 +233,27 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
         duplicate_sets=dataset.duplicate_sets,
         folds=Folds(number=number, fold=fold) if number else None,
     )
-    if not number or fold:
-        check_trainable(index)
-        return index, None
-    parts = [choose_fold(index, part) for part in range(1, number + 1)]
-    for part in parts:
-        check_trainable(part)
-    return parts[0], index
+    parts = [index] if not number or fold else [choose_fold(index, part) for part in range(1, number + 1)]
+    if not values["unlabelled"]:
+        for part in parts:
+            check_trainable(part)
+    return parts[0], None if not number or fold else index
+
+
+def _label_by_teacher(request: TrainRequest, dataset: Dataset) -> Steps[Dataset]:
+    """Return a data set without labels with the classes that the teacher predicts."""
+    from convnext_cli.inference.teacher import open_teacher
+    from convnext_cli.training.teaching import label_images
+
+    assert request.teacher is not None
+    teacher, index = open_teacher(request.teacher, offline=request.offline), dataset.index
+    labels = yield from label_images(index, teacher, cache=request.cache)
+    text = (
+        "the images have no labels: the teacher's predictions stand for them, so that the validation metrics are the "
+        "agreement with the teacher"
+    )
+    index = replace(index, classes=teacher.classifier.classes, labels=labels, notes=(*index.notes, text))
+    return replace(dataset, index=index)
 
 
 def _make_plan(
@@ -247,6 +266,7 @@ def _make_plan(
         model=architecture,
         tag=tag,
         weights="auto" if request.weights == BUILTIN else request.weights,  # the tag stands for built-in weights
+        teacher=request.teacher,
         counts=counts,
         fingerprint=fingerprint,
         machine=machine,
@@ -296,12 +316,10 @@ def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Pre
     """Return the preparation of a run to resume, read from its folder."""
     run = open_folder(path)
     _check_resume_request(request, path, run)
-    model, weights, choices = _read_complete_plan(run)
+    plan = _read_complete_plan(run)
     index = run.read_split()
-    origin, changes = _compare_origin(
-        run, index, model, weights, {name: choice.value for name, choice in choices.items()}
-    )
-    architecture, tag = find_model(model)
+    origin, changes = _compare_origin(run, index, plan)
+    architecture, tag = find_model(plan.model)
     if request.data is not None:
         index = replace(index, root=request.data)
     check_outside(path, index.root)
@@ -314,7 +332,7 @@ def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Pre
         architecture=architecture,
         tag=tag,
         machine=detect_machine(use_gpu=use_gpu),
-        plan=Plan(model=model, weights=weights, choices={name: choices[name] for name in describe_settings()}),
+        plan=plan,
         images=digest_images(index),
         fingerprint=None,
         plan_notices=(),
@@ -340,8 +358,8 @@ def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> 
     check_unfinished(run)
 
 
-def _read_complete_plan(run: RunFolder) -> tuple[str, str, dict[str, Choice]]:
-    """Return model, weights and all choices of a run's plan.
+def _read_complete_plan(run: RunFolder) -> Plan:
+    """Return the plan of a run, with all settings.
 
     Raises:
         RunError: something is missing.
@@ -353,12 +371,15 @@ def _read_complete_plan(run: RunFolder) -> tuple[str, str, dict[str, Choice]]:
     choices |= read_choices(run.plan)
     if missing := [name for name in describe_settings() if name not in choices]:
         raise RunError(f"{run.plan} lacks {', '.join(missing)}", RESTART_REMEDY)
-    return model, weights or "auto", choices
+    return Plan(
+        model=model,
+        weights=weights or "auto",
+        teacher=read_teacher(run.plan),
+        choices={name: choices[name] for name in describe_settings()},
+    )
 
 
-def _compare_origin(
-    run: RunFolder, index: Index, model: str, weights: str, settings: dict[str, Any]
-) -> tuple[Origin | None, tuple[Notice, ...]]:
+def _compare_origin(run: RunFolder, index: Index, plan: Plan) -> tuple[Origin | None, tuple[Notice, ...]]:
     """Compare plan and split with what the run began with; return that, and a notice for each allowed change.
 
     In a cross-validation the first fold's origin is compared. Image files are compared when their fold is resumed.
@@ -369,15 +390,15 @@ def _compare_origin(
     first = run.run(1) if isinstance(run, FoldsFolder) else run
     origin = read_origin(first)
     if origin is None:
-        if settings["lr"] == AUTO:
+        if plan.values["lr"] == AUTO:
             raise RunError(f"{run.plan} has lr = {AUTO}; the run began with a number", "Set it back to that number")
         text = "the run was begun by a version that kept no digests: only sizes of the images are compared"
         return None, (Notice(text=text),)
     if isinstance(run, FoldsFolder):
         origin = replace(origin, settings=origin.settings | {"fold": 0})
-        notices = check_plan(run, origin, model, weights, settings)
+        notices = check_plan(run, origin, plan)
         check_split(first, origin, choose_fold(index, 1), folder=run.path)
         return None, tuple(notices)
-    notices = check_plan(run, origin, model, weights, settings)
+    notices = check_plan(run, origin, plan)
     check_split(run, origin, index)
     return origin, tuple(notices)

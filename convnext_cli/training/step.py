@@ -69,17 +69,20 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
     torch.manual_seed(int(random.integers(2**63)))  # drop path and dropout draw from torch's generator
     inputs = prepare_input(batch.images, context.preprocessing, device)
     targets = smooth_targets(batch.labels.to(device), len(context.index.classes), settings.label_smoothing)
+    if context.distillation is not None and batch.teacher is not None:
+        targets = context.distillation.loss.join_targets(targets, batch.teacher.to(device))
     if batch.mixes:
         inputs, targets = mix_batch(inputs, targets, random, mixup=settings.mixup, cutmix=settings.cutmix)
     # FSDP averages the gradients over the ranks; the mean over the batch needs their sum.
     scale = (accelerator.num_processes if is_sharded(accelerator) else 1) / batch.batch_images
     starts = range(0, len(inputs), size)
+    criterion = context.criterion if context.distillation is None else context.distillation.loss
     total = torch.zeros((), device=device)
     for start in starts:
         micro_batch = slice(start, start + size)
         with accelerator.no_sync(context.model) if start != starts[-1] else nullcontext():
-            logits = context.forward(inputs[micro_batch])  # the prepared model's forward has autocast
-            loss = context.criterion.sum_losses(logits, targets[micro_batch]) * batch.weight
+            outputs = context.forward(inputs[micro_batch])  # the prepared model's forward has autocast
+            loss = criterion.sum_losses(outputs, targets[micro_batch]) * batch.weight
             accelerator.backward(loss * scale)
         total += loss.detach()
     return total

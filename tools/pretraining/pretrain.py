@@ -1,28 +1,41 @@
-"""Pretrain the built-in weights from random initialisation with this project's `finetune`.
+"""Make the built-in weights with this project's own training.
 
     python -m tools.pretraining.pretrain formulas OUT [--classes 300 --per-class 100]
-    python -m tools.pretraining.pretrain tiny ZIP OUT
+    python -m tools.pretraining.pretrain tiny ZIP OUT [--per-class 500]
+    python -m tools.pretraining.pretrain grey FOLDER OUT [--fraction 0.2]
     python -m tools.pretraining.pretrain train DATA RUN [--model convnext_zepto_rms] [--stages 32x6 64x3]
+    python -m tools.pretraining.pretrain distil DATA RUN --teacher FILE [--stages 96x12 128x4] [--weights PATH]
     python -m tools.pretraining.pretrain pack RUN
 
-`formulas` generates images by formulas. `tiny` unpacks Tiny ImageNet at 32 px without the unseen classes. `train` takes
-any folder of images; each stage, PIXELSxEPOCHS, starts from the weights of the one before: most epochs on small images,
-the last ones on larger. `pack` writes the run's weights in 16 bits into the package; their model card,
+`formulas` generates images by formulas. `tiny` unpacks Tiny ImageNet at 32 px without the unseen classes. `grey` writes
+grey copies of some images, so that the weights know X-rays' lack of colour. `train` takes labelled images, `distil` any
+folder of images and a teacher (`python -m tools.pretraining.teacher`). Each stage, PIXELSxEPOCHS, starts from the
+weights of the one before: most epochs on small images, the last ones on larger. A stage that was interrupted is
+resumed, a finished one is left out. `pack` writes the run's weights in 16 bits into the package; their model card,
 `convnext_cli/models/builtin/card.toml`, is written by hand.
 """
 
 import argparse
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
 from convnext_cli import finetune
+from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.models.catalog import load_builtin
+from convnext_cli.progress import Notice, Progress
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.events import EpochDone, StepDone
 from tools.pretraining.formulas import write_images
 
 VAL_PER_CLASS = 10
 BATCH = 96
 PEAKS = (2e-3, 1e-3)  # learning rate of the first stage, and of the later ones
+DISTIL_PEAKS = (2e-3, 1e-3)
+SHOWN = 1_000  # images between two lines of progress
 HELD_OUT = frozenset(
     {
         "n01784675", "n02085620", "n02132136", "n02481823", "n02788148", "n02793495", "n02815834", "n02883205",
@@ -42,10 +55,27 @@ def draw(out: Path, *, classes: int, per_class: int, size: int, processes: int) 
         print()
 
 
-def unpack(archive: Path, out: Path) -> None:
-    """Unpack `{train,val}/<class>/` of the classes to pretrain on."""
+def unpack(archive: Path, out: Path, *, per_class: int) -> None:
+    """Unpack `{train,val}/<class>/` of the classes to pretrain on, at most `per_class` images of each folder."""
+    folders: Counter[Path] = Counter()
     with zipfile.ZipFile(archive) as opened:
-        opened.extractall(out, [name for name in opened.namelist() if not HELD_OUT & set(Path(name).parts)])
+        for name in sorted(opened.namelist()):
+            path = Path(name)
+            if name.endswith("/") or HELD_OUT & set(path.parts):
+                continue
+            folders[path.parent] += 1
+            if folders[path.parent] <= per_class:
+                opened.extract(name, out)
+
+
+def copy_grey(folder: Path, out: Path, *, fraction: float) -> None:
+    """Write grey copies of a fraction of the images of a folder, spread evenly."""
+    paths = scan_unlabelled(folder).paths
+    for number in range(round(fraction * len(paths))):
+        path = paths[int(number / fraction)]
+        target = (out / path).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(folder / path).convert("L").save(target)
 
 
 def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
@@ -82,6 +112,67 @@ def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
         weights = str(output)
 
 
+def distil(
+    data: Path, run: Path, *, teacher: Path, model: str, weights: str, stages: list[str], views: int, seed: int
+) -> None:
+    """Distil the teacher stage by stage, on unlabelled images; go on where an earlier call was interrupted."""
+    for number, stage in enumerate(stages):
+        size, epochs = map(int, stage.split("x"))
+        output = run if number + 1 == len(stages) else run.with_name(f"{run.name}-{stage}")
+        folder = RunFolder(output)
+        if folder.is_begun and not folder.is_finished:
+            finetune(resume=output, onnx=False, on_event=show)
+        elif not folder.is_finished:
+            finetune(
+                data,
+                teacher=teacher,
+                unlabelled=True,
+                model=model,
+                output=output,
+                overwrite=True,
+                weights=weights,
+                recipe="specification",
+                audit=False,
+                group_from="none",
+                val_fraction=0.0,
+                test_fraction=0.0,
+                epochs=epochs,
+                batch_size=BATCH,
+                micro_batch_size=BATCH,
+                lr=DISTIL_PEAKS[min(number, 1)],
+                min_lr=1e-5,
+                warmup_epochs=1.0,
+                weight_decay=0.05,
+                drop_path=0.0,
+                label_smoothing=0.0,
+                mixup=0.0,
+                cutmix=0.0,
+                image_size=size,
+                min_crop_area=0.3,
+                hflip=0.5,
+                teacher_views=views,
+                teacher_features=3.0,
+                save_every=100,
+                seed=seed,
+                onnx=False,
+                on_event=show,
+            )
+        print(f"{stage}: {output}", flush=True)
+        weights = str(output)
+
+
+def show(event: object) -> None:
+    """Print an epoch, a notice, and progress at intervals."""
+    if isinstance(event, EpochDone):
+        print(f"epoch {event.epoch}: loss {event.train_loss:.4f}, {event.seconds:.0f} s", flush=True)
+    elif isinstance(event, Notice):
+        print(event.text, flush=True)
+    elif isinstance(event, Progress) and event.done // SHOWN != (event.done - 1) // SHOWN:
+        print(f"{event.activity}: {event.done:,} of {event.total:,}", flush=True)
+    elif isinstance(event, StepDone) and event.step % 50 == 0:
+        print(f"epoch {event.epoch}, step {event.step} of {event.steps}: loss {event.loss:.4f}", flush=True)
+
+
 def pack(run: Path) -> None:
     """Write the run's weights into the package."""
     import torch
@@ -109,15 +200,31 @@ def main() -> None:
     tiny = commands.add_parser("tiny")
     tiny.add_argument("archive", type=Path)
     tiny.add_argument("out", type=Path)
+    tiny.add_argument("--per-class", type=int, default=500)
+    grey = commands.add_parser("grey")
+    grey.add_argument("folder", type=Path)
+    grey.add_argument("out", type=Path)
+    grey.add_argument("--fraction", type=float, default=0.2)
     training = commands.add_parser("train")
     training.add_argument("data", type=Path)
     training.add_argument("run", type=Path)
     training.add_argument("--model", default="convnext_zepto_rms")
     training.add_argument("--stages", nargs="+", default=["32x6", "64x3"], metavar="PIXELSxEPOCHS")
+    student = commands.add_parser("distil")
+    student.add_argument("data", type=Path)
+    student.add_argument("run", type=Path)
+    student.add_argument("--teacher", type=Path, required=True)
+    student.add_argument("--model", default="convnext_zepto_rms")
+    student.add_argument("--weights", default="none", help="to start from: none, builtin, or a path")
+    student.add_argument("--stages", nargs="+", default=["96x12", "128x4"], metavar="PIXELSxEPOCHS")
+    student.add_argument("--views", type=int, default=3, help="of each image")
+    student.add_argument("--seed", type=int, default=0)
     packing = commands.add_parser("pack")
     packing.add_argument("run", type=Path)
     options = vars(parser.parse_args())
-    commands_by_name: dict[str, Callable[..., None]] = {"formulas": draw, "tiny": unpack, "train": train, "pack": pack}
+    commands_by_name: dict[str, Callable[..., None]] = {
+        "formulas": draw, "tiny": unpack, "grey": copy_grey, "train": train, "distil": distil, "pack": pack,
+    }  # fmt: skip
     commands_by_name[options.pop("command")](**options)
 
 

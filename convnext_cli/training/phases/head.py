@@ -22,6 +22,7 @@ from convnext_cli.training.compute.devices import gather_rows, is_sharded, slice
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone
 from convnext_cli.training.loading import draw_rows
+from convnext_cli.training.parts.distillation import PROJECTION
 from convnext_cli.training.parts.mixing import smooth_targets
 from convnext_cli.training.parts.optimizer import BETAS, Schedule
 
@@ -79,8 +80,9 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
 
 
 def _list_trainable(network: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of the head without its norm."""
-    return [value for name, value in network.head.named_parameters() if not name.startswith("norm")]  # type: ignore[union-attr]
+    """Return the parameters of the head without its norm, and without the projection to a teacher's features."""
+    parameters = network.head.named_parameters(prefix="head")  # type: ignore[union-attr]
+    return [value for name, value in parameters if not name.startswith(("head.norm", PROJECTION))]
 
 
 def _take_step(
@@ -89,7 +91,7 @@ def _take_step(
     """Do one optimizer step of the head on features (B, C) of rows, and return the sum of their losses."""
     index, device = context.index, context.accelerator.device
     labels = torch.tensor([index.labels[row] for row in rows], device=device)
-    logits = _forward_head(context.network, features.to(device))
+    logits = _forward_head(context.network, features.to(device))[:, : len(index.classes)]
     targets = smooth_targets(labels, len(index.classes), context.settings.label_smoothing)
     loss = context.criterion.sum_losses(logits, targets)
     trainable = _list_trainable(context.network)
@@ -135,6 +137,6 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
 
 
 def _forward_head(network: nn.Module, features: Tensor) -> Tensor:
-    """Return the logits (B, K) of pooled features (B, C), as feature maps of 1 x 1."""
+    """Return the outputs (B, K) of pooled features (B, C), as feature maps of 1 x 1."""
     logits: Tensor = network.forward_head(features[:, :, None, None])  # type: ignore[operator]
     return logits

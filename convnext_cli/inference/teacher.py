@@ -1,0 +1,146 @@
+"""The teacher of a distillation: a run, the folds of a cross-validation, an exported ONNX file, or a model of timm."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+
+from convnext_cli.errors import RunError, UsageError, WeightsError, shorten_error
+from convnext_cli.files import checksum_file
+from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.ensemble import open_ensemble
+from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.models.build import read_preprocessing
+from convnext_cli.models.forward import choose_device, prepare_input
+from convnext_cli.models.weights import read_weights_license
+from convnext_cli.recipes.plan import read_plan
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder, open_folder
+
+REMEDY = "Give a run, a cross-validation, a file of `convnext export --format onnx`, or a name of timm's"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teacher:
+    """A trained model whose outputs a smaller model learns."""
+
+    name: str
+    """As the user wrote it."""
+    classifier: Classifier
+    identity: str
+    """Fingerprint of its weights."""
+    licenses: tuple[str | None, ...]
+    """Licences of its weights; None for an unknown one, and none if it was trained from random weights."""
+    feature_width: int
+    """Width of its pooled features; 0 if it has none, such as an ensemble."""
+
+    def compute(self, images: NDArray[np.uint8], columns: Sequence[int]) -> NDArray[np.float16]:
+        """Return the logits of some classes and the pooled features of images (B, S, S, 3), (B, C + D).
+
+        Raises:
+            RunError: an output is not finite.
+        """
+        outputs = self.classifier.run_batch(images, features=self.feature_width > 0, heat=False)
+        rows = np.concatenate([outputs.logits[:, columns], outputs.features], axis=1)
+        limit = float(np.finfo(np.float16).max)
+        if not np.isfinite(rows).all():
+            raise RunError(f"the outputs of the teacher {self.name} are not finite", "Use another teacher")
+        return rows.clip(-limit, limit).astype(np.float16)
+
+
+class TimmClassifier(Classifier):
+    """A pretrained classifier of timm, of any family.
+
+    Args:
+        name: of timm, such as `convnext_base.fb_in22k_ft_in1k`.
+
+    Raises:
+        UsageError: timm has no such model.
+        WeightsError: its weights cannot be loaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not timm.is_model(name.partition(".")[0]):
+            raise UsageError(f"there is no teacher {name!r}: no such path, and no model of timm", REMEDY)
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:  # the Hub's client raises its HTTP library's errors, its own, and OSError
+            raise WeightsError(
+                f"cannot load the teacher {name} ({shorten_error(error)})", "Give a run or a file instead"
+            ) from error
+        self.device, self.cfg = choose_device(), model.pretrained_cfg
+        self.model = model.eval().to(self.device)
+        self.preprocessing = read_preprocessing(model)
+        self.classes = _name_classes(self.cfg, int(model.num_classes))
+
+    @torch.inference_mode()
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+        """Return the outputs for preprocessed images, (B, S, S, 3), without a heat map."""
+        assert not heat
+        maps = self.model.forward_features(prepare_input(images, self.preprocessing, self.device))
+        vectors = self.model.forward_head(maps, pre_logits=True)
+        arrays = [part.float().cpu().numpy() for part in (self.model.forward_head(maps), vectors)]
+        empty = np.empty((len(images), 0, 0), np.float32)
+        return Outputs(logits=arrays[0], features=arrays[1] if features else arrays[1][:, :0], heat=empty)
+
+
+def _name_classes(cfg: dict[str, object], number: int) -> tuple[str, ...]:
+    """Return the class names of a model of timm: ImageNet's synsets where it is trained on these, else numbers."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    if cfg.get("label_names"):
+        return tuple(map(str, cfg["label_names"]))  # type: ignore[call-overload]  # a list of names
+    subset = infer_imagenet_subset(cfg)
+    return tuple(ImageNetInfo(subset).label_names()) if subset else tuple(map(str, range(number)))
+
+
+def open_teacher(name: str, *, offline: bool = False) -> Teacher:
+    """Return the teacher at a path, or timm's model of that name.
+
+    Raises:
+        UsageError: there is no such path or model.
+        RunError: the run or file cannot be read.
+        WeightsError: timm's weights cannot be loaded.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _open_run(name, path)
+    if path.is_file() or path.suffix == ONNX_SUFFIX:
+        if path.suffix != ONNX_SUFFIX or not path.is_file():
+            raise UsageError(f"{name} is not a teacher", REMEDY)
+        onnx = OnnxClassifier(path)
+        return _make_teacher(name, onnx, f"{checksum_file(path):08x}", (onnx.metadata.license,))
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's client when timm imports it
+    model = TimmClassifier(name.removeprefix("timm/"))
+    return _make_teacher(name, model, model.cfg["architecture"] + f".{model.cfg['tag']}", (model.cfg.get("license"),))
+
+
+def _open_run(name: str, path: Path) -> Teacher:
+    """Return a run or a cross-validation as a teacher."""
+    folder = open_folder(path)
+    if isinstance(folder, FoldsFolder):
+        ensemble, _ = open_ensemble(folder)
+        runs = folder.list_runs()
+        licenses = tuple(dict.fromkeys(license for run in runs for license in _list_licenses(run)))
+        return _make_teacher(name, ensemble, "-".join(run.fingerprint_weights() for run in runs), licenses)
+    return _make_teacher(name, TorchClassifier(path), folder.fingerprint_weights(), _list_licenses(folder))
+
+
+def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:
+    license = read_weights_license(run.path)
+    is_own = license is None and run.plan.exists() and read_plan(run.plan)[1] == "none"
+    return () if is_own else (license,)
+
+
+def _make_teacher(name: str, classifier: Classifier, identity: str, licenses: tuple[str | None, ...]) -> Teacher:
+    """Return a teacher, after a pass over one image that measures its features."""
+    size = classifier.preprocessing.image_size
+    width = classifier.run_batch(np.zeros((1, size, size, 3), np.uint8), features=True, heat=False).features.shape[1]
+    return Teacher(name=name, classifier=classifier, identity=identity, licenses=licenses, feature_width=width)

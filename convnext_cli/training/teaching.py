@@ -1,0 +1,242 @@
+"""A teacher's outputs for the training images: computed once, and kept in the cache folder.
+
+Each image has a fixed number of views, random crops with their augmentation, drawn from (seed, view, row). Epoch e of
+the student shows view e modulo their number, so that a slow teacher sees each view once, however long the training.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from shutil import disk_usage
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.data.encoding import find_name
+from convnext_cli.data.index import Index
+from convnext_cli.errors import UsageError
+from convnext_cli.files import replace_file
+from convnext_cli.images.decode import RULES, Pixels
+from convnext_cli.images.hashing import open_digests
+from convnext_cli.images.loaders import cut_batches, load_batches
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.progress import Notice, Progress, Steps
+from convnext_cli.training.events import TrainSteps
+from convnext_cli.training.parts.distillation import DistillationLoss
+
+if TYPE_CHECKING:
+    from convnext_cli.inference.teacher import Teacher
+    from convnext_cli.training.context import TrainingContext
+
+TEACHERS = "teachers"  # subfolder of the cache
+CHUNK = 32  # images per pass of the teacher; fixed, because a batch's size decides the rounding
+SPARED = 0.05  # fraction of the disk that stays free
+
+
+@dataclass(kw_only=True, slots=True)
+class Distillation:
+    """What a student learns from its teacher."""
+
+    loss: DistillationLoss
+    views: int
+    """Views of each image."""
+    columns: tuple[int, ...]
+    """The student's classes among the teacher's outputs; empty if the teacher has other classes."""
+    feature_width: int
+    """Width of the teacher's features."""
+    preprocessing: Preprocessing
+    """Framing and size of the views that the teacher sees: the student's framing at the teacher's size."""
+    outputs: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0, 0), np.float16))
+    """(views, training images, C + D): logits and pooled features. A row of zeros has not been computed."""
+    positions: dict[int, int] = field(default_factory=dict)
+    """Position in `outputs` of each training row of the index."""
+
+    def read(self, draws: Sequence[int], images: int, epoch: int) -> Tensor:
+        """Return the teacher's outputs for draws of an epoch, (B, C + D) float32.
+
+        Args:
+            draws: rows, or numbers above the index's length that `balance_rows` gives to repetitions.
+            images: length of the index.
+            epoch: counted from 0.
+        """
+        views = [choose_view(draw, images, epoch, self.views) for draw in draws]
+        rows = [self.positions[draw % images] for draw in draws]
+        return torch.from_numpy(self.outputs[views, rows].astype(np.float32))
+
+
+def choose_view(draw: int, images: int, epoch: int, views: int) -> int:
+    """Return the view that a draw of an epoch shows."""
+    return (epoch + draw // images) % views
+
+
+def find_columns(classes: Sequence[str], teacher: "Teacher") -> tuple[int, ...]:
+    """Return the position of each class among the teacher's outputs; nothing if it does not know all of them.
+
+    Raises:
+        UsageError: it does not, and it has no features either.
+    """
+    positions = [find_name(name, teacher.classifier.classes) for name in classes]
+    if None not in positions:
+        return tuple(position for position in positions if position is not None)
+    if not teacher.feature_width:
+        missing = [name for name, position in zip(classes, positions, strict=True) if position is None]
+        raise UsageError(
+            f"the teacher {teacher.name} does not know {', '.join(missing[:5])}, and has no features",
+            "Give a teacher of these classes, or a single model",
+        )
+    return ()
+
+
+def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tuple[int, ...]]:
+    """Return the class that the teacher predicts for each image of an index, from the cache if it is there."""
+    digests = open_digests(index.root)
+    content = hashlib.blake2b(teacher.identity.encode(), digest_size=12)
+    for path in index.paths:
+        content.update(digests.digest(path) or b"")
+    digests.flush()
+    path = find_cache_folder() / TEACHERS / f"labels-{content.hexdigest()}.npy"
+    if cache:
+        with suppress(OSError, ValueError):
+            return tuple(np.load(path).tolist())
+    teacher.classifier.cache = False  # the images are needed once
+    rows = list(range(len(index)))
+    outputs = yield from teacher.classifier.classify_rows(index, rows, activity="labels of the teacher")
+    labels = outputs.logits.argmax(axis=1)
+    if cache:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(path) as temporary:
+                temporary.write_bytes(_to_npy(labels))
+    return tuple(labels.tolist())
+
+
+def _to_npy(array: NDArray[np.int64]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def compute_outputs(context: "TrainingContext", teacher: "Teacher", images: str) -> TrainSteps[None]:
+    """Compute the teacher's outputs that are not in the cache. All ranks call it; each computes its part.
+
+    Args:
+        context: with a distillation, whose outputs it sets.
+        teacher: the teacher.
+        images: digest of the training images' files.
+    """
+    distillation, accelerator = context.distillation, context.accelerator
+    assert distillation is not None
+    rows = context.index.rows("train")
+    distillation.positions = {row: position for position, row in enumerate(rows)}
+    shape = (distillation.views, len(rows), len(distillation.columns) + distillation.feature_width)
+    distillation.outputs, notice = _open_array(context, _make_key(context, teacher, images, shape), shape)
+    if notice is not None:
+        yield notice
+    chunks = [(view, chunk) for view in range(shape[0]) for chunk in cut_batches(range(shape[1]), CHUNK)]
+    is_shared = isinstance(distillation.outputs, np.memmap)
+    own = chunks[accelerator.process_index :: accelerator.num_processes] if is_shared else chunks
+    yield from _fill(context, teacher, rows, own)
+    accelerator.wait_for_everyone()
+    yield from _fill(context, teacher, rows, chunks)  # of ranks on other machines, whose cache is another
+
+
+def _fill(
+    context: "TrainingContext", teacher: "Teacher", rows: Sequence[int], chunks: Sequence[tuple[int, Sequence[int]]]
+) -> Steps[None]:
+    """Compute the chunks (view, positions) whose outputs are missing."""
+    from convnext_cli.training.loading import load_view, open_training_images
+
+    distillation = context.distillation
+    assert distillation is not None
+    outputs = distillation.outputs
+    missing = [(view, chunk) for view, chunk in chunks if not outputs[view, chunk[0] : chunk[-1] + 1].any(axis=1).all()]
+    if not missing:
+        return
+    images, count = open_training_images(context, distillation.preprocessing), len(rows)
+    load = load_view(context, images, distillation.preprocessing)
+    batches = ([view * count + position for position in chunk] for view, chunk in missing)
+    total, done = sum(len(chunk) for _, chunk in missing), 0
+
+    def load_number(number: int) -> Pixels:
+        view, position = divmod(number, count)
+        return load(rows[position], view, rows[position])
+
+    loaded = load_batches(batches, load_number, threads=context.threads)
+    for (view, chunk), (_, pixels) in zip(missing, loaded, strict=True):
+        outputs[view, chunk[0] : chunk[-1] + 1] = teacher.compute(pixels, distillation.columns)
+        done += len(chunk)
+        yield Progress(done=done, total=total, activity="outputs of the teacher")
+    images.flush()
+    if isinstance(outputs, np.memmap):
+        outputs.flush()
+
+
+def _make_key(context: "TrainingContext", teacher: "Teacher", images: str, shape: tuple[int, ...]) -> str:
+    """Return a digest of all that decides the outputs."""
+    from convnext_cli.training.loading import find_view_side, read_augmentation
+
+    distillation = context.distillation
+    assert distillation is not None
+    content = {
+        "teacher": teacher.identity, "images": images, "rows": _digest_rows(context.index), "shape": shape,
+        "seed": context.settings.seed, "augmentation": asdict(read_augmentation(context.settings)),
+        "views": asdict(distillation.preprocessing), "side": find_view_side(context), "columns": distillation.columns,
+        "rules": (RULES, PIL.__version__),
+    }  # fmt: skip
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _digest_rows(index: Index) -> str:
+    text = "\0".join(index.paths[row] for row in index.rows("train"))
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+
+def _open_array(
+    context: "TrainingContext", key: str, shape: tuple[int, ...]
+) -> tuple[NDArray[np.float16], Notice | None]:
+    """Return the array in the cache folder, of zeros if it is new; in memory with a notice if it cannot be there."""
+    path = find_cache_folder() / TEACHERS / f"{key}.npy"
+    size = 2 * int(np.prod(shape, dtype=np.int64))
+    if not context.cache:
+        return np.zeros(shape, np.float16), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _make_array(path, shape, size)
+        return np.lib.format.open_memmap(path, mode="r+"), None
+    except (OSError, ValueError) as error:
+        text = f"the teacher's outputs are not cached in {path.parent}: {error}. A resumed run computes them again"
+        return np.zeros(shape, np.float16), Notice(text=text)
+
+
+def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:
+    """Create the file of an array of zeros.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    disk = disk_usage(path.parent)
+    if disk.free - size < SPARED * disk.total:
+        raise OSError(f"{size / 2**30:.1f} GiB are needed")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        with suppress(FileExistsError):  # of several ranks the first makes the file
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def scale_views(preprocessing: Preprocessing, teacher: "Teacher") -> Preprocessing:
+    """Return the student's framing at the teacher's size."""
+    return replace(preprocessing, image_size=teacher.classifier.preprocessing.image_size)
