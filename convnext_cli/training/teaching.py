@@ -101,8 +101,8 @@ def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tupl
     """Return the class that the teacher predicts for each image of an index, from the cache if it is there."""
     digests = open_digests(index.root)
     content = hashlib.blake2b(teacher.identity.encode(), digest_size=12)
-    for path in index.paths:
-        content.update(digests.digest(path) or b"")
+    for name in index.paths:
+        content.update(digests.digest(name) or b"")
     digests.flush()
     path = find_cache_folder() / TEACHERS / f"labels-{content.hexdigest()}.npy"
     if cache:
