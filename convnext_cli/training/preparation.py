@@ -148,12 +148,7 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
     chosen_model = _check_request(request, data, values)
 
     # 2. The data and their split.
-    dataset = yield from load_dataset(
-        _make_dataset_request(request, data, values), threads=max(1, count_cpus() // count_local_processes())
-    )
-    check_outside_data(request.output or RUNS, dataset.index)
-    if values["unlabelled"]:
-        dataset = yield from _label_by_teacher(request, dataset)
+    dataset = yield from _load_data(request, data, values)
     index, folds = _split(dataset, values)
 
     # 3. The model: the user's, or the recommended one.
@@ -210,9 +205,13 @@ def _check_request(
     return model
 
 
-def _make_dataset_request(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> DatasetRequest:
+def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[Dataset]:
+    """Load the data of a request; images without labels get those of the teacher."""
     names = ("image_root", "exclude", "group_from", "resplit", "unlabelled")
-    return DatasetRequest(data=data, audit=request.audit, **{name: values[name] for name in names})
+    dataset_request = DatasetRequest(data=data, audit=request.audit, **{name: values[name] for name in names})
+    dataset = yield from load_dataset(dataset_request, threads=max(1, count_cpus() // count_local_processes()))
+    check_outside_data(request.output or RUNS, dataset.index)
+    return (yield from _label_by_teacher(request, dataset)) if values["unlabelled"] else dataset
 
 
 def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | None]:

@@ -1,0 +1,251 @@
+"""Distillation: a student learns from a run, an ensemble, an ONNX file or a model of timm."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from convnext_cli import cross_validate, evaluate, export, finetune
+from convnext_cli.cache_folder import find_cache_folder, list_cache
+from convnext_cli.errors import RunError, UsageError
+from convnext_cli.exports.model_card import find_license
+from convnext_cli.inference.metadata import read_metadata
+from convnext_cli.inference.teacher import Teacher, open_teacher
+from convnext_cli.models.licenses import is_non_commercial, join_licenses
+from convnext_cli.recipes.plan import read_teacher
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.parts.distillation import DistillationLoss, ProjectingClassifier
+from convnext_cli.training.parts.loss import Loss
+from convnext_cli.training.teaching import choose_view
+from tests.conftest import SMALL
+from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
+from tools.kill_test import read_final_files
+
+STUDENT = {"model": "test_convnext", "weights": "none", "batch_size": 8, "epochs": 1, "audit": False}
+TERMS = "imagenet-noncommercial"
+
+
+@pytest.fixture(scope="module")
+def teacher(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with pretrained weights, and its ONNX file."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    finetune(few_digits, output=folder, audit=False, **SMALL | {"epochs": 2})  # type: ignore[arg-type]
+    export(folder)
+    return RunFolder(folder)
+
+
+def read_license(run: Path) -> str | None:
+    license: str | None = json.loads((run / "config.json").read_text())["pretrained_cfg"]["license"]
+    return license
+
+
+def list_arrays() -> set[Path]:
+    return set((find_cache_folder() / "teachers").glob("*.npy"))
+
+
+def test_resumed_distillation_ends_in_the_same_bytes(few_digits: Path, teacher: RunFolder) -> None:
+    train(tiny_request(few_digits, "whole", teacher=str(teacher.path)))
+    stop_after(tiny_request(few_digits, "run", teacher=str(teacher.path)), STEPS + 5)
+    assert not RunFolder(Path("run")).is_finished
+    resume("run")
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
+
+
+def test_resume_refuses_another_teacher(few_digits: Path, teacher: RunFolder) -> None:
+    shutil.copytree(teacher.path, "teacher")
+    stop_after(tiny_request(few_digits, "run", teacher="teacher"), 2)
+    weights = Path("teacher/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(RunError, match="weights of the teacher teacher are not those that the run began with"):
+        resume("run")
+
+
+def test_outputs_of_a_teacher_are_computed_once(
+    few_digits: Path, teacher: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    compute = Teacher.compute
+
+    def count(self: Teacher, images: np.ndarray, columns: tuple[int, ...]) -> np.ndarray:
+        counts.append(len(images))
+        return compute(self, images, columns)
+
+    monkeypatch.setattr(Teacher, "compute", count)
+    before = list_arrays()
+    options = {"teacher": str(teacher.path), "teacher_views": 2, "seed": 7}
+    train(tiny_request(few_digits, "first", **options))
+    assert sum(counts) == 2 * 48  # views x training images, in three epochs
+    train(tiny_request(few_digits, "second", lr=1e-3, **options))
+    assert sum(counts) == 2 * 48
+    [array] = list_arrays() - before
+    assert np.load(array).shape == (2, 48, 3 + 256)
+    assert next(part for part in list_cache() if part.name == "teachers").entries
+    train(tiny_request(few_digits, "third", rotation=5.0, **options))  # other views
+    assert sum(counts) == 4 * 48
+
+
+def test_missing_outputs_are_computed_again(few_digits: Path, teacher: RunFolder) -> None:
+    options = {"teacher": str(teacher.path), "seed": 8}
+    before = list_arrays()
+    train(tiny_request(few_digits, "first", **options))
+    [array] = list_arrays() - before
+    outputs = np.load(array)
+    damaged = np.lib.format.open_memmap(array, mode="r+")
+    damaged[1, 3] = 0
+    damaged.flush()
+    train(tiny_request(few_digits, "second", **options))
+    assert np.array_equal(np.load(array), outputs)
+    assert (Path("first/model.safetensors")).read_bytes() == Path("second/model.safetensors").read_bytes()
+
+
+def test_without_cache_the_result_is_the_same(few_digits: Path, teacher: RunFolder) -> None:
+    before = list_arrays()
+    train(tiny_request(few_digits, "kept", teacher=str(teacher.path)))
+    known = list_arrays()
+    assert known >= before
+    train(tiny_request(few_digits, "not", teacher=str(teacher.path), cache=False))
+    assert list_arrays() == known
+    assert Path("kept/model.safetensors").read_bytes() == Path("not/model.safetensors").read_bytes()
+
+
+def test_student_is_a_plain_model(few_digits: Path, teacher: RunFolder) -> None:
+    finetune(few_digits, teacher=teacher.path, output="run", average_best=2, **STUDENT | {"epochs": 2})  # type: ignore[arg-type]
+    model = timm.create_model("local-dir:run", pretrained=True)
+    plain = timm.create_model("test_convnext", num_classes=3)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert evaluate("run", split="val").metrics.images == 9
+    assert read_teacher(Path("run/plan.toml")) == str(teacher.path)
+
+
+def test_student_inherits_the_licences(few_digits: Path, teacher: RunFolder) -> None:
+    finetune(
+        few_digits, teacher=teacher.path, data_license="cc-by-nc-4.0", output="run", **STUDENT  # type: ignore[arg-type]
+    )  # fmt: skip
+    expected = f"{TERMS} AND cc-by-nc-4.0"
+    assert read_license(Path("run")) == expected
+    license = find_license(RunFolder(Path("run")))
+    assert str(license) == f"{expected} (that of the teacher and the images)"
+    exported = export("run")
+    import onnx
+
+    properties = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
+    assert read_metadata(properties, exported.path).license == expected
+    export("run", format="hub", output="hub")
+    card = Path("hub/README.md").read_text()
+    assert f"license: other\nlicense_name: {json.dumps(expected)}" in card
+    assert "Not for commercial use." in card
+
+
+def test_student_of_own_weights_has_no_licence(few_digits: Path) -> None:
+    finetune(few_digits, output="teacher", **STUDENT)  # type: ignore[arg-type]
+    finetune(few_digits, teacher="teacher", output="run", **STUDENT)  # type: ignore[arg-type]
+    assert read_license(Path("run")) is None
+    assert open_teacher("teacher").licenses == ()
+
+
+def test_licences_are_joined() -> None:
+    assert join_licenses([]) is None
+    assert join_licenses(["mit", None]) is None
+    assert join_licenses(["mit", "mit AND apache-2.0"]) == "mit AND apache-2.0"
+    assert is_non_commercial("mit AND cc-by-nc-sa-4.0")
+    assert not is_non_commercial("mit AND apache-2.0")
+    assert not is_non_commercial(None)
+
+
+def test_onnx_file_teaches_as_its_run(few_digits: Path, teacher: RunFolder) -> None:
+    from_run = open_teacher(str(teacher.path))
+    from_file = open_teacher(str(teacher.path / "model.onnx"))
+    assert from_file.licenses == from_run.licenses == (TERMS,)
+    assert from_file.feature_width == from_run.feature_width == 256
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    difference = from_file.compute(pixels, [2, 0]).astype(float) - from_run.compute(pixels, [2, 0])
+    assert np.abs(difference).max() < 5e-3
+    finished = finetune(few_digits, teacher=teacher.path / "model.onnx", output="run", **STUDENT)  # type: ignore[arg-type]
+    assert finished.val is not None
+
+
+def test_ensemble_of_folds_teaches(few_digits: Path) -> None:
+    cross_validate(few_digits, folds=2, output="folds", test_fraction=0.0, **STUDENT)  # type: ignore[arg-type]
+    ensemble = open_teacher("folds")
+    assert ensemble.feature_width == 0
+    finetune(few_digits, teacher="folds", output="run", **STUDENT)  # type: ignore[arg-type]
+    assert RunFolder(Path("run")).is_finished
+
+
+def test_model_of_timm_teaches(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def create_random(name: str, **options: object) -> object:  # the Hub is not asked
+        return create(name, **options | {"pretrained": False})
+
+    monkeypatch.setattr(timm, "create_model", create_random)
+    model = open_teacher("test_vit.r160_in1k")  # not a ConvNeXt
+    assert len(model.classifier.classes) == 1000
+    assert model.licenses == ("apache-2.0",)
+    finetune(few_digits, teacher="test_vit.r160_in1k", output="run", **STUDENT)  # type: ignore[arg-type]
+    assert read_license(Path("run")) == "apache-2.0"  # it knows no digits: its features alone are learned
+
+
+def test_images_without_labels(few_digits: Path, teacher: RunFolder) -> None:
+    flat = Path("flat")
+    flat.mkdir()
+    for number, path in enumerate(sorted(few_digits.rglob("*.png"))):
+        shutil.copy(path, flat / f"{number}.png")
+    events = train(
+        tiny_request(flat, "run", teacher=str(teacher.path), unlabelled=True, lr=5e-3, epochs=4)
+    )  # fmt: skip
+    assert any("the images have no labels" in notice.text for notice in events[0].notices)
+    index = RunFolder(Path("run")).read_split()
+    assert index.classes == ("0", "1", "2")
+    truth = [int(path.partition(".")[0]) // 20 for path in index.paths]
+    assert np.mean(np.array(truth) == index.labels) > 0.9  # of the teacher's labels
+    train(tiny_request(flat, "again", teacher=str(teacher.path), unlabelled=True, lr=5e-3, epochs=4))
+    assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+def test_impossible_teachers_are_refused(few_digits: Path) -> None:
+    with pytest.raises(UsageError, match="there is no teacher 'nonsense': no such path, and no model of timm"):
+        finetune(few_digits, teacher="nonsense", output="run", **STUDENT)  # type: ignore[arg-type]
+    Path("notes.txt").write_text("")
+    with pytest.raises(UsageError, match=r"notes\.txt is not a teacher"):
+        finetune(few_digits, teacher="notes.txt", output="run", **STUDENT)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--unlabelled needs a teacher"):
+        finetune(few_digits, unlabelled=True, output="run", **STUDENT)  # type: ignore[arg-type]
+    assert not Path("run/plan.toml").exists()
+
+
+def test_loss_is_zero_for_a_perfect_student_and_has_the_gradient_of_its_formula() -> None:
+    loss = DistillationLoss(
+        labels=Loss(weights=None, offsets=None), classes=3, weight=1.0, temperature=2.0, features=1.0
+    )
+    teacher = torch.tensor([[2.0, 0.0, -1.0, 3.0, 4.0]])
+    targets = loss.join_targets(torch.tensor([[1.0, 0.0, 0.0]]), teacher)
+    perfect = torch.tensor([[3.0, 1.0, 0.0, 6.0, 8.0]])  # shifted logits, scaled features
+    assert float(loss.sum_losses(perfect, targets)) == pytest.approx(0.0, abs=1e-6)
+    student = torch.tensor([[0.0, 1.0, 0.0, 4.0, -3.0]])  # features at a right angle
+    p, q = (torch.softmax(torch.tensor(row) / 2, 0) for row in ([2.0, 0.0, -1.0], [0.0, 1.0, 0.0]))
+    expected = 4 * float((p * (p / q).log()).sum()) + 1
+    assert float(loss.sum_losses(student, targets)) == pytest.approx(expected, rel=1e-5)
+    mixed = DistillationLoss(
+        labels=Loss(weights=None, offsets=None), classes=3, weight=0.25, temperature=2.0, features=0.0
+    )
+    labels = float(F.cross_entropy(student[:, :3], torch.tensor([0])))
+    assert float(mixed.sum_losses(student, targets)) == pytest.approx(0.75 * labels + 0.25 * (expected - 1), rel=1e-5)
+
+
+def test_projection_is_there_in_training_only() -> None:
+    layer = ProjectingClassifier(torch.nn.Linear(4, 3), 5)
+    features = torch.ones(2, 4)
+    assert layer.train()(features).shape == (2, 8)
+    assert torch.equal(layer.eval()(features), layer.train()(features)[:, :3])
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias", "projection.weight", "projection.bias"]
+
+
+def test_each_draw_of_an_epoch_shows_a_view() -> None:
+    assert [choose_view(5, 10, epoch, 3) for epoch in range(4)] == [0, 1, 2, 0]
+    assert choose_view(15, 10, 0, 3) == 1  # the first repetition of row 5
