@@ -61,7 +61,7 @@ def test_the_typed_options_of_a_training_are_the_fields_of_its_requests() -> Non
             assert set(get_args(kind)) == {word for part in accepted for word in get_args(part) or (part,)}, name
         elif declaration.is_repeated:
             assert hints[name] == Sequence[str], name
-        elif kind is Path or name == "weights":
+        elif kind is Path or name in ("weights", "teacher"):
             assert accepted == {Path, str}, name
         else:
             assert accepted == {kind}, name
