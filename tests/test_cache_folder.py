@@ -85,8 +85,8 @@ def test_clear_cache_removes_leftovers_and_no_foreign_files(tmp_path: Path, monk
     (tmp_path / f"unpacked/link-{'0b' * 12}").symlink_to(tmp_path / "target")
     parts = {part.name: (part.entries, part.bytes) for part in list_cache()}
     assert parts == {
-        "pictures": (2, 20), "audit": (2, 20), "teachers": (2, 20), "digests": (1, 10), "unpacked": (3, 20), "probes": (2, 20),
-        "kernels": (2, 20),
+        "pictures": (2, 20), "audit": (2, 20), "teachers": (2, 20), "digests": (1, 10), "unpacked": (3, 20),
+        "probes": (2, 20), "kernels": (2, 20),
     }  # fmt: skip
     assert clear_cache() == []
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(foreign)
