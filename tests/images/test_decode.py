@@ -52,7 +52,8 @@ def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "packed.tiff", colour, photometric="rgb", compression="deflate")
     expected = np.rint(colour / 4095 * 255).astype(np.uint8)
     for name in ("colour.png", "plain.tiff", "big_endian.tiff", "packed.tiff"):
-        image, _, bits, steps = read_image(tmp_path / name)
+        image, mode, bits, steps = read_image(tmp_path / name)
+        assert mode == "RGB"
         np.testing.assert_array_equal(image, expected, err_msg=name)
         assert (bits, steps) == (16, ("16-bit colour stretched from 0..4095",))
 

@@ -115,7 +115,20 @@ def test_signed_bytes_are_read_as_numbers(tmp_path: Path) -> None:
     values = (WAVES[..., 0] * 200 - 100).astype(np.int8)
     tifffile.imwrite(tmp_path / "signed.tif", values, photometric="minisblack")
     expected = np.repeat((values.astype(int) + 128).astype(np.uint8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(read_image(tmp_path / "signed.tif").pixels, expected)
+    pixels, mode, *_ = read_image(tmp_path / "signed.tif")
+    np.testing.assert_array_equal(pixels, expected)
+    assert mode == "L"
+
+
+def test_tiles_that_need_too_much_memory_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.tif"
+    tifffile.imwrite(path, make_values("uint16", 3), photometric="rgb", tile=(16, 32))
+    content = path.read_bytes()
+    side = struct.pack("<HHLL", 322, 4, 1, 32)  # TileWidth
+    assert content.count(side) == 1
+    path.write_bytes(content.replace(side, struct.pack("<HHLL", 322, 4, 1, 4_000_000)))
+    with pytest.raises(ImageError, match="tiles of 4,000,000 x 16 pixels"):
+        read_image(path)
 
 
 def test_palette_of_16_bits_is_scaled_by_its_largest_value(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_gradient_is_clipped_to_the_norm(few_digits: Path, monkeypatch: pytest.M
 
 
 def test_tensorboard_gets_the_metrics_and_unknown_trackers_are_refused(few_digits: Path) -> None:
-    request = TrainRequest(data=few_digits, model="test_convnext", weights="none", choices={}, track=("tensorbord",))
+    request = tiny_request(few_digits, "run", track=("tensorbord",))
     with pytest.raises(UsageError, match=r"unknown tracker 'tensorbord'.*Did you mean tensorboard"):
         next(finetune_steps(request))
     pytest.importorskip("tensorboard")
