@@ -155,18 +155,43 @@ def _choose_random_start_lr(model: Architecture, images: int) -> Choice:
 
 
 def _from_measured(model: Architecture, tag: Tag | None, images: int) -> dict[str, Choice]:
-    """Return the measured settings. For weights outside the package, other tables give what depends on the weights."""
-    measured, published = load_measured(), published_row(model, tag)
+    """Return the measured settings. For weights outside the package, the authors' give what depends on the weights."""
+    measured = load_measured()
     choices = {
         name: Choice(value=value, source="measured", reason=measured.reasons.get(name, ""))
         for name, value in measured.values.items()
     }
     if tag is None or tag.hub_id is not None:
-        lr = _from_specification(model, images, "auto")["lr"]
-        choices["lr"] = replace(lr, reason=_join("nothing was measured for this model", lr.reason))
-        for name in ("layer_decay", "drop_path"):
-            choices[name] = Choice(value=published.ranges[name][0], source=published.source)
+        published = published_row(model, tag)
+        choices["layer_decay"] = Choice(value=published.ranges["layer_decay"][0], source=published.source)
+        specified = _from_specification(model, images, "auto")
+        choices |= {name: _bound_authors(name, published, model, specified[name]) for name in UNBOUNDED_SETTINGS}
     return choices
+
+
+def _bound_authors(name: str, published: Row, model: Architecture, specified: Choice) -> Choice:
+    """Return the authors' value, the learning rate scaled as they say, or the specification's nearest to it.
+
+    Args:
+        name: lr, weight_decay or drop_path.
+        published: the authors' row for fine-tuning these weights.
+        model: the architecture.
+        specified: the specification's choice: the low end of its range, within that of the data set's row.
+    """
+    tables = load_tables()
+    row = tables.model_row(model.parsed)
+    authors = published.ranges[name][0]
+    origin, value, low = f"{authors:g}", authors, specified.value
+    high = max(row.ranges[name][1], low) if name in row.ranges else low
+    if name == "lr":
+        value = float(f"{authors * row.base_batch / published.base_batch:.4g}")
+        high *= math.prod(tables.modifiers[modifier] for modifier in model.parsed.modifiers)
+        origin = f"{authors:g} at batch {published.base_batch}, {value:g} at {row.base_batch}"
+    if low <= value <= high:
+        return Choice(value=value, source=published.source, reason=origin if name == "lr" else "")
+    end = "value" if low == high else "lowest" if value < low else "highest"
+    reason = f"the specification's {end}; the authors have {origin}"
+    return Choice(value=low if value < low else float(f"{high:.4g}"), source=specified.source, reason=reason)
 
 
 def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:
