@@ -89,6 +89,7 @@ def test_outputs_of_a_teacher_are_computed_once(
     assert sum(counts) == 4 * 48
 
 
+@pytest.mark.slow
 def test_missing_outputs_are_computed_again(few_digits: Path, teacher: RunFolder) -> None:
     options = {"teacher": str(teacher.path), "seed": 8}
     before = list_arrays()
@@ -103,6 +104,7 @@ def test_missing_outputs_are_computed_again(few_digits: Path, teacher: RunFolder
     assert (Path("first/model.safetensors")).read_bytes() == Path("second/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_cache_the_result_is_the_same(few_digits: Path, teacher: RunFolder) -> None:
     before = list_arrays()
     train(tiny_request(few_digits, "kept", teacher=str(teacher.path)))
@@ -169,6 +171,7 @@ def test_onnx_file_teaches_as_its_run(few_digits: Path, teacher: RunFolder) -> N
     assert finished.val is not None
 
 
+@pytest.mark.slow
 def test_ensemble_of_folds_teaches(few_digits: Path) -> None:
     cross_validate(few_digits, folds=2, output="folds", test_fraction=0.0, **STUDENT)  # type: ignore[arg-type]
     ensemble = open_teacher("folds")
