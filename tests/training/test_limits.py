@@ -132,7 +132,7 @@ def test_gradient_is_clipped_to_the_norm(few_digits: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.optim.AdamW, "step", measured)
     train(tiny_request(few_digits, "free", epochs=1))
-    assert max(lengths) > 0.2
+    assert 0.2 < max(lengths) < 10, "of the mean loss over the batch; of the sum it would be 8 times as long"
     lengths.clear()
     train(tiny_request(few_digits, "clipped", epochs=1, clip_grad=0.1, deterministic=True))
     assert len(lengths) == STEPS
