@@ -1,12 +1,13 @@
-"""Compare the built-in weights with random initialisation, frozen and fine-tuned, on five data sets.
+"""Compare the built-in weights with random initialisation or others, frozen and fine-tuned, on five data sets.
 
-    python -m benchmarks.pretrained OUT [--seeds 3] [--size 64] [--images 1000] [--sets digits pets] [--weights RUN]
-        [--only probe]
+    python -m benchmarks.pretrained OUT [--seeds 3] [--size 64] [--images 1000] [--sets digits pets]
+        [--weights none builtin RUN FILE.onnx] [--only probe]
 
 `benchmarks/datasets.py` has the locations of the data sets. Each seed draws other images (by patient on cxr3; unseen
-classes of Tiny ImageNet): 80% train, 20% validation, and as many again for testing. Both initialisations get the same
-images. Linear probe: logistic regression on frozen, standardised features; the validation images choose its
-regularisation. Fine-tuned: the same settings and epochs for both. The metric is balanced accuracy on the test images.
+classes of Tiny ImageNet): 80% train, 20% validation, and as many again for testing. All weights get the same images. An
+ONNX file, such as a teacher's, is probed at its own input size, and not fine-tuned. Linear probe: logistic regression
+on frozen, standardised features; the validation images choose its regularisation. Fine-tuned: the same settings and
+epochs for all. The metric is balanced accuracy on the test images.
 OUT/results.json has all runs.
 """
 
@@ -25,16 +26,44 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.datasets import SETS, draw_manifest
 from convnext_cli import evaluate, finetune
 from convnext_cli.data.index import Index
+from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.models.catalog import BUILTIN, load_builtin
+from convnext_cli.progress import finish
 
 WAYS = ("probe", "tuned")
 Record = dict[str, object]
+Features = dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SHOWN = 5_000  # training images of a fine-tuning over all epochs, at least
 
 
 def probe(index: Index, weights: str, size: int, seed: int) -> float:
     """Return the balanced accuracy of a linear probe."""
+    compute = compute_onnx_features if weights.endswith(".onnx") else compute_features
+    parts = compute(index, weights, size, seed)
+    (train, labels), (val, val_labels), (test, test_labels) = (parts[split] for split in ("train", "val", "test"))
+    fitted = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2_000)).fit(train, labels)
+        for strength in STRENGTHS
+    ]
+    best = max(fitted, key=lambda model: balanced_accuracy_score(val_labels, model.predict(val)))
+    return float(balanced_accuracy_score(test_labels, best.predict(test)))
+
+
+def compute_onnx_features(index: Index, weights: str, _size: int, _seed: int) -> Features:
+    """Return the features and labels of each split, from an exported file at its own input size."""
+    classifier = OnnxClassifier(Path(weights))
+    return {
+        split: (
+            finish(classifier.classify_rows(index, index.rows(split), features=True)).features,
+            np.array([index.labels[row] for row in index.rows(split)]),
+        )
+        for split in ("train", "val", "test")
+    }
+
+
+def compute_features(index: Index, weights: str, size: int, seed: int) -> Features:
+    """Return the features and labels of each split, from weights of the built-in architecture."""
     import torch
 
     from convnext_cli.images.loaders import cut_batches, load_batches
@@ -56,13 +85,7 @@ def probe(index: Index, weights: str, size: int, seed: int) -> float:
         parts = forward_batches(model.eval(), batches, preprocessing, torch.device("cpu"))
         return torch.cat([part for _, part in parts]).numpy(), np.array([index.labels[row] for row in rows])
 
-    (train, labels), (val, val_labels), (test, test_labels) = map(features, ("train", "val", "test"))
-    fitted = [
-        make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2_000)).fit(train, labels)
-        for strength in STRENGTHS
-    ]
-    best = max(fitted, key=lambda model: balanced_accuracy_score(val_labels, model.predict(val)))
-    return float(balanced_accuracy_score(test_labels, best.predict(test)))
+    return {split: features(split) for split in ("train", "val", "test")}
 
 
 def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: Path) -> float:
@@ -89,7 +112,7 @@ def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: 
 
 
 def measure(
-    out: Path, sets: list[str], seeds: int, size: int, images: int, weights: str, only: list[str]
+    out: Path, sets: list[str], seeds: int, size: int, images: int, weights: list[str], only: list[str]
 ) -> Iterator[Record]:
     """Yield a record of each data set, seed and initialisation."""
     for name in sets:
@@ -97,35 +120,43 @@ def measure(
         for seed in range(seeds):
             manifest = out / f"{name}-{seed}.csv"
             index = draw_manifest(whole, images, seed, manifest)
-            for start in ("none", weights):
-                found = {}
+            for start in weights:
+                scores = {}
                 if "probe" in only:
-                    found["probe"] = probe(index, start, size, seed)
-                if "tuned" in only:
-                    found["tuned"] = tune(manifest, index, start, size, seed, out / "run")
+                    scores["probe"] = probe(index, start, size, seed)
+                if "tuned" in only and not start.endswith(".onnx"):
+                    scores["tuned"] = tune(manifest, index, start, size, seed, out / "run")
                 yield {
-                    "set": name, "seed": seed, "start": "random" if start == "none" else "pretrained", **found,
+                    "set": name, "seed": seed, "size": size, "start": start, **scores,
                     "train": len(index.rows("train")), "test": len(index.rows("test")), "classes": len(index.classes),
                 }  # fmt: skip
 
 
-def show(results: list[Record]) -> None:
-    """Print mean and standard deviation over the seeds in percent."""
-    print(f"{'set':<9}{'train':>6}{'test':>6}{'classes':>8}  {'what':<7}{'random':>14}{'pretrained':>14}   wins")
+def show(results: list[Record], weights: list[str]) -> None:
+    """Print mean and standard deviation over the seeds in percent, and the seeds in which the last weights win."""
+    names = [Path(start).stem[-16:] for start in weights]
+    print(
+        f"{'set':<9}{'train':>6}{'test':>6}{'classes':>8}  {'what':<7}{''.join(f'{name:>17}' for name in names)}   wins"
+    )
     for name in dict.fromkeys(str(result["set"]) for result in results):
-        mine = [result for result in results if result["set"] == name]
-        for what in (what for what in WAYS if what in mine[0]):
-            cells, values = "", {}
-            for start in ("random", "pretrained"):
-                values[start] = 100 * np.array([result[what] for result in mine if result["start"] == start], float)
-                spread = values[start].std(ddof=1) if len(values[start]) > 1 else float("nan")
-                cells += f"{f'{values[start].mean():.1f} ± {spread:.1f}':>14}"
-            wins = (values["pretrained"] > values["random"]).sum()
-            first = mine[0]
-            print(
-                f"{name:<9}{first['train']:>6}{first['test']:>6}{first['classes']:>8}  {what:<7}{cells}   "
-                f"{wins} of {len(values['random'])}"
-            )
+        of_set = [result for result in results if result["set"] == name]
+        for what in (what for what in WAYS if what in of_set[0]):
+            values = {
+                start: 100
+                * np.array([result[what] for result in of_set if result["start"] == start and what in result])
+                for start in weights
+            }
+            cells = "".join(f"{_summarise(values[start]):>17}" for start in weights)
+            first, last = (values[start] for start in (weights[0], weights[-1]))
+            wins = f"{(last > first).sum()} of {len(first)}" if len(first) == len(last) else ""
+            row = of_set[0]
+            print(f"{name:<9}{row['train']:>6}{row['test']:>6}{row['classes']:>8}  {what:<7}{cells}   {wins}")
+
+
+def _summarise(values: NDArray[np.float64]) -> str:
+    if not len(values):
+        return "-"
+    return f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else float('nan'):.1f}"
 
 
 def main() -> None:
@@ -136,7 +167,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=64, help="px")
     parser.add_argument("--images", type=int, default=1_000, help="to train and choose by; as many again to test")
-    parser.add_argument("--weights", default=BUILTIN, help="other weights of the same architecture")
+    parser.add_argument("--weights", nargs="+", default=["none", BUILTIN], help="none, builtin, runs, or an ONNX file")
     parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -145,7 +176,7 @@ def main() -> None:
         print(json.dumps(result), flush=True)
         results.append(result)
         (options.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    show(results)
+    show(results, options.weights)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
         ("image size", f"{choices['image_size'].value} {unit} ({choices['image_size'].source})"),
         ("augmentation", _describe_augmentation(plan)),
         ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "no correction"),
+        *([("teacher", f"{plan.teacher}, {settings.teacher_views} views of each image")] if plan.teacher else []),
     ]
 
 

@@ -1,6 +1,5 @@
 """The teacher of a distillation: a run, the folds of a cross-validation, an exported ONNX file, or a model of timm."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.forward import choose_device, prepare_input
-from convnext_cli.models.weights import read_weights_license
+from convnext_cli.models.weights import HUB_FILE, read_weights_license
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
@@ -59,15 +58,21 @@ class TimmClassifier(Classifier):
 
     Args:
         name: of timm, such as `convnext_base.fb_in22k_ft_in1k`.
+        offline: True to use the Hub's local cache only.
 
     Raises:
         UsageError: timm has no such model.
         WeightsError: its weights cannot be loaded.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, offline: bool = False) -> None:
         if not timm.is_model(name.partition(".")[0]):
             raise UsageError(f"there is no teacher {name!r}: no such path, and no model of timm", REMEDY)
+        if offline and not _is_cached(name):
+            raise WeightsError(
+                f"the weights of the teacher {name} are not in this machine's cache, and --offline is set",
+                "Give a run or a file instead, or copy the Hub's cache of another machine",
+            )
         try:
             model = timm.create_model(name, pretrained=True)
         except Exception as error:  # the Hub's client raises its HTTP library's errors, its own, and OSError
@@ -88,6 +93,17 @@ class TimmClassifier(Classifier):
         arrays = [part.float().cpu().numpy() for part in (self.model.forward_head(maps), vectors)]
         empty = np.empty((len(images), 0, 0), np.float32)
         return Outputs(logits=arrays[0], features=arrays[1] if features else arrays[1][:, :0], heat=empty)
+
+
+def _is_cached(name: str) -> bool:
+    """Return True if the weights of a model of timm are in the Hub's local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cfg = timm.get_pretrained_cfg(name)
+    files = (HUB_FILE, "pytorch_model.bin")
+    return bool(cfg and cfg.hf_hub_id) and any(
+        isinstance(try_to_load_from_cache(cfg.hf_hub_id, file), str) for file in files
+    )
 
 
 def _name_classes(cfg: dict[str, object], number: int) -> tuple[str, ...]:
@@ -116,9 +132,7 @@ def open_teacher(name: str, *, offline: bool = False) -> Teacher:
             raise UsageError(f"{name} is not a teacher", REMEDY)
         onnx = OnnxClassifier(path)
         return _make_teacher(name, onnx, f"{checksum_file(path):08x}", (onnx.metadata.license,))
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's client when timm imports it
-    model = TimmClassifier(name.removeprefix("timm/"))
+    model = TimmClassifier(name.removeprefix("timm/"), offline=offline)
     return _make_teacher(name, model, model.cfg["architecture"] + f".{model.cfg['tag']}", (model.cfg.get("license"),))
 
 

@@ -49,9 +49,10 @@ def build_context(
             weights="none" if request.resume else plan.weights,
             offline=request.offline,
         )
-    new += add_projection(network, teacher.feature_width) if teacher else []
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}  # before sharding
     scale_head(network, new, settings.head_init_scale)
+    if teacher is not None:
+        add_projection(network, teacher.feature_width)
     network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
     network = network.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from convnext_cli import cross_validate, evaluate, export, finetune
 from convnext_cli.cache_folder import find_cache_folder, list_cache
-from convnext_cli.errors import RunError, UsageError
+from convnext_cli.errors import RunError, UsageError, WeightsError
 from convnext_cli.exports.model_card import find_license
 from convnext_cli.inference.metadata import read_metadata
 from convnext_cli.inference.teacher import Teacher, open_teacher
@@ -217,6 +217,8 @@ def test_impossible_teachers_are_refused(few_digits: Path) -> None:
     Path("notes.txt").write_text("")
     with pytest.raises(UsageError, match=r"notes\.txt is not a teacher"):
         finetune(few_digits, teacher="notes.txt", output="run", **STUDENT)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="not in this machine's cache, and --offline is set"):
+        finetune(few_digits, teacher="timm/resnet18.a1_in1k", offline=True, output="run", **STUDENT)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--unlabelled needs a teacher"):
         finetune(few_digits, unlabelled=True, output="run", **STUDENT)  # type: ignore[arg-type]
     assert not Path("run/plan.toml").exists()

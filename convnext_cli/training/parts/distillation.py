@@ -40,12 +40,10 @@ class ProjectingClassifier(nn.Linear):
         return torch.cat([logits, self.projection(features)], dim=1) if self.training else logits
 
 
-def add_projection(network: nn.Module, width: int) -> list[str]:
-    """Give a timm ConvNeXt's classifier a projection to `width` features; return the names of the new parameters."""
-    if not width:
-        return []
-    network.head.fc = ProjectingClassifier(network.head.fc, width)  # type: ignore[union-attr, arg-type]
-    return [name for name, _ in network.named_parameters() if name.startswith(PROJECTION)]
+def add_projection(network: nn.Module, width: int) -> None:
+    """Give a timm ConvNeXt's classifier a projection to `width` features, for training; 0 changes nothing."""
+    if width:
+        network.head.fc = ProjectingClassifier(network.head.fc, width)  # type: ignore[union-attr, arg-type]
 
 
 def drop_projection(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
