@@ -67,8 +67,8 @@ def measure_throughput(run: Path, rounds: int) -> dict[str, list[float]]:
     }
     if folder.exported("onnx", int8=True).exists():
         classifiers["ONNX Runtime, int8"] = OnnxClassifier(folder.exported("onnx", int8=True))
-    size = classifiers["torch"].preprocessing.image_size
-    images = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
+    size = classifiers["torch"].preprocessing.size
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, *size, 3), dtype=np.uint8)
     seconds: dict[str, list[float]] = {name: [] for name in classifiers}
     for number in range(rounds + 1):
         for name, model in classifiers.items():

@@ -14,6 +14,7 @@ OUT/results.json has all runs.
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def compute_features(index: Index, weights: str, size: int, seed: int) -> Featur
     architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
     weights = "auto" if weights == BUILTIN else weights
     model, _ = build_model(architecture, tag, ModelOptions(num_classes=0), weights=weights, offline=True)
-    preprocessing = read_preprocessing(model, size)
+    preprocessing = replace(read_preprocessing(model), image_size=size)
 
     def features(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         rows = index.rows(split)

@@ -31,6 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -263,7 +264,7 @@ def write_model_folder(task: Task) -> Path:
     run = task.folder.parent / f"model-{os.getpid()}"
     run.mkdir()
     model, _ = make_torch_model(task)
-    preprocessing = read_preprocessing(model, task.image_size)
+    preprocessing = replace(read_preprocessing(model), image_size=task.image_size)
     write_model(
         model,
         run,

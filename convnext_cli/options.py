@@ -72,7 +72,9 @@ class Declaration:
 
     field: str
     kind: Any
-    """The type without None: a class, a `Literal`, or `tuple[str, ...]`."""
+    """The type without None: a class, a `Literal`, or `tuple[str, ...]`; of `int | str`, the first."""
+    takes_text: bool
+    """True if a text that `Option.parse` accepts may stand for a number."""
     is_optional: bool
     default: Any
     """`MISSING` for a required option, and for a setting whose default comes from a recipe."""
@@ -104,10 +106,11 @@ def describe_options(request: Any) -> dict[str, Declaration]:
         kind, *metadata = get_args(hints[field.name]) if hasattr(hints[field.name], "__metadata__") else (None,)
         option = next((entry for entry in metadata if isinstance(entry, Option)), None)
         if option is not None:
-            kind, is_optional = _split_none(kind)
+            kind, takes_text, is_optional = _split_union(kind)
             declarations[field.name] = Declaration(
                 field=field.name,
                 kind=kind,
+                takes_text=takes_text,
                 is_optional=is_optional,
                 default=_find_default(field),
                 option=option,
@@ -154,6 +157,8 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
     option, kind = declaration.option, declaration.kind
     if (option.words and value in option.words) or (value is None and declaration.is_optional):
         return None
+    if declaration.takes_text and isinstance(value, str):
+        return _explain_text(option, value)
     if get_origin(kind) is Literal:
         words = get_args(kind)
         is_known = (type(value), value) in [(type(word), word) for word in words]  # True is not 1
@@ -171,6 +176,15 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
         return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
     problem = option.explain_problem(value)
     return f"= {value!r} {problem}" if problem else None
+
+
+def _explain_text(option: Option, value: str) -> str | None:
+    """Return what is wrong with a text that stands for a number, or None."""
+    assert option.parse is not None
+    try:
+        return None if option.parse(value) == value else f"= {value!r} must be {option.parse(value)!r}"
+    except ValueError as error:
+        return f"= {error}"
 
 
 def is_unicode(text: str) -> bool:
@@ -192,12 +206,12 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def _split_none(kind: Any) -> tuple[Any, bool]:
-    """Return a type without None, and whether None was part of it."""
+def _split_union(kind: Any) -> tuple[Any, bool, bool]:
+    """Return a type without None and alternative text, and whether text and None were part of it."""
     if get_origin(kind) not in (Union, types.UnionType):
-        return kind, False
-    [rest] = [part for part in get_args(kind) if part is not type(None)]
-    return rest, True
+        return kind, False, False
+    first, *others = (part for part in get_args(kind) if part is not type(None))
+    return first, str in others, type(None) in get_args(kind)
 
 
 def _find_default(field: "Field[Any]") -> Any:

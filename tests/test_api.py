@@ -43,7 +43,7 @@ def test_the_typed_settings_are_the_fields_of_settings() -> None:
     expected = {
         name: Union[kind, Literal[setting.words]] if setting.words else kind  # noqa: UP007  (made at run time)
         for name, (kind, setting) in describe_settings().items()
-    }
+    } | {"image_size": int | str}
     assert get_type_hints(SettingsDict) == expected
     assert not SettingsDict.__required_keys__
 
@@ -107,7 +107,7 @@ def test_imbalance_sets_the_settings_that_it_stands_for() -> None:
 def test_a_type_checker_knows_the_settings(digits: Path) -> None:
     """mypy reports each of the ignored errors; an ignore that has none is an error too."""
     with pytest.raises(UsageError, match="image_size"):
-        recommend(6000, image_size="large")  # type: ignore[arg-type]
+        recommend(6000, image_size=1.5)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="head = 'conv' must be one of linear, mlp"):
         recommend(digits, head="conv")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="imagesize is not a setting"):

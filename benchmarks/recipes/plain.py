@@ -35,7 +35,7 @@ def train_plainly(index: Index, *, epochs: int, size: int, seed: int) -> tuple[N
     torch.manual_seed(seed)
     architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
     model, _ = build_model(architecture, tag, ModelOptions(num_classes=len(index.classes)), offline=True)
-    preprocessing = read_preprocessing(model, size)
+    preprocessing = read_preprocessing(model)
     model = model.to(memory_format=torch.channels_last)
     end = [transforms.ToTensor(), transforms.Normalize(preprocessing.mean, preprocessing.std)]
     training = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *end])

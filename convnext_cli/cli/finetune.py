@@ -74,7 +74,7 @@ def _show_dry_run(request: TrainRequest, command: str, *, as_json: bool) -> None
     memory = training_bytes(
         preparation.architecture,
         settings.micro_batch_size,
-        settings.image_size,
+        settings.input_size,
         grad_checkpointing=settings.grad_checkpointing,
     )
     counts = DataCounts.from_index(preparation.index, preparation.fingerprint)
@@ -128,7 +128,7 @@ def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") 
     console.show(plan.model, style="bold")
     fold = f" in the first of {settings.folds} folds" if preparation.folds else ""
     console.show(f"{index.root}: {classes} classes; {describe_splits(count_splits(index))}{fold}")
-    console.show(describe_sizes(preparation.architecture, settings.image_size, settings.in_chans, classes))
+    console.show(describe_sizes(preparation.architecture, settings, classes))
     console.show(
         f"{preparation.machine}: about {memory / GIB:.1f} GiB; time, within a factor of two or three: about {time}"
     )

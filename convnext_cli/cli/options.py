@@ -18,6 +18,7 @@ from convnext_cli.text import quote
 if TYPE_CHECKING:
     from convnext_cli.models.catalog import Architecture
     from convnext_cli.recipes.plan import Plan
+    from convnext_cli.recipes.settings import Settings
 
 Request = TypeVar("Request")
 _COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
@@ -141,11 +142,12 @@ def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
     ]
 
 
-def describe_sizes(model: "Architecture", image_size: int, channels: int, classes: int) -> str:
+def describe_sizes(model: "Architecture", settings: "Settings", classes: int) -> str:
     """Return the shapes of input, features and output for one image."""
-    features = model.feature_shape(image_size)
+    height, width = settings.input_size
+    features = model.feature_shape(height, width)
     return (
-        f"input ({channels}, {image_size}, {image_size}) -> features {features} -> pooled ({features[0]},) -> output "
+        f"input ({settings.in_chans}, {height}, {width}) -> features {features} -> pooled ({features[0]},) -> output "
         f"({classes},)"
     )
 

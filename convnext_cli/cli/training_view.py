@@ -160,8 +160,7 @@ def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     fold = f"; fold {plan.settings.fold} of {plan.settings.folds}" if plan.settings.folds else ""
     console.say(f"{index.root}: {len(index.classes)} classes; {describe_splits(count_splits(index))}{fold}")
     if is_verbose:
-        architecture, settings = find_model(plan.model)[0], plan.settings
-        console.say(describe_sizes(architecture, settings.image_size, settings.in_chans, len(index.classes)))
+        console.say(describe_sizes(find_model(plan.model)[0], plan.settings, len(index.classes)))
         console.log_table(["setting", "value", "from", "reason"], list_decided(plan))
     elif not is_brief:
         console.log_table(["", ""], _list_main_settings(plan))

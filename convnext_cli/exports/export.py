@@ -92,7 +92,7 @@ def export(
 def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options: Any) -> ExportedFile | HubFolder:
     """Export the model of a run, and check a file's outputs against those of the run.
 
-    A file takes `pixels`, (B, S, S, 3) uint8 RGB, resized and cropped as its metadata say. It gives `logits` and
+    A file takes `pixels`, (B, H, W, 3) uint8 RGB, resized and cropped as its metadata say. It gives `logits` and
     `probabilities` (B, K), `features` (B, D), and where the run has an OOD score `novelty` (B,), from 0.
 
     Args:

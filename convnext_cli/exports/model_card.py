@@ -199,10 +199,10 @@ def _describe_use(run: RunFolder) -> str:
 
 
 def _describe_preprocessing(preprocessing: Preprocessing) -> str:
-    channels, size, _ = preprocessing.input_size
+    channels, height, width = preprocessing.input_size
     grey = 'luminance alone (Pillow\'s `convert("L")`), ' if channels == 1 else ""
     return (
-        f"{grey}{size} x {size} px, crop_mode {preprocessing.crop_mode}, crop_pct {preprocessing.crop_pct},"
+        f"{grey}{height} x {width} px, crop_mode {preprocessing.crop_mode}, crop_pct {preprocessing.crop_pct},"
         f" interpolation {preprocessing.interpolation}, mean {list(preprocessing.mean)}, std {list(preprocessing.std)}"
     )
 

@@ -41,7 +41,7 @@ class ProgramClassifier(Classifier):
 
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Return the outputs for preprocessed images, (B, S, S, 3); an exported file gives no heat map."""
+        """Return the outputs for preprocessed images, (B, H, W, 3); an exported file gives no heat map."""
         assert not heat
         tensors = self._module(torch.from_numpy(images))
         arrays = dict(zip(OUTPUTS, (tensor.numpy() for tensor in tensors), strict=False))

@@ -31,6 +31,7 @@ class ExportWrapper(nn.Module):
 
     mean: Tensor
     std: Tensor
+    fill: Tensor
     bank: Tensor
     novelty_mean: Tensor
     precision: Tensor
@@ -42,6 +43,9 @@ class ExportWrapper(nn.Module):
         self.is_grey = metadata.preprocessing.is_grey
         self.register_buffer("mean", torch.tensor(metadata.preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(metadata.preprocessing.std).view(1, -1, 1, 1))
+        self.is_padded = metadata.preprocessing.is_padded
+        if self.is_padded:
+            self.register_buffer("fill", torch.tensor(metadata.preprocessing.fill, dtype=torch.uint8))
         self.has_novelty = novelty is not None
         if novelty is not None:
             self.register_buffer("bank", torch.from_numpy(novelty.bank))
@@ -52,7 +56,7 @@ class ExportWrapper(nn.Module):
         """Return logits and probabilities (B, K), features (B, D), and OOD scores (B,) if there is an OOD model.
 
         Args:
-            pixels: (B, S, S, 3) uint8.
+            pixels: (B, H, W, 3) uint8.
         """
         values = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.is_grey:
@@ -65,14 +69,15 @@ class ExportWrapper(nn.Module):
         """Return the OOD score (B,), as `NoveltyModel.score` computes it."""
         similarity = nn.functional.normalize(features, eps=1e-12) @ self.bank.to(torch.float32).T
         nearest = torch.topk(similarity, min(NEIGHBOUR, len(self.bank)), dim=1).values[:, -1]
-        numbers = [torch.log((1 - nearest).clamp_min(0) + FLOOR_DISTANCE), *_measure_pixels(pixels)]
+        statistics = _measure_inside(pixels, self.fill) if self.is_padded else _measure_pixels(pixels)
+        numbers = [torch.log((1 - nearest).clamp_min(0) + FLOOR_DISTANCE), *statistics]
         offset = torch.stack(numbers, dim=1) - self.novelty_mean
         products = offset[:, :, None] * self.precision * offset[:, None, :]  # not a MatMul, which --int8 would quantise
         return products.sum(dim=(1, 2)).clamp_min(0).sqrt()
 
 
 def _measure_pixels(pixels: Tensor) -> list[Tensor]:
-    """Return the six statistics of `metrics.novelty.measure_pixels`, each (B,), of pixels (B, S, S, 3)."""
+    """Return the six statistics of `metrics.novelty.measure_pixels`, each (B,), of pixels (B, H, W, 3)."""
     values = pixels.to(torch.float32) / 255
     grey = values.mean(dim=3)
     mean = grey.mean(dim=(1, 2))
@@ -85,6 +90,32 @@ def _measure_pixels(pixels: Tensor) -> list[Tensor]:
         horizontal = (part[:, :, 1:] - part[:, :, :-1]).abs().mean(dim=(1, 2))
         columns.append(torch.log(vertical + horizontal + FLOOR_STEP))
     return columns
+
+
+def _measure_inside(pixels: Tensor, fill: Tensor) -> list[Tensor]:
+    """Return the statistics of padded images, as `measure_pixels` computes them with `fill`, (3,) uint8."""
+    inside = (pixels != fill).to(torch.float32).amax(dim=3)
+    rows, columns = inside.amax(dim=2), inside.amax(dim=1)
+    has_none = 1 - rows.amax(dim=1, keepdim=True)  # 1 for an image of that value
+    rows, columns = torch.maximum(rows, has_none), torch.maximum(columns, has_none)
+    values = pixels.to(torch.float32) / 255
+    grey = values.mean(dim=3)
+    mean = _average(grey, rows, columns)
+    contrast = _average((grey - mean[:, None, None]).square(), rows, columns).sqrt()
+    saturation = _average(values.amax(dim=3) - values.amin(dim=3), rows, columns)
+    statistics = [mean, torch.log(contrast + FLOOR_CONTRAST), torch.log(saturation + FLOOR_SATURATION)]
+    for step in STEPS:
+        part, tall, wide = grey[:, ::step, ::step], rows[:, ::step], columns[:, ::step]
+        vertical = _average((part[:, 1:] - part[:, :-1]).abs(), tall[:, 1:] * tall[:, :-1], wide)
+        horizontal = _average((part[:, :, 1:] - part[:, :, :-1]).abs(), tall, wide[:, 1:] * wide[:, :-1])
+        statistics.append(torch.log(vertical + horizontal + FLOOR_STEP))
+    return statistics
+
+
+def _average(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the mean (B,) of values (B, H, W) in the rows (B, H) and columns (B, W) that have a 1; 0 if none has."""
+    weights = rows[:, :, None] * columns[:, None, :]
+    return (values * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp_min(1)
 
 
 def make_metadata(classifier: TorchClassifier) -> Metadata:
@@ -105,10 +136,11 @@ def make_metadata(classifier: TorchClassifier) -> Metadata:
 
 
 def wrap_model(classifier: TorchClassifier, metadata: Metadata) -> tuple[ExportWrapper, tuple[Tensor]]:
-    """Return the module to export, in evaluation mode, and an example input, (2, S, S, 3)."""
+    """Return the module to export, in evaluation mode, and an example input, (2, H, W, 3)."""
     calibration = metadata.calibration
     has_novelty = calibration is not None and calibration.novelty_threshold is not None
     novelty = read_novelty(classifier.run) if has_novelty else None
-    size = metadata.preprocessing.image_size
-    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)  # with one image, torch would fix the batch size
+    example = torch.zeros(
+        (2, *metadata.preprocessing.size, 3), dtype=torch.uint8
+    )  # with one image, torch would fix the batch size
     return ExportWrapper(classifier.model, metadata, novelty).eval(), (example,)

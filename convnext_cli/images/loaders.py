@@ -61,11 +61,11 @@ def seed_image(seed: int, epoch: int, row: int) -> np.random.Generator:
 def load_batches(
     batches: Iterable[Sequence[int]], load: Callable[[int], Pixels], *, threads: int
 ) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-    """Yield each batch's rows and images, (B, S, S, 3) uint8, while the next batches are decoded.
+    """Yield each batch's rows and images, (B, H, W, 3) uint8, while the next batches are decoded.
 
     Args:
         batches: the rows of each batch.
-        load: returns a row's image, (S, S, 3) uint8; runs in a thread.
+        load: returns a row's image, (H, W, 3) uint8; runs in a thread.
         threads: number of images to prepare at a time.
 
     Raises:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from convnext_cli.errors import RunError, UsageError
+from convnext_cli.images.preprocessing import CROP_MODES, format_size
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.settings import AUTO
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import FoldsResult, read_record
@@ -47,10 +49,13 @@ def _check_plan(run: RunFolder) -> None:
     if isinstance(run, FoldsFolder):
         return
     config = run.read_config()
-    channels, side, _ = config.pretrained_cfg.input_size
+    channels, height, width = config.pretrained_cfg.input_size
+    crop_pct = settings.get("crop_pct")
     for name, planned, actual in (
         ("model", model and model.partition(".")[0], config.architecture),
-        ("image_size", settings.get("image_size"), side),
+        ("image_size", settings.get("image_size"), format_size(height, width)),
+        ("crop_mode", CROP_MODES.get(settings.get("fit", "")), config.pretrained_cfg.crop_mode),
+        ("crop_pct", None if crop_pct == AUTO else crop_pct, config.pretrained_cfg.crop_pct),
         ("in_chans", settings.get("in_chans"), channels),
     ):
         if planned is not None and planned != actual:

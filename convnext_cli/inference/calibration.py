@@ -13,7 +13,8 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.split import explain_small_validation
 from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.images.decode import Pixels
-from convnext_cli.inference.classifier import Classifier, load_for_eval
+from convnext_cli.images.transforms import pad_image
+from convnext_cli.inference.classifier import Classifier, open_for_eval
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.summary import compute_metrics
@@ -157,21 +158,26 @@ def _detect_scrambled(
     A scrambled image is clearly out-of-distribution, but has the pixel values of the data set.
     """
     rows = [rows[i * len(rows) // SCRAMBLED_IMAGES] for i in range(min(SCRAMBLED_IMAGES, len(rows)))]
-    load = load_for_eval(index, model.preprocessing, cache=model.cache)
-    parts = list(model.classify_batches(rows, lambda row: scramble(load(row)), features=True))
+    images = open_for_eval(index, model.preprocessing, cache=model.cache)
+
+    def load(row: int) -> Pixels:
+        return pad_image(scramble(images.read(index.paths[row])), model.preprocessing)
+
+    parts = list(model.classify_batches(rows, load, features=True))
     scores = np.concatenate([novelty.score(part.features, part.statistics) for part in parts])
     return float((scores > threshold).mean())
 
 
 def scramble(image: Pixels) -> Pixels:
-    """Return an image (S, S, 3) inverted and with its 4 x 4 tiles in a fixed random order."""
-    tile = image.shape[0] // 4
-    scrambled = 255 - image
+    """Return an image (H, W, 3) inverted and with its 4 x 4 tiles in a fixed random order."""
+    tall, wide = image.shape[0] // 4, image.shape[1] // 4
+    inverted = 255 - image
+    scrambled = inverted.copy()
     for position, source in enumerate(np.random.default_rng(0).permutation(16)):
         (row, column), (from_row, from_column) = divmod(position, 4), divmod(int(source), 4)
-        scrambled[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = (
-            255 - image[from_row * tile : (from_row + 1) * tile, from_column * tile : (from_column + 1) * tile]
-        )
+        scrambled[row * tall : (row + 1) * tall, column * wide : (column + 1) * wide] = inverted[
+            from_row * tall : (from_row + 1) * tall, from_column * wide : (from_column + 1) * wide
+        ]
     return scrambled
 
 

@@ -13,8 +13,8 @@ from convnext_cli.errors import DataError, ImageError, RunError
 from convnext_cli.images.cache import ImageCache
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.images.loaders import cut_batches, load_batches
-from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.images.transforms import transform_for_eval
+from convnext_cli.images.preprocessing import Preprocessing, describe_size
+from convnext_cli.images.transforms import fit_image, pad_image
 from convnext_cli.machine import count_cpus
 from convnext_cli.metrics.novelty import measure_pixels
 from convnext_cli.progress import Progress, Steps
@@ -52,7 +52,7 @@ class Classifier(ABC):
 
     @abstractmethod
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Return the outputs for preprocessed images, (B, S, S, 3)."""
+        """Return the outputs for preprocessed images, (B, H, W, 3)."""
 
     def classify_batches(
         self, rows: Sequence[int], load: Callable[[int], Pixels], *, features: bool = False, heat: bool = False
@@ -61,7 +61,7 @@ class Classifier(ABC):
 
         Args:
             rows: numbers of images.
-            load: returns a row's preprocessed image, (S, S, 3) uint8. A row fails where it raises `ImageError`.
+            load: returns a row's preprocessed image, (H, W, 3) uint8. A row fails where it raises `ImageError`.
             features: compute the features before the classifier.
             heat: compute the heat map of the predicted class.
 
@@ -75,14 +75,14 @@ class Classifier(ABC):
                 return load(row)
             except ImageError as error:
                 failed[row] = error
-                return np.zeros((self.preprocessing.image_size, self.preprocessing.image_size, 3), np.uint8)
+                return np.zeros((*self.preprocessing.size, 3), np.uint8)
 
         for batch, images in load_batches(cut_batches(rows, BATCH_SIZE), try_load, threads=count_cpus()):
             outputs = self.run_batch(images, features=features, heat=heat)
             if not np.isfinite(outputs.logits).all():
                 raise RunError("the model's outputs are not finite: its weights are damaged", "Use another run")
             if features:
-                outputs = replace(outputs, statistics=measure_pixels(images))
+                outputs = replace(outputs, statistics=measure_pixels(images, self.preprocessing.fill))
             yield replace(outputs, failed={i: failed.pop(row) for i, row in enumerate(batch) if row in failed})
 
     def classify_rows(
@@ -136,7 +136,7 @@ class Classifier(ABC):
 
 
 def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:
-    """Return a function from a row to its image preprocessed for evaluation, (S, S, 3) uint8.
+    """Return a function from a row to its image preprocessed for evaluation, (H, W, 3) uint8.
 
     Args:
         index: the images.
@@ -144,11 +144,11 @@ def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) ->
         cache: keep the preprocessed images in the cache.
     """
     images = open_for_eval(index, preprocessing, cache=cache)
-    return lambda row: images.read(index.paths[row])
+    return lambda row: pad_image(images.read(index.paths[row]), preprocessing)
 
 
 def open_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> ImageCache:
-    """Return the cache of an index's images preprocessed for evaluation, (S, S, 3) uint8.
+    """Return the cache of an index's images preprocessed for evaluation, without padding: (h, w, 3) uint8.
 
     Args:
         index: the images.
@@ -158,7 +158,7 @@ def open_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) ->
     crop = f"{preprocessing.crop_mode} crop of {preprocessing.crop_pct}"
     return ImageCache(
         index.root,
-        f"evaluation at {preprocessing.image_size} px, {crop}, {preprocessing.interpolation}",
-        lambda path: transform_for_eval(decode_image(path), preprocessing),
+        f"evaluation at {describe_size(preprocessing)} px, {crop}, {preprocessing.interpolation}",
+        lambda path: fit_image(decode_image(path), preprocessing),
         keep=cache,
     )

@@ -55,7 +55,7 @@ class Ensemble(Classifier):
             )
 
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Return the outputs of the ensemble for preprocessed images, (B, S, S, 3).
+        """Return the outputs of the ensemble for preprocessed images, (B, H, W, 3).
 
         The heat map is the mean over the members that predict the same class as the ensemble. There are no features.
         """
@@ -66,7 +66,7 @@ class Ensemble(Classifier):
         heats = np.stack([part.heat for part in outputs])
         weights = (agree / np.maximum(agree.sum(axis=0), 1)).reshape(*agree.shape, *(1,) * (heats.ndim - 2))
         pairs = zip(outputs, self.members, strict=True)
-        statistics = measure_pixels(images)
+        statistics = measure_pixels(images, self.preprocessing.fill)
         scores = [m.novelty.score(part.features, statistics) for part, m in pairs if m.novelty is not None]
         return Outputs(
             logits=logits,

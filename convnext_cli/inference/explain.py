@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from convnext_cli.images.augmentation import Box
 from convnext_cli.images.decode import Pixels
 
 # From transparent over violet and orange to pale yellow (matplotlib's inferno at 0, 1/4, 1/2, 3/4 and 1).
@@ -38,35 +39,43 @@ def map_heat(model: Any, features: Tensor, classes: Tensor) -> Tensor:
         return (weights * features).sum(dim=1).relu().detach()
 
 
-def overlay_heat(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Return an image (S, S, 3) with a heat map (h, w) over it; the maximum is the brightest."""
+def overlay_heat(image: Pixels, heat: NDArray[np.float32], box: Box | None = None) -> Pixels:
+    """Return an image (H, W, 3) with a heat map (h, w) over it; the maximum is the brightest.
+
+    Args:
+        image: the image.
+        heat: the heat map.
+        box: the part of the heat map that covers the image: left, top, right, bottom, in its positions; None for all.
+    """
     maximum = float(heat.max())
     scaled = heat / maximum if maximum > 0 else np.zeros_like(heat)
     size = (image.shape[1], image.shape[0])
-    smooth = np.asarray(Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    enlarged = Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BICUBIC, box=box)
+    smooth = np.asarray(enlarged).clip(0, 1)
     stops = np.linspace(0, 1, len(_COLOURS))
     colours = np.stack([np.interp(smooth, stops, _COLOURS[:, c]) for c in range(3)], axis=-1)
     alpha = OPACITY * smooth[..., None]
     return np.rint(image * (1 - alpha) + colours * alpha).astype(np.uint8)
 
 
-def draw_explanation(
-    image: Pixels, heat: NDArray[np.float32], box: tuple[float, float, float, float], caption: str
-) -> Image.Image:
+def draw_explanation(image: Pixels, heat: NDArray[np.float32], frame: Box, caption: str) -> Image.Image:
     """Draw an image (H, W, 3) at its own size, beside it the image with the heat map, and a caption below both.
 
     Args:
         image: the whole image.
-        heat: (h, w), of the model's crop.
-        box: the crop: left, top, right, bottom, in pixels of the image. A frame shows it if it is not the whole image.
+        heat: (h, w), of the model's input.
+        frame: the input: left, top, right, bottom, in pixels of the image; with padding beyond it. It is drawn where it
+            is not the whole image.
         caption: one line.
     """
     caption = "".join(letter if letter.isprintable() else "?" for letter in caption)
     height, width = image.shape[:2]
-    left, top = max(0, round(box[0])), max(0, round(box[1]))
-    right, bottom = min(width, max(left + 1, round(box[2]))), min(height, max(top + 1, round(box[3])))
+    left, top = max(0, round(frame[0])), max(0, round(frame[1]))
+    right, bottom = min(width, max(left + 1, round(frame[2]))), min(height, max(top + 1, round(frame[3])))
     heated = image.copy()
-    heated[top:bottom, left:right] = overlay_heat(image[top:bottom, left:right], heat)
+    heated[top:bottom, left:right] = overlay_heat(
+        image[top:bottom, left:right], heat, _find_inside(frame, width, height, heat.shape)
+    )
     gap = max(2, round(0.01 * max(width, height)))
     text_height = max(12, round(0.03 * max(width, height)))
     canvas = Image.new("RGB", (2 * width + gap, height + 2 * text_height), "white")
@@ -80,6 +89,14 @@ def draw_explanation(
         text_height -= 1
     draw.text((0, height + text_height // 4), caption, fill="black", font=_load_font(text_height))
     return canvas
+
+
+def _find_inside(frame: Box, width: int, height: int, shape: tuple[int, ...]) -> Box:
+    """Return the part of a heat map of a shape (h, w) that lies inside the image, in its positions."""
+    x, y = shape[1] / (frame[2] - frame[0]), shape[0] / (frame[3] - frame[1])
+    left, top = max(0.0, -frame[0]) * x, max(0.0, -frame[1]) * y
+    right, bottom = shape[1] - max(0.0, frame[2] - width) * x, shape[0] - max(0.0, frame[3] - height) * y
+    return left, top, right, bottom
 
 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:

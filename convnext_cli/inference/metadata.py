@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convnext_cli.errors import RunError
-from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.preprocessing import Preprocessing, describe_size, join_size
 from convnext_cli.inference.calibration import Calibration, check_thresholds, get_temperature
 from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json
 
@@ -79,8 +79,8 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
     metadata = convert_record({**texts, **values, "license": license}, Metadata, source, REMEDY)
     if len(set(metadata.classes)) != len(metadata.classes) or not metadata.classes:
         raise RunError(f"{source} cannot be read: classes: {len(set(metadata.classes))} different names", REMEDY)
-    size = metadata.preprocessing.image_size
-    if size > MAX_SIDE:
+    if max(metadata.preprocessing.size) > MAX_SIDE:
+        size = describe_size(metadata.preprocessing)
         raise RunError(f"{source} cannot be read: preprocessing: image_size {size}", REMEDY)
     if metadata.calibration:
         check_thresholds(metadata.calibration, metadata.classes, source, REMEDY)
@@ -95,7 +95,7 @@ def to_preprocessing(config: Config) -> Preprocessing:
     """Return the preprocessing that a run's configuration names."""
     preprocessing = config.pretrained_cfg
     return Preprocessing(
-        image_size=preprocessing.input_size[1],
+        image_size=join_size(*preprocessing.input_size[1:]),
         crop_pct=preprocessing.crop_pct,
         crop_mode=preprocessing.crop_mode,
         interpolation=preprocessing.interpolation,
@@ -106,18 +106,39 @@ def to_preprocessing(config: Config) -> Preprocessing:
 
 def describe_steps(metadata: Metadata) -> list[str]:
     """Return the steps from an image file to a probability, for those who run the file without `convnext`."""
-    preprocessing, size = metadata.preprocessing, metadata.preprocessing.image_size
-    side = math.floor(size / preprocessing.crop_pct)
-    scaled = f"both sides to {side} px" if preprocessing.crop_mode == "squash" else f"the shorter side to {side} px"
+    preprocessing = metadata.preprocessing
+    height, width = preprocessing.size
     luminance = "conversion to luminance (as Pillow's convert('L')), the " if preprocessing.is_grey else ""
     steps = f"""\
 Decode to 8-bit RGB, upright by the EXIF orientation. Grey images become three equal channels; more than 8 bits are \
 scaled linearly from the image's minimum and maximum to 0 and 255; transparent pixels are composited on white.
-Resize {scaled}, {preprocessing.interpolation} with antialiasing (as Pillow's resize), unless the image has that size.
-Crop the centre, {size} x {size} px.
-Pass the pixels as `{INPUT}`, uint8 (batch, {size}, {size}, 3). The {luminance}division by 255, the mean \
+Resize {_describe_scaling(preprocessing)}, {preprocessing.interpolation} with antialiasing (as Pillow's resize), \
+unless the image has that size.
+{_describe_frame(preprocessing)}
+Pass the pixels as `{INPUT}`, uint8 (batch, {height}, {width}, 3). The {luminance}division by 255, the mean \
 {preprocessing.mean} and the standard deviation {preprocessing.std} are applied inside the model.
 `probabilities` (batch, {len(metadata.classes)}) are softmax(logits / {metadata.temperature:.6g}), in the order of \
 `classes`. A class in `thresholds` is positive from that probability on. An image whose `novelty` (if there is that \
 output) is above `novelty_threshold` is out-of-distribution (OOD)."""
     return [f"{number}. {step}" for number, step in enumerate(steps.splitlines(), start=1)]
+
+
+def _describe_scaling(preprocessing: Preprocessing) -> str:
+    """Return what evaluation scales an image to, in words."""
+    rows, columns = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.size)
+    if preprocessing.crop_mode == "squash":
+        return f"both sides to {rows} px" if rows == columns else f"to {rows} px of height and {columns} px of width"
+    if preprocessing.is_padded:
+        return f"at its own proportions to the largest size within {rows} px of height and {columns} px of width"
+    if rows == columns:
+        return f"the shorter side to {rows} px"
+    return f"at its own proportions to the smallest size that covers {rows} px of height and {columns} px of width"
+
+
+def _describe_frame(preprocessing: Preprocessing) -> str:
+    """Return the step that gives the image the input's size, in words."""
+    height, width = preprocessing.size
+    size = f"{height} x {width} px" if height == width else f"{height} px of height and {width} px of width"
+    if preprocessing.is_padded:
+        return f"Centre it in {size}: pad with the RGB value {preprocessing.fill}, and crop what is larger."
+    return f"Crop the centre, {size}."

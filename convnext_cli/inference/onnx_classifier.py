@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.errors import ConvnextError, RunError
+from convnext_cli.images.preprocessing import describe_size
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.metadata import INPUT, REMEDY, read_metadata, to_preprocessing
 from convnext_cli.machine import count_cpus
@@ -44,10 +45,9 @@ class OnnxClassifier(Classifier):
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         inputs = {tensor.name: tensor.shape[1:] for tensor in self._session.get_inputs()}
         self._outputs = list(outputs)
-        if inputs != {INPUT: [self.preprocessing.image_size, self.preprocessing.image_size, 3]}:
-            raise RunError(
-                f"{path} cannot be read: image_size {self.preprocessing.image_size} is not its input's", REMEDY
-            )
+        if inputs != {INPUT: [*self.preprocessing.size, 3]}:
+            size = describe_size(self.preprocessing)
+            raise RunError(f"{path} cannot be read: image_size {size} is not its input's", REMEDY)
         if any(outputs.get(name, [0])[-1] != len(self.classes) for name in ("logits", "probabilities")):
             raise RunError(f"{path} cannot be read: {len(self.classes)} classes are not its outputs'", REMEDY)
         calibration = self.metadata.calibration
@@ -55,7 +55,7 @@ class OnnxClassifier(Classifier):
             raise RunError(f"{path} cannot be read: it has a novelty_threshold and no output `novelty`", REMEDY)
 
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Return the outputs for preprocessed images, (B, S, S, 3); an exported file gives no heat map."""
+        """Return the outputs for preprocessed images, (B, H, W, 3); an exported file gives no heat map."""
         assert not heat
         arrays = dict(zip(self._outputs, self._session.run(None, {INPUT: images}), strict=True))
         return Outputs(

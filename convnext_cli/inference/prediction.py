@@ -15,7 +15,7 @@ from convnext_cli.errors import ImageError, RunError, UsageError, check_word
 from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.images.transforms import locate_crop, transform_for_eval
+from convnext_cli.images.transforms import locate_frame, transform_for_eval
 from convnext_cli.inference.calibration import (
     Calibration,
     describe_unreliable_ood,
@@ -369,6 +369,6 @@ def _draw_heat_map(
     from convnext_cli.inference.explain import draw_explanation  # torch, which is imported by now
 
     image = source.read()
-    drawn = draw_explanation(image, heat, locate_crop(image.shape[1], image.shape[0], preprocessing), caption)
+    drawn = draw_explanation(image, heat, locate_frame(image.shape[1], image.shape[0], preprocessing), caption)
     with replace_output(output, "--explain", overwrite=request.overwrite) as temporary:
         drawn.save(temporary, format="PNG")

@@ -53,8 +53,7 @@ def write_model(
             model,
             str(path),
             model_config={"label_names": list(classes), "pretrained_cfg": cfg},
-            data_config=data
-            | {"input_size": (len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size)},
+            data_config=data | {"input_size": (len(preprocessing.mean), *preprocessing.size)},
         )
         config = json.loads(path.read_text(encoding="utf-8"))
         del config["model_args"]["num_classes"]  # a duplicate, which transformers 5.23 rejects

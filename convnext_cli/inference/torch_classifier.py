@@ -42,7 +42,7 @@ class TorchClassifier(Classifier):
 
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
-        """Return the outputs for preprocessed images, (B, S, S, 3)."""
+        """Return the outputs for preprocessed images, (B, H, W, 3)."""
         inputs = prepare_input(images, self.preprocessing, self.device)
         feature_maps, vectors, logits = split_model(self.model, inputs)
         if self.tta:

@@ -71,12 +71,18 @@ def fit_novelty(features: Floats, statistics: Floats) -> NoveltyModel:
     return NoveltyModel(bank=bank, mean=mean, precision=np.linalg.inv(shrunk) / np.outer(std, std))
 
 
-def measure_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return six statistics of preprocessed images (N, S, S, 3): (N, 6).
+def measure_pixels(images: NDArray[np.uint8], fill: tuple[int, int, int] | None = None) -> NDArray[np.float32]:
+    """Return six statistics of preprocessed images (N, H, W, 3): (N, 6).
 
     Mean brightness; logarithms of contrast (standard deviation), of saturation (largest minus smallest channel), and
     of the mean absolute difference of pixels 1, 2 and 4 apart. Brightness is the mean of the channels, 0 to 1.
+
+    Args:
+        images: the images.
+        fill: the value of their padding, which does not count; None if they are not padded.
     """
+    if fill is not None:
+        return np.stack([_measure_inside(image, fill) for image in images])
     red, green, blue = (np.ascontiguousarray(images[..., channel]) for channel in range(3))
     largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     grey = red.astype(np.int16) + green + blue  # 0 to 765
@@ -88,6 +94,23 @@ def measure_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         vertical, horizontal = (np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2)) / 765 for axis in (1, 2))
         columns.append(np.log(vertical + horizontal + FLOOR_STEP))
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _measure_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Return the statistics of an image (H, W, 3), (6,), without rows and columns of the padding's value only."""
+    inside = (image != np.array(fill, np.uint8)).any(axis=2)
+    rows, columns = inside.any(axis=1), inside.any(axis=0)
+    if not rows.any():  # an image of that value
+        rows, columns = ~rows, ~columns
+    statistics: NDArray[np.float32] = measure_pixels(image[rows][:, columns][None])[0]
+    grey = image.astype(np.int16).sum(axis=2)
+    for place, step in enumerate(STEPS, start=len(statistics) - len(STEPS)):  # neighbours as without padding
+        part, tall, wide = grey[::step, ::step], rows[::step], columns[::step]
+        vertical = np.abs(np.diff(part, axis=0))[tall[1:] & tall[:-1]][:, wide]
+        horizontal = np.abs(np.diff(part, axis=1))[tall][:, wide[1:] & wide[:-1]]
+        total = sum(float(pairs.sum()) / max(1, pairs.size) / 765 for pairs in (vertical, horizontal))
+        statistics[place] = math.log(total + FLOOR_STEP)
+    return statistics
 
 
 def normalise(features: Floats) -> Floats:

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.preprocessing import Preprocessing, join_size
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.weights import average_channels, find_weights, fit_weights, read_weights
 
@@ -73,9 +73,11 @@ def _find_pretrained_cfg(architecture: Architecture, tag: Tag | None) -> Any:
     if tag is None or tag.hub_id is not None:
         return tag.name if tag else None
     fields = asdict(tag.preprocessing)
-    side = fields.pop("image_size")
+    del fields["image_size"]
     cfg = timm.get_pretrained_cfg(architecture.name)
-    return replace(cfg, tag=tag.name, license=tag.license, hf_hub_id=None, input_size=(3, side, side), **fields)
+    return replace(
+        cfg, tag=tag.name, license=tag.license, hf_hub_id=None, input_size=(3, *tag.preprocessing.size), **fields
+    )
 
 
 @torch.no_grad()
@@ -86,24 +88,18 @@ def scale_head(model: nn.Module, new_parameters: Sequence[str], scale: float) ->
             model.get_parameter(name).mul_(scale)
 
 
-def read_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:
-    """Return the preprocessing of a timm model's `pretrained_cfg`.
-
-    Args:
-        model: the model.
-        image_size: input side in pixels that replaces the configuration's.
-    """
+def read_preprocessing(model: nn.Module) -> Preprocessing:
+    """Return the preprocessing of a timm model's `pretrained_cfg`."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm sets a dict on every model
     mean, std = average_channels(cfg) if model.in_chans == 1 else (tuple(cfg["mean"]), tuple(cfg["std"]))
-    preprocessing = Preprocessing(
-        image_size=cfg["input_size"][1],
+    return Preprocessing(
+        image_size=join_size(*cfg["input_size"][1:]),
         crop_pct=cfg["crop_pct"],
         crop_mode=cfg.get("crop_mode", "center"),
         interpolation=cfg["interpolation"],
         mean=mean,
         std=std,
     )
-    return preprocessing if image_size is None else replace(preprocessing, image_size=image_size)
 
 
 def seed_weights(seed: int) -> None:

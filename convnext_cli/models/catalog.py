@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from convnext_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
-from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.preprocessing import REDUCTION, Preprocessing
 from convnext_cli.models.licenses import PERMISSIVE_LICENSES, license_matches
 from convnext_cli.models.names import ModelName, parse_hub_id, parse_name
 
 BUILTIN = "builtin"
 """The tag of the weights that come with the package, and the word for them in `--weights`."""
 _HERE = Path(__file__).parent  # importlib.resources would add a thirtieth to the start-up time
-REDUCTION = 32  # input pixels per position of the last feature map, in every ConvNeXt
 DEFAULT_IMAGE_SIZE = 224  # px, ConvNeXt's usual input
+UNTAGGED = Preprocessing(
+    image_size=DEFAULT_IMAGE_SIZE, crop_pct=0.875, crop_mode="center", interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+)  # fmt: skip
+"""timm's preprocessing of architectures without weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +41,8 @@ class Tag:
 
     @property
     def image_size(self) -> int:
-        """Side of the square input in pixels."""
-        return self.preprocessing.image_size
+        """Side of the square input in pixels; all of timm's are square."""
+        return self.preprocessing.height
 
     @property
     def best_top1(self) -> float | None:
@@ -141,10 +145,9 @@ class Architecture:
             previous_blocks += depth
         return stages
 
-    def feature_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Return the shape (C, H, W) of the last feature map for a square image of `image_size` pixels."""
-        side = image_size // REDUCTION
-        return self.dims[-1], side, side
+    def feature_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of the last feature map for an input of `height` x `width` pixels."""
+        return self.dims[-1], height // REDUCTION, width // REDUCTION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of
 
 
 def prepare_input(images: NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """Return images (B, S, S, 3) uint8 as normalised float32 (B, C, S, S) on `device`; C is 1 for grey models, else 3.
+    """Return images (B, H, W, 3) uint8 as normalised float32 (B, C, H, W) on `device`; C is 1 for grey models, else 3.
 
     The memory format is channels last, which timm's LayerNorm produces anyway. In the contiguous format, a training
     step of convnext_zepto_rms took 1.6 times as long (64 px, processor time).
@@ -47,17 +47,17 @@ def choose_device() -> torch.device:
 
 
 def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
-    """Return the views of test-time augmentation, each (B, C, S, S): unchanged, and shifted to the four corners.
+    """Return the views of test-time augmentation, each (B, C, H, W): unchanged, and shifted to the four corners.
 
     Args:
-        inputs: (B, C, S, S).
+        inputs: (B, C, H, W).
         mirror: True to add the mirror image of each view, if training used mirrored images.
     """
-    size = inputs.shape[-1]
-    shift = max(1, size // VIEW_SHIFT)
-    padded = F.pad(inputs, (shift,) * 4, mode="reflect")
-    corners = ((shift, shift), (0, 0), (0, 2 * shift), (2 * shift, 0), (2 * shift, 2 * shift))
-    views = [padded[..., top : top + size, left : left + size] for top, left in corners]
+    height, width = inputs.shape[-2:]
+    down, right = max(1, height // VIEW_SHIFT), max(1, width // VIEW_SHIFT)
+    padded = F.pad(inputs, (right, right, down, down), mode="reflect")
+    corners = ((down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right))
+    views = [padded[..., top : top + height, left : left + width] for top, left in corners]
     return views + ([view.flip(-1) for view in views] if mirror else [])
 
 
@@ -71,8 +71,8 @@ def forward_batches(
     """Yield the rows and the outputs, float32 on the CPU, of each batch in order.
 
     Args:
-        model: a function from (B, C, S, S) to (B, K), such as a module in evaluation mode on `device`.
-        batches: rows and prepared images, (B, S, S, 3) uint8, of each batch, as `load_batches` yields them.
+        model: a function from (B, C, H, W) to (B, K), such as a module in evaluation mode on `device`.
+        batches: rows and prepared images, (B, H, W, 3) uint8, of each batch, as `load_batches` yields them.
         preprocessing: mean and std.
         device: the model's device.
     """

@@ -79,15 +79,15 @@ def estimate_time(workload: Workload, *, check: bool = True, onnx: bool = True, 
         folds: number of runs of a cross-validation, one after the other.
     """
     settings, counts, machine = workload.settings, workload.counts, workload.machine
-    side = settings.image_size
+    height, width = settings.input_size
     seconds_for = partial(
         training_seconds,
         workload.model,
-        image_size=side,
+        size=settings.input_size,
         machine=machine,
         grad_checkpointing=settings.grad_checkpointing,
     )
-    loading = (IMAGE_SECONDS + side * side * PIXEL_SECONDS) / machine.cores  # of a cached image
+    loading = (IMAGE_SECONDS + height * width * PIXEL_SECONDS) / machine.cores  # of a cached image
 
     def process(images: int, *, training: bool) -> float:
         """Return the seconds of loading and passing images; loading overlaps with a GPU's work only."""
@@ -96,7 +96,7 @@ def estimate_time(workload: Workload, *, check: bool = True, onnx: bool = True, 
 
     passes = settings.epochs * -(-counts.train // max(1, settings.micro_batch_size))
     is_autotuned = passes >= AUTOTUNED_PASSES and not machine.is_gpu
-    decoding = (counts.pixels or side * side) * PIXEL_SECONDS
+    decoding = (counts.pixels or height * width) * PIXEL_SECONDS
     head = process(counts.train + counts.val, training=False) if settings.freeze_epochs else 0.0
     epoch = process(counts.train, training=True) + process(counts.val, training=False)
     calibration = process(counts.val + min(counts.train, MAX_OOD_IMAGES), training=False)
@@ -109,36 +109,41 @@ def estimate_time(workload: Workload, *, check: bool = True, onnx: bool = True, 
     )
 
 
-def training_bytes(model: Architecture, images: int, image_size: int, *, grad_checkpointing: bool = False) -> int:
-    """Estimate the peak bytes of a float32 training step with `images` of `image_size` pixels in one forward pass.
+def training_bytes(model: Architecture, images: int, size: tuple[int, int], *, grad_checkpointing: bool = False) -> int:
+    """Estimate the peak bytes of a float32 training step with `images` of `size` (H, W) in one forward pass.
 
     Activations are the tensors that autograd keeps, counted once per architecture at 224 px, times the area.
     """
-    activations = model.activation_mib * 2**20 * (image_size / 224) ** 2
+    activations = model.activation_mib * 2**20 * _relative_area(size)
     if grad_checkpointing:
         activations *= CHECKPOINTED_FRACTION
     return round(model.params * BYTES_PER_PARAM + images * activations * WORKSPACE)
 
 
 def largest_micro_batch(
-    model: Architecture, image_size: int, memory: int, batch: int, *, grad_checkpointing: bool = False
+    model: Architecture, size: tuple[int, int], memory: int, batch: int, *, grad_checkpointing: bool = False
 ) -> int:
     """Return the largest halving of `batch` whose training step fits into `memory` bytes; 0 if no image fits."""
     micro = batch
-    while micro and training_bytes(model, micro, image_size, grad_checkpointing=grad_checkpointing) > memory * USABLE:
+    while micro and training_bytes(model, micro, size, grad_checkpointing=grad_checkpointing) > memory * USABLE:
         micro //= 2
     return micro
 
 
 def training_seconds(
-    model: Architecture, images: int, image_size: int, machine: Machine, *, grad_checkpointing: bool = False
+    model: Architecture, images: int, size: tuple[int, int], machine: Machine, *, grad_checkpointing: bool = False
 ) -> float:
-    """Estimate the seconds of forward and backward passes over `images` of `image_size` pixels."""
+    """Estimate the seconds of forward and backward passes over `images` of `size` (H, W)."""
     passes = 4 if grad_checkpointing else 3  # forward, backward worth two, and forward again
-    flops = 2 * passes * model.gmacs * 1e9 * (image_size / 224) ** 2
+    flops = 2 * passes * model.gmacs * 1e9 * _relative_area(size)
     if model.grn:
         flops *= GRN_SLOWDOWN[machine.is_gpu]
     return images * flops / (GPU_FLOPS if machine.is_gpu else machine.core_flops * machine.cores)
+
+
+def _relative_area(size: tuple[int, int]) -> float:
+    """Return the pixels of an input of `size` (H, W) relative to those of 224 px, which the catalogue counts for."""
+    return (size[0] / 224) * (size[1] / 224)
 
 
 def describe_seconds(seconds: float) -> str:

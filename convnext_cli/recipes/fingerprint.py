@@ -1,10 +1,12 @@
 """The fingerprint of a data set: counts from its index, sizes and colours from a sample of its files."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from convnext_cli.data.index import Index
+from convnext_cli.data.unseen import Shape
 from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import DICOM_SUFFIXES
 from convnext_cli.recipes.settings import default_settings
@@ -34,11 +36,18 @@ class Fingerprint:
     """Sampled images that could not be opened."""
     dicom: int = 0
     """Sampled DICOM files."""
+    shapes: tuple[Shape, ...] = field(default=(), repr=False)
+    """Class, width and height of the sampled images."""
 
     @property
     def median_side(self) -> int:
         """The shorter side of the median size in pixels; 0 if unknown."""
         return min(self.median_size)
+
+    @property
+    def mean_side(self) -> int:
+        """Side of the square with the area of the median size in pixels; 0 if unknown."""
+        return math.isqrt(self.median_size[0] * self.median_size[1])
 
     @property
     def imbalance(self) -> float:
@@ -75,10 +84,13 @@ def compute_fingerprint(index: Index) -> Fingerprint:
     """Return a data set's fingerprint. The sample is spread evenly over the sorted paths, so it is reproducible."""
     counts = sorted(zip(index.count_classes(), index.classes, strict=True))
     rows = range(0, len(index), max(1, -(-len(index) // SAMPLE)))
-    widths, heights, grey, failed = [], [], [], 0
+    widths, heights, grey, shapes, failed = [], [], [], list[Shape](), 0
     for at, row in enumerate(rows):
         if is_dicom(index.paths[row]):
             grey.append(True)
+            width, height = _read_dicom_size(index.root / index.paths[row])
+            if width and height:
+                shapes.append((index.classes[index.labels[row]], width, height))
             continue
         size = _read_size(index, row, detect_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
         if size is None:
@@ -88,6 +100,7 @@ def compute_fingerprint(index: Index) -> Fingerprint:
         widths.append(width)
         heights.append(height)
         grey.append(is_grey)
+        shapes.append((index.classes[index.labels[row]], width, height))
     return Fingerprint(
         images=len(index),
         classes=len(index.classes),
@@ -99,6 +112,7 @@ def compute_fingerprint(index: Index) -> Fingerprint:
         is_grey=bool(grey) and all(grey),
         unreadable=failed,
         dicom=sum(is_dicom(index.paths[row]) for row in rows),
+        shapes=tuple(shapes),
     )
 
 

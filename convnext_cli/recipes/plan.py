@@ -15,6 +15,7 @@ from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.options import is_unicode
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
+from convnext_cli.recipes.framing import choose_framing
 from convnext_cli.recipes.rules import (
     RecipeRows,
     choose_batch_size,
@@ -29,7 +30,9 @@ from convnext_cli.recipes.rules import (
 )
 from convnext_cli.recipes.settings import (
     AUTO,
+    DEFAULT_FIT,
     DEFAULT_RECIPE,
+    WEIGHTS,
     Choice,
     Settings,
     check_settings,
@@ -198,7 +201,8 @@ _DEPENDENCIES = {
     "batch_size": ("epochs",),
     "micro_batch_size": ("model", "batch_size", "image_size", "grad_checkpointing"),
     "grad_checkpointing": ("model", "batch_size", "image_size"),
-    "image_size": ("model",),
+    "image_size": ("model", "fit"),
+    "crop_pct": ("model", "fit"),
 }
 
 
@@ -300,6 +304,12 @@ def make_plan(inputs: PlanInputs) -> Plan:
     if inputs.augment is not None:
         choices |= read_preset(inputs.augment)
     choices |= user_choices
+    choices |= choose_framing(
+        inputs.tag,
+        inputs.fingerprint.shapes if inputs.fingerprint else (),
+        choices,
+        is_size_chosen="image_size" in user_choices,
+    )
     choices.setdefault("batch_size", choose_batch_size(inputs.counts.train, choices["epochs"].value))
     choices |= _choose_learning_rates(choices, user_choices, rows, inputs.recipe)
     if "grad_checkpointing" not in user_choices:
@@ -316,10 +326,16 @@ def make_plan(inputs: PlanInputs) -> Plan:
 
 def _choose_defaults(inputs: PlanInputs) -> dict[str, Choice]:
     """Return the defaults that the recipe's rows override."""
-    median_side = inputs.fingerprint.median_side if inputs.fingerprint else 0
+    default_fit = DEFAULT_FIT if inputs.recipe == DEFAULT_RECIPE else WEIGHTS
+    fit = inputs.choices.get("fit", Choice(value=default_fit, source="default"))
+    side = 0
+    if inputs.fingerprint:  # squashed and padded images fill the input with their whole area
+        is_cropped = fit.value in ("crop", WEIGHTS)
+        side = inputs.fingerprint.median_side if is_cropped else inputs.fingerprint.mean_side
     return {
         **{name: Choice(value=value, source="default") for name, value in default_settings().items()},
-        "image_size": choose_image_size(inputs.tag, median_side),
+        "image_size": choose_image_size(inputs.tag, side),
+        "fit": fit,
         **read_preset(inputs.augment or USUAL_AUGMENTATION),
         "layer_decay": Choice(value=1.0, source="default", reason="the specification has none"),
     }

@@ -368,7 +368,7 @@ def _find_rejection(request: RecommendRequest, model: Architecture, tag: Tag | N
 
 
 def _step_bytes(model: Architecture, images: int, settings: Settings) -> int:
-    return training_bytes(model, images, settings.image_size, grad_checkpointing=settings.grad_checkpointing)
+    return training_bytes(model, images, settings.input_size, grad_checkpointing=settings.grad_checkpointing)
 
 
 def _preference_key(candidate: Candidate, prefer: str) -> tuple[bool, float]:
@@ -377,7 +377,7 @@ def _preference_key(candidate: Candidate, prefer: str) -> tuple[bool, float]:
     if prefer == "accuracy":
         return bool(candidate.rejection), -(model.top1 or 0.0)
     if prefer == "speed":  # on a GPU, where GRN costs most
-        return bool(candidate.rejection), training_seconds(model, 1, DEFAULT_IMAGE_SIZE, make_gpu_machine(1))
+        return bool(candidate.rejection), training_seconds(model, 1, (DEFAULT_IMAGE_SIZE,) * 2, make_gpu_machine(1))
     return bool(candidate.rejection), float(model.params)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from convnext_cli.errors import UsageError
+from convnext_cli.images.preprocessing import REDUCTION, split_size
 from convnext_cli.machine import GIB, Machine
-from convnext_cli.models.catalog import DEFAULT_IMAGE_SIZE, REDUCTION, Architecture, Tag
+from convnext_cli.models.catalog import DEFAULT_IMAGE_SIZE, Architecture, Tag
 from convnext_cli.models.names import SIZES
 from convnext_cli.recipes.costs import largest_micro_batch
 from convnext_cli.recipes.settings import Choice
@@ -48,7 +49,7 @@ def choose_image_size(tag: Tag | None, median_side: int = 0) -> Choice:
 
     Args:
         tag: the weights; None for random initialisation.
-        median_side: median of the images' shorter sides in pixels; 0 if unknown.
+        median_side: median side of the images in pixels; 0 if unknown.
     """
     usual, source, reason = DEFAULT_IMAGE_SIZE, "default", "ConvNeXt's usual input"
     if tag is not None:
@@ -259,7 +260,7 @@ def _smallest_efficient_batch(batch: int, machine: Machine) -> int:
 
 def choose_grad_checkpointing(model: Architecture, choices: Mapping[str, Choice], machine: Machine | None) -> Choice:
     """Choose gradient checkpointing if the memory holds too few images without it."""
-    batch, size = choices["batch_size"].value, choices["image_size"].value
+    batch, size = choices["batch_size"].value, split_size(choices["image_size"].value)
     if machine is not None:
         without = largest_micro_batch(model, size, machine.memory, batch)
         with_checkpointing = largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=True)
@@ -275,7 +276,7 @@ def choose_micro_batch_size(model: Architecture, choices: Mapping[str, Choice], 
     batch = choices["batch_size"].value
     if machine is None:
         return Choice(value=batch, source="rule", reason="the whole batch at once")
-    size, checkpointing = choices["image_size"].value, choices["grad_checkpointing"].value
+    size, checkpointing = split_size(choices["image_size"].value), choices["grad_checkpointing"].value
     fitting = max(1, largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=checkpointing))
     if choices["grad_checkpointing"].source == "rule":  # no larger than checkpointing was switched on for
         fitting = min(fitting, _smallest_efficient_batch(batch, machine))

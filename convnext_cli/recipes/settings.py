@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 from convnext_cli.errors import UsageError
+from convnext_cli.images.preprocessing import MAX_SIDE, MIN_SIDE, ImageSize, parse_size, split_size
 from convnext_cli.options import (
     AUGMENTATION,
     DATA,
@@ -25,6 +26,9 @@ MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a t
 MAX_LR = 1e6  # far above any that trains; larger values overflow
 AUTO = "auto"
 UNKNOWN = "unknown"
+WEIGHTS: Final = "weights"  # the fit of the pretrained weights, and training crops from the whole image, as in timm
+DEFAULT_FIT = AUTO  # of the default recipe; benchmarks/recipes/framing.py compares it with the others
+MIN_CROP_PCT = 0.1
 FLATTEN = (
     "a head without pooling fits one input size only, and has a weight for each position, 49 times as many at 224 px"
 )
@@ -213,17 +217,38 @@ class Settings:
         ),
     ] = 0.0
     image_size: Annotated[
-        int,
+        ImageSize,
         Option(
-            help="Side of the square input.",
+            help="Input: the side of a square, or HEIGHTxWIDTH in multiples of 32, such as 224x320.",
             unit="px",
             group=MODEL,
             is_common=True,
-            low=32,
-            high=2048,
+            low=MIN_SIDE,
+            high=MAX_SIDE,
             flags=("--img-size",),
+            parse=parse_size,
+            metavar="SIZE",
         ),
     ]
+    fit: Annotated[
+        Literal["auto", "crop", "pad", "squash", "weights"],
+        Option(
+            help="crop (the centre), pad, squash, auto (by the images' proportions), or weights (as timm evaluates them).",
+            group=MODEL,
+            is_common=True,
+            metavar="FIT",
+        ),
+    ] = WEIGHTS
+    crop_pct: Annotated[
+        float,
+        Option(
+            help="Fraction of the scaled image's sides that evaluation keeps; auto: the weights' for a crop, else 1.",
+            group=MODEL,
+            low=MIN_CROP_PCT,
+            high=1,
+            words=(AUTO,),
+        ),
+    ] = AUTO  # type: ignore[assignment]  # plans of 0.1.0 have neither; a plan made since has the number
     in_chans: Annotated[
         Literal[1, 3],
         Option(help="Input channels of the model; 1 uses the luminance only.", group=MODEL),
@@ -432,6 +457,11 @@ class Settings:
         ),
     ] = 0
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the model's input in pixels."""
+        return split_size(self.image_size)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SettingSources:
@@ -482,7 +512,9 @@ class SettingsDict(TypedDict, total=False):
     logit_adjustment: float
     head_init_scale: float
     ema_decay: float
-    image_size: int
+    image_size: int | str
+    fit: Literal["auto", "crop", "pad", "squash", "weights"]
+    crop_pct: float | Literal["auto"]
     in_chans: Literal[1, 3]
     min_crop_area: float
     hflip: float
@@ -540,7 +572,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
 
 
 def expand_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with `imbalance` and a fold `K/N` replaced by the settings that they stand for.
+    """Return settings with `imbalance`, a fold `K/N` and a size (H, W) replaced by what they stand for.
 
     Raises:
         UsageError: one of them is set in both ways.
@@ -555,12 +587,23 @@ def expand_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         if imbalance not in IMBALANCE:
             raise UsageError(f"imbalance = {imbalance!r} must be one of {', '.join(IMBALANCE)}", "Choose one of them")
         settings |= UNCORRECTED | IMBALANCE[imbalance]
+    if "image_size" in settings:
+        settings["image_size"] = _read_size(settings["image_size"])
     if isinstance(fold := settings.get("fold"), str):
         number, _, count = fold.partition("/")
         settings["fold"] = int(number)
         if settings.setdefault("folds", int(count)) != int(count):
             raise UsageError(f"--fold {fold} and --folds {settings['folds']} differ", "Leave out --folds")
     return settings
+
+
+def _read_size(value: Any) -> Any:
+    """Return a size as settings have it, from text or (H, W); other values as they are, to be refused with the rest."""
+    text = "x".join(map(str, value)) if isinstance(value, tuple | list) else value
+    try:
+        return parse_size(text) if isinstance(text, str) else value
+    except ValueError:
+        return text
 
 
 def check_combinations(values: Mapping[str, Any]) -> None:

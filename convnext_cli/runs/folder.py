@@ -317,9 +317,7 @@ class RunFolder:
             problem = f"{len(set(names))} class names for {config.num_classes or len(names)} outputs"
             raise RunError(f"{path} cannot be read: label_names: {problem}", MODEL_REMEDY)
         preprocessing = config.pretrained_cfg
-        channels, height, width = preprocessing.input_size
-        if height != width:
-            raise RunError(f"{path} cannot be read: input_size: {height} x {width} px is not square", MODEL_REMEDY)
+        channels = preprocessing.input_size[0]
         means, deviations, in_chans = len(preprocessing.mean), len(preprocessing.std), config.model_args.in_chans
         if {means, deviations} not in ({1}, {3}) or channels != in_chans:
             problem = f"{means} means, {deviations} deviations and in_chans = {in_chans} for {channels} channels"

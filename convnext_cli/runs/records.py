@@ -40,7 +40,7 @@ class Preprocessing(Struct, frozen=True, kw_only=True):
     std: Annotated[tuple[Annotated[float, Meta(gt=0, le=10)], ...], Meta(min_length=1, max_length=3)]
     crop_pct: Annotated[float, Meta(gt=0, le=1)]
     interpolation: Literal["bicubic", "bilinear"]
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: Literal["center", "border", "squash"] = "center"
     license: str | None = None
 
 

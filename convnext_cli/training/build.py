@@ -9,6 +9,7 @@ from convnext_cli.data.index import Index
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head, seed_weights
+from convnext_cli.recipes.framing import apply_framing
 from convnext_cli.recipes.settings import Settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.compute.devices import spread_model
@@ -57,7 +58,7 @@ def build_context(
     network = network.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    preprocessing = read_preprocessing(network, settings.image_size)
+    preprocessing = apply_framing(read_preprocessing(network), settings.image_size, settings.fit, settings.crop_pct)
     optimizer = make_optimizer(
         network, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )

@@ -69,10 +69,10 @@ class TrainingContext:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """Input shape of most forward passes in training, (B, C, S, S)."""
+        """Input shape of most forward passes in training, (B, C, H, W)."""
         settings, train = self.settings, len(self.index.rows("train"))
         images = min(settings.micro_batch_size, self.rank_batch_size, train)
-        return images, settings.in_chans, settings.image_size, settings.image_size
+        return images, settings.in_chans, *settings.input_size
 
     @property
     def rank_batch_size(self) -> int:
@@ -81,7 +81,7 @@ class TrainingContext:
         return -(-self.settings.batch_size // processes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits (B, K) of inputs (B, C, S, S), with a gradient; a student's predicted features follow."""
+        """Return the logits (B, K) of inputs (B, C, H, W), with a gradient; a student's predicted features follow."""
         if self.compiled is not None and len(inputs) == self.compiled.images:
             return self.compiled.forward(inputs)
         logits: Tensor = self.model(inputs)
@@ -93,7 +93,7 @@ class RankBatch:
     """One rank's slice of a batch."""
 
     images: NDArray[np.uint8]
-    """Images, (B, S, S, 3)."""
+    """Images, (B, H, W, 3)."""
     labels: Tensor
     """Their classes, (B,)."""
     weight: float

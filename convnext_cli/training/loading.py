@@ -8,10 +8,16 @@ import torch
 from convnext_cli.images.cache import ImageCache
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.images.loaders import balance_rows, load_batches, seed_image, shuffle_rows
-from convnext_cli.images.preprocessing import Augmentation, Preprocessing
-from convnext_cli.images.transforms import augment_resized, find_cached_side, reduce_image, transform_for_training
+from convnext_cli.images.preprocessing import Augmentation, Preprocessing, describe_size
+from convnext_cli.images.transforms import (
+    augment_fitted,
+    find_training_side,
+    prepare_for_training,
+    reduce_image,
+    transform_for_training,
+)
 from convnext_cli.inference.classifier import open_for_eval
-from convnext_cli.recipes.settings import Settings
+from convnext_cli.recipes.settings import WEIGHTS, Settings
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.compute.devices import slice_for_rank
 from convnext_cli.training.context import RankBatch, TrainingContext
@@ -29,7 +35,8 @@ def draw_rows(context: TrainingContext, rows: Sequence[int], epoch: int) -> list
 def open_training_images(context: TrainingContext, preprocessing: Preprocessing | None = None) -> ImageCache:
     """Return the training images at the size that crops are taken from, which is the same with and without the cache.
 
-    Without random crops they are the images that evaluation sees.
+    Without random crops they are the images that evaluation sees. With the fit of the weights, crops are from the whole
+    image, as in timm. A student and its teacher have the same images, so that their crops show the same.
 
     Args:
         context: model, data and settings.
@@ -38,21 +45,32 @@ def open_training_images(context: TrainingContext, preprocessing: Preprocessing 
     preprocessing = preprocessing or context.preprocessing
     if context.settings.min_crop_area == 1:
         return open_for_eval(context.index, preprocessing, cache=context.cache)
-    side = find_view_side(context)
+    largest = find_largest_views(context)
+    side = find_view_side(largest, context.settings)
+    is_whole = context.settings.fit == WEIGHTS
 
     def make(path: Path) -> Pixels:
-        return reduce_image(decode_image(path, at_least=side), side, preprocessing)
+        image = decode_image(path, at_least=side)
+        if is_whole:
+            return reduce_image(image, side, preprocessing)
+        return prepare_for_training(image, largest, context.settings.min_crop_area)
 
     purpose = f"training, shorter side at most {side} px, {preprocessing.interpolation}"
+    if not is_whole:
+        purpose += f", {largest.crop_mode} at {describe_size(largest)}"
     return ImageCache(context.index.root, purpose, make, keep=context.cache)
 
 
-def find_view_side(context: TrainingContext) -> int:
-    """Return the shorter side, in pixels, of the images that crops are taken from, for the student and its teacher."""
-    sizes = [context.settings.image_size]
-    if context.distillation is not None:
-        sizes.append(context.distillation.preprocessing.image_size)
-    return find_cached_side(max(sizes), context.settings.min_crop_area)
+def find_largest_views(context: TrainingContext) -> Preprocessing:
+    """Return the preprocessing of the model's views or of its teacher's: of those with more pixels."""
+    views = [context.preprocessing, *([context.distillation.preprocessing] if context.distillation else [])]
+    return max(views, key=lambda preprocessing: preprocessing.height * preprocessing.width)
+
+
+def find_view_side(preprocessing: Preprocessing, settings: Settings) -> int:
+    """Return the least shorter side, in pixels, of the images that crops are taken from."""
+    choose = min if preprocessing.is_padded else max
+    return find_training_side(choose(preprocessing.size), settings.min_crop_area)
 
 
 def read_augmentation(settings: Settings) -> Augmentation:
@@ -63,9 +81,9 @@ def read_augmentation(settings: Settings) -> Augmentation:
 def load_view(
     context: TrainingContext, images: ImageCache, preprocessing: Preprocessing
 ) -> Callable[[int, int, int], Pixels]:
-    """Return a function from a row, an epoch or view, and a draw to the row's image, (S, S, 3) uint8, augmented."""
+    """Return a function from a row, an epoch or view, and a draw to the row's image, (H, W, 3) uint8, augmented."""
     seed, paths, augmentation = context.settings.seed, context.index.paths, read_augmentation(context.settings)
-    transform = augment_resized if augmentation.min_crop_area == 1 else transform_for_training
+    transform = augment_fitted if augmentation.min_crop_area == 1 else transform_for_training
 
     def load(row: int, view: int, draw: int) -> Pixels:
         return transform(images.read(paths[row]), preprocessing, seed_image(seed, view, draw), augmentation)
@@ -74,7 +92,7 @@ def load_view(
 
 
 def load_training(context: TrainingContext, images: ImageCache, epoch: int) -> Callable[[int], Pixels]:
-    """Return a function from a row to its image, (S, S, 3) uint8, augmented for this epoch.
+    """Return a function from a row to its image, (H, W, 3) uint8, augmented for this epoch.
 
     With a teacher, it is one of the views that the teacher has seen.
     """

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convnext_cli.errors import OutOfMemoryError
+from convnext_cli.images.preprocessing import describe_size
 from convnext_cli.models.forward import prepare_input
 from convnext_cli.training.compute.devices import (
     agree,
@@ -89,7 +90,7 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
 
 
 def _out_of_memory(context: TrainingContext, state: TrainingState) -> OutOfMemoryError:
-    size = context.settings.image_size
+    size = describe_size(context.preprocessing)
     if is_sharded(context.accelerator) and state.micro_batch_size > 1:
         images, option = f"{state.micro_batch_size} images", f"--micro-batch-size {state.micro_batch_size // 2}, "
     else:

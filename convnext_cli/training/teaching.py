@@ -7,6 +7,7 @@ the student shows view e modulo their number, so that a slow teacher sees each v
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +30,7 @@ from convnext_cli.files import replace_file
 from convnext_cli.images.decode import RULES, Pixels
 from convnext_cli.images.hashing import open_digests
 from convnext_cli.images.loaders import cut_batches, load_batches
-from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.preprocessing import REDUCTION, Preprocessing, join_size
 from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.training.events import TrainSteps
 from convnext_cli.training.parts.distillation import DistillationLoss
@@ -183,14 +184,14 @@ def _fill(
 
 def _make_key(context: "TrainingContext", teacher: "Teacher", images: str, shape: tuple[int, ...]) -> str:
     """Return a digest of all that decides the outputs."""
-    from convnext_cli.training.loading import find_view_side, read_augmentation
+    from convnext_cli.training.loading import find_largest_views, read_augmentation
 
     distillation = context.distillation
     assert distillation is not None
     content = {
         "teacher": teacher.identity, "images": images, "rows": _digest_rows(context.index), "shape": shape,
         "seed": context.settings.seed, "augmentation": asdict(read_augmentation(context.settings)),
-        "views": asdict(distillation.preprocessing), "side": find_view_side(context), "columns": distillation.columns,
+        "views": asdict(distillation.preprocessing), "largest": asdict(find_largest_views(context)), "fit": context.settings.fit, "columns": distillation.columns,
         "rules": (RULES, PIL.__version__),
     }  # fmt: skip
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -238,5 +239,10 @@ def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:
 
 
 def scale_views(preprocessing: Preprocessing, teacher: "Teacher") -> Preprocessing:
-    """Return the student's framing at the teacher's size."""
-    return replace(preprocessing, image_size=teacher.classifier.preprocessing.image_size)
+    """Return the student's framing at the teacher's size: for a rectangle, at about its area."""
+    theirs = teacher.classifier.preprocessing
+    if preprocessing.height * theirs.width == preprocessing.width * theirs.height:
+        return replace(preprocessing, image_size=theirs.image_size)
+    factor = math.sqrt(theirs.height * theirs.width / (preprocessing.height * preprocessing.width))
+    height, width = (max(1, round(factor * side / REDUCTION)) * REDUCTION for side in preprocessing.size)
+    return replace(preprocessing, image_size=join_size(height, width))

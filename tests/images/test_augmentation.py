@@ -9,7 +9,7 @@ from convnext_cli.images.augmentation import ERASED, OPERATIONS, erase, jitter_l
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.loaders import seed_image
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
-from convnext_cli.images.transforms import augment_resized, transform_for_eval, transform_for_training
+from convnext_cli.images.transforms import augment_fitted, transform_for_eval, transform_for_training
 from convnext_cli.recipes.settings import Settings
 from convnext_cli.recipes.tables import load_augmentations
 from tests.conftest import draw_picture
@@ -62,7 +62,7 @@ def test_preset_none_equals_the_evaluation_transform(shape: tuple[int, int]) -> 
     image = make_image(1, shape)
     view = transform_for_eval(image, PREPROCESSING)
     assert np.array_equal(draw(image, preset("none"), 0), view)
-    assert np.array_equal(augment_resized(view, PREPROCESSING, seed_image(0, 0, 0), preset("none")), view)
+    assert np.array_equal(augment_fitted(view, PREPROCESSING, seed_image(0, 0, 0), preset("none")), view)
 
 
 def test_preset_light_is_a_random_crop() -> None:
@@ -110,18 +110,23 @@ def test_grey_stays_grey(settings: Augmentation) -> None:
 @pytest.mark.parametrize("degrees", [-40.0, -8.0, 3.0, 10.0, 75.0])
 def test_rotated_crop_equals_pillow_rotation(degrees: float) -> None:
     image = make_image(2, (200, 200))
-    turned = np.asarray(turn_crop(image, (60, 60, 140, 140), 80, degrees, BICUBIC), int)
-    expected = np.asarray(Image.fromarray(image).rotate(degrees, BICUBIC))[60:140, 60:140].astype(int)
-    assert np.abs(turned - expected).mean() < 1.0
-    assert np.array_equal(np.asarray(turn_crop(image, (60, 60, 140, 140), 80, 0.0, BICUBIC)), image[60:140, 60:140])
+    for width, height in ((80, 80), (100, 60), (50, 110)):
+        left, top = 100 - width // 2, 100 - height // 2
+        box, part = (left, top, left + width, top + height), np.s_[top : top + height, left : left + width]
+        turned = np.asarray(turn_crop(image, box, (width, height), degrees, BICUBIC)).astype(int)
+        expected = np.asarray(Image.fromarray(image).rotate(degrees, BICUBIC))[part].astype(int)
+        assert np.abs(turned - expected).mean() < 1.0
+        assert np.array_equal(np.asarray(turn_crop(image, box, (width, height), 0.0, BICUBIC)), image[part])
 
 
 def test_rotated_edge_is_mirrored() -> None:
     bright = np.full((50, 70, 3), 200, np.uint8)
     for box in ((0, 0, 70, 50), (20, 0, 70, 50), (0, 0, 1, 1)):
-        assert np.array_equal(np.asarray(turn_crop(bright, box, 64, 33.0, BICUBIC)), np.full((64, 64, 3), 200))
+        turned = turn_crop(bright, box, (64, 64), 33.0, BICUBIC)
+        assert np.array_equal(np.asarray(turned), np.full((64, 64, 3), 200))
     for shape in ((1, 60), (60, 1), (2, 3)):
-        assert turn_crop(make_image()[: shape[0], : shape[1]], (0, 0, *shape[::-1]), 64, 45.0, BICUBIC).size == (64, 64)
+        part = make_image()[: shape[0], : shape[1]]
+        assert turn_crop(part, (0, 0, *shape[::-1]), (64, 32), 45.0, BICUBIC).size == (64, 32)
 
 
 def test_rotations_stay_within_the_requested_degrees() -> None:
@@ -188,7 +193,7 @@ def test_erasing_has_the_requested_area_and_frequency() -> None:
     black = np.zeros((100, 100, 3), np.uint8)
     fractions = []
     for number in range(400):
-        drawn = augment_resized(
+        drawn = augment_fitted(
             black, Preprocessing(image_size=100, crop_pct=1.0, crop_mode="center", interpolation="bicubic",
                                  mean=(0.5,) * 3, std=(0.5,) * 3),
             seed_image(0, number, 0), Augmentation(min_crop_area=1.0, erasing=0.25),

@@ -4,7 +4,7 @@ import timm
 import torch
 
 from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.images.transforms import locate_crop, transform_for_eval
+from convnext_cli.images.transforms import locate_frame, transform_for_eval
 from convnext_cli.inference.explain import draw_explanation, map_heat, overlay_heat, split_model
 from convnext_cli.models.forward import make_views
 
@@ -60,7 +60,7 @@ def test_heat_map_covers_the_crop(width: int, height: int, mode: str, pct: float
     rows, columns = np.mgrid[0:height, 0:width]
     image = np.stack([255 * columns / width, 255 * rows / height, 0 * rows], axis=-1).astype(np.uint8)
     seen = transform_for_eval(image, preprocessing)
-    left, top, right, bottom = locate_crop(width, height, preprocessing)
+    left, top, right, bottom = locate_frame(width, height, preprocessing)
     ends = 255 * np.array([left / width, right / width, top / height, bottom / height])
     bounds = [seen[..., 0].min(), seen[..., 0].max(), seen[..., 1].min(), seen[..., 1].max()]
     assert np.allclose(ends, bounds, atol=255 / 61 + 3), "the gradient says which part was seen"

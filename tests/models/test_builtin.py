@@ -1,6 +1,7 @@
 """The weights that come with the package."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_builtin_features_classify_digits_better_than_random_ones(digits: Path) 
     for weights in ("auto", "none"):
         seed_weights(0)
         model, _ = build_model(*find_model(NAME), ModelOptions(num_classes=0), weights=weights, offline=True)
-        preprocessing = read_preprocessing(model, 32)
+        preprocessing = replace(read_preprocessing(model), image_size=32)
         images = np.stack([transform_for_eval(decode_image(path), preprocessing) for path in files])
         with torch.inference_mode():
             features = model.eval()(prepare_input(images, preprocessing, torch.device("cpu"))).numpy()

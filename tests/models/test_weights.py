@@ -171,7 +171,7 @@ def test_weights_are_downloaded_once_and_then_cached(tmp_path: Path) -> None:
 def test_timm_loads_a_run_folder_with_the_same_logits(run: RunFolder) -> None:
     ours, classes, preprocessing = load_model(run.path)
     theirs = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
-    images = torch.randn(4, 3, preprocessing.image_size, preprocessing.image_size)
+    images = torch.randn(4, 3, *preprocessing.size)
     with torch.inference_mode():
         assert torch.equal(ours(images), theirs(images))
     assert classes == ("0", "1", "2")

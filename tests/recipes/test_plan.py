@@ -323,11 +323,13 @@ def test_every_model_has_a_row_and_every_candidate_exists() -> None:
 
 def test_memory_grows_with_images_and_area() -> None:
     model, _ = find_model("convnext_tiny")
-    one, two = training_bytes(model, 1, 224), training_bytes(model, 2, 224)
+    one, two = training_bytes(model, 1, (224, 224)), training_bytes(model, 2, (224, 224))
     assert 100 * 2**20 < two - one < 150 * 2**20  # 104 MiB kept per image, and a share of workspace
-    assert training_bytes(model, 1, 448) - training_bytes(model, 0, 448) == pytest.approx(4 * (two - one), rel=0.01)
-    assert largest_micro_batch(model, 224, 4 * GIB, 128) == 16
-    assert largest_micro_batch(model, 224, GIB // 4, 128) == 0
+    for size in ((448, 448), (224, 896)):
+        image = training_bytes(model, 1, size) - training_bytes(model, 0, size)
+        assert image == pytest.approx(4 * (two - one), rel=0.01)
+    assert largest_micro_batch(model, (224, 224), 4 * GIB, 128) == 16
+    assert largest_micro_batch(model, (224, 224), GIB // 4, 128) == 0
 
 
 def test_gradient_checkpointing_is_planned_for_little_memory() -> None:
@@ -342,7 +344,7 @@ def test_gradient_checkpointing_is_planned_for_little_memory() -> None:
     assert "the memory holds 4 images" in tight["grad_checkpointing"].reason
     assert choices_for(6, grad_checkpointing=False)["micro_batch_size"].value == 4, "the user wins"
     model, _ = find_model("convnext_large")
-    once, twice = (training_seconds(model, 100, 224, GPU, grad_checkpointing=on) for on in (False, True))
+    once, twice = (training_seconds(model, 100, (224, 224), GPU, grad_checkpointing=on) for on in (False, True))
     assert twice == pytest.approx(4 / 3 * once)
 
 
@@ -530,10 +532,10 @@ def test_flags_override_presets_and_presets_override_plan_files() -> None:
 def test_time_grows_with_images_area_and_grn() -> None:
     tiny, _ = find_model("convnext_tiny")
     v2, _ = find_model("convnextv2_tiny")
-    one = training_seconds(tiny, 1000, 224, GPU)
-    assert training_seconds(tiny, 2000, 448, GPU) == pytest.approx(8 * one)
-    assert training_seconds(v2, 1000, 224, GPU) == pytest.approx(2 * one)
-    assert training_seconds(tiny, 1000, 224, Machine(name="CPU", is_gpu=False, memory=GIB, cores=2)) > 100 * one
+    one = training_seconds(tiny, 1000, (224, 224), GPU)
+    assert training_seconds(tiny, 2000, (448, 448), GPU) == pytest.approx(8 * one)
+    assert training_seconds(v2, 1000, (224, 224), GPU) == pytest.approx(2 * one)
+    assert training_seconds(tiny, 1000, (224, 224), Machine(name="CPU", is_gpu=False, memory=GIB, cores=2)) > 100 * one
     assert [describe_seconds(s) for s in (40, 720, 12_600, 5e5)] == ["40 s", "12 min", "3.5 h", "6 days"]
 
 

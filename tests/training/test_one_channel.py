@@ -50,7 +50,7 @@ def stack(images_drawn: list[Image.Image]) -> np.ndarray:
 
 
 def compute_logits(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
-    preprocessing = read_preprocessing(model, images.shape[1])
+    preprocessing = read_preprocessing(model)
     with torch.inference_mode():
         logits: torch.Tensor = model.eval()(prepare_input(images, preprocessing, CPU))
     return logits
@@ -90,7 +90,7 @@ def test_one_channel_stem_accounts_for_mean_and_std() -> None:
     plain = colour.state_dict()["stem.0.weight"].sum(1, keepdim=True)
     assert not torch.allclose(grey.state_dict()["stem.0.weight"], plain, rtol=1e-3)
     images = stack(draw(2, "L"))
-    stems = [m.stem[0](prepare_input(images, read_preprocessing(m, 64), CPU)) for m in (colour, grey)]
+    stems = [m.stem[0](prepare_input(images, read_preprocessing(m), CPU)) for m in (colour, grey)]
     torch.testing.assert_close(stems[1], stems[0], rtol=1e-4, atol=1e-5)
 
 

@@ -92,7 +92,7 @@ class Workload:
     model: str
     """Name of the model, under which the measurement is kept."""
     shape: Shape
-    """Input shape of a forward pass, (B, C, S, S)."""
+    """Input shape of a forward pass, (B, C, H, W)."""
     passes: int
     """Forward and backward passes of the whole run."""
 

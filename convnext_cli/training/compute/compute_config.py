@@ -63,7 +63,7 @@ def configure_model(
     Args:
         network: timm's model, in its memory format.
         compute_config: the configuration.
-        shape: input shape of most forward passes, (B, C, S, S).
+        shape: input shape of most forward passes, (B, C, H, W).
         accelerator: connects the ranks.
 
     Returns:
@@ -112,7 +112,7 @@ def copy_model(network: nn.Module, blocks: str) -> nn.Module:
 
 
 def draw_inputs(shape: Shape) -> Tensor:
-    """Return noise of a shape (B, C, S, S), without touching the random state."""
+    """Return noise of a shape (B, C, H, W), without touching the random state."""
     with torch.random.fork_rng(devices=[]):
         return torch.randn(shape).to(memory_format=torch.channels_last)
 

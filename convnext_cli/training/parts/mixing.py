@@ -20,7 +20,7 @@ def mix_batch(
     partners are the batch in reverse order, as in timm, for any batch size.
 
     Args:
-        images: (B, C, S, S).
+        images: (B, C, H, W).
         targets: (B, K) distributions.
         random: draws the method, the mixing weight and the box.
         mixup: alpha of the Beta distribution of the mixing weight; 0 is off.
