@@ -154,7 +154,7 @@ def estimate_gib(model: str, images: int, size: int, *, checkpointing: bool = Fa
     from convnext_cli.models.catalog import load_catalog
     from convnext_cli.recipes.costs import training_bytes
 
-    memory = training_bytes(load_catalog()[model], images, size, grad_checkpointing=checkpointing)
+    memory = training_bytes(load_catalog()[model], images, (size, size), grad_checkpointing=checkpointing)
     return round(memory / 2**30, 2)
 
 

@@ -171,7 +171,7 @@ def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
 
 
 def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
-    """Return the six settings that matter most, each with its source."""
+    """Return the settings that matter most, each with its source."""
     choices, settings = plan.choices, plan.settings
 
     def describe(name: str) -> str:
@@ -184,10 +184,18 @@ def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
         ("batch size", describe("batch_size")),
         ("learning rate", describe("lr")),
         ("image size", f"{choices['image_size'].value} {unit} ({choices['image_size'].source})"),
+        ("frame", _describe_frame(plan)),
         ("augmentation", _describe_augmentation(plan)),
         ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "no correction"),
         *([("teacher", f"{plan.teacher}, {settings.teacher_views} views of each image")] if plan.teacher else []),
     ]
+
+
+def _describe_frame(plan: "Plan") -> str:
+    """Return the fit of images to the input, its source, and what evaluation sees."""
+    fit, crop_pct = plan.choices["fit"], plan.choices["crop_pct"]
+    reason = f": {fit.reason}" if fit.reason else ""
+    return f"{fit.value} at {crop_pct.value:g} ({fit.source}){reason}"
 
 
 def _describe_augmentation(plan: "Plan") -> str:

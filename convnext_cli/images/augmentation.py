@@ -37,18 +37,18 @@ def turn_crop(
     would be an edge that no X-ray has.
     """
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    width, ratio = size[0], size[1] / size[0]
-    wide = math.ceil(width * (abs(cos) + abs(sin) * ratio)) + 2  # wide x tall contains the rotated rectangle
-    tall = math.ceil(width * (abs(sin) + abs(cos) * ratio)) + 2
-    height, full_width = image.shape[:2]
+    width, height = size
+    wide = math.ceil(width * (abs(cos) + abs(sin) * (height / width))) + 2  # wide x tall contains the turned rectangle
+    tall = math.ceil(height * (abs(cos) + abs(sin) * (width / height))) + 2
     more_x, more_y = ((box[i + 2] - box[i]) * ((wide, tall)[i] / size[i] - 1) / 2 for i in (0, 1))
     left, top, right, bottom = box[0] - more_x, box[1] - more_y, box[2] + more_x, box[3] + more_y
-    above, below = max(0, math.floor(-top) + 1), max(0, math.floor(bottom - height) + 1)
-    before, after = max(0, math.floor(-left) + 1), max(0, math.floor(right - full_width) + 1)
+    above, below = max(0, math.floor(-top) + 1), max(0, math.floor(bottom - image.shape[0]) + 1)
+    before, after = max(0, math.floor(-left) + 1), max(0, math.floor(right - image.shape[1]) + 1)
     padded = np.pad(image, ((above, below), (before, after), (0, 0)), mode="reflect")
     around = (left + before, top + above, right + before, bottom + above)
     scaled = Image.fromarray(padded).resize((wide, tall), resample, box=around)
-    x, y = (wide - width * (cos - sin * ratio)) / 2, (tall - width * (sin + cos * ratio)) / 2
+    x = (wide - width * (cos - sin * (height / width))) / 2
+    y = (tall - height * (cos + sin * (width / height))) / 2
     return scaled.transform(size, Image.Transform.AFFINE, (cos, -sin, x, sin, cos, y), resample=resample)
 
 

@@ -83,17 +83,23 @@ def measure_pixels(images: NDArray[np.uint8], fill: tuple[int, int, int] | None 
     """
     if fill is not None:
         return np.stack([_measure_inside(image, fill) for image in images])
+    columns, grey = _measure_colours(images)
+    for step in STEPS:
+        part = grey[:, ::step, ::step]
+        vertical, horizontal = (np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2)) / 765 for axis in (1, 2))
+        columns.append(np.log(vertical + horizontal + FLOOR_STEP))
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _measure_colours(images: NDArray[np.uint8]) -> tuple[list[Floats], NDArray[np.int16]]:
+    """Return mean brightness, contrast and saturation of images (N, H, W, 3), each (N,); and 765 times brightness."""
     red, green, blue = (np.ascontiguousarray(images[..., channel]) for channel in range(3))
     largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     grey = red.astype(np.int16) + green + blue  # 0 to 765
     flat = grey.reshape(len(grey), -1)
     columns = [flat.mean(axis=1) / 765, np.log(flat.std(axis=1) / 765 + FLOOR_CONTRAST)]
     columns.append(np.log((largest - smallest).mean(axis=(1, 2)) / 255 + FLOOR_SATURATION))
-    for step in STEPS:
-        part = grey[:, ::step, ::step]
-        vertical, horizontal = (np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2)) / 765 for axis in (1, 2))
-        columns.append(np.log(vertical + horizontal + FLOOR_STEP))
-    return np.stack(columns, axis=1).astype(np.float32)
+    return columns, grey
 
 
 def _measure_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> NDArray[np.float32]:
@@ -102,15 +108,16 @@ def _measure_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> NDA
     rows, columns = inside.any(axis=1), inside.any(axis=0)
     if not rows.any():  # an image of that value
         rows, columns = ~rows, ~columns
-    statistics: NDArray[np.float32] = measure_pixels(image[rows][:, columns][None])[0]
-    grey = image.astype(np.int16).sum(axis=2)
-    for place, step in enumerate(STEPS, start=len(statistics) - len(STEPS)):  # neighbours as without padding
+    colours, _ = _measure_colours(image[rows][:, columns][None])
+    statistics = [float(column[0]) for column in colours]
+    grey = image.sum(axis=2, dtype=np.int16)
+    for step in STEPS:
         part, tall, wide = grey[::step, ::step], rows[::step], columns[::step]
         vertical = np.abs(np.diff(part, axis=0))[tall[1:] & tall[:-1]][:, wide]
         horizontal = np.abs(np.diff(part, axis=1))[tall][:, wide[1:] & wide[:-1]]
         total = sum(float(pairs.sum()) / max(1, pairs.size) / 765 for pairs in (vertical, horizontal))
-        statistics[place] = math.log(total + FLOOR_STEP)
-    return statistics
+        statistics.append(math.log(total + FLOOR_STEP))
+    return np.array(statistics, np.float32)
 
 
 def normalise(features: Floats) -> Floats:

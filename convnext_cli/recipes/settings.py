@@ -27,7 +27,7 @@ MAX_LR = 1e6  # far above any that trains; larger values overflow
 AUTO = "auto"
 UNKNOWN = "unknown"
 WEIGHTS: Final = "weights"  # the fit of the pretrained weights, and training crops from the whole image, as in timm
-DEFAULT_FIT = AUTO  # of the default recipe; benchmarks/recipes/framing.py compares it with the others
+DEFAULT_FIT = WEIGHTS  # of the default recipe
 MIN_CROP_PCT = 0.1
 FLATTEN = (
     "a head without pooling fits one input size only, and has a weight for each position, 49 times as many at 224 px"
@@ -233,7 +233,7 @@ class Settings:
     fit: Annotated[
         Literal["auto", "crop", "pad", "squash", "weights"],
         Option(
-            help="crop (the centre), pad, squash, auto (by the images' proportions), or weights (as timm evaluates them).",
+            help="Fit to the input: crop, pad, squash, auto (by the images' proportions), or weights (as in timm).",
             group=MODEL,
             is_common=True,
             metavar="FIT",
