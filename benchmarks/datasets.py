@@ -10,9 +10,10 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from convnext_cli.data.digits import write_digits
 from convnext_cli.data.groups import group_index
@@ -21,6 +22,7 @@ from convnext_cli.data.manifest import read_manifest
 from convnext_cli.data.scan import scan_folder
 from tools.pretraining.pretrain import HELD_OUT
 
+Corners: TypeAlias = dict[str, list[tuple[float, float]]]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -60,12 +62,56 @@ def find_unseen(out: Path) -> Index:
     return scan_folder(folder)
 
 
+def find_wide(out: Path) -> Index:
+    """Return drawn images of 300 x 100 px whose class is a small shape anywhere in them."""
+    corners: Corners = {
+        "cross": [
+            (-1, -0.3), (-0.3, -0.3), (-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1),
+            (-0.3, 1), (-0.3, 0.3), (-1, 0.3),
+        ],
+        "diamond": [(-1, 0), (0, -1), (1, 0), (0, 1)],
+        "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+        "triangle": [(-1, 0.8), (0, -1), (1, 0.8)],
+    }  # fmt: skip
+    return _draw_shapes(out / "wide", corners, lambda _: (300, 100))
+
+
+def find_tall(out: Path) -> Index:
+    """Return drawn images of 100 x 120 to 100 x 400 px whose class is the proportions of an ellipse in them."""
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    corners: Corners = {
+        name: list(zip(width * np.cos(angles), height * np.sin(angles), strict=True))
+        for name, width, height in (("flat", 1.0, 0.65), ("round", 0.8, 0.8), ("upright", 0.65, 1.0))
+    }
+    return _draw_shapes(out / "tall", corners, lambda random: (100, int(random.integers(120, 401))))
+
+
+def _draw_shapes(folder: Path, corners: Corners, size: Callable[[np.random.Generator], tuple[int, int]]) -> Index:
+    """Write 300 images of each shape, a polygon with its corners, on blurred noise; they are written once."""
+    random = np.random.default_rng(0)
+    for name in corners if not folder.is_dir() else ():
+        (folder / name).mkdir(parents=True)
+        for number in range(300):
+            width, height = size(random)
+            noise = random.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8)
+            image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+            radius = random.uniform(16, 30)
+            x, y = (random.uniform(radius, side - radius) for side in (width, height))
+            colour = tuple(int(value) for value in random.integers(0, 256, 3))
+            points = [(x + radius * dx, y + radius * dy) for dx, dy in corners[name]]
+            ImageDraw.Draw(image).polygon(points, fill=colour, outline="white")
+            image.save(folder / name / f"{number:03}.png")
+    return scan_folder(folder)
+
+
 SETS: dict[str, Callable[[Path], Index]] = {
     "cxr3": lambda _: scan_folder(shared() / "cxr3"),
     "pets": lambda _: scan_folder(shared() / "pets"),
     "digits": find_digits,
     "fashion": find_fashion,
     "unseen": find_unseen,
+    "wide": find_wide,
+    "tall": find_tall,
 }
 
 

@@ -32,6 +32,7 @@ from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.recipes.settings import DEFAULT_RECIPE
 
 SIZES = {"cxr3": 64, "pets": 64, "unseen": 32, "fashion": 32, "digits": 32}  # px; the last three are no larger
+DRAWN = {"wide": 96, "tall": 96}  # px, for `framing.toml`: large enough for a rectangle of the same area
 RARE = 0.05
 WHOLE = {"pets"}  # too few to halve: nothing is chosen on it
 VARIANTS = Path(__file__).with_name("variants.toml")
@@ -47,7 +48,7 @@ def measure(
     train = len(index.rows("train"))
     if cut is not None:
         index = cut_class(index, cut, manifest, seed)
-    settings = {"image_size": SIZES[name], "seed": seed} | variant.get("settings", {})
+    settings = {"image_size": (SIZES | DRAWN)[name], "seed": seed} | variant.get("settings", {})
     epochs = settings.setdefault("epochs", max(1, round(shown * variant.get("budget", 1) / train)))
     began, busy = perf_counter(), process_time()
     if variant.get("plain"):
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--variants", type=Path, default=VARIANTS)
     parser.add_argument("--half", choices=("choose", "report"), default="report")
-    parser.add_argument("--sets", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--sets", nargs="+", choices=[*SIZES, *DRAWN], default=list(SIZES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=700, help="to train and choose by; as many again to test")
     parser.add_argument("--shown", type=int, default=4_000, help="training images shown")
@@ -126,7 +127,7 @@ def main() -> None:
             if options.half == "choose" and name in WHOLE:
                 continue
             for title, variant in variants.items():
-                if (title, name, seed, options.half) in done or name not in variant.get("sets", SIZES):
+                if (title, name, seed, options.half) in done or name not in variant.get("sets", SETS):
                     continue
                 result = {"variant": title} | measure(options.out, variant, name, seed, **same)
                 results.append(result)

@@ -18,7 +18,7 @@ from convnext_cli.training.request import RECIPE_HELP, WEIGHTS_HELP
 if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
-SETTINGS = ("image_size", "image_root", "exclude")
+SETTINGS = ("image_size", "fit", "crop_pct", "image_root", "exclude")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +199,8 @@ def _describe_recommendation(recommendation: "Recommendation", command: str) -> 
         "dataset_size": recommendation.dataset_size,
         "regime": recommendation.regime,
         "machine": asdict(recommendation.machine) if recommendation.machine else None,
-        "fingerprint": asdict(recommendation.fingerprint) if recommendation.fingerprint else None,
+        "fingerprint": _describe_fingerprint(recommendation),
+        "unseen_area": _describe_unseen(recommendation),
         "models": [
             {
                 "model": candidate.model.name,
@@ -222,6 +223,19 @@ def _describe_recommendation(recommendation: "Recommendation", command: str) -> 
         "warnings": list(recommendation.warnings),
         "next": command,
     }
+
+
+def _describe_fingerprint(recommendation: "Recommendation") -> dict[str, Any] | None:
+    """Return the fingerprint without the shape of each sampled image."""
+    if recommendation.fingerprint is None:
+        return None
+    return {name: value for name, value in asdict(recommendation.fingerprint).items() if name != "shapes"}
+
+
+def _describe_unseen(recommendation: "Recommendation") -> dict[str, Any] | None:
+    """Return the fraction of the sampled images' area that evaluation never sees, overall and by class."""
+    unseen = recommendation.unseen
+    return None if unseen is None else {"all": unseen.area, "classes": unseen.by_class}
 
 
 def _show(recommendation: "Recommendation", request: RecommendOptions, top: int) -> None:
@@ -268,6 +282,13 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
             f"{data}: {fingerprint.images:,} images in {fingerprint.classes} classes; {size}"
             f"{'grey' if fingerprint.is_grey else 'colour'} (from a sample of {fingerprint.sampled})"
         )
+    if recommendation.unseen is not None:
+        from convnext_cli.data.unseen import measure_centre_crops
+
+        assert fingerprint is not None
+        crops = measure_centre_crops(fingerprint.shapes)
+        others = ", ".join(f"{unseen.area:.0%} with a centre crop of {pct:g}" for pct, unseen in crops.items())
+        console.show(f"never seen by evaluation: {recommendation.unseen} with this plan ({others})")
 
 
 def _show_lr_rule(recommendation: "Recommendation") -> None:

@@ -8,7 +8,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.options import describe_sizes, list_decided
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
-from convnext_cli.recipes.settings import UNCORRECTED, describe_settings
+from convnext_cli.recipes.settings import AUTO, UNCORRECTED, describe_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -194,8 +194,9 @@ def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
 def _describe_frame(plan: "Plan") -> str:
     """Return the fit of images to the input, its source, and what evaluation sees."""
     fit, crop_pct = plan.choices["fit"], plan.choices["crop_pct"]
+    part = f" at {crop_pct.value:g}" if crop_pct.value not in (1, AUTO) else ""
     reason = f": {fit.reason}" if fit.reason else ""
-    return f"{fit.value} at {crop_pct.value:g} ({fit.source}){reason}"
+    return f"{fit.value}{part} ({fit.source}){reason}"
 
 
 def _describe_augmentation(plan: "Plan") -> str:

@@ -1,8 +1,8 @@
 """The part of images that evaluation never sees, overall and by class."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from convnext_cli.images.preprocessing import Preprocessing
@@ -12,6 +12,7 @@ Shape: TypeAlias = tuple[str, int, int]
 MAX_UNSEEN = 0.1  # fraction of the area; more is reported
 MAX_GAP = 0.05  # difference between classes; more is reported
 MIN_IMAGES = 10  # of a class; the fraction of fewer is not compared
+CROP_PCTS = (0.875, 1.0)  # of a centre crop: timm's usual, and the largest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,15 @@ class Unseen:
         ordered = sorted(self.by_class.items(), key=lambda item: item[1])
         parts = [f"{area:.0%} of {name}" for name, area in (ordered[0], ordered[-1])]
         return f"{self.area:.0%} of the images' area, {' and '.join(parts)}"
+
+
+def measure_centre_crops(shapes: Sequence[Shape]) -> dict[float, Unseen]:
+    """Return what a square centre crop never sees, by `crop_pct`; nothing if there are no images."""
+    usual = Preprocessing(
+        image_size=224, crop_pct=1.0, crop_mode="center", interpolation="bicubic", mean=(0.5,), std=(0.5,)
+    )
+    measured = {pct: measure_unseen_area(shapes, replace(usual, crop_pct=pct)) for pct in CROP_PCTS}
+    return {pct: unseen for pct, unseen in measured.items() if unseen is not None}
 
 
 def measure_unseen_area(shapes: Iterable[Shape], preprocessing: Preprocessing) -> Unseen | None:

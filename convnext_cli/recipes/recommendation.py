@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from convnext_cli.data.index import Index
+from convnext_cli.data.unseen import Unseen, measure_unseen_area
 from convnext_cli.errors import UsageError, check_word
 from convnext_cli.machine import GIB, Machine, detect_machine, make_gpu_machine
 from convnext_cli.models.catalog import (
     BUILTIN,
     DEFAULT_IMAGE_SIZE,
+    UNTAGGED,
     Architecture,
     Tag,
     check_license,
@@ -36,6 +38,7 @@ from convnext_cli.recipes.fingerprint import (
     explain_domain,
     guess_domain,
 )
+from convnext_cli.recipes.framing import apply_framing, warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
 from convnext_cli.recipes.settings import (
     DEFAULT_RECIPE,
@@ -114,6 +117,8 @@ class Recommendation:
     """The augmentation preset of the domain; None for the recipe's own augmentation."""
     fingerprint: Fingerprint | None
     """None for a number of images."""
+    unseen: Unseen | None = None
+    """The part of the sampled images that evaluation never sees with the recommended plan; None if unknown."""
     index: Index | None = field(default=None, repr=False)
     """The scanned data; None for a number of images."""
 
@@ -203,16 +208,23 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
         reasons = "; ".join(f"{candidate.model.name}: {candidate.rejection}" for candidate in candidates)
         raise UsageError(f"no model is left for this ({reasons})", "Allow more memory or another licence")
     catalog = load_catalog()
+    best = next(candidate for candidate in candidates if not candidate.rejection)
+    unseen = measure_plan_unseen(best.plan, best.tag, data.fingerprint)
     small_models = [_plan_candidate(request, data, catalog[name], reason="") for name in SMALL_MODELS]
     return Recommendation(
         dataset_size=data.counts.images,
         regime=load_tables().regime_for(data.counts.images).name,
         machine=request.machine,
         candidates=tuple(candidates),
-        warnings=(*_list_warnings(data, [*candidates, *small_models]), *_describe_data(request, data)),
+        warnings=(
+            *_list_warnings(data, [*candidates, *small_models]),
+            *filter(None, [warn_unseen(unseen)]),
+            *_describe_data(request, data),
+        ),
         small_models=tuple(small_models),
         augment=choose_augmentation(request.domain, request.recipe, data.fingerprint),
         fingerprint=data.fingerprint,
+        unseen=unseen,
         index=data.index,
     )
 
@@ -402,6 +414,16 @@ def choose_augmentation(domain: str | None, recipe: str, fingerprint: Fingerprin
         return None
     guessed = guess_domain(fingerprint)
     return guessed and PRESETS[guessed]
+
+
+def measure_plan_unseen(plan: Plan, tag: Tag | None, fingerprint: Fingerprint | None) -> Unseen | None:
+    """Return the part of the sampled images that evaluation never sees with a plan; None if it is unknown."""
+    settings = plan.settings
+    if fingerprint is None or not fingerprint.shapes:
+        return None
+    base = tag.preprocessing if tag else UNTAGGED
+    framing = apply_framing(base, settings.image_size, settings.fit, settings.crop_pct)
+    return measure_unseen_area(fingerprint.shapes, framing)
 
 
 def suggest_faster(seconds: float, candidates: Sequence[Candidate]) -> str | None:

@@ -11,18 +11,17 @@ from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
 from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index, check_outside_data, check_trainable, digest_images
 from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, split_index
-from convnext_cli.data.unseen import measure_unseen_area
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_cpus, count_local_processes, detect_machine
-from convnext_cli.models.catalog import BUILTIN, UNTAGGED, Architecture, Tag, find_builtin, find_model, resolve_weights
+from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_builtin, find_model, resolve_weights
 from convnext_cli.options import is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
-from convnext_cli.recipes.framing import apply_framing, warn_unseen
+from convnext_cli.recipes.framing import warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices, read_plan, read_teacher
-from convnext_cli.recipes.recommendation import choose_augmentation, recommend
+from convnext_cli.recipes.recommendation import choose_augmentation, measure_plan_unseen, recommend
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
     AUTO,
@@ -280,11 +279,7 @@ def _make_plan(
     notices = []
     if guess and any(choice.source == f"augmentation {guess}" for choice in plan.choices.values()):
         notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrides it")))
-    settings = plan.settings
-    framing = apply_framing(
-        tag.preprocessing if tag else UNTAGGED, settings.image_size, settings.fit, settings.crop_pct
-    )
-    if text := warn_unseen(measure_unseen_area(fingerprint.shapes, framing)):
+    if text := warn_unseen(measure_plan_unseen(plan, tag, fingerprint)):
         notices.append(Notice(text=text, severity="warning"))
     lr = plan.choices["lr"]
     if lr.source in ("flag", "plan"):

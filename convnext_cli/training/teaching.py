@@ -191,8 +191,8 @@ def _make_key(context: "TrainingContext", teacher: "Teacher", images: str, shape
     content = {
         "teacher": teacher.identity, "images": images, "rows": _digest_rows(context.index), "shape": shape,
         "seed": context.settings.seed, "augmentation": asdict(read_augmentation(context.settings)),
-        "views": asdict(distillation.preprocessing), "largest": asdict(find_largest_views(context)), "fit": context.settings.fit, "columns": distillation.columns,
-        "rules": (RULES, PIL.__version__),
+        "views": asdict(distillation.preprocessing), "largest": asdict(find_largest_views(context)),
+        "fit": context.settings.fit, "columns": distillation.columns, "rules": (RULES, PIL.__version__),
     }  # fmt: skip
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 

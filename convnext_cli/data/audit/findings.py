@@ -23,6 +23,7 @@ class Kind(StrEnum):
     FORMAT_SHORTCUT = "shortcut: format"
     MODE_SHORTCUT = "shortcut: mode"
     BORDER_SHORTCUT = "shortcut: border"
+    UNSEEN_AREA = "area outside a centre crop"
     NOT_COMPARED = "not compared"
 
 

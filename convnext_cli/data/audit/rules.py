@@ -1,7 +1,7 @@
 """The rules of the audit: from measurements to findings, one function per rule, the gravest first."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from convnext_cli.data.audit.duplicates import Duplicates
@@ -11,6 +11,7 @@ from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
 from convnext_cli.data.index import SPLITS, Index, find_alike
+from convnext_cli.data.unseen import Unseen
 from convnext_cli.text import capitalise
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
@@ -33,6 +34,7 @@ class Evidence:
     measurements: Measurements
     duplicates: Duplicates
     shortcuts: Sequence[Shortcut]
+    unseen: Mapping[float, Unseen]
     across: Support | None = None
     """Similarity of images of one group in two splits; None if it was not measured."""
 
@@ -212,6 +214,22 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def _find_unseen_area(evidence: Evidence) -> Iterator[Finding]:
+    unseen = evidence.unseen.get(1.0)
+    if unseen and unseen.is_notable:
+        ordered = sorted(unseen.by_class.items(), key=lambda item: -item[1])
+        yield Finding(
+            kind=Kind.UNSEEN_AREA,
+            severity="note",
+            title=f"a square centre crop never sees {unseen.area:.0%} of the images' area, on average",
+            count=0,
+            examples=tuple(f"{name}: {area:.0%}" for name, area in ordered[:EXAMPLES]),
+            effect="what lies at the edge has no effect on the prediction of a model that crops"
+            + ("; the classes differ" if unseen.is_uneven else ""),
+            action="--fit pad, --fit squash and --fit auto show the model whole images",
+        )
+
+
 def _find_uncompared(evidence: Evidence) -> Iterator[Finding]:
     if pairs := evidence.duplicates.unchecked:
         yield Finding(
@@ -235,6 +253,7 @@ _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     _find_alike_names,
     _find_small_classes,
     _find_shortcuts,
+    _find_unseen_area,
     _find_uncompared,
 )
 

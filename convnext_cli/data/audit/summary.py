@@ -16,6 +16,7 @@ from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
 from convnext_cli.data.audit.support import Support, explain_support, measure_support, restarts_numbering
 from convnext_cli.data.groups import Grouping
 from convnext_cli.data.index import Index
+from convnext_cli.data.unseen import Shape, Unseen, measure_centre_crops
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.progress import Steps
 
@@ -31,6 +32,8 @@ class Audit:
     formats: dict[str, int]
     """Images by `suffix mode`, such as `.png I;16`."""
     shortcuts: tuple[Shortcut, ...]
+    unseen: dict[float, Unseen]
+    """The fraction of the area that a square centre crop never sees, by `crop_pct`."""
     findings: tuple[Finding, ...]
     unreadable: tuple[int, ...]
     clusters: tuple[tuple[int, ...], ...]
@@ -80,6 +83,10 @@ class Audit:
                 }
                 for shortcut in self.shortcuts
             },
+            "unseen_area": {
+                f"{crop_pct:g}": {"all": unseen.area, "classes": unseen.by_class}
+                for crop_pct, unseen in self.unseen.items()
+            },
             "findings": [
                 {
                     "kind": finding.kind.value,
@@ -102,12 +109,14 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audi
     index, grouping, across = _weigh_groups(index, grouping, measurements)
     duplicates = yield from find_duplicates(index, measurements, threads=threads)
     shortcuts = find_shortcuts(index, measurements)
+    unseen = measure_centre_crops(_list_shapes(index, measurements))
     evidence = Evidence(
         index=index,
         grouping=grouping,
         measurements=measurements,
         duplicates=duplicates,
         shortcuts=shortcuts,
+        unseen=unseen,
         across=across,
     )
     return Audit(
@@ -116,6 +125,7 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audi
         sizes=_describe_sizes(measurements),
         formats=_count_formats(index, measurements),
         shortcuts=shortcuts,
+        unseen=unseen,
         findings=tuple(find_all(evidence)),
         unreadable=tuple(measurements.errors),
         clusters=duplicates.clusters,
@@ -146,6 +156,14 @@ def _weigh_groups(
     support = across if across and within.verdict != "supported" and is_supported else within
     certainty = "supported" if is_supported else "unsure"
     return index, replace(grouping, certainty=certainty, evidence=explain_support(support)), across
+
+
+def _list_shapes(index: Index, measurements: Measurements) -> list[Shape]:
+    """Return class, width and height of each readable image."""
+    measures = measurements.measures
+    rows = np.flatnonzero(measures["readable"]).tolist()
+    sizes = zip(measures["width"][rows].tolist(), measures["height"][rows].tolist(), strict=True)
+    return [(index.classes[index.labels[row]], *size) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _describe_sizes(measurements: Measurements) -> dict[str, tuple[int, int]]:
