@@ -22,7 +22,8 @@ from convnext_cli.data.manifest import read_manifest
 from convnext_cli.data.scan import scan_folder
 from tools.pretraining.pretrain import HELD_OUT
 
-Corners: TypeAlias = dict[str, list[tuple[float, float]]]
+Ellipse: TypeAlias = tuple[tuple[float, float], tuple[int, int, int]]
+"""Its two radii, relative to each other, and its colour."""
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -63,43 +64,34 @@ def find_unseen(out: Path) -> Index:
 
 
 def find_wide(out: Path) -> Index:
-    """Return drawn images of 300 x 100 px whose class is a small shape anywhere in them."""
-    corners: Corners = {
-        "cross": [
-            (-1, -0.3), (-0.3, -0.3), (-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1),
-            (-0.3, 1), (-0.3, 0.3), (-1, 0.3),
-        ],
-        "diamond": [(-1, 0), (0, -1), (1, 0), (0, 1)],
-        "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
-        "triangle": [(-1, 0.8), (0, -1), (1, 0.8)],
-    }  # fmt: skip
-    return _draw_shapes(out / "wide", corners, lambda _: (300, 100))
+    """Return drawn images of 300 x 100 px whose class is the colour of a disc anywhere in them."""
+    colours = {"blue": (70, 90, 230), "green": (60, 190, 80), "red": (220, 60, 50), "yellow": (220, 200, 60)}
+    shapes = {name: ((1.0, 1.0), colour) for name, colour in colours.items()}
+    return _draw_ellipses(out / "wide", shapes, lambda _: (300, 100))
 
 
 def find_tall(out: Path) -> Index:
     """Return drawn images of 100 x 120 to 100 x 400 px whose class is the proportions of an ellipse in them."""
-    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    corners: Corners = {
-        name: list(zip(width * np.cos(angles), height * np.sin(angles), strict=True))
-        for name, width, height in (("flat", 1.0, 0.65), ("round", 0.8, 0.8), ("upright", 0.65, 1.0))
-    }
-    return _draw_shapes(out / "tall", corners, lambda random: (100, int(random.integers(120, 401))))
+    shapes = {"flat": (1.0, 0.5), "round": (0.75, 0.75), "upright": (0.5, 1.0)}
+    white = {name: (radii, (255, 255, 255)) for name, radii in shapes.items()}
+    return _draw_ellipses(out / "tall", white, lambda random: (100, int(random.integers(120, 401))))
 
 
-def _draw_shapes(folder: Path, corners: Corners, size: Callable[[np.random.Generator], tuple[int, int]]) -> Index:
-    """Write 300 images of each shape, a polygon with its corners, on blurred noise; they are written once."""
+def _draw_ellipses(
+    folder: Path, classes: dict[str, Ellipse], draw_size: Callable[[np.random.Generator], tuple[int, int]]
+) -> Index:
+    """Write 250 images of each class, once: an ellipse on dark, blurred noise."""
     random = np.random.default_rng(0)
-    for name in corners if not folder.is_dir() else ():
+    for name, (radii, colour) in classes.items() if not folder.is_dir() else ():
         (folder / name).mkdir(parents=True)
-        for number in range(300):
-            width, height = size(random)
-            noise = random.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8)
+        for number in range(250):
+            width, height = draw_size(random)
+            noise = random.integers(0, 120, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8)
             image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-            radius = random.uniform(16, 30)
-            x, y = (random.uniform(radius, side - radius) for side in (width, height))
-            colour = tuple(int(value) for value in random.integers(0, 256, 3))
-            points = [(x + radius * dx, y + radius * dy) for dx, dy in corners[name]]
-            ImageDraw.Draw(image).polygon(points, fill=colour, outline="white")
+            scale = random.uniform(24, 36)
+            x, y = (random.uniform(scale, side - scale) for side in (width, height))
+            dx, dy = (scale * radius for radius in radii)
+            ImageDraw.Draw(image).ellipse((x - dx, y - dy, x + dx, y + dy), fill=colour)
             image.save(folder / name / f"{number:03}.png")
     return scan_folder(folder)
 

@@ -138,8 +138,11 @@ def read_choices(path: Path) -> dict[str, Choice]:
         UsageError: as `read_plan`.
     """
     raw = _read_tables(path)
-    recorded = raw.get("reasons", {})
-    return {name: _restore(value, recorded.get(name)) for name, value in raw.get("settings", {}).items()}
+    recorded, settings = raw.get("reasons", {}), raw.get("settings", {})
+    choices = {name: _restore(value, recorded.get(name)) for name, value in settings.items()}
+    if "fit" not in settings and settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan of version 0.1.0
+        choices["fit"] = Choice(value=WEIGHTS, source="plan", reason="the plan is older than this setting")
+    return choices
 
 
 def read_reasons(path: Path) -> dict[str, str]:
