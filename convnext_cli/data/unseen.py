@@ -1,7 +1,7 @@
 """The part of images that evaluation never sees, overall and by class."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -46,8 +46,10 @@ def measure_centre_crops(shapes: Sequence[Shape]) -> dict[float, Unseen]:
     return {pct: unseen for pct, unseen in measured.items() if unseen is not None}
 
 
-def measure_unseen_area(shapes: Iterable[Shape], preprocessing: Preprocessing) -> Unseen | None:
+def measure_unseen_area(shapes: Sequence[Shape], preprocessing: Preprocessing) -> Unseen | None:
     """Return what evaluation never sees of images with these shapes; None if there are none."""
+    if not shapes:
+        return None
     from convnext_cli.images.transforms import measure_unseen  # NumPy and Pillow, which a plan does without
 
     sums: dict[str, float] = {}
@@ -55,8 +57,6 @@ def measure_unseen_area(shapes: Iterable[Shape], preprocessing: Preprocessing) -
     for (name, width, height), count in Counter(shapes).items():
         sums[name] = sums.get(name, 0.0) + count * measure_unseen(width, height, preprocessing)
         images[name] += count
-    if not images:
-        return None
     by_class = {name: sums[name] / images[name] for name in sorted(sums)}
     compared = [area for name, area in by_class.items() if images[name] >= MIN_IMAGES]
     return Unseen(

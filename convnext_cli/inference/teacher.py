@@ -155,6 +155,6 @@ def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:
 
 def _make_teacher(name: str, classifier: Classifier, identity: str, licenses: tuple[str | None, ...]) -> Teacher:
     """Return a teacher, after a pass over one image that measures its features."""
-    size = classifier.preprocessing.image_size
-    width = classifier.run_batch(np.zeros((1, size, size, 3), np.uint8), features=True, heat=False).features.shape[1]
+    image = np.zeros((1, *classifier.preprocessing.size, 3), np.uint8)
+    width = classifier.run_batch(image, features=True, heat=False).features.shape[1]
     return Teacher(name=name, classifier=classifier, identity=identity, licenses=licenses, feature_width=width)

@@ -30,6 +30,7 @@ from convnext_cli.recipes.rules import (
 )
 from convnext_cli.recipes.settings import (
     AUTO,
+    BEFORE_FIT,
     DEFAULT_FIT,
     DEFAULT_RECIPE,
     WEIGHTS,
@@ -140,8 +141,9 @@ def read_choices(path: Path) -> dict[str, Choice]:
     raw = _read_tables(path)
     recorded, settings = raw.get("reasons", {}), raw.get("settings", {})
     choices = {name: _restore(value, recorded.get(name)) for name, value in settings.items()}
-    if "fit" not in settings and settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan of version 0.1.0
-        choices["fit"] = Choice(value=WEIGHTS, source="plan", reason="the plan is older than this setting")
+    if settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan, perhaps of version 0.1.0
+        for name, value in BEFORE_FIT.items():
+            choices.setdefault(name, Choice(value=value, source="plan", reason="the plan is older than this setting"))
     return choices
 
 
@@ -339,6 +341,7 @@ def _choose_defaults(inputs: PlanInputs) -> dict[str, Choice]:
         **{name: Choice(value=value, source="default") for name, value in default_settings().items()},
         "image_size": choose_image_size(inputs.tag, side),
         "fit": fit,
+        "crop_pct": Choice(value=AUTO, source="default"),
         **read_preset(inputs.augment or USUAL_AUGMENTATION),
         "layer_decay": Choice(value=1.0, source="default", reason="the specification has none"),
     }

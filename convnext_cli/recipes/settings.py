@@ -28,6 +28,7 @@ AUTO = "auto"
 UNKNOWN = "unknown"
 WEIGHTS: Final = "weights"  # the fit of the pretrained weights, and training crops from the whole image, as in timm
 DEFAULT_FIT = WEIGHTS  # of the default recipe
+BEFORE_FIT: dict[str, str] = {"fit": WEIGHTS, "crop_pct": AUTO}  # of plans and runs of version 0.1.0
 MIN_CROP_PCT = 0.1
 FLATTEN = (
     "a head without pooling fits one input size only, and has a weight for each position, 49 times as many at 224 px"
@@ -219,7 +220,7 @@ class Settings:
     image_size: Annotated[
         ImageSize,
         Option(
-            help="Input: the side of a square, or HEIGHTxWIDTH in multiples of 32, such as 224x320.",
+            help="Side of a square, or HEIGHTxWIDTH such as 224x320.",
             unit="px",
             group=MODEL,
             is_common=True,
@@ -233,12 +234,12 @@ class Settings:
     fit: Annotated[
         Literal["auto", "crop", "pad", "squash", "weights"],
         Option(
-            help="Fit to the input: crop, pad, squash, auto (by the images' proportions), or weights (as in timm).",
+            help="crop, pad, squash, weights (as in timm), or auto.",
             group=MODEL,
             is_common=True,
             metavar="FIT",
         ),
-    ] = WEIGHTS
+    ]
     crop_pct: Annotated[
         float,
         Option(
@@ -248,7 +249,7 @@ class Settings:
             high=1,
             words=(AUTO,),
         ),
-    ] = AUTO  # type: ignore[assignment]  # plans of 0.1.0 have neither; a plan made since has the number
+    ]
     in_chans: Annotated[
         Literal[1, 3],
         Option(help="Input channels of the model; 1 uses the luminance only.", group=MODEL),

@@ -19,6 +19,7 @@ from convnext_cli.data.index import Index
 from convnext_cli.errors import DataError, RunError
 from convnext_cli.images.hashing import open_digests
 from convnext_cli.progress import Notice, Progress, Steps
+from convnext_cli.recipes.settings import BEFORE_FIT
 from convnext_cli.runs.files import ORIGIN, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 
@@ -134,7 +135,8 @@ def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
     Raises:
         RunError: other values differ; it names all of them.
     """
-    before = {"model": origin.model, "weights": origin.weights, "teacher": origin.teacher, **origin.settings}
+    before = {"model": origin.model, "weights": origin.weights, "teacher": origin.teacher}
+    before |= BEFORE_FIT | origin.settings
     after = {"model": plan.model, "weights": plan.weights, "teacher": plan.teacher, **plan.values}
     changed = {name: (after[name], value) for name, value in before.items() if name in after and after[name] != value}
     notices = []

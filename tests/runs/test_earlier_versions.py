@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
+from convnext_cli.errors import RunError
 from convnext_cli.kernels.library import describe_processor
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext
@@ -67,6 +68,13 @@ def test_earlier_run_is_resumed_to_the_same_model(runs: Path) -> None:
     result = finetune(resume=runs / "stopped", onnx=False)
     assert result.epoch == 2
     check_model(runs / "stopped", runs)
+
+
+def test_earlier_run_keeps_the_framing_of_its_weights(runs: Path) -> None:
+    plan = runs / "stopped" / "plan.toml"
+    plan.write_text(plan.read_text().replace("[settings]", '[settings]\nfit = "pad"'))
+    with pytest.raises(RunError, match="fit = 'pad', the run began with 'weights'"):
+        finetune(resume=runs / "stopped", onnx=False)
 
 
 def test_earlier_plan_repeats_the_run(runs: Path, images: Path, convnext: Convnext) -> None:

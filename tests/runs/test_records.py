@@ -60,7 +60,7 @@ CHANGES = [
     ("config.json", "model_args.pretrained", True, "unknown field pretrained"),
     ("config.json", "model_args.head_hidden_size", 10**9, r"head_hidden_size: Expected int <= 65536 \(it is 10000"),
     ("config.json", "pretrained_cfg.input_size", [3, 100000, 100000], r"input_size\[1\]: Expected int <= 4096"),
-    ("config.json", "pretrained_cfg.input_size", [3, 32, 64], "32 x 64 px is not square"),
+    ("config.json", "pretrained_cfg.input_size", [3, 32, 64], "image_size is 32 in plan.toml and 32x64 in config.json"),
     ("config.json", "pretrained_cfg.std", [NAN] * 3, r"pretrained_cfg\.std\[0\]: nan is not finite"),
     ("config.json", "pretrained_cfg.std", [0, 1, 1], r"std\[0\]: Expected float > 0"),
     ("config.json", "pretrained_cfg.mean", [0.5], "1 means, 3 deviations"),

@@ -153,18 +153,3 @@ def test_a_rectangle_is_explained_on_the_whole_image(wide_run: RunFolder, tmp_pa
     changed = np.asarray(draw_explanation(image, heat, frame, "")).astype(int)[:48, -144:]
     left, right = (np.abs(part - 100).sum() for part in (changed[:, :36], changed[:, 108:]))
     assert right > 20 * max(1, left), "the right half of the input is the right half of the image"
-
-
-def test_a_run_without_a_fit_keeps_the_framing_of_its_weights(strips: Path, tmp_path: Path) -> None:
-    """Plans of version 0.1.0 have neither `fit` nor `crop_pct`."""
-    changes = {"fit": "weights", "epochs": 2, "save_every": 3, "audit": False}
-    train(tiny_request(strips, tmp_path / "whole", **changes))
-    stop_after(tiny_request(strips, tmp_path / "former", **changes), 5)
-    former = RunFolder(tmp_path / "former")
-    lines = former.plan.read_text().splitlines()
-    former.plan.write_text("\n".join(line for line in lines if not line.startswith(("fit =", "crop_pct ="))) + "\n")
-    resume(former.path)
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "former")]
-    assert weights[0] == weights[1]
-    config = former.read_config().pretrained_cfg
-    assert (config.crop_mode, config.crop_pct) == ("center", 0.95), "timm's of test_convnext"
