@@ -26,8 +26,7 @@ TIMED = 200  # images of a measurement of time
 def measure_milliseconds(files: list[Path]) -> list[float]:
     """Return the median milliseconds of a prediction of one image, for each exported file."""
     classifiers = [OnnxClassifier(path) for path in files]
-    size = classifiers[0].preprocessing.image_size
-    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, *classifiers[0].preprocessing.size, 3), dtype=np.uint8)
     seconds: list[list[float]] = [[] for _ in files]
     for _ in range(TIMED):
         for classifier, measured in zip(classifiers, seconds, strict=True):

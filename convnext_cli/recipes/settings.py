@@ -381,7 +381,7 @@ class Settings:
     exclude: Annotated[
         str,
         Option(
-            help="Images to leave out: list file, folder, pattern, or none.",
+            help="List, folder or pattern of images to leave out.",
             group=DATA,
             is_common=True,
         ),

@@ -11,7 +11,7 @@ from convnext_cli.recipes.settings import DEFAULT_RECIPE, Choice
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV file with path and label, or zip file."
 RECIPE_HELP = "Source of default values: measured, specification, or published (the authors')."
-TEACHER_HELP = "Distil this model: a run, a cross-validation, an exported .onnx, or a name of timm's."
+TEACHER_HELP = "Distil a run, a cross-validation, an .onnx, or timm's."
 WEIGHTS_HELP = "auto (Hub), builtin (small, in the package), none, a path, or timm/NAME."
 
 
@@ -35,7 +35,7 @@ class TrainRequest:
     weights: Annotated[str, Option(help=WEIGHTS_HELP, group=MODEL, is_common=True)] = "auto"
     teacher: Annotated[
         str | None,
-        Option(help=TEACHER_HELP, group=MODEL, is_common=True, metavar="RUN|FILE|NAME", completion="run"),
+        Option(help=TEACHER_HELP, group=MODEL, is_common=True, metavar="MODEL", completion="run"),
     ] = None
     recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL)] = DEFAULT_RECIPE
     offline: Annotated[
