@@ -39,13 +39,13 @@ class Teacher:
     feature_width: int
     """Width of its pooled features; 0 if it has none, such as an ensemble."""
 
-    def compute(self, images: NDArray[np.uint8], columns: Sequence[int]) -> NDArray[np.float16]:
-        """Return the logits of some classes and the pooled features of images (B, S, S, 3), (B, C + D).
+    def compute(self, images: NDArray[np.uint8], columns: Sequence[int], *, features: bool) -> NDArray[np.float16]:
+        """Return the logits of some classes and, if requested, the pooled features of images (B, S, S, 3), (B, C + D).
 
         Raises:
             RunError: an output is not finite.
         """
-        outputs = self.classifier.run_batch(images, features=self.feature_width > 0, heat=False)
+        outputs = self.classifier.run_batch(images, features=features, heat=False)
         rows = np.concatenate([outputs.logits[:, columns], outputs.features], axis=1)
         limit = float(np.finfo(np.float16).max)
         if not np.isfinite(rows).all():

@@ -5,21 +5,18 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
-from convnext_cli.data.index import Index
-from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head, seed_weights
 from convnext_cli.recipes.framing import apply_framing
-from convnext_cli.recipes.settings import Settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.compute.devices import spread_model
 from convnext_cli.training.context import TrainingContext
-from convnext_cli.training.parts.distillation import add_projection, make_distillation_loss
-from convnext_cli.training.parts.loss import Loss, make_loss
+from convnext_cli.training.parts.distillation import add_projection
+from convnext_cli.training.parts.loss import make_loss
 from convnext_cli.training.parts.optimizer import make_optimizer
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest
-from convnext_cli.training.teaching import Distillation, find_columns, scale_views
+from convnext_cli.training.teaching import plan_distillation
 
 if TYPE_CHECKING:
     from convnext_cli.inference.teacher import Teacher
@@ -53,7 +50,7 @@ def build_context(
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}  # before sharding
     scale_head(network, new, settings.head_init_scale)
     if teacher is not None:
-        add_projection(network, teacher.feature_width)
+        add_projection(network, teacher.feature_width if settings.teacher_features else 0)
     network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
     network = network.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":
@@ -63,8 +60,7 @@ def build_context(
         network, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )
     model, prepared_optimizer = spread_model(accelerator, network, optimizer)
-    criterion = make_loss(settings, index.count_classes("train"), accelerator.device)
-    return TrainingContext(
+    context = TrainingContext(
         run=run,
         plan=plan,
         index=index,
@@ -76,21 +72,9 @@ def build_context(
         new_params=sum(sizes[name] for name in new),
         small_validation=preparation.small_validation,
         preprocessing=preprocessing,
-        criterion=criterion,
+        criterion=make_loss(settings, index.count_classes("train"), accelerator.device),
         cache=request.cache,
-        distillation=_plan_distillation(settings, index, teacher, criterion, preprocessing) if teacher else None,
     )
-
-
-def _plan_distillation(
-    settings: Settings, index: Index, teacher: "Teacher", criterion: Loss, preprocessing: Preprocessing
-) -> Distillation:
-    """Return what the student learns from the teacher, before its outputs are computed."""
-    columns = find_columns(index.classes, teacher)
-    return Distillation(
-        loss=make_distillation_loss(settings, criterion, len(index.classes), has_logits=bool(columns)),
-        views=settings.teacher_views,
-        columns=columns,
-        feature_width=teacher.feature_width,
-        preprocessing=scale_views(preprocessing, teacher),
-    )
+    if teacher is not None:
+        context.distillation = plan_distillation(context, teacher)
+    return context

@@ -52,9 +52,9 @@ class Distillation:
     views: int
     """Views of each image."""
     columns: tuple[int, ...]
-    """The student's classes among the teacher's outputs; empty if the teacher has other classes."""
+    """The student's classes among the teacher's outputs; empty if the teacher has other classes, or no weight."""
     feature_width: int
-    """Width of the teacher's features."""
+    """Width of the teacher's features; 0 if they are not learned."""
     preprocessing: Preprocessing
     """Framing and size of the views that the teacher sees: the student's framing at the teacher's size."""
     outputs: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0, 0), np.float16))
@@ -80,22 +80,39 @@ def choose_view(draw: int, images: int, epoch: int, views: int) -> int:
     return (epoch + draw // images) % views
 
 
-def find_columns(classes: Sequence[str], teacher: "Teacher") -> tuple[int, ...]:
-    """Return the position of each class among the teacher's outputs; nothing if it does not know all of them.
+def plan_distillation(context: "TrainingContext", teacher: "Teacher") -> Distillation:
+    """Return what the student learns from the teacher, before its outputs are computed.
+
+    Logits are learned if the teacher knows all classes.
 
     Raises:
-        UsageError: it does not, and it has no features either.
+        UsageError: there is nothing to learn.
     """
+    settings, classes = context.settings, context.index.classes
     positions = [find_name(name, teacher.classifier.classes) for name in classes]
-    if None not in positions:
-        return tuple(position for position in positions if position is not None)
-    if not teacher.feature_width:
-        missing = [name for name, position in zip(classes, positions, strict=True) if position is None]
+    missing = [name for name, position in zip(classes, positions, strict=True) if position is None]
+    weight = 1.0 if settings.unlabelled else settings.teacher_weight
+    columns = () if missing or not weight else tuple(position for position in positions if position is not None)
+    width = teacher.feature_width if settings.teacher_features else 0
+    if not columns and not width:
+        unknown = f"; it does not know {', '.join(missing[:5])}" if missing else ""
         raise UsageError(
-            f"the teacher {teacher.name} does not know {', '.join(missing[:5])}, and has no features",
-            "Give a teacher of these classes, or a single model",
+            f"nothing is learned from the teacher {teacher.name}{unknown}",
+            "Give a teacher of these classes, or a single model, with --teacher-weight or --teacher-features above 0",
         )
-    return ()
+    return Distillation(
+        loss=DistillationLoss(
+            labels=context.criterion,
+            classes=len(classes),
+            weight=weight if columns else 0.0,
+            temperature=settings.teacher_temperature,
+            features=settings.teacher_features,
+        ),
+        views=settings.teacher_views,
+        columns=columns,
+        feature_width=width,
+        preprocessing=scale_views(context.preprocessing, teacher),
+    )
 
 
 def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tuple[int, ...]]:
@@ -174,7 +191,9 @@ def _fill(
 
     loaded = load_batches(batches, load_number, threads=context.threads)
     for (view, chunk), (_, pixels) in zip(missing, loaded, strict=True):
-        outputs[view, chunk[0] : chunk[-1] + 1] = teacher.compute(pixels, distillation.columns)
+        outputs[view, chunk[0] : chunk[-1] + 1] = teacher.compute(
+            pixels, distillation.columns, features=distillation.feature_width > 0
+        )
         done += len(chunk)
         yield Progress(done=done, total=total, activity="outputs of the teacher")
     images.flush()

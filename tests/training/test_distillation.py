@@ -71,9 +71,9 @@ def test_outputs_of_a_teacher_are_computed_once(
     counts: list[int] = []
     compute = Teacher.compute
 
-    def count(self: Teacher, images: np.ndarray, columns: tuple[int, ...]) -> np.ndarray:
+    def count(self: Teacher, images: np.ndarray, columns: tuple[int, ...], *, features: bool) -> np.ndarray:
         counts.append(len(images))
-        return compute(self, images, columns)
+        return compute(self, images, columns, features=features)
 
     monkeypatch.setattr(Teacher, "compute", count)
     before = list_arrays()
@@ -113,6 +113,18 @@ def test_without_cache_the_result_is_the_same(few_digits: Path, teacher: RunFold
     train(tiny_request(few_digits, "not", teacher=str(teacher.path), cache=False))
     assert list_arrays() == known
     assert Path("kept/model.safetensors").read_bytes() == Path("not/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("weights", "width"), [((0.0, 1.0), 256), ((1.0, 0.0), 3)])
+def test_only_what_has_a_weight_is_computed(
+    few_digits: Path, teacher: RunFolder, weights: tuple[float, float], width: int
+) -> None:
+    before = list_arrays()
+    options = {"teacher_weight": weights[0], "teacher_features": weights[1], "seed": 9}
+    stop_after(tiny_request(few_digits, "run", teacher=str(teacher.path), **options), STEPS + 5)
+    resume("run")
+    [array] = list_arrays() - before
+    assert np.load(array).shape[2] == width
 
 
 def test_student_is_a_plain_model(few_digits: Path, teacher: RunFolder) -> None:
@@ -165,7 +177,9 @@ def test_onnx_file_teaches_as_its_run(few_digits: Path, teacher: RunFolder) -> N
     assert from_file.licenses == from_run.licenses == (TERMS,)
     assert from_file.feature_width == from_run.feature_width == 256
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    difference = from_file.compute(pixels, [2, 0]).astype(float) - from_run.compute(pixels, [2, 0])
+    difference = from_file.compute(pixels, [2, 0], features=True).astype(float) - from_run.compute(
+        pixels, [2, 0], features=True
+    )
     assert np.abs(difference).max() < 5e-3
     finished = finetune(few_digits, teacher=teacher.path / "model.onnx", output="run", **STUDENT)  # type: ignore[arg-type]
     assert finished.val is not None
@@ -217,6 +231,9 @@ def test_impossible_teachers_are_refused(few_digits: Path) -> None:
     Path("notes.txt").write_text("")
     with pytest.raises(UsageError, match=r"notes\.txt is not a teacher"):
         finetune(few_digits, teacher="notes.txt", output="run", **STUDENT)  # type: ignore[arg-type]
+    finetune(few_digits, output="own", **STUDENT)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="nothing is learned from the teacher own"):
+        finetune(few_digits, teacher="own", teacher_weight=0.0, teacher_features=0.0, output="run", **STUDENT)  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match="not in this machine's cache, and --offline is set"):
         finetune(few_digits, teacher="timm/resnet18.a1_in1k", offline=True, output="run", **STUDENT)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--unlabelled needs a teacher"):

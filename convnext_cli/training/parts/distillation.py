@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_cli.recipes.settings import Settings
 from convnext_cli.training.parts.loss import Loss
 
 PROJECTION = "head.fc.projection."
@@ -98,15 +97,3 @@ class DistillationLoss:
         if rest.shape[1] and self.features:
             total = total + self.features * (1 - F.cosine_similarity(projected, rest, dim=1)).sum()
         return total
-
-
-def make_distillation_loss(settings: Settings, labels: Loss, classes: int, *, has_logits: bool) -> DistillationLoss:
-    """Return the loss of a student; without logits of its classes, the teacher gives features only."""
-    weight = 1.0 if settings.unlabelled else settings.teacher_weight
-    return DistillationLoss(
-        labels=labels,
-        classes=classes,
-        weight=weight if has_logits else 0.0,
-        temperature=settings.teacher_temperature,
-        features=settings.teacher_features,
-    )
