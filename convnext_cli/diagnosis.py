@@ -112,6 +112,7 @@ def _test_all() -> dict[str, str]:
             "fine-tune": lambda: _fine_tune(Path(folder), run),
             "predict, torch": lambda: _predict(run, "torch"),
             "export and predict, ONNX Runtime": lambda: _export(run),
+            "GPU": _test_gpu,
         }
         for name, part in parts.items():
             started = time.perf_counter()
@@ -121,6 +122,28 @@ def _test_all() -> dict[str, str]:
                 results[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 break
     return results
+
+
+def _test_gpu() -> str:
+    """Compute a product on the GPU, if there is one.
+
+    Raises:
+        ValueError: PyTorch cannot use the GPU, or computes another result than the CPU.
+    """
+    import torch
+
+    from convnext_cli.models.forward import choose_device
+    from convnext_cli.training.compute.devices import explain_unusable_gpu
+
+    device, machine = choose_device(), detect_machine()
+    if device.type == "cpu":
+        if machine.is_gpu:
+            raise ValueError(explain_unusable_gpu(machine))
+        return "skipped: no GPU"
+    values = torch.arange(64.0).reshape(8, 8)
+    if not torch.equal((values.to(device) @ values.to(device)).cpu(), values @ values):
+        raise ValueError(f"a product on {device} has another result than on the CPU")
+    return ""
 
 
 def _load_kernels() -> str:

@@ -1,15 +1,20 @@
 """Detect the GPU, memory and CPU cores of this machine, without torch."""
 
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GIB = 2**30
 # FLOP/s of a core with AVX-512 and native kernels: 51e9 (zepto, 64 px) to 96e9 (tiny, 224 px), 13 models, 1 thread.
 CORE_FLOPS = 80e9
 AVX2_FRACTION = 0.5  # half the SIMD width; not measured
 WITHOUT_KERNELS = 0.6  # factor without a compiler for the native kernels
+SYSTEM = Path("/sys")
+CONTROL_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,26 +28,43 @@ class Machine:
     cores: int
     core_flops: float = CORE_FLOPS
     """FLOP/s of one CPU core in training."""
+    processes: int = 1
+    """Processes of the run, over all machines."""
+    shards: int = 1
+    """Processes over which the model is sharded; 1 if each process has all of it."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.memory / GIB:.1f} GiB free"
 
 
 def detect_machine(*, use_gpu: bool = True) -> Machine:
-    """Return the first visible NVIDIA GPU with its free memory, or the CPU with this process's part of the memory.
+    """Return the first visible GPU with its free memory, or the CPU with this process's part of the memory.
+
+    The driver is asked, not torch, which takes seconds to import. `find_torch_machine` asks torch.
 
     Args:
         use_gpu: False to return the CPU.
     """
-    cores = count_cpus()
     if use_gpu and (gpu := _first_gpu()):
-        name, free = gpu
-        return Machine(name=name, is_gpu=True, memory=free, cores=cores, core_flops=estimate_core_flops())
-    processes = count_local_processes()
-    speed = estimate_core_flops()
+        return describe_gpu_machine(*gpu)
+    cores, processes = count_cpus(), count_local_processes()
     name = f"CPU ({os.uname().machine}, {cores} cores)"
     memory = _available_memory() // processes
+    speed = estimate_core_flops()
     return Machine(name=name, is_gpu=False, memory=memory, cores=max(1, cores // processes), core_flops=speed)
+
+
+def describe_gpu_machine(name: str, memory: int) -> Machine:
+    """Return this machine with a GPU of `memory` free bytes."""
+    return Machine(
+        name=name,
+        is_gpu=True,
+        memory=memory,
+        cores=count_cpus(),
+        core_flops=estimate_core_flops(),
+        processes=count_processes(),
+        shards=count_shards(),
+    )
 
 
 def estimate_core_flops() -> float:
@@ -60,12 +82,13 @@ def make_gpu_machine(vram: float) -> Machine:
 
 
 def count_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs that this process may use, by its affinity and the quotas of its control groups."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _read_cpu_quotas())]))
 
 
 def has_gpu() -> bool:
-    """Return True if this process can use an NVIDIA GPU."""
+    """Return True if this process can use a GPU, as far as its driver tells."""
     return _first_gpu() is not None
 
 
@@ -74,36 +97,157 @@ def count_local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _first_gpu() -> tuple[str, int] | None:
-    """Return the name and the free bytes of the GPU that this process would use, or None."""
+def count_processes() -> int:
+    """Return the number of processes of this run, from torchrun's environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def uses_fsdp() -> bool:
+    """Return True if `accelerate launch` shards the model, from its environment."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
+def count_shards() -> int:
+    """Return the number of processes that share the model's parameters; 1 if each has all of them."""
+    return count_processes() if uses_fsdp() else 1
+
+
+def read_gpu_memory() -> tuple[int, int] | None:
+    """Return free and total bytes of the GPU that this process would use; None if its driver does not tell."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1") or not _driver_is_loaded():
         return None
     import pynvml
 
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
     try:
         pynvml.nvmlInit()
-        chosen = visible.split(",")[rank].strip() if visible else str(rank)
-        by_index = chosen.isdigit()
-        handle = (
-            pynvml.nvmlDeviceGetHandleByIndex(int(chosen)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(chosen)
-        )
-        return str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-    except (pynvml.NVMLError, IndexError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(_find_handle(pynvml, visible))
+        return int(memory.free), int(memory.total)
+    except (pynvml.NVMLError, LookupError):
         return None
 
 
+def _first_gpu() -> tuple[str, int] | None:
+    """Return the name and the free bytes of the GPU that this process would use, or None.
+
+    NVML counts GPUs by their PCI address and CUDA from the fastest, so that with several models of GPU it may be
+    another one.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
+        return None
+    if not _driver_is_loaded():
+        return _first_amd_gpu()
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = _find_handle(pynvml, visible)
+        name = str(pynvml.nvmlDeviceGetName(handle))
+    except (pynvml.NVMLError, LookupError):
+        return None
+    try:
+        return name, int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except pynvml.NVMLError:  # memory shared with the CPU: Jetson, GB10
+        return name, _available_memory()
+
+
+def _find_handle(nvml: Any, visible: str | None) -> Any:
+    """Return NVML's handle of the GPU, or the part of one (MIG), that CUDA gives to this process.
+
+    Args:
+        nvml: the module.
+        visible: CUDA_VISIBLE_DEVICES: indices, or UUIDs, which may be cut short.
+
+    Raises:
+        NVMLError: NVML does not know it.
+        LookupError: no UUID begins like this.
+    """
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    count = nvml.nvmlDeviceGetCount()
+    names = [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(count)]
+    chosen = names[rank % len(names)]
+    if chosen.startswith("MIG-"):
+        return nvml.nvmlDeviceGetHandleByUUID(chosen)
+    if chosen.isdigit():
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(chosen))
+    else:
+        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(count))
+        handle = next((each for each in handles if str(nvml.nvmlDeviceGetUUID(each)).startswith(chosen)), None)
+        if handle is None:
+            raise LookupError(chosen)
+    try:
+        is_partitioned = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError:  # not supported
+        is_partitioned = False
+    return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0) if is_partitioned else handle
+
+
 def _driver_is_loaded() -> bool:
-    """Return True if NVIDIA's driver is loaded; without it, importing NVML (60 ms) is pointless."""
-    return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
+    """Return True if NVIDIA's driver is loaded; without it, importing NVML (60 ms) is pointless. WSL2 has /dev/dxg."""
+    return any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"))
+
+
+def _first_amd_gpu() -> tuple[str, int] | None:
+    """Return the name and the free bytes of the AMD GPU with the most memory, from Linux's amdgpu driver, or None."""
+    gpus = []
+    for total in SYSTEM.glob("class/drm/card*/device/mem_info_vram_total"):
+        try:
+            free = int(total.read_text()) - int(total.with_name("mem_info_vram_used").read_text())
+            product = total.with_name("product_name")
+            name = product.read_text().strip() if product.exists() else ""
+        except (OSError, ValueError):
+            continue
+        gpus.append((free, name or "AMD GPU"))
+    return max(gpus)[::-1] if gpus and Path("/dev/kfd").exists() else None
 
 
 def _available_memory() -> int:
-    """Return the bytes that are available, including reclaimable file cache on Linux."""
+    """Return the bytes that are available, including reclaimable file cache on Linux, within the control groups."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                available = int(line.split()[1]) * 1024
+    return max(0, min([available, *_read_memory_limits()]))
+
+
+def _read_cpu_quotas() -> Iterator[float]:
+    """Yield the CPUs of each control group of this process that has a quota."""
+    for folder in _list_control_groups():
+        try:
+            if (folder / "cpu.max").exists():  # version 2: `200000 100000`, or `max 100000`
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if quota != "max" and int(quota) > 0:
+                yield int(quota) / int(period)
+        except (OSError, ValueError):
+            continue
+
+
+def _read_memory_limits() -> Iterator[int]:
+    """Yield the bytes that each control group of this process still allows, reclaimable file cache included."""
+    for folder in _list_control_groups():
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            if limit != "max":
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / "memory.current").read_text()) - int(statistics["inactive_file"])
+                yield int(limit) - used
+        except (OSError, ValueError, KeyError):
+            continue
+
+
+def _list_control_groups() -> Iterator[Path]:
+    """Yield the folders of this process's control groups, with their parents; Linux's cgroups(7) describes them."""
+    try:
+        lines = CONTROL_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        root = SYSTEM / "fs/cgroup" / controllers
+        path = root / name.lstrip("/")
+        yield from (folder for folder in (path, *path.parents) if folder.is_relative_to(root))

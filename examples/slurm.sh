@@ -21,7 +21,7 @@ if [ -e "$RUN/plan.toml" ]; then
 else
     words=("$DATA" --output "$RUN" --model convnextv2_tiny --offline)
 fi
-srun convnext finetune "${words[@]}" --devices 4
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" convnext finetune "${words[@]}" --devices 4  # srun does not inherit it
 code=$?
 if [ $code -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -26,6 +26,7 @@ from convnext_cli.training.events import (
 )
 from convnext_cli.training.finetuning import (
     finetune_steps,
+    guard_training,
     hold_folder,
     open_devices,
     run_training,
@@ -58,8 +59,10 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
     preparation = yield from prepare_steps(request)
     if preparation.folds is None:
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
+    from convnext_cli.training.compute.devices import end_training
+
     accelerator, preparation = open_devices(request, preparation)
-    with hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
+    with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
         folder = FoldsFolder(path)
         plan = preparation.plan
         missing = _open_folds_folder(request, preparation, folder, accelerator)
@@ -78,7 +81,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
             yield FoldDone(fold=fold, result=result)
             accelerator.free_memory()
         summary = _summarise(folder, preparation.plan.settings.folds, accelerator)
-        accelerator.end_training()
+        end_training()
     return summary
 
 

@@ -4,7 +4,7 @@ Heavy libraries are imported after the request and the data have been checked, s
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -37,7 +37,7 @@ from convnext_cli.training.preparation import (
     Preparation,
     check_unfinished,
     continue_if_restarted,
-    prepare,
+    plan_again,
     prepare_steps,
 )
 from convnext_cli.training.request import TrainRequest
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from convnext_cli.training.compute.autotune import AutotuneResult
     from convnext_cli.training.context import TrainingContext
     from convnext_cli.training.state import TrainingState
+
+
+SIMILAR = 0.1  # fraction by which a GPU's free memory may differ from that of the plan
 
 
 def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> TrainSteps[FinetuneResult]:
@@ -71,10 +74,12 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
     if preparation.folds:
         raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
     accelerator, preparation = open_devices(request, preparation)
-    with hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
+    with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
+        from convnext_cli.training.compute.devices import end_training
+
         training = yield from start_training(request, preparation, RunFolder(path), accelerator)
         result = yield from run_training(training, complete, notices)
-        accelerator.end_training()
+        end_training()
     return result
 
 
@@ -113,17 +118,61 @@ def hold_folder(
 
 
 def open_devices(request: TrainRequest, preparation: Preparation) -> "tuple[Accelerator, Preparation]":
-    """Return the accelerator, and the preparation for its device; wait until all ranks have prepared."""
+    """Return the accelerator, and the preparation for its device; wait until all ranks have prepared.
+
+    The plan was made for the device that the driver names. If torch uses another one, the plan is made again for it,
+    with a notice.
+
+    Raises:
+        OutOfMemoryError: other processes have filled the GPU.
+    """
+    from convnext_cli.models.device_memory import guard_memory
+    from convnext_cli.models.forward import choose_device
     from convnext_cli.training.compute import devices
 
     settings = preparation.plan.settings
-    accelerator = devices.make_accelerator(
-        settings.amp, deterministic=settings.deterministic, track=request.track, folder=request.resume or request.output
-    )
-    if preparation.machine.is_gpu and accelerator.device.type == "cpu":  # a GPU that this torch cannot use
-        preparation = prepare(request, use_gpu=False)
+    with guard_memory("the GPU has too little memory to start on", "Use another one", choose_device()):
+        accelerator = devices.make_accelerator(
+            settings.amp,
+            deterministic=settings.deterministic,
+            track=request.track,
+            folder=request.resume or request.output,
+        )
+        preparation = _plan_for_device(request, preparation, accelerator)
     accelerator.wait_for_everyone()
     return accelerator, preparation
+
+
+def guard_training(accelerator: "Accelerator") -> AbstractContextManager[None]:
+    """Return a context in which a device that has too little memory, where a smaller batch does not help, is an error.
+
+    Raises:
+        OutOfMemoryError: at any point of the block.
+    """
+    from convnext_cli.models.device_memory import guard_memory
+
+    return guard_memory(
+        "the device has too little memory for the model, its optimizer and a validation batch",
+        "Try a smaller --model or --image-size, or more GPUs with FSDP",
+        accelerator.device,
+    )
+
+
+def _plan_for_device(request: TrainRequest, preparation: Preparation, accelerator: "Accelerator") -> Preparation:
+    """Return the preparation for the device that torch uses, with notices about it."""
+    from convnext_cli.training.compute import devices
+
+    planned, used = preparation.machine, devices.find_torch_machine(accelerator)
+    notices = list(preparation.device_notices)
+    if planned.is_gpu and not used.is_gpu:
+        notices.append(Notice(text=devices.explain_unusable_gpu(planned), severity="warning"))
+    elif used.is_gpu and (not planned.is_gpu or abs(used.memory - planned.memory) > SIMILAR * planned.memory):
+        notices.append(Notice(text=f"planned for the GPU that PyTorch uses: {used}, instead of {planned}"))
+    if notices:
+        preparation = plan_again(request, preparation, used)
+    if slow := devices.explain_slow_precision(accelerator):
+        notices.append(Notice(text=slow))
+    return replace(preparation, device_notices=tuple(notices))
 
 
 class Training(NamedTuple):
@@ -191,7 +240,7 @@ def run_training(
         complete: work on the trained run before it is marked as finished.
         notices: further notices for `Started`.
     """
-    from convnext_cli.training.compute.devices import describe_device, track_metrics
+    from convnext_cli.training.compute.devices import PRECISIONS, describe_device, track_metrics
     from convnext_cli.training.compute.signals import watch_signals
     from convnext_cli.training.saving import train_and_save
 
@@ -203,7 +252,7 @@ def run_training(
         index=context.index,
         device=describe_device(accelerator.device),
         num_processes=accelerator.num_processes,
-        precision="bf16" if accelerator.mixed_precision == "bf16" else "float32",
+        precision=PRECISIONS[accelerator.mixed_precision],
         compute_config=str(training.compute),
         params=context.params,
         new_params=context.new_params,
@@ -375,7 +424,7 @@ def _resume(
     """Resume a run from its newest checkpoint. All ranks call it."""
     from convnext_cli.training.checkpoint import load_checkpoint
     from convnext_cli.training.compute.autotune import AutotuneResult
-    from convnext_cli.training.compute.compute_config import ComputeConfig
+    from convnext_cli.training.compute.compute_config import ComputeConfig, adapt_to_device
     from convnext_cli.training.compute.devices import THREADS, do_on_first_rank
     from convnext_cli.training.parts.ema import ModelEma
 
@@ -392,7 +441,9 @@ def _resume(
     state, notices = load_checkpoint(run, context)
     # 4. The compute configuration that the run began with: another one rounds differently.
     config = ComputeConfig(blocks=state.blocks, threads=state.threads or THREADS, compiled=state.compiled)
-    compute = _configure(context, AutotuneResult(compute_config=config))
+    config, notice = adapt_to_device(config, context.accelerator)
+    compute = _configure(context, AutotuneResult(compute_config=config, notices=(notice,) if notice else ()))
+    state.blocks = config.blocks
     # 5. The digests, if the version that began the run did not record them.
     if origin is None:
         record = partial(record_origin, run, context.plan, context.index, contents)

@@ -66,12 +66,21 @@ class Preparation:
     """The recorded start of the run; None for a new run, and if it was not recorded."""
     changes: tuple[Notice, ...] = ()
     """Notices about allowed changes since the run began."""
+    device_notices: tuple[Notice, ...] = ()
+    """Notices about the device, from torch."""
 
     @property
     def notices(self) -> tuple[Notice, ...]:
         """All notices about data, split and plan."""
         data = self.dataset.list_notices() if self.dataset is not None else ()
-        return (*data, *self._check_folds(), *self._check_split(), *self.plan_notices, *self.changes)
+        return (
+            *data,
+            *self._check_folds(),
+            *self._check_split(),
+            *self.plan_notices,
+            *self.changes,
+            *self.device_notices,
+        )
 
     def _check_folds(self) -> list[Notice]:
         """Return a warning if the table's own folds separate groups or duplicates."""
@@ -117,17 +126,16 @@ def continue_if_restarted(request: TrainRequest) -> TrainRequest:
     return request
 
 
-def prepare(request: TrainRequest, *, use_gpu: bool = True) -> Preparation:
+def prepare(request: TrainRequest) -> Preparation:
     """Do `prepare_steps` without events, and return its result."""
-    return finish(prepare_steps(request, use_gpu=use_gpu))
+    return finish(prepare_steps(request))
 
 
-def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Preparation]:
+def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     """Check a request, load and split its data, and make the plan. To resume a run, read all of this from the run.
 
     Args:
         request: data, model and settings, or the run to resume.
-        use_gpu: False to plan for a CPU in any case.
 
     Raises:
         UsageError: a setting, the model or the output folder is wrong.
@@ -137,34 +145,23 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
     """
     _check_trackers(request.track)
     if request.resume is not None:
-        return _prepare_resumed(request, request.resume, use_gpu=use_gpu)
+        return _prepare_resumed(request, request.resume)
 
     # 1. The request: all that can be checked without the data.
     if request.data is None:
         raise UsageError("no data", "Name the folder of images, or use --resume RUN; see `convnext finetune --help`")
     data = request.data
-    model, weights = resolve_weights(request.model, request.weights)
-    request = replace(request, model=model, weights=weights)
+    request = _resolve_model(request)
     values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
-    chosen_model = _check_request(request, data, values)
+    _check_request(request, data, values)
 
     # 2. The data and their split.
     dataset = yield from _load_data(request, data, values)
     index, folds = _split(dataset, values)
 
-    # 3. The model: the user's, or the recommended one.
-    machine, fingerprint = detect_machine(use_gpu=use_gpu), compute_fingerprint(dataset.index)
-    counts = DataCounts.from_index(index, fingerprint)
-    if chosen_model is None:
-        best = recommend(
-            len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
-        ).best
-        chosen_model = best.model, best.tag
-    architecture, tag = chosen_model
-    check_head(architecture, request.choices)
-
-    # 4. The plan.
-    plan, plan_notices = _make_plan(request, architecture, tag, machine, counts, fingerprint)
+    # 3. The model, the user's or the recommended one, and the plan.
+    machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
+    architecture, tag, plan, plan_notices = _plan_for(request, index, machine, fingerprint)
     return Preparation(
         dataset=dataset,
         index=index,
@@ -180,19 +177,51 @@ def prepare_steps(request: TrainRequest, *, use_gpu: bool = True) -> Steps[Prepa
     )
 
 
-def _check_request(
-    request: TrainRequest, data: Path, values: Mapping[str, Any]
-) -> tuple[Architecture, Tag | None] | None:
-    """Check all that needs no data, and return the model of the request; None if it names none."""
+def plan_again(request: TrainRequest, preparation: Preparation, machine: Machine) -> Preparation:
+    """Return a preparation with the plan for another machine. A run that is resumed keeps its plan."""
+    fingerprint = preparation.fingerprint
+    if fingerprint is None:
+        return replace(preparation, machine=machine)
+    architecture, tag, plan, notices = _plan_for(_resolve_model(request), preparation.index, machine, fingerprint)
+    return replace(preparation, machine=machine, architecture=architecture, tag=tag, plan=plan, plan_notices=notices)
+
+
+def _resolve_model(request: TrainRequest) -> TrainRequest:
+    """Return the request with the names of model and weights that it stands for."""
+    model, weights = resolve_weights(request.model, request.weights)
+    return replace(request, model=model, weights=weights)
+
+
+def _find_chosen_model(request: TrainRequest) -> tuple[Architecture, Tag | None] | None:
+    """Return the model that a request names; None if it names none."""
+    if request.weights == BUILTIN:
+        return find_builtin(request.model)
+    return None if request.model is None else find_model(request.model)
+
+
+def _plan_for(
+    request: TrainRequest, index: Index, machine: Machine, fingerprint: Fingerprint
+) -> tuple[Architecture, Tag | None, Plan, tuple[Notice, ...]]:
+    """Return the model, its weights, the plan, and notices about it."""
+    counts = DataCounts.from_index(index, fingerprint)
+    chosen_model = _find_chosen_model(request)
+    if chosen_model is None:
+        best = recommend(
+            len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
+        ).best
+        chosen_model = best.model, best.tag
+    architecture, tag = chosen_model
+    check_head(architecture, request.choices)
+    return architecture, tag, *_make_plan(request, architecture, tag, machine, counts, fingerprint)
+
+
+def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> None:
+    """Check all that needs no data."""
     check_settings(values)
     check_combinations(values)
     check_word("recipe", request.recipe, RECIPES)
     check_word("augmentation", request.augment, tuple(load_augmentations()))
-    model: tuple[Architecture, Tag | None] | None = None
-    if request.weights == BUILTIN:
-        model = find_builtin(request.model)
-    elif request.model is not None:
-        model = find_model(request.model)
+    model = _find_chosen_model(request)
     check_head(model and model[0], request.choices)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
@@ -203,7 +232,6 @@ def _check_request(
         raise UsageError("--unlabelled needs a teacher, whose predictions are the labels", "Add --teacher")
     if not is_unicode(request.weights):
         raise UsageError(f"--weights {request.weights!r} is not Unicode, so no plan can store it", "Rename the file")
-    return model
 
 
 def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[Dataset]:
@@ -314,7 +342,7 @@ def check_unfinished(run: RunFolder) -> None:
     raise UsageError(f"{run.path} has finished: there is nothing to resume", remedy)
 
 
-def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Preparation:
+def _prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
     """Return the preparation of a run to resume, read from its folder."""
     run = open_folder(path)
     _check_resume_request(request, path, run)
@@ -333,7 +361,7 @@ def _prepare_resumed(request: TrainRequest, path: Path, *, use_gpu: bool) -> Pre
         folds=folds,
         architecture=architecture,
         tag=tag,
-        machine=detect_machine(use_gpu=use_gpu),
+        machine=detect_machine(),
         plan=plan,
         images=digest_images(index),
         fingerprint=None,
