@@ -49,6 +49,7 @@ class Classifier(ABC):
     preprocessing: Preprocessing
     cache: bool = True
     """True if preprocessed images of an index are cached."""
+    batch_size: int = BATCH_SIZE
 
     @abstractmethod
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
@@ -77,7 +78,7 @@ class Classifier(ABC):
                 failed[row] = error
                 return np.zeros((*self.preprocessing.size, 3), np.uint8)
 
-        for batch, images in load_batches(cut_batches(rows, BATCH_SIZE), try_load, threads=count_cpus()):
+        for batch, images in load_batches(cut_batches(rows, self.batch_size), try_load, threads=count_cpus()):
             outputs = self.run_batch(images, features=features, heat=heat)
             if not np.isfinite(outputs.logits).all():
                 raise RunError("the model's outputs are not finite: its weights are damaged", "Use another run")

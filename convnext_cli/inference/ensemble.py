@@ -46,6 +46,7 @@ class Ensemble(Classifier):
         self.members, self.trained_on = members, folder.read_split()
         first = members[0].classifier
         self.classes, self.preprocessing, self.cache = first.classes, first.preprocessing, first.cache
+        self.batch_size = first.batch_size
         if any(
             (member.classifier.classes, member.classifier.preprocessing) != (self.classes, self.preprocessing)
             for member in members
@@ -127,6 +128,7 @@ class _CalibratedMember(Classifier):
         self.member = member
         classifier = member.classifier
         self.classes, self.preprocessing, self.cache = classifier.classes, classifier.preprocessing, classifier.cache
+        self.batch_size = classifier.batch_size
 
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         outputs = self.member.classifier.run_batch(images, features=features, heat=heat)

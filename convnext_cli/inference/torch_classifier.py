@@ -5,15 +5,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.classifier import BATCH_SIZE, Classifier, Outputs
 from convnext_cli.inference.explain import map_heat, split_model
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
-from convnext_cli.models.forward import choose_device, make_views, prepare_input
+from convnext_cli.models.device_memory import BatchHalver, guard_memory
+from convnext_cli.models.forward import choose_device, has_native_bf16, make_views, prepare_input
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
+
+GPU_BATCH_SIZE = 256  # images per forward pass; a GPU that has too little memory halves it
 
 
 class TorchClassifier(Classifier):
@@ -25,15 +28,21 @@ class TorchClassifier(Classifier):
         tta: test-time augmentation: average over shifted views, mirrored too where training mirrored.
         cache: keep the preprocessed images of an index in the cache.
 
+    A GPU with bf16 computes the feature maps in bf16: probabilities differ from float32 by less than 0.01.
+
     Raises:
         RunError: the run cannot be read.
+        OutOfMemoryError: the model, or a single image, does not fit into the device's memory.
     """
 
     def __init__(self, run: Path, device: torch.device | None = None, *, tta: bool = False, cache: bool = True) -> None:
         self.run = RunFolder(run)
         self.device = device or choose_device()
         model, self.classes, self.preprocessing = load_model(run)
-        self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        with guard_memory("the device has too little memory for the model", "Use a device with more", self.device):
+            self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        self.bf16, self.halver = has_native_bf16(self.device), BatchHalver(self.device)
+        self.batch_size = BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
         if self.device.type == "cpu":
             keep_freed_memory()
             use_fused_blocks(self.model)
@@ -43,12 +52,17 @@ class TorchClassifier(Classifier):
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Return the outputs for preprocessed images, (B, H, W, 3)."""
-        inputs = prepare_input(images, self.preprocessing, self.device)
-        feature_maps, vectors, logits = split_model(self.model, inputs)
-        if self.tta:
-            views = make_views(inputs, mirror=self.mirror)[1:]  # the first is the image itself
-            logits = torch.stack([logits, *(self.model(view) for view in views)]).mean(dim=0)
-        heat_maps = map_heat(self.model, feature_maps, logits.argmax(dim=1)) if heat else feature_maps[:, 0, :0]
-        vectors = vectors if features else vectors[:, :0]
-        arrays = [tensor.float().cpu().numpy() for tensor in (logits, vectors, heat_maps)]
-        return Outputs(logits=arrays[0], features=arrays[1], heat=arrays[2])
+
+        def compute(part: NDArray[np.uint8]) -> tuple[Tensor, ...]:
+            inputs = prepare_input(part, self.preprocessing, self.device)
+            feature_maps, vectors, logits = split_model(self.model, inputs, bf16=self.bf16)
+            if self.tta:
+                views = make_views(inputs, mirror=self.mirror)[1:]  # the first is the image itself
+                others = (split_model(self.model, view, bf16=self.bf16)[2] for view in views)
+                logits = torch.stack([logits, *others]).mean(dim=0)
+            heat_maps = map_heat(self.model, feature_maps, logits.argmax(dim=1)) if heat else feature_maps[:, 0, :0]
+            vectors = vectors if features else vectors[:, :0]
+            return tuple(tensor.float().cpu() for tensor in (logits, vectors, heat_maps))
+
+        logits, vectors, heat_maps = (tensor.numpy() for tensor in self.halver.run(compute, images))
+        return Outputs(logits=logits, features=vectors, heat=heat_maps)

@@ -1,6 +1,8 @@
 """Compute logits of uint8 images; training, eval and predict share this path."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.models.device_memory import BatchHalver
 
 VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of the side
 
@@ -26,9 +29,16 @@ def prepare_input(images: NDArray[np.uint8], preprocessing: Preprocessing, devic
     else:
         values = pixels.view(batch, height, -1).to(torch.float32)
     # Whole rows, (B, H, W*C): a CPU does not vectorise a loop over three channels.
-    mean, std = (torch.tensor(part, device=device).repeat(width) for part in (preprocessing.mean, preprocessing.std))
+    mean, std = (_repeat_on_device(part, width, device) for part in (preprocessing.mean, preprocessing.std))
     rows = values.div_(255).sub_(mean).div_(std)
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _repeat_on_device(values: tuple[float, ...], times: int, device: torch.device) -> Tensor:
+    """Return values per channel, (C,), for each pixel of a row, (times * C,). A copy per batch would wait for a GPU."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, device=device).repeat(times)
 
 
 def to_luminance(pixels: Tensor) -> Tensor:
@@ -42,8 +52,23 @@ def to_luminance(pixels: Tensor) -> Tensor:
 
 
 def choose_device() -> torch.device:
-    """Return the GPU, or the CPU if there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU that PyTorch can use (CUDA, ROCm, XPU or MPS), or the CPU if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old; `explain_unusable_gpu` says it in words
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.xpu.is_available():
+            return torch.device("xpu")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+    return torch.device("cpu")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Return True if a GPU computes in bf16. V100, T4 and RTX 20 only emulate it, more slowly than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "xpu" and bool(torch.xpu.is_bf16_supported(including_emulation=False))
 
 
 def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
@@ -61,7 +86,7 @@ def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
     return views + ([view.flip(-1) for view in views] if mirror else [])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode, in which FSDP would make tensors that training cannot change
 def forward_batches(
     model: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[list[int], NDArray[np.uint8]]],
@@ -74,7 +99,16 @@ def forward_batches(
         model: a function from (B, C, H, W) to (B, K), such as a module in evaluation mode on `device`.
         batches: rows and prepared images, (B, H, W, 3) uint8, of each batch, as `load_batches` yields them.
         preprocessing: mean and std.
-        device: the model's device.
+        device: the model's device. A batch that does not fit into its memory is computed in parts.
+
+    Raises:
+        OutOfMemoryError: a single image does not fit.
     """
+    halver = BatchHalver(device)
+
+    def compute(images: NDArray[np.uint8]) -> tuple[Tensor]:
+        return (model(prepare_input(images, preprocessing, device)).float().cpu(),)
+
     for rows, images in batches:
-        yield rows, model(prepare_input(images, preprocessing, device)).float().cpu()
+        [outputs] = halver.run(compute, images)
+        yield rows, outputs

@@ -2,11 +2,11 @@
 
 from signal import SIGINT, SIGTERM, Signals
 
-from convnext_cli.errors import ConvnextError, DivergedError, OutOfMemoryError, StoppedError
+from convnext_cli.errors import ConvnextError, DivergedError, StoppedError
 from convnext_cli.progress import Notice
 from convnext_cli.runs.folds import describe_resume
 from convnext_cli.training.checkpoint import Tensors, gather_result, load_checkpoint, save_checkpoint, save_model
-from convnext_cli.training.compute.devices import is_lost_connection, is_out_of_memory
+from convnext_cli.training.compute.devices import is_lost_connection
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone, TrainSteps
 from convnext_cli.training.loop import train
@@ -40,10 +40,10 @@ def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps
             yield from _train_and_save_once(context, state)
             return state
         except RuntimeError as error:
-            failure = _explain_failure(context, error)
-            if failure is None:
+            if not is_lost_connection(error):
                 raise
-            raise failure from error
+            remedy = f"See its own error message. {describe_resume(context.run)}"
+            raise ConvnextError("another process of this run has ended", remedy) from error
         except DivergedError as error:
             state, notice = _go_back(context, state, error)
             yield notice
@@ -88,19 +88,6 @@ def _check_signal(context: TrainingContext, state: TrainingState, signal: int) -
         name = "" if signal in (SIGINT, SIGTERM) else f" ({Signals(signal).name})"
         problem = f"stopped after step {state.step:,}, and saved{name}"
         raise StoppedError(problem, describe_resume(context.run), signal=signal)
-
-
-def _explain_failure(context: TrainingContext, error: RuntimeError) -> ConvnextError | None:
-    """Return the error that tells the user what failed; None if it is not a known one."""
-    if is_out_of_memory(error):  # where a smaller micro-batch does not help
-        return OutOfMemoryError(
-            "the device has too little memory for the model, its optimizer and a validation batch",
-            "Try a smaller --model or --image-size, or more GPUs with FSDP",
-        )
-    if is_lost_connection(error):
-        remedy = f"See its own error message. {describe_resume(context.run)}"
-        return ConvnextError("another process of this run has ended", remedy)
-    return None
 
 
 def _go_back(context: TrainingContext, state: TrainingState, error: DivergedError) -> tuple[TrainingState, Notice]:
