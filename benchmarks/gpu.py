@@ -152,9 +152,11 @@ def peak_gib(*, reset: bool = False) -> "float | None":
 def estimate_gib(model: str, images: int, size: int, *, checkpointing: bool = False) -> float:
     """Return the planned memory of a training step, in the precision of these checks."""
     from convnext_cli.models.catalog import load_catalog
-    from convnext_cli.recipes.costs import training_bytes
+    from convnext_cli.recipes.costs import StepMemory, training_bytes
 
-    memory = training_bytes(load_catalog()[model], images, (size, size), grad_checkpointing=checkpointing)
+    half = choose_sizes().amp != "no"
+    step = StepMemory(size=(size, size), grad_checkpointing=checkpointing, half=half, is_gpu=half)
+    memory = training_bytes(load_catalog()[model], images, step)
     return round(memory / 2**30, 2)
 
 
@@ -652,13 +654,12 @@ def part_d(data: Path, work: Path) -> None:
     speeds = {}
     for size in (32, 128):
         images = np.zeros((size, sizes.size, sizes.size, 3), np.uint8)
-        for name, enabled in (("as it is", False), ("bf16", True)):
-            with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        for name, classifier.bf16 in (("float32", False), ("bf16", True)):
+            classifier.run_batch(images, features=True, heat=False)
+            began = time.perf_counter()
+            for _ in range(sizes.steps):
                 classifier.run_batch(images, features=True, heat=False)
-                began = time.perf_counter()
-                for _ in range(sizes.steps):
-                    classifier.run_batch(images, features=True, heat=False)
-                seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began
             speeds[f"{name}, batches of {size}"] = round(size * sizes.steps / seconds, 1)
     print_check("d.eval_speed", None, images_per_second=speeds)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from convnext_cli.machine import GIB
 from convnext_cli.models.catalog import load_catalog
-from convnext_cli.recipes.costs import training_bytes
+from convnext_cli.recipes.costs import StepMemory, training_bytes
 
 CASES = [
     ("convnext_zepto_rms", 16),
@@ -75,7 +75,7 @@ def main() -> None:
             words = [sys.executable, __file__, "--case", name, str(images), str(size), *(["--gpu"] if args.gpu else [])]
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             measured = json.loads(done.stdout)
-            estimate = training_bytes(load_catalog()[name], images, (size, size))
+            estimate = training_bytes(load_catalog()[name], images, StepMemory(size=(size, size)))
             numbers = f"{measured / GIB:>13.2f} {estimate / GIB:>13.2f} {estimate / measured:>6.2f}"
             print(f"{name:<20} {images:>6} {size:>4} {numbers}", flush=True)
 

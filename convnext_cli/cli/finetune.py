@@ -66,17 +66,13 @@ def finetune(context: typer.Context, values: OptionValues) -> None:
 def _show_dry_run(request: TrainRequest, command: str, *, as_json: bool) -> None:
     """Show the plan, its memory and its time."""
     from convnext_cli.api import prepare
-    from convnext_cli.recipes.costs import Workload, estimate_time, training_bytes
+    from convnext_cli.recipes.costs import StepMemory, Workload, estimate_time, training_bytes
     from convnext_cli.recipes.fingerprint import DataCounts
 
     preparation = console.run("checking images", prepare(request))
     settings = preparation.plan.settings
-    memory = training_bytes(
-        preparation.architecture,
-        settings.micro_batch_size,
-        settings.input_size,
-        grad_checkpointing=settings.grad_checkpointing,
-    )
+    step = StepMemory.of(asdict(settings), preparation.machine)
+    memory = training_bytes(preparation.architecture, settings.micro_batch_size, step)
     counts = DataCounts.from_index(preparation.index, preparation.fingerprint)
     workload = Workload(model=preparation.architecture, settings=settings, counts=counts, machine=preparation.machine)
     folds = settings.folds if preparation.folds else 1

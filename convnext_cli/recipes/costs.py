@@ -1,22 +1,38 @@
 """Estimates of the memory and time that a training takes, from counts in the catalogue; nothing is allocated."""
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
+from typing import Any
 
+from convnext_cli.images.preprocessing import split_size
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import Settings
 
 BYTES_PER_PARAM = 16  # float32 weight, gradient and AdamW's two moments
+AVERAGE_BYTES = 4  # per parameter, of a moving average (EMA)
+CAST_BYTES = 2  # per parameter, of autocast's copy of the weights in 16 bits
+EXCHANGE_BYTES = 128 << 20  # of the gradients that processes exchange at a time, and the result
 WORKSPACE = 1.2  # backward temporaries, library buffers and fragmentation, as a factor of the kept activations
-CHECKPOINTED_FRACTION = 0.6  # of the activations kept with gradient checkpointing: 0.34 (small) to 0.58 (V2 nano), CPU
+HALF_FRACTION = 0.6  # of float32's activations in 16 bits: 0.55 to 0.63, as norms and the residual stay in float32
+# Of the activations kept with gradient checkpointing: 0.34 (small) to 0.58 (V2 nano) on a CPU, whose peak has the
+# blocks' temporaries; on a GPU a quarter of that, by the tensors that autograd keeps.
+CHECKPOINTED_FRACTION = {True: 0.15, False: 0.6}
 USABLE = 0.85  # fraction of the memory; the rest is for the driver, the desktop and the loader
 
 # Effective speed in FLOP/s, counting a training pass as three forward passes. These tell minutes from days: another
 # processor, or images on a slow disk, and they are off by a factor of two or three.
-GPU_FLOPS = 31e12  # timm's benchmark-train tables: convnext_base, 339 images/s on an RTX 3090 (AMP, channels last)
-GRN_SLOWDOWN = {True: 2.0, False: 1.2}  # V2 against V1 on a GPU without compiling (timm's tables), and on a CPU
+# On a GPU a training pass moves each byte of its float32 activations this often, and computes at this fraction of the
+# tensor cores' FLOP/s. Fitted to timm's benchmark-train table of an RTX 3090 (AMP, channels last, torch 1.12): 819
+# images/s of convnext_tiny and 339 of convnext_base; it gives 1,210 for convnext_nano_ols, which has 1,252.
+ACTIVATION_PASSES = 8.2
+TENSOR_FRACTION = 0.70
+REFERENCE_GPU = "RTX 3090"  # for a GPU that is not in `gpus.toml`
+GRN_SLOWDOWN = {True: 1.3, False: 1.2}  # V2 against V1, besides its activations: on a GPU (timm's tables), on a CPU
 FORWARD_FRACTION = 0.27  # of a training pass: 0.22 (zepto, 64 px) to 0.33 (V2 tiny, 224 px) on a CPU
 
 # The other costs of a run, in seconds of one core; `python -m benchmarks.run_time` compares the total with real runs.
@@ -109,23 +125,56 @@ def estimate_time(workload: Workload, *, check: bool = True, onnx: bool = True, 
     )
 
 
-def training_bytes(model: Architecture, images: int, size: tuple[int, int], *, grad_checkpointing: bool = False) -> int:
-    """Estimate the peak bytes of a float32 training step with `images` of `size` (H, W) in one forward pass.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepMemory:
+    """The settings and the machine that decide the memory of a training step."""
+
+    size: tuple[int, int]
+    """Of an input, (H, W)."""
+    grad_checkpointing: bool = False
+    half: bool = False
+    """True if activations are kept in 16 bits."""
+    ema: bool = False
+    is_gpu: bool = False
+    processes: int = 1
+    shards: int = 1
+    """Processes over which the parameters are spread."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], machine: Machine | None) -> "StepMemory":
+        """Return those of settings, by name, on a machine; None for one that is not known."""
+        is_gpu = machine is not None and machine.is_gpu
+        amp = settings.get("amp", "auto")
+        return cls(
+            size=split_size(settings["image_size"]),
+            grad_checkpointing=bool(settings.get("grad_checkpointing")),
+            half=is_gpu if amp == "auto" else amp != "no",
+            ema=bool(settings.get("ema_decay")),
+            is_gpu=is_gpu,
+            processes=machine.processes if machine else 1,
+            shards=machine.shards if machine else 1,
+        )
+
+
+def training_bytes(model: Architecture, images: int, step: StepMemory) -> int:
+    """Estimate the peak bytes of a training step with `images` in one forward pass.
 
     Activations are the tensors that autograd keeps, counted once per architecture at 224 px, times the area.
     """
-    activations = model.activation_mib * 2**20 * _relative_area(size)
-    if grad_checkpointing:
-        activations *= CHECKPOINTED_FRACTION
-    return round(model.params * BYTES_PER_PARAM + images * activations * WORKSPACE)
+    activations = model.activation_mib * 2**20 * _relative_area(step.size)
+    if step.half:
+        activations *= HALF_FRACTION
+    if step.grad_checkpointing:
+        activations *= CHECKPOINTED_FRACTION[step.is_gpu]
+    per_param = BYTES_PER_PARAM + AVERAGE_BYTES * step.ema + CAST_BYTES * step.half
+    exchange = EXCHANGE_BYTES if step.processes > step.shards else 0
+    return round(model.params * per_param / step.shards + images * activations * WORKSPACE + exchange)
 
 
-def largest_micro_batch(
-    model: Architecture, size: tuple[int, int], memory: int, batch: int, *, grad_checkpointing: bool = False
-) -> int:
+def largest_micro_batch(model: Architecture, memory: int, batch: int, step: StepMemory) -> int:
     """Return the largest halving of `batch` whose training step fits into `memory` bytes; 0 if no image fits."""
     micro = batch
-    while micro and training_bytes(model, micro, size, grad_checkpointing=grad_checkpointing) > memory * USABLE:
+    while micro and training_bytes(model, micro, step) > memory * USABLE:
         micro //= 2
     return micro
 
@@ -135,10 +184,27 @@ def training_seconds(
 ) -> float:
     """Estimate the seconds of forward and backward passes over `images` of `size` (H, W)."""
     passes = 4 if grad_checkpointing else 3  # forward, backward worth two, and forward again
-    flops = 2 * passes * model.gmacs * 1e9 * _relative_area(size)
-    if model.grn:
-        flops *= GRN_SLOWDOWN[machine.is_gpu]
-    return images * flops / (GPU_FLOPS if machine.is_gpu else machine.core_flops * machine.cores)
+    area = _relative_area(size)
+    flops = 2 * passes * model.gmacs * 1e9 * area
+    slowdown = GRN_SLOWDOWN[machine.is_gpu] if model.grn else 1.0
+    if not machine.is_gpu:
+        return images * flops * slowdown / (machine.core_flops * machine.cores)
+    bandwidth, peak = find_gpu_speed(machine.name)
+    moved = model.activation_mib * 2**20 * area * ACTIVATION_PASSES * passes / 3
+    return images * slowdown * (flops / (peak * TENSOR_FRACTION) + moved / bandwidth)
+
+
+def find_gpu_speed(name: str) -> tuple[float, float]:
+    """Return memory bandwidth in bytes/s and dense 16-bit FLOP/s of a GPU by its device name."""
+    gpus = _load_gpus()
+    known = max((key for key in gpus if key.lower() in name.lower()), key=len, default=REFERENCE_GPU)
+    return gpus[known]
+
+
+@cache
+def _load_gpus() -> dict[str, tuple[float, float]]:
+    text = files("convnext_cli.recipes").joinpath("gpus.toml").read_text(encoding="utf-8")
+    return {name: (row["bandwidth"], row["flops"]) for name, row in tomllib.loads(text)["gpus"].items()}
 
 
 def _relative_area(size: tuple[int, int]) -> float:

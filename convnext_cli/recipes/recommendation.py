@@ -1,7 +1,7 @@
 """Recommend a model and settings for a data set on a machine, with the reasons."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -25,6 +25,7 @@ from convnext_cli.models.licenses import license_matches
 from convnext_cli.recipes.costs import (
     USABLE,
     RunTime,
+    StepMemory,
     Workload,
     describe_seconds,
     estimate_time,
@@ -360,7 +361,7 @@ def _plan_candidate(
         model=model,
         tag=tag,
         plan=plan,
-        memory=_step_bytes(model, settings.micro_batch_size, settings),
+        memory=_step_bytes(model, settings.micro_batch_size, settings, request.machine),
         time=time,
         rejection=rejection,
         reason=reason + _explain_preference(model, tag, request.prefer),
@@ -373,14 +374,14 @@ def _find_rejection(request: RecommendRequest, model: Architecture, tag: Tag | N
         return "no pretrained weights exist for it anywhere"
     if request.weights == "auto" and tag is None:
         return f"its weights are {' or '.join(model.licenses)}, not {request.license}"
-    needed = _step_bytes(model, 1, settings)
+    needed = _step_bytes(model, 1, settings, request.machine)
     if request.machine is not None and needed > request.machine.memory * USABLE:
         return f"needs about {needed / GIB:.1f} GiB for a single image"
     return ""
 
 
-def _step_bytes(model: Architecture, images: int, settings: Settings) -> int:
-    return training_bytes(model, images, settings.input_size, grad_checkpointing=settings.grad_checkpointing)
+def _step_bytes(model: Architecture, images: int, settings: Settings, machine: Machine | None) -> int:
+    return training_bytes(model, images, StepMemory.of(asdict(settings), machine))
 
 
 def _preference_key(candidate: Candidate, prefer: str) -> tuple[bool, float]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from convnext_cli.errors import UsageError
-from convnext_cli.images.preprocessing import REDUCTION, split_size
+from convnext_cli.images.preprocessing import REDUCTION
 from convnext_cli.machine import GIB, Machine
 from convnext_cli.models.catalog import DEFAULT_IMAGE_SIZE, Architecture, Tag
 from convnext_cli.models.names import SIZES
-from convnext_cli.recipes.costs import largest_micro_batch
+from convnext_cli.recipes.costs import StepMemory, largest_micro_batch
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.recipes.tables import (
     Regime,
@@ -260,10 +260,13 @@ def _smallest_efficient_batch(batch: int, machine: Machine) -> int:
 
 def choose_grad_checkpointing(model: Architecture, choices: Mapping[str, Choice], machine: Machine | None) -> Choice:
     """Choose gradient checkpointing if the memory holds too few images without it."""
-    batch, size = choices["batch_size"].value, split_size(choices["image_size"].value)
     if machine is not None:
-        without = largest_micro_batch(model, size, machine.memory, batch)
-        with_checkpointing = largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=True)
+        batch, values = choices["batch_size"].value, {name: choice.value for name, choice in choices.items()}
+        step = StepMemory.of(values, machine)
+        without, with_checkpointing = (
+            largest_micro_batch(model, machine.memory, batch, replace(step, grad_checkpointing=checkpointing))
+            for checkpointing in (False, True)
+        )
         if without < min(with_checkpointing, _smallest_efficient_batch(batch, machine)):
             images = f"{without or 'no'} image{'' if without == 1 else 's'}"
             reason = f"without it the memory holds {images} at a time; a third slower"
@@ -276,8 +279,8 @@ def choose_micro_batch_size(model: Architecture, choices: Mapping[str, Choice], 
     batch = choices["batch_size"].value
     if machine is None:
         return Choice(value=batch, source="rule", reason="the whole batch at once")
-    size, checkpointing = split_size(choices["image_size"].value), choices["grad_checkpointing"].value
-    fitting = max(1, largest_micro_batch(model, size, machine.memory, batch, grad_checkpointing=checkpointing))
+    step = StepMemory.of({name: choice.value for name, choice in choices.items()}, machine)
+    fitting = max(1, largest_micro_batch(model, machine.memory, batch, step))
     if choices["grad_checkpointing"].source == "rule":  # no larger than checkpointing was switched on for
         fitting = min(fitting, _smallest_efficient_batch(batch, machine))
     if not machine.is_gpu and fitting > MAX_CPU_MICRO_BATCH:

@@ -444,8 +444,8 @@ class Settings:
         Option(help="Fraction of images for the test split, where the data has none.", group=DATA, low=0, high=0.9),
     ] = 0.15
     amp: Annotated[
-        Literal["auto", "no", "bf16"],
-        Option(help="Mixed precision; auto is bf16 where the GPU supports it, else float32.", group=TRAINING),
+        Literal["auto", "no", "bf16", "fp16"],
+        Option(help="Mixed precision; auto is bf16, fp16 on older GPUs, float32 on a CPU.", group=TRAINING),
     ] = "auto"
     seed: Annotated[
         int,
@@ -543,7 +543,7 @@ class SettingsDict(TypedDict, total=False):
     fold: int
     val_fraction: float
     test_fraction: float
-    amp: Literal["auto", "no", "bf16"]
+    amp: Literal["auto", "no", "bf16", "fp16"]
     seed: int
 
 
