@@ -20,6 +20,7 @@ class NativeDepthwise(nn.Conv2d):
         is_trained = self.weight.requires_grad and torch.is_grad_enabled()
         if (
             is_trained
+            and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled(x.device.type)
         ):

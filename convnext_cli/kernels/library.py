@@ -28,8 +28,7 @@ def load_kernels() -> ctypes.CDLL:
     Raises:
         NoKernelError: there is no compiler, or it failed.
     """
-    key = ([source.read_bytes() for source in SOURCES], FLAGS, *map(describe_processor, ("model name", "flags")))
-    path = find_cache_folder() / "kernels" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.so"
+    path = _find_compiled()
     try:
         try:
             kernels = ctypes.CDLL(str(path))
@@ -45,6 +44,17 @@ def load_kernels() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise NoKernelError(str(error)) from error
     return kernels
+
+
+def are_compiled() -> bool:
+    """Return True if the kernels for this CPU are in the cache folder."""
+    return _find_compiled().exists()
+
+
+def _find_compiled() -> Path:
+    """Return the file of the kernels in the cache folder, whose name depends on their source and on the CPU."""
+    key = ([source.read_bytes() for source in SOURCES], FLAGS, *map(describe_processor, ("model name", "flags")))
+    return find_cache_folder() / "kernels" / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.so"
 
 
 def describe_processor(field: str) -> str:

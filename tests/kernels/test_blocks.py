@@ -6,13 +6,17 @@ import torch
 import torch.nn.functional as F
 from timm.layers import SimpleNorm2d
 
-from convnext_cli.kernels.blocks import FusedBlock, FusedSimpleNorm2d, use_fused_blocks
+from convnext_cli.kernels.blocks import FusedBlock, FusedGrnBlock, FusedSimpleNorm2d, use_fused_blocks
 from convnext_cli.kernels.depthwise import NativeDepthwise
 
 
 @pytest.mark.parametrize(
-    "name", ["test_convnext", "test_convnext2", "test_convnext3", "convnext_zepto_rms", "convnext_zepto_rms_ols"]
-)
+    "name",
+    [
+        "test_convnext", "test_convnext2", "test_convnext3", "convnext_zepto_rms", "convnext_zepto_rms_ols",
+        "convnextv2_atto",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("native", [False, True])
 def test_fused_model_has_timms_outputs_and_gradients(name: str, native: bool, request: pytest.FixtureRequest) -> None:
     if native:
@@ -20,7 +24,7 @@ def test_fused_model_has_timms_outputs_and_gradients(name: str, native: bool, re
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3).to(memory_format=torch.channels_last)
     for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith("gamma"):  # near 0 at first, which would hide the rest
+        if parameter_name.endswith(("gamma", "grn.weight", "grn.bias")):  # near 0 at first, which would hide the rest
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     fast = deepcopy(model)
     use_fused_blocks(fast, native=native)
@@ -56,12 +60,19 @@ def test_fused_norm_equals_timms(channels: int) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
-def test_only_blocks_with_a_plain_mlp_are_fused() -> None:
-    first, second = timm.create_model("test_convnext"), timm.create_model("convnextv2_atto")
-    use_fused_blocks(first)
-    use_fused_blocks(second)
-    assert any(isinstance(module, FusedBlock) for module in first.modules())
-    assert not any(isinstance(module, FusedBlock) for module in second.modules()), "GRN stands between its layers"
+@pytest.mark.parametrize("size", [32, 96])
+def test_grn_is_timms_at_high_and_low_resolution(size: int) -> None:
+    """It scales the weights where there are fewer of them than activations, else the activations."""
+    torch.manual_seed(0)
+    model = timm.create_model("convnextv2_atto", num_classes=3, depths=(1, 1, 1, 1)).double().eval()
+    for parameter_name, parameter in model.named_parameters():
+        if "grn" in parameter_name:
+            torch.nn.init.uniform_(parameter, -1, 1)
+    fused = deepcopy(model)
+    use_fused_blocks(fused)
+    assert sum(isinstance(module, FusedGrnBlock) for module in fused.modules()) == 4
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), model(x))
 
 
 def test_gelu_is_fused_without_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import write_text
 from convnext_cli.kernels.blocks import release_freed_memory
-from convnext_cli.kernels.library import describe_processor
+from convnext_cli.kernels.library import are_compiled, describe_processor
+from convnext_cli.models.device_memory import is_out_of_memory
 from convnext_cli.progress import Notice
 from convnext_cli.training.compute.compute_config import (
     FAST,
@@ -33,10 +34,10 @@ from convnext_cli.training.compute.compute_config import (
     explain_missing_kernels,
     run_pass,
 )
-from convnext_cli.training.compute.devices import THREADS, is_out_of_memory, is_plain_cpu
+from convnext_cli.training.compute.devices import THREADS, is_plain_cpu
 
 MIN_PASSES = 1_000  # passes of a run that is autotuned: measuring takes as long as 30 passes at most, 3% of the run
-KERNEL_PASSES = 100  # passes of a run that compiles the kernels, which takes a second, once
+KERNEL_PASSES = 100  # passes of a run that compiles the kernels, which takes a second, once; others use compiled ones
 COMPILE_FROM = 1_800.0  # seconds of passes from which compiling is tried: it takes one to two minutes
 COMPILING = 120.0  # seconds that a compiled model must save
 BUDGET = 20.0  # seconds after which no further round begins
@@ -113,7 +114,8 @@ def choose_compute_config(
     if not is_plain_cpu(accelerator):
         notice = Notice(text="--compile needs a whole model in float32 on a CPU; the model is not compiled")
         return AutotuneResult(compute_config=ComputeConfig(), notices=(notice,) if compile else ())
-    if passes < KERNEL_PASSES:
+    [is_short] = broadcast_object_list([passes < KERNEL_PASSES and not are_compiled()])
+    if is_short:
         return AutotuneResult(compute_config=ComputeConfig(blocks=FAST, compiled=bool(compile)))
     [missing] = broadcast_object_list([explain_missing_kernels()])
     default = FAST if missing else NATIVE
