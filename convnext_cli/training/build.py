@@ -1,15 +1,17 @@
 """Building of a training: the model on its devices, with optimizer and loss."""
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head, seed_weights
 from convnext_cli.recipes.framing import apply_framing
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.compute.devices import spread_model
+from convnext_cli.training.compute.devices import is_sharded, spread_model
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.parts.distillation import add_projection
 from convnext_cli.training.parts.loss import make_loss
@@ -52,12 +54,20 @@ def build_context(
     if teacher is not None:
         add_projection(network, teacher.feature_width if settings.teacher_features else 0)
     network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
-    network = network.to(memory_format=torch.channels_last)
+    sharded = is_sharded(accelerator)
+    if not sharded:  # FSDP takes contiguous parameters only; inputs in channels last make it choose the same algorithms
+        network = network.to(memory_format=torch.channels_last)
+    head: nn.Module = network.get_submodule("head")
+    head = deepcopy(head).to(accelerator.device) if sharded else head
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     preprocessing = apply_framing(read_preprocessing(network), settings.image_size, settings.fit, settings.crop_pct)
     optimizer = make_optimizer(
-        network, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
+        network,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        layer_decay=settings.layer_decay,
+        fused=accelerator.device.type == "cuda" and not sharded,
     )
     model, prepared_optimizer = spread_model(accelerator, network, optimizer)
     context = TrainingContext(
@@ -67,6 +77,7 @@ def build_context(
         accelerator=accelerator,
         network=network,
         model=model,
+        head=head,
         optimizer=prepared_optimizer,
         params=sum(sizes.values()),
         new_params=sum(sizes[name] for name in new),

@@ -56,6 +56,8 @@ def save_checkpoint(run: RunFolder, context: "TrainingContext", state: TrainingS
         states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
         for name, moments in states.get("state", {}).items():  # empty on ranks that do not write
             tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+    if accelerator.scaler is not None:
+        state.loss_scale = accelerator.scaler.state_dict()
     if accelerator.is_main_process:
         text = json.dumps(asdict(state))
         metadata = {"state": text, "sha256": compute_digest(tensors, text)}
@@ -129,7 +131,19 @@ def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[Trainin
         whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
         content: Any = {**whole, "state": moments} if accelerator.is_main_process else {}
         set_optimizer_state_dict(model, optimizer, content, options=options)
+        if not is_sharded(accelerator):
+            _match_strides(optimizer)
+    if accelerator.scaler is not None and state.loss_scale:
+        accelerator.scaler.load_state_dict(state.loss_scale)
     return state, notices
+
+
+def _match_strides(optimizer: torch.optim.Optimizer) -> None:
+    """Give each moment the strides of its parameter, which fused kernels need; in a checkpoint they are contiguous."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _parse_state(run: RunFolder, text: str) -> TrainingState:

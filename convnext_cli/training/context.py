@@ -32,6 +32,8 @@ class TrainingContext:
     network: nn.Module
     """timm's model; `model` may be a wrapper around it."""
     model: nn.Module
+    head: nn.Module
+    """The network's head, for the frozen phase; a whole copy of it if the model is sharded."""
     optimizer: torch.optim.Optimizer
     criterion: Loss
     preprocessing: Preprocessing

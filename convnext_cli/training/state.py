@@ -26,6 +26,8 @@ class TrainingState:
     """True if passes of whole micro-batches are compiled."""
     origin: dict[str, Any] | None = None
     """The fields of `Origin`; None in checkpoints that did not keep it."""
+    loss_scale: dict[str, Any] | None = None
+    """State of the scaler of losses, in fp16."""
     step: int = 0
     """Optimizer steps done."""
     halvings: int = 0

@@ -9,15 +9,9 @@ from torch import Tensor
 
 from convnext_cli.errors import OutOfMemoryError
 from convnext_cli.images.preprocessing import describe_size
+from convnext_cli.models.device_memory import explain_out_of_memory, free_memory, is_out_of_memory
 from convnext_cli.models.forward import prepare_input
-from convnext_cli.training.compute.devices import (
-    agree,
-    clip_gradients,
-    free_memory,
-    is_out_of_memory,
-    is_sharded,
-    sum_gradients,
-)  # fmt: skip
+from convnext_cli.training.compute.devices import agree, clip_gradients, is_sharded, sum_gradients
 from convnext_cli.training.context import RankBatch, TrainingContext
 from convnext_cli.training.parts.mixing import mix_batch, smooth_targets
 from convnext_cli.training.state import TrainingState
@@ -31,7 +25,8 @@ def take_step(context: TrainingContext, state: TrainingState, batch: RankBatch) 
 
     Returns:
         The sum of this rank's losses, on the device, NaN if the gradient is not finite; and the number of the signal
-        that a rank has received, 0 if none has.
+        that a rank has received, 0 if none has. In fp16 a gradient may overflow: the step is then left out, and the
+        next losses are scaled less.
 
     Raises:
         OutOfMemoryError: not even one image fits.
@@ -50,14 +45,22 @@ def take_step(context: TrainingContext, state: TrainingState, batch: RankBatch) 
         if not failed:
             break
         optimizer.zero_grad(set_to_none=True)
-        free_memory()
+        free_memory(accelerator.device)
         size = min(state.micro_batch_size, math.ceil(batch.batch_images / accelerator.num_processes))
         if size == 1:
             raise _out_of_memory(context, state)
         state.micro_batch_size = size // 2
     sum_gradients(accelerator, context.model)
+    scaler = accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     norm = clip_gradients(accelerator, context.model, context.settings.clip_grad or math.inf)
-    optimizer.step()
+    if scaler is not None:
+        scaler.step(optimizer)
+        scaler.update()
+        norm = torch.zeros_like(norm)  # the scaler has checked the gradient
+    else:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return torch.where(norm.isfinite(), losses, math.nan), signal
 
@@ -76,17 +79,25 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
         inputs, targets = mix_batch(inputs, targets, random, mixup=settings.mixup, cutmix=settings.cutmix)
     # FSDP averages the gradients over the ranks; the mean over the batch needs their sum.
     scale = (accelerator.num_processes if is_sharded(accelerator) else 1) / batch.batch_images
-    starts = range(0, len(inputs), size)
+    starts = range(0, _count_images(context, batch), size)
     criterion = context.criterion if context.distillation is None else context.distillation.loss
     total = torch.zeros((), device=device)
     for start in starts:
-        micro_batch = slice(start, start + size)
+        is_own = start < len(inputs)
+        micro_batch = slice(start, start + size) if is_own else slice(0, 1)
         with accelerator.no_sync(context.model) if start != starts[-1] else nullcontext():
             outputs = context.forward(inputs[micro_batch])  # the prepared model's forward has autocast
-            loss = criterion.sum_losses(outputs, targets[micro_batch]) * batch.weight
+            loss = criterion.sum_losses(outputs, targets[micro_batch]) * (batch.weight if is_own else 0.0)
             accelerator.backward(loss * scale)
         total += loss.detach()
     return total
+
+
+def _count_images(context: TrainingContext, batch: RankBatch) -> int:
+    """Return the images that each rank computes: its own; those of the largest slice if they exchange parameters."""
+    if is_sharded(context.accelerator):
+        return -(-batch.batch_images // int(context.accelerator.num_processes))
+    return len(batch.images)
 
 
 def _out_of_memory(context: TrainingContext, state: TrainingState) -> OutOfMemoryError:
@@ -95,7 +106,8 @@ def _out_of_memory(context: TrainingContext, state: TrainingState) -> OutOfMemor
         images, option = f"{state.micro_batch_size} images", f"--micro-batch-size {state.micro_batch_size // 2}, "
     else:
         images, option = "a single image", ""
-    return OutOfMemoryError(
+    return explain_out_of_memory(
         f"the device has too little memory for {images} of {size} px at a time",
         f"Try {option}--grad-checkpointing, a smaller --image-size or a smaller --model",
+        context.accelerator.device,
     )

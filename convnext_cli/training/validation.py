@@ -12,7 +12,7 @@ from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.inference.classifier import load_for_eval
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.models.forward import forward_batches
-from convnext_cli.training.compute.devices import agree, gather_rows, slice_for_rank
+from convnext_cli.training.compute.devices import agree, gather_rows, slice_evenly
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.state import TrainingState
 
@@ -42,7 +42,7 @@ def _compute_logits(
     """Return the logits of rows, (N, K), and 0; after a signal, None and its number."""
     context.model.eval()
     images = load_batches(
-        cut_batches(slice_for_rank(context.accelerator, rows), state.micro_batch_size),
+        cut_batches(slice_evenly(context.accelerator, rows), state.micro_batch_size),
         load_for_eval(context.index, context.preprocessing, cache=context.cache),
         threads=context.threads,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from convnext_cli import evaluate
 from convnext_cli.api import finetune
@@ -354,3 +355,21 @@ def test_third_divergence_stops_and_keeps_the_best_model(few_digits: Path, monke
     assert all(value.isfinite().all() for value in load_file("run/model.safetensors").values())
     assert len(texts) == 2
     assert isinstance(resume("run")[-1], FinetuneResult), "it can be resumed from there"
+
+
+def test_resumed_moments_have_the_strides_of_their_parameters(few_digits: Path) -> None:
+    """Fused kernels pair values by their place in memory; a checkpoint has them contiguous."""
+    strides = []
+
+    def list_strides(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for parameter, state in optimizer.state.items():
+            strides.append((parameter.stride(), state["exp_avg"].stride(), state["exp_avg_sq"].stride()))
+
+    stop_after(tiny_request(few_digits, "run"), STEPS)
+    handle = register_optimizer_step_pre_hook(list_strides)
+    try:
+        stop_after(TrainRequest(resume=Path("run")), 1)
+    finally:
+        handle.remove()
+    assert any(len(parameter) == 4 and parameter[1] == 1 for parameter, _, _ in strides), "some are channels last"
+    assert all(parameter == mean == square for parameter, mean, square in strides)

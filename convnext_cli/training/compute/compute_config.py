@@ -6,7 +6,7 @@ Only training passes of whole micro-batches are compiled; torch.compile would co
 import logging
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ from convnext_cli.errors import shorten_error
 from convnext_cli.kernels.blocks import use_fused_blocks
 from convnext_cli.kernels.library import NoKernelError, load_kernels
 from convnext_cli.progress import Notice
-from convnext_cli.training.compute.devices import THREADS, agree
+from convnext_cli.training.compute.devices import THREADS, agree, is_sharded
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # torch.compile warns if CUDA is missing
 
@@ -87,6 +87,21 @@ def configure_model(
     if failed:
         return None, [*notices, describe_compile_failure(problem or "in another process")]
     return compiled, notices
+
+
+def adapt_to_device(config: ComputeConfig, accelerator: Accelerator) -> tuple[ComputeConfig, Notice | None]:
+    """Return the configuration of a run as this device can compute it, with a notice if it differs."""
+    blocks = config.blocks
+    if is_sharded(accelerator):  # fused blocks read the weights of layers whose shards are gathered in their forward
+        blocks = TIMM
+    elif blocks == NATIVE and accelerator.device.type != "cpu":
+        blocks = FAST
+    if blocks == config.blocks:
+        return config, None
+    text = (
+        f"the run began with {_WORDS[config.blocks]} and goes on with {_WORDS[blocks]}: its results round differently"
+    )
+    return replace(config, blocks=blocks), Notice(text=text)
 
 
 def describe_compile_failure(reason: str) -> Notice:

@@ -1,9 +1,11 @@
 """Devices, precision and processes, which Accelerate owns; the exchange between ranks."""
 
+import atexit
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,41 +14,136 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from convnext_cli.errors import ConvnextError, UsageError, shorten_error
-from convnext_cli.machine import GIB
+from convnext_cli.machine import (
+    GIB,
+    Machine,
+    count_cpus,
+    describe_gpu_machine,
+    detect_machine,
+    uses_fsdp,
+)
+from convnext_cli.models.forward import choose_device, has_native_bf16
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import find_resumable
 
 T = TypeVar("T")
-THREADS = torch.get_num_threads()  # torch's default; a run may use fewer
+THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores quotas; a run may use fewer
+PATIENCE = timedelta(days=1)  # ranks wait while the first one downloads, audits or calibrates; a lost one is noticed
+PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
+BUCKET = 64 << 20  # bytes of gradients that are exchanged at a time
 
 
 def make_accelerator(
     amp: str, *, deterministic: bool = False, track: Sequence[str] = (), folder: Path | None = None
 ) -> Accelerator:
-    """Return the accelerator of this process. `auto` is bf16 if the GPU has it; on CPUs float32 measured faster.
+    """Return the accelerator of this process.
 
     Args:
-        amp: `auto`, `no` or `bf16`.
+        amp: `auto`, `no`, `bf16` or `fp16`; see `choose_precision`.
         deterministic: True to use deterministic algorithms only.
         track: trackers that metrics are sent to.
         folder: where trackers write their files.
+
+    Raises:
+        UsageError: the device does not have this precision.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.use_deterministic_algorithms(deterministic)
-    has_gpu = torch.cuda.is_available()
-    if amp == "auto":
-        amp = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "no"
+    # As timm's train.py: TF32 for float32 products, and cuDNN's fastest algorithms, which may vary from run to run.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not deterministic
+    device = choose_device()
+    precision = choose_precision(amp, device)
     AcceleratorState._reset_state()  # a second run in this process may want another precision
     # Without cpu=True, Accelerate treats each process that torchrun starts on a CPU as a single one.
-    return Accelerator(mixed_precision=amp, cpu=not has_gpu, log_with=list(track) or None, project_dir=folder)
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=device.type == "cpu",
+        log_with=list(track) or None,
+        project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+
+
+@cache
+def end_training() -> None:
+    """Leave the ranks' process group at the end of the process: until then another training may use it.
+
+    A group cannot be made a second time in processes that torchrun started, because the addresses of the first one are
+    still in its store.
+    """
+    if dist.is_initialized():
+        atexit.register(dist.destroy_process_group)
+
+
+def choose_precision(amp: str, device: torch.device) -> str:
+    """Return Accelerate's name of the precision: `no`, `bf16` or `fp16`.
+
+    `auto` is bf16 if the GPU computes in it, else fp16 with scaled losses if it has tensor cores, else float32. A model
+    that is sharded is never trained in fp16; on CPUs float32 measured faster.
+
+    Args:
+        amp: `auto`, `no`, `bf16` or `fp16`.
+        device: where the training runs.
+
+    Raises:
+        UsageError: fp16 on a CPU or MPS, or with FSDP.
+    """
+    if amp == "auto":
+        if has_native_bf16(device):
+            return "bf16"
+        has_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TENSOR_CORES
+        return "fp16" if has_cores and not uses_fsdp() else "no"
+    if amp == "fp16" and (device.type not in ("cuda", "xpu") or uses_fsdp()):
+        raise UsageError(
+            "--amp fp16 needs a GPU (CUDA, ROCm or XPU) and a model that is not sharded", "Use --amp auto or no"
+        )
+    return amp
+
+
+def explain_slow_precision(accelerator: Accelerator) -> str | None:
+    """Return a note if the GPU only emulates the run's bf16, else None."""
+    device = accelerator.device
+    if device.type == "cpu" or accelerator.mixed_precision != "bf16" or has_native_bf16(device):
+        return None
+    return f"{describe_device(device)} only emulates bf16; --amp auto is faster"
+
+
+def find_torch_machine(accelerator: Accelerator) -> Machine:
+    """Return this machine as torch sees it: the GPU with the least free memory over all ranks, or the CPU.
+
+    All ranks call it, and get the same memory.
+    """
+    device = accelerator.device
+    if device.type == "cpu":
+        return detect_machine(use_gpu=False)
+    (negated,) = agree(accelerator, -_measure_free_memory(device))
+    return describe_gpu_machine(_name_gpu(device), -negated)
+
+
+def explain_unusable_gpu(machine: Machine) -> str:
+    """Return the reason why torch cannot use the GPU of `machine`, and what to do."""
+    reason = f"PyTorch {torch.__version__} does not support it"
+    remedy = "`convnext doctor` tests the installation"
+    if machine.name.startswith("AMD") and torch.version.hip is None:
+        reason, remedy = "this PyTorch is not the ROCm build", "Install PyTorch for ROCm from pytorch.org"
+    elif torch.version.cuda is None and torch.version.hip is None:
+        reason, remedy = "this PyTorch is the CPU build", "Install PyTorch for CUDA from pytorch.org"
+    else:
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:
+            reason = shorten_error(error)
+    return f"{machine.name} is not used: {reason}. Training runs on the CPU, many times slower. {remedy}"
 
 
 @contextmanager
@@ -87,6 +184,7 @@ def spread_model(
     """
     if is_sharded(accelerator):
         model, prepared = accelerator.prepare(network, optimizer)
+        register_fsdp_forward_method(model, "forward_features")  # the frozen phase calls it alone
         return model, prepared.optimizer
     return accelerator.prepare_model(network, evaluation_mode=True), optimizer  # evaluation_mode: no wrapper
 
@@ -106,11 +204,24 @@ def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes == 1 or is_sharded(accelerator):
         return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for bucket in _fill_buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _fill_buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the gradients in groups of about `BUCKET` bytes: one copy of all of them might not fit."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        bucket.append(gradient)
+        if sum(each.nbytes for each in bucket) >= BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
@@ -130,12 +241,7 @@ def agree(accelerator: Accelerator, *values: int) -> list[int]:
 
 @cache
 def _cpu_group() -> Any:
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return True if a smaller batch could avoid the error."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(should_reduce_batch_size(error))
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def is_lost_connection(error: Exception) -> bool:
@@ -143,17 +249,29 @@ def is_lost_connection(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
-def free_memory() -> None:
-    """Free the memory that a failed pass has left on the device."""
-    clear_device_cache(garbage_collection=True)
-
-
 def describe_device(device: torch.device) -> str:
     """Return the device in words."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
+    if device.type == "mps":
+        return _name_gpu(device)
+    if device.type != "cpu":
+        total = torch.get_device_module(device).get_device_properties(device).total_memory
+        return f"{_name_gpu(device)}, {total / GIB:.0f} GiB"
     return f"CPU ({platform.machine()}), {THREADS} thread{'s' * (THREADS != 1)}"
+
+
+def _name_gpu(device: torch.device) -> str:
+    if device.type == "mps":
+        return f"Apple GPU ({platform.machine()})"
+    return str(torch.get_device_module(device).get_device_properties(device).name)
+
+
+def _measure_free_memory(device: torch.device) -> int:
+    """Return a GPU's free bytes, with those that PyTorch holds and does not use."""
+    if device.type == "mps":  # memory shared with the CPU
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    module = torch.get_device_module(device)
+    free, _ = module.mem_get_info(device)
+    return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 
 def do_on_first_rank(accelerator: Accelerator, work: Callable[[], T]) -> T:
@@ -175,12 +293,23 @@ def slice_for_rank(accelerator: Accelerator, rows: Sequence[T]) -> Sequence[T]:
     return rows[accelerator.process_index :: accelerator.num_processes]
 
 
+def slice_evenly(accelerator: Accelerator, rows: Sequence[T]) -> Sequence[T]:
+    """Return the rows of `slice_for_rank`; with a sharded model as many on each rank, for which one is repeated.
+
+    Ranks with a sharded model exchange its parameters in each pass, so that they need the same number of passes.
+    """
+    own = slice_for_rank(accelerator, rows)
+    if is_sharded(accelerator) and len(own) * accelerator.num_processes < len(rows):
+        return [*own, rows[0]]
+    return own
+
+
 def gather_rows(accelerator: Accelerator, values: Tensor, total: int) -> Tensor:
     """Gather the rows that `slice_for_rank` distributed, in their original order.
 
     Args:
         accelerator: connects the ranks.
-        values: this rank's rows, (n, K).
+        values: this rank's rows, (n, K); also those of `slice_evenly`, whose repeated row is left out.
         total: rows over all ranks.
 
     Returns:

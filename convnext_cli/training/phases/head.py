@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convnext_cli.errors import UsageError
 from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.inference.classifier import load_for_eval
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.models.forward import forward_batches
 from convnext_cli.progress import Progress, Steps
-from convnext_cli.training.compute.devices import gather_rows, is_sharded, slice_for_rank
+from convnext_cli.training.checkpoint import gather_result, put_weights
+from convnext_cli.training.compute.devices import gather_rows, slice_evenly
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone
 from convnext_cli.training.loading import draw_rows
@@ -43,21 +43,18 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
         The metrics of the trained head, as epoch 0.
 
     Raises:
-        UsageError: the model is sharded over several GPUs.
         ImageError: an image cannot be read.
     """
-    if is_sharded(context.accelerator):
-        raise UsageError("--freeze-epochs needs a whole model on each GPU", "Leave it out, or train without FSDP")
-    settings, index, network = context.settings, context.index, context.network
+    settings, index, network, head = context.settings, context.index, context.network, context.head
     started = time.perf_counter()
     train, val = index.rows("train"), index.rows("val")
     features = yield from _compute_features(context, [*train, *val])
     position = {row: i for i, row in enumerate(train)}
-    optimizer = torch.optim.AdamW(_list_trainable(network), betas=BETAS, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(_list_trainable(head), betas=BETAS, weight_decay=settings.weight_decay)
     steps = -(-len(train) // HEAD_BATCH)
     schedule = Schedule(peak=HEAD_LR, floor=0.0, warmup_steps=0, total_steps=settings.freeze_epochs * steps)
     torch.manual_seed(settings.seed)  # for dropout in the head
-    network.train()
+    head.train()
     loss_sum = torch.zeros((), device=context.accelerator.device)
     for epoch in range(settings.freeze_epochs):
         loss_sum.zero_()
@@ -68,7 +65,10 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
             loss_sum += _take_step(context, optimizer, features[[position[row] for row in rows]], rows)
         yield Progress(done=epoch + 1, total=settings.freeze_epochs, activity="training the head")
     optimizer.zero_grad(set_to_none=True)
-    network.eval()
+    head.eval()
+    if head is not network.head:  # a copy, of a sharded model
+        trained = {f"head.{name}": value for name, value in head.state_dict().items()}
+        put_weights(context, gather_result(context) | trained)
     return EpochDone(
         epoch=0,
         train_loss=float(loss_sum) / len(train),
@@ -79,9 +79,9 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
     )
 
 
-def _list_trainable(network: nn.Module) -> list[nn.Parameter]:
+def _list_trainable(head: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of the head without its norm, and without the projection to a teacher's features."""
-    parameters = network.head.named_parameters(prefix="head")  # type: ignore[union-attr]
+    parameters = head.named_parameters(prefix="head")
     return [value for name, value in parameters if not name.startswith(("head.norm", PROJECTION))]
 
 
@@ -91,10 +91,10 @@ def _take_step(
     """Do one optimizer step of the head on features (B, C) of rows, and return the sum of their losses."""
     index, device = context.index, context.accelerator.device
     labels = torch.tensor([index.labels[row] for row in rows], device=device)
-    logits = _forward_head(context.network, features.to(device))[:, : len(index.classes)]
+    logits = _forward_head(context.head, features.to(device))[:, : len(index.classes)]
     targets = smooth_targets(labels, len(index.classes), context.settings.label_smoothing)
     loss = context.criterion.sum_losses(logits, targets)
-    trainable = _list_trainable(context.network)
+    trainable = _list_trainable(context.head)
     gradients = torch.autograd.grad(loss / len(rows), trainable)
     for parameter, gradient in zip(trainable, gradients, strict=True):
         parameter.grad = gradient
@@ -107,7 +107,7 @@ def _validate(context: TrainingContext, features: Tensor, rows: Sequence[int]) -
     if not rows:
         return None
     with torch.no_grad():
-        logits = _forward_head(context.network, features.to(context.accelerator.device)).float().cpu()
+        logits = _forward_head(context.head, features.to(context.accelerator.device)).float().cpu()
     labels = np.array([context.index.labels[row] for row in rows])
     return compute_metrics(logits.numpy(), labels, context.index.classes)
 
@@ -125,7 +125,7 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
     parts = [torch.empty(0, int(network.num_features))]  # type: ignore[arg-type]
     done = 0
     batches = load_batches(
-        cut_batches(slice_for_rank(accelerator, rows), BATCH_SIZE),
+        cut_batches(slice_evenly(accelerator, rows), BATCH_SIZE),
         load_for_eval(context.index, context.preprocessing, cache=context.cache),
         threads=context.threads,
     )
@@ -136,7 +136,7 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
     return gather_rows(accelerator, torch.cat(parts), len(rows)).clone()  # out of inference mode
 
 
-def _forward_head(network: nn.Module, features: Tensor) -> Tensor:
+def _forward_head(head: nn.Module, features: Tensor) -> Tensor:
     """Return the outputs (B, K) of pooled features (B, C), as feature maps of 1 x 1."""
-    logits: Tensor = network.forward_head(features[:, :, None, None])  # type: ignore[operator]
+    logits: Tensor = head(features[:, :, None, None])
     return logits

@@ -4,8 +4,9 @@ import math
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_layer_decay
 
-from convnext_cli.training.parts.optimizer import Schedule, make_optimizer, set_lr
+from convnext_cli.training.parts.optimizer import BETAS, Schedule, make_optimizer, set_lr
 from tools import draw_schedule
 
 
@@ -70,3 +71,21 @@ def test_stem_lr_equals_the_table_in_the_docs() -> None:
     assert stem["stem.0.weight"] == pytest.approx((scale, 2e-4 * scale, 0.05), rel=1e-3)
     assert stem["stem.0.bias"] == pytest.approx((scale, 2e-4 * scale, 0.0), rel=1e-3)
     assert page == draw_schedule.write_page(), "`python tools/draw_schedule.py` brings the page up to date"
+
+
+def test_fused_step_is_that_of_torch_with_less_python() -> None:
+    torch.manual_seed(0)
+    models = [timm.create_model("test_convnext", num_classes=2).to(memory_format=torch.channels_last) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    own = make_optimizer(models[0], lr=1e-3, weight_decay=0.05, layer_decay=0.8, fused=True)
+    groups = param_groups_layer_decay(models[1], weight_decay=0.05, layer_decay=0.8)
+    other = torch.optim.AdamW(groups, lr=1e-3, betas=BETAS, fused=True)
+    inputs = torch.randn(4, 3, 32, 32)
+    for step in range(4):
+        for model, optimizer in zip(models, (own, other), strict=True):
+            set_lr(optimizer, 1e-3 / (1 + step))
+            model(inputs).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, two)
