@@ -93,7 +93,7 @@ class TrainRequest:
     ] = True
     compile: Annotated[
         bool | None,
-        Option(help="Compile the model on a CPU: a minute or two, then faster steps; default: long runs.", group=RUN),
+        Option(help="Compile the model: a minute or two, then faster steps; default: long runs.", group=RUN),
     ] = None
     track: Annotated[
         tuple[str, ...],

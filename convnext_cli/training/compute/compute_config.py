@@ -79,7 +79,7 @@ def configure_model(
     compiled, problem = None, ""
     try:
         compiled = CompiledModel(forward=torch.compile(network.train(), dynamic=False), images=shape[0])
-        run_pass(compiled.forward, draw_inputs(shape))
+        run_pass(compiled.forward, draw_inputs(shape, accelerator.device))
         network.zero_grad(set_to_none=True)
     except Exception as error:  # the compiler's errors share no base class
         problem = shorten_error(error)
@@ -126,14 +126,17 @@ def copy_model(network: nn.Module, blocks: str) -> nn.Module:
     return model
 
 
-def draw_inputs(shape: Shape) -> Tensor:
-    """Return noise of a shape (B, C, H, W), without touching the random state."""
+def draw_inputs(shape: Shape, device: torch.device) -> Tensor:
+    """Return noise of a shape (B, C, H, W) on a device, without touching the random state."""
     with torch.random.fork_rng(devices=[]):
-        return torch.randn(shape).to(memory_format=torch.channels_last)
+        return torch.randn(shape).to(device, memory_format=torch.channels_last)
 
 
 def run_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
     """Do one forward and backward pass, without touching the random state."""
-    with torch.random.fork_rng(devices=[]):
+    device = inputs.device
+    is_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if is_cpu else [device.index or 0], device_type="cuda" if is_cpu else device.type):
         logits = forward(inputs).float()
-        torch.autograd.backward(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)))
+        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        torch.autograd.backward(F.cross_entropy(logits, labels))

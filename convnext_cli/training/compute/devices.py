@@ -199,6 +199,11 @@ def is_plain_cpu(accelerator: Accelerator) -> bool:
     return accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and not is_sharded(accelerator)
 
 
+def is_whole_on_gpu(accelerator: Accelerator) -> bool:
+    """Return True if each rank trains the whole model on a CUDA or ROCm GPU."""
+    return accelerator.device.type == "cuda" and not is_sharded(accelerator)
+
+
 def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
     """Sum the gradients over all ranks, in place, so that each rank has the gradient of the whole batch."""
     if accelerator.num_processes == 1 or is_sharded(accelerator):

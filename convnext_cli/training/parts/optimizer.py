@@ -48,13 +48,17 @@ class FusedAdamW(torch.optim.AdamW):
             states = [self.state[parameter] for parameter in parameters]
             means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
             steps = [state["step"] for state in states]
+            # `GradScaler` sets these where a loss is scaled; the kernel leaves a step out whose gradient overflowed.
+            grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
             torch._foreach_add_(steps, 1)
             beta1, beta2 = group["betas"]
             torch._fused_adamw_(
                 parameters, [parameter.grad for parameter in parameters], means, squares, [], steps, amsgrad=False,
                 lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
-                maximize=False, grad_scale=None, found_inf=None,
+                maximize=False, grad_scale=grad_scale, found_inf=found_inf,
             )  # fmt: skip
+            if found_inf is not None:
+                torch._foreach_sub_(steps, [found_inf] * len(steps))
 
 
 def make_optimizer(

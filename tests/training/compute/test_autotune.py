@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import astuple, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,14 @@ from convnext_cli.training.compute.autotune import (
     Workload,
     choose_compute_config,
 )
-from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, configure_model
+from convnext_cli.training.compute.compute_config import (
+    FAST,
+    NATIVE,
+    TIMM,
+    ComputeConfig,
+    configure_model,
+    draw_inputs,
+)
 from convnext_cli.training.compute.devices import make_accelerator
 from convnext_cli.training.events import Started, StepDone
 from convnext_cli.training.finetuning import finetune_steps
@@ -203,7 +211,7 @@ def test_compile_option_is_obeyed(network: nn.Module) -> None:
     unmeasured = choose(network, compile=True, model="another", measure=False)
     assert unmeasured.compute_config == ComputeConfig(blocks=NATIVE, compiled=True)
     [notice] = choose(network, amp="bf16", compile=True).notices
-    assert notice.text.startswith("--compile needs a whole model in float32")
+    assert notice.text.startswith("--compile needs a whole model on a CUDA GPU, or in float32 on a CPU")
 
 
 def test_bf16_is_suggested_but_not_chosen(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,3 +320,55 @@ def test_autotune_measures_with_a_limited_number_of_images(
     assert result == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     [kept] = find_cache_folder().glob("probes/*.json")
     assert json.loads(kept.read_text())["plain"]["timm 2"] == SECONDS[2] * 32 / 4, "seconds of a pass of the run's size"
+
+
+def choose_on_gpu(network: nn.Module, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> autotune.AutotuneResult:
+    """Choose for a stub of a GPU, whose tensors lie on the CPU."""
+    monkeypatch.setattr(autotune, "draw_inputs", lambda shape, _: draw_inputs(shape, torch.device("cpu")))
+    monkeypatch.setattr(autotune, "describe_device", lambda _: "NVIDIA H100")
+    monkeypatch.setattr(autotune, "free_memory", lambda _: None)
+    accelerator: Any = SimpleNamespace(
+        device=torch.device("cuda"),
+        num_processes=1,
+        is_main_process=True,
+        mixed_precision="bf16",
+        distributed_type="NO",
+    )
+    workload = Workload(model="test", shape=(4, 3, 32, 32), passes=changes.pop("passes", MIN_PASSES))
+    options: dict[str, Any] = {"measure": True, **changes}
+    return choose_compute_config(network, workload, accelerator=accelerator, **options)
+
+
+def test_gpu_is_autotuned_with_all_threads(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes, compiles: list[str]
+) -> None:
+    monkeypatch.setitem(SLOWER, FAST, 0.8)
+    few = choose_on_gpu(network, monkeypatch, passes=MIN_PASSES - 1)
+    assert few == autotune.AutotuneResult(compute_config=ComputeConfig())
+    short = choose_on_gpu(network, monkeypatch, compile=False)
+    assert short == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=FAST, threads=4), gain=1 / 0.8)
+    assert set(passes) == {(TIMM, 4), (FAST, 4)}, "no native kernels and no fewer threads"
+    assert not compiles
+
+
+def test_gpu_run_is_compiled_if_that_saves_more_than_it_takes(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes, compiles: list[str]
+) -> None:
+    long = choose_on_gpu(network, monkeypatch, passes=1_000)  # of one second; compiled, half a second
+    assert long.compute_config.compiled
+    assert long.gain == 2.0
+    assert compiles == ["compiled"]
+    monkeypatch.setattr(autotune, "GPU_COMPILE_FROM", 1e9)
+    assert choose_on_gpu(network, monkeypatch, passes=1_000) == long, "the measurement is kept"
+    asked = choose_on_gpu(network, monkeypatch, measure=False, compile=True)
+    assert asked.compute_config == ComputeConfig(compiled=True)
+    assert passes
+
+
+def test_gpu_with_too_little_memory_is_not_autotuned(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(autotune, "_time_pass", fail)
+    monkeypatch.setenv("CONVNEXT_CACHE", "empty")
+    assert choose_on_gpu(network, monkeypatch) == autotune.AutotuneResult(compute_config=ComputeConfig())

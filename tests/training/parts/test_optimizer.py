@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-from convnext_cli.training.parts.optimizer import BETAS, Schedule, make_optimizer, set_lr
+from convnext_cli.training.parts.optimizer import BETAS, FusedAdamW, Schedule, make_optimizer, set_lr
 from tools import draw_schedule
 
 
@@ -89,3 +89,24 @@ def test_fused_step_is_that_of_torch_with_less_python() -> None:
             optimizer.zero_grad()
     for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_fused_step_is_left_out_where_a_scaled_gradient_overflows() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = FusedAdamW(model.parameters(), lr=1e-2, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    weights = []
+    for number in range(4):
+        scaler.scale(model(torch.ones(1, 3)).sum()).backward()
+        if number == 2:
+            model.weight.grad = torch.full_like(model.weight, torch.inf)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        weights.append(model.weight.detach().clone())
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2]), "the third step is left out"
+    assert not torch.equal(weights[2], weights[3])
+    assert {float(state["step"]) for state in optimizer.state.values()} == {3.0}
+    assert scaler.get_scale() == 4.0
