@@ -6,7 +6,8 @@ They have no random state, because every draw comes from (seed, epoch, row) or (
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +39,43 @@ Tensors = dict[str, Tensor]
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def save_checkpoint(run: RunFolder, context: "TrainingContext", state: TrainingState) -> Tensors:
-    """Write a checkpoint after `state.step` steps, and remove all but the last two. All ranks call it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The content of a checkpoint, which further steps do not change."""
 
-    Returns:
-        The weights of `gather_result`.
+    state: TrainingState
+    tensors: Tensors
+    """Empty on ranks that do not write."""
+    weights: Tensors
+    """Those of `gather_result`."""
+
+
+def save_checkpoint(context: "TrainingContext", state: TrainingState) -> None:
+    """Write a checkpoint after `state.step` steps, and remove all but the last two. All ranks call it.
 
     Raises:
         ConvnextError: the disk is full, read-only or gone. Earlier checkpoints are unchanged.
     """
+    snapshot = take_snapshot(context, state)
+    if context.accelerator.is_main_process:
+        write_checkpoint(context.run, snapshot)
+    context.accelerator.wait_for_everyone()
+
+
+def write_checkpoint(run: RunFolder, snapshot: Snapshot) -> None:
+    """Write a checkpoint, and remove all but the last two. The first rank calls it, from any thread.
+
+    Raises:
+        ConvnextError: as `save_checkpoint`.
+    """
+    text = json.dumps(asdict(snapshot.state))
+    metadata = {"state": text, "sha256": compute_digest(snapshot.tensors, text)}
+    write_tensors(snapshot.tensors, run.checkpoint(snapshot.state.step), metadata)
+    run.drop_checkpoints(keep=2)
+
+
+def take_snapshot(context: "TrainingContext", state: TrainingState) -> Snapshot:
+    """Copy all that a checkpoint keeps to the CPU. All ranks call it."""
     accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     tensors = {f"model.{name}": value for name, value in _gather_weights(model).items()}
     weights = gather_result(context)
@@ -58,13 +87,10 @@ def save_checkpoint(run: RunFolder, context: "TrainingContext", state: TrainingS
             tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
     if accelerator.scaler is not None:
         state.loss_scale = accelerator.scaler.state_dict()
-    if accelerator.is_main_process:
-        text = json.dumps(asdict(state))
-        metadata = {"state": text, "sha256": compute_digest(tensors, text)}
-        write_tensors(tensors, run.checkpoint(state.step), metadata)
-        run.drop_checkpoints(keep=2)
-    accelerator.wait_for_everyone()
-    return weights
+    if accelerator.device.type == "cpu":  # the tensors share the model's memory; a GPU's are copies already
+        weights = {name: value.clone() for name, value in weights.items()} if context.ema is None else weights
+        tensors = {name: value if name.startswith("average.") else value.clone() for name, value in tensors.items()}
+    return Snapshot(state=deepcopy(state), tensors=tensors, weights=weights)
 
 
 def gather_result(context: "TrainingContext") -> Tensors:

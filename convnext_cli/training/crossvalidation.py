@@ -29,12 +29,13 @@ from convnext_cli.training.finetuning import (
     guard_training,
     hold_folder,
     open_devices,
+    prepare_while_importing,
     run_training,
     start_training,
     write_data_files,
 )
 from convnext_cli.training.origin import digest_split, sum_digests
-from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare, prepare_steps
+from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare
 from convnext_cli.training.request import TrainRequest, resume_request
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
         ConvnextError: another subclass, with the remedy.
     """
     request = continue_if_restarted(request)
-    preparation = yield from prepare_steps(request)
+    preparation = yield from prepare_while_importing(request)
     if preparation.folds is None:
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
     from convnext_cli.training.compute.devices import end_training

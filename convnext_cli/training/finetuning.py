@@ -1,6 +1,7 @@
 """Fine-tune one model: prepare; begin or resume; run; finish.
 
-Heavy libraries are imported after the request and the data have been checked, so that errors in them come at once.
+Heavy libraries are imported after the request has been checked, so that errors in it come at once; a thread does it
+while the images are checked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import convert
@@ -18,7 +20,7 @@ from convnext_cli.locks import lock_folder
 from convnext_cli.machine import count_cpus, count_local_processes
 from convnext_cli.metrics.summary import Metrics
 from convnext_cli.models.licenses import join_licenses
-from convnext_cli.progress import Notice, Progress
+from convnext_cli.progress import Notice, Progress, map_events
 from convnext_cli.recipes.settings import AUTO, UNKNOWN
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume, name_runs, open_folder
@@ -70,7 +72,7 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
         ConvnextError: another subclass, with the remedy.
     """
     request = continue_if_restarted(request)
-    preparation = yield from prepare_steps(request)
+    preparation = yield from prepare_while_importing(request)
     if preparation.folds:
         raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
     accelerator, preparation = open_devices(request, preparation)
@@ -81,6 +83,32 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
         result = yield from run_training(training, complete, notices)
         end_training()
     return result
+
+
+def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
+    """Prepare a training, as `prepare_steps` does, while a thread imports torch and timm.
+
+    The thread starts with the first event, after the request is checked. A process that ends earlier waits for it.
+    """
+    importing = Thread(target=_import_libraries, name="import")
+
+    def start(event: Progress) -> Progress:
+        if importing.ident is None:
+            importing.start()
+        return event
+
+    preparation = yield from map_events(prepare_steps(request), start)
+    if importing.ident is not None:
+        importing.join()
+    return preparation
+
+
+def _import_libraries() -> None:
+    """Import what a training needs; an error comes again where it is imported."""
+    with suppress(Exception):
+        import convnext_cli.training.build
+        import convnext_cli.training.compute.autotune
+        import convnext_cli.training.saving  # noqa: F401
 
 
 @contextmanager
@@ -168,7 +196,7 @@ def _plan_for_device(request: TrainRequest, preparation: Preparation, accelerato
         notices.append(Notice(text=devices.explain_unusable_gpu(planned), severity="warning"))
     elif used.is_gpu and (not planned.is_gpu or abs(used.memory - planned.memory) > SIMILAR * planned.memory):
         notices.append(Notice(text=f"planned for the GPU that PyTorch uses: {used}, instead of {planned}"))
-    if notices:
+    if notices or (used.is_gpu and accelerator.num_processes > 1):  # then the same plan on all ranks
         preparation = plan_again(request, preparation, used)
     if slow := devices.explain_slow_precision(accelerator):
         notices.append(Notice(text=slow))
@@ -324,7 +352,7 @@ def _begin(
         context.ema = ModelEma(context.model, settings.ema_decay)
 
     # 4. The first checkpoint; then the settings that are measured, after which it is loaded again.
-    save_checkpoint(run, context, state)
+    save_checkpoint(context, state)
     yield from _measure_settings(context, request, state, origin)
 
     # 5. The plan, with which the run can be resumed; then the checkpoint, so that all ranks have the same weights.
@@ -415,7 +443,7 @@ def _measure_settings(
     if context.plan is not plan:
         state, _ = load_checkpoint(run, context)
         state.origin = asdict(replace(origin, settings=context.plan.values))
-        save_checkpoint(run, context, state)
+        save_checkpoint(context, state)
 
 
 def _resume(

@@ -1,11 +1,23 @@
 """Saving during training: checkpoints to resume from, and the best model so far for other programs."""
 
+from collections.abc import Callable
+from functools import partial
 from signal import SIGINT, SIGTERM, Signals
+from threading import Thread
 
 from convnext_cli.errors import ConvnextError, DivergedError, StoppedError
 from convnext_cli.progress import Notice
 from convnext_cli.runs.folds import describe_resume
-from convnext_cli.training.checkpoint import Tensors, gather_result, load_checkpoint, save_checkpoint, save_model
+from convnext_cli.training.checkpoint import (
+    Snapshot,
+    Tensors,
+    gather_result,
+    load_checkpoint,
+    save_checkpoint,
+    save_model,
+    take_snapshot,
+    write_checkpoint,
+)
 from convnext_cli.training.compute.devices import is_lost_connection
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone, TrainSteps
@@ -19,7 +31,8 @@ MAX_HALVINGS = 2  # of the learning rate, after losses or gradients that are not
 def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps[TrainingState]:
     """Train to the end; write a checkpoint after each epoch and where one is due, and the model if it is the best.
 
-    The checkpoint is written first. What a kill leaves unwritten after it, the next start writes.
+    The checkpoint is written first. What a kill leaves unwritten after it, the next start writes. At an epoch's end a
+    thread writes, from a copy: checksum and disk would take as long as an epoch of a small data set on a GPU.
 
     Args:
         context: model, optimizer, data and devices.
@@ -33,11 +46,13 @@ def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps
         DivergedError: a loss or gradient is not finite, even at a quarter of the learning rate.
         ConvnextError: another subclass, about memory, an image or the disk.
     """
+    writer = Writer()
     if state.log and not state.loss_sums:  # an epoch's end: a kill may have come before the model was written
         _write_epoch(context, state, gather_result(context))
     while True:
         try:
-            yield from _train_and_save_once(context, state)
+            with writer:
+                yield from _train_and_save_once(context, state, writer)
             return state
         except RuntimeError as error:
             if not is_lost_connection(error):
@@ -49,22 +64,76 @@ def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps
             yield notice
 
 
-def _train_and_save_once(context: TrainingContext, state: TrainingState) -> TrainSteps[None]:
+class Writer:
+    """Writes in a thread, one piece of work at a time, while the training goes on. As a context it waits at the end."""
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Start `work` after that before it.
+
+        Raises:
+            ConvnextError: the work before it has failed.
+        """
+        self.wait()
+        self._thread = Thread(target=self._run, args=(work,), name="save")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the work to end.
+
+        Raises:
+            ConvnextError: it has failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # raised where the training waits for it
+            self._error = error
+
+
+def _train_and_save_once(context: TrainingContext, state: TrainingState, writer: Writer) -> TrainSteps[None]:
     """Train and save as `train_and_save` does, until the end or the first failure."""
     for event in train(context, state):
         if isinstance(event, EpochDone):
             state.add_epoch(event, keeps_last=context.keeps_last)
-            _write_epoch(context, state, save_checkpoint(context.run, context, state))
+            writer.wait()  # before a second snapshot takes memory
+            snapshot = take_snapshot(context, state)
+            if context.accelerator.is_main_process:
+                writer.start(partial(_write_snapshot, context, snapshot))
             context.accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
         yield event
         if isinstance(event, StepDone) and event.is_due:
-            save_checkpoint(context.run, context, state)
+            writer.wait()
+            save_checkpoint(context, state)
             _check_signal(context, state, event.signal)
+    writer.wait()
     if context.settings.average_best:
         notice, signal = average_best(context, state)
         _check_signal(context, state, signal)
         if notice is not None:
             yield notice
+
+
+def _write_snapshot(context: TrainingContext, snapshot: Snapshot) -> None:
+    """Write the checkpoint of an epoch's end, and what follows it. The first rank calls it."""
+    write_checkpoint(context.run, snapshot)
+    _write_epoch(context, snapshot.state, snapshot.weights)
 
 
 def _write_epoch(context: TrainingContext, state: TrainingState, weights: Tensors) -> None:
