@@ -29,7 +29,8 @@ ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
 SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
 MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
 _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of dimensions
-BANK_IMAGES = 5000  # training images in the bank; 3 MB for the smallest models, 20 for the largest
+BANK_IMAGES = 5000  # training images in the bank, at most; 3 MB for the smallest models, 20 for the largest
+BANK_IMAGES_PER_CLASS = 200  # of them; `benchmarks/README.md` has the OOD score's ROC AUC for 25 to 500
 
 REFIT_REMEDY = "Delete calibration.json there; `convnext eval` fits both again"
 
@@ -109,7 +110,7 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     """
     index = run.read_split()
     val = index.rows("val")
-    bank_rows = spread_rows(index.rows("train"), BANK_IMAGES)
+    bank_rows = choose_bank(index)
     fingerprint = run.fingerprint_weights()
     if reason := explain_small_validation(index):
         calibration = Calibration(weights=fingerprint, images=len(val), weak=reason)
@@ -179,6 +180,15 @@ def scramble(image: Pixels) -> Pixels:
             from_row * tall : (from_row + 1) * tall, from_column * wide : (from_column + 1) * wide
         ]
     return scrambled
+
+
+def choose_bank(index: Index) -> list[int]:
+    """Return the training rows that the OOD score is fitted to: up to 200 of each class, 5,000 of all."""
+    by_class: dict[int, list[int]] = {}
+    for row in index.rows("train"):
+        by_class.setdefault(index.labels[row], []).append(row)
+    rows = [row for of_class in by_class.values() for row in spread_rows(of_class, BANK_IMAGES_PER_CLASS)]
+    return spread_rows(sorted(rows), BANK_IMAGES)
 
 
 def spread_rows(rows: Sequence[int], limit: int) -> list[int]:
