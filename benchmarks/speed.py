@@ -381,6 +381,9 @@ def main() -> None:
         images = link_images(args.data, Path(work, "data"), args.images)
         task = Task(Path(work, "data"), images, args.model, args.image_size, args.batch_size)
         speeds, memory = measure(task, names, args.rounds)
+    from convnext_cli.kernels.library import describe_processor
+
+    print(f"{describe_processor('model name').partition(':')[2].strip()}, {os.cpu_count()} cores")
     print(f"{args.model}, {args.image_size} px, batches of {args.batch_size}, {images} images, n = {args.rounds}")
     print(f"{'':<27}{'images/s':>9}  of limit (least, most)  /s processor  of limit (least, most) {'PSS GiB':>8}")
     for name, turns in speeds.items():

@@ -114,7 +114,8 @@ class BatchHalver:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
-                    problem = f"the device has too little memory for a single image of {images.shape[1]} px"
+                    height, width = images.shape[1:3]
+                    problem = f"the device has too little memory for a single image of {width} x {height} px"
                     raise explain_out_of_memory(problem, "Try a smaller model", self.device) from error
             free_memory(self.device)  # here, where the error no longer holds the tensors of its frames
             self._limit = size // 2

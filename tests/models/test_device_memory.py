@@ -71,7 +71,7 @@ def test_single_image_that_does_not_fit_is_an_error() -> None:
     def compute(_: object) -> tuple[torch.Tensor]:
         raise RuntimeError("CUDA error: out of memory")
 
-    with pytest.raises(OutOfMemoryError, match="a single image of 32 px"):
+    with pytest.raises(OutOfMemoryError, match="a single image of 32 x 32 px"):
         BatchHalver(CPU).run(compute, np.zeros((4, 32, 32, 3), np.uint8))
 
 
