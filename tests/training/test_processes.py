@@ -14,6 +14,7 @@ from convnext_cli.training.compute.devices import PATIENCE
 from convnext_cli.training.events import FinetuneResult
 from tests.training.conftest import make_request, resume, train
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 # 39 training images: slices of 4 and 3 of a batch, and in the last batch of 2 and 2; 13 validation images: 7 and 6
 SETTINGS: dict[str, Any] = {
