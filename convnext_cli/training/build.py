@@ -11,7 +11,7 @@ from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head, seed_weights
 from convnext_cli.recipes.framing import apply_framing
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.compute.devices import is_sharded, spread_model
+from convnext_cli.training.compute.devices import is_sharded, is_whole_on_gpu, spread_model
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.parts.distillation import add_projection
 from convnext_cli.training.parts.loss import make_loss
@@ -54,20 +54,14 @@ def build_context(
     if teacher is not None:
         add_projection(network, teacher.feature_width if settings.teacher_features else 0)
     network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
-    sharded = is_sharded(accelerator)
-    if not sharded:  # FSDP takes contiguous parameters only; inputs in channels last make it choose the same algorithms
-        network = network.to(memory_format=torch.channels_last)
-    head: nn.Module = network.get_submodule("head")
-    head = deepcopy(head).to(accelerator.device) if sharded else head
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    head = _lay_out(network, accelerator)
     preprocessing = apply_framing(read_preprocessing(network), settings.image_size, settings.fit, settings.crop_pct)
     optimizer = make_optimizer(
         network,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         layer_decay=settings.layer_decay,
-        fused=accelerator.device.type == "cuda" and not sharded,
+        fused=is_whole_on_gpu(accelerator),
     )
     model, prepared_optimizer = spread_model(accelerator, network, optimizer)
     context = TrainingContext(
@@ -89,3 +83,17 @@ def build_context(
     if teacher is not None:
         context.distillation = plan_distillation(context, teacher)
     return context
+
+
+def _lay_out(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Give the weights their memory format, in place, and return the head that the frozen phase trains.
+
+    FSDP takes contiguous parameters only. Inputs in channels last make the convolutions choose the same algorithms.
+    """
+    head: nn.Module = network.get_submodule("head")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    if is_sharded(accelerator):
+        return deepcopy(head).to(accelerator.device)
+    network.to(memory_format=torch.channels_last)
+    return head

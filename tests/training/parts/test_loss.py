@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,11 @@ CPU = torch.device("cpu")
 COUNTS = (900, 90, 10)
 
 
-def criterion(**settings: object) -> Loss:
-    needed = {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "lr": 1e-3, "warmup_epochs": 0, "image_size": 32}
+def criterion(**settings: Any) -> Loss:
+    needed: dict[str, Any] = {
+        "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "lr": 1e-3, "warmup_epochs": 0, "image_size": 32,
+        "fit": "crop", "crop_pct": 1.0,
+    }  # fmt: skip
     needed |= dict.fromkeys(
         ("weight_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "min_crop_area", "hflip"), 0.0
     )
