@@ -31,6 +31,7 @@ from convnext_cli.images.decode import RULES, Pixels
 from convnext_cli.images.hashing import open_digests
 from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.images.preprocessing import REDUCTION, Preprocessing, join_size
+from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX
 from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.training.events import TrainSteps
 from convnext_cli.training.parts.distillation import DistillationLoss
@@ -258,10 +259,19 @@ def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:
 
 
 def scale_views(preprocessing: Preprocessing, teacher: "Teacher") -> Preprocessing:
-    """Return the student's framing at the teacher's size: for a rectangle, at about its area."""
+    """Return the student's framing at the teacher's size: for a rectangle, at about its area.
+
+    Raises:
+        UsageError: the teacher is a file, which takes its own input size only, and the shapes differ.
+    """
     theirs = teacher.classifier.preprocessing
     if preprocessing.height * theirs.width == preprocessing.width * theirs.height:
         return replace(preprocessing, image_size=theirs.image_size)
+    if teacher.name.endswith(ONNX_SUFFIX):
+        raise UsageError(
+            f"the teacher {teacher.name} takes images of {theirs.height} x {theirs.width} px only",
+            "Give its run, or an --image-size of the same shape",
+        )
     factor = math.sqrt(theirs.height * theirs.width / (preprocessing.height * preprocessing.width))
     height, width = (max(1, round(factor * side / REDUCTION)) * REDUCTION for side in preprocessing.size)
     return replace(preprocessing, image_size=join_size(height, width))

@@ -183,6 +183,8 @@ def test_onnx_file_teaches_as_its_run(few_digits: Path, teacher: RunFolder) -> N
     assert np.abs(difference).max() < 5e-3
     finished = finetune(few_digits, teacher=teacher.path / "model.onnx", output="run", **STUDENT)  # type: ignore[arg-type]
     assert finished.val is not None
+    with pytest.raises(UsageError, match="takes images of 32 x 32 px only"):
+        finetune(few_digits, teacher=teacher.path / "model.onnx", output="wide", **STUDENT | {"image_size": "32x64"})  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
