@@ -130,7 +130,7 @@ def _describe_run(run: RunFolder) -> dict[str, Any]:
     return {
         "members": len(members),
         "model": config.architecture,
-        "input_size": config.pretrained_cfg.input_size[1],
+        "input_size": config.pretrained_cfg.input_size[1:],
         "license": license,
         "is_non_commercial": is_non_commercial(license),
         "log": run.read_log(),

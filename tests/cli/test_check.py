@@ -38,6 +38,22 @@ def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
         assert words in outcome.out.replace("\n", " "), outcome.out
 
 
+def test_check_tells_the_area_outside_a_centre_crop(convnext: Convnext, tmp_path: Path) -> None:
+    for name, size in (("leaf", (96, 32)), ("root", (48, 48))):
+        for number in range(24):
+            path = tmp_path / "data" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_picture(number + 100 * len(name), size).save(path)
+    outcome = convnext("check", "data")
+    text = " ".join(outcome.out.split())
+    assert "unseen by a square centre crop: " in text
+    assert "33% of the images' area, 0% of root and 67% of leaf at --crop-pct 1" in text
+    assert "note: a square centre crop never sees 33% of the images' area, on average leaf: 67% root: 0%" in text
+    areas = json.loads(convnext("check", "data", "--json").out)["unseen_area"]
+    assert areas["1"]["classes"] == {"leaf": pytest.approx(2 / 3, abs=0.01), "root": pytest.approx(0, abs=1e-9)}
+    assert areas["0.875"]["all"] > areas["1"]["all"]
+
+
 def test_check_as_json_and_its_fix_list(convnext: Convnext, leaking: Path) -> None:
     outcome = convnext("check", str(leaking), "--json", "--fix-list", "fix.csv")
     result = json.loads(outcome.out)

@@ -36,7 +36,9 @@ def values(text: str) -> dict[str, object]:
 def test_the_next_command_has_the_settings_that_were_shown(
     convnext: Convnext, digits: Path, flags: str, by: str
 ) -> None:
-    what = [digits] if by == "folder" else ["--dataset-size", 300, "--classes", 3, "--image-size", 128]
+    what = [digits] if by == "folder" else [
+        "--dataset-size", 300, "--classes", 3, "--image-size", 128, "--fit", "pad",
+    ]  # fmt: skip
     words = [*what, *shlex.split(flags)]
     shown = convnext("recommend", *words, "--json")
     assert shown.code == 0, shown.err
@@ -90,8 +92,8 @@ def test_grey_images_are_assumed_medical_with_a_note(convnext: Convnext, tmp_pat
     assert choose("finetune", "data", "--dry-run", "--augment", "light") == (0.0, False, False)
     assert choose("finetune", "data", "--dry-run", "--rotation", "3") == (3.0, True, True)
     size = json.loads(convnext("recommend", "data", "--json").out)["settings"]["image_size"]
-    assert size["value"] == 128
-    assert "100 px" in size["reason"]
+    assert size["value"] == "128x160", "120 x 100 px, enlarged as little as possible"
+    assert "109 px" in size["reason"]
 
 
 def test_the_learning_rate_rule_is_shown(convnext: Convnext) -> None:
@@ -114,3 +116,16 @@ def test_classes_with_data_are_a_usage_error(convnext: Convnext, digits: Path) -
     outcome = convnext("recommend", digits, "--classes", 4)
     assert outcome.code == 2
     assert "counted from the data" in outcome.err
+
+
+def test_recommend_tells_the_area_that_evaluation_never_sees(convnext: Convnext, tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(12):
+            save_image(tmp_path / f"data/{name}/{i}.png", size=(90, 30), seed=i)
+    whole, cropped = convnext("recommend", "data"), convnext("recommend", "data", "--fit", "crop")
+    assert "never seen by evaluation: 0% of the images' area with this plan" in whole.out
+    assert "evaluation never sees" not in whole.out + whole.err
+    assert "evaluation never sees 74% of the images' area: what lies at the edge has no effect" in cropped.err
+    plan = json.loads(convnext("recommend", "data", "--fit", "crop", "--json").out)
+    assert plan["unseen_area"]["all"] == pytest.approx(0.74, abs=0.01)
+    assert "shapes" not in plan["fingerprint"]

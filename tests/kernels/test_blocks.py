@@ -30,7 +30,7 @@ def test_fused_model_has_timms_outputs_and_gradients(name: str, native: bool, re
     use_fused_blocks(fast, native=native)
     assert any(isinstance(module, NativeDepthwise) for module in fast.modules()) == native
     assert fast.state_dict().keys() == model.state_dict().keys()
-    x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 96).to(memory_format=torch.channels_last)
     for one in (model, fast):
         torch.autograd.backward(F.cross_entropy(one(x), torch.tensor([0, 2])))
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)

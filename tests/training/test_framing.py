@@ -62,11 +62,14 @@ def train_strips(data: Path, output: Path, **changes: Any) -> float:
     return result.val.balanced_accuracy
 
 
-@pytest.mark.parametrize("fit", ["pad", "squash", "auto"])
+@pytest.mark.parametrize(
+    "fit", [pytest.param("pad", marks=pytest.mark.slow), pytest.param("squash", marks=pytest.mark.slow), "auto"]
+)
 def test_a_class_at_the_edge_is_learned_where_the_whole_image_is_seen(fit: str, strips: Path, tmp_path: Path) -> None:
     assert train_strips(strips, tmp_path / "run", fit=fit) >= 0.95
 
 
+@pytest.mark.slow
 def test_a_class_at_the_edge_is_not_seen_by_a_crop(strips: Path, tmp_path: Path) -> None:
     assert abs(train_strips(strips, tmp_path / "run", fit="crop") - 0.5) < 0.16, "chance"
     middle = write_strips(tmp_path / "data", is_at_edge=False)

@@ -209,7 +209,8 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
                 title=f"classes predictable from the {name} alone",
                 count=0,
                 examples=(score,),
-                effect="the model may learn this instead of what the images show, and fail on images from elsewhere",
+                effect="the model may learn this instead of what the images show, and fail on images from elsewhere"
+                + ("; padding and squashing show it the images' proportions" if shortcut.name == "size" else ""),
                 action="kept; prepare all classes in the same way, and test on images from another source",
             )
 
