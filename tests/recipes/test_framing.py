@@ -25,7 +25,8 @@ def make_shapes(*sizes: tuple[int, int], images: int = 20) -> tuple[Shape, ...]:
 
 
 def plan_for(shapes: tuple[Shape, ...], recipe: str = "measured", **flags: object) -> Plan:
-    widths, heights = (sorted(shape[place] for shape in shapes) or [0] for place in (1, 2))
+    widths = sorted(width for _, width, _ in shapes) or [0]
+    heights = sorted(height for *_, height in shapes) or [0]
     fingerprint = Fingerprint(
         images=1000, classes=2, groups=0, smallest_class=("a", 500), largest_class=("b", 500), sampled=len(shapes),
         median_size=(widths[len(widths) // 2], heights[len(heights) // 2]), is_grey=False, unreadable=0, shapes=shapes,
