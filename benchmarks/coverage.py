@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics import intervals
-from convnext_cli.metrics.formulas import OVERALL, Floats, MetricCalculator
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals, number_units, resample
 
 CLASS_FRACTIONS = (0.5, 0.25, 0.15, 0.10)  # of 600 images the rarest class has 60
@@ -70,7 +71,7 @@ def flatten(overall: dict[str, Floats], per_class: dict[str, Floats]) -> Floats:
 def compute_truth(scenario: Scenario, images: int) -> Floats:
     """Return the metrics of a very large data set."""
     logits, labels, _ = draw(scenario, images, seed=10**9)
-    values: Floats = flatten(*MetricCalculator(logits, labels).compute(np.ones((1, len(labels)))))[0]
+    values: Floats = flatten(*ClassCalculator(logits, labels).compute(np.ones((1, len(labels)))))[0]
     return values
 
 
@@ -78,12 +79,12 @@ def cover(scenario: Scenario, images: int, resamples: int, true: Floats, seed: i
     """Return whether each metric's CI of one data set contains the true value, (2, metrics): percentile, ours."""
     logits, labels, patients = draw(scenario, images, seed)
     groups = patients if scenario.per_patient > 1 else None
-    calculator = MetricCalculator(logits, labels)
+    calculator = ClassCalculator(logits, labels)
     chunks = resample(
         lambda w: flatten(*calculator.compute(w)), number_units(len(labels), groups), resamples, seed=seed
     )
     low, high = np.nanpercentile(np.concatenate(chunks), (2.5, 97.5), axis=0)
-    ours = compute_intervals(logits, labels, groups, seed=seed, resamples=resamples)
+    ours = compute_intervals(calculator, groups, seed=seed, resamples=resamples)
     ends = [*ours.overall.values(), *ours.per_class[-1].values()]
     covered = [e is not None and e.low <= t <= e.high for e, t in zip(ends, true, strict=True)]
     return np.stack([(low <= true) & (true <= high), np.array(covered)]).astype(np.float64)
@@ -158,7 +159,10 @@ def main(words: Sequence[str]) -> None:
             measure(scenario, datasets, images, resamples, truth_images=1_000_000, map_function=parallel)
             for scenario in SCENARIOS
         ]
-    names = [*OVERALL, *(f"{name} of the rarest" for name in ("precision", "recall", "specificity", "F1", "ROC", "PR"))]
+    names = [
+        *ClassCalculator.overall,
+        *(f"{name} of the rarest" for name in ("precision", "recall", "specificity", "F1", "ROC", "PR")),
+    ]
     print(f"{datasets} data sets of {images} images, {resamples} resamples; coverage in %")
     print(f"{'':26}" + "".join(f"{scenario.name:>26}" for scenario in SCENARIOS))
     print(f"{'metric':26}" + f"{'percentile':>16}{'ours':>10}" * len(SCENARIOS))

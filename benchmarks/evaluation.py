@@ -16,10 +16,12 @@ import numpy as np
 from convnext_cli.data.index import Index
 from convnext_cli.inference.evaluation import EvaluatedImages, Evaluation
 from convnext_cli.inference.test_set import TestSet
+from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals
 from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
 from convnext_cli.reports import plots
+from convnext_cli.tasks.registry import SINGLE
 
 Seconds = tuple[float, float]
 
@@ -46,12 +48,13 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
     )
     evaluation = Evaluation(
         run=Path(), data=Path(), split="test", metrics=metrics, uncalibrated=metrics, calibration=None,
-        intervals=compute_intervals(logits, labels, resamples=200), operating_points=(), augmentation=None,
+        intervals=compute_intervals(ClassCalculator(logits, labels), resamples=200), operating_points=(),
+        augmentation=None,
         test_number=1, notes=(),
         overlap=None,
         evaluated=EvaluatedImages(
             test_set=TestSet(index=index, split="test", rows=list(range(images))),
-            classes=names, logits=logits, labels=labels,
+            classes=names, task=SINGLE, logits=logits, targets=labels,
         ),
     )  # fmt: skip
 
@@ -65,8 +68,8 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
 
     return {
         "metrics, twice": clock(lambda: [compute_metrics(logits, labels, names) for _ in range(2)]),
-        "CIs": clock(lambda: compute_intervals(logits, labels)),
-        "CIs, clustered": clock(lambda: compute_intervals(logits, labels, groups)),
+        "CIs": clock(lambda: compute_intervals(ClassCalculator(logits, labels))),
+        "CIs, clustered": clock(lambda: compute_intervals(ClassCalculator(logits, labels), groups)),
         "threshold": clock(lambda: apply_threshold(threshold, scores, positive, groups)),
         "plots": clock(draw),
     }

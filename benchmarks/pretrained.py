@@ -109,7 +109,7 @@ def tune(manifest: Path, index: Index, weights: str, size: int, seed: int, run: 
         min_crop_area=0.5,
         drop_path=0.0,
     )
-    return evaluate(run, split="test").metrics.balanced_accuracy
+    return float(evaluate(run, split="test").metrics.balanced_accuracy)
 
 
 def measure(

@@ -49,6 +49,15 @@ class DataOptions(TypedDict, total=False):
     exclude: str
     group_from: str
     resplit: bool
+    task: Literal["auto", "single", "multilabel", "ordinal", "regression"]
+    label_columns: str
+    label_column: str
+    label_sep: str
+    path_column: str
+    group_column: str
+    split_column: str
+    blank: Literal["unknown", "negative"]
+    log_target: Literal["auto", "yes", "no"]
 
 
 class TrainOptions(SettingsDict, total=False):
@@ -131,7 +140,8 @@ def check(
         fix_list: a file to write the images to leave out to, for `exclude`.
         overwrite: replace an existing file at `fix_list`.
         on_event: called with each `Progress`.
-        **options: `image_root`, `exclude`, `group_from` and `resplit`, as `convnext check --help` describes them.
+        **options: `image_root`, `exclude`, `group_from`, `resplit`, `task` and those of a CSV file's columns, as
+            `convnext check --help-all` describes them.
 
     Returns:
         The audit: `findings`, each with its effect on the result, and `falsifies`, True if test scores will be wrong.

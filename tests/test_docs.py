@@ -25,6 +25,7 @@ from convnext_cli.cli.app import main, make_app
 from convnext_cli.models.catalog import load_catalog
 from tests.conftest import ROOT
 from tests.reports.browser import CHROMIUM, Browser
+from tests.tasks.conftest import write_set
 
 PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))]
 LINKING = [*PAGES, *(Path(name) for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
@@ -33,6 +34,10 @@ FENCE = re.compile(
 )
 ELSEWHERE = {"demo", "doctor"}  # tests/cli runs them
 SMALL = {"--model": "test_convnext", "--image-size": "32", "--micro-batch-size": "16", "--epochs": "1"}
+ITEMS = (
+    "xrays", "new", "new.png", "new.jpeg", "weights", "findings", "findings.csv", "grades", "grades.csv", "ages",
+    "ages.csv",
+)  # fmt: skip
 FOREIGN_FLAGS = {"--index-url", "--find-links", "--no-index", "--local-dir", "--config_file", "--strict", "--check"}
 HOSTS = {"arxiv.org", "doi.org"}  # of external links, which are not requested
 GROUP: Any = typer.main.get_command(make_app())
@@ -72,6 +77,10 @@ def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(path, patient / path.name)
     (folder / "new").mkdir()
     (folder / "weights").mkdir()
+    for kind, table in (("multilabel", "findings"), ("ordinal", "grades"), ("regression", "ages")):
+        written = write_set(folder / table, kind, 360 if kind == "multilabel" else 60)
+        text = written.read_text().replace("images/", f"{table}/images/").replace(",NW,NE,", ",Edema,Pneumonia,")
+        (folder / f"{table}.csv").write_text(text)
     for name in ("new/a.png", "new.png", "new.jpeg"):
         shutil.copy(sorted((digits / "1").glob("*.png"))[-1], folder / name)
     save_file(timm.create_model("test_convnext").state_dict(), folder / "weights/model.safetensors")
@@ -198,7 +207,7 @@ def test_each_command_of_a_page_runs(
     if {"laptop", "export"} & {page.stem}:
         pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
         monkeypatch.setenv("CONVNEXT_ONNX", "1")
-    for item in ("xrays", "new", "new.png", "new.jpeg", "weights"):
+    for item in ITEMS:
         (shutil.copytree if (place / item).is_dir() else shutil.copy)(place / item, tmp_path / item)
     if page.stem == "speed":
         monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))  # the page clears it

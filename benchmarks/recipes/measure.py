@@ -26,8 +26,9 @@ from benchmarks.recipes.plain import train_plainly
 from convnext_cli import evaluate, finetune
 from convnext_cli.data.index import Index
 from convnext_cli.data.manifest import read_manifest
+from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
-from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.summary import MetricSet, compute_metrics
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.recipes.settings import DEFAULT_RECIPE
 
@@ -53,9 +54,9 @@ def measure(
     began, busy = perf_counter(), process_time()
     if variant.get("plain"):
         logits, labels = train_plainly(index, epochs=epochs, size=SIZES[name], seed=seed)
-        found = compute_metrics(logits, labels, index.classes)
+        found: MetricSet = compute_metrics(logits, labels, index.classes)
         groups = [index.groups[row] for row in index.rows("test")] if index.groups else None
-        intervals = compute_intervals(logits, labels, groups)
+        intervals = compute_intervals(ClassCalculator(logits, labels), groups)
     else:
         found, intervals = tune(manifest, variant, settings, out / "run")
     return {
@@ -67,7 +68,7 @@ def measure(
     }  # fmt: skip
 
 
-def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run: Path) -> tuple[Metrics, Intervals]:
+def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run: Path) -> tuple[MetricSet, Intervals]:
     """Fine-tune with a variant's recipe and settings, and return the logits of the test images."""
     finetune(
         manifest,

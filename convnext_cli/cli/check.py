@@ -10,6 +10,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, list_flags, with_options
 from convnext_cli.options import DATA, RUN, Option
+from convnext_cli.recipes.settings import READING_SETTINGS
 from convnext_cli.text import quote
 from convnext_cli.training.request import DATA_HELP
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from convnext_cli.data.audit.summary import Audit
 
 FALSE_SCORE = 3  # the exit code where a finding falsifies test scores
-SETTINGS = ("image_root", "exclude", "group_from", "resplit")
+SETTINGS = READING_SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +95,7 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
 def _show(audit: "Audit") -> None:
     index = audit.index
     splits = sorted(set(index.splits), key=("train", "val", "test", "").index)
-    console.show(f"{index.root}: {len(index):,} images in {len(index.classes)} classes", style="bold")
+    console.show(f"{index.root}: {len(index):,} images: {index.task.describe_classes(index.classes)}", style="bold")
     counts = [index.count_classes(split) for split in splits]
     columns = [split or "images" for split in splits]
     console.show_table(

@@ -12,9 +12,10 @@ from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.training_view import follow
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.request import EvalRequest, PredictRequest
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.options import RUN, Option
-from convnext_cli.text import quote
+from convnext_cli.text import capitalise, quote
 
 if TYPE_CHECKING:
     from convnext_cli.runs.folder import RunFolder
@@ -78,11 +79,14 @@ def demo(_context: typer.Context, values: OptionValues) -> None:
         console.show_json({name: evaluation.to_dict() for name, evaluation in evaluations.items()})
         return
     show_evaluation(evaluations["run"])
-    scratch, tuned = (evaluations[name].metrics.balanced_accuracy for name in ("from-scratch", "run"))
+    metric = METRICS[evaluations["run"].task.display.headline]
+    scratch, tuned = (
+        metric.format_with_unit(getattr(evaluations[name].metrics, metric.key)) for name in ("from-scratch", "run")
+    )
     console.show("")
     console.show(
-        f"Balanced accuracy on the test digits after {SETTINGS['epochs']} epochs: {console.percent(tuned)}% from the "
-        f"pretrained weights in the package, {console.percent(scratch)}% newly initialised",
+        f"{capitalise(metric.title)} on the test digits after {SETTINGS['epochs']} epochs: {tuned} from the "
+        f"pretrained weights in the package, {scratch} newly initialised",
         style="bold",
     )
     _show_prediction(RunFolder(folder / "run"))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,20 +13,14 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import DATA, RUN, Option, make_request
-from convnext_cli.text import quote
+from convnext_cli.text import capitalise, quote
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
     from convnext_cli.metrics.comparison import Comparison
     from convnext_cli.metrics.intervals import Interval
-    from convnext_cli.metrics.summary import ClassMetrics
+    from convnext_cli.tasks.task import Display
 
-SHOWN = (
-    "balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "kappa", "mcc", "ece", "brier",
-    "log_loss",
-)  # fmt: skip
-SHOWN_OF_CLASS = ("specificity", "f1", "roc_auc", "pr_auc")
-COMPARED = ("balanced_accuracy", "top1", "log_loss")
 MAX_CONFUSION = 12  # classes that a screen has room for; --json and the report have all
 
 
@@ -103,10 +97,12 @@ def _sort_paths(paths: tuple[Path, ...], data: Path | None) -> tuple[list[Path],
 
 
 def _summarise(evaluation: "Evaluation") -> str:
-    """Return the balanced accuracy with its interval, and the images it was measured on."""
-    metric, split = METRICS["balanced_accuracy"], "" if evaluation.split == "all" else f"{evaluation.split} "
-    estimate = metric.format_estimate(evaluation.metrics.balanced_accuracy, evaluation.intervals.overall[metric.key])
-    return f"Balanced accuracy {estimate}, on {evaluation.metrics.images:,} {split}images"
+    """Return the task's first metric with its interval, and the images it was measured on."""
+    metric = METRICS[evaluation.task.display.headline]
+    split = "" if evaluation.split == "all" else f"{evaluation.split} "
+    value = getattr(evaluation.metrics, metric.key)
+    estimate = metric.format_estimate(value, evaluation.intervals.overall[metric.key])
+    return f"{capitalise(metric.title)} {estimate}, on {evaluation.metrics.images:,} {split}images"
 
 
 def run_evaluations(request: EvalRequest) -> "list[Evaluation]":
@@ -141,7 +137,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
                 METRICS[key].format(getattr(metrics, key)),
                 METRICS[key].format_ci(intervals.overall[key]) or None,
             )
-            for key in SHOWN
+            for key in evaluation.task.display.table
         ),
         numbers=["", "95% CI"],
     )
@@ -160,40 +156,49 @@ def show_evaluation(evaluation: "Evaluation") -> None:
 
 
 def _show_calibration(evaluation: "Evaluation") -> None:
-    calibration, before = evaluation.calibration, evaluation.uncalibrated
-    if calibration and calibration.weak is None:
+    calibration, task = evaluation.calibration, evaluation.task
+    if calibration and calibration.is_fitted:
+        metrics = (METRICS[key] for _, key in task.display.calibration)
+        before = ", ".join(
+            f"{metric.title} {metric.format_with_unit(getattr(evaluation.uncalibrated, metric.key))}"
+            for metric in metrics
+        )
         console.show(
-            f"Calibrated with temperature {calibration.temperature:.2f} on {calibration.images:,} validation images; "
-            f"before: log loss {METRICS['log_loss'].format(before.log_loss)}, "
-            f"ECE {METRICS['ece'].format_with_unit(before.ece)}"
+            f"Calibrated with {task.describe_calibration(calibration)} on {calibration.images:,} validation images"
+            f"{'; before: ' * bool(before)}{before}"
         )
 
 
 def _show_classes(evaluation: "Evaluation") -> None:
-    columns = ["images", METRICS["recall"].short_heading, "95% CI", METRICS["precision"].short_heading, "95% CI "]
-    columns += [METRICS[key].short_heading for key in SHOWN_OF_CLASS]
+    if not evaluation.metrics.per_class:
+        return
+    display = evaluation.task.display
+    columns = [title for _, title in display.class_counts]
+    for number, key in enumerate(display.class_estimates):
+        columns += [METRICS[key].short_heading, f"95% CI{' ' * number}"]
+    columns += [METRICS[key].short_heading for key in display.class_values]
     console.show_table(
         ["class", *columns],
         (
-            (entry.name, entry.images, *_list_class_cells(entry, intervals))
+            (entry.name, *_list_class_cells(entry, intervals, display))
             for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True)
         ),
         numbers=columns,
-        spare=[METRICS[key].short_heading for key in ("specificity", "f1", "pr_auc")],
+        spare=[METRICS[key].short_heading for key in display.class_values if key != "roc_auc"],
     )
 
 
-def _list_class_cells(metrics: "ClassMetrics", intervals: "Mapping[str, Interval | None]") -> list[str | None]:
-    cells: list[str | None] = []
-    for key in ("recall", "precision"):
+def _list_class_cells(metrics: Any, intervals: "Mapping[str, Interval | None]", display: "Display") -> list[str | None]:
+    cells: list[str | None] = [f"{getattr(metrics, field):,}" for field, _ in display.class_counts]
+    for key in display.class_estimates:
         cells += [METRICS[key].format(getattr(metrics, key)), METRICS[key].format_ci(intervals[key]) or None]
-    return [*cells, *(METRICS[key].format(getattr(metrics, key)) for key in SHOWN_OF_CLASS)]
+    return [*cells, *(METRICS[key].format(getattr(metrics, key)) for key in display.class_values)]
 
 
 def _show_confusion(evaluation: "Evaluation") -> None:
     metrics = evaluation.metrics
     names = [entry.name for entry in metrics.per_class]
-    if len(names) > MAX_CONFUSION:
+    if len(names) > MAX_CONFUSION or not metrics.confusion:
         return
     console.show("")
     console.show_table(
@@ -232,14 +237,16 @@ def _show_augmentation(evaluation: "Evaluation") -> None:
     console.show("")
     console.show(
         f"Test-time augmentation took {evaluation.augmentation.time_ratio:.1f} times as long; difference: "
-        f"{_describe_differences(evaluation.augmentation.gain)}"
+        f"{_describe_differences(evaluation.augmentation.gain, evaluation.task.display)}"
     )
 
 
 def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Comparison") -> None:
     console.show("")
     console.show(f"{console.shorten(second.run)} compared with {console.shorten(first.run)}", style="bold")
-    console.show(_describe_differences(comparison))
+    console.show(_describe_differences(comparison, first.task.display))
+    if comparison.p_value is None:
+        return
     kind = "McNemar's test, by groups" if comparison.clustered else "McNemar's test"
     console.show(
         f"correct by the first run only: {comparison.only_first_right} images, by the second only: "
@@ -248,10 +255,10 @@ def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Com
     )
 
 
-def _describe_differences(comparison: "Comparison") -> str:
+def _describe_differences(comparison: "Comparison", display: "Display") -> str:
     parts = (
         f"{METRICS[key].title} {METRICS[key].format_difference(difference)}"
-        for key in COMPARED
+        for key in display.compared
         if (difference := comparison.differences[key])
     )
     return "; ".join(parts)

@@ -10,6 +10,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import check_word
 from convnext_cli.exports.request import FORMATS, ExportRequest
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import Option
 from convnext_cli.text import quote
 
@@ -97,12 +98,10 @@ def _show_exported(exported: "ExportedFile") -> None:
         f"Parity with the run on {parity.images:,} of your images, from file to probability: {parity.same_top1:,} keep "
         f"their class; largest difference of a probability: {parity.difference:.1e}"
     )
-    if exported.cost and (difference := exported.cost.differences["balanced_accuracy"]):
-        interval = difference.interval
-        console.show(
-            f"8 bits change the balanced accuracy by {100 * difference.value:+.1f} points, 95% CI "
-            f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}], on these validation images"
-        )
+    metric = METRICS[exported.headline]
+    if exported.cost and (difference := exported.cost.differences[metric.key]):
+        change = metric.format_difference(difference)
+        console.show(f"8 bits change the {metric.title} by {change}, on these validation images")
     if exported.format == "onnx":
         console.show(f"Next: convnext predict IMAGE --run {quote(path)}")
     else:

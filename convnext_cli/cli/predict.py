@@ -20,6 +20,7 @@ from convnext_cli.text import make_visible, quote
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
     from convnext_cli.inference.prediction import Prediction
+    from convnext_cli.tasks.task import Task
 
 MAX_PATH = 60  # characters of a path before the table's columns give way
 
@@ -181,15 +182,9 @@ def _follow(predictions: "Iterator[Prediction]", total: int, failures: list[Imag
 def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]:
     if prediction.error is not None:
         return {"path": str(prediction.path), "error": prediction.error.problem}
-    ranked = list(zip(prediction.classes, prediction.probabilities, strict=True))
-    row: dict[str, Any] = {
-        "path": str(prediction.path),
-        "class": ranked[0][0],
-        "probability": ranked[0][1],
-        "top": [{"class": name, "probability": probability} for name, probability in ranked[:top_k]],
-        "probabilities": dict(ranked),
-        "decisions": prediction.decisions,
-    }
+    assert prediction.task is not None
+    row: dict[str, Any] = {"path": str(prediction.path), **prediction.task.to_row(prediction.outcome, top_k)}
+    row["decisions"] = prediction.decisions
     if prediction.abstained is not None:
         row |= {"novelty": prediction.novelty, "abstained": prediction.abstained}
     if prediction.explanation is not None:
@@ -203,39 +198,48 @@ def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool) -> None:
     def show_row(cells: list[Any]) -> None:
         console.show_csv_row(cells, exact=exact)
 
-    names: list[str] = []
-    targets: list[str] = []
+    columns: _Columns | None = None
     waiting: list[Prediction] = []  # failures before the first prediction, which names the columns
     for prediction in predictions:
-        if not names:
+        if columns is None:
             waiting.append(prediction)
-            if prediction.error is not None:
+            if prediction.task is None:
                 continue
-            names, targets = sorted(prediction.classes), list(prediction.decisions)
-            show_row(_csv_columns(names, targets))
+            columns = _Columns(prediction.task, sorted(prediction.classes), list(prediction.decisions))
+            show_row(columns.list_titles())
             for first in waiting:
-                show_row(_csv_cells(first, names, targets))
+                show_row(columns.list_cells(first))
         else:
-            show_row(_csv_cells(prediction, names, targets))
-    if not names:
-        show_row(_csv_columns([], []))
+            show_row(columns.list_cells(prediction))
+    if columns is None:
+        from convnext_cli.tasks.registry import SINGLE
+
+        columns = _Columns(SINGLE, [], [])
+        show_row(columns.list_titles())
         for first in waiting:
-            show_row(_csv_cells(first, [], []))
+            show_row(columns.list_cells(first))
 
 
-def _csv_columns(names: list[str], targets: list[str]) -> list[str]:
-    fixed = ("path", "class", "probability", "novelty", "abstained", "explanation", "error")
-    return [*fixed, *(f"p({name})" for name in names), *targets]
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of the CSV output."""
 
+    task: "Task"
+    names: list[str]
+    """Of the classes, sorted."""
+    targets: list[str]
 
-def _csv_cells(prediction: "Prediction", names: list[str], targets: list[str]) -> list[Any]:
-    known = dict(zip(prediction.classes, prediction.probabilities, strict=True))
-    best = (prediction.classes[0], prediction.probabilities[0]) if known else ("", "")
-    error = prediction.error.problem if prediction.error else ""
-    extra = (prediction.novelty, prediction.abstained, prediction.explanation)
-    probabilities = (known.get(name, "") for name in names)
-    decisions = (prediction.decisions.get(target, "") for target in targets)
-    return [prediction.path, *best, *extra, error, *probabilities, *decisions]
+    def list_titles(self) -> list[str]:
+        first, last = self.task.list_columns(self.names)
+        return ["path", *first, "novelty", "abstained", "explanation", "error", *last, *self.targets]
+
+    def list_cells(self, prediction: "Prediction") -> list[Any]:
+        outcome = None if prediction.error else prediction.outcome
+        first, last = self.task.list_cells(outcome, self.names)
+        error = prediction.error.problem if prediction.error else ""
+        extra = (prediction.novelty, prediction.abstained, prediction.explanation)
+        decisions = (prediction.decisions.get(target, "") for target in self.targets)
+        return [prediction.path, *first, *extra, error, *last, *decisions]
 
 
 def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:
@@ -247,13 +251,17 @@ def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_
 
 
 def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
-    ranked = zip(prediction.classes[:top_k], prediction.probabilities[:top_k], strict=True)
-    longest = max(count_cells(make_visible(name)) for name in prediction.classes)
-    parts = [f"{_pad(name, longest)} {100 * probability:5.1f}%" for name, probability in ranked]
+    assert prediction.task is not None
+    parts = prediction.task.list_parts(prediction.outcome, top_k, _pad_like)
     parts += [f"{target}: {'yes' if met else 'no'}" for target, met in prediction.decisions.items()]
     if prediction.abstained:
         parts.append("out-of-distribution (OOD)")
     return f"{_pad(str(prediction.path), width)}  " + "  ".join(parts).rstrip()
+
+
+def _pad_like(name: str, names: Sequence[str]) -> str:
+    """Return a name padded to the width of the longest of some names."""
+    return _pad(name, max(count_cells(make_visible(other)) for other in names))
 
 
 def _pad(text: str, cells: int) -> str:

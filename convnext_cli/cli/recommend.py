@@ -11,14 +11,14 @@ from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, list_decided, list_flags, with_options
 from convnext_cli.errors import UsageError
 from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, Option
-from convnext_cli.recipes.settings import DEFAULT_RECIPE, check_settings
+from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS, check_settings
 from convnext_cli.text import quote
 from convnext_cli.training.request import RECIPE_HELP, WEIGHTS_HELP
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
-SETTINGS = ("image_size", "fit", "crop_pct", "image_root", "exclude")
+SETTINGS = ("image_size", "fit", "crop_pct", "image_root", "exclude", *TABLE_SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

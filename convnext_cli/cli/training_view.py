@@ -14,6 +14,7 @@ from convnext_cli.text import quote
 if TYPE_CHECKING:
     from convnext_cli.data.index import Index
     from convnext_cli.recipes.plan import Plan
+    from convnext_cli.tasks.task import Display
     from convnext_cli.training.events import (
         CrossValidationResult,
         EpochDone,
@@ -23,18 +24,6 @@ if TYPE_CHECKING:
         Started,
     )
     from convnext_cli.training.request import TrainRequest
-
-FOLD_METRICS = tuple(METRICS[key] for key in ("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "log_loss"))
-EPOCH_METRICS = tuple(METRICS[key] for key in ("top1", "balanced_accuracy"))
-EPOCH_COLUMNS = "  ".join(
-    [
-        f"{'epoch':>9}",
-        f"{'train loss':>10}",
-        f"{'val loss':>8}",
-        *(metric.heading for metric in EPOCH_METRICS),
-        f"{'images/s':>8}",
-    ]
-)
 
 
 def follow(
@@ -81,11 +70,14 @@ class _TrainingView:
                 done = (event.epoch - 1) * event.steps + event.step
                 bar.update(done, self._epochs * event.steps, f"epoch {event.epoch}/{self._epochs}{loss}")
             case EpochDone():
-                console.say(_describe_epoch(event, self._epochs))
+                assert self._planned is not None
+                console.say(_describe_epoch(event, self._epochs, self._planned.index.task.display))
 
 
 def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     """Show the metrics, the run folder and the next command."""
+    from convnext_cli.inference.calibration import describe_calibration
+    from convnext_cli.tasks.registry import get_display
     from convnext_cli.training.events import CrossValidationResult
 
     if isinstance(finished, CrossValidationResult):
@@ -95,17 +87,13 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     if finished.val is None:
         console.show(f"Kept {kept}")
     else:
-        console.show(
-            f"Kept {kept}: balanced accuracy "
-            f"{METRICS['balanced_accuracy'].format_with_unit(finished.val.balanced_accuracy)}, accuracy "
-            f"{METRICS['top1'].format_with_unit(finished.val.top1)} on {finished.val.images} validation images"
+        values = ", ".join(
+            f"{metric.title} {metric.format_with_unit(getattr(finished.val, metric.key))}"
+            for metric in (METRICS[key] for key in reversed(get_display(finished.task).epoch))
         )
-    if (calibration := finished.calibration) and calibration.log_loss:
-        before, after = calibration.log_loss
-        console.show(
-            f"Calibrated with temperature {calibration.temperature:.2f}: validation log loss {before:.4f} "
-            f"-> {after:.4f}"
-        )
+        console.show(f"Kept {kept}: {values} on {finished.val.images} validation images")
+    if (calibration := finished.calibration) and calibration.is_fitted:
+        console.show(f"Calibrated with {describe_calibration(finished.task, calibration)}")
     elif calibration:
         console.show(f"Not calibrated, because {calibration.weak}")
     console.show(f"Run:  {finished.run}")
@@ -120,19 +108,22 @@ def _describe_kept(finished: "FinetuneResult") -> str:
 
 def _show_folds(result: "CrossValidationResult") -> None:
     """Show the metrics of each fold, their mean and standard deviation."""
-    columns = ["fold", "images", "best", *(metric.heading for metric in FOLD_METRICS)]
+    from convnext_cli.tasks.registry import get_display
+
+    metrics = [METRICS[key] for key in get_display(result.task).folds]
+    columns = ["fold", "images", "best", *(metric.heading for metric in metrics)]
     rows: list[list[Any]] = [
         [
             fold.fold,
             fold.val.images,
             f"epoch {fold.epoch}",
-            *(metric.format(getattr(fold.val, metric.key)) for metric in FOLD_METRICS),
+            *(metric.format(getattr(fold.val, metric.key)) for metric in metrics),
         ]
         for fold in result.folds
     ]
     for part in ("mean", "sd"):
-        spread = (getattr(result.spread.get(metric.key), part, None) for metric in FOLD_METRICS)
-        cells = (metric.format(value) for metric, value in zip(FOLD_METRICS, spread, strict=True))
+        spread = (getattr(result.spread.get(metric.key), part, None) for metric in metrics)
+        cells = (metric.format(value) for metric, value in zip(metrics, spread, strict=True))
         rows.append([part, None, None, *cells])
     console.show_table(columns, rows, numbers=columns)
     console.show(
@@ -158,7 +149,7 @@ def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     plan, index = planned.plan, planned.index
     console.say(f"{plan.model}", style="bold")
     fold = f"; fold {plan.settings.fold} of {plan.settings.folds}" if plan.settings.folds else ""
-    console.say(f"{index.root}: {len(index.classes)} classes; {describe_splits(count_splits(index))}{fold}")
+    console.say(f"{index.root}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
     if is_verbose:
         console.say(describe_sizes(find_model(plan.model)[0], plan.settings, len(index.classes)))
         console.log_table(["setting", "value", "from", "reason"], list_decided(plan))
@@ -222,7 +213,14 @@ def _show_started(started: "Started", planned: "Planned | None") -> None:
             console.say(f"{name} {choice.value}, from {choice.source}: {choice.reason}")
     for notice in started.notices:
         console.notify(notice)
-    console.say(EPOCH_COLUMNS, style="bold")
+    display = started.index.task.display
+    columns = [
+        f"{'epoch':>9}",
+        f"{'train loss':>10}",
+        f"{'val loss':>8}",
+        *(METRICS[key].heading for key in display.epoch),
+    ]
+    console.say("  ".join([*columns, f"{'images/s':>8}"]), style="bold")
 
 
 def _describe_start(started: "Started") -> str:
@@ -236,16 +234,22 @@ def _describe_start(started: "Started") -> str:
     return f"{origin}, {new}"
 
 
-def _describe_epoch(event: "EpochDone", epochs: int) -> str:
-    val = event.val
+def _describe_epoch(event: "EpochDone", epochs: int, display: "Display") -> str:
+    val, loss = event.val, METRICS[display.loss]
+    metrics = [METRICS[key] for key in display.epoch]
     cells = [
         f"{f'{event.epoch}/{epochs}':>9}",
         f"{event.train_loss:>10.4f}",
-        f"{METRICS['log_loss'].format(val.log_loss if val else None):>8}",
-        *(f"{metric.format(getattr(val, metric.key, None)):>{len(metric.heading)}}" for metric in EPOCH_METRICS),
+        f"{loss.format(getattr(val, loss.key, None)):>8}",
+        *(f"{metric.format(getattr(val, metric.key, None)):>{len(metric.heading)}}" for metric in metrics),
         f"{event.images / event.seconds:>8.1f}",
     ]
     return "  ".join(cells)
+
+
+def describe_task(index: "Index") -> str:
+    """Return the number of classes, or what is predicted instead."""
+    return index.task.describe_classes(index.classes)
 
 
 def count_splits(index: "Index") -> dict[str, int]:

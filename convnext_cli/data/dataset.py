@@ -1,6 +1,6 @@
 """Load a data set: scan it, leave images out, group and audit it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from convnext_cli.data.audit.summary import Audit, audit_index
@@ -8,6 +8,7 @@ from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.index import AUTO, NONE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
+from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.text import capitalise
@@ -32,6 +33,22 @@ class DatasetRequest:
     """True if all images below the folder are taken as one class."""
     audit: bool = True
     """True if every image is checked."""
+    task: str = AUTO
+    """The task, and the columns of a CSV file: as `TableOptions` has them."""
+    label_columns: str = AUTO
+    label_column: str = AUTO
+    label_sep: str = AUTO
+    path_column: str = AUTO
+    group_column: str = AUTO
+    split_column: str = AUTO
+    blank: str = "unknown"
+    log_target: str = AUTO
+
+    @property
+    def table_options(self) -> TableOptions:
+        """The options of reading a CSV file."""
+        names = [field.name for field in fields(TableOptions) if hasattr(self, field.name)]
+        return TableOptions(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +103,12 @@ def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
     if request.unlabelled:
         index = scan_unlabelled(request.data, exclude=request.exclude)
     else:
-        index = scan_data(request.data, image_root=request.image_root, exclude=request.exclude)
+        index = scan_data(
+            request.data,
+            image_root=request.image_root,
+            exclude=request.exclude,
+            table_options=request.table_options,
+        )
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
     return group_index(index, request.group_from)

@@ -1,14 +1,18 @@
-"""The index of a data set: its images with their classes, splits and groups."""
+"""The index of a data set: its images with their targets, splits and groups."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.encoding import fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.files import check_outside
+
+if TYPE_CHECKING:  # NumPy: `recommend` starts without it
+    from convnext_cli.tasks.task import Targets, Task
 
 SPLITS = ("train", "val", "test")
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -18,13 +22,18 @@ EXCLUDED = "excluded image"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`."""
+    """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
+
+    Where the target is not one class, `values` has it, and `labels` has a stratum: images alike in their targets.
+    """
 
     root: Path
     classes: tuple[str, ...]
+    """Names of the classes, labels or grades; of a number, its name."""
     paths: tuple[str, ...]
     """Relative to `root`, sorted."""
     labels: tuple[int, ...]
+    """The class of each row; its stratum if there are `values`."""
     splits: tuple[str, ...]
     """`train`, `val` or `test`; `fold-1` and so on in cross-validation; empty if the data has no splits."""
     groups: tuple[str, ...] = ()
@@ -35,9 +44,42 @@ class Index:
     """Number of files that are not used, by reason."""
     notes: tuple[str, ...] = ()
     """Notes on how the folders or the table were read."""
+    values: tuple[tuple[float, ...], ...] = ()
+    """The targets of each row where they are not one class: a value for each label, nan if unknown, or one number."""
+    task_record: dict[str, Any] | None = None
+    """The task as `Task.to_dict` gives it; None for one class per image."""
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def task(self) -> "Task":
+        """The task that the targets are for."""
+        from convnext_cli.tasks.registry import read_task
+
+        return read_task(self.task_record, self.root, "Give the data again")
+
+    def targets(self, rows: Iterable[int] | None = None) -> "Targets":
+        """Return the targets of rows, or of all, as an array of the task."""
+        rows = range(len(self)) if rows is None else list(rows)
+        values = [self.values[row] for row in rows] if self.values else ()
+        return self.task.stack_targets([self.labels[row] for row in rows], values)
+
+    def describe_target(self, row: int) -> str:
+        """Return the target of a row in words, such as the name of its class."""
+        if not self.values:
+            return self.classes[self.labels[row]]
+        return self.task.describe_target(self.labels[row], self.values[row], self.classes)
+
+    def name_class(self, row: int) -> str:
+        """Return the name of a row's class; an empty string where the target is not one class."""
+        return "" if self.values else self.classes[self.labels[row]]
+
+    def have_conflict(self, rows: Sequence[int]) -> bool:
+        """Return True if rows that should have one target have different ones."""
+        if not self.values:
+            return len({self.labels[row] for row in rows}) > 1
+        return self.task.find_conflict(self.targets(rows))
 
     def rows(self, split: str) -> list[int]:
         """Return the rows of one split."""
@@ -45,6 +87,9 @@ class Index:
 
     def count_classes(self, split: str | None = None) -> list[int]:
         """Return the number of images per class, in all splits or in one."""
+        if self.values:
+            rows = [row for row, name in enumerate(self.splits) if split in (None, name)]
+            return self.task.count(self.targets(rows), len(self.classes))
         counts = Counter(label for label, name in zip(self.labels, self.splits, strict=True) if split in (None, name))
         return [counts[label] for label in range(len(self.classes))]
 
@@ -58,6 +103,7 @@ def select_rows(index: Index, rows: list[int]) -> Index:
         splits=tuple(index.splits[row] for row in rows),
         groups=tuple(index.groups[row] for row in rows) if index.groups else (),
         folds=tuple(index.folds[row] for row in rows) if index.folds else (),
+        values=tuple(index.values[row] for row in rows) if index.values else (),
     )
 
 
@@ -65,24 +111,22 @@ def check_trainable(index: Index) -> None:
     """Check that the index can be trained on.
 
     Raises:
-        DataError: there is only one class, more classes than images, or a class without (training) images.
+        DataError: there is only one class, more classes than images, or a class without (training) images; or the
+            labels or numbers do not vary.
     """
-    if len(index.classes) < 2:
-        raise DataError(
-            f"{index.root} has one class only ({index.classes[0]!r})",
-            "Give two class folders or more",
-        )
-    if len(index.classes) > len(index):
-        raise DataError(
-            f"{index.root} has more classes ({len(index.classes)}) than images ({len(index)})",
-            "Give each class folder images, or remove the empty ones",
-        )
+    if not index.values:
+        _check_class_number(index)
     splits = set(index.splits)
     if splits <= {"val", "test"}:
         raise DataError(
             f"all images of {index.root} are in its {' and '.join(sorted(splits))} split: there is nothing to train on",
             "Give the folder that has the training images too, or draw new splits with --resplit",
         )
+    if index.values:
+        rows = index.rows("train") if "train" in splits else None
+        if problem := index.task.explain_untrainable(index.targets(rows), index.classes):
+            raise DataError(f"{index.root}: {problem[0]}", problem[1])
+        return
     counts = index.count_classes("train" if "train" in splits else None)
     missing = [name for name, count in zip(index.classes, counts, strict=True) if not count]
     if missing:
@@ -93,6 +137,24 @@ def check_trainable(index: Index) -> None:
         raise DataError(
             f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}{hint}",
             "Rename them to one name" if alike else "Add images to these folders, or remove them",
+        )
+
+
+def _check_class_number(index: Index) -> None:
+    """Check that there are two classes or more, and not more of them than images.
+
+    Raises:
+        DataError: this is not so.
+    """
+    if len(index.classes) < 2:
+        raise DataError(
+            f"{index.root} has one class only ({index.classes[0]!r})",
+            "Give two class folders or more",
+        )
+    if len(index.classes) > len(index):
+        raise DataError(
+            f"{index.root} has more classes ({len(index.classes)}) than images ({len(index)})",
+            "Give each class folder images, or remove the empty ones",
         )
 
 

@@ -13,22 +13,26 @@ from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import AUTO, Index
 from convnext_cli.data.tables.columns import find_columns, read_folds, read_groups, read_splits
 from convnext_cli.data.tables.files import FileFinder, find_files
-from convnext_cli.data.tables.labels import read_labels
+from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import Table, read_table
+from convnext_cli.data.tables.targets import TableTargets, read_targets
 from convnext_cli.errors import DataError
+from convnext_cli.tasks.registry import SINGLE
+
+DEFAULT = TableOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
     paths: Sequence[str]
-    labels: Sequence[str]
+    targets: TableTargets
     splits: Sequence[str]
     folds: Sequence[str]
     groups: Sequence[str]
 
 
-def read_manifest(path: Path, image_root: str = AUTO) -> Index:
-    """Read a table with a column for the image's path, and one for its label or one of 0 and 1 for each class.
+def read_manifest(path: Path, image_root: str = AUTO, options: TableOptions = DEFAULT) -> Index:
+    """Read a table with a column for the image's path, and one for its target or one for each label.
 
     Paths are absolute, or relative to the CSV file, or to the folders below it if only that fits. An image's suffix may
     be left out. Columns for split, fold and group (or patient) are used if there are any.
@@ -36,9 +40,10 @@ def read_manifest(path: Path, image_root: str = AUTO) -> Index:
     Args:
         path: the file, in any encoding that `encoding.read_text` reads.
         image_root: the folder that paths are relative to; `auto` for the above.
+        options: the task, and the columns that the user names.
 
     Raises:
-        OtherTaskError: the target is a number, or images have several labels.
+        OtherTaskError: the targets are not of the task that was asked for.
         DataError: a column is missing, a file does not exist, or rows are inconsistent; all such rows are counted.
     """
     table = read_table(path)
@@ -48,24 +53,25 @@ def read_manifest(path: Path, image_root: str = AUTO) -> Index:
         )
     root = path.parent if image_root == AUTO else Path(image_root)
     finder = FileFinder(root, find_split(path.stem), search=image_root == AUTO, encoding=table.encoding)
-    columns = find_columns(table, finder)
+    columns = find_columns(table, finder, options)
     paths = find_files(table, finder, columns["path"])
     splits = read_splits(table, columns)
     folds = read_folds(table, columns, splits)
     if not folds:
         columns.pop("fold", None)
     groups = read_groups(table, columns)
-    labels, label_columns = read_labels(table, columns)
+    targets = read_targets(table, columns, options)
     spellings: dict[str, set[str]] = {}
-    for label in set(labels):
+    for label in set(targets.labels):
         spellings.setdefault(normalise_name(label), set()).add(label)
     notes = [
         *([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []),
         *finder.notes,
         *describe_joined(spellings),
-        *_describe_columns(table, columns, label_columns, folds),
+        *_describe_columns(table, columns, targets.columns, folds),
+        *targets.notes,
     ]
-    rows = _Rows(paths, [normalise_name(label) for label in labels], splits, folds, groups)
+    rows = _Rows(paths, targets, splits, folds, groups)
     return _make_index(table, root, rows, notes)
 
 
@@ -79,7 +85,7 @@ def _describe_columns(
         used["label"] = label_columns[0]
     parts = [", ".join(f"{role} {name!r}" for role, name in sorted(used.items()) if role != name)]
     if len(label_columns) > 1:
-        parts.append(f"classes by the {len(label_columns)} columns of 0 and 1")
+        parts.append(f"targets by {len(label_columns)} columns")
     if any(parts):
         notes.append(f"columns: {'; '.join(filter(None, parts))}")
     if folds:
@@ -98,30 +104,37 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
     Raises:
         DataError: two rows of one file have different labels or splits.
     """
+    targets = rows.targets
+    labels = [normalise_name(label) for label in targets.labels]
+    cells: Sequence[object] = labels or [str(values) for values in targets.values]  # nan equals itself as text
     first: dict[str, int] = {}
     repeated, conflicts = 0, []
     for row, path in enumerate(rows.paths):
         at = first.setdefault(path, row)
         repeated += at != row
-        if (rows.labels[at], rows.splits[at]) != (rows.labels[row], rows.splits[row]):
+        if (cells[at], rows.splits[at]) != (cells[row], rows.splits[row]):
             conflicts.append(row)
     table.refuse(
         "a file named before with another label or split",
         conflicts,
-        remedy="Correct these rows; images that have several labels are a multi-label set, which this program does not "
-        "train on",
+        remedy="Correct these rows; several labels of an image belong into one row: as cat|dog in one cell, or in a "
+        "column of 1 and 0 per label",
     )
     order = [first[path] for path in sorted(first)]
-    classes = tuple(sorted(set(rows.labels)))
+    classes = targets.classes or tuple(sorted(set(labels)))
     label_of = {name: label for label, name in enumerate(classes)}
+    values = tuple(targets.values[row] for row in order) if targets.values else ()
+    numbers = targets.task.number_strata(values) if values else [label_of[labels[row]] for row in order]
     return Index(
         root=root,
         classes=classes,
         paths=tuple(rows.paths[row] for row in order),
-        labels=tuple(label_of[rows.labels[row]] for row in order),
+        labels=tuple(numbers),
         splits=tuple(rows.splits[row] for row in order),
         groups=tuple(rows.groups[row] or rows.paths[row] for row in order) if any(rows.groups) else (),
         folds=tuple(rows.folds[row] for row in order) if rows.folds else (),
         skipped={"row that repeats a file": repeated} if repeated else {},
         notes=tuple(notes),
+        values=values,
+        task_record=None if targets.task == SINGLE else targets.task.to_dict(),
     )

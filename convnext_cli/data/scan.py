@@ -12,6 +12,7 @@ from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import is_table
 from convnext_cli.data.index import AUTO, EXCLUDED, NONE, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
+from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.errors import DataError, UsageError
 
@@ -25,6 +26,7 @@ def scan_folder(
     exclude: str = NONE,
     archive: Path | None = None,
     known_classes: Sequence[str] = (),
+    table_options: TableOptions = TableOptions(),  # noqa: B008  (frozen)
 ) -> Index:
     """Find the images of a folder, with their classes and splits as `layout.recognise_layout` reads them.
 
@@ -37,6 +39,7 @@ def scan_folder(
         exclude: as in `scan_data`.
         archive: the zip file that the folder was unpacked from.
         known_classes: as in `scan_data`.
+        table_options: as in `scan_data`.
 
     Raises:
         DataError: the folder does not exist, is not readable, has no image, or its layout is ambiguous.
@@ -58,7 +61,7 @@ def scan_folder(
     if archive:
         root = Path(layout.start.path)
     index = _make_index(root, layout, skipped)
-    if table := _choose_table(layout, index, image_root, archive or root):
+    if table := _choose_table(layout, index, image_root, archive or root, table_options):
         rows = [row for row, path in enumerate(table.paths) if os.path.join(table.root, path) not in excluded]  # noqa: PTH118
         check_left(len(rows), exclude, root)
         counts = {EXCLUDED: len(excluded)} if excluded else {}
@@ -121,7 +124,7 @@ def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
     )
 
 
-def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -> Index | None:
+def _choose_table(layout: Layout, index: Index, image_root: str, source: Path, options: TableOptions) -> Index | None:
     """Return the index of the manifest in the folder if it, and not the folders, names the classes; else None.
 
     Raises:
@@ -133,7 +136,7 @@ def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -
     names = [name for name in every if name not in forms]
     if not names and image_root != AUTO:
         raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
-    tables, errors = _read_tables(Path(layout.start.path), names, image_root)
+    tables, errors = _read_tables(Path(layout.start.path), names, image_root, options)
     if not layout.error and len(index):
         return _choose_addition(tables, index, source)
     if len(tables) == 1:
@@ -150,7 +153,9 @@ def _choose_table(layout: Layout, index: Index, image_root: str, source: Path) -
     return None
 
 
-def _read_tables(folder: Path, names: Sequence[str], image_root: str) -> tuple[dict[str, Index], dict[str, DataError]]:
+def _read_tables(
+    folder: Path, names: Sequence[str], image_root: str, options: TableOptions
+) -> tuple[dict[str, Index], dict[str, DataError]]:
     """Return the indices of the tables that can be read, and the errors of the others."""
     from convnext_cli.data.manifest import read_manifest
 
@@ -158,7 +163,7 @@ def _read_tables(folder: Path, names: Sequence[str], image_root: str) -> tuple[d
     errors: dict[str, DataError] = {}
     for name in names:
         try:
-            tables[name] = read_manifest(folder / name, image_root)
+            tables[name] = read_manifest(folder / name, image_root, options)
         except DataError as error:
             errors[name] = error
     return tables, errors
@@ -177,7 +182,7 @@ def _describe_only_table(name: str, table: Index, layout: Layout, forms: Sequenc
 
 def _check_tables(layout: Layout, errors: dict[str, DataError], image_root: str) -> None:
     """Raise the error that tells most, if the folders are ambiguous or a table cannot be used."""
-    from convnext_cli.data.tables.labels import OtherTaskError
+    from convnext_cli.data.tables.targets import OtherTaskError
 
     for error in errors.values():
         if isinstance(error, OtherTaskError) or image_root != AUTO:

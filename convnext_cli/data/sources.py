@@ -7,9 +7,18 @@ from pathlib import Path
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.index import AUTO, EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
 from convnext_cli.data.scan import check_left, scan_folder
+from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.errors import DataError
 
 
-def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known_classes: Sequence[str] = ()) -> Index:
+def scan_data(
+    data: Path,
+    *,
+    image_root: str = AUTO,
+    exclude: str = NONE,
+    known_classes: Sequence[str] = (),
+    table_options: TableOptions = TableOptions(),  # noqa: B008  (frozen)
+) -> Index:
     """Find the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
 
     Args:
@@ -17,6 +26,7 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known_
         image_root: the folder that a manifest's paths begin in; `auto` searches its own folder and those below.
         exclude: images to leave out (`exclusion.find_excluded`), or `none`.
         known_classes: classes of a run; their names are not questioned.
+        table_options: the task, and the columns of a CSV file.
 
     Raises:
         DataError: the data do not exist, cannot be read, have no images, or their layout is ambiguous.
@@ -24,19 +34,66 @@ def scan_data(data: Path, *, image_root: str = AUTO, exclude: str = NONE, known_
     """
     suffix = data.suffix.lower()
     if not data.is_file() or suffix not in (*TABLE_SUFFIXES, ".zip"):
-        return scan_folder(data, image_root=image_root, exclude=exclude, known_classes=known_classes)
+        index = scan_folder(
+            data, image_root=image_root, exclude=exclude, known_classes=known_classes, table_options=table_options
+        )
+        return apply_task(index, table_options)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack
 
         index = scan_folder(
-            unpack(data), image_root=image_root, exclude=exclude, archive=data, known_classes=known_classes
+            unpack(data),
+            image_root=image_root,
+            exclude=exclude,
+            archive=data,
+            known_classes=known_classes,
+            table_options=table_options,
         )
         if image_root == AUTO:
             check_inside(data, index.root, index.paths)
-        return index
+        return apply_task(index, table_options)
     from convnext_cli.data.manifest import read_manifest
 
-    return _exclude(read_manifest(data, image_root), exclude)
+    return _exclude(read_manifest(data, image_root, table_options), exclude)
+
+
+def apply_task(index: Index, options: TableOptions) -> Index:
+    """Return the index of class folders for a task of grades or numbers; others are as they are.
+
+    Raises:
+        DataError: the folders' names have no order, or are no numbers; or folders cannot give several labels.
+    """
+    task = options.task
+    if task in (AUTO, "single") or index.task.name == task:
+        return index
+    if index.values or task == "multilabel":
+        raise DataError(
+            f"--task {task}: {index.root} has {index.task.title}",
+            "Give a CSV file with the targets, or leave out --task",
+        )
+    from convnext_cli.tasks.ordinal import Ordinal, read_grade, sort_grades
+    from convnext_cli.tasks.regression import Regression
+
+    order = sort_grades(index.classes)
+    if order is None:
+        names = ", ".join(index.classes[:5])
+        raise DataError(
+            f"--task {task}: the class folders have no order: {names}",
+            "Begin each folder's name with its number, such as 0_none, 1_mild, 2_severe",
+        )
+    if task == "ordinal":
+        numbers = [order.index(name) for name in index.classes]
+        labels = tuple(numbers[label] for label in index.labels)
+        return replace(index, classes=order, labels=labels, task_record=Ordinal().to_dict())
+    values = tuple((read_grade(index.classes[label]),) for label in index.labels)
+    regression = Regression(log=options.log_target == "yes")
+    return replace(
+        index,
+        classes=("value",),
+        labels=tuple(regression.number_strata(values)),
+        values=values,
+        task_record=regression.to_dict(),
+    )
 
 
 def _exclude(index: Index, exclude: str) -> Index:

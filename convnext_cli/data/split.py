@@ -9,7 +9,6 @@ from convnext_cli.data.index import Index, join_rows
 from convnext_cli.errors import UsageError
 
 MIN_VAL_IMAGES = 50  # the 95% CI of accuracy is then 12 points to either side at worst
-MIN_VAL_PER_CLASS = 5
 FOLD = "fold-"
 
 
@@ -89,7 +88,7 @@ def split_index(
         splits[row] = part
     if folds is not None:
         splits = [name_fold(1) if split == "train" else split for split in splits]
-    result = replace(index, splits=tuple(splits))
+    result = _fit_task(replace(index, splits=tuple(splits)))
     return choose_fold(result, folds.fold) if folds and folds.fold else result
 
 
@@ -115,17 +114,26 @@ def choose_fold(index: Index, fold: int) -> Index:
     return replace(index, splits=tuple(splits))
 
 
+def _fit_task(index: Index) -> Index:
+    """Return the index with the parameters of its task that follow from the targets, such as their mean.
+
+    Test images do not count. Validation images do, so that all folds of a cross-validation have the same parameters.
+    """
+    rows = [row for row, split in enumerate(index.splits) if split != "test"]
+    if not index.values or not rows:
+        return index
+    return replace(index, task_record=index.task.fit_targets(index.targets(rows)).to_dict())
+
+
 def explain_small_validation(index: Index) -> str | None:
     """Return the reason why the validation split is too small to choose the best epoch; None if it is large enough."""
-    counts = index.count_classes("val")
-    total = sum(counts)
-    if not total:
+    rows = index.rows("val")
+    if not rows:
         return "there is no validation split"
-    few = [f"{count} of {name}" for name, count in zip(index.classes, counts, strict=True) if count < MIN_VAL_PER_CLASS]
-    if total >= MIN_VAL_IMAGES and not few:
+    few = index.task.explain_small_validation(index.targets(rows), index.classes)
+    if len(rows) >= MIN_VAL_IMAGES and not few:
         return None
-    examples = f" ({', '.join(few[:5])}{' …' if len(few) > 5 else ''})" if few else ""
-    return f"the validation split has only {total} images{examples}"
+    return f"the validation split has only {len(rows)} images{f' ({few})' if few else ''}"
 
 
 def _find_units(index: Index, duplicate_sets: Sequence[Sequence[int]]) -> list[int]:
@@ -152,16 +160,24 @@ def _assign(index: Index, rows: list[int], units: list[int], fractions: dict[str
         members[units[row]].append(row)
     order = list(members)  # by path, then shuffled by the seed alone
     random.Random(seed).shuffle(order)  # noqa: S311
+    strata = index.task.list_strata(index.targets()) if index.values else [(label,) for label in index.labels]
+    weight_of: dict[int, float] = defaultdict(lambda: 1)
+    if index.values:  # several labels per image: units of the rarest first, as in Sechidis 2011, each label alike
+        totals = Counter(stratum for row in rows for stratum in strata[row])
+        rarest = {unit: min(totals[stratum] for row in of for stratum in strata[row]) for unit, of in members.items()}
+        order.sort(key=lambda unit: rarest[unit])
+        weight_of |= {stratum: 1 / total for stratum, total in totals.items()}
     order.sort(key=lambda unit: -len(members[unit]))
     full: dict[str, Counter[int]] = {part: Counter() for part, fraction in fractions.items() if fraction > 0}
     part_of: dict[int, str] = {}
     for unit in order:
-        has = Counter(index.labels[row] for row in members[unit])
+        has = Counter(stratum for row in members[unit] for stratum in strata[row])
 
         def fill(part: str, has: Counter[int] = has) -> float:
             if part == "train" and not all(full[part][label] for label in has):
                 return -1.0  # a class without a training image cannot be learned
-            return sum(n * (full[part][label] + n / 2) for label, n in has.items()) / fractions[part]
+            filled = (weight_of[label] * n * (full[part][label] + n / 2) for label, n in has.items())
+            return sum(filled) / fractions[part]
 
         part_of[unit] = min(full, key=fill)
         full[part_of[unit]].update(has)

@@ -22,6 +22,7 @@ from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.options import make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
@@ -46,6 +47,8 @@ class ExportedFile:
     opset: int | None
     license: str | None
     parity: Parity
+    headline: str
+    """Key of the task's first metric."""
     cost: Comparison | None
     """With `int8`, 8 bits minus float32 on the run's validation images; None where other images were given."""
 
@@ -172,17 +175,18 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
         exported: Classifier = OnnxClassifier(temporary) if is_onnx else ProgramClassifier(temporary)
         tolerance = _choose_tolerance(request)
         parity, before, after = yield from check_parity_steps(
-            classifier, exported, paths, metadata.temperature, tolerance
+            classifier, exported, paths, metadata.calibration, tolerance
         )
         if not parity.holds:
             raise ParityError(parity)
         cost = None
         if request.int8 and not request.images:
-            labels = classifier.label_rows(index, rows)
             groups = [index.groups[row] for row in rows] if index.groups else None
-            cost = compare(before / metadata.temperature, after / metadata.temperature, labels, groups)
+            float32, int8 = _make_calculators(classifier, index, rows, (before, after), metadata)
+            cost = compare(float32, int8, groups)
         if is_onnx:
-            write_metadata(temporary, replace(metadata, measured=_summarise_checks(parity, cost)))
+            checks = _summarise_checks(parity, cost, classifier.task.display.headline)
+            write_metadata(temporary, replace(metadata, measured=checks))
     return _describe_file(output, request, metadata, parity, cost=cost, float32_bytes=float32_bytes)
 
 
@@ -203,6 +207,7 @@ def _describe_file(
         float32_bytes=float32_bytes,
         opset=OPSET if request.format == "onnx" else None,
         license=metadata.license,
+        headline=metadata.read_task().display.headline,
         parity=parity,
         cost=cost,
     )
@@ -248,13 +253,21 @@ def _list_quantisation_images(index: Index) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _summarise_checks(parity: Parity, cost: Comparison | None) -> dict[str, Any]:
+def _make_calculators(
+    classifier: TorchClassifier, index: Index, rows: Sequence[int], logits: Sequence[Floats], metadata: Metadata
+) -> list[Calculator]:
+    """Return a calculator of the metrics of rows for each of several models' logits."""
+    task, targets, calibration = classifier.task, classifier.read_targets(index, rows), metadata.calibration
+    return [task.make_calculator(task.calibrate(part, calibration), targets, calibration) for part in logits]
+
+
+def _summarise_checks(parity: Parity, cost: Comparison | None, headline: str) -> dict[str, Any]:
     """Return the results of the checks, for the metadata."""
     summary: dict[str, Any] = {
         "images": parity.images,
         "same_top1": parity.same_top1,
         "largest_difference_of_a_probability": parity.difference,
     }
-    if cost and (difference := cost.differences["balanced_accuracy"]):
-        summary["balanced_accuracy_against_float32"] = asdict(difference)
+    if cost and (difference := cost.differences[headline]):
+        summary[f"{headline}_against_float32"] = asdict(difference)
     return summary

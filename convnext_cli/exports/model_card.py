@@ -26,8 +26,6 @@ LIMITATIONS = (
     "unknown; test it before use. The model always predicts one of its classes, also for images of something else. It "
     "is not a medical device."
 )
-CARD_METRICS = tuple(METRICS[key] for key in ("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"))
-CLASS_METRICS = (METRICS["recall"], METRICS["precision"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +129,10 @@ def _describe_validation(run: RunFolder) -> str:
     """Return the validation metrics of the training, for a run whose data are gone."""
     result = run.read_result()
     values = (result.val if result else None) or {}
+    task = run.read_config().read_task(run.path)
     rows = [
         (metric.title, metric.format_with_unit(values[metric.key]))
-        for metric in CARD_METRICS
+        for metric in (METRICS[key] for key in task.display.card)
         if values.get(metric.key) is not None
     ]
     table = _render_table(("metric", "validation"), rows) + "\n\n" if rows else ""
@@ -145,28 +144,29 @@ def _describe_validation(run: RunFolder) -> str:
 
 def _describe_evaluation(evaluation: Evaluation) -> str:
     """Return the metrics of an evaluation, overall and by class, with 95% CIs."""
-    metrics, intervals = evaluation.metrics, evaluation.intervals
+    metrics, intervals, display = evaluation.metrics, evaluation.intervals, evaluation.task.display
+    estimates = [METRICS[key] for key in display.class_estimates]
     rows = [
         (
             metric.title,
             metric.format_with_unit(getattr(metrics, metric.key)),
             metric.format_ci(intervals.overall[metric.key]),
         )
-        for metric in CARD_METRICS
+        for metric in (METRICS[key] for key in display.card)
     ]
     class_rows = []
     for entry, class_intervals in zip(metrics.per_class, intervals.per_class, strict=True):
         cells = [entry.name, f"{entry.images:,}"]
-        for metric in CLASS_METRICS:
+        for metric in estimates:
             cells += [metric.format(getattr(entry, metric.key)), metric.format_ci(class_intervals[metric.key])]
         class_rows.append(tuple(cells))
-    class_heading = [cell for metric in CLASS_METRICS for cell in (metric.heading, "95% CI")]
+    class_heading = [cell for metric in estimates for cell in (metric.heading, "95% CI")]
     units = f"{intervals.units:,} groups" if intervals.clustered else "single images"
     number = f" This was evaluation {evaluation.test_number} on this split." if evaluation.test_number else ""
     parts = [
         f"{metrics.images:,} images of the {evaluation.split} split.{number}",
         _render_table(("metric", "value", "95% CI"), rows),
-        _render_table(("class", "images", *class_heading), class_rows),
+        *([_render_table(("class", "images", *class_heading), class_rows)] if class_rows else []),
         f"95% CIs: bootstrap with {intervals.resamples:,} resamples of {units}.",
         *(f"{note.severity.capitalize()}: {escape_markdown(note.text)}." for note in evaluation.notes),
     ]
@@ -189,7 +189,8 @@ def _describe_use(run: RunFolder) -> str:
     ]
     calibration = read_calibration(run)
     if calibration and calibration.is_fitted:
-        lines += ["", f"Calibration: divide the logits by {calibration.temperature:.4f} before the softmax."]
+        task = run.read_config().read_task(run.path)
+        lines += ["", f"Calibration: the {task.scores} are {task.describe_scores(calibration)}."]
         lines += [
             f"Operating point {_as_code(str(t.target))}: calibrated probability of at least {t.threshold:.4f}, set on "
             f"{t.images:,} validation images."

@@ -7,7 +7,7 @@ import torch
 
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.exports.wrapper import wrap_model
-from convnext_cli.inference.metadata import INPUT, OUTPUTS, Metadata
+from convnext_cli.inference.metadata import INPUT, Metadata, list_outputs
 from convnext_cli.inference.onnx_classifier import INSTALL
 from convnext_cli.inference.torch_classifier import TorchClassifier
 
@@ -41,7 +41,9 @@ def write_graph(classifier: TorchClassifier, metadata: Metadata, path: Path) -> 
     module, example = wrap_model(classifier, metadata)
     if sum(value.nbytes for value in module.state_dict().values()) > MAX_BYTES:
         raise UsageError("the model is larger than the 2 GB that one ONNX file can hold", "Use --format pt2")
-    outputs = OUTPUTS if module.has_novelty else OUTPUTS[:-1]
+    outputs = list_outputs(classifier.task)
+    if not module.has_novelty:
+        outputs = outputs[:-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter deprecates its own parts
         program = torch.onnx.export(

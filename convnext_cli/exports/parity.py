@@ -10,8 +10,9 @@ from convnext_cli.errors import ConvnextError
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.transforms import transform_for_eval
+from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.metrics.formulas import Floats, log_softmax
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.progress import Progress, Steps
 
 
@@ -65,7 +66,11 @@ class ParityError(ConvnextError):
 
 
 def check_parity_steps(
-    reference: Classifier, exported: Classifier, paths: Sequence[Path], temperature: float, tolerance: Tolerance
+    reference: Classifier,
+    exported: Classifier,
+    paths: Sequence[Path],
+    calibration: Calibration | None,
+    tolerance: Tolerance,
 ) -> Steps[tuple[Parity, Floats, Floats]]:
     """Classify images with a run and with its exported file, each with its own preprocessing, and compare.
 
@@ -73,7 +78,7 @@ def check_parity_steps(
         reference: the run.
         exported: the file, with the preprocessing of its metadata.
         paths: image files, at least one.
-        temperature: of the run.
+        calibration: of the run.
         tolerance: largest accepted differences.
 
     Returns:
@@ -82,6 +87,7 @@ def check_parity_steps(
     Raises:
         ImageError: an image cannot be read.
     """
+    task = reference.task
     logits: list[Floats] = []
     probabilities: list[Floats] = []
     for model in (reference, exported):
@@ -90,18 +96,20 @@ def check_parity_steps(
         for outputs in model.classify_batches(range(len(paths)), _load(paths, model.preprocessing)):
             for error in outputs.failed.values():
                 raise error
-            batch = outputs.probabilities  # the file's own, to check its softmax and temperature too
+            # the file's own, to check its activation and calibration too
+            batch: Floats | None = outputs.probabilities
             if batch is None:
-                batch = np.exp(log_softmax(outputs.logits / temperature))
+                batch = task.activate(task.calibrate(outputs.logits, calibration))
             parts.append((outputs.logits, batch.astype(np.float64)))
             done += len(batch)
             yield Progress(done=done, total=2 * len(paths), activity="checking parity")
         logits.append(np.concatenate([part[0] for part in parts]))
         probabilities.append(np.concatenate([part[1] for part in parts]))
-    differences = np.abs(probabilities[0] - probabilities[1]).max(axis=1)
+    differences = np.abs(probabilities[0] - probabilities[1]).max(axis=1) / task.score_unit
+    decisions = [task.decide(scores, calibration).reshape(len(paths), -1) for scores in probabilities]
     parity = Parity(
         images=len(paths),
-        same_top1=int((probabilities[0].argmax(axis=1) == probabilities[1].argmax(axis=1)).sum()),
+        same_top1=int((decisions[0] == decisions[1]).all(axis=1).sum()),
         difference=float(differences.max()),
         worst=paths[int(differences.argmax())],
         tolerance=tolerance,

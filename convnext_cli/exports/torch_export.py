@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.exports.wrapper import wrap_model
 from convnext_cli.inference.classifier import Classifier, Outputs
-from convnext_cli.inference.metadata import OUTPUTS, Metadata, read_metadata
+from convnext_cli.inference.metadata import Metadata, list_outputs, read_metadata
 from convnext_cli.inference.torch_classifier import TorchClassifier
 
 DESCRIPTION = "description.json"  # extra file of the archive with the metadata
@@ -37,18 +37,18 @@ class ProgramClassifier(Classifier):
             warnings.simplefilter("ignore")
             self._module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
         metadata = read_metadata(json.loads(extra[DESCRIPTION]), path)
-        self.classes, self.preprocessing = metadata.classes, metadata.preprocessing
+        self.classes, self.preprocessing, self.task = metadata.classes, metadata.preprocessing, metadata.read_task()
 
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         """Return the outputs for preprocessed images, (B, H, W, 3); an exported file gives no heat map."""
         assert not heat
         tensors = self._module(torch.from_numpy(images))
-        arrays = dict(zip(OUTPUTS, (tensor.numpy() for tensor in tensors), strict=False))
+        arrays = dict(zip(list_outputs(self.task), (tensor.numpy() for tensor in tensors), strict=False))
         return Outputs(
             logits=arrays["logits"],
             features=arrays["features"] if features else arrays["features"][:, :0],
             heat=np.empty((len(images), 0, 0), np.float32),
-            probabilities=arrays["probabilities"],
+            probabilities=arrays[self.task.scores],
             novelty=arrays.get("novelty"),
         )

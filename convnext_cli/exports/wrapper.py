@@ -1,4 +1,7 @@
-"""The exported module: normalisation, model, temperature and OOD score, from pixels to probabilities."""
+"""The exported module: normalisation, model, calibration and OOD score, from pixels to scores."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +22,21 @@ from convnext_cli.metrics.novelty import (
 from convnext_cli.models.forward import to_luminance
 from convnext_cli.models.weights import read_weights_license
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": partial(torch.softmax, dim=1),
+    "sigmoid": torch.sigmoid,
+    "identity": torch.clone,
+    "exp": torch.exp,
+}
+"""The functions from calibrated logits to scores, by the names that tasks give them."""
+
 
 class ExportWrapper(nn.Module):
-    """A model with its normalisation, temperature and OOD score.
+    """A model with its normalisation, calibration and OOD score.
 
     Args:
         model: a timm ConvNeXt in evaluation mode, on the CPU.
-        metadata: gives mean, std and temperature.
+        metadata: gives mean, std, task and calibration.
         novelty: the OOD model, or None.
     """
 
@@ -35,11 +46,20 @@ class ExportWrapper(nn.Module):
     bank: Tensor
     novelty_mean: Tensor
     precision: Tensor
+    logit_scale: Tensor
+    logit_offset: Tensor
 
     def __init__(self, model: nn.Module, metadata: Metadata, novelty: NoveltyModel | None) -> None:
         super().__init__()
         self.model = model
-        self.temperature = metadata.temperature
+        task, calibration = metadata.read_task(), metadata.calibration
+        self.temperature = calibration.temperature if calibration else 1.0
+        self.activate = ACTIVATIONS[task.activation]
+        affine = task.list_affine(calibration)
+        self.has_affine = affine is not None
+        if affine is not None:
+            self.register_buffer("logit_scale", torch.tensor(affine[0]))
+            self.register_buffer("logit_offset", torch.tensor(affine[1]))
         self.is_grey = metadata.preprocessing.is_grey
         self.register_buffer("mean", torch.tensor(metadata.preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(metadata.preprocessing.std).view(1, -1, 1, 1))
@@ -53,7 +73,7 @@ class ExportWrapper(nn.Module):
             self.register_buffer("precision", torch.from_numpy(novelty.precision).float())
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return logits and probabilities (B, K), features (B, D), and OOD scores (B,) if there is an OOD model.
+        """Return logits and scores (B, K), features (B, D), and OOD scores (B,) if there is an OOD model.
 
         Args:
             pixels: (B, H, W, 3) uint8.
@@ -62,7 +82,8 @@ class ExportWrapper(nn.Module):
         if self.is_grey:
             values = to_luminance(values)
         _, features, logits = split_model(self.model, (values / 255 - self.mean) / self.std)
-        outputs = (logits, torch.softmax(logits / self.temperature, dim=1), features)
+        calibrated = logits * self.logit_scale + self.logit_offset if self.has_affine else logits / self.temperature
+        outputs = (logits, self.activate(calibrated), features)
         return (*outputs, self._score_novelty(features, pixels)) if self.has_novelty else outputs
 
     def _score_novelty(self, features: Tensor, pixels: Tensor) -> Tensor:
@@ -132,6 +153,7 @@ def make_metadata(classifier: TorchClassifier) -> Metadata:
         calibration=read_calibration(run),
         weights=run.fingerprint_weights(),
         license=read_weights_license(run.path),
+        task=run.read_config().task,
     )
 
 

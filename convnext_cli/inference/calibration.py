@@ -15,14 +15,15 @@ from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import pad_image
 from convnext_cli.inference.classifier import Classifier, open_for_eval
-from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
-from convnext_cli.metrics.summary import compute_metrics
-from convnext_cli.metrics.temperature import fit_temperature
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.thresholds import TARGET_METRICS, Target, Threshold, find_threshold
 from convnext_cli.progress import Steps
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record
+from convnext_cli.tasks.registry import TASKS, get_display
+from convnext_cli.tasks.task import Targets
 from convnext_cli.text import quote
 
 ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
@@ -56,6 +57,14 @@ class Calibration:
     """On validation, before and after."""
     thresholds: tuple[Threshold, ...] = ()
     """Thresholds on calibrated probabilities, one for each target."""
+    label_scale: tuple[float, ...] = ()
+    """Factor of each label's logit; empty where there is one temperature for all classes."""
+    label_offset: tuple[float, ...] = ()
+    """Number that is added to each label's logit after that."""
+    label_thresholds: tuple[Fraction, ...] = ()
+    """Probability from which on a label is predicted, for each label."""
+    margin: Annotated[float, Meta(ge=0)] | None = None
+    """Half the length of a 90% prediction interval, in the units of the model's output; of a number only."""
     novelty_score: str = SCORE_NAME
     novelty_threshold: Annotated[float, Meta(ge=-1)] | None = None
     """OOD score above which an image is flagged."""
@@ -66,15 +75,16 @@ class Calibration:
     training_images: Annotated[int, Meta(ge=0)] = 0
     """Number of training images in the bank."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON, without what other tasks have."""
+        values = asdict(self)
+        unused = ("label_scale", "label_offset", "label_thresholds", "margin")
+        return {key: value for key, value in values.items() if value or key not in unused}
+
     @property
     def is_fitted(self) -> bool:
         """Return whether the validation split was large enough to fit anything."""
         return self.weak is None
-
-
-def get_temperature(calibration: Calibration | None) -> float:
-    """Return what logits are divided by before softmax: 1 without a calibration."""
-    return calibration.temperature if calibration else 1.0
 
 
 def parse_target(text: str) -> Target:
@@ -114,30 +124,43 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     fingerprint = run.fingerprint_weights()
     if reason := explain_small_validation(index):
         calibration = Calibration(weights=fingerprint, images=len(val), weak=reason)
-        run.write_calibration(asdict(calibration), {})
+        run.write_calibration(calibration.to_dict(), {})
         return calibration
     validation = yield from model.classify_rows(index, val, features=True, activity="calibrating")
     training = yield from model.classify_rows(index, bank_rows, features=True, activity="fitting the OOD score")
-    logits, labels = validation.logits, model.label_rows(index, val)
+    logits, targets = validation.logits, model.read_targets(index, val)
     novelty = fit_novelty(training.features, training.statistics)
     threshold = choose_novelty_threshold(novelty.score(validation.features, validation.statistics), ABSTAIN_RATE)
-    temperature = fit_temperature(logits, labels)
-    before, after = (compute_metrics(logits / t, labels, model.classes) for t in (1.0, temperature))
+    groups = [index.groups[row] for row in val] if index.groups else None
     calibration = Calibration(
-        weights=fingerprint,
-        images=len(val),
-        weak=None,
-        temperature=temperature,
-        log_loss=(before.log_loss, after.log_loss),
-        ece=(before.ece, after.ece),
+        weights=fingerprint, images=len(val), weak=None, **model.task.fit_calibration(logits, targets, groups)
+    )
+    calibration = replace(
+        calibration,
+        **_measure_gain(model, logits, targets, calibration),
         thresholds=thresholds,
         novelty_threshold=threshold,
         novelty_detected=_detect_scrambled(model, index, val, novelty, threshold),
         training_images=len(bank_rows),
     )
     arrays = {name: getattr(novelty, name) for name in _NOVELTY_ARRAYS}
-    run.write_calibration(asdict(calibration), arrays | {"val_logits": logits, "val_labels": labels})
+    run.write_calibration(calibration.to_dict(), arrays | {"val_logits": logits, "val_labels": targets})
     return calibration
+
+
+def _measure_gain(model: Classifier, logits: Floats, targets: Targets, calibration: Calibration) -> dict[str, Any]:
+    """Return the metrics that calibration changes, before and after, on the images that it was fitted on."""
+    task, classes = model.task, model.classes
+    before = task.compute_metrics(logits, targets, classes)
+    after = task.compute_metrics(task.calibrate(logits, calibration), targets, classes)
+    return {field: (getattr(before, key), getattr(after, key)) for field, key in task.display.calibration}
+
+
+def describe_calibration(task: str, calibration: Calibration) -> str:
+    """Return what was fitted, and what it changed on the validation images, in words."""
+    changes = ((METRICS[key], getattr(calibration, field)) for field, key in get_display(task).calibration[:1])
+    parts = [f"validation {m.title} {m.format(pair[0])} -> {m.format(pair[1])}" for m, pair in changes if pair]
+    return ": ".join([TASKS[task].describe_calibration(calibration), *parts])
 
 
 def describe_unreliable_ood(calibration: Calibration) -> str | None:
@@ -248,28 +271,34 @@ def read_novelty(run: RunFolder) -> NoveltyModel:
     return NoveltyModel(bank=bank, mean=mean, precision=precision)
 
 
-def _read_array(run: RunFolder, name: str, ndim: int) -> NDArray[Any]:
+def _read_array(run: RunFolder, name: str, ndim: int | None = 1, *, has_values: bool = False) -> NDArray[Any]:
     """Return an array of `calibration.safetensors`.
+
+    Args:
+        run: the run.
+        name: of the array.
+        ndim: its number of dimensions.
+        has_values: True for targets with values, which may be unknown (nan) and have any number of dimensions.
 
     Raises:
         RunError: it is missing or empty, has another number of dimensions, or values that are not finite.
     """
     array = run.read_calibration_arrays().get(name)
+    if array is not None and array.size and has_values:
+        return array
     if array is None or array.ndim != ndim or not array.size or not np.isfinite(array).all():
         problem = "is missing" if array is None else f"has shape {array.shape}, or values that are not finite"
         raise RunError(f"{run.path / 'calibration.safetensors'} cannot be read: {name} {problem}", REFIT_REMEDY)
     return array
 
 
-def add_targets(
-    run: RunFolder, calibration: Calibration, classes: tuple[str, ...], targets: Sequence[Target]
-) -> Calibration:
+def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, targets: Sequence[Target]) -> Calibration:
     """Set thresholds for new targets on the validation split, and write them into the run beside the old ones.
 
     Args:
         run: the run folder.
         calibration: of the run.
-        classes: of the model.
+        model: the run's classifier.
         targets: new targets; one that the run has already is set again.
 
     Returns:
@@ -285,21 +314,23 @@ def add_targets(
             f"no threshold can be set: {calibration.weak}",
             "Fine-tune with more validation images, or leave out --target",
         )
+    task, classes = model.task, model.classes
     numbers = [_find_class(target.name, classes) for target in targets]
-    logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", 1)
-    if logits.shape != (calibration.images, len(classes)) or len(labels) != len(logits):
+    logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", has_values=task.has_values)
+    if logits.shape != (calibration.images, task.count_outputs(len(classes))) or len(labels) != len(logits):
         raise RunError(
             f"{run.path / 'calibration.safetensors'} cannot be read: val_logits {logits.shape}, val_labels "
             f"{labels.shape} are not of {calibration.images} images and {len(classes)} classes",
             REFIT_REMEDY,
         )
-    probabilities = np.exp(log_softmax(logits / calibration.temperature))
+    probabilities = task.activate(task.calibrate(logits, calibration))
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
     for target, k in zip(targets, numbers, strict=True):
         renamed = replace(target, name=classes[k])
-        thresholds[renamed] = find_threshold(probabilities[:, k], labels == k, renamed)
+        positive, known = task.select_known(labels, k)
+        thresholds[renamed] = find_threshold(probabilities[known, k], positive[known], renamed)
     calibration = replace(calibration, thresholds=tuple(thresholds.values()))
-    run.write_calibration(asdict(calibration), run.read_calibration_arrays())
+    run.write_calibration(calibration.to_dict(), run.read_calibration_arrays())
     return calibration
 
 

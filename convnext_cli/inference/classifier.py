@@ -18,6 +18,7 @@ from convnext_cli.images.transforms import fit_image, pad_image
 from convnext_cli.machine import count_cpus
 from convnext_cli.metrics.novelty import measure_pixels
 from convnext_cli.progress import Progress, Steps
+from convnext_cli.tasks.task import Targets, Task
 
 BATCH_SIZE = 32  # images per forward pass
 
@@ -35,7 +36,7 @@ class Outputs:
     heat: NDArray[np.float32]
     """(N, h, w) Grad-CAM of the predicted class at the last stage; width 0 if not requested."""
     probabilities: NDArray[np.float32] | None = None
-    """(N, K), calibrated; only of an exported file, which computes them itself."""
+    """(N, K) scores, calibrated; only of an exported file, which computes them itself."""
     novelty: NDArray[np.float32] | None = None
     """(N,) OOD scores; only where the classifier computes them itself."""
     failed: dict[int, ImageError] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Classifier(ABC):
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    task: Task
     cache: bool = True
     """True if preprocessed images of an index are cached."""
     batch_size: int = BATCH_SIZE
@@ -119,12 +121,17 @@ class Classifier(ABC):
             heat=np.empty((len(rows), 0), np.float32),
         )
 
-    def label_rows(self, index: Index, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Return the true classes of rows of an index, as this model numbers them, (N,).
+    def read_targets(self, index: Index, rows: Sequence[int]) -> Targets:
+        """Return the targets of rows of an index, as this model numbers its classes.
 
         Raises:
-            DataError: the index has a class that the run does not know.
+            DataError: the index has a class that the run does not know, or targets of another task.
         """
+        if index.task.name != self.task.name:
+            raise DataError(
+                f"{index.root} has {index.task.title}, and the run was trained on {self.task.title}",
+                f"Give data with {self.task.title}",
+            )
         positions = {name: find_name(name, self.classes) for name in index.classes}
         unknown = [name for name, position in positions.items() if position is None]
         if unknown:
@@ -132,8 +139,8 @@ class Classifier(ABC):
                 f"{index.root} has classes that the run does not know: {', '.join(unknown[:5])}",
                 f"Name its folders as in training: {', '.join(self.classes[:10])}",
             )
-        numbers = list(positions.values())
-        return np.array([numbers[index.labels[row]] for row in rows], np.int64)
+        numbers = [position for position in positions.values() if position is not None]
+        return self.task.align(index.targets(rows), numbers)
 
 
 def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import RunError
-from convnext_cli.inference.calibration import get_temperature, read_calibration
+from convnext_cli.inference.calibration import Calibration, read_calibration
 from convnext_cli.inference.classifier import Classifier, Outputs
-from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.novelty import NoveltyModel, measure_pixels
 from convnext_cli.progress import Progress, Steps, map_events
 from convnext_cli.runs.folds import FoldsFolder
@@ -23,16 +22,16 @@ class Member:
     """The model of one fold."""
 
     classifier: Classifier
-    temperature: float
+    calibration: Calibration | None
     novelty: NoveltyModel | None = None
     """Its OOD model; None where no OOD score is requested."""
 
 
 class Ensemble(Classifier):
-    """The models of all folds, averaged.
+    """The models of all folds, averaged as their task says.
 
-    Its probabilities are the mean of the members' calibrated probabilities. Its logits are their logarithms, so its
-    own temperature is 1. Source: Lakshminarayanan et al. 2017 (arXiv:1612.01474), section 2.4.
+    Its scores are the mean of the members' calibrated scores, and its logits are those of these scores, so that it
+    needs no calibration of its own.
 
     Args:
         folder: the cross-validation.
@@ -46,7 +45,7 @@ class Ensemble(Classifier):
         self.members, self.trained_on = members, folder.read_split()
         first = members[0].classifier
         self.classes, self.preprocessing, self.cache = first.classes, first.preprocessing, first.cache
-        self.batch_size = first.batch_size
+        self.batch_size, self.task = first.batch_size, first.task
         if any(
             (member.classifier.classes, member.classifier.preprocessing) != (self.classes, self.preprocessing)
             for member in members
@@ -99,7 +98,7 @@ class Ensemble(Classifier):
         splits = {index.splits[row] if self._is_own(index) else "" for row in rows}
         if not any(map(is_fold, splits)):
             return (yield from Classifier.classify_rows(self, index, rows, features=features, activity=activity))
-        logits = np.empty((len(rows), len(self.classes)), np.float32)
+        logits = np.empty((len(rows), self.task.count_outputs(len(self.classes))), np.float32)
         done = 0
         for split in sorted(splits):
             positions = [position for position, row in enumerate(rows) if index.splits[row] == split]
@@ -122,13 +121,13 @@ def _shift_progress(event: Progress, *, offset: int, total: int) -> Progress:
 
 
 class _CalibratedMember(Classifier):
-    """One member whose logits are divided by its temperature."""
+    """One member, with its calibration applied."""
 
     def __init__(self, member: Member) -> None:
         self.member = member
         classifier = member.classifier
         self.classes, self.preprocessing, self.cache = classifier.classes, classifier.preprocessing, classifier.cache
-        self.batch_size = classifier.batch_size
+        self.batch_size, self.task = classifier.batch_size, classifier.task
 
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
         outputs = self.member.classifier.run_batch(images, features=features, heat=heat)
@@ -136,10 +135,10 @@ class _CalibratedMember(Classifier):
 
 
 def _average(outputs: Sequence[Outputs], members: Sequence[Member]) -> NDArray[np.float32]:
-    """Return the logarithm of the mean of the members' calibrated probabilities, (B, K)."""
-    logs = [log_softmax(part.logits / member.temperature) for part, member in zip(outputs, members, strict=True)]
-    mean: NDArray[np.float64] = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
-    return mean.astype(np.float32)
+    """Return the logits of the ensemble, (B, K), from its members' calibrated logits."""
+    task = members[0].classifier.task
+    logits = [task.calibrate(part.logits, member.calibration) for part, member in zip(outputs, members, strict=True)]
+    return task.average(logits).astype(np.float32)
 
 
 def open_ensemble(folder: FoldsFolder, *, tta: bool = False, cache: bool = True) -> tuple[Ensemble, list[str]]:
@@ -154,7 +153,7 @@ def open_ensemble(folder: FoldsFolder, *, tta: bool = False, cache: bool = True)
     calibrations = [read_calibration(run) for run in runs]
     pairs = list(zip(runs, calibrations, strict=True))
     members = [
-        Member(classifier=TorchClassifier(run.path, tta=tta, cache=cache), temperature=get_temperature(calibration))
+        Member(classifier=TorchClassifier(run.path, tta=tta, cache=cache), calibration=calibration)
         for run, calibration in pairs
     ]
     uncalibrated = [run.path.name for run, calibration in pairs if not (calibration and calibration.is_fitted)]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.encoding import find_name
-from convnext_cli.data.split import name_fold
+from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import DataError, ImageError, UsageError
 from convnext_cli.inference.agreement import check_records, describe_progress
 from convnext_cli.inference.calibration import (
@@ -19,7 +19,6 @@ from convnext_cli.inference.calibration import (
     add_targets,
     calibrate_steps,
     describe_unreliable_ood,
-    get_temperature,
     parse_target,
     read_calibration,
 )
@@ -30,12 +29,12 @@ from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics import comparison
+from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison
-from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
 from convnext_cli.metrics.registry import format_ci
-from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.temperature import describe_worse_calibration
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, apply_threshold
 from convnext_cli.options import make_request
@@ -43,6 +42,7 @@ from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord
+from convnext_cli.tasks.task import Targets, Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +51,11 @@ class EvaluatedImages:
 
     test_set: TestSet
     classes: tuple[str, ...]
-    logits: NDArray[np.float32]
+    task: Task
+    logits: Floats
     """(N, K), uncalibrated."""
-    labels: NDArray[np.int64]
-    """(N,)"""
+    targets: Targets
+    """Of the N images, as `task` has them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +76,10 @@ class Evaluation:
     data: Path
     split: str
     """`train`, `val`, `test`, or `all`."""
-    metrics: Metrics
+    metrics: MetricSet
     """Of the calibrated probabilities where the run is calibrated."""
     intervals: Intervals
-    uncalibrated: Metrics
+    uncalibrated: MetricSet
     """Of the uncalibrated probabilities."""
     calibration: Calibration | None
     operating_points: tuple[OperatingPoint, ...]
@@ -94,14 +95,24 @@ class Evaluation:
     evaluated: EvaluatedImages
 
     @property
-    def calibrated_logits(self) -> NDArray[np.float32]:
-        """Return the logits divided by the temperature, (N, K)."""
-        return self.evaluated.logits / get_temperature(self.calibration)
+    def task(self) -> Task:
+        """Return the task of the run."""
+        return self.evaluated.task
+
+    @property
+    def calibrated_logits(self) -> Floats:
+        """Return the calibrated logits, (N, K)."""
+        return self.task.calibrate(self.evaluated.logits, self.calibration)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """Return the calibrated probabilities, (N, K)."""
-        return np.exp(log_softmax(self.calibrated_logits))
+        """Return the calibrated probabilities, (N, K); of a number, its prediction (N, 1)."""
+        return self.task.activate(self.calibrated_logits)
+
+    @property
+    def calculator(self) -> Calculator:
+        """Return the calculator of the metrics."""
+        return self.task.make_calculator(self.calibrated_logits, self.evaluated.targets, self.calibration)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the audit and the single images, for JSON; notes as strings."""
@@ -207,7 +218,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         request: the data, the split and the options.
         test_set: the images, where several runs are compared on them; None for those of the request.
     """
-    targets = [parse_target(text) for text in request.targets]
+    operating_targets = [parse_target(text) for text in request.targets]
     notes: list[Notice] = []
     if test_set is None:
         test_set, notes = choose_test_set(run, request.data, request.split)
@@ -218,18 +229,23 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     leakage, overlap = yield from find_leakage(run, test_set, audit)
     classifier, ensemble_notes = open_classifier(run, cache=request.cache)
     notes += leakage + ensemble_notes
-    labels = classifier.label_rows(test_set.index, test_set.rows)
-    calibration = yield from _prepare_calibration(run, classifier, targets, notes)
+    task, targets = classifier.task, classifier.read_targets(test_set.index, test_set.rows)
+    calibration = yield from _prepare_calibration(run, classifier, operating_targets, notes)
     logits, seconds = yield from _compute_logits(classifier, test_set, "evaluating")
     augmentation = None
     if request.tta:
-        temperature, plain, plain_seconds = get_temperature(calibration), logits, seconds
+        plain, plain_seconds = logits, seconds
         augmented, _ = open_classifier(run, tta=True, cache=request.cache)
         logits, seconds = yield from _compute_logits(augmented, test_set, "evaluating shifted views")
-        gain = comparison.compare(plain / temperature, logits / temperature, labels, test_set.groups)
+        before, after = (
+            task.make_calculator(task.calibrate(part, calibration), targets, calibration) for part in (plain, logits)
+        )
+        gain = comparison.compare(before, after, test_set.groups)
         augmentation = AugmentationGain(time_ratio=seconds / plain_seconds, gain=gain)
     yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
-    evaluated = EvaluatedImages(test_set=test_set, classes=classifier.classes, logits=logits, labels=labels)
+    evaluated = EvaluatedImages(
+        test_set=test_set, classes=classifier.classes, task=task, logits=logits, targets=targets
+    )
     evaluation = _summarise(run, evaluated, calibration, notes)
     return replace(
         evaluation,
@@ -244,28 +260,30 @@ def _summarise(
     run: RunFolder, evaluated: EvaluatedImages, calibration: Calibration | None, notes: Sequence[Notice]
 ) -> Evaluation:
     """Compute the metrics, intervals and operating points of logits."""
-    test_set, labels, temperature = evaluated.test_set, evaluated.labels, get_temperature(calibration)
-    calibrated = evaluated.logits / temperature
-    metrics = compute_metrics(calibrated, labels, evaluated.classes)
-    uncalibrated = compute_metrics(evaluated.logits, labels, evaluated.classes)
+    test_set, task, targets = evaluated.test_set, evaluated.task, evaluated.targets
+    calibrated = task.calibrate(evaluated.logits, calibration)
+    metrics = task.compute_metrics(calibrated, targets, evaluated.classes, calibration)
+    uncalibrated = task.compute_metrics(evaluated.logits, targets, evaluated.classes, calibration)
     warnings = []
-    if worse := describe_worse_calibration(temperature, uncalibrated, metrics):
+    if calibration and (worse := _describe_worse(task, uncalibrated, metrics)):
         warnings.append(worse)
     if metrics.absent:
         warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
-    probabilities = np.exp(log_softmax(calibrated))
+    probabilities = task.activate(calibrated)
     points = [
-        apply_threshold(threshold, probabilities[:, k], labels == k, test_set.groups)
+        apply_threshold(threshold, probabilities[:, k], positive, test_set.groups, known)
         for threshold in (calibration.thresholds if calibration else ())
         for k in [evaluated.classes.index(threshold.target.name)]
+        for positive, known in [task.select_known(targets, k)]
     ]
+    warnings += task.list_warnings(_read_training_targets(run), probabilities, evaluated.classes, calibration)
     warnings += [_describe_missed_target(point) for point in points if point.is_missed]
     return Evaluation(
         run=run.path,
         data=test_set.index.root,
         split=test_set.split,
         metrics=metrics,
-        intervals=compute_intervals(calibrated, labels, test_set.groups),
+        intervals=compute_intervals(task.make_calculator(calibrated, targets, calibration), test_set.groups),
         uncalibrated=uncalibrated,
         calibration=calibration,
         operating_points=tuple(points),
@@ -275,6 +293,17 @@ def _summarise(
         overlap=None,
         evaluated=evaluated,
     )
+
+
+def _read_training_targets(run: RunFolder) -> Targets:
+    """Return the targets of the images that a run, or any fold of a cross-validation, was trained on."""
+    index = run.read_split()
+    return index.targets(row for row, split in enumerate(index.splits) if split == "train" or is_fold(split))
+
+
+def _describe_worse(task: Task, before: MetricSet, after: MetricSet) -> str | None:
+    """Return a warning where the calibration makes the probabilities of these images worse."""
+    return describe_worse_calibration([key for _, key in task.display.calibration], before, after)
 
 
 def open_classifier(
@@ -304,9 +333,8 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
         )
     order = [position for position in positions if position is not None]
     evaluated = first.evaluated
-    return comparison.compare(
-        first.calibrated_logits, second.calibrated_logits[:, order], evaluated.labels, evaluated.test_set.groups
-    )
+    calculator = second.task.make_calculator(second.calibrated_logits[:, order], evaluated.targets, second.calibration)
+    return comparison.compare(first.calculator, calculator, evaluated.test_set.groups)
 
 
 def _prepare_calibration(
@@ -315,7 +343,7 @@ def _prepare_calibration(
     """Return the calibration of a run with the thresholds of all targets; None for a cross-validation."""
     if isinstance(classifier, TorchClassifier):
         calibration = yield from _calibrate(classifier, notes)
-        return calibration and add_targets(run, calibration, classifier.classes, targets)
+        return calibration and add_targets(run, calibration, classifier, targets)
     if targets:
         raise UsageError(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
@@ -371,8 +399,7 @@ def _record(run: RunFolder, evaluation: Evaluation, *, tta: bool) -> int:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": str(evaluation.data),
             "images": evaluation.metrics.images,
-            "balanced_accuracy": evaluation.metrics.balanced_accuracy,
-            "top1": evaluation.metrics.top1,
+            **{key: getattr(evaluation.metrics, key) for key in reversed(evaluation.task.display.epoch)},
             "tta": tta,
             "targets": {str(point.threshold.target): point.measured for point in evaluation.operating_points},
         }

@@ -7,13 +7,13 @@ from typing import Any
 
 from convnext_cli.errors import RunError
 from convnext_cli.images.preprocessing import Preprocessing, describe_size, join_size
-from convnext_cli.inference.calibration import Calibration, check_thresholds, get_temperature
+from convnext_cli.inference.calibration import Calibration, check_thresholds
 from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json
+from convnext_cli.tasks.registry import read_task
+from convnext_cli.tasks.task import Task
 
 REMEDY = "Use a file that `convnext export` wrote, or export the run again"
 INPUT = "pixels"
-OUTPUTS = ("logits", "probabilities", "features", "novelty")
-"""`novelty`, the OOD score, only where the run has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,13 +30,18 @@ class Metadata:
     """Licence of the base weights; None where it is not known."""
     precision: str = "float32"
     """`float32` or `int8`."""
+    task: dict[str, Any] | None = None
+    """As `Task.to_dict` gives it; None for one class per image."""
     measured: dict[str, Any] | None = None
     """Results of the parity check, and with `int8` the cost of quantisation."""
 
-    @property
-    def temperature(self) -> float:
-        """Return what logits are divided by before softmax."""
-        return get_temperature(self.calibration)
+    def read_task(self) -> Task:
+        """Return the task of the model.
+
+        Raises:
+            RunError: there is no such task.
+        """
+        return read_task(self.task, "the metadata", REMEDY)
 
     def to_strings(self) -> dict[str, str]:
         """Return text and JSON by name, as ONNX files and PyTorch archives store them."""
@@ -44,12 +49,14 @@ class Metadata:
         values: dict[str, Any] = {
             "classes": self.classes,
             "preprocessing": asdict(self.preprocessing),
-            "temperature": self.temperature,
+            "temperature": calibration.temperature if calibration else 1.0,
             "thresholds": {str(t.target): t.threshold for t in calibration.thresholds} if calibration else {},
             "novelty_threshold": calibration.novelty_threshold if calibration else None,
             "calibration": calibration and asdict(calibration),
             "measured": self.measured,
         }
+        if self.task is not None:
+            values["task"] = self.task
         texts = {
             "made_by": "convnext",
             "architecture": self.architecture,
@@ -74,7 +81,8 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
     if missing := [name for name in _TEXTS + _JSON if name not in strings]:
         raise RunError(f"{source} is not a file that `convnext export` wrote: it has no {missing[0]}", REMEDY)
     texts = {name: strings[name] for name in _TEXTS}
-    values = {name: parse_json(strings[name], f"{source}, {name},", REMEDY) for name in _JSON}
+    names = (*_JSON, *(name for name in _OPTIONAL if name in strings))
+    values = {name: parse_json(strings[name], f"{source}, {name},", REMEDY) for name in names}
     license = None if texts["license"] == "unknown" else texts["license"]
     metadata = convert_record({**texts, **values, "license": license}, Metadata, source, REMEDY)
     if len(set(metadata.classes)) != len(metadata.classes) or not metadata.classes:
@@ -89,6 +97,7 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
 
 _TEXTS = ("architecture", "weights", "license", "precision")
 _JSON = ("classes", "preprocessing", "calibration", "measured")
+_OPTIONAL = ("task",)
 
 
 def to_preprocessing(config: Config) -> Preprocessing:
@@ -104,9 +113,14 @@ def to_preprocessing(config: Config) -> Preprocessing:
     )
 
 
+def list_outputs(task: Task) -> tuple[str, ...]:
+    """Return the names of an exported file's outputs; `novelty`, the OOD score, only where the run has one."""
+    return "logits", task.scores, "features", "novelty"
+
+
 def describe_steps(metadata: Metadata) -> list[str]:
     """Return the steps from an image file to a probability, for those who run the file without `convnext`."""
-    preprocessing = metadata.preprocessing
+    preprocessing, task = metadata.preprocessing, metadata.read_task()
     height, width = preprocessing.size
     luminance = "conversion to luminance (as Pillow's convert('L')), the " if preprocessing.is_grey else ""
     steps = f"""\
@@ -117,9 +131,10 @@ unless the image has that size.
 {_describe_frame(preprocessing)}
 Pass the pixels as `{INPUT}`, uint8 (batch, {height}, {width}, 3). The {luminance}division by 255, the mean \
 {preprocessing.mean} and the standard deviation {preprocessing.std} are applied inside the model.
-`probabilities` (batch, {len(metadata.classes)}) are softmax(logits / {metadata.temperature:.6g}), in the order of \
-`classes`. A class in `thresholds` is positive from that probability on. An image whose `novelty` (if there is that \
-output) is above `novelty_threshold` is out-of-distribution (OOD)."""
+`{task.scores}` (batch, {task.count_outputs(len(metadata.classes))}) are \
+{task.describe_scores(metadata.calibration)}, in the order of `classes`. A class in `thresholds` is positive from \
+that probability on. An image whose `novelty` (if there is that output) is above `novelty_threshold` is \
+out-of-distribution (OOD)."""
     return [f"{number}. {step}" for number, step in enumerate(steps.splitlines(), start=1)]
 
 

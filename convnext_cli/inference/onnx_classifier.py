@@ -42,13 +42,15 @@ class OnnxClassifier(Classifier):
             raise RunError(f"{path} cannot be read: it is damaged, or not an ONNX file", REMEDY) from error
         self.metadata = read_metadata(metadata, path)
         self.classes, self.preprocessing = self.metadata.classes, self.metadata.preprocessing
+        self.task = self.metadata.read_task()
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         inputs = {tensor.name: tensor.shape[1:] for tensor in self._session.get_inputs()}
         self._outputs = list(outputs)
         if inputs != {INPUT: [*self.preprocessing.size, 3]}:
             size = describe_size(self.preprocessing)
             raise RunError(f"{path} cannot be read: image_size {size} is not its input's", REMEDY)
-        if any(outputs.get(name, [0])[-1] != len(self.classes) for name in ("logits", "probabilities")):
+        width = self.task.count_outputs(len(self.classes))
+        if any(outputs.get(name, [0])[-1] != width for name in ("logits", self.task.scores)):
             raise RunError(f"{path} cannot be read: {len(self.classes)} classes are not its outputs'", REMEDY)
         calibration = self.metadata.calibration
         if calibration and calibration.novelty_threshold is not None and "novelty" not in outputs:
@@ -62,7 +64,7 @@ class OnnxClassifier(Classifier):
             logits=arrays["logits"],
             features=arrays["features"] if features else arrays["features"][:, :0],
             heat=np.empty((len(images), 0, 0), np.float32),
-            probabilities=arrays["probabilities"],
+            probabilities=arrays[self.task.scores],
             novelty=arrays.get("novelty"),
         )
 
@@ -87,6 +89,7 @@ def find_onnx_classifier(run: RunFolder) -> OnnxClassifier | str:
         ("architecture", metadata.architecture, config.architecture),
         ("classes", metadata.classes, config.label_names),
         ("preprocessing", metadata.preprocessing, to_preprocessing(config)),
+        ("task", metadata.task, config.task),
     ):
         if exported != configured:  # the weights are the same, so one of the files was edited
             raise RunError(f"{path} and config.json beside it differ in {name}", "Restore the original files")

@@ -19,7 +19,6 @@ from convnext_cli.images.transforms import locate_frame, transform_for_eval
 from convnext_cli.inference.calibration import (
     Calibration,
     describe_unreliable_ood,
-    get_temperature,
     read_calibration,
     read_novelty,
 )
@@ -29,14 +28,15 @@ from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, 
 from convnext_cli.inference.request import ENGINES, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.machine import has_gpu
-from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.novelty import NoveltyModel
 from convnext_cli.options import make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
+from convnext_cli.tasks.task import Outcome, Task
 from convnext_cli.text import quote
 
+CAPTION_CLASSES = 3  # in the caption of a heat map
 MAX_STEM = 200  # bytes; a file name has room for 255
 GPU_FROM = 200  # images from which on a GPU outweighs the seconds that torch takes to start
 
@@ -51,9 +51,10 @@ class Prediction:
     """Position of the input, from 0."""
     item: int | None = None
     """Position in an (N, H, W, 3) array, from 0; None for other inputs."""
-    classes: tuple[str, ...] = ()
-    """All class names, the most probable first."""
-    probabilities: tuple[float, ...] = ()
+    task: Task | None = None
+    """The task of the run; None if the image cannot be read."""
+    outcome: Outcome = field(default_factory=Outcome)
+    """What the model says of the image."""
     decisions: dict[str, bool] = field(default_factory=dict)
     """For each target of the run, True if the probability is at or above its threshold."""
     novelty: float | None = None
@@ -63,6 +64,31 @@ class Prediction:
     explanation: Path | None = None
     """The heat map, if requested."""
     error: ImageError | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All class or label names, the most probable first."""
+        return self.outcome.classes
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """The probabilities of `classes`."""
+        return self.outcome.probabilities
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The predicted labels, the most probable first; None where each image has exactly one class."""
+        return self.outcome.labels
+
+    @property
+    def value(self) -> float | None:
+        """The predicted number, or the mean grade; None for classes and labels."""
+        return self.outcome.value
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 90% prediction interval of `value`; None where there is none."""
+        return self.outcome.interval
 
 
 class PredictOptions(TypedDict, total=False):
@@ -190,30 +216,31 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
     for outputs in classifier.classify_batches(
         range(len(sources)), load, features=model.novelty is not None, heat=request.explain is not None
     ):
-        probabilities = np.exp(log_softmax(outputs.logits / get_temperature(calibration)))
-        scores = outputs.novelty
+        scores = classifier.task.activate(classifier.task.calibrate(outputs.logits, calibration))
+        ood_scores = outputs.novelty
         if model.novelty is not None:
-            scores = model.novelty.score(outputs.features, outputs.statistics)
-        for i, image_probabilities in enumerate(probabilities):
+            ood_scores = model.novelty.score(outputs.features, outputs.statistics)
+        for i, image_scores in enumerate(scores):
             source = sources[row]
             row += 1
             if error := outputs.failed.get(i):
                 yield Prediction(path=source.path, index=source.index, item=source.item, error=error)
                 continue
-            order = np.argsort(-image_probabilities, kind="stable")
+            outcome = classifier.task.summarise(image_scores, classes, calibration)
             explanation = None
             if request.explain is not None:
                 explanation = request.explain / _name_heat_map(row, source)
-                caption = _describe_classes(classes, image_probabilities, order)
+                explained = classes[int(outputs.logits[i].argmax())]
+                caption = _describe_outcome(classifier.task, outcome, explained)
                 _draw_heat_map(explanation, source, outputs.heat[i], classifier.preprocessing, caption, request)
-            score = None if model.threshold is None or scores is None else float(scores[i])
+            score = None if model.threshold is None or ood_scores is None else float(ood_scores[i])
             yield Prediction(
                 path=source.path,
                 index=source.index,
                 item=source.item,
-                classes=tuple(classes[k] for k in order),
-                probabilities=tuple(float(image_probabilities[k]) for k in order),
-                decisions=_decide(calibration, classes, image_probabilities),
+                task=classifier.task,
+                outcome=outcome,
+                decisions=_decide(calibration, classes, image_scores),
                 novelty=score,
                 abstained=None if score is None or model.threshold is None else score > model.threshold,
                 explanation=explanation,
@@ -282,7 +309,7 @@ def _open_folds(folder: FoldsFolder, request: PredictRequest, num_images: int) -
     members = [
         Member(
             classifier=open_run(run.path, request, num_images),
-            temperature=get_temperature(None if request.raw else calibration),
+            calibration=None if request.raw else calibration,
             novelty=read_novelty(run) if request.abstain else None,
         )
         for run, calibration in pairs
@@ -351,10 +378,10 @@ def _name_heat_map(row: int, source: Source) -> str:
     return f"{row:05d}-{stem}.png"
 
 
-def _describe_classes(classes: tuple[str, ...], probabilities: NDArray[np.float64], order: NDArray[np.int64]) -> str:
-    """Return the caption of a heat map: the three most probable classes."""
-    top = "   ".join(f"{classes[k]} {100 * probabilities[k]:.1f}%" for k in order[:3])
-    return f"{top}   (right: Grad-CAM of {classes[order[0]]})"
+def _describe_outcome(task: Task, outcome: Outcome, explained: str) -> str:
+    """Return the caption of a heat map: the prediction, and the class that the map explains."""
+    parts = task.list_parts(outcome, CAPTION_CLASSES, lambda name, _: name)
+    return f"{'   '.join(' '.join(part.split()) for part in parts)}   (right: Grad-CAM of {explained})"
 
 
 def _draw_heat_map(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +20,42 @@ from convnext_cli.models.catalog import load_catalog
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs.folder import MODEL_REMEDY, RunFolder
 from convnext_cli.runs.records import Config
+from convnext_cli.tasks.registry import read_task
 
 
-def write_model(
-    model: nn.Module,
-    folder: Path,
-    weights: Mapping[str, Tensor],
-    *,
-    classes: Sequence[str],
-    preprocessing: Preprocessing,
-    license: str | None,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What `config.json` says of a model beside its architecture."""
+
+    classes: Sequence[str]
+    """Names of the classes or labels, or of the number."""
+    preprocessing: Preprocessing
+    """As trained."""
+    license: str | None
+    """Licence of the base weights; None where it is not known."""
+    task: Mapping[str, Any] | None = None
+    """As `Task.to_dict` gives it; None for one class per image."""
+
+
+def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], description: Description) -> None:
     """Write `config.json` and `model.safetensors`: timm.create_model("local-dir:FOLDER", pretrained=True) loads them.
 
     Args:
         model: gives the architecture.
         folder: the run folder.
         weights: of the model; separate, because a model sharded over several GPUs has only a part of them.
-        classes: names.
-        preprocessing: as trained.
-        license: of the base weights; None where it is not known.
+        description: classes, preprocessing, licence and task.
     """
+    classes, preprocessing, task = description.classes, description.preprocessing, description.task
     data = {
         "crop_pct": preprocessing.crop_pct,
         "crop_mode": preprocessing.crop_mode,
         "mean": preprocessing.mean,
         "std": preprocessing.std,
     }
+    outputs = read_task(task, folder, MODEL_REMEDY).count_outputs(len(classes))
     # Drop timm's description, which is of the base weights.
-    cfg = {"license": license, "description": None, "num_classes": len(classes)}
+    cfg = {"license": description.license, "description": None, "num_classes": outputs}
     with replace_file(folder / "config.json") as path:
         save_config_for_hf(
             model,
@@ -57,6 +65,8 @@ def write_model(
         )
         config = json.loads(path.read_text(encoding="utf-8"))
         del config["model_args"]["num_classes"]  # a duplicate, which transformers 5.23 rejects
+        if task is not None:
+            config["task"] = task
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
 
@@ -86,10 +96,12 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         raise RunError(f"{folder} is not a finished run: it has no {path.name}", MODEL_REMEDY) from error
     except Exception as error:  # safetensors' own errors, OSError
         raise RunError(f"{path} cannot be read: it is damaged or cut short", MODEL_REMEDY) from error
-    classes = len(config.label_names)
+    classes = config.count_outputs(folder / "config.json")
     outputs = len(state.get("head.fc.weight", ()))
     if outputs != classes:
-        raise RunError(f"{path} cannot be read: {classes} class names for {outputs} outputs", MODEL_REMEDY)
+        raise RunError(
+            f"{path} cannot be read: {len(config.label_names)} class names for {outputs} outputs", MODEL_REMEDY
+        )
     model: nn.Module = timm.create_model(
         architecture.name,
         pretrained=False,
@@ -120,7 +132,7 @@ def to_plain_cfg(config: Config, path: Path) -> dict[str, Any]:
     kept = {key: raw[key] for key in ("tag", "first_conv", "classifier", "license", "description") if key in raw}
     cfg = config.pretrained_cfg
     return kept | {
-        "architecture": config.architecture, "num_classes": len(config.label_names), "input_size": cfg.input_size,
+        "architecture": config.architecture, "num_classes": config.count_outputs(path), "input_size": cfg.input_size,
         "mean": cfg.mean, "std": cfg.std, "crop_pct": cfg.crop_pct, "crop_mode": cfg.crop_mode,
         "interpolation": cfg.interpolation, "pool_size": None, "fixed_input_size": False,
     }  # fmt: skip

@@ -21,6 +21,7 @@ from convnext_cli.models.weights import HUB_FILE, read_weights_license
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.tasks.registry import SINGLE
 
 REMEDY = "Give a run, a cross-validation, a file of `convnext export --format onnx`, or a name of timm's"
 
@@ -66,6 +67,7 @@ class TimmClassifier(Classifier):
     """
 
     def __init__(self, name: str, *, offline: bool = False) -> None:
+        self.task = SINGLE
         if not timm.is_model(name.partition(".")[0]):
             raise UsageError(f"there is no teacher {name!r}: no such path, and no model of timm", REMEDY)
         if offline and not _is_cached(name):
@@ -154,7 +156,13 @@ def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:
 
 
 def _make_teacher(name: str, classifier: Classifier, identity: str, licenses: tuple[str | None, ...]) -> Teacher:
-    """Return a teacher, after a pass over one image that measures its features."""
+    """Return a teacher, after a pass over one image that measures its features.
+
+    Raises:
+        UsageError: it does not predict one class per image.
+    """
+    if classifier.task.has_values:
+        raise UsageError(f"{name} was trained on {classifier.task.title}", "Give a teacher of one class per image")
     image = np.zeros((1, *classifier.preprocessing.size, 3), np.uint8)
     width = classifier.run_batch(image, features=True, heat=False).features.shape[1]
     return Teacher(name=name, classifier=classifier, identity=identity, licenses=licenses, feature_width=width)

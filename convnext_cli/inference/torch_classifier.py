@@ -46,6 +46,7 @@ class TorchClassifier(Classifier):
         if self.device.type == "cpu":
             keep_freed_memory()
             use_fused_blocks(self.model)
+        self.task = self.run.read_config().read_task(run)
         self.tta, self.cache = tta, cache
         self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
 

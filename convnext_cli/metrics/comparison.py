@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.formulas import OVERALL, Floats, Ints, MetricCalculator
+from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.intervals import Interval, choose_resamples, number_units, resample, t_quantile
 
 
@@ -25,47 +26,46 @@ class Comparison:
 
     differences: dict[str, Difference | None]
     """By the keys of `Metrics`; None where a metric is not defined."""
-    only_first_right: int
-    """Images that only the first model classifies correctly."""
-    only_second_right: int
-    """Images that only the second model classifies correctly."""
-    p_value: float
+    only_first_right: int | None
+    """Images that only the first model predicts correctly; None where no image is simply right or wrong."""
+    only_second_right: int | None
+    """Images that only the second model predicts correctly."""
+    p_value: float | None
     """Of McNemar's test for equal accuracy."""
     clustered: bool
     """True if groups were resampled, not single images."""
 
 
-def compare(first: Floats, second: Floats, labels: Ints, groups: Sequence[str] | None = None) -> Comparison:
+def compare(first: Calculator, second: Calculator, groups: Sequence[str] | None = None) -> Comparison:
     """Compare two models image by image.
 
     Args:
-        first: (N, K) logits.
-        second: (N, K) logits of the same images and classes.
-        labels: (N,) true classes.
+        first: of N images.
+        second: of the same images and targets, predicted by another model.
         groups: (N,) names; images of the same group are not independent.
 
     Returns:
         The differences, the second model minus the first.
     """
-    models = (MetricCalculator(first, labels), MetricCalculator(second, labels))
-    units = number_units(len(labels), groups)
+    units = number_units(first.images, groups)
 
     def differences(weights: Floats) -> Floats:
-        before, after = (model.compute(weights)[0] for model in models)
-        return np.stack([after[name] - before[name] for name in OVERALL], axis=1)
+        before, after = (model.compute(weights)[0] for model in (first, second))
+        return np.stack([after[name] - before[name] for name in first.overall], axis=1)
 
-    replicates = np.concatenate(resample(differences, units, choose_resamples(2 * first.size), seed=0))
-    point = differences(np.ones((1, len(labels))))[0]
+    resamples = choose_resamples(2 * first.images * max(1, first.num_classes))
+    replicates = np.concatenate(resample(differences, units, resamples, seed=0))
+    point = differences(np.ones((1, first.images)))[0]
     num = int(units.max()) + 1
-    correct = [model.predictions == model.labels for model in models]
-    gain = correct[1].astype(np.int64) - correct[0]
+    discordant: dict[str, Any] = {"only_first_right": None, "only_second_right": None, "p_value": None}
+    if first.correct is not None and second.correct is not None:
+        gain = second.correct.astype(np.int64) - first.correct
+        discordant = {"only_first_right": int((gain < 0).sum()), "only_second_right": int((gain > 0).sum())}
+        by_unit = np.bincount(units, gain).astype(np.float64)
+        discordant["p_value"] = _test_images(gain) if groups is None else _test_clusters(by_unit)
     return Comparison(
-        differences={name: _difference(point[i], replicates[:, i], num) for i, name in enumerate(OVERALL)},
-        only_first_right=int((gain < 0).sum()),
-        only_second_right=int((gain > 0).sum()),
-        p_value=_test_clusters(np.bincount(units, gain).astype(np.float64))
-        if groups is not None
-        else _test_images(gain),
+        differences={name: _difference(point[i], replicates[:, i], num) for i, name in enumerate(first.overall)},
+        **discordant,
         clustered=groups is not None,
     )
 

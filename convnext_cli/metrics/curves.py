@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.formulas import ECE_BINS, Floats, Ints, bin_by_rank, log_softmax
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.formulas import ECE_BINS, bin_by_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,13 @@ def trace_pr(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Float
     return np.concatenate([[0.0], true / true[-1]]), np.concatenate([precision[:1], precision])
 
 
-def measure_reliability(logits: Floats, labels: Ints) -> list[Bin]:
-    """Return confidence and accuracy in the bins of the ECE; empty bins are left out."""
-    probabilities = np.exp(log_softmax(logits))
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+def measure_reliability(confidence: Floats, correct: NDArray[np.bool_]) -> list[Bin]:
+    """Return confidence and accuracy in the bins of the ECE; empty bins are left out.
+
+    Args:
+        confidence: (N,) probabilities of the predictions.
+        correct: (N,) true where the prediction is right.
+    """
     bins = bin_by_rank(confidence)
     members = [np.flatnonzero(bins == number) for number in range(ECE_BINS)]
     return [

@@ -4,62 +4,62 @@ Weights of 1 give the metric, the weights of a bootstrap resample give a replica
 image of a class, or no prediction of it) is nan.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics import registry
+from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.integer[Any]]
-
-OVERALL = tuple(metric.key for metric in registry.OVERALL)
-PER_CLASS = tuple(metric.key for metric in registry.PER_CLASS)
 ECE_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
 
 
-class MetricCalculator:
-    """Images of one evaluation, sorted once so that metrics of many weightings are cheap.
+class ClassCalculator(Calculator):
+    """Metrics of classification: one class per image.
 
     Args:
         logits: (N, K) scores before softmax.
         labels: (N,) true classes, 0 to K-1. Classes may be absent.
+        predictions: (N,) predicted classes; None for the most probable ones.
     """
 
-    def __init__(self, logits: Floats, labels: Ints) -> None:
+    overall: ClassVar[tuple[str, ...]] = tuple(metric.key for metric in registry.OVERALL)
+    per_class: ClassVar[tuple[str, ...]] = tuple(metric.key for metric in registry.PER_CLASS)
+
+    def __init__(self, logits: Floats, labels: Ints, predictions: Ints | None = None) -> None:
         num_images, self.num_classes = logits.shape
+        self.images = num_images
         log_probabilities = log_softmax(logits)
         probabilities = np.exp(log_probabilities)
         self.labels = np.asarray(labels)
-        self.predictions: Ints = logits.argmax(axis=1)
+        self.predictions: Ints = logits.argmax(axis=1) if predictions is None else predictions
+        self.correct = self.predictions == self.labels
         self.present = np.bincount(self.labels, minlength=self.num_classes) > 0
         squared = (probabilities**2).sum(axis=1) - 2 * probabilities[np.arange(num_images), self.labels] + 1
         # Columns: negative log-likelihood; Brier score, halved to lie in 0 to 1, which with two classes is the usual
         # binary score.
         self._sums = np.stack([-log_probabilities[np.arange(num_images), self.labels], squared / 2], axis=1)
-        confidence = probabilities.max(axis=1)
+        confidence = probabilities[np.arange(num_images), self.predictions]
         self.bins = bin_by_rank(confidence)
         self._gap_by_bin = np.zeros((num_images, ECE_BINS))
         self._gap_by_bin[np.arange(num_images), self.bins] = confidence - (self.predictions == self.labels)
-        self._actual = _GroupedSum(self.labels, self.num_classes)
-        self._predicted = _GroupedSum(self.predictions, self.num_classes)
-        self._correct = _GroupedSum(self.labels, self.num_classes, self.predictions == self.labels)
+        self.count_actual = GroupedSum(self.labels, self.num_classes)
+        self.count_predicted = GroupedSum(self.predictions, self.num_classes)
+        self._correct = GroupedSum(self.labels, self.num_classes, self.predictions == self.labels)
         self._rankings = {
-            k: _Ranking(probabilities[:, k], self.labels == k)
+            k: Ranking(probabilities[:, k], self.labels == k)
             for k in np.flatnonzero(self.present)
             if 0 < (self.labels == k).sum() < num_images
         }
 
     def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Compute all metrics for C weightings at a time.
+        """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
+        return self.compute_classes(weights)
 
-        Args:
-            weights: (C, N), how often each image counts.
-
-        Returns:
-            The metrics `OVERALL`, each (C,), and `PER_CLASS`, each (C, K).
-        """
+    def compute_classes(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Compute the metrics of classes, as `compute`."""
         dtype = weights.dtype
         total = weights.sum(axis=1)
         sums = weights @ self._sums.astype(dtype) / total[:, None]
@@ -72,11 +72,21 @@ class MetricCalculator:
             per_class["roc_auc"][:, k], per_class["pr_auc"][:, k] = ranking.areas(weights)
         for name in ("roc_auc", "pr_auc"):
             overall[f"macro_{name}"] = self._macro(per_class[name])
-        return {name: overall[name] for name in OVERALL}, {name: per_class[name] for name in PER_CLASS}
+        return {n: overall[n] for n in ClassCalculator.overall}, {n: per_class[n] for n in ClassCalculator.per_class}
+
+    def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
+        """Return the sets of images that a metric of class k depends on, each (N,)."""
+        actual, predicted = self.labels == k, self.predictions == k
+        return {
+            "precision": (predicted,), "recall": (actual,), "specificity": (~actual,),
+            "f1": (actual | predicted,), "roc_auc": (actual, ~actual), "pr_auc": (actual | predicted,),
+        }[key]  # fmt: skip
 
     def _compute_from_counts(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Compute the metrics of the confusion matrix."""
-        actual, predicted, correct = (sums(weights) for sums in (self._actual, self._predicted, self._correct))
+        actual, predicted, correct = (
+            sums(weights) for sums in (self.count_actual, self.count_predicted, self._correct)
+        )
         total, hits = actual.sum(axis=1), correct.sum(axis=1)
         by_chance = (actual * predicted).sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -110,7 +120,7 @@ class MetricCalculator:
         return mean
 
 
-class _GroupedSum:
+class GroupedSum:
     """Sums of weights by key, from (C, N) to (C, num).
 
     Args:
@@ -126,13 +136,14 @@ class _GroupedSum:
         self.num = num
 
     def __call__(self, weights: Floats) -> Floats:
+        """Return the sum of each key's weights, (C, num)."""
         sums = np.zeros((len(weights), self.num))
         if len(self.keys):
             sums[:, self.keys] = np.add.reduceat(weights.take(self.order, axis=1), self.starts, axis=1)
         return sums
 
 
-class _Ranking:
+class Ranking:
     """One class against the rest: images by falling score, in blocks of equal scores."""
 
     def __init__(self, scores: Floats, positive: NDArray[np.bool_]) -> None:

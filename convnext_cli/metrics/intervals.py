@@ -17,12 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics import registry
-from convnext_cli.metrics.formulas import OVERALL, PER_CLASS, Floats, Ints, MetricCalculator
+from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 
 T = TypeVar("T")
-
-MACRO = {metric.key: metric.average_of for metric in registry.OVERALL if metric.average_of}
-"""The averages over classes, and the per-class metric that each is an average of."""
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -58,8 +55,7 @@ class Intervals:
 
 
 def compute_intervals(
-    logits: Floats,
-    labels: Ints,
+    calculator: Calculator,
     groups: Sequence[str] | None = None,
     *,
     seed: int = 0,
@@ -68,32 +64,33 @@ def compute_intervals(
     """Compute the 95% CIs of all metrics.
 
     Args:
-        logits: (N, K).
-        labels: (N,).
+        calculator: of the N images.
         groups: (N,) names; images of the same group are not independent. None where groups are not known. An image
             with an empty name is a group of its own.
         seed: of the resampling.
         resamples: number of resamples; None takes 2,000, fewer only for millions of scores.
     """
-    calculator = MetricCalculator(logits, labels)
-    units = number_units(len(labels), groups)
-    resamples = resamples or choose_resamples(logits.size)
+    units = number_units(calculator.images, groups)
+    resamples = resamples or choose_resamples(calculator.images * max(1, calculator.num_classes))
     chunks = resample(calculator.compute, units, resamples, seed=seed)
     overall, per_class = ({name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in (0, 1))
-    point, point_per_class = calculator.compute(np.ones((1, len(labels))))
+    point, point_per_class = calculator.compute(np.ones((1, calculator.images)))
     units_per_class = _count_class_units(calculator, units)
     all_units = _count_effective(units)
     class_intervals: list[dict[str, Interval | None]] = [
         {
             name: _choose_interval(name, point_per_class[name][0, k], per_class[name][:, k], units_per_class[name][k])
-            for name in PER_CLASS
+            for name in calculator.per_class
         }
         for k in range(calculator.num_classes)
     ]
     overall_intervals: dict[str, Interval | None] = {
-        name: _choose_interval(name, point[name][0], overall[name], all_units) for name in OVERALL
+        name: _choose_interval(name, point[name][0], overall[name], all_units) for name in calculator.overall
     }
-    for macro, name in MACRO.items():
+    for macro in calculator.overall:
+        name = registry.METRICS[macro].average_of
+        if name is None:
+            continue
         parts = [class_intervals[k][name] for k in range(calculator.num_classes)]
         overall_intervals[macro] = _average_intervals(
             point[macro][0], point_per_class[name][0], parts, per_class[name], overall_intervals[macro]
@@ -212,11 +209,15 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     if np.isnan(estimate) or units < 1.5 or len(defined) < 2:
         return None
     variance = float(defined.var())
-    low = registry.METRICS[name].low
-    if low < 0:
-        return score_interval(estimate, variance, units, low=low)
+    metric = registry.METRICS[name]
     half = t_quantile(units - 1) * math.sqrt(variance * units / (units - 1))
-    if name == "log_loss":  # no upper end: symmetric on the scale of its logarithm
+    if math.isinf(metric.low):
+        return Interval(float(estimate - half), min(metric.high, float(estimate + half)))
+    if metric.low < 0:
+        return score_interval(estimate, variance, units, low=metric.low)
+    if math.isinf(metric.high):  # symmetric on the scale of its logarithm
+        if not estimate:  # no error was seen: the images do not say how large one may be
+            return None
         factor = math.exp(half / estimate)
         return Interval(float(estimate / factor), float(estimate * factor))
     if name == "roc_auc" and 0 < estimate < 1 and variance > 0:  # on the logit scale, as Pepe 2003 (section 5.2.3)
@@ -225,22 +226,13 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     return score_interval(estimate, variance, units)
 
 
-def _count_class_units(calculator: MetricCalculator, units: Ints) -> dict[str, Floats]:
-    """Return the effective number of units in the denominator of each per-class metric, each (K,)."""
+def _count_class_units(calculator: Calculator, units: Ints) -> dict[str, list[float]]:
+    """Return the effective number of units that each per-class metric depends on, for each of K classes."""
 
-    def count(select: Callable[[int], NDArray[np.bool_]]) -> Floats:
-        return np.array([_count_effective(units[select(k)]) for k in range(calculator.num_classes)])
+    def count(key: str, k: int) -> float:
+        return min(_count_effective(units[images]) for images in calculator.list_denominators(key, k))
 
-    labels, predictions = calculator.labels, calculator.predictions
-    actual = count(lambda k: labels == k)
-    others = count(lambda k: labels != k)
-    fewer = np.minimum(actual, others)
-    predicted = count(lambda k: predictions == k)
-    either = count(lambda k: (labels == k) | (predictions == k))
-    return {
-        "precision": predicted, "recall": actual, "specificity": others,
-        "f1": either, "roc_auc": fewer, "pr_auc": either,
-    }  # fmt: skip
+    return {key: [count(key, k) for k in range(calculator.num_classes)] for key in calculator.per_class}
 
 
 def _count_effective(units: Ints) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.formulas import Floats
+from convnext_cli.metrics.calculator import Floats
 
 NEIGHBOUR = 10  # k: robust to single atypical training images
 SCORE_NAME = (

@@ -150,5 +150,99 @@ PER_CLASS = (
 )
 """Metrics of one class against the rest (TP, FP, TN, FN: true and false positives and negatives)."""
 
-METRICS = {metric.key: metric for metric in (*OVERALL, *PER_CLASS)}
+MULTILABEL = (
+    Metric(
+        key="macro_recall", title="macro sensitivity", short="sensitivity", formula="mean sensitivity over labels",
+        average_of="recall",
+    ),
+    Metric(
+        key="macro_brier", title="Brier score", short="Brier", unit="", digits=4, higher_is_better=False,
+        formula="mean over labels of the mean squared error of their probability", average_of="label_brier",
+    ),
+    Metric(
+        key="macro_ece", title="ECE", short="ECE", higher_is_better=False,
+        formula="mean over labels of their expected calibration error, 15 equal-mass bins", average_of="label_ece",
+    ),
+    Metric(
+        key="exact_match", title="exact match", short="exact match",
+        formula="fraction of images of which all known labels are predicted correctly",
+    ),
+)  # fmt: skip
+"""Metrics that only several labels per image have; macro ROC AUC, PR AUC, F1 and the log loss they share."""
+
+PER_LABEL = (
+    Metric(
+        key="label_brier", title="Brier score", short="Brier", unit="", digits=4, higher_is_better=False,
+        formula="mean squared error of the label's probability",
+    ),
+    Metric(
+        key="label_ece", title="ECE", short="ECE", higher_is_better=False,
+        formula="expected calibration error of the label's probability, 15 equal-mass bins",
+    ),
+)  # fmt: skip
+"""Metrics that only a label has, beside those of a class."""
+
+ORDINAL = (
+    Metric(
+        key="quadratic_kappa", title="quadratic weighted kappa", short="QWK", unit="", digits=3, low=-1.0,
+        formula="1 - weighted disagreement / that by chance, weights (i - j)^2; Cohen 1968",
+    ),
+    Metric(
+        key="grade_mae", title="MAE in grades", short="MAE", unit="", digits=3, high=math.inf, higher_is_better=False,
+        formula="mean absolute difference of predicted and true grade",
+    ),
+    Metric(
+        key="within_one", title="accuracy within one grade", short="within 1",
+        formula="fraction of images whose predicted grade differs by at most one",
+    ),
+)  # fmt: skip
+"""Metrics that only ordered grades have."""
+
+PER_GRADE = (
+    Metric(
+        key="class_mae", title="MAE in grades", short="MAE", unit="", digits=3, high=math.inf, higher_is_better=False,
+        formula="mean absolute difference of predicted and true grade, over images of the grade",
+    ),
+)  # fmt: skip
+"""Metrics that only a grade has, beside those of a class."""
+
+REGRESSION = (
+    Metric(
+        key="mae", title="MAE", short="MAE", unit="", digits=4, high=math.inf, higher_is_better=False,
+        formula="mean absolute error, in units of the target",
+    ),
+    Metric(
+        key="rmse", title="RMSE", short="RMSE", unit="", digits=4, high=math.inf, higher_is_better=False,
+        formula="square root of the mean squared error",
+    ),
+    Metric(
+        key="r2", title="R2", short="R2", unit="", digits=3, low=-math.inf,
+        formula="1 - mean squared error / variance of the target",
+    ),
+    Metric(
+        key="pearson", title="Pearson correlation", short="Pearson", unit="", digits=3, low=-1.0,
+        formula="covariance of prediction and target / product of their standard deviations",
+    ),
+    Metric(
+        key="bias", title="bias", short="bias", unit="", digits=4, low=-math.inf, high=math.inf,
+        formula="mean of prediction - target; Bland and Altman 1986",
+    ),
+    Metric(
+        key="limit_low", title="lower limit of agreement", short="lower limit", unit="", digits=4, low=-math.inf,
+        high=math.inf, formula="bias - 1.96 standard deviations of the differences; Bland and Altman 1986",
+    ),
+    Metric(
+        key="limit_high", title="upper limit of agreement", short="upper limit", unit="", digits=4, low=-math.inf,
+        high=math.inf, formula="bias + 1.96 standard deviations of the differences; Bland and Altman 1986",
+    ),
+    Metric(
+        key="coverage", title="coverage of 90% prediction intervals", short="coverage",
+        formula="fraction of images whose target lies in its prediction interval",
+    ),
+)  # fmt: skip
+"""Metrics of a predicted number."""
+
+METRICS = {
+    metric.key: metric for metric in (*OVERALL, *PER_CLASS, *MULTILABEL, *PER_LABEL, *ORDINAL, *PER_GRADE, *REGRESSION)
+}
 """All metrics by key."""

@@ -2,18 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.formulas import Floats, Ints, MetricCalculator, log_softmax
-
-__all__ = ["ClassMetrics", "Floats", "Ints", "Metrics", "compute_metrics", "count_confusion", "log_softmax"]
-
+from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.formulas import ClassCalculator
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class MetricSet:
+    """Metrics of one evaluation, of any task: attributes by the keys of `metrics.registry`, and those below."""
+
+    __slots__ = ()
+    images: int
+    """Number of images."""
+    per_class: tuple[Any, ...]
+    """Metrics of each class, label or grade; empty for a number."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Number of images by true class (row) and predicted class (column); empty where there are no classes."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, key: str) -> Any:
+            """Return a metric by its key."""
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Return the classes without images."""
+        return tuple(entry.name for entry in self.per_class if not entry.images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +54,8 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Metrics:
-    """All metrics of one evaluation, as fractions; `metrics.registry` says what each is.
+class Metrics(MetricSet):
+    """All metrics of a classification, as fractions; `metrics.registry` says what each is.
 
     Macro averages are over the classes that occur. None where a metric is not defined: one class or one prediction
     only.
@@ -60,11 +80,6 @@ class Metrics:
     confusion: tuple[tuple[int, ...], ...]
     """Number of images by true class (row) and predicted class (column)."""
 
-    @property
-    def absent(self) -> tuple[str, ...]:
-        """Return the classes without images."""
-        return tuple(entry.name for entry in self.per_class if not entry.images)
-
 
 def compute_metrics(logits: Floats, labels: Ints, classes: Sequence[str]) -> Metrics:
     """Compute all metrics.
@@ -79,19 +94,28 @@ def compute_metrics(logits: Floats, labels: Ints, classes: Sequence[str]) -> Met
     """
     if not len(labels):
         raise ValueError("no images to evaluate")
-    calculator = MetricCalculator(logits, labels)
-    overall, per_class = calculator.compute(np.ones((1, len(labels))))
-    values: dict[str, Any] = {key: _none_if_nan(value[0]) for key, value in overall.items()}
+    return summarise(ClassCalculator(logits, labels), classes)
+
+
+def summarise(calculator: ClassCalculator, classes: Sequence[str]) -> Metrics:
+    """Return the metrics of a calculator, all images counted once.
+
+    Args:
+        calculator: of N images.
+        classes: K names.
+    """
+    overall, per_class = calculator.compute_classes(np.ones((1, calculator.images)))
+    values: dict[str, Any] = {key: none_if_nan(value[0]) for key, value in overall.items()}
     values["log_loss"] = float(overall["log_loss"][0])  # always defined; nan if the model has diverged
     confusion = count_confusion(calculator.labels, calculator.predictions, len(classes))
     return Metrics(
-        images=len(labels),
+        images=calculator.images,
         **values,
         per_class=tuple(
             ClassMetrics(
                 name=name,
                 images=int(confusion[k].sum()),
-                **{key: _none_if_nan(value[0, k]) for key, value in per_class.items()},
+                **{key: none_if_nan(value[0, k]) for key, value in per_class.items()},
             )
             for k, name in enumerate(classes)
         ),
@@ -105,5 +129,6 @@ def count_confusion(labels: Ints, predictions: Ints, num_classes: int) -> NDArra
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def _none_if_nan(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """Return None for a metric that is not defined."""
     return None if np.isnan(value) else float(value)

@@ -1,30 +1,35 @@
 """Temperature scaling: one number that calibrates the probabilities without changing any prediction."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from convnext_cli.metrics.formulas import Floats, Ints, log_softmax
+from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import Metrics
+from convnext_cli.metrics.summary import MetricSet
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
-def describe_worse_calibration(temperature: float, before: Metrics, after: Metrics) -> str | None:
-    """Return a warning where the temperature increases the log loss on these images, else None.
+def describe_worse_calibration(keys: Sequence[str], before: MetricSet, after: MetricSet) -> str | None:
+    """Return a warning where calibration makes the first of some metrics worse on these images, else None.
 
     Args:
-        temperature: fitted on validation images.
+        keys: metrics that calibration changes, of which lower is better.
         before: metrics of the uncalibrated probabilities.
         after: metrics of the calibrated probabilities.
     """
-    if after.log_loss <= before.log_loss:
+    if not keys or getattr(after, keys[0]) <= getattr(before, keys[0]):
         return None
-    log_loss, ece = METRICS["log_loss"], METRICS["ece"]
+    changes = (
+        f"{METRICS[key].title} {METRICS[key].format_with_unit(getattr(before, key))} -> "
+        f"{METRICS[key].format_with_unit(getattr(after, key))}"
+        for key in keys
+    )
     return (
-        f"the temperature {temperature:.2f}, fitted on validation images, makes calibration worse on these images: log "
-        f"loss {log_loss.format(before.log_loss)} -> {log_loss.format(after.log_loss)}, ECE "
-        f"{ece.format_with_unit(before.ece)} -> {ece.format_with_unit(after.ece)}. Do not rely on these probabilities; "
-        "the images may differ from the validation images"
+        f"the calibration that was fitted on validation images makes the probabilities worse on these images: "
+        f"{', '.join(changes)}. Do not rely on them; the images may differ from the validation images"
     )
 
 

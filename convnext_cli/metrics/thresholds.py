@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.formulas import Floats
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 
 TARGET_METRICS = ("sensitivity", "specificity")
@@ -102,7 +102,11 @@ def find_threshold(scores: Floats, positive: NDArray[np.bool_], target: Target) 
 
 
 def apply_threshold(
-    threshold: Threshold, scores: Floats, positive: NDArray[np.bool_], groups: Sequence[str] | None
+    threshold: Threshold,
+    scores: Floats,
+    positive: NDArray[np.bool_],
+    groups: Sequence[str] | None,
+    known: NDArray[np.bool_] | None = None,
 ) -> OperatingPoint:
     """Return sensitivity and specificity of a threshold on other images, with 95% CIs.
 
@@ -111,10 +115,12 @@ def apply_threshold(
         scores: (N,) probabilities of the class.
         positive: (N,) true for images of the class.
         groups: (N,) names, for clustered CIs; None where groups are not known.
+        known: (N,) true for images of which it is known whether they are of the class; None for all.
     """
+    known = np.ones(len(scores), np.bool_) if known is None else known
     predicted = scores >= threshold.threshold
-    sensitivity, sensitivity_interval = estimate_fraction(predicted, positive, groups)
-    specificity, specificity_interval = estimate_fraction(~predicted, ~positive, groups)
+    sensitivity, sensitivity_interval = estimate_fraction(predicted, positive & known, groups)
+    specificity, specificity_interval = estimate_fraction(~predicted, ~positive & known, groups)
     return OperatingPoint(
         threshold=threshold,
         sensitivity=sensitivity,

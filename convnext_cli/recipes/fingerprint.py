@@ -90,7 +90,7 @@ def compute_fingerprint(index: Index) -> Fingerprint:
             grey.append(True)
             width, height = _read_dicom_size(index.root / index.paths[row])
             if width and height:
-                shapes.append((index.classes[index.labels[row]], width, height))
+                shapes.append((index.name_class(row), width, height))
             continue
         size = _read_size(index, row, detect_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
         if size is None:
@@ -100,7 +100,7 @@ def compute_fingerprint(index: Index) -> Fingerprint:
         widths.append(width)
         heights.append(height)
         grey.append(is_grey)
-        shapes.append((index.classes[index.labels[row]], width, height))
+        shapes.append((index.name_class(row), width, height))
     return Fingerprint(
         images=len(index),
         classes=len(index.classes),

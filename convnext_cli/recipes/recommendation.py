@@ -43,6 +43,7 @@ from convnext_cli.recipes.framing import apply_framing, warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
 from convnext_cli.recipes.settings import (
     DEFAULT_RECIPE,
+    READING_SETTINGS,
     RECIPES,
     Choice,
     Settings,
@@ -275,7 +276,7 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
     from convnext_cli.recipes.fingerprint import compute_fingerprint
 
     values = default_settings() | dict(request.settings)
-    reading = {name: values[name] for name in ("image_root", "exclude", "group_from", "resplit")}
+    reading = {name: values[name] for name in READING_SETTINGS}
     index, _ = read_index(DatasetRequest(data=Path(request.data), **reading))
     check_trainable(index)
     fingerprint = compute_fingerprint(index)

@@ -22,6 +22,13 @@ from convnext_cli.options import (
 
 RECIPES = ("measured", "specification", "published")  # the sources of default values
 DEFAULT_RECIPE = "measured"
+TABLE_SETTINGS = (
+    "task", "label_columns", "label_column", "label_sep", "path_column", "group_column", "split_column", "blank",
+    "log_target",
+)  # fmt: skip
+"""The settings that say how a CSV file is read, and the task."""
+READING_SETTINGS = ("image_root", "exclude", "group_from", "resplit", *TABLE_SETTINGS)
+"""The settings that say how data are read."""
 MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a typing error
 MAX_LR = 1e6  # far above any that trains; larger values overflow
 AUTO = "auto"
@@ -374,6 +381,48 @@ class Settings:
         bool,
         Option(help="Use deterministic algorithms only; fail where none exists.", group=RUN, has_negation=True),
     ] = False
+    task: Annotated[
+        Literal["auto", "single", "multilabel", "ordinal", "regression"],
+        Option(
+            help="auto, single, multilabel, ordinal or regression.",
+            group=DATA,
+            is_common=True,
+            metavar="TASK",
+        ),
+    ] = "auto"
+    label_columns: Annotated[
+        str,
+        Option(help="Columns of a CSV file that hold 1, 0, -1 or nothing, a label each: A,B,C.", group=DATA),
+    ] = AUTO
+    label_column: Annotated[
+        str, Option(help="Column of a CSV file with the class, the labels, the grade or the number.", group=DATA)
+    ] = AUTO
+    label_sep: Annotated[
+        str, Option(help="Sign between several labels in one cell of a CSV file, such as '|'.", group=DATA)
+    ] = AUTO
+    path_column: Annotated[str, Option(help="Column of a CSV file with the images' paths.", group=DATA)] = AUTO
+    group_column: Annotated[
+        str, Option(help="Column of a CSV file with the groups (patients), or none.", group=DATA)
+    ] = AUTO
+    split_column: Annotated[str, Option(help="Column of a CSV file with the splits, or none.", group=DATA)] = AUTO
+    blank: Annotated[
+        Literal["unknown", "negative"],
+        Option(help="Meaning of a blank cell in the columns of labels.", group=DATA),
+    ] = "unknown"
+    log_target: Annotated[
+        Literal["auto", "yes", "no"],
+        Option(
+            help="Learn the logarithm of a number; auto does where its 95% and 5% quantiles differ 20-fold.",
+            group=DATA,
+        ),
+    ] = "auto"
+    uncertain: Annotated[
+        Literal["ignore", "positive", "negative", "smooth"],
+        Option(
+            help="Training target of a label that is -1: none, 1, 0, or 0.7 (arXiv:1911.06475).",
+            group=TRAINING,
+        ),
+    ] = "ignore"
     image_root: Annotated[
         str,
         Option(help="Base folder of a CSV file's paths; auto searches its folder and those below.", group=DATA),
@@ -533,6 +582,16 @@ class SettingsDict(TypedDict, total=False):
     save_every: int
     grad_checkpointing: bool
     deterministic: bool
+    task: Literal["auto", "single", "multilabel", "ordinal", "regression"]
+    label_columns: str
+    label_column: str
+    label_sep: str
+    path_column: str
+    group_column: str
+    split_column: str
+    blank: Literal["unknown", "negative"]
+    log_target: Literal["auto", "yes", "no"]
+    uncertain: Literal["ignore", "positive", "negative", "smooth"]
     image_root: str
     exclude: str
     group_from: str

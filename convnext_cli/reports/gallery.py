@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
 from convnext_cli.images.decode import Pixels
@@ -27,11 +26,10 @@ class GalleryImage:
 
     path: str
     true: str
-    """Name of the true class."""
+    """The target."""
     predicted: str
-    """Name of the predicted class."""
-    probability: float
-    """Of the predicted class."""
+    """The prediction, with its probability."""
+    is_correct: bool
     image: str
     """A data URI."""
     heat: str
@@ -40,11 +38,8 @@ class GalleryImage:
 
 def pick_images(evaluation: Evaluation) -> tuple[list[int], list[int]]:
     """Return the most confident errors and the least confident predictions, as positions among the evaluated images."""
-    evaluated, confidence = evaluation.evaluated, evaluation.probabilities.max(axis=1)
-    wrong = np.flatnonzero(evaluated.logits.argmax(axis=1) != evaluated.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:IMAGES]
-    unsure = np.argsort(confidence, kind="stable")[:IMAGES]
-    return [int(i) for i in worst], [int(i) for i in unsure]
+    worst, unsure = evaluation.task.rank_errors(evaluation.probabilities, evaluation.evaluated.targets)
+    return worst[:IMAGES], unsure[:IMAGES]
 
 
 def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, GalleryImage]:
@@ -69,19 +64,21 @@ def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, G
                 single = classifier.choose_classifier(index, rows[position])
                 yield from single.classify_batches([position], load, heat=True)
 
-    probabilities = evaluation.probabilities
+    task, probabilities = evaluation.task, evaluation.probabilities
+    decisions = task.decide(probabilities, evaluation.calibration)
     gallery = {}
     remaining = iter(positions)
     for outputs in explain():
         for heat, position in zip(outputs.heat, remaining, strict=False):
             if position not in images:
                 continue
-            predicted = int(probabilities[position].argmax())
+            outcome = task.summarise(probabilities[position], evaluated.classes, evaluation.calibration)
+            predicted = " ".join(" ".join(task.list_parts(outcome, 1, lambda name, _: name)).split())
             gallery[position] = GalleryImage(
                 path=make_visible(index.paths[rows[position]]),
-                true=make_visible(evaluated.classes[evaluated.labels[position]]),
-                predicted=make_visible(evaluated.classes[predicted]),
-                probability=float(probabilities[position, predicted]),
+                true=make_visible(index.describe_target(rows[position])),
+                predicted=make_visible(predicted),
+                is_correct=task.is_correct(decisions[position], evaluated.targets[position]),
                 image=_encode(images[position]),
                 heat=_encode(overlay_heat(images[position], heat)),
             )

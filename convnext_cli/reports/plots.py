@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator
 
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
-from convnext_cli.metrics.formulas import Floats
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.folder import RunFolder
@@ -151,7 +151,8 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
     metric, probabilities = METRICS["roc_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
-        false, true = _thin(*trace_roc(probabilities[:, k], evaluation.evaluated.labels == k))
+        positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
+        false, true = _thin(*trace_roc(probabilities[known, k], positive[known]))
         axes.plot(false, true, color=colour, label=f"{make_visible(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
     return figure
@@ -163,7 +164,8 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     figure, axes = _square("Precision-recall, one-vs-rest", "sensitivity (recall)", "precision")
     metric, probabilities = METRICS["pr_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
-        recall, precision = _thin(*trace_pr(probabilities[:, k], evaluation.evaluated.labels == k))
+        positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
+        recall, precision = _thin(*trace_pr(probabilities[known, k], positive[known]))
         axes.plot(recall, precision, color=colour, label=f"{make_visible(entry.name)}: {metric.format(entry.pr_auc)}")
     _add_legend(axes, "lower left", metric.heading)
     return figure
@@ -174,13 +176,14 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
     """Plot accuracy by confidence, before and after calibration."""
     figure, axes = _square("Reliability", "confidence (probability of the predicted class)", "accuracy")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    ece, logits = METRICS["ece"], evaluation.evaluated.logits
-    series = [(logits, f"uncalibrated, ECE {ece.format_with_unit(evaluation.uncalibrated.ece)}", COLOURS[1], "o")]
+    ece, logits = METRICS[dict(evaluation.task.display.calibration)["ece"]], evaluation.evaluated.logits
+    before, after = (getattr(m, ece.key) for m in (evaluation.uncalibrated, evaluation.metrics))
+    series = [(logits, f"uncalibrated, ECE {ece.format_with_unit(before)}", COLOURS[1], "o")]
     if evaluation.calibration and evaluation.calibration.is_fitted:
-        title = f"calibrated, ECE {ece.format_with_unit(evaluation.metrics.ece)}"
+        title = f"calibrated, ECE {ece.format_with_unit(after)}"
         series.append((evaluation.calibrated_logits, title, COLOURS[0], "s"))
     for logits, title, colour, marker in series:
-        bins = measure_reliability(logits, evaluation.evaluated.labels)
+        bins = measure_reliability(*evaluation.task.list_confidences(logits, evaluation.evaluated.targets))
         points = np.array([(b.confidence, b.accuracy) for b in bins])
         axes.plot(*points.T, color=colour, marker=marker, markersize=3.5, label=title)
     _add_legend(axes, "upper left")
@@ -210,19 +213,63 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     return figure
 
 
+@_quietly()
+def plot_agreement(evaluation: Evaluation) -> Figure:
+    """Plot predicted over true numbers."""
+    figure = _start(4.2, 3.9)
+    axes = figure.subplots()
+    true, predicted = evaluation.evaluated.targets, evaluation.probabilities[:, 0]
+    ends = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+    axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=":")
+    axes.plot(true, predicted, ".", color=COLOURS[0], markersize=3)
+    axes.set(xlabel="true", ylabel="predicted")
+    axes.set_title("Predicted and true numbers")
+    return figure
+
+
+@_quietly()
+def plot_bland_altman(evaluation: Evaluation) -> Figure:
+    """Plot differences over means, with the bias and the limits of agreement (Bland and Altman 1986)."""
+    figure = _start(4.2, 3.9)
+    axes = figure.subplots()
+    true, predicted = evaluation.evaluated.targets, evaluation.probabilities[:, 0]
+    axes.plot((true + predicted) / 2, predicted - true, ".", color=COLOURS[0], markersize=3)
+    for key, style in (("bias", "-"), ("limit_low", ":"), ("limit_high", ":")):
+        value, title = getattr(evaluation.metrics, key), METRICS[key].title
+        axes.axhline(value, color=COLOURS[1], linewidth=0.9, linestyle=style, label=f"{title} {value:.3g}")
+    axes.set(xlabel="mean of predicted and true", ylabel="predicted - true")
+    axes.set_title("Bland-Altman")
+    _add_legend(axes, "best")
+    return figure
+
+
+PLOTS = {
+    "roc": plot_roc,
+    "pr": plot_pr,
+    "reliability": plot_reliability,
+    "confusion": plot_confusion,
+    "agreement": plot_agreement,
+    "bland_altman": plot_bland_altman,
+}
+"""The plots of an evaluation, by the names that tasks give them."""
+
+
 def _draw_loss(axes: Axes, log: Log) -> None:
-    _draw_epochs(axes, log, (("train_loss", "training"), ("val_log_loss", "validation")))
+    [loss] = [key for key in log[0] if key.startswith("val_")][:1] or ["val_loss"]
+    _draw_epochs(axes, log, (("train_loss", "training"), (loss, "validation")))
     axes.set_title("Loss")
 
 
 def _draw_accuracy(axes: Axes, log: Log) -> None:
-    shown = (METRICS["balanced_accuracy"], METRICS["top1"])
+    keys = [key.removeprefix("val_") for key in log[0] if key.startswith("val_")][1:]
+    shown = [METRICS[key] for key in reversed(keys)]
     _draw_epochs(axes, log, [(f"val_{metric.key}", metric.title) for metric in shown])
     best = [entry["epoch"] for entry in log if entry.get("best")]
     if best:
         axes.axvline(best[-1], color=_MUTED, linewidth=0.8, linestyle=":")
-    axes.set_title("Validation accuracy; dotted: best epoch")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axes.set_title("Validation metrics; dotted: best epoch")
+    if shown and shown[0].unit:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
 
 
 def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None:

@@ -26,8 +26,8 @@ from convnext_cli.text import make_visible
 
 MAX_CONFUSION = 20  # classes; for more, see `plots/confusion.png`
 
-TILES = ("top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "mcc", "kappa", "ece", "log_loss")
-CLASS_COLUMNS = ("recall", "precision", "specificity", "f1", "roc_auc", "pr_auc")
+MATRIX = "confusion"
+CALIBRATION_PLOT = "reliability"
 
 
 def write_report(evaluation: Evaluation, *, on_event: OnEvent = None) -> Path:
@@ -47,7 +47,7 @@ def write_report_steps(evaluation: Evaluation) -> Steps[Path]:
     """Write the report of an evaluation, as `write_report` does."""
     run = open_folder(evaluation.run)
     log = run.read_log()
-    drawings = {"roc": plots.plot_roc, "pr": plots.plot_pr, "reliability": plots.plot_reliability}
+    drawings = {name: plots.PLOTS[name] for name in evaluation.task.display.plots if name != MATRIX}
     total = len(drawings) + 4
     svg = {}
     run.plots.mkdir(exist_ok=True)
@@ -66,7 +66,8 @@ def write_report_steps(evaluation: Evaluation) -> Steps[Path]:
                 svg[name] = Markup(plots.make_svg(figure, name))  # noqa: S704
                 keep(name, figure)
         yield Progress(done=total - 3, total=total, activity="drawing plots")
-        keep("confusion", plots.plot_confusion(evaluation))
+        if MATRIX in evaluation.task.display.plots:
+            keep(MATRIX, plots.plot_confusion(evaluation))
         worst, unsure = pick_images(evaluation)
         yield Progress(done=total - 2, total=total, activity="drawing heat maps")
         images = draw_images(evaluation, [*worst, *unsure])
@@ -100,17 +101,23 @@ def render_page(
     }
     folder = files("convnext_cli.reports")
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
-    calibration = evaluation.calibration
+    calibration, display = evaluation.calibration, evaluation.task.display
     return template.render(
         evaluation=evaluation,
         metrics=evaluation.metrics,
         intervals=evaluation.intervals,
         calibration=calibration if calibration and calibration.is_fitted else None,
         registry=METRICS,
-        tiles=[METRICS[key] for key in TILES],
-        class_columns=[METRICS[key] for key in CLASS_COLUMNS],
+        display=display,
+        headline=METRICS[display.headline],
+        tiles=[METRICS[key] for key in display.tiles],
+        class_heading=display.class_heading,
+        class_columns=[METRICS[key] for key in display.report_classes],
+        curves=[name for name in display.plots if name not in (MATRIX, CALIBRATION_PLOT)],
+        curves_heading=display.curves_heading,
+        confidence_note=display.confidence_note,
         classes=list(zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True)),
-        confusion=evaluation.metrics.confusion if len(evaluation.metrics.per_class) <= MAX_CONFUSION else None,
+        confusion=evaluation.metrics.confusion if len(evaluation.metrics.per_class) <= MAX_CONFUSION else (),
         svg=svg,
         max_curves=plots.MAX_CURVES,
         gallery=gallery,

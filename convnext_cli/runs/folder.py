@@ -3,10 +3,11 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -230,11 +231,15 @@ class RunFolder:
         """Write the split of each image, and the folder that the paths start from."""
         text = io.StringIO()
         table = csv.writer(text)  # its own line ends, so that it quotes names with either of their characters
-        table.writerow(_SPLIT_COLUMNS)
+        table.writerow((*_SPLIT_COLUMNS, *(_list_value_columns(index.classes) if index.values else ())))
         groups = index.groups or ("",) * len(index)
-        for path, label, group, split in zip(index.paths, index.labels, groups, index.splits, strict=True):
-            table.writerow((path, index.classes[label], group, split))
+        values = index.values or ((),) * len(index)
+        names = [index.describe_target(row) for row in range(len(index))]
+        for path, name, group, split, targets in zip(index.paths, names, groups, index.splits, values, strict=True):
+            table.writerow((path, name, group, split, *map(_format_value, targets)))
         data = {"data": str(index.root.absolute()), "classes": list(index.classes), "skipped": index.skipped}
+        if index.task_record is not None:
+            data["task"] = index.task_record
         write_text(SPLIT.path(self.path), text.getvalue())
         write_text(DATA.path(self.path), json.dumps(data, indent=1) + "\n")
 
@@ -250,6 +255,7 @@ class RunFolder:
             RunError: a file is missing or damaged.
         """
         from convnext_cli.runs.records import read_text
+        from convnext_cli.tasks.registry import read_task
 
         table = SPLIT.path(self.path)
         try:
@@ -259,18 +265,22 @@ class RunFolder:
             name = Path(error.filename).name
             reason = f"is not a run: it has no {name}" if self.path.exists() else "does not exist"
             raise RunError(f"{self.path} {reason}", RUN_REMEDY) from error
+        task = read_task(data.task, DATA.path(self.path), RUN_REMEDY)
         label_of = {name: label for label, name in enumerate(data.classes)}
-        paths, labels, groups, splits = [], [], [], []
+        paths, labels, groups, splits, values = [], [], [], [], []
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for row in reader:
-                if problem := _find_split_problem(row, label_of):
+                if problem := _find_split_problem(row, None if task.has_values else label_of):
                     raise RunError(f"{table} cannot be read: line {reader.line_num}: {problem}", RUN_REMEDY)
                 paths.append(row["path"])
-                labels.append(label_of[row["label"]])
+                if task.has_values:
+                    values.append(tuple(_parse_value(row[name], name) for name in _list_value_columns(data.classes)))
+                else:
+                    labels.append(label_of[row["label"]])
                 groups.append(row["group"])
                 splits.append(row["split"])
-        except csv.Error as error:
+        except (csv.Error, ValueError, KeyError) as error:
             raise RunError(f"{table} cannot be read: line {reader.line_num}: {error}", RUN_REMEDY) from error
         if not paths:
             raise RunError(f"{table} cannot be read: it has no rows of {', '.join(_SPLIT_COLUMNS)}", RUN_REMEDY)
@@ -278,10 +288,12 @@ class RunFolder:
             root=Path(data.data),
             classes=data.classes,
             paths=tuple(paths),
-            labels=tuple(labels),
+            labels=tuple(task.number_strata(values) if task.has_values else labels),
             splits=tuple(splits),
             groups=tuple(groups) if any(groups) else (),
             skipped=data.skipped,
+            values=tuple(values),
+            task_record=data.task,
         )
 
     def read_data(self) -> "Data":
@@ -313,8 +325,9 @@ class RunFolder:
         except FileNotFoundError as error:
             raise RunError(f"{self.path} has no trained model: {path.name} is missing", MODEL_REMEDY) from error
         names = config.label_names
-        if len(set(names)) != len(names) or config.num_classes not in (None, len(names)):
-            problem = f"{len(set(names))} class names for {config.num_classes or len(names)} outputs"
+        outputs = config.count_outputs(path)
+        if len(set(names)) != len(names) or config.num_classes not in (None, outputs):
+            problem = f"{len(set(names))} class names for {config.num_classes or outputs} outputs"
             raise RunError(f"{path} cannot be read: label_names: {problem}", MODEL_REMEDY)
         preprocessing = config.pretrained_cfg
         channels = preprocessing.input_size[0]
@@ -529,12 +542,34 @@ class RunFolder:
         return last.is_dir() and not set(self.path.rglob("*")) - {last, self.path / LOCK, *list_beginning(self.path)}
 
 
-def _find_split_problem(row: Mapping[str | None, Any], classes: Mapping[str, int]) -> str | None:
-    """Return what is wrong with a row of `split.csv`; None if nothing is."""
+def _list_value_columns(classes: Sequence[str]) -> list[str]:
+    """Return the columns of `split.csv` that hold the targets where they are not one class."""
+    return [f"target: {name}" for name in classes]
+
+
+def _format_value(value: float) -> str:
+    """Return a target as it is written: all its digits, or nothing where it is unknown."""
+    return "" if value != value else f"{value:.17g}"
+
+
+def _parse_value(cell: str, name: str) -> float:
+    """Return a target; nan for an empty cell.
+
+    Raises:
+        ValueError: it is not a finite number.
+    """
+    value = float(cell or "nan")
+    if cell and not math.isfinite(value):
+        raise ValueError(f"{name}: {cell!r} is not a number")
+    return value
+
+
+def _find_split_problem(row: Mapping[str | None, Any], classes: Mapping[str, int] | None) -> str | None:
+    """Return what is wrong with a row of `split.csv`; None if nothing is. Without `classes`, any label is valid."""
     if missing := [key for key in _SPLIT_COLUMNS if row.get(key) is None]:
         return f"{', '.join(missing)} missing; it must have rows of {', '.join(_SPLIT_COLUMNS)}"
     if not row["path"] or "\0" in row["path"]:
         return f"path: {row['path']!r} is not a path"
-    if row["label"] not in classes:
+    if classes is not None and row["label"] not in classes:
         return f"label: data.json has no class {row['label']!r}"
     return None if _SPLITS.fullmatch(row["split"]) else f"split: no such split {row['split']!r}"

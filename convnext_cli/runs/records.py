@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta, Struct, ValidationError, convert
 
 from convnext_cli.errors import RunError
+from convnext_cli.tasks.registry import read_task
+from convnext_cli.tasks.task import Task
 
 MAX_BYTES = 256 * 2**20  # of a file; real ones have a few kB, the split of a million images 100 MB
 MAX_SIDE = 4096  # px, of a model's input
@@ -30,6 +32,8 @@ class Data(Struct, frozen=True, kw_only=True):
     data: Annotated[str, Meta(pattern=r"^[^\x00]+$")]
     classes: Annotated[tuple[Text, ...], Meta(min_length=1)]
     skipped: dict[str, Count]
+    task: dict[str, Any] | None = None
+    """As `Task.to_dict` gives it; None for one class per image."""
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True):
@@ -63,6 +67,16 @@ class Config(Struct, frozen=True, kw_only=True):
     pretrained_cfg: Preprocessing
     model_args: ModelArguments
     num_classes: Count | None = None
+    task: dict[str, Any] | None = None
+    """As `Task.to_dict` gives it; None for one class per image."""
+
+    def read_task(self, source: object) -> Task:
+        """Return the task of the model; `source` is the file, for errors."""
+        return read_task(self.task, source, "Restore the run's original files")
+
+    def count_outputs(self, source: object) -> int:
+        """Return the width of the model's output; `source` is the file, for errors."""
+        return self.read_task(source).count_outputs(len(self.label_names))
 
 
 class Epoch(Struct, frozen=True, kw_only=True):

@@ -40,7 +40,7 @@ def build_context(
             preparation.architecture,
             preparation.tag,
             ModelOptions(
-                num_classes=len(index.classes),
+                num_classes=index.task.count_outputs(len(index.classes)),
                 drop_path=settings.drop_path,
                 in_chans=settings.in_chans,
                 head_hidden_size=settings.head_hidden_size if settings.head == "mlp" else None,
@@ -77,7 +77,7 @@ def build_context(
         new_params=sum(sizes[name] for name in new),
         small_validation=preparation.small_validation,
         preprocessing=preprocessing,
-        criterion=make_loss(settings, index.count_classes("train"), accelerator.device),
+        criterion=make_loss(settings, index, accelerator.device),
         cache=request.cache,
     )
     if teacher is not None:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from convnext_cli.errors import RunError, shorten_error
-from convnext_cli.inference.saved_model import write_model
+from convnext_cli.inference.saved_model import Description, write_model
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
 from convnext_cli.runs.files import PLAN
@@ -114,9 +114,12 @@ def save_model(context: "TrainingContext", state: TrainingState, weights: Tensor
         context.network,
         context.run.path,
         drop_projection(weights),
-        classes=context.index.classes,
-        preprocessing=context.preprocessing,
-        license=state.license,
+        Description(
+            classes=context.index.classes,
+            preprocessing=context.preprocessing,
+            license=state.license,
+            task=context.index.task_record,
+        ),
     )
 
 

@@ -96,8 +96,8 @@ class RankBatch:
 
     images: NDArray[np.uint8]
     """Images, (B, H, W, 3)."""
-    labels: Tensor
-    """Their classes, (B,)."""
+    targets: Tensor
+    """Their targets, (B,) or (B, K)."""
     weight: float
     """1; 0 for a rank without images of its own in this batch, which computes another's to keep step."""
     batch_images: int

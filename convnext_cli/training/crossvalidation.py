@@ -1,13 +1,13 @@
 """Cross-validation: a run for each fold, which validates on it. Data are scanned and checked once for all."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from convnext_cli.data.index import digest_images
 from convnext_cli.data.split import choose_fold, explain_small_validation
 from convnext_cli.errors import DataError, RunError, UsageError
-from convnext_cli.metrics.summary import Metrics
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.files import SPLIT
@@ -37,6 +37,7 @@ from convnext_cli.training.finetuning import (
 from convnext_cli.training.origin import digest_split, sum_digests
 from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare
 from convnext_cli.training.request import TrainRequest, resume_request
+from convnext_cli.training.state import to_plain
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -150,7 +151,12 @@ def _prepare_fold(
 def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> CrossValidationResult:
     """Read the metrics of all folds, and write them with mean and standard deviation."""
     folds = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
-    result = CrossValidationResult(run=folder.path, folds=folds, spread=compute_spread([fold.val for fold in folds]))
+    result = CrossValidationResult(
+        run=folder.path,
+        task=folder.read_split().task.name,
+        folds=folds,
+        spread=compute_spread([fold.val for fold in folds]),
+    )
     if accelerator.is_main_process:
         folder.write_metrics(
             {
@@ -161,13 +167,13 @@ def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> 
     return result
 
 
-def list_scalars(metrics: Metrics) -> dict[str, float | None]:
+def list_scalars(metrics: MetricSet) -> dict[str, float | None]:
     """Return the metrics that are a single number, by name; None for one that is not defined."""
-    values = {field.name: getattr(metrics, field.name) for field in fields(Metrics)}
+    values = {name: getattr(metrics, name) for name in to_plain(metrics)}
     return {name: value for name, value in values.items() if not isinstance(value, tuple | int)}
 
 
-def compute_spread(folds: list[Metrics]) -> dict[str, Spread]:
+def compute_spread(folds: list[MetricSet]) -> dict[str, Spread]:
     """Return mean and standard deviation of each metric that is defined in two folds or more."""
     by_fold = [list_scalars(metrics) for metrics in folds]
     spread = {}
@@ -208,5 +214,5 @@ def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
     remedy = f"Delete it; {resume_command(folder.path)} writes it again"
     if result is None or result.val is None:
         raise RunError(f"{run.metrics} is missing, or has no validation metrics", remedy)
-    val = convert_record(result.val, Metrics, f"{run.metrics}, val,", remedy)
+    val: MetricSet = convert_record(result.val, folder.read_split().task.metrics, f"{run.metrics}, val,", remedy)
     return Fold(fold=fold, run=run.path, epoch=result.epoch, val=val)

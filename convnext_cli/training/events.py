@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from convnext_cli.data.index import Index
-from convnext_cli.metrics.summary import Metrics
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.progress import Notice, Progress, Result
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs.folder import RunFolder
@@ -41,7 +41,7 @@ class EpochDone:
     epoch: int
     train_loss: float
     """Mean loss on the training images with augmentation, mixing and label smoothing."""
-    val: Metrics | None
+    val: MetricSet | None
     """Validation metrics; None without a validation split."""
     lr: float
     seconds: float
@@ -98,9 +98,11 @@ class FinetuneResult:
     """A finished run."""
 
     run: Path
+    task: str
+    """Name of the task."""
     epoch: int
     """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
-    val: Metrics | None
+    val: MetricSet | None
     """Validation metrics of the kept weights; None without a validation split."""
     selected_by: str
     """Rule by which the epoch was chosen, in words."""
@@ -117,7 +119,7 @@ class Fold:
     run: Path
     epoch: int
     """The epoch whose weights were kept, counted from 1; 0 is the head-only model."""
-    val: Metrics
+    val: MetricSet
     """Metrics on the images of this fold, which its model was not trained on."""
 
 
@@ -138,9 +140,11 @@ class CrossValidationResult:
     """A finished cross-validation."""
 
     run: Path
+    task: str
+    """Name of the task."""
     folds: tuple[Fold, ...]
     spread: dict[str, Spread]
-    """By field of `Metrics`."""
+    """By key of a metric."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

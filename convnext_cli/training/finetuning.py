@@ -18,7 +18,8 @@ from msgspec import convert
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.locks import lock_folder
 from convnext_cli.machine import count_cpus, count_local_processes
-from convnext_cli.metrics.summary import Metrics
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.licenses import join_licenses
 from convnext_cli.progress import Notice, Progress, map_events
 from convnext_cli.recipes.settings import AUTO, UNKNOWN
@@ -347,7 +348,7 @@ def _begin(
     head_epoch = None
     if settings.freeze_epochs:
         head_epoch = yield from train_head(context)
-        state.add_epoch(head_epoch, keeps_last=context.keeps_last)
+        state.add_epoch(head_epoch, context.index.task, keeps_last=context.keeps_last)
     if settings.ema_decay:
         context.ema = ModelEma(context.model, settings.ema_decay)
 
@@ -512,15 +513,22 @@ def _finish(
         for path in run.list_candidates():  # after the metrics: a run that is killed before averages them again
             path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    val = state.best_val and convert(state.best_val, Metrics)
+    metrics_type: type[MetricSet] = context.index.task.metrics
+    val = convert(state.best_val, metrics_type) if state.best_val else None
     return FinetuneResult(
-        run=run.path, epoch=best["epoch"], val=val or None, selected_by=selected_by, calibration=calibration
+        run=run.path,
+        task=context.index.task.name,
+        epoch=best["epoch"],
+        val=val,
+        selected_by=selected_by,
+        calibration=calibration,
     )
 
 
 def _describe_selection(context: "TrainingContext", state: "TrainingState") -> str:
     """Return how the kept epoch was chosen, in words."""
-    rule = "best balanced accuracy on the validation split"
+    headline = METRICS[context.index.task.display.headline]
+    rule = f"best {headline.title} on the validation split"
     if context.small_validation:
         rule = f"last epoch, because {context.small_validation}"
     if state.averaged:

@@ -124,15 +124,15 @@ def load_rank_batches(
         mixes: True if mixup and CutMix are on.
     """
     accelerator, distillation = context.accelerator, context.distillation
-    labels = torch.tensor(context.index.labels)
+    targets = torch.from_numpy(context.index.targets())
     slices = [slice_for_rank(accelerator, batch) or batch[:1] for batch in batches]
     loaded = load_batches(slices, load_training(context, images, epoch), threads=context.threads)
     for batch, (rows, pixels) in zip(batches, loaded, strict=True):
         yield RankBatch(
             images=pixels,
-            labels=labels[torch.tensor(rows) % len(labels)],
+            targets=targets[torch.tensor(rows) % len(targets)],
             weight=1.0 if accelerator.process_index < len(batch) else 0.0,
             batch_images=len(batch),
             mixes=mixes,
-            teacher=None if distillation is None else distillation.read(rows, len(labels), epoch),
+            teacher=None if distillation is None else distillation.read(rows, len(targets), epoch),
         )

@@ -88,8 +88,9 @@ def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone 
         if signal:
             yield make_event(step=steps, images=loss.images, loss=loss.mean, lr=lr, is_due=True, signal=signal)
             return
-        if val is not None and not np.isfinite(val.log_loss):
-            raise _diverged(state, f"the validation loss is {val.log_loss}")
+        val_loss = None if val is None else getattr(val, context.index.task.display.loss)
+        if val_loss is not None and not np.isfinite(val_loss):
+            raise _diverged(state, f"the validation loss is {val_loss}")
         state.loss_sums, state.seconds = [], 0.0
         yield EpochDone(epoch=epoch + 1, train_loss=loss.mean, val=val, lr=lr, seconds=seconds, images=loss.images)
 

@@ -56,8 +56,9 @@ class Origin:
 def digest_split(index: Index) -> "NDArray[np.uint64]":
     """Return a digest of each row's path, class, group and split, (N,) uint64."""
     groups = index.groups or ("",) * len(index)
-    rows = zip(index.paths, index.labels, groups, index.splits, strict=True)
-    texts = (f"{path}\0{index.classes[label]}\0{group}\0{split}" for path, label, group, split in rows)
+    targets = [str(values) for values in index.values] or [index.classes[label] for label in index.labels]
+    rows = zip(index.paths, targets, groups, index.splits, strict=True)
+    texts = (f"{path}\0{target}\0{group}\0{split}" for path, target, group, split in rows)
     digests = (hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.uint64)
 

@@ -25,10 +25,12 @@ from convnext_cli.recipes.recommendation import choose_augmentation, measure_pla
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
     AUTO,
+    READING_SETTINGS,
     RECIPES,
     Choice,
     check_combinations,
     check_settings,
+    declare_settings,
     default_settings,
     describe_settings,
 )
@@ -162,6 +164,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     # 3. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
     architecture, tag, plan, plan_notices = _plan_for(request, index, machine, fingerprint)
+    _check_task(index, plan)
     return Preparation(
         dataset=dataset,
         index=index,
@@ -236,8 +239,8 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
 
 def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[Dataset]:
     """Load the data of a request; images without labels get those of the teacher."""
-    names = ("image_root", "exclude", "group_from", "resplit", "unlabelled")
-    dataset_request = DatasetRequest(data=data, audit=request.audit, **{name: values[name] for name in names})
+    reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
+    dataset_request = DatasetRequest(data=data, audit=request.audit, **reading)
     dataset = yield from load_dataset(dataset_request, threads=max(1, count_cpus() // count_local_processes()))
     check_outside_data(request.output or RUNS, dataset.index)
     return (yield from _label_by_teacher(request, dataset)) if values["unlabelled"] else dataset
@@ -316,6 +319,20 @@ def _make_plan(
         if text := explain_lr(architecture, lr.value, plan.settings.batch_size, default.settings.lr):
             notices.append(Notice(text=text))
     return plan, tuple(notices)
+
+
+def _check_task(index: Index, plan: Plan) -> None:
+    """Check that no setting is on that does not apply to the task.
+
+    Raises:
+        UsageError: one is.
+    """
+    values, defaults = {"teacher": plan.teacher, **plan.values}, {"teacher": None, **default_settings()}
+    for name, reason in index.task.unsupported.items():
+        if values[name] != defaults[name]:
+            option = declare_settings()[name].option if name in plan.values else None
+            flag = option.replacement if option and option.replacement else f"--{name}"
+            raise UsageError(f"{flag} ({name}) does not go with {index.task.title}: {reason}", f"Leave out {flag}")
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

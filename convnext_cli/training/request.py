@@ -12,7 +12,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV file with path and label, or zip file."
 RECIPE_HELP = "Source of default values: measured, specification, or published (the authors')."
 TEACHER_HELP = "Distil a run, a cross-validation, an .onnx, or timm's."
-WEIGHTS_HELP = "auto (Hub), builtin (small, in the package), none, a path, or timm/NAME."
+WEIGHTS_HELP = "auto (Hub), builtin, none, a path, or timm/NAME."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,7 +111,7 @@ def _train_and_save_once(context: TrainingContext, state: TrainingState, writer:
     """Train and save as `train_and_save` does, until the end or the first failure."""
     for event in train(context, state):
         if isinstance(event, EpochDone):
-            state.add_epoch(event, keeps_last=context.keeps_last)
+            state.add_epoch(event, context.index.task, keeps_last=context.keeps_last)
             writer.wait()  # before a second snapshot takes memory
             snapshot = take_snapshot(context, state)
             if context.accelerator.is_main_process:

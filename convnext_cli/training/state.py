@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from convnext_cli.metrics.summary import Metrics
+from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.tasks.task import Task
 from convnext_cli.training.events import EpochDone
+
+LOGGED = "val_"  # before the key of a validation metric
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,13 +56,13 @@ class TrainingState:
         """Log entry of the epoch whose weights are kept; None before the first epoch has ended."""
         return next((entry for entry in reversed(self.log) if entry["best"]), None)
 
-    def add_epoch(self, event: EpochDone, *, keeps_last: bool) -> None:
+    def add_epoch(self, event: EpochDone, task: Task, *, keeps_last: bool) -> None:
         """Add an epoch to the log, and its metrics if it is the best so far; with `keeps_last` it always is."""
         val, best = event.val, self.best
-        metrics = log_metrics(val)
-        is_best = keeps_last or best is None or score_epoch(metrics) > score_epoch(best)
+        metrics = log_metrics(val, task)
+        is_best = keeps_last or best is None or score_epoch(metrics, task) > score_epoch(best, task)
         if is_best:
-            self.best_val = None if val is None else asdict(val)
+            self.best_val = None if val is None else to_plain(val)
         self.log.append(
             {
                 "epoch": event.epoch,
@@ -74,15 +77,16 @@ class TrainingState:
         )
 
 
-def log_metrics(val: Metrics | None) -> dict[str, float | None]:
+def to_plain(metrics: MetricSet) -> dict[str, Any]:
+    """Return metrics as plain values, by key."""
+    return asdict(metrics)  # type: ignore[call-overload, no-any-return]  # each task's metrics are a dataclass
+
+
+def log_metrics(val: MetricSet | None, task: Task) -> dict[str, float | None]:
     """Return the validation metrics that a log entry has."""
-    return {
-        "val_log_loss": val.log_loss if val else None,
-        "val_top1": val.top1 if val else None,
-        "val_balanced_accuracy": val.balanced_accuracy if val else None,
-    }
+    return {f"{LOGGED}{key}": getattr(val, key) if val else None for key in (task.display.loss, *task.display.epoch)}
 
 
-def score_epoch(entry: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the score by which the best epoch is chosen: balanced accuracy, then log loss. Higher is better."""
-    return entry["val_balanced_accuracy"], -entry["val_log_loss"]
+def score_epoch(entry: Mapping[str, Any], task: Task) -> tuple[float, ...]:
+    """Return the score by which the best epoch is chosen, from a log entry. Higher is better."""
+    return task.score_epoch({key.removeprefix(LOGGED): value for key, value in entry.items()})

@@ -13,7 +13,7 @@ from convnext_cli.models.device_memory import explain_out_of_memory, free_memory
 from convnext_cli.models.forward import prepare_input
 from convnext_cli.training.compute.devices import agree, clip_gradients, is_sharded, sum_gradients
 from convnext_cli.training.context import RankBatch, TrainingContext
-from convnext_cli.training.parts.mixing import mix_batch, smooth_targets
+from convnext_cli.training.parts.mixing import mix_batch
 from convnext_cli.training.state import TrainingState
 
 
@@ -72,7 +72,7 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
     random = np.random.default_rng((settings.seed, state.step, accelerator.process_index))
     torch.manual_seed(int(random.integers(2**63)))  # drop path and dropout draw from torch's generator
     inputs = prepare_input(batch.images, context.preprocessing, device)
-    targets = smooth_targets(batch.labels.to(device), len(context.index.classes), settings.label_smoothing)
+    targets = context.criterion.encode(batch.targets.to(device))
     if context.distillation is not None and batch.teacher is not None:
         targets = context.distillation.loss.join_targets(targets, batch.teacher.to(device))
     if batch.mixes:

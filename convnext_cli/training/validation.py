@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.inference.classifier import load_for_eval
-from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.forward import forward_batches
 from convnext_cli.training.compute.devices import agree, gather_rows, slice_evenly
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.state import TrainingState
 
 
-def validate(context: TrainingContext, state: TrainingState) -> tuple[Metrics | None, int]:
+def validate(context: TrainingContext, state: TrainingState) -> tuple[MetricSet | None, int]:
     """Compute metrics on the validation split, on all ranks together; with EMA, of the averaged weights.
 
     A signal interrupts it, because it may take longer than the sender of the signal waits.
@@ -32,8 +32,8 @@ def validate(context: TrainingContext, state: TrainingState) -> tuple[Metrics | 
         logits, signal = _compute_logits(context, state, rows)
     if logits is None:
         return None, signal
-    labels = np.array([context.index.labels[row] for row in rows])
-    return compute_metrics(logits, labels, context.index.classes), 0
+    index = context.index
+    return index.task.compute_metrics(logits, index.targets(rows), index.classes), 0
 
 
 def _compute_logits(
@@ -47,7 +47,7 @@ def _compute_logits(
         threads=context.threads,
     )
     batches = forward_batches(context.model, images, context.preprocessing, context.accelerator.device)
-    parts = [torch.empty(0, len(context.index.classes))]
+    parts = [torch.empty(0, context.index.task.count_outputs(len(context.index.classes)))]
     images_per_round = context.accelerator.num_processes * state.micro_batch_size
     for _ in range(-(-len(rows) // images_per_round)):  # the same number of rounds on every rank
         parts += [logits for _, logits in islice(batches, 1)]

@@ -179,10 +179,6 @@ AMBIGUOUS = {
         "site1/ site2/ t.csv:path,label|site1/0.png,x|site1/1.png,y|site2/0.png,x",
         "give the images different classes",
     ),
-    "a table of several labels": (
-        "train/ test/ train.csv:id,labels|0,x;y|1,x|2,y",
-        "several labels in 1 of 3 rows",
-    ),
     "parts of one set": ("HAM_images_part_1/ HAM_images_part_2/", "look like parts of one set"),
     "folds": ("fold1/a/ fold1/b/ fold2/a/ fold2/b/", "look like folds"),
     "patients as folders": ("patient0001/study1/ patient0002/study1/", "look like patients"),

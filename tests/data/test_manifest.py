@@ -1,14 +1,16 @@
 import os
 import unicodedata
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
-from convnext_cli.data.tables.labels import OtherTaskError
+from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from tests.conftest import save_image
 
@@ -61,7 +63,6 @@ def test_absolute_paths_tabs_and_a_byte_order_mark(images: Path, tmp_path: Path)
         ("path,label\nimages/a.png,x\nimages/z.png,y\n", r"does not exist in 1 rows: images/z\.png"),
         ("path,label,split\nimages/a.png,x,exam\n", "an unknown split in 1 rows"),
         ("path,label\nimages/a.png,x\nimages/a.png,y\n", "another label or split in 1 rows: line 3"),
-        ("path,A,B\nimages/a.png,1,1\n", "not exactly one class in 1 rows"),
         ("path,label\n", "has no rows"),
     ],
 )
@@ -152,7 +153,7 @@ READ = {
     "an age in a file of 0 and 1": (
         rows("1,0,45", "0,1,50", "1,0,60", head="image,MEL,NV,age"),
         ["MEL", "NV"],
-        ["classes by the 2 columns of 0 and 1", "not used: age"],
+        ["targets by 2 columns", "read as classes", "not used: age"],
     ),
     "an index of 0 and 1": ("index,image,MEL,NV\n0,images/a,1,0\n1,images/b,0,1\n", ["MEL", "NV"], ["not used: index"]),
     "a sign of the patient among 0 and 1": (
@@ -208,24 +209,9 @@ READ = {
 }
 
 REFUSED = {
-    "a number": (rows(*(f"{20 + 1.3 * k:.1f}" for k in range(4)), head="image,target"), "is a number"),
-    "ages": (
-        "image,age\n" + "".join(f"images/{'abcd'[k % 4]}.png,{20 + 7 * k % 60}\n" for k in range(40)),
-        "is a number",
-    ),
-    "a number with a comma": (
-        "image;label\n" + "".join(f"images/{c};{k},5\n" for k, c in enumerate("abcd")),
-        "is a number",
-    ),
-    "several labels": (rows("Mass", "Effusion|Mass", "Effusion", "No Finding"), "several labels in 1 of 4 rows"),
-    "several labels by semicolons": (rows("a", "b", "a;b", "b"), "several labels"),
-    "several labels by commas": (rows("a", "b", '"a, b"', "b"), "several labels"),
-    "several labels by blanks": (rows("scab", "rust", "scab rust", "rust scab"), "several labels"),
-    "lists": (rows("\"['a', 'b']\"", "\"['a']\""), "several labels"),
-    "several columns of 1": (rows("1,1,0", "0,1,0", "0,0,0", head="image,MEL,NV,BCC"), "multi-label set"),
     "a comma without quotation marks": (rows("x", "y, z", "x", "x"), "more cells than the header in 1 rows: line 3"),
     "lines after a blank one": ("path,label\n\nimages/a.png,x\n\nimages/b.png,\n", "no label in 1 rows: line 5"),
-    "one image under two labels": (rows("x", "y", "x", "y", "z", number=5), "multi-label"),
+    "one image under two labels": (rows("x", "y", "x", "y", "z", number=5), "another label or split in 1 rows"),
     "no text": ("path,label\nimages/a.png,\x00\n", "zero bytes"),
 }
 
@@ -246,11 +232,110 @@ def test_table_is_read(case: str, images: Path) -> None:
 @pytest.mark.parametrize("case", REFUSED)
 def test_table_is_refused(case: str, images: Path) -> None:
     text, message = REFUSED[case]
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match=message):
         scan_data(write(images / "list.csv", text))
-    assert isinstance(caught.value, OtherTaskError) == (
-        "number" in message or "labels" in message or "multi-label set" in message
+
+
+NAN = float("nan")
+OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
+    "a number": (rows("20", "21.3", "22.6", "23.9", head="image,target"), "regression", ["target"], [
+        (20,), (21.3,), (22.6,), (23.9,),
+    ]),
+    "a number with a comma": (
+        "image;label\n" + "".join(f"images/{c};{k},5\n" for k, c in enumerate("abcd")),
+        "regression", ["label"], [(0.5,), (1.5,), (2.5,), (3.5,)],
+    ),
+    "several labels": (
+        rows("Mass", "Effusion|Mass", "Effusion", "No Finding"), "multilabel", ["Effusion", "Mass", "No Finding"],
+        [(0, 1, 0), (1, 1, 0), (1, 0, 0), (0, 0, 1)],
+    ),
+    "several labels by semicolons": (
+        rows("a", "b", "a;b", "b"), "multilabel", ["a", "b"], [(1, 0), (0, 1), (1, 1), (0, 1)],
+    ),
+    "several labels by commas": (
+        rows("a", "b", '"a, b"', "b"), "multilabel", ["a", "b"], [(1, 0), (0, 1), (1, 1), (0, 1)],
+    ),
+    "several labels by blanks": (
+        rows("scab", "rust", "scab rust", "rust scab"), "multilabel", ["rust", "scab"],
+        [(0, 1), (1, 0), (1, 1), (1, 1)],
+    ),
+    "lists": (rows("\"['a', 'b']\"", "\"['a']\""), "multilabel", ["a", "b"], [(1, 1), (1, 0), (1, 1), (1, 0)]),
+    "several columns of 1": (
+        rows("1,1,0", "0,1,0", "0,0,0", "0,0,1", head="image,MEL,NV,BCC"), "multilabel", ["MEL", "NV", "BCC"],
+        [(1, 1, 0), (0, 1, 0), (0, 0, 0), (0, 0, 1)],
+    ),
+    "columns of 1, 0, -1 and blanks": (
+        rows("F,64,1.0,,-1.0", "M,50,,1.0,0.0", "F,64,0.0,0.0,1.0", head="Path,Sex,Age,No Finding,Edema,Mass"),
+        "multilabel", ["No Finding", "Edema", "Mass"], [(1, NAN, -1), (NAN, 1, 0), (0, 0, 1), (1, NAN, -1)],
+    ),
+    "a column without a 0": (
+        rows("1,1", ",0", ",1", "1,0", head="path,No Finding,Edema"), "multilabel", ["No Finding", "Edema"],
+        [(1, 1), (0, 0), (0, 1), (1, 0)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_TASKS)
+def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> None:
+    text, task, names, values = OTHER_TASKS[case]
+    index = scan_data(write(images / "list.csv", text))
+    assert (index.task.name, list(index.classes)) == (task, names)
+    np.testing.assert_array_equal(np.array(index.values), np.array(values))
+    assert "read as" in " / ".join(index.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "problem"),
+    [
+        (rows("1,1", "0,1", head="path,A,B"), {"task": "single"}, "not exactly one class in each row"),
+        (rows("a", "b"), {"task": "multilabel"}, "no cell of column 'label' .* has several labels"),
+        (rows("a", "b"), {"task": "regression"}, "4 of 4 cells of column 'label' .* are not numbers"),
+        (rows("mild", "severe"), {"task": "ordinal"}, "have no order"),
+        (rows("1,1", "0,1", head="path,A,B"), {"task": "ordinal"}, "needs one column"),
+        (rows("1,2", "0,1", head="path,A,B"), {"label_columns": "A,B"}, "not 1, 0, -1 or blank in 2 rows"),
+        (rows("a", "b"), {"label_column": "lable"}, "no column 'lable'"),
+        (rows("a", "b"), {"path_column": "image"}, "no column 'image'"),
+    ],
+)
+def test_table_that_is_not_of_the_task_is_refused(
+    text: str, options: dict[str, str], problem: str, images: Path
+) -> None:
+    with pytest.raises(DataError, match=problem):
+        scan_data(write(images / "list.csv", text), table_options=TableOptions(**options))
+
+
+def test_columns_of_a_table_can_be_named(images: Path) -> None:
+    text = "file;who;part;what;extra\nimages/a.png;p1;train;2;x\nimages/b.png;p1;train;1;y\nimages/c.png;p2;test;1;x\n"
+    options = TableOptions(
+        path_column="file", group_column="who", split_column="part", label_column="WHAT", task="ordinal"
     )
+    index = scan_data(write(images / "list.csv", text), table_options=options)
+    assert (index.classes, index.labels, index.task.name) == (("1", "2"), (1, 0, 0), "ordinal")
+    assert (index.groups, index.splits) == (("p1", "p1", "p2"), ("train", "train", "test"))
+    assert any("not used: extra" in note for note in index.notes)
+    without = scan_data(images / "list.csv", table_options=replace(options, group_column="none", split_column="none"))
+    assert (without.groups, set(without.splits)) == ((), {""})
+
+
+def test_blank_and_separator_are_as_told(images: Path) -> None:
+    text = rows("1,", "0,1", head="path,A,B")
+    index = scan_data(write(images / "list.csv", text), table_options=TableOptions(blank="negative", task="multilabel"))
+    assert list(index.values) == [(1, 0), (0, 1), (1, 0), (0, 1)]
+    text = rows("a/b", "b", "c")
+    index = scan_data(write(images / "list.csv", text), table_options=TableOptions(label_sep="/", task="multilabel"))
+    assert list(index.values) == [(1, 1, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]
+
+
+def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:
+    for number, name in enumerate(("10_worst", "2_mild", "0_none")):
+        save_image(tmp_path / f"data/{name}/{number}.png", seed=number)
+    grades = scan_data(tmp_path / "data", table_options=TableOptions(task="ordinal"))
+    assert grades.classes == ("0_none", "2_mild", "10_worst")
+    assert [grades.describe_target(row) for row in range(3)] == ["0_none", "10_worst", "2_mild"]
+    numbers = scan_data(tmp_path / "data", table_options=TableOptions(task="regression"))
+    assert numbers.values == ((0.0,), (10.0,), (2.0,))
+    with pytest.raises(DataError, match="--task multilabel"):
+        scan_data(tmp_path / "data", table_options=TableOptions(task="multilabel"))
 
 
 @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252"])

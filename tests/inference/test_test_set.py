@@ -1,9 +1,10 @@
 """Class names in other Unicode forms; data that are read with the options of the run."""
 
 import unicodedata
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from convnext_cli.inference.calibration import Calibration, add_targets, parse_t
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import save_image
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -29,10 +31,10 @@ def make_index(*classes: str) -> Index:
 @pytest.mark.parametrize("own", [COMPOSED, DECOMPOSED, f"{COMPOSED} "])
 @pytest.mark.parametrize("other", [COMPOSED, DECOMPOSED])
 def test_class_names_match_in_any_unicode_form(own: str, other: str) -> None:
-    model = SimpleNamespace(classes=("bar", own))
-    assert Classifier.label_rows(model, make_index(other, "bar"), [0, 1]).tolist() == [1, 0]  # type: ignore[arg-type]
+    model = SimpleNamespace(classes=("bar", own), task=SINGLE)
+    assert Classifier.read_targets(model, make_index(other, "bar"), [0, 1]).tolist() == [1, 0]  # type: ignore[arg-type]
     with pytest.raises(DataError, match="does not know: Bar"):
-        Classifier.label_rows(model, make_index("Bar"), [0])  # type: ignore[arg-type]
+        Classifier.read_targets(model, make_index("Bar"), [0])  # type: ignore[arg-type]
 
 
 def test_target_class_matches_in_any_unicode_form(tmp_path: Path) -> None:
@@ -41,12 +43,12 @@ def test_target_class_matches_in_any_unicode_form(tmp_path: Path) -> None:
     labels = np.arange(40) % 2
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     calibration = Calibration(weights=run.fingerprint_weights(), images=40, weak=None)
-    run.write_calibration(asdict(calibration), {"val_logits": logits, "val_labels": labels})
-    classes = ("bar", COMPOSED)
-    kept = add_targets(run, calibration, classes, [parse_target(f"sensitivity=0.9:{DECOMPOSED}")])
+    run.write_calibration(calibration.to_dict(), {"val_logits": logits, "val_labels": labels})
+    model: Any = SimpleNamespace(classes=("bar", COMPOSED), task=SINGLE)
+    kept = add_targets(run, calibration, model, [parse_target(f"sensitivity=0.9:{DECOMPOSED}")])
     assert kept.thresholds[0].target.name == COMPOSED
     with pytest.raises(UsageError, match="unknown class"):
-        add_targets(run, calibration, classes, [parse_target("sensitivity=0.9:BAR")])
+        add_targets(run, calibration, model, [parse_target("sensitivity=0.9:BAR")])
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ import pytest
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
-from convnext_cli.metrics.formulas import Floats, Ints
-from convnext_cli.metrics.summary import compute_metrics, log_softmax
+from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.temperature import describe_worse_calibration, fit_temperature
 
 CLASSES = ("a", "b", "c", "d")
@@ -107,9 +108,8 @@ def test_temperature_that_increases_log_loss_gives_warning() -> None:
     plain = compute_metrics(logits, labels, "abc")
     best = fit_temperature(logits, labels)
     assert best > 1.2
-    assert describe_worse_calibration(best, plain, compute_metrics(logits / best, labels, "abc")) is None
-    assert describe_worse_calibration(1.0, plain, plain) is None
-    worse = describe_worse_calibration(0.5, plain, compute_metrics(logits / 0.5, labels, "abc"))
+    assert describe_worse_calibration(("log_loss", "ece"), plain, compute_metrics(logits / best, labels, "abc")) is None
+    assert describe_worse_calibration(("log_loss", "ece"), plain, plain) is None
+    worse = describe_worse_calibration(("log_loss", "ece"), plain, compute_metrics(logits / 0.5, labels, "abc"))
     assert worse is not None
-    assert "the temperature 0.50" in worse
-    assert "calibration worse on these images: log loss" in worse
+    assert f"log loss {plain.log_loss:.4f} -> " in worse

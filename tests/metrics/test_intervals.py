@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import t as student
 
 from benchmarks.coverage import Scenario, measure
-from convnext_cli.metrics.formulas import OVERALL
+from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals, estimate_fraction, score_interval, t_quantile
 from convnext_cli.metrics.summary import compute_metrics
 
@@ -31,7 +31,7 @@ def test_few_units_widen_wilsons_interval_and_a_range_scales_it() -> None:
 
 def test_perfect_metric_has_an_interval_of_positive_length() -> None:
     logits, labels = np.eye(2)[[0, 1] * 30] * 5, np.array([0, 1] * 30)
-    intervals = compute_intervals(logits, labels)
+    intervals = compute_intervals(ClassCalculator(logits, labels))
     for name in ("top1", "balanced_accuracy", "macro_roc_auc", "macro_f1", "mcc"):
         interval = intervals.overall[name]
         assert interval is not None
@@ -48,11 +48,11 @@ def test_intervals_contain_the_estimate_and_repeat_with_the_seed() -> None:
     random = np.random.default_rng(1)
     labels = random.choice(3, 200, p=(0.6, 0.3, 0.1))
     logits = random.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels]
-    intervals = compute_intervals(logits, labels, resamples=300)
-    assert intervals == compute_intervals(logits, labels, resamples=300)
-    assert intervals != compute_intervals(logits, labels, resamples=300, seed=1)
+    intervals = compute_intervals(ClassCalculator(logits, labels), resamples=300)
+    assert intervals == compute_intervals(ClassCalculator(logits, labels), resamples=300)
+    assert intervals != compute_intervals(ClassCalculator(logits, labels), resamples=300, seed=1)
     figures = compute_metrics(logits, labels, "abc")
-    for name in OVERALL:
+    for name in ClassCalculator.overall:
         interval = intervals.overall[name]
         assert interval is not None
         assert interval.low < getattr(figures, name) < interval.high
@@ -67,9 +67,11 @@ def test_repeated_images_within_a_group_do_not_shorten_the_interval() -> None:
     labels = random.integers(0, 2, 80)
     logits = random.normal(size=(80, 2)) + np.eye(2)[labels]
     names = [str(i) for i in range(80)]
-    once = compute_intervals(logits, labels)
-    copied = compute_intervals(np.repeat(logits, 5, 0), np.repeat(labels, 5), [n for n in names for _ in range(5)])
-    naive = compute_intervals(np.repeat(logits, 5, 0), np.repeat(labels, 5))
+    once = compute_intervals(ClassCalculator(logits, labels))
+    copied = compute_intervals(
+        ClassCalculator(np.repeat(logits, 5, 0), np.repeat(labels, 5)), [n for n in names for _ in range(5)]
+    )
+    naive = compute_intervals(ClassCalculator(np.repeat(logits, 5, 0), np.repeat(labels, 5)))
     assert (copied.clustered, copied.units, naive.units) == (True, 80, 400)
 
     def length(intervals: object) -> float:
@@ -82,14 +84,14 @@ def test_repeated_images_within_a_group_do_not_shorten_the_interval() -> None:
 
 def test_image_without_group_is_a_group_of_its_own() -> None:
     logits, labels = np.eye(2)[[0, 1] * 10], np.array([0, 1] * 10)
-    assert compute_intervals(logits, labels, ["p1"] * 5 + [""] * 15, resamples=200).units == 16
+    assert compute_intervals(ClassCalculator(logits, labels), ["p1"] * 5 + [""] * 15, resamples=200).units == 16
 
 
 def test_absent_classes_and_single_images_have_no_interval() -> None:
-    intervals = compute_intervals(np.eye(3)[[0, 1, 0, 1]], np.array([0, 1, 0, 0]), resamples=200)
+    intervals = compute_intervals(ClassCalculator(np.eye(3)[[0, 1, 0, 1]], np.array([0, 1, 0, 0])), resamples=200)
     assert intervals.per_class[2]["recall"] is None
     assert intervals.per_class[1]["recall"] is None, "one image says nothing of its spread"
-    alone = compute_intervals(np.eye(3)[[0]], np.array([0]), resamples=200)
+    alone = compute_intervals(ClassCalculator(np.eye(3)[[0]], np.array([0])), resamples=200)
     assert set(alone.overall.values()) == {None}
 
 

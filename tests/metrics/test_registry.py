@@ -6,7 +6,7 @@ import pytest
 
 from convnext_cli.metrics.comparison import Difference
 from convnext_cli.metrics.intervals import Interval
-from convnext_cli.metrics.registry import METRICS, OVERALL, PER_CLASS, format_ci
+from convnext_cli.metrics.registry import METRICS, OVERALL, PER_CLASS, PER_LABEL, format_ci
 from convnext_cli.metrics.summary import ClassMetrics, Metrics
 
 
@@ -20,7 +20,8 @@ def test_registry_has_each_stored_metric() -> None:
 
 
 def test_averages_name_a_per_class_metric() -> None:
-    assert all(METRICS[key].average_of in {m.key for m in PER_CLASS} for key in METRICS if key.startswith("macro_"))
+    parts = {metric.key for metric in (*PER_CLASS, *PER_LABEL)}
+    assert all(METRICS[key].average_of in parts for key in METRICS if key.startswith("macro_"))
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,23 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn import metrics as reference
 
-from convnext_cli.metrics.comparison import compare
+from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
-from convnext_cli.metrics.formulas import Floats, Ints, log_softmax
+from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
 from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
+
+
+def _compare(first: Floats, second: Floats, labels: Ints, groups: list[str] | None = None) -> Comparison:
+    return compare(ClassCalculator(first, labels), ClassCalculator(second, labels), groups)
+
+
+def _judge(logits: Floats, labels: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return confidence and correctness of each prediction."""
+    return np.exp(log_softmax(logits)).max(axis=1), logits.argmax(axis=1) == labels
 
 
 def draw(images: int, seed: int = 0, strength: float = 1.5) -> tuple[Floats, Ints]:
@@ -106,23 +116,26 @@ def test_curves_equal_scikit_learn() -> None:
 
 def test_reliability_bins_add_up_to_the_ece() -> None:
     logits, labels = draw(200)
-    bins = measure_reliability(logits, labels)
+    bins = measure_reliability(*_judge(logits, labels))
     assert sum(b.images for b in bins) == 200
     gap = sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / 200
     assert gap == pytest.approx(compute_metrics(logits, labels, "abc").ece)
-    assert len(measure_reliability(logits[:4], labels[:4])) == 4
+    assert len(measure_reliability(*_judge(logits[:4], labels[:4]))) == 4
 
 
 def test_comparison_finds_the_better_model_and_no_difference_between_equal_ones() -> None:
     logits, labels = draw(600)
-    better = compare(logits, logits + np.eye(3)[labels], labels)
+    better = _compare(logits, logits + np.eye(3)[labels], labels)
     accuracy = better.differences["top1"]
     assert accuracy is not None
     assert 0 < accuracy.interval.low < accuracy.value < accuracy.interval.high
+    assert better.p_value is not None
     assert better.p_value < 1e-6
-    same = compare(logits, logits, labels)
+    same = _compare(logits, logits, labels)
     assert (same.only_first_right, same.only_second_right, same.p_value) == (0, 0, 1.0)
-    other = compare(logits, draw(600, seed=0)[0] + np.random.default_rng(5).normal(size=(600, 3)) / 10, labels)
+    other = _compare(logits, draw(600, seed=0)[0] + np.random.default_rng(5).normal(size=(600, 3)) / 10, labels)
+    assert other.only_first_right is not None
+    assert other.only_second_right is not None
     assert other.p_value == pytest.approx(
         binomtest(other.only_first_right, other.only_first_right + other.only_second_right).pvalue
     )
@@ -132,12 +145,14 @@ def test_mcnemar_equals_published_example_and_widens_with_clusters() -> None:
     # Agresti, Categorical Data Analysis, table 10.1: 86 and 150 discordant, z = 4.17
     labels = np.zeros(236, int)
     first, second = np.eye(2)[[1] * 150 + [0] * 86], np.eye(2)[[0] * 150 + [1] * 86]
-    plain = compare(first, second, labels)
-    alone = compare(first, second, labels, [str(i) for i in range(236)])
+    plain = _compare(first, second, labels)
+    alone = _compare(first, second, labels, [str(i) for i in range(236)])
     assert (plain.only_second_right, plain.only_first_right) == (150, 86)
     assert alone.p_value == pytest.approx(3.1e-5, rel=0.05)
     assert plain.p_value == pytest.approx(3.7e-5, rel=0.05)
-    pairs = compare(first, second, labels, [str(i // 2) for i in range(236)])
+    pairs = _compare(first, second, labels, [str(i // 2) for i in range(236)])
+    assert pairs.p_value is not None
+    assert alone.p_value is not None
     assert pairs.p_value > 10 * alone.p_value, "two images of one patient are not two witnesses"
 
 

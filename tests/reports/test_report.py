@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from convnext_cli import evaluate, write_report
 from convnext_cli.inference.evaluation import Evaluation
-from convnext_cli.metrics.formulas import Floats
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals
 from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.reports.gallery import IMAGES
@@ -129,10 +130,10 @@ def test_report_of_many_classes_has_no_confusion_matrix(run: RunFolder, tmp_path
         result,
         metrics=metrics,
         uncalibrated=metrics,
-        intervals=compute_intervals(logits, labels, resamples=200),
+        intervals=compute_intervals(ClassCalculator(logits, labels), resamples=200),
         calibration=None,
         operating_points=(),
-        evaluated=replace(result.evaluated, logits=logits, labels=labels, classes=classes),
+        evaluated=replace(result.evaluated, logits=logits, targets=labels, classes=classes),
     )
     svg = dict.fromkeys(("roc", "pr", "reliability", "loss", "right"), Markup(""))
     text = render_page(wide, RunFolder(tmp_path / "run"), svg, {"worst": [], "unsure": []})

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from convnext_cli.inference.evaluation import Evaluation, evaluate
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.registry import SINGLE
 from tools.commands import call
 
 
@@ -186,14 +188,15 @@ def test_weights_that_do_not_fit_are_refused(edit: Any, words: str, run_copy: Ru
 def test_calibration_arrays_that_do_not_fit_are_refused(run_copy: RunFolder) -> None:
     path = run_copy.path / "calibration.safetensors"
     arrays, metadata = dict(load_file(path)), {"weights": run_copy.fingerprint_weights()}
-    calibration, classes = read_calibration(run_copy), ("0", "1", "2")
+    calibration = read_calibration(run_copy)
+    model: Any = SimpleNamespace(classes=("0", "1", "2"), task=SINGLE)
     assert calibration is not None
 
     def keep(metadata: dict[str, str] | None, **more: Any) -> None:
         save_file({**arrays, **more}, path, metadata=metadata)
 
     def fit() -> None:
-        add_targets(run_copy, calibration, classes, [parse_target("sensitivity=0.9:1")])
+        add_targets(run_copy, calibration, model, [parse_target("sensitivity=0.9:1")])
 
     keep({"weights": "00000000"})
     with pytest.raises(RunError, match="was fitted for other weights"):

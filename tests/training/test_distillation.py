@@ -20,7 +20,7 @@ from convnext_cli.models.licenses import is_non_commercial, join_licenses
 from convnext_cli.recipes.plan import read_teacher
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.parts.distillation import DistillationLoss, ProjectingClassifier
-from convnext_cli.training.parts.loss import Loss
+from convnext_cli.training.parts.loss import CrossEntropy
 from convnext_cli.training.teaching import choose_view
 from tests.conftest import SMALL
 from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
@@ -244,9 +244,7 @@ def test_impossible_teachers_are_refused(few_digits: Path) -> None:
 
 
 def test_loss_is_zero_for_a_perfect_student_and_has_the_gradient_of_its_formula() -> None:
-    loss = DistillationLoss(
-        labels=Loss(weights=None, offsets=None), classes=3, weight=1.0, temperature=2.0, features=1.0
-    )
+    loss = DistillationLoss(labels=CrossEntropy(num_classes=3), classes=3, weight=1.0, temperature=2.0, features=1.0)
     teacher = torch.tensor([[2.0, 0.0, -1.0, 3.0, 4.0]])
     targets = loss.join_targets(torch.tensor([[1.0, 0.0, 0.0]]), teacher)
     perfect = torch.tensor([[3.0, 1.0, 0.0, 6.0, 8.0]])  # shifted logits, scaled features
@@ -255,9 +253,7 @@ def test_loss_is_zero_for_a_perfect_student_and_has_the_gradient_of_its_formula(
     p, q = (torch.softmax(torch.tensor(row) / 2, 0) for row in ([2.0, 0.0, -1.0], [0.0, 1.0, 0.0]))
     expected = 4 * float((p * (p / q).log()).sum()) + 1
     assert float(loss.sum_losses(student, targets)) == pytest.approx(expected, rel=1e-5)
-    mixed = DistillationLoss(
-        labels=Loss(weights=None, offsets=None), classes=3, weight=0.25, temperature=2.0, features=0.0
-    )
+    mixed = DistillationLoss(labels=CrossEntropy(num_classes=3), classes=3, weight=0.25, temperature=2.0, features=0.0)
     labels = float(F.cross_entropy(student[:, :3], torch.tensor([0])))
     assert float(mixed.sum_losses(student, targets)) == pytest.approx(0.75 * labels + 0.25 * (expected - 1), rel=1e-5)
 

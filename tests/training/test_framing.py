@@ -59,7 +59,7 @@ def train_strips(data: Path, output: Path, **changes: Any) -> float:
     result = finetune(data, output=output, **(SETTINGS | changes))
     assert isinstance(result, FinetuneResult)
     assert result.val is not None
-    return result.val.balanced_accuracy
+    return float(result.val.balanced_accuracy)
 
 
 @pytest.mark.parametrize(

@@ -79,4 +79,5 @@ def test_two_trainings_in_one_process_and_ranks_wait_for_the_first(few_digits: P
     Path("twice.py").write_text(TWICE)
     output = run_two("twice.py", str(few_digits))
     assert read_losses("first") == read_losses("second")
-    assert output.count(f"timeout {PATIENCE.total_seconds()}") == 4, "a download or a calibration may take hours"
+    count = output.count(f" {PATIENCE.total_seconds()}")  # the processes print at once, so that lines may mix
+    assert count == 4, "a download or a calibration may take hours"

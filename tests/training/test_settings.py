@@ -122,7 +122,7 @@ def test_balanced_sampler_shows_classes_equally_often(digits: Path, monkeypatch:
     take = loop.take_step  # type: ignore[attr-defined]
 
     def watch(context: Any, state: Any, batch: Any) -> Any:
-        shown.extend(batch.labels.tolist())
+        shown.extend(batch.targets.tolist())
         return take(context, state, batch)
 
     monkeypatch.setattr(loop, "take_step", watch)

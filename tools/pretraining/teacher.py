@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.inference.metadata import INPUT, OUTPUTS, Metadata
+from convnext_cli.inference.metadata import INPUT, Metadata, list_outputs
+from convnext_cli.tasks.registry import SINGLE
 
 ARCHITECTURE, LICENSE = "efficientnet_lite2", "apache-2.0"
 MEAN, STD = 127 / 255, 128 / 255  # the authors' (x - 127) / 128
@@ -76,7 +77,7 @@ def write_teacher(path: Path, size: int) -> None:
             teacher,
             (torch.zeros((2, size, size, 3), dtype=torch.uint8),),
             input_names=[INPUT],
-            output_names=OUTPUTS[:3],
+            output_names=list_outputs(SINGLE)[:3],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
             external_data=False,

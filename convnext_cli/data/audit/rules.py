@@ -260,8 +260,7 @@ _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 
 
 def _list_conflicts(evidence: Evidence) -> list[tuple[int, ...]]:
-    labels = evidence.index.labels
-    return [rows for rows in evidence.duplicates.clusters if len({labels[row] for row in rows}) > 1]
+    return [rows for rows in evidence.duplicates.clusters if evidence.index.have_conflict(rows)]
 
 
 def _split_leaked(evidence: Evidence) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -346,6 +345,6 @@ def _list_copies(index: Index, rows: Sequence[int]) -> list[int]:
 
 def _show(index: Index, clusters: Sequence[Sequence[int]], *, with_label: bool = False) -> tuple[str, ...]:
     def name(row: int) -> str:
-        return index.paths[row] + (f" ({index.classes[index.labels[row]]})" if with_label else "")
+        return index.paths[row] + (f" ({index.describe_target(row)})" if with_label else "")
 
     return tuple(" = ".join(name(row) for row in rows[:4]) for rows in clusters[:EXAMPLES])

@@ -163,7 +163,7 @@ def _list_shapes(index: Index, measurements: Measurements) -> list[Shape]:
     measures = measurements.measures
     rows = np.flatnonzero(measures["readable"]).tolist()
     sizes = zip(measures["width"][rows].tolist(), measures["height"][rows].tolist(), strict=True)
-    return [(index.classes[index.labels[row]], *size) for row, size in zip(rows, sizes, strict=True)]
+    return [(index.name_class(row), *size) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _describe_sizes(measurements: Measurements) -> dict[str, tuple[int, int]]:

@@ -4,8 +4,10 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from convnext_cli.data.folders.splits import SPLIT_NAMES, find_split
+from convnext_cli.data.index import AUTO, NONE
 from convnext_cli.data.tables.files import FileFinder
-from convnext_cli.data.tables.table import SAMPLE, Table, fold_column, parse_number
+from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.table import SAMPLE, Table, find_named, fold_column, parse_number
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 
@@ -29,14 +31,31 @@ _CERTAIN_GROUPS = ("group", "patient", "subject")
 MAX_FOLDS = 50
 
 
-def find_columns(table: Table, finder: FileFinder) -> dict[str, str]:
+def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dict[str, str]:
     """Return the name in the file of each known column: `path`, and if any, `split`, `fold`, `group`, `label`.
 
     Raises:
-        DataError: there is no column for the paths.
+        DataError: there is no column for the paths, or none of a name that the options give.
     """
-    name_of = {fold_column(name): name for name in table.columns}
-    columns = {"path": _find_path_column(table, name_of, finder)}
+    chosen = _find_chosen(table, options)
+    name_of = {fold_column(name): name for name in table.columns if name not in chosen.values()}
+    columns = {"path": chosen.get("path") or _find_path_column(table, name_of, finder)}
+    columns |= _guess_columns(table, name_of, columns)
+    columns |= chosen
+    return {role: name for role, name in columns.items() if getattr(options, f"{role}_column", AUTO) != NONE}
+
+
+def _find_chosen(table: Table, options: TableOptions) -> dict[str, str]:
+    """Return the columns that the options name, by their role."""
+    names = {role: getattr(options, f"{role}_column") for role in ("path", "label", "group", "split")}
+    return {
+        role: find_named(table, name, f"--{role}-column") for role, name in names.items() if name not in (AUTO, NONE)
+    }
+
+
+def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
+    """Return the columns for split, fold, group and label that names and content tell, beside `columns`."""
+    columns = dict(columns)
     for known_name in _SPLIT_NAMES:
         name = name_of.get(known_name)
         if name and (known_name == "split" or _most(table.columns[name], lambda cell: _parse_split(cell) is not None)):
@@ -71,7 +90,7 @@ def _find_path_column(table: Table, name_of: dict[str, str], finder: FileFinder)
         names = ", ".join(list(table.columns)[:10]) or "none"
         raise DataError(
             f"{table.path} has no column for the images' paths (it has {names})",
-            f"Name one of them {', '.join(_PATH_NAMES[:5])}, and one {', '.join(_LABEL_NAMES[:3])}",
+            "Name it with --path-column",
         )
     return path
 

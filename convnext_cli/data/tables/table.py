@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_cli.data.encoding import normalise_name, read_text
-from convnext_cli.errors import DataError
+from convnext_cli.errors import DataError, suggest
 from convnext_cli.images.formats import has_image_suffix
 
 SAMPLE = 200  # rows by which a column is judged
@@ -110,3 +110,17 @@ def parse_number(text: str) -> float | None:
     except ValueError:
         return None
     return number if abs(number) < float("inf") else None
+
+
+def find_named(table: Table, name: str, option: str) -> str:
+    """Return a column that the user names, in any spelling.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    for column in table.columns:
+        if name == column or fold_column(name) == fold_column(column):
+            return column
+    raise DataError(
+        f"{table.path} has no column {name!r}", f"{suggest(name, table.columns)}Name one of its columns in {option}"
+    )

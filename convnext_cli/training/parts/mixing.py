@@ -1,14 +1,8 @@
-"""Label smoothing, mixup and CutMix."""
+"""Mixup and CutMix."""
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-
-def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return labels (B,) as distributions (B, K): `smoothing` over all classes, the rest on the true one."""
-    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 
 def mix_batch(
@@ -21,7 +15,7 @@ def mix_batch(
 
     Args:
         images: (B, C, H, W).
-        targets: (B, K) distributions.
+        targets: (B, W), as a loss encodes them.
         random: draws the method, the mixing weight and the box.
         mixup: alpha of the Beta distribution of the mixing weight; 0 is off.
         cutmix: the same for CutMix.

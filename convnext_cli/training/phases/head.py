@@ -8,13 +8,12 @@ that one pass over the images is enough for all epochs.
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.inference.classifier import load_for_eval
-from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.forward import forward_batches
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.training.checkpoint import gather_result, put_weights
@@ -23,7 +22,6 @@ from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone
 from convnext_cli.training.loading import draw_rows
 from convnext_cli.training.parts.distillation import PROJECTION
-from convnext_cli.training.parts.mixing import smooth_targets
 from convnext_cli.training.parts.optimizer import BETAS, Schedule
 
 HEAD_LR = 1e-3  # of AdamW, on normalised features
@@ -90,10 +88,10 @@ def _take_step(
 ) -> Tensor:
     """Do one optimizer step of the head on features (B, C) of rows, and return the sum of their losses."""
     index, device = context.index, context.accelerator.device
-    labels = torch.tensor([index.labels[row] for row in rows], device=device)
-    logits = _forward_head(context.head, features.to(device))[:, : len(index.classes)]
-    targets = smooth_targets(labels, len(index.classes), context.settings.label_smoothing)
-    loss = context.criterion.sum_losses(logits, targets)
+    targets = torch.from_numpy(index.targets(rows)).to(device)
+    outputs = index.task.count_outputs(len(index.classes))
+    logits = _forward_head(context.head, features.to(device))[:, :outputs]
+    loss = context.criterion.sum_losses(logits, context.criterion.encode(targets))
     trainable = _list_trainable(context.head)
     gradients = torch.autograd.grad(loss / len(rows), trainable)
     for parameter, gradient in zip(trainable, gradients, strict=True):
@@ -102,14 +100,14 @@ def _take_step(
     return loss.detach()
 
 
-def _validate(context: TrainingContext, features: Tensor, rows: Sequence[int]) -> Metrics | None:
+def _validate(context: TrainingContext, features: Tensor, rows: Sequence[int]) -> MetricSet | None:
     """Compute metrics on features (N, C) of validation rows; None if there are none."""
     if not rows:
         return None
     with torch.no_grad():
         logits = _forward_head(context.head, features.to(context.accelerator.device)).float().cpu()
-    labels = np.array([context.index.labels[row] for row in rows])
-    return compute_metrics(logits.numpy(), labels, context.index.classes)
+    index = context.index
+    return index.task.compute_metrics(logits.numpy(), index.targets(rows), index.classes)
 
 
 def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Tensor]:

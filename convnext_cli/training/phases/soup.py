@@ -1,25 +1,27 @@
 """A uniform soup of a run's best epochs: their weights are averaged at its end (arXiv:2203.05482)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
+from convnext_cli.tasks.task import Task
 from convnext_cli.training.checkpoint import Tensors, put_weights, save_model
 from convnext_cli.training.context import TrainingContext
-from convnext_cli.training.state import TrainingState, log_metrics, score_epoch
+from convnext_cli.training.state import TrainingState, log_metrics, score_epoch, to_plain
 from convnext_cli.training.validation import validate
 
 
-def choose_epochs(log: Sequence[dict[str, Any]], number: int, *, last: bool) -> list[int]:
+def choose_epochs(log: Sequence[dict[str, Any]], number: int, task: Task, *, last: bool) -> list[int]:
     """Return the epochs to average: the best `number` of a log by validation, or its last ones."""
 
     def score(entry: dict[str, Any]) -> tuple[float, ...]:
-        return (entry["epoch"],) if last else score_epoch(entry)
+        return (entry["epoch"],) if last else score_epoch(entry, task)
 
     return sorted(entry["epoch"] for entry in sorted(log, key=score)[-number:])
 
@@ -27,7 +29,7 @@ def choose_epochs(log: Sequence[dict[str, Any]], number: int, *, last: bool) -> 
 def keep_candidate(context: TrainingContext, state: TrainingState, weights: Tensors) -> None:
     """Write the last epoch's weights if they may be averaged, and remove those that no longer may."""
     run = context.run
-    epochs = choose_epochs(state.log, context.settings.average_best, last=context.keeps_last)
+    epochs = choose_epochs(state.log, context.settings.average_best, context.index.task, last=context.keeps_last)
     epoch = state.log[-1]["epoch"]
     if epoch in epochs:
         write_tensors(weights, run.candidate(epoch), {"format": "pt"})
@@ -43,7 +45,7 @@ def average_best(context: TrainingContext, state: TrainingState) -> tuple[Notice
     Returns:
         A notice of the result, None with fewer than two epochs; and the number of the signal that interrupted it, or 0.
     """
-    epochs = choose_epochs(state.log, context.settings.average_best, last=context.keeps_last)
+    epochs = choose_epochs(state.log, context.settings.average_best, context.index.task, last=context.keeps_last)
     if len(epochs) < 2:
         return None, 0
     weights: Tensors = {}
@@ -56,10 +58,12 @@ def average_best(context: TrainingContext, state: TrainingState) -> tuple[Notice
     text = f"the average of epochs {', '.join(map(str, epochs))}"
     if val is not None and not context.keeps_last:
         assert state.best is not None
-        text += f" has a balanced accuracy of {100 * val.balanced_accuracy:.1f}%"
-        if score_epoch(log_metrics(val)) < score_epoch(state.best):
+        task = context.index.task
+        headline = METRICS[task.display.headline]
+        text += f" has {headline.title} {headline.format_with_unit(getattr(val, headline.key))}"
+        if score_epoch(log_metrics(val, task), task) < score_epoch(state.best, task):
             return Notice(text=f"{text}: epoch {state.best['epoch']} is kept"), 0
-    state.averaged, state.best_val = epochs, None if val is None else asdict(val)
+    state.averaged, state.best_val = epochs, None if val is None else to_plain(val)
     if context.accelerator.is_main_process:
         save_model(context, state, weights)
     return Notice(text=f"{text}, and is kept"), 0

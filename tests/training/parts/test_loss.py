@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from convnext_cli.data.index import Index
 from convnext_cli.recipes.settings import Settings, default_settings
 from convnext_cli.training.parts.loss import Loss, make_loss, weigh_classes
 
@@ -15,12 +17,22 @@ COUNTS = (900, 90, 10)
 def criterion(**settings: Any) -> Loss:
     needed: dict[str, Any] = {
         "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "lr": 1e-3, "warmup_epochs": 0, "image_size": 32,
-        "fit": "crop", "crop_pct": 1.0,
+        "fit": "crop", "crop_pct": 1.0, "weight_decay": 0.0, "drop_path": 0.0, "label_smoothing": 0.0, "mixup": 0.0,
+        "cutmix": 0.0, "min_crop_area": 0.0, "hflip": 0.0,
     }  # fmt: skip
-    needed |= dict.fromkeys(
-        ("weight_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "min_crop_area", "hflip"), 0.0
-    )
-    return make_loss(Settings(**(needed | default_settings() | settings)), COUNTS, CPU)
+    labels = tuple(np.repeat(np.arange(3), COUNTS).tolist())
+    index = Index(
+        root=Path(), classes=tuple("abc"), paths=("",) * sum(COUNTS), labels=labels,
+        splits=("train",) * sum(COUNTS), skipped={},
+    )  # fmt: skip
+    return make_loss(Settings(**(needed | default_settings() | settings)), index, CPU)
+
+
+def test_label_smoothing_equals_torchs() -> None:
+    labels, logits = torch.tensor([0, 2, 1]), torch.randn(3, 3)
+    smoothed = criterion(label_smoothing=0.1)
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
+    assert smoothed.sum_losses(logits, smoothed.encode(labels)) == pytest.approx(expected)
 
 
 def test_loss_without_corrections_is_torchs_cross_entropy() -> None:

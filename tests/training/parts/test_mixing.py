@@ -1,15 +1,8 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from convnext_cli.training.parts.mixing import mix_batch, smooth_targets
-
-
-def test_label_smoothing_equals_torchs() -> None:
-    labels, logits = torch.tensor([0, 2, 1]), torch.randn(3, 4)
-    ours = F.cross_entropy(logits, smooth_targets(labels, 4, 0.1))
-    assert ours == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1))
+from convnext_cli.training.parts.mixing import mix_batch
 
 
 def images_and_targets(batch: int) -> tuple[torch.Tensor, torch.Tensor]:

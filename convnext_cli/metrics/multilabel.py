@@ -1,0 +1,197 @@
+"""Metrics of several labels per image, each against its absence. Unknown targets are left out, label by label."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.formulas import ECE_BINS, Ranking, bin_by_rank
+from convnext_cli.metrics.summary import Fraction, MetricSet, none_if_nan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelMetrics:
+    """Metrics of one label; None where not defined (no positive, no negative, or no prediction of it)."""
+
+    name: str
+    images: int
+    """Number of positive images."""
+    negative: int
+    unknown: int
+    """Images of which the label is blank or uncertain; they do not count."""
+    roc_auc: Fraction | None
+    pr_auc: Fraction | None
+    recall: Fraction | None
+    """Sensitivity."""
+    specificity: Fraction | None
+    precision: Fraction | None
+    f1: Fraction | None
+    label_brier: Fraction | None
+    label_ece: Fraction | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultilabelMetrics(MetricSet):
+    """All metrics of one evaluation. Macro averages are over the labels for which a metric is defined."""
+
+    images: int
+    macro_roc_auc: Fraction | None
+    macro_pr_auc: Fraction | None
+    macro_f1: Fraction | None
+    macro_recall: Fraction | None
+    macro_specificity: Fraction | None
+    exact_match: Fraction | None
+    log_loss: float
+    macro_brier: Fraction | None
+    macro_ece: Fraction | None
+    per_class: tuple[LabelMetrics, ...]
+    cooccurrence: tuple[tuple[int, ...], ...]
+    """Images that are known to have both labels; the diagonal has the positive images of each."""
+    predicted_together: tuple[tuple[int, ...], ...]
+    """Images for which both labels are predicted."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+
+class MultilabelCalculator(Calculator):
+    """Metrics of K labels, of which each image has any number.
+
+    Args:
+        logits: (N, K) before the sigmoid.
+        targets: (N, K): 1, 0, and anything else where a label is unknown.
+        thresholds: (K,) probabilities from which on a label is predicted; None for 0.5.
+    """
+
+    overall: ClassVar[tuple[str, ...]] = (
+        "macro_roc_auc", "macro_pr_auc", "macro_f1", "macro_recall", "macro_specificity", "exact_match", "log_loss",
+        "macro_brier", "macro_ece",
+    )  # fmt: skip
+    per_class: ClassVar[tuple[str, ...]] = (
+        "roc_auc", "pr_auc", "recall", "specificity", "precision", "f1", "label_brier", "label_ece",
+    )  # fmt: skip
+    _averages: ClassVar[dict[str, str]] = {
+        "macro_roc_auc": "roc_auc", "macro_pr_auc": "pr_auc", "macro_f1": "f1", "macro_recall": "recall",
+        "macro_specificity": "specificity", "macro_brier": "label_brier", "macro_ece": "label_ece",
+    }  # fmt: skip
+
+    def __init__(self, logits: Floats, targets: Floats, thresholds: Sequence[float] | None = None) -> None:
+        self.images, self.num_classes = logits.shape
+        probabilities = sigmoid(logits)
+        self.positive, self.negative = targets == 1, targets == 0
+        self.predicted = probabilities >= (0.5 if thresholds is None else np.asarray(thresholds))
+        known = self.positive | self.negative
+        self._has_known = known.any(axis=1)
+        self._all_right = (~known | (self.predicted == self.positive)).all(axis=1) & self._has_known
+        self.correct = None
+        self._labels = [
+            _Label(probabilities[:, k], self.positive[:, k], known[:, k], self.predicted[:, k])
+            for k in range(self.num_classes)
+        ]
+        # binary cross-entropy, log(1 + exp(-|z|)) form, of the known labels
+        z = logits.astype(np.float64)
+        losses = np.maximum(z, 0) - z * self.positive + np.log1p(np.exp(-np.abs(z)))
+        self._loss_sums, self._loss_counts = (losses * known).sum(axis=1), known.sum(axis=1).astype(np.float64)
+
+    def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
+        by_label = [label.compute(weights) for label in self._labels]
+        per_class = {key: np.stack([values[key] for values in by_label], axis=1) for key in self.per_class}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            overall = {
+                "exact_match": weights @ self._all_right / (weights @ self._has_known),
+                "log_loss": weights @ self._loss_sums / (weights @ self._loss_counts),
+            }
+            for key, name in self._averages.items():
+                defined = ~np.isnan(per_class[name])
+                overall[key] = np.where(defined, per_class[name], 0).sum(axis=1) / defined.sum(axis=1)
+        return {key: overall[key] for key in self.overall}, per_class
+
+    def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
+        """Return the sets of images that a metric of label k depends on, each (N,)."""
+        positive, negative = self.positive[:, k], self.negative[:, k]
+        predicted = self.predicted[:, k] & (positive | negative)
+        return {
+            "roc_auc": (positive, negative), "pr_auc": (positive,), "recall": (positive,), "specificity": (negative,),
+            "precision": (predicted,), "f1": (positive | predicted,), "label_brier": (positive | negative,),
+            "label_ece": (positive | negative,),
+        }[key]  # fmt: skip
+
+
+class _Label:
+    """One label: its known images, sorted once."""
+
+    def __init__(
+        self,
+        probabilities: NDArray[np.float64],
+        positive: NDArray[np.bool_],
+        known: NDArray[np.bool_],
+        predicted: NDArray[np.bool_],
+    ) -> None:
+        self._rows = np.flatnonzero(known)
+        scores, truth, said = probabilities[self._rows], positive[self._rows], predicted[self._rows]
+        self._ranking = Ranking(scores, truth) if 0 < truth.sum() < len(truth) else None
+        bins = bin_by_rank(scores) if len(scores) else np.empty(0, np.int64)
+        gaps = np.zeros((len(scores), ECE_BINS))
+        gaps[np.arange(len(scores)), bins] = scores - truth
+        # Columns: positives, true positives, predictions, squared errors, and the gaps of the ECE's bins.
+        self._columns = np.column_stack([truth, truth & said, said, (scores - truth) ** 2, gaps])
+
+    def compute(self, weights: Floats) -> dict[str, Floats]:
+        """Return the metrics of C weightings, each (C,)."""
+        weights = weights.take(self._rows, axis=1)
+        total = weights.sum(axis=1)
+        sums = weights @ self._columns.astype(weights.dtype)
+        actual, hits, predicted, squares = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3]
+        empty = np.full(len(weights), np.nan)
+        roc, pr = self._ranking.areas(weights) if self._ranking else (empty, empty)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "roc_auc": roc,
+                "pr_auc": pr,
+                "recall": hits / actual,
+                "specificity": (total - actual - predicted + hits) / (total - actual),
+                "precision": hits / predicted,
+                "f1": np.where(actual > 0, 2 * hits / (actual + predicted), np.nan),
+                "label_brier": squares / total,
+                "label_ece": np.abs(sums[:, 4:]).sum(axis=1) / total,
+            }
+
+
+def summarise_labels(calculator: MultilabelCalculator, classes: Sequence[str]) -> MultilabelMetrics:
+    """Return the metrics of a calculator, all images counted once; `classes` are K names."""
+    overall, per_class = calculator.compute(np.ones((1, calculator.images)))
+    values: dict[str, Any] = {key: none_if_nan(value[0]) for key, value in overall.items()}
+    values["log_loss"] = float(overall["log_loss"][0])  # nan if the model has diverged
+    positive, negative = calculator.positive, calculator.negative
+    return MultilabelMetrics(
+        images=calculator.images,
+        **values,
+        per_class=tuple(
+            LabelMetrics(
+                name=name,
+                images=int(positive[:, k].sum()),
+                negative=int(negative[:, k].sum()),
+                unknown=int((~positive[:, k] & ~negative[:, k]).sum()),
+                **{key: none_if_nan(value[0, k]) for key, value in per_class.items()},
+            )
+            for k, name in enumerate(classes)
+        ),
+        cooccurrence=count_together(positive),
+        predicted_together=count_together(calculator.predicted),
+    )
+
+
+def count_together(labels: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
+    """Return the number of images with each pair of labels, (K, K), of labels (N, K)."""
+    counts = labels.T.astype(np.int64) @ labels.astype(np.int64)
+    return tuple(tuple(int(n) for n in row) for row in counts)
+
+
+def sigmoid(logits: Floats) -> NDArray[np.float64]:
+    """Return probabilities of logits of any shape, without overflow."""
+    z = logits.astype(np.float64)
+    small = np.exp(-np.abs(z))
+    probabilities: NDArray[np.float64] = np.where(z >= 0, 1 / (1 + small), small / (1 + small))
+    return probabilities

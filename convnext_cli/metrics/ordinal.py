@@ -1,0 +1,105 @@
+"""Metrics of ordered grades: those of classes, and the distance between grades."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.formulas import ClassCalculator, GroupedSum
+from convnext_cli.metrics.summary import ClassMetrics, Fraction, MetricSet, none_if_nan, summarise
+
+NonNegative = Annotated[float, Meta(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradeMetrics(ClassMetrics):
+    """Metrics of one grade against the rest, and its mean absolute error."""
+
+    class_mae: NonNegative | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrdinalMetrics(MetricSet):
+    """All metrics of one evaluation of ordered grades; fields as `Metrics`."""
+
+    images: int
+    quadratic_kappa: float | None
+    grade_mae: NonNegative
+    within_one: Fraction
+    top1: Fraction
+    balanced_accuracy: Fraction
+    macro_precision: Fraction
+    macro_specificity: Fraction | None
+    macro_f1: Fraction
+    macro_roc_auc: Fraction | None
+    macro_pr_auc: Fraction | None
+    kappa: float | None
+    mcc: float | None
+    log_loss: float
+    brier: Fraction
+    ece: Fraction
+    per_class: tuple[GradeMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Number of images by true grade (row) and predicted grade (column), in order."""
+
+
+class OrdinalCalculator(ClassCalculator):
+    """Metrics of grades 0 to K-1.
+
+    Args:
+        logits: (N, K) scores before softmax.
+        labels: (N,) true grades.
+        predictions: (N,) predicted grades.
+    """
+
+    overall: ClassVar[tuple[str, ...]] = ("quadratic_kappa", "grade_mae", "within_one", *ClassCalculator.overall)
+    per_class: ClassVar[tuple[str, ...]] = (*ClassCalculator.per_class, "class_mae")
+
+    def __init__(self, logits: Floats, labels: Ints, predictions: Ints) -> None:
+        super().__init__(logits, labels, predictions)
+        errors = np.abs(self.predictions - self.labels)
+        grades = np.arange(self.num_classes)
+        self._errors = np.stack([errors, errors <= 1, errors**2], axis=1).astype(np.float64)
+        self._distances = ((grades[:, None] - grades[None, :]) ** 2).astype(np.float64)
+        self._error_by_grade = [GroupedSum(self.labels, self.num_classes, errors == size) for size in grades[1:]]
+
+    def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
+        overall, per_class = self.compute_classes(weights)
+        actual, predicted = self.count_actual(weights), self.count_predicted(weights)
+        total = actual.sum(axis=1)
+        sums = weights @ self._errors.astype(weights.dtype)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            by_chance = np.einsum("ci,ij,cj->c", actual, self._distances, predicted) / total
+            overall |= {
+                "quadratic_kappa": 1 - sums[:, 2] / by_chance,  # Cohen 1968
+                "grade_mae": sums[:, 0] / total,
+                "within_one": sums[:, 1] / total,
+            }
+            by_grade = sum(size * part(weights) for size, part in enumerate(self._error_by_grade, start=1))
+            per_class |= {"class_mae": by_grade / actual}
+        return {key: overall[key] for key in self.overall}, {key: per_class[key] for key in self.per_class}
+
+    def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
+        """Return the sets of images that a metric of grade k depends on, each (N,)."""
+        return super().list_denominators("recall" if key == "class_mae" else key, k)
+
+
+def summarise_grades(calculator: OrdinalCalculator, classes: Sequence[str]) -> OrdinalMetrics:
+    """Return the metrics of a calculator, all images counted once; `classes` are K names in order."""
+    plain = summarise(calculator, classes)
+    overall, per_class = calculator.compute(np.ones((1, calculator.images)))
+    own: dict[str, Any] = {key: none_if_nan(overall[key][0]) for key in ("quadratic_kappa", "grade_mae", "within_one")}
+    shared = {key: getattr(plain, key) for key in ClassCalculator.overall}
+    grades = tuple(
+        GradeMetrics(
+            **{name: getattr(entry, name) for name in ("name", "images", *ClassCalculator.per_class)},
+            class_mae=none_if_nan(per_class["class_mae"][0, k]),
+        )
+        for k, entry in enumerate(plain.per_class)
+    )
+    return OrdinalMetrics(images=plain.images, **own, **shared, per_class=grades, confusion=plain.confusion)

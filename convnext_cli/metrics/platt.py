@@ -1,0 +1,51 @@
+"""Calibration and threshold of one label: Platt scaling, and the threshold with the highest F1."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_SCALE = 20.0
+MAX_OFFSET = 20.0
+
+
+def fit_platt(logits: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return factor and offset that minimise the log loss of sigmoid(factor * logit + offset).
+
+    Source: Platt 1999, Probabilistic Outputs for Support Vector Machines, with its smoothed targets (section 2.2), so
+    that separable images do not give probabilities of 0 and 1.
+
+    Args:
+        logits: (N,) of images that the model was not trained on.
+        positive: (N,) true for images with the label.
+    """
+    from scipy.optimize import minimize  # half a second to import
+
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    target = np.where(positive, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = parameters[0] * logits + parameters[1]
+        value = np.maximum(z, 0) - z * target + np.log1p(np.exp(-np.abs(z)))
+        slope = np.where(z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z)))) - target
+        return float(value.mean()), np.array([(slope * logits).mean(), slope.mean()])
+
+    bounds = [(0.0, MAX_SCALE), (-MAX_OFFSET, MAX_OFFSET)]
+    result = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(result.x[0]), float(result.x[1])
+
+
+def choose_threshold(probabilities: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Return the threshold with the highest F1, halfway between two scores; 0.5 without positives.
+
+    Args:
+        probabilities: (N,) of images that the model was not trained on.
+        positive: (N,) true for images with the label.
+    """
+    if not positive.any():
+        return 0.5
+    order = np.argsort(-probabilities, kind="stable")
+    scores, hits = probabilities[order], np.cumsum(positive[order])
+    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # the last image of each distinct score
+    f1 = 2 * hits[ends] / (ends + 1 + positive.sum())
+    best = ends[int(f1.argmax())]
+    below = scores[best + 1] if best + 1 < len(scores) else 0.0
+    return float((scores[best] + below) / 2)

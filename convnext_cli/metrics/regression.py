@@ -1,0 +1,96 @@
+"""Metrics of a predicted number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.summary import Fraction, MetricSet, none_if_nan
+
+LIMITS = 1.96  # standard deviations; 95% of normal differences lie between the limits of agreement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegressionMetrics(MetricSet):
+    """All metrics of one evaluation, in units of the target; None where not defined (no spread)."""
+
+    images: int
+    mae: float
+    rmse: float
+    r2: float | None
+    pearson: float | None
+    bias: float
+    limit_low: float
+    """Lower Bland-Altman limit of agreement."""
+    limit_high: float
+    coverage: Fraction | None
+    """Of the 90% prediction intervals; None without a calibration."""
+    per_class: tuple[Any, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+
+class RegressionCalculator(Calculator):
+    """Metrics of predicted numbers.
+
+    Args:
+        predictions: (N,).
+        targets: (N,).
+        covered: (N,) true where the target lies in its prediction interval; None without intervals.
+    """
+
+    overall: ClassVar[tuple[str, ...]] = (
+        "mae", "rmse", "r2", "pearson", "bias", "limit_low", "limit_high", "coverage",
+    )  # fmt: skip
+    per_class: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, predictions: NDArray[np.float64], targets: NDArray[np.float64], covered: NDArray[np.bool_] | None = None
+    ) -> None:
+        self.images, self.num_classes, self.correct = len(targets), 0, None
+        # Centred, so that sums of squares keep their digits: bootstrap weights are float32.
+        self._shift = float(targets.mean())
+        self._scale = float(targets.std()) or 1.0
+        true, said = (targets - self._shift) / self._scale, (predictions - self._shift) / self._scale
+        error = said - true
+        inside = np.full(len(targets), np.nan) if covered is None else covered.astype(np.float64)
+        self._sums = np.stack(
+            [np.abs(error), error**2, error, true, true**2, said, said**2, true * said, inside], axis=1
+        )
+
+    def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
+        means = weights.astype(np.float64) @ self._sums / weights.sum(axis=1, dtype=np.float64)[:, None]
+        absolute, squared, error, true, true2, said, said2, product, inside = means.T
+        scale = self._scale
+        with np.errstate(invalid="ignore", divide="ignore"):
+            variance, spread = true2 - true**2, said2 - said**2
+            half = LIMITS * np.sqrt(np.maximum(squared - error**2, 0))
+            overall = {
+                "mae": scale * absolute,
+                "rmse": scale * np.sqrt(squared),
+                "r2": np.where(variance > 0, 1 - squared / variance, np.nan),
+                "pearson": np.where(
+                    (variance > 0) & (spread > 1e-12), (product - true * said) / np.sqrt(variance * spread), np.nan
+                ),
+                "bias": scale * error,
+                "limit_low": scale * (error - half),
+                "limit_high": scale * (error + half),
+                "coverage": inside,
+            }
+        return overall, {}
+
+    def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:  # noqa: ARG002
+        """Return nothing: a number has no classes."""
+        return ()
+
+
+def summarise_numbers(calculator: RegressionCalculator) -> RegressionMetrics:
+    """Return the metrics of a calculator, all images counted once."""
+    overall, _ = calculator.compute(np.ones((1, calculator.images)))
+    values: dict[str, Any] = {key: none_if_nan(value[0]) for key, value in overall.items()}
+    for key in ("mae", "rmse", "bias", "limit_low", "limit_high"):
+        values[key] = float(overall[key][0])  # nan if the model has diverged
+    return RegressionMetrics(images=calculator.images, **values)

@@ -1,0 +1,269 @@
+"""Multi-label classification: each image has any number of labels, and some may be unknown.
+
+Targets are 1, 0, -1 (uncertain) or nan (unknown). Uncertain and unknown ones do not count in evaluation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.multilabel import (
+    MultilabelCalculator,
+    MultilabelMetrics,
+    count_together,
+    sigmoid,
+    summarise_labels,
+)
+from convnext_cli.metrics.platt import choose_threshold, fit_platt
+from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+
+MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
+MIN_TO_EXCLUDE = 10  # positive training images of both labels, from which on they may count as excluding each other
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Multilabel(Task):
+    """Any number of labels per image, by a sigmoid for each."""
+
+    name: ClassVar[str] = "multilabel"
+    title: ClassVar[str] = "several labels per image"
+    loss: ClassVar[str] = "binary_cross_entropy"
+    metrics: ClassVar[type] = MultilabelMetrics
+    has_values: ClassVar[bool] = True
+    unsupported: ClassVar[dict[str, str]] = {
+        "sampler": "an image belongs to several labels",
+        "logit_adjustment": "it is for classes that exclude each other",
+        "teacher": "its probabilities are of classes that exclude each other",
+    }
+    display: ClassVar[Display] = Display(
+        headline="macro_roc_auc",
+        loss="log_loss",
+        epoch=("macro_pr_auc", "macro_roc_auc"),
+        folds=("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "log_loss"),
+        table=(
+            "macro_roc_auc", "macro_pr_auc", "macro_f1", "macro_recall", "macro_specificity", "exact_match",
+            "macro_ece", "macro_brier", "log_loss",
+        ),
+        class_counts=(("images", "positive"), ("negative", "negative"), ("unknown", "unknown")),
+        class_estimates=("roc_auc", "recall", "specificity"),
+        class_values=("pr_auc", "precision", "f1", "label_ece", "label_brier"),
+        compared=("macro_roc_auc", "macro_f1", "log_loss"),
+        tiles=("macro_pr_auc", "macro_f1", "macro_recall", "macro_specificity", "exact_match", "macro_ece", "log_loss"),
+        report_classes=("roc_auc", "pr_auc", "recall", "specificity", "precision", "f1", "label_ece"),
+        card=("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "macro_ece"),
+        plots=("roc", "pr", "reliability"),
+        class_heading="Metrics by label",
+        confidence_note="The probabilities of all known labels are sorted into 15 bins of equal size.",
+        calibration=(("log_loss", "log_loss"), ("ece", "macro_ece")),
+    )  # fmt: skip
+
+    # Targets
+
+    def stack_targets(self, labels: Sequence[int], values: Sequence[tuple[float, ...]]) -> Targets:
+        """Return the labels of each image, (N, K) float32: 1, 0, -1 or nan."""
+        return np.array(values, np.float32)
+
+    def number_strata(self, values: Sequence[tuple[float, ...]]) -> list[int]:
+        """Return a number for each combination of positive labels."""
+        numbers: dict[tuple[int, ...], int] = {}
+        combinations = [tuple(k for k, value in enumerate(row) if value == 1) for row in values]
+        return [numbers.setdefault(combination, len(numbers)) for combination in combinations]
+
+    def describe_classes(self, classes: Sequence[str]) -> str:
+        """Return the number of labels."""
+        return f"{len(classes)} labels"
+
+    def count(self, targets: Targets, num_classes: int) -> list[int]:
+        """Return the number of positive images of each label, (K,)."""
+        return [int(n) for n in (targets == 1).sum(axis=0)]
+
+    def list_strata(self, targets: Targets) -> list[tuple[int, ...]]:
+        """Return the positive labels of each image; K for an image without any."""
+        num_labels = targets.shape[1]
+        return [tuple(int(k) for k in np.flatnonzero(row == 1)) or (num_labels,) for row in targets]
+
+    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
+        """Return the positive labels of an image, and those that are unknown."""
+        positive = [name for name, value in zip(classes, values, strict=True) if value == 1]
+        unknown = sum(value not in (0, 1) for value in values)
+        parts = [", ".join(positive) or "no label", f"{unknown} unknown" if unknown else ""]
+        return "; ".join(filter(None, parts))
+
+    def find_conflict(self, targets: Targets) -> bool:
+        """Return True if a label is 1 for one of the images and 0 for another."""
+        return bool(((targets == 1).any(axis=0) & (targets == 0).any(axis=0)).any())
+
+    def align(self, targets: Targets, positions: Sequence[int]) -> Targets:
+        """Return the columns in another order: column k moves to `positions[k]`."""
+        aligned = np.empty_like(targets)
+        aligned[:, list(positions)] = targets
+        return aligned
+
+    def explain_untrainable(self, targets: Targets, classes: Sequence[str]) -> tuple[str, str] | None:
+        """Return which labels have no positive or no negative training image, and the remedy; None if all have both."""
+        for value, word in ((1, "positive"), (0, "negative")):
+            empty = [name for name, n in zip(classes, (targets == value).sum(axis=0), strict=True) if not n]
+            if empty:
+                return (
+                    f"{len(empty)} of {len(classes)} labels have no {word} training image: {', '.join(empty[:5])}",
+                    "Leave them out with --label-columns, or add images",
+                )
+        return None
+
+    # Model outputs
+
+    @property
+    def activation(self) -> str:
+        """Return the name of the sigmoid."""
+        return "sigmoid"
+
+    def activate(self, logits: Floats) -> NDArray[np.float64]:
+        """Return the probability of each label, (N, K): sigmoid."""
+        return sigmoid(logits)
+
+    def calibrate(self, logits: Floats, scaling: Scaling | None) -> Floats:
+        """Return the logits scaled and shifted label by label, (N, K)."""
+        affine = self.list_affine(scaling)
+        return logits if affine is None else logits * np.asarray(affine[0]) + np.asarray(affine[1])
+
+    def list_affine(self, scaling: Scaling | None) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Return factor and offset of each label's logit; None without a calibration."""
+        return (scaling.label_scale, scaling.label_offset) if scaling and scaling.label_scale else None
+
+    @classmethod
+    def describe_calibration(cls, scaling: Scaling) -> str:
+        """Return the number of labels that were calibrated."""
+        fitted = sum(factor != 1 for factor in scaling.label_scale)
+        return f"Platt scaling of {fitted} of {len(scaling.label_scale)} labels"
+
+    def describe_scores(self, scaling: Scaling | None) -> str:
+        """Return the sigmoid with each label's factor and offset."""
+        affine = self.list_affine(scaling)
+        if affine is None:
+            return "sigmoid(logits)"
+        factors, offsets = (", ".join(f"{value:.6g}" for value in part) for part in affine)
+        return f"sigmoid(logits * [{factors}] + [{offsets}])"
+
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+        """Fit Platt scaling for each label, and the threshold with the highest F1 on its calibrated probability."""
+        scales, offsets, thresholds = [], [], []
+        for k in range(logits.shape[1]):
+            known = (targets[:, k] == 0) | (targets[:, k] == 1)
+            z, positive = logits[known, k].astype(np.float64), targets[known, k] == 1
+            is_enough = min(positive.sum(), (~positive).sum()) >= MIN_TO_CALIBRATE
+            scale, offset = fit_platt(z, positive) if is_enough else (1.0, 0.0)
+            probabilities = sigmoid(z * scale + offset)
+            thresholds.append(choose_threshold(probabilities, positive) if is_enough else 0.5)
+            scales.append(scale)
+            offsets.append(offset)
+        return {
+            "label_scale": tuple(scales), "label_offset": tuple(offsets), "label_thresholds": tuple(thresholds),
+        }  # fmt: skip
+
+    def average(self, logits: Sequence[Floats]) -> Floats:
+        """Return the logits of the mean of the members' probabilities, (N, K)."""
+        mean = np.mean([sigmoid(part) for part in logits], axis=0).clip(1e-7, 1 - 1e-7)
+        averaged: NDArray[np.float64] = np.log(mean) - np.log1p(-mean)
+        return averaged
+
+    def select_known(self, targets: Targets, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which images have label k, and for which images that is known, both (N,)."""
+        positive = targets[:, k] == 1
+        return positive, positive | (targets[:, k] == 0)
+
+    def decide(self, scores: Floats, scaling: Scaling | None) -> NDArray[Any]:
+        """Return True for each label whose probability reaches its threshold, (N, K)."""
+        return scores >= np.asarray(self._get_thresholds(scores.shape[1], scaling))
+
+    def _get_thresholds(self, num_labels: int, scaling: Scaling | None) -> Sequence[float]:
+        return scaling.label_thresholds if scaling and scaling.label_thresholds else (0.5,) * num_labels
+
+    def is_correct(self, decision: Any, target: Any) -> bool:
+        """Return True if all known labels are predicted correctly."""
+        known = (target == 0) | (target == 1)
+        return bool((decision[known] == (target[known] == 1)).all())
+
+    def list_confidences(self, logits: Floats, targets: Targets) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return the probability of each known label, and whether the image has it, both (M,)."""
+        known = (targets == 0) | (targets == 1)
+        return self.activate(logits)[known], targets[known] == 1
+
+    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+        """Return images with a wrong label, the most confident error first, and all images, the least confident first.
+
+        The confidence of an image's error is the largest difference of a probability from its target; the confidence of
+        an image is that of its least certain label.
+        """
+        known = (targets == 0) | (targets == 1)
+        errors = np.where(known, np.abs(scores - (targets == 1)), 0).max(axis=1)
+        margins = np.abs(scores - 0.5).min(axis=1)
+        worst = [int(i) for i in np.argsort(-errors, kind="stable") if errors[i] > 0.5]
+        return worst, [int(i) for i in np.argsort(margins, kind="stable")]
+
+    def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
+        """Return the labels of one image by falling probability, and which of them are predicted."""
+        order = np.argsort(-scores, kind="stable")
+        decided = self.decide(scores[None], scaling)[0]
+        return Outcome(
+            classes=tuple(classes[k] for k in order),
+            probabilities=tuple(float(scores[k]) for k in order),
+            labels=tuple(classes[k] for k in order if decided[k]),
+        )
+
+    # Metrics
+
+    def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> MultilabelCalculator:
+        """Return the calculator of multi-label metrics."""
+        return MultilabelCalculator(logits, targets, self._get_thresholds(logits.shape[1], scaling))
+
+    def compute_metrics(
+        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
+    ) -> MultilabelMetrics:
+        """Return the multi-label metrics of N images."""
+        if not len(targets):
+            raise ValueError("no images to evaluate")
+        return summarise_labels(self.make_calculator(logits, targets, scaling), classes)
+
+    def list_warnings(
+        self, training: Targets, scores: Floats, classes: Sequence[str], scaling: Scaling | None
+    ) -> list[str]:
+        """Return warnings on labels that are predicted together though no training image has both."""
+        together = np.array(count_together(training == 1))
+        predicted = np.array(count_together(self.decide(scores, scaling)))
+        often = np.diag(together) >= MIN_TO_EXCLUDE
+        pairs = np.argwhere(np.triu((together == 0) & (predicted > 0) & often[:, None] & often[None, :], 1))
+        return [
+            f"{classes[i]} and {classes[j]} are predicted together in {predicted[i, j]:,} images, though no training "
+            "image has both"
+            for i, j in pairs.tolist()
+        ]
+
+    # Text
+
+    def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
+        """Return the predicted labels and all probabilities."""
+        ranked = dict(zip(outcome.classes, outcome.probabilities, strict=True))
+        return {"labels": list(outcome.labels or ()), "probabilities": ranked}
+
+    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return columns for the predicted labels, and for the probability of each label."""
+        return ["labels"], [f"p({name})" for name in names]
+
+    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """Return the cells of `list_columns`; the labels are separated by `|`."""
+        if outcome is None:
+            return [""], [""] * len(names)
+        known = dict(zip(outcome.classes, outcome.probabilities, strict=True))
+        return ["|".join(outcome.labels or ())], [known[name] for name in names]
+
+    def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
+        """Return the predicted labels with their probabilities; without any, the most probable one."""
+        ranked = list(zip(outcome.classes, outcome.probabilities, strict=True))
+        predicted = [
+            f"{name} {100 * probability:.1f}%" for name, probability in ranked if name in (outcome.labels or ())
+        ]
+        return predicted or [f"no label (highest: {ranked[0][0]} {100 * ranked[0][1]:.1f}%)"]

@@ -1,0 +1,118 @@
+"""Ordinal classification: each image has one of several grades, which have an order.
+
+The model gives a probability for each grade, as in classification. The predicted grade is the median of that
+distribution, which has the least expected absolute error.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.ordinal import OrdinalCalculator, OrdinalMetrics, summarise_grades
+from convnext_cli.tasks.single import Single
+from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ordinal(Single):
+    """One of several ordered grades per image."""
+
+    name: ClassVar[str] = "ordinal"
+    title: ClassVar[str] = "ordered grades"
+    metrics: ClassVar[type] = OrdinalMetrics
+    display: ClassVar[Display] = replace(
+        Single.display,
+        headline="quadratic_kappa",
+        epoch=("grade_mae", "quadratic_kappa"),
+        folds=("quadratic_kappa", "grade_mae", "within_one", "top1", "log_loss"),
+        table=(
+            "quadratic_kappa", "grade_mae", "within_one", "top1", "balanced_accuracy", "macro_roc_auc", "ece", "brier",
+            "log_loss",
+        ),
+        class_estimates=("recall", "class_mae"),
+        class_values=("precision", "specificity", "f1", "roc_auc"),
+        compared=("quadratic_kappa", "grade_mae", "top1"),
+        tiles=("grade_mae", "within_one", "top1", "balanced_accuracy", "macro_roc_auc", "ece", "log_loss"),
+        report_classes=("recall", "class_mae", "precision", "specificity", "f1", "roc_auc"),
+        class_heading="Metrics by grade",
+        card=("quadratic_kappa", "grade_mae", "within_one", "top1", "ece"),
+    )  # fmt: skip
+
+    def describe_classes(self, classes: Sequence[str]) -> str:
+        """Return the number of grades, with the first and the last."""
+        return f"{len(classes)} grades from {classes[0]} to {classes[-1]}"
+
+    def decide(self, scores: Floats, scaling: Scaling | None) -> NDArray[Any]:
+        """Return the median grade of each image, (N,)."""
+        grades: NDArray[np.int64] = (np.cumsum(scores, axis=1) < 0.5 - 1e-9).sum(axis=1)
+        return np.asarray(np.minimum(grades, scores.shape[1] - 1), np.int64)
+
+    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+        """Return wrong predictions, the furthest off first, and all predictions, the least confident first."""
+        decisions = self.decide(scores, None)
+        errors, confidence = np.abs(decisions - targets), scores.max(axis=1)
+        worst = [int(i) for i in np.lexsort((-confidence, -errors)) if errors[i]]
+        return worst, [int(i) for i in np.argsort(confidence, kind="stable")]
+
+    def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
+        """Return the median grade first, then the others by falling probability; and the mean grade, from 0."""
+        grade = int(self.decide(scores[None], scaling)[0])
+        order = [grade, *(int(k) for k in np.argsort(-scores, kind="stable") if k != grade)]
+        return Outcome(
+            classes=tuple(classes[k] for k in order),
+            probabilities=tuple(float(scores[k]) for k in order),
+            value=float(scores @ np.arange(len(scores))),
+        )
+
+    def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> OrdinalCalculator:
+        """Return the calculator of ordinal metrics."""
+        return OrdinalCalculator(logits, targets, self.decide(np.exp(log_softmax(logits)), scaling))
+
+    def compute_metrics(  # type: ignore[override]  # metrics of grades are more than those of classes
+        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
+    ) -> OrdinalMetrics:
+        """Return the ordinal metrics of N images."""
+        if not len(targets):
+            raise ValueError("no images to evaluate")
+        return summarise_grades(self.make_calculator(logits, targets, scaling), classes)
+
+    def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
+        """Return the grade, the mean grade and all probabilities."""
+        return {"grade": outcome.classes[0], "mean_grade": outcome.value, **Single.to_row(self, outcome, top_k)}
+
+    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return columns for the grade, its probability, the mean grade, and the probability of each grade."""
+        first, last = Single.list_columns(self, names)
+        return [*first, "mean_grade"], last
+
+    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """Return the cells of `list_columns`."""
+        first, last = Single.list_cells(self, outcome, names)
+        return [*first, "" if outcome is None else outcome.value], last
+
+    def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
+        """Return the grade with its probability, the other grades, and the mean grade."""
+        return [*Single.list_parts(self, outcome, top_k, pad), f"mean grade {outcome.value:.2f}"]
+
+
+def sort_grades(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return names in the order of the first number in each; None if two have none, or the same."""
+    if not all(map(_NUMBER.search, names)):
+        return None
+    values = {name: read_grade(name) for name in names}
+    return tuple(sorted(names, key=values.__getitem__)) if len(set(values.values())) == len(values) else None
+
+
+def read_grade(name: str) -> float:
+    """Return the first number in a name, which has one."""
+    match = _NUMBER.search(name)
+    assert match is not None
+    return float(match[0])

@@ -1,0 +1,233 @@
+"""Regression: a number for each image, with a prediction interval.
+
+The model is trained on standardised targets, of their logarithm where they span several orders of magnitude. The
+interval is split conformal: its half length is a quantile of the absolute errors on validation images.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.conformal import fit_margin
+from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics, summarise_numbers
+from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+
+COVERAGE = 0.9  # of prediction intervals
+BINS = 10  # quantiles by which a split is stratified
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regression(Task):
+    """A number for each image.
+
+    Attributes:
+        log: True if the logarithm of the targets is learned.
+        mean: of the targets, or of their logarithm.
+        std: their standard deviation.
+    """
+
+    log: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+
+    name: ClassVar[str] = "regression"
+    title: ClassVar[str] = "a number per image"
+    loss: ClassVar[str] = "huber"
+    scores: ClassVar[str] = "value"
+    metrics: ClassVar[type] = RegressionMetrics
+    has_values: ClassVar[bool] = True
+    unsupported: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("sampler", "class_weights", "logit_adjustment", "teacher"), "there are no classes"
+    )
+    display: ClassVar[Display] = Display(
+        headline="mae",
+        loss="rmse",
+        epoch=("r2", "mae"),
+        folds=("mae", "rmse", "r2", "pearson", "bias"),
+        table=("mae", "rmse", "r2", "pearson", "bias", "limit_low", "limit_high", "coverage"),
+        class_counts=(),
+        class_estimates=(),
+        class_values=(),
+        compared=("mae", "rmse", "r2"),
+        tiles=("rmse", "r2", "pearson", "bias", "limit_low", "limit_high", "coverage"),
+        report_classes=(),
+        card=("mae", "rmse", "r2", "pearson", "coverage"),
+        plots=("agreement", "bland_altman"),
+        curves_heading="Agreement",
+    )
+
+    # Targets
+
+    def stack_targets(self, labels: Sequence[int], values: Sequence[tuple[float, ...]]) -> Targets:
+        """Return the number of each image, (N,) float64."""
+        return np.array([row[0] for row in values], np.float64)
+
+    def number_strata(self, values: Sequence[tuple[float, ...]]) -> list[int]:
+        """Return the quantile that each number lies in, 0 to `BINS` - 1."""
+        numbers = np.array([row[0] for row in values])
+        edges = np.unique(np.quantile(numbers, np.linspace(0, 1, BINS + 1)[1:-1]))
+        return [int(place) for place in np.searchsorted(edges, numbers, side="right")]
+
+    def describe_classes(self, classes: Sequence[str]) -> str:
+        """Return the name of the number."""
+        return f"a number, {classes[0]}"
+
+    def count(self, targets: Targets, num_classes: int) -> list[int]:
+        """Return the number of images."""
+        return [len(targets)]
+
+    def list_strata(self, targets: Targets) -> list[tuple[int, ...]]:
+        """Return the quantile that each number lies in."""
+        return [(number,) for number in self.number_strata([(float(value),) for value in targets])]
+
+    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
+        """Return the number of an image."""
+        return f"{values[0]:g}"
+
+    def explain_untrainable(self, targets: Targets, classes: Sequence[str]) -> tuple[str, str] | None:
+        """Return that all numbers are equal, or that a logarithm does not exist; None if they can be learned."""
+        if np.ptp(targets) == 0:
+            return f"{classes[0]} is {targets[0]:g} for all training images", "Give images with different numbers"
+        if self.log and targets.min() <= 0:
+            return f"{classes[0]} has values of 0 or less, which have no logarithm", "Leave out --log-target yes"
+        return None
+
+    def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
+        """Return nothing: the number of images decides."""
+        return ""
+
+    def fit_targets(self, targets: Targets) -> Self:
+        """Return the task with mean and standard deviation of targets."""
+        values = np.log(targets) if self.log and targets.min() > 0 else targets
+        return replace(self, mean=float(values.mean()), std=float(values.std()) or 1.0)
+
+    # Model outputs
+
+    def count_outputs(self, num_classes: int) -> int:
+        """Return 1."""
+        return 1
+
+    @property
+    def activation(self) -> str:
+        """Return the name of the exponential, or of the identity."""
+        return "exp" if self.log else "identity"
+
+    @property
+    def score_unit(self) -> float:
+        """Return the standard deviation of the targets."""
+        return math.exp(self.mean) * self.std if self.log else self.std
+
+    def activate(self, logits: Floats) -> NDArray[np.float64]:
+        """Return the predicted numbers (N, 1) of standardised outputs (N, 1)."""
+        values = logits.astype(np.float64) * self.std + self.mean
+        return np.exp(values) if self.log else values
+
+    def calibrate(self, logits: Floats, scaling: Scaling | None) -> Floats:
+        """Return the outputs as they are; a calibration gives intervals only."""
+        return logits
+
+    def list_affine(self, scaling: Scaling | None) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Return standard deviation and mean of the targets."""
+        return (self.std,), (self.mean,)
+
+    @classmethod
+    def describe_calibration(cls, scaling: Scaling) -> str:
+        """Return the half length of the intervals."""
+        margin = scaling.margin or 0.0
+        return f"90% prediction intervals of {margin:.3g} standard deviations to either side"
+
+    def describe_scores(self, scaling: Scaling | None) -> str:
+        """Return how the number follows from the output."""
+        inner = f"logits * {self.std:.6g} + {self.mean:.6g}"
+        return f"exp({inner})" if self.log else inner
+
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+        """Fit the half length of the prediction intervals, in units of the model's output."""
+        errors = np.abs(logits[:, 0].astype(np.float64) - self._standardise(targets))
+        return {"margin": fit_margin(errors, groups, COVERAGE)}
+
+    def _standardise(self, targets: Targets) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = np.log(np.maximum(targets, 1e-300)) if self.log else targets
+        return (values - self.mean) / self.std
+
+    def average(self, logits: Sequence[Floats]) -> Floats:
+        """Return the mean of the members' outputs, (N, 1)."""
+        mean: Floats = np.mean(logits, axis=0)
+        return mean
+
+    def select_known(self, targets: Targets, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return no image: a number has no classes."""
+        return np.zeros(len(targets), np.bool_), np.zeros(len(targets), np.bool_)
+
+    def decide(self, scores: Floats, scaling: Scaling | None) -> NDArray[Any]:
+        """Return True for each image: a number is predicted, not decided."""
+        return np.ones(len(scores), np.bool_)
+
+    def is_correct(self, decision: Any, target: Any) -> bool:
+        """Return False, so that the true number is always shown."""
+        return False
+
+    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+        """Return all images, the largest error first; and none by confidence."""
+        errors = np.abs(scores[:, 0] - targets)
+        return [int(i) for i in np.argsort(-errors, kind="stable")], []
+
+    def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
+        """Return the predicted number of one image, with its 90% prediction interval."""
+        value = float(scores[0])
+        low, high = self._list_ends(scores[None], scaling) if scaling and scaling.margin is not None else (None, None)
+        return Outcome(value=value, interval=None if low is None or high is None else (float(low[0]), float(high[0])))
+
+    def _list_ends(self, scores: Floats, scaling: Scaling) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return both ends of the prediction intervals, each (N,)."""
+        half = (scaling.margin or 0.0) * self.std
+        values = scores[:, 0].astype(np.float64)
+        if self.log:
+            return values * math.exp(-half), values * math.exp(half)
+        return values - half, values + half
+
+    # Metrics
+
+    def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> RegressionCalculator:
+        """Return the calculator of regression metrics."""
+        values = self.activate(logits)
+        covered = None
+        if scaling and scaling.margin is not None:
+            low, high = self._list_ends(values, scaling)
+            covered = (low <= targets) & (targets <= high)
+        return RegressionCalculator(values[:, 0], targets, covered)
+
+    def compute_metrics(
+        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
+    ) -> RegressionMetrics:
+        """Return the regression metrics of N images."""
+        if not len(targets):
+            raise ValueError("no images to evaluate")
+        return summarise_numbers(self.make_calculator(logits, targets, scaling))
+
+    # Text
+
+    def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
+        """Return the number and its interval."""
+        low, high = outcome.interval or (None, None)
+        return {"value": outcome.value, "low": low, "high": high}
+
+    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return columns for the number and both ends of its interval."""
+        return ["value", "low", "high"], []
+
+    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """Return the cells of `list_columns`."""
+        if outcome is None:
+            return ["", "", ""], []
+        return [outcome.value, *(outcome.interval or ("", ""))], []
+
+    def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
+        """Return the number with its interval."""
+        interval = f"  90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}]" if outcome.interval else ""
+        return [f"{outcome.value:.4g}{interval}"]

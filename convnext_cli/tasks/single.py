@@ -1,0 +1,155 @@
+"""Single-label classification: each image has exactly one class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
+from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.temperature import fit_temperature
+from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Single(Task):
+    """One class per image, by softmax."""
+
+    name: ClassVar[str] = "single"
+    title: ClassVar[str] = "one class per image"
+    loss: ClassVar[str] = "cross_entropy"
+    metrics: ClassVar[type] = Metrics
+    display: ClassVar[Display] = Display(
+        headline="balanced_accuracy",
+        loss="log_loss",
+        epoch=("top1", "balanced_accuracy"),
+        folds=("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "log_loss"),
+        table=(
+            "balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "kappa", "mcc", "ece", "brier",
+            "log_loss",
+        ),
+        class_counts=(("images", "images"),),
+        class_estimates=("recall", "precision"),
+        class_values=("specificity", "f1", "roc_auc", "pr_auc"),
+        compared=("balanced_accuracy", "top1", "log_loss"),
+        tiles=("top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "mcc", "kappa", "ece", "log_loss"),
+        report_classes=("recall", "precision", "specificity", "f1", "roc_auc", "pr_auc"),
+        card=("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"),
+        plots=("roc", "pr", "reliability", "confusion"),
+        calibration=(("log_loss", "log_loss"), ("ece", "ece")),
+    )  # fmt: skip
+
+    def stack_targets(self, labels: Sequence[int], values: Sequence[tuple[float, ...]]) -> Targets:
+        """Return the class of each image, (N,)."""
+        return np.array(labels, np.int64)
+
+    def count(self, targets: Targets, num_classes: int) -> list[int]:
+        """Return the number of images of each class, (K,)."""
+        return [int(n) for n in np.bincount(targets, minlength=num_classes)]
+
+    def list_strata(self, targets: Targets) -> list[tuple[int, ...]]:
+        """Return the class of each image."""
+        return [(int(target),) for target in targets]
+
+    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
+        """Return the name of an image's class."""
+        return classes[label]
+
+    def align(self, targets: Targets, positions: Sequence[int]) -> Targets:
+        """Return the classes numbered anew: class k becomes `positions[k]`."""
+        return np.array([positions[target] for target in targets], np.int64)
+
+    def activate(self, logits: Floats) -> NDArray[np.float64]:
+        """Return probabilities (N, K): softmax."""
+        return np.exp(log_softmax(logits))
+
+    @property
+    def activation(self) -> str:
+        """Return the name of the softmax."""
+        return "softmax"
+
+    @classmethod
+    def describe_calibration(cls, scaling: Scaling) -> str:
+        """Return the temperature."""
+        return f"temperature {scaling.temperature:.2f}"
+
+    def describe_scores(self, scaling: Scaling | None) -> str:
+        """Return the softmax with its temperature."""
+        return f"softmax(logits / {scaling.temperature if scaling else 1.0:.6g})"
+
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+        """Fit a temperature."""
+        return {"temperature": fit_temperature(logits, targets)}
+
+    def average(self, logits: Sequence[Floats]) -> Floats:
+        """Return the logarithm of the mean of the members' probabilities, (N, K).
+
+        Source: Lakshminarayanan et al. 2017 (arXiv:1612.01474), section 2.4.
+        """
+        logs = [log_softmax(part) for part in logits]
+        mean: NDArray[np.float64] = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
+        return mean.astype(np.float32)
+
+    def decide(self, scores: Floats, scaling: Scaling | None) -> NDArray[Any]:
+        """Return the most probable class of each image, (N,)."""
+        decisions: NDArray[np.int64] = scores.argmax(axis=1)
+        return decisions
+
+    def is_correct(self, decision: Any, target: Any) -> bool:
+        """Return True if the class is the true one."""
+        return bool(decision == target)
+
+    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+        """Return wrong predictions, the most confident first, and all predictions, the least confident first."""
+        confidence = scores.max(axis=1)
+        wrong = np.flatnonzero(scores.argmax(axis=1) != targets)
+        worst = wrong[np.argsort(-confidence[wrong], kind="stable")]
+        unsure = np.argsort(confidence, kind="stable")
+        return [int(i) for i in worst], [int(i) for i in unsure]
+
+    def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
+        """Return the classes of one image by falling probability."""
+        order = np.argsort(-scores, kind="stable")
+        return Outcome(
+            classes=tuple(classes[k] for k in order),
+            probabilities=tuple(float(scores[k]) for k in order),
+        )
+
+    def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> ClassCalculator:
+        """Return the calculator of classification metrics."""
+        return ClassCalculator(logits, targets)
+
+    def compute_metrics(
+        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
+    ) -> Metrics:
+        """Return the classification metrics of N images."""
+        return compute_metrics(logits, targets, classes)
+
+    def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
+        """Return class, probability, the first `top_k` classes and all probabilities."""
+        ranked = list(zip(outcome.classes, outcome.probabilities, strict=True))
+        return {
+            "class": ranked[0][0],
+            "probability": ranked[0][1],
+            "top": [{"class": name, "probability": probability} for name, probability in ranked[:top_k]],
+            "probabilities": dict(ranked),
+        }
+
+    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return columns for the class, its probability, and the probability of each class."""
+        return ["class", "probability"], [f"p({name})" for name in names]
+
+    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """Return the cells of `list_columns`."""
+        if outcome is None:
+            return ["", ""], [""] * len(names)
+        known = dict(zip(outcome.classes, outcome.probabilities, strict=True))
+        return [outcome.classes[0], outcome.probabilities[0]], [known[name] for name in names]
+
+    def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
+        """Return the first `top_k` classes with their probabilities."""
+        ranked = zip(outcome.classes[:top_k], outcome.probabilities[:top_k], strict=True)
+        return [f"{pad(name, outcome.classes)} {100 * probability:5.1f}%" for name, probability in ranked]

@@ -1,0 +1,312 @@
+"""The interface of all tasks: targets, model outputs, metrics, calibration, and how they are shown.
+
+A task works on arrays and text, without torch. `training.parts.loss` has the losses and `exports.wrapper` the
+activations, both by the names that a task gives them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import MetricSet
+
+MIN_VAL_PER_CLASS = 5
+
+Targets = NDArray[Any]
+"""Targets of N images: (N,) classes or grades, (N, K) labels, or (N,) numbers. A task knows which."""
+
+
+class Scaling(Protocol):
+    """The part of a calibration that changes model outputs; fitted on validation images."""
+
+    @property
+    def temperature(self) -> float:
+        """The divisor of the logits."""
+
+    @property
+    def label_scale(self) -> tuple[float, ...]:
+        """Factor of each label's logit; empty where there is one temperature."""
+
+    @property
+    def label_offset(self) -> tuple[float, ...]:
+        """Number that is added to each label's logit after that."""
+
+    @property
+    def label_thresholds(self) -> tuple[float, ...]:
+        """Probability from which on a label is predicted, for each label."""
+
+    @property
+    def margin(self) -> float | None:
+        """Half the length of a 90% prediction interval, in the units of the model's output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Display:
+    """The metrics that are shown of a task, by their keys in `metrics.registry`."""
+
+    headline: str
+    """The metric by which the best epoch is chosen; it stands first everywhere."""
+    loss: str
+    """The validation loss in the training log."""
+    epoch: tuple[str, ...]
+    """Of each epoch."""
+    folds: tuple[str, ...]
+    """Of each fold of a cross-validation."""
+    table: tuple[str, ...]
+    """Of an evaluation."""
+    class_counts: tuple[tuple[str, str], ...]
+    """Numbers of images of each class, as attribute and title."""
+    class_estimates: tuple[str, ...]
+    """Of each class, with their 95% CIs."""
+    class_values: tuple[str, ...]
+    """Of each class, without."""
+    compared: tuple[str, ...]
+    """Of two runs."""
+    tiles: tuple[str, ...]
+    """Of the report."""
+    report_classes: tuple[str, ...]
+    """Of each class, in the report."""
+    card: tuple[str, ...]
+    """Of the model card."""
+    plots: tuple[str, ...]
+    """Names of the report's plots, in `reports.plots`."""
+    class_heading: str = "Metrics by class"
+    curves_heading: str = "Curves"
+    confidence_note: str = "Images are sorted by confidence into 15 bins of equal size."
+    calibration: tuple[tuple[str, str], ...] = ()
+    """Metrics that calibration changes, shown before and after: the field of `Calibration`, and the metric's key."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a model says of one image."""
+
+    classes: tuple[str, ...] = ()
+    """All class or label names, the most probable first."""
+    probabilities: tuple[float, ...] = ()
+    """Their calibrated probabilities."""
+    labels: tuple[str, ...] | None = None
+    """The predicted labels, the most probable first; None where each image has exactly one class."""
+    value: float | None = None
+    """The predicted number or mean grade; None for classes and labels."""
+    interval: tuple[float, float] | None = None
+    """The 90% prediction interval of `value`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task(ABC):
+    """One kind of question about an image."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """In sentences."""
+    loss: ClassVar[str]
+    """Name of the loss, in `training.parts.loss`."""
+    scores: ClassVar[str] = "probabilities"
+    """Name of the scores in exported files."""
+    metrics: ClassVar[type]
+    """The class of `compute_metrics`."""
+    display: ClassVar[Display]
+    has_values: ClassVar[bool] = False
+    """True if the targets are `Index.values`, not the classes `Index.labels`."""
+    unsupported: ClassVar[dict[str, str]] = {}
+    """Settings that do not apply, each with the reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name and parameters as plain values; `registry.read_task` reads them."""
+        return {"name": self.name, **asdict(self)}
+
+    # Targets
+
+    @abstractmethod
+    def stack_targets(self, labels: Sequence[int], values: Sequence[tuple[float, ...]]) -> Targets:
+        """Return the targets of some images as an array.
+
+        Args:
+            labels: the class of each image, or its stratum where `values` hold the targets.
+            values: the numbers of each image; empty where `labels` are the targets.
+        """
+
+    def describe_classes(self, classes: Sequence[str]) -> str:
+        """Return the number of classes or labels, or the name of the number, in words."""
+        return f"{len(classes)} classes"
+
+    def number_strata(self, values: Sequence[tuple[float, ...]]) -> list[int]:
+        """Return a number for each image, equal for images with alike targets."""
+        return [0] * len(values)
+
+    @abstractmethod
+    def count(self, targets: Targets, num_classes: int) -> list[int]:
+        """Return the number of images of each class, (K,)."""
+
+    @abstractmethod
+    def list_strata(self, targets: Targets) -> list[tuple[int, ...]]:
+        """Return the strata of each image; each split gets its part of every stratum."""
+
+    @abstractmethod
+    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
+        """Return the target of one image in words."""
+
+    def find_conflict(self, targets: Targets) -> bool:
+        """Return True if images that should have one target have different ones."""
+        return len(np.unique(targets, axis=0)) > 1
+
+    def align(self, targets: Targets, positions: Sequence[int]) -> Targets:
+        """Return targets whose classes are numbered anew: class k becomes `positions[k]`."""
+        return targets
+
+    def explain_untrainable(self, targets: Targets, classes: Sequence[str]) -> tuple[str, str] | None:
+        """Return why training targets cannot be learned from, and the remedy; None if they can."""
+        return None
+
+    def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
+        """Return which classes have too few validation images to choose the best epoch by; an empty string if none."""
+        counts = self.count(targets, len(classes))
+        few = [f"{n} of {name}" for name, n in zip(classes, counts, strict=True) if n < MIN_VAL_PER_CLASS]
+        return f"{', '.join(few[:5])}{' …' if len(few) > 5 else ''}"
+
+    def fit_targets(self, targets: Targets) -> Self:
+        """Return the task with the parameters that follow from the training targets."""
+        return self
+
+    # Model outputs
+
+    def count_outputs(self, num_classes: int) -> int:
+        """Return the width of the model's output."""
+        return num_classes
+
+    @abstractmethod
+    def activate(self, logits: Floats) -> NDArray[np.float64]:
+        """Return scores (N, K) of calibrated logits (N, K)."""
+
+    def calibrate(self, logits: Floats, scaling: Scaling | None) -> Floats:
+        """Return the calibrated logits, (N, K)."""
+        return logits / (scaling.temperature if scaling else 1.0)
+
+    def list_affine(self, scaling: Scaling | None) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Return factor and offset of each logit before the activation; None where a temperature divides all."""
+        return None
+
+    @property
+    @abstractmethod
+    def activation(self) -> str:
+        """Name of the function from calibrated logits to scores, in `exports.wrapper`."""
+
+    @property
+    def score_unit(self) -> float:
+        """Size of a score, by which the differences of an exported file's scores are divided."""
+        return 1.0
+
+    @classmethod
+    @abstractmethod
+    def describe_calibration(cls, scaling: Scaling) -> str:
+        """Return in words what was fitted, such as `temperature 1.20`."""
+
+    @abstractmethod
+    def describe_scores(self, scaling: Scaling | None) -> str:
+        """Return in words how the scores follow from the logits, such as `softmax(logits / 1.2)`."""
+
+    @abstractmethod
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+        """Fit a calibration on validation images; return fields of `inference.calibration.Calibration`."""
+
+    @abstractmethod
+    def average(self, logits: Sequence[Floats]) -> Floats:
+        """Return the logits of an ensemble, (N, K), from its members' calibrated logits, each (N, K)."""
+
+    def select_known(self, targets: Targets, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which images are of class k, and for which images that is known, both (N,)."""
+        return targets == k, np.ones(len(targets), np.bool_)
+
+    @abstractmethod
+    def decide(self, scores: Floats, scaling: Scaling | None) -> NDArray[Any]:
+        """Return the decision for each image from its scores (N, K): a class, or True for each label."""
+
+    @abstractmethod
+    def is_correct(self, decision: Any, target: Any) -> bool:
+        """Return True if the decision for one image agrees with its target, as far as that is known."""
+
+    def list_confidences(self, logits: Floats, targets: Targets) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return confidences and whether each was right, both (M,), for the reliability plot."""
+        scores = self.activate(logits)
+        return scores.max(axis=1), scores.argmax(axis=1) == targets
+
+    @abstractmethod
+    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+        """Return wrong predictions, the most confident first, and all predictions, the least confident first."""
+
+    @abstractmethod
+    def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
+        """Return what the model says of one image, from its scores (K,)."""
+
+    # Metrics
+
+    @abstractmethod
+    def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> Calculator:
+        """Return the calculator of this task's metrics.
+
+        Args:
+            logits: (N, K), calibrated.
+            targets: of the N images.
+            scaling: gives decision thresholds and prediction intervals.
+        """
+
+    @abstractmethod
+    def compute_metrics(
+        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
+    ) -> MetricSet:
+        """Return the metrics of N images; arguments as `make_calculator`.
+
+        Raises:
+            ValueError: N is 0.
+        """
+
+    def list_warnings(
+        self, training: Targets, scores: Floats, classes: Sequence[str], scaling: Scaling | None
+    ) -> list[str]:
+        """Return warnings on predictions that contradict the training targets.
+
+        Args:
+            training: targets of the training images.
+            scores: (N, K) of the evaluated images.
+            classes: K names.
+            scaling: gives decision thresholds.
+        """
+        return []
+
+    def score_epoch(self, entry: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return the score by which the best epoch is chosen, from validation metrics by key. Higher is better."""
+        keys = (self.display.headline, self.display.loss)
+        signed = ((entry[key], 1 if METRICS[key].higher_is_better else -1) for key in keys)
+        return tuple(-np.inf if value is None else sign * value for value, sign in signed)
+
+    # Text
+
+    @abstractmethod
+    def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
+        """Return an outcome as a JSON object."""
+
+    @abstractmethod
+    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return the CSV columns of an outcome: those before the general ones, and those after them."""
+
+    @abstractmethod
+    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """Return the cells of `list_columns`; empty ones without an outcome."""
+
+    @abstractmethod
+    def list_parts(self, outcome: Outcome, top_k: int, pad: "Pad") -> list[str]:
+        """Return the parts of an outcome's line in the terminal."""
+
+
+class Pad(Protocol):
+    """Pads a name with spaces to the width of the longest of some names."""
+
+    def __call__(self, name: str, names: Sequence[str]) -> str:
+        """Return the padded name."""

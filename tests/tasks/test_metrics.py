@@ -1,0 +1,130 @@
+"""Metrics of labels, grades and numbers are those of scikit-learn."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as reference
+
+from convnext_cli.metrics.conformal import fit_margin
+from convnext_cli.metrics.multilabel import sigmoid
+from convnext_cli.metrics.platt import choose_threshold, fit_platt
+from convnext_cli.tasks.multilabel import Multilabel
+from convnext_cli.tasks.ordinal import Ordinal
+from convnext_cli.tasks.regression import Regression
+
+NAMES = ("a", "b", "c")
+
+
+def draw_labels(
+    images: int = 120, unknown: float = 0.0, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    random = np.random.default_rng(seed)
+    targets = (random.random((images, 3)) < (0.5, 0.3, 0.1)).astype(float)
+    logits = random.normal(size=(images, 3)) + 1.5 * (2 * targets - 1) * (1, 0.5, 1)
+    targets[random.random((images, 3)) < unknown] = np.nan
+    targets[random.random((images, 3)) < unknown / 2] = -1
+    return logits, targets
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.3])
+def test_multilabel_metrics_equal_scikit_learns_label_by_label(unknown: float) -> None:
+    logits, targets = draw_labels(unknown=unknown)
+    result = Multilabel().compute_metrics(logits, targets, NAMES)
+    losses = []
+    for k, entry in enumerate(result.per_class):
+        known = np.isin(targets[:, k], (0, 1))
+        truth, scores = targets[known, k], sigmoid(logits[known, k])
+        said = scores >= 0.5
+        assert (entry.images, entry.negative, entry.unknown) == (truth.sum(), (truth == 0).sum(), (~known).sum())
+        assert entry.roc_auc == pytest.approx(reference.roc_auc_score(truth, scores))
+        assert entry.pr_auc == pytest.approx(reference.average_precision_score(truth, scores))
+        assert entry.recall == pytest.approx(reference.recall_score(truth, said))
+        assert entry.specificity == pytest.approx(reference.recall_score(truth, said, pos_label=0))
+        assert entry.precision == pytest.approx(reference.precision_score(truth, said))
+        assert entry.f1 == pytest.approx(reference.f1_score(truth, said))
+        assert entry.label_brier == pytest.approx(reference.brier_score_loss(truth, scores))
+        losses += [reference.log_loss(truth, scores, labels=(0, 1), normalize=False)]
+    assert result.macro_roc_auc == pytest.approx(np.mean([entry.roc_auc for entry in result.per_class]))
+    assert result.macro_f1 == pytest.approx(np.mean([entry.f1 for entry in result.per_class]))
+    assert result.log_loss == pytest.approx(sum(losses) / np.isin(targets, (0, 1)).sum())
+    if not unknown:
+        assert result.exact_match == pytest.approx(reference.accuracy_score(targets, sigmoid(logits) >= 0.5))
+    assert result.cooccurrence[0][1] == ((targets[:, 0] == 1) & (targets[:, 1] == 1)).sum()
+
+
+def test_multilabel_metrics_count_images_by_weight() -> None:
+    """A bootstrap weight of 2 is an image that is there twice."""
+    logits, targets = draw_labels(unknown=0.2)
+    task, weights = Multilabel(), np.random.default_rng(1).integers(0, 3, 120)
+    overall, per_class = task.make_calculator(logits, targets).compute(weights[None].astype(np.float64))
+    rows = np.repeat(np.arange(120), weights)
+    copied = task.compute_metrics(logits[rows], targets[rows], NAMES)
+    for key in ("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "log_loss", "macro_brier"):
+        assert overall[key][0] == pytest.approx(getattr(copied, key)), key
+    assert per_class["recall"][0] == pytest.approx([entry.recall for entry in copied.per_class])
+
+
+def test_ordinal_metrics_equal_scikit_learns_and_predict_the_median() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 150)
+    logits = -np.abs(np.arange(4) - labels[:, None]) + random.normal(size=(150, 4))
+    task = Ordinal()
+    probabilities = task.activate(logits)
+    medians = np.array([np.searchsorted(np.cumsum(row), 0.5) for row in probabilities])
+    assert (task.decide(probabilities, None) == medians).all()
+    result = task.compute_metrics(logits, labels, ("0", "1", "2", "3"))
+    assert result.quadratic_kappa == pytest.approx(reference.cohen_kappa_score(labels, medians, weights="quadratic"))
+    assert result.grade_mae == pytest.approx(reference.mean_absolute_error(labels, medians))
+    assert result.within_one == pytest.approx((np.abs(labels - medians) <= 1).mean())
+    assert result.top1 == pytest.approx(reference.accuracy_score(labels, medians))
+    assert result.balanced_accuracy == pytest.approx(reference.balanced_accuracy_score(labels, medians))
+    assert result.confusion == tuple(map(tuple, reference.confusion_matrix(labels, medians)))
+    for k, entry in enumerate(result.per_class):
+        assert entry.class_mae == pytest.approx(np.abs(medians[labels == k] - k).mean())
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_regression_metrics_equal_scikit_learns(log: bool) -> None:
+    random = np.random.default_rng(0)
+    targets = np.exp(random.normal(2, 1, 200)) if log else random.normal(50, 10, 200)
+    task = Regression(log=log).fit_targets(targets)
+    standard = ((np.log(targets) if log else targets) - task.mean) / task.std
+    assert (standard.mean(), standard.std()) == pytest.approx((0, 1), abs=1e-9)
+    logits = (standard + 0.3 * random.normal(size=200))[:, None]
+    predictions = task.activate(logits)[:, 0]
+    result = task.compute_metrics(logits, targets, ("age",))
+    assert result.mae == pytest.approx(reference.mean_absolute_error(targets, predictions))
+    assert result.rmse == pytest.approx(reference.root_mean_squared_error(targets, predictions))
+    assert result.r2 == pytest.approx(reference.r2_score(targets, predictions))
+    assert result.pearson == pytest.approx(np.corrcoef(targets, predictions)[0, 1])
+    difference = predictions - targets
+    assert result.bias == pytest.approx(difference.mean())
+    assert result.limit_high == pytest.approx(difference.mean() + 1.96 * difference.std())
+    assert result.coverage is None
+
+
+def test_platt_scaling_recovers_the_true_factor_and_offset() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, 20_000)
+    positive = random.random(20_000) < sigmoid(0.6 * logits - 1.0)
+    assert fit_platt(logits, positive) == pytest.approx((0.6, -1.0), abs=0.06)
+
+
+def test_threshold_has_the_highest_f1() -> None:
+    logits, targets = draw_labels()
+    scores, positive = sigmoid(logits[:, 1]), targets[:, 1] == 1
+    best = max(reference.f1_score(positive, scores >= value) for value in scores)
+    assert reference.f1_score(positive, scores >= choose_threshold(scores, positive)) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("per_group", [1, 4])
+def test_prediction_intervals_cover_new_images(per_group: int) -> None:
+    """90% of new images over 200 splits, within 2 points; with groups, images of new groups."""
+    random, covered = np.random.default_rng(0), []
+    for _ in range(200):
+        shared = np.repeat(random.normal(size=2 * 60), per_group)
+        errors = np.abs(shared + 0.5 * random.normal(size=len(shared)))
+        names = [str(i // per_group) for i in range(60 * per_group)]
+        margin = fit_margin(errors[: 60 * per_group], names, 0.9)
+        covered.append((errors[60 * per_group :] <= margin).mean())
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.02)

@@ -1,0 +1,180 @@
+"""A run of each task from table to report, and everything between."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from convnext_cli import cross_validate, evaluate, export, finetune, predict
+from convnext_cli.data.index import Index
+from convnext_cli.data.sources import scan_data
+from convnext_cli.data.split import split_index
+from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.errors import DataError, UsageError
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.reports.report import write_report
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.registry import TASKS as KINDS
+from tests.conftest import Convnext
+from tests.tasks.conftest import SETTINGS, TASKS, list_images, options_of, write_set
+from tests.training.conftest import make_request, resume, stop_after, train
+
+Runs = Callable[[str], RunFolder]
+HEADLINES = {"multilabel": ("macro_roc_auc", 0.9), "ordinal": ("quadratic_kappa", 0.3), "regression": ("r2", 0.6)}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_run_learns_and_is_evaluated(kind: str, task_run: Runs) -> None:
+    run = task_run(kind)
+    evaluation = evaluate(run.path)
+    key, least = HEADLINES[kind]
+    assert evaluation.task.name == kind
+    assert getattr(evaluation.metrics, key) > least
+    interval = evaluation.intervals.overall[key]
+    assert interval is not None
+    assert interval.low <= getattr(evaluation.metrics, key) <= interval.high
+    assert evaluation.intervals.clustered
+    assert evaluation.calibration is not None
+    assert evaluation.calibration.is_fitted
+    json.dumps(evaluation.to_dict(), default=str)
+    text = write_report(evaluation).read_text()
+    assert evaluation.task.display.class_heading in text or not evaluation.metrics.per_class
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_command_line_shows_the_task(kind: str, task_run: Runs, tables: dict[str, Path], convnext: Convnext) -> None:
+    run, images = task_run(kind), [str(path) for path in list_images(tables[kind], 3)]
+    shown = convnext("eval", str(run.path), "--no-report")
+    assert shown.code == 0
+    assert METRICS[KINDS[kind].display.headline].title in shown.out
+    rows = json.loads(convnext("predict", *images, "--run", str(run.path), "--json").out)
+    predictions = predict(list_images(tables[kind], 3), run.path)
+    keys = {"multilabel": "labels", "ordinal": "grade", "regression": "value"}
+    assert len(rows) == 3
+    assert all(keys[kind] in row for row in rows)
+    if kind == "regression":
+        assert predictions[0].interval is not None
+        assert rows[0]["low"] == pytest.approx(predictions[0].interval[0])
+        assert rows[0]["low"] < rows[0]["value"] < rows[0]["high"]
+    table = convnext("predict", *images, "--run", str(run.path), "--csv").out.splitlines()
+    assert len(table) == 4
+    assert len({line.count(",") for line in table}) == 1
+    assert convnext("predict", *images, "--run", str(run.path)).out.count("images/") == 3
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_split_is_read_back_as_it_was(kind: str, task_run: Runs, tables: dict[str, Path]) -> None:
+    index = scan_data(tables[kind], table_options=TableOptions(**options_of(kind)))
+    again = task_run(kind).read_split()
+    assert (again.classes, again.paths, again.task.name) == (index.classes, index.paths, kind)
+    np.testing.assert_array_equal(again.targets(), index.targets())
+    assert not again.groups or len(set(zip(again.groups, again.splits, strict=True))) == 120
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_stopped_run_resumes_to_the_same_bytes(kind: str, tables: dict[str, Path], tmp_path: Path) -> None:
+    settings = {**SETTINGS, "epochs": 2, "mixup": 0.4, "save_every": 3}
+    whole = make_request(settings, tables[kind], tmp_path / "whole", **options_of(kind))
+    train(whole)
+    stop_after(make_request(settings, tables[kind], tmp_path / "stopped", **options_of(kind)), 5)
+    resume(tmp_path / "stopped", onnx=False, autotune=False)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_timm_loads_the_model(kind: str, task_run: Runs) -> None:
+    run = task_run(kind)
+    model = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
+    assert json.loads((run.path / "config.json").read_text())["task"]["name"] == kind
+    with torch.inference_mode():
+        outputs = model(torch.zeros(2, 3, 32, 32))
+    assert outputs.shape == (2, KINDS[kind]().count_outputs(len(run.read_config().label_names)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_exported_file_gives_the_same_scores(
+    kind: str, format: Any, task_run: Runs, tables: dict[str, Path], tmp_path: Path
+) -> None:
+    run, images = task_run(kind), list_images(tables[kind], 8)
+    file = export(run.path, format=format, output=tmp_path / f"model.{format}")
+    assert file.parity.difference < 1e-4
+    if format == "onnx":
+        ours, theirs = predict(images, run.path, engine="torch"), predict(images, file.path)
+        for one, two in zip(ours, theirs, strict=True):
+            assert one.labels == two.labels
+            assert one.classes == two.classes
+            assert two.probabilities == pytest.approx(one.probabilities, abs=1e-4)
+            if one.value is not None:
+                assert two.value == pytest.approx(one.value, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TASKS)
+def test_hub_folder_has_the_task_and_its_metrics(kind: str, task_run: Runs, tmp_path: Path) -> None:
+    folder = export(task_run(kind).path, format="hub", output=tmp_path / "hub")
+    card = (folder.path / "README.md").read_text()
+    assert "95% CI" in card
+    assert json.loads((folder.path / "config.json").read_text())["task"]["name"] == kind
+    assert timm.create_model(f"local-dir:{folder.path}", pretrained=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TASKS)
+def test_folds_are_averaged_in_evaluation(kind: str, tables: dict[str, Path], tmp_path: Path) -> None:
+    settings = {**SETTINGS, "epochs": 1, "folds": 2}
+    result = cross_validate(tables[kind], output=tmp_path / "folds", **settings, **options_of(kind))
+    assert len(result.folds) == 2
+    assert KINDS[kind].display.headline in result.spread
+    evaluation = evaluate(tmp_path / "folds")
+    assert evaluation.metrics.images > 0
+    assert predict(list_images(tables[kind], 2), tmp_path / "folds")[1].task is not None
+
+
+def test_a_run_names_data_of_another_task(task_run: Runs, tables: dict[str, Path]) -> None:
+    with pytest.raises(DataError, match="was trained on several labels per image"):
+        evaluate(task_run("multilabel").path, tables["regression"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "flag"),
+    [
+        ("multilabel", {"sampler": "balanced"}, "sampler"),
+        ("regression", {"class_weights": "balanced"}, "class_weights"),
+    ],
+)
+def test_settings_that_do_not_apply_are_refused(
+    kind: str, options: dict[str, Any], flag: str, tables: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=flag):
+        finetune(tables[kind], output=tmp_path / "run", **SETTINGS, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_without_positive_or_negative_images_are_refused(tmp_path: Path) -> None:
+    table = write_set(tmp_path, "multilabel", 12)
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *(line.rpartition(",")[0] + ",0" for line in lines[1:])]) + "\n")
+    with pytest.raises(DataError, match="1 of 4 labels have no positive training image: SE"):
+        finetune(table, output=tmp_path / "run", **SETTINGS, label_columns="NW,NE,SW,SE")
+
+
+def test_split_is_stratified_by_label_and_keeps_patients_together(tables: dict[str, Path]) -> None:
+    index: Index = scan_data(tables["multilabel"])
+    split = split_index(index, val_fraction=0.25, test_fraction=0.25, seed=0)
+    whole = np.nanmean(np.where(np.isin(index.targets(), (0, 1)), index.targets(), np.nan), axis=0)
+    for name in ("train", "val", "test"):
+        targets = split.targets(split.rows(name))
+        fractions = np.nanmean(np.where(np.isin(targets, (0, 1)), targets, np.nan), axis=0)
+        assert fractions == pytest.approx(whole, abs=0.08)
+    by_patient = {
+        group: {s for g, s in zip(split.groups, split.splits, strict=True) if g == group} for group in split.groups
+    }
+    assert all(len(splits) == 1 for splits in by_patient.values())
