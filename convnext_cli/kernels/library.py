@@ -46,11 +46,6 @@ def load_kernels() -> ctypes.CDLL:
     return kernels
 
 
-def are_compiled() -> bool:
-    """Return True if the kernels for this CPU are in the cache folder."""
-    return _find_compiled().exists()
-
-
 def _find_compiled() -> Path:
     """Return the file of the kernels in the cache folder, whose name depends on their source and on the CPU."""
     key = ([source.read_bytes() for source in SOURCES], FLAGS, *map(describe_processor, ("model name", "flags")))

@@ -19,7 +19,7 @@ from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import write_text
 from convnext_cli.kernels.blocks import release_freed_memory
-from convnext_cli.kernels.library import are_compiled, describe_processor
+from convnext_cli.kernels.library import describe_processor
 from convnext_cli.models.device_memory import free_memory, is_out_of_memory
 from convnext_cli.progress import Notice
 from convnext_cli.training.compute.compute_config import (
@@ -37,7 +37,7 @@ from convnext_cli.training.compute.compute_config import (
 from convnext_cli.training.compute.devices import THREADS, describe_device, is_plain_cpu, is_whole_on_gpu
 
 MIN_PASSES = 1_000  # passes of a run that is autotuned: measuring takes as long as 30 passes at most, 3% of the run
-KERNEL_PASSES = 100  # passes of a run that compiles the kernels, which takes a second, once; others use compiled ones
+MIN_NOTICE_PASSES = 100  # passes from which a run uses kept measurements, and names a missing compiler
 COMPILE_FROM = 1_800.0  # seconds of passes from which compiling is tried: it takes one to two minutes
 COMPILING = 120.0  # seconds that a compiled model must save
 GPU_COMPILE_FROM = (
@@ -119,11 +119,10 @@ def choose_compute_config(
     if not is_plain_cpu(accelerator):
         text = "--compile needs a whole model on a CUDA GPU, or in float32 on a CPU; the model is not compiled"
         return AutotuneResult(compute_config=ComputeConfig(), notices=(Notice(text=text),) if compile else ())
-    [is_short] = broadcast_object_list([passes < KERNEL_PASSES and not are_compiled()])
-    if is_short:
-        return AutotuneResult(compute_config=ComputeConfig(blocks=FAST, compiled=bool(compile)))
     [missing] = broadcast_object_list([explain_missing_kernels()])
     default = FAST if missing else NATIVE
+    if passes < MIN_NOTICE_PASSES:
+        return AutotuneResult(compute_config=ComputeConfig(blocks=default, compiled=bool(compile)))
     notices: tuple[Notice, ...] = (Notice(text=missing),) if missing else ()
     measured = None
     if measure:
