@@ -231,7 +231,7 @@ def _group_by_name(index: Index) -> dict[int, str]:
     itself. Copies, crops and frames of that photograph share it.
     """
     stems = [path.rpartition("/")[2].rpartition(".")[0] for path in index.paths]
-    cells = list(zip(index.splits, index.labels, strict=True))
+    cells = list(zip(index.splits, index.class_numbers, strict=True))
     shapes: dict[tuple[str | bool, ...], list[int]] = defaultdict(list)
     tokens = [_cut(stem) for stem in stems]
     for row, (stem, spans) in enumerate(zip(stems, tokens, strict=True)):
@@ -369,7 +369,8 @@ def _keep_plausible(index: Index, guess: Mapping[int, str]) -> dict[int, str]:
     alone = len(index) - len(guess)
     if len(counts) + alone < min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS):
         return {}
-    classes = Counter(group for group, _ in {(group, index.labels[row]) for row, group in guess.items()})
+    numbers = index.class_numbers
+    classes = Counter(group for group, _ in {(group, numbers[row]) for row, group in guess.items()})
     repeated = {group for group, count in counts.items() if count > 1}
     restarted = {group for group in repeated if counts[group] == classes[group]}
     dropped = restarted if len(restarted) > len(repeated) / 2 else set()

@@ -71,6 +71,11 @@ class Index:
             return self.classes[self.labels[row]]
         return self.task.describe_target(self.labels[row], self.values[row], self.classes)
 
+    @property
+    def class_numbers(self) -> tuple[int, ...]:
+        """The class of each row; 0 for all where the target is not one class."""
+        return (0,) * len(self) if self.values else self.labels
+
     def name_class(self, row: int) -> str:
         """Return the name of a row's class; an empty string where the target is not one class."""
         return "" if self.values else self.classes[self.labels[row]]

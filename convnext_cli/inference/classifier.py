@@ -140,7 +140,7 @@ class Classifier(ABC):
                 f"Name its folders as in training: {', '.join(self.classes[:10])}",
             )
         numbers = [position for position in positions.values() if position is not None]
-        return self.task.align(index.targets(rows), numbers)
+        return self.task.align(index.targets(rows), numbers, len(self.classes))
 
 
 def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:

@@ -11,11 +11,13 @@ from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.index import AUTO, NONE, Index, select_rows
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import is_fold
+from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import ConvnextError, DataError, RunError
 from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
 from convnext_cli.machine import count_cpus
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.settings import TABLE_SETTINGS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
@@ -198,7 +200,7 @@ def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> tuple[I
                 f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on"
             )
         return trained_on, []
-    index, grouping = group_index(_scan_like_run(run, trained_on.classes, data), "auto")
+    index, grouping = group_index(_scan_like_run(run, trained_on, data), "auto")
     left_out = sum(trained_on.skipped.get(reason, 0) for reason in ("unreadable image", "excluded image"))
     composed = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
     paths = tuple(composed.get(_compose(path), "") for path in trained_on.paths)
@@ -235,15 +237,19 @@ def _compare_content(run: RunFolder, trained_on: Index, moved: Index, index: Ind
     return moved, []
 
 
-def _scan_like_run(run: RunFolder, classes: tuple[str, ...], data: Path) -> Index:
-    """Scan data; if that fails, with the options that the run was trained with (`--image-root`, `--exclude`)."""
+def _scan_like_run(run: RunFolder, trained_on: Index, data: Path) -> Index:
+    """Scan data for the task of a run; if that fails, with the options that the run was trained with."""
+    classes, task = trained_on.classes, trained_on.task_record
+    table_options = TableOptions(task=task["name"], known_labels=classes) if task else TableOptions()
     try:
-        return scan_data(data, known_classes=classes)
+        return scan_data(data, known_classes=classes, table_options=table_options)
     except DataError as error:
         try:
             settings = read_plan(open_folder(run.path).plan)[2]
             options = {name: settings.get(name, default) for name, default in (("image_root", AUTO), ("exclude", NONE))}
-            return scan_data(data, **options, known_classes=classes)
+            columns = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}
+            table_options = replace(table_options, **columns)
+            return scan_data(data, **options, known_classes=classes, table_options=table_options)
         except ConvnextError:
             raise error from None
 

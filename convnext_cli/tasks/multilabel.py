@@ -97,9 +97,9 @@ class Multilabel(Task):
         """Return True if a label is 1 for one of the images and 0 for another."""
         return bool(((targets == 1).any(axis=0) & (targets == 0).any(axis=0)).any())
 
-    def align(self, targets: Targets, positions: Sequence[int]) -> Targets:
-        """Return the columns in another order: column k moves to `positions[k]`."""
-        aligned = np.empty_like(targets)
+    def align(self, targets: Targets, positions: Sequence[int], num_classes: int) -> Targets:
+        """Return the columns in another order: k moves to `positions[k]`; labels without a column are unknown."""
+        aligned = np.full((len(targets), num_classes), np.nan, targets.dtype)
         aligned[:, list(positions)] = targets
         return aligned
 

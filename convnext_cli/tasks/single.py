@@ -58,7 +58,7 @@ class Single(Task):
         """Return the name of an image's class."""
         return classes[label]
 
-    def align(self, targets: Targets, positions: Sequence[int]) -> Targets:
+    def align(self, targets: Targets, positions: Sequence[int], num_classes: int) -> Targets:
         """Return the classes numbered anew: class k becomes `positions[k]`."""
         return np.array([positions[target] for target in targets], np.int64)
 

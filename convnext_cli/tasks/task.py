@@ -157,8 +157,8 @@ class Task(ABC):
         """Return True if images that should have one target have different ones."""
         return len(np.unique(targets, axis=0)) > 1
 
-    def align(self, targets: Targets, positions: Sequence[int]) -> Targets:
-        """Return targets whose classes are numbered anew: class k becomes `positions[k]`."""
+    def align(self, targets: Targets, positions: Sequence[int], num_classes: int) -> Targets:
+        """Return targets whose classes are numbered anew: class k becomes `positions[k]` of `num_classes`."""
         return targets
 
     def explain_untrainable(self, targets: Targets, classes: Sequence[str]) -> tuple[str, str] | None:

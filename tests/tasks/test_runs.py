@@ -11,6 +11,7 @@ import timm
 import torch
 
 from convnext_cli import cross_validate, evaluate, export, finetune, predict
+from convnext_cli.data.groups import group_index
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import split_index
@@ -138,9 +139,39 @@ def test_folds_are_averaged_in_evaluation(kind: str, tables: dict[str, Path], tm
     assert predict(list_images(tables[kind], 2), tmp_path / "folds")[1].task is not None
 
 
-def test_a_run_names_data_of_another_task(task_run: Runs, tables: dict[str, Path]) -> None:
-    with pytest.raises(DataError, match="was trained on several labels per image"):
+def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path]) -> None:
+    with pytest.raises(DataError, match="multilabel"):
         evaluate(task_run("multilabel").path, tables["regression"])
+    with pytest.raises(DataError, match="no column for the labels"):
+        evaluate(task_run("regression").path, tables["multilabel"])
+
+
+def test_another_table_may_have_more_labels_or_fewer(task_run: Runs, tables: dict[str, Path]) -> None:
+    """Columns that the run does not know are not labels; labels without a column are unknown."""
+    lines = tables["multilabel"].read_text().splitlines()
+    other = tables["multilabel"].parent / "other.csv"
+    head, *rows = [line.rpartition(",")[0] for line in lines]
+    other.write_text("\n".join([f"{head},Other", *(f"{row},{number % 2}" for number, row in enumerate(rows))]) + "\n")
+    evaluation = evaluate(task_run("multilabel").path, other, split="all")
+    assert [entry.name for entry in evaluation.metrics.per_class] == ["NW", "NE", "SW", "SE"]
+    assert evaluation.metrics.per_class[3].unknown == evaluation.metrics.images == len(rows)
+    assert evaluation.metrics.per_class[0].roc_auc is not None
+
+
+def test_folders_of_patients_are_groups_for_any_targets(tmp_path: Path) -> None:
+    """Images of one patient may have different labels; they stay in one split."""
+    table = write_set(tmp_path, "multilabel", 120)
+    lines = ["path,NW,NE,SW,SE"]
+    for number, line in enumerate(table.read_text().splitlines()[1:]):
+        path, _, *cells = line.split(",")
+        target = tmp_path / f"train/patient{number // 2:05}/study{number % 2 + 1}/view.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).rename(target)
+        lines.append(",".join([str(target.relative_to(tmp_path)), *cells]))
+    table.write_text("\n".join(lines) + "\n")
+    index, grouping = group_index(scan_data(table), "auto")
+    assert grouping.groups == 60
+    assert {index.groups[row].rpartition("patient")[2] for row in range(120)} == {f"{k:05}" for k in range(60)}
 
 
 @pytest.mark.parametrize(

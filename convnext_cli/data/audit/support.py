@@ -48,7 +48,9 @@ def measure_support(index: Index, measurements: Measurements, *, across: Support
             instead, to learn whether an identifier means the same in both. It is refuted if the similarity is certainly
             less than half of that within splits.
     """
-    cells = np.unique([f"{s}/{k}" for s, k in zip(index.splits, index.labels, strict=True)], return_inverse=True)[1]
+    cells = np.unique(
+        [f"{s}/{k}" for s, k in zip(index.splits, index.class_numbers, strict=True)], return_inverse=True
+    )[1]
     splits = np.array(index.splits)
     members: dict[str, list[int]] = defaultdict(list)
     for row in np.flatnonzero(measurements.measures["readable"]).tolist():
@@ -114,10 +116,10 @@ def restarts_numbering(index: Index) -> bool:
     """Return True if repeated groups lie in most classes and splits on average, as numbers that restart in each do."""
     cells: dict[str, set[tuple[str, int]]] = defaultdict(set)
     images: dict[str, int] = defaultdict(int)
-    for group, split, label in zip(index.groups, index.splits, index.labels, strict=True):
+    for group, split, label in zip(index.groups, index.splits, index.class_numbers, strict=True):
         cells[group].add((split, label))
         images[group] += 1
-    everywhere = len(set(zip(index.splits, index.labels, strict=True)))
+    everywhere = len(set(zip(index.splits, index.class_numbers, strict=True)))
     repeated = [len(cells[group]) for group, count in images.items() if count > 1]
     return bool(repeated) and sum(repeated) > len(repeated) * (1 + everywhere) / 2
 

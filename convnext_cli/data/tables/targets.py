@@ -72,6 +72,10 @@ def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -
     if options.label_columns != AUTO:
         names = [name.strip() for name in options.label_columns.split(",")]
         return _read_columns(table, [find_named(table, name, "--label-columns") for name in names], options)
+    if known := [name for name in table.columns if normalise_name(name) in options.known_labels]:
+        if len(options.known_labels) == 1:
+            return _read_cells(table, known[0], options)
+        return _read_columns(table, known, options)
     if "label" in columns:
         return _read_cells(table, columns["label"], options)
     remaining = [name for name in table.columns if name not in columns.values()]
@@ -161,8 +165,6 @@ def _read_flags(table: Table, name: str) -> list[float]:
 
 def _is_flag(table: Table, name: str, options: TableOptions) -> bool:
     """Return True if a column can hold one label: 1, 0, -1 or blank, with at least one 1."""
-    if options.known_labels:
-        return normalise_name(name) in options.known_labels
     if fold_column(name) in _FLAGS | _MEASURES:
         return False
     cells = table.columns[name]
