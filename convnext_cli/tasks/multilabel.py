@@ -22,7 +22,7 @@ from convnext_cli.metrics.platt import choose_threshold, fit_platt
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
-MIN_TO_EXCLUDE = 10  # positive training images of both labels, from which on they may count as excluding each other
+MIN_TO_EXCLUDE = 5  # training images that would have both labels by chance, from which on none is a sign of exclusion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,8 +234,8 @@ class Multilabel(Task):
         """Return warnings on labels that are predicted together though no training image has both."""
         together = np.array(count_together(training == 1))
         predicted = np.array(count_together(self.decide(scores, scaling)))
-        often = np.diag(together) >= MIN_TO_EXCLUDE
-        pairs = np.argwhere(np.triu((together == 0) & (predicted > 0) & often[:, None] & often[None, :], 1))
+        by_chance = np.outer(np.diag(together), np.diag(together)) / max(1, len(training))
+        pairs = np.argwhere(np.triu((together == 0) & (predicted > 0) & (by_chance >= MIN_TO_EXCLUDE), 1))
         return [
             f"{classes[i]} and {classes[j]} are predicted together in {predicted[i, j]:,} images, though no training "
             "image has both"

@@ -128,3 +128,12 @@ def test_prediction_intervals_cover_new_images(per_group: int) -> None:
         margin = fit_margin(errors[: 60 * per_group], names, 0.9)
         covered.append((errors[60 * per_group :] <= margin).mean())
     assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
+
+
+def test_labels_that_exclude_each_other_in_training_are_reported_if_predicted_together() -> None:
+    training = np.zeros((100, 3))
+    training[:40, 0], training[40:80, 1], training[::2, 2] = 1, 1, 1
+    scores = np.array([[0.9, 0.9, 0.9], [0.9, 0.1, 0.9], [0.1, 0.1, 0.1]])
+    [warning] = Multilabel().list_warnings(training, scores, NAMES, None)
+    assert "a and b are predicted together in 1 image" in warning
+    assert not Multilabel().list_warnings(training[:4], scores, NAMES, None), "too few to expect any"

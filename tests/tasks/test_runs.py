@@ -142,7 +142,7 @@ def test_folds_are_averaged_in_evaluation(kind: str, tables: dict[str, Path], tm
 def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path]) -> None:
     with pytest.raises(DataError, match="multilabel"):
         evaluate(task_run("multilabel").path, tables["regression"])
-    with pytest.raises(DataError, match="no column for the labels"):
+    with pytest.raises(DataError, match="needs one column"):
         evaluate(task_run("regression").path, tables["multilabel"])
 
 

@@ -79,7 +79,7 @@ def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -
     if "label" in columns:
         return _read_cells(table, columns["label"], options)
     remaining = [name for name in table.columns if name not in columns.values()]
-    flags = [name for name in remaining if _is_flag(table, name, options)]
+    flags = [name for name in remaining if _is_flag(table, name)]
     named = [
         name
         for name in remaining
@@ -163,7 +163,7 @@ def _read_flags(table: Table, name: str) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def _is_flag(table: Table, name: str, options: TableOptions) -> bool:
+def _is_flag(table: Table, name: str) -> bool:
     """Return True if a column can hold one label: 1, 0, -1 or blank, with at least one 1."""
     if fold_column(name) in _FLAGS | _MEASURES:
         return False
