@@ -18,8 +18,8 @@ from convnext_cli.images.preprocessing import (
 from convnext_cli.models.catalog import UNTAGGED, Tag
 from convnext_cli.recipes.settings import AUTO, WEIGHTS, Choice
 
-MAX_DISTORTION = 4 / 3  # of proportions; training's random crops change them by as much
-MIN_WITHIN = 0.95  # fraction of images that are squashed by at most that; with fewer, images are padded
+MAX_DISTORTION = 3 / 2  # of proportions: photos of 3:2 in a square; benchmarks/recipes/README.md has the measurement
+MIN_WITHIN = 0.9  # fraction of images that are squashed by at most that; with fewer, images are padded
 MIN_RECTANGLE_SIDE = 64  # px; the last feature map then has two positions
 RECTANGLE_AREA = (0.75, 1.25)  # of the square's, so that training takes about as long
 
@@ -108,9 +108,9 @@ def _choose_fit(size: ImageSize, shapes: Sequence[Shape]) -> Choice:
     """Return `squash` if it changes the proportions of nearly all images little, else `pad`."""
     height, width = split_size(size)
     within = _count_within((height, width), shapes)
-    text = f"{within:.0%} of the images are within 4:3 of the proportions of {height} x {width} px"
+    text = f"{within:.0%} of the images are within 3:2 of the proportions of {height} x {width} px"
     if within >= MIN_WITHIN:
-        return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {text}, as training's random crops are")
+        return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {text}")
     return Choice(value="pad", source="rule", reason=f"{SEES_ALL}, at its own proportions: only {text}")
 
 
