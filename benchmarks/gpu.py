@@ -382,7 +382,9 @@ def feed(run: Path, sizes: SimpleNamespace) -> None:
     for preset in ("light", "medical", "natural"):
         values = {name: value for name, (value, _) in load_augmentations()[preset].items()}
         settings = Settings(**{**read_plan(folder.plan)[2], **values})
-        context: Any = SimpleNamespace(settings=settings, index=index, preprocessing=preprocessing, cache=True)
+        context: Any = SimpleNamespace(
+            settings=settings, index=index, preprocessing=preprocessing, cache=True, distillation=None
+        )
         images = open_training_images(context)
         speeds = {}
         most = sizes.threads[-1]

@@ -169,7 +169,8 @@ class Shell:
         tools = self.folder / "bin"
         tools.mkdir()
         log = self.folder / "started"
-        for name, text in (("srun", 'exec "$@"'), ("convnext", f'printf "%s\\n" "$*" >> {log}')):
+        srun = 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"'  # without its own options
+        for name, text in (("srun", srun), ("convnext", f'printf "%s\\n" "$*" >> {log}')):
             (tools / name).write_text(f"#!/bin/bash\n{text}\n")
             (tools / name).chmod(0o755)
         env = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
