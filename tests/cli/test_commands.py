@@ -362,6 +362,7 @@ def test_the_cache_is_shown_and_cleared(
     convnext: Convnext, digits: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "400")  # a table folds its cells where the paths are long
     assert convnext("eval", run.path, "--no-report", "--no-cache").code == 0
     assert not (tmp_path / "cache").exists()
     assert convnext("eval", run.path, "--no-report").code == 0
