@@ -92,7 +92,7 @@ def test_commands_start_work_through_the_api() -> None:
 
 
 def test_no_test_file_imports_another() -> None:
-    """What several files need is a fixture of a conftest or a module of its own."""
+    """Shared helpers belong into a conftest or a module of their own."""
     for path in (ROOT / "tests").rglob("test_*.py"):
         imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
         assert not [name for name in imported if name and name.startswith("tests.") and ".test_" in name], path

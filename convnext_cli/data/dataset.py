@@ -1,6 +1,6 @@
 """Load a data set: scan it, leave images out, group and audit it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.audit.summary import Audit, audit_index
@@ -15,8 +15,8 @@ from convnext_cli.text import capitalise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetRequest:
-    """The data to load, and the options for reading it."""
+class DatasetRequest(TableOptions):
+    """The data to load, and the options for reading it, a CSV file's among them."""
 
     data: Path
     """A folder, a CSV file, or a zip file."""
@@ -33,22 +33,6 @@ class DatasetRequest:
     """True if all images below the folder are taken as one class."""
     audit: bool = True
     """True if every image is checked."""
-    task: str = AUTO
-    """The task, and the columns of a CSV file: as `TableOptions` has them."""
-    label_columns: str = AUTO
-    label_column: str = AUTO
-    label_sep: str = AUTO
-    path_column: str = AUTO
-    group_column: str = AUTO
-    split_column: str = AUTO
-    blank: str = "unknown"
-    log_target: str = AUTO
-
-    @property
-    def table_options(self) -> TableOptions:
-        """The options of reading a CSV file."""
-        names = [field.name for field in fields(TableOptions) if hasattr(self, field.name)]
-        return TableOptions(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +91,7 @@ def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
             request.data,
             image_root=request.image_root,
             exclude=request.exclude,
-            table_options=request.table_options,
+            table_options=request,
         )
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())

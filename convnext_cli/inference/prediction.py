@@ -54,7 +54,7 @@ class Prediction:
     task: Task | None = None
     """The task of the run; None if the image cannot be read."""
     outcome: Outcome = field(default_factory=Outcome)
-    """What the model says of the image."""
+    """The model's prediction for the image."""
     decisions: dict[str, bool] = field(default_factory=dict)
     """For each target of the run, True if the probability is at or above its threshold."""
     novelty: float | None = None

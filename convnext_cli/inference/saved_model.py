@@ -25,7 +25,7 @@ from convnext_cli.tasks.registry import read_task
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
-    """What `config.json` says of a model beside its architecture."""
+    """The part of `config.json` beside the architecture."""
 
     classes: Sequence[str]
     """Names of the classes or labels, or of the number."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator, GroupedSum
-from convnext_cli.metrics.summary import ClassMetrics, Fraction, MetricSet, none_if_nan, summarise
+from convnext_cli.metrics.summary import ClassMetrics, Fraction, Metrics, none_if_nan, summarise
 
 NonNegative = Annotated[float, Meta(ge=0)]
 
@@ -23,28 +23,13 @@ class GradeMetrics(ClassMetrics):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OrdinalMetrics(MetricSet):
-    """All metrics of one evaluation of ordered grades; fields as `Metrics`."""
+class OrdinalMetrics(Metrics):
+    """All metrics of one evaluation of ordered grades; the confusion matrix is in their order."""
 
-    images: int
     quadratic_kappa: float | None
     grade_mae: NonNegative
     within_one: Fraction
-    top1: Fraction
-    balanced_accuracy: Fraction
-    macro_precision: Fraction
-    macro_specificity: Fraction | None
-    macro_f1: Fraction
-    macro_roc_auc: Fraction | None
-    macro_pr_auc: Fraction | None
-    kappa: float | None
-    mcc: float | None
-    log_loss: float
-    brier: Fraction
-    ece: Fraction
     per_class: tuple[GradeMetrics, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    """Number of images by true grade (row) and predicted grade (column), in order."""
 
 
 class OrdinalCalculator(ClassCalculator):

@@ -76,7 +76,7 @@ class Ordinal(Single):
         """Return the calculator of ordinal metrics."""
         return OrdinalCalculator(logits, targets, self.decide(np.exp(log_softmax(logits)), scaling))
 
-    def compute_metrics(  # type: ignore[override]  # metrics of grades are more than those of classes
+    def compute_metrics(
         self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
     ) -> OrdinalMetrics:
         """Return the ordinal metrics of N images."""

@@ -85,7 +85,7 @@ class Display:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a model says of one image."""
+    """A model's prediction for one image."""
 
     classes: tuple[str, ...] = ()
     """All class or label names, the most probable first."""

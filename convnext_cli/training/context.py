@@ -45,7 +45,7 @@ class TrainingContext:
     cache: bool = True
     """True to keep decoded images for later epochs and runs."""
     distillation: Distillation | None = None
-    """What the model learns from a teacher; None without one."""
+    """The targets from a teacher and their loss; None without a teacher."""
     ema: ModelEma | None = None
     compiled: CompiledModel | None = None
     signals: Signals = field(default_factory=Signals)

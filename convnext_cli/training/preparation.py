@@ -332,7 +332,7 @@ def _check_task(index: Index, plan: Plan) -> None:
         if values[name] != defaults[name]:
             option = declare_settings()[name].option if name in plan.values else None
             flag = option.replacement if option and option.replacement else f"--{name}"
-            raise UsageError(f"{flag} ({name}) does not go with {index.task.title}: {reason}", f"Leave out {flag}")
+            raise UsageError(f"{flag} does not go with {index.task.title}: {reason}", f"Leave out {flag}")
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

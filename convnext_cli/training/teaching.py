@@ -47,7 +47,7 @@ SPARED = 0.05  # fraction of the disk that stays free
 
 @dataclass(kw_only=True, slots=True)
 class Distillation:
-    """What a student learns from its teacher."""
+    """The targets that a student gets from its teacher, and their loss."""
 
     loss: DistillationLoss
     views: int

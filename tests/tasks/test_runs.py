@@ -177,8 +177,8 @@ def test_folders_of_patients_are_groups_for_any_targets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "flag"),
     [
-        ("multilabel", {"sampler": "balanced"}, "sampler"),
-        ("regression", {"class_weights": "balanced"}, "class_weights"),
+        ("multilabel", {"sampler": "balanced"}, "--imbalance sampler"),
+        ("regression", {"class_weights": "balanced"}, "--imbalance weights"),
     ],
 )
 def test_settings_that_do_not_apply_are_refused(

@@ -1,4 +1,4 @@
-"""How a CSV file is read: its columns and the task. `auto` decides by names and content."""
+"""The options of reading a CSV file: its columns and the task. `auto` decides by names and content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
