@@ -19,6 +19,7 @@ from convnext_cli.recipes.settings import (
     check_settings,
     expand_settings,
 )
+from convnext_cli.tasks.reading import TaskName
 from convnext_cli.training.request import TrainRequest
 
 if TYPE_CHECKING:  # each operation imports what it needs: a prediction by ONNX Runtime has no torch
@@ -49,7 +50,7 @@ class DataOptions(TypedDict, total=False):
     exclude: str
     group_from: str
     resplit: bool
-    task: Literal["auto", "single", "multilabel", "ordinal", "regression"]
+    task: TaskName
     label_columns: str
     label_column: str
     label_sep: str

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from convnext_cli.errors import UsageError, suggest
 
+AUTO = "auto"  # the value of an option that is chosen by what is known of data, model and machine
 GROUPS = ("Data", "Model", "Training", "Imbalance and augmentation", "Run")
 DATA, MODEL, TRAINING, AUGMENTATION, RUN = GROUPS
 ALL_OPTIONS = "`convnext COMMAND --help` and `--help-all` list the options with their units"

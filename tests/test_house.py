@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import convnext_cli
+from convnext_cli.tasks.registry import TASKS
 from tests.conftest import ROOT
 
 LONG_FUNCTIONS: set[str] = set()  # over 60 lines; at most five
@@ -96,3 +97,25 @@ def test_no_test_file_imports_another() -> None:
     for path in (ROOT / "tests").rglob("test_*.py"):
         imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
         assert not [name for name in imported if name and name.startswith("tests.") and ".test_" in name], path
+
+
+def test_only_a_tasks_own_module_asks_for_its_name() -> None:
+    """No other module has the name of a task as a text, or imports a task by itself: `tasks.registry` has them all."""
+    names = {name for name in TASKS if name != "single"}  # "single" is also a word of the recipes' tables
+    modules = {f"convnext_cli.tasks.{name}" for name in TASKS}
+    seen = 0
+    for path in sorted((ROOT / "convnext_cli").rglob("*.py")):
+        if path.parent.name == "tasks":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{path}:{node.lineno}"
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in modules, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Compare):
+                seen += 1
+                sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+                is_task = any(re.search(r"\btask(\.name)?$", side) for side in sides)
+                others = [side for side in sides if not re.search(r"\btask(\.name)?$", side)]
+                assert not is_task or set(others) <= {"None", "AUTO"}, f"{path}:{node.lineno}: {ast.unparse(node)}"
+    assert seen > 1000

@@ -8,7 +8,8 @@ from convnext_cli.cli import console
 from convnext_cli.cli.options import describe_sizes, list_decided
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
-from convnext_cli.recipes.settings import AUTO, UNCORRECTED, describe_settings
+from convnext_cli.options import AUTO
+from convnext_cli.recipes.settings import UNCORRECTED, describe_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:

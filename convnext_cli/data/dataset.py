@@ -5,11 +5,12 @@ from pathlib import Path
 
 from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
-from convnext_cli.data.index import AUTO, NONE, Index, select_rows
+from convnext_cli.data.index import NONE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
+from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.text import capitalise
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from convnext_cli.data.encoding import decode_name, decode_text
+from convnext_cli.encoding import decode_name, decode_text
 from convnext_cli.errors import DataError
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from convnext_cli.data.encoding import normalise_name
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.index import Index
+from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
 
 MIN_SHARING = 0.05  # fraction of the images that must share their identifier with another image

@@ -5,18 +5,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from convnext_cli.data.encoding import fold_name
+from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.files import check_outside
+from convnext_cli.tasks.reading import RawTargets
 
 if TYPE_CHECKING:  # NumPy: `recommend` starts without it
     from convnext_cli.tasks.task import Targets, Task
 
 SPLITS = ("train", "val", "test")
 TABLE_SUFFIXES = (".csv", ".tsv")
-AUTO, NONE = "auto", "none"
+NONE = "none"
 EXCLUDED = "excluded image"
 
 
@@ -97,6 +98,29 @@ class Index:
             return self.task.count(self.targets(rows), len(self.classes))
         counts = Counter(label for label, name in zip(self.labels, self.splits, strict=True) if split in (None, name))
         return [counts[label] for label in range(len(self.classes))]
+
+
+class TargetFields(TypedDict):
+    """The fields of an `Index` that hold the targets."""
+
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+    task_record: dict[str, Any] | None
+
+
+def number_targets(targets: RawTargets, rows: Sequence[int]) -> TargetFields:
+    """Return some rows of targets as fields of an `Index`: classes become numbers."""
+    classes = targets.classes or tuple(sorted(set(targets.labels)))
+    number_of = {name: number for number, name in enumerate(classes)}
+    values = tuple(targets.values[row] for row in rows) if targets.values else ()
+    numbers = targets.task.number_strata(values) if values else [number_of[targets.labels[row]] for row in rows]
+    return {
+        "classes": classes,
+        "labels": tuple(numbers),
+        "values": values,
+        "task_record": targets.task.to_record(),
+    }
 
 
 def select_rows(index: Index, rows: list[int]) -> Index:

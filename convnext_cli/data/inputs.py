@@ -13,8 +13,8 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
-from convnext_cli.data.encoding import decode_text
 from convnext_cli.data.tree import is_hidden
+from convnext_cli.encoding import decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
 

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from convnext_cli.data.encoding import decode_name, normalise_name
 from convnext_cli.data.folders.checks import check_inner_splits, check_patients, check_top_folders
 from convnext_cli.data.folders.masks import drop_masks
 from convnext_cli.data.folders.splits import (
@@ -42,6 +41,7 @@ from convnext_cli.data.folders.words import (
     suggest_table,
 )
 from convnext_cli.data.tree import Folder
+from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
 
 _OUTSIDE = "image outside any class folder"

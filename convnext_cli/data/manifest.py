@@ -4,20 +4,21 @@ Columns are recognised by name and by content. Notes name the columns that are n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext_cli.data.encoding import UTF_8, normalise_name
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
-from convnext_cli.data.index import AUTO, Index
+from convnext_cli.data.index import Index, number_targets
 from convnext_cli.data.tables.columns import find_columns, read_folds, read_groups, read_splits
 from convnext_cli.data.tables.files import FileFinder, find_files
 from convnext_cli.data.tables.options import TableOptions
-from convnext_cli.data.tables.table import Table, read_table
-from convnext_cli.data.tables.targets import TableTargets, read_targets
+from convnext_cli.data.tables.table import read_table
+from convnext_cli.data.tables.targets import read_targets
+from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
-from convnext_cli.tasks.registry import SINGLE
+from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import RawTargets, Table
 
 DEFAULT = TableOptions()
 
@@ -25,7 +26,7 @@ DEFAULT = TableOptions()
 @dataclass(frozen=True, slots=True)
 class _Rows:
     paths: Sequence[str]
-    targets: TableTargets
+    targets: RawTargets
     splits: Sequence[str]
     folds: Sequence[str]
     groups: Sequence[str]
@@ -104,9 +105,8 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
     Raises:
         DataError: two rows of one file have different labels or splits.
     """
-    targets = rows.targets
-    labels = [normalise_name(label) for label in targets.labels]
-    cells: Sequence[object] = labels or [str(values) for values in targets.values]  # nan equals itself as text
+    targets = replace(rows.targets, labels=tuple(normalise_name(label) for label in rows.targets.labels))
+    cells: Sequence[object] = targets.labels or [str(values) for values in targets.values]  # nan equals itself as text
     first: dict[str, int] = {}
     repeated, conflicts = 0, []
     for row, path in enumerate(rows.paths):
@@ -121,20 +121,13 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
         "column of 1 and 0 per label",
     )
     order = [first[path] for path in sorted(first)]
-    classes = targets.classes or tuple(sorted(set(labels)))
-    label_of = {name: label for label, name in enumerate(classes)}
-    values = tuple(targets.values[row] for row in order) if targets.values else ()
-    numbers = targets.task.number_strata(values) if values else [label_of[labels[row]] for row in order]
     return Index(
         root=root,
-        classes=classes,
         paths=tuple(rows.paths[row] for row in order),
-        labels=tuple(numbers),
         splits=tuple(rows.splits[row] for row in order),
         groups=tuple(rows.groups[row] or rows.paths[row] for row in order) if any(rows.groups) else (),
         folds=tuple(rows.folds[row] for row in order) if rows.folds else (),
         skipped={"row that repeats a file": repeated} if repeated else {},
         notes=tuple(notes),
-        values=values,
-        task_record=None if targets.task == SINGLE else targets.task.to_dict(),
+        **number_targets(targets, order),
     )

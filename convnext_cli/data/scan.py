@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.encoding import fold_name
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import is_table
-from convnext_cli.data.index import AUTO, EXCLUDED, NONE, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tree import Folder, walk_folder
+from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.options import AUTO
 
 UNLABELLED = "unlabelled"
 
@@ -182,7 +183,7 @@ def _describe_only_table(name: str, table: Index, layout: Layout, forms: Sequenc
 
 def _check_tables(layout: Layout, errors: dict[str, DataError], image_root: str) -> None:
     """Raise the error that tells most, if the folders are ambiguous or a table cannot be used."""
-    from convnext_cli.data.tables.targets import OtherTaskError
+    from convnext_cli.tasks.reading import OtherTaskError
 
     for error in errors.values():
         if isinstance(error, OtherTaskError) or image_root != AUTO:

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.index import AUTO, EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
 from convnext_cli.data.scan import check_left, scan_folder
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
+from convnext_cli.options import AUTO
 
 
 def scan_data(
@@ -58,42 +59,26 @@ def scan_data(
 
 
 def apply_task(index: Index, options: TableOptions) -> Index:
-    """Return the index of class folders for a task of grades or numbers; others are as they are.
+    """Return the index of class folders for the task that the user names; others are as they are.
 
     Raises:
-        DataError: the folders' names have no order, or are no numbers; or folders cannot give several labels.
+        DataError: class folders cannot give this task's targets, or a table in the folder has others.
     """
-    task = options.task
-    if task in (AUTO, "single") or index.task.name == task:
+    if options.task == AUTO:
         return index
-    if index.values or task == "multilabel":
+    from convnext_cli.tasks.registry import TASKS
+
+    kind = TASKS[options.task]
+    if kind is type(index.task):
+        return index
+    if index.task_record is not None:
         raise DataError(
-            f"--task {task}: {index.root} has {index.task.title}",
+            f"--task {options.task}: {index.root} has {index.task.title}",
             "Give a CSV file with the targets, or leave out --task",
         )
-    from convnext_cli.tasks.ordinal import Ordinal, read_grade, sort_grades
-    from convnext_cli.tasks.regression import Regression
-
-    order = sort_grades(index.classes)
-    if order is None:
-        names = ", ".join(index.classes[:5])
-        raise DataError(
-            f"--task {task}: the class folders have no order: {names}",
-            "Begin each folder's name with its number, such as 0_none, 1_mild, 2_severe",
-        )
-    if task == "ordinal":
-        numbers = [order.index(name) for name in index.classes]
-        labels = tuple(numbers[label] for label in index.labels)
-        return replace(index, classes=order, labels=labels, task_record=Ordinal().to_dict())
-    values = tuple((read_grade(index.classes[label]),) for label in index.labels)
-    regression = Regression(log=options.log_target == "yes")
-    return replace(
-        index,
-        classes=("value",),
-        labels=tuple(regression.number_strata(values)),
-        values=values,
-        task_record=regression.to_dict(),
-    )
+    labels = [index.classes[label] for label in index.labels]
+    targets = kind.read_folders(index.root, index.classes, labels, options)
+    return replace(index, **number_targets(targets, range(len(index))))
 
 
 def _exclude(index: Index, exclude: str) -> Index:

@@ -5,8 +5,8 @@ from pathlib import Path
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images.preprocessing import CROP_MODES, format_size
 from convnext_cli.inference.calibration import read_calibration
+from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.recipes.settings import AUTO
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import FoldsResult, read_record

@@ -8,9 +8,9 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from convnext_cli.data.encoding import find_name
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import explain_small_validation
+from convnext_cli.encoding import find_name
 from convnext_cli.errors import RunError, UsageError, suggest
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import pad_image

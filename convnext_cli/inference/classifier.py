@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.encoding import find_name
 from convnext_cli.data.index import Index
+from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, ImageError, RunError
 from convnext_cli.images.cache import ImageCache
 from convnext_cli.images.decode import Pixels, decode_image
@@ -127,7 +127,7 @@ class Classifier(ABC):
         Raises:
             DataError: the index has a class that the run does not know, or targets of another task.
         """
-        if index.task.name != self.task.name:
+        if not index.task.is_like(self.task):
             raise DataError(
                 f"{index.root} has {index.task.title}, and the run was trained on {self.task.title}",
                 f"Give data with {self.task.title}",

@@ -10,8 +10,8 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.encoding import find_name
 from convnext_cli.data.split import is_fold, name_fold
+from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, ImageError, UsageError
 from convnext_cli.inference.agreement import check_records, describe_progress
 from convnext_cli.inference.calibration import (

@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.audit.summary import audit_index
-from convnext_cli.data.encoding import normalise_name
 from convnext_cli.data.groups import Grouping, group_index
-from convnext_cli.data.index import AUTO, NONE, Index, select_rows
+from convnext_cli.data.index import NONE, Index, select_rows
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import is_fold
 from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError
 from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
 from convnext_cli.machine import count_cpus
+from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import TABLE_SETTINGS

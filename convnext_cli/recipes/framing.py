@@ -16,7 +16,8 @@ from convnext_cli.images.preprocessing import (
     split_size,
 )
 from convnext_cli.models.catalog import UNTAGGED, Tag
-from convnext_cli.recipes.settings import AUTO, WEIGHTS, Choice
+from convnext_cli.options import AUTO
+from convnext_cli.recipes.settings import WEIGHTS, Choice
 
 MAX_DISTORTION = 3 / 2  # of proportions: photos of 3:2 in a square; benchmarks/recipes/README.md has the measurement
 MIN_WITHIN = 0.9  # fraction of images that are squashed by at most that; with fewer, images are padded

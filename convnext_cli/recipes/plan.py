@@ -13,7 +13,7 @@ import tomli_w
 from convnext_cli.errors import UsageError, suggest
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
-from convnext_cli.options import is_unicode
+from convnext_cli.options import AUTO, is_unicode
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
 from convnext_cli.recipes.framing import choose_framing
 from convnext_cli.recipes.rules import (
@@ -29,7 +29,6 @@ from convnext_cli.recipes.rules import (
     shorten_warmup,
 )
 from convnext_cli.recipes.settings import (
-    AUTO,
     BEFORE_FIT,
     DEFAULT_FIT,
     DEFAULT_RECIPE,

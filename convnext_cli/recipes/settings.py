@@ -10,6 +10,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.images.preprocessing import MAX_SIDE, MIN_SIDE, ImageSize, parse_size, split_size
 from convnext_cli.options import (
     AUGMENTATION,
+    AUTO,
     DATA,
     MODEL,
     RUN,
@@ -19,6 +20,7 @@ from convnext_cli.options import (
     check_options,
     describe_options,
 )
+from convnext_cli.tasks.reading import TaskName
 
 RECIPES = ("measured", "specification", "published")  # the sources of default values
 DEFAULT_RECIPE = "measured"
@@ -31,7 +33,6 @@ READING_SETTINGS = ("image_root", "exclude", "group_from", "resplit", *TABLE_SET
 """The settings that say how data are read."""
 MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a typing error
 MAX_LR = 1e6  # far above any that trains; larger values overflow
-AUTO = "auto"
 UNKNOWN = "unknown"
 WEIGHTS: Final = "weights"  # the fit of the pretrained weights, and training crops from the whole image, as in timm
 DEFAULT_FIT = AUTO  # of the default recipe: benchmarks/recipes/README.md compares the fits
@@ -382,7 +383,7 @@ class Settings:
         Option(help="Use deterministic algorithms only; fail where none exists.", group=RUN, has_negation=True),
     ] = False
     task: Annotated[
-        Literal["auto", "single", "multilabel", "ordinal", "regression"],
+        TaskName,
         Option(
             help="auto, single, multilabel, ordinal or regression.",
             group=DATA,
@@ -582,7 +583,7 @@ class SettingsDict(TypedDict, total=False):
     save_every: int
     grad_checkpointing: bool
     deterministic: bool
-    task: Literal["auto", "single", "multilabel", "ordinal", "regression"]
+    task: TaskName
     label_columns: str
     label_column: str
     label_sep: str

@@ -3,13 +3,17 @@
 Targets are 1, 0, -1 (uncertain) or nan (unknown). Uncertain and unknown ones do not count in evaluation.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.encoding import normalise_name
+from convnext_cli.errors import DataError
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.multilabel import (
     MultilabelCalculator,
@@ -19,6 +23,8 @@ from convnext_cli.metrics.multilabel import (
     summarise_labels,
 )
 from convnext_cli.metrics.platt import choose_threshold, fit_platt
+from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_number, shorten_names
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
@@ -60,6 +66,75 @@ class Multilabel(Task):
         confidence_note="The probabilities of all known labels are sorted into 15 bins of equal size.",
         calibration=(("log_loss", "log_loss"), ("ece", "macro_ece")),
     )  # fmt: skip
+
+    # Reading
+
+    @classmethod
+    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+        """Return True if a cell has several labels."""
+        return bool(_choose_separator(table.columns[name], options))
+
+    @classmethod
+    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+        """Return several labels per image from cells such as `cat|dog`; an empty cell has none."""
+        cells = table.columns[name]
+        separator = _choose_separator(cells, options)
+        if not separator:
+            raise OtherTaskError(
+                f"--task multilabel: no cell of column {name!r} of {table.path} has several labels",
+                "Name the sign between labels with --label-sep, or a column per label with --label-columns",
+            )
+        split = [_split_labels(cell, separator) for cell in cells]
+        names = tuple(sorted({label for labels in split for label in labels}))
+        values = tuple(tuple(float(name in labels) for name in names) for labels in map(set, split))
+        note = (
+            f"cells of {name!r} separated by {separator!r}: read as several labels per image; --task single overrules"
+        )
+        return RawTargets(task=cls(), columns=(name,), classes=names, values=values, notes=(note,))
+
+    @classmethod
+    def read_columns(
+        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+    ) -> RawTargets:
+        """Return the labels of each row; another column that may hold a class goes first where no task is named."""
+        if has_label and options.task == AUTO:
+            raise OtherTaskError(f"{table.path} has columns of labels beside a label", "Name them with --label-columns")
+        values = [_read_flags(table, name) for name in names]
+        notes = [f"{len(names)} labels by columns of 1, 0, -1 and blank cells: read as several labels per image"]
+        has_only_ones = [0.0 not in column and any(value != value for value in column) for column in values]
+        if options.blank == "negative":
+            has_only_ones = [True] * len(names)
+        elif any(has_only_ones):
+            only = [name for name, flag in zip(names, has_only_ones, strict=True) if flag]
+            notes.append(f"{shorten_names(only)}: no cell is 0, so blank cells are read as 0")
+        values = [
+            [0.0 if flag and value != value else value for value in column]
+            for column, flag in zip(values, has_only_ones, strict=True)
+        ]
+        unknown = sum(value != value for column in values for value in column)
+        uncertain = sum(value == -1 for column in values for value in column)
+        if unknown or uncertain:
+            notes.append(
+                f"{unknown:,} blank labels count as unknown (--blank negative reads them as 0), {uncertain:,} labels "
+                "are -1 (--uncertain)"
+            )
+        return RawTargets(
+            task=cls(),
+            columns=tuple(names),
+            classes=tuple(normalise_name(name) for name in names),
+            values=tuple(zip(*values, strict=True)),
+            notes=tuple(notes),
+        )
+
+    @classmethod
+    def read_folders(
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+    ) -> RawTargets:
+        """Refuse class folders: an image lies in one of them."""
+        raise DataError(
+            f"--task {cls.name}: {folder} has one class folder per image",
+            "Give a CSV file with the targets, or leave out --task",
+        )
 
     # Targets
 
@@ -267,3 +342,53 @@ class Multilabel(Task):
             f"{name} {100 * probability:.1f}%" for name, probability in ranked if name in (outcome.labels or ())
         ]
         return predicted or [f"no label (highest: {ranked[0][0]} {100 * ranked[0][1]:.1f}%)"]
+
+
+def _read_flags(table: Table, name: str) -> list[float]:
+    """Return the cells of a column of labels: 1, 0, -1, or nan where it is blank.
+
+    Raises:
+        DataError: a cell is something else.
+    """
+    values = [float("nan") if not cell else parse_number(cell) for cell in table.columns[name]]
+    wrong = [row for row, value in enumerate(values) if value is None or (value == value and value not in (-1, 0, 1))]
+    table.refuse(f"a cell in {name!r} that is not 1, 0, -1 or blank", wrong)
+    return [float("nan") if value is None else value for value in values]
+
+
+def _split_labels(cell: str, separator: str) -> list[str]:
+    """Return the labels in a cell, without brackets and quotation marks of a list."""
+    parts = cell.strip("[](){}").split(separator)
+    return [normalise_name(name) for part in parts if (name := part.strip().strip("'\"").strip())]
+
+
+def _choose_separator(cells: Sequence[str], options: TargetOptions) -> str:
+    """Return the sign that the user names, or the one that the cells have; an empty string if none."""
+    return _find_separator(cells) if options.label_sep == AUTO else options.label_sep
+
+
+def _find_separator(labels: Sequence[str]) -> str:
+    """Return the sign that separates several labels in a cell; empty if each cell has one label.
+
+    The parts must be labels elsewhere: most of them by themselves, or for `|` in any other combination.
+    """
+    counts = Counter(labels)
+    if all(label.startswith("[") and label.endswith("]") for label in counts):
+        return "," if any("," in label for label in counts) else ""
+    for separator in "|;, ":
+        combined = [label for label in counts if separator in label]
+        if not combined:
+            continue
+        cells = [[part.strip() for part in label.split(separator)] for label in combined]
+        if any("" in parts for parts in cells):
+            continue
+        parts = {part for cell in cells for part in cell}
+        alone = len(parts & (set(counts) - set(combined)))
+        uses = Counter(part for cell in cells for part in cell)
+        if separator == "|" and (alone or any(count > 1 for count in uses.values())):
+            return separator
+        if separator == " " and alone == len(parts) and len(combined) > 1:
+            return separator
+        if separator in ";," and alone > 1 and alone >= len(parts) / 2:
+            return separator
+    return ""

@@ -4,21 +4,31 @@ The model gives a probability for each grade, as in classification. The predicte
 distribution, which has the least expected absolute error.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.encoding import normalise_name
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.ordinal import OrdinalCalculator, OrdinalMetrics, summarise_grades
+from convnext_cli.tasks.reading import (
+    OtherTaskError,
+    RawTargets,
+    Table,
+    TargetOptions,
+    explain_columns,
+    refuse_blank,
+    shorten_names,
+    sort_by_number,
+    sort_folders,
+)
 from convnext_cli.tasks.single import Single
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets
-
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +55,46 @@ class Ordinal(Single):
         class_heading="Metrics by grade",
         card=("quadratic_kappa", "grade_mae", "within_one", "top1", "ece"),
     )  # fmt: skip
+
+    def to_record(self) -> dict[str, Any] | None:
+        """Return name and parameters."""
+        return self.to_dict()
+
+    # Reading
+
+    @classmethod
+    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+        """Return False: whether numbers are an order cannot be told from them."""
+        return False
+
+    @classmethod
+    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+        """Return the grade of each row, in the order of the numbers in their names."""
+        refuse_blank(table, name)
+        cells = table.columns[name]
+        grades = sort_by_number(sorted({normalise_name(cell) for cell in cells}))
+        if grades is None:
+            raise OtherTaskError(
+                f"the grades in column {name!r} of {table.path} have no order: {shorten_names(sorted(set(cells)))}",
+                "Begin each with its number, such as 0 none, 1 mild, 2 severe",
+            )
+        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), classes=grades)
+
+    @classmethod
+    def read_columns(
+        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+    ) -> RawTargets:
+        """Refuse a column per class."""
+        raise explain_columns(cls.name, table, names)
+
+    @classmethod
+    def read_folders(
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+    ) -> RawTargets:
+        """Return the folder of each image as its grade, in the order of the numbers in their names."""
+        return RawTargets(task=cls(), labels=tuple(labels), classes=sort_folders(cls.name, classes))
+
+    # Targets
 
     def describe_classes(self, classes: Sequence[str]) -> str:
         """Return the number of grades, with the first and the last."""
@@ -101,18 +151,3 @@ class Ordinal(Single):
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the grade with its probability, the other grades, and the mean grade."""
         return [*Single.list_parts(self, outcome, top_k, pad), f"mean grade {outcome.value:.2f}"]
-
-
-def sort_grades(names: Sequence[str]) -> tuple[str, ...] | None:
-    """Return names in the order of the first number in each; None if two have none, or the same."""
-    if not all(map(_NUMBER.search, names)):
-        return None
-    values = {name: read_grade(name) for name in names}
-    return tuple(sorted(names, key=values.__getitem__)) if len(set(values.values())) == len(values) else None
-
-
-def read_grade(name: str) -> float:
-    """Return the first number in a name, which has one."""
-    match = _NUMBER.search(name)
-    assert match is not None
-    return float(match[0])

@@ -7,18 +7,33 @@ interval is split conformal: its half length is a quantile of the absolute error
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.encoding import normalise_name
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.conformal import fit_margin
 from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics, summarise_numbers
+from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import (
+    OtherTaskError,
+    RawTargets,
+    Table,
+    TargetOptions,
+    find_number,
+    is_measure,
+    parse_decimal,
+    refuse_blank,
+    sort_folders,
+)
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
+LOG_RANGE = 20  # ratio of the 95% to the 5% quantile of the targets, from which on their logarithm is learned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +56,7 @@ class Regression(Task):
     scores: ClassVar[str] = "value"
     metrics: ClassVar[type] = RegressionMetrics
     has_values: ClassVar[bool] = True
+    is_continuous: ClassVar[bool] = True
     unsupported: ClassVar[dict[str, str]] = dict.fromkeys(
         ("sampler", "class_weights", "logit_adjustment", "teacher"), "there are no classes"
     )
@@ -60,6 +76,53 @@ class Regression(Task):
         plots=("agreement", "bland_altman"),
         curves_heading="Agreement",
     )
+
+    # Reading
+
+    @classmethod
+    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+        """Return True if a column's numbers measure or count something."""
+        return is_measure(table, name)
+
+    @classmethod
+    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+        """Return the numbers of a column, and the choice of their logarithm."""
+        refuse_blank(table, name)
+        cells = table.columns[name]
+        values = [parse_decimal(cell) for cell in cells]
+        if wrong := [cell for cell, value in zip(cells, values, strict=True) if value is None]:
+            raise OtherTaskError(
+                f"--task {cls.name}: {len(wrong)} of {len(cells)} cells of column {name!r} of {table.path} are not "
+                f"numbers, such as {wrong[0]!r}",
+                f"Correct these rows, or leave out --task {cls.name}",
+            )
+        numbers = [value for value in values if value is not None]
+        low, high = _list_quantiles(numbers)
+        log = options.log_target == "yes" or (options.log_target == AUTO and low > 0 and high / low >= LOG_RANGE)
+        overrule = "; --task single or ordinal overrules" if options.task == AUTO else ""
+        span = f"{len(set(numbers)):,} values from {min(numbers):g} to {max(numbers):g}"
+        notes = [f"column {name!r} is a number ({span}): read as {cls.name}{overrule}"]
+        if log and options.log_target == AUTO:
+            notes.append(
+                f"its 5% and 95% quantiles are {low:g} and {high:g}: its logarithm is learned; --log-target no "
+                "overrules"
+            )
+        return RawTargets(
+            task=cls(log=log),
+            columns=(name,),
+            classes=(normalise_name(name),),
+            values=tuple((number,) for number in numbers),
+            notes=tuple(notes),
+        )
+
+    @classmethod
+    def read_folders(
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+    ) -> RawTargets:
+        """Return the number in the name of each image's folder."""
+        numbers = {name: find_number(name) for name in sort_folders(cls.name, classes)}
+        values = tuple((numbers[label],) for label in labels)
+        return RawTargets(task=cls(log=options.log_target == "yes"), classes=("value",), values=values)
 
     # Targets
 
@@ -231,3 +294,9 @@ class Regression(Task):
         """Return the number with its interval."""
         interval = f"  90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}]" if outcome.interval else ""
         return [f"{outcome.value:.4g}{interval}"]
+
+
+def _list_quantiles(numbers: Sequence[float]) -> tuple[float, float]:
+    """Return the 5% and the 95% quantile."""
+    ordered = sorted(numbers)
+    return ordered[int(0.05 * (len(ordered) - 1))], ordered[int(0.95 * (len(ordered) - 1))]

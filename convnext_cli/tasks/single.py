@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,22 @@ from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.summary import Metrics, compute_metrics
 from convnext_cli.metrics.temperature import fit_temperature
+from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import (
+    OtherTaskError,
+    RawTargets,
+    Table,
+    TargetOptions,
+    fold_column,
+    list_values,
+    parse_number,
+    refuse_blank,
+    shorten_names,
+)
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+
+_GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
+MAX_GRADES = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +57,54 @@ class Single(Task):
         plots=("roc", "pr", "reliability", "confusion"),
         calibration=(("log_loss", "log_loss"), ("ece", "ece")),
     )  # fmt: skip
+
+    def to_record(self) -> dict[str, Any] | None:
+        """Return None."""
+        return None
+
+    # Reading
+
+    @classmethod
+    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+        """Return True: any text can be the name of a class."""
+        return True
+
+    @classmethod
+    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+        """Return the class of each row, with a note if it may be a grade."""
+        refuse_blank(table, name)
+        cells = table.columns[name]
+        notes: tuple[str, ...] = ()
+        values = list_values(cells)
+        if options.task == AUTO and 2 < len(values) <= MAX_GRADES and fold_column(name) in _GRADE_WORDS:
+            span = f"{min(values):g} to {max(values):g}"
+            notes = (f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades",)
+        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), notes=notes)
+
+    @classmethod
+    def read_columns(
+        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+    ) -> RawTargets:
+        """Return the class of each row from columns of 1 and 0, of which each row has one 1."""
+        one_hot = _read_one_hot(table, names) if all(_is_binary(table.columns[name]) for name in names) else None
+        if one_hot is None:
+            raise OtherTaskError(
+                f"{table.path} has not exactly one class in each row: its columns of labels ({shorten_names(names)}) "
+                "have several labels per image",
+                "Leave out --task single, or correct these rows",
+            )
+        labels, columns = one_hot
+        note = f"each row has exactly one 1 in {len(columns)} columns: read as classes; --task multilabel overrules"
+        return RawTargets(task=cls(), columns=columns, labels=labels, notes=(note,))
+
+    @classmethod
+    def read_folders(
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+    ) -> RawTargets:
+        """Return the folder of each image as its class."""
+        return RawTargets(task=cls(), labels=tuple(labels), classes=tuple(classes))
+
+    # Targets
 
     def stack_targets(self, labels: Sequence[int], values: Sequence[tuple[float, ...]]) -> Targets:
         """Return the class of each image, (N,)."""
@@ -153,3 +217,26 @@ class Single(Task):
         """Return the first `top_k` classes with their probabilities."""
         ranked = zip(outcome.classes[:top_k], outcome.probabilities[:top_k], strict=True)
         return [f"{pad(name, outcome.classes)} {100 * probability:5.1f}%" for name, probability in ranked]
+
+
+def _read_one_hot(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Return the one class of each row, and the columns that are classes; None if a row has no or several classes.
+
+    One other column is tolerated (a sign of the patient, for example), and columns without any 1.
+    """
+    rows = [[name for name in names if parse_number(table.columns[name][row]) == 1.0] for row in range(len(table))]
+    if any(len(classes) != 1 for classes in rows):
+        others = names if len(names) > 2 else ()
+        for other in others:
+            remaining = [[name for name in classes if name != other] for classes in rows]
+            if all(len(classes) == 1 for classes in remaining):
+                rows = remaining
+                break
+        else:
+            return None
+    labels = tuple(classes[0] for classes in rows)
+    return labels, tuple(name for name in names if name in set(labels))  # without ISIC's UNK, which has no images
+
+
+def _is_binary(cells: Sequence[str]) -> bool:
+    return {parse_number(cell) for cell in cells} <= {0.0, 1.0}

@@ -7,6 +7,7 @@ activations, both by the names that a task gives them.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.tasks.reading import RawTargets, Table, TargetOptions, explain_columns
 
 MIN_VAL_PER_CLASS = 5
 
@@ -115,12 +117,74 @@ class Task(ABC):
     display: ClassVar[Display]
     has_values: ClassVar[bool] = False
     """True if the targets are `Index.values`, not the classes `Index.labels`."""
+    is_continuous: ClassVar[bool] = False
+    """True if the targets are numbers, so that hardly two images have the same."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Settings that do not apply, each with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and parameters as plain values; `registry.read_task` reads them."""
         return {"name": self.name, **asdict(self)}
+
+    def to_record(self) -> dict[str, Any] | None:
+        """Return what a run's files say of the task: `to_dict`, or None for one class per image."""
+        return self.to_dict()
+
+    def is_like(self, other: "Task") -> bool:
+        """Return True if both ask the same of an image."""
+        return type(self) is type(other)
+
+    # Reading
+
+    @classmethod
+    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+        """Return True if a column's cells have the form of this task's targets; asked if no task is named."""
+        return False
+
+    @classmethod
+    @abstractmethod
+    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+        """Return the targets that one column holds.
+
+        Raises:
+            OtherTaskError: the cells are not of this task.
+            DataError: a cell is empty.
+        """
+
+    @classmethod
+    def read_columns(
+        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+    ) -> RawTargets:
+        """Return the targets that a column for each label or class holds, of 1, 0, -1 and blank cells.
+
+        Args:
+            table: the table.
+            names: the columns.
+            options: the task that the user names, and the meaning of blank cells.
+            has_label: True if another column may hold the targets.
+
+        Raises:
+            OtherTaskError: the columns are not of this task.
+            DataError: a cell is something else.
+        """
+        raise explain_columns(cls.name, table, names)
+
+    @classmethod
+    @abstractmethod
+    def read_folders(
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+    ) -> RawTargets:
+        """Return the targets of images in class folders.
+
+        Args:
+            folder: that has the class folders.
+            classes: their names.
+            labels: the name for each image.
+            options: of reading.
+
+        Raises:
+            DataError: class folders cannot give this task's targets.
+        """
 
     # Targets
 

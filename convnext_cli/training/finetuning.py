@@ -21,8 +21,9 @@ from convnext_cli.machine import count_cpus, count_local_processes
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.licenses import join_licenses
+from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Progress, map_events
-from convnext_cli.recipes.settings import AUTO, UNKNOWN
+from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume, name_runs, open_folder
 from convnext_cli.training.compute.environment import describe_environment

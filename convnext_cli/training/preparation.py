@@ -16,7 +16,7 @@ from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_cpus, count_local_processes, detect_machine
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_builtin, find_model, resolve_weights
-from convnext_cli.options import is_unicode
+from convnext_cli.options import AUTO, is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
 from convnext_cli.recipes.framing import warn_unseen
@@ -24,7 +24,6 @@ from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices,
 from convnext_cli.recipes.recommendation import choose_augmentation, measure_plan_unseen, recommend
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
-    AUTO,
     READING_SETTINGS,
     RECIPES,
     Choice,

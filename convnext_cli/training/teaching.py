@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_cli.cache_folder import find_cache_folder
-from convnext_cli.data.encoding import find_name
 from convnext_cli.data.index import Index
+from convnext_cli.encoding import find_name
 from convnext_cli.errors import UsageError
 from convnext_cli.files import replace_file
 from convnext_cli.images.decode import RULES, Pixels

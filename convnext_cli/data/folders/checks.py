@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from convnext_cli.data.encoding import normalise_name
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import SPLIT_NAMES, AmbiguousLayoutError, find_split_folders, list_split_folders
 from convnext_cli.data.folders.words import (
@@ -21,6 +20,7 @@ from convnext_cli.data.folders.words import (
     suggest_table,
 )
 from convnext_cli.data.tree import Folder
+from convnext_cli.encoding import normalise_name
 
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
 _PATIENT = re.compile(r"patient[ _\-]*(?:id)?[ _\-]*\d+", re.IGNORECASE)

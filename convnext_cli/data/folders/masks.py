@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from convnext_cli.data.encoding import decode_name
 from convnext_cli.data.folders.splits import AmbiguousLayoutError
 from convnext_cli.data.folders.words import IMAGE_WORDS, PLAIN_IMAGE_WORDS, list_words
 from convnext_cli.data.tree import Folder
+from convnext_cli.encoding import decode_name
 
 _MASK_WORDS = frozenset(
     (

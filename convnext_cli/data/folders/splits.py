@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from convnext_cli.data.encoding import normalise_name
 from convnext_cli.data.folders.words import GENERIC_WORDS, list_names, list_words
 from convnext_cli.data.tree import Folder
+from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 
 SPLIT_NAMES = {

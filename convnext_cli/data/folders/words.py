@@ -5,9 +5,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from convnext_cli.data.encoding import decode_name, normalise_name
 from convnext_cli.data.index import TABLE_SUFFIXES
 from convnext_cli.data.tree import Folder
+from convnext_cli.encoding import decode_name, normalise_name
 
 IMAGE_WORDS = frozenset(
     ("image", "images", "img", "imgs", "picture", "pictures", "pics", "photo", "photos", "scans", "jpegs", "pngs")

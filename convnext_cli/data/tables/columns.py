@@ -4,12 +4,14 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from convnext_cli.data.folders.splits import SPLIT_NAMES, find_split
-from convnext_cli.data.index import AUTO, NONE
+from convnext_cli.data.index import NONE
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.options import TableOptions
-from convnext_cli.data.tables.table import SAMPLE, Table, find_named, fold_column, parse_number
+from convnext_cli.data.tables.table import SAMPLE, find_named
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
+from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import Table, fold_column, parse_number
 
 _PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",

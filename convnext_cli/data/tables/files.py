@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from convnext_cli.data.encoding import decode_name
 from convnext_cli.data.folders.splits import find_split
-from convnext_cli.data.tables.table import EXAMPLES, SAMPLE, Table
+from convnext_cli.data.tables.table import SAMPLE
+from convnext_cli.encoding import decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
+from convnext_cli.tasks.reading import EXAMPLES, Table
 
 MAX_DEPTH = 3  # levels of folders below the table's own in which images are searched
 

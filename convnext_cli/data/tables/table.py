@@ -8,38 +8,15 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from convnext_cli.data.encoding import normalise_name, read_text
+from convnext_cli.encoding import read_text
 from convnext_cli.errors import DataError, suggest
 from convnext_cli.images.formats import has_image_suffix
+from convnext_cli.tasks.reading import Table, fold_column
 
 SAMPLE = 200  # rows by which a column is judged
-EXAMPLES = 5
 _DELIMITERS = ",;\t|"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """The cells of a file."""
-
-    path: Path
-    columns: dict[str, list[str]]
-    """The cells of each column, stripped, by the name in the file."""
-    lines: list[int]
-    """The line that each row ends in."""
-    encoding: str
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def refuse(self, problem: str, rows: Sequence[int], examples: Sequence[str] = (), remedy: str = "") -> None:
-        """Raise a `DataError` that counts `rows` if there are any, with examples or their lines."""
-        if rows:
-            shown = ", ".join(examples) or ", ".join(f"line {self.lines[row]}" for row in rows[:EXAMPLES])
-            raise DataError(f"{self.path} has {problem} in {len(rows)} rows: {shown}", remedy or "Correct these rows")
 
 
 def read_table(path: Path) -> Table:
@@ -94,22 +71,6 @@ def _find_delimiter(text: str) -> str:
         return sum(len(row) == len(rows[0]) for row in rows) / len(rows), len(rows[0])
 
     return max(_DELIMITERS, key=fit)  # the first of equals
-
-
-def fold_column(name: str) -> str:
-    """Return the name of a column in the form for comparison: `Image Index` -> image_index."""
-    return re.sub(r"[\s\-_]+", "_", normalise_name(name).casefold()).strip("_")
-
-
-def parse_number(text: str) -> float | None:
-    """Return a finite number, 1 and 0 for true and false; None if the text is none of these."""
-    if text.casefold() in ("true", "false"):
-        return float(text.casefold() == "true")
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if abs(number) < float("inf") else None
 
 
 def find_named(table: Table, name: str, option: str) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.encoding import decode_name, decode_text, find_name, fold_name, normalise_name, read_text
+from convnext_cli.encoding import decode_name, decode_text, find_name, fold_name, normalise_name, read_text
 from convnext_cli.errors import DataError
 
 GERMAN = "path,label\ni/1.png,Größe\ni/2.png,Müll à 5 €\n"

@@ -1,0 +1,189 @@
+"""Tables as tasks read targets from them: cells of text, the options of reading, and judgements of columns.
+
+No NumPy, so that a small table is read at once.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from convnext_cli.encoding import normalise_name
+from convnext_cli.errors import DataError
+from convnext_cli.options import AUTO
+
+if TYPE_CHECKING:  # NumPy
+    from convnext_cli.tasks.task import Task
+
+TaskName = Literal["auto", "single", "multilabel", "ordinal", "regression"]
+"""The values of `--task`."""
+EXAMPLES = 5
+MAX_FRACTIONS = 10
+"""Values with a fraction: more of them are a measurement, not class names."""
+MAX_GAPPED = 20
+"""Whole numbers that do not count up from 0 or 1: more of them are a measurement."""
+_MEASURES = frozenset(
+    (
+        "age", "ages", "years", "year", "weight", "height", "width", "bmi", "score", "price", "count", "length", "size",
+        "temperature", "pressure", "distance", "angle", "area", "volume", "dose", "value", "index", "idx", "bone_age",
+        "boneage", "unnamed", "", "no", "nr", "number", "row", "rating",
+    )
+)  # fmt: skip
+"""Columns that hold measurements or count the rows."""
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_FLAGS = frozenset(("sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetOptions:
+    """The options of reading targets; names and meanings are those of the settings."""
+
+    task: str = AUTO
+    label_sep: str = AUTO
+    blank: str = "unknown"
+    log_target: str = AUTO
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """The cells of a file."""
+
+    path: Path
+    columns: dict[str, list[str]]
+    """The cells of each column, stripped, by the name in the file."""
+    lines: list[int]
+    """The line that each row ends in."""
+    encoding: str
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def refuse(self, problem: str, rows: Sequence[int], examples: Sequence[str] = (), remedy: str = "") -> None:
+        """Raise a `DataError` that counts `rows` if there are any, with examples or their lines."""
+        if rows:
+            shown = ", ".join(examples) or ", ".join(f"line {self.lines[row]}" for row in rows[:EXAMPLES])
+            raise DataError(f"{self.path} has {problem} in {len(rows)} rows: {shown}", remedy or "Correct these rows")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawTargets:
+    """The targets of the rows of a table, or of images in class folders."""
+
+    task: "Task"
+    columns: tuple[str, ...] = ()
+    """The columns that hold the targets."""
+    labels: tuple[str, ...] = ()
+    """The class or grade of each row; no rows if `values` has the targets."""
+    classes: tuple[str, ...] = ()
+    """Names of the labels or grades in order, or of the number; empty for classes, which are sorted."""
+    values: tuple[tuple[float, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+    """Notes on what was decided, and how to overrule it."""
+
+
+class OtherTaskError(DataError):
+    """A manifest whose targets are not of the task that was asked for."""
+
+
+def explain_columns(task: str, table: Table, names: Sequence[str]) -> OtherTaskError:
+    """Return the error for a column per label where a task needs one column."""
+    return OtherTaskError(
+        f"--task {task} needs one column, and {table.path} has {len(names)} columns of labels",
+        "Name the column with --label-column",
+    )
+
+
+def fold_column(name: str) -> str:
+    """Return the name of a column in the form for comparison: `Image Index` -> image_index."""
+    return "_".join(normalise_name(name).casefold().replace("-", " ").replace("_", " ").split())
+
+
+def parse_number(text: str) -> float | None:
+    """Return a finite number, 1 and 0 for true and false; None if the text is none of these."""
+    if text.casefold() in ("true", "false"):
+        return float(text.casefold() == "true")
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def parse_decimal(text: str) -> float | None:
+    """Return a finite number with a point or a comma; None if the text is none."""
+    return parse_number(text.replace(",", ".") if text.count(",") == 1 else text)
+
+
+def list_values(cells: Sequence[str]) -> set[float]:
+    """Return the different numbers in cells, with a point or a comma; empty if a cell is not a number."""
+    numbers = [parse_decimal(cell) for cell in cells]
+    return set() if None in numbers else {number for number in numbers if number is not None}
+
+
+def shorten_names(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas."""
+    return ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
+
+
+def refuse_blank(table: Table, name: str) -> None:
+    """Check that no cell of a column is empty.
+
+    Raises:
+        DataError: one is.
+    """
+    table.refuse("no label", [row for row, cell in enumerate(table.columns[name]) if not cell])
+
+
+def is_flag(table: Table, name: str) -> bool:
+    """Return True if a column can hold one label: 1, 0, -1 or blank, with at least one 1."""
+    if fold_column(name) in _FLAGS | _MEASURES:
+        return False
+    numbers = {parse_number(cell) for cell in table.columns[name] if cell}
+    return numbers <= {-1.0, 0.0, 1.0} and 1.0 in numbers
+
+
+def is_measure(table: Table, name: str) -> bool:
+    """Return True if a column's cells are numbers that measure or count something, not class names."""
+    cells = [cell for cell in table.columns[name] if cell]
+    values = list_values(cells)
+    if len(values) < 3:
+        return False
+    words = fold_column(name)
+    if not all(value.is_integer() for value in values):
+        return len(values) > MAX_FRACTIONS or len(values) > len(cells) / 2
+    low, high = min(values), max(values)
+    counts_up = low in (0, 1) and high - low + 1 <= 2 * len(values)
+    if words in _MEASURES or words.partition(":")[0] in _MEASURES:
+        return len(values) > 5
+    return (len(values) > MAX_GAPPED and not counts_up) or (len(values) > 10 and len(values) > len(cells) / 2)
+
+
+def sort_by_number(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return names in the order of the first number in each; None if one has none, or two have the same."""
+    if not all(map(_NUMBER.search, names)):
+        return None
+    values = {name: find_number(name) for name in names}
+    return tuple(sorted(names, key=values.__getitem__)) if len(set(values.values())) == len(values) else None
+
+
+def sort_folders(task: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of class folders in the order of the first number in each.
+
+    Raises:
+        DataError: they have no order.
+    """
+    order = sort_by_number(classes)
+    if order is None:
+        raise DataError(
+            f"--task {task}: the class folders have no order: {shorten_names(classes)}",
+            "Begin each folder's name with its number, such as 0_none, 1_mild, 2_severe",
+        )
+    return order
+
+
+def find_number(name: str) -> float:
+    """Return the first number in a name, which has one."""
+    match = _NUMBER.search(name)
+    assert match is not None
+    return float(match[0])
