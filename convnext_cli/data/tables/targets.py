@@ -62,7 +62,9 @@ def _read_likely_labels(table: Table, remaining: list[str], options: TableOption
     ]
     if len(likely) == 1 and all(table.columns[likely[0]]):
         return read_cells(table, likely[0], options)
-    if len(remaining) == 1 and choose_kind(table, remaining[0], options).is_continuous:
+    if len(remaining) == 1 and (
+        is_measure(table, remaining[0]) or choose_kind(table, remaining[0], options).is_continuous
+    ):
         return read_cells(table, remaining[0], options)
     names = f" (it has {', '.join(remaining[:10])} beside the paths)" if remaining else ""
     raise DataError(
