@@ -9,6 +9,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.subgroups import show_subgroups
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.registry import METRICS
@@ -153,6 +154,8 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     _show_confusion(evaluation)
     _show_targets(evaluation)
     _show_augmentation(evaluation)
+    if evaluation.subgroups is not None:
+        show_subgroups(evaluation.subgroups)
 
 
 def _show_calibration(evaluation: "Evaluation") -> None:

@@ -49,6 +49,8 @@ class Index:
     """The targets of each row where they are not one class: a value for each label, nan if unknown, or one number."""
     task_record: dict[str, Any] | None = None
     """The task as `Task.to_dict` gives it; None for one class per image."""
+    table: Path | None = None
+    """The CSV file that it was read from; None for folders."""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -130,4 +130,5 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
         skipped={"row that repeats a file": repeated} if repeated else {},
         notes=tuple(notes),
         **number_targets(targets, order),
+        table=table.path,
     )

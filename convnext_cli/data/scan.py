@@ -228,7 +228,7 @@ def _agrees(table: Index, index: Index, name: str, source: Path) -> bool:
         for path, label in zip(_list_files(table), table.labels, strict=True)
         if path in label_of
     )
-    if not pairs:
+    if not pairs or table.values:  # numbers, such as ages, name no classes
         return False
     if len(pairs) > len({first for first, _ in pairs}) or len(pairs) > len({second for _, second in pairs}):
         (first, second), _ = min(

@@ -26,6 +26,7 @@ from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.subgroups import ScoredImages, SubgroupEvaluation, compare_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics import comparison
@@ -56,6 +57,17 @@ class EvaluatedImages:
     """(N, K), uncalibrated."""
     targets: Targets
     """Of the N images, as `task` has them."""
+
+    def score(self, calibration: Calibration | None) -> ScoredImages:
+        """Return the images with their calibrated logits."""
+        return ScoredImages(
+            task=self.task,
+            classes=self.classes,
+            logits=self.task.calibrate(self.logits, calibration),
+            targets=self.targets,
+            calibration=calibration,
+            groups=self.test_set.groups,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +104,8 @@ class Evaluation:
     """Images that the run has used; None for its own split, or where that is not known."""
     audit: AuditRecord | None = None
     """Audit of the data that the run was trained on; None where that is not known."""
+    subgroups: SubgroupEvaluation | None = None
+    """Metrics of subgroups; None where none are asked for."""
     evaluated: EvaluatedImages
 
     @property
@@ -125,6 +139,8 @@ class EvalOptions(TypedDict, total=False):
 
     split: str | None
     targets: Sequence[str]
+    subgroups: str | None
+    subgroup_table: Path | str | None
     tta: bool
     cache: bool
 
@@ -144,7 +160,8 @@ def evaluate(
         on_event: called with each `Progress`.
         **options: `split`, one of `train`, `val`, `test` and `all` (default: `test` if there is one, else `val`, else
             all); `targets`, such as `sensitivity=0.95:CLASS`, whose thresholds are set on validation and kept in the
-            run; `tta`, test-time augmentation, whose cost and gain are measured; `cache`, False to keep no
+            run; `subgroups`, such as `sex,age:18,65`, whose gaps are tested, and `subgroup_table`, a CSV file with
+            these columns; `tta`, test-time augmentation, whose cost and gain are measured; `cache`, False to keep no
             preprocessed images in the user's cache folder.
 
     Raises:
@@ -227,6 +244,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         notes.insert(0, Notice(text=unfinished))
     audit = yield from audit_steps(run, notes)
     leakage, overlap = yield from find_leakage(run, test_set, audit)
+    attributes = yield from read_subgroups(request, test_set)
     classifier, ensemble_notes = open_classifier(run, cache=request.cache)
     notes += leakage + ensemble_notes
     task, targets = classifier.task, classifier.read_targets(test_set.index, test_set.rows)
@@ -247,12 +265,14 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         test_set=test_set, classes=classifier.classes, task=task, logits=logits, targets=targets
     )
     evaluation = _summarise(run, evaluated, calibration, notes)
+    subgroups = yield from compare_subgroups(evaluated.score(calibration), attributes)
     return replace(
         evaluation,
         augmentation=augmentation,
         test_number=_record(run, evaluation, tta=request.tta) if test_set.split == "test" else None,
         overlap=overlap,
         audit=audit,
+        subgroups=subgroups,
     )
 
 

@@ -66,6 +66,24 @@ class EvalRequest:
             name="target",
         ),
     ] = ()
+    subgroups: Annotated[
+        str | None,
+        Option(
+            help="Compare subgroups: columns or DICOM attributes, with cuts of numbers, such as sex,age:18,65,site.",
+            group=RUN,
+            is_common=True,
+            metavar="NAMES",
+        ),
+    ] = None
+    subgroup_table: Annotated[
+        Path | None,
+        Option(
+            help="CSV file with these columns, by path or by group; default: the data's own.",
+            group=RUN,
+            is_common=True,
+            metavar="FILE",
+        ),
+    ] = None
     tta: Annotated[
         bool, Option(help="Test-time augmentation; its cost and gain are measured.", group=RUN, is_common=True)
     ] = False

@@ -207,7 +207,9 @@ def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> tuple[I
     paths = tuple(composed.get(_compose(path), "") for path in trained_on.paths)
     classes = {normalise_name(name) for name in trained_on.classes}
     if all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes):
-        return _compare_content(run, trained_on, replace(trained_on, root=index.root, paths=paths), index)
+        return _compare_content(
+            run, trained_on, replace(trained_on, root=index.root, paths=paths, table=index.table), index
+        )
     if not grouping.is_guess:
         return index, []
     text = (

@@ -240,6 +240,8 @@ class RunFolder:
         data = {"data": str(index.root.absolute()), "classes": list(index.classes), "skipped": index.skipped}
         if index.task_record is not None:
             data["task"] = index.task_record
+        if index.table is not None:
+            data["table"] = str(index.table.absolute())
         write_text(SPLIT.path(self.path), text.getvalue())
         write_text(DATA.path(self.path), json.dumps(data, indent=1) + "\n")
 
@@ -294,6 +296,7 @@ class RunFolder:
             skipped=data.skipped,
             values=tuple(values),
             task_record=data.task,
+            table=None if data.table is None else Path(data.table),
         )
 
     def read_data(self) -> "Data":

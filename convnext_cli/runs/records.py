@@ -34,6 +34,8 @@ class Data(Struct, frozen=True, kw_only=True):
     skipped: dict[str, Count]
     task: dict[str, Any] | None = None
     """As `Task.to_dict` gives it; None for one class per image."""
+    table: str | None = None
+    """The CSV file that the data were read from; None for folders, and in older runs."""
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True):

@@ -60,6 +60,7 @@ class Multilabel(Task):
         compared=("macro_roc_auc", "macro_f1", "log_loss"),
         tiles=("macro_pr_auc", "macro_f1", "macro_recall", "macro_specificity", "exact_match", "macro_ece", "log_loss"),
         report_classes=("roc_auc", "pr_auc", "recall", "specificity", "precision", "f1", "label_ece"),
+        subgroups=("macro_roc_auc", "macro_recall", "macro_specificity", "macro_ece"),
         card=("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "macro_ece"),
         plots=("roc", "pr", "reliability"),
         class_heading="Metrics by label",

@@ -53,6 +53,8 @@ class Ordinal(Single):
         tiles=("grade_mae", "within_one", "top1", "balanced_accuracy", "macro_roc_auc", "ece", "log_loss"),
         report_classes=("recall", "class_mae", "precision", "specificity", "f1", "roc_auc"),
         class_heading="Metrics by grade",
+        subgroups=("quadratic_kappa", "grade_mae", "ece"),
+        subgroups_of_two=(),
         card=("quadratic_kappa", "grade_mae", "within_one", "top1", "ece"),
     )  # fmt: skip
 

@@ -72,6 +72,7 @@ class Regression(Task):
         compared=("mae", "rmse", "r2"),
         tiles=("rmse", "r2", "pearson", "bias", "limit_low", "limit_high", "coverage"),
         report_classes=(),
+        subgroups=("mae", "bias", "coverage"),
         card=("mae", "rmse", "r2", "pearson", "coverage"),
         plots=("agreement", "bland_altman"),
         curves_heading="Agreement",

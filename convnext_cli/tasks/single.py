@@ -53,6 +53,8 @@ class Single(Task):
         compared=("balanced_accuracy", "top1", "log_loss"),
         tiles=("top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "mcc", "kappa", "ece", "log_loss"),
         report_classes=("recall", "precision", "specificity", "f1", "roc_auc", "pr_auc"),
+        subgroups=("balanced_accuracy", "macro_roc_auc", "ece"),
+        subgroups_of_two=("recall", "specificity", "roc_auc", "ece"),
         card=("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"),
         plots=("roc", "pr", "reliability", "confusion"),
         calibration=(("log_loss", "log_loss"), ("ece", "ece")),

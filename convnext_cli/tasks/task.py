@@ -78,6 +78,10 @@ class Display:
     """Of the model card."""
     plots: tuple[str, ...]
     """Names of the report's plots, in `reports.plots`."""
+    subgroups: tuple[str, ...]
+    """Of a subgroup of images, whose gap to the rest is tested: overall metrics."""
+    subgroups_of_two: tuple[str, ...] = ()
+    """The same where there are two classes: metrics of the positive one, or overall ones; empty for `subgroups`."""
     class_heading: str = "Metrics by class"
     curves_heading: str = "Curves"
     confidence_note: str = "Images are sorted by confidence into 15 bins of equal size."

@@ -1,0 +1,288 @@
+"""Attributes of images beside their targets, such as sex, age and site: columns of a CSV file, or DICOM attributes."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+from convnext_cli.data.folders.words import is_table
+from convnext_cli.data.index import Index
+from convnext_cli.data.tables.columns import find_columns
+from convnext_cli.data.tables.files import FileFinder
+from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.table import Table, find_named, fold_column, parse_number, read_table
+from convnext_cli.errors import DataError, UsageError, suggest
+from convnext_cli.progress import Progress, Steps
+
+AGE_CUTS = (18.0, 65.0)
+"""Years: children, adults, and older people."""
+MAX_NUMBERS = 10  # different numbers in a column that stay as they are; more are binned
+MAX_LEVELS = 50  # more values are no subgroups but identifiers
+DICOM_NAMES = {
+    "sex": "PatientSex", "age": "PatientAge", "site": "InstitutionName", "device": "ManufacturerModelName",
+}  # fmt: skip
+"""DICOM attributes by the usual names of columns."""
+_DICOM_AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5, value representation AS
+_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+_PART = 64  # files between two events
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attribute:
+    """The value of an attribute for each row of an index."""
+
+    name: str
+    source: str
+    """In words."""
+    values: tuple[str, ...]
+    """Empty where the value is not known."""
+    levels: tuple[str, ...] = ()
+    """All values in order, without the empty one."""
+    cuts: str = ""
+    """How numbers were binned, in words; empty where they were not."""
+
+
+def parse_attributes(text: str) -> dict[str, tuple[float, ...]]:
+    """Return the cuts of each attribute in a text such as `sex,age:18,65,site`; no cuts where none are named.
+
+    Raises:
+        UsageError: a cut is not a number, the cuts do not rise, or a name is missing or repeated.
+    """
+    result: dict[str, tuple[float, ...]] = {}
+    name = ""
+    remedy = "Write names of columns with commas between, and cuts of a number after a colon: sex,age:18,65"
+    for part in map(str.strip, text.split(",")):
+        number = parse_number(part)
+        if number is not None and name and result[name]:
+            result[name] = (*result[name], number)
+            continue
+        name, colon, first = (piece.strip() for piece in part.partition(":"))
+        cut = parse_number(first)
+        if not name or name in result or (colon and cut is None):
+            raise UsageError(f"cannot read --subgroups {text!r} at {part!r}", remedy)
+        result[name] = () if cut is None else (cut,)
+    for name, cuts in result.items():
+        if list(cuts) != sorted(set(cuts)):
+            raise UsageError(f"the cuts of {name} do not rise: {', '.join(f'{cut:g}' for cut in cuts)}", remedy)
+    return result
+
+
+def read_attributes(
+    index: Index, cuts: Mapping[str, Sequence[float]], *, table: Path | None = None, option: str
+) -> Steps[list[Attribute]]:
+    """Return attributes of the rows of an index, with numbers binned.
+
+    Args:
+        index: the images.
+        cuts: the cuts of each attribute by its name; none for categories, and for the default of numbers.
+        table: a CSV file with the attributes; None for that of the data, else those in the data folder.
+        option: the option that names them, for errors.
+
+    Raises:
+        DataError: there is no such column or DICOM attribute, or the table is not of these images.
+        UsageError: an attribute has too many values.
+    """
+    tables = [read_table(path) for path in _list_tables(index, table)]
+    attributes = []
+    for name, own_cuts in cuts.items():
+        attribute = _read_column(index, tables, name)
+        if attribute is None and table is None:
+            attribute = yield from _read_dicom(index, name)
+        if attribute is None:
+            raise _explain_missing(index, tables, name, option)
+        attributes.append(_make_levels(attribute, own_cuts, option))
+    return attributes
+
+
+def list_dicom_rows(index: Index) -> list[int]:
+    """Return the rows that may be DICOM: those without the suffix of another format."""
+    from convnext_cli.images.formats import PILLOW_SUFFIXES
+
+    others = frozenset[str]().union(*PILLOW_SUFFIXES.values())
+    return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
+
+
+def _list_tables(index: Index, table: Path | None) -> list[Path]:
+    if table is not None:
+        return [table]
+    if index.table is not None and index.table.is_file():
+        return [index.table]
+    return sorted(path for path in index.root.glob("*.*") if path.is_file() and is_table(path.name))
+
+
+def _read_column(index: Index, tables: Sequence[Table], name: str) -> Attribute | None:
+    """Return an attribute from the first table that has it; None if none has.
+
+    Raises:
+        DataError: the table has the column, and is not of these images.
+    """
+    for table in tables:
+        column = next((column for column in table.columns if fold_column(column) == fold_column(name)), None)
+        if column is None:
+            continue
+        column = find_named(table, name, "")  # the exact name before another spelling
+        rows = _match_paths(index, table) or _match_groups(index, table, column)
+        if not rows:
+            continue
+        cells = table.columns[column]
+        values = tuple(cells[rows[row]] if row in rows else "" for row in range(len(index)))
+        return Attribute(name=name, source=f"column {column!r} of {table.path.name}", values=values)
+    return None
+
+
+def _match_paths(index: Index, table: Table) -> dict[int, int]:
+    """Return the table's row of each image that it names by its path; empty if it names none."""
+    for root in dict.fromkeys((index.root, table.path.parent)):
+        finder = FileFinder(root, None, search=True, encoding=table.encoding)
+        try:
+            column = find_columns(table, finder, TableOptions())["path"]
+        except DataError:
+            continue
+        places = _locate(root, finder.find_all(table.columns[column]))
+        images = _locate(index.root, index.paths)
+        if rows := {row: places[path] for path, row in images.items() if path in places}:
+            return rows
+    return {}
+
+
+def _locate(root: Path, paths: Sequence[str | None]) -> dict[str, int]:
+    """Return the place of each path in a list by its absolute form; the first of equal ones."""
+    start = os.path.abspath(root)  # noqa: PTH100  (strings throughout: a Path per file is slow)
+    places: dict[str, int] = {}
+    for place, path in enumerate(paths):
+        if path is not None:
+            places.setdefault(os.path.normpath(os.path.join(start, path)), place)  # noqa: PTH118
+    return places
+
+
+def _match_groups(index: Index, table: Table, column: str) -> dict[int, int]:
+    """Return the table's row of each image, by the column that names most of the index's groups.
+
+    Raises:
+        DataError: the table gives a group two values.
+    """
+    groups = set(index.groups) - {""}
+    others = [name for name in table.columns if name != column]
+    best = max(others, key=lambda name: len(groups & set(table.columns[name])), default=None)
+    if best is None or not groups & set(table.columns[best]):
+        return {}
+    first: dict[str, int] = {}
+    cells = table.columns[column]
+    for row, group in enumerate(table.columns[best]):
+        if cells[first.setdefault(group, row)] != cells[row] and group in groups:
+            raise DataError(
+                f"{table.path} gives {best} {group!r} two values of {column!r}: {cells[first[group]]!r} and "
+                f"{cells[row]!r}",
+                "Give one row per group, or a column with the images' paths",
+            )
+    return {row: first[group] for row, group in enumerate(index.groups) if group in first}
+
+
+def _read_dicom(index: Index, name: str) -> Steps[Attribute | None]:
+    """Return a DICOM attribute of each row; None where no file has it."""
+    from convnext_cli.images.dicom import read_tag
+
+    keyword = DICOM_NAMES.get(fold_column(name), name)
+    rows = list_dicom_rows(index) if re.fullmatch(r"[A-Za-z0-9]+", keyword) else []
+    values = [""] * len(index)
+    for done, row in enumerate(rows, start=1):
+        values[row] = (read_tag(index.root / index.paths[row], keyword) or "").strip()
+        if done % _PART == 0 or done == len(rows):
+            yield Progress(done=done, total=len(rows), activity=f"reading {keyword}")
+    if not any(values):
+        return None
+    return Attribute(name=name, source=f"DICOM attribute {keyword}", values=tuple(values))
+
+
+def _explain_missing(index: Index, tables: Sequence[Table], name: str, option: str) -> DataError:
+    """Return the error for an attribute that is nowhere."""
+    columns = [column for table in tables for column in table.columns]
+    having = [table for table in tables if fold_column(name) in map(fold_column, table.columns)]
+    if having:
+        return DataError(
+            f"{having[0].path} names none of the images of {index.root}, neither by path nor by group",
+            "Give a table with a column of the images' paths or of their groups",
+        )
+    places = ", ".join(str(table.path) for table in tables[:3])
+    where = f"{places} has no column {name!r}" if tables else f"{index.root} has no CSV file with a column {name!r}"
+    known = f"{suggest(name, columns)}Known are {', '.join(columns[:10])}; or give" if columns else "Give"
+    table = "another table with --subgroup-table" if option == "--subgroups" else "a CSV file with that column as data"
+    return DataError(f"{where}, and no DICOM file has that attribute", f"{known} {table}")
+
+
+def _make_levels(attribute: Attribute, cuts: Sequence[float], option: str) -> Attribute:
+    """Return the attribute with its values in order, numbers binned.
+
+    Raises:
+        UsageError: there are too many values, or cuts for values that are no numbers.
+    """
+    numbers = {value: _parse_measure(value) for value in set(attribute.values) if value}
+    are_numbers = bool(numbers) and None not in numbers.values()
+    if cuts and not are_numbers:
+        example = next((value for value, number in numbers.items() if number is None), "")
+        raise UsageError(
+            f"{attribute.name} has cuts, and values that are no numbers, such as {example!r}", "Leave out the cuts"
+        )
+    is_age = "age" in re.split(r"_", fold_column(attribute.name)) or attribute.name == DICOM_NAMES["age"]
+    if are_numbers and (cuts or is_age or len(numbers) > MAX_NUMBERS):
+        known = {value: number for value, number in numbers.items() if number is not None}
+        return _bin(attribute, known, tuple(cuts), is_age=is_age)
+    if len(numbers) > MAX_LEVELS:
+        raise UsageError(
+            f"{attribute.name} has {len(numbers):,} values: an identifier, not a subgroup",
+            f"Name a column of at most {MAX_LEVELS} values in {option}",
+        )
+    order = sorted(numbers, key=lambda value: (numbers[value] is None, numbers[value] or 0.0, value))
+    return replace(attribute, levels=tuple(order))
+
+
+def _parse_measure(value: str) -> float | None:
+    """Return a number, or a DICOM age in years; None if the value is neither."""
+    if match := _DICOM_AGE.fullmatch(value):
+        return int(match[1]) * _YEARS[match[2]]
+    return None if value.casefold() in ("true", "false") else parse_number(value)
+
+
+def _bin(attribute: Attribute, numbers: Mapping[str, float], cuts: tuple[float, ...], *, is_age: bool) -> Attribute:
+    """Return the attribute with bins in place of numbers: at the cuts, else the usual ones of an age, else tertiles."""
+    counts = Counter(value for value in attribute.values if value)
+    reason = "as asked for" if cuts else "usual for an age"
+    if not cuts and is_age and len({_find_bin(number, AGE_CUTS) for number in numbers.values()}) > 1:
+        cuts = AGE_CUTS
+    if not cuts:
+        cuts, reason = tuple(_list_tertiles(sorted(numbers[value] for value in counts.elements()))), "tertiles"
+    names = tuple(_name_bins(cuts))
+    places = {value: _find_bin(number, cuts) for value, number in numbers.items()}
+    shown = ", ".join(f"{cut:g}" for cut in cuts)
+    used = sorted(set(places.values()))
+    return replace(
+        attribute,
+        values=tuple(names[places[value]] if value else "" for value in attribute.values),
+        levels=tuple(names[place] for place in used),
+        cuts=f"cut at {shown} ({reason})",
+    )
+
+
+def _list_tertiles(ordered: Sequence[float]) -> Iterator[float]:
+    """Yield the cuts that divide sorted numbers into three parts, at three digits."""
+    last = None
+    for part in (1, 2):
+        cut = float(f"{ordered[part * len(ordered) // 3]:.3g}")
+        if cut != last and cut > ordered[0]:
+            yield cut
+            last = cut
+
+
+def _find_bin(number: float, cuts: Sequence[float]) -> int:
+    return sum(number >= cut for cut in cuts)
+
+
+def _name_bins(cuts: Sequence[float]) -> Iterator[str]:
+    yield f"< {cuts[0]:g}" if cuts else "all"
+    for low, high in pairwise(cuts):
+        yield f"{low:g} to < {high:g}"
+    if cuts:
+        yield f">= {cuts[-1]:g}"

@@ -1,0 +1,485 @@
+"""Metrics of subgroups of the evaluated images, such as women, children and each site, and their gaps to the rest."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.data.attributes import Attribute, parse_attributes, read_attributes
+from convnext_cli.data.index import select_rows
+from convnext_cli.errors import UsageError
+from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.test_set import TestSet
+from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.intervals import Interval, compute_intervals, estimate_fraction, number_units
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.subgroups import (
+    LEVEL,
+    Compute,
+    choose_permutations,
+    compute_p_values,
+    correct_holm,
+    measure_influence,
+    number_strata,
+)
+from convnext_cli.metrics.summary import none_if_nan
+from convnext_cli.metrics.thresholds import Threshold
+from convnext_cli.progress import Progress, Steps
+from convnext_cli.tasks.task import Targets, Task
+
+if TYPE_CHECKING:
+    from convnext_cli.inference.calibration import Calibration
+
+SMALL_GROUPS = 10  # groups of a subgroup; with fewer it is called small
+SMALL_CLASS = 5  # images of each class
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A metric with its 95% CI; None where not defined."""
+
+    value: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A metric of a subgroup, and its gap to the rest."""
+
+    key: str
+    """Of the metric, in `metrics.registry`."""
+    of: str
+    """The class that it is of, and the target whose threshold decides; empty for all classes."""
+    estimate: Estimate
+    rest: Estimate
+    """Of all images with another known value."""
+    gap: Estimate
+    """Subgroup minus rest."""
+    p_value: float | None = None
+    """Of the permutation test over groups; None where there is nothing to permute."""
+    p_holm: float | None = None
+    """Corrected for all gaps of the evaluation (Holm 1979)."""
+
+    @property
+    def title(self) -> str:
+        """Return the metric's title, with its class."""
+        return f"{METRICS[self.key].title}{f' of {self.of}' if self.of else ''}"
+
+    @property
+    def is_significant(self) -> bool:
+        """True if the corrected p value is below 0.05."""
+        return self.p_holm is not None and self.p_holm < LEVEL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubgroupClass:
+    """One class against the rest, within a subgroup. Gaps of classes are not tested."""
+
+    name: str
+    images: int
+    prevalence: Estimate
+    estimates: dict[str, Estimate]
+    """By key of the metric."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subgroup:
+    """The images with one value of an attribute."""
+
+    name: str
+    images: int
+    groups: int
+    """Number of groups; of images where groups are not known."""
+    prevalence: Estimate | None
+    """Fraction of the positive class, of two classes; else None."""
+    figures: tuple[Figure, ...]
+    classes: tuple[SubgroupClass, ...]
+    """Empty for a number."""
+    small: str | None
+    """Why the subgroup is small; None where it is not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttributeSubgroups:
+    """The subgroups by one attribute."""
+
+    attribute: str
+    source: str
+    """In words."""
+    cuts: str
+    """How numbers were binned, in words; empty where they were not."""
+    unknown: int
+    """Images without a value; they are in no subgroup and in no rest."""
+    subgroups: tuple[Subgroup, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubgroupEvaluation:
+    """All subgroups of an evaluation."""
+
+    groupings: tuple[AttributeSubgroups, ...]
+    positive: str | None
+    """The positive class, of two classes; else None."""
+    tests: int
+    """Number of gaps that the p values are corrected for."""
+    permutations: int
+    clustered: bool
+    """True if groups were permuted, not single images."""
+
+    def list_significant(self) -> list[tuple[str, Subgroup, Figure]]:
+        """Return attribute, subgroup and figure of each significant gap, the smallest p value first.
+
+        Where there are two subgroups, a gap is that of both; the worse one has it here.
+        """
+        rows = [
+            (grouping.attribute, subgroup, figure)
+            for grouping in self.groupings
+            for subgroup in grouping.subgroups
+            for figure in subgroup.figures
+            if figure.is_significant and (len(grouping.subgroups) > 2 or _is_worse(figure))
+        ]
+        return sorted(rows, key=lambda row: row[2].p_holm or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredImages:
+    """The images of an evaluation with their calibrated outputs."""
+
+    task: Task
+    classes: tuple[str, ...]
+    logits: Floats
+    """(N, K), calibrated."""
+    targets: Targets
+    calibration: "Calibration | None"
+    groups: Sequence[str] | None
+    """(N,) names; None where groups are not known."""
+
+    def select(self, rows: NDArray[np.integer]) -> "ScoredImages":
+        """Return some of the images."""
+        groups = None if self.groups is None else [self.groups[row] for row in rows]
+        return replace(self, logits=self.logits[rows], targets=self.targets[rows], groups=groups)
+
+    def make_calculator(self) -> Calculator:
+        """Return the calculator of the task's metrics."""
+        return self.task.make_calculator(self.logits, self.targets, self.calibration)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Metric:
+    """A metric that is computed of each subgroup."""
+
+    key: str
+    k: int | None = None
+    """The class; None for an overall metric."""
+    threshold: Threshold | None = None
+    """Decides for class k; None for the task's decision."""
+
+    def name(self, classes: Sequence[str]) -> str:
+        if self.threshold is not None:
+            return f"{self.threshold.target.name} at {self.threshold.target}"
+        return "" if self.k is None else classes[self.k]
+
+
+def read_subgroups(request: EvalRequest, test_set: TestSet) -> Steps[list[Attribute]]:
+    """Return the attributes of the evaluated images that a request names; an empty list where it names none.
+
+    Raises:
+        UsageError: their names cannot be read, or one has too many values.
+        DataError: there is no such column or DICOM attribute.
+    """
+    if request.subgroups is None:
+        if request.subgroup_table is not None:
+            raise UsageError("--subgroup-table names no columns", "Name them with --subgroups")
+        return []
+    cuts = parse_attributes(request.subgroups)
+    selection = select_rows(test_set.index, test_set.rows)
+    return (yield from read_attributes(selection, cuts, table=request.subgroup_table, option="--subgroups"))
+
+
+def compare_subgroups(images: "ScoredImages", attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation | None]:
+    """Do `measure_subgroups`; None without attributes."""
+    return (yield from measure_subgroups(images, attributes)) if attributes else None
+
+
+def measure_subgroups(images: ScoredImages, attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation]:
+    """Compute the metrics of each subgroup, and test their gaps to the rest.
+
+    Args:
+        images: N evaluated images.
+        attributes: with a value for each of them.
+    """
+    metrics, positive = _list_metrics(images)
+    total = sum(len(attribute.levels) for attribute in attributes)
+    groupings: list[AttributeSubgroups] = []
+    for attribute in attributes:
+        known = np.flatnonzero(np.array(attribute.values) != "")
+        selection = images.select(known)
+        values = np.array(attribute.values)[known]
+        subgroups: list[Subgroup] = []
+        for level in attribute.levels:
+            done = sum(len(grouping.subgroups) for grouping in groupings) + len(subgroups)
+            yield Progress(done=done, total=total, activity=f"subgroups by {attribute.name}")
+            is_mirrored = len(attribute.levels) == 2 and len(subgroups) == 1
+            subgroup = _measure_subgroup(selection, values == level, metrics, positive, is_tested=not is_mirrored)
+            if is_mirrored:  # the same gap with the other sign
+                pairs = zip(subgroup.figures, subgroups[0].figures, strict=True)
+                subgroup = replace(subgroup, figures=tuple(replace(one, p_value=two.p_value) for one, two in pairs))
+            subgroups.append(replace(subgroup, name=level))
+        groupings.append(
+            AttributeSubgroups(
+                attribute=attribute.name,
+                source=attribute.source,
+                cuts=attribute.cuts,
+                unknown=len(attribute.values) - len(known),
+                subgroups=tuple(subgroups),
+            )
+        )
+    groupings, tests = _correct(groupings)
+    return SubgroupEvaluation(
+        groupings=tuple(groupings),
+        positive=None if positive is None else images.classes[positive],
+        tests=tests,
+        permutations=choose_permutations(len(images.targets)),
+        clustered=images.groups is not None,
+    )
+
+
+def _list_metrics(images: ScoredImages) -> tuple[list[_Metric], int | None]:
+    """Return the metrics of each subgroup, and the positive class where there are two.
+
+    The positive class is that of the first target, else the last. Thresholds of targets replace the task's decision.
+    """
+    display, classes = images.task.display, images.classes
+    thresholds = images.calibration.thresholds if images.calibration else ()
+    points = [
+        _Metric(key=key, k=classes.index(threshold.target.name), threshold=threshold)
+        for threshold in thresholds
+        for key in ("recall", "specificity")
+    ]
+    if len(classes) != 2 or not display.subgroups_of_two:
+        return [*(_Metric(key=key) for key in display.subgroups), *points], None
+    positive = points[0].k if points else 1
+    per_class = images.make_calculator().per_class
+    own = [
+        _Metric(key=key, k=positive if key in per_class else None)
+        for key in display.subgroups_of_two
+        if not (points and key in ("recall", "specificity"))
+    ]
+    return [*points, *own], positive
+
+
+def _measure_subgroup(
+    images: ScoredImages,
+    inside: NDArray[np.bool_],
+    metrics: Sequence[_Metric],
+    positive: int | None,
+    *,
+    is_tested: bool,
+) -> Subgroup:
+    """Return the metrics of the images inside a subgroup, without its name."""
+    selection, rest = (images.select(np.flatnonzero(part)) for part in (inside, ~inside))
+    estimates = _estimate(selection, metrics)
+    others = _estimate(rest, metrics) if len(rest.targets) else [Estimate(value=None, interval=None)] * len(metrics)
+    p_values = _test(images, inside, metrics) if is_tested and len(rest.targets) else [None] * len(metrics)
+    figures = [
+        Figure(
+            key=metric.key,
+            of=metric.name(images.classes),
+            estimate=estimate,
+            rest=other,
+            gap=_subtract(estimate, other),
+            p_value=p,
+        )
+        for metric, estimate, other, p in zip(metrics, estimates, others, p_values, strict=True)
+    ]
+    return Subgroup(
+        name="",
+        images=len(selection.targets),
+        groups=int(number_units(len(selection.targets), selection.groups).max()) + 1,
+        prevalence=None if positive is None else _estimate_prevalence(selection, positive),
+        figures=tuple(figures),
+        classes=_describe_classes(selection),
+        small=_explain_small(selection),
+    )
+
+
+def _estimate(images: ScoredImages, metrics: Sequence[_Metric]) -> list[Estimate]:
+    """Return each metric with its 95% CI, clustered by groups."""
+    intervals = compute_intervals(images.make_calculator(), images.groups)
+    values = _make_compute(images, metrics)(np.ones((1, len(images.targets))))[0]
+    estimates = []
+    for metric, value in zip(metrics, values, strict=True):
+        if metric.threshold is not None:
+            interval = estimate_fraction(*_list_hits(images, metric), images.groups)[1]
+        elif metric.k is None:
+            interval = intervals.overall[metric.key]
+        else:
+            interval = intervals.per_class[metric.k][metric.key]
+        estimates.append(Estimate(value=none_if_nan(value), interval=interval))
+    return estimates
+
+
+def _list_hits(images: ScoredImages, metric: _Metric) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which images a threshold decides correctly, and which of them count, both (N,)."""
+    assert metric.threshold is not None
+    assert metric.k is not None
+    positive, known = images.task.select_known(images.targets, metric.k)
+    predicted = images.task.activate(images.logits)[:, metric.k] >= metric.threshold.threshold
+    return (predicted, positive & known) if metric.key == "recall" else (~predicted, ~positive & known)
+
+
+def _make_compute(images: ScoredImages, metrics: Sequence[_Metric]) -> Compute:
+    """Return the function from weights (C, N) to the metrics of each weighting, (C, M)."""
+    calculator = images.make_calculator()
+    hits = [None if metric.threshold is None else _list_hits(images, metric) for metric in metrics]
+
+    def compute(weights: Floats) -> Floats:
+        overall, per_class = calculator.compute(weights)
+        columns: list[Floats] = []
+        for metric, pair in zip(metrics, hits, strict=True):
+            if pair is not None:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    columns.append(weights @ (pair[0] & pair[1]) / (weights @ pair[1]))
+            else:
+                columns.append(overall[metric.key] if metric.k is None else per_class[metric.key][:, metric.k])
+        return np.stack(columns, axis=1)
+
+    return compute
+
+
+def _test(images: ScoredImages, inside: NDArray[np.bool_], metrics: Sequence[_Metric]) -> list[float | None]:
+    """Return the p value of each gap. A group with images on both sides counts as two."""
+    groups = number_units(len(images.targets), images.groups)
+    units = np.unique(2 * groups + inside, return_inverse=True)[1].reshape(-1)
+    members = np.zeros(int(units.max()) + 1, np.bool_)
+    members[units] = inside
+    strata = number_strata(units, images.task.list_strata(images.targets))
+    compute = _make_compute(images, metrics)
+    return compute_p_values(compute, members, units, strata, measure_influence(compute, units))
+
+
+def _subtract(one: Estimate, two: Estimate) -> Estimate:
+    """Return a difference with its 95% CI from those of both values (MOVER; Zou and Donner 2008)."""
+    if one.value is None or two.value is None:
+        return Estimate(value=None, interval=None)
+    gap = one.value - two.value
+    if one.interval is None or two.interval is None:
+        return Estimate(value=gap, interval=None)
+    down = math.hypot(one.value - one.interval.low, two.interval.high - two.value)
+    up = math.hypot(one.interval.high - one.value, two.value - two.interval.low)
+    return Estimate(value=gap, interval=Interval(gap - down, gap + up))
+
+
+def _estimate_prevalence(images: ScoredImages, k: int) -> Estimate:
+    value, interval = estimate_fraction(*images.task.select_known(images.targets, k), images.groups)
+    return Estimate(value=value, interval=interval)
+
+
+def _describe_classes(images: ScoredImages) -> tuple[SubgroupClass, ...]:
+    """Return each class or label against the rest."""
+    calculator = images.make_calculator()
+    keys = [key for key in ("recall", "specificity", "roc_auc") if key in calculator.per_class]
+    if not keys:
+        return ()
+    metrics = [_Metric(key=key, k=k) for k in range(calculator.num_classes) for key in keys]
+    estimates = iter(_estimate(images, metrics))
+    return tuple(
+        SubgroupClass(
+            name=name,
+            images=int((positive & known).sum()),
+            prevalence=_estimate_prevalence(images, k),
+            estimates={key: next(estimates) for key in keys},
+        )
+        for k, name in enumerate(images.classes)
+        for positive, known in [images.task.select_known(images.targets, k)]
+    )
+
+
+def _explain_small(images: ScoredImages) -> str | None:
+    """Return why a subgroup is small: few groups, or few images of a class; None if it is not."""
+    groups = int(number_units(len(images.targets), images.groups).max()) + 1
+    if groups < SMALL_GROUPS:
+        return f"{groups} {'groups' if images.groups is not None else 'images'}"
+    few = []
+    for k, name in enumerate(images.classes):
+        positive, known = images.task.select_known(images.targets, k)
+        if known.any() and (count := int((positive & known).sum())) < SMALL_CLASS:
+            few.append(f"{count} of {name}")
+    return ", ".join(few[:5]) + (" …" if len(few) > 5 else "") if few else None
+
+
+def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSubgroups], int]:
+    """Return the groupings with corrected p values, and the number of tests; both sides of two count once."""
+    places: dict[tuple[int, int, int], int] = {}
+    p_values: list[float | None] = []
+    for at, grouping in enumerate(groupings):
+        is_pair = len(grouping.subgroups) == 2
+        for number, subgroup in enumerate(grouping.subgroups):
+            for place, figure in enumerate(subgroup.figures):
+                if is_pair and number == 1:
+                    places[at, number, place] = places[at, 0, place]
+                else:
+                    places[at, number, place] = len(p_values)
+                    p_values.append(figure.p_value)
+    corrected = correct_holm(p_values)
+    result = [
+        replace(
+            grouping,
+            subgroups=tuple(
+                replace(
+                    subgroup,
+                    figures=tuple(
+                        replace(figure, p_holm=corrected[places[at, number, place]])
+                        for place, figure in enumerate(subgroup.figures)
+                    ),
+                )
+                for number, subgroup in enumerate(grouping.subgroups)
+            ),
+        )
+        for at, grouping in enumerate(groupings)
+    ]
+    return result, sum(p is not None for p in p_values)
+
+
+def _is_worse(figure: Figure) -> bool:
+    """Return True if the subgroup's metric is worse than that of the rest."""
+    gap = figure.gap.value or 0.0
+    return gap < 0 if METRICS[figure.key].higher_is_better else gap > 0
+
+
+def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
+    """Return a sentence on the number of significant gaps, and one for each of them."""
+    significant = evaluation.list_significant()
+    unit = "groups" if evaluation.clustered else "images"
+    method = (
+        f"permutation test over {unit} within classes, Holm-corrected for {evaluation.tests} gaps, "
+        f"{evaluation.permutations:,} permutations"
+    )
+    if not significant:
+        return [f"No gap to the rest is significant at 0.05 ({method}). A small subgroup can hide a gap."]
+    count = "1 gap to the rest is" if len(significant) == 1 else f"{len(significant)} gaps to the rest are"
+    return [f"{count} significant at 0.05 ({method}):", *(_describe_gap(*row) for row in significant)]
+
+
+def _describe_gap(attribute: str, subgroup: Subgroup, figure: Figure) -> str:
+    metric = METRICS[figure.key]
+    value, rest = (metric.format_with_unit(part.value) for part in (figure.estimate, figure.rest))
+    small = f"; small: {subgroup.small}" if subgroup.small else ""
+    return f"{attribute} {subgroup.name}: {figure.title} {value}, the rest {rest}; p = {figure.p_holm:.2g}{small}"
+
+
+def list_notes(evaluation: SubgroupEvaluation) -> Mapping[str, list[str]]:
+    """Return notes on each attribute: its source, its cuts, images without a value, small subgroups."""
+    notes: dict[str, list[str]] = {}
+    for grouping in evaluation.groupings:
+        parts = [grouping.source, *([grouping.cuts] if grouping.cuts else [])]
+        if grouping.unknown:
+            parts.append(f"{grouping.unknown:,} images without a value are left out")
+        if len(grouping.subgroups) < 2:
+            parts.append("one value only, so there is no gap")
+        parts += [f"{group.name} is small ({group.small})" for group in grouping.subgroups if group.small]
+        notes[grouping.attribute] = parts
+    return notes

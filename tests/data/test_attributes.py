@@ -1,0 +1,133 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.data.attributes import Attribute, parse_attributes, read_attributes
+from convnext_cli.data.index import Index
+from convnext_cli.data.sources import scan_data
+from convnext_cli.errors import DataError, UsageError
+from convnext_cli.progress import finish
+from tests.conftest import save_image
+from tests.images.dicom import XRAY, save_dicom
+
+AGES = (3, 17, 18, 40, 64, 65, 80, 90, 5, 30, 50, 70)
+
+
+def write_data(folder: Path) -> Path:
+    """Write 12 images and their table, with sex, age and a patient for every two of them."""
+    rows = ["path,label,patient,sex,age,site"]
+    for number, age in enumerate(AGES):
+        save_image(folder / f"images/{number:02}.png", seed=number)
+        rows.append(
+            f"images/{number:02},{'ab'[number % 2]},p{number // 2},{'FM'[number % 2]},{age},{'XYZ'[number % 3]}"
+        )
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return folder / "table.csv"
+
+
+def read(index: Index, text: str, table: Path | None = None) -> list[Attribute]:
+    return finish(read_attributes(index, parse_attributes(text), table=table, option="--subgroups"))
+
+
+@pytest.mark.parametrize(
+    ("text", "cuts"),
+    [
+        ("sex", {"sex": ()}),
+        ("sex, age:18,65 ,site", {"sex": (), "age": (18, 65), "site": ()}),
+        ("age:0.5", {"age": (0.5,)}),
+    ],
+)
+def test_names_and_cuts_are_parsed(text: str, cuts: dict[str, Sequence[float]]) -> None:
+    assert parse_attributes(text) == cuts
+
+
+@pytest.mark.parametrize("text", ["", "sex,,age", "age:x", "sex,sex", "age:65,18", "age:18,18"])
+def test_invalid_names_and_cuts_raise_an_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_attributes(text)
+
+
+def test_columns_of_the_data_are_read_and_ages_are_binned(tmp_path: Path) -> None:
+    index = scan_data(write_data(tmp_path))
+    sex, age, site = read(index, "Sex,age,site")
+    assert sex.values == tuple("FM" * 6)
+    assert (sex.levels, sex.source) == (("F", "M"), "column 'sex' of table.csv")
+    assert age.levels == ("< 18", "18 to < 65", ">= 65")
+    assert age.cuts == "cut at 18, 65 (usual for an age)"
+    assert age.values[:3] == ("< 18", "< 18", "18 to < 65")
+    assert site.levels == ("X", "Y", "Z")
+    [halves] = read(index, "age:50")
+    assert halves.levels == ("< 50", ">= 50")
+    assert halves.values.count("< 50") == 6
+
+
+def test_columns_of_a_table_beside_class_folders_are_found(tmp_path: Path) -> None:
+    for number in range(6):
+        save_image(tmp_path / f"data/{'ab'[number % 2]}/{number}.png", seed=number)
+    (tmp_path / "data/extra.csv").write_text("file,weight\n" + "".join(f"{'ab'[n % 2]}/{n},{n}\n" for n in range(6)))
+    [weight] = read(scan_data(tmp_path / "data"), "weight")
+    assert sorted(weight.values) == list("012345")
+
+
+def test_second_table_matches_by_path_without_suffix_or_by_group(tmp_path: Path) -> None:
+    index = scan_data(write_data(tmp_path / "data"))
+    by_path, by_group = tmp_path / "by_path.csv", tmp_path / "by_group.csv"
+    by_path.write_text("image,device\n" + "".join(f"{number:02},D{number % 2}\n" for number in range(11)))
+    [device] = read(index, "device", by_path)
+    assert device.values == (*("D0", "D1") * 5, "D0", "")
+    by_group.write_text("who,race\n" + "".join(f"p{number},R{number % 2}\n" for number in range(6)))
+    [race] = read(index, "race", by_group)
+    assert race.values == tuple(["R0", "R0", "R1", "R1"] * 3)
+    by_group.write_text("who,race\np0,A\np0,B\n")
+    with pytest.raises(DataError, match="two values"):
+        read(index, "race", by_group)
+
+
+def test_unknown_column_and_foreign_table_raise_an_error(tmp_path: Path) -> None:
+    index = scan_data(write_data(tmp_path / "data"))
+    with pytest.raises(DataError, match="has no column 'sxe'") as caught:
+        read(index, "sxe")
+    assert "Did you mean sex?" in caught.value.remedy
+    other = tmp_path / "other.csv"
+    other.write_text("path,sex\nq.png,F\nr.png,M\n")
+    with pytest.raises(DataError, match="names none of the images"):
+        read(index, "sex", other)
+    with pytest.raises(UsageError, match="no numbers, such as"):
+        read(index, "sex:3")
+
+
+def test_identifier_is_refused(tmp_path: Path) -> None:
+    rows = ["path,label,code"]
+    for number in range(60):
+        save_image(tmp_path / f"{number:02}.png", seed=number)
+        rows.append(f"{number:02}.png,{'ab'[number % 2]},c{number}")
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(UsageError, match="60 values"):
+        read(scan_data(tmp_path / "table.csv"), "code")
+
+
+def test_many_numbers_are_cut_at_tertiles(tmp_path: Path) -> None:
+    rows = ["path,label,dose"]
+    for number in range(30):
+        save_image(tmp_path / f"{number:02}.png", seed=number)
+        rows.append(f"{number:02}.png,{'ab'[number % 2]},{number}")
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    [dose] = read(scan_data(tmp_path / "table.csv"), "dose")
+    assert dose.cuts == "cut at 10, 20 (tertiles)"
+    assert [dose.values.count(level) for level in dose.levels] == [10, 10, 10]
+
+
+def test_dicom_attributes_are_read_by_keyword_and_by_usual_name(tmp_path: Path) -> None:
+    for number in range(4):
+        attributes = {"PatientSex": "FM"[number % 2], "PatientAge": ("012Y", "018M")[number // 2], "Manufacturer": "Q"}
+        path = tmp_path / "ab"[number % 2] / f"{number}.dcm"
+        path.parent.mkdir(exist_ok=True)
+        save_dicom(path, XRAY + number, **attributes)
+    index = scan_data(tmp_path)
+    sex, age, maker = read(index, "sex,PatientAge:5,Manufacturer")
+    assert (sex.values, sex.source) == (("F", "F", "M", "M"), "DICOM attribute PatientSex")
+    assert age.values == (">= 5", "< 5", ">= 5", "< 5")
+    assert maker.levels == ("Q",)
+    with pytest.raises(DataError, match="no DICOM file has that attribute"):
+        read(index, "StationName")

@@ -1,0 +1,162 @@
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convnext_cli import evaluate
+from convnext_cli.data.attributes import Attribute
+from convnext_cli.errors import DataError, UsageError
+from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.subgroups import (
+    ScoredImages,
+    SubgroupEvaluation,
+    describe_gaps,
+    list_notes,
+    measure_subgroups,
+)
+from convnext_cli.metrics.thresholds import Target, Threshold
+from convnext_cli.progress import finish
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.single import Single
+from tests.conftest import Convnext
+
+
+def draw_images(gap: float, *, images: int = 400, classes: int = 2) -> tuple[ScoredImages, Attribute]:
+    """Return images of a classifier that is worse by `gap` for one sex, two of each patient, and their sex."""
+    random = np.random.default_rng(3)
+    patients = np.arange(images) // 2
+    labels = random.integers(classes, size=patients.max() + 1)[patients]
+    is_woman = (random.random(patients.max() + 1) < 0.4)[patients]
+    logits = random.normal(size=(images, classes))
+    logits[np.arange(images), labels] += 2.0 - gap * is_woman
+    scored = ScoredImages(
+        task=Single(),
+        classes=tuple("abcdefg"[:classes]),
+        logits=logits,
+        targets=labels,
+        calibration=None,
+        groups=[f"p{patient}" for patient in patients],
+    )
+    values = tuple("F" if woman else "M" for woman in is_woman)
+    return scored, Attribute(name="sex", source="column 'sex' of a.csv", values=values, levels=("F", "M"))
+
+
+def measure(scored: ScoredImages, *attributes: Attribute) -> SubgroupEvaluation:
+    return finish(measure_subgroups(scored, attributes))
+
+
+def test_planted_gap_of_two_classes_is_significant_and_an_absent_one_is_not() -> None:
+    result = measure(*draw_images(1.5))
+    assert (result.tests, result.clustered, result.positive) == (4, True, "b")
+    names = {(name, subgroup.name, figure.key) for name, subgroup, figure in result.list_significant()}
+    assert ("sex", "F", "recall") in names
+    assert not {part for part in names if part[1] == "M"}, "the worse one of two is named"
+    [women, men] = result.groupings[0].subgroups
+    assert women.images + men.images == 400
+    for one, two in zip(women.figures, men.figures, strict=True):
+        assert one.gap.value == pytest.approx(-two.gap.value)  # type: ignore[operator]
+        assert one.p_holm == two.p_holm
+        assert one.gap.interval is not None
+        assert one.gap.interval.low <= one.gap.value <= one.gap.interval.high  # type: ignore[operator]
+    assert "sex F: sensitivity (recall) of b" in " ".join(describe_gaps(result))
+    nothing = measure(*draw_images(0.0))
+    assert nothing.list_significant() == []
+    assert describe_gaps(nothing)[0].startswith("No gap to the rest is significant at 0.05")
+
+
+def test_figures_of_a_subgroup_are_those_of_its_images_alone() -> None:
+    scored, sex = draw_images(1.0)
+    women = measure(scored, sex).groupings[0].subgroups[0]
+    alone = scored.select(np.flatnonzero(np.array(sex.values) == "F"))
+    metrics = alone.task.compute_metrics(alone.logits, alone.targets, alone.classes)
+    values = {figure.key: figure.estimate.value for figure in women.figures}
+    assert values["recall"] == metrics.per_class[1].recall
+    assert values["roc_auc"] == metrics.per_class[1].roc_auc
+    assert values["ece"] == pytest.approx(metrics.ece)
+    assert women.prevalence is not None
+    assert women.prevalence.value == pytest.approx((alone.targets == 1).mean())
+    assert women.groups == len(set(alone.groups or ()))
+
+
+def test_several_classes_are_compared_by_overall_metrics_and_described_one_against_the_rest() -> None:
+    result = measure(*draw_images(1.5, images=600, classes=4))
+    [women, _] = result.groupings[0].subgroups
+    assert [figure.key for figure in women.figures] == ["balanced_accuracy", "macro_roc_auc", "ece"]
+    assert result.positive is None
+    assert women.prevalence is None
+    assert [entry.name for entry in women.classes] == list("abcd")
+    assert sum(entry.images for entry in women.classes) == women.images
+    assert all(set(entry.estimates) == {"recall", "specificity", "roc_auc"} for entry in women.classes)
+
+
+def test_thresholds_of_targets_decide() -> None:
+    scored, sex = draw_images(0.5)
+    threshold = Threshold(target=Target("sensitivity", 0.9, "a"), threshold=0.3, reached=0.9, images=50)
+    calibration = Calibration(weights="0", images=60, weak=None, thresholds=(threshold,))
+    result = measure(replace(scored, calibration=calibration), sex)
+    women = result.groupings[0].subgroups[0]
+    assert result.positive == "a"
+    assert [figure.title for figure in women.figures[:2]] == [
+        "sensitivity (recall) of a at sensitivity=0.9:a",
+        "specificity of a at sensitivity=0.9:a",
+    ]
+    inside = np.array(sex.values) == "F"
+    probabilities = scored.task.activate(scored.logits)[:, 0]
+    expected = (probabilities >= 0.3)[inside & (scored.targets == 0)].mean()
+    assert women.figures[0].estimate.value == pytest.approx(expected)
+
+
+def test_small_subgroups_and_unknown_values_are_said() -> None:
+    scored, _ = draw_images(0.0)
+    values = ("tiny",) * 6 + ("",) * 14 + ("large",) * 380
+    result = measure(scored, Attribute(name="site", source="s", values=values, levels=("large", "tiny")))
+    assert list_notes(result)["site"] == ["s", "14 images without a value are left out", "tiny is small (3 groups)"]
+    tiny = result.groupings[0].subgroups[1]
+    assert (tiny.images, tiny.groups, tiny.small) == (6, 3, "3 groups")
+
+
+def test_single_value_has_no_gap() -> None:
+    scored, _ = draw_images(0.0)
+    result = measure(scored, Attribute(name="site", source="s", values=("X",) * 400, levels=("X",)))
+    assert (result.tests, result.list_significant()) == (0, [])
+    assert "one value only, so there is no gap" in list_notes(result)["site"]
+
+
+@pytest.fixture
+def table(run: RunFolder, tmp_path: Path) -> Path:
+    """A table with a sex and an age for each image of the digits."""
+    index = run.read_split()
+    with (tmp_path / "patients.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "sex", "age"])
+        writer.writerows([path, "FM"[row % 2], 5 + row % 80] for row, path in enumerate(index.paths))
+    return tmp_path / "patients.csv"
+
+
+def test_eval_shows_subgroups_and_writes_them_as_json(convnext: Convnext, run: RunFolder, table: Path) -> None:
+    options = ("--split", "val", "--subgroups", "sex,age:18,65", "--subgroup-table", table, "--no-report")
+    shown = convnext("eval", run.path, *options)
+    assert shown.code == 0
+    assert "sex: column 'sex' of patients.csv" in shown.out
+    assert "age: column 'age' of patients.csv; cut at 18, 65 (as asked for)" in shown.out
+    assert "age 18 to < 65" in shown.out
+    assert "Holm-corrected for" in shown.out
+    record = json.loads(convnext("eval", run.path, *options, "--json").out)["subgroups"]
+    [sex, age] = record["groupings"]
+    assert [group["name"] for group in sex["subgroups"]] == ["F", "M"]
+    assert sum(group["images"] for group in age["subgroups"]) == 60
+    figure = sex["subgroups"][0]["figures"][0]
+    assert figure["estimate"]["interval"].keys() == {"low", "high"}
+    assert 0 < figure["p_holm"] <= 1
+
+
+def test_wrong_subgroups_are_refused_before_the_model_is_run(run: RunFolder, table: Path) -> None:
+    with pytest.raises(DataError, match="no CSV file with a column 'sex'"):
+        evaluate(run.path, split="val", subgroups="sex")
+    with pytest.raises(DataError, match="has no column 'site'"):
+        evaluate(run.path, split="val", subgroups="site", subgroup_table=table)
+    with pytest.raises(UsageError, match="names no columns"):
+        evaluate(run.path, split="val", subgroup_table=table)
