@@ -139,7 +139,9 @@ def finds_gap(scenario: Scenario, seed: int) -> tuple[bool, bool]:
 def count(function: Callable[[int], Any], runs: int) -> NDArray[np.float64]:
     """Return the fraction of runs for which a function is true, for each of its results."""
     with ProcessPoolExecutor(2) as pool:
-        return np.array(list(pool.map(function, range(runs), chunksize=10)), np.float64).mean(axis=0)
+        results = np.array(list(pool.map(function, range(runs), chunksize=10)), np.float64)
+    rates: NDArray[np.float64] = results.mean(axis=0)
+    return rates
 
 
 def describe(rate: float, runs: int) -> str:

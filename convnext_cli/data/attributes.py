@@ -13,10 +13,10 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.tables.columns import find_columns
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.options import TableOptions
-from convnext_cli.data.tables.table import Table, find_named, fold_column, read_table
+from convnext_cli.data.tables.table import find_named, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.progress import Progress, Steps
-from convnext_cli.tasks.reading import parse_number
+from convnext_cli.tasks.reading import Table, fold_column, parse_number
 
 AGE_CUTS = (18.0, 65.0)
 """Years: children, adults, and older people."""
