@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
+from convnext_cli.cli.drift import show_drift, show_recalibration
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.subgroups import show_subgroups
 from convnext_cli.errors import RunError, UsageError
@@ -156,6 +157,10 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     _show_augmentation(evaluation)
     if evaluation.subgroups is not None:
         show_subgroups(evaluation.subgroups)
+    if evaluation.drift is not None:
+        show_drift(evaluation.drift)
+    if evaluation.recalibration is not None:
+        show_recalibration(evaluation.recalibration, evaluation.task.display)
 
 
 def _show_calibration(evaluation: "Evaluation") -> None:

@@ -130,7 +130,8 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     training = yield from model.classify_rows(index, bank_rows, features=True, activity="fitting the OOD score")
     logits, targets = validation.logits, model.read_targets(index, val)
     novelty = fit_novelty(training.features, training.statistics)
-    threshold = choose_novelty_threshold(novelty.score(validation.features, validation.statistics), ABSTAIN_RATE)
+    scores = novelty.score(validation.features, validation.statistics)
+    threshold = choose_novelty_threshold(scores, ABSTAIN_RATE)
     groups = [index.groups[row] for row in val] if index.groups else None
     calibration = Calibration(
         weights=fingerprint, images=len(val), weak=None, **model.task.fit_calibration(logits, targets, groups)
@@ -144,7 +145,9 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
         training_images=len(bank_rows),
     )
     arrays = {name: getattr(novelty, name) for name in _NOVELTY_ARRAYS}
-    run.write_calibration(calibration.to_dict(), arrays | {"val_logits": logits, "val_labels": targets})
+    arrays |= {"val_logits": logits, "val_labels": targets}
+    arrays |= {"val_novelty": scores.astype(np.float32), "val_statistics": validation.statistics}
+    run.write_calibration(calibration.to_dict(), arrays)
     return calibration
 
 

@@ -22,9 +22,16 @@ from convnext_cli.inference.calibration import (
     parse_target,
     read_calibration,
 )
-from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.overlap import Overlap
+from convnext_cli.inference.recalibration import (
+    Recalibration,
+    divide_test_set,
+    measure_recalibration,
+    refit_calibration,
+)
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.subgroups import ScoredImages, SubgroupEvaluation, compare_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
@@ -106,6 +113,10 @@ class Evaluation:
     """Audit of the data that the run was trained on; None where that is not known."""
     subgroups: SubgroupEvaluation | None = None
     """Metrics of subgroups; None where none are asked for."""
+    drift: Drift | None = None
+    """Differences from the run's validation images; None for its own data, or where that is not known."""
+    recalibration: Recalibration | None = None
+    """What a calibration on a part of the images changes on the others; None where none is asked for."""
     evaluated: EvaluatedImages
 
     @property
@@ -141,6 +152,7 @@ class EvalOptions(TypedDict, total=False):
     targets: Sequence[str]
     subgroups: str | None
     subgroup_table: Path | str | None
+    recalibrate: int | None
     tta: bool
     cache: bool
 
@@ -161,7 +173,8 @@ def evaluate(
         **options: `split`, one of `train`, `val`, `test` and `all` (default: `test` if there is one, else `val`, else
             all); `targets`, such as `sensitivity=0.95:CLASS`, whose thresholds are set on validation and kept in the
             run; `subgroups`, such as `sex,age:18,65`, whose gaps are tested, and `subgroup_table`, a CSV file with
-            these columns; `tta`, test-time augmentation, whose cost and gain are measured; `cache`, False to keep no
+            these columns; `recalibrate`, the number of these images to fit the calibration on, which are then not
+            evaluated; `tta`, test-time augmentation, whose cost and gain are measured; `cache`, False to keep no
             preprocessed images in the user's cache folder.
 
     Raises:
@@ -181,6 +194,8 @@ def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
     All runs are read before the first evaluation on a test split is recorded.
     """
     runs = [RunFolder(path) for path in request.runs] or [find_newest_run()]
+    if len(runs) > 1 and request.recalibrate is not None:
+        raise UsageError("--recalibrate is for one run", "Evaluate each run by itself")
     if len(runs) > 1:
         for run in runs:
             check_records(run)
@@ -244,17 +259,22 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         notes.insert(0, Notice(text=unfinished))
     audit = yield from audit_steps(run, notes)
     leakage, overlap = yield from find_leakage(run, test_set, audit)
+    fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
     classifier, ensemble_notes = open_classifier(run, cache=request.cache)
     notes += leakage + ensemble_notes
     task, targets = classifier.task, classifier.read_targets(test_set.index, test_set.rows)
-    calibration = yield from _prepare_calibration(run, classifier, operating_targets, notes)
-    logits, seconds = yield from _compute_logits(classifier, test_set, "evaluating")
-    augmentation = None
+    own_calibration = yield from _prepare_calibration(run, classifier, operating_targets, notes)
+    calibration = yield from refit_calibration(classifier, fit_set, own_calibration, notes)
+    is_other = is_other_data(run, test_set)
+    outputs, seconds = yield from _compute_outputs(classifier, test_set, "evaluating", features=is_other)
+    logits, augmentation = outputs.logits, None
+    drift = (yield from measure_drift(classifier, own_calibration, test_set, outputs, notes)) if is_other else None
     if request.tta:
         plain, plain_seconds = logits, seconds
         augmented, _ = open_classifier(run, tta=True, cache=request.cache)
-        logits, seconds = yield from _compute_logits(augmented, test_set, "evaluating shifted views")
+        outputs, seconds = yield from _compute_outputs(augmented, test_set, "evaluating shifted views")
+        logits = outputs.logits
         before, after = (
             task.make_calculator(task.calibrate(part, calibration), targets, calibration) for part in (plain, logits)
         )
@@ -273,6 +293,8 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         overlap=overlap,
         audit=audit,
         subgroups=subgroups,
+        drift=drift,
+        recalibration=measure_recalibration(evaluated.score(own_calibration), evaluated.score(calibration), fit_set),
     )
 
 
@@ -394,13 +416,13 @@ def _calibrate(classifier: TorchClassifier, notes: list[Notice]) -> Steps[Calibr
     return calibration
 
 
-def _compute_logits(
-    classifier: Classifier, test_set: TestSet, activity: str
-) -> Steps[tuple[NDArray[np.float32], float]]:
-    """Return the logits of all images, (N, K), and the seconds they took."""
+def _compute_outputs(
+    classifier: Classifier, test_set: TestSet, activity: str, *, features: bool = False
+) -> Steps[tuple[Outputs, float]]:
+    """Return the outputs of all images, and the seconds they took."""
     started = time.perf_counter()
-    outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, activity=activity)
-    return outputs.logits, time.perf_counter() - started
+    outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, features=features, activity=activity)
+    return outputs, time.perf_counter() - started
 
 
 def _describe_missed_target(point: OperatingPoint) -> str:

@@ -84,6 +84,16 @@ class EvalRequest:
             metavar="FILE",
         ),
     ] = None
+    recalibrate: Annotated[
+        int | None,
+        Option(
+            help="Fit the calibration on N of these images and evaluate the others; the run is not changed.",
+            group=RUN,
+            is_common=True,
+            low=2,
+            metavar="N",
+        ),
+    ] = None
     tta: Annotated[
         bool, Option(help="Test-time augmentation; its cost and gain are measured.", group=RUN, is_common=True)
     ] = False

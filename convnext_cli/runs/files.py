@@ -42,7 +42,7 @@ DATA = RunFile(
 AUDIT = RunFile(name="audit.json", content="findings of `check`", stage="begin", schema="AuditRecord")
 IMAGE_HASHES = RunFile(
     name="image_hashes.safetensors", stage="begin",
-    content="digest, perceptual hash and 12 x 12 px thumbnail of each image; `eval` recognises training images by them",
+    content="digest, perceptual hash, 12 x 12 px thumbnail and size of each image, by which `eval` recognises them",
 )  # fmt: skip
 ENVIRONMENT = RunFile(
     name="environment.json", content="command line, versions, device, git state", stage="begin", schema="Environment"
@@ -75,8 +75,8 @@ CALIBRATION = RunFile(
     stage="finish", writer="finetune, eval --target", schema="Calibration",
 )  # fmt: skip
 CALIBRATION_ARRAYS = RunFile(
-    name="calibration.safetensors", content="validation logits and features that the calibration was fitted on",
-    stage="finish",
+    name="calibration.safetensors", stage="finish",
+    content="validation logits, OOD scores and pixel statistics, and training features, for calibration and drift",
 )  # fmt: skip
 ONNX = RunFile(
     name="model.onnx", content="model for `predict` without PyTorch, and for other programs", stage="finish",

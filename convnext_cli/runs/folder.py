@@ -391,7 +391,7 @@ class RunFolder:
                 shutil.copyfile(path, temporary)
 
     def write_image_hashes(self, hashes: "dict[str, NDArray[Any]]") -> None:
-        """Write the digest, the perceptual hash and the 12 x 12 px thumbnail of each row of the split."""
+        """Write the digest, the perceptual hash, the 12 x 12 px thumbnail and the size of each row of the split."""
         from safetensors.numpy import save_file
 
         with replace_file(IMAGE_HASHES.path(self.path)) as temporary:

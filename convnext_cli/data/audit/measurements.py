@@ -65,6 +65,11 @@ class Measurements:
         """Return the `CONTENT_MEASURES` of `rows`, in their order."""
         return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in CONTENT_MEASURES}
 
+    def list_sizes(self, rows: Sequence[int]) -> NDArray[np.uint32]:
+        """Return width and height of `rows` in pixels, (N, 2)."""
+        chosen = self.measures[list(rows)]
+        return np.stack([chosen["width"], chosen["height"]], axis=1)
+
     @property
     def errors(self) -> dict[int, str]:
         """The reason why a file cannot be read, by row."""

@@ -49,9 +49,10 @@ class Audit:
         return any(finding.falsifies for finding in self.findings)
 
     def list_image_hashes(self, index: Index) -> dict[str, NDArray[Any]]:
-        """Return the hashes of the images of `index`, all of which were checked, for a run to keep."""
-        rows = {path: row for row, path in enumerate(self.index.paths)}
-        return self.measurements.select([rows[path] for path in index.paths])
+        """Return the hashes and sizes of the images of `index`, all of which were checked, for a run to keep."""
+        place = {path: row for row, path in enumerate(self.index.paths)}
+        rows = [place[path] for path in index.paths]
+        return self.measurements.select(rows) | {"size": self.measurements.list_sizes(rows)}
 
     def as_dict(self) -> dict[str, object]:
         """Return everything but the rows, for JSON."""

@@ -1,0 +1,54 @@
+"""Drift and recalibration of an evaluation, on the terminal."""
+
+from typing import TYPE_CHECKING
+
+from convnext_cli.cli import console
+from convnext_cli.metrics.registry import METRICS
+
+if TYPE_CHECKING:
+    from convnext_cli.inference.drift import Drift
+    from convnext_cli.inference.recalibration import Recalibration
+    from convnext_cli.tasks.task import Display
+
+
+def show_drift(drift: "Drift") -> None:
+    """Show how the images differ from the run's validation images."""
+    console.show("")
+    console.show("Same kind of picture as the run's validation images?", style="bold")
+    columns = ["validation", "here", "distance", "p (Holm)", "drift"]
+    console.show_table(
+        ["median, or fraction", *columns],
+        (
+            (
+                measure.title,
+                f"{measure.difference.validation:.3g}",
+                f"{measure.difference.here:.3g}",
+                f"{measure.difference.distance:.2f}",
+                None if measure.p_holm is None else f"{measure.p_holm:.2g}",
+                "yes" if measure.is_drift else "no",
+            )
+            for measure in drift.measures
+        ),
+        numbers=columns[:-1],
+    )
+    if drift.flagged is not None:
+        console.show(
+            f"{100 * drift.flagged:.0f}% of the images are above the OOD threshold; of validation images "
+            f"{100 * drift.expected:.0f}% are"
+        )
+    console.show(f"Compared: {drift.images:,} images with {drift.validation_images:,}; drift: {drift.criterion}")
+
+
+def show_recalibration(recalibration: "Recalibration", display: "Display") -> None:
+    """Show what a recalibration changes on the other images."""
+    keys = dict.fromkeys((*(key for _, key in display.calibration), *display.compared))
+    gains = (
+        f"{METRICS[key].title} {METRICS[key].format_difference(difference)}"
+        for key in keys
+        if (difference := recalibration.gain.differences.get(key))
+    )
+    console.show("")
+    console.show(
+        f"Recalibrated on {recalibration.images:,} images ({recalibration.description}); change on the other images: "
+        f"{'; '.join(gains)}"
+    )

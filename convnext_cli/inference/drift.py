@@ -1,0 +1,242 @@
+"""Whether the images of an evaluation are of the same kind as those that the run was calibrated on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.data.audit.measurements import measure_images
+from convnext_cli.data.index import Index, select_rows
+from convnext_cli.inference.calibration import Calibration, read_novelty
+from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.test_set import TestSet
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.machine import count_cpus
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.drift import (
+    LEVEL,
+    MIN_DIFFERENCE,
+    MIN_DISTANCE,
+    Difference,
+    choose_one_per_group,
+    compare_fractions,
+    compare_values,
+)
+from convnext_cli.metrics.subgroups import correct_holm
+from convnext_cli.progress import Notice, Steps
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.task import Targets, Task
+
+STATISTICS = {0: ("brightness", "brightness"), 1: ("contrast", "log contrast"), 2: ("colour", "log colourfulness"),
+              3: ("sharpness", "log sharpness")}  # fmt: skip
+"""Columns of `measure_pixels` that are compared, with key and title."""
+CRITERION = (
+    f"one image per group; Kolmogorov-Smirnov distance of at least {MIN_DISTANCE:g} with Holm-corrected p < {LEVEL:g}; "
+    f"for a class a difference of at least {100 * MIN_DIFFERENCE:.0f} points with Fisher's exact test"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftMeasure:
+    """A property of the images, and how much it differs from that of the validation images."""
+
+    key: str
+    title: str
+    is_class: bool
+    """True for the fraction of a class, False for a measure of the images' pixels."""
+    difference: Difference
+    p_holm: float | None
+    """Corrected for all measures (Holm 1979)."""
+    is_drift: bool
+    """True if the difference is significant and large."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """Differences between evaluated images and the run's validation images."""
+
+    measures: tuple[DriftMeasure, ...]
+    validation_images: int
+    """Number of validation images that are compared, one per group."""
+    images: int
+    """Number of evaluated images that are compared, one per group."""
+    flagged: float | None
+    """Fraction of all evaluated images whose OOD score is above the run's threshold."""
+    expected: float
+    """Fraction of validation images above it."""
+    criterion: str = CRITERION
+
+    @property
+    def is_other_kind(self) -> bool:
+        """True if the pixels, the sizes or the OOD scores have drifted."""
+        return any(measure.is_drift and not measure.is_class for measure in self.measures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sample:
+    """Measures of images."""
+
+    values: Mapping[str, Floats]
+    """Each (N,), by key."""
+    targets: Targets
+    groups: Sequence[str] | None
+
+    def choose_rows(self) -> NDArray[np.integer[Any]]:
+        return choose_one_per_group(len(self.targets), self.groups)
+
+
+def is_other_data(run: RunFolder, test_set: TestSet) -> bool:
+    """Return True if the images of an evaluation are not those of the run's own split."""
+    own = run.read_split()
+    return (test_set.index.paths, test_set.index.splits) != (own.paths, own.splits)
+
+
+def measure_drift(
+    classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs, notes: list[Notice]
+) -> Steps[Drift | None]:
+    """Compare the images of an evaluation with the run's validation images.
+
+    Args:
+        classifier: of the run.
+        calibration: of the run.
+        test_set: the images of the evaluation.
+        outputs: of these images, with features.
+        notes: gets what was found, or the reason why nothing is compared.
+
+    Returns:
+        None where there is nothing to compare with.
+    """
+    if not isinstance(classifier, TorchClassifier):
+        text = "drift is not measured: a cross-validation has no validation images of its own. Evaluate a fold of it"
+        notes.append(Notice(text=text))
+        return None
+    if calibration is None or not calibration.is_fitted:
+        notes.append(Notice(text="drift is not measured: the run has too few validation images"))
+        return None
+    reference = yield from _read_reference(classifier)
+    if reference is None:
+        text = "drift is not measured: the run keeps no measures of its validation images, and its data are gone"
+        notes.append(Notice(text=text))
+        return None
+    novelty = read_novelty(classifier.run)
+    scores = novelty.score(outputs.features, outputs.statistics)
+    selection = select_rows(test_set.index, test_set.rows)
+    sizes = yield from _measure_sizes(selection)
+    here = _Sample(
+        values=_list_values(scores, outputs.statistics, sizes),
+        targets=classifier.read_targets(test_set.index, test_set.rows),
+        groups=test_set.groups,
+    )
+    drift = compare_samples(classifier.task, classifier.classes, reference, here)
+    if calibration.novelty_threshold is not None:
+        flagged = float((scores > calibration.novelty_threshold).mean())
+        drift = replace(drift, flagged=flagged, expected=calibration.novelty_rate)
+    notes += describe_drift(drift)
+    return drift
+
+
+def _read_reference(classifier: TorchClassifier) -> Steps[_Sample | None]:
+    """Return the measures of the run's validation images; None where it keeps none, and its data are gone."""
+    run = classifier.run
+    index, arrays, hashes = run.read_split(), run.read_calibration_arrays(), run.read_image_hashes() or {}
+    rows = index.rows("val")
+    has_data = all((index.root / index.paths[row]).is_file() for row in rows)
+    if "val_novelty" in arrays:
+        scores, statistics = arrays["val_novelty"], arrays["val_statistics"]
+    elif has_data:
+        outputs = yield from classifier.classify_rows(index, rows, features=True, activity="measuring validation")
+        scores = read_novelty(run).score(outputs.features, outputs.statistics)
+        statistics = outputs.statistics
+    else:
+        return None
+    sizes = hashes["size"][rows] if len(hashes.get("size", ())) == len(index) else None
+    if sizes is None and has_data:
+        sizes = yield from _measure_sizes(select_rows(index, rows))
+    return _Sample(
+        values=_list_values(scores, statistics, sizes),
+        targets=classifier.read_targets(index, rows),
+        groups=[index.groups[row] for row in rows] if index.groups else None,
+    )
+
+
+def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
+    """Return width and height of each image in pixels, (N, 2)."""
+    measurements = yield from measure_images(index, threads=count_cpus())
+    return measurements.list_sizes(range(len(index)))
+
+
+def _list_values(scores: Floats, statistics: Floats, sizes: NDArray[Any] | None) -> dict[str, Floats]:
+    """Return the measures of images by key, each (N,); without sizes where these are not known."""
+    values: dict[str, Floats] = {"ood": scores}
+    values |= {key: statistics[:, column] for column, (key, _) in STATISTICS.items()}
+    if sizes is not None:
+        width, height = sizes.astype(np.float64).T
+        values |= {"size": np.sqrt(width * height), "aspect": width / np.maximum(height, 1)}
+    return values
+
+
+def compare_samples(task: Task, classes: Sequence[str], validation: _Sample, here: _Sample) -> Drift:
+    """Return the differences between two samples of images."""
+    titles = {"ood": "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values())
+    one, two = validation.choose_rows(), here.choose_rows()
+    entries = [
+        (key, titles[key], MIN_DISTANCE, compare_values(validation.values[key][one], here.values[key][two]))
+        for key in validation.values
+        if key in here.values
+    ]
+    num_pixels = len(entries)
+    for k, name in enumerate(classes):
+        parts = [
+            positive[known]
+            for sample, rows in ((validation, one), (here, two))
+            for positive, known in [task.select_known(sample.targets[rows], k)]
+        ]
+        if all(map(len, parts)) and not (k == 0 and len(classes) == 2):  # of two classes, one tells both
+            entries.append((name, f"fraction of {name}", MIN_DIFFERENCE, compare_fractions(*parts)))
+    if task.count_outputs(len(classes)) == 1 and validation.targets.ndim == 1:  # a number
+        difference = compare_values(validation.targets[one], here.targets[two])
+        entries.append((classes[0], classes[0], MIN_DISTANCE, difference))
+    corrected = correct_holm([difference.p_value for *_, difference in entries])
+    measures = [
+        DriftMeasure(
+            key=key,
+            title=title,
+            is_class=at >= num_pixels,
+            difference=difference,
+            p_holm=p,
+            is_drift=p is not None and p < LEVEL and difference.distance >= least,
+        )
+        for at, ((key, title, least, difference), p) in enumerate(zip(entries, corrected, strict=True))
+    ]
+    return Drift(measures=tuple(measures), validation_images=len(one), images=len(two), flagged=None, expected=0.0)
+
+
+def describe_drift(drift: Drift) -> list[Notice]:
+    """Return a warning for drift of the images, and one for another balance of the classes; else a note."""
+    notices = []
+    images = [measure for measure in drift.measures if measure.is_drift and not measure.is_class]
+    balance = [measure for measure in drift.measures if measure.is_drift and measure.is_class]
+    if images:
+        parts = ", ".join(f"{measure.title} ({_describe_medians(measure.difference)})" for measure in images)
+        text = (
+            f"drift: these images are not of the same kind as the run's validation images: {parts}. The run's "
+            "calibration and thresholds may not hold here; --recalibrate fits the calibration on a few of them"
+        )
+        notices.append(Notice(text=text, severity="warning"))
+    if balance:
+        parts = ", ".join(f"{measure.title} ({_describe_medians(measure.difference)})" for measure in balance)
+        text = f"other class balance than on validation: {parts}. Predictive values do not carry over"
+        notices.append(Notice(text=text, severity="warning"))
+    if not notices:
+        text = (
+            f"no drift found: {drift.images:,} of these images compared with {drift.validation_images:,} validation "
+            "images by OOD score, pixels, size and classes"
+        )
+        notices.append(Notice(text=text))
+    return notices
+
+
+def _describe_medians(difference: Difference) -> str:
+    return f"{difference.here:.3g} here, {difference.validation:.3g} on validation"

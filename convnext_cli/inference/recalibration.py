@@ -1,0 +1,133 @@
+"""Recalibration on a few labelled images of an evaluation; the others are evaluated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from convnext_cli.data.audit.measurements import measure_images
+from convnext_cli.data.index import select_rows
+from convnext_cli.data.split import split_index
+from convnext_cli.errors import DataError
+from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.subgroups import ScoredImages
+from convnext_cli.inference.test_set import TestSet
+from convnext_cli.machine import count_cpus
+from convnext_cli.metrics import comparison
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.comparison import Comparison
+from convnext_cli.metrics.intervals import number_units
+from convnext_cli.metrics.thresholds import Threshold, find_threshold
+from convnext_cli.progress import Notice, Steps
+from convnext_cli.tasks.task import Targets, Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recalibration:
+    """A calibration fitted on some images of an evaluation, which are not evaluated."""
+
+    images: int
+    """Number of images that it was fitted on."""
+    groups: int
+    """Number of their groups; of images where groups are not known."""
+    description: str
+    """What was fitted, in words."""
+    gain: Comparison
+    """Metrics of the other images with this calibration, minus those with the run's own."""
+
+
+def divide_test_set(test_set: TestSet, number: int | None) -> Steps[tuple[TestSet | None, TestSet]]:
+    """Return about `number` images to recalibrate on, and the others; groups and copies are on one side.
+
+    The draw is stratified by class, and the same each time. Without a number, all images are the others.
+
+    Raises:
+        DataError: too few images are left to evaluate.
+    """
+    if number is None:
+        return None, test_set
+    index = select_rows(test_set.index, test_set.rows)
+    if number >= len(index):
+        raise DataError(
+            f"--recalibrate {number} leaves none of the {len(index):,} images to evaluate", "Give a smaller number"
+        )
+    measurements = yield from measure_images(index, threads=count_cpus())
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for row, digest in enumerate(map(tuple, measurements.measures["digest"].tolist())):
+        copies.setdefault(digest, []).append(row)
+    divided = split_index(
+        replace(index, splits=("",) * len(index), folds=()),
+        val_fraction=number / len(index),
+        test_fraction=0.0,
+        seed=0,
+        duplicate_sets=[rows for digest, rows in copies.items() if any(digest)],
+    )
+    parts = [[test_set.rows[row] for row in divided.rows(split)] for split in ("val", "train")]
+    if not all(parts):
+        raise DataError(
+            f"the {len(index):,} images have too few groups to recalibrate on {number} of them",
+            "Give another number to --recalibrate",
+        )
+    one, two = (replace(test_set, rows=rows) for rows in parts)
+    return one, two
+
+
+def refit_calibration(
+    classifier: Classifier, fit_set: TestSet | None, calibration: Calibration | None, notes: list[Notice]
+) -> Steps[Calibration | None]:
+    """Fit a calibration, and the thresholds of all targets, on labelled images.
+
+    Args:
+        classifier: the run's.
+        fit_set: the images; None keeps the run's own calibration.
+        calibration: the run's own; it gives the targets and the OOD score.
+        notes: gets a note on the images, and a warning on classes of which there are few.
+    """
+    if fit_set is None:
+        return calibration
+    task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
+    outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
+    base = calibration or Calibration(weights="", images=0, weak=None)
+    fitted = replace(
+        base, images=len(targets), weak=None, **task.fit_calibration(outputs.logits, targets, fit_set.groups)
+    )
+    scores = task.activate(task.calibrate(outputs.logits, fitted))
+    thresholds = [
+        _refit_threshold(threshold, task, scores, targets, classifier.classes) for threshold in base.thresholds
+    ]
+    text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated. The run is not changed"
+    notes.append(Notice(text=text))
+    if few := task.explain_small_validation(targets, classifier.classes):
+        text = f"recalibrated on few images of a class: {few}; the calibration is uncertain"
+        notes.append(Notice(text=text, severity="warning"))
+    return replace(fitted, thresholds=tuple(thresholds))
+
+
+def _refit_threshold(
+    threshold: Threshold, task: Task, scores: Floats, targets: Targets, classes: Sequence[str]
+) -> Threshold:
+    """Return a target's threshold for other images; the old one where these are all of the class, or none is."""
+    k = classes.index(threshold.target.name)
+    positive, known = task.select_known(targets, k)
+    if len(np.unique(positive[known])) < 2:
+        return threshold
+    return find_threshold(scores[known, k], positive[known], threshold.target)
+
+
+def measure_recalibration(before: ScoredImages, after: ScoredImages, fit_set: TestSet | None) -> Recalibration | None:
+    """Return what a recalibration changes on images that it was not fitted on; None without a recalibration.
+
+    Args:
+        before: the evaluated images, with the run's own calibration.
+        after: the same, with the new one.
+        fit_set: the images that it was fitted on.
+    """
+    if fit_set is None or after.calibration is None:
+        return None
+    return Recalibration(
+        images=len(fit_set.rows),
+        groups=int(number_units(len(fit_set.rows), fit_set.groups).max()) + 1,
+        description=after.task.describe_calibration(after.calibration),
+        gain=comparison.compare(before.make_calculator(), after.make_calculator(), after.groups),
+    )

@@ -1,0 +1,68 @@
+"""Drift: differences between the images of an evaluation and the validation images that a run was calibrated on.
+
+Each measure of an image is compared by the two-sample Kolmogorov-Smirnov test, each class by Fisher's exact test, on
+one image per group, because images of one group are not independent. Drift is significant, after Holm's correction, and
+large enough to matter. `benchmarks/drift.py` measures false alarms and power.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.intervals import number_units
+
+LEVEL = 0.01
+"""Significance level of all measures together."""
+MIN_DISTANCE = 0.2
+"""Smallest Kolmogorov-Smirnov distance, 0 to 1, that counts as drift."""
+MIN_DIFFERENCE = 0.1
+"""Smallest difference of a class's fraction that counts as drift."""
+MIN_IMAGES = 5  # on either side, of different groups
+MAX_EXACT = 500  # images on either side; above, the asymptotic distribution is exact enough
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A measure, or the fraction of a class, among validation images and among those of an evaluation."""
+
+    validation: float
+    """Median, or fraction."""
+    here: float
+    distance: float
+    """Kolmogorov-Smirnov distance, or absolute difference of the fractions."""
+    p_value: float | None
+    """None with too few images."""
+
+
+def choose_one_per_group(images: int, groups: Sequence[str] | None, *, seed: int = 0) -> Ints:
+    """Return the row of one image of each group, drawn at random."""
+    units = number_units(images, groups)
+    order = np.random.default_rng(seed).permutation(images)
+    return np.asarray(order[np.unique(units[order], return_index=True)[1]])
+
+
+def compare_values(validation: Floats, here: Floats) -> Difference:
+    """Compare a measure of images of different groups, each (N,)."""
+    from scipy.stats import ks_2samp  # half a second to import
+
+    distance, p = 0.0, None
+    if min(len(validation), len(here)) >= MIN_IMAGES:
+        method = "exact" if max(len(validation), len(here)) <= MAX_EXACT else "asymp"
+        result = ks_2samp(validation, here, method=method)
+        distance, p = float(result.statistic), float(result.pvalue)
+    medians = (float(np.median(values)) for values in (validation, here))
+    return Difference(**dict(zip(("validation", "here"), medians, strict=True)), distance=distance, p_value=p)
+
+
+def compare_fractions(validation: NDArray[np.bool_], here: NDArray[np.bool_]) -> Difference:
+    """Compare the fraction of a class among images of different groups, each (N,)."""
+    from scipy.stats import fisher_exact
+
+    p = None
+    if min(len(validation), len(here)) >= MIN_IMAGES:
+        p = float(fisher_exact([[part.sum(), (~part).sum()] for part in (validation, here)]).pvalue)
+    one, two = float(validation.mean()), float(here.mean())
+    return Difference(validation=one, here=two, distance=abs(one - two), p_value=p)

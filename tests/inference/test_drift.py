@@ -1,0 +1,158 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from convnext_cli import evaluate, finetune
+from convnext_cli.data.digits import write_digits
+from convnext_cli.errors import DataError, UsageError
+from convnext_cli.runs.folder import RunFolder
+from tests.conftest import SMALL, Convnext
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits of the same three classes that the run has not seen, 40 of each, by other people."""
+    everything, chosen = write_digits(tmp_path_factory.mktemp("all")), tmp_path_factory.mktemp("others")
+    for digit in "012":
+        (chosen / digit).mkdir()
+        for path in sorted((everything / digit).glob("*.png"))[120:160]:
+            shutil.copy(path, chosen / digit / path.name)
+    return chosen
+
+
+def change(source: Path, target: Path, function: Callable[[Pixels], Pixels]) -> Path:
+    for path in source.rglob("*.png"):
+        (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(function(np.asarray(Image.open(path)))).save(target / path.parent.name / path.name)
+    return target
+
+
+def brighten(pixels: Pixels) -> Pixels:
+    return (255 * (pixels / 255) ** 0.4).astype(np.uint8)
+
+
+def test_images_of_the_same_kind_have_no_drift(run: RunFolder, tmp_path: Path) -> None:
+    index = run.read_split()
+    for number, row in enumerate(index.rows("test")):
+        target = tmp_path / f"site/{index.name_class(row)}/{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.root / index.paths[row], target)
+    result = evaluate(run.path, tmp_path / "site")
+    assert result.drift is not None
+    assert not result.drift.is_other_kind
+    assert [measure.key for measure in result.drift.measures if measure.is_drift] == []
+    assert (result.drift.validation_images, result.drift.images) == (60, 45)
+    assert any(note.text.startswith("no drift found: 45 of these images") for note in result.notes)
+    assert evaluate(run.path, split="val").drift is None, "its own images"
+
+
+def test_another_gamma_is_drift(run: RunFolder, others: Path, tmp_path: Path, convnext: Convnext) -> None:
+    data = change(others, tmp_path / "site", brighten)
+    outcome = convnext("eval", run.path, data, "--no-report")
+    assert outcome.code == 0
+    assert "warning: drift: these images are not of the same kind as the run's validation images" in outcome.err
+    assert "brightness" in outcome.out
+    assert "images are above the OOD threshold; of validation images 5% are" in outcome.out
+    drift = json.loads(convnext("eval", run.path, data, "--no-report", "--json").out)["drift"]
+    assert {measure["key"] for measure in drift["measures"] if measure["is_drift"]} >= {"brightness", "ood"}
+    assert "Kolmogorov-Smirnov distance of at least 0.2" in drift["criterion"]
+
+
+def test_other_sizes_and_other_class_balance_are_drift(run: RunFolder, others: Path, tmp_path: Path) -> None:
+    data = change(others, tmp_path / "site", lambda pixels: np.pad(pixels, ((0, 9), (0, 0))))
+    for path in sorted((data / "2").iterdir())[:35]:
+        path.unlink()
+    result = evaluate(run.path, data)
+    assert result.drift is not None
+    drifted = {measure.key for measure in result.drift.measures if measure.is_drift}
+    assert {"size", "aspect", "2"} <= drifted
+    assert any(note.text.startswith("other class balance than on validation: fraction of 2") for note in result.notes)
+
+
+def test_older_run_without_measures_compares_with_its_data_or_says_so(
+    run: RunFolder, others: Path, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits, tmp_path / "data")
+    shutil.copytree(run.path, tmp_path / "old")
+    old = RunFolder(tmp_path / "old")
+    index = replace(old.read_split(), root=tmp_path / "data")
+    old.write_split(index)
+    path = old.path / "calibration.safetensors"
+    arrays = {name: array for name, array in load_file(path).items() if name not in ("val_novelty", "val_statistics")}
+    save_file(arrays, path, metadata={"weights": old.fingerprint_weights()})
+    hashes = {name: array for name, array in (old.read_image_hashes() or {}).items() if name != "size"}
+    save_file(hashes, old.path / "image_hashes.safetensors")
+    again, before = (evaluate(folder.path, others).drift for folder in (old, run))
+    assert again is not None
+    assert before is not None
+    for one, two in zip(again.measures, before.measures, strict=True):
+        assert one.difference.distance == pytest.approx(two.difference.distance)
+    shutil.rmtree(index.root)
+    result = evaluate(old.path, others)
+    assert result.drift is None
+    assert any("drift is not measured: the run keeps no measures" in note.text for note in result.notes)
+
+
+def test_recalibration_is_fitted_and_evaluated_on_different_images(
+    run: RunFolder, others: Path, tmp_path: Path, convnext: Convnext
+) -> None:
+    data = change(others, tmp_path / "site", brighten)
+    for path in sorted((data / "0").glob("*.png"))[:6]:
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    shutil.copytree(run.path, tmp_path / "mine")
+    mine = RunFolder(tmp_path / "mine")
+    record = json.loads((mine.path / "calibration.json").read_text())
+    (mine.path / "calibration.json").write_text(json.dumps(record | {"temperature": 30.0}))
+    plain, result = evaluate(mine.path, data), evaluate(mine.path, data, recalibrate=40)
+    assert result.recalibration is not None
+    assert result.recalibration.images + result.metrics.images == 126
+    assert abs(result.recalibration.images - 40) <= 3
+    index, rows = result.evaluated.test_set.index, result.evaluated.test_set.rows
+    contents = {path: (index.root / path).read_bytes() for path in index.paths}
+    evaluated = {contents[index.paths[row]] for row in rows}
+    fitted = {contents[path] for row, path in enumerate(index.paths) if row not in set(rows)}
+    assert not evaluated & fitted, "no copy is on both sides"
+    assert result.calibration is not None
+    assert plain.calibration is not None
+    assert result.calibration.temperature != plain.calibration.temperature
+    assert evaluate(mine.path, data).calibration == plain.calibration, "the run is not changed"
+    difference = result.recalibration.gain.differences["log_loss"]
+    assert difference is not None
+    assert difference.value < 0
+    outcome = convnext("eval", run.path, data, "--recalibrate", 40, "--no-report")
+    assert "Recalibrated on" in outcome.out
+    assert "the other ones are evaluated. The run is not changed" in outcome.err
+
+
+def test_recalibration_on_too_many_images_or_for_two_runs_is_refused(run: RunFolder, others: Path) -> None:
+    with pytest.raises(DataError, match="leaves none of the 120 images to evaluate"):
+        evaluate(run.path, others, recalibrate=120)
+    with pytest.raises(UsageError, match="at least 2"):
+        evaluate(run.path, others, recalibrate=1)
+
+
+def test_120_training_images_given_as_a_folder_are_reported(digits: Path, tmp_path: Path, convnext: Convnext) -> None:
+    """In the console, as JSON and in the report, whatever their names."""
+    finetune(digits, output=tmp_path / "run", **SMALL)  # type: ignore[arg-type]
+    index = RunFolder(tmp_path / "run").read_split()
+    for number, row in enumerate(index.rows("train")[:120]):
+        target = tmp_path / f"site/{index.name_class(row)}/{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.root / index.paths[row], target)
+    text = "leakage: 120 of these 120 images were trained on; the scores are too high"
+    outcome = convnext("eval", tmp_path / "run", tmp_path / "site")
+    assert f"warning: {text}" in outcome.err
+    assert text in (tmp_path / "run/report.html").read_text()
+    record = json.loads(convnext("eval", tmp_path / "run", tmp_path / "site", "--json").out)
+    assert record["overlap"] == {"trained": 120, "trained_near": 0, "validated": 0}
+    assert any(text in note for note in record["notes"])
