@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def show_drift(drift: "Drift") -> None:
     """Show how the images differ from the run's validation images."""
     console.show("")
-    console.show("Same kind of picture as the run's validation images?", style="bold")
+    console.show("Drift from the run's validation images", style="bold")
     columns = ["validation", "here", "distance", "p (Holm)", "drift"]
     console.show_table(
         ["median, or fraction", *columns],
