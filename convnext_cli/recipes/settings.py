@@ -413,7 +413,7 @@ class Settings:
     log_target: Annotated[
         Literal["auto", "yes", "no"],
         Option(
-            help="Learn the logarithm of a number; auto does where its 95% and 5% quantiles differ 20-fold.",
+            help="Learn the logarithm of a number; auto does for skewed numbers that span a factor of 20.",
             group=DATA,
         ),
     ] = "auto"

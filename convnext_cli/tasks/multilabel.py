@@ -24,7 +24,7 @@ from convnext_cli.metrics.multilabel import (
 )
 from convnext_cli.metrics.platt import choose_threshold, fit_platt
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_number, shorten_names
+from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_flag, shorten_names
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
@@ -101,7 +101,7 @@ class Multilabel(Task):
         if has_label and options.task == AUTO:
             raise OtherTaskError(f"{table.path} has columns of labels beside a label", "Name them with --label-columns")
         values = [_read_flags(table, name) for name in names]
-        notes = [f"{len(names)} labels by columns of 1, 0, -1 and blank cells: read as several labels per image"]
+        notes = [f"{len(names)} columns of labels: read as several labels per image"]
         has_only_ones = [0.0 not in column and any(value != value for value in column) for column in values]
         if options.blank == "negative":
             has_only_ones = [True] * len(names)
@@ -346,15 +346,15 @@ class Multilabel(Task):
 
 
 def _read_flags(table: Table, name: str) -> list[float]:
-    """Return the cells of a column of labels: 1, 0, -1, or nan where it is blank.
+    """Return the cells of a column of labels: 1, 0, -1, or nan where it is unknown.
 
     Raises:
         DataError: a cell is something else.
     """
-    values = [float("nan") if not cell else parse_number(cell) for cell in table.columns[name]]
-    wrong = [row for row, value in enumerate(values) if value is None or (value == value and value not in (-1, 0, 1))]
-    table.refuse(f"a cell in {name!r} that is not 1, 0, -1 or blank", wrong)
-    return [float("nan") if value is None else value for value in values]
+    values = [parse_flag(cell) for cell in table.columns[name]]
+    wrong = [row for row, value in enumerate(values) if value is None]
+    table.refuse(f"a cell in {name!r} that is not 1, 0, -1, yes, no or blank", wrong)
+    return [value for value in values if value is not None]
 
 
 def _split_labels(cell: str, separator: str) -> list[str]:

@@ -5,6 +5,7 @@ interval is split conformal: its half length is a quantile of the absolute error
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,15 +26,15 @@ from convnext_cli.tasks.reading import (
     TargetOptions,
     find_number,
     is_measure,
-    parse_decimal,
-    refuse_blank,
+    is_unknown,
+    parse_numbers,
     sort_folders,
 )
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
-LOG_RANGE = 20  # ratio of the 95% to the 5% quantile of the targets, from which on their logarithm is learned
+LOG_RANGE = 20  # ratio of the 95% to the 5% quantile of skewed targets, from which on their logarithm is learned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +89,9 @@ class Regression(Task):
     @classmethod
     def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
         """Return the numbers of a column, and the choice of their logarithm."""
-        refuse_blank(table, name)
         cells = table.columns[name]
-        values = [parse_decimal(cell) for cell in cells]
+        table.refuse("no number", [row for row, cell in enumerate(cells) if is_unknown(cell)])
+        values, comma = parse_numbers(cells)
         if wrong := [cell for cell, value in zip(cells, values, strict=True) if value is None]:
             raise OtherTaskError(
                 f"--task {cls.name}: {len(wrong)} of {len(cells)} cells of column {name!r} of {table.path} are not "
@@ -98,15 +99,16 @@ class Regression(Task):
                 f"Correct these rows, or leave out --task {cls.name}",
             )
         numbers = [value for value in values if value is not None]
-        low, high = _list_quantiles(numbers)
-        log = options.log_target == "yes" or (options.log_target == AUTO and low > 0 and high / low >= LOG_RANGE)
+        log = options.log_target == "yes" or (options.log_target == AUTO and _needs_logarithm(numbers))
         overrule = "; --task single or ordinal overrules" if options.task == AUTO else ""
         span = f"{len(set(numbers)):,} values from {min(numbers):g} to {max(numbers):g}"
         notes = [f"column {name!r} is a number ({span}): read as {cls.name}{overrule}"]
+        notes += [comma] if comma else []
         if log and options.log_target == AUTO:
+            low, high = _list_quantiles(numbers)
             notes.append(
-                f"its 5% and 95% quantiles are {low:g} and {high:g}: its logarithm is learned; --log-target no "
-                "overrules"
+                f"its 5% and 95% quantiles are {low:g} and {high:g}, and it is skewed: its logarithm is learned; "
+                "--log-target no overrules"
             )
         return RawTargets(
             task=cls(log=log),
@@ -295,6 +297,20 @@ class Regression(Task):
         """Return the number with its interval."""
         interval = f"  90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}]" if outcome.interval else ""
         return [f"{outcome.value:.4g}{interval}"]
+
+
+def _needs_logarithm(numbers: Sequence[float]) -> bool:
+    """Return True if positive numbers span a wide range and their logarithm is less skewed."""
+    low, high = _list_quantiles(numbers)
+    if min(numbers) <= 0 or high / low < LOG_RANGE:
+        return False
+    return abs(_skewness(list(map(math.log, numbers)))) < abs(_skewness(numbers))
+
+
+def _skewness(numbers: Sequence[float]) -> float:
+    """Return the third standardised moment of different numbers."""
+    mean, deviation = statistics.fmean(numbers), statistics.pstdev(numbers)
+    return statistics.fmean(((number - mean) / deviation) ** 3 for number in numbers)
 
 
 def _list_quantiles(numbers: Sequence[float]) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """Single-label classification: each image has exactly one class."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,11 +22,12 @@ from convnext_cli.tasks.reading import (
     TargetOptions,
     fold_column,
     list_values,
-    parse_number,
+    parse_flag,
     refuse_blank,
     shorten_names,
 )
 from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.text import quote
 
 _GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20
@@ -76,12 +79,19 @@ class Single(Task):
         """Return the class of each row, with a note if it may be a grade."""
         refuse_blank(table, name)
         cells = table.columns[name]
-        notes: tuple[str, ...] = ()
+        notes = []
         values = list_values(cells)
         if options.task == AUTO and 2 < len(values) <= MAX_GRADES and fold_column(name) in _GRADE_WORDS:
             span = f"{min(values):g} to {max(values):g}"
-            notes = (f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades",)
-        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), notes=notes)
+            notes.append(
+                f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades"
+            )
+        if options.task == AUTO and not values and (separator := _find_possible_separator(set(cells))):
+            notes.append(
+                f"cells of {name!r} contain {separator!r}: read as names of classes; --label-sep {quote(separator)} "
+                "reads several labels per image"
+            )
+        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), notes=tuple(notes))
 
     @classmethod
     def read_columns(
@@ -226,7 +236,7 @@ def _read_one_hot(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], 
 
     One other column is tolerated (a sign of the patient, for example), and columns without any 1.
     """
-    rows = [[name for name in names if parse_number(table.columns[name][row]) == 1.0] for row in range(len(table))]
+    rows = [[name for name in names if parse_flag(table.columns[name][row]) == 1.0] for row in range(len(table))]
     if any(len(classes) != 1 for classes in rows):
         others = names if len(names) > 2 else ()
         for other in others:
@@ -240,5 +250,14 @@ def _read_one_hot(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], 
     return labels, tuple(name for name in names if name in set(labels))  # without ISIC's UNK, which has no images
 
 
+def _find_possible_separator(classes: Iterable[str]) -> str:
+    """Return a sign that may separate labels in names of classes: two names share a part; else an empty string."""
+    for separator in "|;,":
+        parts = [{part.strip() for part in name.split(separator)} for name in classes]
+        if any(count > 1 for count in Counter(chain.from_iterable(parts)).values()):
+            return separator
+    return ""
+
+
 def _is_binary(cells: Sequence[str]) -> bool:
-    return {parse_number(cell) for cell in cells} <= {0.0, 1.0}
+    return {parse_flag(cell) for cell in cells} <= {0.0, 1.0}
