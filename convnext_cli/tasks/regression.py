@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from convnext_cli.encoding import normalise_name
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.conformal import fit_margin
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics, summarise_numbers
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
     OtherTaskError,
@@ -30,7 +32,7 @@ from convnext_cli.tasks.reading import (
     parse_numbers,
     sort_folders,
 )
-from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
@@ -71,8 +73,6 @@ class Regression(Task):
         class_estimates=(),
         class_values=(),
         compared=("mae", "rmse", "r2"),
-        tiles=("rmse", "r2", "pearson", "bias", "limit_low", "limit_high", "coverage"),
-        report_classes=(),
         subgroups=("mae", "bias", "coverage"),
         card=("mae", "rmse", "r2", "pearson", "coverage"),
         plots=("agreement", "bland_altman"),
@@ -257,6 +257,14 @@ class Regression(Task):
             return values * math.exp(-half), values * math.exp(half)
         return values - half, values + half
 
+    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the predicted number beside the true one, and their difference."""
+        assert outcome.value is not None
+        interval = f" (90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}])" if outcome.interval else ""
+        error = outcome.value - float(target)
+        size = f"{abs(error):.3g} too {'high' if error > 0 else 'low'}"
+        return [f"said {outcome.value:.4g}{interval}, labelled {float(target):.4g}: {size}"]
+
     # Metrics
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> RegressionCalculator:
@@ -275,6 +283,27 @@ class Regression(Task):
         if not len(targets):
             raise ValueError("no images to evaluate")
         return summarise_numbers(self.make_calculator(logits, targets, scaling))
+
+    def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
+        """Return how far predictions are off, and for which third of the numbers most."""
+        errors = np.abs(scores[:, 0] - targets)
+        half, most = np.quantile(errors, [0.5, 0.9])
+        sentences = [f"Half of the predictions are off by at most {half:.3g}, 9 of 10 by at most {most:.3g}."]
+        low, high = np.quantile(targets, [1 / 3, 2 / 3])
+        thirds = {
+            f"up to {low:.4g}": targets <= low,
+            f"between {low:.4g} and {high:.4g}": (targets > low) & (targets < high),
+            f"from {high:.4g} on": targets >= high,
+        }
+        means = {name: errors[mask].mean() for name, mask in thirds.items() if mask.any()}
+        worst = max(means, key=lambda name: means[name])
+        return [*sentences, f"Least accurate for numbers {worst}: off by {means[worst]:.3g} on average."]
+
+    def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
+        """Return the mean absolute error of always giving the median, which has the smallest."""
+        median = float(np.median(targets))
+        value = float(np.abs(targets - median).mean())
+        return Chance(value=value, text=f"always saying {median:.4g}, the median, gives {METRICS['mae'].format(value)}")
 
     # Text
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
-from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import Metrics, MetricSet, compute_metrics
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
@@ -26,7 +27,7 @@ from convnext_cli.tasks.reading import (
     refuse_blank,
     shorten_names,
 )
-from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
 from convnext_cli.text import quote
 
 _GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
@@ -54,8 +55,6 @@ class Single(Task):
         class_estimates=("recall", "precision"),
         class_values=("specificity", "f1", "roc_auc", "pr_auc"),
         compared=("balanced_accuracy", "top1", "log_loss"),
-        tiles=("top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "mcc", "kappa", "ece", "log_loss"),
-        report_classes=("recall", "precision", "specificity", "f1", "roc_auc", "pr_auc"),
         subgroups=("balanced_accuracy", "macro_roc_auc", "ece"),
         subgroups_of_two=("recall", "specificity", "roc_auc", "ece"),
         card=("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"),
@@ -194,6 +193,10 @@ class Single(Task):
             probabilities=tuple(float(scores[k]) for k in order),
         )
 
+    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the predicted class beside the true one."""
+        return [f"said {outcome.classes[0]} ({show_probability(outcome.probabilities[0])}), labelled {classes[target]}"]
+
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> ClassCalculator:
         """Return the calculator of classification metrics."""
         return ClassCalculator(logits, targets)
@@ -203,6 +206,20 @@ class Single(Task):
     ) -> Metrics:
         """Return the classification metrics of N images."""
         return compute_metrics(logits, targets, classes)
+
+    def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
+        """Return the classes that are recognised best and worst, and the most frequent mistake."""
+        recall = METRICS["recall"]
+        ranked = sorted((entry for entry in metrics.per_class if entry.images), key=lambda entry: -entry.recall)
+        ends = ranked if len(ranked) < 3 else [ranked[0], ranked[-1]]
+        parts = [f"{recall.format_with_unit(entry.recall)} of {entry.images:,} {entry.name} images" for entry in ends]
+        return [f"It recognises {' and '.join(parts)}.", describe_mistakes(metrics)]
+
+    def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
+        """Return the balanced accuracy of guessing, and the accuracy of always giving the most frequent class."""
+        value = 1 / sum(entry.images > 0 for entry in metrics.per_class)
+        text = f"guessing gives {METRICS['balanced_accuracy'].format_with_unit(value)}"
+        return Chance(value=value, text=f"{text}; {describe_constant(metrics)}")
 
     def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
         """Return class, probability, the first `top_k` classes and all probabilities."""
@@ -261,3 +278,25 @@ def _find_possible_separator(classes: Iterable[str]) -> str:
 
 def _is_binary(cells: Sequence[str]) -> bool:
     return {parse_flag(cell) for cell in cells} <= {0.0, 1.0}
+
+
+def describe_mistakes(metrics: MetricSet) -> str:
+    """Return the most frequent confusion of two classes in a sentence."""
+    counts = np.array(metrics.confusion)
+    mistakes = counts - np.diag(np.diag(counts))
+    if not mistakes.any():
+        return f"It makes no mistake on these {metrics.images:,} images."
+    true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    names = [entry.name for entry in metrics.per_class]
+    total = counts[true].sum()
+    return (
+        f"Most frequent mistake: it said {names[predicted]} for {mistakes[true, predicted]:,} of {total:,} "
+        f"{names[true]} images ({100 * mistakes[true, predicted] / total:.0f}%)."
+    )
+
+
+def describe_constant(metrics: MetricSet) -> str:
+    """Return the accuracy of always giving the most frequent class, beside that of the model."""
+    most, accuracy = max(metrics.per_class, key=lambda entry: entry.images), METRICS["top1"]
+    constant, value = (accuracy.format_with_unit(part) for part in (most.images / metrics.images, metrics.top1))
+    return f"always saying {most.name} is right for {constant} of the images, the model for {value}"
