@@ -112,6 +112,7 @@ class Listing:
 
     title: str
     lines: Sequence[str]
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

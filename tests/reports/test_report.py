@@ -98,6 +98,9 @@ def test_report_renders_without_requests_and_errors(hostile: Evaluation) -> None
                 assert browser.evaluate("document.documentElement.scrollWidth") == width
                 assert browser.requests == []
                 assert browser.complaints == []
+                assert browser.list_cut() == []
+                browser.unfold()
+                assert browser.list_cut() == []
                 text = browser.evaluate("document.body.innerText")
                 assert HOSTILE in text
                 assert QUOTES in text
@@ -151,8 +154,7 @@ def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Pat
     calibration = show_calibration(report)
     assert calibration.sentences == ["Not calibrated: the probabilities are those of the model."]
     svg = dict.fromkeys(("roc", "pr", "confusion", "reliability"), Markup(""))
-    text = render_page(report, [section, calibration], svg)
-    assert text.count("class 29") == 1, "a class without images"
+    assert f">{classes[-1]}</th>" in render_page(report, [section, calibration], svg), "a class without images"
 
 
 def test_training_curves_are_drawn(run: RunFolder) -> None:
