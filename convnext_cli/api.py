@@ -114,7 +114,8 @@ def cross_validate(
     Args:
         data: as in `finetune`.
         on_event: as in `finetune`; each fold ends with a `FoldDone`.
-        **options: as in `finetune`; `folds` is 5 by default, or `leave_out` a column with a fold for each value; `output` is the folder of the folds' runs.
+        **options: as in `finetune`; `folds` is 5 by default, or `leave_out` names a column with a fold for each value;
+            `output` is the folder of the folds' runs.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.

@@ -159,8 +159,8 @@ def _show_left_out(result: "CrossValidationResult") -> None:
         ]
         console.show_table([metric.heading, *columns], rows, numbers=columns)
     console.show(
-        "internal: validation images of the other values, by which the epoch was chosen; external: all images of the "
-        "value, none of which the model has seen"
+        "internal: validation images of the other values, used to choose the epoch; external: all images of the value, "
+        "none of which the model has seen"
     )
     console.show(f"Folds: {result.run}")
     console.show(f"Next: convnext eval {quote(result.run)}")

@@ -491,7 +491,6 @@ class Settings:
         Option(
             help="Column, such as site: a fold for each value, trained on the others and tested on it.",
             group=DATA,
-            is_common=True,
             metavar="COLUMN",
         ),
     ] = NONE
