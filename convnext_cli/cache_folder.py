@@ -30,7 +30,8 @@ _CACHE_PARTS = {  # subfolder: title, and the patterns of its entries; no other 
     "teachers": ("outputs of teachers, for distillation", ("*.npy",)),
     "digests": ("digests of image files", ("*.sqlite", "*.sqlite-journal")),
     "unpacked": ("unpacked zip files", (f"*-{24 * '[0-9a-f]'}", ".unpacking-*", "*.lock")),
-    "probes": ("measured training speeds", ("*.json",)),
+    "probes": ("autotuning", ("*.json",)),
+    "speeds": ("speeds of trainings, for estimates of time", ("*.json",)),
     "kernels": ("compiled kernels", ("*.so",)),
 }
 _LEFTOVERS = ".*.tmp"  # of writes that were killed, see `files.replace_file`

@@ -67,7 +67,7 @@ def test_nothing_is_cached_without_a_writable_folder(homeless: pytest.MonkeyPatc
     assert find_cache_folder() == NULL_FOLDER / "convnext"
     assert "nothing is cached" in (explain_cache_location() or "")
     assert list(tmp_path.iterdir()) == [tmp_path / "tmp"]
-    assert [part.entries for part in list_cache()] == [0] * 7
+    assert [part.entries for part in list_cache()] == [0] * 8
 
 
 def test_clear_cache_removes_leftovers_and_no_foreign_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_clear_cache_removes_leftovers_and_no_foreign_files(tmp_path: Path, monk
         "pictures/a.sqlite", "pictures/a.sqlite-journal", "audit/a.npz", "audit/.a.npz.x1.tmp", "teachers/a.npy",
         "teachers/.a.npy.1.tmp", "digests/a.sqlite",
         f"unpacked/set-{'0a' * 12}/cat/1.png", "unpacked/.unpacking-x1/cat/1.png", "probes/a.json",
-        "probes/.a.json.x1.tmp", "kernels/a.so", "kernels/.a.so.x1.tmp",
+        "probes/.a.json.x1.tmp", "speeds/a.json", "kernels/a.so", "kernels/.a.so.x1.tmp",
     ]  # fmt: skip
     foreign = ["unpacked/my own/1.png", "pictures/holiday.jpg", "thesis.txt", "target/1.png"]
     for name in (*cached, *foreign):
@@ -86,7 +86,7 @@ def test_clear_cache_removes_leftovers_and_no_foreign_files(tmp_path: Path, monk
     parts = {part.name: (part.entries, part.bytes) for part in list_cache()}
     assert parts == {
         "pictures": (2, 20), "audit": (2, 20), "teachers": (2, 20), "digests": (1, 10), "unpacked": (3, 20),
-        "probes": (2, 20), "kernels": (2, 20),
+        "probes": (2, 20), "speeds": (1, 10), "kernels": (2, 20),
     }  # fmt: skip
     assert clear_cache() == []
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(foreign)

@@ -66,8 +66,9 @@ def finetune(context: typer.Context, values: OptionValues) -> None:
 def _show_dry_run(request: TrainRequest, command: str, *, as_json: bool) -> None:
     """Show the plan, its memory and its time."""
     from convnext_cli.api import prepare
-    from convnext_cli.recipes.costs import StepMemory, Workload, estimate_time, training_bytes
+    from convnext_cli.recipes.costs import StepMemory, Workload, training_bytes
     from convnext_cli.recipes.fingerprint import DataCounts
+    from convnext_cli.recipes.speeds import estimate_time_here
 
     preparation = console.run("checking images", prepare(request))
     settings = preparation.plan.settings
@@ -76,7 +77,7 @@ def _show_dry_run(request: TrainRequest, command: str, *, as_json: bool) -> None
     counts = DataCounts.from_index(preparation.index, preparation.fingerprint)
     workload = Workload(model=preparation.architecture, settings=settings, counts=counts, machine=preparation.machine)
     folds = settings.folds if preparation.folds else 1
-    time = estimate_time(workload, check=request.audit, onnx=request.onnx, folds=folds)
+    time = estimate_time_here(workload, check=request.audit, onnx=request.onnx, folds=folds)
     notices = [*preparation.notices, *_suggest_faster(preparation, counts, time)]
     if as_json:
         console.show_json(_describe_dry_run(preparation, memory, time, notices, command))
@@ -125,7 +126,5 @@ def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") 
     fold = f" in the first of {settings.folds} folds" if preparation.folds else ""
     console.show(f"{index.root}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
     console.show(describe_sizes(preparation.architecture, settings, classes))
-    console.show(
-        f"{preparation.machine}: about {memory / GIB:.1f} GiB; time, within a factor of two or three: about {time}"
-    )
+    console.show(f"{preparation.machine}: about {memory / GIB:.1f} GiB; time, {time.basis}: about {time}")
     console.show_table(["setting", "value", "from", "reason"], list_decided(plan))

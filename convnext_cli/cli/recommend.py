@@ -274,7 +274,7 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
     )
     console.show(f"planned for: {recommendation.machine}")
     if best.time is not None:
-        console.show(f"time, within a factor of two or three: about {best.time}")
+        console.show(f"time, {best.time.basis}: about {best.time}")
     if (fingerprint := recommendation.fingerprint) is not None:
         width, height = fingerprint.median_size
         size = f"{width} x {height} px, " if width else ""

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -44,6 +44,7 @@ AUTOTUNED_PASSES = 1_000
 IMAGE_SECONDS = 1.5e-3  # per image of a batch, besides its pixels: reading, augmentation and small operations
 PIXEL_SECONDS = 2e-8  # per decoded pixel
 AUDIT_DECODINGS = 2.0  # the audit's work on a decoded pixel, in decodings
+ROUGH = "within a factor of two or three"  # the precision of an estimate without a measurement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +71,8 @@ class RunTime:
     """Training, and validation after each epoch."""
     finish: float
     """Calibration, and writing model.onnx."""
+    basis: str = ROUGH
+    """The precision of the estimate, in words."""
 
     @property
     def total(self) -> float:
@@ -85,7 +88,15 @@ class RunTime:
         return f"{describe_seconds(self.total)} ({shown})"
 
 
-def estimate_time(workload: Workload, *, check: bool = True, onnx: bool = True, folds: int = 1) -> RunTime:
+def estimate_time(
+    workload: Workload,
+    *,
+    check: bool = True,
+    onnx: bool = True,
+    folds: int = 1,
+    speed: float = 1.0,
+    basis: str = ROUGH,
+) -> RunTime:
     """Estimate the duration of a fine-tuning.
 
     Args:
@@ -93,36 +104,56 @@ def estimate_time(workload: Workload, *, check: bool = True, onnx: bool = True, 
         check: True if the images are checked first.
         onnx: True if model.onnx is written.
         folds: number of runs of a cross-validation, one after the other.
+        speed: factor on the time of all passes; `speeds.py` has measured ones.
+        basis: the precision of the estimate, in words.
     """
     settings, counts, machine = workload.settings, workload.counts, workload.machine
     height, width = settings.input_size
-    seconds_for = partial(
-        training_seconds,
-        workload.model,
-        size=settings.input_size,
-        machine=machine,
-        grad_checkpointing=settings.grad_checkpointing,
-    )
-    loading = (IMAGE_SECONDS + height * width * PIXEL_SECONDS) / machine.cores  # of a cached image
-
-    def process(images: int, *, training: bool) -> float:
-        """Return the seconds of loading and passing images; loading overlaps with a GPU's work only."""
-        computing = seconds_for(images) * (1 if training else FORWARD_FRACTION)
-        return max(computing, images * loading) if machine.is_gpu else computing + images * loading
-
     passes = settings.epochs * -(-counts.train // max(1, settings.micro_batch_size))
     is_autotuned = passes >= AUTOTUNED_PASSES and not machine.is_gpu
     decoding = (counts.pixels or height * width) * PIXEL_SECONDS
-    head = process(counts.train + counts.val, training=False) if settings.freeze_epochs else 0.0
-    epoch = process(counts.train, training=True) + process(counts.val, training=False)
-    calibration = process(counts.val + min(counts.train, MAX_OOD_IMAGES), training=False)
+
+    def process(images: int) -> float:
+        return speed * _forward_seconds(workload, images)
+
+    head = process(counts.train + counts.val) if settings.freeze_epochs else 0.0
+    epoch = speed * estimate_epoch(workload) + process(counts.val)
+    calibration = process(counts.val + min(counts.train, MAX_OOD_IMAGES))
     return RunTime(
         start=START_SECONDS + folds * (AUTOTUNE_SECONDS if is_autotuned else 0),
         check=counts.images * decoding * (1 + AUDIT_DECODINGS) / machine.cores if check else 0.0,
         head=folds * head,
         epochs=folds * settings.epochs * epoch,
         finish=folds * (calibration + (EXPORT_SECONDS if onnx else 0.0)),
+        basis=basis,
     )
+
+
+def estimate_epoch(workload: Workload) -> float:
+    """Estimate the seconds of training on each image once, with images from the cache."""
+    return _process_seconds(workload, workload.counts.train, 1.0)
+
+
+def _forward_seconds(workload: Workload, images: int) -> float:
+    """Estimate the seconds of forward passes over images."""
+    return _process_seconds(workload, images, FORWARD_FRACTION)
+
+
+def _process_seconds(workload: Workload, images: int, fraction: float) -> float:
+    """Return the seconds of loading and passing images; loading overlaps with a GPU's work only.
+
+    Args:
+        workload: the training.
+        images: their number.
+        fraction: of a training pass.
+    """
+    settings, machine = workload.settings, workload.machine
+    height, width = settings.input_size
+    computing = fraction * training_seconds(
+        workload.model, images, settings.input_size, machine, grad_checkpointing=settings.grad_checkpointing
+    )
+    loading = images * (IMAGE_SECONDS + height * width * PIXEL_SECONDS) / machine.cores  # of cached images
+    return max(computing, loading) if machine.is_gpu else computing + loading
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

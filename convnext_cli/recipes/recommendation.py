@@ -28,7 +28,6 @@ from convnext_cli.recipes.costs import (
     StepMemory,
     Workload,
     describe_seconds,
-    estimate_time,
     training_bytes,
     training_seconds,
 )
@@ -51,6 +50,7 @@ from convnext_cli.recipes.settings import (
     check_settings,
     default_settings,
 )
+from convnext_cli.recipes.speeds import estimate_time_here
 from convnext_cli.recipes.tables import load_tables
 
 DAY = 86_400.0  # seconds
@@ -354,7 +354,7 @@ def _plan_candidate(
     settings, machine = plan.settings, request.machine
     time = None
     if machine is not None:
-        time = estimate_time(Workload(model=model, settings=settings, counts=data.counts, machine=machine))
+        time = estimate_time_here(Workload(model=model, settings=settings, counts=data.counts, machine=machine))
     rejection = _find_rejection(request, model, tag, settings)
     if not rejection and data.counts.images < min_images:
         rejection = f"only from {min_images:,} images, by the specification"

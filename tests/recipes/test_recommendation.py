@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_time_has_all_parts() -> None:
     machine = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=2)
     counts = DataCounts(images=1000, train=700, val=150, pixels=1_000_000)
 
-    def estimate(folds: int = 1, **options: bool) -> RunTime:
+    def estimate(folds: int = 1, **options: Any) -> RunTime:
         plan = make_plan(PlanInputs(model=model, tag=model.default_tag, counts=counts, machine=machine))
         workload = Workload(model=model, settings=plan.settings, counts=counts, machine=machine)
         return estimate_time(workload, folds=folds, **options)

@@ -1,0 +1,71 @@
+"""Speeds of trainings on this machine, kept in the cache folder so that later estimates of time are nearer.
+
+A speed is the measured time of an epoch divided by its estimate. A later estimate of the same model and image size is
+multiplied by it, that of another model by the median over the models that were trained on the same machine.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+from contextlib import suppress
+from pathlib import Path
+
+from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.files import write_text
+from convnext_cli.machine import Machine
+from convnext_cli.recipes.costs import RunTime, Workload, estimate_epoch, estimate_time
+
+LARGEST = 50.0  # a speed outside 1/50 to 50 is no measurement
+
+
+def remember_speed(workload: Workload, seconds: float) -> None:
+    """Keep the measured seconds of an epoch's training. If that is not possible, later estimates do without.
+
+    Args:
+        workload: the training.
+        seconds: of an epoch whose images were cached, without validation.
+    """
+    speed = seconds / estimate_epoch(workload)
+    path = _find_file(workload.machine)
+    if not 1 / LARGEST < speed < LARGEST:
+        return
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(_read_speeds(path) | {_describe(workload): speed}))
+
+
+def estimate_time_here(workload: Workload, *, check: bool = True, onnx: bool = True, folds: int = 1) -> RunTime:
+    """Estimate the duration of a fine-tuning, as `estimate_time` does, with the speed of earlier trainings here."""
+    speeds = _read_speeds(_find_file(workload.machine))
+    own = speeds.get(_describe(workload))
+    if own is not None:
+        basis = "by an earlier run of this model here"
+    elif speeds:
+        own, basis = statistics.median(speeds.values()), "by earlier runs of other models here"
+    else:
+        return estimate_time(workload, check=check, onnx=onnx, folds=folds)
+    return estimate_time(workload, check=check, onnx=onnx, folds=folds, speed=own, basis=basis)
+
+
+def _find_file(machine: Machine) -> Path:
+    """Return the file with the speeds of a machine."""
+    key = machine.name, machine.cores, machine.processes, machine.shards
+    name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
+    return find_cache_folder() / "speeds" / f"{name}.json"
+
+
+def _describe(workload: Workload) -> str:
+    """Return what decides the speed, besides the machine."""
+    settings = workload.settings
+    checkpointed = " checkpointed" * settings.grad_checkpointing
+    return f"{workload.model.name} {settings.image_size} {settings.amp}{checkpointed}"
+
+
+def _read_speeds(path: Path) -> dict[str, float]:
+    """Return the speeds by training; none where the file is missing or damaged."""
+    try:
+        speeds = json.loads(path.read_text(encoding="utf-8"))
+        return {str(key): float(value) for key, value in speeds.items() if math.isfinite(value) and value > 0}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

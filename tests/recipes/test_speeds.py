@@ -1,0 +1,60 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from convnext_cli.machine import GIB, Machine
+from convnext_cli.models.catalog import find_model
+from convnext_cli.recipes.costs import ROUGH, Workload, estimate_epoch
+from convnext_cli.recipes.fingerprint import DataCounts
+from convnext_cli.recipes.plan import PlanInputs, make_plan
+from convnext_cli.recipes.speeds import estimate_time_here, remember_speed
+
+MACHINE = Machine(name="NVIDIA H100", is_gpu=True, memory=80 * GIB, cores=16)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def make_workload(name: str, machine: Machine = MACHINE) -> Workload:
+    model, tag = find_model(name)
+    counts = DataCounts(images=20_000, train=14_000, val=3_000)
+    plan = make_plan(PlanInputs(model=model, tag=tag, counts=counts, machine=machine))
+    return Workload(model=model, settings=plan.settings, counts=counts, machine=machine)
+
+
+def test_measured_epoch_makes_later_estimates_of_its_model_and_machine() -> None:
+    tiny = make_workload("convnext_tiny")
+    rough = estimate_time_here(tiny)
+    assert rough.basis == ROUGH
+    remember_speed(tiny, 2.5 * estimate_epoch(tiny))
+    measured = estimate_time_here(tiny, check=False)
+    assert measured.epochs == pytest.approx(2.5 * rough.epochs)
+    assert (measured.basis, measured.check) == ("by an earlier run of this model here", 0)
+    other = make_workload("convnext_tiny", replace(MACHINE, name="NVIDIA L4"))
+    assert estimate_time_here(other).basis == ROUGH
+
+
+def test_other_models_take_the_median_of_the_machine() -> None:
+    base = make_workload("convnext_base")
+    rough = estimate_time_here(base)
+    for name, factor in (("convnext_tiny", 2.0), ("convnext_atto", 3.0), ("convnextv2_nano", 9.0)):
+        workload = make_workload(name)
+        remember_speed(workload, factor * estimate_epoch(workload))
+    time = estimate_time_here(base)
+    assert time.basis == "by earlier runs of other models here"
+    assert time.epochs == pytest.approx(3 * rough.epochs)
+
+
+def test_impossible_speeds_and_damaged_files_are_ignored(empty_cache: Path) -> None:
+    tiny = make_workload("convnext_tiny")
+    remember_speed(tiny, 1e4 * estimate_epoch(tiny))
+    assert not list(empty_cache.rglob("*.json"))
+    remember_speed(tiny, estimate_epoch(tiny))
+    [kept] = empty_cache.rglob("*.json")
+    for damaged in ("", "[]", '{"x": "fast"}', '{"x": -1, "y": NaN}'):
+        kept.write_text(damaged)
+        assert estimate_time_here(tiny).basis == ROUGH
