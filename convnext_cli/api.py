@@ -114,16 +114,14 @@ def cross_validate(
     Args:
         data: as in `finetune`.
         on_event: as in `finetune`; each fold ends with a `FoldDone`.
-        **options: as in `finetune`; `folds` is 5 by default, or `leave_out` names a column with a fold for each value;
-            `output` is the folder of the folds' runs.
+        **options: as in `finetune`; `folds` is 5 by default, and `output` is the folder of the folds' runs.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
     from convnext_cli.training.crossvalidation import cross_validate_steps
 
-    has_own = options.get("resume") is not None or options.get("leave_out") is not None
-    folds: dict[str, Any] = {} if has_own else {"folds": 5}
+    folds: dict[str, Any] = {} if options.get("resume") is not None else {"folds": 5}
     request = make_train_request(folds | {"data": data} | dict(options))
     return finish(_train(cross_validate_steps, request), on_event)
 
@@ -285,6 +283,7 @@ class _CurveDrawer:
     def __init__(self) -> None:
         self._run: RunFolder | None = None
         self._drawn = self._cost = 0.0
+        self._epochs = 0  # in the picture
 
     def __call__(self, event: "Event") -> "Event":
         """Draw where an event asks for it, and return the event."""
@@ -305,9 +304,10 @@ class _CurveDrawer:
         return event
 
     def _draw(self) -> None:
-        if self._run is not None:
-            from convnext_cli.reports.plots import draw_curves  # matplotlib: the first step does not wait for it
+        if self._run is None or (epochs := len(self._run.read_log())) == self._epochs:
+            return
+        from convnext_cli.reports.plots import draw_curves  # matplotlib: the first step does not wait for it
 
-            self._drawn = time.monotonic()
-            draw_curves(self._run)
-            self._cost = time.monotonic() - self._drawn
+        self._drawn, self._epochs = time.monotonic(), epochs
+        draw_curves(self._run)
+        self._cost = time.monotonic() - self._drawn

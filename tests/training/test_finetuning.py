@@ -23,10 +23,12 @@ from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentations
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
 from tests.conftest import Convnext, limit_files, save_image
-from tests.training.conftest import small_request, train
+from tests.training.conftest import small_request, tiny_request, train
+from tools.kill_test import read_final_files
 
 FILES = {
     "audit.json", "calibration.json", "calibration.safetensors", "config.json", "data.json", "environment.json", "last",
@@ -97,6 +99,16 @@ def test_gradient_accumulation_gives_the_same_losses(digits: Path, tmp_path: Pat
     full = losses(train(small_request(digits, tmp_path / "32x1", batch_size=32, micro_batch_size=32)))
     pieces = losses(train(small_request(digits, tmp_path / "8x4", batch_size=32, micro_batch_size=8)))
     assert pieces == pytest.approx(full, rel=1e-5)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_number_of_loading_threads_changes_no_byte(
+    threads: int, few_digits: Path, uninterrupted: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All random numbers of an image are from (seed, epoch, row); 0 is a process that has less than one CPU."""
+    monkeypatch.setattr(TrainingContext, "threads", property(lambda _: threads))
+    train(tiny_request(few_digits, tmp_path / "run"))
+    assert read_final_files(RunFolder(tmp_path / "run")) == read_final_files(uninterrupted)
 
 
 def test_plan_file_repeats_the_run(few_digits: Path, convnext: Convnext) -> None:
