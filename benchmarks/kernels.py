@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.kernels.depthwise import SIDE, depthwise_weight_gradient
-from convnext_cli.kernels.mlp import blocked_mlp
+from convnext_cli.kernels.mlp import WIDE, native_mlp
 
 # Channels, side and batch of the stages of atto at 224 px, of two of tiny's, one of base's, and of zepto at 64 px.
 SHAPES = [
@@ -62,7 +62,7 @@ def compare_mlp(channels: int, side: int, batch: int, rounds: int) -> str:
         return F.linear(F.gelu(F.linear(*parts[:3])), *parts[3:])
 
     def go_ours() -> Tensor:
-        result: Tensor = blocked_mlp(*parts)
+        result: Tensor = native_mlp(*parts, channels >= WIDE)[0]
         return result
 
     def take(go: Callable[[], Tensor]) -> Tensor:

@@ -9,13 +9,15 @@
   is smaller. timm's takes six passes over the hidden activations, (B, H, W, 4C), and this one two.
 - The gradient of the 7x7 depthwise weights comes from a native kernel if there is a C compiler (`depthwise.py`).
   PyTorch's takes five to ten times as long as the forward pass.
-- With a C compiler, the MLP of narrow blocks is computed in blocks that fit the CPU cache (`mlp.py`).
+- With a C compiler, the MLP of V1 blocks is computed in blocks of rows that fit the CPU cache (`mlp.py`).
 - The norm of the *_rms models is computed as LayerNorm plus the mean: one pass instead of timm's eight.
 - Memory that a step frees is kept for the next step. By default glibc returns large blocks to the system, which then
   clears them page by page in each step.
 """
 
 import ctypes
+from collections.abc import Collection
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +27,19 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from convnext_cli.kernels.depthwise import NativeDepthwise, can_use_native_gradient
-from convnext_cli.kernels.mlp import blocked_mlp, can_use_cache_blocking
+from convnext_cli.kernels.mlp import WIDE, can_use_native_mlp, native_mlp
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
-def use_fused_blocks(model: nn.Module, *, native: bool = False) -> None:
+def use_fused_blocks(model: nn.Module, *, native: bool = False, recomputed: Collection[int] | None = None) -> None:
     """Replace the blocks of a timm ConvNeXt by fused ones, in place. They are for float32 on a CPU.
 
     Args:
         model: a timm model.
         native: True to train with the native CPU kernels.
+        recomputed: the channels of the native blocks that compute their hidden values again in the backward pass; None
+            for those below `WIDE`.
 
     Raises:
         NoKernelError: `native` is True and the kernels cannot be compiled.
@@ -44,11 +48,42 @@ def use_fused_blocks(model: nn.Module, *, native: bool = False) -> None:
         if type(module) is ConvNeXtBlock and type(module.mlp) is GlobalResponseNormMlp:
             module.__class__ = FusedGrnBlock
         elif type(module) is ConvNeXtBlock and type(module.mlp) is Mlp:
-            module.__class__ = CacheBlockedBlock if native and can_use_cache_blocking(module.mlp) else FusedBlock
+            width = module.get_parameter("mlp.fc1.weight").shape[1]
+            is_recomputed = width < WIDE if recomputed is None else width in recomputed
+            kind = RecomputingBlock if is_recomputed else NativeBlock
+            module.__class__ = kind if native and can_use_native_mlp(module.mlp) else FusedBlock
         elif type(module) is SimpleNorm2d and module.weight is not None:
             module.__class__ = FusedSimpleNorm2d
         elif native and can_use_native_gradient(module):
             module.__class__ = NativeDepthwise
+
+
+def pair_blocks(model: nn.Module, inputs: Tensor) -> dict[int, tuple[nn.Module, nn.Module, Tensor]]:
+    """Return one native block of each width, by its channels: keeping hidden values, computing them again, its input.
+
+    Args:
+        model: a timm ConvNeXt with native blocks.
+        inputs: of the model, (B, C, H, W).
+    """
+    first: dict[int, tuple[nn.Module, Tensor]] = {}
+
+    def keep(block: nn.Module, args: tuple[Tensor]) -> None:
+        first.setdefault(args[0].shape[1], (block, args[0]))
+
+    blocks = [module for module in model.modules() if isinstance(module, NativeBlock)]
+    hooks = [block.register_forward_pre_hook(keep) for block in blocks]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = {}
+    for width, (block, x) in first.items():
+        keeping, recomputing = deepcopy(block), deepcopy(block)
+        keeping.__class__, recomputing.__class__ = NativeBlock, RecomputingBlock
+        pairs[width] = keeping, recomputing, x
+    return pairs
 
 
 def keep_freed_memory() -> None:
@@ -132,17 +167,25 @@ class FusedGrnBlock(FusedBlock):
         return result.view(batch, height, width, -1)
 
 
-class CacheBlockedBlock(FusedBlock):
-    """A block with few channels that trains with the cache-blocked native MLP."""
+class NativeBlock(FusedBlock):
+    """A block that trains with the native MLP, which keeps its hidden values for the backward pass."""
+
+    keeps_hidden = True
 
     def _apply_linears(
         self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
     ) -> Tensor:
         is_plain = (x.device.type, x.dtype) == ("cpu", torch.float32) and not torch.is_autocast_enabled("cpu")
         if torch.is_grad_enabled() and is_plain:
-            result: Tensor = blocked_mlp(x, first, first_bias, second, second_bias)
+            result: Tensor = native_mlp(x, first, first_bias, second, second_bias, self.keeps_hidden)[0]
             return result
         return super()._apply_linears(x, first, first_bias, second, second_bias)
+
+
+class RecomputingBlock(NativeBlock):
+    """A block with few channels that computes its hidden values again in the backward pass."""
+
+    keeps_hidden = False
 
 
 class FusedSimpleNorm2d(SimpleNorm2d):  # type: ignore[misc]

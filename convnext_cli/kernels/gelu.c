@@ -5,9 +5,7 @@
  * Mathematical Functions, 7.1.26; tools/fit_gelu.py fits the polynomial. exp(-z z) is 2^n 2^r, with the Taylor series of
  * 2^r, |r| <= 1/2.
  */
-#include <omp.h>
-
-#include "lanes.h"
+#include "gelu.h"
 
 #define ROUNDING 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, in the lowest bits */
 #define SMALLEST_POWER -80.0f /* powers up to 2^-80 count as 0: denormal products are slow */
@@ -41,34 +39,27 @@ static inline vec normal_cdf(vec x, vec *density)
     return (vec)(((ints)tail & is_negative) | ((ints)(1.0f - tail) & ~is_negative));
 }
 
-/* Replace h by GELU(h + bias); h is (rows, columns), columns a multiple of LANES. */
-void gelu(float *h, const float *bias, long rows, long columns, int threads)
+/* Write GELU(h + bias) to `result`, which may be h; both are (rows, columns), columns a multiple of LANES. */
+void gelu(const float *h, const float *bias, float *result, long rows, long columns)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < columns; j += LANES) {
-            vec *at = (vec *)(h + i * columns + j), density;
-            vec x = *at + *(const vec *)(bias + j);
-            *at = x * normal_cdf(x, &density);
+            vec density, x = *(const vec *)(h + i * columns + j) + *(const vec *)(bias + j);
+            *(vec *)(result + i * columns + j) = x * normal_cdf(x, &density);
         }
 }
 
-/* Replace h by GELU(h + bias), and multiply the gradient of that, `grad`, by GELU's derivative, in place. The new `grad`
- * is summed by column into `sums`, (threads, columns). */
-void gelu_backward(float *h, float *grad, const float *bias, float *sums, long rows, long columns, int threads)
+/* Write GELU(h + bias) to `result`, which may be h, and multiply the gradient of that, `grad`, by GELU's derivative, in
+ * place. Add the new `grad` by column to `sums`, (columns). */
+void gelu_backward(const float *h, const float *bias, float *result, float *grad, float *sums, long rows, long columns)
 {
-#pragma omp parallel num_threads(threads)
-    {
-        float *own_sums = sums + omp_get_thread_num() * columns;
-#pragma omp for schedule(static)
-        for (long i = 0; i < rows; i++)
-            for (long j = 0; j < columns; j += LANES) {
-                vec *at = (vec *)(h + i * columns + j), *slope = (vec *)(grad + i * columns + j), density;
-                vec x = *at + *(const vec *)(bias + j);
-                vec cdf = normal_cdf(x, &density);
-                *at = x * cdf;
-                *slope *= cdf + 0.39894228f * x * density; /* 1 / sqrt(2 pi) */
-                *(vec *)(own_sums + j) += *slope;
-            }
-    }
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < columns; j += LANES) {
+            vec *slope = (vec *)(grad + i * columns + j), density;
+            vec x = *(const vec *)(h + i * columns + j) + *(const vec *)(bias + j);
+            vec cdf = normal_cdf(x, &density);
+            *(vec *)(result + i * columns + j) = x * cdf;
+            *slope *= cdf + 0.39894228f * x * density; /* 1 / sqrt(2 pi) */
+            *(vec *)(sums + j) += *slope;
+        }
 }

@@ -38,12 +38,29 @@ def load_kernels() -> ctypes.CDLL:
         kernels.count_lanes.restype = kernels.count_scratch_floats.restype = ctypes.c_long
         kernels.count_scratch_floats.argtypes = [ctypes.c_long] * 2
         kernels.sum_products.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 4 + [ctypes.c_int]
-        kernels.gelu.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_long] * 2 + [ctypes.c_int]
-        kernels.gelu_backward.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 2 + [ctypes.c_int]
-        kernels.sum_products.restype = kernels.gelu.restype = kernels.gelu_backward.restype = None
+        kernels.gelu.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 2
+        kernels.gelu_backward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 2
+        sizes = ctypes.c_long, *[ctypes.c_int] * 3, ctypes.c_long, ctypes.c_int
+        kernels.mlp.argtypes = [*[ctypes.c_void_p] * 9, *sizes]
+        kernels.mlp_backward.argtypes = [*[ctypes.c_void_p] * 12, *sizes]
+        for function in (kernels.sum_products, kernels.gelu, kernels.gelu_backward, kernels.mlp, kernels.mlp_backward):
+            function.restype = None
     except (OSError, AttributeError) as error:
         raise NoKernelError(str(error)) from error
     return kernels
+
+
+@cache
+def find_gemm() -> int:
+    """Return the address of MKL's SGEMM in PyTorch's library; 0 if PyTorch is built with another one."""
+    import torch
+
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        if path.exists():
+            gemm = getattr(ctypes.CDLL(str(path)), "SGEMM", None)
+            return ctypes.cast(gemm, ctypes.c_void_p).value or 0 if gemm is not None else 0
+    return 0
 
 
 def _find_compiled() -> Path:

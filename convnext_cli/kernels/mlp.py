@@ -1,8 +1,9 @@
-"""The MLP of narrow blocks (linear, GELU, linear), computed in blocks that fit the CPU cache.
+"""The MLP of a block (linear, GELU, linear) by a native CPU kernel, which computes it in blocks of rows.
 
-The hidden activations of (N, C), (N, 4C), are never written to main memory. They are not kept for the backward pass
-either, which computes them again. That adds one matrix product to six; for fewer than `WIDE` channels, moving the
-hidden activations to memory and back takes longer. `gelu.c` has GELU and its gradient.
+The activated values of (N, C), (N, 4C), never leave the CPU cache. For the backward pass, PyTorch keeps the hidden
+values before and after GELU. The kernel keeps those before it, or none, and computes them again: that adds one matrix
+product to six, and for few channels takes less time than moving them to memory and back. `mlp.c` has the kernel,
+`gelu.c` GELU and its gradient.
 """
 
 from typing import Any
@@ -12,26 +13,29 @@ from timm.layers import Mlp
 from timm.layers.activations import GELU
 from torch import Tensor
 
-from convnext_cli.kernels.library import load_kernels
+from convnext_cli.kernels.library import find_gemm, load_kernels
 
-WIDE = 128  # channels from which on keeping the hidden activations is faster
-BLOCK_VALUES = 1 << 18  # hidden activations of a cache block, 1 MiB; the gradient needs two such blocks
+WIDE = 128  # channels from which on keeping the hidden values is usually faster; autotuning measures it
+BLOCK_VALUES = 1 << 17  # hidden values of a block, 512 KiB; the gradient needs two such blocks in a core's cache
+BLOCK_ROWS = 256  # of a block, at least: products of fewer rows are slow where there are many channels
 
 
-def can_use_cache_blocking(mlp: Any) -> bool:
-    """Return True if `blocked_mlp` can replace this MLP in training."""
+def can_use_native_mlp(mlp: Any) -> bool:
+    """Return True if `native_mlp` can replace this MLP in training."""
     return (
         type(mlp) is Mlp
         and type(mlp.act) is GELU
         and mlp.drop1.p == 0
-        and mlp.fc1.weight.shape[1] < WIDE
         and mlp.fc1.weight.shape[0] % load_kernels().count_lanes() == 0
+        and find_gemm() != 0
     )
 
 
-@torch.library.custom_op("convnext::blocked_mlp", mutates_args=())  # opaque to torch.compile
-def blocked_mlp(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
-    """Return GELU(x first' + first_bias) second' + second_bias, float32 on the CPU.
+@torch.library.custom_op("convnext::native_mlp", mutates_args=())  # opaque to torch.compile
+def native_mlp(
+    x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, keeps: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute GELU(x first' + first_bias) second' + second_bias, float32 on the CPU.
 
     Args:
         x: (..., C).
@@ -39,75 +43,82 @@ def blocked_mlp(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, se
         first_bias: (D,).
         second: (C', D).
         second_bias: (C',).
+        keeps: True to keep x first', (N, D), for the backward pass; False to compute it again.
 
     Returns:
-        (..., C').
+        The result, (..., C'), and what is kept.
 
     Raises:
         NoKernelError: the kernels cannot be compiled or loaded.
     """
-    kernels, threads = load_kernels(), torch.get_num_threads()
-    rows, first_bias = x.reshape(-1, x.shape[-1]), first_bias.contiguous()
-    result = x.new_empty(len(rows), len(second))
-    size = max(1, BLOCK_VALUES // len(first))
-    hidden_block = x.new_empty(size, len(first))
-    for rows_block, result_block in zip(torch.split(rows, size), torch.split(result, size), strict=True):
-        hidden = torch.mm(rows_block, first.T, out=hidden_block[: len(rows_block)])
-        kernels.gelu(hidden.data_ptr(), first_bias.data_ptr(), *hidden.shape, threads)
-        torch.addmm(second_bias, hidden, second.T, out=result_block)
-    return result.view(*x.shape[:-1], -1)
+    threads, hidden, outputs = torch.get_num_threads(), len(first), len(second)
+    rows, *weights = _lay_out(x, first, first_bias, second, second_bias)
+    size = _count_block_rows(len(rows), hidden, threads)
+    result, scratch = x.new_empty(len(rows), outputs), x.new_empty(threads, size, hidden)
+    kept = x.new_empty(len(rows) if keeps else 0, hidden)
+    pointers = (part.data_ptr() for part in (rows, *weights, result, kept, scratch))
+    load_kernels().mlp(find_gemm(), *pointers, *rows.shape, hidden, outputs, size, threads)
+    return result.view(*x.shape[:-1], outputs), kept
 
 
-@torch.library.custom_op("convnext::blocked_mlp_backward", mutates_args=())
-def blocked_mlp_backward(
-    grad: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor
+@torch.library.custom_op("convnext::native_mlp_backward", mutates_args=())
+def native_mlp_backward(
+    grad: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of all arguments of `blocked_mlp`, given that of its result, (..., C').
+    """Return the gradients of all arguments of `native_mlp`, given that of its result, (..., C'), and what it kept.
 
     Raises:
-        NoKernelError: as `blocked_mlp`.
+        NoKernelError: as `native_mlp`.
     """
-    kernels, threads = load_kernels(), torch.get_num_threads()
-    rows, grads, first_bias = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]), first_bias.contiguous()
-    grad_x, grad_first, grad_second = torch.empty_like(rows), torch.zeros_like(first), torch.zeros_like(second)
-    sums = x.new_zeros(threads, len(first))
-    size = max(1, BLOCK_VALUES // len(first))
-    hidden_block, grad_block = x.new_empty(2, size, len(first))
-    blocks = (torch.split(part, size) for part in (rows, grads, grad_x))
-    for rows_block, grads_block, grad_x_block in zip(*blocks, strict=True):
-        hidden = torch.mm(rows_block, first.T, out=hidden_block[: len(rows_block)])
-        grad_hidden = torch.mm(grads_block, second, out=grad_block[: len(rows_block)])
-        pointers = (part.data_ptr() for part in (hidden, grad_hidden, first_bias, sums))
-        kernels.gelu_backward(*pointers, *hidden.shape, threads)
-        grad_second.addmm_(grads_block.T, hidden)
-        grad_first.addmm_(grad_hidden.T, rows_block)
-        torch.mm(grad_hidden, first, out=grad_x_block)
-    return grad_x.view(x.shape), grad_first, sums.sum(0), grad_second, grads.sum(0)
+    threads, hidden, outputs = torch.get_num_threads(), len(first), len(second)
+    rows, grads, *weights = _lay_out(x, grad.reshape(-1, outputs), first, first_bias, second)
+    size = _count_block_rows(len(rows), hidden, threads)
+    grad_x, scratch = torch.empty_like(rows), x.new_empty(threads, 2 * size, hidden)
+    sums = [x.new_zeros(threads, *part.shape) for part in weights]  # of each thread
+    pointers = (part.data_ptr() for part in (grads, rows, *weights, kept, grad_x, *sums, scratch))
+    load_kernels().mlp_backward(find_gemm(), *pointers, *rows.shape, hidden, outputs, size, threads)
+    grad_first, grad_bias, grad_second = (part.sum(0) for part in sums)
+    return grad_x.view(x.shape), grad_first, grad_bias, grad_second, grads.sum(0)
 
 
-@blocked_mlp.register_fake
-def _(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
-    del first, first_bias, second_bias
-    return x.new_empty(*x.shape[:-1], len(second))
+def _lay_out(x: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Return x, (..., C), as rows (N, C), and the other tensors, without gaps, as the kernels take them."""
+    return x.reshape(-1, x.shape[-1]).contiguous(), *(part.contiguous() for part in parts)
 
 
-@blocked_mlp_backward.register_fake
+def _count_block_rows(rows: int, hidden: int, threads: int) -> int:
+    """Return the rows of a block: hidden values that fit the cache, and as many blocks for each thread."""
+    size = max(BLOCK_ROWS, BLOCK_VALUES // hidden)
+    blocks = threads * max(1, round(rows / (threads * size)))
+    return max(1, -(-rows // blocks))
+
+
+@native_mlp.register_fake
 def _(
-    grad: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor
+    x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, keeps: bool
+) -> tuple[Tensor, Tensor]:
+    del first_bias, second_bias
+    rows = x.numel() // x.shape[-1] if keeps else 0
+    return x.new_empty(*x.shape[:-1], len(second)), x.new_empty(rows, len(first))
+
+
+@native_mlp_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    del grad
+    del grad, kept
     grad_x, grad_first, grad_bias, grad_second = (part.new_empty(part.shape) for part in (x, first, first_bias, second))
     return grad_x, grad_first, grad_bias, grad_second, second.new_empty(len(second))
 
 
-def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    del output
-    ctx.save_for_backward(*inputs[:4])
+def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:4], output[1])
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
-    grads: tuple[Tensor, ...] = blocked_mlp_backward(grad, *ctx.saved_tensors)  # type: ignore[attr-defined]
-    return grads
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    grads: tuple[Tensor, ...] = native_mlp_backward(grad, *ctx.saved_tensors)  # type: ignore[attr-defined]
+    return *grads, None
 
 
-blocked_mlp.register_autograd(_backward, setup_context=_save_for_backward)
+native_mlp.register_autograd(_backward, setup_context=_save_for_backward)

@@ -17,13 +17,17 @@ from msgspec import convert
 
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.locks import lock_folder
-from convnext_cli.machine import count_cpus, count_local_processes
+from convnext_cli.machine import count_cpus, count_local_processes, detect_machine
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.models.catalog import find_model
 from convnext_cli.models.licenses import join_licenses
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Progress, map_events
+from convnext_cli.recipes.costs import Workload
+from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import UNKNOWN
+from convnext_cli.recipes.speeds import remember_speed
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume, name_runs, open_folder
 from convnext_cli.training.compute.environment import describe_environment
@@ -343,6 +347,7 @@ def _begin(
         blocks=compute.compute_config.blocks,
         threads=compute.compute_config.threads,
         compiled=compute.compute_config.compiled,
+        recomputed=None if compute.compute_config.recomputed is None else list(compute.compute_config.recomputed),
     )
 
     # 3. The head alone, before the moving average begins.
@@ -470,7 +475,12 @@ def _resume(
     # 3. Weights, optimizer and state.
     state, notices = load_checkpoint(run, context)
     # 4. The compute configuration that the run began with: another one rounds differently.
-    config = ComputeConfig(blocks=state.blocks, threads=state.threads or THREADS, compiled=state.compiled)
+    config = ComputeConfig(
+        blocks=state.blocks,
+        threads=state.threads or THREADS,
+        compiled=state.compiled,
+        recomputed=None if state.recomputed is None else tuple(state.recomputed),
+    )
     config, notice = adapt_to_device(config, context.accelerator)
     compute = _configure(context, AutotuneResult(compute_config=config, notices=(notice,) if notice else ()))
     state.blocks = config.blocks
@@ -510,6 +520,7 @@ def _finish(
     context.signals.check()
     selected_by = _describe_selection(context, state)
     if accelerator.is_main_process:
+        _remember_speed(context, state)
         run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
         for path in run.list_candidates():  # after the metrics: a run that is killed before averages them again
             path.unlink(missing_ok=True)
@@ -524,6 +535,18 @@ def _finish(
         selected_by=selected_by,
         calibration=calibration,
     )
+
+
+def _remember_speed(context: "TrainingContext", state: "TrainingState") -> None:
+    """Keep the time of the fastest epoch after the first, which decodes the images, for later estimates."""
+    index = context.index
+    seconds = [entry["seconds"] for entry in state.log if entry["epoch"] > 1 and entry["seconds"] > 0]
+    if not seconds:
+        return
+    model, _ = find_model(context.plan.model)
+    counts = DataCounts.from_index(index, None)
+    workload = Workload(model=model, settings=context.settings, counts=counts, machine=detect_machine())
+    remember_speed(workload, min(seconds))
 
 
 def _describe_selection(context: "TrainingContext", state: "TrainingState") -> str:

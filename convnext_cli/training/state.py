@@ -22,11 +22,13 @@ class TrainingState:
     micro_batch_size: int
     """The plan's, or less if the device's memory was too small for it."""
     blocks: str = "timm"
-    """`ComputeConfig.blocks`: `timm`, `fast` or `native`. It decides the rounding, as do the next two."""
+    """`ComputeConfig.blocks`: `timm`, `fast` or `native`. It decides the rounding, as do the next three."""
     threads: int = 0
     """`ComputeConfig.threads`; 0 in checkpoints that did not keep it."""
     compiled: bool = False
     """True if passes of whole micro-batches are compiled."""
+    recomputed: list[int] | None = None
+    """`ComputeConfig.recomputed`; None where nothing was measured, and in checkpoints that did not keep it."""
     origin: dict[str, Any] | None = None
     """The fields of `Origin`; None in checkpoints that did not keep it."""
     loss_scale: dict[str, Any] | None = None

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Collection
 
 import pytest
 import timm
@@ -6,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from convnext_cli.kernels import mlp
-from convnext_cli.kernels.blocks import CacheBlockedBlock, use_fused_blocks
+from convnext_cli.kernels.blocks import FusedBlock, NativeBlock, RecomputingBlock, use_fused_blocks
 from convnext_cli.kernels.library import load_kernels
-from convnext_cli.kernels.mlp import blocked_mlp, can_use_cache_blocking
+from convnext_cli.kernels.mlp import can_use_native_mlp, native_mlp
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -28,12 +30,21 @@ def _draw(channels: int, hidden: int, *shape: int) -> list[torch.Tensor]:
     channels=st.integers(1, 50),
     lanes=st.integers(1, 6),
     threads=st.integers(1, 3),
-    block_values=st.integers(1, 4000),
+    block_rows=st.integers(1, 40),
+    keeps=st.booleans(),
     channels_last=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_blocked_mlp_has_pytorchs_result_and_gradients(
-    batch: int, height: int, channels: int, lanes: int, threads: int, block_values: int, channels_last: bool, seed: int
+def test_native_mlp_has_pytorchs_result_and_gradients(
+    batch: int,
+    height: int,
+    channels: int,
+    lanes: int,
+    threads: int,
+    block_rows: int,
+    keeps: bool,
+    channels_last: bool,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     parts = _draw(channels, 16 * lanes, batch, height, 3)
@@ -47,9 +58,11 @@ def test_blocked_mlp_has_pytorchs_result_and_gradients(
     torch.set_num_threads(threads)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mlp, "BLOCK_VALUES", block_values)
+            patch.setattr(mlp, "BLOCK_VALUES", 1)
+            patch.setattr(mlp, "BLOCK_ROWS", block_rows)
             mine = [part.requires_grad_() for part in parts]
-            result = blocked_mlp(*mine)
+            result, kept = native_mlp(*mine, keeps)
+            assert kept.numel() == (batch * height * 3 * 16 * lanes if keeps else 0)
             gradients = torch.autograd.grad(result, mine, grad)
     finally:
         torch.set_num_threads(before)
@@ -62,12 +75,12 @@ def _apply_gelu(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """GELU and its derivative by the kernels, and the same sums by column."""
     result, again, slopes = values.clone(), values.clone(), torch.ones_like(values)
     rows, columns = values.shape
-    bias, sums = torch.zeros(columns), torch.zeros(1, columns)
-    load_kernels().gelu(result.data_ptr(), bias.data_ptr(), rows, columns, 1)
-    places = (part.data_ptr() for part in (again, slopes, bias, sums))
-    load_kernels().gelu_backward(*places, rows, columns, 1)
+    bias, sums = torch.zeros(columns), torch.zeros(columns)
+    load_kernels().gelu(result.data_ptr(), bias.data_ptr(), result.data_ptr(), rows, columns)
+    places = (part.data_ptr() for part in (again, bias, again, slopes, sums))
+    load_kernels().gelu_backward(*places, rows, columns)
     torch.testing.assert_close(again, result, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(sums[0], slopes.sum(0), equal_nan=True)
+    torch.testing.assert_close(sums, slopes.sum(0), equal_nan=True)
     return result, slopes
 
 
@@ -95,10 +108,22 @@ def test_gelu_of_very_large_values_and_nan() -> None:
     assert slopes[0, 10].isnan()
 
 
-def test_only_narrow_blocks_are_cache_blocked() -> None:
+def list_kinds(**options: Collection[int]) -> list[type[nn.Module]]:
+    """The kind of block of each stage of atto: 40, 80, 160 and 320 channels."""
     model = timm.create_model("convnext_atto")
-    use_fused_blocks(model, native=True)
-    narrow = [all(isinstance(block, CacheBlockedBlock) for block in stage.blocks) for stage in model.stages]
-    assert narrow == [True, True, False, False], "40 and 80 channels, 160 and 320"
+    use_fused_blocks(model, native=True, **options)
+    kinds = [{type(block) for block in stage.blocks} for stage in model.stages]
+    assert all(len(kind) == 1 for kind in kinds)
+    return [kind.pop() for kind in kinds]
+
+
+def test_narrow_blocks_compute_their_hidden_values_again() -> None:
+    assert list_kinds() == [RecomputingBlock, RecomputingBlock, NativeBlock, NativeBlock]
+    assert list_kinds(recomputed=(80, 320)) == [NativeBlock, RecomputingBlock] * 2
     v2 = timm.create_model("convnextv2_atto")
-    assert not can_use_cache_blocking(v2.stages[0].blocks[0].mlp), "GRN stands between its layers"
+    assert not can_use_native_mlp(v2.stages[0].blocks[0].mlp), "GRN stands between its layers"
+
+
+def test_pytorch_without_mkl_trains_without_the_native_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp, "find_gemm", lambda: 0)
+    assert list_kinds() == [FusedBlock] * 4

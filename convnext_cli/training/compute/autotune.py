@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import write_text
-from convnext_cli.kernels.blocks import release_freed_memory
+from convnext_cli.kernels.blocks import pair_blocks, release_freed_memory
 from convnext_cli.kernels.library import describe_processor
 from convnext_cli.models.device_memory import free_memory, is_out_of_memory
 from convnext_cli.progress import Notice
@@ -76,12 +76,15 @@ class Measured:
     """With autocast to bf16; None if the CPU has no instructions for it."""
     compiled: float | None = None
     """The fastest of `plain`, compiled; infinite if it cannot be compiled, None if it was not tried."""
+    recomputed: list[int] | None = None
+    """Channels of the native blocks that are faster if they compute their hidden values again; None if not measured."""
 
     @property
     def best(self) -> ComputeConfig:
         """The fastest of `plain`."""
         blocks, threads = min(self.plain, key=lambda name: self.plain[name]).split()
-        return ComputeConfig(blocks=blocks, threads=int(threads))
+        recomputed = None if self.recomputed is None or blocks != NATIVE else tuple(self.recomputed)
+        return ComputeConfig(blocks=blocks, threads=int(threads), recomputed=recomputed)
 
     @property
     def seconds(self) -> float:
@@ -190,8 +193,8 @@ def _measure_all(
 def _measure(network: nn.Module, shape: Shape, default: str, device: torch.device) -> Measured | None:
     """Measure timm's blocks, the fused ones, and those with native kernels if they can be compiled.
 
-    Then, on a CPU, measure the fastest of them with half the threads, as long as that is faster. Return None if the
-    memory is too small to measure.
+    Then, on a CPU, measure the fastest of them with half the threads, as long as that is faster. Of native blocks,
+    measure for each width if they should keep their hidden values. Return None if the memory is too small to measure.
     """
     deadline = time.perf_counter() + BUDGET
     try:
@@ -207,9 +210,12 @@ def _measure(network: nn.Module, shape: Shape, default: str, device: torch.devic
         while True:
             best = Measured(plain=plain).best
             fewer = f"{best.blocks} {best.threads // 2}"
-            if not is_cpu or best.threads == 1 or fewer in plain or time.perf_counter() > deadline:
-                return Measured(plain=plain, bf16=bf16)
             model = models[best.blocks]
+            if not is_cpu or best.threads == 1 or fewer in plain or time.perf_counter() > deadline:
+                recomputed = (
+                    _choose_recomputed(model, inputs, best.threads, deadline) if best.blocks == NATIVE else None
+                )
+                return Measured(plain=plain, bf16=bf16, recomputed=recomputed)
             more = f"{best.blocks} {best.threads}"
             pair = {more: timer(model, threads=best.threads), fewer: timer(model, threads=best.threads // 2)}
             seconds = _time_in_turn(pair, deadline)
@@ -224,12 +230,26 @@ def _measure(network: nn.Module, shape: Shape, default: str, device: torch.devic
     return None
 
 
+def _choose_recomputed(model: nn.Module, inputs: Tensor, threads: int, deadline: float) -> list[int]:
+    """Return the channels of the native blocks that train faster if they compute their hidden values again."""
+    with torch.random.fork_rng(devices=[]):
+        pairs = pair_blocks(model, inputs)
+    chosen = []
+    for width, (keeping, recomputing, x) in pairs.items():
+        pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        timer = partial(_make_timer, inputs=x, images=len(x), threads=threads)
+        candidates = {"keep": timer(nn.Sequential(keeping, *pool)), "again": timer(nn.Sequential(recomputing, *pool))}
+        seconds = _time_in_turn(candidates, deadline)
+        chosen += [width] * (seconds["again"] < seconds["keep"])
+    return chosen
+
+
 def _measure_compiled(
     network: nn.Module, shape: Shape, measured: Measured, device: torch.device
 ) -> tuple[Measured, Notice | None]:
     """Return the measurement with the best configuration compiled; with a notice if it cannot be compiled."""
     best = measured.best
-    model, inputs = copy_model(network, best.blocks), draw_inputs(shape, device)
+    model, inputs = copy_model(network, best.blocks, best.recomputed), draw_inputs(shape, device)
     forward = torch.compile(deepcopy(model), dynamic=False)
     try:
         timer = partial(_make_timer, inputs=inputs, images=shape[0], threads=best.threads)

@@ -39,6 +39,8 @@ class ComputeConfig:
     threads: int = THREADS
     """Threads of one process; their number decides the order of summation."""
     compiled: bool = False
+    recomputed: tuple[int, ...] | None = None
+    """Channels of the native blocks that compute their hidden values again; None for those below `kernels.mlp.WIDE`."""
 
     def __str__(self) -> str:
         words = [_WORDS[self.blocks]]
@@ -72,7 +74,8 @@ def configure_model(
     torch.set_num_threads(compute_config.threads)
     missing = explain_missing_kernels() if compute_config.blocks == NATIVE else ""
     if compute_config.blocks != TIMM:
-        use_fused_blocks(network, native=compute_config.blocks == NATIVE and not missing)
+        native = compute_config.blocks == NATIVE and not missing
+        use_fused_blocks(network, native=native, recomputed=compute_config.recomputed)
     notices = [Notice(text=missing)] if missing else []
     if not compute_config.compiled:
         return None, notices
@@ -118,11 +121,11 @@ def explain_missing_kernels() -> str:
     return ""
 
 
-def copy_model(network: nn.Module, blocks: str) -> nn.Module:
-    """Return a copy of the model with these blocks, in training mode."""
+def copy_model(network: nn.Module, blocks: str, recomputed: tuple[int, ...] | None = None) -> nn.Module:
+    """Return a copy of the model in training mode, with the blocks of a compute configuration."""
     model = deepcopy(network).train()
     if blocks != TIMM:
-        use_fused_blocks(model, native=blocks == NATIVE)
+        use_fused_blocks(model, native=blocks == NATIVE, recomputed=recomputed)
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convnext_cli.cache_folder import find_cache_folder
-from convnext_cli.kernels.blocks import FusedBlock
+from convnext_cli.kernels.blocks import FusedBlock, NativeBlock, RecomputingBlock
 from convnext_cli.kernels.depthwise import NativeDepthwise
 from convnext_cli.kernels.library import load_kernels
 from convnext_cli.progress import Progress
@@ -54,6 +54,10 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
     timed: Passes = []
 
     def time_pass(forward: Any, inputs: torch.Tensor, *, bf16: bool) -> float:
+        if isinstance(
+            forward, nn.Sequential
+        ):  # a block, which is slower in wide ones if it computes its hidden values again
+            return inputs.shape[1] / 40 if isinstance(forward[0], RecomputingBlock) else 1.0
         assert inputs.shape == (4, 3, 32, 32)
         if bf16:
             return 0.5
@@ -213,6 +217,19 @@ def test_compile_option_is_obeyed(network: nn.Module) -> None:
     assert notice.text.startswith("--compile needs a whole model on a CUDA GPU, or in float32 on a CPU")
 
 
+@pytest.mark.usefixtures("passes")
+def test_hidden_values_are_computed_again_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    network: nn.Module = timm.create_model("test_convnext", num_classes=2, act_layer="gelu")
+    monkeypatch.setitem(SLOWER, NATIVE, 0.5)
+    for _ in range(2):  # the second is the measurement that was kept
+        config = choose(network).compute_config
+        assert config == ComputeConfig(blocks=NATIVE, threads=2, recomputed=(24, 32)), "of 24, 32, 48 and 64 channels"
+    configure_model(network, config, (4, 3, 32, 32), make_accelerator("no"))
+    stages = network.get_submodule("stages").children()
+    kinds = [type(block) for stage in stages for block in stage.get_submodule("blocks").children()]
+    assert kinds == [RecomputingBlock] * 3 + [NativeBlock] * 6
+
+
 def test_bf16_is_suggested_but_not_chosen(network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_has_bf16", lambda: True)
     monkeypatch.setitem(SECONDS, 2, 0.75)
@@ -237,6 +254,7 @@ KINDS = (
     ComputeConfig(blocks=TIMM),
     ComputeConfig(blocks=FAST, threads=1),
     ComputeConfig(blocks=NATIVE),
+    ComputeConfig(blocks=NATIVE, recomputed=(24, 64)),
 )
 
 
@@ -265,7 +283,8 @@ def test_resumed_run_keeps_its_compute_config(
     assert not [notice for notice in started.notices if "compiled" in notice.text]
     _, words = read_checkpoint(RunFolder(tmp_path / "cut").list_checkpoints()[0])
     kept = json.loads(words)
-    assert (kept["blocks"], kept["threads"], kept["compiled"]) == astuple(compute_config)
+    recomputed = None if kept["recomputed"] is None else tuple(kept["recomputed"])
+    assert (kept["blocks"], kept["threads"], kept["compiled"], recomputed) == astuple(compute_config)
     ends = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert ends[0] == ends[1]
 

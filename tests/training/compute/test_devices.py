@@ -184,7 +184,7 @@ def test_kernels_are_not_called_for_another_device(monkeypatch: pytest.MonkeyPat
     model: nn.Module = timm.create_model("convnext_atto", num_classes=2)
     use_fused_blocks(model, native=True)
     monkeypatch.setattr("convnext_cli.kernels.depthwise._Depthwise.apply", None)
-    monkeypatch.setattr("convnext_cli.kernels.blocks.blocked_mlp", None)
+    monkeypatch.setattr("convnext_cli.kernels.blocks.native_mlp", None)
     model.to("meta").train()
     logits = model(torch.empty(2, 3, 64, 64, device="meta"))
     assert logits.shape == (2, 2)

@@ -1,0 +1,4 @@
+#include "lanes.h"
+
+void gelu(const float *h, const float *bias, float *result, long rows, long columns);
+void gelu_backward(const float *h, const float *bias, float *result, float *grad, float *sums, long rows, long columns);
