@@ -114,14 +114,16 @@ def cross_validate(
     Args:
         data: as in `finetune`.
         on_event: as in `finetune`; each fold ends with a `FoldDone`.
-        **options: as in `finetune`; `folds` is 5 by default, and `output` is the folder of the folds' runs.
+        **options: as in `finetune`; `folds` is 5 by default, or `leave_out` names a column with a fold for each value;
+            `output` is the folder of the folds' runs.
 
     Raises:
         ConvnextError: a subclass says what is wrong and what to do.
     """
     from convnext_cli.training.crossvalidation import cross_validate_steps
 
-    folds: dict[str, Any] = {} if options.get("resume") is not None else {"folds": 5}
+    has_own = options.get("resume") is not None or options.get("leave_out") is not None
+    folds: dict[str, Any] = {} if has_own else {"folds": 5}
     request = make_train_request(folds | {"data": data} | dict(options))
     return finish(_train(cross_validate_steps, request), on_event)
 

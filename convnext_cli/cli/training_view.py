@@ -14,6 +14,7 @@ from convnext_cli.text import quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.index import Index
+    from convnext_cli.metrics.registry import Metric
     from convnext_cli.recipes.plan import Plan
     from convnext_cli.tasks.task import Display
     from convnext_cli.training.events import (
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         Event,
         FinetuneResult,
         Planned,
+        SplitMetrics,
         Started,
     )
     from convnext_cli.training.request import TrainRequest
@@ -131,6 +133,9 @@ def _show_folds(result: "CrossValidationResult") -> None:
         f"sd: standard deviation over {len(result.folds)} folds; their training images overlap, so it is "
         "not a standard error"
     )
+    if result.left_out:
+        _show_left_out(result)
+        return
     console.show(f"Folds: {result.run}")
     console.show(
         f"eval averages the {len(result.folds)} models on a test split; without a test split, the model that was not "
@@ -139,17 +144,50 @@ def _show_folds(result: "CrossValidationResult") -> None:
     console.show(f"Next: convnext eval {quote(result.run)}")
 
 
+def _show_left_out(result: "CrossValidationResult") -> None:
+    """Show the metrics on each left-out value beside those on the validation images of the others."""
+    from convnext_cli.tasks.registry import get_display
+
+    metrics = [METRICS[key] for key in get_display(result.task).folds[:3]]
+    console.show("")
+    console.show("Internal and external", style="bold")
+    for metric in metrics:
+        columns = ["images", "internal", "95% CI", "left-out images", "external", "95% CI "]
+        rows = [
+            [entry.name, *_list_estimate(entry.internal, metric), *_list_estimate(entry.external, metric)]
+            for entry in result.left_out
+        ]
+        console.show_table([metric.heading, *columns], rows, numbers=columns)
+    console.show(
+        "internal: validation images of the other values, used to choose the epoch; external: all images of the value, "
+        "none of which the model has seen"
+    )
+    console.show(f"Folds: {result.run}")
+    console.show(f"Next: convnext eval {quote(result.run)}")
+
+
+def _list_estimate(split: "SplitMetrics", metric: "Metric") -> list[str | None]:
+    interval = split.intervals.get(metric.key)
+    return [f"{split.images:,}", metric.format(split.values[metric.key]), metric.format_ci(interval) or None]
+
+
 def _show_next_fold(planned: "Planned") -> None:
     settings = planned.plan.settings
-    console.say(
-        f"fold {settings.fold} of {settings.folds}: {describe_splits(count_splits(planned.index))}", style="bold"
-    )
+    splits = describe_splits(count_splits(planned.index))
+    console.say(f"fold {settings.fold} of {settings.folds}{_name_left_out(planned)}: {splits}", style="bold")
+
+
+def _name_left_out(planned: "Planned") -> str:
+    """Return the value that a fold leaves out, in brackets; nothing for other folds."""
+    settings, names = planned.plan.settings, planned.index.fold_names
+    return f" (left out: {settings.leave_out} {names[(settings.fold or 1) - 1]})" if names else ""
 
 
 def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     plan, index = planned.plan, planned.index
     console.say(f"{plan.model}", style="bold")
-    fold = f"; fold {plan.settings.fold} of {plan.settings.folds}" if plan.settings.folds else ""
+    number = f"; fold {plan.settings.fold} of {plan.settings.folds}{_name_left_out(planned)}"
+    fold = number if plan.settings.folds else ""
     console.say(f"{index.root}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
     if is_verbose:
         console.say(describe_sizes(find_model(plan.model)[0], plan.settings, len(index.classes)))

@@ -46,7 +46,7 @@ class Attribute:
     """How numbers were binned, in words; empty where they were not."""
 
 
-def parse_attributes(text: str) -> dict[str, tuple[float, ...]]:
+def parse_attributes(text: str, option: str = "--subgroups") -> dict[str, tuple[float, ...]]:
     """Return the cuts of each attribute in a text such as `sex,age:18,65,site`; no cuts where none are named.
 
     Raises:
@@ -63,7 +63,7 @@ def parse_attributes(text: str) -> dict[str, tuple[float, ...]]:
         name, colon, first = (piece.strip() for piece in part.partition(":"))
         cut = parse_number(first)
         if not name or name in result or (colon and cut is None):
-            raise UsageError(f"cannot read --subgroups {text!r} at {part!r}", remedy)
+            raise UsageError(f"cannot read {option} {text!r} at {part!r}", remedy)
         result[name] = () if cut is None else (cut,)
     for name, cuts in result.items():
         if list(cuts) != sorted(set(cuts)):

@@ -51,6 +51,10 @@ class Index:
     """The task as `Task.to_dict` gives it; None for one class per image."""
     table: Path | None = None
     """The CSV file that it was read from; None for folders."""
+    fold_names: tuple[str, ...] = ()
+    """The values of the column that `--leave-out` names, in the order of their folds; empty for other folds."""
+    validation: tuple[bool, ...] = ()
+    """With `fold_names`: True for rows that validate in each fold but their own, which tests on them."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -134,6 +138,7 @@ def select_rows(index: Index, rows: list[int]) -> Index:
         splits=tuple(index.splits[row] for row in rows),
         groups=tuple(index.groups[row] for row in rows) if index.groups else (),
         folds=tuple(index.folds[row] for row in rows) if index.folds else (),
+        validation=tuple(index.validation[row] for row in rows) if index.validation else (),
         values=tuple(index.values[row] for row in rows) if index.values else (),
     )
 

@@ -92,6 +92,24 @@ def split_index(
     return choose_fold(result, folds.fold) if folds and folds.fold else result
 
 
+def leave_out(index: Index, *, val_fraction: float, seed: int, duplicate_sets: Sequence[Sequence[int]] = ()) -> Index:
+    """Return the index with a fold for each value of a column, which tests on it; for `choose_fold`.
+
+    The validation images are drawn once, from all rows; those of a fold's own value are among its test images. Splits
+    of the data are not used.
+
+    Args:
+        index: scanned, with its groups, `fold_names` and folds; a row without a fold trains or validates in all.
+        val_fraction: fraction of the images for validation.
+        seed: of the draw.
+        duplicate_sets: sets of rows that stay in one split, as groups do.
+    """
+    plain = replace(index, splits=("",) * len(index), folds=())
+    drawn = split_index(plain, val_fraction=val_fraction, test_fraction=0.0, seed=seed, duplicate_sets=duplicate_sets)
+    splits = tuple(fold or "train" for fold in index.folds)
+    return _fit_task(replace(plain, splits=splits, validation=tuple(split == "val" for split in drawn.splits)))
+
+
 def name_fold(fold: int) -> str:
     """Return the split of an image that validates in this fold, counted from 1."""
     return f"{FOLD}{fold}"
@@ -105,11 +123,17 @@ def is_fold(split: str) -> bool:
 def choose_fold(index: Index, fold: int) -> Index:
     """Return the index in which one fold validates and the others train; the test split is kept.
 
+    With `validation`, one fold is the test split.
+
     Args:
-        index: with the fold that each image validates in, as `split_index` gives it for fold 0.
+        index: with the fold of each image, as `split_index` gives it for fold 0, or `leave_out`.
         fold: from 1.
     """
     val = name_fold(fold)
+    if index.validation:
+        pairs = zip(index.splits, index.validation, strict=True)
+        tested = ("test" if split == val else "val" if validates else "train" for split, validates in pairs)
+        return replace(index, splits=tuple(tested), validation=())
     splits = ("val" if split == val else "train" if is_fold(split) else split for split in index.splits)
     return replace(index, splits=tuple(splits))
 

@@ -18,6 +18,7 @@ from convnext_cli.metrics.intervals import Interval, compute_intervals, estimate
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.subgroups import (
     LEVEL,
+    SIZE_BIASED,
     Compute,
     choose_permutations,
     compute_p_values,
@@ -356,9 +357,21 @@ def _test(images: ScoredImages, inside: NDArray[np.bool_], metrics: Sequence[_Me
     units = np.unique(2 * groups + inside, return_inverse=True)[1].reshape(-1)
     members = np.zeros(int(units.max()) + 1, np.bool_)
     members[units] = inside
-    strata = number_strata(units, images.task.list_strata(images.targets))
-    compute = _make_compute(images, metrics)
-    return compute_p_values(compute, members, units, strata, measure_influence(compute, units))
+    strata = images.task.list_strata(images.targets)
+    by_class, by_size = (number_strata(units, strata, by_size=value) for value in (False, True))
+    is_biased = np.array([metric.key in SIZE_BIASED for metric in metrics])
+    parts = [(np.ones(len(metrics), np.bool_), by_class)]
+    if not np.array_equal(by_class, by_size):
+        parts = [(~is_biased, by_class), (is_biased, by_size)]
+    p_values: list[float | None] = [None] * len(metrics)
+    for chosen, numbers in parts:
+        places = np.flatnonzero(chosen).tolist()
+        if places:
+            compute = _make_compute(images, [metrics[place] for place in places])
+            results = compute_p_values(compute, members, units, numbers, measure_influence(compute, units))
+            for place, p in zip(places, results, strict=True):
+                p_values[place] = p
+    return p_values
 
 
 def _subtract(one: Estimate, two: Estimate) -> Estimate:
@@ -456,7 +469,7 @@ def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
     unit = "groups" if evaluation.clustered else "images"
     method = (
         f"permutation test over {unit} within classes, Holm-corrected for {evaluation.tests} gaps, "
-        f"{evaluation.permutations:,} permutations"
+        f"at most {evaluation.permutations:,} permutations"
     )
     if not significant:
         return [f"No gap to the rest is significant at 0.05 ({method}). A small subgroup can hide a gap."]

@@ -171,6 +171,8 @@ def _list_audit_notes(audit: AuditRecord | None) -> list[Notice]:
 
 def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[Notice]]:
     """Return the images to evaluate a cross-validation on: the test split, or all images of its folds."""
+    if index.validation:
+        return _choose_left_out(index, split)
     test_rows = index.rows("test")
     if split in ("train", "all") or (split == "test" and not test_rows):
         problem = "has no test split"
@@ -188,6 +190,23 @@ def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[N
     )
     rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
     return TestSet(index=index, split="val", rows=rows), [Notice(text=text)]
+
+
+def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Notice]]:
+    """Return the images to evaluate a cross-validation of left-out values on: all that have one.
+
+    Raises:
+        DataError: another split is asked for.
+    """
+    if split not in (None, "test"):
+        raise DataError(
+            f"the cross-validation of {index.root} leaves out {', '.join(index.fold_names[:5])} in turn, as test "
+            "images",
+            f"Leave out --split, or evaluate one fold with --split {split}",
+        )
+    text = "external: each image is classified by the one model that was not trained on images of its value"
+    rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
+    return TestSet(index=index, split="test", rows=rows), [Notice(text=text)]
 
 
 def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> tuple[Index, list[Notice]]:

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from convnext_cli.text import capitalise
+
 if TYPE_CHECKING:
     from convnext_cli.metrics.comparison import Difference
     from convnext_cli.metrics.intervals import Interval
@@ -24,6 +26,8 @@ class Metric:
     """In sentences and wide tables, in lower case."""
     short: str
     """In narrow tables."""
+    meaning: str
+    """In plain words, for a reader who does not know the metric."""
     formula: str
     """In words, with its source where there are several definitions."""
     unit: Literal["%", ""] = "%"
@@ -47,6 +51,11 @@ class Metric:
     def short_heading(self) -> str:
         """Return the short title with its unit, for a narrow table."""
         return f"{self.short} {self.unit}".rstrip()
+
+    @property
+    def explanation(self) -> str:
+        """Return meaning and formula as two sentences."""
+        return f"{capitalise(self.meaning)}. {capitalise(self.formula)}."
 
     @property
     def scale(self) -> float:
@@ -95,76 +104,123 @@ def format_ci(interval: "Interval | None", *, scale: float = 100.0, digits: int 
 
 
 OVERALL = (
-    Metric(key="top1", title="accuracy", short="accuracy", formula="fraction of images classified correctly"),
+    Metric(
+        key="top1", title="accuracy", short="accuracy",
+        meaning="how often the predicted class is right",
+        formula="fraction of images classified correctly",
+    ),
     Metric(
         key="balanced_accuracy", title="balanced accuracy", short="balanced acc.",
+        meaning="how often the predicted class is right if all classes are equally frequent",
         formula="mean sensitivity over classes", average_of="recall",
     ),
     Metric(
         key="macro_precision", title="macro precision", short="precision",
+        meaning="how often a predicted class is right, averaged over classes",
         formula="mean precision over classes; 0 for a class that is never predicted", average_of="precision",
     ),
     Metric(
         key="macro_specificity", title="macro specificity", short="specificity",
+        meaning="how often a class is rightly not predicted, averaged over classes",
         formula="mean specificity over classes", average_of="specificity",
     ),
-    Metric(key="macro_f1", title="macro F1", short="macro F1", formula="mean F1 over classes", average_of="f1"),
+    Metric(
+        key="macro_f1", title="macro F1", short="macro F1",
+        meaning="balance of missed images and false alarms, averaged over classes; 100% is perfect",
+        formula="mean F1 over classes", average_of="f1",
+    ),
     Metric(
         key="macro_roc_auc", title="macro ROC AUC", short="ROC AUC",
+        meaning="how often an image of a class gets a higher score than another image; 50% is chance",
         formula="mean ROC AUC over classes, one-vs-rest", average_of="roc_auc",
     ),
     Metric(
         key="macro_pr_auc", title="macro PR AUC", short="PR AUC",
+        meaning="precision averaged over all sensitivities; chance is the fraction of images of the class",
         formula="mean average precision over classes, one-vs-rest", average_of="pr_auc",
     ),
     Metric(
         key="kappa", title="Cohen's kappa", short="kappa", unit="", digits=3, low=-1.0,
+        meaning="agreement with the labels beyond chance; 0 is chance, 1 is perfect",
         formula="(observed - chance agreement) / (1 - chance agreement); Cohen 1960",
     ),
     Metric(
         key="mcc", title="MCC", short="MCC", unit="", digits=3, low=-1.0,
+        meaning="correlation of predictions and labels; 0 is chance, 1 is perfect",
         formula="Matthews correlation coefficient for K classes; Gorodkin 2004",
     ),
     Metric(
         key="log_loss", title="log loss", short="log loss", unit="", digits=4, high=math.inf, higher_is_better=False,
+        meaning="penalty for low probabilities of the true class; 0 is perfect, confident errors cost most",
         formula="mean negative log-likelihood of the true class, in nats",
     ),
     Metric(
         key="brier", title="Brier score", short="Brier", unit="", digits=4, higher_is_better=False,
+        meaning="squared distance of the probabilities from the labels; 0 is perfect",
         formula="mean squared error of the probabilities, halved: 0 to 1 for any number of classes",
     ),
     Metric(
         key="ece", title="ECE", short="ECE", higher_is_better=False,
+        meaning="difference of confidence and accuracy, on average; 0% is perfect",
         formula="expected calibration error of the predicted class, 15 equal-mass bins; Nixon et al. 2019",
     ),
 )  # fmt: skip
 """Metrics of a whole evaluation."""
 
 PER_CLASS = (
-    Metric(key="precision", title="precision", short="precision", formula="TP / (TP + FP)"),
-    Metric(key="recall", title="sensitivity (recall)", short="sensitivity", formula="TP / (TP + FN)"),
-    Metric(key="specificity", title="specificity", short="specificity", formula="TN / (TN + FP)"),
-    Metric(key="f1", title="F1", short="F1", formula="2 TP / (2 TP + FP + FN)"),
-    Metric(key="roc_auc", title="ROC AUC", short="ROC AUC", formula="area under the ROC curve; ties count half"),
-    Metric(key="pr_auc", title="PR AUC", short="PR AUC", formula="average precision, one step per distinct score"),
-)
+    Metric(
+        key="precision", title="precision", short="precision",
+        meaning="of the images predicted as the class, the fraction that is of it",
+        formula="TP / (TP + FP)",
+    ),
+    Metric(
+        key="recall", title="sensitivity (recall)", short="sensitivity",
+        meaning="of the images of the class, the fraction that is predicted as it",
+        formula="TP / (TP + FN)",
+    ),
+    Metric(
+        key="specificity", title="specificity", short="specificity",
+        meaning="of the images of other classes, the fraction that is not predicted as it",
+        formula="TN / (TN + FP)",
+    ),
+    Metric(
+        key="f1", title="F1", short="F1",
+        meaning="balance of missed images and false alarms; 100% is perfect",
+        formula="2 TP / (2 TP + FP + FN)",
+    ),
+    Metric(
+        key="roc_auc", title="ROC AUC", short="ROC AUC",
+        meaning="how often an image of the class gets a higher score than another image; 50% is chance",
+        formula="area under the ROC curve; ties count half",
+    ),
+    Metric(
+        key="pr_auc", title="PR AUC", short="PR AUC",
+        meaning="precision averaged over all sensitivities; chance is the fraction of images of the class",
+        formula="average precision, one step per distinct score",
+    ),
+)  # fmt: skip
 """Metrics of one class against the rest (TP, FP, TN, FN: true and false positives and negatives)."""
 
 MULTILABEL = (
     Metric(
-        key="macro_recall", title="macro sensitivity", short="sensitivity", formula="mean sensitivity over labels",
+        key="macro_recall", title="macro sensitivity", short="sensitivity",
+        meaning="of the images with a label, the fraction that is predicted with it, averaged over labels",
+        formula="mean sensitivity over labels",
         average_of="recall",
     ),
     Metric(
         key="macro_brier", title="Brier score", short="Brier", unit="", digits=4, higher_is_better=False,
+        meaning="squared distance of the probabilities from the labels; 0 is perfect",
         formula="mean over labels of the mean squared error of their probability", average_of="label_brier",
     ),
     Metric(
         key="macro_ece", title="ECE", short="ECE", higher_is_better=False,
+        meaning="difference of probability and frequency of a label, on average; 0% is perfect",
         formula="mean over labels of their expected calibration error, 15 equal-mass bins", average_of="label_ece",
     ),
     Metric(
         key="exact_match", title="exact match", short="exact match",
+        meaning="how often all labels of an image are right",
         formula="fraction of images of which all known labels are predicted correctly",
     ),
 )  # fmt: skip
@@ -173,10 +229,12 @@ MULTILABEL = (
 PER_LABEL = (
     Metric(
         key="label_brier", title="Brier score", short="Brier", unit="", digits=4, higher_is_better=False,
+        meaning="squared distance of the probability from the label; 0 is perfect",
         formula="mean squared error of the label's probability",
     ),
     Metric(
         key="label_ece", title="ECE", short="ECE", higher_is_better=False,
+        meaning="difference of probability and frequency of the label, on average; 0% is perfect",
         formula="expected calibration error of the label's probability, 15 equal-mass bins",
     ),
 )  # fmt: skip
@@ -185,14 +243,17 @@ PER_LABEL = (
 ORDINAL = (
     Metric(
         key="quadratic_kappa", title="quadratic weighted kappa", short="QWK", unit="", digits=3, low=-1.0,
+        meaning="agreement with the grades beyond chance, large errors count most; 0 is chance, 1 is perfect",
         formula="1 - weighted disagreement / that by chance, weights (i - j)^2; Cohen 1968",
     ),
     Metric(
         key="grade_mae", title="MAE in grades", short="MAE", unit="", digits=3, high=math.inf, higher_is_better=False,
+        meaning="by how many grades a prediction is off, on average",
         formula="mean absolute difference of predicted and true grade",
     ),
     Metric(
         key="within_one", title="accuracy within one grade", short="within 1",
+        meaning="how often a prediction is at most one grade off",
         formula="fraction of images whose predicted grade differs by at most one",
     ),
 )  # fmt: skip
@@ -201,6 +262,7 @@ ORDINAL = (
 PER_GRADE = (
     Metric(
         key="class_mae", title="MAE in grades", short="MAE", unit="", digits=3, high=math.inf, higher_is_better=False,
+        meaning="by how many grades a prediction is off for images of the grade, on average",
         formula="mean absolute difference of predicted and true grade, over images of the grade",
     ),
 )  # fmt: skip
@@ -209,34 +271,42 @@ PER_GRADE = (
 REGRESSION = (
     Metric(
         key="mae", title="MAE", short="MAE", unit="", digits=4, high=math.inf, higher_is_better=False,
-        formula="mean absolute error, in units of the target",
+        meaning="how far a prediction is off, on average", formula="mean absolute error, in units of the target",
     ),
     Metric(
         key="rmse", title="RMSE", short="RMSE", unit="", digits=4, high=math.inf, higher_is_better=False,
-        formula="square root of the mean squared error",
+        meaning="typical error, where large errors count most", formula="square root of the mean squared error",
     ),
     Metric(
         key="r2", title="R2", short="R2", unit="", digits=3, low=-math.inf,
+        meaning="fraction of the labels' variation that the predictions explain; 0 is chance, 1 is perfect",
         formula="1 - mean squared error / variance of the target",
     ),
     Metric(
         key="pearson", title="Pearson correlation", short="Pearson", unit="", digits=3, low=-1.0,
+        meaning="how closely predictions and labels lie on a line; 0 is chance, 1 is perfect",
         formula="covariance of prediction and target / product of their standard deviations",
     ),
     Metric(
         key="bias", title="bias", short="bias", unit="", digits=4, low=-math.inf, high=math.inf,
+        meaning="how much higher predictions are than labels, on average",
         formula="mean of prediction - target; Bland and Altman 1986",
     ),
     Metric(
         key="limit_low", title="lower limit of agreement", short="lower limit", unit="", digits=4, low=-math.inf,
-        high=math.inf, formula="bias - 1.96 standard deviations of the differences; Bland and Altman 1986",
+        high=math.inf,
+        meaning="about 95% of the errors lie between the limits of agreement",
+        formula="bias - 1.96 standard deviations of the differences; Bland and Altman 1986",
     ),
     Metric(
         key="limit_high", title="upper limit of agreement", short="upper limit", unit="", digits=4, low=-math.inf,
-        high=math.inf, formula="bias + 1.96 standard deviations of the differences; Bland and Altman 1986",
+        high=math.inf,
+        meaning="about 95% of the errors lie between the limits of agreement",
+        formula="bias + 1.96 standard deviations of the differences; Bland and Altman 1986",
     ),
     Metric(
         key="coverage", title="coverage of 90% prediction intervals", short="coverage",
+        meaning="how often the true number lies in its prediction interval; 90% is intended",
         formula="fraction of images whose target lies in its prediction interval",
     ),
 )  # fmt: skip

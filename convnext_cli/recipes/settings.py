@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypedDict
 
+from convnext_cli.data.index import NONE
 from convnext_cli.errors import UsageError
 from convnext_cli.images.preprocessing import MAX_SIDE, MIN_SIDE, ImageSize, parse_size, split_size
 from convnext_cli.options import (
@@ -413,7 +414,7 @@ class Settings:
     log_target: Annotated[
         Literal["auto", "yes", "no"],
         Option(
-            help="Learn the logarithm of a number; auto does where its 95% and 5% quantiles differ 20-fold.",
+            help="Learn the logarithm of a number; auto does for skewed numbers that span a factor of 20.",
             group=DATA,
         ),
     ] = "auto"
@@ -485,6 +486,14 @@ class Settings:
             metavar="K/N",
         ),
     ] = 0
+    leave_out: Annotated[
+        str,
+        Option(
+            help="Column, such as site: a fold for each value, trained on the others and tested on it.",
+            group=DATA,
+            metavar="COLUMN",
+        ),
+    ] = NONE
     val_fraction: Annotated[
         float,
         Option(help="Fraction of images for validation, where the data has no split.", group=DATA, low=0, high=0.9),
@@ -601,6 +610,7 @@ class SettingsDict(TypedDict, total=False):
     data_license: str
     folds: int
     fold: int
+    leave_out: str
     val_fraction: float
     test_fraction: float
     amp: Literal["auto", "no", "bf16", "fp16"]
@@ -667,6 +677,11 @@ def _read_size(value: Any) -> Any:
         return text
 
 
+def has_folds(values: Mapping[str, Any]) -> bool:
+    """Return True if settings are for a cross-validation of all folds."""
+    return bool(values["folds"] or values["leave_out"] != NONE) and not values["fold"]
+
+
 def check_combinations(values: Mapping[str, Any]) -> None:
     """Check settings that depend on one another, each of which is valid alone.
 
@@ -677,7 +692,7 @@ def check_combinations(values: Mapping[str, Any]) -> None:
         raise UsageError("val_fraction and test_fraction leave no training images", "Make their sum less than 1")
     if values.get("epochs") == 0 and not values["freeze_epochs"]:
         raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head only")
-    if values["fold"] > values["folds"]:
+    if values["leave_out"] == NONE and values["fold"] > values["folds"]:
         raise UsageError(f"fold {values['fold']} of {values['folds']} folds", "Give --folds of at least --fold")
     if len(both := [name for name, off in UNCORRECTED.items() if values[name] != off]) > 1:
         raise UsageError(f"{' and '.join(both)} both correct class imbalance", "Use one of them")

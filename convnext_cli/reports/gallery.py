@@ -13,7 +13,6 @@ from convnext_cli.inference.evaluation import Evaluation, open_classifier
 from convnext_cli.inference.explain import overlay_heat
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.text import make_visible
 
 IMAGES = 12  # of each kind
 SIDE = 176  # px, twice the size in the report
@@ -25,10 +24,8 @@ class GalleryImage:
     """One image of the gallery."""
 
     path: str
-    true: str
-    """The target."""
-    predicted: str
-    """The prediction, with its probability."""
+    lines: tuple[str, ...]
+    """The prediction beside the label: `said VIRUS (92%), labelled BACTERIA`."""
     is_correct: bool
     image: str
     """A data URI."""
@@ -73,12 +70,11 @@ def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, G
             if position not in images:
                 continue
             outcome = task.summarise(probabilities[position], evaluated.classes, evaluation.calibration)
-            predicted = " ".join(" ".join(task.list_parts(outcome, 1, lambda name, _: name)).split())
+            target = evaluated.targets[position]
             gallery[position] = GalleryImage(
-                path=make_visible(index.paths[rows[position]]),
-                true=make_visible(index.describe_target(rows[position])),
-                predicted=make_visible(predicted),
-                is_correct=task.is_correct(decisions[position], evaluated.targets[position]),
+                path=index.paths[rows[position]],
+                lines=tuple(task.list_differences(outcome, target, evaluated.classes)),
+                is_correct=task.is_correct(decisions[position], target),
                 image=_encode(images[position]),
                 heat=_encode(overlay_heat(images[position], heat)),
             )

@@ -61,6 +61,8 @@ CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
 RUN_REMEDY = "Give a folder that `convnext finetune` made"
 RESTART_REMEDY = "Start a new run with another --output"
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
+_VALIDATION = "validation"
+"""The column of a cross-validation by `--leave-out`: `yes` or `no`."""
 
 
 def restore_remedy(item: str) -> str:
@@ -231,17 +233,22 @@ class RunFolder:
         """Write the split of each image, and the folder that the paths start from."""
         text = io.StringIO()
         table = csv.writer(text)  # its own line ends, so that it quotes names with either of their characters
-        table.writerow((*_SPLIT_COLUMNS, *(_list_value_columns(index.classes) if index.values else ())))
+        columns = [*_SPLIT_COLUMNS, *([_VALIDATION] if index.validation else [])]
+        table.writerow((*columns, *(_list_value_columns(index.classes) if index.values else ())))
         groups = index.groups or ("",) * len(index)
         values = index.values or ((),) * len(index)
         names = [index.describe_target(row) for row in range(len(index))]
-        for path, name, group, split, targets in zip(index.paths, names, groups, index.splits, values, strict=True):
-            table.writerow((path, name, group, split, *map(_format_value, targets)))
+        flags = [["yes" if validates else "no"] for validates in index.validation] or [[]] * len(index)
+        rows = zip(index.paths, names, groups, index.splits, flags, values, strict=True)
+        for path, name, group, split, flag, targets in rows:
+            table.writerow((path, name, group, split, *flag, *map(_format_value, targets)))
         data = {"data": str(index.root.absolute()), "classes": list(index.classes), "skipped": index.skipped}
         if index.task_record is not None:
             data["task"] = index.task_record
         if index.table is not None:
             data["table"] = str(index.table.absolute())
+        if index.fold_names:
+            data["fold_names"] = list(index.fold_names)
         write_text(SPLIT.path(self.path), text.getvalue())
         write_text(DATA.path(self.path), json.dumps(data, indent=1) + "\n")
 
@@ -269,7 +276,7 @@ class RunFolder:
             raise RunError(f"{self.path} {reason}", RUN_REMEDY) from error
         task = read_task(data.task, DATA.path(self.path), RUN_REMEDY)
         label_of = {name: label for label, name in enumerate(data.classes)}
-        paths, labels, groups, splits, values = [], [], [], [], []
+        paths, labels, groups, splits, values, validation = [], [], [], [], [], []
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for row in reader:
@@ -282,6 +289,8 @@ class RunFolder:
                     labels.append(label_of[row["label"]])
                 groups.append(row["group"])
                 splits.append(row["split"])
+                if _VALIDATION in row:
+                    validation.append(row[_VALIDATION] == "yes")
         except (csv.Error, ValueError, KeyError) as error:
             raise RunError(f"{table} cannot be read: line {reader.line_num}: {error}", RUN_REMEDY) from error
         if not paths:
@@ -297,6 +306,8 @@ class RunFolder:
             values=tuple(values),
             task_record=data.task,
             table=None if data.table is None else Path(data.table),
+            fold_names=data.fold_names,
+            validation=tuple(validation),
         )
 
     def read_data(self) -> "Data":

@@ -36,6 +36,8 @@ class Data(Struct, frozen=True, kw_only=True):
     """As `Task.to_dict` gives it; None for one class per image."""
     table: str | None = None
     """The CSV file that the data were read from; None for folders, and in older runs."""
+    fold_names: tuple[Text, ...] = ()
+    """The values that `finetune --leave-out` left out, in the order of their folds."""
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True):
@@ -106,6 +108,8 @@ class FoldsResult(Struct, frozen=True, kw_only=True):
 
     folds: tuple[dict[str, Any], ...]
     spread: dict[str, dict[str, Any]]
+    left_out: tuple[dict[str, Any], ...] = ()
+    """Internal and external metrics of each value of the column of `--leave-out`."""
 
 
 class AuditFinding(Struct, frozen=True, kw_only=True):

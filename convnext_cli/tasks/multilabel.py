@@ -23,9 +23,11 @@ from convnext_cli.metrics.multilabel import (
     summarise_labels,
 )
 from convnext_cli.metrics.platt import choose_threshold, fit_platt
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_number, shorten_names
-from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_flag, shorten_names
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 MIN_TO_EXCLUDE = 5  # training images that would have both labels by chance, from which on none is a sign of exclusion
@@ -58,12 +60,11 @@ class Multilabel(Task):
         class_estimates=("roc_auc", "recall", "specificity"),
         class_values=("pr_auc", "precision", "f1", "label_ece", "label_brier"),
         compared=("macro_roc_auc", "macro_f1", "log_loss"),
-        tiles=("macro_pr_auc", "macro_f1", "macro_recall", "macro_specificity", "exact_match", "macro_ece", "log_loss"),
-        report_classes=("roc_auc", "pr_auc", "recall", "specificity", "precision", "f1", "label_ece"),
         subgroups=("macro_roc_auc", "macro_recall", "macro_specificity", "macro_ece"),
         card=("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "macro_ece"),
         plots=("roc", "pr", "reliability"),
         class_heading="Metrics by label",
+        class_order="roc_auc",
         confidence_note="The probabilities of all known labels are sorted into 15 bins of equal size.",
         calibration=(("log_loss", "log_loss"), ("ece", "macro_ece")),
     )  # fmt: skip
@@ -101,7 +102,7 @@ class Multilabel(Task):
         if has_label and options.task == AUTO:
             raise OtherTaskError(f"{table.path} has columns of labels beside a label", "Name them with --label-columns")
         values = [_read_flags(table, name) for name in names]
-        notes = [f"{len(names)} labels by columns of 1, 0, -1 and blank cells: read as several labels per image"]
+        notes = [f"{len(names)} columns of labels: read as several labels per image"]
         has_only_ones = [0.0 not in column and any(value != value for value in column) for column in values]
         if options.blank == "negative":
             has_only_ones = [True] * len(names)
@@ -290,6 +291,24 @@ class Multilabel(Task):
             labels=tuple(classes[k] for k in order if decided[k]),
         )
 
+    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return a line for each wrong label, the most confident error first, and one that counts the others."""
+        targets = dict(zip(classes, target, strict=True))
+        known = [
+            (name, probability, targets[name] == 1, name in (outcome.labels or ()))
+            for name, probability in zip(outcome.classes, outcome.probabilities, strict=True)
+            if targets[name] in (0, 1)
+        ]
+        wrong = [entry for entry in known if entry[2] != entry[3]]
+        lines = [
+            f"{'said' if predicted else 'did not say'} {name} ({show_probability(probability)}), labelled "
+            f"{'present' if is_present else 'absent'}"
+            for name, probability, is_present, predicted in sorted(wrong, key=lambda entry: -abs(entry[1] - entry[2]))
+        ]
+        others = {"correct": len(known) - len(wrong), "unknown": len(classes) - len(known)}
+        counts = [f"{number} {word}" for word, number in others.items() if number]
+        return [*lines, f"{'other ' if lines else ''}labels: {', '.join(counts)}"] if counts else lines
+
     # Metrics
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> MultilabelCalculator:
@@ -303,6 +322,33 @@ class Multilabel(Task):
         if not len(targets):
             raise ValueError("no images to evaluate")
         return summarise_labels(self.make_calculator(logits, targets, scaling), classes)
+
+    def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
+        """Return the labels that are recognised best and worst, missed most, and falsely predicted most."""
+        roc_auc = METRICS["roc_auc"]
+        ranked = sorted(
+            (entry for entry in metrics.per_class if entry.roc_auc is not None), key=lambda entry: -entry.roc_auc
+        )
+        sentences = []
+        if ranked:
+            best, worst = (
+                f"{e.name} ({roc_auc.title} {roc_auc.format_with_unit(e.roc_auc)})" for e in (ranked[0], ranked[-1])
+            )
+            sentences.append(f"It recognises {best} best" + (f", {worst} worst." if len(ranked) > 1 else "."))
+        for key, count, text in (
+            ("recall", "images", "Most often missed: {} in {:,} of {:,} images with it ({:.0f}%)."),
+            ("specificity", "negative", "Most often said without the label: {} in {:,} of {:,} images ({:.0f}%)."),
+        ):
+            rates = [(1 - getattr(e, key), e) for e in metrics.per_class if getattr(e, key) is not None]
+            rate, entry = max(rates, key=lambda pair: pair[0], default=(0.0, None))
+            if entry and rate > 0:
+                total = getattr(entry, count)
+                sentences.append(text.format(entry.name, round(rate * total), total, 100 * rate))
+        return sentences
+
+    def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
+        """Return the ROC AUC of guessing, 50%."""
+        return Chance(value=0.5, text=f"guessing gives {METRICS['macro_roc_auc'].format_with_unit(0.5)}")
 
     def list_warnings(
         self, training: Targets, scores: Floats, classes: Sequence[str], scaling: Scaling | None
@@ -346,15 +392,15 @@ class Multilabel(Task):
 
 
 def _read_flags(table: Table, name: str) -> list[float]:
-    """Return the cells of a column of labels: 1, 0, -1, or nan where it is blank.
+    """Return the cells of a column of labels: 1, 0, -1, or nan where it is unknown.
 
     Raises:
         DataError: a cell is something else.
     """
-    values = [float("nan") if not cell else parse_number(cell) for cell in table.columns[name]]
-    wrong = [row for row, value in enumerate(values) if value is None or (value == value and value not in (-1, 0, 1))]
-    table.refuse(f"a cell in {name!r} that is not 1, 0, -1 or blank", wrong)
-    return [float("nan") if value is None else value for value in values]
+    values = [parse_flag(cell) for cell in table.columns[name]]
+    wrong = [row for row, value in enumerate(values) if value is None]
+    table.refuse(f"a cell in {name!r} that is not 1, 0, -1, yes, no or blank", wrong)
+    return [value for value in values if value is not None]
 
 
 def _split_labels(cell: str, separator: str) -> list[str]:

@@ -16,6 +16,8 @@ from convnext_cli.encoding import normalise_name
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.ordinal import OrdinalCalculator, OrdinalMetrics, summarise_grades
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.tasks.reading import (
     OtherTaskError,
     RawTargets,
@@ -27,8 +29,8 @@ from convnext_cli.tasks.reading import (
     sort_by_number,
     sort_folders,
 )
-from convnext_cli.tasks.single import Single
-from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets
+from convnext_cli.tasks.single import Single, describe_constant, describe_mistakes
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +52,6 @@ class Ordinal(Single):
         class_estimates=("recall", "class_mae"),
         class_values=("precision", "specificity", "f1", "roc_auc"),
         compared=("quadratic_kappa", "grade_mae", "top1"),
-        tiles=("grade_mae", "within_one", "top1", "balanced_accuracy", "macro_roc_auc", "ece", "log_loss"),
-        report_classes=("recall", "class_mae", "precision", "specificity", "f1", "roc_auc"),
         class_heading="Metrics by grade",
         subgroups=("quadratic_kappa", "grade_mae", "ece"),
         subgroups_of_two=(),
@@ -123,6 +123,26 @@ class Ordinal(Single):
             probabilities=tuple(float(scores[k]) for k in order),
             value=float(scores @ np.arange(len(scores))),
         )
+
+    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the predicted grade beside the true one, with the number of grades between them."""
+        [line] = Single.list_differences(self, outcome, target, classes)
+        steps = classes.index(outcome.classes[0]) - int(target)
+        if not steps:
+            return [line]
+        return [f"{line}: {abs(steps)} grade{'s' if abs(steps) > 1 else ''} too {'high' if steps > 0 else 'low'}"]
+
+    def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
+        """Return how far predictions are off, and the most frequent mistake."""
+        exact, near = (METRICS[key].format_with_unit(getattr(metrics, key)) for key in ("top1", "within_one"))
+        return [
+            f"It gives the exact grade for {exact} of the images, at most one grade off for {near}.",
+            describe_mistakes(metrics),
+        ]
+
+    def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
+        """Return the kappa of guessing, 0, and the accuracy of always giving the most frequent grade."""
+        return Chance(value=0.0, text=f"guessing gives 0; {describe_constant(metrics)}")
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> OrdinalCalculator:
         """Return the calculator of ordinal metrics."""

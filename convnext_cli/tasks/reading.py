@@ -3,6 +3,7 @@
 No NumPy, so that a small table is read at once.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ _MEASURES = frozenset(
 )  # fmt: skip
 """Columns that hold measurements or count the rows."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_YES = frozenset(("true", "yes", "y", "positive", "present"))
+_NO = frozenset(("false", "no", "n", "negative", "absent"))
+_UNKNOWN = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "unknown"))
+"""Cells of a label or a number that hold no value, as pandas, R and people write them."""
 _FLAGS = frozenset(("sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right"))
 
 
@@ -110,14 +116,38 @@ def parse_number(text: str) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-def parse_decimal(text: str) -> float | None:
-    """Return a finite number with a point or a comma; None if the text is none."""
-    return parse_number(text.replace(",", ".") if text.count(",") == 1 else text)
+def parse_flag(text: str) -> float | None:
+    """Return 1, 0 or -1, or nan for an unknown label; None if the text is none of these."""
+    word = text.casefold()
+    if word in _UNKNOWN:
+        return math.nan
+    if word in _YES | _NO:
+        return float(word in _YES)
+    number = parse_number(text)
+    return number if number in (-1.0, 0.0, 1.0) else None
+
+
+def parse_numbers(cells: Sequence[str]) -> tuple[list[float | None], str | None]:
+    """Return the finite number in each cell of a column, None where there is none, and a note on the commas.
+
+    A comma separates thousands where all commas can, and a cell without a comma or with two shows that none is a
+    decimal comma.
+    """
+    commas = [cell for cell in cells if "," in cell]
+    if not commas:
+        return [parse_number(cell) for cell in cells], None
+    are_thousands = all(map(_THOUSANDS.fullmatch, commas)) and (
+        len(commas) < len(cells) or any(cell.count(",") > 1 or "." in cell for cell in commas)
+    )
+    numbers = [parse_number(cell.replace(",", "" if are_thousands else ".")) for cell in cells]
+    meaning = "separates thousands" if are_thousands else "is a decimal comma"
+    first = parse_number(commas[0].replace(",", "" if are_thousands else "."))
+    return numbers, None if first is None else f"the comma {meaning}: {commas[0]} is read as {first:.15g}"
 
 
 def list_values(cells: Sequence[str]) -> set[float]:
     """Return the different numbers in cells, with a point or a comma; empty if a cell is not a number."""
-    numbers = [parse_decimal(cell) for cell in cells]
+    numbers, _ = parse_numbers(cells)
     return set() if None in numbers else {number for number in numbers if number is not None}
 
 
@@ -135,17 +165,22 @@ def refuse_blank(table: Table, name: str) -> None:
     table.refuse("no label", [row for row, cell in enumerate(table.columns[name]) if not cell])
 
 
+def is_unknown(cell: str) -> bool:
+    """Return True if a cell of a label or a number holds no value."""
+    return cell.casefold() in _UNKNOWN
+
+
 def is_flag(table: Table, name: str) -> bool:
-    """Return True if a column can hold one label: 1, 0, -1 or blank, with at least one 1."""
+    """Return True if a column can hold one label: yes, no, uncertain or unknown, with at least one yes."""
     if fold_column(name) in _FLAGS | _MEASURES:
         return False
-    numbers = {parse_number(cell) for cell in table.columns[name] if cell}
-    return numbers <= {-1.0, 0.0, 1.0} and 1.0 in numbers
+    flags = {parse_flag(cell) for cell in table.columns[name]}
+    return None not in flags and 1.0 in flags
 
 
 def is_measure(table: Table, name: str) -> bool:
     """Return True if a column's cells are numbers that measure or count something, not class names."""
-    cells = [cell for cell in table.columns[name] if cell]
+    cells = [cell for cell in table.columns[name] if not is_unknown(cell)]
     values = list_values(cells)
     if len(values) < 3:
         return False

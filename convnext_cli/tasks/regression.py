@@ -5,6 +5,7 @@ interval is split conformal: its half length is a quantile of the absolute error
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from convnext_cli.encoding import normalise_name
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.conformal import fit_margin
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics, summarise_numbers
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
     OtherTaskError,
@@ -25,15 +28,15 @@ from convnext_cli.tasks.reading import (
     TargetOptions,
     find_number,
     is_measure,
-    parse_decimal,
-    refuse_blank,
+    is_unknown,
+    parse_numbers,
     sort_folders,
 )
-from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
-LOG_RANGE = 20  # ratio of the 95% to the 5% quantile of the targets, from which on their logarithm is learned
+LOG_RANGE = 20  # ratio of the 95% to the 5% quantile of skewed targets, from which on their logarithm is learned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +73,6 @@ class Regression(Task):
         class_estimates=(),
         class_values=(),
         compared=("mae", "rmse", "r2"),
-        tiles=("rmse", "r2", "pearson", "bias", "limit_low", "limit_high", "coverage"),
-        report_classes=(),
         subgroups=("mae", "bias", "coverage"),
         card=("mae", "rmse", "r2", "pearson", "coverage"),
         plots=("agreement", "bland_altman"),
@@ -88,9 +89,9 @@ class Regression(Task):
     @classmethod
     def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
         """Return the numbers of a column, and the choice of their logarithm."""
-        refuse_blank(table, name)
         cells = table.columns[name]
-        values = [parse_decimal(cell) for cell in cells]
+        table.refuse("no number", [row for row, cell in enumerate(cells) if is_unknown(cell)])
+        values, comma = parse_numbers(cells)
         if wrong := [cell for cell, value in zip(cells, values, strict=True) if value is None]:
             raise OtherTaskError(
                 f"--task {cls.name}: {len(wrong)} of {len(cells)} cells of column {name!r} of {table.path} are not "
@@ -98,15 +99,16 @@ class Regression(Task):
                 f"Correct these rows, or leave out --task {cls.name}",
             )
         numbers = [value for value in values if value is not None]
-        low, high = _list_quantiles(numbers)
-        log = options.log_target == "yes" or (options.log_target == AUTO and low > 0 and high / low >= LOG_RANGE)
+        log = options.log_target == "yes" or (options.log_target == AUTO and _needs_logarithm(numbers))
         overrule = "; --task single or ordinal overrules" if options.task == AUTO else ""
         span = f"{len(set(numbers)):,} values from {min(numbers):g} to {max(numbers):g}"
         notes = [f"column {name!r} is a number ({span}): read as {cls.name}{overrule}"]
+        notes += [comma] if comma else []
         if log and options.log_target == AUTO:
+            low, high = _list_quantiles(numbers)
             notes.append(
-                f"its 5% and 95% quantiles are {low:g} and {high:g}: its logarithm is learned; --log-target no "
-                "overrules"
+                f"its 5% and 95% quantiles are {low:g} and {high:g}, and it is skewed: its logarithm is learned; "
+                "--log-target no overrules"
             )
         return RawTargets(
             task=cls(log=log),
@@ -255,6 +257,14 @@ class Regression(Task):
             return values * math.exp(-half), values * math.exp(half)
         return values - half, values + half
 
+    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the predicted number beside the true one, and their difference."""
+        assert outcome.value is not None
+        interval = f" (90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}])" if outcome.interval else ""
+        error = outcome.value - float(target)
+        size = f"{abs(error):.3g} too {'high' if error > 0 else 'low'}"
+        return [f"said {outcome.value:.4g}{interval}, labelled {float(target):.4g}: {size}"]
+
     # Metrics
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> RegressionCalculator:
@@ -273,6 +283,27 @@ class Regression(Task):
         if not len(targets):
             raise ValueError("no images to evaluate")
         return summarise_numbers(self.make_calculator(logits, targets, scaling))
+
+    def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
+        """Return how far predictions are off, and for which third of the numbers most."""
+        errors = np.abs(scores[:, 0] - targets)
+        half, most = np.quantile(errors, [0.5, 0.9])
+        sentences = [f"Half of the predictions are off by at most {half:.3g}, 9 of 10 by at most {most:.3g}."]
+        low, high = np.quantile(targets, [1 / 3, 2 / 3])
+        thirds = {
+            f"up to {low:.4g}": targets <= low,
+            f"between {low:.4g} and {high:.4g}": (targets > low) & (targets < high),
+            f"from {high:.4g} on": targets >= high,
+        }
+        means = {name: errors[mask].mean() for name, mask in thirds.items() if mask.any()}
+        worst = max(means, key=lambda name: means[name])
+        return [*sentences, f"Least accurate for numbers {worst}: off by {means[worst]:.3g} on average."]
+
+    def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
+        """Return the mean absolute error of always giving the median, which has the smallest."""
+        median = float(np.median(targets))
+        value = float(np.abs(targets - median).mean())
+        return Chance(value=value, text=f"always saying {median:.4g}, the median, gives {METRICS['mae'].format(value)}")
 
     # Text
 
@@ -295,6 +326,20 @@ class Regression(Task):
         """Return the number with its interval."""
         interval = f"  90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}]" if outcome.interval else ""
         return [f"{outcome.value:.4g}{interval}"]
+
+
+def _needs_logarithm(numbers: Sequence[float]) -> bool:
+    """Return True if positive numbers span a wide range and their logarithm is less skewed."""
+    low, high = _list_quantiles(numbers)
+    if min(numbers) <= 0 or high / low < LOG_RANGE:
+        return False
+    return abs(_skewness(list(map(math.log, numbers)))) < abs(_skewness(numbers))
+
+
+def _skewness(numbers: Sequence[float]) -> float:
+    """Return the third standardised moment of different numbers."""
+    mean, deviation = statistics.fmean(numbers), statistics.pstdev(numbers)
+    return statistics.fmean(((number - mean) / deviation) ** 3 for number in numbers)
 
 
 def _list_quantiles(numbers: Sequence[float]) -> tuple[float, float]:

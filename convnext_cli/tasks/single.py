@@ -1,7 +1,9 @@
 """Single-label classification: each image has exactly one class."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +12,8 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
-from convnext_cli.metrics.summary import Metrics, compute_metrics
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import Metrics, MetricSet, compute_metrics
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
@@ -20,11 +23,12 @@ from convnext_cli.tasks.reading import (
     TargetOptions,
     fold_column,
     list_values,
-    parse_number,
+    parse_flag,
     refuse_blank,
     shorten_names,
 )
-from convnext_cli.tasks.task import Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
+from convnext_cli.text import quote
 
 _GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20
@@ -51,8 +55,6 @@ class Single(Task):
         class_estimates=("recall", "precision"),
         class_values=("specificity", "f1", "roc_auc", "pr_auc"),
         compared=("balanced_accuracy", "top1", "log_loss"),
-        tiles=("top1", "macro_f1", "macro_roc_auc", "macro_pr_auc", "mcc", "kappa", "ece", "log_loss"),
-        report_classes=("recall", "precision", "specificity", "f1", "roc_auc", "pr_auc"),
         subgroups=("balanced_accuracy", "macro_roc_auc", "ece"),
         subgroups_of_two=("recall", "specificity", "roc_auc", "ece"),
         card=("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"),
@@ -76,12 +78,19 @@ class Single(Task):
         """Return the class of each row, with a note if it may be a grade."""
         refuse_blank(table, name)
         cells = table.columns[name]
-        notes: tuple[str, ...] = ()
+        notes = []
         values = list_values(cells)
         if options.task == AUTO and 2 < len(values) <= MAX_GRADES and fold_column(name) in _GRADE_WORDS:
             span = f"{min(values):g} to {max(values):g}"
-            notes = (f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades",)
-        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), notes=notes)
+            notes.append(
+                f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades"
+            )
+        if options.task == AUTO and not values and (separator := _find_possible_separator(set(cells))):
+            notes.append(
+                f"cells of {name!r} contain {separator!r}: read as names of classes; --label-sep {quote(separator)} "
+                "reads several labels per image"
+            )
+        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), notes=tuple(notes))
 
     @classmethod
     def read_columns(
@@ -184,6 +193,10 @@ class Single(Task):
             probabilities=tuple(float(scores[k]) for k in order),
         )
 
+    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the predicted class beside the true one."""
+        return [f"said {outcome.classes[0]} ({show_probability(outcome.probabilities[0])}), labelled {classes[target]}"]
+
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> ClassCalculator:
         """Return the calculator of classification metrics."""
         return ClassCalculator(logits, targets)
@@ -193,6 +206,20 @@ class Single(Task):
     ) -> Metrics:
         """Return the classification metrics of N images."""
         return compute_metrics(logits, targets, classes)
+
+    def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
+        """Return the classes that are recognised best and worst, and the most frequent mistake."""
+        recall = METRICS["recall"]
+        ranked = sorted((entry for entry in metrics.per_class if entry.images), key=lambda entry: -entry.recall)
+        ends = ranked if len(ranked) < 3 else [ranked[0], ranked[-1]]
+        parts = [f"{recall.format_with_unit(entry.recall)} of {entry.images:,} {entry.name} images" for entry in ends]
+        return [f"It recognises {' and '.join(parts)}.", describe_mistakes(metrics)]
+
+    def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
+        """Return the balanced accuracy of guessing, and the accuracy of always giving the most frequent class."""
+        value = 1 / sum(entry.images > 0 for entry in metrics.per_class)
+        text = f"guessing gives {METRICS['balanced_accuracy'].format_with_unit(value)}"
+        return Chance(value=value, text=f"{text}; {describe_constant(metrics)}")
 
     def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
         """Return class, probability, the first `top_k` classes and all probabilities."""
@@ -226,7 +253,7 @@ def _read_one_hot(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], 
 
     One other column is tolerated (a sign of the patient, for example), and columns without any 1.
     """
-    rows = [[name for name in names if parse_number(table.columns[name][row]) == 1.0] for row in range(len(table))]
+    rows = [[name for name in names if parse_flag(table.columns[name][row]) == 1.0] for row in range(len(table))]
     if any(len(classes) != 1 for classes in rows):
         others = names if len(names) > 2 else ()
         for other in others:
@@ -240,5 +267,36 @@ def _read_one_hot(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], 
     return labels, tuple(name for name in names if name in set(labels))  # without ISIC's UNK, which has no images
 
 
+def _find_possible_separator(classes: Iterable[str]) -> str:
+    """Return a sign that may separate labels in names of classes: two names share a part; else an empty string."""
+    for separator in "|;,":
+        parts = [{part.strip() for part in name.split(separator)} for name in classes]
+        if any(count > 1 for count in Counter(chain.from_iterable(parts)).values()):
+            return separator
+    return ""
+
+
 def _is_binary(cells: Sequence[str]) -> bool:
-    return {parse_number(cell) for cell in cells} <= {0.0, 1.0}
+    return {parse_flag(cell) for cell in cells} <= {0.0, 1.0}
+
+
+def describe_mistakes(metrics: MetricSet) -> str:
+    """Return the most frequent confusion of two classes in a sentence."""
+    counts = np.array(metrics.confusion)
+    mistakes = counts - np.diag(np.diag(counts))
+    if not mistakes.any():
+        return f"It makes no mistake on these {metrics.images:,} images."
+    true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    names = [entry.name for entry in metrics.per_class]
+    total = counts[true].sum()
+    return (
+        f"Most frequent mistake: it said {names[predicted]} for {mistakes[true, predicted]:,} of {total:,} "
+        f"{names[true]} images ({100 * mistakes[true, predicted] / total:.0f}%)."
+    )
+
+
+def describe_constant(metrics: MetricSet) -> str:
+    """Return the accuracy of always giving the most frequent class, beside that of the model."""
+    most, accuracy = max(metrics.per_class, key=lambda entry: entry.images), METRICS["top1"]
+    constant, value = (accuracy.format_with_unit(part) for part in (most.images / metrics.images, metrics.top1))
+    return f"always saying {most.name} is right for {constant} of the images, the model for {value}"

@@ -70,10 +70,6 @@ class Display:
     """Of each class, without."""
     compared: tuple[str, ...]
     """Of two runs."""
-    tiles: tuple[str, ...]
-    """Of the report."""
-    report_classes: tuple[str, ...]
-    """Of each class, in the report."""
     card: tuple[str, ...]
     """Of the model card."""
     plots: tuple[str, ...]
@@ -83,10 +79,22 @@ class Display:
     subgroups_of_two: tuple[str, ...] = ()
     """The same where there are two classes: metrics of the positive one, or overall ones; empty for `subgroups`."""
     class_heading: str = "Metrics by class"
+    class_order: str | None = None
+    """Of each class: the metric by which the report sorts them, the best first; None keeps their order."""
     curves_heading: str = "Curves"
     confidence_note: str = "Images are sorted by confidence into 15 bins of equal size."
     calibration: tuple[tuple[str, str], ...] = ()
     """Metrics that calibration changes, shown before and after: the field of `Calibration`, and the metric's key."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chance:
+    """The result of answers that do not depend on the image."""
+
+    value: float
+    """Of the task's headline metric."""
+    text: str
+    """In a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,6 +321,13 @@ class Task(ABC):
     def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
         """Return what the model says of one image, from its scores (K,)."""
 
+    @abstractmethod
+    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the prediction for one image beside its target, such as `said VIRUS (92%), labelled BACTERIA`.
+
+        Several labels have a line for each wrong one, the most confident error first, and one that counts the others.
+        """
+
     # Metrics
 
     @abstractmethod
@@ -334,6 +349,20 @@ class Task(ABC):
         Raises:
             ValueError: N is 0.
         """
+
+    @abstractmethod
+    def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
+        """Return sentences on what is predicted well, and what is confused with what.
+
+        Args:
+            metrics: of N images.
+            scores: (N, K), of `activate`.
+            targets: of the N images.
+        """
+
+    @abstractmethod
+    def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
+        """Return the result of answers that do not depend on the image; arguments as `describe_results`."""
 
     def list_warnings(
         self, training: Targets, scores: Floats, classes: Sequence[str], scaling: Scaling | None
@@ -371,6 +400,13 @@ class Task(ABC):
     @abstractmethod
     def list_parts(self, outcome: Outcome, top_k: int, pad: "Pad") -> list[str]:
         """Return the parts of an outcome's line in the terminal."""
+
+
+def show_probability(value: float) -> str:
+    """Return a probability in whole percent; only exact ones are shown as 0% or 100%."""
+    if 0 < value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= value < 1 else f"{100 * value:.0f}%"
 
 
 class Pad(Protocol):

@@ -1,15 +1,17 @@
 """Cross-validation: a run for each fold, which validates on it. Data are scanned and checked once for all."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.index import digest_images
 from convnext_cli.data.split import choose_fold, explain_small_validation
 from convnext_cli.errors import DataError, RunError, UsageError
+from convnext_cli.inference.evaluation import evaluate_steps
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.recipes.plan import Plan
-from convnext_cli.recipes.settings import Choice
+from convnext_cli.recipes.settings import Choice, default_settings, has_folds
 from convnext_cli.runs.files import SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy, resume_command
 from convnext_cli.runs.folds import FoldsFolder
@@ -21,6 +23,8 @@ from convnext_cli.training.events import (
     FinetuneResult,
     Fold,
     FoldDone,
+    LeftOut,
+    SplitMetrics,
     Spread,
     TrainSteps,
 )
@@ -82,7 +86,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
                 result = yield from run_training(training, complete, notices)
             yield FoldDone(fold=fold, result=result)
             accelerator.free_memory()
-        summary = _summarise(folder, preparation.plan.settings.folds, accelerator)
+        summary = yield from _summarise(folder, preparation.plan.settings.folds, accelerator)
         end_training()
     return summary
 
@@ -91,8 +95,8 @@ def train_steps(
     request: TrainRequest, complete: Complete | None = None
 ) -> TrainSteps[FinetuneResult | CrossValidationResult]:
     """Run or resume a cross-validation if the request is for one; else train or resume one model."""
-    folds, fold = (request.choices.get(name, Choice(value=0, source="default")).value for name in ("folds", "fold"))
-    if FoldsFolder(request.resume).is_begun if request.resume else bool(folds) and not fold:
+    values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
+    if FoldsFolder(request.resume).is_begun if request.resume else has_folds(values):
         return (yield from cross_validate_steps(request, complete))
     return (yield from finetune_steps(request, complete))
 
@@ -148,23 +152,46 @@ def _prepare_fold(
     return fold_request, _select_fold(preparation, plan, fold)
 
 
-def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> CrossValidationResult:
-    """Read the metrics of all folds, and write them with mean and standard deviation."""
+def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> TrainSteps[CrossValidationResult]:
+    """Read the metrics of all folds, and write them with mean and standard deviation, and those of the left-out values.
+
+    Only the first process evaluates the latter.
+    """
     folds = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
+    index = folder.read_split()
+    left_out: list[LeftOut] = []
+    if index.fold_names and accelerator.is_main_process:
+        for fold, name in zip(folds, index.fold_names, strict=True):
+            left_out.append((yield from _evaluate_left_out(folder.run(fold.fold), fold.fold, name)))
     result = CrossValidationResult(
         run=folder.path,
-        task=folder.read_split().task.name,
+        task=index.task.name,
         folds=folds,
         spread=compute_spread([fold.val for fold in folds]),
+        left_out=tuple(left_out),
     )
     if accelerator.is_main_process:
-        folder.write_metrics(
-            {
-                "folds": [{"fold": fold.fold, "epoch": fold.epoch, **list_scalars(fold.val)} for fold in folds],
-                "spread": {name: {"mean": s.mean, "sd": s.sd, "n": s.n} for name, s in result.spread.items()},
-            }
-        )
+        metrics: dict[str, Any] = {
+            "folds": [{"fold": fold.fold, "epoch": fold.epoch, **list_scalars(fold.val)} for fold in folds],
+            "spread": {name: {"mean": s.mean, "sd": s.sd, "n": s.n} for name, s in result.spread.items()},
+        }
+        if left_out:
+            metrics["left_out"] = [asdict(entry) | {"run": entry.run.name} for entry in left_out]
+        folder.write_metrics(metrics)
     return result
+
+
+def _evaluate_left_out(run: RunFolder, fold: int, name: str) -> TrainSteps[LeftOut]:
+    """Evaluate the model of a fold on its validation images, and on those of the value that it has not seen."""
+    parts = {}
+    for split in ("val", "test"):
+        evaluation = yield from evaluate_steps(run, EvalRequest(split=split))
+        parts[split] = SplitMetrics(
+            images=evaluation.metrics.images,
+            values=list_scalars(evaluation.metrics),
+            intervals=evaluation.intervals.overall,
+        )
+    return LeftOut(fold=fold, name=name, run=run.path, internal=parts["val"], external=parts["test"])
 
 
 def list_scalars(metrics: MetricSet) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from convnext_cli.training.request import TrainRequest
 
 if TYPE_CHECKING:
     from convnext_cli.inference.calibration import Calibration
+    from convnext_cli.metrics.intervals import Interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +137,30 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SplitMetrics:
+    """Metrics of one split, with their 95% CIs."""
+
+    images: int
+    values: dict[str, float | None]
+    """By key of a metric."""
+    intervals: "dict[str, Interval | None]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """A value of the column of `--leave-out`, such as a site, beside the images of the other values."""
+
+    fold: int
+    name: str
+    """The value."""
+    run: Path
+    internal: SplitMetrics
+    """Of the fold's validation images, which have other values."""
+    external: SplitMetrics
+    """Of all images with this value, none of which the model has seen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CrossValidationResult:
     """A finished cross-validation."""
 
@@ -145,6 +170,8 @@ class CrossValidationResult:
     folds: tuple[Fold, ...]
     spread: dict[str, Spread]
     """By key of a metric."""
+    left_out: tuple[LeftOut, ...] = ()
+    """One for each value of the column of `--leave-out`; in the first process only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

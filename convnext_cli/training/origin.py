@@ -57,7 +57,9 @@ def digest_split(index: Index) -> "NDArray[np.uint64]":
     """Return a digest of each row's path, class, group and split, (N,) uint64."""
     groups = index.groups or ("",) * len(index)
     targets = [str(values) for values in index.values] or [index.classes[label] for label in index.labels]
-    rows = zip(index.paths, targets, groups, index.splits, strict=True)
+    flags = ("\0validation" if validates else "" for validates in index.validation or (False,) * len(index))
+    splits = [f"{split}{flag}" for split, flag in zip(index.splits, flags, strict=True)]
+    rows = zip(index.paths, targets, groups, splits, strict=True)
     texts = (f"{path}\0{target}\0{group}\0{split}" for path, target, group, split in rows)
     digests = (hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.uint64)

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from convnext_cli.data.attributes import parse_attributes, read_attributes
 from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
 from convnext_cli.data.groups import find_groups_across_splits
-from convnext_cli.data.index import Index, check_outside_data, check_trainable, digest_images
-from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, split_index
+from convnext_cli.data.index import NONE, Index, check_outside_data, check_trainable, digest_images
+from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
@@ -32,6 +33,7 @@ from convnext_cli.recipes.settings import (
     declare_settings,
     default_settings,
     describe_settings,
+    has_folds,
 )
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs.folder import RESTART_REMEDY, RUN_REMEDY, RUNS, RunFolder
@@ -96,6 +98,11 @@ class Preparation:
             f"leakage: {count} groups or duplicates are in more than one of the table's folds; validation scores will "
             "be too high. --resplit draws folds that keep them together"
         )
+        if self.index.fold_names:
+            text = (
+                f"leakage: {count} groups or duplicates have images with two values of "
+                f"{self.plan.settings.leave_out}; external metrics will be too high. `check` names duplicates"
+            )
         return [Notice(text=text, severity="warning")]
 
     def _check_split(self) -> list[Notice]:
@@ -158,6 +165,9 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
 
     # 2. The data and their split.
     dataset = yield from _load_data(request, data, values)
+    if values["leave_out"] != NONE:
+        request, dataset = yield from _read_left_out(request, dataset, values)
+        values |= {"folds": request.choices["folds"].value}
     index, folds = _split(dataset, values)
 
     # 3. The model, the user's or the recommended one, and the plan.
@@ -184,6 +194,8 @@ def plan_again(request: TrainRequest, preparation: Preparation, machine: Machine
     fingerprint = preparation.fingerprint
     if fingerprint is None:
         return replace(preparation, machine=machine)
+    folds = {"folds": preparation.plan.choices["folds"]} if preparation.index.fold_names else {}
+    request = replace(request, choices={**request.choices, **folds})
     architecture, tag, plan, notices = _plan_for(_resolve_model(request), preparation.index, machine, fingerprint)
     return replace(preparation, machine=machine, architecture=architecture, tag=tag, plan=plan, plan_notices=notices)
 
@@ -227,7 +239,7 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
     check_head(model and model[0], request.choices)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
-        folder = FoldsFolder(request.output) if values["folds"] and not values["fold"] else RunFolder(request.output)
+        folder = FoldsFolder(request.output) if has_folds(values) else RunFolder(request.output)
         check_unlocked(request.output)
         folder.check_free(overwrite=request.overwrite)
     if request.teacher is None and values["unlabelled"]:
@@ -255,19 +267,58 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
     number, fold = values["folds"], values["fold"]
     if not values["unlabelled"]:
         check_trainable(dataset.index)
-    index = split_index(
-        dataset.index,
-        val_fraction=values["val_fraction"],
-        test_fraction=values["test_fraction"],
-        seed=values["seed"],
-        duplicate_sets=dataset.duplicate_sets,
-        folds=Folds(number=number, fold=fold) if number else None,
-    )
+    draw = {name: values[name] for name in ("val_fraction", "seed")} | {"duplicate_sets": dataset.duplicate_sets}
+    if dataset.index.fold_names:
+        index = leave_out(dataset.index, **draw)
+        index = choose_fold(index, fold) if fold else index
+    else:
+        folds = Folds(number=number, fold=fold) if number else None
+        index = split_index(dataset.index, test_fraction=values["test_fraction"], folds=folds, **draw)
     parts = [index] if not number or fold else [choose_fold(index, part) for part in range(1, number + 1)]
     if not values["unlabelled"]:
         for part in parts:
             check_trainable(part)
     return parts[0], None if not number or fold else index
+
+
+def _read_left_out(
+    request: TrainRequest, dataset: Dataset, values: Mapping[str, Any]
+) -> Steps[tuple[TrainRequest, Dataset]]:
+    """Return the request with the number of folds, and the data set with the fold of each image, for `--leave-out`.
+
+    Raises:
+        DataError: there is no such column.
+        UsageError: it has one value or too many, or the folds are chosen otherwise too.
+    """
+    text = values["leave_out"]
+    choice = request.choices.get("folds")
+    if choice is not None and choice.value and choice.source == "flag":
+        raise UsageError("--leave-out and --folds both choose the folds", "Leave out --folds")
+    if not values["val_fraction"]:
+        raise UsageError("--leave-out needs validation images, and --val-fraction is 0", "Give another --val-fraction")
+    cuts = parse_attributes(text, "--leave-out")
+    if len(cuts) > 1:
+        raise UsageError(f"--leave-out {text} names {len(cuts)} columns", "Name one")
+    [attribute] = yield from read_attributes(dataset.index, cuts, option="--leave-out")
+    names = attribute.levels
+    if len(names) < 2 or values["fold"] > len(names):
+        problem = f"{attribute.name} has {len(names)} value{'s' * (len(names) > 1)}: {', '.join(names[:5])}"
+        raise UsageError(problem, "Name a column of two values or more, and a --fold of at most their number")
+    fold_of = {name: name_fold(number) for number, name in enumerate(names, start=1)}
+    unknown = attribute.values.count("")
+    notes = [f"{attribute.source}: a fold for each of {', '.join(names)}, whose images are its test split"]
+    if unknown:
+        notes.append(f"{unknown:,} images without a value of {attribute.name} train or validate in every fold")
+    if set(dataset.index.splits) - {""}:
+        notes.append("the data's own splits are not used: each fold has its own")
+    index = replace(
+        dataset.index,
+        folds=tuple(fold_of.get(value, "") for value in attribute.values),
+        fold_names=names,
+        notes=(*dataset.index.notes, *notes),
+    )
+    choices = {**request.choices, "folds": Choice(value=len(names), source="rule", reason=f"--leave-out {text}")}
+    return replace(request, choices=choices), replace(dataset, index=index)
 
 
 def _label_by_teacher(request: TrainRequest, dataset: Dataset) -> Steps[Dataset]:

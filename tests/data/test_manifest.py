@@ -1,6 +1,7 @@
 import os
 import unicodedata
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +273,22 @@ OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
         rows("1,1", ",0", ",1", "1,0", head="path,No Finding,Edema"), "multilabel", ["No Finding", "Edema"],
         [(1, 1), (0, 0), (0, 1), (1, 0)],
     ),
+    "columns of words": (
+        rows("yes,Absent", "no,present", "NA,present", "Yes,", head="path,Edema,Mass"), "multilabel", ["Edema", "Mass"],
+        [(1, 0), (0, 1), (NAN, 1), (1, NAN)],
+    ),
+    "columns of another program": (
+        rows("1,TRUE", "0,FALSE", "NaN,n/a", "-1,?", head="path,Edema,Mass"), "multilabel", ["Edema", "Mass"],
+        [(1, 1), (0, 0), (NAN, NAN), (-1, NAN)],
+    ),
+    "numbers with thousands": (
+        rows('"1,250"', "980", '"12,000"', "1010.5", head="path,area"), "regression", ["area"],
+        [(1250,), (980,), (12000,), (1010.5,)],
+    ),
+    "numbers with a decimal comma of three digits": (
+        rows('"1,250"', '"0,980"', '"12,000"', '"1,010"', head="path,area"), "regression", ["area"],
+        [(1.25,), (0.98,), (12,), (1.01,)],
+    ),
 }  # fmt: skip
 
 
@@ -292,7 +309,7 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (rows("a", "b"), {"task": "regression"}, "4 of 4 cells of column 'label' .* are not numbers"),
         (rows("mild", "severe"), {"task": "ordinal"}, "have no order"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "ordinal"}, "needs one column"),
-        (rows("1,2", "0,1", head="path,A,B"), {"label_columns": "A,B"}, "not 1, 0, -1 or blank in 2 rows"),
+        (rows("1,2", "0,1", head="path,A,B"), {"label_columns": "A,B"}, "not 1, 0, -1, yes, no or blank in 2 rows"),
         (rows("a", "b"), {"label_column": "lable"}, "no column 'lable'"),
         (rows("a", "b"), {"path_column": "image"}, "no column 'image'"),
     ],
@@ -324,6 +341,51 @@ def test_blank_and_separator_are_as_told(images: Path) -> None:
     text = rows("a/b", "b", "c")
     index = scan_data(write(images / "list.csv", text), table_options=TableOptions(label_sep="/", task="multilabel"))
     assert list(index.values) == [(1, 1, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "log"),
+    [
+        (range(1, 60), False),  # evenly spread: its logarithm is more skewed
+        ([1.15**k for k in range(60)], True),
+        ([0.0, *(1.15**k for k in range(59))], False),  # 0 has no logarithm
+        ([-5.0, *(1.15**k for k in range(59))], False),
+        (range(1960, 2020), False),
+    ],
+)
+def test_logarithm_is_learned_of_positive_numbers_that_are_less_skewed_with_it(
+    cells: Sequence[float], log: bool, tmp_path: Path
+) -> None:
+    for number in range(60):
+        save_image(tmp_path / f"{number}.png", seed=number)
+    text = "image,dose\n" + "".join(f"{number}.png,{cell:.4f}\n" for number, cell in enumerate(cells))
+    index = scan_data(write(tmp_path / "list.csv", text))
+    assert (index.task.to_dict()["log"], "logarithm is learned" in " ".join(index.notes)) == (log, log)
+
+
+@pytest.mark.parametrize(
+    ("cells", "command"),
+    [(("a", "a;b", "b;c", "a"), "--label-sep ';'"), (("a,b", "b,c", "a,b", "b,c"), "--label-sep ,")],
+)
+def test_a_sign_that_may_separate_labels_is_reported(cells: Sequence[str], command: str, images: Path) -> None:
+    text = "path\tlabel\n" + "".join(f"images/{name}.png\t{cell}\n" for name, cell in zip("abcd", cells, strict=True))
+    index = scan_data(write(images / "list.csv", text))
+    assert index.task.name == "single"
+    assert command in " ".join(index.notes)
+    sign = command.split()[1].strip("'")
+    assert scan_data(images / "list.csv", table_options=TableOptions(label_sep=sign)).task.name == "multilabel"
+
+
+def test_a_meaning_of_commas_is_reported(images: Path) -> None:
+    notes = scan_data(
+        write(images / "list.csv", rows('"1,250"', '"1,980"', '"2,000"', '"1,010"', head="path,area"))
+    ).notes
+    assert any("1,250 is read as 1.25" in note for note in notes)
+
+
+def test_a_number_that_is_missing_is_refused(images: Path) -> None:
+    with pytest.raises(DataError, match="no number in 1 rows"):
+        scan_data(write(images / "list.csv", rows("1.5", "NA", "2.5", "3.1", head="path,area")))
 
 
 def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:

@@ -17,6 +17,12 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
 )  # fmt: skip
+CUT = """[...document.querySelectorAll('main, main *:not(svg *)')].filter(each => {
+  const box = each.getBoundingClientRect(), inline = getComputedStyle(each).display === 'inline'
+  return box.width && !each.closest('.ruler') && (box.right > innerWidth + 0.5 || box.left < -0.5
+    || box.right > each.parentElement.getBoundingClientRect().right + 1
+    || !inline && each.scrollWidth > each.clientWidth + 1)
+}).map(each => `${each.tagName}.${each.className} ${each.textContent.trim().slice(0, 40)}`)"""
 PATIENCE = 120  # seconds for one answer, on a machine that does other things too
 
 
@@ -86,6 +92,15 @@ class Browser:
         clip = {"x": 0, "y": 0, "width": self.evaluate("innerWidth"), "height": height, "scale": 1}
         data = self.ask("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
+
+    def unfold(self) -> None:
+        """Opens everything that is folded."""
+        self.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+
+    def list_cut(self) -> list[str]:
+        """Elements whose content is wider than they are, or that reach out of the window, by tag, class and text."""
+        found: list[str] = self.evaluate(CUT)
+        return found
 
     @property
     def requests(self) -> list[str]:

@@ -15,7 +15,9 @@ from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals
 from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.reports.gallery import IMAGES
-from convnext_cli.reports.report import MAX_CONFUSION, render_page
+from convnext_cli.reports.performance import MAX_CONFUSION, show_calibration, show_metrics
+from convnext_cli.reports.report import render_page
+from convnext_cli.reports.section import Plots, ReportData
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import SMALL
 from tests.reports.browser import CHROMIUM, Browser
@@ -61,15 +63,15 @@ def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) 
     run = RunFolder(hostile.run)
     page = run.report.read_text()
     for heading in (
-        "balanced accuracy", "Operating points", "Metrics by class", "Confusion matrix", "Curves", "Calibration",
-        "Training", "Errors and uncertain predictions", "Data", "Data audit", "Settings",
-        "Intended use and limitations", "Training environment",
+        "How good is it?", "For whom?", "Can it be trusted?", "balanced accuracy", "Targets", "Mistakes", "Metrics",
+        "Metrics by class", "Confusion matrix", "Curves", "Calibration", "Training", "Data", "Settings",
+        "Training environment", "Intended use and limitations", "What the metrics mean",
     ):  # fmt: skip
         assert heading in page, heading
     assert "This is the first evaluation of this run on a test split." in page
     assert page.count("<svg") == 5
     assert 2 <= page.count("data:image/jpeg") <= 4 * IMAGES
-    assert f'<td><code>epochs</code></td><td class="number">{SMALL["epochs"]}</td>' in page
+    assert re.search(rf'>epochs</th><td data-label="value">{SMALL["epochs"]}</td>', page)
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing from elsewhere"
     assert "<script" not in page
     assert {path.name for path in run.plots.iterdir()} == {
@@ -96,6 +98,9 @@ def test_report_renders_without_requests_and_errors(hostile: Evaluation) -> None
                 assert browser.evaluate("document.documentElement.scrollWidth") == width
                 assert browser.requests == []
                 assert browser.complaints == []
+                assert browser.list_cut() == []
+                browser.unfold()
+                assert browser.list_cut() == []
                 text = browser.evaluate("document.body.innerText")
                 assert HOSTILE in text
                 assert QUOTES in text
@@ -116,7 +121,7 @@ def test_browser_detects_requests_and_errors(tmp_path: Path) -> None:
         assert len(browser.complaints) >= 2
 
 
-def test_report_of_many_classes_has_no_confusion_matrix(run: RunFolder, tmp_path: Path) -> None:
+def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     many = MAX_CONFUSION + 10
     shutil.copytree(run.path, tmp_path / "run")
@@ -135,11 +140,21 @@ def test_report_of_many_classes_has_no_confusion_matrix(run: RunFolder, tmp_path
         operating_points=(),
         evaluated=replace(result.evaluated, logits=logits, targets=labels, classes=classes),
     )
-    svg = dict.fromkeys(("roc", "pr", "reliability", "loss", "right"), Markup(""))
-    text = render_page(wide, RunFolder(tmp_path / "run"), svg, {"worst": [], "unsure": []})
-    assert "Confusion matrix" not in text
-    assert text.count("class 29") == 1
-    assert "Not calibrated" in text
+    report = ReportData(evaluation=wide, run=RunFolder(tmp_path / "run"), config=run.read_config())
+    section = show_metrics(report)
+    titles = [block.title for block in section.blocks]
+    assert titles == [
+        "All metrics, with their meaning",
+        "Metrics by class",
+        "Most frequent confusions",
+        "Confusion matrix",
+        "Curves",
+    ]
+    assert isinstance(section.blocks[3], Plots)
+    calibration = show_calibration(report)
+    assert calibration.sentences == ["Not calibrated: the probabilities are those of the model."]
+    svg = dict.fromkeys(("roc", "pr", "confusion", "reliability"), Markup(""))
+    assert f">{classes[-1]}</th>" in render_page(report, [section, calibration], svg), "a class without images"
 
 
 def test_training_curves_are_drawn(run: RunFolder) -> None:

@@ -14,9 +14,9 @@ def test_a_task_shows_metrics_that_it_computes(name: str) -> None:
     metrics = task.compute_metrics(logits, targets, ("a", "b"))
     calculator = task.make_calculator(logits, targets)
     overall = {display.headline, display.loss, *display.epoch, *display.folds, *display.table, *display.compared}
-    overall |= {*display.tiles, *display.card, *(key for _, key in display.calibration)}
+    overall |= {*display.card, *(key for _, key in display.calibration)}
     assert overall <= set(calculator.overall)
-    assert {*display.class_estimates, *display.class_values, *display.report_classes} <= set(calculator.per_class)
+    assert {*display.class_estimates, *display.class_values} <= set(calculator.per_class)
     assert all(hasattr(metrics, key) for key in calculator.overall)
     entry = metrics.per_class[0] if metrics.per_class else None
     fields = [field for field, _ in display.class_counts]

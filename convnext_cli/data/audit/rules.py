@@ -224,7 +224,7 @@ def _find_unseen_area(evidence: Evidence) -> Iterator[Finding]:
             severity="note",
             title=f"a square centre crop never sees {unseen.area:.0%} of the images' area, on average",
             count=0,
-            examples=tuple(f"{name}: {area:.0%}" for name, area in ordered[:EXAMPLES]),
+            examples=tuple(f"{name}: {area:.0%}" for name, area in ordered[:EXAMPLES] if name),
             effect="what lies at the edge has no effect on the prediction of a model that crops"
             + ("; the classes differ" if unseen.is_uneven else ""),
             action="--fit pad, --fit squash and --fit auto show the model whole images",

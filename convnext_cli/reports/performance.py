@@ -1,0 +1,186 @@
+"""Sections of a report on the metrics: all of them, by class, mistakes, calibration."""
+
+import numpy as np
+
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.reports import plots
+from convnext_cli.reports.section import (
+    Cell,
+    Column,
+    Gallery,
+    Plot,
+    Plots,
+    ReportData,
+    Section,
+    Table,
+    make_cell,
+    make_column,
+    make_metric_table,
+)
+
+MAX_CONFUSION = 10  # classes of a table; more are drawn
+MAX_PAIRS = 10  # of confused classes that are listed
+
+MATRIX = "confusion"
+RELIABILITY = "reliability"
+
+
+def show_mistakes(report: ReportData) -> Section | None:
+    """Return the worst mistakes and the least confident predictions, with heat maps."""
+    if not report.mistakes and not report.uncertain:
+        return None
+    height, width = report.config.pretrained_cfg.input_size[1:]
+    explanation = (
+        "Right of each image: Grad-CAM of the predicted class, bright where evidence for it lies, at "
+        f"{height // 32} x {width // 32} positions. It shows where the model looked, not why."
+    )
+    kinds = (
+        ("worst mistakes", report.mistakes, "The label may be wrong too: check these first."),
+        ("least confident predictions", report.uncertain, "Correct or not."),
+    )
+    return Section(
+        title="Mistakes",
+        sentences=_describe_mistakes(report),
+        blocks=[
+            Gallery(title=f"The {len(images)} {title}", images=images, note=f"{note} {explanation}")
+            for title, images, note in kinds
+            if images
+        ],
+    )
+
+
+def _describe_mistakes(report: ReportData) -> list[str]:
+    """Return the number of mistakes, the most frequent confusions and the worst mistake."""
+    evaluation = report.evaluation
+    task, targets = evaluation.task, evaluation.evaluated.targets
+    decisions = task.decide(evaluation.probabilities, evaluation.calibration)
+    sentences = []
+    if evaluation.metrics.per_class:
+        wrong = sum(not task.is_correct(decision, target) for decision, target in zip(decisions, targets, strict=True))
+        sentences.append(f"{wrong:,} of {len(targets):,} images are predicted wrongly.")
+    if report.mistakes:
+        worst = report.mistakes[0]
+        sentences.append(f"The worst mistake: {worst.lines[0]} ({worst.path}).")
+    return sentences
+
+
+def show_metrics(report: ReportData) -> Section:
+    """Return all metrics with their meaning, those of each class, the confusions and the curves."""
+    evaluation = report.evaluation
+    intervals, display = evaluation.intervals, evaluation.task.display
+    method = f"95% CIs: bootstrap with {intervals.resamples:,} resamples of " + (
+        f"{intervals.units:,} groups, because images of one group are not independent."
+        if intervals.clustered
+        else "single images. If several images are of the same patient, the true CIs are wider."
+    )
+    table = make_metric_table("All metrics, with their meaning", display.table, evaluation.metrics, intervals.overall)
+    drawn = [name for name in display.plots if name not in (MATRIX, RELIABILITY)]
+    curves = Plots(
+        title=display.curves_heading,
+        plots=[Plot(name=name, figure=plots.PLOTS[name](evaluation)) for name in drawn],
+        note=f"The {plots.MAX_CURVES} classes with the lowest ROC AUC."
+        if len(evaluation.metrics.per_class) > plots.MAX_CURVES
+        else "",
+    )
+    is_tabulated = 0 < len(evaluation.metrics.confusion) <= MAX_CONFUSION
+    files = [Plot(name=MATRIX, figure=plots.plot_confusion(evaluation))] if is_tabulated else []
+    sentences = [method]
+    if evaluation.augmentation:
+        headline = METRICS[display.headline]
+        gain = evaluation.augmentation.gain.differences[display.headline]
+        difference = f", {headline.title} {headline.format_difference(gain)}" if gain else ""
+        ratio = evaluation.augmentation.time_ratio
+        sentences.append(f"With test-time augmentation: {ratio:.1f} times the time{difference}.")
+    return Section(
+        title="Metrics", sentences=sentences, blocks=[table, *_tabulate_classes(evaluation), curves], files=files
+    )
+
+
+def _tabulate_classes(evaluation: Evaluation) -> list[Table | Plots]:
+    """Return the metrics of each class, and which classes are confused."""
+    metrics, display = evaluation.metrics, evaluation.task.display
+    if not metrics.per_class:
+        return []
+    rows = list(zip(metrics.per_class, evaluation.intervals.per_class, strict=True))
+    if key := display.class_order:
+        rows.sort(key=lambda row: -np.inf if getattr(row[0], key) is None else getattr(row[0], key), reverse=True)
+    shown = [METRICS[key] for key in (*display.class_estimates, *display.class_values)]
+    counts = [Column(heading=title) for _, title in display.class_counts]
+    table = Table(
+        title=display.class_heading,
+        columns=[Column(heading="class", is_number=False), *counts, *map(make_column, shown)],
+        rows=[
+            (
+                entry.name,
+                *(f"{getattr(entry, field):,}" for field, _ in display.class_counts),
+                *(make_cell(metric, getattr(entry, metric.key), intervals[metric.key]) for metric in shown),
+            )
+            for entry, intervals in rows
+        ],
+    )
+    return [table, *_show_confusion(evaluation)]
+
+
+def _show_confusion(evaluation: Evaluation) -> list[Table | Plots]:
+    """Return the confusion matrix as a table or, of many classes, as a plot with the most frequent confusions."""
+    counts = np.array(evaluation.metrics.confusion)
+    if not counts.size:
+        return []
+    names = [entry.name for entry in evaluation.metrics.per_class]
+    totals = counts.sum(axis=1)
+    note = "Rows: true class; columns: predicted class. Number of images and percentage of the row."
+    if len(names) <= MAX_CONFUSION:
+        cells = [[_make_count(n, total) for n in row] for row, total in zip(counts, totals, strict=True)]
+        columns = [Column(heading="true \\ predicted", is_number=False), *(Column(heading=name) for name in names)]
+        rows = [(name, *row) for name, row in zip(names, cells, strict=True)]
+        return [Table(title="Confusion matrix", columns=columns, rows=rows, note=note)]
+    mistakes = counts - np.diag(np.diag(counts))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:MAX_PAIRS]
+    pairs = [(*divmod(int(place), len(names)), int(mistakes.flat[place])) for place in order]
+    table = Table(
+        title="Most frequent confusions",
+        columns=[Column(heading=h, is_number=h == "images") for h in ("said", "labelled", "images")],
+        rows=[(names[k], names[j], _make_count(n, totals[j])) for j, k, n in pairs if n],
+    )
+    drawing = Plot(name=MATRIX, figure=plots.plot_confusion(evaluation))
+    return [table, Plots(title="Confusion matrix", plots=[drawing], note="Rows: true class; columns: predicted class.")]
+
+
+def _make_count(count: int, total: int) -> Cell:
+    """Return the cell of a number of images, with its percentage of the row."""
+    rate = count / total if total else 0.0
+    return Cell(text=f"{count:,}", note=f"{100 * rate:.0f}%", shade=0.06 + 0.5 * rate)
+
+
+def show_calibration(report: ReportData) -> Section:
+    """Return whether stated probabilities agree with observed frequencies, before and after calibration."""
+    evaluation, calibration = report.evaluation, report.evaluation.calibration
+    display = evaluation.task.display
+    if calibration and calibration.is_fitted:
+        method = evaluation.task.describe_calibration(calibration)
+        sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} validation images."]
+        for _, key in display.calibration:
+            metric = METRICS[key]
+            before, after = (getattr(part, key) for part in (evaluation.uncalibrated, evaluation.metrics))
+            change = f"from {metric.format_with_unit(before)} to {metric.format_with_unit(after)}"
+            sentences.append(f"On these images that changes the {metric.title} {change}.")
+    elif report.members:
+        average = (
+            "Each image is classified by the one model that was not trained on it (out of fold)."
+            if evaluation.split == "val"
+            else "The probabilities are the mean over the models."
+        )
+        models = f"Ensemble of the {report.members} models of a cross-validation, each with its own calibration."
+        sentences = [models, average]
+    else:
+        sentences = ["Not calibrated: the probabilities are those of the model."]
+    if RELIABILITY not in display.plots:
+        return Section(title="Calibration", sentences=sentences)
+    note = (
+        f"{display.confidence_note} On the dotted line, confidence equals accuracy. Above it the model is "
+        "under-confident, below it over-confident."
+    )
+    figure = plots.PLOTS[RELIABILITY](evaluation)
+    drawing = Plots(title="Reliability", plots=[Plot(name=RELIABILITY, figure=figure)], note=note)
+    return Section(title="Calibration", sentences=sentences, blocks=[drawing])

@@ -1,0 +1,127 @@
+"""Sections of a report on where the model comes from: training, data, settings, intended use."""
+
+from convnext_cli.errors import UsageError
+from convnext_cli.models.licenses import is_non_commercial
+from convnext_cli.progress import Notice
+from convnext_cli.recipes.plan import read_plan, read_reasons
+from convnext_cli.reports import plots
+from convnext_cli.reports.section import Column, Listing, Plot, Plots, ReportData, Section, Table
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.text import capitalise
+
+
+def show_training(report: ReportData) -> Section | None:
+    """Return which epoch was kept, with the curves of the training."""
+    log = report.log
+    if not log:
+        return None
+    epochs = sum(entry["epoch"] > 0 for entry in log)
+    head = "" if epochs == len(log) else ", after training the head alone (epoch 0)"
+    result = None if report.members else report.run.read_result()
+    if result is None:
+        kept = "The run has not finished."
+    elif result.epoch:
+        kept = f"Best epoch: {result.epoch} ({result.selected_by})."
+    else:
+        kept = "Kept: the model with only its head trained; no epoch of fine-tuning was better."
+    curves = [
+        Plot(name="loss", figure=plots.plot_loss(log)), Plot(name="right", figure=plots.plot_accuracy(log))
+    ]  # fmt: skip
+    return Section(
+        title="Training",
+        sentences=[f"{epochs} epoch{'s' if epochs != 1 else ''}{head}. {kept}"],
+        blocks=[Plots(title="Curves of the training", plots=curves)],
+    )
+
+
+def show_data(report: ReportData) -> Section:
+    """Return the data set by split and class, and the findings of its audit."""
+    index, audit = report.evaluation.evaluated.test_set.index, report.evaluation.audit
+    sentences: list[str | Notice] = [f"Folder {index.root}, {len(index):,} images."]
+    if index.skipped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in index.skipped.items())
+        sentences.append(f"Skipped: {reasons}.")
+    blocks: list[Table | Listing] = []
+    counts = {split: index.count_classes(split) for split in ("train", "val", "test") if split in index.splits}
+    if counts:
+        columns = [Column(heading="class", is_number=False), *(Column(heading=split) for split in counts)]
+        rows = [(name, *(f"{n[k]:,}" for n in counts.values())) for k, name in enumerate(index.classes)]
+        blocks.append(Table(title="Images by class and split", columns=columns, rows=rows))
+    if audit is None:
+        sentences.append("Leakage and duplicates are unknown: the audit was switched off, or cannot be read.")
+        return Section(title="Data", sentences=sentences, blocks=blocks)
+    if audit.groups.number:
+        sentences.append(f"{audit.groups.number:,} groups (patients?) by {audit.groups.rule}.")
+    if not audit.findings:
+        sentences.append(
+            "The audit found nothing: all files readable, no duplicates, no leakage between splits, no shortcuts."
+        )
+    for finding in audit.findings:
+        title = finding.title if finding.severity or not finding.count else f"{finding.count:,} x {finding.title}"
+        text = f"{title}. {capitalise(finding.effect)}. Action taken: {finding.action}."
+        sentences.append(Notice(text=text, severity="warning" if finding.falsifies else "note"))
+        if finding.examples:
+            blocks.append(Listing(title=f"Examples: {finding.title}", lines=finding.examples))
+    return Section(title="Data", sentences=sentences, blocks=blocks)
+
+
+def show_settings(report: ReportData) -> Section | None:
+    """Return the settings with their reasons, and the environment of the training."""
+    blocks = []
+    if settings := _read_settings(report.run):
+        names = ("setting", "value", "source")
+        columns = [Column(heading=name, is_number=False) for name in names]
+        blocks.append(Table(title="Settings", columns=columns, rows=settings))
+    if environment := report.run.read_environment():
+        rows = [
+            ("device", environment.device),
+            ("processes", str(environment.num_processes or "")),
+            ("platform", environment.platform),
+            ("python", environment.python),
+            ("git", environment.git or ""),
+            ("packages", ", ".join(f"{name} {number}" for name, number in environment.packages.items())),
+            ("command", " ".join(environment.command)),
+        ]
+        columns = [Column(heading=name, is_number=False) for name in ("environment", "value")]
+        filled = [row for row in rows if row[1]]
+        blocks.append(Table(title="Training environment", columns=columns, rows=filled))
+    if not blocks:
+        return None
+    sentence = f"{report.config.architecture}, {len(settings)} settings, each with its source."
+    return Section(title="Settings", sentences=[sentence], blocks=blocks)
+
+
+def _read_settings(run: RunFolder) -> list[tuple[str, str, str]]:
+    """Return the settings with their reasons; none where the plan is gone or cannot be read."""
+    try:
+        settings, reasons = read_plan(run.plan)[2], read_reasons(run.plan)
+    except (UsageError, OSError):
+        return []
+    return [(name, str(value), reasons.get(name, "")) for name, value in settings.items()]
+
+
+def show_limits(report: ReportData) -> Section:
+    """Return the intended use, its limits and the licence."""
+    evaluation, calibration = report.evaluation, report.evaluation.calibration
+    height, width = report.config.pretrained_cfg.input_size[1:]
+    license = report.config.pretrained_cfg.license
+    flagged = ""
+    if calibration and calibration.novelty_threshold is not None:
+        flagged = (
+            f": those with an OOD score ({calibration.novelty_score}) above {calibration.novelty_threshold:.3f}, which "
+            f"{100 * calibration.novelty_rate:.0f}% of the validation images exceed"
+        )
+    limit = ": not for commercial use; this holds for the fine-tuned model too" if is_non_commercial(license) else ""
+    source = f"{license} (base weights){limit}" if license else "not recorded: random weights, or the user's own"
+    classes = evaluation.task.describe_classes(evaluation.evaluated.classes)
+    purpose = (
+        f"This model was trained to predict {classes} for images like those of its training, shown at {height} x "
+        f"{width} px. Its performance was measured only on the images named above. Other cameras, scanners, hospitals "
+        "or populations can make it worse; measure it there before use."
+    )
+    foreign = (
+        "It gives a prediction for an image of something else too. predict --abstain flags out-of-distribution (OOD) "
+        f"images{flagged}."
+    )
+    device = "It is not a medical device and does not replace a human decision."
+    return Section(title="Intended use and limitations", sentences=[purpose, foreign, device, f"Licence: {source}."])

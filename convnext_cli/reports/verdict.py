@@ -1,0 +1,100 @@
+"""The first screen of a report: how good the model is, for whom, and whether the result can be trusted."""
+
+from collections.abc import Sequence
+
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.progress import Notice
+from convnext_cli.reports.section import ReportData, Section
+from convnext_cli.runs.folder import RunFolder
+
+MAX_CLASSES = 6  # whose numbers of images are listed
+
+
+def answer_questions(report: ReportData) -> tuple[Section, ...]:
+    """Return the three questions that a reader has first, with their answers."""
+    evaluation = report.evaluation
+    return (
+        Section(title="How good is it?", sentences=_describe_quality(evaluation)),
+        Section(title="For whom?", sentences=_describe_images(evaluation)),
+        Section(title="Can it be trusted?", sentences=_describe_trust(evaluation, report.run)),
+    )
+
+
+def _describe_quality(evaluation: Evaluation) -> list[str]:
+    """Return what is predicted well and what is confused, with the level of chance."""
+    task, metrics, targets = evaluation.task, evaluation.metrics, evaluation.evaluated.targets
+    chance = task.measure_chance(metrics, targets)
+    return [*task.describe_results(metrics, evaluation.probabilities, targets), f"By chance: {chance.text}."]
+
+
+def _describe_images(evaluation: Evaluation) -> list[str]:
+    """Return the images that were measured, by class, and how many are independent."""
+    metrics, intervals = evaluation.metrics, evaluation.intervals
+    classes = [f"{entry.images:,} {entry.name}" for entry in metrics.per_class]
+    shown = f": {', '.join(classes)}" if 0 < len(classes) <= MAX_CLASSES else ""
+    split = "the whole folder" if evaluation.split == "all" else f"the {evaluation.split} split"
+    groups = (
+        f"of {intervals.units:,} groups (such as patients)"
+        if intervals.clustered
+        else "whose groups (such as patients) are not known"
+    )
+    return [
+        f"Measured on {metrics.images:,} images {groups}, {split} of {evaluation.data.name}{shown}.",
+        "Other scanners, hospitals and populations were not measured; there it can be worse.",
+    ]
+
+
+def _describe_trust(evaluation: Evaluation, run: RunFolder) -> list[str | Notice]:
+    """Return all warnings, then what was checked without one."""
+    warnings = [note for note in evaluation.notes if note.severity == "warning"]
+    statements = [describe_chance(evaluation), *describe_leakage(evaluation, run), *describe_targets(evaluation)]
+    if number := evaluation.test_number:
+        first = "This is the first evaluation of this run on a test split."
+        again = f"This is evaluation {number} on a test split. Choosing a model by these results biases them upward."
+        statements.append(first if number == 1 else again)
+    return sorted([*warnings, *statements], key=lambda entry: not _is_warning(entry))
+
+
+def describe_chance(evaluation: Evaluation) -> str | Notice:
+    """Return whether the headline metric is better than chance, by its 95% CI."""
+    headline = METRICS[evaluation.task.display.headline]
+    interval = evaluation.intervals.overall[headline.key]
+    chance = evaluation.task.measure_chance(evaluation.metrics, evaluation.evaluated.targets)
+    level = headline.format_with_unit(chance.value)
+    if interval is None:
+        return f"There are too few images to say whether it is better than chance ({level})."
+    if chance.value < interval.low if headline.higher_is_better else chance.value > interval.high:
+        return f"It is better than chance: the 95% CI {headline.format_ci(interval)} excludes {level}."
+    text = f"not shown to be better than chance: the 95% CI {headline.format_ci(interval)} does not exclude {level}"
+    return Notice(text=text, severity="warning")
+
+
+def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
+    """Return that no leakage was found, or that it is unknown; nothing where a warning of the evaluation has it."""
+    overlap, audit, index = evaluation.overlap, evaluation.audit, run.read_split()
+    if evaluation.split == "train":
+        return []
+    if overlap is not None:
+        is_clean = not (overlap.trained or overlap.trained_near)
+        return ["None of these images, nor a near-duplicate of one, was trained on."] if is_clean else []
+    is_own = evaluation.evaluated.test_set.index.paths == index.paths
+    if not is_own or audit is None:
+        return ["Whether images of the training are among these is not known."]
+    if any(finding.falsifies for finding in audit.findings):
+        return []
+    groups = ", and no group" if evaluation.intervals.clustered else ""
+    return [f"No leakage found: no image, no near-duplicate{groups} is in both training and these images."]
+
+
+def describe_targets(evaluation: Evaluation) -> Sequence[str]:
+    """Return the targets that are met on these images; a warning of the evaluation has each other one."""
+    return [
+        f"Target {point.threshold.target} is met on these images: {100 * point.measured:.1f}%."
+        for point in evaluation.operating_points
+        if point.measured is not None and not point.is_missed
+    ]
+
+
+def _is_warning(entry: str | Notice) -> bool:
+    return isinstance(entry, Notice)
