@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from convnext_cli.data.audit.findings import Kind
 from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_index
 from convnext_cli.data.index import NONE, Index, select_rows
@@ -59,6 +60,8 @@ class Dataset:
             guess = f" ({doubt}); --group-from none ignores them" if grouping.is_guess else ""
             notices.append(Notice(text=f"{grouping.groups:,} groups (patients?) by {grouping.rule}{example}{guess}"))
         for finding in findings:
+            if finding.kind is Kind.UNSEEN_AREA:  # of a centre crop; the plan says what its own framing leaves out
+                continue
             sentences = (finding.title, capitalise(finding.effect), capitalise(finding.action))
             notices.append(Notice(text=". ".join(sentences), severity=finding.severity))
         return notices

@@ -127,17 +127,18 @@ class Classifier(ABC):
         Raises:
             DataError: the index has a class that the run does not know, or targets of another task.
         """
+        source = index.table or index.root
         if not index.task.is_like(self.task):
             raise DataError(
-                f"{index.root} has {index.task.title}, and the run was trained on {self.task.title}",
+                f"{source} has {index.task.title}, and the run was trained on {self.task.title}",
                 f"Give data with {self.task.title}",
             )
         positions = {name: find_name(name, self.classes) for name in index.classes}
         unknown = [name for name, position in positions.items() if position is None]
         if unknown:
             raise DataError(
-                f"{index.root} has classes that the run does not know: {', '.join(unknown[:5])}",
-                f"Name its folders as in training: {', '.join(self.classes[:10])}",
+                f"{source} has classes that the run does not know: {', '.join(unknown[:5])}",
+                f"Name them as in training: {', '.join(self.classes[:10])}",
             )
         numbers = [position for position in positions.values() if position is not None]
         return self.task.align(index.targets(rows), numbers, len(self.classes))
