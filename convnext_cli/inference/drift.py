@@ -75,7 +75,7 @@ class Drift:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Sample:
+class ImageMeasures:
     """Measures of images."""
 
     values: Mapping[str, Floats]
@@ -84,6 +84,7 @@ class _Sample:
     groups: Sequence[str] | None
 
     def choose_rows(self) -> NDArray[np.integer[Any]]:
+        """Return the row of one image of each group."""
         return choose_one_per_group(len(self.targets), self.groups)
 
 
@@ -124,8 +125,8 @@ def measure_drift(
     scores = novelty.score(outputs.features, outputs.statistics)
     selection = select_rows(test_set.index, test_set.rows)
     sizes = yield from _measure_sizes(selection)
-    here = _Sample(
-        values=_list_values(scores, outputs.statistics, sizes),
+    here = ImageMeasures(
+        values=list_values(scores, outputs.statistics, sizes),
         targets=classifier.read_targets(test_set.index, test_set.rows),
         groups=test_set.groups,
     )
@@ -137,7 +138,7 @@ def measure_drift(
     return drift
 
 
-def _read_reference(classifier: TorchClassifier) -> Steps[_Sample | None]:
+def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
     """Return the measures of the run's validation images; None where it keeps none, and its data are gone."""
     run = classifier.run
     index, arrays, hashes = run.read_split(), run.read_calibration_arrays(), run.read_image_hashes() or {}
@@ -154,8 +155,8 @@ def _read_reference(classifier: TorchClassifier) -> Steps[_Sample | None]:
     sizes = hashes["size"][rows] if len(hashes.get("size", ())) == len(index) else None
     if sizes is None and has_data:
         sizes = yield from _measure_sizes(select_rows(index, rows))
-    return _Sample(
-        values=_list_values(scores, statistics, sizes),
+    return ImageMeasures(
+        values=list_values(scores, statistics, sizes),
         targets=classifier.read_targets(index, rows),
         groups=[index.groups[row] for row in rows] if index.groups else None,
     )
@@ -167,7 +168,7 @@ def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
     return measurements.list_sizes(range(len(index)))
 
 
-def _list_values(scores: Floats, statistics: Floats, sizes: NDArray[Any] | None) -> dict[str, Floats]:
+def list_values(scores: Floats, statistics: Floats, sizes: NDArray[Any] | None) -> dict[str, Floats]:
     """Return the measures of images by key, each (N,); without sizes where these are not known."""
     values: dict[str, Floats] = {"ood": scores}
     values |= {key: statistics[:, column] for column, (key, _) in STATISTICS.items()}
@@ -177,7 +178,7 @@ def _list_values(scores: Floats, statistics: Floats, sizes: NDArray[Any] | None)
     return values
 
 
-def compare_samples(task: Task, classes: Sequence[str], validation: _Sample, here: _Sample) -> Drift:
+def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasures, here: ImageMeasures) -> Drift:
     """Return the differences between two samples of images."""
     titles = {"ood": "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values())
     one, two = validation.choose_rows(), here.choose_rows()

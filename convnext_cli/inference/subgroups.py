@@ -18,13 +18,12 @@ from convnext_cli.metrics.intervals import Interval, compute_intervals, estimate
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.subgroups import (
     LEVEL,
-    SIZE_BIASED,
     Compute,
     choose_permutations,
+    choose_strata,
     compute_p_values,
     correct_holm,
     measure_influence,
-    number_strata,
 )
 from convnext_cli.metrics.summary import none_if_nan
 from convnext_cli.metrics.thresholds import Threshold
@@ -358,20 +357,9 @@ def _test(images: ScoredImages, inside: NDArray[np.bool_], metrics: Sequence[_Me
     members = np.zeros(int(units.max()) + 1, np.bool_)
     members[units] = inside
     strata = images.task.list_strata(images.targets)
-    by_class, by_size = (number_strata(units, strata, by_size=value) for value in (False, True))
-    is_biased = np.array([metric.key in SIZE_BIASED for metric in metrics])
-    parts = [(np.ones(len(metrics), np.bool_), by_class)]
-    if not np.array_equal(by_class, by_size):
-        parts = [(~is_biased, by_class), (is_biased, by_size)]
-    p_values: list[float | None] = [None] * len(metrics)
-    for chosen, numbers in parts:
-        places = np.flatnonzero(chosen).tolist()
-        if places:
-            compute = _make_compute(images, [metrics[place] for place in places])
-            results = compute_p_values(compute, members, units, numbers, measure_influence(compute, units))
-            for place, p in zip(places, results, strict=True):
-                p_values[place] = p
-    return p_values
+    numbers = choose_strata(members, units, strata)
+    compute = _make_compute(images, metrics)
+    return compute_p_values(compute, members, units, numbers, measure_influence(compute, units))
 
 
 def _subtract(one: Estimate, two: Estimate) -> Estimate:

@@ -1,12 +1,12 @@
 """Gaps between a subgroup and the rest: a permutation test over groups, and Holm's correction for several tests.
 
-Groups (patients) are permuted between the subgroup and the rest, within strata of groups that have the same targets, so
-that another mix of classes is no gap by itself. The gap is divided by its standard error (Chung and Romano 2013, Annals
-of Statistics 41, 484), because groups of the subgroup may have more images than those of the rest. The test is exact
-for small subgroups, where no normal approximation is, if groups have about the same number of images.
-`benchmarks/subgroups.py` measures false alarms and power.
+Groups (patients) are permuted between the subgroup and the rest, within strata of groups that have the same targets and
+about as many images, so that another mix of classes is no gap by itself. The gap is divided by its standard error
+(Chung and Romano 2013, Annals of Statistics 41, 484). The test is exact for small subgroups too, where no normal
+approximation is. `benchmarks/subgroups.py` measures false alarms and power.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,8 +19,8 @@ LEVEL = 0.05
 """Significance level of all gaps together."""
 MIN_STRATUM = 10  # groups; smaller strata are permuted together
 MIN_PERMUTATIONS = 1000
-SIZE_BIASED = ("ece", "macro_ece")
-"""Metrics that are higher in fewer images by chance; each permutation must keep the number of images."""
+MIN_MOBILITY = 0.2
+"""Fraction of the units that must be able to change sides for strata to be by the number of images too."""
 STEP = 0.01  # of a group's weight, for the derivative of a metric
 _TINY = 1e-12
 _ROUNDING = 1e-5  # of float32: equal gaps count as equal
@@ -43,25 +43,33 @@ def correct_holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def number_strata(units: Ints, strata: Sequence[tuple[int, ...]], *, by_size: bool = False) -> Ints:
+def number_strata(units: Ints, strata: Sequence[tuple[int, ...]], *, by_size: bool) -> Ints:
     """Return the number of each unit's stratum, (U,): units whose images have the same set of targets.
+
+    Strata of few units are joined: first over the sizes, then over the targets.
 
     Args:
         units: (N,) number of each image's unit, from 0 to U - 1.
         strata: (N,) stratum of each image, such as its class.
-        by_size: True for strata of units that have about the same number of images too: 1, 2 to 3, 4 to 7, and so on.
+        by_size: True for units that have about the same number of images too: 1, 2 to 3, 4 to 7, and so on.
     """
-    sets: list[set[tuple[int, ...]]] = [set() for _ in range(int(units.max()) + 1)]
+    targets: list[set[tuple[int, ...]]] = [set() for _ in range(int(units.max()) + 1)]
     for unit, stratum in zip(units.tolist(), strata, strict=True):
-        sets[unit].add(stratum)
-    sizes = np.log2(np.bincount(units)).astype(np.int64) if by_size else np.zeros(len(sets), np.int64)
+        targets[unit].add(stratum)
+    sizes = np.log2(np.bincount(units)).astype(np.int64).tolist() if by_size else [0] * len(targets)
+    keys: list[object] = [(tuple(sorted(of_unit)), size) for of_unit, size in zip(targets, sizes, strict=True)]
+    wider: tuple[list[object], ...] = ([tuple(sorted(of_unit)) for of_unit in targets], [None] * len(targets))
+    for others in wider:
+        counts = Counter(keys)
+        keys = [key if counts[key] >= MIN_STRATUM else other for key, other in zip(keys, others, strict=True)]
     numbers: dict[object, int] = {}
-    keys = ((size, tuple(sorted(of_unit))) for size, of_unit in zip(sizes.tolist(), sets, strict=True))
-    result = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-    counts = np.bincount(result)
-    is_small = counts[result] < MIN_STRATUM
-    result[is_small] = -1 - sizes[is_small]
-    return np.asarray(np.unique(result, return_inverse=True)[1].reshape(-1))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def measure_mobility(members: NDArray[np.bool_], strata: Ints) -> float:
+    """Return the fraction of the units on the smaller side that can change sides within strata."""
+    inside, outside = (np.bincount(strata[part], minlength=int(strata.max()) + 1) for part in (members, ~members))
+    return float(np.minimum(inside, outside).sum() / max(1, min(inside.sum(), outside.sum())))
 
 
 def measure_influence(compute: Compute, units: Ints) -> Floats | None:
@@ -85,6 +93,22 @@ def measure_influence(compute: Compute, units: Ints) -> Floats | None:
 def choose_permutations(images: int) -> int:
     """Return the number of permutations for N images: 2,000, fewer for millions."""
     return max(MIN_PERMUTATIONS, min(RESAMPLES, MAX_WORK // max(1, images)))
+
+
+def choose_strata(members: NDArray[np.bool_], units: Ints, strata: Sequence[tuple[int, ...]]) -> Ints:
+    """Return the strata in which units are permuted, (U,): by targets, and by number of images where they overlap.
+
+    ECE is higher in fewer images by chance, so that each permutation should keep the number of images.
+
+    Args:
+        members: (U,) true for units of the subgroup.
+        units: (N,) number of each image's unit.
+        strata: (N,) stratum of each image, such as its class.
+    """
+    numbers = number_strata(units, strata, by_size=True)
+    if measure_mobility(members, numbers) < MIN_MOBILITY:
+        return number_strata(units, strata, by_size=False)
+    return numbers
 
 
 def permute(members: NDArray[np.bool_], strata: Ints, permutations: int, seed: int) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.subgroups import (
     Compute,
+    choose_strata,
     compute_p_values,
     correct_holm,
     measure_influence,
@@ -32,7 +33,23 @@ def test_strata_hold_units_with_the_same_targets() -> None:
     units = np.repeat(np.arange(30), 2)
     strata = [(unit // 10,) for unit in units.tolist()]
     strata[1] = (2,)  # the first unit has two classes: too few of its kind for a stratum
-    assert number_strata(units, strata).tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert number_strata(units, strata, by_size=False).tolist() == [0] * 10 + [1] * 10 + [2] * 10
+
+
+def test_strata_by_size_are_joined_where_they_are_small() -> None:
+    sizes = [1] * 12 + [2, 3] * 6 + [5] * 4
+    units = np.repeat(np.arange(28), sizes)
+    numbers = number_strata(units, [(0,)] * len(units), by_size=True)
+    assert numbers.tolist() == [0] * 12 + [1] * 12 + [2] * 4
+    assert set(number_strata(units, [(0,)] * len(units), by_size=False).tolist()) == {0}
+
+
+def test_strata_are_by_targets_alone_where_sizes_do_not_overlap() -> None:
+    units = np.concatenate([np.arange(20), np.repeat(np.arange(20, 40), 5)])
+    strata = [(0,)] * len(units)
+    apart, mixed = np.arange(40) < 20, np.arange(40) % 2 == 0
+    assert set(choose_strata(apart, units, strata).tolist()) == {0}
+    assert set(choose_strata(mixed, units, strata).tolist()) == {0, 1}
 
 
 def test_permutation_keeps_the_members_of_each_stratum() -> None:
@@ -67,7 +84,7 @@ def test_gap_that_follows_from_the_mix_of_classes_is_no_gap() -> None:
     inside = np.array([1] * 80 + [0] * 20 + [1] * 20 + [0] * 80, bool)  # four fifths of the easy class
     correct = np.ones(200)
     correct[100::4] = 0
-    strata = number_strata(np.arange(200), [(label,) for label in labels.tolist()])
+    strata = number_strata(np.arange(200), [(label,) for label in labels.tolist()], by_size=True)
     compute = make_accuracy(correct)
     [p] = compute_p_values(compute, inside, np.arange(200), strata, measure_influence(compute, np.arange(200)))
     [unstratified] = compute_p_values(compute, inside, np.arange(200), np.zeros(200, np.int64), None)
