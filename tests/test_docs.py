@@ -36,7 +36,7 @@ ELSEWHERE = {"demo", "doctor"}  # tests/cli runs them
 SMALL = {"--model": "test_convnext", "--image-size": "32", "--micro-batch-size": "16", "--epochs": "1"}
 ITEMS = (
     "xrays", "new", "new.png", "new.jpeg", "weights", "findings", "findings.csv", "grades", "grades.csv", "ages",
-    "ages.csv",
+    "ages.csv", "patients.csv", "sites.csv", "other",
 )  # fmt: skip
 FOREIGN_FLAGS = {"--index-url", "--find-links", "--no-index", "--local-dir", "--config_file", "--strict", "--check"}
 HOSTS = {"arxiv.org", "doi.org"}  # of external links, which are not requested
@@ -66,6 +66,19 @@ def parse(words: list[str]) -> None:
         command.make_context(words[0], list(words[1:]))
 
 
+def write_attributes(folder: Path) -> None:
+    """Write sex and age of each image of `xrays`, and a table of these images with their site."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in (folder / "xrays").rglob("*.png"))
+    rows = [["path,sex,age"], ["path,label,patient,site"]]
+    for path in paths:
+        _, name, patient, _ = path.split("/")
+        place = int(patient[1:])
+        rows[0].append(f"{path},{'FM'[place % 2]},{5 + 13 * place % 80}")
+        rows[1].append(f"{path},{name},{patient},{('Bonn', 'Oslo', 'Rome')[place % 3]}")
+    for table, lines in zip(("patients.csv", "sites.csv"), rows, strict=True):
+        (folder / table).write_text("\n".join(lines) + "\n")
+
+
 @pytest.fixture(scope="module")
 def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages name: images, weights, a finished run with its ONNX file."""
@@ -75,6 +88,10 @@ def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             patient = folder / "xrays" / name / f"p{number}{image // 2:02}"
             patient.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, patient / path.name)
+        for path in sorted((digits / str(number)).glob("*.png"))[60:]:
+            (folder / "other" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / "other" / name / path.name)
+    write_attributes(folder)
     (folder / "new").mkdir()
     (folder / "weights").mkdir()
     for kind, table in (("multilabel", "findings"), ("ordinal", "grades"), ("regression", "ages")):
