@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from convnext_cli import evaluate, finetune
 from convnext_cli.metrics.intervals import Interval, compute_intervals
-from convnext_cli.metrics.multilabel import MultilabelCalculator
+from convnext_cli.metrics.multilabel import MultilabelCalculator, sigmoid
 
 DIGITS, CELL = 10, 32
 IMAGES = {"train": 1200, "val": 300, "test": 600}
@@ -107,34 +107,48 @@ def describe(results: list[dict[str, float]]) -> str:
 
 
 def draw_patients(
-    patients: int, per_patient: int, random: np.random.Generator
+    patients: int, per_patient: int, random: np.random.Generator, *, calibrated: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """Return logits and targets (N, 3) of patients whose images share labels and part of their error."""
-    labels = np.repeat(random.random((patients, 3)) < (0.5, 0.3, 0.15), per_patient, axis=0).astype(float)
+    """Return logits and targets (N, 3) of patients whose images share labels, or part of their logits.
+
+    Args:
+        patients: number of patients.
+        per_patient: images of each.
+        random: generator.
+        calibrated: draw each label with the probability that its logit says; otherwise the model is under-confident.
+    """
     shared = np.repeat(random.normal(size=(patients, 3)), per_patient, axis=0)
-    logits = 1.5 * (2 * labels - 1) * 0.7 + 0.8 * shared + random.normal(size=labels.shape) * 0.8
+    own = random.normal(size=shared.shape)
+    if calibrated:
+        logits = 1.3 * shared - 1 + 0.8 * own
+        labels = (random.random(shared.shape) < sigmoid(logits)).astype(float)
+    else:
+        labels = np.repeat(random.random((patients, 3)) < (0.5, 0.3, 0.15), per_patient, axis=0).astype(float)
+        logits = 1.05 * (2 * labels - 1) + 0.8 * shared + 0.8 * own
     labels[random.random(labels.shape) < 0.1] = np.nan
     return logits, labels, [str(number // per_patient) for number in range(len(labels))]
 
 
-def measure_coverage(runs: int, patients: int, per_patient: int) -> None:
+def measure_coverage(runs: int, patients: int, per_patient: int, *, calibrated: bool = False) -> None:
     """Print how often the 95% CI of each metric holds its value for very many patients."""
-    random = np.random.default_rng(0)
-    logits, targets, _ = draw_patients(100_000, per_patient, random)
-    truth = {
-        key: value[0]
-        for key, value in MultilabelCalculator(logits, targets).compute(np.ones((1, len(logits))))[0].items()
-    }
+    logits, targets, _ = draw_patients(100_000, per_patient, np.random.default_rng(0), calibrated=calibrated)
+    overall, per_class = MultilabelCalculator(logits, targets).compute(np.ones((1, len(logits))))
+    truth = {key: values[0] for key, values in overall.items()}
+    truth |= {f"{key} of the rarest": values[0, -1] for key, values in per_class.items()}
     hits: dict[str, list[bool]] = {key: [] for key in truth}
     for run in range(runs):
-        logits, targets, groups = draw_patients(patients, per_patient, np.random.default_rng((1, run)))
+        logits, targets, groups = draw_patients(
+            patients, per_patient, np.random.default_rng((1, run)), calibrated=calibrated
+        )
         intervals = compute_intervals(MultilabelCalculator(logits, targets), groups, seed=run, resamples=400)
-        for key, interval in intervals.overall.items():
+        rarest = {f"{key} of the rarest": interval for key, interval in intervals.per_class[-1].items()}
+        for key, interval in (intervals.overall | rarest).items():
             if isinstance(interval, Interval):
                 hits[key].append(interval.low <= truth[key] <= interval.high)
-    print(f"{runs} sets of {patients} patients with {per_patient} images; coverage of 95% CIs in %:")
+    kind = "calibrated" if calibrated else "under-confident"
+    print(f"{runs} sets of {patients} patients with {per_patient} images, {kind}; coverage of 95% CIs in %:")
     for key, covered in hits.items():
-        print(f"  {key:18} {100 * np.mean(covered):.1f}  (n = {len(covered)})")
+        print(f"  {key:26} {100 * np.mean(covered):.1f}  (n = {len(covered)})", flush=True)
 
 
 if __name__ == "__main__":
@@ -148,6 +162,8 @@ if __name__ == "__main__":
     if args.what == "coverage":
         measure_coverage(args.runs, patients=150, per_patient=4)
         measure_coverage(args.runs, patients=300, per_patient=1)
+        measure_coverage(args.runs, patients=150, per_patient=4, calibrated=True)
+        measure_coverage(args.runs, patients=300, per_patient=1, calibrated=True)
     else:
         if args.out is None:
             parser.error("OUT is needed")

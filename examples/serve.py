@@ -1,4 +1,4 @@
-"""Serve a run in the browser: upload an image, see the class probabilities and a Grad-CAM heat map.
+"""Serve a run of any task in the browser: upload an image, see the prediction and its Grad-CAM heat maps.
 
     pip install 'convnext-cli[serve]'
     python examples/serve.py runs/2026-11-22_101500-convnextv2_tiny --port 8000
@@ -170,15 +170,20 @@ def check_run(run: Path) -> None:
 
 
 def describe(prediction: Prediction, heat: bytes) -> str:
-    """Return HTML of the class probabilities, the decisions and the heat map."""
+    """Return HTML of the prediction, the probabilities, the decisions and the heat map."""
+    assert prediction.task is not None
+    parts = prediction.task.list_parts(prediction.outcome, 1, lambda name, _: name)
+    said = html.escape("; ".join(" ".join(part.split()) for part in parts))
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{100 * probability:.1f}%</td></tr>"
         for name, probability in zip(prediction.classes[:10], prediction.probabilities[:10], strict=True)
     )
     decided = "".join(f"<p>{html.escape(t)}: {'yes' if met else 'no'}</p>" for t, met in prediction.decisions.items())
     image = base64.b64encode(heat).decode()
-    alt = f"Where the model looked for {html.escape(prediction.classes[0])}"
-    return f'<table id="answer">{rows}</table>{decided}<img id="heat" alt="{alt}" src="data:image/png;base64,{image}">'
+    return (
+        f'<p id="prediction">{said}</p><table id="answer">{rows}</table>{decided}'
+        f'<img id="heat" alt="Where the evidence lies: {said}" src="data:image/png;base64,{image}">'
+    )
 
 
 def make_page(result: str, status: int = 200) -> HTMLResponse:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_cli.exports.wrapper import wrap_model
-from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.metadata import Metadata, list_outputs, read_metadata
 from convnext_cli.inference.torch_classifier import TorchClassifier
 
@@ -40,7 +40,7 @@ class ProgramClassifier(Classifier):
         self.classes, self.preprocessing, self.task = metadata.classes, metadata.preprocessing, metadata.read_task()
 
     @torch.inference_mode()
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, H, W, 3); an exported file gives no heat map."""
         assert not heat
         tensors = self._module(torch.from_numpy(images))

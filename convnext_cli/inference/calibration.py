@@ -318,7 +318,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
             "Fine-tune with more validation images, or leave out --target",
         )
     task, classes = model.task, model.classes
-    numbers = [_find_class(target.name, classes) for target in targets]
+    numbers = [find_class(target.name, classes, "--target") for target in targets]
     logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", has_values=task.has_values)
     if logits.shape != (calibration.images, task.count_outputs(len(classes))) or len(labels) != len(logits):
         raise RunError(
@@ -337,8 +337,8 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     return calibration
 
 
-def _find_class(name: str, classes: tuple[str, ...]) -> int:
-    """Return the number of a class named in a target.
+def find_class(name: str, classes: tuple[str, ...], option: str) -> int:
+    """Return the number of a class that the user names in an option.
 
     Raises:
         UsageError: the model has no such class.
@@ -346,5 +346,5 @@ def _find_class(name: str, classes: tuple[str, ...]) -> int:
     position = find_name(name, classes)
     if position is None:
         remedy = f"{suggest(name, classes)}Known are {', '.join(classes[:20])}"
-        raise UsageError(f"unknown class {name!r} in --target", remedy)
+        raise UsageError(f"unknown class {name!r} in {option}", remedy)
     return position

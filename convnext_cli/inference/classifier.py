@@ -21,6 +21,8 @@ from convnext_cli.progress import Progress, Steps
 from convnext_cli.tasks.task import Targets, Task
 
 BATCH_SIZE = 32  # images per forward pass
+Heat = bool | tuple[int, ...]
+"""The heat maps to compute: True for that of each image's most probable class; numbers for those of these classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +36,7 @@ class Outputs:
     statistics: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """(N, 6) of the pixels, from `measure_pixels`; empty if features are not requested."""
     heat: NDArray[np.float32]
-    """(N, h, w) Grad-CAM of the predicted class at the last stage; width 0 if not requested."""
+    """(N, h, w) Grad-CAM at the last stage, or (N, M, h, w) of M classes; width 0 if not requested."""
     probabilities: NDArray[np.float32] | None = None
     """(N, K) scores, calibrated; only of an exported file, which computes them itself."""
     novelty: NDArray[np.float32] | None = None
@@ -54,11 +56,11 @@ class Classifier(ABC):
     batch_size: int = BATCH_SIZE
 
     @abstractmethod
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, H, W, 3)."""
 
     def classify_batches(
-        self, rows: Sequence[int], load: Callable[[int], Pixels], *, features: bool = False, heat: bool = False
+        self, rows: Sequence[int], load: Callable[[int], Pixels], *, features: bool = False, heat: Heat = False
     ) -> Iterator[Outputs]:
         """Yield the outputs of rows, batch by batch.
 
@@ -66,7 +68,7 @@ class Classifier(ABC):
             rows: numbers of images.
             load: returns a row's preprocessed image, (H, W, 3) uint8. A row fails where it raises `ImageError`.
             features: compute the features before the classifier.
-            heat: compute the heat map of the predicted class.
+            heat: compute heat maps.
 
         Raises:
             RunError: the model's outputs are not finite.

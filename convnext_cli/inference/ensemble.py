@@ -11,7 +11,7 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import RunError
 from convnext_cli.inference.calibration import Calibration, read_calibration
-from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.metrics.novelty import NoveltyModel, measure_pixels
 from convnext_cli.progress import Progress, Steps, map_events
 from convnext_cli.runs.folds import FoldsFolder
@@ -54,15 +54,17 @@ class Ensemble(Classifier):
                 f"the folds of {folder.path} differ in classes or in preprocessing", "Evaluate them one by one"
             )
 
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs of the ensemble for preprocessed images, (B, H, W, 3).
 
-        The heat map is the mean over the members that predict the same class as the ensemble. There are no features.
+        The heat map is the mean over the members that predict the same class as the ensemble; those of named classes
+        are the mean over all members. There are no features.
         """
         del features
         outputs = [m.classifier.run_batch(images, features=m.novelty is not None, heat=heat) for m in self.members]
         logits = _average(outputs, self.members)
         agree = np.array([part.logits.argmax(axis=1) == logits.argmax(axis=1) for part in outputs])  # (members, B)
+        agree |= isinstance(heat, tuple)
         heats = np.stack([part.heat for part in outputs])
         weights = (agree / np.maximum(agree.sum(axis=0), 1)).reshape(*agree.shape, *(1,) * (heats.ndim - 2))
         pairs = zip(outputs, self.members, strict=True)
@@ -129,7 +131,7 @@ class _CalibratedMember(Classifier):
         self.classes, self.preprocessing, self.cache = classifier.classes, classifier.preprocessing, classifier.cache
         self.batch_size, self.task = classifier.batch_size, classifier.task
 
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         outputs = self.member.classifier.run_batch(images, features=features, heat=heat)
         return Outputs(logits=_average([outputs], [self.member]), features=outputs.features, heat=outputs.heat)
 

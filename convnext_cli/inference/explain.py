@@ -1,5 +1,6 @@
 """Grad-CAM heat maps at the last stage, drawn over the image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,12 @@ def overlay_heat(image: Pixels, heat: NDArray[np.float32], box: Box | None = Non
     return np.rint(image * (1 - alpha) + colours * alpha).astype(np.uint8)
 
 
-def draw_explanation(image: Pixels, heat: NDArray[np.float32], frame: Box, caption: str) -> Image.Image:
-    """Draw an image (H, W, 3) at its own size, beside it the image with the heat map, and a caption below both.
+def draw_explanation(image: Pixels, maps: Sequence[NDArray[np.float32]], frame: Box, caption: str) -> Image.Image:
+    """Draw an image (H, W, 3) at its own size, beside it the image with each heat map, and a caption below all.
 
     Args:
         image: the whole image.
-        heat: (h, w), of the model's input.
+        maps: heat maps (h, w), of the model's input.
         frame: the input: left, top, right, bottom, in pixels of the image; with padding beyond it. It is drawn where it
             is not the whole image.
         caption: one line.
@@ -72,19 +73,20 @@ def draw_explanation(image: Pixels, heat: NDArray[np.float32], frame: Box, capti
     height, width = image.shape[:2]
     left, top = max(0, round(frame[0])), max(0, round(frame[1]))
     right, bottom = min(width, max(left + 1, round(frame[2]))), min(height, max(top + 1, round(frame[3])))
-    heated = image.copy()
-    heated[top:bottom, left:right] = overlay_heat(
-        image[top:bottom, left:right], heat, _find_inside(frame, width, height, heat.shape)
-    )
     gap = max(2, round(0.01 * max(width, height)))
     text_height = max(12, round(0.03 * max(width, height)))
-    canvas = Image.new("RGB", (2 * width + gap, height + 2 * text_height), "white")
+    canvas = Image.new("RGB", (width + len(maps) * (width + gap), height + 2 * text_height), "white")
     canvas.paste(Image.fromarray(image), (0, 0))
-    canvas.paste(Image.fromarray(heated), (width + gap, 0))
     draw = ImageDraw.Draw(canvas)
-    if (left, top, right, bottom) != (0, 0, width, height):
-        edge = (width + gap + left, top, width + gap + right - 1, bottom - 1)
-        draw.rectangle(edge, outline=FRAME, width=max(1, gap // 4))
+    for number, heat in enumerate(maps, start=1):
+        heated, x = image.copy(), number * (width + gap)
+        heated[top:bottom, left:right] = overlay_heat(
+            image[top:bottom, left:right], heat, _find_inside(frame, width, height, heat.shape)
+        )
+        canvas.paste(Image.fromarray(heated), (x, 0))
+        if (left, top, right, bottom) != (0, 0, width, height):
+            edge = (x + left, top, x + right - 1, bottom - 1)
+            draw.rectangle(edge, outline=FRAME, width=max(1, gap // 4))
     while text_height > 8 and draw.textlength(caption, _load_font(text_height)) > canvas.width:
         text_height -= 1
     draw.text((0, height + text_height // 4), caption, fill="black", font=_load_font(text_height))

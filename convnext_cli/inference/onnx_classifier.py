@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ConvnextError, RunError
 from convnext_cli.images.preprocessing import describe_size
-from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.metadata import INPUT, REMEDY, read_metadata, to_preprocessing
 from convnext_cli.machine import count_cpus
 from convnext_cli.runs.folder import RunFolder
@@ -56,7 +56,7 @@ class OnnxClassifier(Classifier):
         if calibration and calibration.novelty_threshold is not None and "novelty" not in outputs:
             raise RunError(f"{path} cannot be read: it has a novelty_threshold and no output `novelty`", REMEDY)
 
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, H, W, 3); an exported file gives no heat map."""
         assert not heat
         arrays = dict(zip(self._outputs, self._session.run(None, {INPUT: images}), strict=True))

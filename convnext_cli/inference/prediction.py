@@ -19,10 +19,11 @@ from convnext_cli.images.transforms import locate_frame, transform_for_eval
 from convnext_cli.inference.calibration import (
     Calibration,
     describe_unreliable_ood,
+    find_class,
     read_calibration,
     read_novelty,
 )
-from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.classifier import Classifier, Heat
 from convnext_cli.inference.ensemble import Ensemble, Member
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.request import ENGINES, PredictRequest
@@ -37,6 +38,7 @@ from convnext_cli.tasks.task import Outcome, Task
 from convnext_cli.text import quote
 
 CAPTION_CLASSES = 3  # in the caption of a heat map
+MAX_MAPS = 6  # side by side in a picture; --explain-class draws any others
 MAX_STEM = 200  # bytes; a file name has room for 255
 GPU_FROM = 200  # images from which on a GPU outweighs the seconds that torch takes to start
 
@@ -97,6 +99,7 @@ class PredictOptions(TypedDict, total=False):
     raw: bool
     abstain: bool
     explain: Path | str | None
+    explain_class: Sequence[str]
     overwrite: bool
     tta: bool
     engine: str
@@ -119,10 +122,11 @@ def predict(
             probabilities are the mean over its models.
         on_event: called with each `Progress`.
         **options: `raw`, leave out the run's temperature and thresholds; `abstain`, flag images that are
-            out-of-distribution (OOD); `explain`, a folder for Grad-CAM heat maps, outside of the data; `overwrite`,
-            replace existing heat maps there; `tta`, test-time augmentation; `engine`, `onnx` (ONNX Runtime, without
-            torch), `torch`, or `auto` (default): ONNX Runtime where the run has an up-to-date `model.onnx` and no
-            other option needs torch (`explain`, `tta`).
+            out-of-distribution (OOD); `explain`, a folder for Grad-CAM heat maps, outside of the data; `explain_class`,
+            the classes or labels to explain, whatever is predicted; `overwrite`, replace existing heat maps there;
+            `tta`, test-time augmentation; `engine`, `onnx` (ONNX Runtime, without torch), `torch`, or `auto` (default):
+            ONNX Runtime where the run has an up-to-date `model.onnx` and no other option needs torch (`explain`,
+            `tta`).
 
     Returns:
         A `Prediction` for each image, in their order. `index` is the input that it is of, and `item` the image of an
@@ -206,6 +210,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
     model = _open_model(run, request, len(sources))
     classifier, classes = model.classifier, model.classifier.classes
     calibration = None if request.raw else model.calibration
+    heat = _choose_heat(request, classifier)
     if request.explain is not None:
         _make_folder(run, sources, request)
 
@@ -214,7 +219,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
 
     row = 0
     for outputs in classifier.classify_batches(
-        range(len(sources)), load, features=model.novelty is not None, heat=request.explain is not None
+        range(len(sources)), load, features=model.novelty is not None, heat=heat
     ):
         scores = classifier.task.activate(classifier.task.calibrate(outputs.logits, calibration))
         ood_scores = outputs.novelty
@@ -230,9 +235,10 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
             explanation = None
             if request.explain is not None:
                 explanation = request.explain / _name_heat_map(row, source)
-                explained = classes[int(outputs.logits[i].argmax())]
-                caption = _describe_outcome(classifier.task, outcome, explained)
-                _draw_heat_map(explanation, source, outputs.heat[i], classifier.preprocessing, caption, request)
+                labels = None if request.explain_class else outcome.labels
+                maps = _choose_maps(heat, outputs.heat[i], outputs.logits[i], labels, classes)
+                caption = _describe_outcome(classifier.task, outcome, list(maps))
+                _draw_heat_map(explanation, source, list(maps.values()), classifier.preprocessing, caption, request)
             score = None if model.threshold is None or ood_scores is None else float(ood_scores[i])
             yield Prediction(
                 path=source.path,
@@ -378,24 +384,63 @@ def _name_heat_map(row: int, source: Source) -> str:
     return f"{row:05d}-{stem}.png"
 
 
-def _describe_outcome(task: Task, outcome: Outcome, explained: str) -> str:
-    """Return the caption of a heat map: the prediction, and the class that the map explains."""
+def _choose_heat(request: PredictRequest, classifier: Classifier) -> Heat:
+    """Return the heat maps that a request needs: of the named classes, else of all that an image may have.
+
+    Raises:
+        UsageError: a named class is unknown, or no folder for heat maps is given.
+    """
+    if request.explain_class and request.explain is None:
+        raise UsageError("--explain-class needs a folder for the heat maps", "Add --explain DIR")
+    if request.explain_class:
+        return tuple(find_class(name, classifier.classes, "--explain-class") for name in request.explain_class)
+    if request.explain is not None and classifier.task.has_several:
+        return tuple(range(len(classifier.classes)))
+    return request.explain is not None
+
+
+def _choose_maps(
+    heat: Heat,
+    maps: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    labels: Sequence[str] | None,
+    classes: tuple[str, ...],
+) -> dict[str, NDArray[np.float32]]:
+    """Return the heat maps to draw of an image, by class.
+
+    Args:
+        heat: what was asked for, as `_choose_heat` has it.
+        maps: (h, w) of the most probable class, or (M, h, w) of the classes in `heat`.
+        logits: (K,).
+        labels: draw these only, or the most probable one if there are none; None for all in `heat`.
+        classes: K names.
+    """
+    most_probable = classes[int(logits.argmax())]
+    if not isinstance(heat, tuple):
+        return {most_probable: maps}
+    by_class = {classes[number]: part for number, part in zip(heat, maps, strict=True)}
+    return by_class if labels is None else {name: by_class[name] for name in (labels or (most_probable,))[:MAX_MAPS]}
+
+
+def _describe_outcome(task: Task, outcome: Outcome, explained: Sequence[str]) -> str:
+    """Return the caption of heat maps: the prediction, and the classes that the maps explain."""
     parts = task.list_parts(outcome, CAPTION_CLASSES, lambda name, _: name)
-    return f"{'   '.join(' '.join(part.split()) for part in parts)}   (right: Grad-CAM of {explained})"
+    place = "right" if len(explained) == 1 else "from the left, after the image"
+    return f"{'   '.join(' '.join(part.split()) for part in parts)}   ({place}: Grad-CAM of {', '.join(explained)})"
 
 
 def _draw_heat_map(
     output: Path,
     source: Source,
-    heat: NDArray[np.float32],
+    maps: Sequence[NDArray[np.float32]],
     preprocessing: Preprocessing,
     caption: str,
     request: PredictRequest,
 ) -> None:
-    """Write the heat map of an image."""
+    """Write the heat maps of an image."""
     from convnext_cli.inference.explain import draw_explanation  # torch, which is imported by now
 
     image = source.read()
-    drawn = draw_explanation(image, heat, locate_frame(image.shape[1], image.shape[0], preprocessing), caption)
+    drawn = draw_explanation(image, maps, locate_frame(image.shape[1], image.shape[0], preprocessing), caption)
     with replace_output(output, "--explain", overwrite=request.overwrite) as temporary:
         drawn.save(temporary, format="PNG")

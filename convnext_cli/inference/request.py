@@ -17,6 +17,10 @@ class PredictRequest:
     raw: Annotated[bool, Option(help="Leave out the run's temperature and thresholds.", is_common=True)] = False
     abstain: Annotated[bool, Option(help="Flag images that are out-of-distribution (OOD).", is_common=True)] = False
     explain: Annotated[Path | None, Option(help="Folder for Grad-CAM heat maps.", is_common=True, metavar="DIR")] = None
+    explain_class: Annotated[
+        tuple[str, ...],
+        Option(help="Class or label to explain, whatever is predicted; repeatable.", metavar="NAME"),
+    ] = ()
     overwrite: Annotated[bool, Option(help="Replace existing heat maps in --explain.", is_common=True)] = False
     tta: Annotated[
         bool, Option(help="Test-time augmentation: average over shifted views; several times slower.", is_common=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import RunError, UsageError, WeightsError, shorten_error
 from convnext_cli.files import checksum_file
-from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.ensemble import open_ensemble
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -87,7 +87,7 @@ class TimmClassifier(Classifier):
         self.classes = _name_classes(self.cfg, int(model.num_classes))
 
     @torch.inference_mode()
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, S, S, 3), without a heat map."""
         assert not heat
         maps = self.model.forward_features(prepare_input(images, self.preprocessing, self.device))

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnext_cli.inference.classifier import BATCH_SIZE, Classifier, Outputs
+from convnext_cli.inference.classifier import BATCH_SIZE, Classifier, Heat, Outputs
 from convnext_cli.inference.explain import map_heat, split_model
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
@@ -51,7 +51,7 @@ class TorchClassifier(Classifier):
         self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
 
     @torch.inference_mode()
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: bool) -> Outputs:
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, H, W, 3)."""
 
         def compute(part: NDArray[np.uint8]) -> tuple[Tensor, ...]:
@@ -61,9 +61,16 @@ class TorchClassifier(Classifier):
                 views = make_views(inputs, mirror=self.mirror)[1:]  # the first is the image itself
                 others = (split_model(self.model, view, bf16=self.bf16)[2] for view in views)
                 logits = torch.stack([logits, *others]).mean(dim=0)
-            heat_maps = map_heat(self.model, feature_maps, logits.argmax(dim=1)) if heat else feature_maps[:, 0, :0]
+            heat_maps = self._map_heat(feature_maps, logits, heat)
             vectors = vectors if features else vectors[:, :0]
             return tuple(tensor.float().cpu() for tensor in (logits, vectors, heat_maps))
 
         logits, vectors, heat_maps = (tensor.numpy() for tensor in self.halver.run(compute, images))
         return Outputs(logits=logits, features=vectors, heat=heat_maps)
+
+    def _map_heat(self, feature_maps: Tensor, logits: Tensor, heat: Heat) -> Tensor:
+        """Return the heat maps of feature maps (B, C, h, w), as `Outputs.heat` has them."""
+        if not isinstance(heat, tuple):
+            return map_heat(self.model, feature_maps, logits.argmax(dim=1)) if heat else feature_maps[:, 0, :0]
+        classes = [torch.full((len(logits),), number, device=logits.device) for number in heat]
+        return torch.stack([map_heat(self.model, feature_maps, numbers) for numbers in classes], dim=1)

@@ -41,3 +41,14 @@ class Calculator(ABC):
     @abstractmethod
     def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
         """Return the sets of images that a metric of class k depends on, each (N,); the smallest decides its CI."""
+
+    def compute_gaps(self, weights: Floats) -> dict[str, Floats]:  # noqa: ARG002  (not all tasks have such metrics)
+        """Return the summands of metrics that are sums of absolute values, before these are taken.
+
+        Args:
+            weights: (C, N), as in `compute`.
+
+        Returns:
+            For the keys of such metrics (C, B) if they are in `overall`, (C, K, B) if they are in `per_class`.
+        """
+        return {}

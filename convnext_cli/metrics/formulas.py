@@ -74,6 +74,10 @@ class ClassCalculator(Calculator):
             overall[f"macro_{name}"] = self._macro(per_class[name])
         return {n: overall[n] for n in ClassCalculator.overall}, {n: per_class[n] for n in ClassCalculator.per_class}
 
+    def compute_gaps(self, weights: Floats) -> dict[str, Floats]:
+        """Return confidence minus accuracy of each bin, as fractions of all images."""
+        return {"ece": weights @ self._gap_by_bin.astype(weights.dtype) / weights.sum(axis=1)[:, None]}
+
     def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
         """Return the sets of images that a metric of class k depends on, each (N,)."""
         actual, predicted = self.labels == k, self.predictions == k

@@ -30,6 +30,8 @@ Coverage in simulations with 3 to 6 clusters: 98% with 1, 97% with 1.5, down to 
 (`benchmarks/coverage.py shares`)."""
 MIN_RESAMPLES = 200  # the variance is then known to 10%, the length of the CI to 5%
 MAX_WORK = 4_000_000_000  # images x classes x resamples, about a minute; above, fewer resamples are drawn
+ERROR_RESAMPLES = 400  # of the error of a debiased sum, whose root mean square is then known to 4%
+NEWTON_STEPS = 12
 CHUNK = 80_000  # weights at a time: a third of a megabyte, which fits a core's cache
 
 
@@ -72,9 +74,14 @@ def compute_intervals(
     """
     units = number_units(calculator.images, groups)
     resamples = resamples or choose_resamples(calculator.images * max(1, calculator.num_classes))
-    chunks = resample(calculator.compute, units, resamples, seed=seed)
-    overall, per_class = ({name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in (0, 1))
-    point, point_per_class = calculator.compute(np.ones((1, calculator.images)))
+    chunks = resample(
+        lambda weights: (*calculator.compute(weights), calculator.compute_gaps(weights)), units, resamples, seed=seed
+    )
+    overall, per_class, gaps = (
+        {name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in range(3)
+    )
+    once = np.ones((1, calculator.images))
+    point, point_per_class = calculator.compute(once)
     units_per_class = _count_class_units(calculator, units)
     all_units = _count_effective(units)
     class_intervals: list[dict[str, Interval | None]] = [
@@ -95,6 +102,7 @@ def compute_intervals(
         overall_intervals[macro] = _average_intervals(
             point[macro][0], point_per_class[name][0], parts, per_class[name], overall_intervals[macro]
         )
+    _replace_sums(overall_intervals, class_intervals, (calculator.compute_gaps(once), gaps), all_units, units_per_class)
     return Intervals(
         overall=overall_intervals,
         per_class=tuple(class_intervals),
@@ -102,6 +110,35 @@ def compute_intervals(
         units=int(units.max()) + 1,
         resamples=resamples,
     )
+
+
+def _replace_sums(
+    overall: dict[str, Interval | None],
+    per_class: Sequence[dict[str, Interval | None]],
+    gaps: tuple[dict[str, Floats], dict[str, Floats]],
+    units: float,
+    class_units: dict[str, list[float]],
+) -> None:
+    """Replace the CIs of sums of absolute values, and of their means over classes, by those of `_bound_sum`.
+
+    Args:
+        overall: CIs of the evaluation.
+        per_class: of the classes.
+        gaps: summands of the sample and of the resamples, as `Calculator.compute_gaps`.
+        units: effective number of units.
+        class_units: of the metrics of each class.
+    """
+    for key, replicates in gaps[1].items():
+        point = gaps[0][key][0]
+        if point.ndim == 1:
+            overall[key] = _bound_sum(point, replicates, units) or overall[key]
+            continue
+        for k, entry in enumerate(per_class):
+            entry[key] = _bound_sum(point[k], replicates[:, k], class_units[key][k]) or entry[key]
+        known = [k for k in range(len(point)) if not np.isnan(point[k]).any()]
+        for macro in [name for name in overall if registry.METRICS[name].average_of == key]:
+            parts = point[known].reshape(-1), replicates[:, known].reshape(len(replicates), -1)
+            overall[macro] = _bound_sum(parts[0] / len(known), parts[1] / len(known), units) or overall[macro]
 
 
 def number_units(images: int, groups: Sequence[str] | None) -> Ints:
@@ -273,3 +310,61 @@ def _average_intervals(
         ends.append(math.sqrt(max(0.0, distance @ correlation @ distance)) / len(known))
     high = float(mean + ends[1])
     return Interval(max(0.0, float(mean - ends[0])), min(1.0, (high + max(high, whole.high)) / 2))
+
+
+def _bound_sum(gaps: Floats, replicates: Floats, units: float) -> Interval | None:
+    """Return the 95% CI of a sum of absolute values, such as the ECE, from a sample's summands and their replicates.
+
+    Noise adds to each absolute value, so that the sum over a sample is too high (Kumar et al. 2019, arXiv:1909.10155,
+    section 4), and its bootstrap replicates are higher still. The CI therefore lies around the debiased sum, by the
+    root mean square of its error in a parametric bootstrap. It reaches down to 0 unless the hypothesis of no gaps is
+    rejected at 5%, and up to the sample's sum at least, which is what is printed.
+
+    Args:
+        gaps: (B,) of the sample.
+        replicates: (R, B) of the resamples.
+        units: effective number of independent images or groups.
+
+    Returns:
+        None without a positive sum, or with fewer than two units.
+    """
+    defined = replicates[~np.isnan(replicates).any(axis=1)][:ERROR_RESAMPLES].astype(np.float64)
+    observed = float(np.abs(gaps).sum())
+    if not observed > 0 or units < 1.5 or len(defined) < 2:
+        return None
+    noise = (defined - gaps) * math.sqrt(units / (units - 1))
+    std = np.maximum(noise.std(axis=0), 1e-9 * observed)
+    centre = float(_debias_sums(gaps[None], std)[0])
+    # The sample's gaps scatter more than the true ones. In units of noise, the variance that this adds is 1, so that
+    # shrinking them towards their mean by the root of 1 - 1 / variance leaves that of the true ones.
+    shrinkage = math.sqrt(max(0.0, 1 - 1 / max(float((np.abs(gaps) / std).var()), 1e-9)))
+    likely = shrinkage * centre * np.abs(gaps) / observed + (1 - shrinkage) * centre * std / std.sum()
+    errors = _debias_sums(np.sign(gaps) * likely + noise, std) - centre
+    half = t_quantile(units - 1) * math.sqrt(float((errors**2).mean()))
+    is_rejected = (np.abs(noise).sum(axis=1) >= observed).mean() < 1 - LEVEL
+    low = max(0.0, centre - half) if is_rejected else 0.0
+    return Interval(min(low, observed), min(1.0, max(observed, centre + half)))
+
+
+def _debias_sums(gaps: Floats, std: Floats) -> Floats:
+    """Return the sums of absolute values without the part that is noise, (C,).
+
+    Each row is scaled by the factor for which the expected sum, with noise, is the sum that it has; 0 where noise alone
+    gives more. The expectation is that of the folded normal distribution (Leone et al. 1961, Technometrics 3, 543).
+
+    Args:
+        gaps: (C, B).
+        std: (B,) standard deviations of the noise.
+    """
+    from scipy.special import ndtr
+
+    absolute = np.abs(gaps)
+    sums, scales = absolute.sum(axis=1), np.ones(len(gaps))
+    for _ in range(NEWTON_STEPS):  # the expectation is convex in the scale, so that the steps only go down
+        z = scales[:, None] * absolute / std
+        slope = 2 * ndtr(z) - 1
+        expected = (std * math.sqrt(2 / math.pi) * np.exp(-(z**2) / 2) + scales[:, None] * absolute * slope).sum(axis=1)
+        change = (expected - sums) / np.maximum((slope * absolute).sum(axis=1), 1e-300)
+        scales = np.maximum(0, scales - change)
+    debiased: Floats = scales * sums
+    return debiased

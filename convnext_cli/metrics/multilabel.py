@@ -108,6 +108,10 @@ class MultilabelCalculator(Calculator):
                 overall[key] = np.where(defined, per_class[name], 0).sum(axis=1) / defined.sum(axis=1)
         return {key: overall[key] for key in self.overall}, per_class
 
+    def compute_gaps(self, weights: Floats) -> dict[str, Floats]:
+        """Return probability minus frequency of each bin, as fractions of the known images of each label."""
+        return {"label_ece": np.stack([label.compute_gaps(weights) for label in self._labels], axis=1)}
+
     def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
         """Return the sets of images that a metric of label k depends on, each (N,)."""
         positive, negative = self.positive[:, k], self.negative[:, k]
@@ -137,6 +141,13 @@ class _Label:
         gaps[np.arange(len(scores)), bins] = scores - truth
         # Columns: positives, true positives, predictions, squared errors, and the gaps of the ECE's bins.
         self._columns = np.column_stack([truth, truth & said, said, (scores - truth) ** 2, gaps])
+
+    def compute_gaps(self, weights: Floats) -> Floats:
+        """Return the gaps of the ECE's bins for C weightings, (C, B); nan where no image counts."""
+        weights = weights.take(self._rows, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gaps: Floats = weights @ self._columns[:, 4:].astype(weights.dtype) / weights.sum(axis=1)[:, None]
+        return gaps
 
     def compute(self, weights: Floats) -> dict[str, Floats]:
         """Return the metrics of C weightings, each (C,)."""

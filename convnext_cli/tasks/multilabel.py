@@ -42,6 +42,7 @@ class Multilabel(Task):
     loss: ClassVar[str] = "binary_cross_entropy"
     metrics: ClassVar[type] = MultilabelMetrics
     has_values: ClassVar[bool] = True
+    has_several: ClassVar[bool] = True
     unsupported: ClassVar[dict[str, str]] = {
         "sampler": "an image belongs to several labels",
         "logit_adjustment": "it is for classes that exclude each other",

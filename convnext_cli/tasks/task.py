@@ -131,6 +131,8 @@ class Task(ABC):
     """True if the targets are `Index.values`, not the classes `Index.labels`."""
     is_continuous: ClassVar[bool] = False
     """True if the targets are numbers, so that hardly two images have the same."""
+    has_several: ClassVar[bool] = False
+    """True if an image may have several of the classes, each of which has its own explanation."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Settings that do not apply, each with the reason."""
 

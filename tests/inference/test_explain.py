@@ -64,7 +64,7 @@ def test_heat_map_covers_the_crop(width: int, height: int, mode: str, pct: float
     ends = 255 * np.array([left / width, right / width, top / height, bottom / height])
     bounds = [seen[..., 0].min(), seen[..., 0].max(), seen[..., 1].min(), seen[..., 1].max()]
     assert np.allclose(ends, bounds, atol=255 / 61 + 3), "the gradient says which part was seen"
-    drawn = np.asarray(draw_explanation(image, np.ones((2, 2), np.float32), (left, top, right, bottom), "a 99.0%"))
+    drawn = np.asarray(draw_explanation(image, [np.ones((2, 2), np.float32)], (left, top, right, bottom), "a 99.0%"))
     assert drawn.shape[1] > 2 * width
     assert np.array_equal(drawn[:height, :width], image), "the original, at its own size"
     beside = drawn[:height, -width:].astype(int)

@@ -153,6 +153,6 @@ def test_a_rectangle_is_explained_on_the_whole_image(wide_run: RunFolder, tmp_pa
     heat = np.zeros((1, 2), np.float32)
     heat[0, 1] = 1
     frame = (0.0, -12.0, 144.0, 60.0)  # 2:1 about a 3:1 image
-    changed = np.asarray(draw_explanation(image, heat, frame, "")).astype(int)[:48, -144:]
+    changed = np.asarray(draw_explanation(image, [heat], frame, "")).astype(int)[:48, -144:]
     left, right = (np.abs(part - 100).sum() for part in (changed[:, :36], changed[:, 108:]))
     assert right > 20 * max(1, left), "the right half of the input is the right half of the image"
