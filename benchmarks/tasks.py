@@ -1,62 +1,63 @@
-"""Tasks on pictures with a known answer: unknown labels, uncertain labels, losses for grades, coverage of intervals.
+"""Tasks on pictures with a known answer: unknown and uncertain labels, losses, numbers, coverage of intervals.
 
-`python -m benchmarks.tasks unknown OUT`: macro ROC AUC with all labels and with 30% of them blanked, three seeds.
+`python -m benchmarks.tasks unknown OUT`: macro ROC AUC with all labels and with 30% of them blanked.
 `python -m benchmarks.tasks uncertain OUT`: the four policies for labels that are -1, of which the truth is known.
+`python -m benchmarks.tasks rare OUT`: binary cross-entropy, weighted and asymmetric, on digits of which some are rare.
+`python -m benchmarks.tasks grades OUT`: cross-entropy, CORN and regression on five grades of falling frequency.
+`python -m benchmarks.tasks numbers OUT`: an angle, a number of shapes, and the stroke thickness of digits.
 `python -m benchmarks.tasks coverage`: 95% CIs of multi-label metrics, clustered images, against the true values.
 
-The pictures are composites of scikit-learn's digits: up to three of ten digits in the quarters of 64 x 64 px.
+`task_pictures.py` draws the pictures, `task_losses.py` has the losses that are not in the package.
 """
 
 import argparse
-import csv
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn import metrics as reference
 
+from benchmarks.task_losses import use_asymmetric, use_corn
+from benchmarks.task_pictures import (
+    DIGITS,
+    EQUAL,
+    Pixels,
+    draw_composites,
+    draw_grade,
+    draw_rotation,
+    draw_shapes,
+    draw_thickness,
+    write_numbers,
+    write_pictures,
+)
 from convnext_cli import evaluate, finetune
+from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.intervals import Interval, compute_intervals
 from convnext_cli.metrics.multilabel import MultilabelCalculator, sigmoid
 
-DIGITS, CELL = 10, 32
-IMAGES = {"train": 1200, "val": 300, "test": 600}
+IMAGES = {"train": 600, "val": 200, "test": 400}
 SETTINGS: dict[str, Any] = {
     "model": "convnext_zepto_rms", "weights": "builtin", "image_size": 64, "batch_size": 32, "lr": 1e-3,
-    "freeze_epochs": 0, "hflip": 0.0, "min_crop_area": 1.0, "audit": False, "onnx": False, "offline": True,
+    "freeze_epochs": 0, "augment": "none", "hflip": 0.0, "min_crop_area": 1.0, "mixup": 0.0, "cutmix": 0.0,
+    "audit": False, "onnx": False, "offline": True, "autotune": False,
 }  # fmt: skip
+FEW = tuple(0.7**k for k in range(DIGITS))
+"""Frequencies of digits of which the last ones are rare."""
 
 
-def draw_composites(images: int, seed: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
-    """Return pictures, (64, 64) each, and their digits, (N, 10)."""
-    digits, random = load_digits(), np.random.default_rng(seed)
-    rows_of = [np.flatnonzero(digits.target == k) for k in range(DIGITS)]
-    pictures, targets = [], np.zeros((images, DIGITS))
-    for number in range(images):
-        chosen = random.choice(DIGITS, random.integers(0, 4), replace=False)
-        pixels = random.normal(0, 6, (2 * CELL, 2 * CELL))
-        for place, digit in zip(random.choice(4, len(chosen), replace=False), chosen, strict=True):
-            small = (digits.images[random.choice(rows_of[digit])] * 15).astype(np.uint8)
-            y, x = CELL * (place // 2), CELL * (place % 2)
-            scaled = Image.fromarray(small).resize((CELL, CELL), Image.Resampling.BICUBIC)
-            pixels[y : y + CELL, x : x + CELL] += np.asarray(scaled)
-        pictures.append(pixels.clip(0, 255).astype(np.uint8))
-        targets[number, chosen] = 1
-    return pictures, targets
-
-
-def write_set(folder: Path, seed: int, *, blank: float = 0.0, uncertain: float = 0.0) -> Path:
-    """Write pictures and their table; a fraction of the training and validation labels is blank or -1."""
+def write_set(
+    folder: Path, seed: int, *, blank: float = 0.0, uncertain: float = 0.0, frequencies: tuple[float, ...] = EQUAL
+) -> Path:
+    """Write composites and their table; a fraction of the training and validation labels is blank or -1."""
     random = np.random.default_rng((seed, 1))
-    rows = []
-    for split, images in IMAGES.items():
-        pictures, targets = draw_composites(images, seed * 10 + list(IMAGES).index(split))
-        for number, (pixels, target) in enumerate(zip(pictures, targets, strict=True)):
-            path = folder / f"{split}-{number:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+    pictures, rows = [], []
+    for number, (split, images) in enumerate(IMAGES.items()):
+        drawn, targets = draw_composites(images, seed * 10 + number, frequencies)
+        pictures += drawn
+        for target in targets:
             cells = [f"{value:.0f}" for value in target]
             if split != "test":
                 draws = random.random(DIGITS)
@@ -64,16 +65,19 @@ def write_set(folder: Path, seed: int, *, blank: float = 0.0, uncertain: float =
                     "" if draw < blank else "-1" if draw < blank + uncertain else cell
                     for draw, cell in zip(draws, cells, strict=True)
                 ]
-            rows.append([path.name, split, *cells])
-    with (folder / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["path", "split", *(f"digit {k}" for k in range(DIGITS))], *rows])
-    return folder / "table.csv"
+            rows.append([split, *cells])
+    return write_pictures(folder, pictures, rows, ["split", *(f"digit {k}" for k in range(DIGITS))])
+
+
+def train(table: Path, run: Path, seed: int, **settings: Any) -> Evaluation:
+    """Fine-tune on a table, and return the evaluation of the test split."""
+    finetune(table, output=run, overwrite=True, seed=seed, **{**SETTINGS, **settings})
+    return evaluate(run, split="test")
 
 
 def measure(table: Path, run: Path, seed: int, **settings: Any) -> dict[str, float]:
-    """Fine-tune on a table, and return the metrics of the test split."""
-    finetune(table, output=run, overwrite=True, seed=seed, **{**SETTINGS, **settings})
-    metrics = evaluate(run, split="test").metrics
+    """Fine-tune on several labels, and return the metrics of the test split."""
+    metrics = train(table, run, seed, **settings).metrics
     return {key: getattr(metrics, key) for key in ("macro_roc_auc", "macro_pr_auc", "macro_f1", "log_loss")}
 
 
@@ -95,6 +99,80 @@ def compare_uncertain(out: Path, seeds: int, epochs: int) -> None:
             measure(table, out / "run", seed, epochs=epochs, uncertain=policy) for seed, table in enumerate(tables)
         ]
         print(f"{policy:10}", describe(results), flush=True)
+
+
+def compare_rare(out: Path, seeds: int, epochs: int) -> None:
+    """Print the metrics of the losses for several labels; the rarest digit is in about 1 of 40 pictures."""
+    tables = [write_set(out / f"rare-{seed}", seed, frequencies=FEW) for seed in range(seeds)]
+    variants: dict[str, tuple[Callable[[], AbstractContextManager[None]], dict[str, Any]]] = {
+        "binary cross-entropy": (nullcontext, {}),
+        "weighted": (nullcontext, {"class_weights": "balanced"}),
+        "asymmetric": (use_asymmetric, {}),
+    }
+    for name, (context, settings) in variants.items():
+        results = []
+        for seed, table in enumerate(tables):
+            with context():
+                evaluation = train(table, out / "run", seed, epochs=epochs, **settings)
+            keys = ("macro_roc_auc", "macro_pr_auc", "macro_f1", "macro_ece")
+            result = {key: getattr(evaluation.metrics, key) for key in keys}
+            rare = evaluation.metrics.per_class[-4:]
+            for key in ("roc_auc", "pr_auc"):
+                known = [value for value in (getattr(entry, key) for entry in rare) if value is not None]
+                result[f"rare {key}"] = float(np.mean(known))
+            results.append(result)
+        print(f"{name:20}", describe(results), flush=True)
+
+
+def compare_grades(out: Path, seeds: int, epochs: int) -> None:
+    """Print the metrics of five grades by the loss and the decision."""
+    tables = [write_numbers(out / f"grades-{seed}", draw_grade, IMAGES, seed) for seed in range(seeds)]
+    results: dict[str, list[dict[str, float]]] = {}
+    for seed, table in enumerate(tables):
+        options = {"label_column": "value", "epochs": epochs}
+        evaluation = train(table, out / "run", seed, task="ordinal", **options)
+        targets, scores = evaluation.evaluated.targets, evaluation.probabilities
+        decisions = {
+            "cross-entropy, median": evaluation.task.decide(scores, None),
+            "cross-entropy, most probable": scores.argmax(axis=1),
+            "cross-entropy, mean": np.rint(scores @ np.arange(scores.shape[1])),
+        }
+        with use_corn():
+            corn = train(table, out / "run", seed, task="ordinal", **options)
+            decisions["CORN"] = corn.task.decide(corn.probabilities, None)
+        numbers = train(table, out / "run", seed, task="regression", **options)
+        decisions["regression, rounded"] = np.rint(numbers.probabilities[:, 0]).clip(0, scores.shape[1] - 1)
+        for name, decision in decisions.items():
+            results.setdefault(name, []).append(score_grades(targets, decision))
+    for name, rows in results.items():
+        print(f"{name:30}", describe(rows), flush=True)
+
+
+def score_grades(targets: NDArray[Any], decisions: NDArray[Any]) -> dict[str, float]:
+    """Return the metrics of predicted grades."""
+    errors = np.abs(targets - decisions)
+    return {
+        "quadratic_kappa": float(reference.cohen_kappa_score(targets, decisions.astype(int), weights="quadratic")),
+        "mae": float(errors.mean()),
+        "macro_mae": float(np.mean([errors[targets == grade].mean() for grade in np.unique(targets)])),
+        "accuracy": float((errors == 0).mean()),
+        "within_one": float((errors <= 1).mean()),
+    }
+
+
+def measure_numbers(out: Path, seeds: int, epochs: int) -> None:
+    """Print the metrics of numbers, and the coverage of their 90% prediction intervals."""
+    draws: dict[str, Callable[[np.random.Generator], tuple[Pixels, float]]] = {
+        "angle": draw_rotation, "shapes": draw_shapes, "thickness": draw_thickness,
+    }  # fmt: skip
+    for name, draw in draws.items():
+        results = []
+        for seed in range(seeds):
+            table = write_numbers(out / f"{name}-{seed}", draw, IMAGES, seed)
+            evaluation = train(table, out / "run", seed, epochs=epochs, task="regression", label_column="value")
+            result = {key: getattr(evaluation.metrics, key) for key in ("mae", "r2", "coverage")}
+            results.append(result | {"spread of the numbers": float(evaluation.evaluated.targets.std())})
+        print(f"{name:10}", describe(results), flush=True)
 
 
 def describe(results: list[dict[str, float]]) -> str:
@@ -151,20 +229,24 @@ def measure_coverage(runs: int, patients: int, per_patient: int, *, calibrated: 
         print(f"  {key:26} {100 * np.mean(covered):.1f}  (n = {len(covered)})", flush=True)
 
 
+TRAININGS = {
+    "unknown": compare_unknown, "uncertain": compare_uncertain, "rare": compare_rare, "grades": compare_grades,
+    "numbers": measure_numbers,
+}  # fmt: skip
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("unknown", "uncertain", "coverage"))
+    parser.add_argument("what", choices=(*TRAININGS, "coverage"))
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--runs", type=int, default=1000)
     args = parser.parse_args()
     if args.what == "coverage":
-        measure_coverage(args.runs, patients=150, per_patient=4)
-        measure_coverage(args.runs, patients=300, per_patient=1)
-        measure_coverage(args.runs, patients=150, per_patient=4, calibrated=True)
-        measure_coverage(args.runs, patients=300, per_patient=1, calibrated=True)
+        for calibrated in (False, True):
+            measure_coverage(args.runs, patients=150, per_patient=4, calibrated=calibrated)
+            measure_coverage(args.runs, patients=300, per_patient=1, calibrated=calibrated)
+    elif args.out is None:
+        parser.error("OUT is needed")
     else:
-        if args.out is None:
-            parser.error("OUT is needed")
-        (compare_unknown if args.what == "unknown" else compare_uncertain)(args.out, args.seeds, args.epochs)
+        TRAININGS[args.what](args.out, args.seeds, args.epochs)

@@ -45,8 +45,7 @@ def write_table(path: Path, rows: Iterable[Sequence[object]]) -> Path:
 def write_chexpert(root: Path, split: str, patients: range, place: Path) -> Path:
     """Write the pictures and the table of a split: two views of each patient."""
     random = np.random.default_rng(patients.start)
-    head = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT]
-    rows: list[list[object]] = [head]
+    rows: list[list[object]] = [["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT]]
     for patient in patients:
         findings = random.random(14) < 0.3
         findings[0] = not findings[1:].any() or random.random() < 0.1

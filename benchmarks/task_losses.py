@@ -1,0 +1,104 @@
+"""Losses that were measured against those of the package: CORN for grades, asymmetric loss for labels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convnext_cli.data.index import Index
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.multilabel import sigmoid
+from convnext_cli.metrics.ordinal import OrdinalCalculator
+from convnext_cli.recipes.settings import Settings
+from convnext_cli.tasks.ordinal import Ordinal
+from convnext_cli.tasks.registry import TASKS
+from convnext_cli.tasks.task import Scaling, Targets
+from convnext_cli.training.parts.loss import LOSSES, BinaryCrossEntropy, Loss, make_binary_cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corn(Ordinal):
+    """Grades by conditional binary outputs: P(y > k given y > k - 1) for each k (Shi et al., arXiv:2111.08851)."""
+
+    loss: ClassVar[str] = "corn"
+
+    def count_outputs(self, num_classes: int) -> int:
+        """Return the number of limits between grades."""
+        return num_classes - 1
+
+    def activate(self, logits: Floats) -> NDArray[np.float64]:
+        """Return the probability of each grade, (N, K): differences of products of conditional probabilities."""
+        above = np.cumprod(sigmoid(logits), axis=1)
+        edges = np.pad(above, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))
+        scores: NDArray[np.float64] = np.maximum(edges[:, :-1] - edges[:, 1:], 1e-9)
+        return scores
+
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+        """Fit nothing."""
+        del logits, targets, groups
+        return {"temperature": 1.0}
+
+    def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> OrdinalCalculator:
+        """Return the calculator of ordinal metrics, by the logarithms of the probabilities."""
+        scores = self.activate(logits)
+        return OrdinalCalculator(np.log(scores), targets, self.decide(scores, scaling))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CornLoss(Loss):
+    """The mean binary cross-entropy of the conditional outputs; output k counts for images above grade k - 1."""
+
+    def encode(self, targets: Tensor) -> Tensor:
+        """Return grades (B,) as floats, (B, 1); they must not be mixed."""
+        return targets.float()[:, None]
+
+    def sum_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of the losses of outputs (B, K - 1) against grades (B, 1)."""
+        limits = torch.arange(logits.shape[1], device=logits.device)
+        counts, is_above = targets >= limits, (targets > limits).float()
+        losses = F.binary_cross_entropy_with_logits(logits.float(), is_above, reduction="none")
+        return (losses * counts).sum() / counts.sum() * len(logits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AsymmetricLoss(BinaryCrossEntropy):
+    """Binary cross-entropy that hardly counts easy negatives (Ridnik et al., arXiv:2009.14119, with its values)."""
+
+    exponent: ClassVar[float] = 4.0  # of the negative part; 0 for the positive one
+    margin: ClassVar[float] = 0.05
+
+    def sum_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of the losses of logits (B, K) against encoded labels (B, 2 K)."""
+        positive, negative = targets.chunk(2, dim=1)
+        logits = logits.float()
+        shifted = (logits.sigmoid() - self.margin).clamp(min=0)
+        losses = positive * F.softplus(-logits)
+        losses = losses - negative * shifted**self.exponent * torch.log1p(-shifted.clamp(max=1 - 1e-6))
+        return losses.sum() / logits.shape[1]
+
+
+def make_asymmetric(settings: Settings, index: Index, device: torch.device) -> AsymmetricLoss:
+    """Return the asymmetric loss with the settings of the binary cross-entropy."""
+    plain = make_binary_cross_entropy(settings, index, device)
+    return AsymmetricLoss(uncertain=plain.uncertain, label_smoothing=plain.label_smoothing)
+
+
+@contextmanager
+def use_corn() -> Iterator[None]:
+    """Train and evaluate grades with CORN in the block."""
+    with mock.patch.dict(TASKS, ordinal=Corn), mock.patch.dict(LOSSES, corn=lambda *_: CornLoss()):
+        yield
+
+
+@contextmanager
+def use_asymmetric() -> Iterator[None]:
+    """Train several labels with the asymmetric loss in the block."""
+    with mock.patch.dict(LOSSES, binary_cross_entropy=make_asymmetric):
+        yield
