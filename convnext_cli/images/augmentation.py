@@ -44,12 +44,23 @@ def turn_crop(
     left, top, right, bottom = box[0] - more_x, box[1] - more_y, box[2] + more_x, box[3] + more_y
     above, below = max(0, math.floor(-top) + 1), max(0, math.floor(bottom - image.shape[0]) + 1)
     before, after = max(0, math.floor(-left) + 1), max(0, math.floor(right - image.shape[1]) + 1)
-    padded = np.pad(image, ((above, below), (before, after), (0, 0)), mode="reflect")
+    channels = image[..., 0] if is_grey(image) else image  # the same pixels in a third of the time
+    rows_and_columns = (above, below), (before, after)
+    padded = np.pad(channels, (*rows_and_columns, (0, 0))[: channels.ndim], mode="reflect")
     around = (left + before, top + above, right + before, bottom + above)
     scaled = Image.fromarray(padded).resize((wide, tall), resample, box=around)
     x = (wide - width * (cos - sin * (height / width))) / 2
     y = (tall - height * (cos + sin * (width / height))) / 2
-    return scaled.transform(size, Image.Transform.AFFINE, (cos, -sin, x, sin, cos, y), resample=resample)
+    turned = scaled.transform(size, Image.Transform.AFFINE, (cos, -sin, x, sin, cos, y), resample=resample)
+    return turned.convert("RGB")
+
+
+def is_grey(image: Pixels) -> bool:
+    """Return True if the three channels of (H, W, 3) are equal."""
+    return all(
+        bool((part[..., 0] == part[..., 1]).all() and (part[..., 1] == part[..., 2]).all())
+        for part in (image[::16, ::16], image)  # a few pixels show most colours
+    )
 
 
 def jitter_light(image: Image.Image, random: np.random.Generator, most: float) -> Image.Image:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from convnext_cli.images.augmentation import Box, erase, jitter_light, rand_augment, turn_crop
+from convnext_cli.images.augmentation import Box, erase, is_grey, jitter_light, rand_augment, turn_crop
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.preprocessing import INTERPOLATIONS, Augmentation, Preprocessing
 
@@ -230,10 +230,7 @@ def _draw_crop(width: int, height: int, random: np.random.Generator, min_area: f
 
 def _to_pil(image: Pixels) -> Image.Image:
     """Return a PIL image to resize. A grey image gets one channel: the same pixels in less than half the time."""
-    for part in (image[::16, ::16], image):  # a few pixels show most colours
-        if not ((part[..., 0] == part[..., 1]).all() and (part[..., 1] == part[..., 2]).all()):
-            return Image.fromarray(image)
-    return Image.fromarray(np.ascontiguousarray(image[..., 0]))
+    return Image.fromarray(np.ascontiguousarray(image[..., 0]) if is_grey(image) else image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

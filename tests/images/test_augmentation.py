@@ -129,6 +129,16 @@ def test_rotated_edge_is_mirrored() -> None:
         assert turn_crop(part, (0, 0, *shape[::-1]), (64, 32), 45.0, BICUBIC).size == (64, 32)
 
 
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_grey_image_is_turned_as_a_channel_of_a_coloured_one(resample: Image.Resampling) -> None:
+    coloured = np.asarray(draw_picture(3, (90, 70)))
+    assert (coloured[..., 0] != coloured[..., 1]).any()
+    grey = np.repeat(coloured[..., :1], 3, axis=2)
+    turned = [np.asarray(turn_crop(image, (3, 8, 60, 80), (64, 48), 12.5, resample)) for image in (coloured, grey)]
+    for channel in range(3):
+        assert np.array_equal(turned[1][..., channel], turned[0][..., 0])
+
+
 def test_rotations_stay_within_the_requested_degrees() -> None:
     bar = np.zeros((200, 200, 3), np.uint8)
     bar[:, 96:104] = 255  # upright
