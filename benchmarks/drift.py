@@ -97,10 +97,12 @@ def measure(classifier: TorchClassifier, index: Index, shift: Callable[[Pixels],
 
     parts = list(classifier.classify_batches(range(len(index)), load, features=True))
     features = np.concatenate([part.features for part in parts])
-    statistics = np.concatenate([part.statistics for part in parts])
+    statistics, corners = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("statistics", "corners")
+    )
     scores = read_novelty(classifier.run).score(features, statistics)
     return ImageMeasures(
-        values=list_values(scores, statistics, None),
+        values=list_values(scores, statistics, corners, None),
         targets=classifier.read_targets(index, list(range(len(index)))),
         groups=list(index.groups),
     )

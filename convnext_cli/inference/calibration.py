@@ -147,6 +147,7 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     arrays = {name: getattr(novelty, name) for name in _NOVELTY_ARRAYS}
     arrays |= {"val_logits": logits, "val_labels": targets}
     arrays |= {"val_novelty": scores.astype(np.float32), "val_statistics": validation.statistics}
+    arrays["val_corners"] = validation.corners
     run.write_calibration(calibration.to_dict(), arrays)
     return calibration
 

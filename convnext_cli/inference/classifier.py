@@ -16,6 +16,7 @@ from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.images.preprocessing import Preprocessing, describe_size
 from convnext_cli.images.transforms import fit_image, pad_image
 from convnext_cli.machine import count_cpus
+from convnext_cli.metrics.drift import measure_corners
 from convnext_cli.metrics.novelty import measure_pixels
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.tasks.task import Targets, Task
@@ -35,6 +36,8 @@ class Outputs:
     """(N, D), before the classifier; width 0 if not requested."""
     statistics: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """(N, 6) of the pixels, from `measure_pixels`; empty if features are not requested."""
+    corners: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """(N, 4) detail of the corners, from `measure_corners`; empty if features are not requested."""
     heat: NDArray[np.float32]
     """(N, h, w) Grad-CAM at the last stage, or (N, M, h, w) of M classes; width 0 if not requested."""
     probabilities: NDArray[np.float32] | None = None
@@ -87,7 +90,10 @@ class Classifier(ABC):
             if not np.isfinite(outputs.logits).all():
                 raise RunError("the model's outputs are not finite: its weights are damaged", "Use another run")
             if features:
-                outputs = replace(outputs, statistics=measure_pixels(images, self.preprocessing.fill))
+                fill = self.preprocessing.fill
+                outputs = replace(
+                    outputs, statistics=measure_pixels(images, fill), corners=measure_corners(images, fill)
+                )
             yield replace(outputs, failed={i: failed.pop(row) for i, row in enumerate(batch) if row in failed})
 
     def classify_rows(
@@ -120,6 +126,7 @@ class Classifier(ABC):
             logits=np.concatenate([part.logits for part in parts]),
             features=np.concatenate([part.features for part in parts]),
             statistics=np.concatenate([part.statistics for part in parts]),
+            corners=np.concatenate([part.corners for part in parts]),
             heat=np.empty((len(rows), 0), np.float32),
         )
 

@@ -32,6 +32,10 @@ from convnext_cli.tasks.task import Targets, Task
 STATISTICS = {0: ("brightness", "brightness"), 1: ("contrast", "log contrast"), 2: ("colour", "log colourfulness"),
               3: ("sharpness", "log sharpness")}  # fmt: skip
 """Columns of `measure_pixels` that are compared, with key and title."""
+CORNERS = {f"{side}_corner": f"log detail {side.replace('_', ' ')}" for side in (
+    "upper_left", "upper_right", "lower_left", "lower_right",
+)}  # fmt: skip
+"""Columns of `measure_corners`, where a scanner's text would be: key and title."""
 CRITERION = (
     f"one image per group; Kolmogorov-Smirnov distance of at least {MIN_DISTANCE:g} with Holm-corrected p < {LEVEL:g}; "
     f"for a class a difference of at least {100 * MIN_DIFFERENCE:.0f} points with Fisher's exact test"
@@ -126,7 +130,7 @@ def measure_drift(
     selection = select_rows(test_set.index, test_set.rows)
     sizes = yield from _measure_sizes(selection)
     here = ImageMeasures(
-        values=list_values(scores, outputs.statistics, sizes),
+        values=list_values(scores, outputs.statistics, outputs.corners, sizes),
         targets=classifier.read_targets(test_set.index, test_set.rows),
         groups=test_set.groups,
     )
@@ -144,19 +148,19 @@ def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
     index, arrays, hashes = run.read_split(), run.read_calibration_arrays(), run.read_image_hashes() or {}
     rows = index.rows("val")
     has_data = all((index.root / index.paths[row]).is_file() for row in rows)
-    if "val_novelty" in arrays:
-        scores, statistics = arrays["val_novelty"], arrays["val_statistics"]
+    if "val_corners" in arrays:
+        scores, statistics, corners = (arrays[f"val_{name}"] for name in ("novelty", "statistics", "corners"))
     elif has_data:
         outputs = yield from classifier.classify_rows(index, rows, features=True, activity="measuring validation")
         scores = read_novelty(run).score(outputs.features, outputs.statistics)
-        statistics = outputs.statistics
+        statistics, corners = outputs.statistics, outputs.corners
     else:
         return None
     sizes = hashes["size"][rows] if len(hashes.get("size", ())) == len(index) else None
     if sizes is None and has_data:
         sizes = yield from _measure_sizes(select_rows(index, rows))
     return ImageMeasures(
-        values=list_values(scores, statistics, sizes),
+        values=list_values(scores, statistics, corners, sizes),
         targets=classifier.read_targets(index, rows),
         groups=[index.groups[row] for row in rows] if index.groups else None,
     )
@@ -168,10 +172,11 @@ def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
     return measurements.list_sizes(range(len(index)))
 
 
-def list_values(scores: Floats, statistics: Floats, sizes: NDArray[Any] | None) -> dict[str, Floats]:
+def list_values(scores: Floats, statistics: Floats, corners: Floats, sizes: NDArray[Any] | None) -> dict[str, Floats]:
     """Return the measures of images by key, each (N,); without sizes where these are not known."""
     values: dict[str, Floats] = {"ood": scores}
     values |= {key: statistics[:, column] for column, (key, _) in STATISTICS.items()}
+    values |= {key: corners[:, column] for column, key in enumerate(CORNERS)}
     if sizes is not None:
         width, height = sizes.astype(np.float64).T
         values |= {"size": np.sqrt(width * height), "aspect": width / np.maximum(height, 1)}
@@ -180,7 +185,7 @@ def list_values(scores: Floats, statistics: Floats, sizes: NDArray[Any] | None) 
 
 def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasures, here: ImageMeasures) -> Drift:
     """Return the differences between two samples of images."""
-    titles = {"ood": "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values())
+    titles = {"ood": "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values()) | CORNERS
     one, two = validation.choose_rows(), here.choose_rows()
     entries = [
         (key, titles[key], MIN_DISTANCE, compare_values(validation.values[key][one], here.values[key][two]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import number_units
+from convnext_cli.metrics.novelty import find_inside
 
 LEVEL = 0.01
 """Significance level of all measures together."""
@@ -22,6 +23,10 @@ MIN_DIFFERENCE = 0.1
 """Smallest difference of a class's fraction that counts as drift."""
 MIN_IMAGES = 5  # on either side, of different groups
 MAX_EXACT = 500  # images on either side; above, the asymptotic distribution is exact enough
+
+
+CORNER = 0.2  # of the sides of an image
+_FLOOR = 0.005  # of the mean difference of neighbours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +40,29 @@ class Difference:
     """Kolmogorov-Smirnov distance, or absolute difference of the fractions."""
     p_value: float | None
     """None with too few images."""
+
+
+def measure_corners(images: NDArray[np.uint8], fill: tuple[int, int, int] | None = None) -> NDArray[np.float32]:
+    """Return the detail in the four corners of preprocessed images (N, H, W, 3): (N, 4), where scanners write.
+
+    The logarithm of the mean absolute difference of neighbouring pixels; upper left and right, lower left and right.
+
+    Args:
+        images: the images.
+        fill: the value of their padding, which does not count; None if they are not padded.
+    """
+    return np.stack([_measure_corners(image, fill) for image in images])
+
+
+def _measure_corners(image: NDArray[np.uint8], fill: tuple[int, int, int] | None) -> NDArray[np.float32]:
+    if fill is not None:
+        rows, columns = find_inside(image, fill)
+        image = image[rows][:, columns]
+    grey = image.sum(axis=2, dtype=np.int16)
+    tall, wide = (max(2, round(CORNER * side)) for side in grey.shape)
+    corners = (grey[:tall, :wide], grey[:tall, -wide:], grey[-tall:, :wide], grey[-tall:, -wide:])
+    sums = [sum(float(np.abs(np.diff(part, axis=axis)).mean()) / 765 for axis in (0, 1)) for part in corners]
+    return np.log(np.array(sums) + _FLOOR).astype(np.float32)
 
 
 def choose_one_per_group(images: int, groups: Sequence[str] | None, *, seed: int = 0) -> Ints:

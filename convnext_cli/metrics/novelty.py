@@ -104,10 +104,7 @@ def _measure_colours(images: NDArray[np.uint8]) -> tuple[list[Floats], NDArray[n
 
 def _measure_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> NDArray[np.float32]:
     """Return the statistics of an image (H, W, 3), (6,), without rows and columns of the padding's value only."""
-    inside = (image != np.array(fill, np.uint8)).any(axis=2)
-    rows, columns = inside.any(axis=1), inside.any(axis=0)
-    if not rows.any():  # an image of that value
-        rows, columns = ~rows, ~columns
+    rows, columns = find_inside(image, fill)
     colours, _ = _measure_colours(image[rows][:, columns][None])
     statistics = [float(column[0]) for column in colours]
     grey = image.sum(axis=2, dtype=np.int16)
@@ -118,6 +115,13 @@ def _measure_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> NDA
         total = sum(float(pairs.sum()) / max(1, pairs.size) / 765 for pairs in (vertical, horizontal))
         statistics.append(math.log(total + FLOOR_STEP))
     return np.array(statistics, np.float32)
+
+
+def find_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the rows (H,) and columns (W,) of an image (H, W, 3) that are not of the padding's value only."""
+    inside = (image != np.array(fill, np.uint8)).any(axis=2)
+    rows, columns = inside.any(axis=1), inside.any(axis=0)
+    return (rows, columns) if rows.any() else (~rows, ~columns)  # else an image of that value
 
 
 def normalise(features: Floats) -> Floats:

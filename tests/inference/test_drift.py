@@ -88,7 +88,7 @@ def test_older_run_without_measures_compares_with_its_data_or_says_so(
     index = replace(old.read_split(), root=tmp_path / "data")
     old.write_split(index)
     path = old.path / "calibration.safetensors"
-    arrays = {name: array for name, array in load_file(path).items() if name not in ("val_novelty", "val_statistics")}
+    arrays = {name: array for name, array in load_file(path).items() if name not in ("val_novelty", "val_corners")}
     save_file(arrays, path, metadata={"weights": old.fingerprint_weights()})
     hashes = {name: array for name, array in (old.read_image_hashes() or {}).items() if name != "size"}
     save_file(hashes, old.path / "image_hashes.safetensors")

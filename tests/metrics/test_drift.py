@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact, ks_2samp
 
-from convnext_cli.metrics.drift import MIN_IMAGES, choose_one_per_group, compare_fractions, compare_values
+from convnext_cli.metrics.drift import (
+    MIN_IMAGES,
+    choose_one_per_group,
+    compare_fractions,
+    compare_values,
+    measure_corners,
+)
 
 
 def test_one_image_of_each_group_is_drawn() -> None:
@@ -34,3 +40,14 @@ def test_few_images_have_no_p_value() -> None:
     few = np.zeros(MIN_IMAGES - 1)
     assert compare_values(few, np.ones(100)).p_value is None
     assert compare_fractions(few.astype(bool), np.ones(100, bool)).p_value is None
+
+
+def test_detail_of_corners_ignores_padding() -> None:
+    random = np.random.default_rng(1)
+    image = np.full((40, 40, 3), 90, np.uint8)
+    image[:8, :8] = random.integers(0, 255, (8, 8, 1))
+    padded = np.pad(image, ((0, 0), (10, 10), (0, 0)), constant_values=7)
+    [corners] = measure_corners(image[None])
+    assert corners[0] > corners[1] + 2
+    assert corners[1:] == pytest.approx(np.log(0.005))
+    assert measure_corners(padded[None], (7, 7, 7))[0] == pytest.approx(corners)
