@@ -11,6 +11,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.drift import show_drift, show_recalibration
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.subgroups import show_subgroups
+from convnext_cli.cli.targets import show_targets
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.registry import METRICS
@@ -153,7 +154,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     console.show("")
     _show_classes(evaluation)
     _show_confusion(evaluation)
-    _show_targets(evaluation)
+    show_targets(evaluation)
     _show_augmentation(evaluation)
     if evaluation.subgroups is not None:
         show_subgroups(evaluation.subgroups)
@@ -213,29 +214,6 @@ def _show_confusion(evaluation: "Evaluation") -> None:
         ["true \\ predicted", *names],
         ((name, *row) for name, row in zip(names, metrics.confusion, strict=True)),
         numbers=names,
-    )
-
-
-def _show_targets(evaluation: "Evaluation") -> None:
-    if not evaluation.operating_points:
-        return
-    recall, specificity = METRICS["recall"], METRICS["specificity"]
-    columns = ["threshold %", recall.short_heading, "95% CI", specificity.short_heading, "95% CI "]
-    console.show("")
-    console.show_table(
-        ["target", *columns],
-        (
-            (
-                point.threshold.target,
-                console.percent(point.threshold.threshold),
-                recall.format(point.sensitivity),
-                recall.format_ci(point.sensitivity_interval) or None,
-                specificity.format(point.specificity),
-                specificity.format_ci(point.specificity_interval) or None,
-            )
-            for point in evaluation.operating_points
-        ),
-        numbers=columns,
     )
 
 

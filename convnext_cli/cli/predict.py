@@ -185,6 +185,8 @@ def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]
     assert prediction.task is not None
     row: dict[str, Any] = {"path": str(prediction.path), **prediction.task.to_row(prediction.outcome, top_k)}
     row["decisions"] = prediction.decisions
+    if prediction.missed_targets:
+        row["missed_targets"] = prediction.missed_targets
     if prediction.abstained is not None:
         row |= {"novelty": prediction.novelty, "abstained": prediction.abstained}
     if prediction.explanation is not None:
@@ -205,7 +207,8 @@ def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool) -> None:
             waiting.append(prediction)
             if prediction.task is None:
                 continue
-            columns = _Columns(prediction.task, sorted(prediction.classes), list(prediction.decisions))
+            names, targets = sorted(prediction.classes), list(prediction.decisions)
+            columns = _Columns(prediction.task, names, targets, bool(prediction.missed_targets))
             show_row(columns.list_titles())
             for first in waiting:
                 show_row(columns.list_cells(first))
@@ -228,10 +231,13 @@ class _Columns:
     names: list[str]
     """Of the classes, sorted."""
     targets: list[str]
+    has_missed: bool = False
+    """Whether the test split did not meet a target."""
 
     def list_titles(self) -> list[str]:
         first, last = self.task.list_columns(self.names)
-        return ["path", *first, "novelty", "abstained", "explanation", "error", *last, *self.targets]
+        missed = ["targets missed on test"] * self.has_missed
+        return ["path", *first, "novelty", "abstained", "explanation", "error", *last, *self.targets, *missed]
 
     def list_cells(self, prediction: "Prediction") -> list[Any]:
         outcome = None if prediction.error else prediction.outcome
@@ -239,7 +245,8 @@ class _Columns:
         error = prediction.error.problem if prediction.error else ""
         extra = (prediction.novelty, prediction.abstained, prediction.explanation)
         decisions = (prediction.decisions.get(target, "") for target in self.targets)
-        return [prediction.path, *first, *extra, error, *last, *decisions]
+        missed = ["; ".join(map(": ".join, prediction.missed_targets.items()))] * self.has_missed
+        return [prediction.path, *first, *extra, error, *last, *decisions, *missed]
 
 
 def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:
@@ -253,7 +260,9 @@ def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_
 def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
     assert prediction.task is not None
     parts = prediction.task.list_parts(prediction.outcome, top_k, _pad_like)
-    parts += [f"{target}: {'yes' if met else 'no'}" for target, met in prediction.decisions.items()]
+    for target, met in prediction.decisions.items():
+        missed = prediction.missed_targets.get(target)
+        parts.append(f"{target}: {'yes' if met else 'no'}{f' (missed on test: {missed})' if missed else ''}")
     if prediction.abstained:
         parts.append("out-of-distribution (OOD)")
     return f"{_pad(str(prediction.path), width)}  " + "  ".join(parts).rstrip()

@@ -1,5 +1,6 @@
 """Calibration of a run on its validation split: temperature, thresholds and OOD score."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, cast
@@ -18,7 +19,14 @@ from convnext_cli.inference.classifier import Classifier, open_for_eval
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.thresholds import TARGET_METRICS, Target, Threshold, find_threshold
+from convnext_cli.metrics.thresholds import (
+    PREDICTIVE,
+    TARGET_METRICS,
+    Bound,
+    Target,
+    Threshold,
+    find_threshold,
+)
 from convnext_cli.progress import Steps
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record
@@ -32,6 +40,8 @@ MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, t
 _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of dimensions
 BANK_IMAGES = 5000  # training images in the bank, at most; 3 MB for the smallest models, 20 for the largest
 BANK_IMAGES_PER_CLASS = 200  # of them; `benchmarks/README.md` has the OOD score's ROC AUC for 25 to 500
+
+_TARGET = re.compile(r"(?P<bounds>[^:]+):(?P<name>.+?)(?:@(?P<extras>(?:prevalence|confidence)=[^@]*))?", re.DOTALL)
 
 REFIT_REMEDY = "Delete calibration.json there; `convnext eval` fits both again"
 
@@ -76,9 +86,10 @@ class Calibration:
     """Number of training images in the bank."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON, without what other tasks have."""
+        """Return plain values, for JSON, without what other tasks and other targets have."""
         values = asdict(self)
         unused = ("label_scale", "label_offset", "label_thresholds", "margin")
+        values["thresholds"] = [_drop_empty(t | {"target": _drop_empty(t["target"])}) for t in values["thresholds"]]
         return {key: value for key, value in values.items() if value or key not in unused}
 
     @property
@@ -87,21 +98,48 @@ class Calibration:
         return self.weak is None
 
 
+def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values without those that are None or empty."""
+    return {key: value for key, value in values.items() if value not in (None, (), [])}
+
+
 def parse_target(text: str) -> Target:
-    """Parse `sensitivity=0.95:CLASS` or `specificity=0.9:CLASS`.
+    """Parse `sensitivity=0.95:CLASS`, `sensitivity=0.9,specificity=0.8:CLASS` or `ppv=0.8:CLASS@prevalence=0.02`.
 
     Raises:
-        UsageError: the text has another form.
+        UsageError: the text has another form, or a PPV or NPV no prevalence.
     """
-    metric, _, rest = text.partition("=")
-    value, colon, name = rest.partition(":")
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if metric not in TARGET_METRICS or not 0 < number <= 1 or not colon or not name:
-        raise UsageError(f"cannot read the target {text!r}", "Write it as sensitivity=0.95:CLASS or specificity=…")
-    return Target(cast("Any", metric), number, name)
+    match = _TARGET.fullmatch(text)
+    bounds = _read_numbers(match["bounds"], TARGET_METRICS) if match else None
+    extras = _read_numbers(match["extras"], ("prevalence", "confidence")) if match and match["extras"] else {}
+    if match is None or not bounds or extras is None or any(value >= 1 for value in extras.values()):
+        raise UsageError(
+            f"cannot read the target {text!r}",
+            "Write it as sensitivity=0.95:CLASS, sensitivity=0.9,specificity=0.8:CLASS or "
+            "ppv=0.8:CLASS@prevalence=0.02; values are fractions above 0",
+        )
+    if "prevalence" not in extras and any(metric in PREDICTIVE for metric in bounds):
+        raise UsageError(
+            f"the target {text!r} depends on how frequent the class is where the model is used",
+            f"State it, such as {text}{',' if extras else '@'}prevalence=0.02",
+        )
+    first, *also = (Bound(cast("Any", metric), value) for metric, value in bounds.items())
+    return Target(first.figure, first.value, match["name"], tuple(also), **extras)
+
+
+def _read_numbers(text: str, names: Sequence[str]) -> dict[str, float] | None:
+    """Return the numbers of `name=number,name=number`, above 0 and up to 1; None if the text has another form."""
+    numbers: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if name not in names or name in numbers or not 0 < number <= 1:
+            return None
+        numbers[name] = number
+    return numbers
 
 
 def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()) -> Steps[Calibration]:
@@ -309,7 +347,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
         The calibration with all thresholds.
 
     Raises:
-        UsageError: the model has no such class, or the validation split is too small.
+        UsageError: the model has no such class, or the validation split is too small or has no image of it.
     """
     if not targets:
         return calibration
@@ -328,11 +366,20 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
             REFIT_REMEDY,
         )
     probabilities = task.activate(task.calibrate(logits, calibration))
+    index = run.read_split()
+    groups = [index.groups[row] for row in index.rows("val")] if index.groups else None
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
     for target, k in zip(targets, numbers, strict=True):
         renamed = replace(target, name=classes[k])
         positive, known = task.select_known(labels, k)
-        thresholds[renamed] = find_threshold(probabilities[known, k], positive[known], renamed)
+        if not positive.any() or positive[known].all():
+            missing = "other images" if positive.any() else f"images of {classes[k]}"
+            raise UsageError(
+                f"no threshold can be set for {renamed}: the validation split has no {missing}",
+                "Leave out --target, or fine-tune with such validation images",
+            )
+        names = [group for group, is_known in zip(groups, known, strict=True) if is_known] if groups else None
+        thresholds[renamed] = find_threshold(probabilities[known, k], positive[known], renamed, names)
     calibration = replace(calibration, thresholds=tuple(thresholds.values()))
     run.write_calibration(calibration.to_dict(), run.read_calibration_arrays())
     return calibration

@@ -25,6 +25,7 @@ from convnext_cli.inference.calibration import (
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
+from convnext_cli.inference.operating_points import measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.recalibration import (
     Recalibration,
@@ -39,12 +40,12 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics import comparison
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison
+from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
-from convnext_cli.metrics.registry import format_ci
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.temperature import describe_worse_calibration
-from convnext_cli.metrics.thresholds import OperatingPoint, Target, apply_threshold
+from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable
 from convnext_cli.options import make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
@@ -109,6 +110,8 @@ class Evaluation:
     """Everything that limits the validity of the metrics."""
     overlap: Overlap | None
     """Images that the run has used; None for its own split, or where that is not known."""
+    decision_curves: tuple[DecisionCurve, ...] = ()
+    """Of each class that has a target."""
     audit: AuditRecord | None = None
     """Audit of the data that the run was trained on; None where that is not known."""
     subgroups: SubgroupEvaluation | None = None
@@ -312,14 +315,11 @@ def _summarise(
     if metrics.absent:
         warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
     probabilities = task.activate(calibrated)
-    points = [
-        apply_threshold(threshold, probabilities[:, k], positive, test_set.groups, known)
-        for threshold in (calibration.thresholds if calibration else ())
-        for k in [evaluated.classes.index(threshold.target.name)]
-        for positive, known in [task.select_known(targets, k)]
-    ]
+    images = evaluated.score(calibration)
+    points = measure_points(images)
     warnings += task.list_warnings(_read_training_targets(run), probabilities, evaluated.classes, calibration)
-    warnings += [_describe_missed_target(point) for point in points if point.is_missed]
+    warnings += [text for point in points if (text := describe_unreachable(point.threshold))]
+    warnings += [describe_missed(point) for point in points if point.is_missed]
     return Evaluation(
         run=run.path,
         data=test_set.index.root,
@@ -328,7 +328,8 @@ def _summarise(
         intervals=compute_intervals(task.make_calculator(calibrated, targets, calibration), test_set.groups),
         uncalibrated=uncalibrated,
         calibration=calibration,
-        operating_points=tuple(points),
+        operating_points=points,
+        decision_curves=trace_curves(images, points),
         augmentation=None,
         test_number=None,
         notes=(*notes, *(Notice(text=text, severity="warning") for text in warnings)),
@@ -425,15 +426,6 @@ def _compute_outputs(
     return outputs, time.perf_counter() - started
 
 
-def _describe_missed_target(point: OperatingPoint) -> str:
-    """Return a sentence about a target that these images do not reach."""
-    target, value, interval = point.threshold.target, point.measured, point.measured_interval
-    assert value is not None
-    ci = f", 95% CI {format_ci(interval)}" if interval else ""
-    included = ", which includes the target" if interval and interval.high >= target.value else ""
-    return f"target {target} is not met on these images: {target.figure} {100 * value:.1f}%{ci}{included}"
-
-
 def _record(run: RunFolder, evaluation: Evaluation, *, tta: bool) -> int:
     """Record an evaluation on a test split in the run, and return its number."""
     return run.record_test(
@@ -443,7 +435,7 @@ def _record(run: RunFolder, evaluation: Evaluation, *, tta: bool) -> int:
             "images": evaluation.metrics.images,
             **{key: getattr(evaluation.metrics, key) for key in reversed(evaluation.task.display.epoch)},
             "tta": tta,
-            "targets": {str(point.threshold.target): point.measured for point in evaluation.operating_points},
+            "targets": {str(point.threshold.target): point.to_record() for point in evaluation.operating_points},
         }
     )
 

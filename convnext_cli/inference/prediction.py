@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -26,10 +26,12 @@ from convnext_cli.inference.calibration import (
 from convnext_cli.inference.classifier import Classifier, Heat
 from convnext_cli.inference.ensemble import Ensemble, Member
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
+from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.inference.request import ENGINES, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.machine import has_gpu
 from convnext_cli.metrics.novelty import NoveltyModel
+from convnext_cli.metrics.thresholds import describe_unreachable
 from convnext_cli.options import make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
@@ -59,6 +61,8 @@ class Prediction:
     """The model's prediction for the image."""
     decisions: dict[str, bool] = field(default_factory=dict)
     """For each target of the run, True if the probability is at or above its threshold."""
+    missed_targets: dict[str, str] = field(default_factory=dict)
+    """Targets of the run that the test split did not meet, with what it reached: `sensitivity 91.2%`."""
     novelty: float | None = None
     """OOD score; None if not requested."""
     abstained: bool | None = None
@@ -152,21 +156,22 @@ def predict(
 
 
 def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
-    """Return notes on a run's predictions: an unreliable OOD score, targets missed by the last test evaluation."""
+    """Return notes on a run's predictions: an unreliable OOD score, targets that are out of reach or were missed."""
     folder = RunFolder(run)
     if not run.is_dir() or isinstance(open_folder(run), FoldsFolder):
         return []
-    tests = folder.read_tests()
-    measured: dict[str, float | None] = tests[-1].get("targets", {}) if tests and not request.raw else {}
-    calibration = read_calibration(folder) if measured or request.abstain else None
+    if not request.abstain and not (folder.read_calibration() or {}).get("thresholds"):
+        return []  # the weights need not be read
+    calibration = read_calibration(folder)
     if calibration is None:
         return []
     unreliable = describe_unreliable_ood(calibration) if request.abstain else None
-    return ([unreliable] if unreliable else []) + [
-        f"target {t.target} was not met on the test split: {t.target.figure} {100 * value:.1f}%"
-        for t in calibration.thresholds
-        if (value := measured.get(str(t.target))) is not None and value < t.target.value
-    ]
+    notes = [unreliable] if unreliable else []
+    if request.raw:
+        return notes
+    notes += [text for threshold in calibration.thresholds if (text := describe_unreachable(threshold))]
+    missed = find_missed(folder, calibration.thresholds)
+    return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
 
 
 def predict_steps(
@@ -187,6 +192,8 @@ class _Model:
     """The OOD model; None if not requested, or if the classifier computes the score itself."""
     threshold: float | None = None
     """Of the OOD score; None if not requested."""
+    missed_targets: dict[str, str] = field(default_factory=dict)
+    """Targets that the test split did not meet, with what it reached."""
 
 
 def _open_model(run: Path, request: PredictRequest, num_images: int) -> _Model:
@@ -200,10 +207,11 @@ def _open_model(run: Path, request: PredictRequest, num_images: int) -> _Model:
     if isinstance(folder, FoldsFolder):
         return _open_folds(folder, request, num_images)
     classifier, calibration = open_run(run, request, num_images), read_calibration(folder)
+    missed = find_missed(folder, calibration.thresholds) if calibration and not request.raw else {}
+    model = _Model(classifier=classifier, calibration=calibration, missed_targets=missed)
     if not request.abstain:
-        return _Model(classifier=classifier, calibration=calibration)
-    threshold = _get_ood_threshold(run, calibration)
-    return _Model(classifier=classifier, calibration=calibration, novelty=read_novelty(folder), threshold=threshold)
+        return model
+    return replace(model, novelty=read_novelty(folder), threshold=_get_ood_threshold(run, calibration))
 
 
 def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
@@ -247,6 +255,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
                 task=classifier.task,
                 outcome=outcome,
                 decisions=_decide(calibration, classes, image_scores),
+                missed_targets=model.missed_targets,
                 novelty=score,
                 abstained=None if score is None or model.threshold is None else score > model.threshold,
                 explanation=explanation,

@@ -22,13 +22,13 @@ class Bin:
 
 def trace_roc(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Return the false and true positive rates at each distinct score, from (0, 0) to (1, 1)."""
-    true, false = _count_down(scores, positive)
+    true, false = count_down(scores, positive)
     return np.concatenate([[0.0], false / false[-1]]), np.concatenate([[0.0], true / true[-1]])
 
 
 def trace_pr(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Return recall and precision at each distinct score; the point at recall 0 repeats the first precision."""
-    true, false = _count_down(scores, positive)
+    true, false = count_down(scores, positive)
     precision = true / (true + false)
     return np.concatenate([[0.0], true / true[-1]]), np.concatenate([precision[:1], precision])
 
@@ -47,7 +47,7 @@ def measure_reliability(confidence: Floats, correct: NDArray[np.bool_]) -> list[
     ]
 
 
-def _count_down(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def count_down(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Return the true and false positives at or above each distinct score, the highest score first."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)

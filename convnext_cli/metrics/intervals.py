@@ -83,7 +83,7 @@ def compute_intervals(
     once = np.ones((1, calculator.images))
     point, point_per_class = calculator.compute(once)
     units_per_class = _count_class_units(calculator, units)
-    all_units = _count_effective(units)
+    all_units = count_effective(units)
     class_intervals: list[dict[str, Interval | None]] = [
         {
             name: _choose_interval(name, point_per_class[name][0, k], per_class[name][:, k], units_per_class[name][k])
@@ -196,7 +196,7 @@ def estimate_fraction(
     units = number_units(len(hits), groups)[mask]
     fraction = float(hits[mask].mean())
     residuals = np.bincount(units, hits[mask] - fraction)
-    effective = _count_effective(units)
+    effective = count_effective(units)
     if effective < 1.5:
         return fraction, None
     return fraction, score_interval(fraction, float((residuals**2).sum()) / int(mask.sum()) ** 2, effective)
@@ -267,12 +267,12 @@ def _count_class_units(calculator: Calculator, units: Ints) -> dict[str, list[fl
     """Return the effective number of units that each per-class metric depends on, for each of K classes."""
 
     def count(key: str, k: int) -> float:
-        return min(_count_effective(units[images]) for images in calculator.list_denominators(key, k))
+        return min(count_effective(units[images]) for images in calculator.list_denominators(key, k))
 
     return {key: [count(key, k) for k in range(calculator.num_classes)] for key in calculator.per_class}
 
 
-def _count_effective(units: Ints) -> float:
+def count_effective(units: Ints) -> float:
     """Return the effective number of units: (sum of sizes)^2 / sum of squared sizes (Kish 1965)."""
     sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0

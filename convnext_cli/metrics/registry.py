@@ -312,7 +312,38 @@ REGRESSION = (
 )  # fmt: skip
 """Metrics of a predicted number."""
 
+OPERATING = (
+    Metric(
+        key="ppv", title="PPV", short="PPV",
+        meaning="of the positive results, the fraction that is right (positive predictive value)",
+        formula="sensitivity x prevalence / probability of a positive result; Altman and Bland 1994",
+    ),
+    Metric(
+        key="npv", title="NPV", short="NPV",
+        meaning="of the negative results, the fraction that is right (negative predictive value)",
+        formula="specificity x (1 - prevalence) / probability of a negative result; Altman and Bland 1994",
+    ),
+    Metric(
+        key="positive_ratio", title="positive likelihood ratio", short="LR+", unit="", digits=2, high=math.inf,
+        meaning="factor by which a positive result raises the odds of the class; 1 is useless, 10 is strong",
+        formula="sensitivity / (1 - specificity); Deeks and Altman 2004",
+    ),
+    Metric(
+        key="negative_ratio", title="negative likelihood ratio", short="LR-", unit="", digits=3, high=math.inf,
+        higher_is_better=False,
+        meaning="factor by which a negative result lowers the odds of the class; 1 is useless, 0.1 is strong",
+        formula="(1 - sensitivity) / specificity; Deeks and Altman 2004",
+    ),
+    Metric(
+        key="target_confidence", title="confidence", short="confidence",
+        meaning="confidence that the true value is at least the target, not only on these images",
+        formula="one-sided limit of Clopper and Pearson 1934 of the effective number of groups",
+    ),
+)  # fmt: skip
+"""Metrics of a decision at a threshold; sensitivity and specificity they share."""
+
 METRICS = {
-    metric.key: metric for metric in (*OVERALL, *PER_CLASS, *MULTILABEL, *PER_LABEL, *ORDINAL, *PER_GRADE, *REGRESSION)
+    metric.key: metric
+    for metric in (*OVERALL, *PER_CLASS, *MULTILABEL, *PER_LABEL, *ORDINAL, *PER_GRADE, *REGRESSION, *OPERATING)
 }
 """All metrics by key."""

@@ -1,34 +1,89 @@
-"""Operating points: decision thresholds that reach a target sensitivity or specificity."""
+"""Operating points: decision thresholds that reach targets, and what they reach on other images.
+
+A target bounds one or several of sensitivity, specificity, PPV and NPV from below. `metrics.confidence` has the
+confidence that the true values reach the bounds.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
+from convnext_cli.metrics.curves import count_down
+from convnext_cli.metrics.decision import Estimate, complement, estimate_likelihood_ratios, update_prevalence
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
+from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
 
-TARGET_METRICS = ("sensitivity", "specificity")
+TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
+TARGET_METRICS: tuple[TargetMetric, ...] = get_args(TargetMetric)
+PREDICTIVE = ("ppv", "npv")
+"""Target metrics that depend on the prevalence."""
+_FALLING = ("sensitivity", "npv")  # with a rising threshold; the others rise
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A metric that is to be at least `value`."""
+
+    figure: TargetMetric
+    """The metric."""
+    value: Annotated[float, Meta(gt=0, le=1)]
+
+    @property
+    def title(self) -> str:
+        """Return the metric's name in a sentence."""
+        return METRICS[self.figure].title if self.figure in PREDICTIVE else self.figure
+
+    def __str__(self) -> str:
+        return f"{self.figure}={self.value:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A sensitivity or specificity of at least `value` for the class `name`.
+    """A metric of at least `value` for the class `name`, and further bounds at once.
 
     The field names are keys of `calibration.json`.
     """
 
-    figure: Literal["sensitivity", "specificity"]
+    figure: TargetMetric
     """The metric."""
     value: Annotated[float, Meta(gt=0, le=1)]
     name: str
+    also: tuple[Bound, ...] = ()
+    """Further bounds, which the same threshold is to reach."""
+    prevalence: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Fraction of the class where the model is used, for PPV and NPV; None for that of the images."""
+    confidence: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Confidence that the threshold is chosen with; None: the bounds hold on the images that it is set on."""
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """Return all bounds, in their order."""
+        return (Bound(self.figure, self.value), *self.also)
 
     def __str__(self) -> str:
-        return f"{self.figure}={self.value:g}:{self.name}"
+        extras = {"prevalence": self.prevalence, "confidence": self.confidence}
+        extra = ",".join(f"{name}={value:g}" for name, value in extras.items() if value is not None)
+        return f"{','.join(map(str, self.bounds))}:{self.name}{'@' * bool(extra)}{extra}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reached:
+    """The value of a bound's metric on the images that a threshold was set on."""
+
+    reached: Fraction
+    images: Annotated[int, Meta(ge=0)]
+    """Number of these images that the metric depends on."""
+    confidence: Fraction | None = None
+    """That the true value is at least the bound; None in runs of earlier versions, or where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,67 +93,232 @@ class Threshold:
     target: Target
     threshold: Annotated[float, Meta(ge=0)]
     """Images with at least this probability are positive."""
-    reached: Annotated[float, Meta(ge=0, le=1)]
-    """The target's metric on the images that the threshold was set on."""
+    reached: Fraction
+    """The target's first metric on the images that the threshold was set on."""
     images: Annotated[int, Meta(ge=0)]
     """Number of these images in the denominator: those of the class for a sensitivity, all others for a specificity."""
+    confidence: Fraction | None = None
+    """That the true value of the first metric is at least the target."""
+    also: tuple[Reached, ...] = ()
+    """Of the target's further bounds."""
+
+    def __post_init__(self) -> None:
+        """Check that each bound has its value."""
+        if len(self.also) != len(self.target.also):
+            raise ValueError(f"{1 + len(self.also)} values for {len(self.target.bounds)} bounds")
+
+    @property
+    def all_reached(self) -> tuple[Reached, ...]:
+        """Return the values of all bounds, in their order."""
+        first = Reached(reached=self.reached, images=self.images, confidence=self.confidence)
+        return (first, *self.also)
+
+    @property
+    def unreachable(self) -> tuple[Bound, ...]:
+        """Return the bounds that this threshold does not reach on the images that it was set on."""
+        asked = self.target.confidence
+        return tuple(
+            bound
+            for bound, part in zip(self.target.bounds, self.all_reached, strict=True)
+            if part.reached < bound.value - 1e-9 or (asked is not None and (part.confidence or 0.0) < asked)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundResult:
+    """The value of a bound's metric on other images."""
+
+    bound: Bound
+    value: float | None
+    """None where it is not defined."""
+    interval: Interval | None
+    confidence: float | None
+    """That the true value is at least the bound."""
+
+    @property
+    def is_missed(self) -> bool:
+        """Return whether the metric is below the bound."""
+        return self.value is not None and self.value < self.bound.value
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.bound.title} is not defined"
+        ci = f", 95% CI {format_ci(self.interval)}" if self.interval else ""
+        return f"{self.bound.title} {100 * self.value:.1f}%{ci}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperatingPoint:
-    """Sensitivity and specificity of a threshold on other images; None where no image is of the class, or all are."""
+    """What a threshold reaches on other images; None where no image is of the class, or all are."""
 
     threshold: Threshold
     sensitivity: float | None
     sensitivity_interval: Interval | None
     specificity: float | None
     specificity_interval: Interval | None
+    prevalence: float | None
+    """That PPV and NPV hold for: the target's, or the fraction of these images."""
+    ppv: float | None
+    ppv_interval: Interval | None
+    npv: float | None
+    npv_interval: Interval | None
+    positive_ratio: float | None
+    """Positive likelihood ratio; infinite without a false positive."""
+    positive_ratio_interval: Interval | None
+    negative_ratio: float | None
+    """Negative likelihood ratio."""
+    negative_ratio_interval: Interval | None
+    results: tuple[BoundResult, ...]
+    """Of each bound of the target."""
 
     @property
-    def measured(self) -> float | None:
-        """Return the target's metric on these images."""
-        return self.sensitivity if self.threshold.target.figure == "sensitivity" else self.specificity
-
-    @property
-    def measured_interval(self) -> Interval | None:
-        """Return the 95% CI of the target's metric."""
-        is_sensitivity = self.threshold.target.figure == "sensitivity"
-        return self.sensitivity_interval if is_sensitivity else self.specificity_interval
+    def missed(self) -> tuple[BoundResult, ...]:
+        """Return the bounds that these images do not reach."""
+        return tuple(result for result in self.results if result.is_missed)
 
     @property
     def is_missed(self) -> bool:
-        """Return whether the target's metric is below the target."""
-        return self.measured is not None and self.measured < self.threshold.target.value
+        """Return whether the target is not met on these images."""
+        return bool(self.missed)
+
+    @property
+    def is_met(self) -> bool:
+        """Return whether all bounds of the target are reached on these images; False where one is not defined."""
+        return not any(result.value is None or result.is_missed for result in self.results)
+
+    def to_record(self) -> float | dict[str, float | None] | None:
+        """Return the value of the target's metric, or of each where there are several, for `tests.jsonl`."""
+        values = {result.bound.figure: result.value for result in self.results}
+        return values if len(values) > 1 else self.results[0].value  # type: ignore[return-value]
 
 
-def find_threshold(scores: Floats, positive: NDArray[np.bool_], target: Target) -> Threshold:
-    """Return the threshold that reaches a target at the least cost in the other metric.
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Thresholds that decide differently, the highest first, and what each reaches."""
 
-    It lies halfway between two scores, so that rounding does not change decisions.
+    thresholds: Floats
+    sensitivity: Rate
+    specificity: Rate
+
+    def select(self, numbers: NDArray[np.int64]) -> "_Candidates":
+        """Return some of the candidates."""
+        rates = (Rate(rate.value[numbers], rate.effective) for rate in (self.sensitivity, self.specificity))
+        return _Candidates(self.thresholds[numbers], *rates)
+
+    def measure(self, figure: TargetMetric, prevalence: float) -> Floats:
+        """Return a metric at each threshold; nan where it is not defined."""
+        if figure == "sensitivity":
+            return self.sensitivity.value
+        if figure == "specificity":
+            return self.specificity.value
+        right, wrong = self.sensitivity.value * prevalence, (1 - self.specificity.value) * (1 - prevalence)
+        if figure == "npv":
+            right, wrong = self.specificity.value * (1 - prevalence), (1 - self.sensitivity.value) * prevalence
+        with np.errstate(invalid="ignore"):
+            return right / (right + wrong)
+
+    def trust(self, bound: Bound, prevalence: float) -> Floats:
+        """Return the confidence that the true metric is at least a bound, at each threshold."""
+        return measure_confidence(bound.figure, bound.value, self.sensitivity, self.specificity, prevalence)
+
+
+def find_threshold(
+    scores: Floats, positive: NDArray[np.bool_], target: Target, groups: Sequence[str] | None = None
+) -> Threshold:
+    """Return the threshold that reaches a target at the least cost in the other metrics.
+
+    It lies halfway between two scores, so that rounding does not change decisions. Where bounds pull to both sides, it
+    is the one with the highest confidence in the less certain bound. Where no threshold reaches all bounds, the last
+    ones give way; where none reaches the first, it is the nearest (`Threshold.unreachable`).
 
     Args:
         scores: (N,) probabilities of the class.
         positive: (N,) true for images of the class.
-        target: the sensitivity or specificity to reach.
+        target: the bounds to reach.
+        groups: (N,) names, for the confidence; None where groups are not known.
 
     Raises:
         ValueError: no image is of the class, or all are.
     """
     if positive.all() or not positive.any():
         raise ValueError("a threshold needs images of the class and of others")
-    if target.figure == "sensitivity":
-        positives = np.sort(scores[positive])[::-1]
-        last = positives[_count_needed(target.value, len(positives)) - 1]  # lowest score above the threshold
-        below = scores[scores < last]
-        threshold = (last + (below.max() if len(below) else 0.0)) / 2
+    prevalence = float(positive.mean()) if target.prevalence is None else target.prevalence
+    candidates = _list_candidates(scores, positive, groups)
+    chosen = candidates.select(np.array([_choose(candidates, target, positive, prevalence)]))
+    counts = {"sensitivity": int(positive.sum()), "specificity": int((~positive).sum())}
+    first, *also = (
+        Reached(
+            reached=float(chosen.measure(bound.figure, prevalence)[0]),
+            images=counts.get(bound.figure, len(positive)),
+            confidence=float(chosen.trust(bound, prevalence)[0]),
+        )
+        for bound in target.bounds
+    )
+    return Threshold(
+        target=target,
+        threshold=float(chosen.thresholds[0]),
+        reached=first.reached,
+        images=first.images,
+        confidence=first.confidence,
+        also=tuple(also),
+    )
+
+
+def _list_candidates(scores: Floats, positive: NDArray[np.bool_], groups: Sequence[str] | None) -> _Candidates:
+    """Return all thresholds that decide differently: above, between and below the distinct scores."""
+    distinct = np.unique(scores)[::-1].astype(np.float64)
+    thresholds = (np.append(1.0, distinct) + np.append(distinct, 0.0)) / 2
+    if distinct[0] >= 1:
+        thresholds[0] = np.nextafter(1.0, 2.0)  # above it no image is positive
+    true, false = (np.append(0.0, counts) for counts in count_down(scores, positive))
+    negative = ~positive
+    return _Candidates(
+        thresholds,
+        Rate(true / positive.sum(), count_independent(positive, groups)),
+        Rate(1 - false / negative.sum(), count_independent(negative, groups)),
+    )
+
+
+def _choose(candidates: _Candidates, target: Target, positive: NDArray[np.bool_], prevalence: float) -> int:
+    """Return the number of the candidate that reaches the bounds of a target at the least cost."""
+    reaching = [_reach(candidates, bound, positive, prevalence, target.confidence) for bound in target.bounds]
+    for count in range(len(reaching), 0, -1):
+        numbers = np.flatnonzero(np.all(reaching[:count], axis=0))
+        if not len(numbers):
+            continue
+        bounds = target.bounds[:count]
+        falling = {bound.figure in _FALLING for bound in bounds}
+        if len(falling) == 1:
+            return int(numbers[0] if falling == {True} else numbers[-1])
+        selected = candidates.select(numbers)
+        return int(numbers[np.min([selected.trust(bound, prevalence) for bound in bounds], axis=0).argmax()])
+    first = target.bounds[0]
+    values = (
+        candidates.measure(first.figure, prevalence)
+        if target.confidence is None
+        else candidates.trust(first, prevalence)
+    )
+    nearest = np.flatnonzero(np.nan_to_num(values, nan=-1.0) >= np.nanmax(values) - 1e-12)
+    return int(nearest[0] if first.figure in _FALLING else nearest[-1])
+
+
+def _reach(
+    candidates: _Candidates,
+    bound: Bound,
+    positive: NDArray[np.bool_],
+    prevalence: float,
+    confidence: float | None,
+) -> NDArray[np.bool_]:
+    """Return which candidates reach a bound, with the confidence that is asked for."""
+    values = candidates.measure(bound.figure, prevalence)
+    total = {"sensitivity": positive.sum(), "specificity": (~positive).sum()}.get(bound.figure)
+    if total is None:
+        reached = np.nan_to_num(values, nan=-1.0) >= bound.value - 1e-9
     else:
-        negatives = np.sort(scores[~positive])
-        last = negatives[_count_needed(target.value, len(negatives)) - 1]  # highest score below the threshold
-        above = scores[scores > last]
-        threshold = (last + (above.min() if len(above) else 1.0)) / 2
-    predicted = scores >= threshold
-    correct = predicted[positive] if target.figure == "sensitivity" else ~predicted[~positive]
-    return Threshold(target=target, threshold=float(threshold), reached=float(correct.mean()), images=len(correct))
+        reached = np.round(values * total) >= _count_needed(bound.value, int(total))
+    if confidence is not None:
+        reached &= candidates.trust(bound, prevalence) >= confidence
+    return reached
 
 
 def apply_threshold(
@@ -108,7 +328,7 @@ def apply_threshold(
     groups: Sequence[str] | None,
     known: NDArray[np.bool_] | None = None,
 ) -> OperatingPoint:
-    """Return sensitivity and specificity of a threshold on other images, with 95% CIs.
+    """Return what a threshold reaches on other images, with 95% CIs.
 
     Args:
         threshold: set on other images.
@@ -118,16 +338,89 @@ def apply_threshold(
         known: (N,) true for images of which it is known whether they are of the class; None for all.
     """
     known = np.ones(len(scores), np.bool_) if known is None else known
-    predicted = scores >= threshold.threshold
-    sensitivity, sensitivity_interval = estimate_fraction(predicted, positive & known, groups)
-    specificity, specificity_interval = estimate_fraction(~predicted, ~positive & known, groups)
-    return OperatingPoint(
-        threshold=threshold,
-        sensitivity=sensitivity,
-        sensitivity_interval=sensitivity_interval,
-        specificity=specificity,
-        specificity_interval=specificity_interval,
+    predicted, target = scores >= threshold.threshold, threshold.target
+    yes, no = positive & known, ~positive & known
+    sensitivity = _make_estimate(*estimate_fraction(predicted, yes, groups))
+    specificity = _make_estimate(*estimate_fraction(~predicted, no, groups))
+    prevalence = target.prevalence
+    if prevalence is None and yes.any() and no.any():
+        prevalence = float(yes.sum() / known.sum())
+    ratios = estimate_likelihood_ratios(sensitivity, specificity)
+    ppv, npv = (update_prevalence(ratio, prevalence) if ratio and prevalence else None for ratio in ratios)
+    estimates = {"sensitivity": sensitivity, "specificity": specificity, "ppv": ppv, "npv": npv and complement(npv)}
+    sensitivity_rate, specificity_rate = (
+        Rate(np.array([estimate.value if estimate else 0.0]), count_independent(mask, groups))
+        for estimate, mask in ((sensitivity, yes), (specificity, no))
     )
+    results = []
+    for bound in target.bounds:
+        estimate, confidence = estimates[bound.figure], None
+        if estimate is not None:
+            rates = sensitivity_rate, specificity_rate
+            confidence = float(measure_confidence(bound.figure, bound.value, *rates, prevalence or 0.5)[0])
+        results.append(BoundResult(bound=bound, **_flatten("", estimate), confidence=confidence))
+    estimates |= {"positive_ratio": ratios[0], "negative_ratio": ratios[1]}
+    values = {key: value for name, estimate in estimates.items() for key, value in _flatten(name, estimate).items()}
+    return OperatingPoint(threshold=threshold, prevalence=prevalence, results=tuple(results), **values)
+
+
+def describe_missed(point: OperatingPoint) -> str:
+    """Return a sentence about the bounds of a target that other images do not reach."""
+    parts = []
+    for result in point.missed:
+        is_included = result.interval and result.interval.high >= result.bound.value
+        parts.append(f"{result}{', which includes the target' if is_included else ''}")
+    return f"target {point.threshold.target} is not met on these images: {'; '.join(parts)}"
+
+
+def show_missed(target: Target, record: float | dict[str, float | None] | None) -> str:
+    """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
+    values = record if isinstance(record, dict) else {target.figure: record}
+    pairs = ((bound, values.get(bound.figure)) for bound in target.bounds)
+    return ", ".join(f"{b.figure} {100 * value:.1f}%" for b, value in pairs if value is not None and value < b.value)
+
+
+def describe_met(point: OperatingPoint) -> str:
+    """Return a sentence about a target that other images reach, with the confidence that it holds for new ones."""
+    parts = [
+        f"{result} (confidence that it is at least {100 * result.bound.value:g}%: {show_confidence(result.confidence)})"
+        for result in point.results
+    ]
+    return f"target {point.threshold.target} is met on these images: {'; '.join(parts)}"
+
+
+def describe_unreachable(threshold: Threshold) -> str | None:
+    """Return why a threshold does not reach its target on the images that it was set on; None if it does."""
+    if not threshold.unreachable:
+        return None
+    target, asked = threshold.target, threshold.target.confidence
+    parts = [
+        f"{bound.figure} {100 * part.reached:.1f}%"
+        + (f" with confidence {show_confidence(part.confidence)}" if asked else "")
+        for bound, part in zip(target.bounds, threshold.all_reached, strict=True)
+    ]
+    missing = " and ".join(map(str, threshold.unreachable))
+    together = " together with the others" if target.also else ""
+    return (
+        f"target {target}: no threshold reaches {missing}{together} on the validation images; set to {', '.join(parts)}"
+    )
+
+
+def show_confidence(confidence: float | None) -> str:
+    """Return a confidence in whole percent; only what is exact is shown as 0% or 100%."""
+    if confidence is None:
+        return MISSING
+    return "<1%" if confidence < 0.01 else ">99%" if confidence > 0.99 else f"{100 * confidence:.0f}%"
+
+
+def _make_estimate(value: float | None, interval: Interval | None) -> Estimate | None:
+    return None if value is None else Estimate(value=value, interval=interval)
+
+
+def _flatten(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    """Return value and CI of an estimate as two fields."""
+    value, interval = (estimate.value, estimate.interval) if estimate else (None, None)
+    return {name or "value": value, f"{name}_interval" if name else "interval": interval}
 
 
 def _count_needed(fraction: float, total: int) -> int:

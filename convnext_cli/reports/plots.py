@@ -20,6 +20,7 @@ from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
+from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.folder import RunFolder
@@ -240,6 +241,22 @@ def plot_bland_altman(evaluation: Evaluation) -> Figure:
     axes.set(xlabel="mean of predicted and true", ylabel="predicted - true")
     axes.set_title("Bland-Altman")
     _add_legend(axes, "best")
+    return figure
+
+
+@_quietly()
+def plot_decision(curve: DecisionCurve) -> Figure:
+    """Plot the net benefit over the threshold probability, beside treating all and none (Vickers and Elkin 2006)."""
+    figure = _start(4.8, 3.4)
+    axes = figure.subplots()
+    axes.axhline(0, color=_MUTED, linewidth=0.9, label="treat none")
+    axes.plot(curve.thresholds, curve.treat_all, color=COLOURS[1], linestyle="--", label="treat all")
+    axes.plot(curve.thresholds, curve.model, color=COLOURS[0], label="model")
+    top = max(curve.prevalence, *curve.model)
+    axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axes.set_title(f"Decision curve of {make_visible(curve.name)}")
+    _add_legend(axes, "upper right")
     return figure
 
 

@@ -1,39 +1,159 @@
-"""Section of a report on the operating points: which targets are met."""
+"""Section of a report on the operating points: which targets are met, and what acting on the model brings."""
 
+from collections.abc import Sequence
+
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.inference.operating_points import trace_curves
+from convnext_cli.metrics.decision import Estimate, estimate_likelihood_ratios
+from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.thresholds import PREDICTIVE, Bound, OperatingPoint, Target, show_confidence
 from convnext_cli.progress import Notice
-from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table, make_cell, make_column
+from convnext_cli.reports import plots
+from convnext_cli.reports.section import Cell, Column, Plot, Plots, ReportData, Section, Table, make_cell, make_column
+
+CURVE_POINTS = tuple(step / 100 for step in range(1, 100))  # thresholds of a drawn decision curve
+RATIOS = ("positive_ratio", "negative_ratio")
 
 
 def show_targets(report: ReportData) -> Section | None:
-    """Return the targets with what they reach on validation and on these images."""
-    points = report.evaluation.operating_points
-    if not points:
+    """Return which targets are met, with likelihood ratios, predictive values and decision curves."""
+    evaluation = report.evaluation
+    points = evaluation.operating_points
+    if not evaluation.metrics.per_class:
         return None
-    recall, specificity = METRICS["recall"], METRICS["specificity"]
-    sentences: list[str | Notice] = [
-        "The thresholds were set on these same images; measure them on other images."
-        if report.evaluation.split == "val"
-        else "The thresholds were set on the validation split and applied to these images; predict applies them too."
+    sentences: list[str | Notice] = []
+    if not points:
+        sentences.append("No target was set. eval --target sensitivity=0.95:CLASS sets a threshold on validation.")
+    elif evaluation.split == "val":
+        sentences.append("The thresholds were set on these same images; measure them on other images.")
+    else:
+        sentences.append("The thresholds were set on the validation split and applied to these images.")
+    for point in points:
+        sentences += describe_point(point)
+    sentences += [curve.describe() for curve in evaluation.decision_curves]
+    tables = [_tabulate_bounds(points), _tabulate_points(points)] if points else []
+    return Section(
+        title="Targets", sentences=sentences, blocks=[*tables, *_tabulate_ratios(evaluation), *_draw_curves(evaluation)]
+    )
+
+
+def describe_point(point: OperatingPoint) -> list[str | Notice]:
+    """Return whether a target is met on these images, and whether it was within reach on validation."""
+    target = point.threshold.target
+    texts: list[str | Notice] = []
+    if unreachable := point.threshold.unreachable:
+        bounds = " and ".join(_describe_bound(bound, target) for bound in unreachable)
+        together = " together with the rest of the target" if target.also else ""
+        text = f"no threshold reaches {bounds} for {target.name}{together} on the validation images."
+        texts.append(Notice(text=text, severity="warning"))
+    for result in point.results:
+        if result.value is None:
+            continue
+        asked = f"{_describe_bound(result.bound, target)} for {target.name}"
+        confidence = f"confidence that the true value reaches it: {show_confidence(result.confidence)}"
+        text = f"{asked}. Here: {result}; {confidence}."
+        is_missed = result.is_missed
+        texts.append(Notice(text=f"target missed: {text}", severity="warning") if is_missed else f"Target met: {text}")
+    return texts
+
+
+def _describe_bound(bound: Bound, target: Target) -> str:
+    """Return a bound in words."""
+    is_stated = bound.figure in PREDICTIVE and target.prevalence is not None
+    prevalence = f" at a prevalence of {100 * (target.prevalence or 0):g}%" if is_stated else ""
+    return f"{bound.title} of at least {100 * bound.value:g}%{prevalence}"
+
+
+def _tabulate_bounds(points: Sequence[OperatingPoint]) -> Table:
+    """Return a row for each bound of each target: its value on validation and on these images, with the confidence."""
+    confidence = METRICS["target_confidence"]
+    rows = [
+        (
+            str(point.threshold.target),
+            result.bound.title,
+            Cell(text=f"{100 * reached.reached:.1f}", note=f"of {reached.images:,}"),
+            make_cell(METRICS["recall"], result.value, result.interval),
+            confidence.format(result.confidence),
+            "-" if result.value is None else "missed" if result.is_missed else "met",
+        )
+        for point in points
+        for reached, result in zip(point.threshold.all_reached, point.results, strict=True)
     ]
-    table = Table(
+    return Table(
+        title="Targets on validation and on these images",
+        columns=[
+            Column(heading="target", is_number=False),
+            Column(heading="metric", is_number=False),
+            Column(heading="validation %"),
+            Column(heading="here %"),
+            make_column(confidence),
+            Column(heading="result", is_number=False),
+        ],
+        rows=rows,
+        note="The confidence counts each group as one image. It is that of these images, which did not choose the "
+        "threshold.",
+    )
+
+
+def _tabulate_points(points: Sequence[OperatingPoint]) -> Table:
+    """Return a row for each threshold: sensitivity, specificity, predictive values and likelihood ratios."""
+    fields = ("sensitivity", "specificity", "ppv", "npv", *RATIOS)
+    metrics = [METRICS["recall" if field == "sensitivity" else field] for field in fields]
+    return Table(
         title="Operating points",
         columns=[
             Column(heading="target", is_number=False),
             Column(heading="threshold %"),
-            Column(heading="on validation %"),
-            make_column(recall),
-            make_column(specificity),
+            Column(heading="prevalence %"),
+            *map(make_column, metrics),
         ],
         rows=[
             (
                 str(point.threshold.target),
                 f"{100 * point.threshold.threshold:.1f}",
-                Cell(text=f"{100 * point.threshold.reached:.1f}", note=f"of {point.threshold.images:,}"),
-                make_cell(recall, point.sensitivity, point.sensitivity_interval),
-                make_cell(specificity, point.specificity, point.specificity_interval),
+                "-" if point.prevalence is None else f"{100 * point.prevalence:.3g}",
+                *(
+                    make_cell(metric, getattr(point, field), getattr(point, f"{field}_interval"))
+                    for metric, field in zip(metrics, fields, strict=True)
+                ),
             )
             for point in points
         ],
     )
-    return Section(title="Targets", sentences=sentences, blocks=[table])
+
+
+def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
+    """Return the likelihood ratios of predicting each class, without a target."""
+    rows = []
+    for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True):
+        rates = (_make_estimate(getattr(entry, key), intervals[key]) for key in ("recall", "specificity"))
+        cells = [
+            make_cell(METRICS[key], ratio.value, ratio.interval) if ratio else "-"
+            for key, ratio in zip(RATIOS, estimate_likelihood_ratios(*rates), strict=True)
+        ]
+        rows.append((entry.name, *cells))
+    columns = [Column(heading="class", is_number=False), *(make_column(METRICS[key]) for key in RATIOS)]
+    return [Table(title="Likelihood ratios of predicting a class", columns=columns, rows=rows)]
+
+
+def _make_estimate(value: float | None, interval: Interval | None) -> Estimate | None:
+    return None if value is None else Estimate(value=value, interval=interval)
+
+
+def _draw_curves(evaluation: Evaluation) -> list[Plots]:
+    """Return the decision curve of each class that has a target."""
+    images = evaluation.evaluated.score(evaluation.calibration)
+    curves = trace_curves(images, evaluation.operating_points, CURVE_POINTS)
+    if not curves:
+        return []
+    return [
+        Plots(
+            title="Decision curves",
+            plots=[
+                Plot(name=f"decision-{number}", figure=plots.plot_decision(c)) for number, c in enumerate(curves, 1)
+            ],
+            note="Net benefit: correct positive results per image, less the false ones weighed by the odds of the "
+            "threshold (Vickers and Elkin 2006). Act on the model where its line is the highest.",
+        )
+    ]

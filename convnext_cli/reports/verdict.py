@@ -1,11 +1,12 @@
 """The first screen of a report: how good the model is, for whom, and whether the result can be trusted."""
 
-from collections.abc import Sequence
-
+from convnext_cli.inference.drift import is_other_data
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.thresholds import describe_missed, describe_unreachable
 from convnext_cli.progress import Notice
 from convnext_cli.reports.section import ReportData, Section
+from convnext_cli.reports.targets import describe_point
 from convnext_cli.runs.folder import RunFolder
 
 MAX_CLASSES = 6  # whose numbers of images are listed
@@ -47,8 +48,11 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
 
 def _describe_trust(evaluation: Evaluation, run: RunFolder) -> list[str | Notice]:
     """Return all warnings, then what was checked without one."""
-    warnings = [note for note in evaluation.notes if note.severity == "warning"]
-    statements = [describe_chance(evaluation), *describe_leakage(evaluation, run), *describe_targets(evaluation)]
+    points = evaluation.operating_points
+    known = {describe_missed(point) for point in points} | {describe_unreachable(point.threshold) for point in points}
+    warnings = [note for note in evaluation.notes if note.severity == "warning" and note.text not in known]
+    targets = [text for point in points for text in describe_point(point)]
+    statements = [describe_chance(evaluation), *describe_leakage(evaluation, run), *targets]
     if number := evaluation.test_number:
         first = "This is the first evaluation of this run on a test split."
         again = f"This is evaluation {number} on a test split. Choosing a model by these results biases them upward."
@@ -72,28 +76,18 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
 
 def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
     """Return that no leakage was found, or that it is unknown; nothing where a warning of the evaluation has it."""
-    overlap, audit, index = evaluation.overlap, evaluation.audit, run.read_split()
+    overlap, audit = evaluation.overlap, evaluation.audit
     if evaluation.split == "train":
         return []
     if overlap is not None:
         is_clean = not (overlap.trained or overlap.trained_near)
         return ["None of these images, nor a near-duplicate of one, was trained on."] if is_clean else []
-    is_own = evaluation.evaluated.test_set.index.paths == index.paths
-    if not is_own or audit is None:
+    if is_other_data(run, evaluation.evaluated.test_set) or audit is None:
         return ["Whether images of the training are among these is not known."]
     if any(finding.falsifies for finding in audit.findings):
         return []
     groups = ", and no group" if evaluation.intervals.clustered else ""
     return [f"No leakage found: no image, no near-duplicate{groups} is in both training and these images."]
-
-
-def describe_targets(evaluation: Evaluation) -> Sequence[str]:
-    """Return the targets that are met on these images; a warning of the evaluation has each other one."""
-    return [
-        f"Target {point.threshold.target} is met on these images: {100 * point.measured:.1f}%."
-        for point in evaluation.operating_points
-        if point.measured is not None and not point.is_missed
-    ]
 
 
 def _is_warning(entry: str | Notice) -> bool:

@@ -162,7 +162,8 @@ class Test(Struct, frozen=True, kw_only=True):
 
     images: Count = 0
     balanced_accuracy: Fraction | None = None
-    targets: dict[str, Fraction | None] = {}
+    targets: dict[str, Fraction | dict[str, Fraction | None] | None] = {}
+    """The metric of each target; of a target with several bounds, each metric by its name."""
 
 
 class RangeTest(Struct, frozen=True, kw_only=True):

@@ -335,7 +335,8 @@ class Multilabel(Task):
             best, worst = (
                 f"{e.name} ({roc_auc.title} {roc_auc.format_with_unit(e.roc_auc)})" for e in (ranked[0], ranked[-1])
             )
-            sentences.append(f"It recognises {best} best" + (f", {worst} worst." if len(ranked) > 1 else "."))
+            is_alike = ranked[0].roc_auc == ranked[-1].roc_auc
+            sentences.append(f"It recognises {best} best{'' if is_alike else f', {worst} worst'}.")
         for key, count, text in (
             ("recall", "images", "Most often missed: {} in {:,} of {:,} images with it ({:.0f}%)."),
             ("specificity", "negative", "Most often said without the label: {} in {:,} of {:,} images ({:.0f}%)."),

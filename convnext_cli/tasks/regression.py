@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from convnext_cli.encoding import normalise_name
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.conformal import fit_margin
-from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics, summarise_numbers
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
@@ -303,7 +302,7 @@ class Regression(Task):
         """Return the mean absolute error of always giving the median, which has the smallest."""
         median = float(np.median(targets))
         value = float(np.abs(targets - median).mean())
-        return Chance(value=value, text=f"always saying {median:.4g}, the median, gives {METRICS['mae'].format(value)}")
+        return Chance(value=value, text=f"always saying {median:.4g}, the median, is off by {value:.3g} on average")
 
     # Text
 

@@ -40,6 +40,7 @@ BAD_INPUT = [
     (2, "only one of these can be the data", "eval run good --data one"),
     (2, "cannot read the target", "eval run --target sensitivity:1"),
     (2, "cannot read the target", "eval run --target sensitivity=95:1"),
+    (2, "State it, such as ppv=0.8:1@prevalence=0.02", "eval run --target ppv=0.8:1"),
     (2, "unknown class '9'", "eval run --target sensitivity=0.95:9"),
     (2, "exclude each other", "predict text.png --run run --json --csv"),
     (2, "--csv takes no file name", "predict good/a/0.png table.csv --run run --csv"),
@@ -236,6 +237,35 @@ def test_without_a_command_help_is_shown(convnext: Convnext) -> None:
     assert outcome.code == 0
     assert "finetune" in outcome.out
     assert not outcome.err
+
+
+def test_each_row_of_predict_says_that_a_target_was_missed(
+    convnext: Convnext, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    target = "sensitivity=0.5,specificity=0.2:1"
+    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl"))
+    mine = RunFolder(tmp_path / "mine")
+    outcome = convnext("eval", "mine", "--target", target, "--no-report")
+    assert f"Target {target} is met on these images: sensitivity" in outcome.out
+    assert "(confidence that it is at least 50%: " in outcome.out
+    assert "Decision curve of 1 at a prevalence of 33.3%: acting on the model is better than" in outcome.out
+    kept = mine.read_calibration()
+    assert kept is not None
+    kept["thresholds"][0]["threshold"] = 1.1
+    mine.write_calibration(kept, mine.read_calibration_arrays())
+    outcome = convnext("eval", "mine", "--no-report")
+    assert f"warning: target {target} is not met on these images: sensitivity 0.0%" in outcome.err + outcome.out
+    index = mine.read_split()
+    images = [index.root / index.paths[row] for row in index.rows("test")[:2]]
+    outcome = convnext("predict", *images, "--run", "mine")
+    rows = outcome.out.splitlines()
+    assert len(rows) == 2
+    assert all(row.endswith(f"{target}: no (missed on test: sensitivity 0.0%)") for row in rows)
+    table = list(csv.DictReader(io.StringIO(convnext("predict", *images, "--run", "mine", "--csv").out)))
+    assert {row["targets missed on test"] for row in table} == {f"{target}: sensitivity 0.0%"}
+    parts = [json.loads(line) for line in convnext("predict", *images, "--run", "mine", "--json").out.splitlines()]
+    assert [part["missed_targets"] for part in parts] == 2 * [{target: "sensitivity 0.0%"}]
 
 
 def test_predict_goes_on_after_an_unreadable_image(

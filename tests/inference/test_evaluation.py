@@ -135,6 +135,63 @@ def test_invalid_target_raises_an_error(text: str) -> None:
         parse_target(text)
 
 
+def test_predictive_value_needs_a_prevalence() -> None:
+    with pytest.raises(UsageError, match=r"ppv=0\.8:a.*depends on how frequent") as caught:
+        parse_target("ppv=0.8:a@confidence=0.9")
+    assert "ppv=0.8:a@confidence=0.9,prevalence=0.02" in caught.value.remedy
+    for text in ("ppv=0.8:a@prevalence=0", "ppv=0.8:a@prevalence=1", "ppv=0.8,ppv=0.9:a@prevalence=0.1"):
+        with pytest.raises(UsageError, match="cannot read the target"):
+            parse_target(text)
+
+
+def test_target_of_several_bounds_is_kept_measured_and_recorded(mine: RunFolder) -> None:
+    texts = [
+        "sensitivity=0.9,specificity=0.99:1",
+        "ppv=0.5,npv=0.9:2@prevalence=0.1",
+        "specificity=0.6:0@confidence=0.8",
+    ]
+    result = evaluate(mine.path, targets=texts)
+    assert [str(point.threshold.target) for point in result.operating_points] == texts
+    assert [curve.name for curve in result.decision_curves] == ["1", "2", "0"]
+    assert result.decision_curves[1].prevalence == 0.1
+    again = evaluate(mine.path)
+    assert again.operating_points == result.operating_points
+    record = json.loads(mine.tests.read_text().splitlines()[-1])["targets"]
+    both, predictive, asked = result.operating_points
+    assert record[texts[0]] == {"sensitivity": both.sensitivity, "specificity": both.specificity}
+    assert record[texts[1]] == {"ppv": predictive.ppv, "npv": predictive.npv}
+    assert record[texts[2]] == asked.specificity
+    assert asked.threshold.confidence is not None
+    assert asked.threshold.confidence >= 0.8
+    kept = json.loads((mine.path / "calibration.json").read_text())["thresholds"]
+    assert kept[0]["target"].keys() == {"figure", "value", "name", "also"}
+    assert kept[2]["target"].keys() == {"figure", "value", "name", "confidence"}
+    plain = result.to_dict()["operating_points"][1]
+    assert plain["results"][0]["confidence"] == predictive.results[0].confidence
+    assert plain["positive_ratio_interval"].keys() == {"low", "high"}
+
+
+def test_confidence_counts_groups_of_the_validation_split(mine: RunFolder) -> None:
+    [alone] = evaluate(mine.path, targets=["sensitivity=0.5:1"]).operating_points
+    index = mine.read_split()
+    mine.write_split(replace(index, groups=tuple(f"p{row // 5}" for row in range(len(index)))))
+    [grouped] = evaluate(mine.path, targets=["sensitivity=0.5:1"]).operating_points
+    assert grouped.threshold.threshold == alone.threshold.threshold
+    assert grouped.threshold.confidence != alone.threshold.confidence
+    assert grouped.results[0].confidence != alone.results[0].confidence
+
+
+def test_target_of_a_class_without_validation_images_is_an_error(mine: RunFolder) -> None:
+    evaluate(mine.path)
+    arrays = mine.read_calibration_arrays()
+    arrays["val_labels"] = np.where(arrays["val_labels"] == 1, 0, arrays["val_labels"])
+    kept = mine.read_calibration()
+    assert kept is not None
+    mine.write_calibration(kept, arrays)
+    with pytest.raises(UsageError, match=r"for sensitivity=0\.9:1: the validation split has no images of 1"):
+        evaluate(mine.path, targets=["sensitivity=0.9:1"])
+
+
 def test_target_class_may_contain_a_colon() -> None:
     assert parse_target("specificity=0.9:a:b=c").name == "a:b=c"
 
@@ -194,6 +251,9 @@ def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: 
     else:
         assert missed
         assert notes == ["target sensitivity=0.9:1 was not met on the test split: sensitivity 0.0%"]
+    index = mine.read_split()
+    [prediction] = predict(index.root / index.paths[0], mine.path)
+    assert prediction.missed_targets == ({} if sensitivity == 100 else {"sensitivity=0.9:1": "sensitivity 0.0%"})
 
 
 def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresholds(mine: RunFolder) -> None:

@@ -69,13 +69,13 @@ def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) 
     ):  # fmt: skip
         assert heading in page, heading
     assert "This is the first evaluation of this run on a test split." in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert 2 <= page.count("data:image/jpeg") <= 4 * IMAGES
     assert re.search(rf'>epochs</th><td data-label="value">{SMALL["epochs"]}</td>', page)
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing from elsewhere"
     assert "<script" not in page
     assert {path.name for path in run.plots.iterdir()} == {
-        f"{name}.png" for name in ("roc", "pr", "reliability", "loss", "right", "confusion")
+        f"{name}.png" for name in ("roc", "pr", "reliability", "loss", "right", "confusion", "decision-1")
     }
     assert "#010203" not in page, "no stand-in colour is left"
 

@@ -74,6 +74,19 @@ CHANGES = [
     ("calibration.json", "images", -1, "images: Expected int >= 0"),
     ("calibration.json", "weights", ..., "missing required field weights"),
     ("calibration.json", "thresholds", [{"target": {"figure": "x"}}], r"thresholds\[0\]\.target\.figure: Invalid"),
+    (
+        "calibration.json",
+        "thresholds",
+        [
+            {
+                "target": {"figure": "ppv", "value": 0.9, "name": "1", "also": [{"figure": "npv", "value": 0.9}]},
+                "threshold": 0.5,
+                "reached": 0.9,
+                "images": 5,
+            }
+        ],
+        r"thresholds\[0\]: 1 values for 2 bounds",
+    ),
     ("data.json", "classes", "012", "classes: Expected array, got str"),
     ("data.json", "classes", ["0", "1", "1"], "classes: '1' appears twice"),
     ("data.json", "data", None, "data: Expected str, got null"),

@@ -1,0 +1,156 @@
+"""Whether a stated confidence that a target is met holds, on simulated pairs of validation and test sets.
+
+    python -m benchmarks.targets [PAIRS [PROCESSES]]
+
+Positive scores are normal; images of one patient share a part of their variance. In the scenario "hard patients", 8% of
+the patients have scores 3 standard deviations lower, so that the missed images are those of few patients. The true
+sensitivity of a threshold follows from the distribution. A pair is one validation set, on which a threshold for a
+sensitivity of 90% or 95% is chosen, and one test set of the same size, on which it is measured.
+
+"holds": of the thresholds chosen with `@confidence=C`, the percentage whose true sensitivity reaches the target, to be
+at least C; "found": the percentage of validation sets that have such a threshold. "alarms": of the thresholds chosen
+without a confidence whose true sensitivity misses the target ("missed" of them), the percentage for which the test set
+states a confidence of at least C, to be at most 1 - C. Methods: `groups`, ours, counts each patient as one image;
+`images` counts each image; `ratio` takes the design effect of the missed images (Korn and Graubard 1998).
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from statistics import NormalDist
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from convnext_cli.metrics import thresholds
+from convnext_cli.metrics.confidence import Rate, measure_confidence
+from convnext_cli.metrics.intervals import number_units
+from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
+
+HARD = 0.08  # fraction of hard patients
+SHIFT = 3.0  # standard deviations that their scores are lower
+NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Parameters of simulated sets."""
+
+    name: str
+    patients: int
+    """Of the class, and as many without it."""
+    per_patient: int
+    """Mean number of images of one patient."""
+    shared: float
+    """Fraction of the variance that images of one patient have in common."""
+    hard: float = 0.0
+    """Fraction of hard patients."""
+
+    def measure_sensitivity(self, threshold: float) -> float:
+        """Return the true sensitivity of a threshold on the scores, which are probabilities."""
+        z = NORMAL.inv_cdf(min(max(threshold, 1e-12), 1 - 1e-12))
+        return (1 - self.hard) * (1 - NORMAL.cdf(z - 1)) + self.hard * (1 - NORMAL.cdf(z - 1 + SHIFT))
+
+
+SCENARIOS = (
+    Scenario("independent, 60 images", 60, 1, 0.0),
+    Scenario("independent, 300 images", 300, 1, 0.0),
+    Scenario("60 patients, 5 images each", 60, 5, 0.5),
+    Scenario("120 patients, 5 images each", 120, 5, 0.5),
+    Scenario("120 patients, alike images", 120, 5, 0.8),
+    Scenario("120 patients, some hard", 120, 5, 0.2, HARD),
+    Scenario("200 patients, 10 each, some hard", 200, 10, 0.2, HARD),
+)
+LEVELS = (0.75, 0.9)
+TARGETS = (0.9, 0.95)
+
+
+def draw(
+    scenario: Scenario, random: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[str] | None]:
+    """Draw a set: scores (N,) from 0 to 1, which images are of the class (N,), and each image's patient."""
+    total = 2 * scenario.patients
+    sizes = np.ones(total, np.int64)
+    if scenario.per_patient > 1:
+        sizes = random.integers(1, 2 * scenario.per_patient, total)
+    patients = np.repeat(np.arange(total), sizes)
+    positive = patients < scenario.patients
+    common, own = random.normal(size=total)[patients], random.normal(size=len(patients))
+    z = np.sqrt(scenario.shared) * common + np.sqrt(1 - scenario.shared) * own
+    is_hard = (random.random(total) < scenario.hard)[patients]
+    z += np.where(positive, 1 - SHIFT * is_hard, -1)
+    return ndtr(z), positive, [str(patient) for patient in patients] if scenario.per_patient > 1 else None
+
+
+def count_images(mask: NDArray[np.bool_], _groups: Any) -> float:
+    """Return the number of images, as if all were independent."""
+    return float(mask.sum())
+
+
+def state_ratio(hits: NDArray[np.bool_], groups: list[str], bound: float) -> float:
+    """Return the confidence with the effective number of images that the variance between patients gives."""
+    units = number_units(len(hits), groups)
+    sizes, right = np.bincount(units), np.bincount(units, hits)
+    fraction, number = hits.mean(), int((sizes > 0).sum())
+    variance = ((right - fraction * sizes) ** 2).sum() / len(hits) ** 2 * number / (number - 1)
+    effective = fraction * (1 - fraction) / variance if 0 < fraction < 1 else number
+    rate = Rate(np.array([fraction]), float(min(effective, len(hits))))
+    return float(measure_confidence("sensitivity", bound, rate, rate, 0.5)[0])
+
+
+def simulate(scenario: Scenario, value: float, seed: int) -> dict[str, float | None]:
+    """Return, for one pair, the true sensitivity of each chosen threshold and the confidence that the test states."""
+    random = np.random.default_rng((seed, scenario.patients, int(100 * value)))
+    validation, test = draw(scenario, random), draw(scenario, random)
+    result: dict[str, float | None] = {}
+    for level in LEVELS:
+        target = Target("sensitivity", value, "b", confidence=level)
+        threshold = find_threshold(validation[0], validation[1], target, validation[2])
+        result[f"groups {level}"] = None if threshold.unreachable else scenario.measure_sensitivity(threshold.threshold)
+        with mock.patch.object(thresholds, "count_independent", count_images):
+            threshold = find_threshold(validation[0], validation[1], target, validation[2])
+        result[f"images {level}"] = None if threshold.unreachable else scenario.measure_sensitivity(threshold.threshold)
+    plain = find_threshold(validation[0], validation[1], Target("sensitivity", value, "b"), validation[2])
+    result["true"] = scenario.measure_sensitivity(plain.threshold)
+    scores, positive, groups = test
+    result["stated groups"] = apply_threshold(plain, scores, positive, groups).results[0].confidence
+    result["stated images"] = apply_threshold(plain, scores, positive, None).results[0].confidence
+    if groups is not None:
+        names = [name for name, is_positive in zip(groups, positive, strict=True) if is_positive]
+        result["stated ratio"] = state_ratio(scores[positive] >= plain.threshold, names, value)
+    return result
+
+
+def summarise(scenario: Scenario, value: float, pairs: list[dict[str, float | None]]) -> Iterator[str]:
+    """Yield the lines of one scenario and target."""
+    methods = ("groups", "images", "ratio") if scenario.per_patient > 1 else ("groups",)
+    missed = [pair for pair in pairs if (pair["true"] or 0) < value]
+    for method in methods:
+        cells = []
+        for level in LEVELS:
+            chosen = [pair[f"{method} {level}"] for pair in pairs if pair.get(f"{method} {level}") is not None]
+            holds = f"{100 * np.mean([(true or 0) >= value for true in chosen]):5.1f}" if chosen else "    -"
+            alarms = np.mean([(pair[f"stated {method}"] or 0) >= level for pair in missed])
+            cells.append(f"{holds}  {100 * len(chosen) / len(pairs):5.0f}  {100 * alarms:5.1f}")
+        yield f"{scenario.name:34}{100 * value:4.0f}  {method:7}{'     '.join(cells)}   {len(missed):6}"
+
+
+def main(pairs: int = 1000, processes: int = 1, *, show: Callable[[str], None] = print) -> None:
+    """Print the table."""
+    show(f"{'':46}{'     '.join(f'confidence {100 * level:.0f}%      ' for level in LEVELS)}")
+    show(f"{'scenario':34}  at  method {'    '.join(['holds  found  alarms'] * 2)}  missed   (n = {pairs} pairs)")
+    with ProcessPoolExecutor(processes) as pool:
+        for scenario, value in product(SCENARIOS, TARGETS):
+            results = list(pool.map(partial(simulate, scenario, value), range(pairs), chunksize=20))
+            for line in summarise(scenario, value, results):
+                show(line)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]))

@@ -1,0 +1,47 @@
+"""The part of `convnext eval` on targets: operating points, and whether each target is met."""
+
+from typing import TYPE_CHECKING
+
+from convnext_cli.cli import console
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.text import capitalise
+
+if TYPE_CHECKING:
+    from convnext_cli.inference.evaluation import Evaluation
+    from convnext_cli.metrics.thresholds import OperatingPoint
+
+RATES = (("recall", "sensitivity"), ("specificity", "specificity"))
+VALUES = ("ppv", "npv", "positive_ratio", "negative_ratio")
+
+
+def show_targets(evaluation: "Evaluation") -> None:
+    """Show what each threshold reaches, and for which targets that is enough; missed ones are among the warnings."""
+    points = evaluation.operating_points
+    if not points:
+        return
+    columns = ["threshold %"]
+    for number, (key, _) in enumerate(RATES):
+        columns += [METRICS[key].short_heading, f"95% CI{' ' * number}"]
+    values = [METRICS[key].short_heading for key in VALUES]
+    console.show("")
+    console.show_table(
+        ["target", *columns, *values], map(_list_cells, points), numbers=[*columns, *values], spare=[*values]
+    )
+    for text in describe_points(evaluation):
+        console.show(text)
+
+
+def _list_cells(point: "OperatingPoint") -> list[object]:
+    cells: list[object] = [point.threshold.target, console.percent(point.threshold.threshold)]
+    for key, field in RATES:
+        cells += [METRICS[key].format(getattr(point, field))]
+        cells += [METRICS[key].format_ci(getattr(point, f"{field}_interval")) or None]
+    return [*cells, *(METRICS[key].format(getattr(point, key)) for key in VALUES)]
+
+
+def describe_points(evaluation: "Evaluation") -> list[str]:
+    """Return a sentence for each target that is met, and one on each decision curve."""
+    from convnext_cli.metrics.thresholds import describe_met
+
+    lines = [f"{capitalise(describe_met(point))}." for point in evaluation.operating_points if point.is_met]
+    return [*lines, *(curve.describe() for curve in evaluation.decision_curves)]

@@ -1,0 +1,48 @@
+"""Targets of a run on the images of an evaluation: operating points, decision curves, missed targets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from convnext_cli.inference.subgroups import ScoredImages
+from convnext_cli.metrics.decision import CURVE_THRESHOLDS, DecisionCurve, trace_decision_curve
+from convnext_cli.metrics.thresholds import OperatingPoint, Threshold, apply_threshold, show_missed
+from convnext_cli.runs.folder import RunFolder
+
+
+def measure_points(images: ScoredImages) -> tuple[OperatingPoint, ...]:
+    """Return what each threshold of a run reaches on images."""
+    probabilities = images.task.activate(images.logits)
+    return tuple(
+        apply_threshold(threshold, probabilities[:, k], positive, images.groups, known)
+        for threshold in (images.calibration.thresholds if images.calibration else ())
+        for k in [images.classes.index(threshold.target.name)]
+        for positive, known in [images.task.select_known(images.targets, k)]
+    )
+
+
+def trace_curves(
+    images: ScoredImages, points: Sequence[OperatingPoint], thresholds: Sequence[float] = CURVE_THRESHOLDS
+) -> tuple[DecisionCurve, ...]:
+    """Return the decision curve of each class that has a target, at the first prevalence that is stated for it."""
+    stated: dict[str, float | None] = {}
+    for point in points:
+        target = point.threshold.target
+        stated[target.name] = stated.get(target.name) or target.prevalence
+    probabilities = images.task.activate(images.logits)
+    curves = []
+    for name, prevalence in stated.items():
+        k = images.classes.index(name)
+        positive, known = images.task.select_known(images.targets, k)
+        if positive.any() and not positive[known].all():
+            scores = probabilities[known, k]
+            curves.append(trace_decision_curve(name, scores, positive[known], prevalence, thresholds))
+    return tuple(curves)
+
+
+def find_missed(run: RunFolder, thresholds: Sequence[Threshold]) -> dict[str, str]:
+    """Return each target that its last evaluation on a test split did not meet, with what it reached there."""
+    measured: dict[str, Any] = {}
+    for test in run.read_tests():
+        measured |= test.get("targets", {})
+    texts = ((str(t.target), show_missed(t.target, measured.get(str(t.target)))) for t in thresholds)
+    return {name: text for name, text in texts if text}

@@ -1,0 +1,157 @@
+"""The report of each task: its sentences, its rows of mistakes, and its widths on a phone and a desk."""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from convnext_cli import evaluate, write_report
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.registry import TASKS
+from tests.reports.browser import CHROMIUM, Browser
+
+TARGETS = {
+    "single": ["sensitivity=0.9,specificity=0.9:1", "ppv=0.5:2@prevalence=0.1"],
+    "multilabel": ["sensitivity=0.8:NE@confidence=0.8"],
+    "ordinal": ["specificity=0.9:3"],
+    "regression": [],
+}
+MISTAKES = {
+    "single": r"said \d \([<>]?\d+%\), labelled \d",
+    "multilabel": r"(said|did not say) [NS][EW] \([<>]?\d+%\), labelled (present|absent)",
+    "ordinal": r"said \d \([<>]?\d+%\), labelled \d: \d grades? too (high|low)",
+    "regression": r"said [\d.]+ \(90% interval \[[\d.]+, [\d.]+\]\), labelled [\d.]+: [\d.]+ too (high|low)",
+}
+SENTENCES = {
+    "single": ("It recognises", "Most frequent mistake: it said", "guessing gives 33.3%; always saying"),
+    "multilabel": ("best,", "Most often missed:", "Most often said without the label:", "guessing gives 50.0%"),
+    "ordinal": ("It gives the exact grade for", "at most one grade off", "guessing gives 0; always saying"),
+    "regression": ("Half of the predictions are off by at most", "Least accurate for numbers", "always saying"),
+}
+TOPS = "[...document.querySelectorAll('.question')].map(each => each.getBoundingClientRect().top)"
+HEIGHTS = {390: 844, 1280: 900}  # of the first screen, by its width
+
+
+Reported = Callable[[str], tuple[Evaluation, Path]]
+
+
+def mislabel(run: RunFolder, number: int = 12) -> None:
+    """Exchange the targets of some test images, so that a good model makes mistakes."""
+    index = run.read_split()
+    rows = index.rows("test")[::3][:number]
+    order = dict(zip(rows, rows[::-1], strict=True))
+    labels = tuple(index.labels[order.get(row, row)] for row in range(len(index)))
+    values = tuple(index.values[order.get(row, row)] for row in range(len(index))) if index.values else ()
+    run.write_split(replace(index, labels=labels, values=values))
+
+
+@pytest.fixture(scope="module")
+def reported(
+    run: RunFolder, task_run: Callable[[str], RunFolder], tmp_path_factory: pytest.TempPathFactory
+) -> Reported:
+    """Return the evaluation of a task's run and its report."""
+    reports: dict[str, tuple[Evaluation, Path]] = {}
+
+    def get(task: str) -> tuple[Evaluation, Path]:
+        if task not in reports:
+            folder = tmp_path_factory.mktemp("reports") / task
+            shutil.copytree((run if task == "single" else task_run(task)).path, folder)
+            mislabel(RunFolder(folder))
+            evaluation = evaluate(folder, targets=TARGETS[task])
+            reports[task] = evaluation, write_report(evaluation)
+        return reports[task]
+
+    return get
+
+
+def read_lines(page: str) -> list[str]:
+    """Return the texts of a page between its tags."""
+    return [text for part in re.split(r"<[^>]+>", page) if (text := unescape(part).strip())]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_report_has_plain_sentences_and_a_row_for_each_mistake(reported: Reported, task: str) -> None:
+    evaluation, path = reported(task)
+    text = path.read_text()
+    lines = read_lines(text)
+    before = lines[: lines.index("Mistakes")]
+    leakage = "No leakage found" if evaluation.audit else "Whether images of the training are among these is not known"
+    for part in (*SENTENCES[task], "Measured on", leakage, "chance", "Other scanners, hospitals"):
+        assert any(part in line for line in before), part
+    rows = [line for line in lines if re.fullmatch(MISTAKES[task], line)]
+    assert rows
+    if task == "multilabel":
+        assert any(re.fullmatch(r"(other )?labels: .*\d unknown", line) for line in lines)
+        order = [line for line in lines[lines.index("Metrics by label") :] if line in ("NW", "NE", "SW", "SE")][:4]
+        auc = {entry.name: entry.roc_auc for entry in evaluation.metrics.per_class}
+        assert order == sorted(auc, key=lambda name: -(auc[name] or 0))
+    for key in evaluation.task.display.table:
+        assert METRICS[key].explanation in lines, "each metric is explained in print"
+    assert "Each heading" not in text
+
+
+@pytest.mark.parametrize("task", ["single", "multilabel", "ordinal"])
+def test_report_says_for_each_target_whether_it_is_met(reported: Reported, task: str) -> None:
+    evaluation, path = reported(task)
+    lines = read_lines(path.read_text())
+    assert len(evaluation.operating_points) == len(TARGETS[task])
+    for point in evaluation.operating_points:
+        for result in point.results:
+            word = "target missed" if result.is_missed else "Target met"
+            start = f"{word}: {result.bound.title} of at least {100 * result.bound.value:g}%"
+            assert sum(line.startswith(start) and f"Here: {result}; confidence" in line for line in lines) == 2
+    assert "Decision curves" in lines
+    assert {"likelihood ratio", "Operating points"} <= {line.removeprefix("positive ") for line in lines}
+    assert sum(path.name.startswith("decision-") for path in (evaluation.run / "plots").iterdir()) == len(TARGETS[task])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the report with")
+@pytest.mark.parametrize("task", TASKS)
+def test_no_table_is_cut_and_the_first_screen_answers(reported: Reported, task: str) -> None:
+    _, path = reported(task)
+    with Browser() as browser:
+        for width, height in HEIGHTS.items():
+            browser.open(path, width)
+            assert browser.list_cut() == []
+            tops = browser.evaluate(
+                "[...document.querySelectorAll('.question')].map(e => e.getBoundingClientRect().top)"
+            )
+            assert len(tops) == 3
+            assert max(tops) < height - 100, "the third answer begins on the first screen"
+            browser.unfold()
+            assert browser.evaluate("document.documentElement.scrollWidth") == width
+            assert browser.list_cut() == []
+            assert browser.evaluate("document.querySelectorAll('table').length") >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to print the report with")
+def test_printed_report_unfolds_everything_and_cuts_nothing(
+    reported: Reported,
+) -> None:
+    _, path = reported("multilabel")
+    with Browser() as browser:
+        browser.open(path, 718)  # px: A4 less its margins
+        folded = browser.evaluate("document.documentElement.scrollHeight")
+        browser.ask("Emulation.setEmulatedMedia", media="print")
+        assert browser.evaluate("document.documentElement.scrollHeight") > 3 * folded
+        assert browser.list_cut() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to measure with")
+def test_cut_tables_are_detected(tmp_path: Path) -> None:
+    page = tmp_path / "wide.html"
+    page.write_text(
+        "<main><div style='width:200px;overflow:auto'><table><tr><td style='min-width:300px'>x</table></div></main>"
+    )
+    with Browser() as browser:
+        browser.open(page, 390)
+        assert any(entry.startswith("TABLE") for entry in browser.list_cut())
