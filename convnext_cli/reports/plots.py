@@ -256,7 +256,7 @@ def plot_decision(curve: DecisionCurve) -> Figure:
     axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.set_title(f"Decision curve of {make_visible(curve.name)}")
-    _add_legend(axes, "upper right")
+    _add_legend(axes, "best")
     return figure
 
 

@@ -74,7 +74,7 @@ def _tabulate_bounds(points: Sequence[OperatingPoint]) -> Table:
             result.bound.title,
             Cell(text=f"{100 * reached.reached:.1f}", note=f"of {reached.images:,}"),
             make_cell(METRICS["recall"], result.value, result.interval),
-            confidence.format(result.confidence),
+            show_confidence(result.confidence),
             "-" if result.value is None else "missed" if result.is_missed else "met",
         )
         for point in points
@@ -87,7 +87,7 @@ def _tabulate_bounds(points: Sequence[OperatingPoint]) -> Table:
             Column(heading="metric", is_number=False),
             Column(heading="validation %"),
             Column(heading="here %"),
-            make_column(confidence),
+            Column(heading=confidence.short, metric=confidence),
             Column(heading="result", is_number=False),
         ],
         rows=rows,

@@ -293,7 +293,10 @@ class Multilabel(Task):
         )
 
     def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
-        """Return a line for each wrong label, the most confident error first, and one that counts the others."""
+        """Return a line for each wrong label, the most confident error first, and one that counts the others.
+
+        Without a wrong label, the first line is that of the least certain one.
+        """
         targets = dict(zip(classes, target, strict=True))
         known = [
             (name, probability, targets[name] == 1, name in (outcome.labels or ()))
@@ -301,12 +304,13 @@ class Multilabel(Task):
             if targets[name] in (0, 1)
         ]
         wrong = [entry for entry in known if entry[2] != entry[3]]
+        shown = wrong or sorted(known, key=lambda entry: abs(entry[1] - 0.5))[:1]
         lines = [
             f"{'said' if predicted else 'did not say'} {name} ({show_probability(probability)}), labelled "
             f"{'present' if is_present else 'absent'}"
-            for name, probability, is_present, predicted in sorted(wrong, key=lambda entry: -abs(entry[1] - entry[2]))
+            for name, probability, is_present, predicted in sorted(shown, key=lambda entry: -abs(entry[1] - entry[2]))
         ]
-        others = {"correct": len(known) - len(wrong), "unknown": len(classes) - len(known)}
+        others = {"correct": len(known) - len(shown), "unknown": len(classes) - len(known)}
         counts = [f"{number} {word}" for word, number in others.items() if number]
         return [*lines, f"{'other ' if lines else ''}labels: {', '.join(counts)}"] if counts else lines
 
