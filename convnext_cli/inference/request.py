@@ -63,9 +63,8 @@ class EvalRequest:
     targets: Annotated[
         tuple[str, ...],
         Option(
-            help="Set a threshold on validation and keep it: sensitivity=0.95:CLASS, specificity=0.9:CLASS, both as "
-            "sensitivity=0.9,specificity=0.8:CLASS, or ppv=0.8:CLASS@prevalence=0.02 (also npv). @confidence=0.9 "
-            "chooses it so that new images reach the target with that confidence. Repeatable.",
+            help="Set a threshold: sensitivity=0.9[,specificity=0.8]:CLASS[@confidence=0.9] or "
+            "ppv=0.3:CLASS@prevalence=0.02.",
             group=RUN,
             is_common=True,
             name="target",

@@ -264,7 +264,7 @@ def test_each_row_of_predict_says_that_a_target_was_missed(
     assert all(row.endswith(f"{target}: no (missed on test: sensitivity 0.0%)") for row in rows)
     table = list(csv.DictReader(io.StringIO(convnext("predict", *images, "--run", "mine", "--csv").out)))
     assert {row["targets missed on test"] for row in table} == {f"{target}: sensitivity 0.0%"}
-    parts = [json.loads(line) for line in convnext("predict", *images, "--run", "mine", "--json").out.splitlines()]
+    parts = json.loads(convnext("predict", *images, "--run", "mine", "--json").out)
     assert [part["missed_targets"] for part in parts] == 2 * [{target: "sensitivity 0.0%"}]
 
 

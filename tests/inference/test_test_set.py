@@ -43,6 +43,8 @@ def test_target_class_matches_in_any_unicode_form(tmp_path: Path) -> None:
     labels = np.arange(40) % 2
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     calibration = Calibration(weights=run.fingerprint_weights(), images=40, weak=None)
+    index = make_index(*map(str, range(40)))
+    run.write_split(replace(index, classes=("bar", COMPOSED), labels=tuple(labels.tolist()), splits=("val",) * 40))
     run.write_calibration(calibration.to_dict(), {"val_logits": logits, "val_labels": labels})
     model: Any = SimpleNamespace(classes=("bar", COMPOSED), task=SINGLE)
     kept = add_targets(run, calibration, model, [parse_target(f"sensitivity=0.9:{DECOMPOSED}")])
