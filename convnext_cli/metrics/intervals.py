@@ -119,7 +119,7 @@ def _replace_sums(
     units: float,
     class_units: dict[str, list[float]],
 ) -> None:
-    """Replace the CIs of sums of absolute values, and of their means over classes, by those of `_bound_sum`.
+    """Replace the CIs of sums of absolute values, and of their means over classes, by those of `bound_sum`.
 
     Args:
         overall: CIs of the evaluation.
@@ -131,14 +131,14 @@ def _replace_sums(
     for key, replicates in gaps[1].items():
         point = gaps[0][key][0]
         if point.ndim == 1:
-            overall[key] = _bound_sum(point, replicates, units) or overall[key]
+            overall[key] = bound_sum(point, replicates, units) or overall[key]
             continue
         for k, entry in enumerate(per_class):
-            entry[key] = _bound_sum(point[k], replicates[:, k], class_units[key][k]) or entry[key]
+            entry[key] = bound_sum(point[k], replicates[:, k], class_units[key][k]) or entry[key]
         known = [k for k in range(len(point)) if not np.isnan(point[k]).any()]
         for macro in [name for name in overall if registry.METRICS[name].average_of == key]:
             parts = point[known].reshape(-1), replicates[:, known].reshape(len(replicates), -1)
-            overall[macro] = _bound_sum(parts[0] / len(known), parts[1] / len(known), units) or overall[macro]
+            overall[macro] = bound_sum(parts[0] / len(known), parts[1] / len(known), units) or overall[macro]
 
 
 def number_units(images: int, groups: Sequence[str] | None) -> Ints:
@@ -312,7 +312,7 @@ def _average_intervals(
     return Interval(max(0.0, float(mean - ends[0])), min(1.0, (high + max(high, whole.high)) / 2))
 
 
-def _bound_sum(gaps: Floats, replicates: Floats, units: float) -> Interval | None:
+def bound_sum(gaps: Floats, replicates: Floats, units: float) -> Interval | None:
     """Return the 95% CI of a sum of absolute values, such as the ECE, from a sample's summands and their replicates.
 
     Noise adds to each absolute value, so that the sum over a sample is too high (Kumar et al. 2019, arXiv:1909.10155,
@@ -334,19 +334,19 @@ def _bound_sum(gaps: Floats, replicates: Floats, units: float) -> Interval | Non
         return None
     noise = (defined - gaps) * math.sqrt(units / (units - 1))
     std = np.maximum(noise.std(axis=0), 1e-9 * observed)
-    centre = float(_debias_sums(gaps[None], std)[0])
+    centre = float(debias_sums(gaps[None], std)[0])
     # The sample's gaps scatter more than the true ones. In units of noise, the variance that this adds is 1, so that
     # shrinking them towards their mean by the root of 1 - 1 / variance leaves that of the true ones.
     shrinkage = math.sqrt(max(0.0, 1 - 1 / max(float((np.abs(gaps) / std).var()), 1e-9)))
     likely = shrinkage * centre * np.abs(gaps) / observed + (1 - shrinkage) * centre * std / std.sum()
-    errors = _debias_sums(np.sign(gaps) * likely + noise, std) - centre
+    errors = debias_sums(np.sign(gaps) * likely + noise, std) - centre
     half = t_quantile(units - 1) * math.sqrt(float((errors**2).mean()))
     is_rejected = (np.abs(noise).sum(axis=1) >= observed).mean() < 1 - LEVEL
     low = max(0.0, centre - half) if is_rejected else 0.0
     return Interval(min(low, observed), min(1.0, max(observed, centre + half)))
 
 
-def _debias_sums(gaps: Floats, std: Floats) -> Floats:
+def debias_sums(gaps: Floats, std: Floats) -> Floats:
     """Return the sums of absolute values without the part that is noise, (C,).
 
     Each row is scaled by the factor for which the expected sum, with noise, is the sum that it has; 0 where noise alone

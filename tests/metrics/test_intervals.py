@@ -4,7 +4,14 @@ from scipy.stats import t as student
 
 from benchmarks.coverage import Scenario, measure
 from convnext_cli.metrics.formulas import ClassCalculator
-from convnext_cli.metrics.intervals import compute_intervals, estimate_fraction, score_interval, t_quantile
+from convnext_cli.metrics.intervals import (
+    bound_sum,
+    compute_intervals,
+    debias_sums,
+    estimate_fraction,
+    score_interval,
+    t_quantile,
+)
 from convnext_cli.metrics.summary import compute_metrics
 
 
@@ -112,3 +119,33 @@ def test_intervals_have_their_nominal_coverage(scenario: Scenario) -> None:
     ours = measure(scenario, 100, 500, 150, truth_images=100_000, map_function=map)[1]
     assert ours.min() >= 0.86
     assert 0.93 < ours.mean() < 0.985
+
+
+def test_debiased_sum_is_the_one_that_noise_makes_the_observed_sum() -> None:
+    random = np.random.default_rng(0)
+    gaps, std = random.normal(size=(3, 15)), random.uniform(0.2, 1, 15)
+    gaps[2] *= 0.3  # less than noise alone gives
+    scales = debias_sums(gaps, std) / np.abs(gaps).sum(axis=1)
+    noise = std * random.normal(size=(200_000, 15))
+    for row in range(2):
+        assert 0 < scales[row] < 1
+        mean = np.abs(scales[row] * gaps[row] + noise).sum(axis=1).mean()
+        assert mean == pytest.approx(np.abs(gaps[row]).sum(), rel=2e-3)
+    assert scales[2] == 0
+    assert np.abs(noise).sum(axis=1).mean() > np.abs(gaps[2]).sum()
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 4.0])
+def test_interval_of_a_sum_of_absolute_values_has_its_coverage(size: float) -> None:
+    """In units of the noise the true values are 0, about 1, or about 4; the plug-in sum is 15 times 0.8 at 0."""
+    random = np.random.default_rng(int(size))
+    true = size * random.uniform(0.5, 1.5, 15) * random.choice([-1, 1], 15)
+    covered, holds_estimate, total = [], [], 100.0  # gaps are fractions: their sum is below 1
+    for _ in range(400):
+        sample = true + random.normal(size=15)
+        interval = bound_sum(sample / total, (sample + random.normal(size=(300, 15))) / total, 500)
+        assert interval is not None
+        covered.append(interval.low <= np.abs(true / total).sum() <= interval.high)
+        holds_estimate.append(interval.low <= np.abs(sample / total).sum() <= interval.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
+    assert all(holds_estimate)

@@ -1,9 +1,16 @@
 """Each task shows only metrics that it computes."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
+from convnext_cli.tasks.reading import TaskName
 from convnext_cli.tasks.registry import TASKS
+
+
+def test_each_task_can_be_named() -> None:
+    assert get_args(TaskName) == ("auto", *TASKS)
 
 
 @pytest.mark.parametrize("name", TASKS)
