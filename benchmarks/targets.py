@@ -4,33 +4,31 @@
 
 Positive scores are normal; images of one patient share a part of their variance. In the scenario "hard patients", 8% of
 the patients have scores 3 standard deviations lower, so that the missed images are those of few patients. The true
-sensitivity of a threshold follows from the distribution. A pair is one validation set, on which a threshold for a
-sensitivity of 90% or 95% is chosen, and one test set of the same size, on which a threshold is measured.
+sensitivity or PPV of a threshold follows from the distribution. A pair is one validation set, on which a threshold for
+a target is chosen, and one test set of the same size, on which a threshold is measured.
 
-"holds": of the thresholds chosen with `@confidence=C`, the percentage whose true sensitivity reaches the target, to be
-at least C; "found": the percentage of validation sets that have such a threshold. "alarms": the percentage of test sets
-that state a confidence of at least C for a threshold whose true sensitivity is only just the target, to be at most
-1 - C; it is lower where the true sensitivity is. Methods: `groups`, ours, counts each patient as one image;
+"holds": of the thresholds chosen with `@confidence=C`, the percentage whose true value reaches the target, to be at
+least C; "found": the percentage of validation sets that have such a threshold. "alarms": the percentage of test sets
+that state a confidence of at least C for a threshold whose true value is only just the target, to be at most 1 - C; it
+is lower where the true value is. Methods: `groups`, ours, counts each patient as one image;
 `images` counts each image; `ratio` takes the design effect of the missed images (Korn and Graubard 1998).
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from statistics import NormalDist
-from typing import Any
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from convnext_cli.metrics import thresholds
 from convnext_cli.metrics.confidence import Rate, measure_confidence
+from convnext_cli.metrics.decision import apply_ratio
 from convnext_cli.metrics.intervals import number_units
 from convnext_cli.metrics.thresholds import Target, Threshold, apply_threshold, find_threshold
 
@@ -53,14 +51,17 @@ class Scenario:
     hard: float = 0.0
     """Fraction of hard patients."""
 
-    def measure_sensitivity(self, threshold: float) -> float:
-        """Return the true sensitivity of a threshold on the scores, which are probabilities."""
+    def measure(self, target: Target, threshold: float) -> float:
+        """Return the true sensitivity or PPV of a threshold on the scores, which are between 0 and 1."""
         z = NORMAL.inv_cdf(min(max(threshold, 1e-12), 1 - 1e-12))
-        return (1 - self.hard) * (1 - NORMAL.cdf(z - 1)) + self.hard * (1 - NORMAL.cdf(z - 1 + SHIFT))
+        sensitivity = (1 - self.hard) * (1 - NORMAL.cdf(z - 1)) + self.hard * (1 - NORMAL.cdf(z - 1 + SHIFT))
+        if target.prevalence is None:
+            return sensitivity
+        return apply_ratio(sensitivity / (1 - NORMAL.cdf(z + 1)), target.prevalence)
 
-    def find_edge(self, value: float) -> float:
-        """Return the threshold with a true sensitivity of `value`."""
-        return float(brentq(lambda threshold: self.measure_sensitivity(threshold) - value, 1e-9, 1 - 1e-9))
+    def find_edge(self, target: Target) -> float:
+        """Return the threshold whose true value is that of the target."""
+        return float(brentq(lambda threshold: self.measure(target, threshold) - target.value, 1e-6, 1 - 1e-6))
 
 
 SCENARIOS = (
@@ -73,7 +74,12 @@ SCENARIOS = (
     Scenario("200 patients, 10 each, some hard", 200, 10, 0.2, HARD),
 )
 LEVELS = (0.75, 0.9)
-TARGETS = (0.9, 0.95)
+TARGETS = (
+    Target("sensitivity", 0.9, "b"),
+    Target("sensitivity", 0.95, "b"),
+    Target("ppv", 0.3, "b", prevalence=0.05),
+)
+CASES = (*product(SCENARIOS, TARGETS[:2]), *product(SCENARIOS[1::2], TARGETS[2:]))
 
 
 def draw(
@@ -93,11 +99,6 @@ def draw(
     return ndtr(z), positive, [str(patient) for patient in patients] if scenario.per_patient > 1 else None
 
 
-def count_images(mask: NDArray[np.bool_], _groups: Any) -> float:
-    """Return the number of images, as if all were independent."""
-    return float(mask.sum())
-
-
 def state_ratio(hits: NDArray[np.bool_], groups: list[str], bound: float) -> float:
     """Return the confidence with the effective number of images that the variance between patients gives."""
     units = number_units(len(hits), groups)
@@ -109,41 +110,40 @@ def state_ratio(hits: NDArray[np.bool_], groups: list[str], bound: float) -> flo
     return float(measure_confidence("sensitivity", bound, rate, rate, 0.5)[0])
 
 
-def simulate(scenario: Scenario, value: float, seed: int) -> dict[str, float | None]:
-    """Return, for one pair, the true sensitivity of each chosen threshold and the confidence that the test states."""
-    random = np.random.default_rng((seed, scenario.patients, int(100 * value)))
+def simulate(scenario: Scenario, target: Target, seed: int) -> dict[str, float | None]:
+    """Return, for one pair, the true value of each chosen threshold and the confidence that the test states."""
+    random = np.random.default_rng((seed, scenario.patients, int(100 * target.value)))
     validation, test = draw(scenario, random), draw(scenario, random)
     result: dict[str, float | None] = {}
     for level in LEVELS:
-        target = Target("sensitivity", value, "b", confidence=level)
-        threshold = find_threshold(validation[0], validation[1], target, validation[2])
-        result[f"groups {level}"] = None if threshold.unreachable else scenario.measure_sensitivity(threshold.threshold)
-        with mock.patch.object(thresholds, "count_independent", count_images):
-            threshold = find_threshold(validation[0], validation[1], target, validation[2])
-        result[f"images {level}"] = None if threshold.unreachable else scenario.measure_sensitivity(threshold.threshold)
-    target = Target("sensitivity", value, "b")
-    edge = Threshold(target=target, threshold=scenario.find_edge(value), reached=value, images=0)
+        asked = replace(target, confidence=level)
+        for method, groups in (("groups", validation[2]), ("images", None)):
+            threshold = find_threshold(validation[0], validation[1], asked, groups)
+            true = None if threshold.unreachable else scenario.measure(target, threshold.threshold)
+            result[f"{method} {level}"] = true
+    edge = Threshold(target=target, threshold=scenario.find_edge(target), reached=target.value, images=0)
     scores, positive, groups = test
     result["stated groups"] = apply_threshold(edge, scores, positive, groups).results[0].confidence
     result["stated images"] = apply_threshold(edge, scores, positive, None).results[0].confidence
-    if groups is not None:
+    if groups is not None and target.figure == "sensitivity":
         names = [name for name, is_positive in zip(groups, positive, strict=True) if is_positive]
-        result["stated ratio"] = state_ratio(scores[positive] >= edge.threshold, names, value)
+        result["stated ratio"] = state_ratio(scores[positive] >= edge.threshold, names, target.value)
     return result
 
 
-def summarise(scenario: Scenario, value: float, pairs: list[dict[str, float | None]]) -> Iterator[str]:
+def summarise(scenario: Scenario, target: Target, pairs: list[dict[str, float | None]]) -> Iterator[str]:
     """Yield the lines of one scenario and target."""
-    methods = ("groups", "images", "ratio") if scenario.per_patient > 1 else ("groups",)
+    methods = [name for name in ("groups", "images", "ratio") if f"stated {name}" in pairs[0]]
+    methods = methods if scenario.per_patient > 1 else methods[:1]
     for method in methods:
         cells = []
         for level in LEVELS:
             chosen = [pair[f"{method} {level}"] for pair in pairs if pair.get(f"{method} {level}") is not None]
-            holds = show_fraction([(true or 0) >= value for true in chosen])
+            holds = show_fraction([(true or 0) >= target.value for true in chosen])
             alarms = show_fraction([(pair[f"stated {method}"] or 0) >= level for pair in pairs])
             share = "-" if method == "ratio" else f"{100 * len(chosen) / len(pairs):.0f}"
             cells.append(f"{holds}  {share:>5}  {alarms}")
-        yield f"{scenario.name:34}{100 * value:4.0f}  {method:7}{'   '.join(cells)}"
+        yield f"{scenario.name:34}{target.figure:>11} {100 * target.value:.0f}  {method:7}{'   '.join(cells)}"
 
 
 def show_fraction(hits: list[bool]) -> str:
@@ -154,12 +154,12 @@ def show_fraction(hits: list[bool]) -> str:
 def main(pairs: int = 1000, processes: int = 1, *, show: Callable[[str], None] = print) -> None:
     """Print the table."""
     levels = (f"confidence {100 * level:.0f}%" for level in LEVELS)
-    show(f"{'':46}{''.join(f'{level:24}' for level in levels)}")
-    show(f"{'scenario':34}  at  method  {'    '.join([' holds  found  alarms'] * 2)}   (n = {pairs} pairs)")
+    show(f"{'':56}{''.join(f'{level:24}' for level in levels)}")
+    show(f"{'scenario':34}        target  method  {'    '.join([' holds  found  alarms'] * 2)}   (n = {pairs} pairs)")
     with ProcessPoolExecutor(processes) as pool:
-        for scenario, value in product(SCENARIOS, TARGETS):
-            results = list(pool.map(partial(simulate, scenario, value), range(pairs), chunksize=20))
-            for line in summarise(scenario, value, results):
+        for scenario, target in CASES:
+            results = list(pool.map(partial(simulate, scenario, target), range(pairs), chunksize=20))
+            for line in summarise(scenario, target, results):
                 show(line)
 
 

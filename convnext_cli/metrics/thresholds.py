@@ -317,7 +317,8 @@ def _reach(
     else:
         reached = np.round(values * total) >= _count_needed(bound.value, int(total))
     if confidence is not None:
-        reached &= candidates.trust(bound, prevalence) >= confidence
+        numbers = np.flatnonzero(reached)
+        reached[numbers] = candidates.select(numbers).trust(bound, prevalence) >= confidence
     return reached
 
 

@@ -3,22 +3,24 @@
 import numpy as np
 import pytest
 
-from benchmarks.targets import LEVELS, SCENARIOS, Scenario, draw, simulate, summarise
+from benchmarks.targets import LEVELS, SCENARIOS, TARGETS, Scenario, draw, simulate, summarise
 
 
 @pytest.mark.parametrize("scenario", [SCENARIOS[-1], SCENARIOS[0]], ids=lambda scenario: scenario.name)
 def test_pairs_have_a_line_for_each_method(scenario: Scenario) -> None:
-    pairs = [simulate(scenario, 0.9, seed) for seed in range(3)]
-    assert len(list(summarise(scenario, 0.9, pairs))) == (3 if scenario.per_patient > 1 else 1)
+    target = TARGETS[0]
+    pairs = [simulate(scenario, target, seed) for seed in range(3)]
+    assert len(list(summarise(scenario, target, pairs))) == (3 if scenario.per_patient > 1 else 1)
     low, high = LEVELS
     for pair in pairs:
         cautious, bold = pair[f"groups {high}"], pair[f"groups {low}"]
         assert cautious is None or bold is None or cautious >= bold
-    assert scenario.measure_sensitivity(scenario.find_edge(0.9)) == pytest.approx(0.9)
+    for each in TARGETS:
+        assert scenario.measure(each, scenario.find_edge(each)) == pytest.approx(each.value)
 
 
 def test_true_sensitivity_is_that_of_many_draws() -> None:
     scenario = SCENARIOS[-1]
     random = np.random.default_rng(0)
     scores = np.concatenate([part[positive] for part, positive, _ in (draw(scenario, random) for _ in range(40))])
-    assert np.mean(scores >= 0.4) == pytest.approx(scenario.measure_sensitivity(0.4), abs=0.01)
+    assert np.mean(scores >= 0.4) == pytest.approx(scenario.measure(TARGETS[0], 0.4), abs=0.01)

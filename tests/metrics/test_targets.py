@@ -189,6 +189,17 @@ def test_confidence_of_a_predictive_value_agrees_with_draws() -> None:
     assert confidence == pytest.approx(np.mean(upper * 0.1 / (upper * 0.1 + right * 0.9) <= 0.015), abs=0.01)
 
 
+@pytest.mark.parametrize(("sensitivity", "specificity"), [(0.9, 0.95), (0.99, 0.999), (0.5, 1.0), (0.2, 0.6)])
+def test_quadrature_agrees_with_many_quantiles(sensitivity: float, specificity: float) -> None:
+    true, false = Rate(np.array([sensitivity]), 100.0), Rate(np.array([specificity]), 2000.0)
+    levels = (np.arange(20_000) + 0.5) / 20_000
+    error = beta.ppf(levels, (1 - specificity) * 2000 + 1, specificity * 2000)
+    for value in (0.02, 0.2, 0.5, 0.9):
+        factor = value / (1 - value) * 0.95 / 0.05
+        expected = beta.sf(factor * error, 100 * sensitivity, 100 * (1 - sensitivity) + 1).mean()
+        assert measure_confidence("ppv", value, true, false, 0.05) == pytest.approx([expected], abs=0.002)
+
+
 def test_likelihood_ratios_are_near_the_logarithmic_intervals_of_large_samples() -> None:
     # Simel, Samsa and Matchar 1991: log LR +- 1.96 sqrt((1 - sensitivity) / TP + specificity / FP)
     sensitivity = Estimate(value=0.8, interval=Interval(0.7608, 0.8343))  # Wilson's, 360 of 450
