@@ -9,6 +9,7 @@ from typing import Any
 from convnext_cli.data.index import Index
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
 from convnext_cli.models.licenses import is_non_commercial
@@ -191,11 +192,14 @@ def _describe_use(run: RunFolder) -> str:
     if calibration and calibration.is_fitted:
         task = run.read_config().read_task(run.path)
         lines += ["", f"Calibration: the {task.scores} are {task.describe_scores(calibration)}."]
-        lines += [
-            f"Operating point {_as_code(str(t.target))}: calibrated probability of at least {t.threshold:.4f}, set on "
-            f"{t.images:,} validation images."
-            for t in calibration.thresholds
-        ]
+        missed = find_missed(run, calibration.thresholds)
+        for threshold in calibration.thresholds:
+            name = str(threshold.target)
+            warning = f" The test split did not meet it: {missed[name]}." if name in missed else ""
+            lines.append(
+                f"Operating point {_as_code(name)}: calibrated probability of at least {threshold.threshold:.4f}, set "
+                f"on {threshold.images:,} validation images.{warning}"
+            )
     return "\n".join(lines)
 
 

@@ -12,12 +12,15 @@ from convnext_cli import evaluate, write_report
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator
-from convnext_cli.metrics.intervals import compute_intervals
+from convnext_cli.metrics.intervals import Interval, compute_intervals
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import compute_metrics
+from convnext_cli.progress import Notice
 from convnext_cli.reports.gallery import IMAGES
 from convnext_cli.reports.performance import MAX_CONFUSION, show_calibration, show_metrics
 from convnext_cli.reports.report import render_page
-from convnext_cli.reports.section import Plots, ReportData
+from convnext_cli.reports.section import Cell, Column, Plots, ReportData, Table
+from convnext_cli.reports.verdict import answer_questions, describe_chance, describe_leakage
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import SMALL
 from tests.reports.browser import CHROMIUM, Browser
@@ -160,3 +163,52 @@ def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Pat
 def test_training_curves_are_drawn(run: RunFolder) -> None:
     assert run.curves.read_bytes().startswith(b"\x89PNG"), "`finetune` draws it, from the command line or not"
     assert run.curves.stat().st_size > 5000
+
+
+def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    mine, index = RunFolder(tmp_path / "run"), run.read_split()
+    for split in ("train", "test"):
+        for row in index.rows(split)[::6]:
+            path = tmp_path / split / index.paths[row]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(index.root / index.paths[row], path)
+    own, new, known = (
+        evaluate(mine.path),
+        evaluate(mine.path, tmp_path / "test"),
+        evaluate(mine.path, tmp_path / "train"),
+    )
+    assert describe_leakage(own, mine) == [
+        "No leakage found: no image, no near-duplicate is in both training and these images."
+    ]
+    assert describe_leakage(new, mine) == ["None of these images, nor a near-duplicate of one, was trained on."]
+    assert describe_leakage(known, mine) == []
+    trust = answer_questions(ReportData(evaluation=known, run=mine, config=run.read_config()))[2].sentences
+    assert isinstance(trust[0], Notice), "warnings come first"
+    assert any("were trained on" in sentence.text for sentence in trust if isinstance(sentence, Notice))
+    assert describe_leakage(replace(own, audit=None), mine) == [
+        "Whether images of the training are among these is not known."
+    ]
+
+
+def test_verdict_compares_the_headline_with_chance(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    result = evaluate(tmp_path / "run")
+    assert describe_chance(result) == f"It is better than chance: the 95% CI {show_ci(result)} excludes 33.3%."
+    wide = replace(result.intervals, overall=result.intervals.overall | {"balanced_accuracy": Interval(0.3, 0.5)})
+    warning = describe_chance(replace(result, intervals=wide))
+    assert isinstance(warning, Notice)
+    assert warning.text == "not shown to be better than chance: the 95% CI [30.0, 50.0] does not exclude 33.3%"
+    unknown = replace(result.intervals, overall=result.intervals.overall | {"balanced_accuracy": None})
+    assert "too few images" in str(describe_chance(replace(result, intervals=unknown)))
+
+
+def show_ci(evaluation: Evaluation) -> str:
+    return METRICS["balanced_accuracy"].format_ci(evaluation.intervals.overall["balanced_accuracy"])
+
+
+def test_table_knows_where_it_fits() -> None:
+    column, cell = Column(heading="metric"), Cell(text="95.0", note="[90.0, 97.5]")
+    assert Table(title="", columns=[column] * 2, rows=[("name", cell)]).width == "narrow"
+    assert Table(title="", columns=[column] * 5, rows=[("name", *[cell] * 4)]).width == "medium"
+    assert Table(title="", columns=[column] * 12, rows=[("name", *[cell] * 11)]).width == "wide"
