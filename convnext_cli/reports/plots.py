@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.decision import DecisionCurve
-from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.text import make_visible
@@ -257,6 +259,39 @@ def plot_decision(curve: DecisionCurve) -> Figure:
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.set_title(f"Decision curve of {make_visible(curve.name)}")
     _add_legend(axes, "best")
+    return figure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForestRow:
+    """A row of a forest plot."""
+
+    name: str
+    value: float | None
+    interval: Interval | None
+    is_marked: bool
+    """True to set it off from the others."""
+
+
+@_quietly()
+def plot_forest(title: str, metric: Metric, rows: Sequence[ForestRow]) -> Figure:
+    """Plot a metric of several subgroups with its 95% CIs, a row each, the first one on top."""
+    figure = _start(4.6, 0.9 + 0.28 * len(rows))
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        colour = COLOURS[3] if row.is_marked else COLOURS[0]
+        if row.interval is not None:
+            ends = (metric.scale * row.interval.low, metric.scale * row.interval.high)
+            axes.plot(ends, (place, place), color=colour)
+        if row.value is not None:
+            fill = colour if row.is_marked else "none"
+            value = metric.scale * row.value
+            axes.plot([value], [place], "o", color=colour, markerfacecolor=fill, markersize=5)
+    axes.set_yticks(range(len(rows)), [make_visible(row.name) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(metric.unit)
+    axes.set_title(make_visible(title))
     return figure
 
 

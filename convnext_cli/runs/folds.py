@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from convnext_cli.data.split import FOLD, is_fold, name_fold
 from convnext_cli.errors import RunError, UsageError
@@ -39,6 +40,20 @@ class FoldsFolder(RunFolder):
             )
         number = len({split for split in self.read_split().splits if is_fold(split)})
         return [self.run(fold) for fold in range(1, number + 1)]
+
+    def read_left_out(self) -> tuple[dict[str, Any], ...]:
+        """Return the internal and external metrics of each left-out value; none for other cross-validations.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
+        from convnext_cli.runs.records import FoldsResult, read_record
+
+        if not self.is_finished:
+            return ()
+        return read_record(
+            self.metrics, FoldsResult, f"Delete it; {resume_command(self.path)} writes it again"
+        ).left_out
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folder as `RunFolder.create` does; files of earlier folds' runs are removed."""

@@ -1,0 +1,109 @@
+"""Sections of a report on other data: internal beside external metrics, drift, recalibration."""
+
+from typing import Any
+
+from convnext_cli.inference.drift import Drift
+from convnext_cli.metrics.registry import METRICS, MISSING
+from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table
+from convnext_cli.runs.folds import FoldsFolder
+
+SHOWN = 3  # metrics of each left-out value
+
+
+def show_left_out(report: ReportData) -> Section | None:
+    """Return the metrics on each left-out value beside those on the validation images of the other values."""
+    entries = report.run.read_left_out() if isinstance(report.run, FoldsFolder) else ()
+    if not entries:
+        return None
+    metrics = [METRICS[key] for key in report.evaluation.task.display.folds[:SHOWN]]
+    tables = [
+        Table(
+            title=metric.title,
+            columns=[
+                Column(heading="left out", is_number=False),
+                Column(heading=f"internal {metric.unit}".strip(), metric=metric),
+                Column(heading=f"external {metric.unit}".strip(), metric=metric),
+                Column(heading="images"),
+            ],
+            rows=[
+                (
+                    entry["name"],
+                    _make_cell(metric.key, entry["internal"]),
+                    _make_cell(metric.key, entry["external"]),
+                    f"{entry['external']['images']:,}",
+                )
+                for entry in entries
+            ],
+        )
+        for metric in metrics
+    ]
+    names = ", ".join(entry["name"] for entry in entries)
+    meaning = (
+        "Internal: validation images of the other values, used to choose the epoch. External: all images of the value, "
+        "none of which the model has seen."
+    )
+    return Section(
+        title="Internal and external",
+        sentences=[f"A model was trained without each of {names}, and tested on it.", meaning],
+        blocks=tables,
+    )
+
+
+def _make_cell(key: str, part: dict[str, Any]) -> Cell:
+    """Return the cell of a metric as `metrics.json` has it."""
+    metric, value, interval = METRICS[key], part["values"].get(key), part["intervals"].get(key)
+    note = ""
+    if interval is not None:
+        low, high = (metric.format(interval[end]) for end in ("low", "high"))
+        note = f"[{low}, {high}]"
+    return Cell(text=MISSING if value is None else metric.format(value), note=note)
+
+
+def show_drift(report: ReportData) -> Section | None:
+    """Return how the images differ from the run's validation images, and what a recalibration changes."""
+    evaluation = report.evaluation
+    drift, recalibration = evaluation.drift, evaluation.recalibration
+    if drift is None and recalibration is None:
+        return None
+    sentences, blocks = [], []
+    if drift is not None:
+        kind = "not of the same kind as" if drift.is_other_kind else "not found to differ in kind from"
+        sentences.append(f"These images are {kind} the run's validation images.")
+        if drift.flagged is not None:
+            sentences.append(
+                f"{100 * drift.flagged:.0f}% of them are above the OOD threshold; of validation images "
+                f"{100 * drift.expected:.0f}% are."
+            )
+        blocks.append(_tabulate_drift(drift))
+    if recalibration is not None:
+        keys = [key for _, key in evaluation.task.display.calibration] or list(evaluation.task.display.compared)
+        gains = (
+            f"{METRICS[key].title} {METRICS[key].format_difference(difference)}"
+            for key in keys
+            if (difference := recalibration.gain.differences.get(key))
+        )
+        sentences.append(
+            f"The calibration was fitted on {recalibration.images:,} other images of this folder "
+            f"({recalibration.description}); the run is not changed. Change on these images: {'; '.join(gains)}."
+        )
+    return Section(title="Same kind of image", sentences=sentences, blocks=blocks)
+
+
+def _tabulate_drift(drift: Drift) -> Table:
+    columns = ("median, or fraction", "validation", "here", "distance", "p (Holm)", "drift")
+    return Table(
+        title="Compared with the validation images",
+        columns=[Column(heading=name, is_number=name not in (columns[0], columns[-1])) for name in columns],
+        rows=[
+            (
+                measure.title,
+                f"{measure.difference.validation:.3g}",
+                f"{measure.difference.here:.3g}",
+                f"{measure.difference.distance:.2f}",
+                MISSING if measure.p_holm is None else f"{measure.p_holm:.2g}",
+                "yes" if measure.is_drift else "no",
+            )
+            for measure in drift.measures
+        ],
+        note=f"{drift.images:,} images with {drift.validation_images:,}; drift: {drift.criterion}.",
+    )

@@ -1,0 +1,111 @@
+"""Section of a report on subgroups: a forest plot of each metric, and the gaps to the rest."""
+
+from convnext_cli.inference.subgroups import Figure, Subgroup, SubgroupEvaluation, describe_gaps, list_notes
+from convnext_cli.metrics.registry import METRICS, MISSING, Metric, format_ci
+from convnext_cli.progress import Notice
+from convnext_cli.reports import plots
+from convnext_cli.reports.plots import ForestRow
+from convnext_cli.reports.section import Cell, Column, Plot, Plots, ReportData, Section, Table, make_cell, make_column
+from convnext_cli.text import capitalise
+
+Row = tuple[str, Subgroup]
+"""A subgroup with its name and that of its attribute."""
+
+
+def show_subgroups(report: ReportData) -> Section | None:
+    """Return the metrics of subgroups, their gaps to the rest, and which of these are significant."""
+    evaluation = report.evaluation.subgroups
+    if evaluation is None:
+        return None
+    rows = [
+        (f"{grouping.attribute} {subgroup.name}", subgroup)
+        for grouping in evaluation.groupings
+        for subgroup in grouping.subgroups
+    ]
+    first, *gaps = describe_gaps(evaluation)
+    notes = [f"{capitalise(name)}: {'; '.join(parts)}." for name, parts in list_notes(evaluation).items()]
+    return Section(
+        title="Subgroups",
+        sentences=[first, *(Notice(text=text, severity="warning") for text in gaps), *notes],
+        blocks=[_draw_forest(rows), _tabulate_metrics(evaluation, rows), _tabulate_gaps(rows)],
+    )
+
+
+def _draw_forest(rows: list[Row]) -> Plots:
+    """Return a forest plot of each metric."""
+    drawn = []
+    for place, figure in enumerate(rows[0][1].figures):
+        metric, figures = METRICS[figure.key], [subgroup.figures[place] for _, subgroup in rows]
+        points = [
+            ForestRow(
+                name=name,
+                value=figure.estimate.value,
+                interval=figure.estimate.interval,
+                is_marked=figure.is_significant,
+            )
+            for (name, _), figure in zip(rows, figures, strict=True)
+        ]
+        drawn.append(Plot(name=f"forest_{place + 1}", figure=plots.plot_forest(figure.title, metric, points)))
+    return Plots(
+        title="Forest plots",
+        plots=drawn,
+        note="Points with 95% CIs; filled and darker where the gap to the rest is significant.",
+    )
+
+
+def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
+    """Return the table of all metrics of each subgroup."""
+    has_prevalence = evaluation.positive is not None
+    columns = [Column(heading="subgroup", is_number=False), Column(heading="images")]
+    columns += [Column(heading="groups")] if evaluation.clustered else []
+    columns += [Column(heading=f"{evaluation.positive} %")] if has_prevalence else []
+    return Table(
+        title="Metrics of each subgroup",
+        columns=[*columns, *(_make_column(figure) for figure in rows[0][1].figures)],
+        rows=[
+            (
+                name,
+                f"{subgroup.images:,}",
+                *([f"{subgroup.groups:,}"] if evaluation.clustered else []),
+                *([_make_prevalence(subgroup)] if has_prevalence else []),
+                *(
+                    make_cell(METRICS[figure.key], figure.estimate.value, figure.estimate.interval)
+                    for figure in subgroup.figures
+                ),
+            )
+            for name, subgroup in rows
+        ],
+    )
+
+
+def _make_prevalence(subgroup: Subgroup) -> Cell:
+    prevalence = subgroup.prevalence
+    if prevalence is None or prevalence.value is None:
+        return Cell(text=MISSING)
+    return Cell(text=f"{100 * prevalence.value:.1f}", note=format_ci(prevalence.interval))
+
+
+def _make_column(figure: Figure) -> Column:
+    """Return the column of a metric, with the target whose threshold decides."""
+    column = make_column(METRICS[figure.key])
+    heading = f"{column.heading} of {figure.of}" if " at " in figure.of else column.heading
+    return Column(heading=heading, metric=column.metric)
+
+
+def _tabulate_gaps(rows: list[Row]) -> Table:
+    """Return the table of the gaps to the rest, with p values."""
+    return Table(
+        title="Gaps to the rest",
+        columns=[Column(heading="subgroup", is_number=False), *(_make_column(figure) for figure in rows[0][1].figures)],
+        rows=[
+            (name, *(_make_gap(METRICS[figure.key], figure) for figure in subgroup.figures)) for name, subgroup in rows
+        ],
+        note="Subgroup minus rest, with the Holm-corrected p value.",
+    )
+
+
+def _make_gap(metric: Metric, figure: Figure) -> Cell:
+    if figure.gap.value is None:
+        return Cell(text=MISSING)
+    text = f"{metric.scale * figure.gap.value:+.{metric.digits}f}"
+    return Cell(text=text, note="" if figure.p_holm is None else f"p = {figure.p_holm:.2g}")

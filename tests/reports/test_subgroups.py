@@ -1,0 +1,82 @@
+"""Sections on subgroups, drift, recalibration and left-out values."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_cli import evaluate, write_report
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.reports.report import collect_data
+from convnext_cli.reports.sites import show_left_out
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder
+from tests.reports.browser import CHROMIUM, Browser
+
+LONG = "Universitätsklinikum_Hamburg-Eppendorf_Radiologie"
+
+
+@pytest.fixture(scope="module")
+def evaluation(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """The small run on brighter digits of two sites, of which one has a long name, recalibrated; with its report."""
+    home = tmp_path_factory.mktemp("site")
+    shutil.copytree(run.path, home / "run")
+    index, rows = run.read_split(), []
+    for number, row in enumerate((*index.rows("test"), *index.rows("val"))):
+        path = home / f"data/{index.name_class(row)}/{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.asarray(Image.open(index.root / index.paths[row]))
+        Image.fromarray((255 * (pixels / 255) ** 0.4).astype(np.uint8)).save(path)
+        rows.append([path.relative_to(home / "data"), LONG if number % 3 else "<b>Oslo</b>"])
+    with (home / "sites.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "site"], *rows])
+    result = evaluate(home / "run", home / "data", subgroups="site", subgroup_table=home / "sites.csv", recalibrate=40)
+    write_report(result)
+    return result
+
+
+def test_report_shows_subgroups_with_forest_plots_and_drift(evaluation: Evaluation) -> None:
+    page = RunFolder(evaluation.run).report.read_text()
+    for text in (
+        "Subgroups", "Forest plots", "Gaps to the rest", "Metrics of each subgroup", "Holm-corrected for",
+        "Same kind of image", "not of the same kind as the run&#39;s validation images", "Compared with the validation",
+        "The calibration was fitted on",
+    ):  # fmt: skip
+        assert text in page, text
+    assert "<b>Oslo" not in page
+    assert evaluation.subgroups is not None
+    figures = evaluation.subgroups.groupings[0].subgroups[0].figures
+    drawn = {path.name for path in RunFolder(evaluation.run).plots.glob("forest_*.png")}
+    assert drawn == {f"forest_{number}.png" for number in range(1, len(figures) + 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the report with")
+def test_sections_fit_a_phone_and_a_screen(evaluation: Evaluation) -> None:
+    with Browser() as browser:
+        for width in (390, 1280):
+            browser.open(RunFolder(evaluation.run).report, width)
+            browser.unfold()
+            assert browser.list_cut() == []
+            assert not browser.requests
+
+
+def test_left_out_values_are_read_from_the_cross_validation(evaluation: Evaluation, tmp_path: Path) -> None:
+    data = collect_data(evaluation)
+    assert show_left_out(data) is None
+    part: dict[str, Any] = {
+        "images": 40, "values": {"balanced_accuracy": 0.9},
+        "intervals": {"balanced_accuracy": {"low": 0.8, "high": 0.95}},
+    }  # fmt: skip
+    metrics = {"folds": [], "spread": {}, "left_out": [{"name": "Oslo", "internal": part, "external": part}]}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    section = show_left_out(replace(data, run=FoldsFolder(tmp_path)))
+    assert section is not None
+    assert re.match("A model was trained without each of Oslo", str(section.sentences[0]))
