@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,9 @@ from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]  # of the repository
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test depends on the load of the machine
+hypothesis.settings.load_profile("untimed")
 
 # A run that takes seconds and still learns: 300 digits of 3 classes, from the weights in the package.
 SMALL = {

@@ -11,7 +11,7 @@ from convnext_cli.kernels.depthwise import SIDE, NativeDepthwise, can_use_native
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     batch=st.integers(1, 4),
     channels=st.integers(16, 50),

@@ -23,7 +23,7 @@ def _draw(channels: int, hidden: int, *shape: int) -> list[torch.Tensor]:
     return [x, first / channels**0.5, torch.randn(hidden), second / hidden**0.5, torch.randn(channels)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     batch=st.integers(1, 4),
     height=st.integers(1, 12),

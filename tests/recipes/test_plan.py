@@ -289,7 +289,7 @@ def test_values_out_of_bounds_are_refused(name: str, value: float) -> None:
     st.sampled_from([None, 8, 32, 128, 1024]),
     st.sampled_from(RECIPES),
 )
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_every_setting_is_in_the_range_of_its_source(
     model: Architecture, images: int, vram: float, batch: int | None, recipe: str
 ) -> None:
