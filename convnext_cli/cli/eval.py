@@ -10,8 +10,9 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.drift import show_drift, show_recalibration
 from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.per_group import show_groups
 from convnext_cli.cli.subgroups import show_subgroups
-from convnext_cli.cli.targets import show_targets
+from convnext_cli.cli.targets import show_points, show_targets
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.registry import METRICS
@@ -21,7 +22,8 @@ from convnext_cli.text import capitalise, quote
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
     from convnext_cli.metrics.comparison import Comparison
-    from convnext_cli.metrics.intervals import Interval
+    from convnext_cli.metrics.intervals import Interval, Intervals
+    from convnext_cli.metrics.summary import MetricSet
     from convnext_cli.tasks.task import Display
 
 MAX_CONFUSION = 12  # classes that a screen has room for; --json and the report have all
@@ -152,10 +154,16 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     console.show(f"95% CI: bootstrap, {intervals.resamples:,} resamples of {unit}")
     _show_calibration(evaluation)
     console.show("")
-    _show_classes(evaluation)
+    display, groups = evaluation.task.display, evaluation.per_group
+    _show_classes(display, metrics, intervals)
     _show_confusion(evaluation)
     show_targets(evaluation)
     _show_augmentation(evaluation)
+    if groups is not None:
+        show_groups(evaluation)
+        console.show("")
+        _show_classes(display, groups.metrics, groups.intervals, unit="groups")
+        show_points(groups.operating_points)
     if evaluation.subgroups is not None:
         show_subgroups(evaluation.subgroups)
     if evaluation.drift is not None:
@@ -178,19 +186,19 @@ def _show_calibration(evaluation: "Evaluation") -> None:
         )
 
 
-def _show_classes(evaluation: "Evaluation") -> None:
-    if not evaluation.metrics.per_class:
+def _show_classes(display: "Display", metrics: "MetricSet", intervals: "Intervals", unit: str = "images") -> None:
+    """Show a row for each class, label or grade; `unit` is what is counted."""
+    if not metrics.per_class:
         return
-    display = evaluation.task.display
-    columns = [title for _, title in display.class_counts]
+    columns = [unit if title == "images" else title for _, title in display.class_counts]
     for number, key in enumerate(display.class_estimates):
         columns += [METRICS[key].short_heading, f"95% CI{' ' * number}"]
     columns += [METRICS[key].short_heading for key in display.class_values]
     console.show_table(
         ["class", *columns],
         (
-            (entry.name, *_list_class_cells(entry, intervals, display))
-            for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True)
+            (entry.name, *_list_class_cells(entry, class_intervals, display))
+            for entry, class_intervals in zip(metrics.per_class, intervals.per_class, strict=True)
         ),
         numbers=columns,
         spare=[METRICS[key].short_heading for key in display.class_values if key != "roc_auc"],

@@ -49,10 +49,15 @@ class PredictFlags:
     top_k: Annotated[int, Option(help="Number of classes to show.", is_common=True, flags=("-k",), low=1)] = 3
     as_json: Annotated[
         bool,
-        Option(help="Print JSON, an object per image; a last one counts skipped files.", is_common=True, name="json"),
+        Option(
+            help="Print JSON, an object per image or group; a last one counts skipped files.",
+            is_common=True,
+            name="json",
+        ),
     ] = False
     as_csv: Annotated[
-        bool, Option(help="Print CSV, a line per image, safe to open in a spreadsheet.", is_common=True, name="csv")
+        bool,
+        Option(help="Print CSV, a line per image or group, safe to open in a spreadsheet.", is_common=True, name="csv"),
     ] = False
     exact: Annotated[
         bool,
@@ -81,11 +86,12 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     total = len(inputs.paths) + len(unreadable)
     failures: list[ImageError] = []
     predictions = _follow(chain(unreadable, predict_images(run, inputs.paths, request)), total, failures)
-    _show_predictions(predictions, inputs, flags)
+    _show_predictions(predictions, inputs, flags, per_group=request.per == "group")
     done = total - len(failures)
     if not (flags.as_json or flags.as_csv):
         summary = f"Classified {done:,} of {total:,} images"
-        console.say(summary if request.explain else f"{summary}. Next: --explain DIR draws heat maps")
+        has_hint = request.explain is None and request.per == "image"
+        console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_hint else summary)
     if request.explain is not None:
         console.say(f"Heat maps: {done} image{'s' if done != 1 else ''} in {console.shorten(request.explain)}")
     if inputs.skipped:
@@ -126,12 +132,14 @@ def _show_run_notes(run: Path, request: PredictRequest) -> None:
         console.note(note)
 
 
-def _show_predictions(predictions: "Iterator[Prediction]", inputs: "Inputs", flags: PredictFlags) -> None:
+def _show_predictions(
+    predictions: "Iterator[Prediction]", inputs: "Inputs", flags: PredictFlags, *, per_group: bool
+) -> None:
     if flags.as_json:
         rows = (_describe_prediction(prediction, flags.top_k) for prediction in predictions)
         console.show_json_rows(chain(rows, [{"skipped": inputs.skipped}] if inputs.skipped else []))
     elif flags.as_csv:
-        _show_csv(predictions, exact=flags.exact)
+        _show_csv(predictions, exact=flags.exact, per_group=per_group)
     else:
         _show_table(predictions, inputs.paths, flags.top_k)
 
@@ -171,19 +179,26 @@ def describe_skipped(skipped: dict[str, int]) -> str:
 
 def _follow(predictions: "Iterator[Prediction]", total: int, failures: list[ImageError]) -> "Iterator[Prediction]":
     """Yield predictions with a progress bar, and collect the failures."""
+    done = 0
     with console.progress("predicting") as bar:
-        for done, prediction in enumerate(predictions, start=1):
+        for prediction in predictions:
+            done += prediction.inputs
             bar.update(done, total)
-            if prediction.error is not None:
+            if prediction.group is not None:
+                failures.extend(prediction.unreadable)
+            elif prediction.error is not None:
                 failures.append(prediction.error)
             yield prediction
 
 
 def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"path": str(prediction.path)}
+    if prediction.group is not None:
+        row = {"group": prediction.group, "images": prediction.images}
     if prediction.error is not None:
-        return {"path": str(prediction.path), "error": prediction.error.problem}
+        return row | {"error": prediction.error.problem}
     assert prediction.task is not None
-    row: dict[str, Any] = {"path": str(prediction.path), **prediction.task.to_row(prediction.outcome, top_k)}
+    row |= prediction.task.to_row(prediction.outcome, top_k)
     row["decisions"] = prediction.decisions
     if prediction.missed_targets:
         row["missed_targets"] = prediction.missed_targets
@@ -194,8 +209,8 @@ def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]
     return row
 
 
-def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool) -> None:
-    """Print a row per image, with a column per class in the order of their names."""
+def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool, per_group: bool) -> None:
+    """Print a row per image or group, with a column per class in the order of their names."""
 
     def show_row(cells: list[Any]) -> None:
         console.show_csv_row(cells, exact=exact)
@@ -208,7 +223,7 @@ def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool) -> None:
             if prediction.task is None:
                 continue
             names, targets = sorted(prediction.classes), list(prediction.decisions)
-            columns = _Columns(prediction.task, names, targets, bool(prediction.missed_targets))
+            columns = _Columns(prediction.task, names, targets, per_group, bool(prediction.missed_targets))
             show_row(columns.list_titles())
             for first in waiting:
                 show_row(columns.list_cells(first))
@@ -217,7 +232,7 @@ def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool) -> None:
     if columns is None:
         from convnext_cli.tasks.registry import SINGLE
 
-        columns = _Columns(SINGLE, [], [])
+        columns = _Columns(SINGLE, [], [], per_group)
         show_row(columns.list_titles())
         for first in waiting:
             show_row(columns.list_cells(first))
@@ -231,13 +246,15 @@ class _Columns:
     names: list[str]
     """Of the classes, sorted."""
     targets: list[str]
+    per_group: bool
     has_missed: bool = False
     """Whether the test split did not meet a target."""
 
     def list_titles(self) -> list[str]:
         first, last = self.task.list_columns(self.names)
+        unit = ["group", "images"] if self.per_group else ["path"]
         missed = ["targets missed on test"] * self.has_missed
-        return ["path", *first, "novelty", "abstained", "explanation", "error", *last, *self.targets, *missed]
+        return [*unit, *first, "novelty", "abstained", "explanation", "error", *last, *self.targets, *missed]
 
     def list_cells(self, prediction: "Prediction") -> list[Any]:
         outcome = None if prediction.error else prediction.outcome
@@ -245,12 +262,13 @@ class _Columns:
         error = prediction.error.problem if prediction.error else ""
         extra = (prediction.novelty, prediction.abstained, prediction.explanation)
         decisions = (prediction.decisions.get(target, "") for target in self.targets)
+        unit = [prediction.group or prediction.path, *([prediction.images] if self.per_group else [])]
         missed = ["; ".join(map(": ".join, prediction.missed_targets.items()))] * self.has_missed
-        return [prediction.path, *first, *extra, error, *last, *decisions, *missed]
+        return [*unit, *first, *extra, error, *last, *decisions, *missed]
 
 
 def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:
-    """Print a line per image, with aligned columns."""
+    """Print a line per image or group, with aligned columns."""
     width = min(MAX_PATH, max(count_cells(make_visible(str(path))) for path in paths))
     for prediction in predictions:
         if prediction.error is None:
@@ -265,7 +283,10 @@ def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
         parts.append(f"{target}: {'yes' if met else 'no'}{f' (missed on test: {missed})' if missed else ''}")
     if prediction.abstained:
         parts.append("out-of-distribution (OOD)")
-    return f"{_pad(str(prediction.path), width)}  " + "  ".join(parts).rstrip()
+    unit = str(prediction.path)
+    if prediction.group is not None:
+        unit = f"{prediction.group} ({prediction.images} image{'s' if prediction.images != 1 else ''})"
+    return f"{_pad(unit, width)}  " + "  ".join(parts).rstrip()
 
 
 def _pad_like(name: str, names: Sequence[str]) -> str:

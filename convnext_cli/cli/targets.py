@@ -1,5 +1,6 @@
 """The part of `convnext eval` on targets: operating points, and whether each target is met."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from convnext_cli.cli import console
@@ -16,7 +17,13 @@ VALUES = ("ppv", "npv", "positive_ratio", "negative_ratio")
 
 def show_targets(evaluation: "Evaluation") -> None:
     """Show what each threshold reaches, and for which targets that is enough; missed ones are among the warnings."""
-    points = evaluation.operating_points
+    show_points(evaluation.operating_points)
+    for text in describe_points(evaluation):
+        console.show(text)
+
+
+def show_points(points: "Sequence[OperatingPoint]") -> None:
+    """Show what each threshold reaches."""
     if not points:
         return
     columns = ["threshold %"]
@@ -27,8 +34,6 @@ def show_targets(evaluation: "Evaluation") -> None:
     console.show_table(
         ["target", *columns, *values], map(_list_cells, points), numbers=[*columns, *values], spare=[*values]
     )
-    for text in describe_points(evaluation):
-        console.show(text)
 
 
 def _list_cells(point: "OperatingPoint") -> list[object]:

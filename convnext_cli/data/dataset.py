@@ -5,14 +5,14 @@ from pathlib import Path
 
 from convnext_cli.data.audit.findings import Kind
 from convnext_cli.data.audit.summary import Audit, audit_index
-from convnext_cli.data.groups import Grouping, group_index
+from convnext_cli.data.groups import Grouping, group_steps
 from convnext_cli.data.index import NONE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
-from convnext_cli.progress import Notice, Steps
+from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.text import capitalise
 
 
@@ -74,7 +74,7 @@ def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
         DataError: the data or the list of images to leave out cannot be used.
         UsageError: the pattern for groups is invalid.
     """
-    index, grouping = read_index(request)
+    index, grouping = yield from read_steps(request)
     if not request.audit:
         return Dataset(index=index, grouping=grouping, audit=None, duplicate_sets=())
     audit = yield from audit_index(index, grouping, threads=threads)
@@ -82,6 +82,11 @@ def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
 
 
 def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
+    """Scan data and find its groups, as `read_steps` does."""
+    return finish(read_steps(request))
+
+
+def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
     """Scan data and find its groups, without checking the images.
 
     Raises:
@@ -99,7 +104,7 @@ def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
         )
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
-    return group_index(index, request.group_from)
+    return (yield from group_steps(index, request.group_from))
 
 
 def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dataset:

@@ -4,6 +4,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -12,6 +13,7 @@ from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.index import Index
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
+from convnext_cli.progress import Progress, Steps, finish
 
 MIN_SHARING = 0.05  # fraction of the images that must share their identifier with another image
 MIN_PER_CLASS = 3  # identifiers per class on average, so that every split can get some
@@ -19,6 +21,7 @@ MIN_GROUPS = 10  # identifiers that suffice for any number of classes
 MAX_FRACTION = 0.2  # largest fraction of the names with the same separators that may share an identifier
 MAX_PATIENT = 0.5  # largest fraction of the DICOM files that may have the same PatientID
 MIN_ALIKE = 4  # names with the same separators; fewer do not show which token varies
+MIN_AGREEMENT = 0.95  # fraction of a data set's groups that a rule must give, to be used for other files
 MOST = 0.95  # fraction of the names in a class that must have the same word, for the word to belong to the class
 
 # fmt: off
@@ -49,6 +52,7 @@ _TOKEN = re.compile(rf"(?<![^\W_]){_DATE.pattern}(?![^\W_])|[^\W_]+")
 _CODE = re.compile(r"\d|^[a-f]{4,}$|^[A-F]{4,}$")  # digits, or a part of a UUID without any
 _PART = re.compile(r"\d+|[^\W\d_]+")
 _DICOM = "dicom:"
+HEADER_THREADS, HEADERS_PER_EVENT = 8, 100
 MAX_SECONDS_PATH, MAX_SECONDS = 2.0, 60.0  # for a user's pattern on one path, and on all paths
 
 
@@ -75,7 +79,12 @@ class Grouping:
 
 
 def group_index(index: Index, group_from: str) -> tuple[Index, Grouping]:
-    """Return an index with groups, and the source of these.
+    """Return an index with groups, and the source of these, as `group_steps` does."""
+    return finish(group_steps(index, group_from))
+
+
+def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
+    """Return an index with groups, and the source of these. The headers of DICOM files are read for it.
 
     Args:
         index: scanned; may have groups from a manifest.
@@ -89,31 +98,39 @@ def group_index(index: Index, group_from: str) -> tuple[Index, Grouping]:
     if group_from == "none":
         return replace(index, groups=()), Grouping(source="none", rule="none: switched off, each image is a group")
     if group_from == "auto" and index.groups:
-        return index, _describe(index.groups, index.paths, "manifest", "the manifest's column")
+        return index, describe_groups(index.groups, index.paths, "manifest", "the manifest's column")
     if group_from.startswith(_DICOM):
         keyword = group_from.removeprefix(_DICOM)
-        return _apply(index, _read_dicom(index, keyword), "dicom", f"the DICOM attribute {keyword}")
+        values = yield from _read_dicom(index, keyword)
+        return _apply(index, values, "dicom", f"the DICOM attribute {keyword}")
     if group_from != "auto":
         return _apply(index, _search(index.paths, group_from), "pattern", f"the pattern {group_from}")
-    if patients := _read_patients(index):
+    if patients := (yield from _read_patients(index)):
         return _apply(index, patients, "dicom", "the DICOM attribute PatientID")
-    for source, rule, guesses in (
-        ("folders", "the folder inside the class folder", _group_by_folder(index)),
-        ("names", "the repeated part of the file names", iter([_group_by_name(index)])),
-    ):
-        for guess in guesses:
-            if groups := _keep_plausible(index, guess):
-                return _apply(index, groups, source, rule)
-    return replace(index, groups=()), Grouping(source="none", rule="none: no identifier repeats in the file names")
+    for guess in _group_by_folder(index):
+        if groups := _keep_plausible(index, guess)[0]:
+            return _apply(index, groups, "folders", "the folder inside the class folder")
+    groups, remark = _keep_plausible(index, _group_by_name(index))
+    if groups:
+        return _apply(index, groups, "names", f"the repeated part of the file names{remark}")
+    return replace(index, groups=()), Grouping(source="none", rule=f"none: {remark}")
 
 
 def _apply(index: Index, identifiers: Mapping[int, str], source: str, rule: str) -> tuple[Index, Grouping]:
     """Return an index with these groups. A row without an identifier is a group of its own, named by its path."""
     groups = tuple(identifiers.get(row, path) for row, path in enumerate(index.paths))
-    return replace(index, groups=groups), _describe(groups, index.paths, source, rule)
+    return replace(index, groups=groups), describe_groups(groups, index.paths, source, rule)
 
 
-def _describe(groups: Sequence[str], paths: Sequence[str], source: str, rule: str) -> Grouping:
+def describe_groups(groups: Sequence[str], paths: Sequence[str], source: str, rule: str) -> Grouping:
+    """Return the source of groups with their number and examples.
+
+    Args:
+        groups: of each row.
+        paths: of each row.
+        source: `manifest`, `names`, `folders`, `pattern` or `dicom`.
+        rule: in words.
+    """
     counts = Counter(groups)
     shown: dict[str, str] = {}
     for group, path in zip(groups, paths, strict=True):
@@ -166,24 +183,35 @@ def _list_dicom(index: Index) -> list[int]:
     return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
 
 
-def _read_dicom(index: Index, keyword: str) -> dict[int, str]:
+def _read_dicom(index: Index, keyword: str) -> Steps[dict[int, str]]:
+    """Return a DICOM attribute by row; only the header of a file is read, up to its pixels.
+
+    Raises:
+        UsageError: no file has it.
+        ImageError: the extra is not installed.
+    """
     from convnext_cli.images.dicom import read_tag
 
+    rows = _list_dicom(index)
     values = {}
-    for row in _list_dicom(index):
-        if value := read_tag(index.root / index.paths[row], keyword):
-            values[row] = value
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:  # a network disk answers several at a time
+        read = pool.map(lambda row: read_tag(index.root / index.paths[row], keyword), rows)
+        for done, (row, value) in enumerate(zip(rows, read, strict=True), start=1):
+            if value:
+                values[row] = value
+            if done % HEADERS_PER_EVENT == 0:
+                yield Progress(done=done, total=len(rows), activity="DICOM headers read")
     if not values:
         raise UsageError(f"no file has the DICOM attribute {keyword}", "Give another keyword, such as dicom:PatientID")
     return values
 
 
-def _read_patients(index: Index) -> dict[int, str]:
+def _read_patients(index: Index) -> Steps[dict[int, str]]:
     """Return the PatientID of each DICOM file; empty if no two files share one, or if DICOM cannot be read."""
     if not _list_dicom(index):
         return {}
     try:
-        patients = _read_dicom(index, "PatientID")
+        patients = yield from _read_dicom(index, "PatientID")
     except ConvnextError:
         return {}
     counts = Counter(patients.values())
@@ -359,25 +387,83 @@ def _is_spread(counts: Counter[str]) -> bool:
     return counts.most_common(1)[0][1] <= max(2, MAX_FRACTION * names) or names <= 4 * len(counts)
 
 
-def _keep_plausible(index: Index, guess: Mapping[int, str]) -> dict[int, str]:
-    """Return the part of a guess that can be groups; empty if too few images share one, or too few groups result.
+def _keep_plausible(index: Index, guess: Mapping[int, str]) -> tuple[dict[int, str], str]:
+    """Return the part of a guess that can be groups, and a remark: what is left out, or why nothing is kept.
 
     If most repeated identifiers occur once in each of several classes (`1_cat`, `1_dog`, `2_cat` ...), their numbers
-    restart in each class, and these are dropped. An identifier that repeats within a class is kept.
+    restart in each class, and an identifier then means something else in each. Only images of one class are kept
+    together. Nothing is kept if there are too few identifiers.
     """
     counts = Counter(guess.values())
-    alone = len(index) - len(guess)
-    if len(counts) + alone < min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS):
-        return {}
     numbers = index.class_numbers
     classes = Counter(group for group, _ in {(group, numbers[row]) for row, group in guess.items()})
-    repeated = {group for group, count in counts.items() if count > 1}
-    restarted = {group for group in repeated if counts[group] == classes[group]}
-    dropped = restarted if len(restarted) > len(repeated) / 2 else set()
-    sharing = sum(counts[group] for group in repeated - dropped)
-    if sharing < MIN_SHARING * len(index):
-        return {}
-    return {row: group for row, group in guess.items() if group not in dropped}
+    repeated = [group for group, count in counts.items() if count > 1]
+    if not repeated:
+        return {}, "no identifier repeats in the file names" + ("" if index.values else " of one class")
+    if len(counts) + len(index) - len(guess) < min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS):
+        return {}, f"the file names have {len(counts):,} identifiers only, such as {repeated[0]}: too few to be groups"
+    restarted = [group for group in repeated if counts[group] == classes[group]]
+    if len(restarted) <= len(repeated) / 2:
+        return dict(guess), ""
+    kept = cut_groups(guess, [str(number) for number in numbers])
+    ambiguous = f"numbers such as {restarted[0]} restart in each class"
+    if not kept:
+        return {}, f"{ambiguous}, and none repeats in one class"
+    return kept, f"; {ambiguous}, so only images of one class are together"
+
+
+def cut_groups(groups: Mapping[int, str], cells: Sequence[str]) -> dict[int, str]:
+    """Return groups cut into those of one cell each, by row, without those of one image.
+
+    Args:
+        groups: the group of each row that has one.
+        cells: of all rows, such as their class.
+    """
+    counts = Counter((group, cells[row]) for row, group in groups.items())
+    cells_of = Counter(group for (group, _), count in counts.items() if count > 1)
+    return {
+        row: group if cells_of[group] == 1 else f"{group} ({cells[row]})"
+        for row, group in groups.items()
+        if counts[group, cells[row]] > 1
+    }
+
+
+def group_like(known: Index, paths: Sequence[str]) -> list[str] | None:
+    """Return the groups of other files by the rule that the groups of a data set follow; None if names give no rule.
+
+    A rule is a folder so many levels above the file, or the identifier in the file's name. It must give the data set's
+    own groups (`MIN_AGREEMENT`). A file that it gives no group is a group of its own, named by its path.
+
+    Args:
+        known: with groups.
+        paths: of the other files, with slashes.
+    """
+    grouped = {row: group for row, group in enumerate(known.groups) if group != known.paths[row]}
+    if not grouped:
+        return None
+    levels: Counter[int] = Counter()
+    for row, group in grouped.items():
+        folders = known.paths[row].split("/")[-2::-1]
+        levels.update([folders.index(group)] if group in folders else [])
+    if levels and (most := levels.most_common(1)[0])[1] >= MIN_AGREEMENT * len(grouped):
+        folders_of = [path.split("/")[-2::-1] for path in paths]
+        return [
+            folders[most[0]] if len(folders) > most[0] else path
+            for path, folders in zip(paths, folders_of, strict=True)
+        ]
+    number = len(paths)
+    joined = replace(
+        known,
+        paths=(*known.paths, *paths),
+        labels=(*known.labels, *(0,) * number),
+        splits=(*known.splits, *("new",) * number),
+        values=(*known.values, *(known.values[0],) * number) if known.values else (),
+    )
+    identifiers = _group_by_name(joined)
+    agreeing = sum(identifiers.get(row) == group for row, group in grouped.items())
+    if agreeing < MIN_AGREEMENT * len(grouped):
+        return None
+    return [identifiers.get(len(known) + place, path) for place, path in enumerate(paths)]
 
 
 def find_groups_across_splits(groups: Iterable[str], splits: Iterable[str]) -> dict[str, set[str]]:

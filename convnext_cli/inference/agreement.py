@@ -5,6 +5,7 @@ from pathlib import Path
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images.preprocessing import CROP_MODES, format_size
 from convnext_cli.inference.calibration import read_calibration
+from convnext_cli.inference.pooling import read_pooling
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder, resume_command
@@ -36,6 +37,7 @@ def check_records(run: RunFolder) -> None:
     folder.read_log()
     folder.read_range_test()
     read_calibration(folder)
+    read_pooling(folder)
 
 
 def _check_plan(run: RunFolder) -> None:

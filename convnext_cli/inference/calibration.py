@@ -273,15 +273,15 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     calibration = convert_record(raw, Calibration, path, CALIBRATION_REMEDY)
     if calibration.weights != run.fingerprint_weights():
         return None
-    check_thresholds(calibration, run.read_config().label_names, path, CALIBRATION_REMEDY)
+    check_thresholds(calibration.thresholds, run.read_config().label_names, path, CALIBRATION_REMEDY)
     return calibration
 
 
-def check_thresholds(calibration: Calibration, classes: Sequence[str], source: object, remedy: str) -> None:
+def check_thresholds(thresholds: Sequence[Threshold], classes: Sequence[str], source: object, remedy: str) -> None:
     """Check that thresholds are for classes that the model has.
 
     Args:
-        calibration: with the thresholds.
+        thresholds: of a calibration or a pooling.
         classes: of the model.
         source: the file that they were read from, for the error.
         remedy: of the error.
@@ -289,7 +289,7 @@ def check_thresholds(calibration: Calibration, classes: Sequence[str], source: o
     Raises:
         RunError: the model does not have a threshold's class.
     """
-    for number, threshold in enumerate(calibration.thresholds):
+    for number, threshold in enumerate(thresholds):
         if threshold.target.name not in classes:
             problem = f"the model has no class {threshold.target.name!r}"
             raise RunError(f"{source} cannot be read: thresholds[{number}].target.name: {problem}", remedy)
@@ -358,13 +358,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
         )
     task, classes = model.task, model.classes
     numbers = [find_class(target.name, classes, "--target") for target in targets]
-    logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", has_values=task.has_values)
-    if logits.shape != (calibration.images, task.count_outputs(len(classes))) or len(labels) != len(logits):
-        raise RunError(
-            f"{run.path / 'calibration.safetensors'} cannot be read: val_logits {logits.shape}, val_labels "
-            f"{labels.shape} are not of {calibration.images} images and {len(classes)} classes",
-            REFIT_REMEDY,
-        )
+    logits, labels = read_validation(run, calibration, model)
     probabilities = task.activate(task.calibrate(logits, calibration))
     index = run.read_split()
     groups = [index.groups[row] for row in index.rows("val")] if index.groups else None
@@ -383,6 +377,23 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     calibration = replace(calibration, thresholds=tuple(thresholds.values()))
     run.write_calibration(calibration.to_dict(), run.read_calibration_arrays())
     return calibration
+
+
+def read_validation(run: RunFolder, calibration: Calibration, model: Classifier) -> tuple[Floats, Targets]:
+    """Return the logits (N, K) and targets of the validation images that a calibration was fitted on.
+
+    Raises:
+        RunError: they are missing or damaged, or of other images or classes.
+    """
+    task, num_classes = model.task, len(model.classes)
+    logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", has_values=task.has_values)
+    if logits.shape != (calibration.images, task.count_outputs(num_classes)) or len(labels) != len(logits):
+        raise RunError(
+            f"{run.path / 'calibration.safetensors'} cannot be read: val_logits {logits.shape}, val_labels "
+            f"{labels.shape} are not of {calibration.images} images and {num_classes} classes",
+            REFIT_REMEDY,
+        )
+    return logits, labels
 
 
 def find_class(name: str, classes: tuple[str, ...], option: str) -> int:

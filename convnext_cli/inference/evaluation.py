@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.operating_points import measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
+from convnext_cli.inference.per_group import GroupEvaluation, check_groups, evaluate_groups
 from convnext_cli.inference.recalibration import (
     Recalibration,
     divide_test_set,
@@ -112,6 +113,8 @@ class Evaluation:
     """Images that the run has used; None for its own split, or where that is not known."""
     decision_curves: tuple[DecisionCurve, ...] = ()
     """Of each class that has a target."""
+    per_group: GroupEvaluation | None = None
+    """Metrics of groups; None where not requested."""
     audit: AuditRecord | None = None
     """Audit of the data that the run was trained on; None where that is not known."""
     subgroups: SubgroupEvaluation | None = None
@@ -144,8 +147,11 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the audit and the single images, for JSON; notes as strings."""
-        kept = [field.name for field in fields(self) if field.name not in ("audit", "evaluated")]
-        return {name: _to_plain(getattr(self, name)) for name in kept} | {"notes": [note.text for note in self.notes]}
+        kept = [field.name for field in fields(self) if field.name not in ("audit", "evaluated", "per_group")]
+        return {name: _to_plain(getattr(self, name)) for name in kept} | {
+            "per_group": self.per_group and self.per_group.to_dict(),
+            "notes": [note.text for note in self.notes],
+        }
 
 
 class EvalOptions(TypedDict, total=False):
@@ -158,6 +164,10 @@ class EvalOptions(TypedDict, total=False):
     recalibrate: int | None
     tta: bool
     cache: bool
+    per: Literal["image", "group"]
+    group_from: str
+    group_column: str
+    negative_class: str | None
 
 
 def evaluate(
@@ -178,13 +188,16 @@ def evaluate(
             run; `subgroups`, such as `sex,age:18,65`, whose gaps are tested, and `subgroup_table`, a CSV file with
             these columns; `recalibrate`, the number of these images to fit the calibration on, which are then not
             evaluated; `tta`, test-time augmentation, whose cost and gain are measured; `cache`, False to keep no
-            preprocessed images in the user's cache folder.
+            preprocessed images in the user's cache folder; `per`, `group` for metrics of groups (patients) beside those
+            of images; `group_from` and `group_column`, the source of the groups; `negative_class`, the class that any
+            other class of a group's images outweighs.
 
     Raises:
         RunError: the run cannot be read.
         DataError: the data has no such split, or classes that the run does not know.
         ImageError: an image cannot be read.
-        UsageError: a target cannot be parsed, or has no class or validation split to be set on.
+        UsageError: a target cannot be parsed, or has no class or validation split to be set on; or `per` is `group`
+            and the groups are not known.
     """
     folder = find_newest_run() if run is None else RunFolder(Path(run))
     request = make_request(EvalRequest, {**options, "data": data})
@@ -254,9 +267,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         test_set: the images, where several runs are compared on them; None for those of the request.
     """
     operating_targets = [parse_target(text) for text in request.targets]
-    notes: list[Notice] = []
-    if test_set is None:
-        test_set, notes = choose_test_set(run, request.data, request.split)
+    test_set, notes = yield from _choose_images(run, request, test_set)
     check_records(run)
     if (unfinished := describe_progress(run)) is not None:
         notes.insert(0, Notice(text=unfinished))
@@ -288,9 +299,12 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         test_set=test_set, classes=classifier.classes, task=task, logits=logits, targets=targets
     )
     evaluation = _summarise(run, evaluated, calibration, notes)
+    is_per_group = request.per == "group"
+    per_group = evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None
     subgroups = yield from compare_subgroups(evaluated.score(calibration), attributes)
     return replace(
         evaluation,
+        per_group=per_group,
         augmentation=augmentation,
         test_number=_record(run, evaluation, tta=request.tta) if test_set.split == "test" else None,
         overlap=overlap,
@@ -299,6 +313,20 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         drift=drift,
         recalibration=measure_recalibration(evaluated.score(own_calibration), evaluated.score(calibration), fit_set),
     )
+
+
+def _choose_images(
+    run: RunFolder, request: EvalRequest, test_set: TestSet | None
+) -> Steps[tuple[TestSet, list[Notice]]]:
+    """Return the images to evaluate, those of another run if there are some, with notes."""
+    notes: list[Notice] = []
+    if test_set is None:
+        test_set, notes = yield from choose_test_set(
+            run, request.data, request.split, group_from=request.group_from, group_column=request.group_column
+        )
+    if request.per == "group":
+        check_groups(request, test_set)
+    return test_set, notes
 
 
 def _summarise(

@@ -91,7 +91,7 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
         size = describe_size(metadata.preprocessing)
         raise RunError(f"{source} cannot be read: preprocessing: image_size {size}", REMEDY)
     if metadata.calibration:
-        check_thresholds(metadata.calibration, metadata.classes, source, REMEDY)
+        check_thresholds(metadata.calibration.thresholds, metadata.classes, source, REMEDY)
     return metadata
 
 

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,16 @@ from convnext_cli.inference.calibration import (
     read_calibration,
     read_novelty,
 )
-from convnext_cli.inference.classifier import Classifier, Heat
+from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.ensemble import Ensemble, Member
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.operating_points import find_missed
+from convnext_cli.inference.pooling import Pooling, name_groups, open_poolable, open_pooling
 from convnext_cli.inference.request import ENGINES, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.machine import has_gpu
 from convnext_cli.metrics.novelty import NoveltyModel
-from convnext_cli.metrics.thresholds import describe_unreachable
+from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
 from convnext_cli.options import make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
@@ -47,10 +49,10 @@ GPU_FROM = 200  # images from which on a GPU outweighs the seconds that torch ta
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """Prediction for one image. If the image cannot be read, `error` is set and the rest is empty."""
+    """Prediction for one image, or for one group. If no image can be read, `error` is set and the rest is empty."""
 
     path: Path | None
-    """The file; None for an image in memory."""
+    """The file; None for an image in memory, and for a group."""
     index: int = 0
     """Position of the input, from 0."""
     item: int | None = None
@@ -70,6 +72,12 @@ class Prediction:
     explanation: Path | None = None
     """The heat map, if requested."""
     error: ImageError | None = None
+    group: str | None = None
+    """Name of the group; None for a single image."""
+    images: int = 1
+    """Number of images that the prediction is pooled from."""
+    unreadable: tuple[ImageError, ...] = ()
+    """Of the group's images, those that cannot be read."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -96,6 +104,11 @@ class Prediction:
         """The 90% prediction interval of `value`; None where there is none."""
         return self.outcome.interval
 
+    @property
+    def inputs(self) -> int:
+        """The number of input images, readable or not."""
+        return 1 if self.group is None else self.images + len(self.unreadable)
+
 
 class PredictOptions(TypedDict, total=False):
     """Options of `predict`, for type checkers and editors."""
@@ -107,6 +120,8 @@ class PredictOptions(TypedDict, total=False):
     overwrite: bool
     tta: bool
     engine: str
+    per: Literal["image", "group"]
+    group_from: str
 
 
 def predict(
@@ -130,11 +145,12 @@ def predict(
             the classes or labels to explain, whatever is predicted; `overwrite`, replace existing heat maps there;
             `tta`, test-time augmentation; `engine`, `onnx` (ONNX Runtime, without torch), `torch`, or `auto` (default):
             ONNX Runtime where the run has an up-to-date `model.onnx` and no other option needs torch (`explain`,
-            `tta`).
+            `tta`); `per`, `group` for one prediction for each group (patient) of image files; `group_from`, the source
+            of the groups.
 
     Returns:
         A `Prediction` for each image, in their order. `index` is the input that it is of, and `item` the image of an
-        (N, H, W, 3) array.
+        (N, H, W, 3) array. With `per="group"` one for each group, in the order of their first images.
 
     Raises:
         RunError: the run cannot be read. An image that cannot be read is no error: its prediction has `error` set.
@@ -147,9 +163,11 @@ def predict(
 
     def predict_all() -> Steps[list[Prediction]]:
         predictions: list[Prediction] = []
+        done = 0
         for prediction in _predict(folder, sources, request):
             predictions.append(prediction)
-            yield Progress(done=len(predictions), total=len(sources), activity="predicting")
+            done += prediction.inputs
+            yield Progress(done=done, total=len(sources), activity="predicting")
         return predictions
 
     return finish(predict_all(), on_event)
@@ -195,6 +213,16 @@ class _Model:
     missed_targets: dict[str, str] = field(default_factory=dict)
     """Targets that the test split did not meet, with what it reached."""
 
+    def score_ood(self, outputs: Outputs) -> NDArray[np.floating[Any]] | None:
+        """Return the OOD scores of a batch, (B,); None if not requested."""
+        if self.threshold is None:
+            return None
+        return outputs.novelty if self.novelty is None else self.novelty.score(outputs.features, outputs.statistics)
+
+    def abstain(self, novelty: float | None) -> bool | None:
+        """Return whether an OOD score is above the threshold; None without one."""
+        return None if novelty is None or self.threshold is None else novelty > self.threshold
+
 
 def _open_model(run: Path, request: PredictRequest, num_images: int) -> _Model:
     """Return the model of an exported file, a cross-validation or a run."""
@@ -215,6 +243,10 @@ def _open_model(run: Path, request: PredictRequest, num_images: int) -> _Model:
 
 
 def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
+    """Yield the prediction of each image, or of each group as soon as its last image is classified."""
+    if request.per == "group":
+        yield from _predict_groups(run, sources, request)
+        return
     model = _open_model(run, request, len(sources))
     classifier, classes = model.classifier, model.classifier.classes
     calibration = None if request.raw else model.calibration
@@ -230,9 +262,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
         range(len(sources)), load, features=model.novelty is not None, heat=heat
     ):
         scores = classifier.task.activate(classifier.task.calibrate(outputs.logits, calibration))
-        ood_scores = outputs.novelty
-        if model.novelty is not None:
-            ood_scores = model.novelty.score(outputs.features, outputs.statistics)
+        ood_scores = model.score_ood(outputs)
         for i, image_scores in enumerate(scores):
             source = sources[row]
             row += 1
@@ -247,26 +277,89 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
                 maps = _choose_maps(heat, outputs.heat[i], outputs.logits[i], labels, classes)
                 caption = _describe_outcome(classifier.task, outcome, list(maps))
                 _draw_heat_map(explanation, source, list(maps.values()), classifier.preprocessing, caption, request)
-            score = None if model.threshold is None or ood_scores is None else float(ood_scores[i])
+            score = None if ood_scores is None else float(ood_scores[i])
             yield Prediction(
                 path=source.path,
                 index=source.index,
                 item=source.item,
                 task=classifier.task,
                 outcome=outcome,
-                decisions=_decide(calibration, classes, image_scores),
+                decisions=_decide(calibration.thresholds if calibration else (), classes, image_scores),
                 missed_targets=model.missed_targets,
                 novelty=score,
-                abstained=None if score is None or model.threshold is None else score > model.threshold,
+                abstained=model.abstain(score),
                 explanation=explanation,
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Member:
+    """An image of a group with its outputs, which are meaningless where it cannot be read."""
+
+    row: int
+    error: ImageError | None
+    logits: NDArray[np.floating[Any]]
+    """(K,), calibrated."""
+    novelty: float | None
+    """OOD score; None if not requested."""
+
+
+def _predict_groups(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
+    """Yield the prediction of each group, in the order of their first images."""
+    folder = open_poolable(run, has_explanation=request.explain is not None)
+    groups = name_groups(folder, [source.path for source in sources], request.group_from)
+    model = _open_model(run, request, len(sources))
+    pooling = open_pooling(folder, model.classifier, model.calibration, request.group_from)
+    calibration = model.calibration
+    if request.raw:
+        pooling, calibration = Pooling(weights=pooling.weights, rule=pooling.rule), None
+    first = {group: row for row, group in reversed(list(enumerate(groups)))}
+    rows = sorted(range(len(sources)), key=lambda row: first[groups[row]])
+
+    def load(row: int) -> Pixels:
+        return transform_for_eval(sources[row].read(), model.classifier.preprocessing)
+
+    def classify() -> Iterator[_Member]:
+        rest = iter(rows)
+        for outputs in model.classifier.classify_batches(rows, load, features=model.novelty is not None):
+            ood_scores = model.score_ood(outputs)
+            for i, logits in enumerate(model.classifier.task.calibrate(outputs.logits, calibration)):
+                novelty = None if ood_scores is None else float(ood_scores[i])
+                yield _Member(row=next(rest), error=outputs.failed.get(i), logits=logits, novelty=novelty)
+
+    for group, members in groupby(classify(), key=lambda member: groups[member.row]):
+        prediction = _pool(list(members), model, pooling)
+        yield replace(prediction, group=group, index=sources[first[group]].index)
+
+
+def _pool(members: Sequence[_Member], model: _Model, pooling: Pooling) -> Prediction:
+    """Return the prediction of a group from the outputs for its images; those that cannot be read are left out."""
+    task, classes = model.classifier.task, model.classifier.classes
+    failures = tuple(member.error for member in members if member.error is not None)
+    readable = [member for member in members if member.error is None]
+    if not readable:
+        return Prediction(path=None, images=0, unreadable=failures, error=failures[0])
+    units = np.zeros(len(readable), np.int64)
+    logits = task.pool(np.stack([member.logits for member in readable]), units, pooling.rule)
+    scores = task.activate(task.calibrate(logits, pooling))[0]
+    ood_scores = [member.novelty for member in readable if member.novelty is not None]
+    novelty = float(np.median(ood_scores)) if ood_scores else None
+    return Prediction(
+        path=None,
+        images=len(readable),
+        unreadable=failures,
+        task=task,
+        outcome=task.summarise(scores, classes, pooling),
+        decisions=_decide(pooling.thresholds, classes, scores),
+        novelty=novelty,
+        abstained=model.abstain(novelty),
+    )
+
+
 def _decide(
-    calibration: Calibration | None, classes: tuple[str, ...], probabilities: NDArray[np.float64]
+    thresholds: Sequence[Threshold], classes: tuple[str, ...], probabilities: NDArray[np.float64]
 ) -> dict[str, bool]:
     """Return the decision for each target."""
-    thresholds = calibration.thresholds if calibration else ()
     return {str(t.target): bool(probabilities[classes.index(t.target.name)] >= t.threshold) for t in thresholds}
 
 

@@ -4,14 +4,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from convnext_cli.options import DATA, RUN, Option
+from convnext_cli.options import AUTO, DATA, RUN, Option
 
 ENGINES = ("auto", "onnx", "torch")
 SPLITS = ("train", "val", "test", "all")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictRequest:
+class GroupOptions:
+    """The unit of a result: an image, or a group of images, such as a patient."""
+
+    per: Annotated[
+        Literal["image", "group"],
+        Option(
+            help="image, or group: one result for each group (patient), pooled from its images.",
+            is_common=True,
+            metavar="UNIT",
+        ),
+    ] = "image"
+    group_from: Annotated[
+        str,
+        Option(
+            help="Groups (patients): auto for the run's own, dicom:PatientID, or a regular expression on the path.",
+            group=DATA,
+        ),
+    ] = AUTO
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictRequest(GroupOptions):
     """The options of a prediction."""
 
     raw: Annotated[bool, Option(help="Leave out the run's temperature and thresholds.", is_common=True)] = False
@@ -36,7 +57,7 @@ class PredictRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvalRequest:
+class EvalRequest(GroupOptions):
     """The options of an evaluation."""
 
     runs: tuple[Path, ...] = ()
@@ -102,3 +123,13 @@ class EvalRequest:
         bool, Option(help="Test-time augmentation; its cost and gain are measured.", group=RUN, is_common=True)
     ] = False
     cache: Annotated[bool, Option(help="Cache preprocessed images for the next evaluation.", is_common=True)] = True
+    group_column: Annotated[
+        str, Option(help="Column of a CSV file given as DATA with the groups (patients).", group=DATA)
+    ] = AUTO
+    negative_class: Annotated[
+        str | None,
+        Option(
+            help="With --per group, the class without a finding: any other class of a group's images outweighs it.",
+            metavar="CLASS",
+        ),
+    ] = None

@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.audit.summary import audit_index
-from convnext_cli.data.groups import Grouping, group_index
-from convnext_cli.data.index import NONE, Index, select_rows
+from convnext_cli.data.groups import Grouping, group_steps
+from convnext_cli.data.index import NONE, TABLE_SUFFIXES, Index, select_rows
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import is_fold
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.encoding import normalise_name
-from convnext_cli.errors import ConvnextError, DataError, RunError
+from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
 from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
 from convnext_cli.machine import count_cpus
 from convnext_cli.options import AUTO
-from convnext_cli.progress import Notice, Steps, finish
+from convnext_cli.progress import Notice, Steps
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import TABLE_SETTINGS
 from convnext_cli.runs.folder import RunFolder
@@ -45,19 +45,28 @@ class TestSet:
         return [self.index.groups[row] for row in self.rows] if self.index.groups else None
 
 
-def choose_test_set(run: RunFolder, data: Path | None, split: str | None) -> tuple[TestSet, list[Notice]]:
+def choose_test_set(
+    run: RunFolder, data: Path | None, split: str | None, *, group_from: str = AUTO, group_column: str = AUTO
+) -> Steps[tuple[TestSet, list[Notice]]]:
     """Return the images to evaluate a run on, and notes on them.
 
     Args:
         run: its own data and split are used where `data` is None or the same folder.
         data: a folder of images.
         split: None takes `test` where there is one, else `val`, else all.
+        group_from: as `data.groups.group_index` takes it; `auto` takes the run's own groups.
+        group_column: column of `data`, a CSV file, that has the groups; `auto` recognises it.
 
     Raises:
         RunError: the run cannot be read.
         DataError: the data has no such split.
+        UsageError: the data has no such groups.
     """
-    index, notes = _find_index(run, run.read_split(), data)
+    if group_column != AUTO and (data is None or data.suffix.lower() not in TABLE_SUFFIXES):
+        raise UsageError("--group-column needs a CSV file as DATA", "Give the CSV file, or --group-from")
+    index, notes = yield from _find_index(run, run.read_split(), data, group_column)
+    if group_from != AUTO:
+        index, _ = yield from group_steps(index, group_from)
     splits = set(index.splits) - {""}
     if any(map(is_fold, splits)):
         test_set, fold_notes = _choose_from_folds(index, split)
@@ -209,7 +218,9 @@ def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Not
     return TestSet(index=index, split="test", rows=rows), [Notice(text=text)]
 
 
-def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> tuple[Index, list[Notice]]:
+def _find_index(
+    run: RunFolder, trained_on: Index, data: Path | None, group_column: str
+) -> Steps[tuple[Index, list[Notice]]]:
     """Return the index of the data to evaluate on, with notes.
 
     It is the run's own index, with its split, where the data are the run's own.
@@ -220,15 +231,17 @@ def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> tuple[I
                 f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on"
             )
         return trained_on, []
-    index, grouping = group_index(_scan_like_run(run, trained_on, data), "auto")
+    index, grouping = yield from _group_like_run(run, _scan_like_run(run, trained_on, data, group_column), group_column)
     left_out = sum(trained_on.skipped.get(reason, 0) for reason in ("unreadable image", "excluded image"))
     composed = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
     paths = tuple(composed.get(_compose(path), "") for path in trained_on.paths)
     classes = {normalise_name(name) for name in trained_on.classes}
     if all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes):
-        return _compare_content(
-            run, trained_on, replace(trained_on, root=index.root, paths=paths, table=index.table), index
-        )
+        moved = replace(trained_on, root=index.root, paths=paths, table=index.table)
+        if group_column != AUTO:
+            group_of = dict(zip(index.paths, index.groups, strict=True))
+            moved = replace(moved, groups=tuple(group_of[path] for path in paths))
+        return (yield from _compare_content(run, trained_on, moved, index))
     if not grouping.is_guess:
         return index, []
     text = (
@@ -238,16 +251,18 @@ def _find_index(run: RunFolder, trained_on: Index, data: Path | None) -> tuple[I
     return index, [Notice(text=text)]
 
 
-def _compare_content(run: RunFolder, trained_on: Index, moved: Index, index: Index) -> tuple[Index, list[Notice]]:
+def _compare_content(
+    run: RunFolder, trained_on: Index, moved: Index, index: Index
+) -> Steps[tuple[Index, list[Notice]]]:
     """Return the run's index at its new path if most images of the same names are equal, else the new index."""
-    known = finish(read_image_hashes(run, trained_on))
+    known = yield from read_image_hashes(run, trained_on)
     if known is None:
         text = (
             f"{moved.root} counts as the run's own data because the file names are the same; the contents could not be "
             "compared, because the run has no digests of its images. --split all evaluates every image"
         )
         return moved, [Notice(text=text)]
-    fraction = match_names(known, finish(measure_thumbnails(moved)))
+    fraction = match_names(known, (yield from measure_thumbnails(moved)))
     if fraction < MIN_SAME:
         text = (
             f"the file names are those of the run's own data, but only {fraction:.0%} of the images are the same: all "
@@ -259,10 +274,12 @@ def _compare_content(run: RunFolder, trained_on: Index, moved: Index, index: Ind
     return moved, []
 
 
-def _scan_like_run(run: RunFolder, trained_on: Index, data: Path) -> Index:
+def _scan_like_run(run: RunFolder, trained_on: Index, data: Path, group_column: str) -> Index:
     """Scan data for the task of a run; if that fails, with the options that the run was trained with."""
     classes, task = trained_on.classes, trained_on.task_record
-    table_options = TableOptions(task=task["name"], known_labels=classes) if task else TableOptions()
+    table_options = TableOptions(group_column=group_column)
+    if task:
+        table_options = replace(table_options, task=task["name"], known_labels=classes)
     try:
         return scan_data(data, known_classes=classes, table_options=table_options)
     except DataError as error:
@@ -270,10 +287,21 @@ def _scan_like_run(run: RunFolder, trained_on: Index, data: Path) -> Index:
             settings = read_plan(open_folder(run.path).plan)[2]
             options = {name: settings.get(name, default) for name, default in (("image_root", AUTO), ("exclude", NONE))}
             columns = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}
+            if group_column != AUTO:
+                columns["group_column"] = group_column
             table_options = replace(table_options, **columns)
             return scan_data(data, **options, known_classes=classes, table_options=table_options)
         except ConvnextError:
             raise error from None
+
+
+def _group_like_run(run: RunFolder, index: Index, group_column: str) -> Steps[tuple[Index, Grouping]]:
+    """Return other data with groups by the rule that the run was trained with; by `auto` where that does not fit."""
+    try:
+        group_from = read_plan(open_folder(run.path).plan)[2].get("group_from", AUTO) if group_column == AUTO else AUTO
+        return (yield from group_steps(index, group_from))
+    except (ConvnextError, OSError):
+        return (yield from group_steps(index, AUTO))
 
 
 def _compose(path: str) -> str:

@@ -200,6 +200,13 @@ def count_together(labels: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(n) for n in row) for row in counts)
 
 
+def logit(probabilities: Floats) -> NDArray[np.float64]:
+    """Return the logits of probabilities of any shape, which are kept 1e-7 away from 0 and 1."""
+    inner = probabilities.clip(1e-7, 1 - 1e-7)
+    logits: NDArray[np.float64] = np.log(inner) - np.log1p(-inner)
+    return logits
+
+
 def sigmoid(logits: Floats) -> NDArray[np.float64]:
     """Return probabilities of logits of any shape, without overflow."""
     z = logits.astype(np.float64)

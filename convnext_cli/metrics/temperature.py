@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
@@ -10,6 +11,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+MAX_OFFSET = 20.0
 
 
 def describe_worse_calibration(keys: Sequence[str], before: MetricSet, after: MetricSet) -> str | None:
@@ -60,3 +62,34 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return float(1 / np.sqrt(low * high))
+
+
+def fit_bias_corrected_temperature(logits: Floats, labels: Ints, weights: Floats) -> tuple[float, NDArray[np.float64]]:
+    """Return temperature T and offsets b, (K,), that minimise the log loss of softmax(logits / T + b).
+
+    Source: bias-corrected temperature scaling, Alexandari et al. 2020 (arXiv:1901.06852), section 3. Pooling shifts
+    the scores of all groups, which a temperature alone cannot undo. Targets are smoothed as in `fit_temperature`.
+
+    Args:
+        logits: (N, K) of groups that the model was not trained on.
+        labels: (N,) true classes.
+        weights: (N,), how much each group counts.
+    """
+    from scipy.optimize import minimize  # half a second to import
+
+    number, classes = logits.shape
+    smoothing = 1 / (number + 2)
+    target = np.full((number, classes), smoothing / max(1, classes - 1))
+    target[np.arange(number), labels] = 1 - smoothing
+    shares = (weights / weights.sum())[:, None]
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        log_probabilities = log_softmax(logits * parameters[0] + parameters[1:])
+        slope = (np.exp(log_probabilities) - target) * shares
+        value = -float((target * log_probabilities * shares).sum())
+        return value, np.concatenate([[float((slope * logits).sum())], slope.sum(axis=0)])
+
+    bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), *[(-MAX_OFFSET, MAX_OFFSET)] * classes]
+    start = np.concatenate([[1.0], np.zeros(classes)])
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return 1 / float(result.x[0]), np.asarray(result.x[1:], np.float64)

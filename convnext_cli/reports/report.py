@@ -13,7 +13,7 @@ from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
-from convnext_cli.reports import performance, plots, provenance, sites, subgroups, targets
+from convnext_cli.reports import per_group, performance, plots, provenance, sites, subgroups, targets
 from convnext_cli.reports.gallery import draw_images, pick_images
 from convnext_cli.reports.section import Plot, Plots, ReportData, Section, Table
 from convnext_cli.reports.verdict import answer_questions
@@ -22,6 +22,7 @@ from convnext_cli.text import make_visible
 
 SECTIONS = (
     targets.show_targets,
+    per_group.show_groups,
     subgroups.show_subgroups,
     sites.show_left_out,
     sites.show_drift,

@@ -23,7 +23,7 @@ class RunFile:
     writer: str = "finetune"
     """The command that writes it."""
     schema: str | None = None
-    """Name of the class that it must fit, in `records.py` or `inference/calibration.py`; None if it is not JSON."""
+    """Name of the class that it must fit, in `records.py` or `inference/`; None if it is not JSON."""
 
     def path(self, folder: Path, part: str = "") -> Path:
         """Return its path in a run folder, with `part` in place of the `*`."""
@@ -86,6 +86,10 @@ METRICS = RunFile(
     name="metrics.json", content="kept epoch and its validation metrics; marks the run as finished", stage="finish",
     schema="Result",
 )  # fmt: skip
+POOLING = RunFile(
+    name="pooling.json", content="rule that pools the images of a group, its calibration and thresholds",
+    stage="evaluate", writer="eval --per group", schema="Pooling",
+)  # fmt: skip
 REPORT = RunFile(name="report.html", content="newest evaluation, for people", stage="evaluate", writer="eval")
 PLOTS = RunFile(name="plots/*.png", content="plots of the report", stage="evaluate", writer="eval")
 TESTS = RunFile(
@@ -99,7 +103,7 @@ RUN_FILES = (
     SPLIT, DATA, AUDIT, IMAGE_HASHES, ENVIRONMENT, ORIGIN, CHECKPOINT, RANGE_TEST, PLAN,
     RANGE_TEST_PLOT, MODEL, CONFIG, LOG, CURVES, CANDIDATE,
     CALIBRATION, CALIBRATION_ARRAYS, ONNX, METRICS,
-    REPORT, PLOTS, TESTS,
+    POOLING, REPORT, PLOTS, TESTS,
     ONNX_INT8, PT2,
 )  # fmt: skip
 """All files of a run, in the order in which they are written."""

@@ -36,6 +36,7 @@ from convnext_cli.runs.files import (
     ORIGIN,
     PLAN,
     PLOTS,
+    POOLING,
     PT2,
     RANGE_TEST,
     RANGE_TEST_PLOT,
@@ -58,6 +59,7 @@ RUNS = Path("runs")
 _SPLITS = re.compile(r"train|val|test|fold-\d+")
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
 CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
+POOLING_REMEDY = "Delete it; `convnext eval --per group` fits it again"
 RUN_REMEDY = "Give a folder that `convnext finetune` made"
 RESTART_REMEDY = "Start a new run with another --output"
 _SPLIT_COLUMNS = ("path", "label", "group", "split")
@@ -510,6 +512,23 @@ class RunFolder:
         if weights not in (None, self.fingerprint_weights()):
             raise RunError(f"{path} cannot be read: it was fitted for other weights ({weights})", remedy)
         return arrays
+
+    def write_pooling(self, pooling: dict[str, Any]) -> None:
+        """Write the rule that pools the images of a group, with its calibration."""
+        write_text(POOLING.path(self.path), json.dumps(pooling, indent=1) + "\n")
+
+    def read_pooling(self) -> Any:
+        """Return the pooling as plain values; None if there is none.
+
+        Raises:
+            RunError: the file is not JSON.
+        """
+        from convnext_cli.runs.records import read_json
+
+        try:
+            return read_json(POOLING.path(self.path), POOLING_REMEDY)
+        except FileNotFoundError:
+            return None
 
     def fingerprint_weights(self) -> str:
         """Return a checksum of the weights, by which a calibration fitted for other weights is recognised."""

@@ -129,6 +129,8 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
 class AuditGroups(Struct, frozen=True, kw_only=True):
     """The rule by which the audit found groups."""
 
+    source: str = ""
+    """`manifest`, `names`, `folders`, `pattern`, `dicom` or `none`."""
     rule: str = ""
     number: Count = 0
     certainty: str = ""

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
-from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.multilabel import (
     MultilabelCalculator,
     MultilabelMetrics,
     count_together,
+    logit,
     sigmoid,
     summarise_labels,
 )
 from convnext_cli.metrics.platt import choose_threshold, fit_platt
+from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
@@ -43,6 +45,7 @@ class Multilabel(Task):
     metrics: ClassVar[type] = MultilabelMetrics
     has_values: ClassVar[bool] = True
     has_several: ClassVar[bool] = True
+    pooling: ClassVar[tuple[Rule, ...]] = RULES
     unsupported: ClassVar[dict[str, str]] = {
         "sampler": "an image belongs to several labels",
         "logit_adjustment": "it is for classes that exclude each other",
@@ -244,9 +247,7 @@ class Multilabel(Task):
 
     def average(self, logits: Sequence[Floats]) -> Floats:
         """Return the logits of the mean of the members' probabilities, (N, K)."""
-        mean = np.mean([sigmoid(part) for part in logits], axis=0).clip(1e-7, 1 - 1e-7)
-        averaged: NDArray[np.float64] = np.log(mean) - np.log1p(-mean)
-        return averaged
+        return logit(np.mean([sigmoid(part) for part in logits], axis=0))
 
     def select_known(self, targets: Targets, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which images have label k, and for which images that is known, both (N,)."""
@@ -313,6 +314,31 @@ class Multilabel(Task):
         others = {"correct": len(known) - len(shown), "unknown": len(classes) - len(known)}
         counts = [f"{number} {word}" for word, number in others.items() if number]
         return [*lines, f"{'other ' if lines else ''}labels: {', '.join(counts)}"] if counts else lines
+
+    # Groups
+
+    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
+        """Return the logits of the groups' pooled probabilities, (G, K)."""
+        return logit(pool_scores(self.activate(logits), units, rule))
+
+    def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
+        """Return the labels of each group, (G, K): 1 if any of its images has it, 0 if all lack it, else unknown."""
+        shape = (int(units.max()) + 1, targets.shape[1])
+        has_positive, are_negative = np.zeros(shape, np.bool_), np.ones(shape, np.bool_)
+        np.logical_or.at(has_positive, units, targets == 1)
+        np.logical_and.at(are_negative, units, targets == 0)
+        return np.where(has_positive, 1, np.where(are_negative, 0, np.nan)).astype(targets.dtype)
+
+    def describe_pooled_target(self, negative: str | None) -> str:
+        """Return that one positive image suffices."""
+        return "a label is positive if any image has it, and unknown if none has it and one is unknown"
+
+    def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
+        """Return the binary cross-entropy, summed over the known labels of each image, (N,)."""
+        z = logits.astype(np.float64)
+        losses = np.maximum(z, 0) - z * (targets == 1) + np.log1p(np.exp(-np.abs(z)))
+        summed: NDArray[np.float64] = np.where((targets == 0) | (targets == 1), losses, 0).sum(axis=1)
+        return summed
 
     # Metrics
 

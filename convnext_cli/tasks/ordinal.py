@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.encoding import normalise_name
-from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.ordinal import OrdinalCalculator, OrdinalMetrics, summarise_grades
+from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.tasks.reading import (
@@ -40,6 +41,8 @@ class Ordinal(Single):
     name: ClassVar[str] = "ordinal"
     title: ClassVar[str] = "ordered grades"
     metrics: ClassVar[type] = OrdinalMetrics
+    pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
+    has_negative: ClassVar[bool] = False
     display: ClassVar[Display] = replace(
         Single.display,
         headline="quadratic_kappa",
@@ -143,6 +146,16 @@ class Ordinal(Single):
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
         """Return the kappa of guessing, 0, and the accuracy of always giving the most frequent grade."""
         return Chance(value=0.0, text=f"guessing gives 0; {describe_constant(metrics)}")
+
+    def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
+        """Return the median grade of each group's images, (G,); of an even number, the upper one."""
+        order = np.lexsort((targets, units))
+        sizes = np.bincount(units)
+        return np.asarray(targets[order][np.cumsum(sizes) - sizes + sizes // 2])
+
+    def describe_pooled_target(self, negative: str | None) -> str:
+        """Return that the median counts."""
+        return "the median grade counts, of an even number of images the upper one"
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> OrdinalCalculator:
         """Return the calculator of ordinal metrics."""

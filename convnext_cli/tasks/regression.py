@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.encoding import normalise_name
-from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.conformal import fit_margin
+from convnext_cli.metrics.pooling import Rule, pool_scores
 from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics, summarise_numbers
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
@@ -263,6 +264,26 @@ class Regression(Task):
         error = outcome.value - float(target)
         size = f"{abs(error):.3g} too {'high' if error > 0 else 'low'}"
         return [f"said {outcome.value:.4g}{interval}, labelled {float(target):.4g}: {size}"]
+
+    # Groups
+
+    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
+        """Return the mean output of each group's images, (G, 1)."""
+        return pool_scores(logits, units, rule)
+
+    def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
+        """Return the mean number of each group's images, (G,)."""
+        means: NDArray[np.float64] = np.bincount(units, targets) / np.bincount(units)
+        return means
+
+    def describe_pooled_target(self, negative: str | None) -> str:
+        """Return that the mean counts."""
+        return "the mean number counts"
+
+    def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
+        """Return the squared error of each standardised output, (N,)."""
+        errors: NDArray[np.float64] = (logits[:, 0] - self._standardise(targets)) ** 2
+        return errors
 
     # Metrics
 

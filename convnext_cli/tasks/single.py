@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
+from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Metrics, MetricSet, compute_metrics
-from convnext_cli.metrics.temperature import fit_temperature
+from convnext_cli.metrics.temperature import fit_bias_corrected_temperature, fit_temperature
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
     OtherTaskError,
@@ -32,6 +33,7 @@ from convnext_cli.text import quote
 
 _GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20
+MIN_TO_OFFSET = 10  # validation groups of each class; with fewer, pooled logits get no offsets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,8 @@ class Single(Task):
     title: ClassVar[str] = "one class per image"
     loss: ClassVar[str] = "cross_entropy"
     metrics: ClassVar[type] = Metrics
+    pooling: ClassVar[tuple[Rule, ...]] = RULES
+    has_negative: ClassVar[bool] = True
     display: ClassVar[Display] = Display(
         headline="balanced_accuracy",
         loss="log_loss",
@@ -141,6 +145,11 @@ class Single(Task):
         """Return probabilities (N, K): softmax."""
         return np.exp(log_softmax(logits))
 
+    def calibrate(self, logits: Floats, scaling: Scaling | None) -> Floats:
+        """Return the logits divided by the temperature, (N, K); those of groups are shifted class by class after it."""
+        scaled: Floats = Task.calibrate(self, logits, scaling)
+        return scaled + np.asarray(scaling.label_offset) if scaling and scaling.label_offset else scaled
+
     @property
     def activation(self) -> str:
         """Return the name of the softmax."""
@@ -149,7 +158,7 @@ class Single(Task):
     @classmethod
     def describe_calibration(cls, scaling: Scaling) -> str:
         """Return the temperature."""
-        return f"temperature {scaling.temperature:.2f}"
+        return f"temperature {scaling.temperature:.2f}{' and an offset for each class' * bool(scaling.label_offset)}"
 
     def describe_scores(self, scaling: Scaling | None) -> str:
         """Return the softmax with its temperature."""
@@ -196,6 +205,48 @@ class Single(Task):
     def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
         """Return the predicted class beside the true one."""
         return [f"said {outcome.classes[0]} ({show_probability(outcome.probabilities[0])}), labelled {classes[target]}"]
+
+    # Groups
+
+    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
+        """Return the logarithm of the groups' pooled probabilities, which are divided by their sum, (G, K)."""
+        pooled = pool_scores(self.activate(logits), units, rule)
+        shares: NDArray[np.float64] = np.maximum(pooled / pooled.sum(axis=1, keepdims=True), 1e-7)
+        return np.log(shares)
+
+    def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
+        """Return the most frequent class of each group's images, (G,).
+
+        Any other class outweighs the negative one. Of equally frequent classes it is the rarer one of all images.
+        """
+        counts = np.zeros((int(units.max()) + 1, max(int(targets.max()), negative or 0) + 1), np.int64)
+        np.add.at(counts, (units, targets), 1)
+        rarity = np.argsort(np.argsort(-counts.sum(axis=0), kind="stable"), kind="stable")
+        if negative is not None:
+            is_only = counts.sum(axis=1) == counts[:, negative]
+            counts[~is_only, negative] = 0
+        labels: NDArray[np.int64] = (counts * counts.shape[1] + np.where(counts > 0, rarity, 0)).argmax(axis=1)
+        return labels
+
+    def describe_pooled_target(self, negative: str | None) -> str:
+        """Return that the most frequent class counts, and which one any other outweighs."""
+        if negative is None:
+            return "the most frequent class counts; --negative-class names one that any other class outweighs"
+        return f"any other class outweighs {negative}, and of several the most frequent counts"
+
+    def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
+        """Return the negative log-likelihood of each true class, (N,)."""
+        losses: NDArray[np.float64] = -log_softmax(logits)[np.arange(len(targets)), targets]
+        return losses
+
+    def fit_pooled(self, logits: Floats, targets: Targets, weights: Floats) -> dict[str, Any]:
+        """Fit a temperature, and an offset for each class where each has enough groups."""
+        if np.bincount(targets, minlength=logits.shape[1]).min() < MIN_TO_OFFSET:
+            return {"temperature": fit_temperature(logits, targets)}
+        temperature, offsets = fit_bias_corrected_temperature(logits, targets, weights)
+        return {"temperature": temperature, "label_offset": tuple(offsets.tolist())}
+
+    # Metrics
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> ClassCalculator:
         """Return the calculator of classification metrics."""

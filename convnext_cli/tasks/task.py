@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.calculator import Calculator, Floats, Ints
+from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.tasks.reading import RawTargets, Table, TargetOptions, explain_columns
@@ -135,6 +136,10 @@ class Task(ABC):
     """True if an image may have several of the classes, each of which has its own explanation."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Settings that do not apply, each with the reason."""
+    pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
+    """The rules that may pool the images of a group."""
+    has_negative: ClassVar[bool] = False
+    """True if one class may stand for no finding, which any other class of a group's images outweighs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and parameters as plain values; `registry.read_task` reads them."""
@@ -329,6 +334,46 @@ class Task(ABC):
 
         Several labels have a line for each wrong one, the most confident error first, and one that counts the others.
         """
+
+    # Groups
+
+    @abstractmethod
+    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
+        """Return the logits of groups, (G, K), from the calibrated logits of their images.
+
+        Args:
+            logits: (N, K).
+            units: (N,) number of each image's group, 0 to G-1.
+            rule: one of `pooling`.
+        """
+
+    @abstractmethod
+    def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
+        """Return the targets of G groups from those of their N images.
+
+        Args:
+            targets: of the N images.
+            units: (N,) number of each image's group, 0 to G-1.
+            negative: the class that any other class of a group's images outweighs; None for none.
+        """
+
+    @abstractmethod
+    def describe_pooled_target(self, negative: str | None) -> str:
+        """Return in words the target of a group whose images have different ones."""
+
+    @abstractmethod
+    def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
+        """Return the loss of each image or group, (N,), from calibrated logits (N, K)."""
+
+    def fit_pooled(self, logits: Floats, targets: Targets, weights: Floats) -> dict[str, Any]:
+        """Fit a calibration of pooled logits on validation groups; return fields of `inference.pooling.Pooling`.
+
+        Args:
+            logits: (G, K), pooled.
+            targets: of the G groups.
+            weights: (G,), how much each group counts.
+        """
+        return self.fit_calibration(logits, targets, None)
 
     # Metrics
 

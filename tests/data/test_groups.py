@@ -1,12 +1,16 @@
+import random
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.groups import find_groups_across_splits, group_index
-from convnext_cli.data.index import Index
+from convnext_cli.data.groups import find_groups_across_splits, group_index, group_like, group_steps
+from convnext_cli.data.index import Index, select_rows
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
+from tests.conftest import run_all
 from tests.data.naming import FEWER, WITH_GROUPS, WITHOUT_GROUPS
 from tests.images.dicom import XRAY, save_dicom
 
@@ -52,6 +56,51 @@ def test_identifiers_that_restart_in_each_class_are_dropped() -> None:
     assert shared == {f"person{200 + p}": 3 for p in range(4)}
 
 
+def test_an_identifier_of_two_classes_is_cut_where_numbers_restart() -> None:
+    both = [f"{c}/p{p}_{c}_0.png" for p in range(30) for c in ("cat", "dog")]
+    several = [f"{c}/p{p}_{c}_{i}.png" for p in (3, 4) for c in ("cat", "dog") for i in (1, 2)]
+    index, grouping = group_index(make_index(*both, *several, "dog/p5_dog_1.png"), "auto")
+    shared = {group: count for group, count in Counter(index.groups).items() if count > 1}
+    assert shared == {"p3 (0)": 3, "p3 (1)": 3, "p4 (0)": 3, "p4 (1)": 3, "p5": 2}
+    assert "restart in each class, so only images of one class are together" in grouping.rule
+
+
+def test_few_identifiers_that_repeat_are_groups() -> None:
+    paths = [f"{c}/person{p}_{c}_{p}.png" for k, c in enumerate(("cat", "dog")) for p in range(500 * k, 500 * k + 200)]
+    index, grouping = group_index(make_index(*paths, "cat/person7_cat_900.png"), "auto")
+    assert grouping.source == "names"
+    assert [group for group, count in Counter(index.groups).items() if count > 1] == ["person7"]
+
+
+def test_the_reason_for_no_groups_is_true() -> None:
+    once = [f"{c}/{i:03}.png" for c in ("cat", "dog") for i in range(20)]
+    other = [f"{c}/{i + 50 * k:03}.png" for k, c in enumerate(("cat", "dog")) for i in range(20)]
+    for paths in (once, other):
+        rule = group_index(make_index(*paths), "auto")[1].rule
+        assert rule == "none: no identifier repeats in the file names of one class"
+
+
+def test_subsets_of_chest_x_rays_keep_the_identifiers_that_repeat(shared_data: Path) -> None:
+    """Of 120 X-rays, all images of one person and class are together, however few persons have several.
+
+    Names like `IM-0115-0001-0002` are left out: three or fewer in 120 do not show which number is the person's.
+    """
+    full = scan_folder(shared_data / "cxr3")
+    person = re.compile(r"person\d+|(?:NORMAL2-)?IM-\d+")
+    usual = [row for row in full.rows("train") if not re.search(r"-\d+-\d+-\d+", full.paths[row])]
+    for seed in range(20):
+        rows = sorted(random.Random(seed).sample(usual, 120))
+        index, grouping = group_index(replace(select_rows(full, rows), splits=("",) * 120), "auto")
+        keys = [(person.findall(path)[0], label) for path, label in zip(index.paths, index.labels, strict=True)]
+        repeated = {key for key, count in Counter(keys).items() if count > 1}
+        if not repeated:
+            assert grouping.rule == "none: no identifier repeats in the file names of one class"
+            continue
+        assert grouping.source == "names"
+        for key in repeated:
+            assert len({index.groups[row] for row, other in enumerate(keys) if other == key}) == 1, key
+
+
 @pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a+)+$", "((a{1,100}){1,100}){1,100}b"])
 def test_pattern_that_takes_too_long_is_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convnext_cli.data.groups.MAX_SECONDS_PATH", 0.05)
@@ -85,6 +134,41 @@ def test_dicom_attribute_defines_the_groups(tmp_path: Path) -> None:
     assert group_index(scan_folder(tmp_path), "auto")[1].source == "none", "one ID on all files is no patient"
     with pytest.raises(UsageError, match="no file has the DICOM attribute StudyID"):
         group_index(index, "dicom:StudyID")
+
+
+def test_reading_dicom_headers_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convnext_cli.data.groups.HEADERS_PER_EVENT", 2)
+    for number in range(6):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        save_dicom(tmp_path / "ab"[number % 2] / f"{number}.dcm", XRAY, PatientID=f"P{number // 2}")
+    *events, (index, grouping) = run_all(group_steps(scan_folder(tmp_path), "auto"))
+    assert [(event.done, event.total) for event in events] == [(2, 6), (4, 6), (6, 6)]
+    assert (grouping.source, grouping.groups) == ("dicom", 3)
+    assert Counter(index.groups) == {"P0": 2, "P1": 2, "P2": 2}
+
+
+@pytest.mark.parametrize("name", WITH_GROUPS)
+def test_other_files_get_groups_by_the_same_rule(name: str) -> None:
+    """All images of the last three subjects are left out of the data set, and come later."""
+    index, _ = group_index(make_index(*WITH_GROUPS[name]), "auto")
+    subjects = sorted(set(index.groups))[-3:]
+    late = [row for row, group in enumerate(index.groups) if group in subjects]
+    early = [row for row in range(len(index)) if row not in late]
+    known, grouping = group_index(select_rows(index, early), "auto")
+    if grouping.source == "none":
+        pytest.skip("too few subjects are left to see them in the names")
+    groups = group_like(known, [index.paths[row] for row in late])
+    assert groups is not None
+    assert len(set(groups)) == len(subjects)
+    pairs = {(groups[at], index.groups[row]) for at, row in enumerate(late)}
+    assert len(pairs) == len(subjects), "one to one"
+
+
+def test_names_that_do_not_give_the_groups_give_no_rule() -> None:
+    index = make_index(*(f"a/{number:03}.png" for number in range(20)), *(f"b/{number:03}.png" for number in range(20)))
+    assert group_like(index, ["new/1.png"]) is None
+    grouped = replace(index, groups=tuple(f"p{row % 7}" for row in range(len(index))))
+    assert group_like(grouped, ["new/1.png"]) is None
 
 
 def test_split_folders_are_not_groups() -> None:

@@ -15,6 +15,7 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration, add_targets, parse_target
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.test_set import choose_test_set
+from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import save_image
@@ -74,6 +75,6 @@ def test_moved_folder_is_read_with_the_options_of_the_run(run: RunFolder, tmp_pa
     (tmp_path / "data").rename(tmp_path / "moved")
     for path in sorted((tmp_path / "moved").rglob("*.png")):
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))  # as a copy by way of a Mac has them
-    test_set, _ = choose_test_set(run, tmp_path / "moved", None)
+    test_set, _ = finish(choose_test_set(run, tmp_path / "moved", None))
     assert (test_set.split, len(test_set.rows)) == ("test", 2)
     assert all((test_set.index.root / path).is_file() for path in test_set.index.paths)

@@ -69,6 +69,48 @@ def test_command_line_shows_the_task(kind: str, task_run: Runs, tables: dict[str
 
 
 @pytest.mark.parametrize("kind", TASKS)
+def test_patients_are_evaluated_and_predicted(kind: str, task_run: Runs, convnext: Convnext) -> None:
+    """Each patient has two images."""
+    run = task_run(kind)
+    evaluation = evaluate(run.path, per="group")
+    groups, index = evaluation.per_group, run.read_split()
+    assert groups is not None
+    assert groups.images_per_group == (2, 2, 2)
+    assert groups.groups == len({index.groups[row] for row in index.rows("test")})
+    assert getattr(groups.metrics, HEADLINES[kind][0]) > HEADLINES[kind][1] - 0.1
+    losses = {"multilabel": ["mean", "max", "noisy-or"], "ordinal": [], "regression": ["mean"]}
+    assert list(groups.pooling.losses) == losses[kind]
+    assert groups.pooling.is_fitted == (kind != "ordinal"), "too few patients of the highest grade"
+    paths = [str(index.root / index.paths[row]) for row in index.rows("test")[:4]]
+    pattern = r"\d\d(?=\d\.png)"  # names count images, not patients: ten images share it
+    rows = json.loads(
+        convnext("predict", *paths, "--run", run.path, "--per", "group", "--group-from", pattern, "--json").out
+    )
+    assert sum(row["images"] for row in rows) == 4
+    shown = convnext("eval", run.path, "--per", "group", "--no-report")
+    assert shown.code == 0, shown.err
+    assert "Pooled by" in shown.out
+
+
+def test_a_number_of_a_patient_is_the_mean_of_the_outputs(task_run: Runs) -> None:
+    run = task_run("regression")
+    evaluation = evaluate(run.path, per="group")
+    groups, index = evaluation.per_group, run.read_split()
+    assert groups is not None
+    names = [index.groups[row] for row in index.rows("test")]
+    values = index.targets(index.rows("test"))
+    for name, predicted, target in zip(
+        groups.names, evaluation.task.activate(groups.logits)[:, 0], groups.targets, strict=True
+    ):
+        rows = [row for row, group in enumerate(names) if group == name]
+        assert predicted == pytest.approx(evaluation.probabilities[rows, 0].mean(), rel=1e-5)
+        assert target == pytest.approx(values[rows].mean())
+    assert groups.pooling.margin is not None
+    assert evaluation.calibration is not None
+    assert groups.pooling.margin != evaluation.calibration.margin, "fitted on patients"
+
+
+@pytest.mark.parametrize("kind", TASKS)
 def test_split_is_read_back_as_it_was(kind: str, task_run: Runs, tables: dict[str, Path]) -> None:
     index = scan_data(tables[kind], table_options=TableOptions(**options_of(kind)))
     again = task_run(kind).read_split()

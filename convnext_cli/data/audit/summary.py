@@ -14,7 +14,7 @@ from convnext_cli.data.audit.measurements import Measurements, measure_images
 from convnext_cli.data.audit.rules import Evidence, find_all
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
 from convnext_cli.data.audit.support import Support, explain_support, measure_support, restarts_numbering
-from convnext_cli.data.groups import Grouping
+from convnext_cli.data.groups import Grouping, cut_groups, describe_groups
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Shape, Unseen, measure_centre_crops
 from convnext_cli.images.formats import has_image_suffix
@@ -140,16 +140,15 @@ def _weigh_groups(
 ) -> tuple[Index, Grouping, Support | None]:
     """Test guessed groups by their images, within splits and across them.
 
-    Groups are dropped if their numbers restart in the classes and splits and their images are not certainly alike.
+    If their numbers restart in the classes and splits, and their images are not certainly alike, only images of one
+    class and split are kept together, as far as they may be alike.
     """
     if not grouping.is_guess:
         return index, grouping, None
     within = measure_support(index, measurements)
     is_restarted = restarts_numbering(index)
     if within.verdict != "supported" and is_restarted:
-        example = grouping.examples[0][1] if grouping.examples else ""
-        rule = f"none: numbers such as {example} restart in each class, and {explain_support(within)}"
-        return replace(index, groups=()), Grouping(source="none", rule=rule), None
+        return *_cut_restarted(index, grouping, within), None
     across = measure_support(index, measurements, across=within) if len(set(index.splits)) > 1 else None
     if across and is_restarted and across.verdict == "unclear":
         across = replace(across, verdict="refuted")
@@ -157,6 +156,21 @@ def _weigh_groups(
     support = across if across and within.verdict != "supported" and is_supported else within
     certainty = "supported" if is_supported else "unsure"
     return index, replace(grouping, certainty=certainty, evidence=explain_support(support)), across
+
+
+def _cut_restarted(index: Index, grouping: Grouping, within: Support) -> tuple[Index, Grouping]:
+    """Return an index whose groups, with numbers that restart, are cut into those of one class and split."""
+    example = grouping.examples[0][1] if grouping.examples else ""
+    ambiguous = f"numbers such as {example} restart in each class"
+    cells = [" ".join(filter(None, (s, index.name_class(row)))) for row, s in enumerate(index.splits)]
+    groups = cut_groups(dict(enumerate(index.groups)), cells) if within.verdict == "unclear" else {}
+    if not groups:
+        rule = f"none: {ambiguous}, and {explain_support(within)}"
+        return replace(index, groups=()), Grouping(source="none", rule=rule)
+    names = tuple(groups.get(row, path) for row, path in enumerate(index.paths))
+    rule = f"{grouping.rule}; {ambiguous}, so only images of one class and split are together"
+    described = describe_groups(names, index.paths, grouping.source, rule)
+    return replace(index, groups=names), replace(described, evidence=explain_support(within))
 
 
 def _list_shapes(index: Index, measurements: Measurements) -> list[Shape]:

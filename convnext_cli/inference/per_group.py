@@ -1,0 +1,243 @@
+"""Evaluation per group: metrics of one prediction for each patient or object, pooled from its images."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.data.groups import group_index
+from convnext_cli.data.index import Index
+from convnext_cli.errors import UsageError
+from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.pooling import Pooling, choose_negative, fit_pooling, pool_logits
+from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.test_set import TestSet
+from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.intervals import Interval, Intervals, compute_intervals, number_units
+from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.thresholds import OperatingPoint, apply_threshold, describe_missed
+from convnext_cli.options import AUTO
+from convnext_cli.progress import Notice
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.task import Targets, Task
+
+if TYPE_CHECKING:
+    from convnext_cli.inference.evaluation import EvaluatedImages
+
+BIASED = ("ece", "macro_ece", "label_ece")  # metrics without a 95% CI per group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupEvaluation:
+    """Metrics of a run on groups of images."""
+
+    groups: int
+    """Number of groups."""
+    images_per_group: tuple[int, int, int]
+    """Smallest, median and largest number of images of a group."""
+    mixed: int
+    """Number of groups whose images have different targets."""
+    mixed_target: str
+    """The target of such a group, in words."""
+    pooling: Pooling
+    metrics: MetricSet
+    """`images` counts groups here."""
+    intervals: Intervals
+    operating_points: tuple[OperatingPoint, ...]
+    names: tuple[str, ...]
+    logits: Floats
+    """(G, K), pooled and calibrated."""
+    targets: Targets
+    """Of the G groups."""
+    notes: tuple[Notice, ...]
+    """Everything that limits the validity of the metrics."""
+
+    def describe_groups(self) -> str:
+        """Return the number of groups and of their images."""
+        smallest, median, largest = self.images_per_group
+        sizes = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
+        middle = "" if smallest == largest else f", median {median}"
+        return f"{self.groups:,} groups of {sizes} image{'s' if largest != 1 else ''}{middle}"
+
+    def describe_pooling(self, task: Task) -> str:
+        """Return the rule that pools a group's images, with the losses of all rules where it was chosen."""
+        pooling = self.pooling
+        if not pooling.is_fitted:
+            return f"Pooled by the {pooling.rule} of its images, without a calibration of its own"
+        calibration = f"calibrated with {task.describe_calibration(pooling)}"
+        if len(pooling.losses) < 2:
+            return f"Pooled by the {pooling.rule} of its images, {calibration} on {pooling.groups:,} validation groups"
+        losses = ", ".join(f"{rule} {loss:.4f}" for rule, loss in pooling.losses.items())
+        return (
+            f"Pooled by {pooling.rule}, chosen by log loss on {pooling.groups:,} validation groups ({losses}), "
+            f"{calibration}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the single groups, for JSON."""
+        left_out = ("names", "logits", "targets", "notes")
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
+        plain = {
+            name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()
+        }
+        return plain | {
+            "operating_points": [asdict(point) for point in self.operating_points],
+            "notes": [note.text for note in self.notes],
+        }
+
+
+def check_groups(request: EvalRequest, test_set: TestSet) -> None:
+    """Check that groups are known, and that the calibration is the run's.
+
+    Raises:
+        UsageError: this is not so.
+    """
+    if request.recalibrate is not None:
+        raise UsageError("--recalibrate fits the probabilities of single images", "Leave out --per group")
+    if not test_set.index.groups:
+        raise UsageError(
+            f"--per group: the groups of {test_set.index.root} are not known",
+            r"Give --group-from, such as 'patient\d+' or dicom:PatientID, or a CSV file with --group-column",
+        )
+
+
+def evaluate_groups(
+    run: RunFolder,
+    classifier: Classifier,
+    evaluated: "EvaluatedImages",
+    calibration: Calibration | None,
+    request: EvalRequest,
+) -> GroupEvaluation:
+    """Pool the images of each group, and compute the metrics of groups with their 95% CIs.
+
+    Where the run has validation groups, the rule is chosen and calibrated on these, and kept in the run.
+
+    Args:
+        run: the run folder.
+        classifier: the run's model.
+        evaluated: the images, whose groups are known.
+        calibration: of single images; None where there is none.
+        request: the options.
+
+    Raises:
+        RunError: the validation logits in the run are damaged.
+        UsageError: the negative class is unknown, or the task has none.
+    """
+    task, classes, test_set = evaluated.task, evaluated.classes, evaluated.test_set
+    negative = choose_negative(task, classes, request.negative_class)
+    pooling, notes = _prepare_pooling(run, classifier, test_set, calibration, request, negative)
+    groups = test_set.groups
+    assert groups is not None
+    units = number_units(len(groups), groups)
+    targets = task.pool_targets(evaluated.targets, units, None if negative is None else classes.index(negative))
+    logits = pool_logits(task, evaluated.logits, units, calibration, pooling)
+    members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
+    sizes = [len(rows) for rows in members]
+    mixed = sum(task.find_conflict(evaluated.targets[rows]) for rows in members)
+    mixed_target = task.describe_pooled_target(negative)
+    if mixed:
+        text = f"{mixed:,} of {len(members):,} groups have images with different targets: {mixed_target}"
+        notes.append(Notice(text=text))
+    metrics = task.compute_metrics(logits, targets, classes, pooling)
+    if metrics.absent:
+        notes.append(Notice(text=f"no group of {', '.join(metrics.absent)}: averages are over the other classes"))
+    if max(sizes) == 1:
+        notes.append(Notice(text="each group has one image: metrics per group are those per image"))
+    points = _apply_thresholds(pooling, evaluated, task.activate(logits), targets)
+    notes += [
+        Notice(text=f"per group: {describe_missed(point)}", severity="warning") for point in points if point.is_missed
+    ]
+    return GroupEvaluation(
+        groups=len(members),
+        images_per_group=(min(sizes), int(np.median(sizes)), max(sizes)),
+        mixed=mixed,
+        mixed_target=mixed_target,
+        pooling=pooling,
+        metrics=metrics,
+        intervals=_drop_biased(compute_intervals(task.make_calculator(logits, targets, pooling))),
+        operating_points=tuple(points),
+        names=tuple(groups[rows[0]] for rows in members),
+        logits=logits,
+        targets=targets,
+        notes=tuple(notes),
+    )
+
+
+def _drop_biased(intervals: Intervals) -> Intervals:
+    """Return intervals without those of calibration errors.
+
+    In a few hundred groups the ECE of a calibrated model is far above its true value, and its interval seldom holds
+    that one (`benchmarks/pooling.py`).
+    """
+
+    def drop(of_keys: dict[str, Interval | None]) -> dict[str, Interval | None]:
+        return {key: None if key in BIASED else interval for key, interval in of_keys.items()}
+
+    return replace(intervals, overall=drop(intervals.overall), per_class=tuple(map(drop, intervals.per_class)))
+
+
+def _prepare_pooling(
+    run: RunFolder,
+    classifier: Classifier,
+    test_set: TestSet,
+    calibration: Calibration | None,
+    request: EvalRequest,
+    negative: str | None,
+) -> tuple[Pooling, list[Notice]]:
+    """Return the pooling of a run, fitted on its validation groups and kept in it, with notes.
+
+    A cross-validation has no validation images of its own: the mean is used, as it is.
+    """
+    if not isinstance(classifier, TorchClassifier):
+        reason = "a cross-validation has no validation groups of its own"
+        pooling = Pooling(weights="", weak=reason, negative_class=negative)
+        return pooling, [Notice(text=f"groups are pooled by the mean, without a calibration of their own: {reason}")]
+    blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=request.group_from)
+    index = _group_own_split(run, test_set.index, request.group_from)
+    notes = _list_shared_names(index, test_set)
+    if not index.groups:
+        pooling = Pooling(weights=blank.weights, weak="the groups of the run's own images are not known")
+    else:
+        pooling = fit_pooling(run, classifier, calibration, index, blank)
+        run.write_pooling(pooling.to_dict())
+    if not pooling.is_fitted:
+        text = f"groups are pooled by the mean, without a calibration of their own: {pooling.weak}"
+        notes.append(Notice(text=text, severity="warning"))
+    return pooling, notes
+
+
+def _group_own_split(run: RunFolder, evaluated: Index, group_from: str) -> Index:
+    """Return the run's split, with the groups of the evaluated images where these are its own, or by `group_from`."""
+    index = run.read_split()
+    if (index.paths, index.splits) == (evaluated.paths, evaluated.splits):
+        return evaluated
+    return index if group_from == AUTO else group_index(index, group_from)[0]
+
+
+def _list_shared_names(index: Index, test_set: TestSet) -> list[Notice]:
+    """Return a warning where evaluated groups have the names of groups that the model was trained on."""
+    trained = {index.groups[row] for row in index.rows("train")} if index.groups else set()
+    shared = trained & set(test_set.groups or ())
+    if not shared or test_set.split in ("train", "all"):
+        return []
+    text = (
+        f"possible leakage: {len(shared):,} of the evaluated groups, such as {min(shared)}, have the names of groups "
+        "of training images. If they are the same patients, the scores are too high"
+    )
+    return [Notice(text=text, severity="warning")]
+
+
+def _apply_thresholds(
+    pooling: Pooling, evaluated: "EvaluatedImages", probabilities: NDArray[np.float64], targets: Targets
+) -> Sequence[OperatingPoint]:
+    """Return the sensitivity and specificity of each threshold on groups."""
+    points = []
+    for threshold in pooling.thresholds:
+        k = evaluated.classes.index(threshold.target.name)
+        positive, known = evaluated.task.select_known(targets, k)
+        points.append(apply_threshold(threshold, probabilities[:, k], positive, None, known))
+    return points

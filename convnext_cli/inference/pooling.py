@@ -1,0 +1,297 @@
+"""The pooling of a run: how the images of a group give one prediction, chosen and calibrated on validation groups."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta
+
+from convnext_cli.data.groups import group_index, group_like
+from convnext_cli.data.index import NONE, Index
+from convnext_cli.encoding import find_name
+from convnext_cli.errors import RunError, UsageError, suggest
+from convnext_cli.inference.calibration import Calibration, check_thresholds, read_validation
+from convnext_cli.inference.classifier import Classifier
+from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.intervals import number_units
+from convnext_cli.metrics.pooling import MEAN, Rule, choose_rule
+from convnext_cli.metrics.thresholds import Threshold, find_threshold
+from convnext_cli.options import AUTO
+from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.settings import UNCORRECTED
+from convnext_cli.runs.folder import POOLING_REMEDY, RunFolder
+from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.runs.records import convert_record
+from convnext_cli.tasks.task import Targets, Task
+
+MIN_GROUPS = 20  # validation groups to choose and calibrate a rule on
+NEGATIVE_NAMES = frozenset((
+    "0", "absent", "benign", "control", "controls", "healthy", "neg", "negative", "no", "nofinding", "nofindings",
+    "none", "norm", "normal", "normals", "unremarkable",
+))  # fmt: skip
+"""Names of classes without a finding, in lower case and without separators."""
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pooling:
+    """The rule that pools a group's images, and what was fitted for it. The field names are keys of `pooling.json`."""
+
+    weights: str
+    """Fingerprint of the weights that it was fitted for."""
+    rule: Rule = MEAN
+    groups: Annotated[int, Meta(ge=0)] = 0
+    """Number of validation groups."""
+    weak: str | None = None
+    """The reason why nothing was fitted; None where it was."""
+    group_from: str = AUTO
+    """The source of the groups, as `--group-from` has it; `auto` for the run's own."""
+    negative_class: str | None = None
+    """The class that any other class of a group's images outweighs."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Loss of each rule on the validation groups after calibration: log loss, or of a number the squared error."""
+    temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    """The divisor of the pooled logits."""
+    label_scale: tuple[float, ...] = ()
+    """Factor of each label's pooled logit; empty where there is one temperature for all classes."""
+    label_offset: tuple[float, ...] = ()
+    """Number that is added to each class's or label's pooled logit after that."""
+    label_thresholds: tuple[Fraction, ...] = ()
+    """Probability from which on a label is predicted, for each label."""
+    margin: Annotated[float, Meta(ge=0)] | None = None
+    """Half the length of a 90% prediction interval, in the units of the model's output; of a number only."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Thresholds on the groups' probabilities, one for each target that the validation groups allow."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Return whether there were enough validation groups to fit anything."""
+        return self.weak is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+
+def read_pooling(run: RunFolder) -> Pooling | None:
+    """Return the pooling of the run's weights; None where it is missing or was fitted for other weights.
+
+    Raises:
+        RunError: the file does not fit its schema, or names classes that the model does not have.
+    """
+    raw, path = run.read_pooling(), run.path / "pooling.json"
+    if raw is None:
+        return None
+    pooling = convert_record(raw, Pooling, path, POOLING_REMEDY)
+    if pooling.weights != run.fingerprint_weights():
+        return None
+    names = run.read_config().label_names
+    check_thresholds(pooling.thresholds, names, path, POOLING_REMEDY)
+    for key in ("label_scale", "label_offset", "label_thresholds"):
+        if (number := len(getattr(pooling, key))) not in (0, len(names)):
+            raise RunError(f"{path} cannot be read: {key}: {number} values for {len(names)} classes", POOLING_REMEDY)
+    return pooling
+
+
+def fit_pooling(
+    run: RunFolder, model: Classifier, calibration: Calibration | None, index: Index, blank: Pooling
+) -> Pooling:
+    """Choose a rule on the run's validation groups, as `choose_pooling` does, and set its thresholds for all targets.
+
+    Args:
+        run: the run folder.
+        model: the run's classifier.
+        calibration: of single images; None where there is none.
+        index: the run's split, with groups.
+        blank: has the weights, the source of the groups, and the negative class.
+
+    Raises:
+        RunError: the validation logits in the run are damaged.
+    """
+    rows = index.rows("val")
+    if calibration is None or not calibration.is_fitted:
+        return replace(blank, weak=calibration.weak if calibration else "the run is not calibrated")
+    logits, labels = read_validation(run, calibration, model)
+    task, classes = model.task, model.classes
+    scaling: dict[str, Any] = {"label_thresholds": calibration.label_thresholds, "margin": calibration.margin}
+    if len(rows) != len(logits):
+        return replace(blank, weak="the run's validation split was changed", **scaling)
+    units = number_units(len(rows), [index.groups[row] for row in rows])
+    negative = None if blank.negative_class is None else classes.index(blank.negative_class)
+    targets = task.pool_targets(labels, units, negative)
+    blank = replace(blank, groups=int(units.max()) + 1)
+    if reason := _explain_few(task, targets, classes):
+        return replace(blank, weak=reason, **scaling)
+    calibrated = task.calibrate(logits, calibration)
+    weights = _weigh(task, targets, is_balanced=_is_balanced(run))
+    pooling = choose_pooling(task, calibrated, units, targets, weights, blank)
+    probabilities = task.activate(task.calibrate(task.pool(calibrated, units, pooling.rule), pooling))
+    return replace(pooling, thresholds=_set_thresholds(task, classes, calibration, probabilities, targets))
+
+
+def choose_pooling(
+    task: Task, logits: Floats, units: Ints, targets: Targets, weights: Floats, blank: Pooling
+) -> Pooling:
+    """Calibrate each rule on validation groups, and return the one with the lowest log loss.
+
+    The log loss is a proper score of the calibrated probabilities, and it uses all of each probability. Balanced
+    accuracy, by which the best epoch is chosen, changes only where a decision does: on a few dozen groups it cannot
+    tell two rules apart.
+
+    Args:
+        task: of the run.
+        logits: (N, K) of the images, calibrated.
+        units: (N,) number of each image's group, 0 to G-1.
+        targets: of the G groups.
+        weights: (G,), how much each group counts.
+        blank: the other fields of the result.
+    """
+    poolings: dict[Rule, Pooling] = {}
+    losses: dict[Rule, Floats] = {}
+    for rule in task.pooling:
+        pooled = task.pool(logits, units, rule)
+        poolings[rule] = replace(blank, rule=rule, **task.fit_pooled(pooled, targets, weights))
+        losses[rule] = weights * task.measure_losses(task.calibrate(pooled, poolings[rule]), targets)
+    means = {str(rule): float(loss.mean()) for rule, loss in losses.items()}
+    return replace(poolings[choose_rule(losses)], losses=means)
+
+
+def _explain_few(task: Task, targets: Targets, classes: Sequence[str]) -> str | None:
+    """Return the reason why the validation groups are too few; None if they suffice."""
+    few = task.explain_small_validation(targets, classes)
+    if len(targets) >= MIN_GROUPS and not few:
+        return None
+    return f"the validation split has only {len(targets)} groups{f' ({few})' if few else ''}"
+
+
+def _is_balanced(run: RunFolder) -> bool:
+    """Return whether the run was trained to treat all classes alike, whatever their frequency."""
+    settings = read_plan(run.plan)[2] if run.plan.exists() else {}
+    return any(settings.get(name, value) != value for name, value in UNCORRECTED.items())
+
+
+def _weigh(task: Task, targets: Targets, *, is_balanced: bool) -> Floats:
+    """Return how much each group counts, 1 on average, (G,).
+
+    Offsets fit the probabilities to how frequent the classes are. Where the training evened the classes out, they count
+    alike here too: else a group would be given the rare class less often than each of its images.
+    """
+    if not is_balanced or task.has_values:
+        return np.ones(len(targets))
+    counts = np.bincount(targets)
+    weights: Floats = len(targets) / (counts > 0).sum() / counts[targets]
+    return weights
+
+
+def _set_thresholds(
+    task: Task, classes: Sequence[str], calibration: Calibration, probabilities: Floats, targets: Targets
+) -> tuple[Threshold, ...]:
+    """Return a threshold on groups for each target of the run whose class some of them have, and some lack."""
+    thresholds = []
+    for target in (threshold.target for threshold in calibration.thresholds):
+        k = classes.index(target.name)
+        positive, known = task.select_known(targets, k)
+        if positive[known].any() and not positive[known].all():
+            thresholds.append(find_threshold(probabilities[known, k], positive[known], target))
+    return tuple(thresholds)
+
+
+def choose_negative(task: Task, classes: Sequence[str], name: str | None) -> str | None:
+    """Return the class that any other class of a group's images outweighs: the named one, else by its name.
+
+    Raises:
+        UsageError: the model has no such class, or its task has no negative class.
+    """
+    if not task.has_negative:
+        if name is not None:
+            raise UsageError(f"--negative-class does not apply to {task.title}", "Leave it out")
+        return None
+    if name is None:
+        matching = [known for known in classes if re.sub(r"[\W_]+", "", known).casefold() in NEGATIVE_NAMES]
+        return matching[0] if len(matching) == 1 else None
+    position = find_name(name, tuple(classes))
+    if position is None:
+        remedy = f"{suggest(name, classes)}Known are {', '.join(classes[:20])}"
+        raise UsageError(f"unknown class {name!r} in --negative-class", remedy)
+    return classes[position]
+
+
+def pool_logits(task: Task, logits: Floats, units: Ints, calibration: Calibration | None, pooling: Pooling) -> Floats:
+    """Return the calibrated logits of groups, (G, K), from the uncalibrated logits of their images, (N, K)."""
+    return task.calibrate(task.pool(task.calibrate(logits, calibration), units, pooling.rule), pooling)
+
+
+def open_poolable(run: Path, *, has_explanation: bool) -> RunFolder:
+    """Return the folder of a run whose predictions can be pooled.
+
+    Raises:
+        UsageError: it is an exported file, which has no pooling; or heat maps, which are of single images, are
+            requested.
+    """
+    if has_explanation:
+        raise UsageError("--explain draws single images", "Leave out --per group, or --explain")
+    if not run.is_dir():
+        raise UsageError(f"--per group: {run} has no pooling of its own", "Give the run folder with --run")
+    return open_folder(run)
+
+
+def open_pooling(run: RunFolder, model: Classifier, calibration: Calibration | None, group_from: str) -> Pooling:
+    """Return the pooling that is kept in a run; else the one that its validation groups give, without keeping it."""
+    if isinstance(run, FoldsFolder):
+        return Pooling(weights="", weak="a cross-validation has no validation groups of its own")
+    if (pooling := read_pooling(run)) is not None:
+        return pooling
+    negative = choose_negative(model.task, model.classes, None)
+    blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=group_from)
+    index = run.read_split()
+    if group_from != AUTO:
+        index, _ = group_index(index, group_from)
+    if not index.groups:
+        return replace(blank, weak="the groups of the run's own images are not known")
+    return fit_pooling(run, model, calibration, index, blank)
+
+
+def name_groups(run: RunFolder, paths: Sequence[Path | None], group_from: str) -> list[str]:
+    """Return the group of each image file.
+
+    Args:
+        run: the run folder.
+        paths: of the files; None for an image in memory.
+        group_from: as `data.groups.group_index` takes it; `auto` is the rule of the run's last `eval --per group`, else
+            that of its training.
+
+    Raises:
+        UsageError: an image is in memory, or the rule does not apply to these files.
+    """
+    names = [str(path) for path in paths if path is not None]
+    if len(names) < len(paths):
+        raise UsageError("--per group needs image files: images in memory have no group", "Give paths")
+    rule = _find_rule(run) if group_from == AUTO else group_from
+    known = run.read_split()
+    if rule in (AUTO, NONE):
+        groups = group_like(known, [Path(name).as_posix() for name in names])
+        if groups is None:
+            raise UsageError(
+                f"--per group: the groups of {run.path} do not follow from file names",
+                r"Give --group-from, such as 'patient\d+' or dicom:PatientID",
+            )
+        return groups
+    zeros = (0,) * len(names)
+    files = Index(root=Path(), classes=("",), paths=tuple(names), labels=zeros, splits=("",) * len(names), skipped={})
+    return list(group_index(files, rule)[0].groups)
+
+
+def _find_rule(run: RunFolder) -> str:
+    """Return the source of a run's groups as `--group-from` has it; `auto` where its names or folders gave them."""
+    kept = None if isinstance(run, FoldsFolder) else read_pooling(run)
+    if kept is not None and kept.group_from != AUTO:
+        return kept.group_from
+    settings = read_plan(run.plan)[2] if run.plan.exists() else {}
+    audit = run.read_audit()
+    if settings.get("group_from", AUTO) == AUTO and audit is not None and audit.groups.source == "dicom":
+        return "dicom:PatientID"
+    return str(settings.get("group_from", AUTO))

@@ -1,0 +1,285 @@
+"""Evaluation and prediction per group, from a table of X-ray-like bags to the command line."""
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext_cli import cross_validate, evaluate, finetune, predict
+from convnext_cli.errors import RunError, UsageError
+from convnext_cli.inference.pooling import Pooling, choose_negative, read_pooling
+from convnext_cli.metrics.pooling import pool_scores
+from convnext_cli.reports.report import write_report
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.multilabel import Multilabel
+from convnext_cli.tasks.registry import SINGLE
+from tests.conftest import Convnext
+
+PATIENTS, IMAGES = 120, 5
+SETTINGS: dict[str, Any] = {
+    "model": "test_convnext", "weights": "none", "epochs": 3, "freeze_epochs": 0, "batch_size": 16, "lr": 2e-3,
+    "image_size": 32, "min_crop_area": 1.0, "hflip": 0.0, "val_fraction": 0.4, "test_fraction": 0.3, "onnx": False,
+    "audit": False, "autotune": False, "imbalance": "none",
+}  # fmt: skip
+
+
+def write_bags(folder: Path) -> Path:
+    """Write patients of five images, of which one has a bright spot in half of the patients; return their table."""
+    random = np.random.default_rng(0)
+    rows = [["path", "patient", "label"]]
+    for patient in range(PATIENTS):
+        spotted = int(random.integers(IMAGES)) if patient % 2 else -1
+        for image in range(IMAGES):
+            pixels = random.integers(0, 60, (32, 32))
+            if image == spotted:
+                y, x = random.integers(4, 20, 2)
+                pixels[y : y + 8, x : x + 8] += 190
+            path = folder / f"images/p{patient:03}_{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            rows.append([f"images/{path.name}", f"p{patient:03}", "SPOT" if image == spotted else "NORMAL"])
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "table.csv"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bags(tmp_path_factory.mktemp("bags"))
+
+
+@pytest.fixture(scope="module")
+def trained(table: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("runs") / "bags"
+    finetune(table, output=folder, **SETTINGS)
+    return RunFolder(folder)
+
+
+@pytest.fixture
+def bags(trained: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the run that a test may write to."""
+    shutil.copytree(trained.path, tmp_path / "run", ignore=shutil.ignore_patterns("tests.jsonl", "last"))
+    return RunFolder(tmp_path / "run")
+
+
+def list_images(run: RunFolder, split: str) -> list[Path]:
+    index = run.read_split()
+    return [index.root / index.paths[row] for row in index.rows(split)]
+
+
+def test_metrics_per_group_are_those_of_the_pooled_probabilities(bags: RunFolder) -> None:
+    result = evaluate(bags.path, per="group", targets=["sensitivity=0.9:SPOT"])
+    groups, pooling = result.per_group, read_pooling(bags)
+    assert groups is not None
+    assert pooling == groups.pooling
+    assert pooling is not None
+    assert pooling.is_fitted
+    assert pooling.negative_class == "NORMAL"
+    assert groups.images_per_group == (5, 5, 5)
+    index = bags.read_split()
+    names = sorted({index.groups[row] for row in index.rows("test")})
+    assert list(groups.names) == names
+    assert groups.groups == groups.metrics.images == groups.intervals.units == len(names)
+    truth = [int(name[1:]) % 2 for name in names]
+    np.testing.assert_array_equal(groups.targets, truth)
+    assert groups.mixed == sum(truth)
+    # the direct formula, image by image
+    test_groups = [index.groups[row] for row in index.rows("test")]
+    units = np.array([names.index(group) for group in test_groups])
+    pooled = pool_scores(result.probabilities, units, pooling.rule)
+    pooled /= pooled.sum(axis=1, keepdims=True)
+    raised = pooled ** (1 / pooling.temperature) * np.exp(pooling.label_offset)
+    np.testing.assert_allclose(
+        SINGLE.activate(groups.logits), raised / raised.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-6
+    )
+    [point] = groups.operating_points
+    decided = SINGLE.activate(groups.logits)[:, 1] >= point.threshold.threshold
+    assert point.sensitivity == pytest.approx(decided[np.array(truth) == 1].mean())
+    assert point.threshold != result.operating_points[0].threshold
+
+
+def test_one_positive_image_in_five_is_pooled_by_more_than_the_mean(bags: RunFolder) -> None:
+    groups = evaluate(bags.path, per="group").per_group
+    assert groups is not None
+    assert groups.pooling.rule != "mean"
+    assert set(groups.pooling.losses) == {"mean", "max", "noisy-or"}
+    assert groups.pooling.losses[groups.pooling.rule] < groups.pooling.losses["mean"]
+    assert groups.metrics.balanced_accuracy > 0.8
+
+
+def test_images_are_evaluated_as_without_groups(bags: RunFolder) -> None:
+    plain, result = evaluate(bags.path), evaluate(bags.path, per="group")
+    assert plain.per_group is None
+    assert (result.metrics, result.intervals) == (plain.metrics, plain.intervals)
+
+
+def test_command_line_shows_both_side_by_side(bags: RunFolder, convnext: Convnext) -> None:
+    shown = convnext("eval", bags.path, "--per", "group", "--target", "sensitivity=0.9:SPOT", "--no-report")
+    assert shown.code == 0, shown.err
+    assert "Per group: 36 groups of 5 images" in shown.out
+    assert "validation groups (mean " in shown.out
+    assert "per image" in shown.out
+    assert "any other class outweighs NORMAL" in shown.err
+    assert shown.out.count("sensitivity=0.9:SPOT") == 2
+    record = json.loads(convnext("eval", bags.path, "--per", "group", "--json", "--no-report").out)
+    assert record["metrics"]["images"] == 180
+    assert record["per_group"]["metrics"]["images"] == record["per_group"]["groups"] == 36
+    assert record["per_group"]["pooling"]["rule"] in ("max", "noisy-or")
+    assert record["per_group"]["mixed"] == 18
+    assert json.loads(convnext("eval", bags.path, "--json", "--no-report").out)["per_group"] is None
+
+
+def test_report_shows_both_side_by_side(bags: RunFolder) -> None:
+    result = evaluate(bags.path, per="group", targets=["sensitivity=0.9:SPOT"])
+    text = write_report(result).read_text()
+    assert "Metrics per image and per group" in text
+    assert "Operating points per group" in text
+    assert "18 of 36 groups have images with different targets" in text
+    assert result.per_group is not None
+    assert f"{100 * result.per_group.metrics.balanced_accuracy:.1f}" in text
+    assert "Metrics per image and per group" not in write_report(evaluate(bags.path)).read_text()
+
+
+def test_prediction_of_a_group_is_that_of_its_evaluation(bags: RunFolder) -> None:
+    groups = evaluate(bags.path, per="group", targets=["sensitivity=0.9:SPOT"]).per_group
+    assert groups is not None
+    images = list_images(bags, "test")
+    shuffled = [images[row] for row in np.random.default_rng(0).permutation(len(images))]
+    predictions = {one.group: one for one in predict(shuffled, bags.path, per="group", engine="torch")}
+    assert list(groups.names) == sorted(str(name) for name in predictions)
+    for name, scores in zip(groups.names, SINGLE.activate(groups.logits), strict=True):
+        one = predictions[name]
+        assert (one.images, one.path, one.unreadable) == (5, None, ())
+        known = dict(zip(one.classes, one.probabilities, strict=True))
+        assert [known["NORMAL"], known["SPOT"]] == pytest.approx(scores.tolist(), abs=1e-5)
+        [threshold] = groups.pooling.thresholds
+        assert one.decisions == {"sensitivity=0.9:SPOT": known["SPOT"] >= threshold.threshold}
+
+
+def test_prediction_without_an_evaluation_fits_the_pooling_and_keeps_nothing(bags: RunFolder) -> None:
+    images = list_images(bags, "test")
+    before = predict(images, bags.path, per="group", engine="torch")
+    assert read_pooling(bags) is None
+    evaluate(bags.path, per="group")
+    after = predict(images, bags.path, per="group", engine="torch")
+    assert [one.outcome for one in before] == [one.outcome for one in after]
+
+
+def test_command_line_predicts_one_row_a_group(bags: RunFolder, convnext: Convnext, tmp_path: Path) -> None:
+    images = list_images(bags, "test")[:10]
+    (tmp_path / "images").mkdir()
+    broken = tmp_path / "images" / images[0].name.replace("_", "_9")
+    broken.write_bytes(b"no image")
+    words = ["predict", *images, broken, "--run", bags.path, "--per", "group"]
+    shown = convnext(*words)
+    assert shown.code == 3
+    assert len(shown.out.splitlines()) == 2
+    assert "(5 images)" in shown.out
+    rows = json.loads(convnext(*words, "--json").out)
+    assert [row["images"] for row in rows] == [5, 5]
+    assert rows[0]["group"] == images[0].name.partition("_")[0]
+    assert set(rows[0]["probabilities"]) == {"NORMAL", "SPOT"}
+    table = list(csv.DictReader(io.StringIO(convnext(*words, "--csv").out)))
+    assert [(row["group"], row["images"], row["class"]) for row in table] == [
+        (row["group"], str(row["images"]), row["class"]) for row in rows
+    ]
+    alone = json.loads(convnext("predict", broken, "--run", bags.path, "--per", "group", "--json").out)
+    assert alone[0]["images"] == 0
+    assert "cannot" in alone[0]["error"]
+
+
+def test_groups_follow_another_rule_on_request(bags: RunFolder) -> None:
+    pattern = r"p\d\d"  # ten patients
+    groups = evaluate(bags.path, per="group", group_from=pattern).per_group
+    assert groups is not None
+    assert groups.groups <= 12
+    assert groups.pooling.group_from == pattern
+    assert any("possible leakage" in note.text for note in groups.notes)
+    [one] = predict(list_images(bags, "test")[:5], bags.path, per="group")
+    assert one.group is not None
+    assert len(one.group) == 3, "the rule of the evaluation"
+    [two] = predict(list_images(bags, "test")[:5], bags.path, per="group", group_from=r"p\d+")
+    assert two.group is not None
+    assert len(two.group) == 4
+
+
+def test_a_column_of_a_table_has_the_groups(bags: RunFolder, table: Path) -> None:
+    head, *rows = table.read_text().splitlines()
+    other = table.parent / "visits.csv"  # a visit: two images of a patient, or three
+    other.write_text("\n".join([f"{head},visit", *(f"{row},{row[:11]}{int(row[12]) // 2}" for row in rows)]))
+    result = evaluate(bags.path, other, per="group", group_column="visit")
+    assert result.per_group is not None
+    assert result.split == "test"
+    assert result.per_group.images_per_group == (1, 2, 2)
+    assert result.per_group.groups == 3 * 36
+    with pytest.raises(UsageError, match="--group-column needs a CSV file"):
+        evaluate(bags.path, per="group", group_column="visit")
+
+
+def test_refusals_say_what_to_do(bags: RunFolder, run: RunFolder, tmp_path: Path) -> None:
+    images = list_images(bags, "test")
+    with pytest.raises(UsageError, match=r"the groups of .* are not known"):
+        evaluate(run.path, per="group")
+    with pytest.raises(UsageError, match="--recalibrate fits the probabilities of single images"):
+        evaluate(bags.path, per="group", recalibrate=100)
+    with pytest.raises(UsageError, match="do not follow from file names"):
+        predict(list_images(run, "test"), run.path, per="group")
+    with pytest.raises(UsageError, match="--explain draws single images"):
+        predict(images, bags.path, per="group", explain=tmp_path / "heat")
+    with pytest.raises(UsageError, match="images in memory have no group"):
+        predict([np.zeros((32, 32), np.uint8)], bags.path, per="group")
+    with pytest.raises(UsageError, match="unknown class 'SPOTS' in --negative-class"):
+        evaluate(bags.path, per="group", negative_class="SPOTS")
+    with pytest.raises(UsageError, match="does not apply to several labels"):
+        choose_negative(Multilabel(), ("a", "b"), "a")
+
+
+def test_negative_class_is_recognised_by_its_name() -> None:
+    assert choose_negative(SINGLE, ("BACTERIA", "NORMAL", "VIRUS"), None) == "NORMAL"
+    assert choose_negative(SINGLE, ("No Finding", "Edema"), None) == "No Finding"
+    assert choose_negative(SINGLE, ("cat", "dog"), None) is None
+    assert choose_negative(SINGLE, ("healthy", "normal", "sick"), None) is None
+    assert choose_negative(SINGLE, ("cat", "dog"), "dog") == "dog"
+
+
+def test_few_validation_groups_are_pooled_by_the_mean(bags: RunFolder) -> None:
+    index = bags.read_split()
+    bags.write_split(replace(index, groups=tuple(group[:3] for group in index.groups)))
+    result = evaluate(bags.path, per="group")
+    assert result.per_group is not None
+    pooling = result.per_group.pooling
+    assert (pooling.rule, pooling.temperature, pooling.losses) == ("mean", 1.0, {})
+    assert "the validation split has only" in str(pooling.weak)
+    assert any(note.severity == "warning" and "pooled by the mean" in note.text for note in result.per_group.notes)
+
+
+def test_pooling_of_other_weights_is_not_used(bags: RunFolder) -> None:
+    evaluate(bags.path, per="group")
+    kept = read_pooling(bags)
+    assert kept is not None
+    bags.write_pooling(replace(kept, weights="00000000").to_dict())
+    assert read_pooling(bags) is None
+    bags.write_pooling(kept.to_dict() | {"label_offset": [0.0]})
+    with pytest.raises(RunError, match="label_offset: 1 values for 2 classes"):
+        evaluate(bags.path)
+    bags.write_pooling(kept.to_dict() | {"rule": "median"})
+    with pytest.raises(RunError, match=r"pooling\.json cannot be read: rule"):
+        read_pooling(bags)
+
+
+def test_cross_validation_is_pooled_by_the_mean(table: Path, tmp_path: Path) -> None:
+    folds = cross_validate(table, output=tmp_path / "folds", folds=2, **(SETTINGS | {"epochs": 1})).run
+    result = evaluate(folds, per="group", split="val")
+    assert result.per_group is not None
+    assert result.per_group.pooling == Pooling(
+        weights="", weak="a cross-validation has no validation groups of its own", negative_class="NORMAL"
+    )
+    predictions = predict(list_images(RunFolder(folds), "test")[:5], folds, per="group")
+    assert [one.images for one in predictions] == [5]
