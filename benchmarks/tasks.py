@@ -207,8 +207,8 @@ def draw_patients(
     return logits, labels, [str(number // per_patient) for number in range(len(labels))]
 
 
-def measure_coverage(runs: int, patients: int, per_patient: int, *, calibrated: bool = False) -> None:
-    """Print how often the 95% CI of each metric holds its value for very many patients."""
+def measure_coverage(runs: int, patients: int, per_patient: int, *, calibrated: bool) -> dict[str, float]:
+    """Return how often the 95% CI of each metric holds its value for very many patients, in %."""
     logits, targets, _ = draw_patients(100_000, per_patient, np.random.default_rng(0), calibrated=calibrated)
     overall, per_class = MultilabelCalculator(logits, targets).compute(np.ones((1, len(logits))))
     truth = {key: values[0] for key, values in overall.items()}
@@ -223,10 +223,20 @@ def measure_coverage(runs: int, patients: int, per_patient: int, *, calibrated: 
         for key, interval in (intervals.overall | rarest).items():
             if isinstance(interval, Interval):
                 hits[key].append(interval.low <= truth[key] <= interval.high)
-    kind = "calibrated" if calibrated else "under-confident"
-    print(f"{runs} sets of {patients} patients with {per_patient} images, {kind}; coverage of 95% CIs in %:")
-    for key, covered in hits.items():
-        print(f"  {key:26} {100 * np.mean(covered):.1f}  (n = {len(covered)})", flush=True)
+    return {key: 100 * float(np.mean(covered)) for key, covered in hits.items()}
+
+
+def compare_coverage(runs: int) -> None:
+    """Print the coverage for clustered and for single images, of an under-confident and of a calibrated model."""
+    columns = {
+        f"{kind}, {patients} x {per_patient}": measure_coverage(runs, patients, per_patient, calibrated=calibrated)
+        for kind, calibrated in (("under-confident", False), ("calibrated", True))
+        for patients, per_patient in ((150, 4), (300, 1))
+    }
+    print(f"{runs} sets of patients x images, three labels, 400 resamples; coverage in %")
+    print(f"{'metric':26}" + "".join(f"{name:>26}" for name in columns))
+    for key in next(iter(columns.values())):
+        print(f"{key:26}" + "".join(f"{values[key]:26.1f}" for values in columns.values()))
 
 
 TRAININGS = {
@@ -243,9 +253,7 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=1000)
     args = parser.parse_args()
     if args.what == "coverage":
-        for calibrated in (False, True):
-            measure_coverage(args.runs, patients=150, per_patient=4, calibrated=calibrated)
-            measure_coverage(args.runs, patients=300, per_patient=1, calibrated=calibrated)
+        compare_coverage(args.runs)
     elif args.out is None:
         parser.error("OUT is needed")
     else:

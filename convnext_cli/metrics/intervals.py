@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics import registry
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
+from convnext_cli.metrics.formulas import ECE_BINS
 
 T = TypeVar("T")
 
@@ -80,8 +81,7 @@ def compute_intervals(
     overall, per_class, gaps = (
         {name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in range(3)
     )
-    once = np.ones((1, calculator.images))
-    point, point_per_class = calculator.compute(once)
+    point, point_per_class = calculator.compute(np.ones((1, calculator.images)))
     units_per_class = _count_class_units(calculator, units)
     all_units = count_effective(units)
     class_intervals: list[dict[str, Interval | None]] = [
@@ -102,7 +102,7 @@ def compute_intervals(
         overall_intervals[macro] = _average_intervals(
             point[macro][0], point_per_class[name][0], parts, per_class[name], overall_intervals[macro]
         )
-    _replace_sums(overall_intervals, class_intervals, (calculator.compute_gaps(once), gaps), all_units, units_per_class)
+    _replace_sums(overall_intervals, class_intervals, calculator, gaps, units)
     return Intervals(
         overall=overall_intervals,
         per_class=tuple(class_intervals),
@@ -115,30 +115,36 @@ def compute_intervals(
 def _replace_sums(
     overall: dict[str, Interval | None],
     per_class: Sequence[dict[str, Interval | None]],
-    gaps: tuple[dict[str, Floats], dict[str, Floats]],
-    units: float,
-    class_units: dict[str, list[float]],
+    calculator: Calculator,
+    replicates: dict[str, Floats],
+    units: Ints,
 ) -> None:
     """Replace the CIs of sums of absolute values, and of their means over classes, by those of `bound_sum`.
 
     Args:
         overall: CIs of the evaluation.
         per_class: of the classes.
-        gaps: summands of the sample and of the resamples, as `Calculator.compute_gaps`.
-        units: effective number of units.
-        class_units: of the metrics of each class.
+        calculator: of the N images.
+        replicates: summands of the resamples, as `Calculator.compute_gaps` gives them.
+        units: (N,) number of each image's resampling unit.
     """
-    for key, replicates in gaps[1].items():
-        point = gaps[0][key][0]
-        if point.ndim == 1:
-            overall[key] = bound_sum(point, replicates, units) or overall[key]
+    all_units = count_effective(units)
+    sample = calculator.compute_gaps(np.ones((1, calculator.images)))
+    for key, parts in replicates.items():
+        gaps = sample[key][0]
+        if gaps.ndim == 1:
+            overall[key] = bound_sum(gaps, parts, all_units, calculator.images) or overall[key]
             continue
+        images = [calculator.list_denominators(key, k)[0] for k in range(len(gaps))]
         for k, entry in enumerate(per_class):
-            entry[key] = bound_sum(point[k], replicates[:, k], class_units[key][k]) or entry[key]
-        known = [k for k in range(len(point)) if not np.isnan(point[k]).any()]
-        for macro in [name for name in overall if registry.METRICS[name].average_of == key]:
-            parts = point[known].reshape(-1), replicates[:, known].reshape(len(replicates), -1)
-            overall[macro] = bound_sum(parts[0] / len(known), parts[1] / len(known), units) or overall[macro]
+            class_units = count_effective(units[images[k]])
+            entry[key] = bound_sum(gaps[k], parts[:, k], class_units, int(images[k].sum())) or entry[key]
+        known = [k for k in range(len(gaps)) if images[k].any()]
+        mean = float(np.mean([images[k].sum() for k in known])) if known else 0.0
+        for macro in [name for name in overall if registry.METRICS[name].average_of == key and known]:
+            joined = gaps[known].reshape(-1), parts[:, known].reshape(len(parts), -1)
+            interval = bound_sum(joined[0] / len(known), joined[1] / len(known), all_units, mean)
+            overall[macro] = interval or overall[macro]
 
 
 def number_units(images: int, groups: Sequence[str] | None) -> Ints:
@@ -312,7 +318,7 @@ def _average_intervals(
     return Interval(max(0.0, float(mean - ends[0])), min(1.0, (high + max(high, whole.high)) / 2))
 
 
-def bound_sum(gaps: Floats, replicates: Floats, units: float) -> Interval | None:
+def bound_sum(gaps: Floats, replicates: Floats, units: float, images: float) -> Interval | None:
     """Return the 95% CI of a sum of absolute values, such as the ECE, from a sample's summands and their replicates.
 
     Noise adds to each absolute value, so that the sum over a sample is too high (Kumar et al. 2019, arXiv:1909.10155,
@@ -324,6 +330,8 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float) -> Interval | None
         gaps: (B,) of the sample.
         replicates: (R, B) of the resamples.
         units: effective number of independent images or groups.
+        images: number of images in all bins of a class; a resample varies less within a bin of m images than new
+            images do, by m - 1 to m.
 
     Returns:
         None without a positive sum, or with fewer than two units.
@@ -332,7 +340,8 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float) -> Interval | None
     observed = float(np.abs(gaps).sum())
     if not observed > 0 or units < 1.5 or len(defined) < 2:
         return None
-    noise = (defined - gaps) * math.sqrt(units / (units - 1))
+    in_bin = max(2.0, min(units, images / ECE_BINS))
+    noise = (defined - gaps) * math.sqrt(in_bin / (in_bin - 1))
     std = np.maximum(noise.std(axis=0), 1e-9 * observed)
     centre = float(debias_sums(gaps[None], std)[0])
     # The sample's gaps scatter more than the true ones. In units of noise, the variance that this adds is 1, so that
