@@ -9,9 +9,9 @@ fraction of all scores above an order statistic has this Beta distribution (Wilk
 for setting tolerance limits").
 
 Images of one group are not independent. Then n is the effective number of groups (Kish 1965), as if all images of a
-group were alike. That is cautious; a design effect estimated at a high sensitivity, from the few images that are
-missed, is too small (`benchmarks/targets.py` compares both). PPV and NPV combine the distributions of sensitivity and
-specificity, as those of independent images.
+group were alike. That is cautious; a design effect estimated from the few images that are missed can be too small
+(`benchmarks/targets.py` compares both). PPV and NPV combine the distributions of sensitivity and specificity, as those
+of independent images.
 """
 
 from collections.abc import Sequence

@@ -263,7 +263,7 @@ class Single(Task):
         recall = METRICS["recall"]
         ranked = sorted((entry for entry in metrics.per_class if entry.images), key=lambda entry: -entry.recall)
         ends = ranked if len(ranked) < 3 else [ranked[0], ranked[-1]]
-        parts = [f"{recall.format_with_unit(entry.recall)} of {entry.images:,} {entry.name} images" for entry in ends]
+        parts = [f"{recall.format_with_unit(e.recall)} of the {e.images:,} images of {e.name}" for e in ends]
         return [f"It recognises {' and '.join(parts)}.", describe_mistakes(metrics)]
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
@@ -339,10 +339,10 @@ def describe_mistakes(metrics: MetricSet) -> str:
         return f"It makes no mistake on these {metrics.images:,} images."
     true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
     names = [entry.name for entry in metrics.per_class]
-    total = counts[true].sum()
+    number, total = mistakes[true, predicted], counts[true].sum()
     return (
-        f"Most frequent mistake: it said {names[predicted]} for {mistakes[true, predicted]:,} of {total:,} "
-        f"{names[true]} images ({100 * mistakes[true, predicted] / total:.0f}%)."
+        f"Most frequent mistake: it said {names[predicted]} for {number:,} of the {total:,} images of {names[true]} "
+        f"({100 * number / total:.0f}%)."
     )
 
 

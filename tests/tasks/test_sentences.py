@@ -27,8 +27,8 @@ def test_single_label_names_ends_most_frequent_mistake_and_chance() -> None:
     predicted = np.array([0] * 9 + [1] + [1] * 2 + [0] * 3 + [2] * 4 + [0])
     sentences, value, text = describe(Single(), 4 * np.eye(3)[predicted], targets)
     assert sentences == [
-        "It recognises 90.0% of 10 a images and 40.0% of 5 b images.",
-        "Most frequent mistake: it said a for 3 of 5 b images (60%).",
+        "It recognises 90.0% of the 10 images of a and 40.0% of the 5 images of b.",
+        "Most frequent mistake: it said a for 3 of the 5 images of b (60%).",
     ]
     assert value == pytest.approx(1 / 3)
     assert text == "guessing gives 33.3%; always saying a is right for 50.0% of the images, the model for 75.0%"
