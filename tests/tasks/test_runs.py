@@ -178,7 +178,9 @@ def test_folds_are_averaged_in_evaluation(kind: str, tables: dict[str, Path], tm
     assert KINDS[kind].display.headline in result.spread
     evaluation = evaluate(tmp_path / "folds")
     assert evaluation.metrics.images > 0
-    assert predict(list_images(tables[kind], 2), tmp_path / "folds")[1].task is not None
+    predictions = predict(list_images(tables[kind], 2), tmp_path / "folds", explain=tmp_path / "heat")
+    assert predictions[1].task is not None
+    assert all(prediction.explanation and prediction.explanation.is_file() for prediction in predictions)
 
 
 def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path]) -> None:
