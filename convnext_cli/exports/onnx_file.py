@@ -55,6 +55,7 @@ def write_graph(classifier: TorchClassifier, metadata: Metadata, path: Path) -> 
             opset_version=OPSET,
             external_data=False,
             dynamo=True,
+            optimize=False,  # below, once
             verbose=False,
         )
     assert program is not None
