@@ -372,8 +372,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
                 f"no threshold can be set for {renamed}: the validation split has no {missing}",
                 "Leave out --target, or fine-tune with such validation images",
             )
-        names = [group for group, is_known in zip(groups, known, strict=True) if is_known] if groups else None
-        thresholds[renamed] = find_threshold(probabilities[known, k], positive[known], renamed, names)
+        thresholds[renamed] = find_threshold(probabilities[:, k], positive, renamed, groups, known)
     calibration = replace(calibration, thresholds=tuple(thresholds.values()))
     run.write_calibration(calibration.to_dict(), run.read_calibration_arrays())
     return calibration

@@ -196,7 +196,7 @@ def _set_thresholds(
         k = classes.index(target.name)
         positive, known = task.select_known(targets, k)
         if positive[known].any() and not positive[known].all():
-            thresholds.append(find_threshold(probabilities[known, k], positive[known], target))
+            thresholds.append(find_threshold(probabilities[:, k], positive, target, known=known))
     return tuple(thresholds)
 
 

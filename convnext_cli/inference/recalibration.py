@@ -20,7 +20,7 @@ from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.intervals import number_units
 from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.progress import Notice, Steps
-from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.tasks.task import Targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ def refit_calibration(
     )
     scores = task.activate(task.calibrate(outputs.logits, fitted))
     thresholds = [
-        _refit_threshold(threshold, task, scores, targets, classifier.classes) for threshold in base.thresholds
+        _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
     ]
     text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated. The run is not changed"
     notes.append(Notice(text=text))
@@ -105,14 +105,14 @@ def refit_calibration(
 
 
 def _refit_threshold(
-    threshold: Threshold, task: Task, scores: Floats, targets: Targets, classes: Sequence[str]
+    threshold: Threshold, classifier: Classifier, scores: Floats, targets: Targets, groups: Sequence[str] | None
 ) -> Threshold:
     """Return a target's threshold for other images; the old one where these are all of the class, or none is."""
-    k = classes.index(threshold.target.name)
-    positive, known = task.select_known(targets, k)
+    k = classifier.classes.index(threshold.target.name)
+    positive, known = classifier.task.select_known(targets, k)
     if len(np.unique(positive[known])) < 2:
         return threshold
-    return find_threshold(scores[known, k], positive[known], threshold.target)
+    return find_threshold(scores[:, k], positive, threshold.target, groups, known)
 
 
 def measure_recalibration(before: ScoredImages, after: ScoredImages, fit_set: TestSet | None) -> Recalibration | None:

@@ -223,7 +223,11 @@ class _Candidates:
 
 
 def find_threshold(
-    scores: Floats, positive: NDArray[np.bool_], target: Target, groups: Sequence[str] | None = None
+    scores: Floats,
+    positive: NDArray[np.bool_],
+    target: Target,
+    groups: Sequence[str] | None = None,
+    known: NDArray[np.bool_] | None = None,
 ) -> Threshold:
     """Return the threshold that reaches a target at the least cost in the other metrics.
 
@@ -236,10 +240,14 @@ def find_threshold(
         positive: (N,) true for images of the class.
         target: the bounds to reach.
         groups: (N,) names, for the confidence; None where groups are not known.
+        known: (N,) true for images of which it is known whether they are of the class; None for all.
 
     Raises:
         ValueError: no image is of the class, or all are.
     """
+    if known is not None:
+        scores, positive = scores[known], positive[known]
+        groups = groups and [group for group, is_known in zip(groups, known, strict=True) if is_known]
     if positive.all() or not positive.any():
         raise ValueError("a threshold needs images of the class and of others")
     prevalence = float(positive.mean()) if target.prevalence is None else target.prevalence
