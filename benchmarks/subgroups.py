@@ -164,7 +164,7 @@ def show_alarms(runs: int, names: list[str]) -> None:
 def show_power(runs: int) -> None:
     """Print how often a planted gap is found, by its size and the number of images."""
     print(f"{'women: sensitivity':20}  images  power %  95% CI    sites % (no gap)   (n = {runs:,})")
-    for gap in (0.6, 1.0, 1.4):
+    for gap in (0.6, 1.0):
         for images in (200, 400, 800):
             scenario = Scenario(name="", images=images, per_patient=2, gap=gap, women=0.4)
             large = draw(Scenario(name="", images=200_000, per_patient=2, gap=gap, women=0.4), 0)
