@@ -164,16 +164,15 @@ def show_alarms(runs: int, names: list[str]) -> None:
 def show_power(runs: int) -> None:
     """Print how often a planted gap is found, by its size and the number of images."""
     print(f"{'women: sensitivity':20}  images  power %  95% CI    sites % (no gap)   (n = {runs:,})")
-    for gap in (0.6, 1.0):
-        for images in (200, 400, 800):
-            scenario = Scenario(name="", images=images, per_patient=2, gap=gap, women=0.4)
-            large = draw(Scenario(name="", images=200_000, per_patient=2, gap=gap, women=0.4), 0)
-            inside = np.array(large[1][0].values) == "F"
-            hits = large[0].logits.argmax(axis=1) == 1
-            both = (hits[part & (large[0].targets == 1)].mean() for part in (inside, ~inside))
-            title = "{:.1%}, men {:.1%}".format(*both)
-            power, sites = count(partial(finds_gap, scenario), runs)
-            print(f"{title:20}  {images:6}  {describe(power, runs)}  {100 * sites:5.1f}", flush=True)
+    for gap, images in ((0.6, 200), (0.6, 400), (0.6, 800), (1.0, 200), (1.0, 400)):
+        scenario = Scenario(name="", images=images, per_patient=2, gap=gap, women=0.4)
+        large = draw(Scenario(name="", images=200_000, per_patient=2, gap=gap, women=0.4), 0)
+        inside = np.array(large[1][0].values) == "F"
+        hits = large[0].logits.argmax(axis=1) == 1
+        both = (hits[part & (large[0].targets == 1)].mean() for part in (inside, ~inside))
+        title = "{:.1%}, men {:.1%}".format(*both)
+        power, sites = count(partial(finds_gap, scenario), runs)
+        print(f"{title:20}  {images:6}  {describe(power, runs)}  {100 * sites:5.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,12 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     mine = RunFolder(tmp_path / "mine")
     record = json.loads((mine.path / "calibration.json").read_text())
     (mine.path / "calibration.json").write_text(json.dumps(record | {"temperature": 30.0}))
+    evaluate(mine.path, split="val", targets=["sensitivity=0.9:1"])
     plain, result = evaluate(mine.path, data), evaluate(mine.path, data, recalibrate=40)
+    old, new = (each.operating_points[0].threshold for each in (plain, result))
+    assert old.target == new.target
+    assert old.threshold != new.threshold
+    assert new.reached >= 0.9
     assert result.recalibration is not None
     assert result.recalibration.images + result.metrics.images == 126
     assert abs(result.recalibration.images - 40) <= 3
