@@ -1,4 +1,4 @@
-"""Internal and external metrics of a model that reads the site, on drawn pictures.
+"""Internal and external metrics of a site whose images are shifted, on drawn pictures.
 
     python -m benchmarks.sites OUT [IMAGES]
 
