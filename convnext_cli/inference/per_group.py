@@ -1,7 +1,7 @@
 """Evaluation per group: metrics of one prediction for each patient or object, pooled from its images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.intervals import Interval, Intervals, compute_intervals, number_units
+from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.thresholds import OperatingPoint, apply_threshold, describe_missed
 from convnext_cli.options import AUTO
@@ -27,8 +27,6 @@ from convnext_cli.tasks.task import Targets, Task
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import EvaluatedImages
-
-BIASED = ("ece", "macro_ece", "label_ece")  # metrics without a 95% CI per group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,26 +156,13 @@ def evaluate_groups(
         mixed_target=mixed_target,
         pooling=pooling,
         metrics=metrics,
-        intervals=_drop_biased(compute_intervals(task.make_calculator(logits, targets, pooling))),
+        intervals=compute_intervals(task.make_calculator(logits, targets, pooling)),
         operating_points=tuple(points),
         names=tuple(groups[rows[0]] for rows in members),
         logits=logits,
         targets=targets,
         notes=tuple(notes),
     )
-
-
-def _drop_biased(intervals: Intervals) -> Intervals:
-    """Return intervals without those of calibration errors.
-
-    In a few hundred groups the ECE of a calibrated model is far above its true value, and its interval seldom holds
-    that one (`benchmarks/pooling.py`).
-    """
-
-    def drop(of_keys: dict[str, Interval | None]) -> dict[str, Interval | None]:
-        return {key: None if key in BIASED else interval for key, interval in of_keys.items()}
-
-    return replace(intervals, overall=drop(intervals.overall), per_class=tuple(map(drop, intervals.per_class)))
 
 
 def _prepare_pooling(
