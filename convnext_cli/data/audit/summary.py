@@ -13,7 +13,13 @@ from convnext_cli.data.audit.findings import Finding
 from convnext_cli.data.audit.measurements import Measurements, measure_images
 from convnext_cli.data.audit.rules import Evidence, find_all
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
-from convnext_cli.data.audit.support import Support, explain_support, measure_support, restarts_numbering
+from convnext_cli.data.audit.support import (
+    MIN_GROUPS_REFUTED,
+    Support,
+    explain_support,
+    measure_support,
+    restarts_numbering,
+)
 from convnext_cli.data.groups import Grouping, cut_groups, describe_groups
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Shape, Unseen, measure_centre_crops
@@ -140,8 +146,8 @@ def _weigh_groups(
 ) -> tuple[Index, Grouping, Support | None]:
     """Test guessed groups by their images, within splits and across them.
 
-    If their numbers restart in the classes and splits, and their images are not certainly alike, only images of one
-    class and split are kept together, as far as they may be alike.
+    If their numbers restart in the classes and splits, and their images are not certainly alike, groups are dropped.
+    Where too few can be tested, images of one class and split are kept together.
     """
     if not grouping.is_guess:
         return index, grouping, None
@@ -163,7 +169,8 @@ def _cut_restarted(index: Index, grouping: Grouping, within: Support) -> tuple[I
     example = grouping.examples[0][1] if grouping.examples else ""
     ambiguous = f"numbers such as {example} restart in each class"
     cells = [" ".join(filter(None, (s, index.name_class(row)))) for row, s in enumerate(index.splits)]
-    groups = cut_groups(dict(enumerate(index.groups)), cells) if within.verdict == "unclear" else {}
+    is_tested = within.groups >= MIN_GROUPS_REFUTED
+    groups = {} if is_tested else cut_groups(dict(enumerate(index.groups)), cells)
     if not groups:
         rule = f"none: {ambiguous}, and {explain_support(within)}"
         return replace(index, groups=()), Grouping(source="none", rule=rule)

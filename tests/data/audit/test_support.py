@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def test_numbers_that_restart_in_each_class_are_not_groups(tmp_path: Path) -> No
     assert "restart in each class" in result.grouping.rule
     assert result.index.groups == ()
     assert not result.falsifies
+
+
+def test_numbers_that_restart_keep_images_of_one_class_and_split_together(tmp_path: Path) -> None:
+    """Each slide has one image in each class and split, and two slides have three in one: too few to test."""
+    paths = [*list_slides(1), *(f"train/EOS/_{slide}_{900 + 2 * slide + i}.png" for slide in (3, 4) for i in (0, 1))]
+    draw(tmp_path, paths, list(range(1000, 1000 + len(paths))))
+    result = audit(tmp_path)
+    assert "so only images of one class and split are together" in result.grouping.rule
+    counts = Counter(result.index.groups)
+    shared = {group: count for group, count in counts.items() if count > 1}
+    assert sorted(shared.values()) == [3, 3]
+    rows = [row for row, group in enumerate(result.index.groups) if group in shared]
+    assert {result.index.paths[row].rpartition("/")[0] for row in rows} == {"train/EOS"}
+    assert result.grouping.certainty == "unsure"
 
 
 def test_groups_across_splits_without_similarity_are_a_note(tmp_path: Path) -> None:
