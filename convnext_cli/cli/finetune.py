@@ -111,7 +111,8 @@ def _describe_dry_run(
         "machine": asdict(preparation.machine),
         "memory_bytes": memory,
         "seconds": time.total,
-        "time": asdict(time),
+        "time": time.to_dict(),
+        "time_basis": time.basis,
         "notes": [f"{'warning: ' * (notice.severity == 'warning')}{notice.text}" for notice in notices],
         "next": command,
     }

@@ -218,7 +218,8 @@ def _describe_recommendation(recommendation: "Recommendation", command: str) -> 
             for candidate in recommendation.candidates
         ],
         "settings": {name: asdict(choice) for name, choice in recommendation.plan.choices.items()},
-        "time": asdict(recommendation.best.time) if recommendation.best.time else None,
+        "time": recommendation.best.time.to_dict() if recommendation.best.time else None,
+        "time_basis": recommendation.best.time.basis if recommendation.best.time else None,
         "augment": recommendation.augment,
         "warnings": list(recommendation.warnings),
         "next": command,

@@ -79,6 +79,16 @@ class RunTime:
         """Seconds of all parts."""
         return self.start + self.check + self.head + self.epochs + self.finish
 
+    def to_dict(self) -> dict[str, float]:
+        """Return the seconds of each part, for JSON."""
+        return {
+            "start": self.start,
+            "check": self.check,
+            "head": self.head,
+            "epochs": self.epochs,
+            "finish": self.finish,
+        }
+
     def __str__(self) -> str:
         parts = {
             "start": self.start, "check": self.check, "frozen phase": self.head, "epochs": self.epochs,
