@@ -32,7 +32,7 @@ def _describe_quality(evaluation: Evaluation) -> list[str]:
 def _describe_images(evaluation: Evaluation) -> list[str]:
     """Return the images that were measured, by class, and how many are independent."""
     metrics, intervals = evaluation.metrics, evaluation.intervals
-    classes = [f"{entry.images:,} of {entry.name}" for entry in metrics.per_class]
+    classes = [f"{entry.images:,} labelled {entry.name}" for entry in metrics.per_class]
     shown = f": {', '.join(classes)}" if 0 < len(classes) <= MAX_CLASSES else ""
     split = "the whole folder" if evaluation.split == "all" else f"the {evaluation.split} split"
     groups = (
