@@ -7,7 +7,7 @@ from convnext_cli.cli import console
 from convnext_cli.metrics.registry import METRICS, format_ci
 
 if TYPE_CHECKING:
-    from convnext_cli.inference.subgroups import Figure, Subgroup, SubgroupEvaluation
+    from convnext_cli.inference.subgroups import Subgroup, SubgroupEvaluation, SubgroupMetric
 
 
 def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
@@ -22,8 +22,8 @@ def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
     first = evaluation.groupings[0].subgroups[0]
     unit = "groups" if evaluation.clustered else None
     columns = ["images", *([unit] if unit else []), *(["prevalence %", "95% CI"] if evaluation.positive else [])]
-    for number, figure in enumerate(first.figures, start=bool(evaluation.positive)):
-        columns += [_head(figure), f"95% CI{' ' * number}"]
+    for number, result in enumerate(first.metrics, start=bool(evaluation.positive)):
+        columns += [_head(result), f"95% CI{' ' * number}"]
     rows = (
         (f"{grouping.attribute} {subgroup.name}", *_list_cells(subgroup, has_groups=evaluation.clustered))
         for grouping in evaluation.groupings
@@ -31,11 +31,11 @@ def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
     )
     console.show_table(["subgroup", *columns], rows, numbers=columns, spare=[*([unit] if unit else [])])
     console.show("")
-    gaps = [_head(figure) for figure in first.figures]
+    gaps = [_head(result) for result in first.metrics]
     console.show_table(
         ["gap to the rest (p)", *gaps],
         (
-            (f"{grouping.attribute} {subgroup.name}", *map(_describe_gap, subgroup.figures))
+            (f"{grouping.attribute} {subgroup.name}", *map(_describe_gap, subgroup.metrics))
             for grouping in evaluation.groupings
             for subgroup in grouping.subgroups
         ),
@@ -45,10 +45,10 @@ def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
         console.show(sentence)
 
 
-def _head(figure: "Figure") -> str:
+def _head(result: "SubgroupMetric") -> str:
     """Return the heading of a metric, with the target whose threshold decides."""
-    heading = METRICS[figure.key].short_heading
-    return f"{heading} of {figure.of}" if " at " in figure.of else heading
+    heading = METRICS[result.key].short_heading
+    return f"{heading} of {result.of}" if " at " in result.of else heading
 
 
 def _list_cells(subgroup: "Subgroup", *, has_groups: bool) -> Iterator[Any]:
@@ -59,14 +59,14 @@ def _list_cells(subgroup: "Subgroup", *, has_groups: bool) -> Iterator[Any]:
         value = subgroup.prevalence.value
         yield None if value is None else console.percent(value)
         yield format_ci(subgroup.prevalence.interval) or None
-    for figure in subgroup.figures:
-        yield METRICS[figure.key].format(figure.estimate.value)
-        yield METRICS[figure.key].format_ci(figure.estimate.interval) or None
+    for result in subgroup.metrics:
+        yield METRICS[result.key].format(result.estimate.value)
+        yield METRICS[result.key].format_ci(result.estimate.interval) or None
 
 
-def _describe_gap(figure: "Figure") -> str | None:
-    if figure.gap.value is None:
+def _describe_gap(result: "SubgroupMetric") -> str | None:
+    if result.gap.value is None:
         return None
-    metric = METRICS[figure.key]
-    p = "-" if figure.p_holm is None else f"{figure.p_holm:.2g}"
-    return f"{metric.scale * figure.gap.value:+.{metric.digits}f} ({p}){'*' * figure.is_significant}"
+    metric = METRICS[result.key]
+    p = "-" if result.p_holm is None else f"{result.p_holm:.2g}"
+    return f"{metric.scale * result.gap.value:+.{metric.digits}f} ({p}){'*' * result.is_significant}"

@@ -46,7 +46,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Figure:
+class SubgroupMetric:
     """A metric of a subgroup, and its gap to the rest."""
 
     key: str
@@ -95,7 +95,7 @@ class Subgroup:
     """Number of groups; of images where groups are not known."""
     prevalence: Estimate | None
     """Fraction of the positive class, of two classes; else None."""
-    figures: tuple[Figure, ...]
+    metrics: tuple[SubgroupMetric, ...]
     classes: tuple[SubgroupClass, ...]
     """Empty for a number."""
     small: str | None
@@ -129,17 +129,17 @@ class SubgroupEvaluation:
     clustered: bool
     """True if groups were permuted, not single images."""
 
-    def list_significant(self) -> list[tuple[str, Subgroup, Figure]]:
-        """Return attribute, subgroup and figure of each significant gap, the smallest p value first.
+    def list_significant(self) -> list[tuple[str, Subgroup, SubgroupMetric]]:
+        """Return attribute, subgroup and result of each significant gap, the smallest p value first.
 
         Where there are two subgroups, a gap is that of both; the worse one has it here.
         """
         rows = [
-            (grouping.attribute, subgroup, figure)
+            (grouping.attribute, subgroup, result)
             for grouping in self.groupings
             for subgroup in grouping.subgroups
-            for figure in subgroup.figures
-            if figure.is_significant and (len(grouping.subgroups) > 2 or _is_worse(figure))
+            for result in subgroup.metrics
+            if result.is_significant and (len(grouping.subgroups) > 2 or _is_worse(result))
         ]
         return sorted(rows, key=lambda row: row[2].p_holm or 0.0)
 
@@ -225,8 +225,8 @@ def measure_subgroups(images: ScoredImages, attributes: Sequence[Attribute]) -> 
             is_mirrored = len(attribute.levels) == 2 and len(subgroups) == 1
             subgroup = _measure_subgroup(selection, values == level, metrics, positive, is_tested=not is_mirrored)
             if is_mirrored:  # the same gap with the other sign
-                pairs = zip(subgroup.figures, subgroups[0].figures, strict=True)
-                subgroup = replace(subgroup, figures=tuple(replace(one, p_value=two.p_value) for one, two in pairs))
+                pairs = zip(subgroup.metrics, subgroups[0].metrics, strict=True)
+                subgroup = replace(subgroup, metrics=tuple(replace(one, p_value=two.p_value) for one, two in pairs))
             subgroups.append(replace(subgroup, name=level))
         groupings.append(
             AttributeSubgroups(
@@ -284,8 +284,8 @@ def _measure_subgroup(
     estimates = _estimate(selection, metrics)
     others = _estimate(rest, metrics) if len(rest.targets) else [Estimate(value=None, interval=None)] * len(metrics)
     p_values = _test(images, inside, metrics) if is_tested and len(rest.targets) else [None] * len(metrics)
-    figures = [
-        Figure(
+    results = [
+        SubgroupMetric(
             key=metric.key,
             of=metric.name(images.classes),
             estimate=estimate,
@@ -300,7 +300,7 @@ def _measure_subgroup(
         images=len(selection.targets),
         groups=int(number_units(len(selection.targets), selection.groups).max()) + 1,
         prevalence=None if positive is None else _estimate_prevalence(selection, positive),
-        figures=tuple(figures),
+        metrics=tuple(results),
         classes=_describe_classes(selection),
         small=_explain_small(selection),
     )
@@ -419,22 +419,22 @@ def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSub
     for at, grouping in enumerate(groupings):
         is_pair = len(grouping.subgroups) == 2
         for number, subgroup in enumerate(grouping.subgroups):
-            for place, figure in enumerate(subgroup.figures):
+            for place, result in enumerate(subgroup.metrics):
                 if is_pair and number == 1:
                     places[at, number, place] = places[at, 0, place]
                 else:
                     places[at, number, place] = len(p_values)
-                    p_values.append(figure.p_value)
+                    p_values.append(result.p_value)
     corrected = correct_holm(p_values)
-    result = [
+    corrected_groupings = [
         replace(
             grouping,
             subgroups=tuple(
                 replace(
                     subgroup,
-                    figures=tuple(
-                        replace(figure, p_holm=corrected[places[at, number, place]])
-                        for place, figure in enumerate(subgroup.figures)
+                    metrics=tuple(
+                        replace(result, p_holm=corrected[places[at, number, place]])
+                        for place, result in enumerate(subgroup.metrics)
                     ),
                 )
                 for number, subgroup in enumerate(grouping.subgroups)
@@ -442,13 +442,13 @@ def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSub
         )
         for at, grouping in enumerate(groupings)
     ]
-    return result, sum(p is not None for p in p_values)
+    return corrected_groupings, sum(p is not None for p in p_values)
 
 
-def _is_worse(figure: Figure) -> bool:
+def _is_worse(result: SubgroupMetric) -> bool:
     """Return True if the subgroup's metric is worse than that of the rest."""
-    gap = figure.gap.value or 0.0
-    return gap < 0 if METRICS[figure.key].higher_is_better else gap > 0
+    gap = result.gap.value or 0.0
+    return gap < 0 if METRICS[result.key].higher_is_better else gap > 0
 
 
 def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
@@ -465,11 +465,11 @@ def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
     return [f"{count} significant at 0.05 ({method}):", *(_describe_gap(*row) for row in significant)]
 
 
-def _describe_gap(attribute: str, subgroup: Subgroup, figure: Figure) -> str:
-    metric = METRICS[figure.key]
-    value, rest = (metric.format_with_unit(part.value) for part in (figure.estimate, figure.rest))
+def _describe_gap(attribute: str, subgroup: Subgroup, result: SubgroupMetric) -> str:
+    metric = METRICS[result.key]
+    value, rest = (metric.format_with_unit(part.value) for part in (result.estimate, result.rest))
     small = f"; small: {subgroup.small}" if subgroup.small else ""
-    return f"{attribute} {subgroup.name}: {figure.title} {value}, the rest {rest}; p = {figure.p_holm:.2g}{small}"
+    return f"{attribute} {subgroup.name}: {result.title} {value}, the rest {rest}; p = {result.p_holm:.2g}{small}"
 
 
 def list_notes(evaluation: SubgroupEvaluation) -> Mapping[str, list[str]]:

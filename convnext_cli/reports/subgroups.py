@@ -1,6 +1,6 @@
 """Section of a report on subgroups: a forest plot of each metric, and the gaps to the rest."""
 
-from convnext_cli.inference.subgroups import Figure, Subgroup, SubgroupEvaluation, describe_gaps, list_notes
+from convnext_cli.inference.subgroups import Subgroup, SubgroupEvaluation, SubgroupMetric, describe_gaps, list_notes
 from convnext_cli.metrics.registry import METRICS, MISSING, Metric, format_ci
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
@@ -34,18 +34,18 @@ def show_subgroups(report: ReportData) -> Section | None:
 def _draw_forest(rows: list[Row]) -> Plots:
     """Return a forest plot of each metric."""
     drawn = []
-    for place, figure in enumerate(rows[0][1].figures):
-        metric, figures = METRICS[figure.key], [subgroup.figures[place] for _, subgroup in rows]
+    for place, result in enumerate(rows[0][1].metrics):
+        metric, results = METRICS[result.key], [subgroup.metrics[place] for _, subgroup in rows]
         points = [
             ForestRow(
                 name=name,
-                value=figure.estimate.value,
-                interval=figure.estimate.interval,
-                is_marked=figure.is_significant,
+                value=result.estimate.value,
+                interval=result.estimate.interval,
+                is_marked=result.is_significant,
             )
-            for (name, _), figure in zip(rows, figures, strict=True)
+            for (name, _), result in zip(rows, results, strict=True)
         ]
-        drawn.append(Plot(name=f"forest_{place + 1}", figure=plots.plot_forest(figure.title, metric, points)))
+        drawn.append(Plot(name=f"forest_{place + 1}", figure=plots.plot_forest(result.title, metric, points)))
     return Plots(
         title="Forest plots",
         plots=drawn,
@@ -61,7 +61,7 @@ def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
     columns += [Column(heading=f"{evaluation.positive} %")] if has_prevalence else []
     return Table(
         title="Metrics of each subgroup",
-        columns=[*columns, *(_make_column(figure) for figure in rows[0][1].figures)],
+        columns=[*columns, *(_make_column(result) for result in rows[0][1].metrics)],
         rows=[
             (
                 name,
@@ -69,8 +69,8 @@ def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
                 *([f"{subgroup.groups:,}"] if evaluation.clustered else []),
                 *([_make_prevalence(subgroup)] if has_prevalence else []),
                 *(
-                    make_cell(METRICS[figure.key], figure.estimate.value, figure.estimate.interval)
-                    for figure in subgroup.figures
+                    make_cell(METRICS[result.key], result.estimate.value, result.estimate.interval)
+                    for result in subgroup.metrics
                 ),
             )
             for name, subgroup in rows
@@ -85,10 +85,10 @@ def _make_prevalence(subgroup: Subgroup) -> Cell:
     return Cell(text=f"{100 * prevalence.value:.1f}", note=format_ci(prevalence.interval))
 
 
-def _make_column(figure: Figure) -> Column:
+def _make_column(result: SubgroupMetric) -> Column:
     """Return the column of a metric, with the target whose threshold decides."""
-    column = make_column(METRICS[figure.key])
-    heading = f"{column.heading} of {figure.of}" if " at " in figure.of else column.heading
+    column = make_column(METRICS[result.key])
+    heading = f"{column.heading} of {result.of}" if " at " in result.of else column.heading
     return Column(heading=heading, metric=column.metric)
 
 
@@ -96,16 +96,16 @@ def _tabulate_gaps(rows: list[Row]) -> Table:
     """Return the table of the gaps to the rest, with p values."""
     return Table(
         title="Gaps to the rest",
-        columns=[Column(heading="subgroup", is_number=False), *(_make_column(figure) for figure in rows[0][1].figures)],
+        columns=[Column(heading="subgroup", is_number=False), *(_make_column(result) for result in rows[0][1].metrics)],
         rows=[
-            (name, *(_make_gap(METRICS[figure.key], figure) for figure in subgroup.figures)) for name, subgroup in rows
+            (name, *(_make_gap(METRICS[result.key], result) for result in subgroup.metrics)) for name, subgroup in rows
         ],
         note="Subgroup minus rest, with the Holm-corrected p value.",
     )
 
 
-def _make_gap(metric: Metric, figure: Figure) -> Cell:
-    if figure.gap.value is None:
+def _make_gap(metric: Metric, result: SubgroupMetric) -> Cell:
+    if result.gap.value is None:
         return Cell(text=MISSING)
-    text = f"{metric.scale * figure.gap.value:+.{metric.digits}f}"
-    return Cell(text=text, note="" if figure.p_holm is None else f"p = {figure.p_holm:.2g}")
+    text = f"{metric.scale * result.gap.value:+.{metric.digits}f}"
+    return Cell(text=text, note="" if result.p_holm is None else f"p = {result.p_holm:.2g}")

@@ -51,12 +51,12 @@ def measure(scored: ScoredImages, *attributes: Attribute) -> SubgroupEvaluation:
 def test_planted_gap_of_two_classes_is_significant_and_an_absent_one_is_not() -> None:
     result = measure(*draw_images(1.5))
     assert (result.tests, result.clustered, result.positive) == (4, True, "b")
-    names = {(name, subgroup.name, figure.key) for name, subgroup, figure in result.list_significant()}
+    names = {(name, subgroup.name, metric.key) for name, subgroup, metric in result.list_significant()}
     assert ("sex", "F", "recall") in names
     assert not {part for part in names if part[1] == "M"}, "the worse one of two is named"
     [women, men] = result.groupings[0].subgroups
     assert women.images + men.images == 400
-    for one, two in zip(women.figures, men.figures, strict=True):
+    for one, two in zip(women.metrics, men.metrics, strict=True):
         assert one.gap.value == pytest.approx(-two.gap.value)  # type: ignore[operator]
         assert one.p_holm == two.p_holm
         assert one.gap.interval is not None
@@ -67,12 +67,12 @@ def test_planted_gap_of_two_classes_is_significant_and_an_absent_one_is_not() ->
     assert describe_gaps(nothing)[0].startswith("No gap to the rest is significant at 0.05")
 
 
-def test_figures_of_a_subgroup_are_those_of_its_images_alone() -> None:
+def test_metrics_of_a_subgroup_are_those_of_its_images_alone() -> None:
     scored, sex = draw_images(1.0)
     women = measure(scored, sex).groupings[0].subgroups[0]
     alone = scored.select(np.flatnonzero(np.array(sex.values) == "F"))
     metrics = alone.task.compute_metrics(alone.logits, alone.targets, alone.classes)
-    values = {figure.key: figure.estimate.value for figure in women.figures}
+    values = {result.key: result.estimate.value for result in women.metrics}
     assert values["recall"] == metrics.per_class[1].recall
     assert values["roc_auc"] == metrics.per_class[1].roc_auc
     assert values["ece"] == pytest.approx(metrics.ece)
@@ -84,7 +84,7 @@ def test_figures_of_a_subgroup_are_those_of_its_images_alone() -> None:
 def test_several_classes_are_compared_by_overall_metrics_and_described_one_against_the_rest() -> None:
     result = measure(*draw_images(1.5, images=600, classes=4))
     [women, _] = result.groupings[0].subgroups
-    assert [figure.key for figure in women.figures] == ["balanced_accuracy", "macro_roc_auc", "ece"]
+    assert [result.key for result in women.metrics] == ["balanced_accuracy", "macro_roc_auc", "ece"]
     assert result.positive is None
     assert women.prevalence is None
     assert [entry.name for entry in women.classes] == list("abcd")
@@ -99,14 +99,14 @@ def test_thresholds_of_targets_decide() -> None:
     result = measure(replace(scored, calibration=calibration), sex)
     women = result.groupings[0].subgroups[0]
     assert result.positive == "a"
-    assert [figure.title for figure in women.figures[:2]] == [
+    assert [result.title for result in women.metrics[:2]] == [
         "sensitivity (recall) of a at sensitivity=0.9:a",
         "specificity of a at sensitivity=0.9:a",
     ]
     inside = np.array(sex.values) == "F"
     probabilities = scored.task.activate(scored.logits)[:, 0]
     expected = (probabilities >= 0.3)[inside & (scored.targets == 0)].mean()
-    assert women.figures[0].estimate.value == pytest.approx(expected)
+    assert women.metrics[0].estimate.value == pytest.approx(expected)
 
 
 def test_small_subgroups_and_unknown_values_are_said() -> None:
@@ -148,9 +148,9 @@ def test_eval_shows_subgroups_and_writes_them_as_json(convnext: Convnext, run: R
     [sex, age] = record["groupings"]
     assert [group["name"] for group in sex["subgroups"]] == ["F", "M"]
     assert sum(group["images"] for group in age["subgroups"]) == 60
-    figure = sex["subgroups"][0]["figures"][0]
-    assert figure["estimate"]["interval"].keys() == {"low", "high"}
-    assert 0 < figure["p_holm"] <= 1
+    result = sex["subgroups"][0]["metrics"][0]
+    assert result["estimate"]["interval"].keys() == {"low", "high"}
+    assert 0 < result["p_holm"] <= 1
 
 
 def test_wrong_subgroups_are_refused_before_the_model_is_run(run: RunFolder, table: Path) -> None:

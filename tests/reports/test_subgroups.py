@@ -52,9 +52,9 @@ def test_report_shows_subgroups_with_forest_plots_and_drift(evaluation: Evaluati
         assert text in page, text
     assert "<b>Oslo" not in page
     assert evaluation.subgroups is not None
-    figures = evaluation.subgroups.groupings[0].subgroups[0].figures
+    results = evaluation.subgroups.groupings[0].subgroups[0].metrics
     drawn = {path.name for path in RunFolder(evaluation.run).plots.glob("forest_*.png")}
-    assert drawn == {f"forest_{number}.png" for number in range(1, len(figures) + 1)}
+    assert drawn == {f"forest_{number}.png" for number in range(1, len(results) + 1)}
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def test_each_task_compares_subgroups_by_its_own_metrics(
     assert result.subgroups.clustered
     [site] = result.subgroups.groupings
     for subgroup in site.subgroups:
-        assert tuple(figure.key for figure in subgroup.figures) == result.task.display.subgroups
-        assert all(figure.estimate.value is not None for figure in subgroup.figures)
-        assert all(figure.p_holm is not None or not figure.gap.value for figure in subgroup.figures)
+        assert tuple(metric.key for metric in subgroup.metrics) == result.task.display.subgroups
+        assert all(metric.estimate.value is not None for metric in subgroup.metrics)
+        assert all(metric.p_holm is not None or not metric.gap.value for metric in subgroup.metrics)
     assert sum(subgroup.groups for subgroup in site.subgroups) == result.intervals.units

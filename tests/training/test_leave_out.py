@@ -102,8 +102,8 @@ def test_eval_of_all_folds_is_external_and_compares_the_sites(
     [site] = evaluation.subgroups.groupings
     for subgroup, entry in zip(site.subgroups, result.left_out, strict=True):
         assert subgroup.name == entry.name
-        assert subgroup.figures[0].key == "balanced_accuracy"
-        assert subgroup.figures[0].estimate.value == pytest.approx(entry.external.values["balanced_accuracy"])
+        assert subgroup.metrics[0].key == "balanced_accuracy"
+        assert subgroup.metrics[0].estimate.value == pytest.approx(entry.external.values["balanced_accuracy"])
     with pytest.raises(DataError, match="leaves out Bonn, Oslo, Rome in turn"):
         evaluate(folder.path, split="val")
 
