@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from convnext_cli.data.folders.words import is_table
+from convnext_cli.data.headers import read_dicom_attribute
 from convnext_cli.data.index import Index
 from convnext_cli.data.tables.columns import find_columns
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import find_named, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
-from convnext_cli.progress import Progress, Steps
+from convnext_cli.progress import Steps
 from convnext_cli.tasks.reading import Table, fold_column, parse_number
 
 AGE_CUTS = (18.0, 65.0)
@@ -28,7 +29,6 @@ DICOM_NAMES = {
 """DICOM attributes by the usual names of columns."""
 _DICOM_AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5, value representation AS
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
-_PART = 64  # files between two events
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,14 +96,6 @@ def read_attributes(
             raise _explain_missing(index, tables, name, option)
         attributes.append(_make_levels(attribute, own_cuts, option))
     return attributes
-
-
-def list_dicom_rows(index: Index) -> list[int]:
-    """Return the rows that may be DICOM: those without the suffix of another format."""
-    from convnext_cli.images.formats import PILLOW_SUFFIXES
-
-    others = frozenset[str]().union(*PILLOW_SUFFIXES.values())
-    return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
 
 
 def _list_tables(index: Index, table: Path | None) -> list[Path]:
@@ -184,17 +176,13 @@ def _match_groups(index: Index, table: Table, column: str) -> dict[int, int]:
 
 def _read_dicom(index: Index, name: str) -> Steps[Attribute | None]:
     """Return a DICOM attribute of each row; None where no file has it."""
-    from convnext_cli.images.dicom import read_tag
-
     keyword = DICOM_NAMES.get(fold_column(name), name)
-    rows = list_dicom_rows(index) if re.fullmatch(r"[A-Za-z0-9]+", keyword) else []
-    values = [""] * len(index)
-    for done, row in enumerate(rows, start=1):
-        values[row] = (read_tag(index.root / index.paths[row], keyword) or "").strip()
-        if done % _PART == 0 or done == len(rows):
-            yield Progress(done=done, total=len(rows), activity=f"reading {keyword}")
-    if not any(values):
+    if not re.fullmatch(r"[A-Za-z0-9]+", keyword):
         return None
+    known = yield from read_dicom_attribute(index, keyword)
+    if not known:
+        return None
+    values = [known.get(row, "") for row in range(len(index))]
     return Attribute(name=name, source=f"DICOM attribute {keyword}", values=tuple(values))
 
 

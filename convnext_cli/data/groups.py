@@ -4,16 +4,15 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import PurePosixPath
 
 from convnext_cli.data.folders.splits import find_split
+from convnext_cli.data.headers import list_dicom_rows, read_dicom_attribute
 from convnext_cli.data.index import Index
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
-from convnext_cli.progress import Progress, Steps, finish
+from convnext_cli.progress import Steps, finish
 
 MIN_SHARING = 0.05  # fraction of the images that must share their identifier with another image
 MIN_PER_CLASS = 3  # identifiers per class on average, so that every split can get some
@@ -52,7 +51,6 @@ _TOKEN = re.compile(rf"(?<![^\W_]){_DATE.pattern}(?![^\W_])|[^\W_]+")
 _CODE = re.compile(r"\d|^[a-f]{4,}$|^[A-F]{4,}$")  # digits, or a part of a UUID without any
 _PART = re.compile(r"\d+|[^\W\d_]+")
 _DICOM = "dicom:"
-HEADER_THREADS, HEADERS_PER_EVENT = 8, 100
 MAX_SECONDS_PATH, MAX_SECONDS = 2.0, 60.0  # for a user's pattern on one path, and on all paths
 
 
@@ -175,32 +173,14 @@ def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
     return identifiers
 
 
-def _list_dicom(index: Index) -> list[int]:
-    """Return the rows that may be DICOM: those without the suffix of another format."""
-    from convnext_cli.images.formats import PILLOW_SUFFIXES
-
-    others = frozenset[str]().union(*PILLOW_SUFFIXES.values())
-    return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
-
-
 def _read_dicom(index: Index, keyword: str) -> Steps[dict[int, str]]:
-    """Return a DICOM attribute by row; only the header of a file is read, up to its pixels.
+    """Return a DICOM attribute by row.
 
     Raises:
         UsageError: no file has it.
         ImageError: the extra is not installed.
     """
-    from convnext_cli.images.dicom import read_tag
-
-    rows = _list_dicom(index)
-    values = {}
-    with ThreadPoolExecutor(HEADER_THREADS) as pool:  # a network disk answers several at a time
-        read = pool.map(lambda row: read_tag(index.root / index.paths[row], keyword), rows)
-        for done, (row, value) in enumerate(zip(rows, read, strict=True), start=1):
-            if value:
-                values[row] = value
-            if done % HEADERS_PER_EVENT == 0:
-                yield Progress(done=done, total=len(rows), activity="DICOM headers read")
+    values = yield from read_dicom_attribute(index, keyword)
     if not values:
         raise UsageError(f"no file has the DICOM attribute {keyword}", "Give another keyword, such as dicom:PatientID")
     return values
@@ -208,7 +188,7 @@ def _read_dicom(index: Index, keyword: str) -> Steps[dict[int, str]]:
 
 def _read_patients(index: Index) -> Steps[dict[int, str]]:
     """Return the PatientID of each DICOM file; empty if no two files share one, or if DICOM cannot be read."""
-    if not _list_dicom(index):
+    if not list_dicom_rows(index):
         return {}
     try:
         patients = yield from _read_dicom(index, "PatientID")
