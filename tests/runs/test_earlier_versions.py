@@ -30,7 +30,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tmp_path: Path, images: Path) -> Path:
     """A folder with the earlier version's runs, whose data folder is that of the images."""
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        archive.extractall(tmp_path)
     for name in ("finished", "stopped"):
         path = tmp_path / name / "data.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"data": str(images)}))
