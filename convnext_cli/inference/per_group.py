@@ -16,7 +16,7 @@ from convnext_cli.inference.pooling import Pooling, choose_negative, fit_pooling
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.thresholds import OperatingPoint, apply_threshold, describe_missed
@@ -27,6 +27,8 @@ from convnext_cli.tasks.task import Targets, Task
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import EvaluatedImages
+
+MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,10 +130,10 @@ def evaluate_groups(
     task, classes, test_set = evaluated.task, evaluated.classes, evaluated.test_set
     negative = choose_negative(task, classes, request.negative_class)
     pooling, notes = _prepare_pooling(run, classifier, test_set, calibration, request, negative)
-    groups = test_set.groups
-    assert groups is not None
+    groups = test_set.groups or ()  # `check_groups` refuses images without
     units = number_units(len(groups), groups)
-    targets = task.pool_targets(evaluated.targets, units, None if negative is None else classes.index(negative))
+    position = None if negative is None else classes.index(negative)
+    targets = task.pool_targets(evaluated.targets, units, position)
     logits = pool_logits(task, evaluated.logits, units, calibration, pooling)
     members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
     sizes = [len(rows) for rows in members]
@@ -139,16 +141,15 @@ def evaluate_groups(
     mixed_target = task.describe_pooled_target(negative)
     if mixed:
         text = f"{mixed:,} of {len(members):,} groups have images with different targets: {mixed_target}"
-        notes.append(Notice(text=text))
+        ambiguous = warn_of_ambiguous_groups(units, evaluated.targets, position) if task.has_negative else []
+        notes += [Notice(text=text), *ambiguous]
     metrics = task.compute_metrics(logits, targets, classes, pooling)
     if metrics.absent:
         notes.append(Notice(text=f"no group of {', '.join(metrics.absent)}: averages are over the other classes"))
     if max(sizes) == 1:
         notes.append(Notice(text="each group has one image: metrics per group are those per image"))
     points = _apply_thresholds(pooling, evaluated, task.activate(logits), targets)
-    notes += [
-        Notice(text=f"per group: {describe_missed(point)}", severity="warning") for point in points if point.is_missed
-    ]
+    missed = [f"per group: {describe_missed(point)}" for point in points if point.is_missed]
     return GroupEvaluation(
         groups=len(members),
         images_per_group=(min(sizes), int(np.median(sizes)), max(sizes)),
@@ -161,8 +162,29 @@ def evaluate_groups(
         names=tuple(groups[rows[0]] for rows in members),
         logits=logits,
         targets=targets,
-        notes=tuple(notes),
+        notes=(*notes, *(Notice(text=text, severity="warning") for text in missed)),
     )
+
+
+def warn_of_ambiguous_groups(units: Ints, targets: Targets, negative: int | None) -> list[Notice]:
+    """Return a warning if many groups have several classes beside the negative one, as numbers that restart give.
+
+    Args:
+        units: (N,) number of each image's group.
+        targets: (N,) classes.
+        negative: the class that any other one outweighs; None if there is none.
+    """
+    kept = np.ones(len(targets), np.bool_) if negative is None else targets != negative
+    pairs = np.unique(np.stack([units[kept], targets[kept]]), axis=1)[0]
+    several, total = int((np.bincount(pairs) > 1).sum()) if len(pairs) else 0, len(np.unique(units))
+    if several <= MAX_SEVERAL * total:
+        return []
+    finding = "" if negative is None else " with a finding"
+    text = (
+        f"{several:,} of {total:,} groups have several classes{finding}: the same name may be another patient in each "
+        "class. --group-from with a pattern that includes the class keeps them apart"
+    )
+    return [Notice(text=text, severity="warning")]
 
 
 def _prepare_pooling(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from convnext_cli import cross_validate, evaluate, finetune, predict
 from convnext_cli.errors import RunError, UsageError
+from convnext_cli.inference.per_group import warn_of_ambiguous_groups
 from convnext_cli.inference.pooling import Pooling, choose_negative, read_pooling
 from convnext_cli.metrics.pooling import pool_scores
 from convnext_cli.reports.report import write_report
@@ -134,6 +135,21 @@ def test_command_line_shows_both_side_by_side(bags: RunFolder, convnext: Convnex
     assert record["per_group"]["pooling"]["rule"] in ("max", "noisy-or")
     assert record["per_group"]["mixed"] == 18
     assert json.loads(convnext("eval", bags.path, "--json", "--no-report").out)["per_group"] is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "negative", "several"),
+    [
+        ([0, 1, 0, 1, 0, 1], 0, None),  # a finding in one of two images
+        ([1, 2, 1, 2, 0, 1], 0, "2 of 3 groups have several classes with a finding"),
+        ([0, 1, 0, 1, 0, 0], None, "2 of 3 groups have several classes:"),
+        ([0, 0, 1, 1, 2, 2], None, None),
+        ([0, 0, 0, 0, 0, 0], 0, None),
+    ],
+)
+def test_groups_of_several_classes_are_a_warning(targets: list[int], negative: int | None, several: str | None) -> None:
+    notices = warn_of_ambiguous_groups(np.array([0, 0, 1, 1, 2, 2]), np.array(targets), negative)
+    assert [notice.text[: len(several or "")] for notice in notices] == ([several] if several else [])
 
 
 def test_report_shows_both_side_by_side(bags: RunFolder) -> None:
