@@ -77,8 +77,8 @@ def main(out: Path, images: int) -> None:
     for entry in result.left_out:
         drift = evaluate(entry.run, out / "data" / entry.name).drift
         assert drift is not None
-        found = [measure for measure in drift.measures if measure.is_drift]
-        texts = (f"{measure.title} {measure.difference.distance:.2f}" for measure in found)
+        shifted = [measure for measure in drift.measures if measure.is_drift]
+        texts = (f"{measure.title} {measure.difference.distance:.2f}" for measure in shifted)
         print(f"{entry.name:8}  {', '.join(texts) or 'none'}")
 
 

@@ -1,4 +1,4 @@
-"""Whether a stated confidence that a target is met holds, on simulated pairs of validation and test sets.
+"""Check the stated confidence that a target is met, on simulated pairs of validation and test sets.
 
     python -m benchmarks.targets [PAIRS [PROCESSES]]
 

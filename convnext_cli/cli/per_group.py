@@ -1,4 +1,4 @@
-"""How `convnext eval --per group` shows its results: metrics per image and per group side by side."""
+"""Show the results of `convnext eval --per group`: metrics per image and per group side by side."""
 
 from typing import TYPE_CHECKING
 

@@ -248,7 +248,7 @@ class _Columns:
     targets: list[str]
     per_group: bool
     has_missed: bool = False
-    """Whether the test split did not meet a target."""
+    """True if the test split did not meet a target."""
 
     def list_titles(self) -> list[str]:
         first, last = self.task.list_columns(self.names)

@@ -43,7 +43,7 @@ class Attribute:
     levels: tuple[str, ...] = ()
     """All values in order, without the empty one."""
     cuts: str = ""
-    """How numbers were binned, in words; empty where they were not."""
+    """Description of the bins of numbers; empty if not binned."""
 
 
 def parse_attributes(text: str, option: str = "--subgroups") -> dict[str, tuple[float, ...]]:

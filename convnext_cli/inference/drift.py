@@ -1,4 +1,4 @@
-"""Whether the images of an evaluation are of the same kind as those that the run was calibrated on."""
+"""Drift: differences between the images of an evaluation and those that the run was calibrated on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

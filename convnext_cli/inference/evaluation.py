@@ -122,7 +122,7 @@ class Evaluation:
     drift: Drift | None = None
     """Differences from the run's validation images; None for its own data, or where that is not known."""
     recalibration: Recalibration | None = None
-    """What a calibration on a part of the images changes on the others; None where none is asked for."""
+    """Effect of a calibration on a part of the images on the others; None if not requested."""
     evaluated: EvaluatedImages
 
     @property

@@ -32,7 +32,7 @@ class Recalibration:
     groups: int
     """Number of their groups; of images where groups are not known."""
     description: str
-    """What was fitted, in words."""
+    """Description of the fitted parameters."""
     gain: Comparison
     """Metrics of the other images with this calibration, minus those with the run's own."""
 

@@ -99,7 +99,7 @@ class Subgroup:
     classes: tuple[SubgroupClass, ...]
     """Empty for a number."""
     small: str | None
-    """Why the subgroup is small; None where it is not."""
+    """Reason to call the subgroup small; None if it is not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +110,7 @@ class AttributeSubgroups:
     source: str
     """In words."""
     cuts: str
-    """How numbers were binned, in words; empty where they were not."""
+    """Description of the bins of numbers; empty if not binned."""
     unknown: int
     """Images without a value; they are in no subgroup and in no rest."""
     subgroups: tuple[Subgroup, ...]

@@ -83,7 +83,7 @@ class Reached:
     images: Annotated[int, Meta(ge=0)]
     """Number of these images that the metric depends on."""
     confidence: Fraction | None = None
-    """That the true value is at least the bound; None in runs of earlier versions, or where it is not known."""
+    """Confidence that the true value is at least the bound; None in runs of earlier versions, or if not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,7 @@ class Threshold:
     images: Annotated[int, Meta(ge=0)]
     """Number of these images in the denominator: those of the class for a sensitivity, all others for a specificity."""
     confidence: Fraction | None = None
-    """That the true value of the first metric is at least the target."""
+    """Confidence that the true value of the first metric is at least the target."""
     also: tuple[Reached, ...] = ()
     """Of the target's further bounds."""
 
@@ -133,7 +133,7 @@ class BoundResult:
     """None where it is not defined."""
     interval: Interval | None
     confidence: float | None
-    """That the true value is at least the bound."""
+    """Confidence that the true value is at least the bound."""
 
     @property
     def is_missed(self) -> bool:
@@ -149,7 +149,7 @@ class BoundResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperatingPoint:
-    """What a threshold reaches on other images; None where no image is of the class, or all are."""
+    """Metrics of a threshold on other images; None where no image is of the class, or all are."""
 
     threshold: Threshold
     sensitivity: float | None
@@ -157,7 +157,7 @@ class OperatingPoint:
     specificity: float | None
     specificity_interval: Interval | None
     prevalence: float | None
-    """That PPV and NPV hold for: the target's, or the fraction of these images."""
+    """Prevalence that PPV and NPV hold for: the target's, or the fraction of these images."""
     ppv: float | None
     ppv_interval: Interval | None
     npv: float | None
