@@ -151,9 +151,8 @@ def measure(views: Views, workers: int, rounds: int, batch_size: int) -> dict[st
             pass
         speeds.setdefault(name, []).append(len(rows) / (time.perf_counter() - started))
 
-    threads = lambda batches, epoch: load_by_threads(views.open(), batches, epoch, workers)  # noqa: E731
     clear_cache()
-    run("threads, first", threads, 0)
+    run("threads, first", partial(load_by_threads, views.open(), workers=workers), 0)
     clear_cache()
     with closing(ProcessLoader(views, workers=workers, batch_size=batch_size)) as loader:
         run("processes, first", loader.load, 0)

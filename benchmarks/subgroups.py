@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.attributes import Attribute
 from convnext_cli.inference import subgroups
-from convnext_cli.inference.subgroups import ScoredImages, SubgroupEvaluation, measure_subgroups
+from convnext_cli.inference.scored_images import ScoredImages
+from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups
 from convnext_cli.metrics.intervals import score_interval
 from convnext_cli.progress import finish
 from convnext_cli.tasks.multilabel import Multilabel

@@ -35,7 +35,8 @@ from convnext_cli.inference.recalibration import (
     refit_calibration,
 )
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.subgroups import ScoredImages, SubgroupEvaluation, compare_subgroups, read_subgroups
+from convnext_cli.inference.scored_images import ScoredImages
+from convnext_cli.inference.subgroups import SubgroupEvaluation, compare_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics import comparison
@@ -334,17 +335,16 @@ def _summarise(
 ) -> Evaluation:
     """Compute the metrics, intervals and operating points of logits."""
     test_set, task, targets = evaluated.test_set, evaluated.task, evaluated.targets
-    calibrated = task.calibrate(evaluated.logits, calibration)
-    metrics = task.compute_metrics(calibrated, targets, evaluated.classes, calibration)
+    images = evaluated.score(calibration)
+    metrics = task.compute_metrics(images.logits, targets, evaluated.classes, calibration)
     uncalibrated = task.compute_metrics(evaluated.logits, targets, evaluated.classes, calibration)
     warnings = []
     if calibration and (worse := _describe_worse(task, uncalibrated, metrics)):
         warnings.append(worse)
     if metrics.absent:
         warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
-    probabilities = task.activate(calibrated)
-    images = evaluated.score(calibration)
-    points = measure_points(images)
+    probabilities = task.activate(images.logits)
+    points = measure_points(images, calibration.thresholds if calibration else ())
     warnings += task.list_warnings(_read_training_targets(run), probabilities, evaluated.classes, calibration)
     warnings += [text for point in points if (text := describe_unreachable(point.threshold))]
     warnings += [describe_missed(point) for point in points if point.is_missed]
@@ -353,7 +353,7 @@ def _summarise(
         data=test_set.index.root,
         split=test_set.split,
         metrics=metrics,
-        intervals=compute_intervals(task.make_calculator(calibrated, targets, calibration), test_set.groups),
+        intervals=compute_intervals(images.make_calculator(), test_set.groups),
         uncalibrated=uncalibrated,
         calibration=calibration,
         operating_points=points,

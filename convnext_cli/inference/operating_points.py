@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from convnext_cli.inference.subgroups import ScoredImages
+from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.metrics.decision import CURVE_THRESHOLDS, DecisionCurve, trace_decision_curve
 from convnext_cli.metrics.thresholds import OperatingPoint, Threshold, apply_threshold, show_missed
 from convnext_cli.runs.folder import RunFolder
 
 
-def measure_points(images: ScoredImages) -> tuple[OperatingPoint, ...]:
-    """Return what each threshold of a run reaches on images."""
+def measure_points(images: ScoredImages, thresholds: Sequence[Threshold]) -> tuple[OperatingPoint, ...]:
+    """Return the metrics of each threshold on images, or on groups."""
     probabilities = images.task.activate(images.logits)
     return tuple(
         apply_threshold(threshold, probabilities[:, k], positive, images.groups, known)
-        for threshold in (images.calibration.thresholds if images.calibration else ())
+        for threshold in thresholds
         for k in [images.classes.index(threshold.target.name)]
         for positive, known in [images.task.select_known(images.targets, k)]
     )

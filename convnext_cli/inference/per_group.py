@@ -1,17 +1,16 @@
 """Evaluation per group: metrics of one prediction for each patient or object, pooled from its images."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.index import Index
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.operating_points import measure_points
 from convnext_cli.inference.pooling import Pooling, choose_negative, fit_pooling, pool_logits
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
@@ -19,7 +18,7 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units
 from convnext_cli.metrics.summary import MetricSet
-from convnext_cli.metrics.thresholds import OperatingPoint, apply_threshold, describe_missed
+from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
 from convnext_cli.runs.folder import RunFolder
@@ -148,7 +147,8 @@ def evaluate_groups(
         notes.append(Notice(text=f"no group of {', '.join(metrics.absent)}: averages are over the other classes"))
     if max(sizes) == 1:
         notes.append(Notice(text="each group has one image: metrics per group are those per image"))
-    points = _apply_thresholds(pooling, evaluated, task.activate(logits), targets)
+    pooled = replace(evaluated.score(calibration), logits=logits, targets=targets, groups=None)
+    points = measure_points(pooled, pooling.thresholds)
     missed = [f"per group: {describe_missed(point)}" for point in points if point.is_missed]
     return GroupEvaluation(
         groups=len(members),
@@ -158,7 +158,7 @@ def evaluate_groups(
         pooling=pooling,
         metrics=metrics,
         intervals=compute_intervals(task.make_calculator(logits, targets, pooling)),
-        operating_points=tuple(points),
+        operating_points=points,
         names=tuple(groups[rows[0]] for rows in members),
         logits=logits,
         targets=targets,
@@ -236,15 +236,3 @@ def _list_shared_names(index: Index, test_set: TestSet) -> list[Notice]:
         "of training images. If they are the same patients, the scores are too high"
     )
     return [Notice(text=text, severity="warning")]
-
-
-def _apply_thresholds(
-    pooling: Pooling, evaluated: "EvaluatedImages", probabilities: NDArray[np.float64], targets: Targets
-) -> Sequence[OperatingPoint]:
-    """Return the sensitivity and specificity of each threshold on groups."""
-    points = []
-    for threshold in pooling.thresholds:
-        k = evaluated.classes.index(threshold.target.name)
-        positive, known = evaluated.task.select_known(targets, k)
-        points.append(apply_threshold(threshold, probabilities[:, k], positive, None, known))
-    return points

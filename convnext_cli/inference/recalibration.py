@@ -11,7 +11,7 @@ from convnext_cli.data.split import split_index
 from convnext_cli.errors import DataError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.subgroups import ScoredImages
+from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.machine import count_cpus
 from convnext_cli.metrics import comparison

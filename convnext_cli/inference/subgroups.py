@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,9 @@ from convnext_cli.data.attributes import Attribute, parse_attributes, read_attri
 from convnext_cli.data.index import select_rows
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.test_set import TestSet
-from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.intervals import Interval, compute_intervals, estimate_fraction, number_units
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.subgroups import (
@@ -28,10 +28,6 @@ from convnext_cli.metrics.subgroups import (
 from convnext_cli.metrics.summary import none_if_nan
 from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.progress import Progress, Steps
-from convnext_cli.tasks.task import Targets, Task
-
-if TYPE_CHECKING:
-    from convnext_cli.inference.calibration import Calibration
 
 SMALL_GROUPS = 10  # groups of a subgroup; with fewer it is called small
 SMALL_CLASS = 5  # images of each class
@@ -145,29 +141,6 @@ class SubgroupEvaluation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredImages:
-    """The images of an evaluation with their calibrated outputs."""
-
-    task: Task
-    classes: tuple[str, ...]
-    logits: Floats
-    """(N, K), calibrated."""
-    targets: Targets
-    calibration: "Calibration | None"
-    groups: Sequence[str] | None
-    """(N,) names; None where groups are not known."""
-
-    def select(self, rows: NDArray[np.integer]) -> "ScoredImages":
-        """Return some of the images."""
-        groups = None if self.groups is None else [self.groups[row] for row in rows]
-        return replace(self, logits=self.logits[rows], targets=self.targets[rows], groups=groups)
-
-    def make_calculator(self) -> Calculator:
-        """Return the calculator of the task's metrics."""
-        return self.task.make_calculator(self.logits, self.targets, self.calibration)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Metric:
     """A metric that is computed of each subgroup."""
 
@@ -199,7 +172,7 @@ def read_subgroups(request: EvalRequest, test_set: TestSet) -> Steps[list[Attrib
     return (yield from read_attributes(selection, cuts, table=request.subgroup_table, option="--subgroups"))
 
 
-def compare_subgroups(images: "ScoredImages", attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation | None]:
+def compare_subgroups(images: ScoredImages, attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation | None]:
     """Do `measure_subgroups`; None without attributes."""
     return (yield from measure_subgroups(images, attributes)) if attributes else None
 

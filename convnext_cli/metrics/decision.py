@@ -22,6 +22,11 @@ class Estimate:
     interval: Interval | None
 
 
+def make_estimate(value: float | None, interval: Interval | None) -> Estimate | None:
+    """Return a value with its 95% CI; None if it is not defined."""
+    return None if value is None else Estimate(value=value, interval=interval)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecisionCurve:
     """Net benefit of acting on a model's probability of a class, over the threshold probability.

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.curves import count_down
-from convnext_cli.metrics.decision import Estimate, complement, estimate_likelihood_ratios, update_prevalence
+from convnext_cli.metrics.decision import (
+    Estimate,
+    complement,
+    estimate_likelihood_ratios,
+    make_estimate,
+    update_prevalence,
+)
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
 
@@ -349,8 +355,8 @@ def apply_threshold(
     known = np.ones(len(scores), np.bool_) if known is None else known
     predicted, target = scores >= threshold.threshold, threshold.target
     yes, no = positive & known, ~positive & known
-    sensitivity = _make_estimate(*estimate_fraction(predicted, yes, groups))
-    specificity = _make_estimate(*estimate_fraction(~predicted, no, groups))
+    sensitivity = make_estimate(*estimate_fraction(predicted, yes, groups))
+    specificity = make_estimate(*estimate_fraction(~predicted, no, groups))
     prevalence = target.prevalence
     if prevalence is None and yes.any() and no.any():
         prevalence = float(yes.sum() / known.sum())
@@ -420,10 +426,6 @@ def show_confidence(confidence: float | None) -> str:
     if confidence is None:
         return MISSING
     return "<1%" if confidence < 0.01 else ">99%" if confidence > 0.99 else f"{100 * confidence:.0f}%"
-
-
-def _make_estimate(value: float | None, interval: Interval | None) -> Estimate | None:
-    return None if value is None else Estimate(value=value, interval=interval)
 
 
 def _flatten(name: str, estimate: Estimate | None) -> dict[str, Any]:

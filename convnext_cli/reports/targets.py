@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.operating_points import trace_curves
-from convnext_cli.metrics.decision import Estimate, estimate_likelihood_ratios
-from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.decision import estimate_likelihood_ratios, make_estimate
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.thresholds import PREDICTIVE, Bound, OperatingPoint, Target, show_confidence
 from convnext_cli.progress import Notice
@@ -127,7 +126,7 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
     """Return the likelihood ratios of predicting each class, without a target."""
     rows = []
     for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True):
-        rates = (_make_estimate(getattr(entry, key), intervals[key]) for key in ("recall", "specificity"))
+        rates = (make_estimate(getattr(entry, key), intervals[key]) for key in ("recall", "specificity"))
         cells = [
             make_cell(METRICS[key], ratio.value, ratio.interval) if ratio else "-"
             for key, ratio in zip(RATIOS, estimate_likelihood_ratios(*rates), strict=True)
@@ -135,10 +134,6 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
         rows.append((entry.name, *cells))
     columns = [Column(heading="class", is_number=False), *(make_column(METRICS[key]) for key in RATIOS)]
     return [Table(title="Likelihood ratios of predicting a class", columns=columns, rows=rows)]
-
-
-def _make_estimate(value: float | None, interval: Interval | None) -> Estimate | None:
-    return None if value is None else Estimate(value=value, interval=interval)
 
 
 def _draw_curves(evaluation: Evaluation) -> list[Plots]:

@@ -10,8 +10,8 @@ from convnext_cli import evaluate
 from convnext_cli.data.attributes import Attribute
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.subgroups import (
-    ScoredImages,
     SubgroupEvaluation,
     describe_gaps,
     list_notes,

@@ -1,0 +1,37 @@
+"""Images of an evaluation with their calibrated outputs: what subgroups, targets and recalibrations are measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.tasks.task import Targets, Task
+
+if TYPE_CHECKING:
+    from convnext_cli.inference.calibration import Calibration
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredImages:
+    """The images of an evaluation with their calibrated outputs."""
+
+    task: Task
+    classes: tuple[str, ...]
+    logits: Floats
+    """(N, K), calibrated."""
+    targets: Targets
+    calibration: "Calibration | None"
+    groups: Sequence[str] | None
+    """(N,) names; None where groups are not known."""
+
+    def select(self, rows: NDArray[np.integer]) -> "ScoredImages":
+        """Return some of the images."""
+        groups = None if self.groups is None else [self.groups[row] for row in rows]
+        return replace(self, logits=self.logits[rows], targets=self.targets[rows], groups=groups)
+
+    def make_calculator(self) -> Calculator:
+        """Return the calculator of the task's metrics."""
+        return self.task.make_calculator(self.logits, self.targets, self.calibration)
