@@ -1,8 +1,10 @@
 """Calibration of a run on its validation split: temperature, thresholds and OOD score."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -13,6 +15,7 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.split import explain_small_validation
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import RunError, UsageError, suggest
+from convnext_cli.files import write_output
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import pad_image
 from convnext_cli.inference.classifier import Classifier, open_for_eval
@@ -29,7 +32,7 @@ from convnext_cli.metrics.thresholds import (
 )
 from convnext_cli.progress import Steps
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
-from convnext_cli.runs.records import convert_record
+from convnext_cli.runs.records import convert_record, read_json
 from convnext_cli.tasks.registry import TASKS, get_display
 from convnext_cli.tasks.task import Targets
 from convnext_cli.text import quote
@@ -274,6 +277,34 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     if calibration.weights != run.fingerprint_weights():
         return None
     check_thresholds(calibration.thresholds, run.read_config().label_names, path, CALIBRATION_REMEDY)
+    return calibration
+
+
+def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool) -> None:
+    """Write a calibration into a file that the user named. Raises the errors of `replace_output`."""
+    text = json.dumps(calibration.to_dict(), indent=1) + "\n"
+    write_output(path, text, "--save-calibration", overwrite=overwrite)
+
+
+def load_calibration(path: Path, weights: str, classes: Sequence[str]) -> Calibration:
+    """Return the calibration in a file of `write_calibration`.
+
+    Args:
+        path: the file.
+        weights: checksum of the model's weights.
+        classes: of the model.
+
+    Raises:
+        RunError: the file cannot be read, does not fit its schema, or was written for another model.
+    """
+    remedy = "Give a file that `convnext eval RUN DATA --recalibrate N --save-calibration FILE` wrote for this run"
+    try:
+        calibration = convert_record(read_json(path, remedy), Calibration, path, remedy)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}", remedy) from error
+    if calibration.weights != weights:
+        raise RunError(f"{path} is the calibration of another model", remedy)
+    check_thresholds(calibration.thresholds, classes, path, remedy)
     return calibration
 
 

@@ -10,9 +10,11 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.data.index import check_outside_data
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, ImageError, UsageError
+from convnext_cli.files import check_output
 from convnext_cli.inference.agreement import check_records, describe_progress
 from convnext_cli.inference.calibration import (
     Calibration,
@@ -21,11 +23,12 @@ from convnext_cli.inference.calibration import (
     describe_unreliable_ood,
     parse_target,
     read_calibration,
+    write_calibration,
 )
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
-from convnext_cli.inference.operating_points import measure_points, trace_curves
+from convnext_cli.inference.operating_points import TEST_TARGETS, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, evaluate_groups
 from convnext_cli.inference.recalibration import (
@@ -163,6 +166,8 @@ class EvalOptions(TypedDict, total=False):
     subgroups: str | None
     subgroup_table: Path | str | None
     recalibrate: int | None
+    save_calibration: Path | str | None
+    overwrite: bool
     tta: bool
     cache: bool
     per: Literal["image", "group"]
@@ -188,10 +193,11 @@ def evaluate(
             all); `targets`, such as `sensitivity=0.95:CLASS`, whose thresholds are set on validation and kept in the
             run; `subgroups`, such as `sex,age:18,65`, whose gaps are tested, and `subgroup_table`, a CSV file with
             these columns; `recalibrate`, the number of these images to fit the calibration on, which are then not
-            evaluated; `tta`, test-time augmentation, whose cost and gain are measured; `cache`, False to keep no
-            preprocessed images in the user's cache folder; `per`, `group` for metrics of groups (patients) beside those
-            of images; `group_from` and `group_column`, the source of the groups; `negative_class`, the class that any
-            other class of a group's images outweighs.
+            evaluated; `save_calibration`, a file for this calibration, which `predict` takes, and `overwrite`; `tta`,
+            test-time augmentation, whose cost and gain are measured; `cache`, False to keep no preprocessed images in
+            the user's cache folder; `per`, `group` for metrics of groups (patients) beside those of images;
+            `group_from` and `group_column`, the source of the groups; `negative_class`, the class that any other class
+            of a group's images outweighs.
 
     Raises:
         RunError: the run cannot be read.
@@ -268,8 +274,13 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         test_set: the images, where several runs are compared on them; None for those of the request.
     """
     operating_targets = [parse_target(text) for text in request.targets]
+    if request.save_calibration is not None and request.recalibrate is None:
+        raise UsageError("--save-calibration needs --recalibrate", "Add --recalibrate N")
     test_set, notes = yield from _choose_images(run, request, test_set)
     check_records(run)
+    if (path := request.save_calibration) is not None:
+        check_outside_data(path, test_set.index, option="--save-calibration")
+        check_output(path, "--save-calibration", overwrite=request.overwrite)
     if (unfinished := describe_progress(run)) is not None:
         notes.insert(0, Notice(text=unfinished))
     audit = yield from audit_steps(run, notes)
@@ -280,7 +291,9 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     notes += leakage + ensemble_notes
     task, targets = classifier.task, classifier.read_targets(test_set.index, test_set.rows)
     own_calibration = yield from _prepare_calibration(run, classifier, operating_targets, notes)
-    calibration = yield from refit_calibration(classifier, fit_set, own_calibration, notes)
+    calibration = yield from refit_calibration(classifier, fit_set, own_calibration, run, notes)
+    if request.save_calibration is not None and calibration is not None:
+        write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
     is_other = is_other_data(run, test_set)
     outputs, seconds = yield from _compute_outputs(classifier, test_set, "evaluating", features=is_other)
     logits, augmentation = outputs.logits, None
@@ -307,7 +320,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         evaluation,
         per_group=per_group,
         augmentation=augmentation,
-        test_number=_record(run, evaluation, tta=request.tta) if test_set.split == "test" else None,
+        test_number=_record(run, evaluation, per_group, tta=request.tta) if test_set.split == "test" else None,
         overlap=overlap,
         audit=audit,
         subgroups=subgroups,
@@ -454,8 +467,11 @@ def _compute_outputs(
     return outputs, time.perf_counter() - started
 
 
-def _record(run: RunFolder, evaluation: Evaluation, *, tta: bool) -> int:
+def _record(run: RunFolder, evaluation: Evaluation, per_group: GroupEvaluation | None, *, tta: bool) -> int:
     """Record an evaluation on a test split in the run, and return its number."""
+    points = {"image": evaluation.operating_points}
+    if per_group is not None:
+        points["group"] = per_group.operating_points
     return run.record_test(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -463,7 +479,10 @@ def _record(run: RunFolder, evaluation: Evaluation, *, tta: bool) -> int:
             "images": evaluation.metrics.images,
             **{key: getattr(evaluation.metrics, key) for key in reversed(evaluation.task.display.epoch)},
             "tta": tta,
-            "targets": {str(point.threshold.target): point.to_record() for point in evaluation.operating_points},
+            **{
+                TEST_TARGETS[unit]: {str(point.threshold.target): point.to_record() for point in of_unit}
+                for unit, of_unit in points.items()
+            },
         }
     )
 

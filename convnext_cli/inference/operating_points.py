@@ -1,12 +1,14 @@
 """Targets of a run on the images of an evaluation: operating points, decision curves, missed targets."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.metrics.decision import CURVE_THRESHOLDS, DecisionCurve, trace_decision_curve
 from convnext_cli.metrics.thresholds import OperatingPoint, Threshold, apply_threshold, show_missed
 from convnext_cli.runs.folder import RunFolder
+
+TEST_TARGETS = {"image": "targets", "group": "group_targets"}  # keys of `tests.jsonl`
 
 
 def measure_points(images: ScoredImages, thresholds: Sequence[Threshold]) -> tuple[OperatingPoint, ...]:
@@ -39,10 +41,12 @@ def trace_curves(
     return tuple(curves)
 
 
-def find_missed(run: RunFolder, thresholds: Sequence[Threshold]) -> dict[str, str]:
+def find_missed(
+    run: RunFolder, thresholds: Sequence[Threshold], per: Literal["image", "group"] = "image"
+) -> dict[str, str]:
     """Return each target that its last evaluation on a test split did not meet, with what it reached there."""
     measured: dict[str, Any] = {}
     for test in run.read_tests():
-        measured |= test.get("targets", {})
+        measured |= test.get(TEST_TARGETS[per], {})
     texts = ((str(t.target), show_missed(t.target, measured.get(str(t.target)))) for t in thresholds)
     return {name: text for name, text in texts if text}

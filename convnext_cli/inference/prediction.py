@@ -21,6 +21,7 @@ from convnext_cli.inference.calibration import (
     Calibration,
     describe_unreliable_ood,
     find_class,
+    load_calibration,
     read_calibration,
     read_novelty,
 )
@@ -28,7 +29,7 @@ from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.ensemble import Ensemble, Member
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.operating_points import find_missed
-from convnext_cli.inference.pooling import Pooling, name_groups, open_poolable, open_pooling
+from convnext_cli.inference.pooling import Pooling, name_groups, open_poolable, open_pooling, read_pooling
 from convnext_cli.inference.request import ENGINES, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.machine import has_gpu
@@ -114,6 +115,7 @@ class PredictOptions(TypedDict, total=False):
     """Options of `predict`, for type checkers and editors."""
 
     raw: bool
+    calibration: Path | str | None
     abstain: bool
     explain: Path | str | None
     explain_class: Sequence[str]
@@ -140,8 +142,9 @@ def predict(
         run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`. For a cross-validation,
             probabilities are the mean over its models.
         on_event: called with each `Progress`.
-        **options: `raw`, leave out the run's temperature and thresholds; `abstain`, flag images that are
-            out-of-distribution (OOD); `explain`, a folder for Grad-CAM heat maps, outside of the data; `explain_class`,
+        **options: `raw`, leave out the run's temperature and thresholds; `calibration`, a file of `evaluate`'s
+            `save_calibration` to use in their place; `abstain`, flag images that are out-of-distribution (OOD);
+            `explain`, a folder for Grad-CAM heat maps, outside of the data; `explain_class`,
             the classes or labels to explain, whatever is predicted; `overwrite`, replace existing heat maps there;
             `tta`, test-time augmentation; `engine`, `onnx` (ONNX Runtime, without torch), `torch`, or `auto` (default):
             ONNX Runtime where the run has an up-to-date `model.onnx` and no other option needs torch (`explain`,
@@ -185,10 +188,12 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
         return []
     unreliable = describe_unreliable_ood(calibration) if request.abstain else None
     notes = [unreliable] if unreliable else []
-    if request.raw:
+    if request.raw or request.calibration is not None:
         return notes
-    notes += [text for threshold in calibration.thresholds if (text := describe_unreachable(threshold))]
-    missed = find_missed(folder, calibration.thresholds)
+    fitted = read_pooling(folder) if request.per == "group" else calibration
+    thresholds = fitted.thresholds if fitted else ()
+    notes += [text for threshold in thresholds if (text := describe_unreachable(threshold))]
+    missed = find_missed(folder, thresholds, request.per)
     return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
 
 
@@ -225,7 +230,23 @@ class _Model:
 
 
 def _open_model(run: Path, request: PredictRequest, num_images: int) -> _Model:
-    """Return the model of an exported file, a cross-validation or a run."""
+    """Return the model of an exported file, a cross-validation or a run, with the calibration that is asked for."""
+    if request.calibration is not None and request.raw:
+        raise UsageError("--calibration and --raw exclude each other", "Give one of them")
+    model = _open_calibrated(run, request, num_images)
+    if request.calibration is None:
+        return model
+    classifier = model.classifier
+    if isinstance(classifier, OnnxClassifier):
+        weights = classifier.metadata.weights
+    else:
+        weights = open_folder(run).fingerprint_weights()
+    calibration = load_calibration(request.calibration, weights, classifier.classes)
+    return replace(model, calibration=calibration, missed_targets={})
+
+
+def _open_calibrated(run: Path, request: PredictRequest, num_images: int) -> _Model:
+    """Return a model with its own calibration."""
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
         file = _open_file(run, request)
         calibration = file.metadata.calibration
@@ -307,12 +328,15 @@ class _Member:
 def _predict_groups(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
     """Yield the prediction of each group, in the order of their first images."""
     folder = open_poolable(run, has_explanation=request.explain is not None)
+    if request.calibration is not None:
+        raise UsageError("--calibration is for single images", "Leave out --per group")
     groups = name_groups(folder, [source.path for source in sources], request.group_from)
     model = _open_model(run, request, len(sources))
     pooling = open_pooling(folder, model.classifier, model.calibration, request.group_from)
     calibration = model.calibration
     if request.raw:
         pooling, calibration = Pooling(weights=pooling.weights, rule=pooling.rule), None
+    model = replace(model, missed_targets=find_missed(folder, pooling.thresholds, per="group"))
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
     rows = sorted(range(len(sources)), key=lambda row: first[groups[row]])
 
@@ -351,6 +375,7 @@ def _pool(members: Sequence[_Member], model: _Model, pooling: Pooling) -> Predic
         task=task,
         outcome=task.summarise(scores, classes, pooling),
         decisions=_decide(pooling.thresholds, classes, scores),
+        missed_targets=model.missed_targets,
         novelty=novelty,
         abstained=model.abstain(novelty),
     )

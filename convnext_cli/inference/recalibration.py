@@ -20,6 +20,8 @@ from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.intervals import number_units
 from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.progress import Notice, Steps
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import open_folder
 from convnext_cli.tasks.task import Targets
 
 
@@ -74,21 +76,26 @@ def divide_test_set(test_set: TestSet, number: int | None) -> Steps[tuple[TestSe
 
 
 def refit_calibration(
-    classifier: Classifier, fit_set: TestSet | None, calibration: Calibration | None, notes: list[Notice]
+    classifier: Classifier,
+    fit_set: TestSet | None,
+    calibration: Calibration | None,
+    run: RunFolder,
+    notes: list[Notice],
 ) -> Steps[Calibration | None]:
     """Fit a calibration, and the thresholds of all targets, on labelled images.
 
     Args:
         classifier: the run's.
         fit_set: the images; None keeps the run's own calibration.
-        calibration: the run's own; it gives the targets and the OOD score.
+        calibration: the run's own; it gives the targets and the OOD score. None for a cross-validation.
+        run: the run or the cross-validation.
         notes: gets a note on the images, and a warning on classes of which there are few.
     """
     if fit_set is None:
         return calibration
     task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
-    base = calibration or Calibration(weights="", images=0, weak=None)
+    base = calibration or Calibration(weights=open_folder(run.path).fingerprint_weights(), images=0, weak=None)
     fitted = replace(
         base, images=len(targets), weak=None, **task.fit_calibration(outputs.logits, targets, fit_set.groups)
     )

@@ -36,6 +36,14 @@ class PredictRequest(GroupOptions):
     """The options of a prediction."""
 
     raw: Annotated[bool, Option(help="Leave out the run's temperature and thresholds.", is_common=True)] = False
+    calibration: Annotated[
+        Path | None,
+        Option(
+            help="File of `eval --save-calibration`, used in place of the run's own calibration and thresholds.",
+            is_common=True,
+            metavar="FILE",
+        ),
+    ] = None
     abstain: Annotated[bool, Option(help="Flag images that are out-of-distribution (OOD).", is_common=True)] = False
     explain: Annotated[Path | None, Option(help="Folder for Grad-CAM heat maps.", is_common=True, metavar="DIR")] = None
     explain_class: Annotated[
@@ -119,6 +127,16 @@ class EvalRequest(GroupOptions):
             metavar="N",
         ),
     ] = None
+    save_calibration: Annotated[
+        Path | None,
+        Option(
+            help="With --recalibrate, write the new calibration into a file, for `predict --calibration`.",
+            group=RUN,
+            is_common=True,
+            metavar="FILE",
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option(help="Replace an existing file of --save-calibration.", group=RUN)] = False
     tta: Annotated[
         bool, Option(help="Test-time augmentation; its cost and gain are measured.", group=RUN, is_common=True)
     ] = False

@@ -41,6 +41,10 @@ class FoldsFolder(RunFolder):
         number = len({split for split in self.read_split().splits if is_fold(split)})
         return [self.run(fold) for fold in range(1, number + 1)]
 
+    def fingerprint_weights(self) -> str:
+        """Return the checksums of the folds' weights."""
+        return "-".join(run.fingerprint_weights() for run in self.list_runs())
+
     def read_left_out(self) -> tuple[dict[str, Any], ...]:
         """Return the internal and external metrics of each left-out value; none for other cross-validations.
 

@@ -166,6 +166,8 @@ class Test(Struct, frozen=True, kw_only=True):
     balanced_accuracy: Fraction | None = None
     targets: dict[str, Fraction | dict[str, Fraction | None] | None] = {}
     """The metric of each target; of a target with several bounds, each metric by its name."""
+    group_targets: dict[str, Fraction | dict[str, Fraction | None] | None] = {}
+    """The same of groups, such as patients, where they were evaluated."""
 
 
 class RangeTest(Struct, frozen=True, kw_only=True):

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from convnext_cli import evaluate, finetune
+from convnext_cli import evaluate, export, finetune, predict
 from convnext_cli.data.digits import write_digits
-from convnext_cli.errors import DataError, UsageError
+from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import SMALL, Convnext
 
@@ -137,6 +137,52 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     outcome = convnext("eval", run.path, data, "--recalibrate", 40, "--no-report")
     assert "Recalibrated on" in outcome.out
     assert "the other ones are evaluated. The run is not changed" in outcome.err
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_predict_uses_a_saved_calibration(
+    run: RunFolder, others: Path, tmp_path: Path, convnext: Convnext, engine: str
+) -> None:
+    """The images that it was not fitted on get the probabilities of the evaluation; the run's own stay as they were."""
+    data, kept = change(others, tmp_path / "site", brighten), tmp_path / "site.json"
+    result = evaluate(run.path, data, recalibrate=40, save_calibration=kept)
+    index, rows = result.evaluated.test_set.index, result.evaluated.test_set.rows
+    images = [index.root / index.paths[row] for row in rows[:5]]
+    model = run.path if engine == "torch" else export(run.path, output=tmp_path / "model.onnx").path
+    own, new = predict(images, model), predict(images, model, calibration=kept)
+    expected = result.evaluated.task.activate(result.calibrated_logits[:5])
+    for one, other, scores in zip(own, new, expected, strict=True):
+        assert other.probabilities == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
+        assert one.probabilities != other.probabilities
+    shown = convnext("predict", images[0], "--run", model, "--calibration", kept, "--json").out
+    assert json.loads(shown)[0]["probability"] == pytest.approx(new[0].probabilities[0], abs=1e-6)
+
+
+def test_calibration_of_another_model_or_no_calibration_is_refused(
+    run: RunFolder, others: Path, tmp_path: Path
+) -> None:
+    image, path = next(others.rglob("*.png")), tmp_path / "site.json"
+    evaluate(run.path, others, recalibrate=40, save_calibration=path)
+    with pytest.raises(UsageError, match="exists already"):
+        evaluate(run.path, others, recalibrate=40, save_calibration=path)
+    evaluate(run.path, others, recalibrate=40, save_calibration=path, overwrite=True)
+    with pytest.raises(UsageError, match="needs --recalibrate"):
+        evaluate(run.path, others, save_calibration=tmp_path / "other.json")
+    with pytest.raises(UsageError, match="would lie in"):
+        evaluate(run.path, others, recalibrate=40, save_calibration=others / "0" / "site.json")
+    for option in ("raw", "per"):
+        with pytest.raises(UsageError, match="--calibration"):
+            predict(image, run.path, calibration=path, **{option: "group" if option == "per" else True})  # type: ignore[arg-type]
+    for problem, text in (
+        ("is the calibration of another model", json.dumps(json.loads(path.read_text()) | {"weights": "00000000"})),
+        ("cannot be read", "{}"),
+        ("cannot be read", "no JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RunError, match=problem):
+            predict(image, run.path, calibration=path)
+    with pytest.raises(RunError, match="cannot be read"):
+        predict(image, run.path, calibration=tmp_path / "missing.json")
 
 
 def test_recalibration_on_too_many_images_or_for_two_runs_is_refused(run: RunFolder, others: Path) -> None:

@@ -16,6 +16,8 @@ from convnext_cli import cross_validate, evaluate, finetune, predict
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.per_group import warn_of_ambiguous_groups
 from convnext_cli.inference.pooling import Pooling, choose_negative, read_pooling
+from convnext_cli.inference.prediction import list_run_notes
+from convnext_cli.inference.request import PredictRequest
 from convnext_cli.metrics.pooling import pool_scores
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.folder import RunFolder
@@ -104,6 +106,23 @@ def test_metrics_per_group_are_those_of_the_pooled_probabilities(bags: RunFolder
     decided = SINGLE.activate(groups.logits)[:, 1] >= point.threshold.threshold
     assert point.sensitivity == pytest.approx(decided[np.array(truth) == 1].mean())
     assert point.threshold != result.operating_points[0].threshold
+
+
+def test_target_that_groups_missed_on_test_is_told_by_predict(bags: RunFolder, convnext: Convnext) -> None:
+    groups = evaluate(bags.path, per="group", targets=["specificity=0.9:SPOT"]).per_group
+    assert groups is not None
+    [point] = groups.operating_points
+    [record] = bags.read_tests()
+    assert record["group_targets"] == {"specificity=0.9:SPOT": point.specificity}
+    images, request = list_images(bags, "test")[:5], PredictRequest(per="group")
+    assert predict(images, bags.path, per="group")[0].missed_targets == {}
+    assert list_run_notes(bags.path, request) == []
+    bags.record_test(record | {"targets": {}, "group_targets": {"specificity=0.9:SPOT": 0.25}})
+    assert predict(images, bags.path)[0].missed_targets == {}
+    assert predict(images, bags.path, per="group")[0].missed_targets == {"specificity=0.9:SPOT": "specificity 25.0%"}
+    shown = convnext("predict", *images, "--run", bags.path, "--per", "group")
+    assert "(missed on test: specificity 25.0%)" in shown.out
+    assert "target specificity=0.9:SPOT was not met on the test split: specificity 25.0%" in shown.err
 
 
 def test_one_positive_image_in_five_is_pooled_by_more_than_the_mean(bags: RunFolder) -> None:
@@ -299,3 +318,7 @@ def test_cross_validation_is_pooled_by_the_mean(table: Path, tmp_path: Path) -> 
     )
     predictions = predict(list_images(RunFolder(folds), "test")[:5], folds, per="group")
     assert [one.images for one in predictions] == [5]
+    evaluate(folds, table, recalibrate=90, save_calibration=tmp_path / "site.json")
+    [image] = list_images(RunFolder(folds), "test")[:1]
+    own, new = predict(image, folds), predict(image, folds, calibration=tmp_path / "site.json")
+    assert own[0].probabilities != new[0].probabilities
