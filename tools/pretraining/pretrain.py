@@ -123,7 +123,7 @@ def distil(data: Path, run: Path, *, weights: str, stages: list[str], batch: int
         output = run if number + 1 == len(stages) else run.with_name(f"{run.name}-{stage}")
         folder = RunFolder(output)
         if folder.is_begun and not folder.is_finished:
-            finetune(resume=output, onnx=False, on_event=show)
+            finetune(resume=output, onnx=False, on_event=Printer())
         elif not folder.is_finished:
             finetune(
                 data,
@@ -154,23 +154,31 @@ def distil(data: Path, run: Path, *, weights: str, stages: list[str], batch: int
                 teacher_features=3.0,
                 save_every=100,
                 onnx=False,
-                on_event=show,
+                on_event=Printer(),
                 **options,
             )
         print(f"{stage}: {output}", flush=True)
         weights = str(output)
 
 
-def show(event: object) -> None:
-    """Print an epoch, a notice, and progress at intervals."""
-    if isinstance(event, EpochDone):
-        print(f"epoch {event.epoch}: loss {event.train_loss:.4f}, {event.seconds:.0f} s", flush=True)
-    elif isinstance(event, Notice):
-        print(event.text, flush=True)
-    elif isinstance(event, Progress) and event.done // SHOWN != (event.done - 1) // SHOWN:
-        print(f"{event.activity}: {event.done:,} of {event.total:,}", flush=True)
-    elif isinstance(event, StepDone) and event.step % 50 == 0:
-        print(f"epoch {event.epoch}, step {event.step} of {event.steps}: loss {event.loss:.4f}", flush=True)
+class Printer:
+    """Prints epochs and notices, and progress at intervals."""
+
+    def __init__(self) -> None:
+        self.shown = 0  # images, of the activity that goes on
+
+    def __call__(self, event: object) -> None:
+        """Print an event of a training."""
+        if isinstance(event, EpochDone):
+            print(f"epoch {event.epoch}: loss {event.train_loss:.4f}, {event.seconds:.0f} s", flush=True)
+        elif isinstance(event, Notice):
+            print(event.text, flush=True)
+        elif isinstance(event, Progress):
+            if event.done < self.shown or event.done >= self.shown + SHOWN:
+                self.shown = event.done
+                print(f"{event.activity}: {event.done:,} of {event.total:,}", flush=True)
+        elif isinstance(event, StepDone) and event.step % 50 == 0:
+            print(f"epoch {event.epoch}, step {event.step} of {event.steps}: loss {event.loss:.4f}", flush=True)
 
 
 def pack(run: Path) -> None:
