@@ -25,17 +25,16 @@ SETTINGS = Settings(
 
 PAGE = """# Learning rate of each group
 
-`python tools/draw_schedule.py` writes this page from the code that trains: `Schedule.lr_at` and `make_optimizer`.
-The example is {model} with `--lr {lr:g} --layer-decay {decay:g} --weight-decay {weight_decay:g}
---warmup-epochs {warmup:g}`,
-{epochs} epochs of {steps} steps.
+`python tools/draw_schedule.py` writes this page from the code that trains: `Schedule.lr_at` and `make_optimizer`. The
+example is {model} with {epochs} epochs of {steps} steps and
+`--lr {lr:g} --layer-decay {decay:g} --weight-decay {weight_decay:g} --warmup-epochs {warmup:g}`.
 
 ![Learning rate over the steps, and by depth](../images/schedule.svg)
 
 The learning rate is a pure function of the step, `lr_at(step)`: a linear warm-up, then half a cosine. Each parameter
-group multiplies it by its own factor: {decay:g} to the power of the number of blocks between the group and the head.
-timm decays per block. In a deep model the stem therefore gets a far lower rate than with the authors' own decay, which
-has at most 13 groups.
+group multiplies it by its own factor: {decay:g} to the power of the group's distance from the head in blocks. timm
+decays per block. In a deep model the stem therefore gets a far lower rate than with the authors' own decay, which has
+at most 13 groups.
 
 | group | first parameter | factor | peak lr | weight decay | parameters |
 |---|---|---|---|---|---|

@@ -27,8 +27,8 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         print("|", " | ".join(str(cell).replace("|", "\\|") for cell in row), "|")
 
 
-def show_floors() -> None:
-    """Print the package's floors as the import contract in pyproject.toml has them, the top first."""
+def show_layers() -> None:
+    """Print the package's layers as the import contract in pyproject.toml has them, the top first."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
     print("```text")
