@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from convnext_cli.errors import ConvnextError, StoppedError
 from convnext_cli.exports.request import ExportRequest
@@ -14,12 +14,12 @@ from convnext_cli.options import describe_options, make_request
 from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
 from convnext_cli.recipes.settings import (
     Choice,
+    DataOptions,
     SettingsDict,
     SettingSources,
     check_settings,
     expand_settings,
 )
-from convnext_cli.tasks.reading import TaskName
 from convnext_cli.training.request import TrainRequest
 
 if TYPE_CHECKING:  # each operation imports what it needs: a prediction by ONNX Runtime has no torch
@@ -41,24 +41,6 @@ if TYPE_CHECKING:  # each operation imports what it needs: a prediction by ONNX 
 
 PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_FRACTION = 0.05  # of the time, at most: where epochs are very short, not every epoch is drawn
-
-
-class DataOptions(TypedDict, total=False):
-    """The options of reading data, for type checkers and editors. A test compares it with `Settings`."""
-
-    image_root: str
-    exclude: str
-    group_from: str
-    resplit: bool
-    task: TaskName
-    label_columns: str
-    label_column: str
-    label_sep: str
-    path_column: str
-    group_column: str
-    split_column: str
-    blank: Literal["unknown", "negative"]
-    log_target: Literal["auto", "yes", "no"]
 
 
 class TrainOptions(SettingsDict, total=False):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import convnext_cli
 from convnext_cli import check, compare, cross_validate, evaluate, export, finetune, predict, recommend, write_report
-from convnext_cli.api import DataOptions, TrainOptions, make_train_request
+from convnext_cli.api import TrainOptions, make_train_request
 from convnext_cli.cli.check import SETTINGS as CHECK_SETTINGS
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.export import FileOptions, HubOptions
@@ -24,7 +24,7 @@ from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.locks import check_unlocked
 from convnext_cli.options import describe_options
 from convnext_cli.progress import Progress, finish
-from convnext_cli.recipes.settings import SettingsDict, SettingSources, describe_settings
+from convnext_cli.recipes.settings import DataOptions, SettingsDict, SettingSources, describe_settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import SMALL, Convnext, save_image

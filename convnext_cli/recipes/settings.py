@@ -547,7 +547,25 @@ class SettingSources:
     ] = None
 
 
-class SettingsDict(TypedDict, total=False):
+class DataOptions(TypedDict, total=False):
+    """The settings that say how data are read, as keyword arguments."""
+
+    image_root: str
+    exclude: str
+    group_from: str
+    resplit: bool
+    task: TaskName
+    label_columns: str
+    label_column: str
+    label_sep: str
+    path_column: str
+    group_column: str
+    split_column: str
+    blank: Literal["unknown", "negative"]
+    log_target: Literal["auto", "yes", "no"]
+
+
+class SettingsDict(DataOptions, total=False):
     """The settings as keyword arguments, for type checkers and editors. A test compares them with `Settings`."""
 
     epochs: int
@@ -592,20 +610,7 @@ class SettingsDict(TypedDict, total=False):
     save_every: int
     grad_checkpointing: bool
     deterministic: bool
-    task: TaskName
-    label_columns: str
-    label_column: str
-    label_sep: str
-    path_column: str
-    group_column: str
-    split_column: str
-    blank: Literal["unknown", "negative"]
-    log_target: Literal["auto", "yes", "no"]
     uncertain: Literal["ignore", "positive", "negative", "smooth"]
-    image_root: str
-    exclude: str
-    group_from: str
-    resplit: bool
     unlabelled: bool
     data_license: str
     folds: int

@@ -13,7 +13,7 @@ from convnext_cli.models.names import ModelName
 
 _HERE = Path(__file__).parent
 
-TABLE_SETTINGS = (
+RECIPE_SETTINGS = (
     "lr", "weight_decay", "layer_decay", "drop_path", "epochs", "warmup_epochs", "mixup", "cutmix", "label_smoothing",
     "head_init_scale", "ema_decay", "min_crop_area", "hflip", "rand_augment", "erasing",
 )  # fmt: skip
@@ -231,6 +231,6 @@ def _read(name: str) -> dict[str, Any]:
 def _ranges(row: dict[str, Any]) -> dict[str, tuple[float, float]]:
     return {
         name: tuple(row[name]) if isinstance(row[name], list) else (row[name], row[name])
-        for name in TABLE_SETTINGS
+        for name in RECIPE_SETTINGS
         if name in row
     }
