@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from convnext_cli.metrics import intervals
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator
-from convnext_cli.metrics.intervals import compute_intervals, number_units, resample
+from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units, resample
 
 CLASS_FRACTIONS = (0.5, 0.25, 0.15, 0.10)  # of 600 images the rarest class has 60
 
@@ -68,6 +68,21 @@ def flatten(overall: dict[str, Floats], per_class: dict[str, Floats]) -> Floats:
     return np.stack([*overall.values(), *(values[:, -1] for values in per_class.values())], axis=1)
 
 
+NAMES = (*ClassCalculator.overall, *(f"{name} of the rarest" for name in ClassCalculator.per_class))
+"""The metrics of `flatten`."""
+
+
+def contain(intervals: Intervals, true: Floats) -> NDArray[np.bool_]:
+    """Return which CIs of the metrics of `flatten` contain their true value, (metrics,); one that is missing does not.
+
+    Args:
+        intervals: of one data set.
+        true: (metrics,).
+    """
+    ends = [*intervals.overall.values(), *intervals.per_class[-1].values()]
+    return np.array([e is not None and e.low <= t <= e.high for e, t in zip(ends, true, strict=True)])
+
+
 def compute_truth(scenario: Scenario, images: int) -> Floats:
     """Return the metrics of a very large data set."""
     logits, labels, _ = draw(scenario, images, seed=10**9)
@@ -85,9 +100,7 @@ def cover(scenario: Scenario, images: int, resamples: int, true: Floats, seed: i
     )
     low, high = np.nanpercentile(np.concatenate(chunks), (2.5, 97.5), axis=0)
     ours = compute_intervals(calculator, groups, seed=seed, resamples=resamples)
-    ends = [*ours.overall.values(), *ours.per_class[-1].values()]
-    covered = [e is not None and e.low <= t <= e.high for e, t in zip(ends, true, strict=True)]
-    return np.stack([(low <= true) & (true <= high), np.array(covered)]).astype(np.float64)
+    return np.stack([(low <= true) & (true <= high), contain(ours, true)]).astype(np.float64)
 
 
 def measure(
@@ -159,14 +172,10 @@ def main(words: Sequence[str]) -> None:
             measure(scenario, datasets, images, resamples, truth_images=1_000_000, map_function=parallel)
             for scenario in SCENARIOS
         ]
-    names = [
-        *ClassCalculator.overall,
-        *(f"{name} of the rarest" for name in ("precision", "recall", "specificity", "F1", "ROC", "PR")),
-    ]
     print(f"{datasets} data sets of {images} images, {resamples} resamples; coverage in %")
     print(f"{'':26}" + "".join(f"{scenario.name:>26}" for scenario in SCENARIOS))
     print(f"{'metric':26}" + f"{'percentile':>16}{'ours':>10}" * len(SCENARIOS))
-    for i, name in enumerate(names):
+    for i, name in enumerate(NAMES):
         print(f"{name:26}" + "".join(f"{100 * both[0, i]:16.1f}{100 * both[1, i]:10.1f}" for both in results))
 
 

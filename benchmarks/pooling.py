@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.coverage import flatten
+from benchmarks.coverage import NAMES, contain, flatten
 from convnext_cli.inference.pooling import Pooling, choose_pooling
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator
@@ -86,8 +86,7 @@ def pool(pooling: Pooling, patients: int, seed: int) -> ClassCalculator:
 def cover(pooling: Pooling, patients: int, resamples: int, true: Floats, seed: int) -> NDArray[np.float64]:
     """Return whether each metric's CI of one data set contains the true value, (metrics,)."""
     intervals = compute_intervals(pool(pooling, patients, seed), seed=seed, resamples=resamples)
-    ends = [*intervals.overall.values(), *intervals.per_class[-1].values()]
-    return np.array([e is not None and e.low <= t <= e.high for e, t in zip(ends, true, strict=True)], np.float64)
+    return contain(intervals, true).astype(np.float64)
 
 
 def measure_coverage(
@@ -143,10 +142,9 @@ def show_coverage(words: Sequence[int]) -> None:
             measure_coverage(rule, datasets, patients, resamples, truth_patients=200_000, map_function=parallel)
             for rule in RULES
         ]
-    names = [*ClassCalculator.overall, *(f"{name} of the rarest" for name in ClassCalculator.per_class)]
     print(f"{datasets} data sets of {patients} patients, {resamples} resamples; % of intervals that hold the truth")
     print(f"{'metric':26}" + "".join(f"{rule:>10}" for rule in RULES))
-    for i, name in enumerate(names):
+    for i, name in enumerate(NAMES):
         print(f"{name:26}" + "".join(f"{100 * coverage[i]:10.1f}" for coverage in results))
 
 

@@ -55,7 +55,7 @@ def measure(
     if variant.get("plain"):
         logits, labels = train_plainly(index, epochs=epochs, size=SIZES[name], seed=seed)
         found: MetricSet = compute_metrics(logits, labels, index.classes)
-        groups = [index.groups[row] for row in index.rows("test")] if index.groups else None
+        groups = index.list_groups(index.rows("test"))
         intervals = compute_intervals(ClassCalculator(logits, labels), groups)
     else:
         found, intervals = tune(manifest, variant, settings, out / "run")

@@ -97,6 +97,14 @@ class Index:
         """Return the rows of one split."""
         return [row for row, name in enumerate(self.splits) if name == split]
 
+    def list_groups(self, rows: Sequence[int]) -> list[str] | None:
+        """Return the group of each of some rows; None where groups are not known."""
+        return [self.groups[row] for row in rows] if self.groups else None
+
+    def has_split_of(self, other: "Index") -> bool:
+        """Return True if both have the same images in the same splits."""
+        return (self.paths, self.splits) == (other.paths, other.splits)
+
     def count_classes(self, split: str | None = None) -> list[int]:
         """Return the number of images per class, in all splits or in one."""
         if self.values:

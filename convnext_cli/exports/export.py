@@ -181,7 +181,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
             raise ParityError(parity)
         cost = None
         if request.int8 and not request.images:
-            groups = [index.groups[row] for row in rows] if index.groups else None
+            groups = index.list_groups(rows)
             float32, int8 = _make_calculators(classifier, index, rows, (before, after), metadata)
             cost = compare(float32, int8, groups)
         if is_onnx:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -22,6 +22,7 @@ from convnext_cli.inference.classifier import Classifier, open_for_eval
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import Fraction
 from convnext_cli.metrics.thresholds import (
     PREDICTIVE,
     TARGET_METRICS,
@@ -34,7 +35,7 @@ from convnext_cli.progress import Steps
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record, read_json
 from convnext_cli.tasks.registry import TASKS, get_display
-from convnext_cli.tasks.task import Targets
+from convnext_cli.tasks.task import Scaling, Targets
 from convnext_cli.text import quote
 
 ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
@@ -49,11 +50,10 @@ _TARGET = re.compile(r"(?P<bounds>[^:]+):(?P<name>.+?)(?:@(?P<extras>(?:prevalen
 REFIT_REMEDY = "Delete calibration.json there; `convnext eval` fits both again"
 
 Nats = Annotated[float, Meta(ge=0, le=1e6)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
+class Calibration(Scaling):
     """Everything fitted on the validation split. The field names are keys of `calibration.json`."""
 
     weights: str
@@ -62,28 +62,18 @@ class Calibration:
     """Number of validation images."""
     weak: str | None
     """The reason why nothing was fitted; None where it was."""
-    temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
-    """The divisor of the logits before softmax."""
     log_loss: tuple[Nats, Nats] | None = None
     """On validation, before and after."""
     ece: tuple[Fraction, Fraction] | None = None
     """On validation, before and after."""
     thresholds: tuple[Threshold, ...] = ()
     """Thresholds on calibrated probabilities, one for each target."""
-    label_scale: tuple[float, ...] = ()
-    """Factor of each label's logit; empty where there is one temperature for all classes."""
-    label_offset: tuple[float, ...] = ()
-    """Number that is added to each label's logit after that."""
-    label_thresholds: tuple[Fraction, ...] = ()
-    """Probability from which on a label is predicted, for each label."""
-    margin: Annotated[float, Meta(ge=0)] | None = None
-    """Half the length of a 90% prediction interval, in the units of the model's output; of a number only."""
     novelty_score: str = SCORE_NAME
     novelty_threshold: Annotated[float, Meta(ge=-1)] | None = None
     """OOD score above which an image is flagged."""
-    novelty_rate: Annotated[float, Meta(ge=0, le=1)] = ABSTAIN_RATE
+    novelty_rate: Fraction = ABSTAIN_RATE
     """Fraction of validation images above the OOD threshold."""
-    novelty_detected: Annotated[float, Meta(ge=0, le=1)] | None = None
+    novelty_detected: Fraction | None = None
     """Fraction of scrambled validation images above the OOD threshold; None where none were scored."""
     training_images: Annotated[int, Meta(ge=0)] = 0
     """Number of training images in the bank."""
@@ -91,7 +81,7 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, without what other tasks and other targets have."""
         values = asdict(self)
-        unused = ("label_scale", "label_offset", "label_thresholds", "margin")
+        unused = {field.name for field in fields(Scaling)}
         values["thresholds"] = [_drop_empty(t | {"target": _drop_empty(t["target"])}) for t in values["thresholds"]]
         return {key: value for key, value in values.items() if value or key not in unused}
 
@@ -173,7 +163,7 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     novelty = fit_novelty(training.features, training.statistics)
     scores = novelty.score(validation.features, validation.statistics)
     threshold = choose_novelty_threshold(scores, ABSTAIN_RATE)
-    groups = [index.groups[row] for row in val] if index.groups else None
+    groups = index.list_groups(val)
     calibration = Calibration(
         weights=fingerprint, images=len(val), weak=None, **model.task.fit_calibration(logits, targets, groups)
     )
@@ -276,7 +266,7 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     calibration = convert_record(raw, Calibration, path, CALIBRATION_REMEDY)
     if calibration.weights != run.fingerprint_weights():
         return None
-    check_thresholds(calibration.thresholds, run.read_config().label_names, path, CALIBRATION_REMEDY)
+    check_scaling(calibration, calibration.thresholds, run.read_config().label_names, path, CALIBRATION_REMEDY)
     return calibration
 
 
@@ -304,22 +294,28 @@ def load_calibration(path: Path, weights: str, classes: Sequence[str]) -> Calibr
         raise RunError(f"{path} cannot be read: {error.strerror}", remedy) from error
     if calibration.weights != weights:
         raise RunError(f"{path} is the calibration of another model", remedy)
-    check_thresholds(calibration.thresholds, classes, path, remedy)
+    check_scaling(calibration, calibration.thresholds, classes, path, remedy)
     return calibration
 
 
-def check_thresholds(thresholds: Sequence[Threshold], classes: Sequence[str], source: object, remedy: str) -> None:
-    """Check that thresholds are for classes that the model has.
+def check_scaling(
+    scaling: Scaling, thresholds: Sequence[Threshold], classes: Sequence[str], source: object, remedy: str
+) -> None:
+    """Check that a calibration or a pooling is for the classes that the model has.
 
     Args:
-        thresholds: of a calibration or a pooling.
+        scaling: the calibration or the pooling.
+        thresholds: its thresholds.
         classes: of the model.
-        source: the file that they were read from, for the error.
+        source: the file that it was read from, for the error.
         remedy: of the error.
 
     Raises:
-        RunError: the model does not have a threshold's class.
+        RunError: the model does not have a threshold's class, or another number of classes.
     """
+    for key in ("label_scale", "label_offset", "label_thresholds"):
+        if (number := len(getattr(scaling, key))) not in (0, len(classes)):
+            raise RunError(f"{source} cannot be read: {key}: {number} values for {len(classes)} classes", remedy)
     for number, threshold in enumerate(thresholds):
         if threshold.target.name not in classes:
             problem = f"the model has no class {threshold.target.name!r}"
@@ -392,7 +388,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     logits, labels = read_validation(run, calibration, model)
     probabilities = task.activate(task.calibrate(logits, calibration))
     index = run.read_split()
-    groups = [index.groups[row] for row in index.rows("val")] if index.groups else None
+    groups = index.list_groups(index.rows("val"))
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
     for target, k in zip(targets, numbers, strict=True):
         renamed = replace(target, name=classes[k])

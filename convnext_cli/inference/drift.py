@@ -94,8 +94,7 @@ class ImageMeasures:
 
 def is_other_data(run: RunFolder, test_set: TestSet) -> bool:
     """Return True if the images of an evaluation are not those of the run's own split."""
-    own = run.read_split()
-    return (test_set.index.paths, test_set.index.splits) != (own.paths, own.splits)
+    return not test_set.index.has_split_of(run.read_split())
 
 
 def measure_drift(
@@ -162,7 +161,7 @@ def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
     return ImageMeasures(
         values=list_values(scores, statistics, corners, sizes),
         targets=classifier.read_targets(index, rows),
-        groups=[index.groups[row] for row in rows] if index.groups else None,
+        groups=index.list_groups(rows),
     )
 
 

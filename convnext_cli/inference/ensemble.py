@@ -114,7 +114,7 @@ class Ensemble(Classifier):
 
     def _is_own(self, index: Index) -> bool:
         """Return whether an index is that of the cross-validation."""
-        return (index.paths, index.splits) == (self.trained_on.paths, self.trained_on.splits)
+        return index.has_split_of(self.trained_on)
 
 
 def _shift_progress(event: Progress, *, offset: int, total: int) -> Progress:

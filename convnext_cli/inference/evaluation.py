@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -30,7 +30,7 @@ from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.operating_points import TEST_TARGETS, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
-from convnext_cli.inference.per_group import GroupEvaluation, check_groups, evaluate_groups
+from convnext_cli.inference.per_group import GroupEvaluation, check_groups, evaluate_groups, to_plain
 from convnext_cli.inference.recalibration import (
     Recalibration,
     divide_test_set,
@@ -152,7 +152,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the audit and the single images, for JSON; notes as strings."""
         kept = [field.name for field in fields(self) if field.name not in ("audit", "evaluated", "per_group")]
-        return {name: _to_plain(getattr(self, name)) for name in kept} | {
+        return {name: to_plain(getattr(self, name)) for name in kept} | {
             "per_group": self.per_group and self.per_group.to_dict(),
             "notes": [note.text for note in self.notes],
         }
@@ -485,9 +485,3 @@ def _record(run: RunFolder, evaluation: Evaluation, per_group: GroupEvaluation |
             },
         }
     )
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_to_plain(part) for part in value]
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

@@ -7,7 +7,7 @@ from typing import Any
 
 from convnext_cli.errors import RunError
 from convnext_cli.images.preprocessing import Preprocessing, describe_size, join_size
-from convnext_cli.inference.calibration import Calibration, check_thresholds
+from convnext_cli.inference.calibration import Calibration, check_scaling
 from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
@@ -91,7 +91,7 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
         size = describe_size(metadata.preprocessing)
         raise RunError(f"{source} cannot be read: preprocessing: image_size {size}", REMEDY)
     if metadata.calibration:
-        check_thresholds(metadata.calibration.thresholds, metadata.classes, source, REMEDY)
+        check_scaling(metadata.calibration, metadata.calibration.thresholds, metadata.classes, source, REMEDY)
     return metadata
 
 

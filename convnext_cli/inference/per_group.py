@@ -11,7 +11,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.operating_points import measure_points
-from convnext_cli.inference.pooling import Pooling, choose_negative, fit_pooling, pool_logits
+from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, Pooling, choose_negative, fit_pooling, pool_logits
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -27,6 +27,7 @@ from convnext_cli.tasks.task import Targets, Task
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import EvaluatedImages
 
+UNCALIBRATED = "groups are pooled by the mean, without a calibration of their own"
 MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
 
 
@@ -78,15 +79,15 @@ class GroupEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single groups, for JSON."""
-        left_out = ("names", "logits", "targets", "notes")
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
-        plain = {
-            name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()
-        }
-        return plain | {
-            "operating_points": [asdict(point) for point in self.operating_points],
-            "notes": [note.text for note in self.notes],
-        }
+        kept = [field.name for field in fields(self) if field.name not in ("names", "logits", "targets", "notes")]
+        return {name: to_plain(getattr(self, name)) for name in kept} | {"notes": [note.text for note in self.notes]}
+
+
+def to_plain(value: Any) -> Any:
+    """Return a field of an evaluation as plain values, for JSON."""
+    if isinstance(value, tuple):
+        return [to_plain(part) for part in value]
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def check_groups(request: EvalRequest, test_set: TestSet) -> None:
@@ -200,27 +201,23 @@ def _prepare_pooling(
     A cross-validation has no validation images of its own: the mean is used, as it is.
     """
     if not isinstance(classifier, TorchClassifier):
-        reason = "a cross-validation has no validation groups of its own"
-        pooling = Pooling(weights="", weak=reason, negative_class=negative)
-        return pooling, [Notice(text=f"groups are pooled by the mean, without a calibration of their own: {reason}")]
+        pooling = Pooling(weights="", weak=NO_GROUPS_OF_OWN, negative_class=negative)
+        return pooling, [Notice(text=f"{UNCALIBRATED}: {pooling.weak}")]
     blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=request.group_from)
     index = _group_own_split(run, test_set.index, request.group_from)
     notes = _list_shared_names(index, test_set)
-    if not index.groups:
-        pooling = Pooling(weights=blank.weights, weak="the groups of the run's own images are not known")
-    else:
-        pooling = fit_pooling(run, classifier, calibration, index, blank)
+    pooling = fit_pooling(run, classifier, calibration, index, blank)
+    if index.groups:
         run.write_pooling(pooling.to_dict())
     if not pooling.is_fitted:
-        text = f"groups are pooled by the mean, without a calibration of their own: {pooling.weak}"
-        notes.append(Notice(text=text, severity="warning"))
+        notes.append(Notice(text=f"{UNCALIBRATED}: {pooling.weak}", severity="warning"))
     return pooling, notes
 
 
 def _group_own_split(run: RunFolder, evaluated: Index, group_from: str) -> Index:
     """Return the run's split, with the groups of the evaluated images where these are its own, or by `group_from`."""
     index = run.read_split()
-    if (index.paths, index.splits) == (evaluated.paths, evaluated.splits):
+    if index.has_split_of(evaluated):
         return evaluated
     return index if group_from == AUTO else group_index(index, group_from)[0]
 

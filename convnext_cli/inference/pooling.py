@@ -11,9 +11,8 @@ from msgspec import Meta
 
 from convnext_cli.data.groups import group_index, group_like
 from convnext_cli.data.index import NONE, Index
-from convnext_cli.encoding import find_name
-from convnext_cli.errors import RunError, UsageError, suggest
-from convnext_cli.inference.calibration import Calibration, check_thresholds, read_validation
+from convnext_cli.errors import UsageError
+from convnext_cli.inference.calibration import Calibration, check_scaling, find_class, read_validation
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import number_units
@@ -25,8 +24,9 @@ from convnext_cli.recipes.settings import UNCORRECTED
 from convnext_cli.runs.folder import POOLING_REMEDY, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import convert_record
-from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.tasks.task import Scaling, Targets, Task
 
+NO_GROUPS_OF_OWN = "a cross-validation has no validation groups of its own"
 MIN_GROUPS = 20  # validation groups to choose and calibrate a rule on
 NEGATIVE_NAMES = frozenset((
     "0", "absent", "benign", "control", "controls", "healthy", "neg", "negative", "no", "nofinding", "nofindings",
@@ -34,11 +34,9 @@ NEGATIVE_NAMES = frozenset((
 ))  # fmt: skip
 """Names of classes without a finding, in lower case and without separators."""
 
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pooling:
+class Pooling(Scaling):
     """The rule that pools a group's images, and what was fitted for it. The field names are keys of `pooling.json`."""
 
     weights: str
@@ -54,16 +52,6 @@ class Pooling:
     """The class that any other class of a group's images outweighs."""
     losses: dict[str, float] = field(default_factory=dict)
     """Loss of each rule on the validation groups after calibration: log loss, or of a number the squared error."""
-    temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
-    """The divisor of the pooled logits."""
-    label_scale: tuple[float, ...] = ()
-    """Factor of each label's pooled logit; empty where there is one temperature for all classes."""
-    label_offset: tuple[float, ...] = ()
-    """Number that is added to each class's or label's pooled logit after that."""
-    label_thresholds: tuple[Fraction, ...] = ()
-    """Probability from which on a label is predicted, for each label."""
-    margin: Annotated[float, Meta(ge=0)] | None = None
-    """Half the length of a 90% prediction interval, in the units of the model's output; of a number only."""
     thresholds: tuple[Threshold, ...] = ()
     """Thresholds on the groups' probabilities, one for each target that the validation groups allow."""
 
@@ -89,11 +77,7 @@ def read_pooling(run: RunFolder) -> Pooling | None:
     pooling = convert_record(raw, Pooling, path, POOLING_REMEDY)
     if pooling.weights != run.fingerprint_weights():
         return None
-    names = run.read_config().label_names
-    check_thresholds(pooling.thresholds, names, path, POOLING_REMEDY)
-    for key in ("label_scale", "label_offset", "label_thresholds"):
-        if (number := len(getattr(pooling, key))) not in (0, len(names)):
-            raise RunError(f"{path} cannot be read: {key}: {number} values for {len(names)} classes", POOLING_REMEDY)
+    check_scaling(pooling, pooling.thresholds, run.read_config().label_names, path, POOLING_REMEDY)
     return pooling
 
 
@@ -106,12 +90,14 @@ def fit_pooling(
         run: the run folder.
         model: the run's classifier.
         calibration: of single images; None where there is none.
-        index: the run's split, with groups.
+        index: the run's split, with groups where these are known.
         blank: has the weights, the source of the groups, and the negative class.
 
     Raises:
         RunError: the validation logits in the run are damaged.
     """
+    if not index.groups:
+        return replace(blank, weak="the groups of the run's own images are not known")
     rows = index.rows("val")
     if calibration is None or not calibration.is_fitted:
         return replace(blank, weak=calibration.weak if calibration else "the run is not calibrated")
@@ -200,7 +186,7 @@ def _set_thresholds(
     return tuple(thresholds)
 
 
-def choose_negative(task: Task, classes: Sequence[str], name: str | None) -> str | None:
+def choose_negative(task: Task, classes: tuple[str, ...], name: str | None) -> str | None:
     """Return the class that any other class of a group's images outweighs: the named one, else by its name.
 
     Raises:
@@ -213,11 +199,7 @@ def choose_negative(task: Task, classes: Sequence[str], name: str | None) -> str
     if name is None:
         matching = [known for known in classes if re.sub(r"[\W_]+", "", known).casefold() in NEGATIVE_NAMES]
         return matching[0] if len(matching) == 1 else None
-    position = find_name(name, tuple(classes))
-    if position is None:
-        remedy = f"{suggest(name, classes)}Known are {', '.join(classes[:20])}"
-        raise UsageError(f"unknown class {name!r} in --negative-class", remedy)
-    return classes[position]
+    return classes[find_class(name, classes, "--negative-class")]
 
 
 def pool_logits(task: Task, logits: Floats, units: Ints, calibration: Calibration | None, pooling: Pooling) -> Floats:
@@ -242,7 +224,7 @@ def open_poolable(run: Path, *, has_explanation: bool) -> RunFolder:
 def open_pooling(run: RunFolder, model: Classifier, calibration: Calibration | None, group_from: str) -> Pooling:
     """Return the pooling that is kept in a run; else the one that its validation groups give, without keeping it."""
     if isinstance(run, FoldsFolder):
-        return Pooling(weights="", weak="a cross-validation has no validation groups of its own")
+        return Pooling(weights="", weak=NO_GROUPS_OF_OWN)
     if (pooling := read_pooling(run)) is not None:
         return pooling
     negative = choose_negative(model.task, model.classes, None)
@@ -250,8 +232,6 @@ def open_pooling(run: RunFolder, model: Classifier, calibration: Calibration | N
     index = run.read_split()
     if group_from != AUTO:
         index, _ = group_index(index, group_from)
-    if not index.groups:
-        return replace(blank, weak="the groups of the run's own images are not known")
     return fit_pooling(run, model, calibration, index, blank)
 
 

@@ -42,7 +42,7 @@ class TestSet:
     @property
     def groups(self) -> list[str] | None:
         """Return the group of each row; None where groups are not known."""
-        return [self.index.groups[row] for row in self.rows] if self.index.groups else None
+        return self.index.list_groups(self.rows)
 
 
 def choose_test_set(
@@ -136,7 +136,7 @@ def find_leakage(
         audit: of the run's data, if known.
     """
     trained_on, index = run.read_split(), test_set.index
-    if (index.paths, index.splits) == (trained_on.paths, trained_on.splits):
+    if index.has_split_of(trained_on):
         return _list_audit_notes(audit), None
     known = yield from read_image_hashes(run, trained_on)
     if known is None:

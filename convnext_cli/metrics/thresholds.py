@@ -25,14 +25,13 @@ from convnext_cli.metrics.decision import (
 )
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
+from convnext_cli.metrics.summary import Fraction
 
 TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
 TARGET_METRICS: tuple[TargetMetric, ...] = get_args(TargetMetric)
 PREDICTIVE = ("ppv", "npv")
 """Target metrics that depend on the prevalence."""
 _FALLING = ("sensitivity", "npv")  # with a rising threshold; the others rise
-
-Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta, Struct, ValidationError, convert
 
 from convnext_cli.errors import RunError
+from convnext_cli.metrics.summary import Fraction
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
 
 MAX_BYTES = 256 * 2**20  # of a file; real ones have a few kB, the split of a million images 100 MB
 MAX_SIDE = 4096  # px, of a model's input
 
-Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(min_length=1)]
 Positive = Annotated[float, Meta(gt=0)]

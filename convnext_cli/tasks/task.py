@@ -8,15 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.summary import Fraction, MetricSet
 from convnext_cli.tasks.reading import RawTargets, Table, TargetOptions, explain_columns
 
 MIN_VAL_PER_CLASS = 5
@@ -25,28 +26,20 @@ Targets = NDArray[Any]
 """Targets of N images: (N,) classes or grades, (N, K) labels, or (N,) numbers. A task knows which."""
 
 
-class Scaling(Protocol):
-    """The part of a calibration that changes model outputs; fitted on validation images."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaling:
+    """The part of a calibration that changes model outputs; fitted on validation images or groups."""
 
-    @property
-    def temperature(self) -> float:
-        """The divisor of the logits."""
-
-    @property
-    def label_scale(self) -> tuple[float, ...]:
-        """Factor of each label's logit; empty where there is one temperature."""
-
-    @property
-    def label_offset(self) -> tuple[float, ...]:
-        """Number that is added to each label's logit after that."""
-
-    @property
-    def label_thresholds(self) -> tuple[float, ...]:
-        """Probability from which on a label is predicted, for each label."""
-
-    @property
-    def margin(self) -> float | None:
-        """Half the length of a 90% prediction interval, in the units of the model's output."""
+    temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    """The divisor of the logits."""
+    label_scale: tuple[float, ...] = ()
+    """Factor of each label's logit; empty where there is one temperature for all classes."""
+    label_offset: tuple[float, ...] = ()
+    """Number that is added to each class's or label's logit after that."""
+    label_thresholds: tuple[Fraction, ...] = ()
+    """Probability from which on a label is predicted, for each label."""
+    margin: Annotated[float, Meta(ge=0)] | None = None
+    """Half the length of a 90% prediction interval, in the units of the model's output; of a number only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

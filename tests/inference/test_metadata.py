@@ -56,6 +56,7 @@ def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None
         (change("preprocessing", "image_size", [32, 32]), "a square image_size is one number"),
         (change("preprocessing", "crop_pct", 0), "invalid preprocessing"),
         (change("preprocessing", "crop_mode", "weird"), "invalid preprocessing"),
+        (change("calibration", "label_offset", [0.5]), "label_offset: 1 values for 2 classes"),
         (change("calibration", "temperature", -1), r"calibration\.temperature: Expected float > 0.0 \(it is -1\)"),
         (change("calibration", "novelty_threshold", float("inf")), "novelty_threshold: inf is not finite"),
     ],

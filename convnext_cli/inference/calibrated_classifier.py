@@ -1,0 +1,177 @@
+"""A classifier with what was fitted on validation images: calibration and OOD score, from whatever file has them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.errors import UsageError, check_word
+from convnext_cli.images.decode import Pixels
+from convnext_cli.images.transforms import transform_for_eval
+from convnext_cli.inference.calibration import Calibration, load_calibration, read_calibration, read_novelty
+from convnext_cli.inference.classifier import Classifier, Heat, Outputs
+from convnext_cli.inference.ensemble import Ensemble, Member
+from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
+from convnext_cli.inference.operating_points import find_missed
+from convnext_cli.inference.request import ENGINES, PredictRequest
+from convnext_cli.inference.sources import Source
+from convnext_cli.machine import has_gpu
+from convnext_cli.metrics.novelty import NoveltyModel
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.text import quote
+
+GPU_FROM = 200  # images from which on a GPU outweighs the seconds that torch takes to start
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibratedClassifier:
+    """A classifier with what was fitted on validation images."""
+
+    classifier: Classifier
+    calibration: Calibration | None = None
+    """None for a cross-validation, whose members are calibrated one by one."""
+    novelty: NoveltyModel | None = None
+    """The OOD model; None if not requested, or if the classifier computes the score itself."""
+    threshold: float | None = None
+    """Of the OOD score; None if not requested."""
+    missed_targets: dict[str, str] = field(default_factory=dict)
+    """Targets that the test split did not meet, with what it reached."""
+
+    def classify(self, sources: Sequence[Source], rows: Sequence[int], *, heat: Heat = False) -> Iterator[Outputs]:
+        """Yield the outputs of some images, batch by batch, with heat maps if requested."""
+
+        def load(row: int) -> Pixels:
+            return transform_for_eval(sources[row].read(), self.classifier.preprocessing)
+
+        return self.classifier.classify_batches(rows, load, features=self.novelty is not None, heat=heat)
+
+    def score_ood(self, outputs: Outputs) -> NDArray[np.floating[Any]] | None:
+        """Return the OOD scores of a batch, (B,); None if not requested."""
+        if self.threshold is None:
+            return None
+        return outputs.novelty if self.novelty is None else self.novelty.score(outputs.features, outputs.statistics)
+
+    def abstain(self, novelty: float | None) -> bool | None:
+        """Return whether an OOD score is above the threshold; None without one."""
+        return None if novelty is None or self.threshold is None else novelty > self.threshold
+
+
+def open_calibrated(run: Path, request: PredictRequest, num_images: int) -> CalibratedClassifier:
+    """Return the model of an exported file, a cross-validation or a run, with the calibration that is asked for."""
+    if request.calibration is not None and request.raw:
+        raise UsageError("--calibration and --raw exclude each other", "Give one of them")
+    model = _open_with_own_calibration(run, request, num_images)
+    if request.calibration is None:
+        return model
+    classifier = model.classifier
+    if isinstance(classifier, OnnxClassifier):
+        weights = classifier.metadata.weights
+    else:
+        weights = open_folder(run).fingerprint_weights()
+    calibration = load_calibration(request.calibration, weights, classifier.classes)
+    return replace(model, calibration=calibration, missed_targets={})
+
+
+def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: int) -> CalibratedClassifier:
+    """Return a model with its own calibration."""
+    if run.suffix == ONNX_SUFFIX and not run.is_dir():
+        file = _open_file(run, request)
+        calibration = file.metadata.calibration
+        threshold = _get_ood_threshold(run, calibration) if request.abstain else None
+        return CalibratedClassifier(classifier=file, calibration=calibration, threshold=threshold)
+    folder = open_folder(run)
+    if isinstance(folder, FoldsFolder):
+        return _open_folds(folder, request, num_images)
+    classifier, calibration = _open_run(run, request, num_images), read_calibration(folder)
+    missed = find_missed(folder, calibration.thresholds) if calibration and not request.raw else {}
+    model = CalibratedClassifier(classifier=classifier, calibration=calibration, missed_targets=missed)
+    if not request.abstain:
+        return model
+    return replace(model, novelty=read_novelty(folder), threshold=_get_ood_threshold(run, calibration))
+
+
+def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier:
+    """Return the classifier of a run folder: its ONNX file where that is possible, else torch.
+
+    Args:
+        run: the run folder.
+        request: its options decide whether torch is needed.
+        num_images: number of images; for many, a GPU outweighs the start of torch.
+
+    Raises:
+        UsageError: the engine of the request does not support its options.
+        RunError: the run cannot be read.
+    """
+    check_word("engine", request.engine, ENGINES)
+    if request.engine != "torch":
+        reason = _needs_torch(request)
+        if not reason and request.engine == "auto" and num_images >= GPU_FROM and has_gpu():
+            reason = "the GPU is faster"
+        classifier = reason or find_onnx_classifier(RunFolder(run))
+        if isinstance(classifier, OnnxClassifier):
+            return classifier
+        if request.engine == "onnx":
+            raise UsageError(
+                f"--engine onnx is not possible: {classifier}",
+                f"Use --engine auto, or `convnext export {quote(run)}`",
+            )
+
+    from convnext_cli.inference.torch_classifier import TorchClassifier  # takes seconds to import
+
+    return TorchClassifier(run, tta=request.tta)
+
+
+def _open_file(path: Path, request: PredictRequest) -> OnnxClassifier:
+    """Return the classifier of an exported file.
+
+    Raises:
+        UsageError: the request needs torch.
+    """
+    check_word("engine", request.engine, ENGINES)
+    if reason := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
+        raise UsageError(f"{path} does not support it: {reason}", "Give the run folder")
+    return OnnxClassifier(path)
+
+
+def _open_folds(folder: FoldsFolder, request: PredictRequest, num_images: int) -> CalibratedClassifier:
+    """Return the ensemble of a cross-validation; its OOD threshold is the mean of those of the folds.
+
+    The folds' decision thresholds do not hold for the mean of their probabilities, and are left out.
+    """
+    runs = folder.list_runs()
+    pairs = [(run, read_calibration(run)) for run in runs]
+    thresholds = [_get_ood_threshold(run.path, calibration) for run, calibration in pairs] if request.abstain else []
+    members = [
+        Member(
+            classifier=_open_run(run.path, request, num_images),
+            calibration=None if request.raw else calibration,
+            novelty=read_novelty(run) if request.abstain else None,
+        )
+        for run, calibration in pairs
+    ]
+    threshold = float(np.mean(thresholds)) if thresholds else None
+    return CalibratedClassifier(classifier=Ensemble(folder, members), threshold=threshold)
+
+
+def _needs_torch(request: PredictRequest) -> str:
+    """Return the reason why torch is needed, or an empty string."""
+    return "--explain needs torch" if request.explain is not None else "--tta needs torch" if request.tta else ""
+
+
+def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
+    """Return the threshold of the OOD score.
+
+    Raises:
+        UsageError: the run has none.
+    """
+    if calibration is None or calibration.novelty_threshold is None:
+        reason = calibration.weak if calibration else "it was never calibrated"
+        raise UsageError(
+            f"{run} has no OOD score: {reason}",
+            "Run `convnext eval` on it, fine-tune with more validation images, or leave out --abstain",
+        )
+    return calibration.novelty_threshold
