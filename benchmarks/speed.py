@@ -1,14 +1,14 @@
 """Compare the speed of training and inference, from a folder of images, with the limit of the machine.
 
     python -m benchmarks.speed FOLDER [--images 960] [--model convnext_atto] [--image-size 224] [--batch-size 32]
-                               [--rounds 3] [--only WORD ...]
+                               [--rounds 3] [--only WORD ...] [--load 3]
 
 FOLDER has `train/<class>/` folders; `--images` of its images are linked into a temporary folder. Each candidate is a
 process that prepares and then waits for its turn; a turn is one pass over the images. The turns of a round are in
 random order, so that a drift of the machine's speed affects all candidates. Memory is the maximum proportional set
 size (Linux) of a candidate's process with its children. On a shared machine, images per second of CPU time are more
 reliable than images per second. Ratios are to the fastest limit in the same round; the table has their median,
-minimum and maximum.
+minimum and maximum. `--load` adds other processes that each keep a core busy, as on a shared machine.
 
     limit …         a training step on one batch that stays in memory: timm's model in three modes, and ours
     ours, first     the first epoch of `finetune`, nothing cached
@@ -26,11 +26,13 @@ import itertools
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -367,6 +369,18 @@ def measure(task: Task, names: list[str], rounds: int) -> tuple[dict[str, list[S
     return speeds, memory
 
 
+@contextmanager
+def keep_busy(processes: int) -> Iterator[None]:
+    """Keep cores busy during the block, one for each process."""
+    command = [sys.executable, "-c", "while True: sum(range(100_000))"]
+    started = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser()
@@ -377,15 +391,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[""], help="candidates whose names begin with one of these")
+    parser.add_argument("--load", type=int, default=0, help="other processes that keep a core busy")
     args = parser.parse_args()
     names = [name for name in CANDIDATES if name.startswith(tuple(args.only))]
     with tempfile.TemporaryDirectory() as work:
         images = link_images(args.data, Path(work, "data"), args.images)
         task = Task(Path(work, "data"), images, args.model, args.image_size, args.batch_size)
-        speeds, memory = measure(task, names, args.rounds)
+        with keep_busy(args.load):
+            speeds, memory = measure(task, names, args.rounds)
     from convnext_cli.kernels.library import describe_processor
 
-    print(f"{describe_processor('model name').partition(':')[2].strip()}, {os.cpu_count()} cores")
+    processor = describe_processor("model name").partition(":")[2].strip()
+    print(f"{processor}, {os.cpu_count()} cores, {args.load} other processes")
     print(f"{args.model}, {args.image_size} px, batches of {args.batch_size}, {images} images, n = {args.rounds}")
     print(f"{'':<27}{'images/s':>9}  of limit (least, most)  /s processor  of limit (least, most) {'PSS GiB':>8}")
     for name, turns in speeds.items():
