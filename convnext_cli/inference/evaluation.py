@@ -274,13 +274,9 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         test_set: the images, where several runs are compared on them; None for those of the request.
     """
     operating_targets = [parse_target(text) for text in request.targets]
-    if request.save_calibration is not None and request.recalibrate is None:
-        raise UsageError("--save-calibration needs --recalibrate", "Add --recalibrate N")
     test_set, notes = yield from _choose_images(run, request, test_set)
+    _check_calibration_file(request, test_set)
     check_records(run)
-    if (path := request.save_calibration) is not None:
-        check_outside_data(path, test_set.index, option="--save-calibration")
-        check_output(path, "--save-calibration", overwrite=request.overwrite)
     if (unfinished := describe_progress(run)) is not None:
         notes.insert(0, Notice(text=unfinished))
     audit = yield from audit_steps(run, notes)
@@ -327,6 +323,21 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         drift=drift,
         recalibration=measure_recalibration(evaluated.score(own_calibration), evaluated.score(calibration), fit_set),
     )
+
+
+def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
+    """Check that the new calibration can be written where the request says.
+
+    Raises:
+        UsageError: it cannot, or there is none.
+    """
+    path, option = request.save_calibration, "--save-calibration"
+    if path is None:
+        return
+    if request.recalibrate is None:
+        raise UsageError(f"{option} needs --recalibrate", "Add --recalibrate N")
+    check_outside_data(path, test_set.index, option=option)
+    check_output(path, option, overwrite=request.overwrite)
 
 
 def _choose_images(
