@@ -53,7 +53,8 @@ class EvalFlags:
 def evaluate(_context: typer.Context, values: OptionValues) -> None:
     """Evaluate a run, or compare several: metrics with 95% confidence intervals, and a report in the run."""
     flags = values.make(EvalFlags)
-    evaluations = run_evaluations(_make_request(values, flags.paths))
+    request = _make_request(values, flags.paths)
+    evaluations = run_evaluations(request)
     comparisons = _compare(evaluations)
     if flags.as_json:
         first = evaluations[0].to_dict()
@@ -71,7 +72,10 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
         _show_comparison(evaluations[0], evaluation, comparison)
     if len(evaluations) == 1:
         console.show(_summarise(evaluations[0]))
-        console.show(f"Next: convnext predict IMAGE --run {quote(console.shorten(evaluations[0].run))}")
+        command = f"convnext predict IMAGE --run {quote(console.shorten(evaluations[0].run))}"
+        if request.save_calibration is not None:
+            command += f" --calibration {quote(console.shorten(request.save_calibration))}"
+        console.show(f"Next: {command}")
 
 
 def _make_request(values: OptionValues, paths: tuple[Path, ...]) -> EvalRequest:

@@ -134,7 +134,10 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     difference = result.recalibration.gain.differences["log_loss"]
     assert difference is not None
     assert difference.value < 0
-    outcome = convnext("eval", run.path, data, "--recalibrate", 40, "--no-report")
+    file = tmp_path / "site.json"
+    outcome = convnext("eval", run.path, data, "--recalibrate", 40, "--save-calibration", file, "--no-report")
+    assert outcome.out.endswith(f"--calibration {file.name}\n")
+    assert json.loads(file.read_text())["temperature"] == result.calibration.temperature
     assert "Recalibrated on" in outcome.out
     assert "the other ones are evaluated. The run is not changed" in outcome.err
 
