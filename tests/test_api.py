@@ -248,7 +248,7 @@ def test_recommend_for_a_number_or_for_nothing(tmp_path: Path, digits: Path) -> 
     assert recommend(int(np.int64(6000))).plan.model == result.plan.model
     with pytest.raises(DataError, match="nowhere does not exist"):
         recommend("nowhere")
-    with pytest.raises(UsageError, match="taken from the data"):
+    with pytest.raises(UsageError, match="classes: counted from the data"):
         recommend(digits, classes=3)
     save_image(tmp_path / "one/only/a.png")
     with pytest.raises(DataError, match="one class only"):

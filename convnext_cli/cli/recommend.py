@@ -1,6 +1,5 @@
 """`convnext recommend`: a model and settings for a data set, with reasons."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,74 +8,15 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, list_decided, list_flags, with_options
-from convnext_cli.errors import UsageError
-from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, Option
-from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS, check_settings
+from convnext_cli.options import RUN, Option
+from convnext_cli.recipes.request import RecommendRequest
+from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS
 from convnext_cli.text import quote
-from convnext_cli.training.request import RECIPE_HELP, WEIGHTS_HELP
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
 
 SETTINGS = ("image_size", "fit", "crop_pct", "image_root", "exclude", *TABLE_SETTINGS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecommendOptions:
-    """Options of a recommendation."""
-
-    data: Annotated[
-        Path | None,
-        Option(help="Folder, CSV file or zip file of images; or use --dataset-size.", group=DATA, is_argument=True),
-    ] = None
-    dataset_size: Annotated[
-        int | None, Option(help="Number of images, all splits together.", group=DATA, is_common=True, low=1)
-    ] = None
-    classes: Annotated[int | None, Option(help="Number of classes.", group=DATA, is_common=True)] = None
-    domain: Annotated[
-        str | None,
-        Option(
-            help="medical, natural or other: sets the augmentation; default: guessed from the images.",
-            group=AUGMENTATION,
-            is_common=True,
-            metavar="NAME",
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        Option(
-            help="Plan for this architecture, with or without .tag.",
-            group=MODEL,
-            is_common=True,
-            flags=("-m",),
-            metavar="NAME",
-            completion="model",
-        ),
-    ] = None
-    weights: Annotated[str, Option(help=WEIGHTS_HELP, group=MODEL, is_common=True)] = "auto"
-    prefer: Annotated[
-        str | None,
-        Option(
-            help="accuracy, speed or size; default: the specification's order.",
-            group=MODEL,
-            is_common=True,
-            metavar="NAME",
-        ),
-    ] = None
-    license: Annotated[
-        str,
-        Option(
-            help="any, permissive, or a licence that the weights must have.",
-            group=MODEL,
-            is_common=True,
-            metavar="NAME",
-        ),
-    ] = "any"
-    recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL, is_common=True, metavar="NAME")] = DEFAULT_RECIPE
-    vram: Annotated[
-        float | None,
-        Option(help="Memory of the GPU, if it is not in this machine.", unit="GiB", group=RUN, is_common=True),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,20 +38,23 @@ class RecommendFlags:
     as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
 
 
-@with_options(RecommendOptions, RecommendFlags, settings=SETTINGS)
+@with_options(RecommendRequest, RecommendFlags, settings=SETTINGS)
 def recommend(_context: typer.Context, values: OptionValues) -> None:
     """Recommend a model and settings for your images and this machine, each with its reason."""
-    request, flags = values.make(RecommendOptions), values.make(RecommendFlags)
+    from convnext_cli.machine import detect_machine
+    from convnext_cli.recipes.recommendation import make_recommendation
+
     settings = {name: value for name, value in values.items() if name in SETTINGS}
-    check_settings(settings)
-    _check_request(request, flags)
-    recommendation = _recommend(request, settings)
+    request = values.make(RecommendRequest, machine=detect_machine(), settings=settings)
+    flags = values.make(RecommendFlags)
+    _check_output(request, flags)
+    recommendation = make_recommendation(request)
     index = recommendation.index
     if flags.output is not None and index:
         from convnext_cli.data.index import check_outside_data
 
         check_outside_data(flags.output, index)
-    command = _build_next(recommendation, request, flags.output, settings)
+    command = _build_next(recommendation, request, flags.output)
     if flags.output is not None:
         from convnext_cli.files import write_output
 
@@ -125,15 +68,15 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
         console.note(note)
     _show(recommendation, request, flags.top)
     if request.recipe != "specification":
-        _show_offline(request, settings)
+        _show_offline(request)
     console.show(f"Next: {command}")
 
 
-def _check_request(request: RecommendOptions, flags: RecommendFlags) -> None:
-    """Check the options that depend on one another.
+def _check_output(request: RecommendRequest, flags: RecommendFlags) -> None:
+    """Check that the plan can be written.
 
     Raises:
-        UsageError: two of them exclude each other, data are missing, or the output cannot be written.
+        UsageError: it cannot.
     """
     from convnext_cli.files import check_output, check_outside
 
@@ -141,36 +84,9 @@ def _check_request(request: RecommendOptions, flags: RecommendFlags) -> None:
         if request.data is not None:
             check_outside(flags.output, request.data)
         check_output(flags.output, overwrite=flags.overwrite)
-    if request.data is not None and (request.dataset_size is not None or request.classes is not None):
-        raise UsageError("--dataset-size and --classes are counted from the data", "Leave them out")
-    if request.data is None and request.dataset_size is None:
-        raise UsageError("no data and no --dataset-size", "Give a folder of images, or --dataset-size N")
 
 
-def _recommend(request: RecommendOptions, settings: Mapping[str, Any]) -> "Recommendation":
-    from convnext_cli.machine import detect_machine
-    from convnext_cli.recipes.recommendation import recommend as make_recommendation
-
-    data = request.data if request.dataset_size is None else request.dataset_size
-    assert data is not None
-    return make_recommendation(
-        data,
-        classes=request.classes,
-        vram=request.vram,
-        machine=detect_machine(),
-        license=request.license,
-        domain=request.domain,
-        prefer=request.prefer,
-        recipe=request.recipe,
-        model=request.model,
-        weights=request.weights,
-        **settings,
-    )
-
-
-def _build_next(
-    recommendation: "Recommendation", request: RecommendOptions, output: Path | None, settings: Mapping[str, Any]
-) -> str:
+def _build_next(recommendation: "Recommendation", request: RecommendRequest, output: Path | None) -> str:
     """Return the command that trains with exactly the settings that are shown."""
     start = f"convnext finetune {quote(request.data or 'DATA')}"
     if output is not None:
@@ -183,7 +99,7 @@ def _build_next(
         words += ["--recipe", request.recipe]
     if recommendation.augment is not None:
         words += ["--augment", recommendation.augment]
-    words += list_flags(settings)
+    words += list_flags(request.settings)
     if request.vram is not None:  # finetune would plan for the memory of this machine
         chosen = recommendation.plan.settings
         words += ["--micro-batch-size", str(chosen.micro_batch_size)]
@@ -239,7 +155,7 @@ def _describe_unseen(recommendation: "Recommendation") -> dict[str, Any] | None:
     return None if unseen is None else {"all": unseen.area, "classes": unseen.by_class}
 
 
-def _show(recommendation: "Recommendation", request: RecommendOptions, top: int) -> None:
+def _show(recommendation: "Recommendation", request: RecommendRequest, top: int) -> None:
     _show_best(recommendation, str(request.data or "DATA"))
     for warning in recommendation.warnings:
         console.note(warning)
@@ -303,10 +219,10 @@ def _show_lr_rule(recommendation: "Recommendation") -> None:
     )
 
 
-def _show_offline(request: RecommendOptions, settings: Mapping[str, Any]) -> None:
+def _show_offline(request: RecommendRequest) -> None:
     from convnext_cli.models.catalog import BUILTIN, load_builtin
 
-    words = [quote(request.data or "DATA"), *list_flags(settings)]
+    words = [quote(request.data or "DATA"), *list_flags(request.settings)]
     console.say(
         f"Without the Hub: convnext finetune {' '.join(words)} --weights {BUILTIN}. {load_builtin().card['Rank']}",
         style="dim",

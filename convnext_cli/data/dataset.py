@@ -11,7 +11,6 @@ from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
-from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.text import capitalise
 
@@ -22,8 +21,6 @@ class DatasetRequest(TableOptions):
 
     data: Path
     """A folder, a CSV file, or a zip file."""
-    image_root: str = AUTO
-    """The folder that a manifest's paths begin in; `auto` searches beside and below the manifest."""
     exclude: str = NONE
     """A list of images to leave out, as `convnext check --fix-list` writes it or with one path, folder or pattern per
     line; or one folder or pattern; or `none`."""
@@ -96,12 +93,7 @@ def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
     if request.unlabelled:
         index = scan_unlabelled(request.data, exclude=request.exclude)
     else:
-        index = scan_data(
-            request.data,
-            image_root=request.image_root,
-            exclude=request.exclude,
-            table_options=request,
-        )
+        index = scan_data(request.data, exclude=request.exclude, table_options=request)
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
     return (yield from group_steps(index, request.group_from))

@@ -210,22 +210,34 @@ def find_alike(classes: Iterable[str]) -> list[list[str]]:
     return [names for names in forms.values() if len(names) > 1]
 
 
-def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-    """Return the connected sets of rows, sorted."""
-    parent: dict[int, int] = {}
+class JoinedRows:
+    """Sets of rows, joined pair by pair (union-find)."""
 
-    def find(row: int) -> int:
-        while parent.setdefault(row, row) != row:
-            parent[row] = row = parent[parent[row]]
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def find(self, row: int) -> int:
+        """Return the row that represents the set of `row`."""
+        while (parent := self._parent.get(row, row)) != row:
+            self._parent[row] = row = self._parent.get(parent, parent)
         return row
 
+    def join(self, one: int, two: int) -> None:
+        """Join the sets of two rows."""
+        self._parent[self.find(two)] = self.find(one)
+
+
+def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the connected sets of rows, sorted."""
+    joined = JoinedRows()
+    rows: set[int] = set()
     for one, two in links:
-        first, second = sorted((find(one), find(two)))
-        parent[second] = first
+        joined.join(one, two)
+        rows |= {one, two}
     sets: dict[int, list[int]] = {}
-    for row in sorted(parent):
-        sets.setdefault(find(row), []).append(row)
-    return tuple(tuple(rows) for _, rows in sorted(sets.items()))
+    for row in sorted(rows):
+        sets.setdefault(joined.find(row), []).append(row)
+    return tuple(map(tuple, sets.values()))
 
 
 def digest_images(index: Index) -> str:

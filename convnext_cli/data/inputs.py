@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
-from convnext_cli.data.tree import is_hidden
+from convnext_cli.data.tree import is_folder, is_hidden
 from convnext_cli.encoding import decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
@@ -88,7 +88,7 @@ def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[t
                 for entry in entries:
                     if is_hidden(entry.name):
                         skipped["hidden or system file"] += 1
-                    elif _is_folder(entry):
+                    elif is_folder(entry):
                         waiting.append(entry.path)
                     elif has_image_suffix(entry.name) or (
                         (image_format := identify_file(entry.path)) and image_format.readable
@@ -150,10 +150,3 @@ def _find_mode(path: Path) -> int | None:
         return path.stat().st_mode
     except (OSError, ValueError):
         return None
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False

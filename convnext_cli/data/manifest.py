@@ -32,7 +32,7 @@ class _Rows:
     groups: Sequence[str]
 
 
-def read_manifest(path: Path, image_root: str = AUTO, options: TableOptions = DEFAULT) -> Index:
+def read_manifest(path: Path, options: TableOptions = DEFAULT) -> Index:
     """Read a table with a column for the image's path, and one for its target or one for each label.
 
     Paths are absolute, or relative to the CSV file, or to the folders below it if only that fits. An image's suffix may
@@ -40,14 +40,13 @@ def read_manifest(path: Path, image_root: str = AUTO, options: TableOptions = DE
 
     Args:
         path: the file, in any encoding that `encoding.read_text` reads.
-        image_root: the folder that paths are relative to; `auto` for the above.
-        options: the task, and the columns that the user names.
+        options: the task, the columns that the user names, and the folder that paths are relative to.
 
     Raises:
         OtherTaskError: the targets are not of the task that was asked for.
         DataError: a column is missing, a file does not exist, or rows are inconsistent; all such rows are counted.
     """
-    table = read_table(path)
+    table, image_root = read_table(path), options.image_root
     if image_root != AUTO and not Path(image_root).is_dir():
         raise DataError(
             f"--image-root {image_root} is not a folder", "Give the folder that the paths of the CSV begin in"

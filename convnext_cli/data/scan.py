@@ -23,7 +23,6 @@ UNLABELLED = "unlabelled"
 def scan_folder(
     root: Path,
     *,
-    image_root: str = AUTO,
     exclude: str = NONE,
     archive: Path | None = None,
     known_classes: Sequence[str] = (),
@@ -36,7 +35,6 @@ def scan_folder(
 
     Args:
         root: the folder.
-        image_root: as in `scan_data`.
         exclude: as in `scan_data`.
         archive: the zip file that the folder was unpacked from.
         known_classes: as in `scan_data`.
@@ -44,25 +42,19 @@ def scan_folder(
 
     Raises:
         DataError: the folder does not exist, is not readable, has no image, or its layout is ambiguous.
-        UsageError: `image_root` is given, and there is no manifest.
+        UsageError: the options have an `image_root`, and there is no manifest.
     """
     if not root.is_dir():
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {problem}", "Give a folder with one folder of images per class, a CSV file, or a zip file"
         )
-    skipped: Counter[str] = Counter()
-    try:
-        tree = walk_folder(str(root), skipped)
-    except OSError as error:
-        raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
-    excluded = _exclude_from(tree, root, exclude) if exclude != NONE else set()
-    skipped[EXCLUDED] = len(excluded)
+    tree, excluded, skipped = _walk(root, exclude)
     layout = recognise_layout(tree, archive.stem if archive else root.name, known_classes)
     if archive:
         root = Path(layout.start.path)
     index = _make_index(root, layout, skipped)
-    if table := _choose_table(layout, index, image_root, archive or root, table_options):
+    if table := _choose_table(layout, index, archive or root, table_options):
         rows = [row for row, path in enumerate(table.paths) if os.path.join(table.root, path) not in excluded]  # noqa: PTH118
         check_left(len(rows), exclude, root)
         counts = {EXCLUDED: len(excluded)} if excluded else {}
@@ -83,13 +75,7 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", "Give a folder of images")
-    skipped: Counter[str] = Counter()
-    try:
-        tree = walk_folder(str(root), skipped)
-    except OSError as error:
-        raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
-    excluded = _exclude_from(tree, root, exclude) if exclude != NONE else set()
-    skipped[EXCLUDED] = len(excluded)
+    tree, _, skipped = _walk(root, exclude)
     start = len(os.path.join(root, ""))  # noqa: PTH118
     paths = tuple(sorted(path[start:].replace(os.sep, "/") for path in tree.list_images()))
     if not paths:
@@ -102,6 +88,22 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
         splits=("",) * len(paths),
         skipped={reason: count for reason, count in skipped.items() if count},
     )
+
+
+def _walk(root: Path, exclude: str) -> tuple[Folder, set[str], Counter[str]]:
+    """Return the tree of a folder without the images to leave out, these images' paths, and counts of skipped files.
+
+    Raises:
+        DataError: the folder is not readable, or no image is left.
+    """
+    skipped: Counter[str] = Counter()
+    try:
+        tree = walk_folder(str(root), skipped)
+    except OSError as error:
+        raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
+    excluded = _exclude_from(tree, root, exclude) if exclude != NONE else set()
+    skipped[EXCLUDED] = len(excluded)
+    return tree, excluded, skipped
 
 
 def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
@@ -125,19 +127,19 @@ def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
     )
 
 
-def _choose_table(layout: Layout, index: Index, image_root: str, source: Path, options: TableOptions) -> Index | None:
+def _choose_table(layout: Layout, index: Index, source: Path, options: TableOptions) -> Index | None:
     """Return the index of the manifest in the folder if it, and not the folders, names the classes; else None.
 
     Raises:
         DataError: neither names the classes, or they contradict each other.
-        UsageError: `image_root` is given, and there is no manifest.
+        UsageError: the options have an `image_root`, and there is no manifest.
     """
     every = sorted(filter(is_table, layout.start.others))
     forms = [name for name in every if "submission" in name.casefold()]  # of a competition: the labels are dummies
     names = [name for name in every if name not in forms]
-    if not names and image_root != AUTO:
+    if not names and options.image_root != AUTO:
         raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
-    tables, errors = _read_tables(Path(layout.start.path), names, image_root, options)
+    tables, errors = _read_tables(Path(layout.start.path), names, options)
     if not layout.error and len(index):
         return _choose_addition(tables, index, source)
     if len(tables) == 1:
@@ -150,12 +152,12 @@ def _choose_table(layout: Layout, index: Index, image_root: str, source: Path, o
             f"Give one of them itself, such as {Path(layout.start.path, _choose_example(tables))}, or one table with a "
             "column split",
         )
-    _check_tables(layout, errors, image_root)
+    _check_tables(layout, errors, options)
     return None
 
 
 def _read_tables(
-    folder: Path, names: Sequence[str], image_root: str, options: TableOptions
+    folder: Path, names: Sequence[str], options: TableOptions
 ) -> tuple[dict[str, Index], dict[str, DataError]]:
     """Return the indices of the tables that can be read, and the errors of the others."""
     from convnext_cli.data.manifest import read_manifest
@@ -164,7 +166,7 @@ def _read_tables(
     errors: dict[str, DataError] = {}
     for name in names:
         try:
-            tables[name] = read_manifest(folder / name, image_root, options)
+            tables[name] = read_manifest(folder / name, options)
         except DataError as error:
             errors[name] = error
     return tables, errors
@@ -181,12 +183,12 @@ def _describe_only_table(name: str, table: Index, layout: Layout, forms: Sequenc
     return replace(table, notes=(*notes, *table.notes), skipped=table.skipped | skipped)
 
 
-def _check_tables(layout: Layout, errors: dict[str, DataError], image_root: str) -> None:
+def _check_tables(layout: Layout, errors: dict[str, DataError], options: TableOptions) -> None:
     """Raise the error that tells most, if the folders are ambiguous or a table cannot be used."""
     from convnext_cli.tasks.reading import OtherTaskError
 
     for error in errors.values():
-        if isinstance(error, OtherTaskError) or image_root != AUTO:
+        if isinstance(error, OtherTaskError) or options.image_root != AUTO:
             raise error
     if layout.error and errors:
         name = min(errors)

@@ -15,7 +15,6 @@ from convnext_cli.options import AUTO
 def scan_data(
     data: Path,
     *,
-    image_root: str = AUTO,
     exclude: str = NONE,
     known_classes: Sequence[str] = (),
     table_options: TableOptions = TableOptions(),  # noqa: B008  (frozen)
@@ -24,38 +23,32 @@ def scan_data(
 
     Args:
         data: the folder or file.
-        image_root: the folder that a manifest's paths begin in; `auto` searches its own folder and those below.
         exclude: images to leave out (`exclusion.find_excluded`), or `none`.
         known_classes: classes of a run; their names are not questioned.
-        table_options: the task, and the columns of a CSV file.
+        table_options: the task, and the columns and the folder of a CSV file.
 
     Raises:
         DataError: the data do not exist, cannot be read, have no images, or their layout is ambiguous.
-        UsageError: `image_root` is given without a manifest.
+        UsageError: the options have an `image_root`, and there is no manifest.
     """
-    suffix = data.suffix.lower()
-    if not data.is_file() or suffix not in (*TABLE_SUFFIXES, ".zip"):
-        index = scan_folder(
-            data, image_root=image_root, exclude=exclude, known_classes=known_classes, table_options=table_options
-        )
-        return apply_task(index, table_options)
-    if suffix == ".zip":
+    suffix = data.suffix.lower() if data.is_file() else ""
+    if suffix in TABLE_SUFFIXES:
+        from convnext_cli.data.manifest import read_manifest
+
+        return _exclude(read_manifest(data, table_options), exclude)
+    archive = data if suffix == ".zip" else None
+    if archive:
         from convnext_cli.data.archive import check_inside, unpack
-
-        index = scan_folder(
-            unpack(data),
-            image_root=image_root,
-            exclude=exclude,
-            archive=data,
-            known_classes=known_classes,
-            table_options=table_options,
-        )
-        if image_root == AUTO:
-            check_inside(data, index.root, index.paths)
-        return apply_task(index, table_options)
-    from convnext_cli.data.manifest import read_manifest
-
-    return _exclude(read_manifest(data, image_root, table_options), exclude)
+    index = scan_folder(
+        unpack(data) if archive else data,
+        exclude=exclude,
+        archive=archive,
+        known_classes=known_classes,
+        table_options=table_options,
+    )
+    if archive and table_options.image_root == AUTO:
+        check_inside(data, index.root, index.paths)
+    return apply_task(index, table_options)
 
 
 def apply_task(index: Index, options: TableOptions) -> Index:

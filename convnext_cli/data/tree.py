@@ -97,7 +97,7 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
                     folder.images.append(name)  # first, for there are many
                 elif is_hidden(name):
                     skipped[HIDDEN] += 1
-                elif _is_folder(entry):
+                elif is_folder(entry):
                     waiting.append((Folder(entry.path, name), folder, inside))
                 elif has_image_suffix(name):
                     _skip(skipped, LINK, entry.path)
@@ -133,7 +133,8 @@ def _explain_other(entry: "os.DirEntry[str]") -> str:
     return "" if image_format.readable else f"image in a format that is not read ({image_format.name})"
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Return True for a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself

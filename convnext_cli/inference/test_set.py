@@ -285,12 +285,12 @@ def _scan_like_run(run: RunFolder, trained_on: Index, data: Path, group_column: 
     except DataError as error:
         try:
             settings = read_plan(open_folder(run.path).plan)[2]
-            options = {name: settings.get(name, default) for name, default in (("image_root", AUTO), ("exclude", NONE))}
-            columns = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}
+            names = [name for name in ("image_root", *TABLE_SETTINGS) if name in settings and name != "task"]
+            options = {name: settings[name] for name in names}
             if group_column != AUTO:
-                columns["group_column"] = group_column
-            table_options = replace(table_options, **columns)
-            return scan_data(data, **options, known_classes=classes, table_options=table_options)
+                options["group_column"] = group_column
+            table_options, exclude = replace(table_options, **options), settings.get("exclude", NONE)
+            return scan_data(data, exclude=exclude, known_classes=classes, table_options=table_options)
         except ConvnextError:
             raise error from None
 

@@ -1,9 +1,9 @@
 """Recommend a model and settings for a data set on a machine, with the reasons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Unseen, measure_unseen_area
@@ -40,6 +40,7 @@ from convnext_cli.recipes.fingerprint import (
 )
 from convnext_cli.recipes.framing import apply_framing, warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
+from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import (
     DEFAULT_RECIPE,
     READING_SETTINGS,
@@ -62,25 +63,6 @@ SMALL_MODELS = ("convnext_nano", "convnext_pico", "convnext_femto", "convnext_at
 PRESETS = {"medical": "medical", "natural": "natural", "other": "light"}  # augmentation preset by domain
 DOMAINS = tuple(PRESETS)
 PREFERENCES = ("accuracy", "speed", "size")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecommendRequest:
-    """The data set, machine and preferences of a recommendation; `recommend` documents the fields."""
-
-    data: Path | str | int
-    classes: int | None = None
-    vram: float | None = None
-    machine: Machine | None = None
-    license: str = "any"
-    domain: str | None = None
-    prefer: str | None = None
-    recipe: str = DEFAULT_RECIPE
-    model: str | None = None
-    weights: str = "auto"
-    counts: DataCounts | None = None
-    fingerprint: Fingerprint | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,10 +167,12 @@ def recommend(
         WeightsError: there are no weights of that name.
         DataError: the data cannot be trained on.
     """
+    path, number = (Path(data), None) if isinstance(data, Path | str) else (None, data)
     return make_recommendation(
         RecommendRequest(
-            data=data, classes=classes, vram=vram, machine=machine, license=license, domain=domain, prefer=prefer,
-            recipe=recipe, model=model, weights=weights, counts=counts, fingerprint=fingerprint, settings=settings,
+            data=path, dataset_size=number, classes=classes, vram=vram, machine=machine, license=license, domain=domain,
+            prefer=prefer, recipe=recipe, model=model, weights=weights, counts=counts, fingerprint=fingerprint,
+            settings=settings,
         )
     )  # fmt: skip
 
@@ -238,13 +222,16 @@ def _check_request(request: RecommendRequest) -> None:
         UsageError: a number, word or setting is invalid.
     """
     check_settings(request.settings)
-    if isinstance(request.data, Path | str):
-        if request.classes is not None or request.counts is not None or request.fingerprint is not None:
-            raise UsageError("classes, counts and fingerprint are taken from the data", "Leave them out")
-    elif request.data < 1:
-        raise UsageError(f"dataset size {request.data} must be at least 1", "Give the number of your images")
-    elif request.classes is not None and not 2 <= request.classes <= request.data:
-        problem = f"{request.classes} classes for {request.data} images"
+    counted = ("dataset_size", "classes", "counts", "fingerprint")
+    if request.data is not None:
+        if names := [name for name in counted if getattr(request, name) is not None]:
+            raise UsageError(f"{' and '.join(names)}: counted from the data", "Leave these out")
+    elif request.dataset_size is None:
+        raise UsageError("no data and no --dataset-size", "Give a folder of images, or --dataset-size N")
+    elif request.dataset_size < 1:
+        raise UsageError(f"dataset size {request.dataset_size} must be at least 1", "Give the number of your images")
+    elif request.classes is not None and not 2 <= request.classes <= request.dataset_size:
+        problem = f"{request.classes} classes for {request.dataset_size} images"
         raise UsageError(problem, "Give 2 classes or more, each with images")
     if request.vram is not None and not 0 < request.vram <= MAX_VRAM:
         problem = f"vram {request.vram:g} must be above 0 and at most {MAX_VRAM:,} GiB"
@@ -267,8 +254,9 @@ def _resolve_model(request: RecommendRequest) -> RecommendRequest:
 
 def _summarise_data(request: RecommendRequest) -> _DataSummary:
     """Count the images by split and classes, and look at a sample of them; a number of images is not scanned."""
-    if not isinstance(request.data, Path | str):
-        counts = request.counts or DataCounts.from_total(request.data)
+    if request.data is None:
+        assert request.dataset_size is not None
+        counts = request.counts or DataCounts.from_total(request.dataset_size)
         return _DataSummary(counts=counts, classes=request.classes, fingerprint=request.fingerprint)
     from convnext_cli.data.dataset import DatasetRequest, read_index  # NumPy, which a number of images does without
     from convnext_cli.data.index import check_trainable
@@ -277,7 +265,7 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
 
     values = default_settings() | dict(request.settings)
     reading = {name: values[name] for name in READING_SETTINGS}
-    index, _ = read_index(DatasetRequest(data=Path(request.data), **reading))
+    index, _ = read_index(DatasetRequest(data=request.data, **reading))
     check_trainable(index)
     fingerprint = compute_fingerprint(index)
     splitting = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
@@ -289,8 +277,7 @@ def _choose_machine(request: RecommendRequest) -> Machine | None:
     """Return the machine to plan for; None if unknown."""
     if request.vram is not None:
         return make_gpu_machine(request.vram)
-    is_scanned = isinstance(request.data, Path | str)
-    return request.machine or (detect_machine() if is_scanned else None)
+    return request.machine or (None if request.data is None else detect_machine())
 
 
 def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Candidate]:

@@ -25,6 +25,8 @@ from convnext_cli.tasks.reading import TaskName
 
 RECIPES = ("measured", "specification", "published")  # the sources of default values
 DEFAULT_RECIPE = "measured"
+RECIPE_HELP = "Source of default values: measured, specification, or published (the authors')."
+WEIGHTS_HELP = "auto (Hub), builtin, none, a path, or timm/NAME."
 TABLE_SETTINGS = (
     "task", "label_columns", "label_column", "label_sep", "path_column", "group_column", "split_column", "blank",
     "log_target",

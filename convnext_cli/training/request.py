@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, TRAINING, Option, describe_options, parse_duration
-from convnext_cli.recipes.settings import DEFAULT_RECIPE, Choice
+from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP, Choice
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV file with path and label, or zip file."
-RECIPE_HELP = "Source of default values: measured, specification, or published (the authors')."
 TEACHER_HELP = "Distil a run, a cross-validation, an .onnx, or timm's."
-WEIGHTS_HELP = "auto (Hub), builtin, none, a path, or timm/NAME."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 from convnext_cli.data.index import check_trainable
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.data.sources import scan_data
+from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from tests.conftest import save_image
 
@@ -366,7 +367,7 @@ def test_exclusion_list_in_any_encoding_and_form(codec: str, form: Form, tmp_pat
 def test_image_root_needs_a_table(tmp_path: Path, image: Path) -> None:
     data = make(tmp_path / "data", "a/ b/", image)
     with pytest.raises(UsageError, match="--image-root is for a CSV file"):
-        scan_data(data, image_root=str(data))
+        scan_data(data, table_options=TableOptions(image_root=str(data)))
 
 
 def test_class_names_that_look_the_same_are_joined(tmp_path: Path, image: Path) -> None:

@@ -428,11 +428,12 @@ def test_ambiguous_file_name_is_refused(images: Path) -> None:
     table = write(images / "list.csv", "id,label\na,x\nb,y\n")
     with pytest.raises(DataError, match=r"2 names match more than one file, such as a\. .*--image-root"):
         scan_data(table)
-    assert scan_data(table, image_root=str(images / "more")).root == images / "more"
+    more = TableOptions(image_root=str(images / "more"))
+    assert scan_data(table, table_options=more).root == images / "more"
     with pytest.raises(DataError, match="is not a folder"):
-        scan_data(table, image_root=str(images / "nowhere"))
+        scan_data(table, table_options=TableOptions(image_root=str(images / "nowhere")))
     with pytest.raises(DataError, match=r"does not exist in 1 rows: c\. .*--image-root"):
-        scan_data(write(images / "list.csv", "id,label\na,x\nc,y\n"), image_root=str(images / "more"))
+        scan_data(write(images / "list.csv", "id,label\na,x\nc,y\n"), table_options=more)
     save_image(images / "images/a.jpg")
     with pytest.raises(DataError, match="1 names match more than one file, such as a"):
         scan_data(write(images / "list.csv", "id,label\nimages/a,x\nimages/b,y\n"))

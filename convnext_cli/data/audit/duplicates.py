@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli.data.audit.measurements import THUMB, Measurements
-from convnext_cli.data.index import Index, join_rows
+from convnext_cli.data.index import Index, JoinedRows, join_rows
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image
 from convnext_cli.progress import Progress, Steps
@@ -103,23 +103,6 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
         duplicate_sets=duplicate_sets,
         unchecked=unchecked,
     )
-
-
-class JoinedRows:
-    """Sets of rows, joined pair by pair (union-find)."""
-
-    def __init__(self) -> None:
-        self._parent: dict[int, int] = {}
-
-    def find(self, row: int) -> int:
-        """Return the row that represents the set of `row`."""
-        while (parent := self._parent.get(row, row)) != row:
-            self._parent[row] = row = self._parent.get(parent, parent)
-        return row
-
-    def join(self, one: int, two: int) -> None:
-        """Join the sets of two rows."""
-        self._parent[self.find(two)] = self.find(one)
 
 
 def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:

@@ -11,6 +11,8 @@ from convnext_cli.tasks.reading import TargetOptions
 class TableOptions(TargetOptions):
     """The options of reading a CSV file; names and meanings are those of the settings."""
 
+    image_root: str = AUTO
+    """The folder that the paths begin in; `auto` searches beside and below the file."""
     label_columns: str = AUTO
     label_column: str = AUTO
     path_column: str = AUTO

@@ -1,0 +1,73 @@
+"""The options of a recommendation. No torch and no NumPy, so that the command line can read it at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from convnext_cli.machine import Machine
+from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, Option
+from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
+from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecommendRequest:
+    """The data set or its size, the machine, and the preferences; `recommend` documents the fields."""
+
+    data: Annotated[
+        Path | None,
+        Option(help="Folder, CSV file or zip file of images; or use --dataset-size.", group=DATA, is_argument=True),
+    ] = None
+    dataset_size: Annotated[
+        int | None, Option(help="Number of images, all splits together.", group=DATA, is_common=True, low=1)
+    ] = None
+    classes: Annotated[int | None, Option(help="Number of classes.", group=DATA, is_common=True)] = None
+    domain: Annotated[
+        str | None,
+        Option(
+            help="medical, natural or other: sets the augmentation; default: guessed from the images.",
+            group=AUGMENTATION,
+            is_common=True,
+            metavar="NAME",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        Option(
+            help="Plan for this architecture, with or without .tag.",
+            group=MODEL,
+            is_common=True,
+            flags=("-m",),
+            metavar="NAME",
+            completion="model",
+        ),
+    ] = None
+    weights: Annotated[str, Option(help=WEIGHTS_HELP, group=MODEL, is_common=True)] = "auto"
+    prefer: Annotated[
+        str | None,
+        Option(
+            help="accuracy, speed or size; default: the specification's order.",
+            group=MODEL,
+            is_common=True,
+            metavar="NAME",
+        ),
+    ] = None
+    license: Annotated[
+        str,
+        Option(
+            help="any, permissive, or a licence that the weights must have.",
+            group=MODEL,
+            is_common=True,
+            metavar="NAME",
+        ),
+    ] = "any"
+    recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL, is_common=True, metavar="NAME")] = DEFAULT_RECIPE
+    vram: Annotated[
+        float | None,
+        Option(help="Memory of the GPU, if it is not in this machine.", unit="GiB", group=RUN, is_common=True),
+    ] = None
+    machine: Machine | None = None
+    counts: DataCounts | None = None
+    fingerprint: Fingerprint | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
