@@ -30,6 +30,8 @@ class _Rows:
     splits: Sequence[str]
     folds: Sequence[str]
     groups: Sequence[str]
+    is_joined: bool
+    """True if images have the joined targets of several rows."""
 
 
 def read_manifest(path: Path, options: TableOptions = DEFAULT) -> Index:
@@ -60,7 +62,8 @@ def read_manifest(path: Path, options: TableOptions = DEFAULT) -> Index:
     if not folds:
         columns.pop("fold", None)
     groups = read_groups(table, columns)
-    targets = read_targets(table, columns, options)
+    table = replace(table, has_repeats=len(set(paths)) < len(paths))
+    targets, joined = _join_rows(paths, read_targets(table, columns, options))
     spellings: dict[str, set[str]] = {}
     for label in set(targets.labels):
         spellings.setdefault(normalise_name(label), set()).add(label)
@@ -70,9 +73,28 @@ def read_manifest(path: Path, options: TableOptions = DEFAULT) -> Index:
         *describe_joined(spellings),
         *_describe_columns(table, columns, targets.columns, folds),
         *targets.notes,
+        *joined,
     ]
-    rows = _Rows(paths, targets, splits, folds, groups)
+    rows = _Rows(paths, targets, splits, folds, groups, is_joined=bool(joined))
     return _make_index(table, root, rows, notes)
+
+
+def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, list[str]]:
+    """Return targets with the values of all rows of an image joined, where the task can, and a note on them."""
+    if targets.join is None:
+        return targets, []
+    rows_of: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        rows_of.setdefault(path, []).append(row)
+    values, joined = list(targets.values), 0
+    for rows in rows_of.values():
+        of_image = [values[row] for row in rows]
+        if len(set(map(str, of_image))) > 1:  # nan equals itself as text
+            joined += 1
+            for row in rows:
+                values[row] = targets.join(of_image)
+    notes = [f"{joined:,} images have several rows with different labels: {targets.join_rule}"] if joined else []
+    return replace(targets, values=tuple(values)), notes
 
 
 def _describe_columns(
@@ -116,8 +138,8 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
     table.refuse(
         "a file named before with another label or split",
         conflicts,
-        remedy="Correct these rows; several labels of an image belong into one row: as cat|dog in one cell, or in a "
-        "column of 1 and 0 per label",
+        remedy="Correct these rows. If an image has several labels, --task multilabel joins its rows; or give it one "
+        "row, with cat|dog in one cell or a column of 1 and 0 per label",
     )
     order = [first[path] for path in sorted(first)]
     return Index(
@@ -126,7 +148,7 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
         splits=tuple(rows.splits[row] for row in order),
         groups=tuple(rows.groups[row] or rows.paths[row] for row in order) if any(rows.groups) else (),
         folds=tuple(rows.folds[row] for row in order) if rows.folds else (),
-        skipped={"row that repeats a file": repeated} if repeated else {},
+        skipped={"row that repeats a file": repeated} if repeated and not rows.is_joined else {},
         notes=tuple(notes),
         **number_targets(targets, order),
         table=table.path,

@@ -3,6 +3,7 @@
 Targets are 1, 0, -1 (uncertain) or nan (unknown). Uncertain and unknown ones do not count in evaluation.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,21 +83,27 @@ class Multilabel(Task):
 
     @classmethod
     def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
-        """Return several labels per image from cells such as `cat|dog`; an empty cell has none."""
+        """Return several labels per image: from cells such as `cat|dog`, or a label in each of its rows."""
         cells = table.columns[name]
         separator = _choose_separator(cells, options)
-        if not separator:
+        if not separator and not table.has_repeats:
             raise OtherTaskError(
                 f"--task multilabel: no cell of column {name!r} of {table.path} has several labels",
                 "Name the sign between labels with --label-sep, or a column per label with --label-columns",
             )
-        split = [_split_labels(cell, separator) for cell in cells]
+        split = [_split_labels(cell, separator) if separator else list(filter(None, [cell])) for cell in cells]
         names = tuple(sorted({label for labels in split for label in labels}))
         values = tuple(tuple(float(name in labels) for name in names) for labels in map(set, split))
-        note = (
-            f"cells of {name!r} separated by {separator!r}: read as several labels per image; --task single overrules"
+        separated = f"cells of {name!r} separated by {separator!r}" if separator else f"a label of {name!r} in each row"
+        return RawTargets(
+            task=cls(),
+            columns=(name,),
+            classes=names,
+            values=values,
+            notes=(f"{separated}: read as several labels per image; --task single overrules",),
+            join=_unite_rows,
+            join_rule="an image has the labels of all its rows",
         )
-        return RawTargets(task=cls(), columns=(name,), classes=names, values=values, notes=(note,))
 
     @classmethod
     def read_columns(
@@ -130,6 +137,8 @@ class Multilabel(Task):
             classes=tuple(normalise_name(name) for name in names),
             values=tuple(zip(*values, strict=True)),
             notes=tuple(notes),
+            join=_count_votes,
+            join_rule="a label is what most of an image's rows (readers) say; if they are equally many, it is -1",
         )
 
     @classmethod
@@ -439,6 +448,23 @@ def _split_labels(cell: str, separator: str) -> list[str]:
     """Return the labels in a cell, without brackets and quotation marks of a list."""
     parts = cell.strip("[](){}").split(separator)
     return [normalise_name(name) for part in parts if (name := part.strip().strip("'\"").strip())]
+
+
+def _unite_rows(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return 1 for each label that any of an image's rows has."""
+    return tuple(map(max, zip(*rows, strict=True)))
+
+
+def _count_votes(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return what most of an image's rows say about each label: 1 or 0; -1 for a tie, nan if no row says anything."""
+    return tuple(map(_count_votes_of_label, zip(*rows, strict=True)))
+
+
+def _count_votes_of_label(votes: tuple[float, ...]) -> float:
+    balance = votes.count(1) - votes.count(0)
+    if balance:
+        return float(balance > 0)
+    return -1.0 if any(vote == vote for vote in votes) else math.nan
 
 
 def _choose_separator(cells: Sequence[str], options: TargetOptions) -> str:

@@ -5,7 +5,7 @@ No NumPy, so that a small table is read at once.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -61,6 +61,8 @@ class Table:
     lines: list[int]
     """The line that each row ends in."""
     encoding: str
+    has_repeats: bool = False
+    """True if several rows name the same file."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -86,6 +88,10 @@ class RawTargets:
     values: tuple[tuple[float, ...], ...] = ()
     notes: tuple[str, ...] = ()
     """Notes on what was decided, and how to overrule it."""
+    join: Callable[[Sequence[tuple[float, ...]]], tuple[float, ...]] | None = None
+    """Returns the values of an image from those of its rows; None if all rows of an image must have the same."""
+    join_rule: str = ""
+    """What `join` does, for a note."""
 
 
 class OtherTaskError(DataError):

@@ -12,7 +12,10 @@ from PIL import Image
 from convnext_cli import evaluate, finetune
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.sources import scan_data
+from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.errors import DataError
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.reading import OtherTaskError
 from tests.tasks.conftest import SETTINGS
 
 CHEXPERT = (
@@ -157,3 +160,50 @@ def test_vindr_findings_by_identifiers_without_suffix(tmp_path: Path) -> None:
     by_name = {path.rpartition("/")[2]: index.values[row] for row, path in enumerate(index.paths)}
     assert all(by_name[f"{row[0]}.png"] == tuple(map(float, row[2:])) for row in rows[1:])  # type: ignore[arg-type]
     assert any("not used: rad_id" in note for note in index.notes)
+
+
+def test_vindr_rows_of_three_readers_are_what_most_say(tmp_path: Path) -> None:
+    """As in the training set of VinDr-CXR; a blank cell is no vote, and a tie is uncertain."""
+    names = ("Aortic enlargement", "Cardiomegaly", "No finding")
+    votes: dict[str, tuple[tuple[object, ...], ...]] = {
+        "a": ((1, 1, 0), (1, 0, 0), (0, 0, 0)),
+        "b": ((0, 0, 1), (0, 0, 1), (0, 0, 1)),
+        "c": ((1, "", 0), (0, "", 0)),
+        "d": ((1, -1, ""), ("", -1, 0), ("", 1, 1)),
+    }
+    rows: list[list[object]] = [["image_id", "rad_id", *names]]
+    for name, of_image in votes.items():
+        save(tmp_path / f"train/{name}.png", np.full((32, 32), 99, np.uint8))
+        rows += [[name, f"R{reader}", *values] for reader, values in enumerate(of_image)]
+    index = scan_data(write_table(tmp_path / "image_labels_train.csv", rows))
+    expected = np.array([[1, 0, 0], [0, 0, 1], [-1, np.nan, 0], [1, 1, -1]], np.float32)
+    np.testing.assert_array_equal(index.targets(), expected)
+    assert index.skipped == {}
+    [note] = [note for note in index.notes if "several rows" in note]
+    assert note.startswith("3 images have several rows with different labels: a label is what most")
+
+
+def test_vindr_boxes_with_one_finding_in_each_row_are_joined_if_asked(tmp_path: Path) -> None:
+    rows: list[list[object]] = [["image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max"]]
+    found = {"a": ("Cardiomegaly", "Nodule/Mass", "Cardiomegaly"), "b": ("No finding",) * 3, "c": ("Nodule/Mass",)}
+    for name, of_image in found.items():
+        save(tmp_path / f"train/{name}.png", np.full((32, 32), 99, np.uint8))
+        rows += [
+            [name, label, len(label), f"R{k}", *([1.5 + k, 2.25, 9.75, 9.5] if label != "No finding" else [""] * 4)]
+            for k, label in enumerate(of_image)
+        ]
+    table = write_table(tmp_path / "train.csv", rows)
+    with pytest.raises(DataError, match="--task multilabel joins its rows"):
+        scan_data(table)
+    index = scan_data(table, table_options=TableOptions(task="multilabel", label_column="class_name"))
+    assert index.classes == ("Cardiomegaly", "No finding", "Nodule/Mass")
+    assert index.values == ((1.0, 0.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    assert "1 images have several rows with different labels: an image has the labels of all its rows" in index.notes
+
+
+def test_one_label_per_image_is_not_read_as_several(tmp_path: Path) -> None:
+    for name in "abcd":
+        save(tmp_path / f"{name}.png", np.full((32, 32), 99, np.uint8))
+    table = write_table(tmp_path / "table.csv", [["path", "label"], *([f"{name}.png", name > "b"] for name in "abcd")])
+    with pytest.raises(OtherTaskError, match="no cell of column 'label'"):
+        scan_data(table, table_options=TableOptions(task="multilabel"))
