@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.audit.measurements import measure_images
 from convnext_cli.data.index import Index, select_rows
-from convnext_cli.inference.calibration import Calibration, read_novelty
+from convnext_cli.inference.calibration import Calibration, read_calibration, read_novelty
 from convnext_cli.inference.classifier import Classifier, Outputs
+from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.machine import count_cpus
@@ -29,6 +30,7 @@ from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Targets, Task
 
+OOD = "ood"
 STATISTICS = {0: ("brightness", "brightness"), 1: ("contrast", "log contrast"), 2: ("colour", "log colourfulness"),
               3: ("sharpness", "log sharpness")}  # fmt: skip
 """Columns of `measure_pixels` that are compared, with key and title."""
@@ -102,8 +104,11 @@ def measure_drift(
 ) -> Steps[Drift | None]:
     """Compare the images of an evaluation with the run's validation images.
 
+    Those of a cross-validation are the validation images of all folds. Their OOD scores are of different models, and
+    are not compared.
+
     Args:
-        classifier: of the run.
+        classifier: of the run or cross-validation.
         calibration: of the run.
         test_set: the images of the evaluation.
         outputs: of these images, with features.
@@ -112,37 +117,56 @@ def measure_drift(
     Returns:
         None where there is nothing to compare with.
     """
-    if not isinstance(classifier, TorchClassifier):
-        text = "drift is not measured: a cross-validation has no validation images of its own. Evaluate a fold of it"
-        notes.append(Notice(text=text))
-        return None
-    if calibration is None or not calibration.is_fitted:
+    members = _list_members(classifier)
+    is_single = len(members) == 1
+    calibrations = [calibration] if is_single else [read_calibration(member.run) for member in members]
+    if not all(each is not None and each.is_fitted for each in calibrations):
         notes.append(Notice(text="drift is not measured: the run has too few validation images"))
         return None
-    reference = yield from _read_reference(classifier)
-    if reference is None:
+    references: list[ImageMeasures] = []
+    for member in members:
+        references += yield from _read_reference(member)
+    if len(references) < len(members):
         text = "drift is not measured: the run keeps no measures of its validation images, and its data are gone"
         notes.append(Notice(text=text))
         return None
-    novelty = read_novelty(classifier.run)
-    scores = novelty.score(outputs.features, outputs.statistics)
     selection = select_rows(test_set.index, test_set.rows)
     sizes = yield from _measure_sizes(selection)
+    scores = read_novelty(members[0].run).score(outputs.features, outputs.statistics) if is_single else None
     here = ImageMeasures(
         values=list_values(scores, outputs.statistics, outputs.corners, sizes),
         targets=classifier.read_targets(test_set.index, test_set.rows),
         groups=test_set.groups,
     )
-    drift = compare_samples(classifier.task, classifier.classes, reference, here)
-    if calibration.novelty_threshold is not None:
+    drift = compare_samples(classifier.task, classifier.classes, join_measures(references), here)
+    if scores is not None and calibration is not None and calibration.novelty_threshold is not None:
         flagged = float((scores > calibration.novelty_threshold).mean())
         drift = replace(drift, flagged=flagged, expected=calibration.novelty_rate)
     notes += describe_drift(drift)
     return drift
 
 
-def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
-    """Return the measures of the run's validation images; None where it keeps none, and its data are gone."""
+def _list_members(classifier: Classifier) -> list[TorchClassifier]:
+    """Return the models of a cross-validation, or the only one of a run."""
+    members = [member.classifier for member in classifier.members] if isinstance(classifier, Ensemble) else [classifier]
+    return [member for member in members if isinstance(member, TorchClassifier)]
+
+
+def join_measures(parts: Sequence[ImageMeasures]) -> ImageMeasures:
+    """Return the measures of all images; the OOD score only if there is one part, as others have other models."""
+    if len(parts) == 1:
+        return parts[0]
+    keys = [key for key in parts[0].values if key != OOD and all(key in part.values for part in parts)]
+    groups = [part.groups for part in parts if part.groups is not None]
+    return ImageMeasures(
+        values={key: np.concatenate([part.values[key] for part in parts]) for key in keys},
+        targets=np.concatenate([part.targets for part in parts]),
+        groups=[group for part in groups for group in part] if len(groups) == len(parts) else None,
+    )
+
+
+def _read_reference(classifier: TorchClassifier) -> Steps[list[ImageMeasures]]:
+    """Return the measures of the run's validation images; nothing if it keeps none, and its data are gone."""
     run = classifier.run
     index, arrays, hashes = run.read_split(), run.read_calibration_arrays(), run.read_image_hashes() or {}
     rows = index.rows("val")
@@ -154,15 +178,16 @@ def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
         scores = read_novelty(run).score(outputs.features, outputs.statistics)
         statistics, corners = outputs.statistics, outputs.corners
     else:
-        return None
+        return []
     sizes = hashes["size"][rows] if len(hashes.get("size", ())) == len(index) else None
     if sizes is None and has_data:
         sizes = yield from _measure_sizes(select_rows(index, rows))
-    return ImageMeasures(
+    measures = ImageMeasures(
         values=list_values(scores, statistics, corners, sizes),
         targets=classifier.read_targets(index, rows),
         groups=index.list_groups(rows),
     )
+    return [measures]
 
 
 def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
@@ -171,9 +196,11 @@ def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
     return measurements.list_sizes(range(len(index)))
 
 
-def list_values(scores: Floats, statistics: Floats, corners: Floats, sizes: NDArray[Any] | None) -> dict[str, Floats]:
-    """Return the measures of images by key, each (N,); without sizes where these are not known."""
-    values: dict[str, Floats] = {"ood": scores}
+def list_values(
+    scores: Floats | None, statistics: Floats, corners: Floats, sizes: NDArray[Any] | None
+) -> dict[str, Floats]:
+    """Return the measures of images by key, each (N,); without OOD scores or sizes where these are not known."""
+    values: dict[str, Floats] = {} if scores is None else {OOD: scores}
     values |= {key: statistics[:, column] for column, (key, _) in STATISTICS.items()}
     values |= {key: corners[:, column] for column, key in enumerate(CORNERS)}
     if sizes is not None:
@@ -184,7 +211,7 @@ def list_values(scores: Floats, statistics: Floats, corners: Floats, sizes: NDAr
 
 def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasures, here: ImageMeasures) -> Drift:
     """Return the differences between two samples of images."""
-    titles = {"ood": "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values()) | CORNERS
+    titles = {OOD: "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values()) | CORNERS
     one, two = validation.choose_rows(), here.choose_rows()
     entries = [
         (key, titles[key], MIN_DISTANCE, compare_values(validation.values[key][one], here.values[key][two]))
@@ -235,9 +262,10 @@ def describe_drift(drift: Drift) -> list[Notice]:
         text = f"other class balance than on validation: {parts}. Predictive values do not carry over"
         notices.append(Notice(text=text, severity="warning"))
     if not notices:
+        has_ood = any(measure.key == OOD for measure in drift.measures)
         text = (
             f"no drift found: {drift.images:,} of these images compared with {drift.validation_images:,} validation "
-            "images by OOD score, pixels, size and classes"
+            f"images by {'OOD score, ' * has_ood}pixels, size and classes"
         )
         notices.append(Notice(text=text))
     return notices

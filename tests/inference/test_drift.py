@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from convnext_cli import evaluate, export, finetune, predict
+from convnext_cli import cross_validate, evaluate, export, finetune, predict
 from convnext_cli.data.digits import write_digits
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.runs.folder import RunFolder
@@ -101,6 +101,20 @@ def test_older_run_without_measures_compares_with_its_data_or_says_so(
     result = evaluate(old.path, others)
     assert result.drift is None
     assert any("drift is not measured: the run keeps no measures" in note.text for note in result.notes)
+
+
+def test_drift_from_the_validation_images_of_all_folds(digits: Path, others: Path, tmp_path: Path) -> None:
+    folds = cross_validate(digits, output=tmp_path / "folds", folds=2, **(SMALL | {"epochs": 1})).run  # type: ignore[arg-type]
+    index = RunFolder(folds).read_split()
+    same = evaluate(folds, others)
+    assert same.drift is not None
+    assert not same.drift.is_other_kind
+    assert same.drift.validation_images == len([split for split in index.splits if split.startswith("fold")])
+    assert "ood" not in [measure.key for measure in same.drift.measures]
+    assert any(note.text.endswith("images by pixels, size and classes") for note in same.notes)
+    other = evaluate(folds, change(others, tmp_path / "site", brighten))
+    assert other.drift is not None
+    assert "brightness" in [measure.key for measure in other.drift.measures if measure.is_drift]
 
 
 def test_recalibration_is_fitted_and_evaluated_on_different_images(
