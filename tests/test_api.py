@@ -319,7 +319,7 @@ def test_export_makes_a_folder_for_the_hub(run_copy: RunFolder, tmp_path: Path) 
     for options, problem in (
         ({"format": "hub"}, "needs --output"),
         ({"format": "hub", "output": "x", "int8": True}, "takes no --int8"),
-        ({"format": "hub", "output": "x", "tolerance": 0.1}, "takes no --int8, --images or --tolerance"),
+        ({"format": "hub", "output": "x", "tolerance": 0.1}, "takes no --int8, --images, --tolerance or"),
         ({"format": "pt2", "push": "me/mine"}, "--push goes with --format hub"),
         ({"format": "tflite"}, "unknown format"),
     ):

@@ -17,7 +17,7 @@ from convnext_cli.exports.request import FORMATS, ExportRequest
 from convnext_cli.exports.torch_export import ProgramClassifier, write_program
 from convnext_cli.exports.wrapper import make_metadata
 from convnext_cli.files import check_output, replace_output
-from convnext_cli.inference.calibration import spread_rows
+from convnext_cli.inference.calibration import load_calibration, spread_rows
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
@@ -62,6 +62,7 @@ class FileOptions(TypedDict, total=False):
 
     format: Literal["onnx", "pt2"]
     output: Path | str | None
+    calibration: Path | str | None
     int8: bool
     images: Sequence[Path | str]
     tolerance: float | None
@@ -104,7 +105,8 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
         **options: `format`: `onnx` (default); `pt2` (`torch.export`); or `hub`, a folder for the Hugging Face Hub
             with timm's `config.json` and `model.safetensors`, and a model card, whose metrics are an evaluation that
             is recorded in the run. `output`: the file, by default `model.<format>` in the run; with `hub` a new or
-            empty folder, which is needed. `int8`: quantise to 8 bits, `onnx` only. `images`: image files to check
+            empty folder, which is needed. `calibration`: a file of `evaluate`'s `save_calibration`, in place of the
+            run's own; it needs `output`. `int8`: quantise to 8 bits, `onnx` only. `images`: image files to check
             parity on, by default up to 500 of the run's validation images; not with `hub`. `tolerance`: largest
             difference of a probability, by default 1e-4; with `int8` the largest fraction of images that change their
             class, by default 0.02; not with `hub`. `push`: a repository, OWNER/NAME, to upload to, which is made
@@ -139,9 +141,11 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
 
 
 def _export_hub(run: RunFolder, request: ExportRequest) -> Steps[HubFolder]:
-    if request.output is None or request.int8 or request.images or request.tolerance is not None:
+    unsuitable = (request.int8, request.images, request.tolerance is not None, request.calibration)
+    if request.output is None or any(unsuitable):
         raise UsageError(
-            "--format hub needs --output, and takes no --int8, --images or --tolerance", "Give a new folder"
+            "--format hub needs --output, and takes no --int8, --images, --tolerance or --calibration",
+            "Give a new folder",
         )
     return (yield from hub_steps(run, request.output, push=request.push, overwrite=request.overwrite))
 
@@ -154,6 +158,8 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
     check_single(run.path)
     if request.int8 and not is_onnx:
         raise UsageError("--int8 goes with --format onnx", "Leave one of them out")
+    if request.calibration and not request.output:
+        raise UsageError("--calibration needs --output: the run's own file has the run's calibration", "Add --output")
     output = request.output or run.exported(request.format, int8=request.int8)
     index = run.read_split()
     _check_output(output, index, request)
@@ -163,6 +169,9 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
     paths = _list_parity_images(run, index, rows, request)
     classifier = TorchClassifier(run.path, torch.device("cpu"))
     metadata = make_metadata(classifier)
+    if request.calibration is not None:
+        calibration = load_calibration(request.calibration, metadata.weights, metadata.classes)
+        metadata = replace(metadata, calibration=calibration)
     float32_bytes = None
     with replace_output(output, overwrite=_may_replace(request)) as temporary:
         yield Progress(done=0, total=1, activity=f"writing {output.name}")

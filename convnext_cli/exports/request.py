@@ -32,6 +32,14 @@ class ExportRequest:
             metavar="PATH",
         ),
     ] = None
+    calibration: Annotated[
+        Path | None,
+        Option(
+            help="File of `eval --save-calibration`, in place of the run's own calibration and thresholds.",
+            is_common=True,
+            metavar="FILE",
+        ),
+    ] = None
     int8: Annotated[bool, Option(help="Quantise to 8 bits and measure the cost; ONNX only.", is_common=True)] = False
     images: tuple[Path, ...] = ()
     """Image files to check parity on; empty for the run's validation images."""

@@ -167,6 +167,11 @@ def test_predict_uses_a_saved_calibration(
     images = [index.root / index.paths[row] for row in rows[:5]]
     model = run.path if engine == "torch" else export(run.path, output=tmp_path / "model.onnx").path
     own, new = predict(images, model), predict(images, model, calibration=kept)
+    if engine == "onnx":
+        with pytest.raises(UsageError, match="needs --output"):
+            export(run.path, calibration=kept)
+        file = export(run.path, output=tmp_path / "site.onnx", calibration=kept).path
+        assert [one.probabilities for one in predict(images, file)] == [one.probabilities for one in new]
     expected = result.evaluated.task.activate(result.calibrated_logits[:5])
     for one, other, scores in zip(own, new, expected, strict=True):
         assert other.probabilities == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
