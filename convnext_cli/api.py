@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # each operation imports what it needs: a prediction by ONNX 
     )
     from convnext_cli.training.preparation import Preparation
 
-PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
+FINETUNE_PARITY_IMAGES = 32  # that model.onnx is checked on as part of a fine-tuning; `convnext export` takes more
 DRAWING_FRACTION = 0.05  # of the time, at most: where epochs are very short, not every epoch is drawn
 
 
@@ -135,25 +135,25 @@ def check(
         DataError: the data cannot be read.
         UsageError: an argument is wrong, or `fix_list` lies in the data or exists.
     """
-    path = None if fix_list is None else Path(fix_list)
-    return finish(check_steps(Path(data), options, fix_list=path, overwrite=overwrite), on_event)
-
-
-def check_steps(
-    data: Path, options: Mapping[str, Any], *, fix_list: Path | None = None, overwrite: bool = False
-) -> Steps["Audit"]:
-    """Check a data set, as `check` does."""
     from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
+
+    check_settings(options)
+    if fix_list is not None:
+        check_fix_list(Path(fix_list), Path(data), overwrite=overwrite)
+    audit = finish(check_steps(Path(data), options), on_event)
+    if fix_list is not None:
+        write_fix_list(audit, Path(fix_list), overwrite=overwrite)
+    return audit
+
+
+def check_steps(data: Path, options: Mapping[str, Any]) -> Steps["Audit"]:
+    """Check a data set, as `check` does, without writing a list."""
     from convnext_cli.data.dataset import DatasetRequest, load_dataset
     from convnext_cli.machine import count_cpus
 
     check_settings(options)
-    if fix_list is not None:
-        check_fix_list(fix_list, data, overwrite=overwrite)
     dataset = yield from load_dataset(DatasetRequest(data=data, **options), threads=count_cpus())
     assert dataset.audit is not None
-    if fix_list is not None:
-        write_fix_list(dataset.audit, fix_list, overwrite=overwrite)
     return dataset.audit
 
 
@@ -254,7 +254,7 @@ def _export(run: "RunFolder") -> "TrainSteps[None]":
     except ConvnextError:
         return
     try:
-        yield from export_steps(run, ExportRequest(max_images=PARITY_IMAGES))
+        yield from export_steps(run, ExportRequest(max_images=FINETUNE_PARITY_IMAGES))
     except StoppedError:
         raise
     except Exception as error:  # the exporter's own errors are many; none of them may cost a finished run

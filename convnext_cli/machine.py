@@ -47,11 +47,9 @@ def detect_machine(*, use_gpu: bool = True) -> Machine:
     """
     if use_gpu and (gpu := _first_gpu()):
         return describe_gpu_machine(*gpu)
-    cores, processes = count_cpus(), count_local_processes()
-    name = f"CPU ({os.uname().machine}, {cores} cores)"
-    memory = _available_memory() // processes
-    speed = estimate_core_flops()
-    return Machine(name=name, is_gpu=False, memory=memory, cores=max(1, cores // processes), core_flops=speed)
+    name = f"CPU ({os.uname().machine}, {count_cpus()} cores)"
+    memory = _available_memory() // count_local_processes()
+    return Machine(name=name, is_gpu=False, memory=memory, cores=count_process_cpus(), core_flops=estimate_core_flops())
 
 
 def describe_gpu_machine(name: str, memory: int) -> Machine:
@@ -95,6 +93,11 @@ def has_gpu() -> bool:
 def count_local_processes() -> int:
     """Return the number of processes of this run on this machine, from torchrun's environment."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def count_process_cpus() -> int:
+    """Return the number of CPUs for each process of this run on this machine, at least 1."""
+    return max(1, count_cpus() // count_local_processes())
 
 
 def count_processes() -> int:

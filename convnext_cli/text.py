@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def _drop_nan(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_drop_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def shorten_names(names: Sequence[str]) -> str:
+    """Return the first five names, separated by commas."""
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def capitalise(text: str) -> str:

@@ -13,24 +13,11 @@ if TYPE_CHECKING:
 
 def show_drift(drift: "Drift") -> None:
     """Show how the images differ from the run's validation images."""
+    from convnext_cli.inference.drift import COLUMNS
+
     console.show("")
     console.show("Drift from the run's validation images", style="bold")
-    columns = ["validation", "here", "distance", "p (Holm)", "drift"]
-    console.show_table(
-        ["median, or fraction", *columns],
-        (
-            (
-                measure.title,
-                f"{measure.difference.validation:.3g}",
-                f"{measure.difference.here:.3g}",
-                f"{measure.difference.distance:.2f}",
-                None if measure.p_holm is None else f"{measure.p_holm:.2g}",
-                "yes" if measure.is_drift else "no",
-            )
-            for measure in drift.measures
-        ),
-        numbers=columns[:-1],
-    )
+    console.show_table(COLUMNS, (measure.list_cells() for measure in drift.measures), numbers=COLUMNS[1:-1])
     if drift.flagged is not None:
         console.show(
             f"{100 * drift.flagged:.0f}% of the images are above the OOD threshold; of validation images "

@@ -11,6 +11,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.drift import show_drift, show_recalibration
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.per_group import show_groups
+from convnext_cli.cli.predict import find_run
 from convnext_cli.cli.subgroups import show_subgroups
 from convnext_cli.cli.targets import show_points, show_targets
 from convnext_cli.errors import RunError, UsageError
@@ -80,12 +81,8 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
 
 def _make_request(values: OptionValues, paths: tuple[Path, ...]) -> EvalRequest:
     """Return the request, with runs and data told apart, and the newest run where none is named."""
-    from convnext_cli.runs.folds import find_newest_run
-
     runs, data = _sort_paths(paths, values.get("data"))
-    if not runs:
-        runs = [find_newest_run().path]
-        console.say(f"run: {runs[0]} (the newest)")
+    runs = runs or [find_run(None)]
     request: EvalRequest = make_request(EvalRequest, values.select(EvalRequest) | {"runs": tuple(runs), "data": data})
     return request
 

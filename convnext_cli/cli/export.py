@@ -8,6 +8,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.predict import describe_skipped, find_files, find_run
 from convnext_cli.errors import check_word
 from convnext_cli.exports.request import FORMATS, ExportRequest
 from convnext_cli.metrics.registry import METRICS
@@ -41,13 +42,10 @@ class ExportFlags:
 def export(_context: typer.Context, values: OptionValues) -> None:
     """Export a run. The file is compared with the run on your own images before it gets its name."""
     from convnext_cli.runs.folder import RunFolder
-    from convnext_cli.runs.folds import find_newest_run
 
     flags, request = values.make(ExportFlags), values.make(ExportRequest, images=())
     check_word("format", request.format, FORMATS)
-    run = find_newest_run() if flags.run is None else RunFolder(flags.run)
-    if flags.run is None:
-        console.say(f"run: {run.path} (the newest)")
+    run = RunFolder(find_run(flags.run))
 
     from convnext_cli.api import export_run
     from convnext_cli.exports.export import ExportedFile
@@ -68,8 +66,6 @@ def _find_images(words: tuple[str, ...]) -> tuple[Path, ...]:
     Raises:
         ImageError: one of them is missing.
     """
-    from convnext_cli.cli.predict import describe_skipped, find_files
-
     if not words:
         return ()
     inputs = find_files(words)

@@ -76,7 +76,7 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     inputs = find_files(flags.images)
     if flags.as_csv:
         _check_csv(inputs)
-    run = _find_run(flags.run)
+    run = find_run(flags.run)
     _show_run_notes(run, request)
 
     from convnext_cli.api import predict_images
@@ -113,7 +113,8 @@ def _check_csv(inputs: "Inputs") -> None:
         )
 
 
-def _find_run(run: Path | None) -> Path:
+def find_run(run: Path | None) -> Path:
+    """Return the run that the user names; else the newest one, which is named on the terminal."""
     from convnext_cli.runs.folds import find_newest_run
 
     if run is not None:

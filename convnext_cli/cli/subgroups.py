@@ -23,7 +23,7 @@ def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
     unit = "groups" if evaluation.clustered else None
     columns = ["images", *([unit] if unit else []), *(["prevalence %", "95% CI"] if evaluation.positive else [])]
     for number, result in enumerate(first.metrics, start=bool(evaluation.positive)):
-        columns += [_head(result), f"95% CI{' ' * number}"]
+        columns += [result.short_heading, f"95% CI{' ' * number}"]
     rows = (
         (f"{grouping.attribute} {subgroup.name}", *_list_cells(subgroup, has_groups=evaluation.clustered))
         for grouping in evaluation.groupings
@@ -31,7 +31,7 @@ def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
     )
     console.show_table(["subgroup", *columns], rows, numbers=columns, spare=[*([unit] if unit else [])])
     console.show("")
-    gaps = [_head(result) for result in first.metrics]
+    gaps = [result.short_heading for result in first.metrics]
     console.show_table(
         ["gap to the rest (p)", *gaps],
         (
@@ -43,12 +43,6 @@ def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
     )
     for sentence in describe_gaps(evaluation):
         console.show(sentence)
-
-
-def _head(result: "SubgroupMetric") -> str:
-    """Return the heading of a metric, with the target whose threshold decides."""
-    heading = METRICS[result.key].short_heading
-    return f"{heading} of {result.of}" if " at " in result.of else heading
 
 
 def _list_cells(subgroup: "Subgroup", *, has_groups: bool) -> Iterator[Any]:
@@ -67,6 +61,5 @@ def _list_cells(subgroup: "Subgroup", *, has_groups: bool) -> Iterator[Any]:
 def _describe_gap(result: "SubgroupMetric") -> str | None:
     if result.gap.value is None:
         return None
-    metric = METRICS[result.key]
     p = "-" if result.p_holm is None else f"{result.p_holm:.2g}"
-    return f"{metric.scale * result.gap.value:+.{metric.digits}f} ({p}){'*' * result.is_significant}"
+    return f"{METRICS[result.key].format_signed(result.gap.value)} ({p}){'*' * result.is_significant}"

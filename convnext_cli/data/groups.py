@@ -348,10 +348,9 @@ def _classify(words: Sequence[str], cells: Sequence[tuple[str, int]]) -> str:
     words_of: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     for word, cell in zip(words, cells, strict=True):
         words_of[cell][word] += 1
-    several = [counts for counts in words_of.values() if sum(counts.values()) > 1]
-    if sum(counts.most_common(1)[0][1] for counts in several) >= MOST * max(
-        1, sum(map(sum, map(Counter.values, several)))
-    ):
+    several = [counts for counts in words_of.values() if counts.total() > 1]
+    usual = sum(counts.most_common(1)[0][1] for counts in several)
+    if usual >= MOST * max(1, sum(counts.total() for counts in several)):
         return "fixed"
     return "varies" if _is_spread(Counter(words)) else "few"
 
@@ -363,7 +362,7 @@ def _varies_within(words: Sequence[str], cells: Sequence[tuple[str, int]]) -> bo
 
 def _is_spread(counts: Counter[str]) -> bool:
     """Return True if no word is in most names: none in more than a fifth, or each in at most four on average."""
-    names = sum(counts.values())
+    names = counts.total()
     return counts.most_common(1)[0][1] <= max(2, MAX_FRACTION * names) or names <= 4 * len(counts)
 
 

@@ -37,12 +37,12 @@ from convnext_cli.data.folders.words import (
     list_words,
     quote_name,
     relative_name,
-    shorten,
     suggest_table,
 )
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
+from convnext_cli.text import shorten_names
 
 _OUTSIDE = "image outside any class folder"
 
@@ -173,7 +173,7 @@ def _place_splits_below(tops: Sequence[Folder], below: dict[str, SplitFolders], 
         first = tops[0]
         raise AmbiguousLayoutError(
             f"{list_names(tops)} each have folders of splits ({list_split_folders(below[first.path])}) and in these "
-            f"the same folders ({shorten(sorted(common))}), so those seem to be the classes",
+            f"the same folders ({shorten_names(sorted(common))}), so those seem to be the classes",
             f"Give one of them, such as {first.path}, or a CSV file with path, label and split",
         )
     for top in tops:
@@ -221,7 +221,7 @@ def _enter_wrappers(tree: Folder, name: str, layout: Layout) -> Folder:
         if is_numbered and not has_name_of_set and not words & GENERIC_WORDS:
             raise AmbiguousLayoutError(
                 f"{folder.path} has one class only ({quote_name(only)}), or the folders in it are the classes "
-                f"({shorten(inner)})",
+                f"({shorten_names(inner)})",
                 f"Give {only.path} itself if they are; else give two class folders or more",
             )
         layout.skipped[_OUTSIDE] += len(folder.images)
@@ -272,11 +272,11 @@ def _note_common_folders(layout: Layout) -> None:
     common = set.intersection(*({normalise_name(folder.name) for folder in top.filled} for top in tops))
     if len(common) > 2 and not all(re.search(r"\d", name) for name in common):
         layout.notes.append(
-            f"all classes ({list_names(tops)}) have the same folders ({shorten(sorted(common))}): if those are the "
-            f"classes, give one of the folders, such as {tops[0].path}"
+            f"all classes ({list_names(tops)}) have the same folders ({shorten_names(sorted(common))}): if those are "
+            f"the classes, give one of the folders, such as {tops[0].path}"
         )
         return
     inner = [[folder for folder in top.filled if not re.search(r"\d", folder.name)] for top in tops]
     if sum(len(folders) > 1 for folders in inner) > 1:
         names = sorted({decode_name(folder.name) for folders in inner for folder in folders})
-        layout.notes.append(f"folders inside the classes are parts of them, not classes: {shorten(names)}")
+        layout.notes.append(f"folders inside the classes are parts of them, not classes: {shorten_names(names)}")

@@ -17,7 +17,7 @@ from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_plan, read_reasons, read_teacher
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.records import Preprocessing
+from convnext_cli.runs.records import PretrainedCfg
 from convnext_cli.text import make_visible
 
 HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # the Hub has a key for these
@@ -203,7 +203,7 @@ def _describe_use(run: RunFolder) -> str:
     return "\n".join(lines)
 
 
-def _describe_preprocessing(preprocessing: Preprocessing) -> str:
+def _describe_preprocessing(preprocessing: PretrainedCfg) -> str:
     channels, height, width = preprocessing.input_size
     grey = 'luminance alone (Pillow\'s `convert("L")`), ' if channels == 1 else ""
     return (

@@ -25,6 +25,7 @@ from convnext_cli.metrics.drift import (
     compare_fractions,
     compare_values,
 )
+from convnext_cli.metrics.registry import MISSING
 from convnext_cli.metrics.subgroups import correct_holm
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
@@ -43,6 +44,9 @@ CRITERION = (
     f"for a class a difference of at least {100 * MIN_DIFFERENCE:.0f} points with Fisher's exact test"
 )
 
+COLUMNS = ("median, or fraction", "validation", "here", "distance", "p (Holm)", "drift")
+"""Of a table of measures."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftMeasure:
@@ -57,6 +61,18 @@ class DriftMeasure:
     """Corrected for all measures (Holm 1979)."""
     is_drift: bool
     """True if the difference is significant and large."""
+
+    def list_cells(self) -> tuple[str, ...]:
+        """Return the cells of `COLUMNS`."""
+        difference = self.difference
+        return (
+            self.title,
+            f"{difference.validation:.3g}",
+            f"{difference.here:.3g}",
+            f"{difference.distance:.2f}",
+            MISSING if self.p_holm is None else f"{self.p_holm:.2g}",
+            "yes" if self.is_drift else "no",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

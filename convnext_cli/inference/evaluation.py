@@ -292,22 +292,14 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
     is_other = is_other_data(run, test_set)
     outputs, seconds = yield from _compute_outputs(classifier, test_set, "evaluating", features=is_other)
-    logits, augmentation = outputs.logits, None
-    drift = (yield from measure_drift(classifier, own_calibration, test_set, outputs, notes)) if is_other else None
-    if request.tta:
-        plain, plain_seconds = logits, seconds
-        augmented, _ = open_classifier(run, tta=True, cache=request.cache)
-        outputs, seconds = yield from _compute_outputs(augmented, test_set, "evaluating shifted views")
-        logits = outputs.logits
-        before, after = (
-            task.make_calculator(task.calibrate(part, calibration), targets, calibration) for part in (plain, logits)
-        )
-        gain = comparison.compare(before, after, test_set.groups)
-        augmentation = AugmentationGain(time_ratio=seconds / plain_seconds, gain=gain)
-    yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
     evaluated = EvaluatedImages(
-        test_set=test_set, classes=classifier.classes, task=task, logits=logits, targets=targets
+        test_set=test_set, classes=classifier.classes, task=task, logits=outputs.logits, targets=targets
     )
+    drift = (yield from measure_drift(classifier, own_calibration, test_set, outputs, notes)) if is_other else None
+    augmentation = None
+    if request.tta:
+        evaluated, augmentation = yield from _augment(run, evaluated, calibration, seconds, cache=request.cache)
+    yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
     evaluation = _summarise(run, evaluated, calibration, notes)
     is_per_group = request.per == "group"
     per_group = evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None
@@ -340,6 +332,26 @@ def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
     check_output(path, option, overwrite=request.overwrite)
 
 
+def _augment(
+    run: RunFolder, evaluated: EvaluatedImages, calibration: Calibration | None, seconds: float, *, cache: bool
+) -> Steps[tuple[EvaluatedImages, AugmentationGain]]:
+    """Return images with the logits of test-time augmentation, with its cost and gain.
+
+    Args:
+        run: the run folder.
+        evaluated: the images without augmentation.
+        calibration: of both.
+        seconds: that the evaluation without augmentation took.
+        cache: keep the preprocessed images in the cache.
+    """
+    classifier, _ = open_classifier(run, tta=True, cache=cache)
+    outputs, augmented_seconds = yield from _compute_outputs(classifier, evaluated.test_set, "evaluating shifted views")
+    augmented = replace(evaluated, logits=outputs.logits)
+    before, after = (images.score(calibration).make_calculator() for images in (evaluated, augmented))
+    gain = comparison.compare(before, after, evaluated.test_set.groups)
+    return augmented, AugmentationGain(time_ratio=augmented_seconds / seconds, gain=gain)
+
+
 def _choose_images(
     run: RunFolder, request: EvalRequest, test_set: TestSet | None
 ) -> Steps[tuple[TestSet, list[Notice]]]:
@@ -363,7 +375,8 @@ def _summarise(
     metrics = task.compute_metrics(images.logits, targets, evaluated.classes, calibration)
     uncalibrated = task.compute_metrics(evaluated.logits, targets, evaluated.classes, calibration)
     warnings = []
-    if calibration and (worse := _describe_worse(task, uncalibrated, metrics)):
+    changed = [key for _, key in task.display.calibration]
+    if calibration and (worse := describe_worse_calibration(changed, uncalibrated, metrics)):
         warnings.append(worse)
     if metrics.absent:
         warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
@@ -394,11 +407,6 @@ def _read_training_targets(run: RunFolder) -> Targets:
     """Return the targets of the images that a run, or any fold of a cross-validation, was trained on."""
     index = run.read_split()
     return index.targets(row for row, split in enumerate(index.splits) if split == "train" or is_fold(split))
-
-
-def _describe_worse(task: Task, before: MetricSet, after: MetricSet) -> str | None:
-    """Return a warning where the calibration makes the probabilities of these images worse."""
-    return describe_worse_calibration([key for _, key in task.display.calibration], before, after)
 
 
 def open_classifier(

@@ -34,11 +34,14 @@ SMALL_CLASS = 5  # images of each class
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class MetricEstimate:
     """A metric with its 95% CI; None where not defined."""
 
     value: float | None
     interval: Interval | None
+
+
+UNDEFINED = MetricEstimate(value=None, interval=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +52,10 @@ class SubgroupMetric:
     """Of the metric, in `metrics.registry`."""
     of: str
     """The class that it is of, and the target whose threshold decides; empty for all classes."""
-    estimate: Estimate
-    rest: Estimate
+    estimate: MetricEstimate
+    rest: MetricEstimate
     """Of all images with another known value."""
-    gap: Estimate
+    gap: MetricEstimate
     """Subgroup minus rest."""
     p_value: float | None = None
     """Of the permutation test over groups; None where there is nothing to permute."""
@@ -63,6 +66,12 @@ class SubgroupMetric:
     def title(self) -> str:
         """Return the metric's title, with its class."""
         return f"{METRICS[self.key].title}{f' of {self.of}' if self.of else ''}"
+
+    @property
+    def short_heading(self) -> str:
+        """Return the heading of a narrow table, with the target whose threshold decides."""
+        heading = METRICS[self.key].short_heading
+        return f"{heading} of {self.of}" if " at " in self.of else heading
 
     @property
     def is_significant(self) -> bool:
@@ -76,8 +85,8 @@ class SubgroupClass:
 
     name: str
     images: int
-    prevalence: Estimate
-    estimates: dict[str, Estimate]
+    prevalence: MetricEstimate
+    estimates: dict[str, MetricEstimate]
     """By key of the metric."""
 
 
@@ -89,7 +98,7 @@ class Subgroup:
     images: int
     groups: int
     """Number of groups; of images where groups are not known."""
-    prevalence: Estimate | None
+    prevalence: MetricEstimate | None
     """Fraction of the positive class, of two classes; else None."""
     metrics: tuple[SubgroupMetric, ...]
     classes: tuple[SubgroupClass, ...]
@@ -255,7 +264,7 @@ def _measure_subgroup(
     """Return the metrics of the images inside a subgroup, without its name."""
     selection, rest = (images.select(np.flatnonzero(part)) for part in (inside, ~inside))
     estimates = _estimate(selection, metrics)
-    others = _estimate(rest, metrics) if len(rest.targets) else [Estimate(value=None, interval=None)] * len(metrics)
+    others = _estimate(rest, metrics) if len(rest.targets) else [UNDEFINED] * len(metrics)
     p_values = _test(images, inside, metrics) if is_tested and len(rest.targets) else [None] * len(metrics)
     results = [
         SubgroupMetric(
@@ -279,7 +288,7 @@ def _measure_subgroup(
     )
 
 
-def _estimate(images: ScoredImages, metrics: Sequence[_Metric]) -> list[Estimate]:
+def _estimate(images: ScoredImages, metrics: Sequence[_Metric]) -> list[MetricEstimate]:
     """Return each metric with its 95% CI, clustered by groups."""
     intervals = compute_intervals(images.make_calculator(), images.groups)
     values = _make_compute(images, metrics)(np.ones((1, len(images.targets))))[0]
@@ -291,7 +300,7 @@ def _estimate(images: ScoredImages, metrics: Sequence[_Metric]) -> list[Estimate
             interval = intervals.overall[metric.key]
         else:
             interval = intervals.per_class[metric.k][metric.key]
-        estimates.append(Estimate(value=none_if_nan(value), interval=interval))
+        estimates.append(MetricEstimate(value=none_if_nan(value), interval=interval))
     return estimates
 
 
@@ -335,21 +344,21 @@ def _test(images: ScoredImages, inside: NDArray[np.bool_], metrics: Sequence[_Me
     return compute_p_values(compute, members, units, numbers, measure_influence(compute, units))
 
 
-def _subtract(one: Estimate, two: Estimate) -> Estimate:
+def _subtract(one: MetricEstimate, two: MetricEstimate) -> MetricEstimate:
     """Return a difference with its 95% CI from those of both values (MOVER; Zou and Donner 2008)."""
     if one.value is None or two.value is None:
-        return Estimate(value=None, interval=None)
+        return UNDEFINED
     gap = one.value - two.value
     if one.interval is None or two.interval is None:
-        return Estimate(value=gap, interval=None)
+        return MetricEstimate(value=gap, interval=None)
     down = math.hypot(one.value - one.interval.low, two.interval.high - two.value)
     up = math.hypot(one.interval.high - one.value, two.value - two.interval.low)
-    return Estimate(value=gap, interval=Interval(gap - down, gap + up))
+    return MetricEstimate(value=gap, interval=Interval(gap - down, gap + up))
 
 
-def _estimate_prevalence(images: ScoredImages, k: int) -> Estimate:
+def _estimate_prevalence(images: ScoredImages, k: int) -> MetricEstimate:
     value, interval = estimate_fraction(*images.task.select_known(images.targets, k), images.groups)
-    return Estimate(value=value, interval=interval)
+    return MetricEstimate(value=value, interval=interval)
 
 
 def _describe_classes(images: ScoredImages) -> tuple[SubgroupClass, ...]:

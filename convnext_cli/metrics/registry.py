@@ -66,6 +66,10 @@ class Metric:
         """Return a value for a table whose heading has the unit: `61.3`, or `-` where it is not defined."""
         return MISSING if value is None else f"{self.scale * value:.{self.digits}f}"
 
+    def format_signed(self, difference: float) -> str:
+        """Return a difference for a table, with its sign: `+1.2`."""
+        return f"{self.scale * difference:+.{self.digits}f}"
+
     def format_with_unit(self, value: float | None) -> str:
         """Return a value for a sentence: `61.3%`."""
         return MISSING if value is None else f"{self.format(value)}{self.unit}"
@@ -85,7 +89,7 @@ class Metric:
             return MISSING
         points = " points" if self.unit == "%" else ""
         ci = format_ci(difference.interval, scale=self.scale, digits=self.digits, signed=True)
-        return f"{self.scale * difference.value:+.{self.digits}f}{points}, 95% CI {ci}"
+        return f"{self.format_signed(difference.value)}{points}, 95% CI {ci}"
 
 
 def format_ci(interval: "Interval | None", *, scale: float = 100.0, digits: int = 1, signed: bool = False) -> str:

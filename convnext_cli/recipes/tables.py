@@ -190,7 +190,7 @@ def published_row(model: Architecture, tag: Tag | None) -> Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class MeasuredRecipe:
     """The settings that fine-tuned best in the benchmark, with reasons and the batch size of the learning rate."""
 
     values: dict[str, float]
@@ -199,9 +199,9 @@ class Measured:
 
 
 @cache
-def load_measured() -> Measured:
+def load_measured() -> MeasuredRecipe:
     """Return the settings that the benchmark of recipes chose."""
-    return Measured(**_read("measured.toml"))
+    return MeasuredRecipe(**_read("measured.toml"))
 
 
 def convert_layer_decay(decay: float, over: str, blocks: int) -> float:

@@ -51,7 +51,7 @@ def show_mistakes(report: ReportData) -> Section | None:
 
 
 def _describe_mistakes(report: ReportData) -> list[str]:
-    """Return the number of mistakes, the most frequent confusions and the worst mistake."""
+    """Return the number of mistakes, and the worst one."""
     evaluation = report.evaluation
     task, targets = evaluation.task, evaluation.evaluated.targets
     decisions = task.decide(evaluation.probabilities, evaluation.calibration)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from convnext_cli.inference.drift import Drift
-from convnext_cli.metrics.registry import METRICS, MISSING
-from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table
+from convnext_cli.inference.drift import COLUMNS, Drift
+from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table, make_cell
 from convnext_cli.runs.folds import FoldsFolder
 
 SHOWN = 3  # metrics of each left-out value
@@ -51,12 +52,8 @@ def show_left_out(report: ReportData) -> Section | None:
 
 def _make_cell(key: str, part: dict[str, Any]) -> Cell:
     """Return the cell of a metric as `metrics.json` has it."""
-    metric, value, interval = METRICS[key], part["values"].get(key), part["intervals"].get(key)
-    note = ""
-    if interval is not None:
-        low, high = (metric.format(interval[end]) for end in ("low", "high"))
-        note = f"[{low}, {high}]"
-    return Cell(text=MISSING if value is None else metric.format(value), note=note)
+    interval = part["intervals"].get(key)
+    return make_cell(METRICS[key], part["values"].get(key), interval and Interval(**interval))
 
 
 def show_drift(report: ReportData) -> Section | None:
@@ -90,20 +87,9 @@ def show_drift(report: ReportData) -> Section | None:
 
 
 def _tabulate_drift(drift: Drift) -> Table:
-    columns = ("median, or fraction", "validation", "here", "distance", "p (Holm)", "drift")
     return Table(
         title="Compared with the validation images",
-        columns=[Column(heading=name, is_number=name not in (columns[0], columns[-1])) for name in columns],
-        rows=[
-            (
-                measure.title,
-                f"{measure.difference.validation:.3g}",
-                f"{measure.difference.here:.3g}",
-                f"{measure.difference.distance:.2f}",
-                MISSING if measure.p_holm is None else f"{measure.p_holm:.2g}",
-                "yes" if measure.is_drift else "no",
-            )
-            for measure in drift.measures
-        ],
+        columns=[Column(heading=name, is_number=name in COLUMNS[1:-1]) for name in COLUMNS],
+        rows=[measure.list_cells() for measure in drift.measures],
         note=f"{drift.images:,} images with {drift.validation_images:,}; drift: {drift.criterion}.",
     )

@@ -5,7 +5,7 @@ from convnext_cli.metrics.registry import METRICS, MISSING, Metric, format_ci
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
 from convnext_cli.reports.plots import ForestRow
-from convnext_cli.reports.section import Cell, Column, Plot, Plots, ReportData, Section, Table, make_cell, make_column
+from convnext_cli.reports.section import Cell, Column, Plot, Plots, ReportData, Section, Table, make_cell
 from convnext_cli.text import capitalise
 
 Row = tuple[str, Subgroup]
@@ -87,9 +87,7 @@ def _make_prevalence(subgroup: Subgroup) -> Cell:
 
 def _make_column(result: SubgroupMetric) -> Column:
     """Return the column of a metric, with the target whose threshold decides."""
-    column = make_column(METRICS[result.key])
-    heading = f"{column.heading} of {result.of}" if " at " in result.of else column.heading
-    return Column(heading=heading, metric=column.metric)
+    return Column(heading=result.short_heading, metric=METRICS[result.key])
 
 
 def _tabulate_gaps(rows: list[Row]) -> Table:
@@ -107,5 +105,6 @@ def _tabulate_gaps(rows: list[Row]) -> Table:
 def _make_gap(metric: Metric, result: SubgroupMetric) -> Cell:
     if result.gap.value is None:
         return Cell(text=MISSING)
-    text = f"{metric.scale * result.gap.value:+.{metric.digits}f}"
-    return Cell(text=text, note="" if result.p_holm is None else f"p = {result.p_holm:.2g}")
+    return Cell(
+        text=metric.format_signed(result.gap.value), note="" if result.p_holm is None else f"p = {result.p_holm:.2g}"
+    )

@@ -393,6 +393,14 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
+    def _read_json_if_there(self, path: Path, remedy: str) -> Any:
+        from convnext_cli.runs.records import read_json
+
+        try:
+            return read_json(path, remedy)
+        except FileNotFoundError:
+            return None
+
     def write_audit(self, audit: dict[str, Any]) -> None:
         """Write the audit of the data."""
         write_text(AUDIT.path(self.path), json.dumps(audit, indent=1, default=str) + "\n")
@@ -486,12 +494,7 @@ class RunFolder:
         Raises:
             RunError: the file is not JSON.
         """
-        from convnext_cli.runs.records import read_json
-
-        try:
-            return read_json(CALIBRATION.path(self.path), CALIBRATION_REMEDY)
-        except FileNotFoundError:
-            return None
+        return self._read_json_if_there(CALIBRATION.path(self.path), CALIBRATION_REMEDY)
 
     def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
         """Return the arrays of `write_calibration`.
@@ -523,12 +526,7 @@ class RunFolder:
         Raises:
             RunError: the file is not JSON.
         """
-        from convnext_cli.runs.records import read_json
-
-        try:
-            return read_json(POOLING.path(self.path), POOLING_REMEDY)
-        except FileNotFoundError:
-            return None
+        return self._read_json_if_there(POOLING.path(self.path), POOLING_REMEDY)
 
     def fingerprint_weights(self) -> str:
         """Return a checksum of the weights, by which a calibration fitted for other weights is recognised."""

@@ -40,7 +40,7 @@ class Data(Struct, frozen=True, kw_only=True):
     """The values that `finetune --leave-out` left out, in the order of their folds."""
 
 
-class Preprocessing(Struct, frozen=True, kw_only=True):
+class PretrainedCfg(Struct, frozen=True, kw_only=True):
     """`pretrained_cfg` of `config.json`, in timm's format: preprocessing."""
 
     input_size: tuple[Literal[1, 3], Annotated[int, Meta(ge=32, le=MAX_SIDE)], Annotated[int, Meta(ge=32, le=MAX_SIDE)]]
@@ -68,7 +68,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     architecture: Text
     label_names: Annotated[tuple[Text, ...], Meta(min_length=1)]
-    pretrained_cfg: Preprocessing
+    pretrained_cfg: PretrainedCfg
     model_args: ModelArguments
     num_classes: Count | None = None
     task: dict[str, Any] | None = None

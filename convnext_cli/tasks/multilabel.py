@@ -29,8 +29,9 @@ from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_flag, shorten_names
+from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_flag
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
+from convnext_cli.text import shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 MIN_TO_EXCLUDE = 5  # training images that would have both labels by chance, from which on none is a sign of exclusion

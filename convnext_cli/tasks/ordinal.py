@@ -26,12 +26,12 @@ from convnext_cli.tasks.reading import (
     TargetOptions,
     explain_columns,
     refuse_blank,
-    shorten_names,
     sort_by_number,
     sort_folders,
 )
 from convnext_cli.tasks.single import Single, describe_constant, describe_mistakes
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets
+from convnext_cli.text import shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

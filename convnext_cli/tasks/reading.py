@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
+from convnext_cli.text import shorten_names
 
 if TYPE_CHECKING:  # NumPy
     from convnext_cli.tasks.task import Task
@@ -31,6 +32,7 @@ _MEASURES = frozenset(
         "boneage", "unnamed", "", "no", "nr", "number", "row", "rating",
     )
 )  # fmt: skip
+
 """Columns that hold measurements or count the rows."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
@@ -155,11 +157,6 @@ def list_values(cells: Sequence[str]) -> set[float]:
     """Return the different numbers in cells, with a point or a comma; empty if a cell is not a number."""
     numbers, _ = parse_numbers(cells)
     return set() if None in numbers else {number for number in numbers if number is not None}
-
-
-def shorten_names(names: Sequence[str]) -> str:
-    """Return the first names, separated by commas."""
-    return ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
 
 
 def refuse_blank(table: Table, name: str) -> None:

@@ -26,10 +26,9 @@ from convnext_cli.tasks.reading import (
     list_values,
     parse_flag,
     refuse_blank,
-    shorten_names,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
-from convnext_cli.text import quote
+from convnext_cli.text import quote, shorten_names
 
 _GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20

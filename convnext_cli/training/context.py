@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convnext_cli.data.index import Index
 from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.machine import count_cpus, count_local_processes
+from convnext_cli.machine import count_process_cpus
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Settings
 from convnext_cli.runs.folder import RunFolder
@@ -62,7 +62,7 @@ class TrainingContext:
     @property
     def threads(self) -> int:
         """Decoding threads of this process."""
-        return max(1, count_cpus() // count_local_processes())
+        return count_process_cpus()
 
     @property
     def keeps_last(self) -> bool:

@@ -17,7 +17,7 @@ from msgspec import convert
 
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.locks import lock_folder
-from convnext_cli.machine import count_cpus, count_local_processes, detect_machine
+from convnext_cli.machine import count_process_cpus, detect_machine
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.catalog import find_model
@@ -244,7 +244,7 @@ def start_training(
     )
     contents = NO_CONTENTS
     if accelerator.is_main_process:
-        contents = yield from digest_contents(index, threads=max(1, count_cpus() // count_local_processes()))
+        contents = yield from digest_contents(index, threads=count_process_cpus())
     if origin is not None:
         do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
     teacher = _open_teacher(request, preparation)

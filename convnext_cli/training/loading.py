@@ -96,11 +96,8 @@ def load_training(context: TrainingContext, images: ImageCache, epoch: int) -> C
 
     With a teacher, it is one of the views that the teacher has seen.
     """
-    count, load, distillation = (
-        len(context.index),
-        load_view(context, images, context.preprocessing),
-        context.distillation,
-    )
+    count, distillation = len(context.index), context.distillation
+    load = load_view(context, images, context.preprocessing)
 
     def load_draw(draw: int) -> Pixels:
         row = draw % count

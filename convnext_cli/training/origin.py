@@ -22,6 +22,7 @@ from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.recipes.settings import BEFORE_FIT
 from convnext_cli.runs.files import ORIGIN, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
+from convnext_cli.text import shorten_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 CHANGEABLE = ("micro_batch_size", "grad_checkpointing", "save_every")
 """Settings that depend on the machine and may change; results differ only by rounding and draws of drop path."""
 NO_CONTENTS = np.zeros((0, 2), np.uint64)  # on ranks that do not compare
-SHOWN = 5  # names in an error
 _PART = 256  # images digested between two events
 
 
@@ -177,8 +177,8 @@ def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path | 
     folder = folder or run.path
     if list(index.classes) != origin.classes:
         raise RunError(
-            f"the classes in {folder / 'data.json'} were changed: {_list_names(index.classes)}; the run began with "
-            f"{_list_names(origin.classes)}",
+            f"the classes in {folder / 'data.json'} were changed: {shorten_names(index.classes)}; the run began with "
+            f"{shorten_names(origin.classes)}",
             restore_remedy("them"),
         )
     rows = digest_split(index)
@@ -199,7 +199,7 @@ def _describe_differences(former: list[int], digests: list[int], paths: Sequence
         remaining[digest] -= 1
         if remaining[digest] < 0:
             changed.append(path)
-    parts = [f"{len(changed)} rows differ ({_list_names(changed)})"] if changed else []
+    parts = [f"{len(changed)} rows differ ({shorten_names(changed)})"] if changed else []
     missing = len(former) - len(digests)
     if missing:
         parts.append(f"{missing} rows are gone" if missing > 0 else f"{-missing} rows are new")
@@ -219,7 +219,7 @@ def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDAr
     if former is not None and sum_digests(former) == origin.images:
         rows = _list_rows(index)
         differing = [index.paths[rows[i]] for i in np.flatnonzero((former != contents).any(axis=1))]
-        names = f"{len(differing)} of {len(rows)} differ: {_list_names(differing)}"
+        names = f"{len(differing)} of {len(rows)} differ: {shorten_names(differing)}"
     raise DataError(
         f"the images in {index.root} are not those that {run.path} began with: {names}",
         restore_remedy("the original files"),
@@ -229,10 +229,6 @@ def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDAr
 def _list_rows(index: Index) -> list[int]:
     """Return the rows whose image files are compared."""
     return [*index.rows("train"), *index.rows("val")]
-
-
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
 
 
 def sum_digests(digests: "NDArray[np.uint64]") -> str:

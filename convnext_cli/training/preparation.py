@@ -15,7 +15,7 @@ from convnext_cli.data.split import Folds, choose_fold, explain_small_validation
 from convnext_cli.errors import RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
-from convnext_cli.machine import Machine, count_cpus, count_local_processes, detect_machine
+from convnext_cli.machine import Machine, count_process_cpus, detect_machine
 from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_builtin, find_model, resolve_weights
 from convnext_cli.options import AUTO, is_unicode
 from convnext_cli.progress import Notice, Steps, finish
@@ -252,7 +252,7 @@ def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> 
     """Load the data of a request; images without labels get those of the teacher."""
     reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
     dataset_request = DatasetRequest(data=data, audit=request.audit, **reading)
-    dataset = yield from load_dataset(dataset_request, threads=max(1, count_cpus() // count_local_processes()))
+    dataset = yield from load_dataset(dataset_request, threads=count_process_cpus())
     check_outside_data(request.output or RUNS, dataset.index)
     return (yield from _label_by_teacher(request, dataset)) if values["unlabelled"] else dataset
 

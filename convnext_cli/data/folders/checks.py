@@ -16,11 +16,11 @@ from convnext_cli.data.folders.words import (
     list_words,
     quote_name,
     relative_name,
-    shorten,
     suggest_table,
 )
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import normalise_name
+from convnext_cli.text import shorten_names
 
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
 _PATIENT = re.compile(r"patient[ _\-]*(?:id)?[ _\-]*\d+", re.IGNORECASE)
@@ -84,14 +84,15 @@ def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, i
     are_many = len(common) > max(MAX_VIEWS, len(tops)) and not all(re.search(r"\d", name) for name in common)
     if are_same and len(common) > 1 and (is_numbered or are_variants or are_many):
         raise AmbiguousLayoutError(
-            f"{list_names(tops)} each have the same folders ({shorten(sorted(common))}), so those seem to be the "
+            f"{list_names(tops)} each have the same folders ({shorten_names(sorted(common))}), so those seem to be the "
             "classes",
             f"Give one of them, such as {tops[0].path}, or a CSV file with path and label (and patient)",
         )
     misspelled = any(get_close_matches(name.casefold(), SPLIT_NAMES, cutoff=0.75) for name in names)
     if misspelled and len(common) > 1:
         raise AmbiguousLayoutError(
-            f"{list_names(tops)} look like splits, not like classes: each has the folders {shorten(sorted(common))}",
+            f"{list_names(tops)} look like splits, not like classes: each has the folders "
+            f"{shorten_names(sorted(common))}",
             "Name them train, val and test, or give a CSV file with path, label and split",
         )
 
@@ -105,7 +106,7 @@ def check_patients(class_names: Iterable[str], tree: Folder, start: Folder) -> N
     names = sorted({normalise_name(name) for name in class_names})
     if len(names) > 1 and all(map(_PATIENT.fullmatch, names)):
         raise AmbiguousLayoutError(
-            f"the folders ({shorten(names)}) look like patients, not like classes{describe_others(tree, start)}",
+            f"the folders ({shorten_names(names)}) look like patients, not like classes{describe_others(tree, start)}",
             suggest_table(start),
         )
 

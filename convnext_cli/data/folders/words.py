@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from convnext_cli.data.index import TABLE_SUFFIXES
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name, normalise_name
+from convnext_cli.text import shorten_names
 
 IMAGE_WORDS = frozenset(
     ("image", "images", "img", "imgs", "picture", "pictures", "pics", "photo", "photos", "scans", "jpegs", "pngs")
@@ -27,8 +28,8 @@ VARIANT_WORDS = frozenset(
         "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "rgb",
     )
 )  # fmt: skip
+
 """Words for a processed copy of a whole data set."""
-EXAMPLES = 5
 
 
 def list_words(name: str) -> list[str]:
@@ -52,7 +53,9 @@ def describe_joined(spellings: dict[str, set[str]]) -> list[str]:
     if not joined:
         return []
     count = f"{len(joined)} classes" if len(joined) > 1 else "a class"
-    return [f"{count} spelled in several ways that look the same (Unicode forms, blanks) joined: {shorten(joined)}"]
+    return [
+        f"{count} spelled in several ways that look the same (Unicode forms, blanks) joined: {shorten_names(joined)}"
+    ]
 
 
 def suggest_table(start: Folder) -> str:
@@ -85,17 +88,12 @@ def describe_others(tree: Folder, start: Folder) -> str:
             "does not train on"
         )
     tables = sorted(name for name in start.others if is_table(name))
-    return f"; {shorten(tables)} lies beside" if tables else ""
+    return f"; {shorten_names(tables)} lies beside" if tables else ""
 
 
 def list_names(folders: Sequence[Folder]) -> str:
     """Return the names of the first few folders as text."""
-    return shorten([decode_name(folder.name) for folder in folders])
-
-
-def shorten(names: Sequence[str]) -> str:
-    """Return the first few names as text."""
-    return ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
+    return shorten_names([decode_name(folder.name) for folder in folders])
 
 
 def quote_name(folder: Folder) -> str:

@@ -67,7 +67,7 @@ class AutotuneResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class Measurement:
     """Seconds of a forward and backward pass of the run's size, the minimum of several rounds."""
 
     plain: dict[str, float]
@@ -127,70 +127,69 @@ def choose_compute_config(
     if passes < MIN_NOTICE_PASSES:
         return AutotuneResult(compute_config=ComputeConfig(blocks=default, compiled=bool(compile)))
     notices: tuple[Notice, ...] = (Notice(text=missing),) if missing else ()
-    measured = None
+    measurement = None
     if measure:
-        measured, more = _measure_all(network, workload, default, accelerator, tries_compiling=compile is None)
+        measurement, more = _measure_all(network, workload, default, accelerator, tries_compiling=compile is None)
         notices += more
-    if measured is None:
+    if measurement is None:
         return AutotuneResult(compute_config=ComputeConfig(blocks=default, compiled=bool(compile)), notices=notices)
-    compiles = _pays(workload, measured) if compile is None else compile
-    if measured.bf16 is not None and measured.bf16 < measured.seconds and not compiles:
-        notices += (Notice(text=f"--amp bf16 would be {measured.seconds / measured.bf16:.2f} times as fast here"),)
-    seconds = measured.compiled if compiles else measured.seconds
-    return AutotuneResult(
-        compute_config=replace(measured.best, compiled=compiles),
-        gain=measured.plain[f"{TIMM} {THREADS}"] / seconds if seconds is not None else None,
-        notices=notices,
-    )
+    result = _choose_fastest(workload, measurement, compile, notices)
+    if measurement.bf16 is not None and measurement.bf16 < measurement.seconds and not result.compute_config.compiled:
+        text = f"--amp bf16 would be {measurement.seconds / measurement.bf16:.2f} times as fast here"
+        result = replace(result, notices=(*notices, Notice(text=text)))
+    return result
 
 
 def _choose_on_gpu(
     network: nn.Module, workload: Workload, accelerator: Accelerator, *, measure: bool, compile: bool | None
 ) -> AutotuneResult:
     """Choose timm's or fused blocks for a GPU, by measurement, and compile them where that pays."""
-    measured: Measured | None = None
+    measurement: Measurement | None = None
     notices: tuple[Notice, ...] = ()
     if measure:
-        measured, notices = _measure_all(network, workload, FAST, accelerator, tries_compiling=compile is None)
-    if measured is None:
+        measurement, notices = _measure_all(network, workload, FAST, accelerator, tries_compiling=compile is None)
+    if measurement is None:
         return AutotuneResult(compute_config=ComputeConfig(compiled=bool(compile)), notices=notices)
-    compiles = _pays(workload, measured) if compile is None else compile
-    seconds = measured.compiled if compiles else measured.seconds
+    return _choose_fastest(workload, measurement, compile, notices)
+
+
+def _choose_fastest(
+    workload: Workload, measurement: Measurement, compile: bool | None, notices: tuple[Notice, ...]
+) -> AutotuneResult:
+    """Return the fastest configuration, compiled where `compile` says so; None: where that saves more than it takes."""
+    saved = workload.passes * (measurement.seconds - (measurement.compiled or math.inf))
+    compiles = saved > COMPILING if compile is None else compile
+    seconds = measurement.compiled if compiles else measurement.seconds
     return AutotuneResult(
-        compute_config=replace(measured.best, compiled=compiles),
-        gain=measured.plain[f"{TIMM} {THREADS}"] / seconds if seconds is not None else None,
+        compute_config=replace(measurement.best, compiled=compiles),
+        gain=measurement.plain[f"{TIMM} {THREADS}"] / seconds if seconds is not None else None,
         notices=notices,
     )
 
 
-def _pays(workload: Workload, measured: Measured) -> bool:
-    """Return True if a compiled model saves more time in the whole run than compiling takes."""
-    return workload.passes * (measured.seconds - (measured.compiled or math.inf)) > COMPILING
-
-
 def _measure_all(
     network: nn.Module, workload: Workload, default: str, accelerator: Accelerator, *, tries_compiling: bool
-) -> tuple[Measured | None, tuple[Notice, ...]]:
+) -> tuple[Measurement | None, tuple[Notice, ...]]:
     """Return the measurement that was kept, or a new one if the run is long enough; None if it is too short.
 
     In longer runs compiling is measured too, once; a notice says if it failed.
     """
     device = accelerator.device
     path = _find_measurement(workload, accelerator, default)
-    [measured] = broadcast_object_list([_read_measurement(path)])
-    if measured is None and workload.passes >= MIN_PASSES:
-        [measured] = broadcast_object_list([_measure(network, workload.shape, default, device)])
-        _keep_measurement(path, measured, accelerator)
-    if measured is None or not tries_compiling or measured.compiled is not None:
-        return measured, ()
-    if workload.passes * measured.seconds < (COMPILE_FROM if device.type == "cpu" else GPU_COMPILE_FROM):
-        return measured, ()
-    [(measured, notice)] = broadcast_object_list([_measure_compiled(network, workload.shape, measured, device)])
-    _keep_measurement(path, measured, accelerator)
-    return measured, (notice,) if notice else ()
+    [measurement] = broadcast_object_list([_read_measurement(path)])
+    if measurement is None and workload.passes >= MIN_PASSES:
+        [measurement] = broadcast_object_list([_measure(network, workload.shape, default, device)])
+        _keep_measurement(path, measurement, accelerator)
+    if measurement is None or not tries_compiling or measurement.compiled is not None:
+        return measurement, ()
+    if workload.passes * measurement.seconds < (COMPILE_FROM if device.type == "cpu" else GPU_COMPILE_FROM):
+        return measurement, ()
+    [(measurement, notice)] = broadcast_object_list([_measure_compiled(network, workload.shape, measurement, device)])
+    _keep_measurement(path, measurement, accelerator)
+    return measurement, (notice,) if notice else ()
 
 
-def _measure(network: nn.Module, shape: Shape, default: str, device: torch.device) -> Measured | None:
+def _measure(network: nn.Module, shape: Shape, default: str, device: torch.device) -> Measurement | None:
     """Measure timm's blocks, the fused ones, and those with native kernels if they can be compiled.
 
     Then, on a CPU, measure the fastest of them with half the threads, as long as that is faster. Of native blocks,
@@ -208,14 +207,14 @@ def _measure(network: nn.Module, shape: Shape, default: str, device: torch.devic
         plain = _time_in_turn(candidates, deadline)
         bf16 = plain.pop("bf16", None)
         while True:
-            best = Measured(plain=plain).best
+            best = Measurement(plain=plain).best
             fewer = f"{best.blocks} {best.threads // 2}"
             model = models[best.blocks]
             if not is_cpu or best.threads == 1 or fewer in plain or time.perf_counter() > deadline:
                 recomputed = (
                     _choose_recomputed(model, inputs, best.threads, deadline) if best.blocks == NATIVE else None
                 )
-                return Measured(plain=plain, bf16=bf16, recomputed=recomputed)
+                return Measurement(plain=plain, bf16=bf16, recomputed=recomputed)
             more = f"{best.blocks} {best.threads}"
             pair = {more: timer(model, threads=best.threads), fewer: timer(model, threads=best.threads // 2)}
             seconds = _time_in_turn(pair, deadline)
@@ -245,18 +244,18 @@ def _choose_recomputed(model: nn.Module, inputs: Tensor, threads: int, deadline:
 
 
 def _measure_compiled(
-    network: nn.Module, shape: Shape, measured: Measured, device: torch.device
-) -> tuple[Measured, Notice | None]:
+    network: nn.Module, shape: Shape, measurement: Measurement, device: torch.device
+) -> tuple[Measurement, Notice | None]:
     """Return the measurement with the best configuration compiled; with a notice if it cannot be compiled."""
-    best = measured.best
+    best = measurement.best
     model, inputs = copy_model(network, best.blocks, best.recomputed), draw_inputs(shape, device)
     forward = torch.compile(deepcopy(model), dynamic=False)
     try:
         timer = partial(_make_timer, inputs=inputs, images=shape[0], threads=best.threads)
         seconds = _time_in_turn({"plain": timer(model), "compiled": timer(forward)}, math.inf)
-        return replace(measured, compiled=measured.seconds * seconds["compiled"] / seconds["plain"]), None
+        return replace(measurement, compiled=measurement.seconds * seconds["compiled"] / seconds["plain"]), None
     except Exception as error:  # the compiler's errors share no base class
-        return replace(measured, compiled=math.inf), describe_compile_failure(shorten_error(error))
+        return replace(measurement, compiled=math.inf), describe_compile_failure(shorten_error(error))
     finally:
         torch.set_num_threads(THREADS)
 
@@ -266,8 +265,8 @@ def _time_in_turn(candidates: Mapping[str, Callable[[], float]], deadline: float
     seconds: dict[str, float] = {}
     for i in range(ROUNDS + 1):
         for name, time_once in candidates.items():
-            measured = time_once()
-            seconds[name] = measured if i < 2 else min(seconds[name], measured)  # the first round does not count
+            latest = time_once()
+            seconds[name] = latest if i < 2 else min(seconds[name], latest)  # the first round does not count
         if i and time.perf_counter() > deadline:
             break
     return seconds
@@ -317,23 +316,23 @@ def _has_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def _read_measurement(path: Path) -> Measured | None:
+def _read_measurement(path: Path) -> Measurement | None:
     """Return the measurement in a file; None if there is none, or it is damaged."""
     try:
-        measured = Measured(**json.loads(path.read_text()))
-        assert measured.plain[f"{TIMM} {THREADS}"] > 0
-        assert measured.best.threads <= THREADS
-        assert measured.compiled is None or measured.compiled > 0
-        return measured
+        measurement = Measurement(**json.loads(path.read_text()))
+        assert measurement.plain[f"{TIMM} {THREADS}"] > 0
+        assert measurement.best.threads <= THREADS
+        assert measurement.compiled is None or measurement.compiled > 0
+        return measurement
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
         return None
 
 
-def _keep_measurement(path: Path, measured: Measured | None, accelerator: Accelerator) -> None:
-    if measured is None or not accelerator.is_main_process:
+def _keep_measurement(path: Path, measurement: Measurement | None, accelerator: Accelerator) -> None:
+    if measurement is None or not accelerator.is_main_process:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(measured)))
+        write_text(path, json.dumps(asdict(measurement)))
     except OSError:  # the next run measures again
         return
