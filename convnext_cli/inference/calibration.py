@@ -22,7 +22,7 @@ from convnext_cli.inference.classifier import Classifier, open_for_eval
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import Fraction
+from convnext_cli.metrics.summary import Fraction, MetricSet
 from convnext_cli.metrics.thresholds import (
     PREDICTIVE,
     TARGET_METRICS,
@@ -35,7 +35,7 @@ from convnext_cli.progress import Steps
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record, read_json
 from convnext_cli.tasks.registry import TASKS, get_display
-from convnext_cli.tasks.task import Scaling, Targets
+from convnext_cli.tasks.task import Scaling, Targets, Task
 from convnext_cli.text import quote
 
 ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
@@ -196,6 +196,28 @@ def describe_calibration(task: str, calibration: Calibration) -> str:
     changes = ((METRICS[key], getattr(calibration, field)) for field, key in get_display(task).calibration[:1])
     parts = [f"validation {m.title} {m.format(pair[0])} -> {m.format(pair[1])}" for m, pair in changes if pair]
     return ": ".join([TASKS[task].describe_calibration(calibration), *parts])
+
+
+def describe_worse_calibration(task: Task, before: MetricSet, after: MetricSet) -> str | None:
+    """Return a warning where calibration makes the first of the metrics that it changes worse, else None.
+
+    Args:
+        task: names these metrics, of which lower is better.
+        before: metrics of the uncalibrated probabilities.
+        after: metrics of the calibrated probabilities, of the same images.
+    """
+    metrics = [METRICS[key] for _, key in task.display.calibration]
+    pairs = [(getattr(before, metric.key), getattr(after, metric.key)) for metric in metrics]
+    if not pairs or pairs[0][1] <= pairs[0][0]:
+        return None
+    changes = (
+        f"{metric.title} {' -> '.join(map(metric.format_with_unit, pair))}"
+        for metric, pair in zip(metrics, pairs, strict=True)
+    )
+    return (
+        "the calibration that was fitted on validation images makes the probabilities worse on these images: "
+        f"{', '.join(changes)}. Do not rely on them; the images may differ from the validation images"
+    )
 
 
 def describe_unreliable_ood(calibration: Calibration) -> str | None:

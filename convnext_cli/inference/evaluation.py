@@ -21,6 +21,7 @@ from convnext_cli.inference.calibration import (
     add_targets,
     calibrate_steps,
     describe_unreliable_ood,
+    describe_worse_calibration,
     parse_target,
     read_calibration,
     write_calibration,
@@ -49,7 +50,6 @@ from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
 from convnext_cli.metrics.summary import MetricSet
-from convnext_cli.metrics.temperature import describe_worse_calibration
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable
 from convnext_cli.options import make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
@@ -375,8 +375,7 @@ def _summarise(
     metrics = task.compute_metrics(images.logits, targets, evaluated.classes, calibration)
     uncalibrated = task.compute_metrics(evaluated.logits, targets, evaluated.classes, calibration)
     warnings = []
-    changed = [key for _, key in task.display.calibration]
-    if calibration and (worse := describe_worse_calibration(changed, uncalibrated, metrics)):
+    if calibration and (worse := describe_worse_calibration(task, uncalibrated, metrics)):
         warnings.append(worse)
     if metrics.absent:
         warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")

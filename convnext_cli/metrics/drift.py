@@ -81,8 +81,8 @@ def compare_values(validation: Floats, here: Floats) -> Difference:
         method = "exact" if max(len(validation), len(here)) <= MAX_EXACT else "asymp"
         result = ks_2samp(validation, here, method=method)
         distance, p = float(result.statistic), float(result.pvalue)
-    medians = (float(np.median(values)) for values in (validation, here))
-    return Difference(**dict(zip(("validation", "here"), medians, strict=True)), distance=distance, p_value=p)
+    one, two = float(np.median(validation)), float(np.median(here))
+    return Difference(validation=one, here=two, distance=distance, p_value=p)
 
 
 def compare_fractions(validation: NDArray[np.bool_], here: NDArray[np.bool_]) -> Difference:

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.metrics.multilabel import sigmoid
+
 MAX_SCALE = 20.0
 MAX_OFFSET = 20.0
 
@@ -25,7 +27,7 @@ def fit_platt(logits: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         z = parameters[0] * logits + parameters[1]
         value = np.maximum(z, 0) - z * target + np.log1p(np.exp(-np.abs(z)))
-        slope = np.where(z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z)))) - target
+        slope = sigmoid(z) - target
         return float(value.mean()), np.array([(slope * logits).mean(), slope.mean()])
 
     bounds = [(0.0, MAX_SCALE), (-MAX_OFFSET, MAX_OFFSET)]

@@ -1,38 +1,13 @@
 """Temperature scaling: one number that calibrates the probabilities without changing any prediction."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import MetricSet
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 MAX_OFFSET = 20.0
-
-
-def describe_worse_calibration(keys: Sequence[str], before: MetricSet, after: MetricSet) -> str | None:
-    """Return a warning where calibration makes the first of some metrics worse on these images, else None.
-
-    Args:
-        keys: metrics that calibration changes, of which lower is better.
-        before: metrics of the uncalibrated probabilities.
-        after: metrics of the calibrated probabilities.
-    """
-    if not keys or getattr(after, keys[0]) <= getattr(before, keys[0]):
-        return None
-    changes = (
-        f"{METRICS[key].title} {METRICS[key].format_with_unit(getattr(before, key))} -> "
-        f"{METRICS[key].format_with_unit(getattr(after, key))}"
-        for key in keys
-    )
-    return (
-        f"the calibration that was fitted on validation images makes the probabilities worse on these images: "
-        f"{', '.join(changes)}. Do not rely on them; the images may differ from the validation images"
-    )
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:

@@ -3,10 +3,12 @@ import pytest
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
+from convnext_cli.inference.calibration import describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.summary import compute_metrics
-from convnext_cli.metrics.temperature import describe_worse_calibration, fit_temperature
+from convnext_cli.metrics.temperature import fit_temperature
+from convnext_cli.tasks.registry import SINGLE
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -108,8 +110,8 @@ def test_temperature_that_increases_log_loss_gives_warning() -> None:
     plain = compute_metrics(logits, labels, "abc")
     best = fit_temperature(logits, labels)
     assert best > 1.2
-    assert describe_worse_calibration(("log_loss", "ece"), plain, compute_metrics(logits / best, labels, "abc")) is None
-    assert describe_worse_calibration(("log_loss", "ece"), plain, plain) is None
-    worse = describe_worse_calibration(("log_loss", "ece"), plain, compute_metrics(logits / 0.5, labels, "abc"))
+    assert describe_worse_calibration(SINGLE, plain, compute_metrics(logits / best, labels, "abc")) is None
+    assert describe_worse_calibration(SINGLE, plain, plain) is None
+    worse = describe_worse_calibration(SINGLE, plain, compute_metrics(logits / 0.5, labels, "abc"))
     assert worse is not None
     assert f"log loss {plain.log_loss:.4f} -> " in worse
