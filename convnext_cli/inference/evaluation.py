@@ -358,9 +358,7 @@ def _choose_images(
     """Return the images to evaluate, those of another run if there are some, with notes."""
     notes: list[Notice] = []
     if test_set is None:
-        test_set, notes = yield from choose_test_set(
-            run, request.data, request.split, group_from=request.group_from, group_column=request.group_column
-        )
+        test_set, notes = yield from choose_test_set(run, request)
     if request.per == "group":
         check_groups(request, test_set)
     return test_set, notes

@@ -14,6 +14,7 @@ from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
 from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.machine import count_cpus
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
@@ -45,28 +46,25 @@ class TestSet:
         return self.index.list_groups(self.rows)
 
 
-def choose_test_set(
-    run: RunFolder, data: Path | None, split: str | None, *, group_from: str = AUTO, group_column: str = AUTO
-) -> Steps[tuple[TestSet, list[Notice]]]:
+def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet, list[Notice]]]:
     """Return the images to evaluate a run on, and notes on them.
 
     Args:
-        run: its own data and split are used where `data` is None or the same folder.
-        data: a folder of images.
-        split: None takes `test` where there is one, else `val`, else all.
-        group_from: as `data.groups.group_index` takes it; `auto` takes the run's own groups.
-        group_column: column of `data`, a CSV file, that has the groups; `auto` recognises it.
+        run: its own data and split are used where the request has no data or the same folder.
+        request: the data, the split (None takes `test` where there is one, else `val`, else all), and the source of the
+            groups (`auto` takes the run's own).
 
     Raises:
         RunError: the run cannot be read.
         DataError: the data has no such split.
         UsageError: the data has no such groups.
     """
+    data, split, group_column = request.data, request.split, request.group_column
     if group_column != AUTO and (data is None or data.suffix.lower() not in TABLE_SUFFIXES):
         raise UsageError("--group-column needs a CSV file as DATA", "Give the CSV file, or --group-from")
     index, notes = yield from _find_index(run, run.read_split(), data, group_column)
-    if group_from != AUTO:
-        index, _ = yield from group_steps(index, group_from)
+    if request.group_from != AUTO:
+        index, _ = yield from group_steps(index, request.group_from)
     splits = set(index.splits) - {""}
     if any(map(is_fold, splits)):
         test_set, fold_notes = _choose_from_folds(index, split)

@@ -10,6 +10,7 @@ from PIL import Image
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.inference.overlap import Overlap, measure_thumbnails
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set, find_leakage
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.folder import RunFolder
@@ -48,7 +49,7 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
 
 
 def evaluate(run: RunFolder, data: Path) -> tuple[int, list[str], Overlap | None]:
-    test_set, notes = finish(choose_test_set(run, data, None))
+    test_set, notes = finish(choose_test_set(run, EvalRequest(data=data)))
     more, overlap = drain(find_leakage(run, test_set, None))
     return len(test_set.rows), [note.text for note in (*notes, *more)], overlap
 

@@ -14,6 +14,7 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration, add_targets, parse_target
 from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
@@ -75,6 +76,6 @@ def test_moved_folder_is_read_with_the_options_of_the_run(run: RunFolder, tmp_pa
     (tmp_path / "data").rename(tmp_path / "moved")
     for path in sorted((tmp_path / "moved").rglob("*.png")):
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))  # as a copy by way of a Mac has them
-    test_set, _ = finish(choose_test_set(run, tmp_path / "moved", None))
+    test_set, _ = finish(choose_test_set(run, EvalRequest(data=tmp_path / "moved")))
     assert (test_set.split, len(test_set.rows)) == ("test", 2)
     assert all((test_set.index.root / path).is_file() for path in test_set.index.paths)
