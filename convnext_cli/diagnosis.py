@@ -142,7 +142,7 @@ def _test_gpu() -> str:
         return "skipped: no GPU"
     values = torch.arange(64.0).reshape(8, 8)
     if not torch.equal((values.to(device) @ values.to(device)).cpu(), values @ values):
-        raise ValueError(f"a product on {device} has another result than on the CPU")
+        raise ValueError(f"a matrix product on {device} differs from the one on the CPU")
     return ""
 
 

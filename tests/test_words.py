@@ -4,10 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import convnext_cli
+from convnext_cli.cli.app import make_app
 
 PACKAGE = Path(convnext_cli.__file__).parent
 FORBIDDEN = (
@@ -15,8 +18,9 @@ FORBIDDEN = (
     r"anew", r"too sure", r"too modest", r"how-manieth", r"figures?", r"by which", r"does without",
     r"of another kind", r"unasked", r"said to", r"told", r"whoever", r"speaks (?:for|against)", r"weak points?",
     r"saved anew", r"score will be false", r"what was taken in", r"held against", r"what speaks",
-    r"made with others", r"as it says of itself", r"remarks?",
+    r"made with others", r"as it says of itself", r"remarks?", r"said", r"saying", r"do not rise",
 )  # fmt: skip
+FOREIGN_FLAGS = {"--local-dir"}  # of `hf download`
 PRINTING = ("show", "say", "note", "warn", "fail")
 PATTERN = re.compile(rf"(?<![\w-])(?:{'|'.join(FORBIDDEN)})(?![\w-])", re.IGNORECASE)
 
@@ -48,9 +52,37 @@ def list_user_facing(path: Path) -> Iterator[tuple[int, str]]:
                 yield from list_texts(argument)
 
 
+def list_sentences(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and text of each literal of several words that is not a docstring."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        if is_text and len(node.value.split()) > 2:
+            yield node.lineno, node.value
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_messages_have_no_private_words(path: Path) -> None:
     wrong = [f"{line}: {text!r}" for line, text in list_user_facing(path) if PATTERN.search(text)]
+    assert not wrong
+
+
+def test_messages_name_only_options_that_exist_and_are_not_former() -> None:
+    group: Any = typer.main.get_command(make_app())
+    entries = [entry for command in group.commands.values() for entry in command.declared.values()]
+    flags = {flag for option in group.params for flag in option.opts} | {"--help", "--help-all"}
+    for entry in entries:
+        if not entry.option.replacement:
+            flags |= {entry.flag, *entry.option.flags}
+            flags |= {f"--no-{entry.flag[2:]}"} if entry.has_negation else set()
+    wrong = [
+        f"{path.name}:{line}: {flag}"
+        for path in PACKAGE.rglob("*.py")
+        for line, text in list_sentences(path)
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)
+        if flag not in flags | FOREIGN_FLAGS
+    ]
     assert not wrong
 
 

@@ -28,7 +28,7 @@ class CacheFlags:
 
 @with_options(CacheFlags)
 def cache(_context: typer.Context, values: OptionValues) -> None:
-    """Show or clear the cache: decoded images, measurements, unpacked zip files, compiled kernels."""
+    """Show or clear the cache. It has decoded images, measurements, teachers' outputs, unpacked zip files, kernels."""
     from convnext_cli.cache_folder import clear_cache, find_cache_folder, list_cache
     from convnext_cli.images.cache import list_cached_sets
     from convnext_cli.machine import GIB

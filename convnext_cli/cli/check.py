@@ -85,10 +85,10 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
         return "", " ".join([f"convnext recommend {quote(data)}", *kept, *left_out])
     check = " ".join([f"convnext check {quote(data)}", *flags])
     if fix_list is not None and "exclude" not in settings:
-        return "Check what is left without the images of the fix-list.", f"{check} --exclude {quote(fix_list)}"
+        return "Check the data without the images of the fix-list.", f"{check} --exclude {quote(fix_list)}"
     is_of_splits = all(finding.is_leakage for finding in audit.findings if finding.falsifies)
     if is_of_splits and any(audit.index.splits) and not settings.get("resplit"):
-        return "New splits may be free of it.", f"{check} --resplit"
+        return "New splits may be free of leakage.", f"{check} --resplit"
     return "A fix-list names the images to leave out.", f"{check} --fix-list leave-out.csv"
 
 

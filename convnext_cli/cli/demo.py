@@ -54,7 +54,7 @@ class DemoFlags:
 
 @with_options(DemoFlags)
 def demo(_context: typer.Context, values: OptionValues) -> None:
-    """Try it on handwritten digits: fine-tune, evaluate and predict, offline, in a minute on two cores.
+    """Fine-tune, evaluate and predict handwritten digits, offline. It takes about a minute on two cores.
 
     The model is trained twice: from the pretrained weights in the package, and newly initialised.
     """
@@ -64,7 +64,7 @@ def demo(_context: typer.Context, values: OptionValues) -> None:
     flags = values.make(DemoFlags)
     folder = flags.folder
     if (folder / "digits").exists() and not is_digits_folder(folder / "digits"):
-        raise UsageError(f"{folder / 'digits'} exists, and no demo has written it", "Choose another --output")
+        raise UsageError(f"{folder / 'digits'} exists and was not written by a demo", "Choose another --output")
     console.say(
         "Fine-tunes a small ConvNeXt on 1,797 handwritten digits twice: newly initialised, and from pretrained "
         "weights. Evaluates both on the test digits, and writes a report. Takes about a minute on two cores."

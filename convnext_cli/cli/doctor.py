@@ -23,7 +23,7 @@ class DoctorFlags:
 
 @with_options(DoctorFlags)
 def doctor(_context: typer.Context, values: OptionValues) -> None:
-    """Check this installation: versions, devices, caches, the Hub, and a self-test. Exits with 1 if that fails."""
+    """Check this installation: versions, devices, a self-test. Exits with 1 if the self-test fails."""
     from convnext_cli.diagnosis import diagnose_steps
 
     flags = values.make(DoctorFlags)

@@ -52,7 +52,7 @@ class EvalFlags:
 
 @with_options(EvalRequest, EvalFlags)
 def evaluate(_context: typer.Context, values: OptionValues) -> None:
-    """Evaluate a run, or compare several: metrics with 95% confidence intervals, and a report in the run."""
+    """Evaluate or compare runs: metrics with 95% CIs, and a report. The report is written into the run."""
     flags = values.make(EvalFlags)
     request = _make_request(values, flags.paths)
     evaluations = run_evaluations(request)

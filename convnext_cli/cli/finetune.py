@@ -40,7 +40,7 @@ class FinetuneFlags:
 
 @with_options(TrainRequest, SettingSources, Settings, FinetuneFlags)
 def finetune(context: typer.Context, values: OptionValues) -> None:
-    """Fine-tune a ConvNeXt on images. The recommendation sets every option that is left out."""
+    """Fine-tune a ConvNeXt on images. Options left out get recommended values."""
     flags = values.make(FinetuneFlags)
     if flags.devices is not None and "RANK" not in os.environ:
         from convnext_cli.training.compute.launcher import launch

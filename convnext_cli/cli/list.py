@@ -64,7 +64,7 @@ class ListFlags:
         ),
     ] = "*"
     family: Annotated[str | None, Option(help=f"One of {', '.join(FAMILIES)}.", is_common=True, metavar="NAME")] = None
-    size: Annotated[str | None, Option(help="zepto to huge.", is_common=True, metavar="NAME")] = None
+    size: Annotated[str | None, Option(help="Size: zepto to huge.", is_common=True, metavar="NAME")] = None
     tier: Annotated[int | None, Option(help="The specification's tier, 1 to 6.", is_common=True, low=1, high=6)] = None
     max_params: Annotated[
         float | None, Option(help="Largest number of parameters.", unit="millions", is_common=True, low=0)

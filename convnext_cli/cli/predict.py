@@ -50,14 +50,14 @@ class PredictFlags:
     as_json: Annotated[
         bool,
         Option(
-            help="Print JSON, an object per image or group; a last one counts skipped files.",
+            help="Print JSON: an object per image or group; the last one has the number of skipped files.",
             is_common=True,
             name="json",
         ),
     ] = False
     as_csv: Annotated[
         bool,
-        Option(help="Print CSV, a line per image or group, safe to open in a spreadsheet.", is_common=True, name="csv"),
+        Option(help="Print CSV: a line per image or group, safe to open in a spreadsheet.", is_common=True, name="csv"),
     ] = False
     exact: Annotated[
         bool,

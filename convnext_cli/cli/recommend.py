@@ -40,7 +40,7 @@ class RecommendFlags:
 
 @with_options(RecommendRequest, RecommendFlags, settings=SETTINGS)
 def recommend(_context: typer.Context, values: OptionValues) -> None:
-    """Recommend a model and settings for your images and this machine, each with its reason."""
+    """Recommend a model and settings for your images and machine. Each comes with its reason."""
     from convnext_cli.machine import detect_machine
     from convnext_cli.recipes.recommendation import make_recommendation
 

@@ -50,11 +50,11 @@ def parse_attributes(text: str, option: str = "--subgroups") -> dict[str, tuple[
     """Return the cuts of each attribute in a text such as `sex,age:18,65,site`; no cuts where none are named.
 
     Raises:
-        UsageError: a cut is not a number, the cuts do not rise, or a name is missing or repeated.
+        UsageError: a cut is not a number, the cuts are not in ascending order, or a name is missing or repeated.
     """
     result: dict[str, tuple[float, ...]] = {}
     name = ""
-    remedy = "Write names of columns with commas between, and cuts of a number after a colon: sex,age:18,65"
+    remedy = "Separate columns by commas, and write the cuts of a number after a colon: sex,age:18,65"
     for part in map(str.strip, text.split(",")):
         number = parse_number(part)
         if number is not None and name and result[name]:
@@ -67,7 +67,8 @@ def parse_attributes(text: str, option: str = "--subgroups") -> dict[str, tuple[
         result[name] = () if cut is None else (cut,)
     for name, cuts in result.items():
         if list(cuts) != sorted(set(cuts)):
-            raise UsageError(f"the cuts of {name} do not rise: {', '.join(f'{cut:g}' for cut in cuts)}", remedy)
+            shown = ", ".join(f"{cut:g}" for cut in cuts)
+            raise UsageError(f"the cuts of {name} are not in ascending order: {shown}", remedy)
     return result
 
 
@@ -206,14 +207,14 @@ def _make_levels(attribute: Attribute, cuts: Sequence[float], option: str) -> At
     """Return the attribute with its values in order, numbers binned.
 
     Raises:
-        UsageError: there are too many values, or cuts for values that are no numbers.
+        UsageError: there are too many values, or cuts for values that are not numbers.
     """
     numbers = {value: _parse_measure(value) for value in set(attribute.values) if value}
     are_numbers = bool(numbers) and None not in numbers.values()
     if cuts and not are_numbers:
         example = next((value for value, number in numbers.items() if number is None), "")
         raise UsageError(
-            f"{attribute.name} has cuts, and values that are no numbers, such as {example!r}", "Leave out the cuts"
+            f"{attribute.name} has cuts, but values that are not numbers, such as {example!r}", "Leave out the cuts"
         )
     is_age = "age" in re.split(r"_", fold_column(attribute.name)) or attribute.name == DICOM_NAMES["age"]
     if are_numbers and (cuts or is_age or len(numbers) > MAX_NUMBERS):

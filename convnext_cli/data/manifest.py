@@ -136,7 +136,7 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
         if (cells[at], rows.splits[at]) != (cells[row], rows.splits[row]):
             conflicts.append(row)
     table.refuse(
-        "a file named before with another label or split",
+        "a file that an earlier row has with another label or split",
         conflicts,
         remedy="Correct these rows. If an image has several labels, --task multilabel joins its rows; or give it one "
         "row, with cat|dog in one cell or a column of 1 and 0 per label",

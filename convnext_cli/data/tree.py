@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from convnext_cli.images.formats import IMAGE_SUFFIXES, has_image_suffix, identify_file
 
 NOT_AN_IMAGE = "not an image by its suffix"
-LINK = "no regular file (a broken link, a pipe)"
+LINK = "not a regular file (a broken link, a pipe)"
 CLOSED = "folder that cannot be read"
 MAX_LINKS = 20  # times that links may lead into one folder; more would keep a walk going for ever
 HIDDEN = "hidden or system file"

@@ -168,7 +168,7 @@ def _finish(raster: Raster) -> Decoded:
         for rows in cut_rows(values.shape):
             opaque = alpha[rows][..., None]
             pixels[rows] = np.rint(pixels[rows] * opaque + 255 * (1 - opaque))
-        steps = (*steps, "laid on white where transparent")
+        steps = (*steps, "composited on white")
     return Decoded(pixels, mode, bits, steps)
 
 
@@ -256,7 +256,7 @@ def _convert(image: Image.Image, mode: str, steps: list[str]) -> Decoded:
     is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in image.info)
     pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent)
     if has_alpha:
-        steps.append("laid on white where transparent")
+        steps.append("composited on white")
     elif not is_transparent and mode not in ("RGB", "L"):
         steps.append("converted to RGB")
     return Decoded(pixels, mode, 1 if mode == "1" else 8, tuple(steps))

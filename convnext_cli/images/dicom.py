@@ -45,7 +45,7 @@ def read_dicom(file: BinaryIO, path: Path) -> Raster:
     dataset = _read_dataset(file, path)
     if not any(keyword in dataset for keyword in _PIXELS):
         if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
-            raise ImageError(f"{path} cannot be read as an image (no DICOM)", "Replace or remove the file")
+            raise ImageError(f"{path} cannot be read as an image (not DICOM)", "Replace or remove the file")
         raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
     steps: list[str] = []
     options = _find_options(dataset, path, steps)
@@ -135,7 +135,8 @@ def _inflate(packed: bytes, path: Path) -> bytes:
             size += len(counter.decompress(piece, 16 * _PIECE))
             piece = counter.unconsumed_tail
             if size > _WHOLE:
-                raise ImageError(f"{path} inflates to more than {_WHOLE / 1e6:.0f} MB", "Save it without compression")
+                problem = f"{path} decompresses to more than {_WHOLE / 1e6:.0f} MB"
+                raise ImageError(problem, "Save it without compression")
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _WHOLE)
 
 
@@ -147,17 +148,17 @@ def _find_options(dataset: "Dataset", path: Path, steps: list[str]) -> dict[str,
     samples = _integer(dataset, "SamplesPerPixel") or 1
     kind = str(_value(dataset, "PhotometricInterpretation") or "").strip().upper()
     if samples not in (1, 3) or kind in ("HSV", "ARGB", "CMYK"):
-        raise ImageError(f"{path} is DICOM of {samples} samples a pixel, {kind}, which cannot be read", _REMEDY)
+        raise ImageError(f"{path} is DICOM of {samples} samples per pixel, {kind}, which cannot be read", _REMEDY)
     if kind not in ((*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR):
         kind = "MONOCHROME2" if samples == 1 else "RGB"
-        steps.append(f"taken for {kind} (no valid PhotometricInterpretation)")
+        steps.append(f"read as {kind} (no valid PhotometricInterpretation)")
     allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(
         next(keyword for keyword in _PIXELS if keyword in dataset)
     ) or _integer(dataset, "BitsAllocated")
     if allocated is None:
         length = len(dataset.PixelData or b"")
         allocated = max(8, min(32, length // (rows * columns * samples) * 8))
-        steps.append(f"taken for {allocated} bits (no BitsAllocated)")
+        steps.append(f"read as {allocated} bits (no BitsAllocated)")
     if allocated != 1 and allocated not in (8, 16, 32, 64):
         raise ImageError(f"{path} is DICOM of {allocated} bits allocated, which cannot be read", _REMEDY)
     stored = _integer(dataset, "BitsStored")

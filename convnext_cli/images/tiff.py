@@ -253,7 +253,7 @@ def _give_meaning(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster:
         values = np.rint(values * (255 / full)).astype(np.uint8)
     elif values.dtype == np.int8:
         values = (values.astype(np.int16) + 128).astype(np.uint8)
-        steps.append("signed values raised by 128")
+        steps.append("128 added to signed values")
     nodata = page.tags.valueof(42113, None)
     if nodata is not None and bits > 8:
         values, steps = _hide_nodata(values, str(nodata), steps)

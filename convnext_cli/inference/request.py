@@ -111,7 +111,7 @@ class EvalRequest(GroupOptions):
     subgroup_table: Annotated[
         Path | None,
         Option(
-            help="CSV file with these columns, by path or by group; default: the data's own.",
+            help="CSV file with the columns of --subgroups, by path or by group; default: the data's own.",
             group=RUN,
             is_common=True,
             metavar="FILE",
@@ -120,7 +120,7 @@ class EvalRequest(GroupOptions):
     recalibrate: Annotated[
         int | None,
         Option(
-            help="Fit the calibration on N of these images and evaluate the others; the run is not changed.",
+            help="Fit the calibration on N of the images and evaluate the others; the run is not changed.",
             group=RUN,
             is_common=True,
             low=2,

@@ -83,7 +83,7 @@ def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet
     if split == "val":
         notes.append(Notice(text=f"validation images: {_SELECTION_BIAS}"))
     if split == "train":
-        text = "the model was trained on these images: the metrics do not tell how it does on new images"
+        text = "the model was trained on these images: the metrics do not show its performance on new images"
         notes.append(Notice(text=text, severity="warning"))
     return TestSet(index=index, split=split, rows=rows), notes
 

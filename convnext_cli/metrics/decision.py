@@ -60,7 +60,7 @@ class DecisionCurve:
         """Return at which thresholds the model is useful, in a sentence."""
         start = f"Decision curve of {self.name} at a prevalence of {100 * self.prevalence:.3g}%:"
         if self.useful_range is None:
-            return f"{start} acting on the model is at no threshold better than treating all or none."
+            return f"{start} acting on the model is not better than treating all or none at any threshold."
         low, high = (f"{100 * end:.0f}%" for end in self.useful_range)
         thresholds = f"at thresholds from {low} to {high}" if low != high else f"at a threshold of {low}"
         return f"{start} acting on the model is better than treating all or none {thresholds}."

@@ -137,7 +137,7 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
         (rare, few), (common, many) = fingerprint.smallest_class, fingerprint.largest_class
         sentences.append(
             f"{common} has {many:,} images, {rare} {few:,}: judge by balanced accuracy and the recall of {rare}, "
-            "not by accuracy; --imbalance sampler draws it more often"
+            f"not by accuracy; --imbalance sampler draws {rare} more often"
         )
     if fingerprint.groups:
         sentences.append(

@@ -26,7 +26,7 @@ class RecommendRequest:
     domain: Annotated[
         str | None,
         Option(
-            help="medical, natural or other: sets the augmentation; default: guessed from the images.",
+            help="Kind of images: medical, natural or other; sets the augmentation. Default: guessed from the images.",
             group=AUGMENTATION,
             is_common=True,
             metavar="NAME",
@@ -47,7 +47,7 @@ class RecommendRequest:
     prefer: Annotated[
         str | None,
         Option(
-            help="accuracy, speed or size; default: the specification's order.",
+            help="Order of the models: by accuracy, speed or size; default: the specification's.",
             group=MODEL,
             is_common=True,
             metavar="NAME",
@@ -56,7 +56,7 @@ class RecommendRequest:
     license: Annotated[
         str,
         Option(
-            help="any, permissive, or a licence that the weights must have.",
+            help="Licence that the weights must have: any, permissive, or a name.",
             group=MODEL,
             is_common=True,
             metavar="NAME",

@@ -112,7 +112,7 @@ def pick_rows(recipe: str, model: Architecture, tag: Tag | None, images: int, we
         if weights != "none" and choices["lr"].source == "measured":
             base_batch = load_measured().base_batch
     if weights == "none":
-        off = Choice(value=0, source="rule", reason="random weights have nothing to keep")
+        off = Choice(value=0, source="rule", reason="random weights have no pretrained features to keep")
         lr = _choose_random_start_lr(model, images)
         choices |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0), "lr": lr}
     return RecipeRows(choices=choices, base_batch=base_batch, batch_power=batch_power)
@@ -151,7 +151,9 @@ def explain_lr(model: Architecture, lr: float, batch: int, usual: float) -> str 
 
 def _choose_random_start_lr(model: Architecture, images: int) -> Choice:
     if model.params <= RANDOM_START_PARAMS:
-        return Choice(value=RANDOM_START_LR, source="rule", reason="random weights need a higher rate than the tables'")
+        return Choice(
+            value=RANDOM_START_LR, source="rule", reason="random weights need a higher rate than pretrained ones"
+        )
     return _from_specification(model, images, "none")["lr"]
 
 

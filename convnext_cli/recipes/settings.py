@@ -245,7 +245,7 @@ class Settings:
     fit: Annotated[
         Literal["auto", "crop", "pad", "squash", "weights"],
         Option(
-            help="crop, pad, squash, weights (as in timm), or auto.",
+            help="Fit images: crop, pad, squash, weights (as timm), auto.",
             group=MODEL,
             is_common=True,
             metavar="FIT",
@@ -254,7 +254,7 @@ class Settings:
     crop_pct: Annotated[
         float,
         Option(
-            help="Fraction of the scaled image's sides that evaluation keeps; auto: the weights' for a crop, else 1.",
+            help="Fraction of the scaled image's sides kept in evaluation; auto: the weights' for --fit crop, else 1.",
             group=MODEL,
             low=MIN_CROP_PCT,
             high=1,
@@ -307,7 +307,7 @@ class Settings:
     teacher_weight: Annotated[
         float,
         Option(
-            help="Weight of the teacher's probabilities in the loss, against that of the labels.",
+            help="Weight of the teacher's probabilities in the loss; the labels have 1 minus it.",
             group=TRAINING,
             low=0,
             high=1,
@@ -326,7 +326,7 @@ class Settings:
     teacher_features: Annotated[
         float,
         Option(
-            help="Weight in the loss of 1 - cosine of the teacher's pooled features; 0 is off.",
+            help="Weight in the loss of 1 - cosine of the student's and the teacher's features; 0 is off.",
             group=TRAINING,
             low=0,
             high=100,
@@ -335,7 +335,7 @@ class Settings:
     teacher_views: Annotated[
         int,
         Option(
-            help="Random views of each image that the teacher is run on, once; epochs take turns.",
+            help="Random views of each image that the teacher sees, once; epochs use them in turn.",
             group=TRAINING,
             low=1,
             high=10_000,
@@ -388,7 +388,7 @@ class Settings:
     task: Annotated[
         TaskName,
         Option(
-            help="auto, single, multilabel, ordinal or regression.",
+            help="Targets: auto, single (one class), multilabel, ordinal (grades) or regression.",
             group=DATA,
             is_common=True,
             metavar="TASK",
@@ -396,13 +396,13 @@ class Settings:
     ] = "auto"
     label_columns: Annotated[
         str,
-        Option(help="Columns of a CSV file that hold 1, 0, -1 or nothing, a label each: A,B,C.", group=DATA),
+        Option(help="Columns of a CSV file with a label each (1, 0, -1 or blank): A,B,C.", group=DATA),
     ] = AUTO
     label_column: Annotated[
         str, Option(help="Column of a CSV file with the class, the labels, the grade or the number.", group=DATA)
     ] = AUTO
     label_sep: Annotated[
-        str, Option(help="Sign between several labels in one cell of a CSV file, such as '|'.", group=DATA)
+        str, Option(help="Separator of several labels in one cell of a CSV file, such as '|'.", group=DATA)
     ] = AUTO
     path_column: Annotated[str, Option(help="Column of a CSV file with the images' paths.", group=DATA)] = AUTO
     group_column: Annotated[
@@ -416,25 +416,28 @@ class Settings:
     log_target: Annotated[
         Literal["auto", "yes", "no"],
         Option(
-            help="Learn the logarithm of a number; auto does for skewed numbers that span a factor of 20.",
+            help="Learn the logarithm of the target; auto: if targets are skewed and span a factor of 20.",
             group=DATA,
         ),
     ] = "auto"
     uncertain: Annotated[
         Literal["ignore", "positive", "negative", "smooth"],
         Option(
-            help="Training target of a label that is -1: none, 1, 0, or 0.7 (arXiv:1911.06475).",
+            help="Training target of an uncertain label (-1): none, 1, 0, or 0.7 (arXiv:1911.06475).",
             group=TRAINING,
         ),
     ] = "ignore"
     image_root: Annotated[
         str,
-        Option(help="Base folder of a CSV file's paths; auto searches its folder and those below.", group=DATA),
+        Option(
+            help="Folder that a CSV file's paths are relative to; auto searches the file's folder and those below.",
+            group=DATA,
+        ),
     ] = AUTO
     exclude: Annotated[
         str,
         Option(
-            help="List, folder or pattern of images to leave out.",
+            help="Leave out images: a list, a folder or a pattern.",
             group=DATA,
             is_common=True,
         ),
@@ -462,7 +465,7 @@ class Settings:
     data_license: Annotated[
         str,
         Option(
-            help="Licence of the images, such as cc-by-nc-4.0; it becomes part of the model's.",
+            help="Licence of the images, such as cc-by-nc-4.0; it is joined to the model's licence.",
             group=DATA,
         ),
     ] = UNKNOWN
@@ -491,18 +494,18 @@ class Settings:
     leave_out: Annotated[
         str,
         Option(
-            help="Column, such as site: a fold for each value, trained on the others and tested on it.",
+            help="Column, such as site: for each value, train on the others and test on it.",
             group=DATA,
             metavar="COLUMN",
         ),
     ] = NONE
     val_fraction: Annotated[
         float,
-        Option(help="Fraction of images for validation, where the data has no split.", group=DATA, low=0, high=0.9),
+        Option(help="Fraction of images for validation, if the data have no val split.", group=DATA, low=0, high=0.9),
     ] = 0.15
     test_fraction: Annotated[
         float,
-        Option(help="Fraction of images for the test split, where the data has none.", group=DATA, low=0, high=0.9),
+        Option(help="Fraction of images for the test split, if the data have no splits.", group=DATA, low=0, high=0.9),
     ] = 0.15
     amp: Annotated[
         Literal["auto", "no", "bf16", "fp16"],
@@ -541,7 +544,7 @@ class SettingSources:
     imbalance: Annotated[
         Literal["none", "sampler", "weights", "effective", "logit"] | None,
         Option(
-            help="none, sampler, weights, effective or logit.",
+            help="Correction: none, sampler, weights, effective or logit.",
             metavar="METHOD",
             group=AUGMENTATION,
             is_common=True,

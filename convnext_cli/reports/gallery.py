@@ -25,7 +25,7 @@ class GalleryImage:
 
     path: str
     lines: tuple[str, ...]
-    """The prediction beside the label: `said VIRUS (92%), labelled BACTERIA`."""
+    """The prediction beside the label: `predicted VIRUS (92%), labelled BACTERIA`."""
     is_correct: bool
     image: str
     """A data URI."""

@@ -37,7 +37,7 @@ def show_mistakes(report: ReportData) -> Section | None:
     )
     kinds = (
         ("worst mistakes", report.mistakes, "The label may be wrong too: check these first."),
-        ("least confident predictions", report.uncertain, "Correct or not."),
+        ("least confident predictions", report.uncertain, "Correct and wrong ones."),
     )
     return Section(
         title="Mistakes",

@@ -120,7 +120,7 @@ def show_limits(report: ReportData) -> Section:
         "or populations can make it worse; measure it there before use."
     )
     foreign = (
-        "It gives a prediction for an image of something else too. predict --abstain flags out-of-distribution (OOD) "
+        "It also makes a prediction for an image of something else. predict --abstain flags out-of-distribution (OOD) "
         f"images{flagged}."
     )
     device = "It is not a medical device and does not replace a human decision."

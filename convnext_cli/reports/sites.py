@@ -45,7 +45,7 @@ def show_left_out(report: ReportData) -> Section | None:
     )
     return Section(
         title="Internal and external",
-        sentences=[f"A model was trained without each of {names}, and tested on it.", meaning],
+        sentences=[f"For each of {names}, a model was trained on the others and tested on it.", meaning],
         blocks=tables,
     )
 

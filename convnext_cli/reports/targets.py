@@ -148,7 +148,7 @@ def _draw_curves(evaluation: Evaluation) -> list[Plots]:
             plots=[
                 Plot(name=f"decision-{number}", figure=plots.plot_decision(c)) for number, c in enumerate(curves, 1)
             ],
-            note="Net benefit: correct positive results per image, less the false ones weighed by the odds of the "
+            note="Net benefit: correct positive results per image, less the false ones weighted by the odds of the "
             "threshold (Vickers and Elkin 2006). Act on the model where its line is the highest.",
         )
     ]

@@ -42,7 +42,7 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
     )
     return [
         f"Measured on {metrics.images:,} images {groups}, {split} of {evaluation.data.name}{shown}.",
-        "Other scanners, hospitals and populations were not measured; there it can be worse.",
+        "Other scanners, hospitals and populations were not measured; the model can be worse there.",
     ]
 
 
@@ -83,7 +83,7 @@ def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
         is_clean = not (overlap.trained or overlap.trained_near)
         return ["None of these images, nor a near-duplicate of one, was trained on."] if is_clean else []
     if is_other_data(run, evaluation.evaluated.test_set) or audit is None:
-        return ["Whether images of the training are among these is not known."]
+        return ["It is not known whether training images are among these."]
     if any(finding.falsifies for finding in audit.findings):
         return []
     groups = ", and no group" if evaluation.intervals.clustered else ""

@@ -317,7 +317,7 @@ class Multilabel(Task):
         wrong = [entry for entry in known if entry[2] != entry[3]]
         shown = wrong or sorted(known, key=lambda entry: abs(entry[1] - 0.5))[:1]
         lines = [
-            f"{'said' if predicted else 'did not say'} {name} ({show_probability(probability)}), labelled "
+            f"{'predicted' if predicted else 'did not predict'} {name} ({show_probability(probability)}), labelled "
             f"{'present' if is_present else 'absent'}"
             for name, probability, is_present, predicted in sorted(shown, key=lambda entry: -abs(entry[1] - entry[2]))
         ]
@@ -379,7 +379,7 @@ class Multilabel(Task):
             sentences.append(f"It recognises {best} best{'' if is_alike else f', {worst} worst'}.")
         for key, count, text in (
             ("recall", "images", "Most often missed: {} in {:,} of {:,} images with it ({:.0f}%)."),
-            ("specificity", "negative", "Most often said without the label: {} in {:,} of {:,} images ({:.0f}%)."),
+            ("specificity", "negative", "Most often predicted without the label: {} in {:,} of {:,} images ({:.0f}%)."),
         ):
             rates = [(1 - getattr(e, key), e) for e in metrics.per_class if getattr(e, key) is not None]
             rate, entry = max(rates, key=lambda pair: pair[0], default=(0.0, None))

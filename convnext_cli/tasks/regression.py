@@ -263,7 +263,7 @@ class Regression(Task):
         interval = f" (90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}])" if outcome.interval else ""
         error = outcome.value - float(target)
         size = f"{abs(error):.3g} too {'high' if error > 0 else 'low'}"
-        return [f"said {outcome.value:.4g}{interval}, labelled {float(target):.4g}: {size}"]
+        return [f"predicted {outcome.value:.4g}{interval}, labelled {float(target):.4g}: {size}"]
 
     # Groups
 
@@ -323,7 +323,7 @@ class Regression(Task):
         """Return the mean absolute error of always giving the median, which has the smallest."""
         median = float(np.median(targets))
         value = float(np.abs(targets - median).mean())
-        return Chance(value=value, text=f"always saying {median:.4g}, the median, is off by {value:.3g} on average")
+        return Chance(value=value, text=f"always predicting {median:.4g}, the median, is off by {value:.3g} on average")
 
     # Text
 

@@ -203,7 +203,8 @@ class Single(Task):
 
     def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
         """Return the predicted class beside the true one."""
-        return [f"said {outcome.classes[0]} ({show_probability(outcome.probabilities[0])}), labelled {classes[target]}"]
+        probability = show_probability(outcome.probabilities[0])
+        return [f"predicted {outcome.classes[0]} ({probability}), labelled {classes[target]}"]
 
     # Groups
 
@@ -340,8 +341,8 @@ def describe_mistakes(metrics: MetricSet) -> str:
     names = [entry.name for entry in metrics.per_class]
     number, total = mistakes[true, predicted], counts[true].sum()
     return (
-        f"Most frequent mistake: it said {names[predicted]} for {number:,} of the {total:,} images of {names[true]} "
-        f"({100 * number / total:.0f}%)."
+        f"Most frequent mistake: it predicted {names[predicted]} for {number:,} of the {total:,} images of "
+        f"{names[true]} ({100 * number / total:.0f}%)."
     )
 
 
@@ -349,4 +350,4 @@ def describe_constant(metrics: MetricSet) -> str:
     """Return the accuracy of always giving the most frequent class, beside that of the model."""
     most, accuracy = max(metrics.per_class, key=lambda entry: entry.images), METRICS["top1"]
     constant, value = (accuracy.format_with_unit(part) for part in (most.images / metrics.images, metrics.top1))
-    return f"always saying {most.name} is right for {constant} of the images, the model for {value}"
+    return f"always predicting {most.name} is right for {constant} of the images, the model for {value}"

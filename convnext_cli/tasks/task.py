@@ -323,7 +323,7 @@ class Task(ABC):
 
     @abstractmethod
     def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
-        """Return the prediction for one image beside its target, such as `said VIRUS (92%), labelled BACTERIA`.
+        """Return the prediction for one image beside its target, such as `predicted VIRUS (92%), labelled BACTERIA`.
 
         Several labels have a line for each wrong one, the most confident error first, and one that counts the others.
         """

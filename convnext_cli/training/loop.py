@@ -145,8 +145,8 @@ def _diverged(state: TrainingState, reason: str) -> DivergedError:
 
 
 def _describe_smaller_batch(context: TrainingContext, state: TrainingState) -> Notice:
-    exception = ", but for the draws of drop path" if context.settings.drop_path else ""
+    exception = ", except for the random numbers of drop path" if context.settings.drop_path else ""
     return Notice(
         text=f"out of memory at step {state.step}: from here on micro-batches have {state.micro_batch_size} images. "
-        f"The batch size stays {context.settings.batch_size}, and the training the same{exception}"
+        f"The batch size stays {context.settings.batch_size}, and the training is the same{exception}"
     )

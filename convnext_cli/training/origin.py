@@ -146,9 +146,8 @@ def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
     for name in CHANGEABLE:
         if name in changed:
             value, former = changed.pop(name)
-            effect = (
-                "rounding and draws of drop path differ" if name == "micro_batch_size" else "the result is the same"
-            )
+            differing = "rounding and random numbers of drop path differ"
+            effect = differing if name == "micro_batch_size" else "the result is the same"
             text = f"{name} = {value} in {run.plan}, {former} when the run began: {effect}"
             notices.append(Notice(text=text))
     if changed:

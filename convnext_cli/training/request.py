@@ -10,7 +10,7 @@ from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_H
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV file with path and label, or zip file."
-TEACHER_HELP = "Distil a run, a cross-validation, an .onnx, or timm's."
+TEACHER_HELP = "Teacher to distil: a run, folds, an .onnx, a timm model."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class TrainRequest:
     augment: Annotated[
         str | None,
         Option(
-            help="none, light, medical, natural or strong.",
+            help="Augmentation: none, light, medical, natural or strong.",
             group=AUGMENTATION,
             is_common=True,
             metavar="PRESET",

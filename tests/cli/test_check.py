@@ -132,7 +132,7 @@ def test_odd_data_are_reported_without_hanging(convnext: Convnext, tmp_path: Pat
     os.mkfifo(tmp_path / "odd/leaf/A/pipe.png")
     outcome = convnext("check", "odd", "--json")
     assert json.loads(outcome.out)["skipped"] == {
-        "no regular file (a broken link, a pipe), such as odd/leaf/A/pipe.png": 1
+        "not a regular file (a broken link, a pipe), such as odd/leaf/A/pipe.png": 1
     }
     assert outcome.code == 0
     flags = "--model test_convnext --weights none --dry-run --folds 500"

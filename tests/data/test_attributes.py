@@ -93,7 +93,7 @@ def test_unknown_column_and_foreign_table_raise_an_error(tmp_path: Path) -> None
     other.write_text("path,sex\nq.png,F\nr.png,M\n")
     with pytest.raises(DataError, match="names none of the images"):
         read(index, "sex", other)
-    with pytest.raises(UsageError, match="no numbers, such as"):
+    with pytest.raises(UsageError, match="not numbers, such as"):
         read(index, "sex:3")
 
 

@@ -404,7 +404,9 @@ def test_link_to_itself_is_skipped(tmp_path: Path, image: Path) -> None:
     data = make(tmp_path / "data", "a/ b/", image)
     (data / "a/self.png").symlink_to("self.png")
     (data / "a/loop").symlink_to(data)
-    assert scan_folder(data).skipped == {f"no regular file (a broken link, a pipe), such as {data / 'a/self.png'}": 1}
+    assert scan_folder(data).skipped == {
+        f"not a regular file (a broken link, a pipe), such as {data / 'a/self.png'}": 1
+    }
 
 
 def test_unreadable_folder_is_skipped_and_named(tmp_path: Path, image: Path) -> None:

@@ -85,7 +85,7 @@ def test_transparent_parts_are_white(tmp_path: Path) -> None:
     image, mode, _, steps = read_image(tmp_path / "half.png")
     assert (image[:2] == 0).all()
     assert (image[2:] == 255).all()
-    assert (mode, steps) == ("RGBA", ("laid on white where transparent",))
+    assert (mode, steps) == ("RGBA", ("composited on white",))
 
 
 def test_first_frame_is_read_with_a_note(tmp_path: Path) -> None:

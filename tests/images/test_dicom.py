@@ -114,8 +114,8 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
                                "modality LUT ignored"),
     "bits stored 0": ({"BitsStored": 0, "HighBit": 11}, "BitsStored ignored"),
     "bits stored 20": ({"BitsStored": 20, "HighBit": 11}, "BitsStored ignored"),
-    "empty photometric": ({"PhotometricInterpretation": None}, "taken for MONOCHROME2"),
-    "unknown photometric": ({"PhotometricInterpretation": "GREY"}, "taken for MONOCHROME2"),
+    "empty photometric": ({"PhotometricInterpretation": None}, "read as MONOCHROME2"),
+    "unknown photometric": ({"PhotometricInterpretation": "GREY"}, "read as MONOCHROME2"),
     "number of frames empty": ({"NumberOfFrames": None}, ""),
     "sign missing": ({"PixelRepresentation": None}, ""),
     "padding empty": ({"PixelPaddingValue": None}, ""),
@@ -297,7 +297,7 @@ def test_deflated_files_are_read_and_limited(tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(grey(path), PLAIN)
     assert read_tag(path, "PatientID") == "P1"
     monkeypatch.setattr("convnext_cli.images.dicom._WHOLE", 4000)
-    with pytest.raises(ImageError, match="inflates to more than"):
+    with pytest.raises(ImageError, match="decompresses to more than"):
         decode_image(path)
 
 

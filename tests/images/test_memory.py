@@ -82,5 +82,5 @@ def test_decoding_memory_is_bounded(name: str, write: Callable[[Path], None], tm
     assert (tmp_path / name).stat().st_size < 5e6
     steps = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=True)
     message, dataset = steps.stdout.splitlines()
-    assert "inflates to more than 336 MB" in message or "GB to decode (the limit is 1.3 GB)" in message
+    assert "decompresses to more than 336 MB" in message or "GB to decode (the limit is 1.3 GB)" in message
     assert int(dataset) < BOUND

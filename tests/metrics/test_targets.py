@@ -258,7 +258,7 @@ def test_decision_curve_is_its_definition() -> None:
     assert "acting on the model is better than treating all or none at thresholds from" in curve.describe()
     useless = trace_decision_curve("b", np.full(400, 0.4), positive)
     assert useless.useful_range is None
-    assert "at no threshold better" in useless.describe()
+    assert "not better than treating all or none at any threshold" in useless.describe()
     rare = trace_decision_curve("b", scores, positive, 0.02)
     assert rare.treat_all[0] == pytest.approx(0.02 - 0.98 / 99)
 

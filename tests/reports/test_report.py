@@ -187,7 +187,7 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
     assert isinstance(trust[0], Notice), "warnings come first"
     assert any("were trained on" in sentence.text for sentence in trust if isinstance(sentence, Notice))
     assert describe_leakage(replace(own, audit=None), mine) == [
-        "Whether images of the training are among these is not known."
+        "It is not known whether training images are among these."
     ]
 
 

@@ -79,4 +79,4 @@ def test_left_out_values_are_read_from_the_cross_validation(evaluation: Evaluati
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     section = show_left_out(replace(data, run=FoldsFolder(tmp_path)))
     assert section is not None
-    assert re.match("A model was trained without each of Oslo", str(section.sentences[0]))
+    assert re.match("For each of Oslo", str(section.sentences[0]))

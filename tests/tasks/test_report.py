@@ -23,16 +23,16 @@ TARGETS = {
     "regression": [],
 }
 MISTAKES = {
-    "single": r"said \d \([<>]?\d+%\), labelled \d",
-    "multilabel": r"(said|did not say) [NS][EW] \([<>]?\d+%\), labelled (present|absent)",
-    "ordinal": r"said \d \([<>]?\d+%\), labelled \d: \d grades? too (high|low)",
-    "regression": r"said [\d.]+ \(90% interval \[[\d.]+, [\d.]+\]\), labelled [\d.]+: [\d.]+ too (high|low)",
+    "single": r"predicted \d \([<>]?\d+%\), labelled \d",
+    "multilabel": r"(predicted|did not predict) [NS][EW] \([<>]?\d+%\), labelled (present|absent)",
+    "ordinal": r"predicted \d \([<>]?\d+%\), labelled \d: \d grades? too (high|low)",
+    "regression": r"predicted [\d.]+ \(90% interval \[[\d.]+, [\d.]+\]\), labelled [\d.]+: [\d.]+ too (high|low)",
 }
 SENTENCES = {
-    "single": ("It recognises", "Most frequent mistake: it said", "guessing gives 33.3%; always saying"),
-    "multilabel": ("best,", "Most often missed:", "Most often said without the label:", "guessing gives 50.0%"),
-    "ordinal": ("It gives the exact grade for", "at most one grade off", "guessing gives 0; always saying"),
-    "regression": ("Half of the predictions are off by at most", "Least accurate for numbers", "always saying"),
+    "single": ("It recognises", "Most frequent mistake: it predicted", "guessing gives 33.3%; always predicting"),
+    "multilabel": ("best,", "Most often missed:", "Most often predicted without the label:", "guessing gives 50.0%"),
+    "ordinal": ("It gives the exact grade for", "at most one grade off", "guessing gives 0; always predicting"),
+    "regression": ("Half of the predictions are off by at most", "Least accurate for numbers", "always predicting"),
 }
 TOPS = "[...document.querySelectorAll('.question')].map(each => each.getBoundingClientRect().top)"
 HEIGHTS = {390: 844, 1280: 900}  # of the first screen, by its width
@@ -81,7 +81,7 @@ def test_report_has_plain_sentences_and_a_row_for_each_mistake(reported: Reporte
     text = path.read_text()
     lines = read_lines(text)
     before = lines[: lines.index("Mistakes")]
-    leakage = "No leakage found" if evaluation.audit else "Whether images of the training are among these is not known"
+    leakage = "No leakage found" if evaluation.audit else "It is not known whether training images are among these"
     for part in (*SENTENCES[task], "Measured on", leakage, "chance", "Other scanners, hospitals"):
         assert any(part in line for line in before), part
     rows = [line for line in lines if re.fullmatch(MISTAKES[task], line)]

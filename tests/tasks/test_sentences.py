@@ -28,10 +28,10 @@ def test_single_label_names_ends_most_frequent_mistake_and_chance() -> None:
     sentences, value, text = describe(Single(), 4 * np.eye(3)[predicted], targets)
     assert sentences == [
         "It recognises 90.0% of the 10 images of a and 40.0% of the 5 images of b.",
-        "Most frequent mistake: it said a for 3 of the 5 images of b (60%).",
+        "Most frequent mistake: it predicted a for 3 of the 5 images of b (60%).",
     ]
     assert value == pytest.approx(1 / 3)
-    assert text == "guessing gives 33.3%; always saying a is right for 50.0% of the images, the model for 75.0%"
+    assert text == "guessing gives 33.3%; always predicting a is right for 50.0% of the images, the model for 75.0%"
     sentences, value, _ = describe(Single(), 4 * np.eye(3)[targets[:15]], targets[:15])
     assert sentences[1] == "It makes no mistake on these 15 images."
     assert value == 1 / 2, "a class without images cannot be guessed"
@@ -43,35 +43,35 @@ def test_grades_say_by_how_many_they_are_off() -> None:
     assert sentences[0] == "It gives the exact grade for 66.7% of the images, at most one grade off for 83.3%."
     assert (value, text.split(";")[0]) == (0, "guessing gives 0")
     outcome = Outcome(classes=("c", "a", "b"), probabilities=(0.9, 0.1, 0.0))
-    assert Ordinal().list_differences(outcome, 0, CLASSES) == ["said c (90%), labelled a: 2 grades too high"]
+    assert Ordinal().list_differences(outcome, 0, CLASSES) == ["predicted c (90%), labelled a: 2 grades too high"]
     outcome = Outcome(classes=("b", "c", "a"), probabilities=(0.999, 0.001, 0.0))
-    assert Ordinal().list_differences(outcome, 2, CLASSES) == ["said b (>99%), labelled c: 1 grade too low"]
-    assert Ordinal().list_differences(outcome, 1, CLASSES) == ["said b (>99%), labelled b"]
+    assert Ordinal().list_differences(outcome, 2, CLASSES) == ["predicted b (>99%), labelled c: 1 grade too low"]
+    assert Ordinal().list_differences(outcome, 1, CLASSES) == ["predicted b (>99%), labelled b"]
 
 
 def test_labels_are_listed_wrong_ones_first_and_unknown_ones_counted() -> None:
     outcome = Outcome(classes=("a", "b", "c", "d"), probabilities=(0.92, 0.6, 0.3, 0.1), labels=("a", "b"))
     target = np.array([0, 1, 1, np.nan])
     assert Multilabel().list_differences(outcome, target, ("a", "b", "c", "d")) == [
-        "said a (92%), labelled absent",
-        "did not say c (30%), labelled present",
+        "predicted a (92%), labelled absent",
+        "did not predict c (30%), labelled present",
         "other labels: 1 correct, 1 unknown",
     ]
     target = np.array([1, 1, -1, 0])
     assert Multilabel().list_differences(outcome, target, ("a", "b", "c", "d")) == [
-        "said b (60%), labelled present",
+        "predicted b (60%), labelled present",
         "other labels: 2 correct, 1 unknown",
     ]
     assert Multilabel().list_differences(outcome, np.full(4, np.nan), ("a", "b", "c", "d")) == ["labels: 4 unknown"]
 
 
-def test_labels_name_the_most_missed_and_the_most_falsely_said() -> None:
+def test_labels_name_the_most_missed_and_the_most_falsely_predicted() -> None:
     targets = np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1], [0, 1, 0], [0, 0, -1]], np.float32)
     logits = np.array([[2, 1, 2], [-1, -2, -2], [-2, 2, 2], [-2, 2, -2], [-2, -3, 0]], np.float32)
     sentences, value, text = describe(Multilabel(), logits, targets)
     assert sentences[1:] == [
         "Most often missed: a in 1 of 2 images with it (50%).",
-        "Most often said without the label: b in 1 of 3 images (33%).",
+        "Most often predicted without the label: b in 1 of 3 images (33%).",
     ]
     assert sentences[0].startswith("It recognises ")
     assert (value, text) == (0.5, "guessing gives 50.0%")
@@ -86,10 +86,10 @@ def test_number_names_the_third_with_the_largest_errors() -> None:
         "Least accurate for numbers from 5.333 on: off by 2 on average.",
     ]
     assert value == pytest.approx(20 / 9)
-    assert text == "always saying 4, the median, is off by 2.22 on average"
+    assert text == "always predicting 4, the median, is off by 2.22 on average"
     outcome = Outcome(value=12.5, interval=(10.0, 15.0))
     assert Regression().list_differences(outcome, 14.0, ("age",)) == [
-        "said 12.5 (90% interval [10, 15]), labelled 14: 1.5 too low"
+        "predicted 12.5 (90% interval [10, 15]), labelled 14: 1.5 too low"
     ]
 
 

@@ -178,7 +178,7 @@ def _find_alike_names(evidence: Evidence) -> Iterator[Finding]:
             title="class names that differ only in case or hyphens",
             count=len(alike),
             examples=tuple(" and ".join(names) for names in alike[:EXAMPLES]),
-            effect="if they mean one class, the model is trained to tell apart what is the same",
+            effect="if they mean one class, the model learns a difference that does not exist",
             action="kept as separate classes; rename them if they are one class",
         )
 
@@ -210,7 +210,7 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
                 count=0,
                 examples=(score,),
                 effect="the model may learn this instead of what the images show, and fail on images from elsewhere"
-                + ("; padding and squashing show it the images' proportions" if shortcut.name == "size" else ""),
+                + ("; padding and squashing show the model the proportions" if shortcut.name == "size" else ""),
                 action="kept; prepare all classes in the same way, and test on images from another source",
             )
 
@@ -226,7 +226,7 @@ def _find_unseen_area(evidence: Evidence) -> Iterator[Finding]:
             count=0,
             examples=tuple(f"{name}: {area:.0%}" for name, area in ordered[:EXAMPLES] if name),
             effect="what lies at the edge has no effect on the prediction of a model that crops"
-            + ("; the classes differ" if unseen.is_uneven else ""),
+            + ("; the area differs by class" if unseen.is_uneven else ""),
             action="--fit pad, --fit squash and --fit auto show the model whole images",
         )
 

@@ -60,7 +60,7 @@ class FileFinder:
             moved = [self.find(name, cut) for name in names]
             if all(moved):
                 start = "/".join(_split_path(names[0])[:cut])
-                self.notes.append(f"paths are read without their beginning {start}/")
+                self.notes.append(f"the beginning {start}/ of the paths is ignored")
                 return moved
         if not self.search:
             return direct
