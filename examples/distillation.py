@@ -1,10 +1,9 @@
-"""A large model distilled into one for the clinic's PC: its cost in balanced accuracy and its gain in time.
+"""Distil a large model into a small one for the clinic's PC; print the cost in balanced accuracy and the gain in time.
 
     python examples/distillation.py                 on 300 small digits, in a temporary folder
     python examples/distillation.py DATA FOLDER     on your images; output goes to FOLDER
 
-On your images, train the large model on a GPU first, and give LARGE and SMALL real names below: the models here are
-for small digits.
+For your images, set LARGE and SMALL below to larger models (those here are for small digits), and run this on a GPU.
 """
 
 import sys
@@ -24,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "weights": "none", "epochs": 5, "image_size": 32, "batch_size": 16, "lr": 2e-3, "min_crop_area": 0.8,
     "val_fraction": 0.2, "test_fraction": 0.3,
 }  # fmt: skip
-IMAGES = 64  # of a measurement of time
+IMAGES = 64  # in the batch whose time is measured
 
 
 def main(data: Path, folder: Path) -> None:
@@ -42,11 +41,11 @@ def main(data: Path, folder: Path) -> None:
                 f"balanced accuracy against {name}: {points[0]:+.1f} points, 95% CI [{points[1]:.1f}, {points[2]:.1f}]"
             )
     before, after = measure_milliseconds(large), measure_milliseconds(small)
-    print(f"time of an image: {before:.1f} ms, with the small model {after:.1f} ms")
+    print(f"time per image: {before:.1f} ms with the large model, {after:.1f} ms with the small one")
 
 
 def measure_milliseconds(run: Path) -> float:
-    """Return the milliseconds of an image in a batch: the fastest of several passes, less the loading of the model."""
+    """Return the milliseconds per image in a batch: the fastest of several passes, without loading the model."""
     fastest = []
     for count in (1, IMAGES):
         seconds = []

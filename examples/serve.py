@@ -36,7 +36,7 @@ from convnext_cli.errors import ConvnextError
 from convnext_cli.inference.prediction import Prediction
 
 MAX_BYTES = 20_000_000
-MAX_UPLOADS = 4  # kept in memory at a time; others are read, and told to come again
+MAX_UPLOADS = 4  # kept in memory at a time; further ones get an error page
 MAX_CONNECTIONS = 100
 STALL = 15.0  # seconds without a byte of a request, after which its connection is closed
 PATIENCE = 120.0  # seconds for the whole of a request
@@ -173,7 +173,7 @@ def describe(prediction: Prediction, heat: bytes) -> str:
     """Return HTML of the prediction, the probabilities, the decisions and the heat map."""
     assert prediction.task is not None
     parts = prediction.task.list_parts(prediction.outcome, 1, lambda name, _: name)
-    said = html.escape("; ".join(" ".join(part.split()) for part in parts))
+    text = html.escape("; ".join(" ".join(part.split()) for part in parts))
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{100 * probability:.1f}%</td></tr>"
         for name, probability in zip(prediction.classes[:10], prediction.probabilities[:10], strict=True)
@@ -181,8 +181,8 @@ def describe(prediction: Prediction, heat: bytes) -> str:
     decided = "".join(f"<p>{html.escape(t)}: {'yes' if met else 'no'}</p>" for t, met in prediction.decisions.items())
     image = base64.b64encode(heat).decode()
     return (
-        f'<p id="prediction">{said}</p><table id="answer">{rows}</table>{decided}'
-        f'<img id="heat" alt="Where the evidence lies: {said}" src="data:image/png;base64,{image}">'
+        f'<p id="prediction">{text}</p><table id="answer">{rows}</table>{decided}'
+        f'<img id="heat" alt="Where the evidence lies: {text}" src="data:image/png;base64,{image}">'
     )
 
 

@@ -33,15 +33,15 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
     """Return the images that were measured, by class, and how many are independent."""
     metrics, intervals = evaluation.metrics, evaluation.intervals
     classes = [f"{entry.images:,} labelled {entry.name}" for entry in metrics.per_class]
-    shown = f": {', '.join(classes)}" if 0 < len(classes) <= MAX_CLASSES else ""
-    split = "the whole folder" if evaluation.split == "all" else f"the {evaluation.split} split"
+    shown = f"; {', '.join(classes)}" if 0 < len(classes) <= MAX_CLASSES else ""
+    split = "all images" if evaluation.split == "all" else f"the {evaluation.split} split"
     groups = (
-        f"of {intervals.units:,} groups (such as patients)"
+        f" of {intervals.units:,} groups (such as patients)"
         if intervals.clustered
-        else "whose groups (such as patients) are not known"
+        else "; groups (such as patients) are not known"
     )
     return [
-        f"Measured on {metrics.images:,} images {groups}, {split} of {evaluation.data.name}{shown}.",
+        f"Measured on {split} of {evaluation.data.name}: {metrics.images:,} images{groups}{shown}.",
         "Other scanners, hospitals and populations were not measured; the model can be worse there.",
     ]
 
@@ -81,13 +81,14 @@ def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
         return []
     if overlap is not None:
         is_clean = not (overlap.trained or overlap.trained_near)
-        return ["None of these images, nor a near-duplicate of one, was trained on."] if is_clean else []
+        clean = "The model was trained on none of these images, nor on a near-duplicate of one."
+        return [clean] if is_clean else []
     if is_other_data(run, evaluation.evaluated.test_set) or audit is None:
         return ["It is not known whether training images are among these."]
     if any(finding.falsifies for finding in audit.findings):
         return []
-    groups = ", and no group" if evaluation.intervals.clustered else ""
-    return [f"No leakage found: no image, no near-duplicate{groups} is in both training and these images."]
+    groups = ", and no group has images in both" if evaluation.intervals.clustered else ""
+    return [f"No leakage found: none of these images is a duplicate or near-duplicate of a training image{groups}."]
 
 
 def _is_warning(entry: str | Notice) -> bool:

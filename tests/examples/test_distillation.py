@@ -18,7 +18,7 @@ def test_the_example_of_a_distillation_runs_without_arguments(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     runpy.run_path(SCRIPT, run_name="__main__")
     output = capsys.readouterr().out
-    for words in ("against the large model: ", "without a teacher: ", "95% CI [", "time of an image: "):
+    for words in ("against the large model: ", "without a teacher: ", "95% CI [", "time per image: "):
         assert words in output
     assert not list(tmp_path.iterdir()), "it removes what it made"
 

@@ -179,9 +179,10 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
         evaluate(mine.path, tmp_path / "train"),
     )
     assert describe_leakage(own, mine) == [
-        "No leakage found: no image, no near-duplicate is in both training and these images."
+        "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
     ]
-    assert describe_leakage(new, mine) == ["None of these images, nor a near-duplicate of one, was trained on."]
+    text = "The model was trained on none of these images, nor on a near-duplicate of one."
+    assert describe_leakage(new, mine) == [text]
     assert describe_leakage(known, mine) == []
     trust = answer_questions(ReportData(evaluation=known, run=mine, config=run.read_config()))[2].sentences
     assert isinstance(trust[0], Notice), "warnings come first"
