@@ -139,7 +139,7 @@ class Multilabel(Task):
             values=tuple(zip(*values, strict=True)),
             notes=tuple(notes),
             join=_count_votes,
-            join_rule="a label is what most of an image's rows (readers) say; if they are equally many, it is -1",
+            join_rule="a label is the majority of an image's rows (readers), and -1 (uncertain) in a tie",
         )
 
     @classmethod
