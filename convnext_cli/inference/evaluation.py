@@ -252,7 +252,7 @@ def compare(
 
     Raises:
         RunError: a run cannot be read.
-        DataError: the data has no such split, or the runs have other classes.
+        DataError: the data has no such split, or the runs have different classes.
         ImageError: an image cannot be read.
     """
     values: dict[str, Any] = {"data": None if data is None else Path(data), "split": split, "cache": cache}

@@ -132,8 +132,9 @@ def predict(
             of the groups.
 
     Returns:
-        A `Prediction` for each image, in their order. `index` is the input that it is of, and `item` the image of an
-        (N, H, W, 3) array. With `per="group"` one for each group, in the order of their first images.
+        A `Prediction` for each image, in their order. `index` is the position of its input in `images`, and `item` the
+        position of its image in an (N, H, W, 3) array. With `per="group"` one for each group, in the order of their
+        first images.
 
     Raises:
         RunError: the run cannot be read. An image that cannot be read is no error: its prediction has `error` set.
