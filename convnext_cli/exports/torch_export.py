@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from convnext_cli.exports.wrapper import wrap_model
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.metadata import Metadata, list_outputs, read_metadata
+from convnext_cli.inference.onnx_classifier import make_outputs
 from convnext_cli.inference.torch_classifier import TorchClassifier
 
 DESCRIPTION = "description.json"  # extra file of the archive with the metadata
@@ -45,10 +46,4 @@ class ProgramClassifier(Classifier):
         assert not heat
         tensors = self._module(torch.from_numpy(images))
         arrays = dict(zip(list_outputs(self.task), (tensor.numpy() for tensor in tensors), strict=False))
-        return Outputs(
-            logits=arrays["logits"],
-            features=arrays["features"] if features else arrays["features"][:, :0],
-            heat=np.empty((len(images), 0, 0), np.float32),
-            probabilities=arrays[self.task.scores],
-            novelty=arrays.get("novelty"),
-        )
+        return make_outputs(arrays, self.task, features=features)

@@ -1,5 +1,6 @@
 """Classifier of an exported ONNX file: ONNX Runtime, Pillow and NumPy, without torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.metadata import INPUT, REMEDY, read_metadata, to_preprocessing
 from convnext_cli.machine import count_cpus
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.task import Task
 
 ONNX_SUFFIX = ".onnx"
 INSTALL = "Install what it needs: pip install 'convnext-cli[onnx]'"
@@ -60,13 +62,18 @@ class OnnxClassifier(Classifier):
         """Return the outputs for preprocessed images, (B, H, W, 3); an exported file gives no heat map."""
         assert not heat
         arrays = dict(zip(self._outputs, self._session.run(None, {INPUT: images}), strict=True))
-        return Outputs(
-            logits=arrays["logits"],
-            features=arrays["features"] if features else arrays["features"][:, :0],
-            heat=np.empty((len(images), 0, 0), np.float32),
-            probabilities=arrays[self.task.scores],
-            novelty=arrays.get("novelty"),
-        )
+        return make_outputs(arrays, self.task, features=features)
+
+
+def make_outputs(arrays: Mapping[str, NDArray[np.float32]], task: Task, *, features: bool) -> Outputs:
+    """Return the outputs of an exported file, by the names of `metadata.list_outputs`, as those of a classifier."""
+    return Outputs(
+        logits=arrays["logits"],
+        features=arrays["features"] if features else arrays["features"][:, :0],
+        heat=np.empty((len(arrays["logits"]), 0, 0), np.float32),
+        probabilities=arrays[task.scores],
+        novelty=arrays.get("novelty"),
+    )
 
 
 def find_onnx_classifier(run: RunFolder) -> OnnxClassifier | str:
