@@ -80,7 +80,8 @@ class Calibration(Scaling):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, without what other tasks and other targets have."""
-        values = asdict(self)
+        first: dict[str, Any] = {"weights": self.weights, "images": self.images, "weak": self.weak}
+        values = first | asdict(self)
         unused = {field.name for field in fields(Scaling)}
         values["thresholds"] = [_drop_empty(t | {"target": _drop_empty(t["target"])}) for t in values["thresholds"]]
         return {key: value for key, value in values.items() if value or key not in unused}
