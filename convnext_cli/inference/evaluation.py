@@ -57,6 +57,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord
 from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.text import shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -469,6 +470,9 @@ def _calibrate(classifier: TorchClassifier, notes: list[Notice]) -> Steps[Calibr
             notes.append(Notice(text=text, severity="warning"))
     if calibration and not calibration.is_fitted:
         notes.append(Notice(text=f"not calibrated, because {calibration.weak}"))
+    if calibration and (names := classifier.task.list_uncalibrated(calibration, classifier.classes)):
+        text = f"not calibrated, because validation has too few positive or negative images: {shorten_names(names)}"
+        notes.append(Notice(text=text))
     if calibration and (unreliable := describe_unreliable_ood(calibration)):
         notes.append(Notice(text=unreliable, severity="warning"))
     return calibration

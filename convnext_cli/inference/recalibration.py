@@ -96,9 +96,8 @@ def refit_calibration(
     task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
     base = calibration or Calibration(weights=open_folder(run.path).fingerprint_weights(), images=0, weak=None)
-    fitted = replace(
-        base, images=len(targets), weak=None, **task.fit_calibration(outputs.logits, targets, fit_set.groups)
-    )
+    parameters = task.fit_calibration(outputs.logits, targets, fit_set.groups, calibration)
+    fitted = replace(base, images=len(targets), weak=None, **parameters)
     scores = task.activate(task.calibrate(outputs.logits, fitted))
     thresholds = [
         _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds

@@ -30,10 +30,21 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_flag
-from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
+from convnext_cli.tasks.task import (
+    MIN_VAL_PER_CLASS,
+    Chance,
+    Display,
+    Outcome,
+    Pad,
+    Scaling,
+    Targets,
+    Task,
+    show_probability,
+)
 from convnext_cli.text import shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
+IDENTITY = 1.0, 0.0  # factor and offset of a label that is not calibrated
 MIN_TO_EXCLUDE = 5  # training images that would have both labels by chance, from which on none is a sign of exclusion
 
 
@@ -205,6 +216,12 @@ class Multilabel(Task):
                 )
         return None
 
+    def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
+        """Return which labels have too few validation images, if most have; rare ones must not hold up the others."""
+        counts = np.minimum((targets == 1).sum(axis=0), (targets == 0).sum(axis=0))
+        few = [f"{n} of {name}" for name, n in zip(classes, counts.tolist(), strict=True) if n < MIN_VAL_PER_CLASS]
+        return shorten_names(few) if 2 * len(few) > len(classes) else ""
+
     # Model outputs
 
     @property
@@ -228,7 +245,7 @@ class Multilabel(Task):
     @classmethod
     def describe_calibration(cls, scaling: Scaling) -> str:
         """Return the number of labels that were calibrated."""
-        fitted = sum(factor != 1 for factor in scaling.label_scale)
+        fitted = sum(pair != IDENTITY for pair in zip(scaling.label_scale, scaling.label_offset, strict=True))
         return f"Platt scaling of {fitted} of {len(scaling.label_scale)} labels"
 
     def describe_scores(self, scaling: Scaling | None) -> str:
@@ -239,21 +256,28 @@ class Multilabel(Task):
         factors, offsets = (", ".join(f"{value:.6g}" for value in part) for part in affine)
         return f"sigmoid(logits * [{factors}] + [{offsets}])"
 
-    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+    def fit_calibration(
+        self, logits: Floats, targets: Targets, groups: Sequence[str] | None, previous: Scaling | None = None
+    ) -> dict[str, Any]:
         """Fit Platt scaling for each label, and the threshold with the highest F1 on its calibrated probability."""
-        scales, offsets, thresholds = [], [], []
+        rows: list[tuple[float, float, float]] = []
         for k in range(logits.shape[1]):
             known = (targets[:, k] == 0) | (targets[:, k] == 1)
             z, positive = logits[known, k].astype(np.float64), targets[known, k] == 1
-            is_enough = min(positive.sum(), (~positive).sum()) >= MIN_TO_CALIBRATE
-            scale, offset = fit_platt(z, positive) if is_enough else (1.0, 0.0)
-            probabilities = sigmoid(z * scale + offset)
-            thresholds.append(choose_threshold(probabilities, positive) if is_enough else 0.5)
-            scales.append(scale)
-            offsets.append(offset)
-        return {
-            "label_scale": tuple(scales), "label_offset": tuple(offsets), "label_thresholds": tuple(thresholds),
-        }  # fmt: skip
+            if min(positive.sum(), (~positive).sum()) >= MIN_TO_CALIBRATE:
+                scale, offset = fit_platt(z, positive)
+                rows.append((scale, offset, choose_threshold(sigmoid(z * scale + offset), positive)))
+            elif previous and previous.label_scale:
+                rows.append((previous.label_scale[k], previous.label_offset[k], previous.label_thresholds[k]))
+            else:
+                rows.append((*IDENTITY, 0.5))
+        scales, offsets, thresholds = zip(*rows, strict=True)
+        return {"label_scale": scales, "label_offset": offsets, "label_thresholds": thresholds}
+
+    def list_uncalibrated(self, scaling: Scaling, classes: Sequence[str]) -> list[str]:
+        """Return the labels whose probability is the model's own."""
+        pairs = zip(classes, scaling.label_scale, scaling.label_offset, strict=False)
+        return [name for name, scale, offset in pairs if (scale, offset) == IDENTITY]
 
     def average(self, logits: Sequence[Floats]) -> Floats:
         """Return the logits of the mean of the members' probabilities, (N, K)."""

@@ -180,7 +180,7 @@ def test_vindr_rows_of_three_readers_are_what_most_say(tmp_path: Path) -> None:
     np.testing.assert_array_equal(index.targets(), expected)
     assert index.skipped == {}
     [note] = [note for note in index.notes if "several rows" in note]
-    assert note.startswith("3 images have several rows with different labels: a label is what most")
+    assert note.startswith("3 images have several rows with different labels: a label is the majority")
 
 
 def test_vindr_boxes_with_one_finding_in_each_row_are_joined_if_asked(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run of each task from table to report, and everything between."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,13 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import split_index
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import TASKS as KINDS
+from convnext_cli.tasks.task import Scaling
 from tests.conftest import Convnext
 from tests.tasks.conftest import SETTINGS, TASKS, list_images, options_of, write_set
 from tests.training.conftest import make_request, resume, stop_after, train
@@ -239,6 +243,46 @@ def test_labels_without_positive_or_negative_images_are_refused(tmp_path: Path) 
     table.write_text("\n".join([lines[0], *(line.rpartition(",")[0] + ",0" for line in lines[1:])]) + "\n")
     with pytest.raises(DataError, match="1 of 4 labels have no positive training image: SE"):
         finetune(table, output=tmp_path / "run", **SETTINGS, label_columns="NW,NE,SW,SE")
+
+
+def test_a_rare_label_does_not_hold_up_the_others(tables: dict[str, Path], tmp_path: Path) -> None:
+    """Its probability stays as it is; the others are calibrated, and the best epoch is chosen."""
+    with tables["multilabel"].open() as file:
+        head, *rows = csv.reader(file)
+    rare = [[*row, str(int(number % 80 < 2))] for number, row in enumerate(rows)]  # of three patients
+    with (tables["multilabel"].parent / "rare.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*head, "rare"], *rare])
+    result = finetune(tables["multilabel"].parent / "rare.csv", output=tmp_path / "run", **SETTINGS)
+    assert result.selected_by == "best macro ROC AUC on the validation split"
+    calibration = read_calibration(RunFolder(tmp_path / "run"))
+    assert calibration is not None
+    assert calibration.weak is None
+    pairs = list(zip(calibration.label_scale, calibration.label_offset, strict=True))
+    assert pairs[4] == (1.0, 0.0)
+    assert (1.0, 0.0) not in pairs[:4]
+    assert calibration.label_thresholds[4] == 0.5
+    evaluation = evaluate(tmp_path / "run", split="val")
+    text = "not calibrated, because validation has too few positive or negative images: rare"
+    assert text in [note.text for note in evaluation.notes]
+    assert Multilabel.describe_calibration(calibration) == "Platt scaling of 4 of 5 labels"
+
+
+@pytest.mark.parametrize(
+    ("positive", "few"), [((9, 9, 9, 2), ""), ((9, 9, 3, 2), ""), ((9, 4, 3, 20), "4 of b, 3 of c, 0 of d")]
+)
+def test_validation_is_small_if_most_labels_have_few_images(positive: tuple[int, ...], few: str) -> None:
+    targets = np.array([[float(row < n) for n in positive] for row in range(20)])
+    assert Multilabel().explain_small_validation(targets, tuple("abcd")) == few
+
+
+def test_recalibration_keeps_the_parameters_of_a_label_with_few_images() -> None:
+    random = np.random.default_rng(0)
+    targets = np.stack([random.random(100) < 0.5, np.arange(100) < 3], axis=1).astype(np.float32)
+    logits = (2 * targets - 1 + random.normal(size=(100, 2))).astype(np.float32)
+    previous = Scaling(label_scale=(3.0, 2.5), label_offset=(1.0, -0.5), label_thresholds=(0.4, 0.3))
+    fitted = Multilabel().fit_calibration(logits, targets, None, previous)
+    assert [fitted[name][1] for name in ("label_scale", "label_offset", "label_thresholds")] == [2.5, -0.5, 0.3]
+    assert fitted["label_scale"][0] != 3.0
 
 
 def test_split_is_stratified_by_label_and_keeps_patients_together(tables: dict[str, Path]) -> None:
