@@ -53,11 +53,8 @@ class FoldsFolder(RunFolder):
         """
         from convnext_cli.runs.records import FoldsResult, read_record
 
-        if not self.is_finished:
-            return ()
-        return read_record(
-            self.metrics, FoldsResult, f"Delete it; {resume_command(self.path)} writes it again"
-        ).left_out
+        remedy = f"Delete it; {resume_command(self.path)} writes it again"
+        return read_record(self.metrics, FoldsResult, remedy).left_out
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folder as `RunFolder.create` does; files of earlier folds' runs are removed."""
@@ -110,8 +107,7 @@ def name_runs(model: str, now: datetime) -> Iterator[Path]:
     """Yield names for a new run's folder, the best first: `runs/<time>-<architecture>`, then with a number."""
     name = f"{now:%Y-%m-%d_%H%M%S}-{model.partition('.')[0]}"
     yield RUNS / name
-    for number in count(2):
-        yield RUNS / f"{name}-{number}"
+    yield from (RUNS / f"{name}-{number}" for number in count(2))
 
 
 def find_newest_run() -> RunFolder:

@@ -255,8 +255,9 @@ def convert_record(value: Any, kind: type[Record], source: object, remedy: str) 
     try:
         return convert(value, kind)
     except ValidationError as error:
-        problem, _, location = str(error).replace("`", "").partition(" - at ")
-        location = location.removeprefix("$").removeprefix(".")
+        before, separator, after = str(error).rpartition(" - at `$")  # the last: a value may have the words too
+        problem = (before if separator else after).replace("`", "")
+        location = after.replace("`", "").removeprefix(".") if separator else ""
         field = f"{location}: " if location else ""
         has_value = "missing required" not in problem and "unknown field" not in problem
         actual = f" (it is {_shorten(_look_up(value, location))})" if has_value else ""
@@ -264,14 +265,9 @@ def convert_record(value: Any, kind: type[Record], source: object, remedy: str) 
 
 
 def _look_up(value: Any, location: str) -> Any:
-    """Return the value at a location such as `findings[0].count`; its parent if the location has `[...]`."""
+    """Return the value at a location such as `findings[0].count`; its parent if the location ends in `[...]`."""
     for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", location):
-        if name == "...":
-            return value
-        try:
-            value = value[int(number) if number else name]
-        except (KeyError, IndexError, TypeError):
-            return value
+        value = value[int(number) if number else name]
     return value
 
 

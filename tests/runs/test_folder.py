@@ -1,16 +1,19 @@
 import os
 from dataclasses import replace
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.data.split import split_index
-from convnext_cli.errors import RunError
+from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.files import replace_file, write_text
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import find_newest_run
-from tests.conftest import save_image
+from convnext_cli.runs.folds import FoldsFolder, find_newest_run, name_runs
+from tests.conftest import limit_files, save_image
 
 
 def test_failed_write_leaves_the_old_file_only(tmp_path: Path) -> None:
@@ -86,3 +89,75 @@ def test_missing_run_is_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path / "gone").read_split()
     with pytest.raises(RunError, match=r"is not a run: it has no data\.json"):
         RunFolder(tmp_path).read_split()
+
+
+def test_folder_that_cannot_be_made_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match=r"file is a file\. Choose another --output"):
+        RunFolder(tmp_path / "file").create(overwrite=True)
+    with pytest.raises(RunError, match=r"cannot write .*/file/run: Not a directory\. Choose another --output"):
+        RunFolder(tmp_path / "file/run").create(overwrite=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_cross_validation_killed_before_its_first_fold_may_begin_again(tmp_path: Path) -> None:
+    save_image(tmp_path / "data/a/x.png")
+    index = split_index(scan_folder(tmp_path / "data"), val_fraction=0.0, test_fraction=0.0, seed=0)
+    folds = FoldsFolder(tmp_path / "cv")
+    for folder in (folds, folds.run(1)):
+        folder.create(overwrite=False)
+        folder.write_split(index)
+    folds.run(1).write_plan('model = "test_convnext"\n')
+    folds.create(overwrite=False)
+    assert not folds.run(1).is_begun, "nothing of the killed fold is left"
+    (folds.run(1).path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"cv exists already\. Choose another --output\.$"):
+        folds.create(overwrite=False)
+
+
+def test_full_disk_is_named_as_the_origin_is_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(overwrite=False)
+    with limit_files(1000), pytest.raises(ConvnextError, match=r"cannot write .*origin\.safetensors") as caught:
+        run.write_origin({"rows": np.zeros(1000)})
+    assert caught.value.remedy == "Check the disk's space and permissions"
+    assert not [path for path in run.path.rglob("*") if path.is_file()]
+
+
+def test_audit_is_copied_byte_for_byte_where_there_is_one(tmp_path: Path) -> None:
+    audited, plain, fold = (RunFolder(tmp_path / name) for name in ("audited", "plain", "fold"))
+    for folder in (audited, plain, fold):
+        folder.create(overwrite=False)
+    fold.copy_audit(plain)
+    assert fold.read_audit() is None
+    (audited.path / "audit.json").write_bytes(b'{"damaged')
+    fold.copy_audit(audited)
+    assert (fold.path / "audit.json").read_bytes() == b'{"damaged'
+
+
+def test_second_run_of_a_second_has_a_number() -> None:
+    names = name_runs("convnext_tiny.fb_in1k", datetime(2026, 7, 30, 12, 5, 9))
+    first = "runs/2026-07-30_120509-convnext_tiny"
+    assert [str(path) for path in islice(names, 3)] == [first, f"{first}-2", f"{first}-3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "path,label,group,split,target: a\nx.png,,,train,1\ny.png,,,train,inf\n",
+            "line 3: target: a: 'inf' is not a n",
+        ),
+        ("path,label,group,split,target: a\nx.png,,,train,high\n", "line 2: could not convert .* 'high'"),
+        ("path,label,group,split\nx.png,,,train\n", "line 2: 'target: a'"),
+        (f"path,label,group,split,target: a\n{'x' * 200_000},,,train,1\n", "field larger than field limit"),
+    ],
+)
+def test_split_row_with_an_invalid_target_is_refused_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "data.json").write_text(
+        '{"data": "d", "classes": ["a"], "skipped": {}, "task": {"name": "regression"}}'
+    )
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(RunError, match=rf"split\.csv cannot be read: .*{words}") as caught:
+        RunFolder(tmp_path).read_split()
+    assert caught.value.exit_code == 3

@@ -3,6 +3,7 @@
 import http.server
 import json
 import math
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from convnext_cli.inference.calibration import add_targets, parse_target, read_c
 from convnext_cli.inference.evaluation import Evaluation, evaluate
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
-from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folder import RUN_REMEDY, RunFolder
+from convnext_cli.runs.records import MAX_BYTES
 from convnext_cli.tasks.registry import SINGLE
 from tools.commands import call
 
@@ -67,6 +69,12 @@ CHANGES = [
     ("config.json", "pretrained_cfg.std", [0, 1, 1], r"std\[0\]: Expected float > 0"),
     ("config.json", "pretrained_cfg.mean", [0.5], "1 means, 3 deviations"),
     ("config.json", "pretrained_cfg.crop_mode", "weird", r"crop_mode: Invalid enum value 'weird'"),
+    (
+        "config.json",
+        "pretrained_cfg.crop_mode",
+        "a - at b",
+        r"pretrained_cfg\.crop_mode: Invalid .* \(it is \"a - at b",
+    ),
     ("config.json", "pretrained_cfg.crop_pct", 1e400, r"crop_pct: inf is not finite"),
     ("calibration.json", "temperature", NAN, r"calibration\.json cannot be read: temperature: nan is not finite"),
     ("calibration.json", "temperature", "2", r"temperature: Expected float, got str \(it is \"2\"\)"),
@@ -90,7 +98,7 @@ CHANGES = [
     ("data.json", "classes", "012", "classes: Expected array, got str"),
     ("data.json", "classes", ["0", "1", "1"], "classes: '1' appears twice"),
     ("data.json", "data", None, "data: Expected str, got null"),
-    ("data.json", "skipped", {"x": -1}, "skipped"),
+    ("data.json", "skipped", {"x": -1}, r"skipped\[\.\.\.\]: Expected int >= 0 \(it is \{\"x\": -1\}\)"),
     ("metrics.json", "epoch", "1", "epoch: Expected int, got str"),
     ("environment.json", "command", 1, "command: Expected array, got int"),
 ]
@@ -129,6 +137,24 @@ def test_folder_in_place_of_a_file_is_refused(run_copy: RunFolder) -> None:
     (run_copy.path / "config.json").unlink()
     (run_copy.path / "config.json").mkdir()
     with pytest.raises(RunError, match=r"config\.json cannot be read: it is not a regular file"):
+        check_records(run_copy)
+
+
+def test_endless_link_and_too_large_file_are_refused(run_copy: RunFolder) -> None:
+    os.truncate(run_copy.path / "data.json", MAX_BYTES + 1)  # sparse: it takes no space
+    with pytest.raises(RunError, match=r"data\.json cannot be read: it has 268,435,457 bytes") as caught:
+        check_records(run_copy)
+    (run_copy.path / "data.json").unlink()
+    (run_copy.path / "data.json").symlink_to("data.json")
+    with pytest.raises(RunError, match=r"data\.json cannot be read: Too many levels of symbolic links") as again:
+        check_records(run_copy)
+    assert caught.value.remedy == again.value.remedy == RUN_REMEDY
+
+
+def test_range_test_of_unequal_lengths_is_refused(run_copy: RunFolder) -> None:
+    run_copy.write_range_test({"chosen": 0.1, "lr": [0.1, 0.2], "loss": [1.0], "smoothed": [1.0, None]})
+    words = "2 rates, 1 losses, 2 smoothed losses"
+    with pytest.raises(RunError, match=rf"lr\.json cannot be read: {words} .*Delete it: lr\.json is only used"):
         check_records(run_copy)
 
 
@@ -220,8 +246,14 @@ def test_calibration_arrays_that_do_not_fit_are_refused(run_copy: RunFolder) -> 
     keep(metadata, bank=np.full_like(arrays["bank"], np.nan))
     with pytest.raises(RunError, match=r"bank has shape .*, or values that are not finite"):
         read_novelty(run_copy)
+    keep(metadata, precision=arrays["precision"][:2].copy())
+    with pytest.raises(RunError, match=r"mean and precision have shapes .* and \(2, \d+\).*Delete it"):
+        read_novelty(run_copy)
     keep(None)  # as in runs of older versions
     fit()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RunError, match=r"cannot be read .*Delete calibration\.json there; `convnext eval` fits both"):
+        fit()
 
 
 def test_run_is_loaded_from_its_own_files_only(run_copy: RunFolder, run: RunFolder) -> None:
