@@ -1,4 +1,4 @@
-"""Losses that were measured against those of the package: CORN for grades, asymmetric loss for labels."""
+"""A loss of grades that was measured against that of the package: CORN."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convnext_cli.data.index import Index
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.multilabel import sigmoid
 from convnext_cli.metrics.ordinal import OrdinalCalculator
-from convnext_cli.recipes.settings import Settings
 from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.registry import TASKS
 from convnext_cli.tasks.task import Scaling, Targets
-from convnext_cli.training.parts.loss import LOSSES, BinaryCrossEntropy, Loss, make_binary_cross_entropy
+from convnext_cli.training.parts.loss import LOSSES, Loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,38 +67,8 @@ class CornLoss(Loss):
         return (losses * counts).sum() / counts.sum() * len(logits)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AsymmetricLoss(BinaryCrossEntropy):
-    """Binary cross-entropy that hardly counts easy negatives (Ridnik et al., arXiv:2009.14119, with its values)."""
-
-    exponent: ClassVar[float] = 4.0  # of the negative part; 0 for the positive one
-    margin: ClassVar[float] = 0.05
-
-    def sum_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum of the losses of logits (B, K) against encoded labels (B, 2 K)."""
-        positive, negative = targets.chunk(2, dim=1)
-        logits = logits.float()
-        shifted = (logits.sigmoid() - self.margin).clamp(min=0)
-        losses = positive * F.softplus(-logits)
-        losses = losses - negative * shifted**self.exponent * torch.log1p(-shifted.clamp(max=1 - 1e-6))
-        return losses.sum() / logits.shape[1]
-
-
-def make_asymmetric(settings: Settings, index: Index, device: torch.device) -> AsymmetricLoss:
-    """Return the asymmetric loss with the settings of the binary cross-entropy."""
-    plain = make_binary_cross_entropy(settings, index, device)
-    return AsymmetricLoss(uncertain=plain.uncertain, label_smoothing=plain.label_smoothing)
-
-
 @contextmanager
 def use_corn() -> Iterator[None]:
     """Train and evaluate grades with CORN in the block."""
     with mock.patch.dict(TASKS, ordinal=Corn), mock.patch.dict(LOSSES, corn=lambda *_: CornLoss()):
-        yield
-
-
-@contextmanager
-def use_asymmetric() -> Iterator[None]:
-    """Train several labels with the asymmetric loss in the block."""
-    with mock.patch.dict(LOSSES, binary_cross_entropy=make_asymmetric):
         yield

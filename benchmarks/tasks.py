@@ -12,7 +12,6 @@
 
 import argparse
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
-from benchmarks.task_losses import use_asymmetric, use_corn
+from benchmarks.task_losses import use_corn
 from benchmarks.task_pictures import (
     DIGITS,
     EQUAL,
@@ -104,16 +103,10 @@ def compare_uncertain(out: Path, seeds: int, epochs: int) -> None:
 def compare_rare(out: Path, seeds: int, epochs: int) -> None:
     """Print the metrics of the losses for several labels; the rarest digit is in about 1 of 40 pictures."""
     tables = [write_set(out / f"rare-{seed}", seed, frequencies=FEW) for seed in range(seeds)]
-    variants: dict[str, tuple[Callable[[], AbstractContextManager[None]], dict[str, Any]]] = {
-        "binary cross-entropy": (nullcontext, {}),
-        "weighted": (nullcontext, {"class_weights": "balanced"}),
-        "asymmetric": (use_asymmetric, {}),
-    }
-    for name, (context, settings) in variants.items():
+    for name in ("none", "weights", "asymmetric"):
         results = []
         for seed, table in enumerate(tables):
-            with context():
-                evaluation = train(table, out / "run", seed, epochs=epochs, **settings)
+            evaluation = train(table, out / "run", seed, epochs=epochs, imbalance=name)
             keys = ("macro_roc_auc", "macro_pr_auc", "macro_f1", "macro_ece")
             result = {key: getattr(evaluation.metrics, key) for key in keys}
             rare = evaluation.metrics.per_class[-4:]

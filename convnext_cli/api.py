@@ -63,7 +63,7 @@ class TrainOptions(SettingsDict, total=False):
     track: Sequence[str]
     onnx: bool
     config: Path | str | None
-    imbalance: Literal["none", "sampler", "weights", "effective", "logit"] | None
+    imbalance: Literal["none", "sampler", "weights", "effective", "logit", "asymmetric"] | None
 
 
 def finetune(

@@ -49,6 +49,7 @@ IMBALANCE: dict[str, dict[str, Any]] = {
     "sampler": {"sampler": "balanced"},
     "weights": {"class_weights": "balanced"},
     "effective": {"class_weights": "effective"},
+    "asymmetric": {"class_weights": "asymmetric"},
     "logit": {"logit_adjustment": 1.0},
 }
 UNCORRECTED: dict[str, Any] = {"sampler": "shuffle", "class_weights": "none", "logit_adjustment": 0.0}
@@ -185,11 +186,11 @@ class Settings:
         ),
     ] = 0
     class_weights: Annotated[
-        Literal["none", "balanced", "effective"],
+        Literal["none", "balanced", "effective", "asymmetric"],
         Option(
-            help="Class weights in the loss: none, inverse frequency (balanced), or effective number.",
+            help="Class weights in the loss: none, inverse frequency (balanced), effective number, or asymmetric loss.",
             group=AUGMENTATION,
-            replacement="--imbalance weights or --imbalance effective",
+            replacement="--imbalance weights, effective or asymmetric",
         ),
     ] = "none"
     sampler: Annotated[
@@ -542,9 +543,9 @@ class SettingSources:
         ),
     ] = None
     imbalance: Annotated[
-        Literal["none", "sampler", "weights", "effective", "logit"] | None,
+        Literal["none", "sampler", "weights", "effective", "logit", "asymmetric"] | None,
         Option(
-            help="Correction: none, sampler, weights, effective or logit.",
+            help="none, sampler, weights, effective, logit or asymmetric.",
             metavar="METHOD",
             group=AUGMENTATION,
             is_common=True,
@@ -590,7 +591,7 @@ class SettingsDict(DataOptions, total=False):
     mixup: float
     cutmix: float
     mixup_off_epoch: int
-    class_weights: Literal["none", "balanced", "effective"]
+    class_weights: Literal["none", "balanced", "effective", "asymmetric"]
     sampler: Literal["shuffle", "balanced"]
     logit_adjustment: float
     head_init_scale: float

@@ -127,8 +127,8 @@ class Task(ABC):
     """True if the targets are numbers, so that hardly two images have the same."""
     has_several: ClassVar[bool] = False
     """True if an image may have several of the classes, each of which has its own explanation."""
-    unsupported: ClassVar[dict[str, str]] = {}
-    """Settings that do not apply, each with the reason."""
+    unsupported: ClassVar[dict[str, str]] = {"class_weights=asymmetric": "it is for several labels per image"}
+    """Settings that do not apply, or `SETTING=VALUE`, each with the reason."""
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     """The rules that may pool the images of a group."""
     has_negative: ClassVar[bool] = False

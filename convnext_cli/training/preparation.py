@@ -25,12 +25,12 @@ from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices,
 from convnext_cli.recipes.recommendation import choose_augmentation, measure_plan_unseen, recommend
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
+    IMBALANCE,
     READING_SETTINGS,
     RECIPES,
     Choice,
     check_combinations,
     check_settings,
-    declare_settings,
     default_settings,
     describe_settings,
     has_folds,
@@ -378,10 +378,12 @@ def _check_task(index: Index, plan: Plan) -> None:
         UsageError: one is.
     """
     values, defaults = {"teacher": plan.teacher, **plan.values}, {"teacher": None, **default_settings()}
-    for name, reason in index.task.unsupported.items():
-        if values[name] != defaults[name]:
-            option = declare_settings()[name].option if name in plan.values else None
-            flag = option.replacement if option and option.replacement else f"--{name}"
+    for key, reason in index.task.unsupported.items():
+        name, _, value = key.partition("=")
+        is_on = values[name] == value if value else values[name] != defaults[name]
+        if is_on:
+            words = [word for word, part in IMBALANCE.items() if part.get(name) == values[name]]
+            flag = f"--imbalance {words[0]}" if words else f"--{name}"
             raise UsageError(f"{flag} does not go with {index.task.title}: {reason}", f"Leave out {flag}")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from convnext_cli.training.parts.loss import BinaryCrossEntropy, Huber
+from convnext_cli.training.parts.loss import AsymmetricLoss, BinaryCrossEntropy, Huber
 
 TARGETS = torch.tensor([[1.0, 0.0, -1.0], [float("nan"), 1.0, 0.0]])
 LOGITS = torch.tensor([[0.3, -0.2, 1.5], [2.0, 0.1, -0.4]])
@@ -29,6 +29,21 @@ def test_mixed_labels_mix_the_losses_of_both_images() -> None:
     mixed = torch.lerp(encoded.flip(0), encoded, 0.3)
     expected = 0.3 * loss.sum_losses(LOGITS, encoded) + 0.7 * loss.sum_losses(LOGITS, encoded.flip(0))
     assert loss.sum_losses(LOGITS, mixed) == pytest.approx(expected.item())
+
+
+def test_asymmetric_loss_is_that_of_the_paper() -> None:
+    """arXiv:2009.14119, equations 4 to 7, with gamma+ = 0, gamma- = 4 and margin 0.05; unknown labels add nothing."""
+    loss, p = AsymmetricLoss(uncertain=None), LOGITS.sigmoid()
+    terms = {(0, 0): -p[0, 0].log(), (1, 1): -p[1, 1].log()}
+    for place in ((0, 1), (1, 2)):
+        shifted = (p[place] - 0.05).clamp(min=0)
+        terms[place] = -(shifted**4) * (1 - shifted).log()
+    expected = sum(term.item() for term in terms.values()) / 3
+    assert loss.sum_losses(LOGITS, loss.encode(TARGETS)) == pytest.approx(expected)
+    extreme = torch.tensor([[-200.0, 200.0, 0.0]], requires_grad=True)
+    torch.autograd.backward(loss.sum_losses(extreme, loss.encode(torch.tensor([[0.0, 0.0, 1.0]]))))
+    assert extreme.grad is not None
+    assert extreme.grad.isfinite().all()
 
 
 def test_weights_of_positive_images_reach_the_loss() -> None:

@@ -226,7 +226,12 @@ def test_folders_of_patients_are_groups_for_any_targets(tmp_path: Path) -> None:
     ("kind", "options", "flag"),
     [
         ("multilabel", {"sampler": "balanced"}, "--imbalance sampler"),
-        ("regression", {"class_weights": "balanced"}, "--imbalance weights"),
+        ("regression", {"class_weights": "balanced"}, "--imbalance weights does not go with a number per image"),
+        (
+            "ordinal",
+            {"imbalance": "asymmetric", "task": "ordinal"},
+            "--imbalance asymmetric .*: it is for several labels",
+        ),
     ],
 )
 def test_settings_that_do_not_apply_are_refused(

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -107,23 +107,39 @@ class BinaryCrossEntropy(Loss):
         return losses.sum() / logits.shape[1]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AsymmetricLoss(BinaryCrossEntropy):
+    """Binary cross-entropy that hardly counts easy negatives (Ridnik et al., arXiv:2009.14119, with its values)."""
+
+    exponent: ClassVar[float] = 4.0  # of the negative part; 0 for the positive one
+    margin: ClassVar[float] = 0.05
+
+    def sum_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of the losses of logits (B, K) against encoded labels (B, 2 K)."""
+        positive, negative = targets.chunk(2, dim=1)
+        logits = logits.float()
+        shifted = (logits.sigmoid() - self.margin).clamp(min=0)
+        losses = positive * F.softplus(-logits)
+        losses = losses - negative * shifted**self.exponent * torch.log1p(-shifted)
+        return losses.sum() / logits.shape[1]
+
+
 def make_binary_cross_entropy(settings: Settings, index: Index, device: torch.device) -> BinaryCrossEntropy:
-    """Return the binary cross-entropy for the training images of an index.
+    """Return the binary cross-entropy for the training images of an index, or the asymmetric loss.
 
     With `class_weights`, the positive images of a label weigh as much as its negative ones (`balanced`), or less
     (`effective`), as `weigh_classes` has it.
     """
+    uncertain, smoothing = UNCERTAIN.get(settings.uncertain), settings.label_smoothing
+    if settings.class_weights == "asymmetric":
+        return AsymmetricLoss(uncertain=uncertain, label_smoothing=smoothing)
     weights = None
     if settings.class_weights != "none":
         targets = index.targets(index.rows("train"))
         counts = [((column == 0).sum(), (column == 1).sum()) for column in targets.T]
         pairs = [weigh_classes(pair, settings.class_weights) for pair in counts]
         weights = torch.tensor([two / one for one, two in pairs], dtype=torch.float32, device=device)
-    return BinaryCrossEntropy(
-        uncertain=UNCERTAIN.get(settings.uncertain),
-        label_smoothing=settings.label_smoothing,
-        positive_weights=weights,
-    )
+    return BinaryCrossEntropy(uncertain=uncertain, label_smoothing=smoothing, positive_weights=weights)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
