@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TRAINING_TESTS = [f"tests/training/test_{name}.py" for name in ("resume", "origin", "settings", "limits", "finetuning")]
 MODULES = {
-    "convnext_cli/metrics": ["tests/metrics"],
+    "convnext_cli/metrics": ["tests/metrics", "tests/tasks/test_metrics.py"],
     "convnext_cli/images": ["tests/images"],
     "convnext_cli/data/split.py": ["tests/data/test_split.py"],
     "convnext_cli/training/step.py": TRAINING_TESTS,

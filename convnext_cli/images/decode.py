@@ -350,7 +350,7 @@ def _find_rawmode(image: Image.Image) -> str:
     """Return Pillow's name for the layout of the file's bytes; empty if there is none."""
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0].args if tiles else None
-    return str(args[0] if isinstance(args, tuple) and args else args or "")
+    return args if isinstance(args, str) else ""  # PNG has text; other formats, whose layout is not asked, have tuples
 
 
 def _read_deep_png(opened: Image.Image, file: BinaryIO, rawmode: str) -> Raster:

@@ -5,7 +5,7 @@ import pytest
 
 from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index
-from convnext_cli.data.split import Folds, explain_small_validation, split_index
+from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, split_index
 from convnext_cli.errors import UsageError
 
 
@@ -60,6 +60,25 @@ def test_small_validation_split_is_explained() -> None:
     kermany = make_index(8, 8, 0, split="val")
     assert explain_small_validation(kermany) == "the validation split has only 16 images (0 of c)"
     assert explain_small_validation(make_index(20, 20, split="val")) == "the validation split has only 40 images"
+    assert explain_small_validation(make_index(25, 24, split="val")) == "the validation split has only 49 images"
+    assert explain_small_validation(make_index(25, 25, split="val")) is None
+
+
+def test_fold_of_a_left_out_site_tests_on_it_and_validates_on_others() -> None:
+    index = replace(
+        make_index(3, 3), splits=("fold-1", "fold-2", "fold-3") * 2, validation=(False, True, False, False, False, True)
+    )
+    assert choose_fold(index, 1).splits == ("test", "val", "train", "test", "train", "val")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_of_several_classes_are_divided_evenly(seed: int) -> None:
+    """40 groups of nine images of one class and one of the other: what a group has more of decides."""
+    index = make_index(200, 200)
+    mostly, hardly = ([f"g{number}" for number in range(start, start + 20)] for start in (0, 20))
+    groups = (*mostly * 9, *hardly, *mostly, *hardly * 9)
+    divided = split_index(replace(index, groups=groups), val_fraction=0.25, test_fraction=0.25, seed=seed)
+    assert [divided.count_classes(split) for split in ("val", "test", "train")] == [[50, 50], [50, 50], [100, 100]]
 
 
 def test_split_keeps_groups_and_duplicates_in_one_part() -> None:

@@ -110,6 +110,15 @@ def test_platt_scaling_recovers_the_true_factor_and_offset() -> None:
     assert fit_platt(logits, positive) == pytest.approx((0.6, -1.0), abs=0.06)
 
 
+def test_platt_scaling_of_separable_images_has_platts_targets_on_average() -> None:
+    """(n+ + 1) / (n+ + 2) and 1 / (n- + 2), of 3 positive and 2 negative images; the offset makes the means equal."""
+    logits, positive = np.array([2.0, 1.0, 1.5, -1.0, -2.0]), np.array([True, True, True, False, False])
+    scale, offset = fit_platt(logits, positive)
+    probabilities = 1 / (1 + np.exp(-(scale * logits + offset)))
+    assert probabilities.mean() == pytest.approx((3 * 4 / 5 + 2 * 1 / 4) / 5, abs=1e-4)
+    assert probabilities @ logits == pytest.approx(np.where(positive, 4 / 5, 1 / 4) @ logits, abs=1e-3)
+
+
 def test_threshold_has_the_highest_f1() -> None:
     logits, targets = draw_labels()
     scores, positive = sigmoid(logits[:, 1]), targets[:, 1] == 1
