@@ -16,6 +16,7 @@ from convnext_cli.metrics.summary import compute_metrics
 
 
 def test_t_quantile_has_all_terms_of_its_expansion() -> None:
+    assert t_quantile(1.5) == 4.30265
     for df, error in ((2.5, 4e-3), (5, 1.5e-4), (8, 1.2e-5), (10, 4e-6), (20, 2e-7)):
         assert t_quantile(df) == pytest.approx(student.ppf(0.975, df), rel=error)
 
