@@ -313,6 +313,17 @@ def test_out_of_memory_in_a_batch_of_one_image_names_one_image(
     assert "--micro-batch-size" not in caught.value.remedy
 
 
+def test_another_error_of_a_step_is_not_taken_for_out_of_memory(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", failing)
+    with pytest.raises(RuntimeError, match="CUDNN_STATUS_EXECUTION_FAILED"):
+        train(tiny_request(few_digits, "run"))
+
+
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     """Make the gradients of some steps not finite; steps are counted from 0, repeated ones too."""
     seen = iter(range(10**9))
