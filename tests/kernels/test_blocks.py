@@ -60,6 +60,15 @@ def test_fused_norm_equals_timms(channels: int) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
+def test_fused_norm_is_timms_under_autocast() -> None:
+    norm = FusedSimpleNorm2d(32)
+    x = torch.randn(3, 32, 5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = norm(x), SimpleNorm2d.forward(norm, x)
+    assert y.dtype == expected.dtype
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", [32, 96])
 def test_grn_is_timms_at_high_and_low_resolution(size: int) -> None:
     """It scales the weights where there are fewer of them than activations, else the activations."""

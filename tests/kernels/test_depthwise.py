@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convnext_cli.kernels.depthwise import SIDE, NativeDepthwise, can_use_native_gradient, depthwise_weight_gradient
 
@@ -37,6 +38,14 @@ def test_native_weight_gradient_equals_pytorchs(
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compilation_knows_the_shape_of_the_weight_gradient() -> None:
+    x, grad = torch.randn(2, 5, 6, 24).permute(0, 3, 1, 2), torch.randn(2, 5, 6, 24).permute(0, 3, 1, 2)
+    with FakeTensorMode() as mode:
+        fake = depthwise_weight_gradient(mode.from_tensor(x), mode.from_tensor(grad))
+    real = depthwise_weight_gradient(x, grad)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from convnext_cli.kernels import library
 from convnext_cli.kernels.library import NoKernelError, load_kernels
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -49,6 +50,25 @@ def test_concurrent_compilations_leave_one_file(anew: Path) -> None:
 def test_missing_compiler_gives_a_reason(anew: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, why: str) -> None:
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(NoKernelError, match=why):
+        load_kernels()
+    assert not [path for path in anew.iterdir() if path.stat().st_size]
+
+
+def test_machine_without_compiler_gives_a_reason(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(anew))
+    with pytest.raises(NoKernelError, match=r"^there is no C compiler$"):
+        load_kernels()
+    assert not anew.exists()
+
+
+def test_compiler_that_hangs_gives_a_reason(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "slow-cc"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(library, "COMPILER_TIMEOUT", 0.1)
+    with pytest.raises(NoKernelError, match=r"slow-cc took more than 0\.1 s"):
         load_kernels()
     assert not [path for path in anew.iterdir() if path.stat().st_size]
 

@@ -1,3 +1,4 @@
+import contextlib
 import math
 from collections.abc import Collection
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convnext_cli.kernels import mlp
 from convnext_cli.kernels.blocks import FusedBlock, NativeBlock, RecomputingBlock, use_fused_blocks
@@ -69,6 +71,20 @@ def test_native_mlp_has_pytorchs_result_and_gradients(
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-5)
     for one, other in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_compilation_knows_the_shapes_of_the_native_mlp(*, keeps: bool) -> None:
+    parts = _draw(20, 32, 2, 3, 4)
+    results = []
+    for is_fake in (True, False):
+        with FakeTensorMode() if is_fake else contextlib.nullcontext() as mode:
+            convert = mode.from_tensor if mode else torch.Tensor.clone
+            mine = [convert(part).requires_grad_() for part in parts]
+            result, kept = native_mlp(*mine, keeps)
+            gradients = torch.autograd.grad(result, mine, torch.ones_like(result))
+        results.append([(part.shape, part.dtype, part.stride()) for part in (result, kept, *gradients)])
+    assert results[0] == results[1]
 
 
 def _apply_gelu(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
