@@ -24,6 +24,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import Convnext
+from tests.images.dicom import XRAY, save_dicom
 
 PATIENTS, IMAGES = 120, 5
 SETTINGS: dict[str, Any] = {
@@ -198,13 +199,45 @@ def test_prediction_of_a_group_is_that_of_its_evaluation(bags: RunFolder) -> Non
         assert one.decisions == {"sensitivity=0.9:SPOT": known["SPOT"] >= threshold.threshold}
 
 
-def test_prediction_without_an_evaluation_fits_the_pooling_and_keeps_nothing(bags: RunFolder) -> None:
-    images = list_images(bags, "test")
-    before = predict(images, bags.path, per="group", engine="torch")
+@pytest.mark.parametrize("group_from", ["auto", r"p\d+_[0-2]?"])  # of each patient, three images and the other two
+def test_prediction_without_an_evaluation_fits_the_pooling_and_keeps_nothing(bags: RunFolder, group_from: str) -> None:
+    images, options = list_images(bags, "test"), {"per": "group", "group_from": group_from}
+    before = predict(images, bags.path, engine="torch", **options)
     assert read_pooling(bags) is None
-    evaluate(bags.path, per="group")
-    after = predict(images, bags.path, per="group", engine="torch")
+    evaluate(bags.path, **options)
+    kept = read_pooling(bags)
+    assert kept is not None
+    assert kept.groups == (48 if group_from == "auto" else 4 * 48)
+    after = predict(images, bags.path, engine="torch", **options)
     assert [one.outcome for one in before] == [one.outcome for one in after]
+
+
+def test_raw_prediction_of_a_group_pools_uncalibrated_probabilities(bags: RunFolder) -> None:
+    evaluate(bags.path, per="group", targets=["sensitivity=0.9:SPOT"])
+    pooling, images = read_pooling(bags), list_images(bags, "test")[:5]
+    assert pooling is not None
+    alone = [dict(zip(one.classes, one.probabilities, strict=True)) for one in predict(images, bags.path, raw=True)]
+    rows = np.array([[one["NORMAL"], one["SPOT"]] for one in alone])
+    pooled = pool_scores(rows, np.zeros(5, np.int64), pooling.rule)[0]
+    [group] = predict(images, bags.path, per="group", raw=True)
+    known = dict(zip(group.classes, group.probabilities, strict=True))
+    assert [known["NORMAL"], known["SPOT"]] == pytest.approx((pooled / pooled.sum()).tolist(), abs=1e-5)
+    assert group.decisions == {}
+
+
+def test_group_of_an_uncalibrated_run_has_the_mean_of_its_images(bags: RunFolder) -> None:
+    (bags.path / "calibration.json").unlink()
+    images = list_images(bags, "test")[:5]
+    alone = [dict(zip(one.classes, one.probabilities, strict=True))["SPOT"] for one in predict(images, bags.path)]
+    [group] = predict(images, bags.path, per="group")
+    assert dict(zip(group.classes, group.probabilities, strict=True))["SPOT"] == pytest.approx(np.mean(alone), abs=1e-5)
+
+
+def test_groups_of_dicom_files_are_patients_where_those_of_training_were(bags: RunFolder, tmp_path: Path) -> None:
+    bags.write_audit({"findings": [], "groups": {"source": "dicom"}})
+    files = [save_dicom(tmp_path / f"{n}.dcm", XRAY, PatientID=name) for n, name in enumerate(("Q1", "Q2", "Q1"))]
+    predictions = predict(files, bags.path, per="group")
+    assert [(one.group, one.images) for one in predictions] == [("Q1", 2), ("Q2", 1)]
 
 
 def test_command_line_predicts_one_row_a_group(bags: RunFolder, convnext: Convnext, tmp_path: Path) -> None:
@@ -268,6 +301,8 @@ def test_refusals_say_what_to_do(bags: RunFolder, run: RunFolder, tmp_path: Path
         predict(list_images(run, "test"), run.path, per="group")
     with pytest.raises(UsageError, match="--explain draws single images"):
         predict(images, bags.path, per="group", explain=tmp_path / "heat")
+    with pytest.raises(UsageError, match=r"model\.onnx has no pooling of its own\. Give the run folder with --run"):
+        predict(images, tmp_path / "model.onnx", per="group")
     with pytest.raises(UsageError, match="images in memory have no group"):
         predict([np.zeros((32, 32), np.uint8)], bags.path, per="group")
     with pytest.raises(UsageError, match="unknown class 'SPOTS' in --negative-class"):
@@ -293,6 +328,66 @@ def test_few_validation_groups_are_pooled_by_the_mean(bags: RunFolder) -> None:
     assert (pooling.rule, pooling.temperature, pooling.losses) == ("mean", 1.0, {})
     assert "the validation split has only" in str(pooling.weak)
     assert any(note.severity == "warning" and "pooled by the mean" in note.text for note in result.per_group.notes)
+
+
+def shrink_validation(run: RunFolder, images: int) -> None:
+    """Let all but some validation images of a run's split be training images."""
+    index = run.read_split()
+    more = set(index.rows("val")[images:])
+    run.write_split(replace(index, splits=tuple("train" if r in more else s for r, s in enumerate(index.splits))))
+
+
+@pytest.mark.parametrize(
+    ("is_calibrated", "images", "weak"),
+    [(True, 100, "the run's validation split was changed"), (False, 5, "the validation split has only 5 images")],
+)
+def test_groups_that_no_rule_can_be_fitted_on_are_pooled_by_the_mean(
+    bags: RunFolder, is_calibrated: bool, images: int, weak: str
+) -> None:
+    shrink_validation(bags, images)
+    if not is_calibrated:
+        (bags.path / "calibration.json").unlink()
+    groups = evaluate(bags.path, per="group").per_group
+    assert groups is not None
+    assert (groups.pooling.rule, groups.pooling.temperature, groups.pooling.thresholds) == ("mean", 1.0, ())
+    assert str(groups.pooling.weak).startswith(weak)
+    [warning] = [note.text for note in groups.notes if note.severity == "warning"]
+    assert warning.endswith(str(groups.pooling.weak))
+
+
+def test_other_images_of_a_run_without_groups_are_pooled_by_the_mean(
+    bags: RunFolder, table: Path, tmp_path: Path
+) -> None:
+    bags.write_split(replace(bags.read_split(), groups=()))
+    head, *rows = table.read_text().splitlines()
+    lines = [f"{table.parent / row}" for row in rows if "_0.png" in row]  # an image of each patient
+    (tmp_path / "site.csv").write_text("\n".join([head, *lines]))
+    result = evaluate(bags.path, tmp_path / "site.csv", per="group")
+    groups = result.per_group
+    assert groups is not None
+    assert (groups.groups, groups.images_per_group) == (PATIENTS, (1, 1, 1))
+    assert groups.pooling.rule == "mean"
+    assert groups.metrics.confusion == result.metrics.confusion
+    assert groups.metrics.log_loss == pytest.approx(result.metrics.log_loss)
+    texts = [note.text for note in groups.notes]
+    assert "each group has one image: metrics per group are those per image" in texts
+    assert any(text.endswith("the groups of the run's own images are not known") for text in texts)
+    assert read_pooling(bags) is None, "a later run with groups must not find it"
+
+
+@pytest.mark.parametrize(("class_weights", "expected"), [("none", 0.1), ("balanced", 0.5)])
+def test_pooling_counts_classes_alike_where_training_did(bags: RunFolder, class_weights: str, expected: float) -> None:
+    """The mean probability of a class is its fraction, one image in ten; of images that count by class it is half."""
+    text = bags.plan.read_text()
+    assert 'class_weights = "none"' in text
+    bags.plan.write_text(text.replace('class_weights = "none"', f'class_weights = "{class_weights}"'))
+    groups = evaluate(bags.path, per="group", group_from=r"p\d+_\d").per_group  # each image by itself
+    assert groups is not None
+    assert groups.pooling.groups == 240
+    scores = SINGLE.activate(groups.logits)[:, 1]
+    normal, spot = (scores[groups.targets == k].mean() for k in (0, 1))
+    mean = scores.mean() if class_weights == "none" else (normal + spot) / 2
+    assert mean == pytest.approx(expected, abs=0.05)
 
 
 def test_pooling_of_other_weights_is_not_used(bags: RunFolder) -> None:
