@@ -13,7 +13,12 @@ from safetensors.numpy import load_file, save_file
 from convnext_cli import cross_validate, evaluate, export, finetune, predict
 from convnext_cli.data.digits import write_digits
 from convnext_cli.errors import DataError, RunError, UsageError
+from convnext_cli.inference.drift import ImageMeasures, compare_samples
+from convnext_cli.inference.evaluation import evaluate_all_steps
+from convnext_cli.inference.request import EvalRequest
+from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.regression import Regression
 from tests.conftest import SMALL, Convnext
 
 Pixels = NDArray[np.uint8]
@@ -77,6 +82,19 @@ def test_other_sizes_and_other_class_balance_are_drift(run: RunFolder, others: P
     drifted = {measure.key for measure in result.drift.measures if measure.is_drift}
     assert {"size", "aspect", "2"} <= drifted
     assert any(note.text.startswith("other class balance than on validation: fraction of 2") for note in result.notes)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_shifted_numbers_are_drift_of_the_target(shift: float) -> None:
+    random = np.random.default_rng(0)
+    samples = [
+        ImageMeasures(values={}, targets=random.normal(mean, 1, 200), groups=None) for mean in (5.0, 5.0 + shift)
+    ]
+    drift = compare_samples(Regression(), ("age",), *samples)
+    assert [(measure.title, measure.is_class, measure.is_drift) for measure in drift.measures] == [
+        ("age", True, shift > 0)
+    ]
+    assert not drift.is_other_kind, "the images are of the same kind"
 
 
 def test_older_run_without_measures_compares_with_its_data_or_says_so(
@@ -212,6 +230,27 @@ def test_recalibration_on_too_many_images_or_for_two_runs_is_refused(run: RunFol
         evaluate(run.path, others, recalibrate=120)
     with pytest.raises(UsageError, match="at least 2"):
         evaluate(run.path, others, recalibrate=1)
+    request = EvalRequest(runs=(run.path, run.path), data=others, recalibrate=40)
+    with pytest.raises(UsageError, match=r"--recalibrate is for one run\. Evaluate each run by itself"):
+        finish(evaluate_all_steps(request))
+    with pytest.raises(DataError, match=r"the 120 images have too few groups to recalibrate on 40 of them"):
+        evaluate(run.path, others, group_from="png", recalibrate=40)  # all are one group
+
+
+def test_recalibration_without_images_of_a_class_warns_and_keeps_its_threshold(
+    run: RunFolder, others: Path, tmp_path: Path
+) -> None:
+    mine = RunFolder(shutil.copytree(run.path, tmp_path / "mine"))
+    evaluate(mine.path, split="val", targets=["sensitivity=0.9:1", "sensitivity=0.9:2"])
+    data = shutil.copytree(others, tmp_path / "site")
+    shutil.rmtree(data / "2")
+    plain, result = evaluate(mine.path, data), evaluate(mine.path, data, recalibrate=40)
+    (old_1, old_2), (new_1, new_2) = ([point.threshold for point in one.operating_points] for one in (plain, result))
+    assert old_2 == new_2
+    assert old_1 != new_1
+    text = "recalibrated on few images of a class: 0 of 2; the calibration is uncertain"
+    assert [note.text for note in result.notes if note.severity == "warning" and "of a class" in note.text] == [text]
+    assert [curve.name for curve in result.decision_curves] == ["1"], "a class without images has no curve"
 
 
 def test_120_training_images_given_as_a_folder_are_reported(digits: Path, tmp_path: Path, convnext: Convnext) -> None:

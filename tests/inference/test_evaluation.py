@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from convnext_cli import evaluate
 from convnext_cli.data.index import Index
-from convnext_cli.errors import RunError, UsageError
+from convnext_cli.errors import DataError, ImageError, RunError, UsageError
 from convnext_cli.inference.calibration import ABSTAIN_RATE, parse_target, read_calibration
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
@@ -223,6 +223,37 @@ def test_comparison_of_runs_finds_the_better_one(mine: RunFolder, run: RunFolder
     assert compared.p_value < 0.01
 
 
+def test_runs_of_different_classes_are_not_compared(run: RunFolder) -> None:
+    result = evaluate(run.path, split="val")
+    fewer = replace(result, evaluated=replace(result.evaluated, classes=("0", "1", "two")))
+    with pytest.raises(DataError, match=r"differ in classes: 2, two\. Compare runs that were trained on the same"):
+        compare_evaluations(result, fewer)
+
+
+def test_uncalibrated_run_whose_images_are_gone_is_evaluated_with_a_warning(mine: RunFolder, tmp_path: Path) -> None:
+    index = mine.read_split()
+    shutil.copytree(index.root, tmp_path / "data")
+    mine.write_split(replace(index, root=tmp_path / "gone"))
+    (mine.path / "calibration.json").unlink()
+    result = evaluate(mine.path, tmp_path / "data")
+    assert result.calibration is None
+    assert result.metrics == result.uncalibrated
+    [warning] = [note for note in result.notes if "images of the run are gone" in note.text]
+    assert warning.severity == "warning"
+    assert str(tmp_path / "gone") in warning.text
+
+
+def test_damaged_image_is_an_error_of_its_name(mine: RunFolder, tmp_path: Path) -> None:
+    index = mine.read_split()
+    data = shutil.copytree(index.root, tmp_path / "data")
+    mine.write_split(replace(index, root=data))
+    damaged = data / index.paths[index.rows("test")[3]]
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(ImageError, match=str(damaged)):
+        evaluate(mine.path)
+    assert not mine.tests.exists(), "it does not count as an evaluation"
+
+
 def test_training_images_of_another_run_give_a_leakage_warning(mine: RunFolder, run: RunFolder) -> None:
     index = mine.read_split()
     other = {"train": "test", "test": "train"}
@@ -251,6 +282,7 @@ def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: 
     else:
         assert missed
         assert notes == ["target sensitivity=0.9:1 was not met on the test split: sensitivity 0.0%"]
+        assert list_run_notes(mine.path, PredictRequest(raw=True)) == [], "no threshold decides"
     index = mine.read_split()
     [prediction] = predict(index.root / index.paths[0], mine.path)
     assert prediction.missed_targets == ({} if sensitivity == 100 else {"sensitivity=0.9:1": "sensitivity 0.0%"})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,8 +27,24 @@ ABOUT = Metadata(
 )
 
 
-def test_metadata_survives_a_round_trip() -> None:
-    assert read_metadata(ABOUT.to_strings(), "a.onnx") == ABOUT
+@pytest.mark.parametrize("about", [ABOUT, replace(ABOUT, calibration=None, license=None)])
+def test_metadata_survives_a_round_trip(about: Metadata) -> None:
+    assert read_metadata(about.to_strings(), "a.onnx") == about
+
+
+@pytest.mark.parametrize(
+    ("image_size", "crop_mode", "step"),
+    [
+        (32, "center", "the shorter side to 33 px"),
+        ((32, 64), "center", "at its own proportions to the smallest size that covers 33 px of height and 67 px of w"),
+        ((32, 64), "squash", "to 33 px of height and 67 px of width"),
+        (32, "squash", "both sides to 33 px"),
+        ((32, 64), "border", "at its own proportions to the largest size within 33 px of height and 67 px of width"),
+    ],
+)
+def test_steps_say_what_an_image_is_scaled_to(image_size: int | tuple[int, int], crop_mode: Any, step: str) -> None:
+    preprocessing = replace(ABOUT.preprocessing, image_size=image_size, crop_mode=crop_mode)
+    assert step in replace(ABOUT, preprocessing=preprocessing).to_strings()["steps"]
 
 
 def change(name: str, place: str, value: Any) -> Callable[[dict[str, str]], None]:

@@ -108,6 +108,9 @@ def test_moved_images_keep_their_split(trained: tuple[RunFolder, Index], tmp_pat
     run, index = trained
     index.root.rename(tmp_path / "moved")
     assert evaluate(run, tmp_path / "moved") == (10, [], None)
+    draw_picture(900, (64, 56)).save(tmp_path / "moved" / index.paths[0])
+    text = "2.5% of the images differ from those that the run was trained on"
+    assert evaluate(run, tmp_path / "moved") == (10, [text], None)
     (run.path / "image_hashes.safetensors").unlink()
     images, notes, _ = evaluate(run, tmp_path / "moved")
     assert images == 10

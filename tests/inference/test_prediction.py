@@ -16,7 +16,7 @@ from convnext_cli.images import decode
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference import sources
 from convnext_cli.inference.calibration import read_calibration
-from convnext_cli.inference.prediction import predict_steps
+from convnext_cli.inference.prediction import list_run_notes, predict_steps
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.runs.folder import RunFolder
@@ -79,6 +79,7 @@ def test_uncalibrated_run_cannot_abstain(mine: RunFolder) -> None:
     with pytest.raises(UsageError, match="it was never calibrated"):
         predict(paths_of(mine, "test")[0], mine.path, abstain=True)
     assert predict(paths_of(mine, "test")[0], mine.path)[0].error is None
+    assert list_run_notes(mine.path, PredictRequest(abstain=True)) == []
 
 
 def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -> None:
@@ -93,6 +94,9 @@ def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -
             assert picture.width >= 2 * 8, "the original and, beside it, the heat map"
     with pytest.raises(UsageError, match="would lie in the data folder"):
         predict(images, run.path, explain=images[0].parent / "heat")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match=r"cannot write .*/file/heat: Not a directory\. Choose another --explain"):
+        predict(images, run.path, explain=tmp_path / "file/heat")
 
 
 def test_heat_map_folder_must_lie_outside_the_data(run: RunFolder, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration, add_targets, parse_target
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.test_set import choose_test_set
-from convnext_cli.progress import finish
+from convnext_cli.inference.test_set import choose_test_set, find_leakage
+from convnext_cli.progress import Notice, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import save_image
@@ -68,6 +68,60 @@ def run(tmp_path: Path) -> RunFolder:
     folder.write_split(replace(index, splits=("train", "test", "train", "test")))
     folder.write_plan('model = "test_convnext"\n[settings]\nexclude = "masks"\n')
     return folder
+
+
+def choose(run: RunFolder, **options: Any) -> tuple[Any, list[Notice]]:
+    return finish(choose_test_set(run, EvalRequest(**options)))
+
+
+def test_split_without_images_is_refused_with_those_there_are(run: RunFolder) -> None:
+    with pytest.raises(DataError, match=r"data has no val split\. It has test, train; or use --split all"):
+        choose(run, split="val")
+
+
+def test_training_images_are_evaluated_with_a_warning(run: RunFolder) -> None:
+    test_set, [note] = choose(run, split="train")
+    assert (test_set.split, test_set.rows, note.severity) == ("train", [0, 2], "warning")
+    assert note.text.startswith("the model was trained on these images")
+    assert not choose(run, split="test")[1]
+
+
+@pytest.mark.parametrize(
+    ("split", "problem"),
+    [("test", "has no test split"), ("train", "has models that were trained on images of --split")],
+)
+def test_cross_validation_is_evaluated_on_images_that_a_model_has_not_seen(
+    run: RunFolder, split: str, problem: str
+) -> None:
+    run.write_split(replace(run.read_split(), splits=("fold-1", "fold-2") * 2))
+    with pytest.raises(DataError, match=rf"the cross-validation of .* {problem}.* Use --split val: each image"):
+        choose(run, split=split)
+    assert choose(run, split="val")[0].rows == [0, 1, 2, 3]
+
+
+def test_guessed_groups_and_leakage_of_the_audit_are_noted(run: RunFolder) -> None:
+    finding = {
+        "kind": "duplicates", "falsifies": True, "title": "2 duplicates", "count": 2, "examples": [], "action": "none",
+        "effect": "the scores are too high", "severity": "warning",
+    }  # fmt: skip
+    guess = {"certainty": "unsure", "evidence": "2 names of 4"}
+    run.write_audit({"findings": [finding, finding | {"falsifies": False}], "groups": guess})
+    guessed, leakage = finish(find_leakage(run, choose(run)[0], run.read_audit()))[0]
+    assert guessed.text == "the 95% CIs rely on guessed groups: 2 names of 4; --group-from none ignores them"
+    assert (leakage.text, leakage.severity) == ("2 duplicates. The scores are too high", "warning")
+
+
+def test_table_is_read_with_the_settings_of_the_run_and_other_groups(run: RunFolder, tmp_path: Path) -> None:
+    settings = f'image_root = "{tmp_path / "data"}"\ngroup_column = "patient"\n'
+    run.write_plan(f'model = "test_convnext"\n[settings]\n{settings}')
+    table = tmp_path / "tables/new.csv"
+    table.parent.mkdir()
+    rows = [f"b/images/{COMPOSED}{number}.png,b,p1,visit{number}" for number in (1, 3)]
+    table.write_text("\n".join(["path,label,patient,visit", *rows]))
+    with pytest.raises(DataError, match="image"):
+        scan_data(table)
+    assert choose(run, data=table)[0].index.groups == ("p1", "p1")
+    assert choose(run, data=table, group_column="visit")[0].index.groups == ("visit1", "visit3")
 
 
 def test_moved_folder_is_read_with_the_options_of_the_run(run: RunFolder, tmp_path: Path) -> None:

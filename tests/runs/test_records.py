@@ -21,7 +21,7 @@ from convnext_cli.inference.calibration import add_targets, parse_target, read_c
 from convnext_cli.inference.evaluation import Evaluation, evaluate
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
-from convnext_cli.runs.folder import RUN_REMEDY, RunFolder
+from convnext_cli.runs.folder import MODEL_REMEDY, RUN_REMEDY, RunFolder
 from convnext_cli.runs.records import MAX_BYTES
 from convnext_cli.tasks.registry import SINGLE
 from tools.commands import call
@@ -221,6 +221,31 @@ def change_weights(run: RunFolder, edit: Callable[[dict[str, Any]], dict[str, An
 def test_weights_that_do_not_fit_are_refused(edit: Any, words: str, run_copy: RunFolder) -> None:
     change_weights(run_copy, edit)
     with pytest.raises(RunError, match=rf"model\.safetensors cannot be read: {words}"):
+        load_model(run_copy.path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("architecture", "resnet50", "architecture: 'resnet50' is not a ConvNeXt of timm"),
+        ("architecture", "convnext_tiny_hnf", "head_hidden_size: convnext_tiny_hnf takes no hidden layer"),
+    ],
+)
+def test_model_that_cannot_be_built_is_refused_without_a_plan_too(
+    place: str, value: str, words: str, run_copy: RunFolder
+) -> None:
+    run_copy.plan.unlink()  # only training needs it
+    read_all(run_copy)
+    change(run_copy, "config.json", "model_args.head_hidden_size", 8)
+    change(run_copy, "config.json", place, value)
+    with pytest.raises(RunError, match=rf"config\.json cannot be read: {words}") as caught:
+        read_all(run_copy)
+    assert caught.value.remedy == MODEL_REMEDY
+
+
+def test_run_without_weights_is_not_finished(run_copy: RunFolder) -> None:
+    (run_copy.path / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"mine is not a finished run: it has no model\.safetensors"):
         load_model(run_copy.path)
 
 
