@@ -112,8 +112,6 @@ def _name_classes(cfg: dict[str, object], number: int) -> tuple[str, ...]:
     """Return the class names of a model of timm: ImageNet's synsets where it is trained on these, else numbers."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
-    if cfg.get("label_names"):
-        return tuple(map(str, cfg["label_names"]))  # type: ignore[call-overload]  # a list of names
     subset = infer_imagenet_subset(cfg)
     return tuple(ImageNetInfo(subset).label_names()) if subset else tuple(map(str, range(number)))
 

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,40 @@ def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path,
         export(mine, output=mine.read_split().root / "0" / "model.onnx")
     with pytest.raises(UsageError, match="unknown format"):
         export(mine, format="tflite")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda m: replace(m, preprocessing=replace(m.preprocessing, image_size=64)), "image_size 64 is not its input"),
+        (lambda m: replace(m, classes=("0", "1", "2", "3"), calibration=None), "4 classes are not its outputs'"),
+        (None, "it has a novelty_threshold and no output `novelty`"),
+    ],
+)
+def test_onnx_file_whose_metadata_contradict_its_graph_is_refused(
+    mine: RunFolder, tmp_path: Path, edit: Callable[[Metadata], Metadata] | None, words: str
+) -> None:
+    path = tmp_path / "other.onnx"
+    shutil.copy(mine.exported("onnx"), path)
+    if edit is None:
+        model = onnx.load(path)
+        assert model.graph.output.pop().name == "novelty"
+        onnx.save(model, path)
+    else:
+        write_metadata(path, edit(OnnxClassifier(path).metadata))
+    with pytest.raises(RunError, match=rf"other\.onnx cannot be read: {words}"):
+        OnnxClassifier(path)
+
+
+def test_onnx_file_and_config_that_differ_are_refused(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
+    run = RunFolder(shutil.copytree(mine.path, tmp_path / "changed"))
+    config = json.loads((run.path / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 0.5
+    (run.path / "config.json").write_text(json.dumps(config))
+    words = r"model\.onnx and config\.json beside it differ in preprocessing\. Restore the original files"
+    for engine in ("auto", "onnx"):
+        with pytest.raises(RunError, match=words):
+            predict(pictures, run.path, engine=engine)
 
 
 def test_missing_extra_names_the_package_to_install(

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,14 @@ from convnext_cli.data.split import split_index
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import read_calibration
+from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.teacher import open_teacher
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import TASKS as KINDS
+from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.task import Scaling
 from tests.conftest import Convnext
 from tests.tasks.conftest import SETTINGS, TASKS, list_images, options_of, write_set
@@ -192,6 +197,29 @@ def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path
         evaluate(task_run("multilabel").path, tables["regression"])
     with pytest.raises(DataError, match="needs one column"):
         evaluate(task_run("regression").path, tables["multilabel"])
+    index, regression = scan_data(tables["multilabel"]), Regression()
+    model: Any = SimpleNamespace(classes=("brightness",), task=regression)
+    words = rf"table\.csv has {Multilabel.title}, and the run was trained on {Regression.title}\. Give data with"
+    with pytest.raises(DataError, match=words):
+        Classifier.read_targets(model, index, [0])
+
+
+def test_run_of_values_is_no_teacher(task_run: Runs) -> None:
+    with pytest.raises(UsageError, match=r"was trained on .*\. Give a teacher of one class per image"):
+        open_teacher(str(task_run("regression").path))
+
+
+def test_label_of_no_validation_group_has_no_threshold_on_groups(task_run: Runs, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(task_run("multilabel").path, tmp_path / "mine"))
+    targets = ["sensitivity=0.8:NW", "sensitivity=0.8:NE"]
+    evaluate(run.path, targets=targets)
+    kept, arrays = run.read_calibration(), run.read_calibration_arrays()
+    arrays["val_labels"][:, 0] = 0
+    run.write_calibration(kept, arrays)
+    groups = evaluate(run.path, per="group").per_group
+    assert groups is not None
+    assert groups.pooling.is_fitted
+    assert [str(threshold.target) for threshold in groups.pooling.thresholds] == targets[1:]
 
 
 def test_another_table_may_have_more_labels_or_fewer(task_run: Runs, tables: dict[str, Path]) -> None:

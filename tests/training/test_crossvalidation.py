@@ -172,6 +172,15 @@ def test_ensemble_predicts_the_mean_of_its_members(data: Path, folds_run: FoldsF
         assert prediction.probabilities[0] == pytest.approx(mean(parts), abs=1e-6)
 
 
+def test_folds_of_different_preprocessing_are_no_ensemble(data: Path, folds_run: FoldsFolder) -> None:
+    shutil.copytree(folds_run.path, "cv")
+    config = json.loads(Path("cv/fold-2/config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 0.5
+    Path("cv/fold-2/config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"folds of cv differ in classes or in preprocessing\. Evaluate them one"):
+        predict(next(data.rglob("*.png")), "cv")
+
+
 def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) -> None:
     result = evaluate(folds_run.path)
     index = folds_run.read_split()

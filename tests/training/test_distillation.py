@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
 
 from convnext_cli import cross_validate, evaluate, export, finetune
 from convnext_cli.cache_folder import find_cache_folder, list_cache
@@ -241,6 +242,22 @@ def test_impossible_teachers_are_refused(few_digits: Path) -> None:
     with pytest.raises(UsageError, match="--unlabelled needs a teacher"):
         finetune(few_digits, unlabelled=True, output="run", **STUDENT)  # type: ignore[arg-type]
     assert not Path("run/plan.toml").exists()
+
+
+def test_teacher_whose_weights_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the Hub is not asked
+    with pytest.raises(WeightsError, match=r"cannot load the teacher resnet18\.a1_in1k \(.*Give a run or a file"):
+        open_teacher("resnet18.a1_in1k")
+
+
+def test_teacher_of_values_that_are_not_finite_is_refused(teacher: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(teacher.path, tmp_path / "teacher")
+    weights = tmp_path / "teacher/model.safetensors"
+    large = {name: value * np.float32(1e30) for name, value in load_file(weights).items()}
+    save_file(large, weights, {"format": "pt"})
+    model = open_teacher(str(tmp_path / "teacher"))
+    with pytest.raises(RunError, match=r"outputs of the teacher .*/teacher are not finite\. Use another teacher"):
+        model.compute(np.zeros((1, 32, 32, 3), np.uint8), [0, 1, 2], features=True)
 
 
 def test_loss_is_zero_for_a_perfect_student_and_has_the_gradient_of_its_formula() -> None:
