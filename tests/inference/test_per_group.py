@@ -201,14 +201,14 @@ def test_prediction_of_a_group_is_that_of_its_evaluation(bags: RunFolder) -> Non
 
 @pytest.mark.parametrize("group_from", ["auto", r"p\d+_[0-2]?"])  # of each patient, three images and the other two
 def test_prediction_without_an_evaluation_fits_the_pooling_and_keeps_nothing(bags: RunFolder, group_from: str) -> None:
-    images, options = list_images(bags, "test"), {"per": "group", "group_from": group_from}
-    before = predict(images, bags.path, engine="torch", **options)
+    images = list_images(bags, "test")
+    before = predict(images, bags.path, engine="torch", per="group", group_from=group_from)
     assert read_pooling(bags) is None
-    evaluate(bags.path, **options)
+    evaluate(bags.path, per="group", group_from=group_from)
     kept = read_pooling(bags)
     assert kept is not None
     assert kept.groups == (48 if group_from == "auto" else 4 * 48)
-    after = predict(images, bags.path, engine="torch", **options)
+    after = predict(images, bags.path, engine="torch", per="group", group_from=group_from)
     assert [one.outcome for one in before] == [one.outcome for one in after]
 
 
