@@ -24,7 +24,7 @@ from convnext_cli.metrics.decision import (
     update_prevalence,
 )
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
-from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
+from convnext_cli.metrics.registry import METRICS, MISSING
 from convnext_cli.metrics.summary import Fraction
 
 TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
@@ -146,10 +146,7 @@ class BoundResult:
         return self.value is not None and self.value < self.bound.value
 
     def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.bound.title} is not defined"
-        ci = f", 95% CI {format_ci(self.interval)}" if self.interval else ""
-        return f"{self.bound.title} {100 * self.value:.1f}%{ci}"
+        return f"{self.bound.title} {METRICS['recall'].format_estimate(self.value, self.interval)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

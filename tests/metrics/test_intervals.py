@@ -117,6 +117,7 @@ def test_fraction_of_clustered_images_has_a_wider_interval() -> None:
     assert clustered is not None
     assert (plain.low, plain.high) == pytest.approx((0.597, 0.859), abs=1e-2)
     assert estimate_fraction(hits, ~counted, None) == (None, None)
+    assert estimate_fraction(hits, counted, ["p1"] * 40) == (0.75, None), "one group says nothing of the spread"
 
 
 @pytest.mark.parametrize("scenario", [Scenario("plain", 2.0, 1, 0.0), Scenario("clustered", 2.0, 5, 0.5)])

@@ -42,6 +42,7 @@ def test_metric_is_printed_with_its_unit_and_digits(key: str, heading: str, text
 
 def test_undefined_metric_is_a_dash_without_interval() -> None:
     assert METRICS["mcc"].format_estimate(None, None) == "-"
+    assert METRICS["mcc"].format_difference(None) == "-"
     assert format_ci(None) == ""
 
 

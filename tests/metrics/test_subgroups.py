@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator
+from convnext_cli.metrics.intervals import MAX_WORK
 from convnext_cli.metrics.subgroups import (
     Compute,
     choose_strata,
@@ -67,6 +70,15 @@ def test_influence_of_single_images_on_an_accuracy_is_known() -> None:
     influence = measure_influence(make_accuracy(correct), np.arange(4))
     assert influence is not None
     assert influence[:, 0] == pytest.approx((correct - 0.75) / 4, rel=0.01)
+
+
+def test_influence_that_would_take_too_long_is_not_computed() -> None:
+    units = np.arange(math.isqrt(MAX_WORK) // 2 + 1)  # a unit an image
+
+    def compute(_: Floats) -> Floats:
+        raise AssertionError("a pass over all images for each unit")
+
+    assert measure_influence(compute, units) is None
 
 
 def test_p_value_of_single_images_is_that_of_fishers_exact_test() -> None:

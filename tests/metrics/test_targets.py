@@ -31,6 +31,7 @@ from convnext_cli.metrics.thresholds import (
     describe_missed,
     describe_unreachable,
     find_threshold,
+    show_confidence,
     show_missed,
 )
 
@@ -148,6 +149,22 @@ def test_confidence_is_clopper_pearsons_level() -> None:
     assert confidence == pytest.approx(beta.sf(0.9, 47, 4))
     everything = Rate(np.array([1.0, 0.0]), 45.0)
     assert measure_confidence("specificity", 0.95, rate, everything, 0.5) == pytest.approx([1 - 0.95**45, 0])
+
+
+@pytest.mark.parametrize("figure", ["sensitivity", "specificity", "ppv", "npv"])
+def test_no_number_of_images_shows_that_a_metric_is_one(figure: str) -> None:
+    everything = Rate(np.array([1.0, 0.9]), 1e6)
+    assert measure_confidence(figure, 1.0, everything, everything, 0.5).tolist() == [0, 0]
+
+
+def test_target_of_an_absent_class_is_neither_met_nor_missed() -> None:
+    scores, positive = draw(200)
+    threshold = find_threshold(scores, positive, Target("sensitivity", 0.9, "b"))
+    point = apply_threshold(threshold, scores[~positive], positive[~positive], None)
+    assert (point.is_met, point.is_missed) == (False, False)
+    [result] = point.results
+    assert str(result) == "sensitivity -"
+    assert show_confidence(result.confidence) == "-"
 
 
 def test_images_of_one_group_count_as_one() -> None:

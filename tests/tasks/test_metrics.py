@@ -5,9 +5,11 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
+from convnext_cli.metrics.comparison import compare
 from convnext_cli.metrics.conformal import fit_margin
 from convnext_cli.metrics.multilabel import sigmoid
 from convnext_cli.metrics.platt import choose_threshold, fit_platt
+from convnext_cli.metrics.regression import RegressionCalculator
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.regression import Regression
@@ -124,6 +126,18 @@ def test_threshold_has_the_highest_f1() -> None:
     scores, positive = sigmoid(logits[:, 1]), targets[:, 1] == 1
     best = max(reference.f1_score(positive, scores >= value) for value in scores)
     assert reference.f1_score(positive, scores >= choose_threshold(scores, positive)) == pytest.approx(best)
+    assert choose_threshold(scores, positive & False) == 0.5, "without positives nothing can be chosen"
+
+
+def test_better_of_two_regressions_has_a_smaller_error_and_no_mcnemar_test() -> None:
+    random = np.random.default_rng(0)
+    targets, noise = random.normal(size=(2, 200))
+    result = compare(*(RegressionCalculator(targets + scale * noise, targets) for scale in (0.5, 0.3)))
+    error = result.differences["mae"]
+    assert error is not None
+    assert error.value == pytest.approx(-0.2 * np.abs(noise).mean())
+    assert error.interval.low < error.value < error.interval.high < 0
+    assert (result.only_first_right, result.only_second_right, result.p_value) == (None, None, None)
 
 
 @pytest.mark.parametrize("per_group", [1, 4])
