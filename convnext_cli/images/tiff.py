@@ -39,6 +39,8 @@ def is_read_by_pillow(tags: Any) -> bool:
         return True
     if _lacks_strips(tags):  # Pillow leaves them black; `read_tiff` refuses the file
         return False
+    if 0 in (*tags.get(273, ()), *tags.get(324, ())):  # a sparse file; Pillow takes its header for pixels
+        return False
     if max(bits) > 8:
         return samples == 1 and photometric == _MINISBLACK and (formats[0], bits[0]) in _PILLOW_DEEP
     if photometric == _PALETTE and max(tags.get(320, (65535,))) < 256:

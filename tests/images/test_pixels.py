@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image, read_image
@@ -218,6 +218,47 @@ def test_cmyk_palette_and_alpha_of_16_bits_are_read(tmp_path: Path) -> None:
     result = decode_image(tmp_path / "half.tif")
     np.testing.assert_array_equal(result[:, :32], expect(half[:, :32, :3]))
     assert (result[:, 32:] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_deep_images_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+    """As Pillow turns 8 bits; 0 and 9 are no orientation."""
+    values = make_values("uint16", 4)
+    values[..., 3] = np.where(X < 32, 65535, 0)
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "deep.tif", values, photometric="rgb", extrasamples=["unassalpha"], extratags=tags)
+    result = read_image(tmp_path / "deep.tif")
+    stored = np.full((48, 64, 3), 255, np.uint8)  # white where transparent
+    stored[:, :32] = expect(values[:, :32, :3])
+    plain = Image.fromarray(stored)
+    plain.getexif()[274] = orientation
+    np.testing.assert_array_equal(result.pixels, np.asarray(ImageOps.exif_transpose(plain)))
+    assert ("turned upright" in result.steps) == (1 < orientation < 9)
+
+
+def test_values_farther_apart_than_a_number_can_be_are_scaled(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "wide.tif", np.array([[-1.7e308, 0, 1.7e308]]))
+    assert read_image(tmp_path / "wide.tif").pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32"])
+@pytest.mark.parametrize(
+    ("layout", "part"), [({"rowsperstrip": 16}, "Strip"), ({"tile": (16, 64)}, "Tile")], ids=["strips", "tiles"]
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_parts_that_a_sparse_file_leaves_out_are_zero(
+    tmp_path: Path, kind: str, layout: dict[str, Any], part: str, compression: str | None
+) -> None:
+    """As GDAL writes them with SPARSE_OK."""
+    path, values = tmp_path / "sparse.tif", make_values(kind, 1)[..., 0]
+    tifffile.imwrite(path, values, photometric="minisblack", compression=compression, **layout)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in (f"{part}Offsets", f"{part}ByteCounts"):
+            tag = file.pages[0].tags[name]  # type: ignore[union-attr]
+            tag.overwrite((tag.value[0], 0, tag.value[2]))
+    values[16:32] = 0
+    expected = np.repeat(values[..., None], 3, axis=2) if kind == "uint8" else expect(values)
+    np.testing.assert_array_equal(read_image(path).pixels, expected)
 
 
 def test_no_data_pixels_are_black(tmp_path: Path) -> None:
