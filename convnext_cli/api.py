@@ -277,10 +277,10 @@ class _CurveDrawer:
         match event:
             case Started():
                 self._run = RunFolder(event.run)
-                if event.resumed_at is None and self._run.read_range_test():
+                if event.resumed_at is None and (range_test := self._run.read_range_test()):
                     from convnext_cli.reports.plots import draw_range_test
 
-                    draw_range_test(self._run)
+                    draw_range_test(self._run, range_test)
             case EpochDone() if self._cost <= DRAWING_FRACTION * (time.monotonic() - self._drawn):
                 self._draw()
             case Trained():

@@ -161,7 +161,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     show_targets(evaluation)
     _show_augmentation(evaluation)
     if groups is not None:
-        show_groups(evaluation)
+        show_groups(evaluation, groups)
         console.show("")
         _show_classes(display, groups.metrics, groups.intervals, unit="groups")
         show_points(groups.operating_points)

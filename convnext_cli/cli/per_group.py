@@ -10,11 +10,8 @@ if TYPE_CHECKING:
     from convnext_cli.inference.per_group import GroupEvaluation
 
 
-def show_groups(evaluation: "Evaluation") -> None:
+def show_groups(evaluation: "Evaluation", result: "GroupEvaluation") -> None:
     """Show the pooling, and the metrics per image and per group."""
-    result = evaluation.per_group
-    if result is None:
-        return
     console.show("")
     console.show(f"Per group: {result.describe_groups()}", style="bold")
     console.show(result.describe_pooling(evaluation.task))

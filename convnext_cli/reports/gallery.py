@@ -41,8 +41,6 @@ def pick_images(evaluation: Evaluation) -> tuple[list[int], list[int]]:
 
 def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, GalleryImage]:
     """Return gallery images by position; images whose files are gone are left out."""
-    if not positions:
-        return {}
     evaluated = evaluation.evaluated
     index, rows = evaluated.test_set.index, evaluated.test_set.rows
     classifier, _ = open_classifier(RunFolder(evaluation.run))

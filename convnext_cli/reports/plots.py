@@ -63,15 +63,13 @@ def _start(width: float, height: float) -> Figure:
 
 
 def draw_curves(run: RunFolder) -> None:
-    """Write the training curves so far to `curves.png` in the run folder; nothing before the first epoch."""
-    if log := run.read_log():
-        write_png(plot_training(log), run.curves)
+    """Write the training curves so far, of one epoch or more, to `curves.png` in the run folder."""
+    write_png(plot_training(run.read_log()), run.curves)
 
 
-def draw_range_test(run: RunFolder) -> None:
+def draw_range_test(run: RunFolder, range_test: dict[str, Any]) -> None:
     """Write the plot of the learning-rate range test to `lr.png` in the run folder."""
-    if range_test := run.read_range_test():
-        write_png(plot_range_test(range_test), run.range_test)
+    write_png(plot_range_test(range_test), run.range_test)
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -118,13 +116,13 @@ def plot_range_test(range_test: dict[str, Any]) -> Figure:
     """Plot the loss of each step of a range test over its learning rate, smoothed too, and the chosen rate."""
     figure = _start(4.8, 3.2)
     axes = figure.subplots()
-    losses = [np.nan if loss is None else loss for loss in range_test["loss"]]
+    losses, smoothed = (np.array(range_test[key], np.float64) for key in ("loss", "smoothed"))  # None: not finite
     axes.plot(range_test["lr"], losses, ".", color=COLOURS[1], markersize=3, label="step")
-    axes.plot(range_test["lr"], range_test["smoothed"], color=COLOURS[0], label="smoothed")
+    axes.plot(range_test["lr"], smoothed, color=COLOURS[0], label="smoothed")
     if (chosen := range_test["chosen"]) is not None:
         axes.axvline(chosen, color=_MUTED, linewidth=0.8, linestyle=":", label=f"chosen: {chosen:g}")
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.1 * max(range_test["smoothed"]))
+    axes.set_ylim(0, 1.1 * max(smoothed[np.isfinite(smoothed)], default=1.0))
     axes.set_xlabel("learning rate")
     axes.set_title("Training loss at a rising learning rate")
     _add_legend(axes, "best")

@@ -87,7 +87,9 @@ def show_settings(report: ReportData) -> Section | None:
         blocks.append(Table(title="Training environment", columns=columns, rows=filled))
     if not blocks:
         return None
-    sentence = f"{report.config.architecture}, {len(settings)} settings, each with its source."
+    counted = f"{len(settings)} settings, each with its source"
+    unknown = "settings unknown: the run's plan is gone or cannot be read"
+    sentence = f"{report.config.architecture}, {counted if settings else unknown}."
     return Section(title="Settings", sentences=[sentence], blocks=blocks)
 
 

@@ -1,7 +1,7 @@
 """Section of a report on subgroups: a forest plot of each metric, and the gaps to the rest."""
 
 from convnext_cli.inference.subgroups import Subgroup, SubgroupEvaluation, SubgroupMetric, describe_gaps, list_notes
-from convnext_cli.metrics.registry import METRICS, MISSING, Metric, format_ci
+from convnext_cli.metrics.registry import METRICS, MISSING, Metric
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
 from convnext_cli.reports.plots import ForestRow
@@ -55,10 +55,9 @@ def _draw_forest(rows: list[Row]) -> Plots:
 
 def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
     """Return the table of all metrics of each subgroup."""
-    has_prevalence = evaluation.positive is not None
     columns = [Column(heading="subgroup", is_number=False), Column(heading="images")]
     columns += [Column(heading="groups")] if evaluation.clustered else []
-    columns += [Column(heading=f"{evaluation.positive} %")] if has_prevalence else []
+    columns += [Column(heading=f"{evaluation.positive} %")] if evaluation.positive else []
     return Table(
         title="Metrics of each subgroup",
         columns=[*columns, *(_make_column(result) for result in rows[0][1].metrics)],
@@ -67,7 +66,7 @@ def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
                 name,
                 f"{subgroup.images:,}",
                 *([f"{subgroup.groups:,}"] if evaluation.clustered else []),
-                *([_make_prevalence(subgroup)] if has_prevalence else []),
+                *([make_cell(METRICS["recall"], rate.value, rate.interval)] if (rate := subgroup.prevalence) else []),
                 *(
                     make_cell(METRICS[result.key], result.estimate.value, result.estimate.interval)
                     for result in subgroup.metrics
@@ -76,13 +75,6 @@ def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
             for name, subgroup in rows
         ],
     )
-
-
-def _make_prevalence(subgroup: Subgroup) -> Cell:
-    prevalence = subgroup.prevalence
-    if prevalence is None or prevalence.value is None:
-        return Cell(text=MISSING)
-    return Cell(text=f"{100 * prevalence.value:.1f}", note=format_ci(prevalence.interval))
 
 
 def _make_column(result: SubgroupMetric) -> Column:

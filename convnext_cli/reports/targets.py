@@ -43,8 +43,9 @@ def describe_point(point: OperatingPoint) -> list[str | Notice]:
     texts: list[str | Notice] = []
     if unreachable := point.threshold.unreachable:
         bounds = " and ".join(_describe_bound(bound, target) for bound in unreachable)
+        asked = f" with {100 * target.confidence:g}% confidence" if target.confidence else ""
         together = " together with the rest of the target" if target.also else ""
-        text = f"no threshold reaches {bounds} for {target.name}{together} on the validation images."
+        text = f"no threshold reaches {bounds}{asked} for {target.name}{together} on the validation images."
         texts.append(Notice(text=text, severity="warning"))
     for result in point.results:
         if result.value is None:

@@ -12,11 +12,14 @@ from safetensors.numpy import load_file, save_file
 
 from convnext_cli import cross_validate, evaluate, export, finetune, predict
 from convnext_cli.data.digits import write_digits
+from convnext_cli.data.split import name_fold
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.inference.drift import ImageMeasures, compare_samples
 from convnext_cli.inference.evaluation import evaluate_all_steps
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.progress import finish
+from convnext_cli.reports.section import ReportData
+from convnext_cli.reports.sites import show_drift
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.regression import Regression
 from tests.conftest import SMALL, Convnext
@@ -121,7 +124,9 @@ def test_older_run_without_measures_compares_with_its_data_or_says_so(
     assert any("drift is not measured: the run keeps no measures" in note.text for note in result.notes)
 
 
-def test_drift_from_the_validation_images_of_all_folds(digits: Path, others: Path, tmp_path: Path) -> None:
+def test_drift_from_the_validation_images_of_all_folds(
+    digits: Path, others: Path, tmp_path: Path, convnext: Convnext
+) -> None:
     folds = cross_validate(digits, output=tmp_path / "folds", folds=2, **(SMALL | {"epochs": 1})).run  # type: ignore[arg-type]
     index = RunFolder(folds).read_split()
     same = evaluate(folds, others)
@@ -130,6 +135,13 @@ def test_drift_from_the_validation_images_of_all_folds(digits: Path, others: Pat
     assert same.drift.validation_images == len([split for split in index.splits if split.startswith("fold")])
     assert "ood" not in [measure.key for measure in same.drift.measures]
     assert any(note.text.endswith("images by pixels, size and classes") for note in same.notes)
+    config = RunFolder(folds / name_fold(1)).read_config()
+    section = show_drift(ReportData(evaluation=same, run=RunFolder(folds), config=config))
+    assert section is not None
+    assert section.sentences == ["These images are not found to differ in kind from the run's validation images."]
+    shown = convnext("eval", folds, others, "--no-report").out
+    assert "Drift from the run's validation images" in shown
+    assert "OOD threshold" not in shown, "each fold has one of its own"
     other = evaluate(folds, change(others, tmp_path / "site", brighten))
     assert other.drift is not None
     assert "brightness" in [measure.key for measure in other.drift.measures if measure.is_drift]

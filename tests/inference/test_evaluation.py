@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.folder import RunFolder
+from tests.conftest import Convnext
 
 
 @pytest.fixture
@@ -194,6 +196,12 @@ def test_target_of_a_class_without_validation_images_is_an_error(mine: RunFolder
 
 def test_target_class_may_contain_a_colon() -> None:
     assert parse_target("specificity=0.9:a:b=c").name == "a:b=c"
+
+
+def test_tta_reports_its_cost_and_gain_on_the_terminal(run: RunFolder, convnext: Convnext) -> None:
+    shown = convnext("eval", run.path, "--split", "val", "--tta", "--no-report").out
+    gain = r"difference: balanced accuracy [+-][\d.]+ points, 95% CI \["
+    assert re.search(rf"Test-time augmentation took [\d.]+ times as long; {gain}", shown)
 
 
 def test_tta_reports_its_cost_and_gain(mine: RunFolder) -> None:

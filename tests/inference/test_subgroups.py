@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from convnext_cli import evaluate
+from convnext_cli.cli.subgroups import show_subgroups
 from convnext_cli.data.attributes import Attribute
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration
@@ -17,8 +18,11 @@ from convnext_cli.inference.subgroups import (
     list_notes,
     measure_subgroups,
 )
+from convnext_cli.metrics.registry import format_ci
 from convnext_cli.metrics.thresholds import Target, Threshold
 from convnext_cli.progress import finish
+from convnext_cli.reports.section import Cell, ReportData, Table
+from convnext_cli.reports.subgroups import show_subgroups as report_subgroups
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.single import Single
 from tests.conftest import Convnext
@@ -123,6 +127,38 @@ def test_single_value_has_no_gap() -> None:
     result = measure(scored, Attribute(name="site", source="s", values=("X",) * 400, levels=("X",)))
     assert (result.tests, result.list_significant()) == (0, [])
     assert "one value only, so there is no gap" in list_notes(result)["site"]
+
+
+def test_two_classes_are_shown_with_prevalence_and_gaps_on_the_terminal_and_in_the_report(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    scored, sex = draw_images(1.5)
+    alone = Attribute(name="site", source="s", values=("X",) * 400, levels=("X",))
+    result = measure(scored, sex, alone)
+    [women, _] = result.groupings[0].subgroups
+    show_subgroups(result)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    [metrics, gaps] = [line for line in lines if line[:2] == ["sex", "F"]]
+    assert women.prevalence is not None
+    prevalence = f"{100 * women.prevalence.value:.1f}"  # type: ignore[operator]
+    assert metrics[2:5] == [str(women.images), str(women.groups), prevalence]
+    significant = [metric for metric in women.metrics if metric.is_significant]
+    assert [word[-1] for word in gaps].count("*") == len(significant) > 0
+    assert ["site", "X", *["-"] * len(women.metrics)] in lines, "nothing to compare with"
+
+    evaluation = replace(evaluate(run.path, split="val"), subgroups=result)
+    section = report_subgroups(ReportData(evaluation=evaluation, run=run, config=run.read_config()))
+    assert section is not None
+    _, metric_table, gap_table = section.blocks
+    assert isinstance(metric_table, Table)
+    assert isinstance(gap_table, Table)
+    place = [column.heading for column in metric_table.columns].index("b %")
+    assert metric_table.rows[0][place] == Cell(text=prevalence, note=format_ci(women.prevalence.interval))
+    assert [row[0] for row in gap_table.rows] == ["sex F", "sex M", "site X"]
+    assert set(gap_table.rows[2][1:]) == {Cell(text="-")}
+    marked = [cell for cell in gap_table.rows[0][1:] if isinstance(cell, Cell) and cell.note.startswith("p = ")]
+    assert len(marked) == len(women.metrics)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from markupsafe import Markup
@@ -15,13 +16,26 @@ from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import Interval, compute_intervals
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import compute_metrics
+from convnext_cli.metrics.thresholds import Bound, Target, apply_threshold, find_threshold
 from convnext_cli.progress import Notice
-from convnext_cli.reports.gallery import IMAGES
-from convnext_cli.reports.performance import MAX_CONFUSION, show_calibration, show_metrics
+from convnext_cli.reports.gallery import IMAGES, draw_images
+from convnext_cli.reports.performance import MAX_CONFUSION, show_calibration, show_metrics, show_mistakes
+from convnext_cli.reports.plots import (
+    MAX_POINTS,
+    ForestRow,
+    plot_accuracy,
+    plot_forest,
+    plot_loss,
+    plot_range_test,
+    plot_roc,
+)
+from convnext_cli.reports.provenance import show_data, show_settings, show_training
 from convnext_cli.reports.report import render_page
-from convnext_cli.reports.section import Cell, Column, Plots, ReportData, Table
+from convnext_cli.reports.section import Cell, Column, Listing, Plots, ReportData, Section, Table
+from convnext_cli.reports.targets import describe_point, show_targets
 from convnext_cli.reports.verdict import answer_questions, describe_chance, describe_leakage
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.records import AuditRecord
 from tests.conftest import SMALL
 from tests.reports.browser import CHROMIUM, Browser
 
@@ -124,9 +138,9 @@ def test_browser_detects_requests_and_errors(tmp_path: Path) -> None:
         assert len(browser.complaints) >= 2
 
 
-def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [MAX_CONFUSION + 10, 40])
+def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Path, many: int) -> None:
     random = np.random.default_rng(0)
-    many = MAX_CONFUSION + 10
     shutil.copytree(run.path, tmp_path / "run")
     result = evaluate(tmp_path / "run")
     labels = random.integers(0, many - 1, 45)
@@ -153,11 +167,191 @@ def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Pat
         "Confusion matrix",
         "Curves",
     ]
-    assert isinstance(section.blocks[3], Plots)
+    matrix = section.blocks[3]
+    assert isinstance(matrix, Plots)
+    marks = [label.get_text() for label in matrix.plots[0].figure.axes[0].get_yticklabels()]
+    assert (marks == list(classes)) == (many <= 30), "more names would overlap"
     calibration = show_calibration(report)
     assert calibration.sentences == ["Not calibrated: the probabilities are those of the model."]
     svg = dict.fromkeys(("roc", "pr", "confusion", "reliability"), Markup(""))
     assert f">{classes[-1]}</th>" in render_page(report, [section, calibration], svg), "a class without images"
+
+
+@pytest.fixture(scope="module")
+def augmented(run: RunFolder) -> Evaluation:
+    """The small run on its validation images, with test-time augmentation."""
+    return evaluate(run.path, split="val", tta=True)
+
+
+def list_texts(section: Section | None) -> list[str]:
+    """Return the sentences of a section, without their severity."""
+    assert section is not None
+    return [entry.text if isinstance(entry, Notice) else entry for entry in section.sentences]
+
+
+def test_curve_of_many_images_keeps_its_shape_with_few_points(augmented: Evaluation) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 4000)
+    logits = (random.normal(size=(4000, 3)) + np.eye(3)[labels]).astype(np.float32)
+    wide = replace(
+        augmented,
+        metrics=compute_metrics(logits, labels, "abc"),
+        calibration=None,
+        evaluated=replace(augmented.evaluated, logits=logits, targets=labels),
+    )
+    for line in plot_roc(wide).axes[0].lines[1:]:
+        x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        assert len(x) == MAX_POINTS
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+        area = float(str(line.get_label()).rpartition(" ")[2])
+        assert 100 * np.trapezoid(y, x) == pytest.approx(area, abs=0.2)
+
+
+def test_gain_of_test_time_augmentation_is_in_the_report(run: RunFolder, augmented: Evaluation) -> None:
+    [_, sentence] = list_texts(show_metrics(ReportData(evaluation=augmented, run=run, config=run.read_config())))
+    assert re.fullmatch(
+        r"With test-time augmentation: [\d.]+ times the time, "
+        r"balanced accuracy [+-][\d.]+ points, 95% CI \[[+-][\d.]+, [+-][\d.]+\]\.",
+        sentence,
+    )
+
+
+@pytest.mark.parametrize(
+    ("epoch", "kept"),
+    [
+        (None, "The run has not finished."),
+        (0, "Kept: the model with only its head trained; no epoch of fine-tuning was better."),
+        (1, "Best epoch: 1 (best loss)."),
+    ],
+)
+def test_report_says_which_epoch_was_kept(
+    run: RunFolder, augmented: Evaluation, tmp_path: Path, epoch: int | None, kept: str
+) -> None:
+    if epoch is not None:
+        record = {"epoch": epoch, "selected_by": "best loss", "val": None}
+        (tmp_path / "metrics.json").write_text(json.dumps(record))
+    log = [{"epoch": 0, "train_loss": 1.0, "val_loss": 1.0}, *run.read_log()]
+    report = ReportData(evaluation=augmented, run=RunFolder(tmp_path), config=run.read_config(), log=log)
+    assert list_texts(show_training(report)) == [f"1 epoch, after training the head alone (epoch 0). {kept}"]
+
+
+def test_settings_of_a_run_without_a_plan_are_said_to_be_unknown(
+    run: RunFolder, augmented: Evaluation, tmp_path: Path
+) -> None:
+    mine = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    report = ReportData(evaluation=augmented, run=mine, config=run.read_config())
+    [sentence] = list_texts(show_settings(report))
+    assert re.fullmatch(r"convnext_zepto_rms, \d\d+ settings, each with its source\.", sentence)
+    mine.plan.write_text("no TOML")
+    section = show_settings(report)
+    assert list_texts(section) == ["convnext_zepto_rms, settings unknown: the run's plan is gone or cannot be read."]
+    assert section is not None
+    assert [block.title for block in section.blocks] == ["Training environment"]
+    mine.plan.unlink()
+    (mine.path / "environment.json").unlink()
+    assert show_settings(report) is None
+
+
+def test_examples_of_a_finding_are_listed_if_there_are_some(run: RunFolder, augmented: Evaluation) -> None:
+    first, second = (FINDING | {"title": title, "examples": names} for title, names in (("a", ["x.png"]), ("b", [])))
+    audit = msgspec.convert({"findings": [first, second]}, AuditRecord)
+    section = show_data(ReportData(evaluation=replace(augmented, audit=audit), run=run, config=run.read_config()))
+    assert [text for text in list_texts(section) if "Action taken" in text] == [
+        f"2 x {title}. Too good. Action taken: kept." for title in "ab"
+    ]
+    assert [block.title for block in section.blocks if isinstance(block, Listing)] == ["Examples: a"]
+
+
+def test_gallery_leaves_out_images_that_are_gone(run: RunFolder, tmp_path: Path) -> None:
+    index = run.read_split()
+    for row in index.rows("test")[::4]:
+        path = tmp_path / "data" / index.paths[row]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.root / index.paths[row], path)
+    evaluation = evaluate(run.path, tmp_path / "data")
+    positions = list(range(len(evaluation.evaluated.targets)))
+    everything = draw_images(evaluation, positions)
+    assert list(everything) == positions
+    (tmp_path / "data" / everything[1].path).unlink()
+    assert draw_images(evaluation, positions) == {at: image for at, image in everything.items() if at != 1}
+    shutil.rmtree(tmp_path / "data")
+    assert draw_images(evaluation, positions) == {}
+    assert show_mistakes(ReportData(evaluation=evaluation, run=run, config=run.read_config())) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (Target("sensitivity", 0.95, "b", confidence=0.99), "sensitivity of at least 95% with 99% confidence for b"),
+        (
+            Target("sensitivity", 0.95, "b", (Bound("specificity", 0.9),)),
+            "specificity of at least 90% for b together with the rest of the target",
+        ),
+        (Target("ppv", 0.99, "b", prevalence=0.01), "PPV of at least 99% at a prevalence of 1% for b"),
+        (Target("sensitivity", 0.95, "b"), None),
+    ],
+)
+def test_report_says_which_bound_no_threshold_reaches(target: Target, text: str | None) -> None:
+    positive, random = np.arange(80) % 2 == 0, np.random.default_rng(0)
+    scores = 1 / (1 + np.exp(-random.normal(positive, 1)))
+    scores[1] = 1  # the highest score is false: no PPV of 1
+    point = apply_threshold(find_threshold(scores, positive, target), scores, positive, None)
+    warnings = [entry.text for entry in describe_point(point) if isinstance(entry, Notice)]
+    unreachable = [warning for warning in warnings if warning.startswith("no threshold")]
+    assert unreachable == ([f"no threshold reaches {text} on the validation images."] if text else [])
+
+
+def test_target_of_a_class_without_images_has_a_row_and_no_sentence(run: RunFolder, tmp_path: Path) -> None:
+    index = run.read_split()
+    shutil.copytree(run.path, tmp_path / "run")
+    for row in index.rows("test"):
+        path = tmp_path / "data" / index.paths[row]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index.name_class(row) != "1":
+            shutil.copy(index.root / index.paths[row], path)
+    evaluation = evaluate(tmp_path / "run", tmp_path / "data", targets=["sensitivity=0.9:1"])
+    section = show_targets(ReportData(evaluation=evaluation, run=run, config=run.read_config()))
+    assert not [text for text in list_texts(section) if text.lower().startswith("target ")]
+    assert section is not None
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    assert [cell.text if isinstance(cell, Cell) else cell for cell in table.rows[0]][3:] == ["-", "-", "-"]
+
+
+def test_training_without_validation_has_one_curve_and_no_best_epoch() -> None:
+    log = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": None, "val_top1": None} for epoch in (1, 2)]
+    assert [line.get_label() for line in plot_loss(log).axes[0].lines] == ["training"]
+    [axes] = plot_accuracy(log).axes
+    assert (list(axes.lines), axes.get_legend()) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("smoothed", "chosen", "labels", "top"),
+    [
+        ([2.0, 1.0, 4.0], 0.01, ["step", "smoothed", "chosen: 0.01"], 4.4),
+        ([1.0, 2.0, None], None, ["step", "smoothed"], 2.2),
+        ([None, None, None], None, ["step", "smoothed"], 1.1),
+    ],
+)
+def test_range_test_is_drawn_whatever_its_result(
+    smoothed: list[float | None], chosen: float | None, labels: list[str], top: float
+) -> None:
+    result = {"chosen": chosen, "lr": [0.001, 0.01, 0.1], "loss": smoothed, "smoothed": smoothed}
+    [axes] = plot_range_test(result).axes
+    assert [line.get_label() for line in axes.lines] == labels
+    assert axes.get_ylim() == pytest.approx((0, top))
+
+
+def test_forest_plot_has_a_row_for_a_metric_that_is_not_defined() -> None:
+    values = {"both": (0.9, Interval(0.8, 0.95)), "point": (0.7, None), "none": (None, None)}
+    rows = [
+        ForestRow(name=name, value=value, interval=interval, is_marked=False)
+        for name, (value, interval) in values.items()
+    ]
+    [axes] = plot_forest("recall", METRICS["recall"], rows).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
+    drawn = [(list(map(float, line.get_xdata())), set(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
+    assert drawn == [([80, 95], {0}), ([90], {0}), ([70], {1})]
 
 
 def test_training_curves_are_drawn(run: RunFolder) -> None:
@@ -184,6 +378,7 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
     text = "The model was trained on none of these images, nor on a near-duplicate of one."
     assert describe_leakage(new, mine) == [text]
     assert describe_leakage(known, mine) == []
+    assert describe_leakage(evaluate(mine.path, split="train"), mine) == [], "the split says it"
     trust = answer_questions(ReportData(evaluation=known, run=mine, config=run.read_config()))[2].sentences
     assert isinstance(trust[0], Notice), "warnings come first"
     assert any("were trained on" in sentence.text for sentence in trust if isinstance(sentence, Notice))

@@ -15,7 +15,7 @@ from PIL import Image
 from convnext_cli import evaluate, write_report
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.reports.report import collect_data
-from convnext_cli.reports.sites import show_left_out
+from convnext_cli.reports.sites import show_drift, show_left_out
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
 from tests.reports.browser import CHROMIUM, Browser
@@ -55,6 +55,16 @@ def test_report_shows_subgroups_with_forest_plots_and_drift(evaluation: Evaluati
     results = evaluation.subgroups.groupings[0].subgroups[0].metrics
     drawn = {path.name for path in RunFolder(evaluation.run).plots.glob("forest_*.png")}
     assert drawn == {f"forest_{number}.png" for number in range(1, len(results) + 1)}
+
+
+def test_recalibration_is_reported_where_drift_is_not_measured(evaluation: Evaluation) -> None:
+    data = collect_data(replace(evaluation, drift=None))
+    section = show_drift(data)
+    assert section is not None
+    assert section.blocks == []
+    [sentence] = section.sentences
+    assert re.match(r"The calibration was fitted on \d+ other images of this folder", str(sentence))
+    assert "the run is not changed. Change on these images: log loss " in str(sentence)
 
 
 @pytest.mark.slow

@@ -132,7 +132,8 @@ def test_threshold_has_the_highest_f1() -> None:
 def test_better_of_two_regressions_has_a_smaller_error_and_no_mcnemar_test() -> None:
     random = np.random.default_rng(0)
     targets, noise = random.normal(size=(2, 200))
-    result = compare(*(RegressionCalculator(targets + scale * noise, targets) for scale in (0.5, 0.3)))
+    worse, better = (RegressionCalculator(targets + scale * noise, targets) for scale in (0.5, 0.3))
+    result = compare(worse, better)
     error = result.differences["mae"]
     assert error is not None
     assert error.value == pytest.approx(-0.2 * np.abs(noise).mean())

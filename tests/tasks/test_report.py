@@ -12,6 +12,8 @@ import pytest
 from convnext_cli import evaluate, write_report
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.reports.per_group import show_groups
+from convnext_cli.reports.section import Cell, ReportData, Table
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.registry import TASKS
 from tests.reports.browser import CHROMIUM, Browser
@@ -94,6 +96,22 @@ def test_report_has_plain_sentences_and_a_row_for_each_mistake(reported: Reporte
     for key in evaluation.task.display.table:
         assert METRICS[key].explanation in lines, "each metric is explained in print"
     assert "Each heading" not in text
+
+
+def test_numbers_of_groups_have_one_table(task_run: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(task_run("regression").path, tmp_path / "run"))
+    evaluation = evaluate(run.path, split="val", per="group")
+    section = show_groups(ReportData(evaluation=evaluation, run=run, config=run.read_config()))
+    assert section is not None
+    assert evaluation.per_group is not None
+    [table] = section.blocks
+    assert isinstance(table, Table)
+    assert table.title == "Metrics per image and per group"
+    error = METRICS["mae"]
+    [row] = [row for row in table.rows if row[0] == error.heading]
+    assert [cell.text for cell in row if isinstance(cell, Cell)] == [
+        error.format(part.metrics.mae) for part in (evaluation, evaluation.per_group)
+    ]
 
 
 @pytest.mark.parametrize("task", ["single", "multilabel", "ordinal"])

@@ -192,6 +192,18 @@ def test_folds_are_averaged_in_evaluation(kind: str, tables: dict[str, Path], tm
     assert all(prediction.explanation and prediction.explanation.is_file() for prediction in predictions)
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_terminal_compares_two_runs(kind: str, task_run: Runs, tmp_path: Path, convnext: Convnext) -> None:
+    """By McNemar's test only where an image is right or wrong."""
+    run = task_run(kind)
+    shutil.copytree(run.path, tmp_path / "other")
+    shown = convnext("eval", run.path, tmp_path / "other", "--split", "val", "--no-report").out
+    [_, comparison] = shown.split(f"compared with {run.path}\n")
+    title = METRICS[KINDS[kind].display.compared[0]].title
+    assert comparison.startswith(f"{title} +0.0"), comparison
+    assert ("McNemar's test" in comparison) == (kind == "ordinal")
+
+
 def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path]) -> None:
     with pytest.raises(DataError, match="multilabel"):
         evaluate(task_run("multilabel").path, tables["regression"])
