@@ -199,7 +199,7 @@ def test_prediction_of_a_group_is_that_of_its_evaluation(bags: RunFolder) -> Non
         assert one.decisions == {"sensitivity=0.9:SPOT": known["SPOT"] >= threshold.threshold}
 
 
-@pytest.mark.parametrize("group_from", ["auto", r"p\d+_[0-2]?"])  # of each patient, three images and the other two
+@pytest.mark.parametrize("group_from", ["auto", r"p\d+_[0-2]?"])  # three images alone, the other two together
 def test_prediction_without_an_evaluation_fits_the_pooling_and_keeps_nothing(bags: RunFolder, group_from: str) -> None:
     images = list_images(bags, "test")
     before = predict(images, bags.path, engine="torch", per="group", group_from=group_from)
