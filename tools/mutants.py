@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TRAINING_TESTS = [f"tests/training/test_{name}.py" for name in ("resume", "origin", "settings", "limits", "finetuning")]
+TRAINING_TESTS = [
+    f"tests/training/test_{name}.py"
+    for name in ("resume", "origin", "settings", "limits", "finetuning", "distillation")
+]
 MODULES = {
     "convnext_cli/metrics": ["tests/metrics", "tests/tasks/test_metrics.py"],
     "convnext_cli/images": ["tests/images"],

@@ -313,6 +313,16 @@ def test_out_of_memory_in_a_batch_of_one_image_names_one_image(
     assert "--micro-batch-size" not in caught.value.remedy
 
 
+def test_sharded_model_without_memory_for_two_images_names_a_smaller_micro_batch(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext_cli.training.step.is_sharded", lambda _: True)
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(OutOfMemoryError, match="too little memory for 2 images of 32 px") as caught:
+        train(tiny_request(few_digits, "run", micro_batch_size=2))
+    assert "Try --micro-batch-size 1, " in caught.value.remedy
+
+
 def test_another_error_of_a_step_is_not_taken_for_out_of_memory(
     few_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
