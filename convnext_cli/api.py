@@ -276,7 +276,7 @@ class _CurveDrawer:
 
         match event:
             case Started():
-                self._run = RunFolder(event.run)
+                self._run, self._epochs = RunFolder(event.run), 0
                 if event.resumed_at is None and (range_test := self._run.read_range_test()):
                     from convnext_cli.reports.plots import draw_range_test
 

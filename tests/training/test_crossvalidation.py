@@ -65,6 +65,11 @@ def test_folds_partition_the_data_and_share_the_test_split(folds_run: FoldsFolde
         assert set(index.rows("train")) == everything - own - set(index.rows("test"))
 
 
+def test_curves_of_each_fold_are_drawn_though_all_have_as_many_epochs(data: Path) -> None:
+    cross_validate(data, output="one", **SETTINGS | {"epochs": 1})
+    assert all(run.curves.stat().st_size > 5000 for run in FoldsFolder(Path("one")).list_runs())
+
+
 def test_fold_equals_the_same_fold_trained_alone(data: Path, folds_run: FoldsFolder) -> None:
     train(folds_request(data, "alone", fold=2))
     assert Path("alone/model.safetensors").read_bytes() == weights_of(folds_run)[1]
