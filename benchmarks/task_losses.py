@@ -38,11 +38,9 @@ class Corn(Ordinal):
         scores: NDArray[np.float64] = np.maximum(edges[:, :-1] - edges[:, 1:], 1e-9)
         return scores
 
-    def fit_calibration(
-        self, logits: Floats, targets: Targets, groups: Sequence[str] | None, previous: Scaling | None = None
-    ) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit nothing."""
-        del logits, targets, groups, previous
+        del logits, targets, groups
         return {"temperature": 1.0}
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> OrdinalCalculator:

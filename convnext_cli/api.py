@@ -137,7 +137,6 @@ def check(
     """
     from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
 
-    check_settings(options)
     if fix_list is not None:
         check_fix_list(Path(fix_list), Path(data), overwrite=overwrite)
     audit = finish(check_steps(Path(data), options), on_event)

@@ -23,6 +23,7 @@ from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.tasks.task import Targets
+from convnext_cli.text import shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +97,12 @@ def refit_calibration(
     task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
     base = calibration or Calibration(weights=open_folder(run.path).fingerprint_weights(), images=0, weak=None)
-    parameters = task.fit_calibration(outputs.logits, targets, fit_set.groups, calibration)
+    parameters = task.fit_calibration(outputs.logits, targets, fit_set.groups)
     fitted = replace(base, images=len(targets), weak=None, **parameters)
+    if kept := task.list_uncalibrated(fitted, classifier.classes):
+        fitted = keep_labels(fitted, base, [classifier.classes.index(name) for name in kept])
+        text = f"the calibration of {shorten_names(kept)} stays: too few of these images are positive or negative"
+        notes.append(Notice(text=text, severity="warning"))
     scores = task.activate(task.calibrate(outputs.logits, fitted))
     thresholds = [
         _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
@@ -108,6 +113,23 @@ def refit_calibration(
         text = f"recalibrated on few images of a class: {few}; the calibration is uncertain"
         notes.append(Notice(text=text, severity="warning"))
     return replace(fitted, thresholds=tuple(thresholds))
+
+
+def keep_labels(fitted: Calibration, previous: Calibration, labels: Sequence[int]) -> Calibration:
+    """Return a calibration with the previous parameters of some labels; as it is if they had none."""
+    if not previous.label_scale:
+        return fitted
+
+    def join(key: str) -> tuple[float, ...]:
+        pairs = zip(getattr(fitted, key), getattr(previous, key), strict=True)
+        return tuple(old if k in labels else new for k, (new, old) in enumerate(pairs))
+
+    return replace(
+        fitted,
+        label_scale=join("label_scale"),
+        label_offset=join("label_offset"),
+        label_thresholds=join("label_thresholds"),
+    )
 
 
 def _refit_threshold(

@@ -256,9 +256,7 @@ class Multilabel(Task):
         factors, offsets = (", ".join(f"{value:.6g}" for value in part) for part in affine)
         return f"sigmoid(logits * [{factors}] + [{offsets}])"
 
-    def fit_calibration(
-        self, logits: Floats, targets: Targets, groups: Sequence[str] | None, previous: Scaling | None = None
-    ) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit Platt scaling for each label, and the threshold with the highest F1 on its calibrated probability."""
         rows: list[tuple[float, float, float]] = []
         for k in range(logits.shape[1]):
@@ -267,8 +265,6 @@ class Multilabel(Task):
             if min(positive.sum(), (~positive).sum()) >= MIN_TO_CALIBRATE:
                 scale, offset = fit_platt(z, positive)
                 rows.append((scale, offset, choose_threshold(sigmoid(z * scale + offset), positive)))
-            elif previous and previous.label_scale:
-                rows.append((previous.label_scale[k], previous.label_offset[k], previous.label_thresholds[k]))
             else:
                 rows.append((*IDENTITY, 0.5))
         scales, offsets, thresholds = zip(*rows, strict=True)

@@ -32,7 +32,6 @@ _MEASURES = frozenset(
         "boneage", "unnamed", "", "no", "nr", "number", "row", "rating",
     )
 )  # fmt: skip
-
 """Columns that hold measurements or count the rows."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
@@ -93,7 +92,7 @@ class RawTargets:
     join: Callable[[Sequence[tuple[float, ...]]], tuple[float, ...]] | None = None
     """Returns the values of an image from those of its rows; None if all rows of an image must have the same."""
     join_rule: str = ""
-    """What `join` does, for a note."""
+    """The rule of `join` in words, for a note."""
 
 
 class OtherTaskError(DataError):

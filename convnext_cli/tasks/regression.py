@@ -212,9 +212,7 @@ class Regression(Task):
         inner = f"logits * {self.std:.6g} + {self.mean:.6g}"
         return f"exp({inner})" if self.log else inner
 
-    def fit_calibration(
-        self, logits: Floats, targets: Targets, groups: Sequence[str] | None, previous: Scaling | None = None
-    ) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit the half length of the prediction intervals, in units of the model's output."""
         errors = np.abs(logits[:, 0].astype(np.float64) - self._standardise(targets))
         return {"margin": fit_margin(errors, groups, COVERAGE)}

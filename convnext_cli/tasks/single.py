@@ -163,9 +163,7 @@ class Single(Task):
         """Return the softmax with its temperature."""
         return f"softmax(logits / {scaling.temperature if scaling else 1.0:.6g})"
 
-    def fit_calibration(
-        self, logits: Floats, targets: Targets, groups: Sequence[str] | None, previous: Scaling | None = None
-    ) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit a temperature."""
         return {"temperature": fit_temperature(logits, targets)}
 

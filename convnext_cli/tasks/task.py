@@ -289,16 +289,13 @@ class Task(ABC):
         """Return in words how the scores follow from the logits, such as `softmax(logits / 1.2)`."""
 
     @abstractmethod
-    def fit_calibration(
-        self, logits: Floats, targets: Targets, groups: Sequence[str] | None, previous: Scaling | None = None
-    ) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit a calibration on validation images; return fields of `inference.calibration.Calibration`.
 
         Args:
             logits: (N, K).
             targets: (N, ...).
             groups: (N,) names; None where groups are not known.
-            previous: gives the parameters that these images are too few to fit; None leaves such outputs as they are.
         """
 
     def list_uncalibrated(self, scaling: Scaling, classes: Sequence[str]) -> list[str]:

@@ -185,8 +185,8 @@ def test_vindr_rows_of_three_readers_are_what_most_say(tmp_path: Path) -> None:
 
 def test_vindr_boxes_with_one_finding_in_each_row_are_joined_if_asked(tmp_path: Path) -> None:
     rows: list[list[object]] = [["image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max"]]
-    found = {"a": ("Cardiomegaly", "Nodule/Mass", "Cardiomegaly"), "b": ("No finding",) * 3, "c": ("Nodule/Mass",)}
-    for name, of_image in found.items():
+    findings = {"a": ("Cardiomegaly", "Nodule/Mass", "Cardiomegaly"), "b": ("No finding",) * 3, "c": ("Nodule/Mass",)}
+    for name, of_image in findings.items():
         save(tmp_path / f"train/{name}.png", np.full((32, 32), 99, np.uint8))
         rows += [
             [name, label, len(label), f"R{k}", *([1.5 + k, 2.25, 9.75, 9.5] if label != "No finding" else [""] * 4)]
