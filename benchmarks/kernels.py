@@ -2,7 +2,8 @@
 
     python -m benchmarks.kernels [--rounds 7] [--threads 1]
 
-Measured are the gradient of 7x7 depthwise weights, and forward and backward of a block's MLP (linear, GELU, linear).
+Measured are the gradient of 7x7 depthwise weights, and forward and backward of the MLPs of V1 blocks (linear, GELU,
+linear) and V2 blocks (with GRN before the last layer).
 Tensors are float32, channels last. Native kernel and PyTorch take turns; the result is the lowest processor time in
 milliseconds. glibc keeps freed memory meanwhile (`keep_freed_memory`). The error is ||a - b|| / ||b|| of the gradient
 of the (first) weights.
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.kernels.depthwise import SIDE, depthwise_weight_gradient
+from convnext_cli.kernels.grn import EPS, native_grn_mlp
 from convnext_cli.kernels.mlp import WIDE, native_mlp
 
 # Channels, side and batch of the stages of atto at 224 px, of two of tiny's, one of base's, and of zepto at 64 px.
@@ -49,20 +51,27 @@ def compare_depthwise(channels: int, side: int, batch: int, rounds: int) -> str:
     return f"{theirs:10.1f} {ours:8.1f} {theirs / ours:6.2f} {error:9.0e}"
 
 
-def compare_mlp(channels: int, side: int, batch: int, rounds: int) -> str:
-    """Return the table row of a shape."""
+def compare_mlp(channels: int, side: int, batch: int, rounds: int, *, has_grn: bool) -> str:
+    """Return the table row of a shape, for the MLP of a V1 block, or of a V2 block, which has GRN."""
     x = torch.randn(batch, side, side, channels, requires_grad=True)
     first, second = (
         torch.randn(shape) / channels**0.5 for shape in ((4 * channels, channels), (channels, 4 * channels))
     )
     parts = [x, first.requires_grad_(), torch.randn(4 * channels), second.requires_grad_(), torch.randn(channels)]
-    grad = torch.randn(x.shape)
+    grad, grn_weight = torch.randn(x.shape), torch.randn(4 * channels)
 
     def go_theirs() -> Tensor:
-        return F.linear(F.gelu(F.linear(*parts[:3])), *parts[3:])
+        activated = F.gelu(F.linear(*parts[:3]))
+        if has_grn:
+            norms = torch.linalg.vector_norm(activated, dim=(1, 2), keepdim=True)
+            activated = activated * (1 + grn_weight * norms / (norms.mean(-1, keepdim=True) + EPS))
+        return F.linear(activated, *parts[3:])
 
     def go_ours() -> Tensor:
-        result: Tensor = native_mlp(*parts, channels >= WIDE)[0]
+        if has_grn:
+            result: Tensor = native_grn_mlp(*parts[:3], grn_weight, *parts[3:])[0]
+        else:
+            result = native_mlp(*parts, channels >= WIDE)[0]
         return result
 
     def take(go: Callable[[], Tensor]) -> Tensor:
@@ -93,7 +102,7 @@ def measure_error(mine: Tensor, expected: Tensor) -> float:
 
 
 def main() -> None:
-    """Measure and print both tables."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -104,9 +113,10 @@ def main() -> None:
     print(f"{head}{'error':>10}   gradient of depthwise weights")
     for shape in SHAPES:
         print(f"{name_shape(*shape):<24}{compare_depthwise(*shape, arguments.rounds)}", flush=True)
-    print(f"\n{head}{COLUMNS}{'error':>10}   products with GELU: forward, and with gradients")
-    for shape in SHAPES:
-        print(f"{name_shape(*shape):<24}{compare_mlp(*shape, arguments.rounds)}", flush=True)
+    for name, has_grn in (("V1", False), ("V2", True)):
+        print(f"\n{head}{COLUMNS}{'error':>10}   MLP of {name} blocks: forward, and with gradients")
+        for shape in SHAPES:
+            print(f"{name_shape(*shape):<24}{compare_mlp(*shape, arguments.rounds, has_grn=has_grn)}", flush=True)
 
 
 def name_shape(channels: int, side: int, batch: int) -> str:

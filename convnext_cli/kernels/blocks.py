@@ -5,11 +5,12 @@
 - The 1x1 convolutions are matrix products over (B*H*W, C), which channels_last gives without a copy.
 - LayerScale is multiplied into the weights of the last linear layer, (C, 4C), instead of its output, (B, H, W, C).
   That saves three passes over all activations.
-- GRN of the V2 blocks is a factor per image and channel, of the last linear layer's weights or of its input, whichever
-  is smaller. timm's takes six passes over the hidden activations, (B, H, W, 4C), and this one two.
+- GRN of the V2 blocks is one factor per image and channel, multiplied in one pass. timm takes six passes over the
+  hidden activations, (B, H, W, 4C).
 - The gradient of the 7x7 depthwise weights comes from a native kernel if there is a C compiler (`depthwise.py`).
   PyTorch's takes five to ten times as long as the forward pass.
-- With a C compiler, the MLP of V1 blocks is computed in blocks of rows that fit the CPU cache (`mlp.py`).
+- With a C compiler, MLPs train in blocks of rows that fit the CPU cache (`mlp.py`, V2 `grn.py`), and their products
+  use the widest instructions of the processor. Without a gradient, oneDNN computes the linear layers.
 - The norm of the *_rms models is computed as LayerNorm plus the mean: one pass instead of timm's eight.
 - Memory that a step frees is kept for the next step. By default glibc returns large blocks to the system, which then
   clears them page by page in each step.
@@ -27,6 +28,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from convnext_cli.kernels.depthwise import NativeDepthwise, can_use_native_gradient
+from convnext_cli.kernels.grn import can_use_native_grn, native_grn_mlp
 from convnext_cli.kernels.mlp import WIDE, can_use_native_mlp, native_mlp
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
@@ -46,7 +48,7 @@ def use_fused_blocks(model: nn.Module, *, native: bool = False, recomputed: Coll
     """
     for module in model.modules():
         if type(module) is ConvNeXtBlock and type(module.mlp) is GlobalResponseNormMlp:
-            module.__class__ = FusedGrnBlock
+            module.__class__ = NativeGrnBlock if native and can_use_native_grn(module.mlp) else FusedGrnBlock
         elif type(module) is ConvNeXtBlock and type(module.mlp) is Mlp:
             width = module.get_parameter("mlp.fc1.weight").shape[1]
             is_recomputed = width < WIDE if recomputed is None else width in recomputed
@@ -121,22 +123,30 @@ class FusedBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
     def _apply_linears(
         self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
     ) -> Tensor:
-        return F.linear(self._activate(x, first, first_bias), second, second_bias)
+        return self._apply_linear(self._activate(x, first, first_bias), second, second_bias)
 
     def _activate(self, x: Tensor, first: Tensor, first_bias: Tensor) -> Tensor:
         """Return linear and GELU of (B, H, W, C), (B, H, W, D)."""
-        if self._can_fuse_gelu(x):
-            inner: Tensor = torch.ops.mkldnn._linear_pointwise(x, first, first_bias, "gelu", [], "none")
-            return inner
+        if type(self.mlp.act) is GELU and self._can_use_onednn(x):
+            return self._apply_linear(x, first, first_bias, "gelu")
         activated: Tensor = self.mlp.drop1(self.mlp.act(F.linear(x, first, first_bias)))
         return activated
 
-    def _can_fuse_gelu(self, x: Tensor) -> bool:
-        """Return True if oneDNN can compute the first linear layer with GELU in one pass, which has no gradient."""
+    def _apply_linear(self, x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+        """Return a linear layer's output, computed by oneDNN where it can; only there an activation is computed too."""
+        if self._can_use_onednn(x):
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+            return result
+        return F.linear(x, weight, bias)
+
+    def _can_use_onednn(self, x: Tensor) -> bool:
+        """Return True if oneDNN's linear layer can be used, which has no gradient.
+
+        F.linear is MKL's, which has wide instructions on Intel's processors only.
+        """
         return (
             not torch.is_grad_enabled()
             and not self.training
-            and type(self.mlp.act) is GELU
             and (x.device.type, x.dtype) == ("cpu", torch.float32)
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -144,7 +154,7 @@ class FusedBlock(ConvNeXtBlock):  # type: ignore[misc]  # timm has no types
 
 
 class FusedGrnBlock(FusedBlock):
-    """A V2 block, whose GRN is multiplied into the weights of the last linear layer, or into its input.
+    """A V2 block with GRN in one pass.
 
     GRN is h (1 + w n) + b with n the L2 norm of a channel of h over the positions, divided by the mean over channels.
     Source: arXiv:2301.00808, algorithm 1.
@@ -154,17 +164,24 @@ class FusedGrnBlock(FusedBlock):
         self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
     ) -> Tensor:
         inner, grn = self._activate(x, first, first_bias), self.mlp.grn
-        batch, height, width, hidden = inner.shape
-        rows = inner.reshape(batch, height * width, hidden)
-        norms = torch.linalg.vector_norm(rows, dim=1)  # (B, D)
-        factors = 1 + grn.weight * (norms / (norms.mean(dim=1, keepdim=True) + grn.eps))
+        norms = torch.linalg.vector_norm(inner, dim=(1, 2), keepdim=True)  # (B, 1, 1, D)
+        factors = 1 + grn.weight * (norms / (norms.mean(dim=-1, keepdim=True) + grn.eps))
+        scaled = inner * factors if torch.is_grad_enabled() else inner.mul_(factors)
+        return self._apply_linear(scaled, second, second_bias + second @ grn.bias)
+
+
+class NativeGrnBlock(FusedGrnBlock):
+    """A V2 block that trains with the native MLP."""
+
+    def _apply_linears(
+        self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
+    ) -> Tensor:
+        if not _needs_native_gradient(x):
+            return super()._apply_linears(x, first, first_bias, second, second_bias)
+        grn = self.mlp.grn
         bias = second_bias + second @ grn.bias
-        if len(second) < height * width:  # fewer rows of weights than of activations
-            weights = second * factors[:, None]  # (B, C', D)
-            result = torch.baddbmm(bias, rows, weights.transpose(1, 2))
-        else:
-            result = F.linear(rows * factors[:, None], second, bias)
-        return result.view(batch, height, width, -1)
+        result: Tensor = native_grn_mlp(x, first, first_bias, grn.weight, second, bias)[0]
+        return result
 
 
 class NativeBlock(FusedBlock):
@@ -175,8 +192,7 @@ class NativeBlock(FusedBlock):
     def _apply_linears(
         self, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
     ) -> Tensor:
-        is_plain = (x.device.type, x.dtype) == ("cpu", torch.float32) and not torch.is_autocast_enabled("cpu")
-        if torch.is_grad_enabled() and is_plain:
+        if _needs_native_gradient(x):
             result: Tensor = native_mlp(x, first, first_bias, second, second_bias, self.keeps_hidden)[0]
             return result
         return super()._apply_linears(x, first, first_bias, second, second_bias)
@@ -186,6 +202,12 @@ class RecomputingBlock(NativeBlock):
     """A block with few channels that computes its hidden values again in the backward pass."""
 
     keeps_hidden = False
+
+
+def _needs_native_gradient(x: Tensor) -> bool:
+    """Return True if an MLP of x is trained, in float32 on a CPU."""
+    is_plain = (x.device.type, x.dtype) == ("cpu", torch.float32) and not torch.is_autocast_enabled("cpu")
+    return is_plain and torch.is_grad_enabled()
 
 
 class FusedSimpleNorm2d(SimpleNorm2d):  # type: ignore[misc]

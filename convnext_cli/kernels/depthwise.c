@@ -40,7 +40,7 @@ long count_scratch_floats(long height, long width) { return LANES * height * (2 
  * the output, both (batch, height, width, channels). There must be at least LANES channels. The last block of channels
  * may overlap the one before, and writes the same values there. */
 void sum_products(const float *x, const float *grad, float *sums, float *scratch, long batch, long height, long width,
-                  long channels, int threads)
+                  long channels, long threads)
 {
     long blocks = (channels + LANES - 1) / LANES, size = height * width * channels;
     long tiled = round_up(width), wide = tiled + 2 * EDGE, scratch_size = count_scratch_floats(height, width);

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_cli.kernels.library import load_kernels
+from convnext_cli.kernels.library import call_kernel, load_kernels
 
 SIDE = 7
 
@@ -75,13 +75,12 @@ def depthwise_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     Raises:
         NoKernelError: the kernels cannot be compiled or loaded.
     """
-    kernels, threads = load_kernels(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     x, grad = (part.contiguous(memory_format=torch.channels_last) for part in (x, grad))
     batch, channels, height, width = x.shape
     sums = x.new_empty(batch, SIDE, SIDE, channels)
-    scratch = x.new_empty(threads * kernels.count_scratch_floats(height, width))
-    pointers = (part.data_ptr() for part in (x, grad, sums, scratch))
-    kernels.sum_products(*pointers, batch, height, width, channels, threads)
+    scratch = x.new_empty(threads * load_kernels().count_scratch_floats(height, width))
+    call_kernel("sum_products", x, grad, sums, scratch, sizes=(batch, height, width, channels, threads))
     return sums.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous()
 
 

@@ -49,17 +49,23 @@ void gelu(const float *h, const float *bias, float *result, long rows, long colu
         }
 }
 
-/* Write GELU(h + bias) to `result`, which may be h, and multiply the gradient of that, `grad`, by GELU's derivative, in
- * place. Add the new `grad` by column to `sums`, (columns). */
-void gelu_backward(const float *h, const float *bias, float *result, float *grad, float *sums, long rows, long columns)
+/* Write a = GELU(h + bias) to `result`, which may be h, and replace the gradient of that, `grad`, by that of h + bias,
+ * in place. Add the new `grad` by column to `sums`, (columns). If `scale` and `shift`, (columns), are not NULL, `result`
+ * is a scale, `grad` is the gradient of that, and the gradient of a has the further term a shift. */
+void gelu_backward(const float *h, const float *bias, const float *scale, const float *shift, float *result,
+                   float *grad, float *sums, long rows, long columns)
 {
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < columns; j += LANES) {
             vec *slope = (vec *)(grad + i * columns + j), density;
             vec x = *(const vec *)(h + i * columns + j) + *(const vec *)(bias + j);
-            vec cdf = normal_cdf(x, &density);
-            *(vec *)(result + i * columns + j) = x * cdf;
-            *slope *= cdf + 0.39894228f * x * density; /* 1 / sqrt(2 pi) */
+            vec cdf = normal_cdf(x, &density), a = x * cdf, grad_a = *slope;
+            if (scale) {
+                grad_a = grad_a * *(const vec *)(scale + j) + a * *(const vec *)(shift + j);
+                a *= *(const vec *)(scale + j);
+            }
+            *(vec *)(result + i * columns + j) = a;
+            *slope = grad_a * (cdf + 0.39894228f * x * density); /* 1 / sqrt(2 pi) */
             *(vec *)(sums + j) += *slope;
         }
 }

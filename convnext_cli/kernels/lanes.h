@@ -1,4 +1,6 @@
 /* Floats of a SIMD register. */
+#pragma once
+
 #ifdef __AVX512F__
 #define LANES 16
 #else

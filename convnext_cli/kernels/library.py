@@ -6,11 +6,16 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.files import replace_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
@@ -37,30 +42,42 @@ def load_kernels() -> ctypes.CDLL:
             kernels = ctypes.CDLL(str(path))
         kernels.count_lanes.restype = kernels.count_scratch_floats.restype = ctypes.c_long
         kernels.count_scratch_floats.argtypes = [ctypes.c_long] * 2
-        kernels.sum_products.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 4 + [ctypes.c_int]
-        kernels.gelu.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 2
-        kernels.gelu_backward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 2
-        sizes = ctypes.c_long, *[ctypes.c_int] * 3, ctypes.c_long, ctypes.c_int
-        kernels.mlp.argtypes = [*[ctypes.c_void_p] * 9, *sizes]
-        kernels.mlp_backward.argtypes = [*[ctypes.c_void_p] * 12, *sizes]
-        for function in (kernels.sum_products, kernels.gelu, kernels.gelu_backward, kernels.mlp, kernels.mlp_backward):
-            function.restype = None
     except (OSError, AttributeError) as error:
         raise NoKernelError(str(error)) from error
     return kernels
 
 
+def call_kernel(name: str, *places: "Tensor | int | None", sizes: Sequence[int]) -> None:
+    """Call a function of the kernels.
+
+    Args:
+        name: of the function.
+        places: its pointers: contiguous tensors, addresses such as that of `find_multiply`, None for NULL.
+        sizes: its further arguments; all are `long`.
+
+    Raises:
+        NoKernelError: the kernels cannot be compiled or loaded.
+    """
+    addresses = (place if place is None or isinstance(place, int) else place.data_ptr() for place in places)
+    function = load_kernels()[name]
+    function.restype = None
+    function(*map(ctypes.c_void_p, addresses), *map(ctypes.c_long, sizes))
+
+
 @cache
-def find_gemm() -> int:
-    """Return the address of MKL's SGEMM in PyTorch's library; 0 if PyTorch is built with another one."""
+def find_multiply() -> int:
+    """Return the address of PyTorch's product of small float32 matrices; 0 if this build has none.
+
+    It is `at::native::cpublas::brgemm` (`products.h`). Its symbol contains the types of the arguments, so that of a
+    version with other ones is not found.
+    """
     import torch
 
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        path = Path(torch.__file__).parent / "lib" / name
-        if path.exists():
-            gemm = getattr(ctypes.CDLL(str(path)), "SGEMM", None)
-            return ctypes.cast(gemm, ctypes.c_void_p).value or 0 if gemm is not None else 0
-    return 0
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if platform.machine() not in ("x86_64", "AMD64") or not path.exists():
+        return 0
+    multiply = getattr(ctypes.CDLL(str(path)), "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb", None)
+    return ctypes.cast(multiply, ctypes.c_void_p).value or 0 if multiply is not None else 0
 
 
 def _find_compiled() -> Path:

@@ -13,7 +13,7 @@ from timm.layers import Mlp
 from timm.layers.activations import GELU
 from torch import Tensor
 
-from convnext_cli.kernels.library import find_gemm, load_kernels
+from convnext_cli.kernels.library import call_kernel, find_multiply, load_kernels
 
 WIDE = 128  # channels from which on keeping the hidden values is usually faster; autotuning measures it
 BLOCK_VALUES = 1 << 17  # hidden values of a block, 512 KiB; the gradient needs two such blocks in a core's cache
@@ -27,7 +27,7 @@ def can_use_native_mlp(mlp: Any) -> bool:
         and type(mlp.act) is GELU
         and mlp.drop1.p == 0
         and mlp.fc1.weight.shape[0] % load_kernels().count_lanes() == 0
-        and find_gemm() != 0
+        and find_multiply() != 0
     )
 
 
@@ -52,12 +52,12 @@ def native_mlp(
         NoKernelError: the kernels cannot be compiled or loaded.
     """
     threads, hidden, outputs = torch.get_num_threads(), len(first), len(second)
-    rows, *weights = _lay_out(x, first, first_bias, second, second_bias)
-    size = _count_block_rows(len(rows), hidden, threads)
+    rows, *weights = _lay_out(x, first.T, first_bias, second.T, second_bias)
+    size = count_block_rows(len(rows), hidden, threads)
     result, scratch = x.new_empty(len(rows), outputs), x.new_empty(threads, size, hidden)
     kept = x.new_empty(len(rows) if keeps else 0, hidden)
-    pointers = (part.data_ptr() for part in (rows, *weights, result, kept, scratch))
-    load_kernels().mlp(find_gemm(), *pointers, *rows.shape, hidden, outputs, size, threads)
+    sizes = *rows.shape, hidden, outputs, size, threads
+    call_kernel("mlp", find_multiply(), rows, *weights, result, kept if keeps else None, scratch, sizes=sizes)
     return result.view(*x.shape[:-1], outputs), kept
 
 
@@ -71,14 +71,14 @@ def native_mlp_backward(
         NoKernelError: as `native_mlp`.
     """
     threads, hidden, outputs = torch.get_num_threads(), len(first), len(second)
-    rows, grads, *weights = _lay_out(x, grad.reshape(-1, outputs), first, first_bias, second)
-    size = _count_block_rows(len(rows), hidden, threads)
-    grad_x, scratch = torch.empty_like(rows), x.new_empty(threads, 2 * size, hidden)
-    sums = [x.new_zeros(threads, *part.shape) for part in weights]  # of each thread
-    pointers = (part.data_ptr() for part in (grads, rows, *weights, kept, grad_x, *sums, scratch))
-    load_kernels().mlp_backward(find_gemm(), *pointers, *rows.shape, hidden, outputs, size, threads)
+    rows, grads, *weights = _lay_out(x, grad.reshape(-1, outputs), first.T, first, first_bias, second)
+    inputs, size = rows.shape[1], count_block_rows(len(rows), hidden, threads)
+    grad_x, scratch = torch.empty_like(rows), x.new_empty(threads, size, 2 * hidden + max(inputs, outputs))
+    sums = [x.new_zeros(threads, *part.shape) for part in (first.T, first_bias, second)]  # of each thread
+    places = grads, rows, *weights, kept if kept.numel() else None, grad_x, *sums, scratch
+    call_kernel("mlp_backward", find_multiply(), *places, sizes=(*rows.shape, hidden, outputs, size, threads))
     grad_first, grad_bias, grad_second = (part.sum(0) for part in sums)
-    return grad_x.view(x.shape), grad_first, grad_bias, grad_second, grads.sum(0)
+    return grad_x.view(x.shape), grad_first.T.contiguous(), grad_bias, grad_second, grads.sum(0)
 
 
 def _lay_out(x: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +86,7 @@ def _lay_out(x: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
     return x.reshape(-1, x.shape[-1]).contiguous(), *(part.contiguous() for part in parts)
 
 
-def _count_block_rows(rows: int, hidden: int, threads: int) -> int:
+def count_block_rows(rows: int, hidden: int, threads: int) -> int:
     """Return the rows of a block: hidden values that fit the cache, and as many blocks for each thread."""
     size = max(BLOCK_ROWS, BLOCK_VALUES // hidden)
     blocks = threads * max(1, round(rows / (threads * size)))

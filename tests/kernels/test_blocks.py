@@ -84,25 +84,25 @@ def test_grn_is_timms_at_high_and_low_resolution(size: int) -> None:
     torch.testing.assert_close(fused(x), model(x))
 
 
-def test_gelu_is_fused_without_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_computes_linear_layers_without_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("convnext_zepto_rms", num_classes=3).eval()
     expected = deepcopy(model)
     use_fused_blocks(model)
     asked: list[bool] = []
-    fuses = FusedBlock._can_fuse_gelu
+    can_use = FusedBlock._can_use_onednn
 
     def watch(block: FusedBlock, x: torch.Tensor) -> bool:
-        asked.append(fuses(block, x))
+        asked.append(can_use(block, x))
         return asked[-1]
 
-    monkeypatch.setattr(FusedBlock, "_can_fuse_gelu", watch)
+    monkeypatch.setattr(FusedBlock, "_can_use_onednn", watch)
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-4)
-    assert asked == [torch.backends.mkldnn.is_available()] * 10, "depths 2, 2, 4, 2"  # type: ignore[no-untyped-call]
+    assert set(asked) == {torch.backends.mkldnn.is_available()}  # type: ignore[no-untyped-call]
     asked.clear()
     model(x)
     model.train()
     with torch.no_grad():
         model(x)
-    assert asked == [False] * 20
+    assert set(asked) == {False}

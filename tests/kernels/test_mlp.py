@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convnext_cli.kernels import mlp
 from convnext_cli.kernels.blocks import FusedBlock, NativeBlock, RecomputingBlock, use_fused_blocks
-from convnext_cli.kernels.library import load_kernels
+from convnext_cli.kernels.library import call_kernel
 from convnext_cli.kernels.mlp import can_use_native_mlp, native_mlp
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -90,11 +90,9 @@ def test_compilation_knows_the_shapes_of_the_native_mlp(*, keeps: bool) -> None:
 def _apply_gelu(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """GELU and its derivative by the kernels, and the same sums by column."""
     result, again, slopes = values.clone(), values.clone(), torch.ones_like(values)
-    rows, columns = values.shape
-    bias, sums = torch.zeros(columns), torch.zeros(columns)
-    load_kernels().gelu(result.data_ptr(), bias.data_ptr(), result.data_ptr(), rows, columns)
-    places = (part.data_ptr() for part in (again, bias, again, slopes, sums))
-    load_kernels().gelu_backward(*places, rows, columns)
+    bias, sums = torch.zeros(values.shape[1]), torch.zeros(values.shape[1])
+    call_kernel("gelu", result, bias, result, sizes=values.shape)
+    call_kernel("gelu_backward", again, bias, None, None, again, slopes, sums, sizes=values.shape)
     torch.testing.assert_close(again, result, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(sums, slopes.sum(0), equal_nan=True)
     return result, slopes
@@ -140,6 +138,6 @@ def test_narrow_blocks_compute_their_hidden_values_again() -> None:
     assert not can_use_native_mlp(v2.stages[0].blocks[0].mlp), "GRN stands between its layers"
 
 
-def test_pytorch_without_mkl_trains_without_the_native_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlp, "find_gemm", lambda: 0)
+def test_pytorch_without_small_products_trains_without_the_native_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp, "find_multiply", lambda: 0)
     assert list_kinds() == [FusedBlock] * 4
