@@ -5,17 +5,22 @@
     python -m tools.pretraining.pretrain grey FOLDER OUT [--fraction 0.2]
     python -m tools.pretraining.pretrain train DATA RUN [--model convnext_zepto_rms] [--stages 32x6 64x3]
     python -m tools.pretraining.pretrain distil DATA RUN --teacher FILE [--stages 96x12 128x4] [--weights PATH]
+        [--labels CSV]
+    python -m tools.pretraining.pretrain label RUN CSV
     python -m tools.pretraining.pretrain pack RUN
 
 `formulas` generates images by formulas. `tiny` unpacks Tiny ImageNet at 32 px without the unseen classes. `grey` writes
 grey copies of some images, so that the weights know X-rays' lack of colour. `train` takes labelled images, `distil` any
-folder of images and a teacher (`python -m tools.pretraining.teacher`). Each stage, PIXELSxEPOCHS, starts from the
-weights of the one before: most epochs on small images, the last ones on larger. A stage that was interrupted is
+folder of images and a teacher (`python -m tools.pretraining.teacher`); with `--labels`, half of the loss of the classes
+is against labels. `label` writes them for the images of a run of `distil`: the class of an image's folder, such as
+those of Tiny ImageNet, if the teacher knows it, otherwise the teacher's class. Each stage, PIXELSxEPOCHS, starts from
+the weights of the one before: most epochs on small images, the last ones on larger. A stage that was interrupted is
 resumed, a finished one is left out. `pack` writes the run's weights in 16 bits into the package; their model card,
 `convnext_cli/models/builtin/card.toml`, is written by hand.
 """
 
 import argparse
+import csv
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -113,8 +118,32 @@ def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
         weights = str(output)
 
 
-def distil(data: Path, run: Path, *, weights: str, stages: list[str], batch: int, views: int, **options: Any) -> None:
-    """Distil the teacher stage by stage, on unlabelled images; go on where an earlier call was interrupted.
+def label(run: Path, out: Path) -> None:
+    """Write `path,label` of the images of a run: the class that a folder of the path is named after, else the run's.
+
+    A class without an image has no row.
+    """
+    classes = set(RunFolder(run).read_config().label_names)
+    with (run / "split.csv").open(newline="") as source, out.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["path", "label"])
+        for row in csv.DictReader(source):
+            own = classes & set(Path(row["path"]).parts)
+            writer.writerow([row["path"], min(own, default=row["label"])])
+
+
+def distil(
+    data: Path,
+    run: Path,
+    *,
+    weights: str,
+    stages: list[str],
+    batch: int,
+    views: int,
+    labels: Path | None,
+    **options: Any,
+) -> None:
+    """Distil the teacher stage by stage, on unlabelled images or also on labels; go on where it was interrupted.
 
     The learning rate is for a batch of `BATCH`, and goes with the square root of the batch.
     """
@@ -125,9 +154,9 @@ def distil(data: Path, run: Path, *, weights: str, stages: list[str], batch: int
         if folder.is_begun and not folder.is_finished:
             finetune(resume=output, onnx=False, on_event=Printer())
         elif not folder.is_finished:
+            kind = {"image_root": data, "teacher_weight": 0.5} if labels else {"unlabelled": True}
             finetune(
-                data,
-                unlabelled=True,
+                labels or data,
                 output=output,
                 overwrite=True,
                 weights=weights,
@@ -136,6 +165,7 @@ def distil(data: Path, run: Path, *, weights: str, stages: list[str], batch: int
                 group_from="none",
                 val_fraction=0.0,
                 test_fraction=0.0,
+                **kind,
                 epochs=epochs,
                 batch_size=batch,
                 micro_batch_size=batch,
@@ -227,12 +257,17 @@ def main() -> None:
     student.add_argument("--weights", default="none", help="to start from: none, builtin, or a path")
     student.add_argument("--stages", nargs="+", default=["96x12", "128x4"], metavar="PIXELSxEPOCHS")
     student.add_argument("--views", type=int, default=3, help="of each image")
+    student.add_argument("--labels", type=Path, metavar="CSV")
     student.add_argument("--seed", type=int, default=0)
+    labelling = commands.add_parser("label")
+    labelling.add_argument("run", type=Path)
+    labelling.add_argument("out", type=Path)
     packing = commands.add_parser("pack")
     packing.add_argument("run", type=Path)
     options = vars(parser.parse_args())
     commands_by_name: dict[str, Callable[..., None]] = {
-        "formulas": draw, "tiny": unpack, "grey": copy_grey, "train": train, "distil": distil, "pack": pack,
+        "formulas": draw, "tiny": unpack, "grey": copy_grey, "train": train, "distil": distil, "label": label,
+        "pack": pack,
     }  # fmt: skip
     commands_by_name[options.pop("command")](**options)
 
