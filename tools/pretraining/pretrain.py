@@ -39,8 +39,7 @@ from tools.pretraining.formulas import write_images
 
 VAL_PER_CLASS = 10
 BATCH = 96
-PEAKS = (2e-3, 1e-3)  # learning rate of the first stage, and of the later ones
-DISTIL_PEAKS = (2e-3, 1e-3)
+PEAKS = (2e-3, 1e-3)  # learning rate from random weights, and in later stages
 SHOWN = 1_000  # images between two lines of progress
 HELD_OUT = frozenset(
     {
@@ -100,7 +99,7 @@ def train(data: Path, run: Path, *, model: str, stages: list[str]) -> None:
             group_from="none",
             epochs=epochs,
             batch_size=BATCH,
-            lr=PEAKS[min(number, 1)],
+            lr=PEAKS[weights != "none"],
             min_lr=1e-5 if output == run else 4e-4,  # the next stage goes on from there
             warmup_epochs=0.1 if number else 0.3,
             weight_decay=0.05,
@@ -169,7 +168,7 @@ def distil(
                 epochs=epochs,
                 batch_size=batch,
                 micro_batch_size=batch,
-                lr=DISTIL_PEAKS[min(number, 1)] * (batch / BATCH) ** 0.5,
+                lr=PEAKS[weights != "none"] * (batch / BATCH) ** 0.5,
                 min_lr=1e-5,
                 warmup_epochs=1.0,
                 weight_decay=0.05,
