@@ -153,7 +153,7 @@ def distil(
         if folder.is_begun and not folder.is_finished:
             finetune(resume=output, onnx=False, on_event=Printer())
         elif not folder.is_finished:
-            kind = {"image_root": data, "teacher_weight": 0.5} if labels else {"unlabelled": True}
+            kind = {"image_root": str(data), "teacher_weight": 0.5} if labels else {"unlabelled": True}
             finetune(
                 labels or data,
                 output=output,
