@@ -363,18 +363,20 @@ def steady_speed(steps: "list[Step]") -> float:
 
 
 def feed(run: Path, sizes: SimpleNamespace) -> None:
-    """Measure the data path alone, from the cache, by preset and threads, and the copy of a batch to the GPU."""
+    """Measure the data path alone, from the cache, by preset, threads and processes, and the copy of a batch."""
     import numpy as np
     import torch
 
-    from convnext_cli.images.loaders import cut_batches, load_batches
+    from convnext_cli.images.loaders import cut_batches
     from convnext_cli.inference.saved_model import load_model
     from convnext_cli.models.forward import prepare_input
     from convnext_cli.recipes.plan import read_plan
     from convnext_cli.recipes.settings import Settings
     from convnext_cli.recipes.tables import load_augmentations
     from convnext_cli.runs.folder import RunFolder
-    from convnext_cli.training.loading import load_training, open_training_images
+    from convnext_cli.training.loading import plan_views
+    from convnext_cli.training.views import ThreadLoader, ViewLoader
+    from convnext_cli.training.workers import ProcessLoader
 
     folder = RunFolder(run)
     index, (_, _, preprocessing) = folder.read_split(), load_model(run)
@@ -385,20 +387,24 @@ def feed(run: Path, sizes: SimpleNamespace) -> None:
         context: Any = SimpleNamespace(
             settings=settings, index=index, preprocessing=preprocessing, cache=True, distillation=None
         )
-        images = open_training_images(context)
-        speeds = {}
-        most = sizes.threads[-1]
+        views, most = plan_views(context), sizes.threads[-1]
         some = rows if preset == "light" else rows[: len(rows) // 2]
-        for threads in (most, *sizes.threads):  # the first fills the cache
-            if preset != "light" and threads not in (1, most):
-                continue
-            began = time.perf_counter()
-            part = some if threads > 2 else some[: max(sizes.batch, len(some) // 4)]
-            load = load_training(context, images, 1)
-            for _ in load_batches(cut_batches(part, sizes.batch), load, threads=threads):
+        loaders: dict[Any, ViewLoader] = {most: ThreadLoader(views, most)}  # fills the cache
+        loaders |= {threads: ThreadLoader(views, threads) for threads in sizes.threads if preset == "light"}
+        loaders |= {f"{most} processes": ProcessLoader(views, most), 1: ThreadLoader(views, 1)}
+        speeds = {}
+        for name, loader in [(most, loaders[most]), *loaders.items()]:
+            part = some if name not in (1, 2) else some[: max(sizes.batch, len(some) // 4)]
+            draws = cut_batches([(row, 1, row) for row in part], sizes.batch)
+            for _ in loader.load(draws[:2]):  # a process takes a second to start
                 pass
-            images.flush()
-            speeds[threads] = round(len(part) / (time.perf_counter() - began), 1)
+            began = time.perf_counter()
+            for _ in loader.load(draws):
+                pass
+            speeds[name] = round(len(part) / (time.perf_counter() - began), 1)
+            loader.flush()
+        for loader in loaders.values():
+            loader.close()
         print_check(f"a.feed_{preset}", None, images_per_second_by_threads=speeds)
     if torch.cuda.is_available():
         batch = np.zeros((sizes.batch, sizes.size, sizes.size, 3), np.uint8)

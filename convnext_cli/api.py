@@ -58,6 +58,7 @@ class TrainOptions(SettingsDict, total=False):
     overwrite: bool
     resume: Path | str | None
     cache: bool
+    workers: int
     autotune: bool
     compile: bool | None
     track: Sequence[str]

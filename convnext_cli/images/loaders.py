@@ -1,15 +1,15 @@
 """Batches of prepared images, decoded ahead by threads.
 
-Threads are used instead of processes: Pillow decodes and resizes without the GIL, nothing is copied between processes,
-and errors keep their type. On two cores, processes are not faster (`benchmarks/feeding.py`). A task of a thread has
-several images; with one each, the hand-over of small images would take longer than their preparation. An image depends
-on (seed, epoch, row) only, never on a thread's timing, so that a run can be repeated and resumed from these three
-numbers.
+Threads are the default, not processes: Pillow decodes and resizes without the GIL, nothing is copied between processes,
+and on two cores processes are not faster (`benchmarks/feeding.py`). A task of a thread has several images; with one
+each, the hand-over of small images would take longer than their preparation. An image depends on (seed, epoch, row)
+only, never on a thread's timing, so that a run can be repeated and resumed from these three numbers.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from convnext_cli.images.decode import Pixels
 
 AHEAD = 2  # batches decoded in advance
+Row = TypeVar("Row")  # a number, or a drawn image
 
 
 def shuffle_rows(rows: Sequence[int], *, seed: int, epoch: int) -> list[int]:
@@ -49,7 +50,7 @@ def balance_rows(rows: Sequence[int], labels: Sequence[int], *, seed: int, epoch
     return [draws[i] for i in random.permutation(len(draws))]
 
 
-def cut_batches(rows: Sequence[int], batch_size: int) -> list[list[int]]:
+def cut_batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
     """Cut the rows into batches, in their order."""
     return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
 
@@ -60,8 +61,8 @@ def seed_image(seed: int, epoch: int, row: int) -> np.random.Generator:
 
 
 def load_batches(
-    batches: Iterable[Sequence[int]], load: Callable[[int], Pixels], *, threads: int
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    batches: Iterable[Sequence[Row]], load: Callable[[Row], Pixels], *, threads: int
+) -> Iterator[tuple[list[Row], NDArray[np.uint8]]]:
     """Yield each batch's rows and images, (B, H, W, 3) uint8, while the next batches are decoded.
 
     Args:
@@ -72,12 +73,15 @@ def load_batches(
     Raises:
         ImageError: as `load` does, when its batch is due.
     """
+    return load_parts(batches, lambda rows: np.stack([load(row) for row in rows]), threads=threads)
+
+
+def load_parts(
+    batches: Iterable[Sequence[Row]], load_part: Callable[[Sequence[Row]], NDArray[np.uint8]], *, threads: int
+) -> Iterator[tuple[list[Row], NDArray[np.uint8]]]:
+    """Yield batches as `load_batches` does; `load_part` returns the images of a part of a batch, (P, H, W, 3) uint8."""
     pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="decode")
-    waiting: deque[tuple[list[int], list[Future[NDArray[np.uint8]]]]] = deque()
-
-    def load_part(rows: Sequence[int]) -> NDArray[np.uint8]:
-        return np.stack([load(row) for row in rows])
-
+    waiting: deque[tuple[list[Row], list[Future[NDArray[np.uint8]]]]] = deque()
     try:
         for rows in batches:
             parts = cut_batches(rows, -(-len(rows) // max(1, threads)))
@@ -90,5 +94,5 @@ def load_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finish(rows: list[int], parts: list[Future[NDArray[np.uint8]]]) -> tuple[list[int], NDArray[np.uint8]]:
+def _finish(rows: list[Row], parts: list[Future[NDArray[np.uint8]]]) -> tuple[list[Row], NDArray[np.uint8]]:
     return rows, np.concatenate([part.result() for part in parts])

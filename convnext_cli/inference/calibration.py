@@ -240,7 +240,7 @@ def _detect_scrambled(
     A scrambled image is clearly out-of-distribution, but has the pixel values of the data set.
     """
     rows = [rows[i * len(rows) // SCRAMBLED_IMAGES] for i in range(min(SCRAMBLED_IMAGES, len(rows)))]
-    images = open_for_eval(index, model.preprocessing, cache=model.cache)
+    images = open_for_eval(index.root, model.preprocessing, cache=model.cache)
 
     def load(row: int) -> Pixels:
         return pad_image(scramble(images.read(index.paths[row])), model.preprocessing)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,21 +162,21 @@ def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) ->
         preprocessing: of the model.
         cache: keep the preprocessed images in the cache.
     """
-    images = open_for_eval(index, preprocessing, cache=cache)
+    images = open_for_eval(index.root, preprocessing, cache=cache)
     return lambda row: pad_image(images.read(index.paths[row]), preprocessing)
 
 
-def open_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> ImageCache:
-    """Return the cache of an index's images preprocessed for evaluation, without padding: (h, w, 3) uint8.
+def open_for_eval(root: Path, preprocessing: Preprocessing, *, cache: bool) -> ImageCache:
+    """Return the cache of a data folder's images preprocessed for evaluation, without padding: (h, w, 3) uint8.
 
     Args:
-        index: the images.
+        root: the data folder.
         preprocessing: of the model.
         cache: keep the images on disk for the next time.
     """
     crop = f"{preprocessing.crop_mode} crop of {preprocessing.crop_pct}"
     return ImageCache(
-        index.root,
+        root,
         f"evaluation at {describe_size(preprocessing)} px, {crop}, {preprocessing.interpolation}",
         lambda path: fit_image(decode_image(path), preprocessing),
         keep=cache,

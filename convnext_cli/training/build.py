@@ -79,6 +79,7 @@ def build_context(
         preprocessing=preprocessing,
         criterion=make_loss(settings, index, accelerator.device),
         cache=request.cache,
+        workers=request.workers,
     )
     if teacher is not None:
         context.distillation = plan_distillation(context, teacher)

@@ -44,6 +44,8 @@ class TrainingContext:
     """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     cache: bool = True
     """True to keep decoded images for later epochs and runs."""
+    workers: int = 0
+    """Processes that load the training images; 0 for threads."""
     distillation: Distillation | None = None
     """The targets from a teacher and their loss; None without a teacher."""
     ema: ModelEma | None = None

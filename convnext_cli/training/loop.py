@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +17,12 @@ from convnext_cli.recipes.settings import Settings
 from convnext_cli.training.compute.devices import slice_for_rank
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone
-from convnext_cli.training.loading import draw_rows, load_rank_batches, open_training_images
+from convnext_cli.training.loading import draw_rows, load_rank_batches, open_loader
 from convnext_cli.training.parts.optimizer import Schedule, set_lr
 from convnext_cli.training.state import TrainingState
 from convnext_cli.training.step import take_step
 from convnext_cli.training.validation import validate
+from convnext_cli.training.views import ViewLoader
 
 LOSS_EVERY = 10  # steps between two readings of the loss; each one waits for the GPU
 
@@ -48,9 +50,16 @@ def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone 
         ImageError: a training image cannot be read.
         DivergedError: a loss or a gradient is not finite.
     """
+    with closing(open_loader(context)) as loader:
+        yield from _train(context, state, loader)
+
+
+def _train(
+    context: TrainingContext, state: TrainingState, loader: ViewLoader
+) -> Generator[StepDone | EpochDone | Notice, None, None]:
     settings, rows = context.settings, context.index.rows("train")
     steps, schedule = plan_steps(settings, len(rows))
-    images, reported_failure = open_training_images(context), False
+    reported_failure = False
 
     for epoch in range(state.epochs, settings.epochs):
         if settings.patience and count_stale_epochs(state) >= settings.patience:
@@ -62,7 +71,7 @@ def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone 
         loss = EpochLoss.start(context, state, images=sum(map(len, batches[:done])))
         make_event = partial(StepDone, epoch=epoch + 1, steps=steps)
         mixes = not 0 < settings.mixup_off_epoch <= epoch
-        loaded = load_rank_batches(context, batches[done:], images, epoch, mixes=mixes)
+        loaded = load_rank_batches(context, batches[done:], loader, epoch, mixes=mixes)
         for step, batch in enumerate(loaded, start=done + 1):
             lr = schedule.lr_at(state.step) * 0.5**state.halvings
             set_lr(context.optimizer, lr)
@@ -79,10 +88,10 @@ def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone 
                 loss.read(context, state)
                 state.seconds = time.perf_counter() - started
             yield make_event(step=step, images=loss.images, loss=loss.mean, lr=lr, is_due=is_due, signal=signal)
-        images.flush()
-        if images.failure and not reported_failure:
+        failure = loader.flush()
+        if failure and not reported_failure:
             reported_failure = True
-            yield Notice(text=images.failure)
+            yield Notice(text=failure)
         seconds, lr = state.seconds, schedule.lr_at(state.step - 1) * 0.5**state.halvings
         val, signal = validate(context, state)
         if signal:

@@ -80,6 +80,12 @@ class TrainRequest:
     cache: Annotated[
         bool, Option(help="Cache decoded images for later epochs and runs.", group=RUN, is_shared=True)
     ] = True
+    workers: Annotated[
+        int,
+        Option(
+            help="Processes that load training images, for a fast GPU; 0: threads.", group=RUN, low=0, is_shared=True
+        ),
+    ] = 0
     autotune: Annotated[
         bool,
         Option(

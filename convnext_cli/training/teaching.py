@@ -173,7 +173,8 @@ def _fill(
     context: "TrainingContext", teacher: "Teacher", rows: Sequence[int], chunks: Sequence[tuple[int, Sequence[int]]]
 ) -> Steps[None]:
     """Compute the chunks (view, positions) whose outputs are missing."""
-    from convnext_cli.training.loading import load_view, open_training_images
+    from convnext_cli.training.loading import plan_views
+    from convnext_cli.training.views import OpenViews
 
     distillation = context.distillation
     assert distillation is not None
@@ -181,14 +182,13 @@ def _fill(
     missing = [(view, chunk) for view, chunk in chunks if not outputs[view, chunk[0] : chunk[-1] + 1].any(axis=1).all()]
     if not missing:
         return
-    images, count = open_training_images(context, distillation.preprocessing), len(rows)
-    load = load_view(context, images, distillation.preprocessing)
+    views, count = OpenViews(plan_views(context, distillation.preprocessing)), len(rows)
     batches = ([view * count + position for position in chunk] for view, chunk in missing)
     total, done = sum(len(chunk) for _, chunk in missing), 0
 
     def load_number(number: int) -> Pixels:
         view, position = divmod(number, count)
-        return load(rows[position], view, rows[position])
+        return views.load((rows[position], view, rows[position]))
 
     loaded = load_batches(batches, load_number, threads=context.threads)
     for (view, chunk), (_, pixels) in zip(missing, loaded, strict=True):
@@ -197,7 +197,7 @@ def _fill(
         )
         done += len(chunk)
         yield Progress(done=done, total=total, activity="outputs of the teacher")
-    images.flush()
+    views.images.flush()
     if isinstance(outputs, np.memmap):
         outputs.flush()
 

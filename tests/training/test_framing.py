@@ -100,7 +100,7 @@ def test_a_rectangle_is_described_in_each_file_of_the_run(wide_run: RunFolder) -
     assert images.shape == (4, 32, 64, 3)
     assert (images[0, :5] == images[0, 0, 0]).all(), "padded above: 3:1 in 2:1"
     index = wide_run.read_split()
-    cached = open_for_eval(index, TorchClassifier(wide_run.path).preprocessing, cache=True)
+    cached = open_for_eval(index.root, TorchClassifier(wide_run.path).preprocessing, cache=True)
     assert cached.read(index.paths[0]).shape == (21, 64, 3), "cached without the padding"
     assert len(paths) == 4
 

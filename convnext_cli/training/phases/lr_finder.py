@@ -5,6 +5,7 @@ Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks" (arXi
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from convnext_cli.progress import Progress, Steps
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.training.context import TrainingContext
-from convnext_cli.training.loading import draw_rows, load_rank_batches, open_training_images
+from convnext_cli.training.loading import draw_rows, load_rank_batches, open_loader
 from convnext_cli.training.parts.optimizer import set_lr
 from convnext_cli.training.state import TrainingState
 from convnext_cli.training.step import take_step
@@ -36,25 +37,24 @@ def find_lr_steps(context: TrainingContext, state: TrainingState) -> Steps[dict[
     its batches, augmentation and layer-wise rates, so they depend on the seed only. They change the model: the caller
     loads the checkpoint again.
     """
-    batch_size, state = context.settings.batch_size, deepcopy(state)
-    rows, images = context.index.rows("train"), open_training_images(context)
+    batch_size, rows, state = context.settings.batch_size, context.index.rows("train"), deepcopy(state)
     context.model.train()
     lrs: list[float] = []
     losses: list[float] = []
-    for epoch in range(MAX_STEPS):
-        batches = cut_batches(draw_rows(context, rows, epoch), batch_size)
-        batches = [batch for batch in batches if len(batch) == batch_size] or batches
-        for batch in load_rank_batches(context, batches, images, epoch, mixes=True):
-            lr = LOW * (HIGH / LOW) ** (state.step / (MAX_STEPS - 1))
-            set_lr(context.optimizer, lr)
-            rank_sum, _ = take_step(context, state, batch)
-            state.step += 1
-            lrs.append(lr)
-            losses.append(float(context.accelerator.gather(rank_sum.reshape(1)).sum()) / batch.batch_images)
-            yield Progress(done=state.step, total=MAX_STEPS, activity="finding the learning rate")
-            if len(losses) == MAX_STEPS or _has_diverged(losses):
-                images.flush()
-                return _make_result(lrs, losses)
+    with closing(open_loader(context)) as loader:
+        for epoch in range(MAX_STEPS):
+            batches = cut_batches(draw_rows(context, rows, epoch), batch_size)
+            batches = [batch for batch in batches if len(batch) == batch_size] or batches
+            for batch in load_rank_batches(context, batches, loader, epoch, mixes=True):
+                lr = LOW * (HIGH / LOW) ** (state.step / (MAX_STEPS - 1))
+                set_lr(context.optimizer, lr)
+                rank_sum, _ = take_step(context, state, batch)
+                state.step += 1
+                lrs.append(lr)
+                losses.append(float(context.accelerator.gather(rank_sum.reshape(1)).sum()) / batch.batch_images)
+                yield Progress(done=state.step, total=MAX_STEPS, activity="finding the learning rate")
+                if len(losses) == MAX_STEPS or _has_diverged(losses):
+                    return _make_result(lrs, losses)
     raise AssertionError("an epoch has a step at least")
 
 

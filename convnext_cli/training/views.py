@@ -1,0 +1,135 @@
+"""The views of training images that a model or its teacher sees. No torch, so that other processes can load them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.images.cache import ImageCache
+from convnext_cli.images.decode import Pixels, decode_image
+from convnext_cli.images.loaders import load_batches, seed_image
+from convnext_cli.images.preprocessing import Augmentation, Preprocessing, describe_size
+from convnext_cli.images.transforms import (
+    augment_fitted,
+    find_training_side,
+    prepare_for_training,
+    reduce_image,
+    transform_for_training,
+)
+from convnext_cli.inference.classifier import open_for_eval
+
+Draw: TypeAlias = tuple[int, int, int]
+"""Row, epoch or view, and number of the draw."""
+Batches: TypeAlias = Iterator[tuple[list[Draw], NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingViews:
+    """What decides the views of training images. It can be sent to another process."""
+
+    root: Path
+    """The data folder."""
+    paths: tuple[str, ...]
+    """Of all images of the index, relative to `root`."""
+    preprocessing: Preprocessing
+    """Of the views."""
+    largest: Preprocessing
+    """Of the model's views or of its teacher's: of those with more pixels."""
+    augmentation: Augmentation
+    seed: int
+    is_whole: bool
+    """True if crops are from the whole image, as in timm: with the fit of the weights."""
+    cache: bool
+    """True to keep decoded images for later epochs and runs."""
+
+    @property
+    def has_crops(self) -> bool:
+        """True if the views are random crops; otherwise they are augmented images of evaluation."""
+        return self.augmentation.min_crop_area < 1
+
+
+class OpenViews:
+    """Views that are open for loading.
+
+    Images are decoded at the size that crops are taken from, which is the same with and without the cache. Without
+    random crops they are the images that evaluation sees. A student and its teacher have the same images, so that their
+    crops show the same.
+    """
+
+    def __init__(self, views: TrainingViews) -> None:
+        self.views = views
+        self.images = _open_images(views)
+        self._transform = transform_for_training if views.has_crops else augment_fitted
+
+    def load(self, draw: Draw) -> Pixels:
+        """Return the image of a draw, (H, W, 3) uint8. Thread-safe.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        (row, view, number), views = draw, self.views
+        image, random = self.images.read(views.paths[row]), seed_image(views.seed, view, number)
+        return self._transform(image, views.preprocessing, random, views.augmentation)
+
+
+class ViewLoader(Protocol):
+    """Loads the training images."""
+
+    def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
+        """Yield each batch's draws and images, (B, H, W, 3) uint8, loaded ahead.
+
+        Raises:
+            ImageError: an image cannot be read, when its batch is due.
+        """
+
+    def flush(self) -> str | None:
+        """Write the images that wait to be cached, between two calls of `load`; return why no more are cached."""
+
+    def close(self) -> None:
+        """End its processes."""
+
+
+class ThreadLoader:
+    """Loads views in threads of this process. The methods are those of `ViewLoader`."""
+
+    def __init__(self, views: TrainingViews, threads: int) -> None:
+        self._views, self._threads = OpenViews(views), threads
+
+    def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
+        """Yield the batches."""
+        return load_batches(batches, self._views.load, threads=self._threads)
+
+    def flush(self) -> str | None:
+        """Write the images that wait to be cached."""
+        self._views.images.flush()
+        return self._views.images.failure
+
+    def close(self) -> None:
+        """Do nothing: there is no process."""
+
+
+def find_view_side(preprocessing: Preprocessing, min_crop_area: float) -> int:
+    """Return the least shorter side, in pixels, of the images that crops are taken from."""
+    choose = min if preprocessing.is_padded else max
+    return find_training_side(choose(preprocessing.size), min_crop_area)
+
+
+def _open_images(views: TrainingViews) -> ImageCache:
+    if not views.has_crops:
+        return open_for_eval(views.root, views.preprocessing, cache=views.cache)
+    largest, area = views.largest, views.augmentation.min_crop_area
+    side = find_view_side(largest, area)
+
+    def make(path: Path) -> Pixels:
+        image = decode_image(path, at_least=side)
+        if views.is_whole:
+            return reduce_image(image, side, views.preprocessing)
+        return prepare_for_training(image, largest, area)
+
+    purpose = f"training, shorter side at most {side} px, {views.preprocessing.interpolation}"
+    if not views.is_whole:
+        purpose += f", {largest.crop_mode} at {describe_size(largest)}"
+    return ImageCache(views.root, purpose, make, keep=views.cache)
