@@ -10,6 +10,17 @@
 #include "gelu.h"
 #include "products.h"
 
+/* Add a b, of the rows of a block, (count, hidden), to the sums of each image, (images, hidden). */
+static void add_by_image(const float *a, const float *b, float *sums, long start, long count, long positions,
+                         long hidden)
+{
+    for (long i = 0; i < count; i++) {
+        float *own = sums + (start + i) / positions * hidden;
+        for (long j = 0; j < hidden; j++)
+            own[j] += a[i * hidden + j] * b[i * hidden + j];
+    }
+}
+
 /* Compute h = x first, (rows, hidden), and for each thread its sums of squares of GELU(h + first_bias), (images,
  * hidden). first is (inputs, hidden). */
 void grn_squares(multiply_function *multiply, const float *x, const float *first, const float *first_bias, float *h,
@@ -23,11 +34,7 @@ void grn_squares(multiply_function *multiply, const float *x, const float *first
         float *activated = scratch + thread * size * hidden;
         times(multiply, x + start * inputs, first, h + start * hidden, count, hidden, inputs, 0);
         gelu(h + start * hidden, first_bias, activated, count, hidden);
-        for (long i = 0; i < count; i++) {
-            float *sums = squares + (thread * images + (start + i) / positions) * hidden;
-            for (long j = 0; j < hidden; j++)
-                sums[j] += activated[i * hidden + j] * activated[i * hidden + j];
-        }
+        add_by_image(activated, activated, squares + thread * images * hidden, start, count, positions, hidden);
     }
 }
 
@@ -66,11 +73,7 @@ void grn_scale_backward(multiply_function *multiply, const float *grad, const fl
         float *activated = scratch + thread * size * hidden, *grad_part = grad_scaled + start * hidden;
         times(multiply, grad + start * outputs, second, grad_part, count, hidden, outputs, 0);
         gelu(h + start * hidden, first_bias, activated, count, hidden);
-        for (long i = 0; i < count; i++) {
-            float *sums = grad_scale + (thread * images + (start + i) / positions) * hidden;
-            for (long j = 0; j < hidden; j++)
-                sums[j] += grad_part[i * hidden + j] * activated[i * hidden + j];
-        }
+        add_by_image(grad_part, activated, grad_scale + thread * images * hidden, start, count, positions, hidden);
     }
 }
 

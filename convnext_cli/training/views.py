@@ -28,7 +28,7 @@ Batches: TypeAlias = Iterator[tuple[list[Draw], NDArray[np.uint8]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingViews:
-    """What decides the views of training images. It can be sent to another process."""
+    """The images, settings and seed of training views. It can be sent to another process."""
 
     root: Path
     """The data folder."""
@@ -111,17 +111,12 @@ class ThreadLoader:
         """Do nothing: there is no process."""
 
 
-def find_view_side(preprocessing: Preprocessing, min_crop_area: float) -> int:
-    """Return the least shorter side, in pixels, of the images that crops are taken from."""
-    choose = min if preprocessing.is_padded else max
-    return find_training_side(choose(preprocessing.size), min_crop_area)
-
-
 def _open_images(views: TrainingViews) -> ImageCache:
     if not views.has_crops:
         return open_for_eval(views.root, views.preprocessing, cache=views.cache)
     largest, area = views.largest, views.augmentation.min_crop_area
-    side = find_view_side(largest, area)
+    choose = min if largest.is_padded else max
+    side = find_training_side(choose(largest.size), area)
 
     def make(path: Path) -> Pixels:
         image = decode_image(path, at_least=side)
