@@ -1,15 +1,16 @@
 """Check that `convnext` works on a GPU, and measure how near it is to the GPU's limit. One JSON line per check.
 
-    python -m benchmarks.gpu [--data FOLDER] [--work FOLDER] [--only a,c] [--limit-s 460] [--jobs 3]
+    python -m benchmarks.gpu [--data FOLDER] [--work FOLDER] [--only a,c] [--limit-s 460] [--jobs 5] [--timm-train FILE]
     python -m benchmarks.gpu --cpu-smoke          # the script's own logic, on a CPU, in about five minutes
 
 It needs the installed package (`python -m convnext_cli` must work) and of this repository only this file. Without
 --data it makes 3,000 JPEGs of 500 x 400 px in 4 classes. Each part is a process of its own with a time limit of its
 own, and is killed with all that it started; its output until then is kept. If $OUT is set, results and logs go there.
 
-    a  finetune convnext_tiny, 224 px, bf16: completes, loss falls, images/s against the same step on a resident batch
-       (plain and compiled), what the data path alone delivers by threads, peak memory against the estimate,
-       time between epochs, synchronising calls per step
+    s  speed: autotuning; finetune convnext_tiny as a long run trains, from JPEG files, against the same step on a
+       resident batch (plain and compiled), and against timm's train.py if its file is given
+    a  finetune convnext_tiny, 224 px, bf16: completes, loss falls, what the data path alone delivers by threads and
+       processes, peak memory against the estimate, time between epochs, synchronising calls per step
     b  a step that does not fit halves its micro-batch and goes on (`b.bound`); a GPU that another process has filled
        gives a one-line error (`b.full`)
     c  SIGTERM and --resume end in the same bytes as an uninterrupted run: bf16, --deterministic
@@ -19,6 +20,9 @@ own, and is killed with all that it started; its output until then is kept. If $
     g  measured memory of tiny and base at several micro-batches against recipes/costs.py
     h  NCCL with one process (`--devices 1`), and FSDP with one process
 
+    t  more of s: cuDNN's search, no compilation, timm's train.py with it, and what autotuning chooses
+    w  compiles what part s measures, which needs no quiet machine
+
 A check's `ok` is true, false, or null if it only measures.
 """
 
@@ -26,6 +30,7 @@ import argparse
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,11 +46,19 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
 PARTS = {  # seconds it may take, and what it needs
-    "a": (230, ()), "c": (150, ()), "d": (110, ("a",)), "e": (110, ("a",)), "f": (110, ()), "b": (110, ()),
-    "g": (120, ()), "h": (110, ()), "full": (90, ("a",)),
+    "w": (150, ()), "s": (200, ()), "t": (150, ()), "a": (150, ()), "c": (150, ()), "d": (110, ("a",)),
+    "e": (110, ("a",)), "f": (110, ()), "b": (110, ()), "g": (120, ()), "h": (110, ()), "full": (90, ("s",)),
 }  # fmt: skip
-STAGES = (("a",), ("c", "d", "f", "e"), ("b", "g"), ("h",), ("full",))  # what may run side by side
+STAGES = (
+    ("w", "c", "b", "h", "f", "g"),
+    ("s",),
+    ("full",),
+    ("t",),
+    ("a",),
+    ("d", "e"),
+)  # parts of a stage run side by side
 SMOKE = "CONVNEXT_BENCHMARK_SMOKE"  # environment variable of the smoke test
+TIMM_TRAIN = "CONVNEXT_BENCHMARK_TIMM_TRAIN"  # environment variable of --timm-train
 LOCK = threading.Lock()  # of the output
 Row: TypeAlias = dict[str, Any]
 Step: TypeAlias = tuple[float, int, int, int]  # time, epoch, step, images of the epoch so far
@@ -67,14 +80,16 @@ def choose_sizes() -> SimpleNamespace:
         return SimpleNamespace(
             small="test_convnext", large="test_convnext", size=32, batch=16, images=160, side=(50, 40), epochs=3,
             memory=((("test_convnext", 8), ("test_convnext", 16)), 32), subset=64, amp="no", steps=3, threads=(1, 2),
+            workers=2,
         )  # fmt: skip
     cases = (
-        ("convnext_tiny", 32), ("convnext_tiny", 128), ("convnext_tiny", 256), ("convnextv2_tiny", 64),
-        ("convnext_base", 16), ("convnext_base", 64), ("convnext_base", 128), ("convnext_large", 32),
+        ("convnext_tiny", 32), ("convnext_tiny", 128), ("convnextv2_tiny", 64), ("convnextv2_base", 32),
+        ("convnext_base", 16), ("convnext_base", 64), ("convnext_large", 32),
     )  # fmt: skip
     return SimpleNamespace(
         small="convnext_tiny", large="convnext_base", size=224, batch=128, images=3000, side=(500, 400), epochs=5,
-        memory=(cases, 224), subset=512, amp="bf16", steps=20, threads=(1, 2, 4, 8, 16),
+        memory=(cases, 224), subset=256, amp="bf16", steps=20, threads=(1, 2, 4, 8, 16),
+        workers=max(1, (os.cpu_count() or 1) - 2),
     )  # fmt: skip
 
 
@@ -172,7 +187,7 @@ def train(data: Path, run: Path, **options: Any) -> SimpleNamespace:
     steps: list[Step] = []
     ends: list[float] = []
     notices: list[str] = []
-    started = None
+    started, began = None, 0.0
     for event in finetune_steps(request):
         now = time.perf_counter()
         if isinstance(event, StepDone):
@@ -182,8 +197,9 @@ def train(data: Path, run: Path, **options: Any) -> SimpleNamespace:
         elif isinstance(event, Notice):
             notices.append(event.text)
         elif isinstance(event, Started):
-            started = event
-    return SimpleNamespace(log=read_log(run), steps=steps, ends=ends, notices=notices, started=started)
+            started, began = event, now
+    first = [round(when - began, 1) for when, *_ in steps[:40]]  # seconds since the start, of early steps
+    return SimpleNamespace(log=read_log(run), steps=steps, ends=ends, notices=notices, started=started, first=first)
 
 
 def measure_resident(
@@ -293,8 +309,127 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
+def part_s(data: Path, work: Path) -> None:
+    """Compare the speed of a training as long runs have it with a resident batch and with timm's train.py."""
+    import torch
+
+    sizes = choose_sizes()
+    on_gpu = torch.cuda.is_available()
+    limits = {}
+    for name, compiled in (("plain", False), ("compiled", True)):
+        free_memory()
+        row = measure_resident(sizes.small, sizes.batch, sizes.size, amp=on_gpu, compiled=compiled, steps=sizes.steps)
+        limits[name] = row["images_per_second"]
+        print_check(f"s.limit_{name}", None, **row)
+    free_memory()
+    result = train(
+        data, work / "run_s", model=sizes.small, epochs=sizes.epochs, image_size=sizes.size, compile=True,
+        batch_size=sizes.batch, amp="auto", val_fraction=0.08, test_fraction=0.04,
+    )  # fmt: skip
+    best = steady_speed(result.steps)
+    share = best / max(limits.values())
+    print_check(
+        "s.finetune", share >= 0.9 if on_gpu else None, steady=best, share_of_limit=round(share, 3),
+        compute_config=result.started.compute_config, training_s=[line["seconds"] for line in result.log],
+        first_steps=result.first[::3], notices=result.notices,
+    )  # fmt: skip
+    if os.environ.get(TIMM_TRAIN):
+        speed = measure_timm(data, work, compiled=False)
+        print_check("s.timm", best >= 1.3 * speed if on_gpu else None, images_per_second=speed, ours=best,
+            ratio=round(best / speed, 3))  # fmt: skip
+
+
+def part_t(data: Path, work: Path) -> None:
+    """Compare with more: cuDNN's search, no compilation, timm's train.py with it, and what autotuning chooses."""
+    import torch
+
+    sizes = choose_sizes()
+    torch.backends.cudnn.benchmark = True  # before the first step: what cuDNN has chosen for a shape stays
+    row = measure_resident(
+        sizes.small, sizes.batch, sizes.size, amp=sizes.amp != "no", compiled=False, steps=sizes.steps
+    )
+    print_check("t.limit_cudnn_benchmark", None, **row)
+    free_memory()
+    result = train(
+        data, work / "run_t", model=sizes.small, epochs=sizes.epochs, image_size=sizes.size, compile=False,
+        batch_size=sizes.batch, amp="auto", val_fraction=0.08, test_fraction=0.04,
+    )  # fmt: skip
+    print_check("t.finetune", None, compile=False, steady=steady_speed(result.steps), first_steps=result.first[::3])
+    free_memory()
+    if os.environ.get(TIMM_TRAIN) and torch.cuda.is_available():
+        print_check("t.timm", None, compile=True, images_per_second=measure_timm(data, work, compiled=True))
+    tune(sizes)
+
+
+def part_w(data: Path, work: Path) -> None:
+    """Compile the model as part s does. The compiler keeps the result."""
+    import torch
+
+    sizes = choose_sizes()
+    some = link_subset(data, work, 4 * sizes.batch, "some_w")
+    train(some, work / "run_w", model=sizes.small, epochs=1, image_size=sizes.size, compile=True,
+        batch_size=sizes.batch, amp="auto", val_fraction=0.08, test_fraction=0.04)  # fmt: skip
+    free_memory()
+    measure_resident(sizes.small, sizes.batch, sizes.size, amp=torch.cuda.is_available(), compiled=True, steps=1)
+
+
+def tune(sizes: SimpleNamespace) -> None:
+    """Autotune as a long run does, and print what it measured."""
+    import timm
+    import torch
+    from accelerate import Accelerator
+
+    from convnext_cli.cache_folder import find_cache_folder
+    from convnext_cli.training.compute.autotune import Workload, choose_compute_config
+    from convnext_cli.training.compute.devices import spread_model
+    from convnext_cli.training.parts.optimizer import make_optimizer
+
+    accelerator = Accelerator(mixed_precision=sizes.amp, cpu=not torch.cuda.is_available())
+    network = timm.create_model(sizes.small, num_classes=4).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, lr=1e-3, weight_decay=0.05, layer_decay=1.0)
+    model, _ = spread_model(accelerator, network, optimizer)
+    workload = Workload(model=sizes.small, shape=(sizes.batch, 3, sizes.size, sizes.size), passes=1_000_000)
+    began = time.perf_counter()
+    result = choose_compute_config(model, workload, accelerator=accelerator, measure=True)
+    kept = [json.loads(path.read_text()) for path in find_cache_folder().rglob("*.json")]
+    print_check("s.autotune", None, seconds=round(time.perf_counter() - began, 1), chosen=str(result),
+        notices=[notice.text for notice in result.notices], kept=kept)  # fmt: skip
+
+
+def measure_timm(data: Path, work: Path, *, compiled: bool) -> float:
+    """Return the images/s of timm's train.py with our model, batch size and precision, as `steady_speed` has it."""
+    sizes = choose_sizes()
+    folder = work / "timm_data"
+    for kind in sorted(path for path in data.iterdir() if path.is_dir()):
+        for number, file in enumerate(sorted(kind.iterdir())):
+            link = folder / ("val" if number % 12 == 0 else "train") / kind.name / file.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                os.link(file, link)
+    words = (
+        f"--model {sizes.small} --img-size {sizes.size} --batch-size {sizes.batch} --num-classes 4 --opt adamw "
+        f"--epochs {sizes.epochs} --lr 1e-4 --weight-decay 0.05 --warmup-epochs 0 --cooldown-epochs 0 --val-split val "
+        f"--train-split train --workers {sizes.workers} --pin-mem --channels-last --log-interval 1"
+    ).split()
+    words += ["--amp", "--amp-dtype", "bfloat16"] if sizes.amp == "bf16" else ["--device", "cpu", "--no-prefetcher"]
+    words += ["--torchcompile"] * compiled
+    done = subprocess.run(
+        [sys.executable, os.environ[TIMM_TRAIN], "--data-dir", str(folder), "--output", str(work / "timm"), *words],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    (work / f"timm-{compiled}.txt").write_text(done.stderr + done.stdout)
+    if done.returncode:
+        raise RuntimeError(f"timm's train.py: exit {done.returncode}: {find_error(done)}")
+    found = re.findall(r"Train: (\d+) \[ *(\d+)/.*?Time: ([\d.]+)s, +([\d.]+)/s", done.stderr + done.stdout)
+    best = 0.0
+    for epoch in range(1, sizes.epochs):
+        steps = [(float(s), float(rate)) for number, step, s, rate in found if int(number) == epoch and int(step) > 1]
+        best = max(best, sum(s * rate for s, rate in steps) / sum(s for s, _ in steps))
+    return round(best, 1)
+
+
 def part_a(data: Path, work: Path) -> None:
-    """Fine-tune, and compare its speed and memory with a resident batch."""
+    """Fine-tune, and compare its memory with the estimate."""
     import torch
 
     sizes = choose_sizes()
@@ -318,8 +453,8 @@ def part_a(data: Path, work: Path) -> None:
         precision=started.precision, compute_config=started.compute_config, epochs=len(log), train_loss=losses,
         val_top1=[line["val_top1"] for line in log], images_per_second=speeds, micro_batch_size=micro,
         wall_s=round(seconds, 1), gpu_utilisation_median=utilisation.median, notices=result.notices,
+        steady=steady_speed(result.steps),
     )  # fmt: skip
-    steady = steady_speed(result.steps)
     gaps = [
         round(min(when for when, epoch, step, _ in result.steps if epoch == number + 2 and step == 1) - end, 2)
         for number, end in enumerate(result.ends[:-1])
@@ -335,21 +470,9 @@ def part_a(data: Path, work: Path) -> None:
     measured, expected = peak_gib(), estimate_gib(sizes.small, micro, sizes.size)
     print_check("a.memory", measured is None or measured <= expected * 1.05, peak_gib=measured, estimate_gib=expected,
         ratio=measured and round(expected / measured, 2))  # fmt: skip
-    free_memory()
-    plain = measure_resident(sizes.small, sizes.batch, sizes.size, amp=on_gpu, compiled=False, steps=sizes.steps)
-    print_check("a.limit_plain", None, **plain, product_steady=steady,
-        share_of_limit=round(steady / plain["images_per_second"], 3))  # fmt: skip
-    if on_gpu:
-        fast = measure_resident(sizes.small, 2 * sizes.batch, sizes.size, amp=True, compiled=False, steps=sizes.steps)
-        print_check("a.limit_plain_twice_the_batch", None, **fast)
     feed(run, sizes)
     if on_gpu:
         count_syncs(link_subset(data, work, sizes.subset, "some_a"), work, sizes)
-    if on_gpu or is_smoke():
-        compiled = measure_resident(sizes.small, sizes.batch, sizes.size, amp=on_gpu, compiled=True, steps=sizes.steps)
-        enough = steady >= 0.9 * max(plain["images_per_second"], compiled["images_per_second"])
-        print_check("a.limit_compiled", enough if on_gpu else None, **compiled,
-            product_steady=steady, share_of_limit=round(steady / compiled["images_per_second"], 3))  # fmt: skip
 
 
 def steady_speed(steps: "list[Step]") -> float:
@@ -524,7 +647,7 @@ def part_full(data: Path, work: Path) -> None:
             holder.stdout.readline()
             images = sorted(path for path in some.rglob("*") if path.is_file())[:2]
             commands = {
-                "predict": ("predict", *images, "--run", work / "run_a", "--engine", "torch"),
+                "predict": ("predict", *images, "--run", work / "run_s", "--engine", "torch"),
                 "finetune": (
                     "finetune", some, "--model", "convnext_base", "--weights", "none", "--output",
                     work / f"run_full{left}", "--no-check", "--no-onnx", "--epochs", 1, "--offline",
@@ -550,7 +673,7 @@ def part_c(data: Path, work: Path) -> None:
     size = 96 if not is_smoke() else 32
     words = (
         "finetune", some, "--model", sizes.small, "--weights", "none", "--no-check", "--no-onnx", "--offline",
-        "--epochs", 8, "--image-size", size, "--batch-size", 16, "--micro-batch-size", 8, "--freeze-epochs", 0,
+        "--epochs", 6, "--image-size", size, "--batch-size", 16, "--micro-batch-size", 8, "--freeze-epochs", 0,
         "--deterministic", "--amp", "bf16", "--ema-decay", 0.99, "--drop-path", 0.1, "--mixup", 0.2, "--seed", 5,
         "--val-fraction", 0.1, "--test-fraction", 0, "--hflip", 0.5,
     )  # fmt: skip
@@ -577,10 +700,10 @@ def part_c(data: Path, work: Path) -> None:
         _, output = process.communicate(timeout=60)
         return run, process.returncode, " ".join(output.split())[-200:]
 
-    with ThreadPoolExecutor(1 if is_smoke() else 2) as pool:  # both read the images from one cache
+    with ThreadPoolExecutor(1 if is_smoke() else 3) as pool:  # all read the images from one cache
         first = pool.submit(whole, "run_c1")
-        (interrupted, code, output) = pool.submit(stopped, "run_c2").result()
         again = pool.submit(whole, "run_c3")
+        (interrupted, code, output) = pool.submit(stopped, "run_c2").result()
         first.result()
         again.result()
     done = run_command("finetune", "--resume", interrupted, "--no-onnx")
@@ -822,10 +945,22 @@ def show_machine() -> None:
     print_check("machine", ok, python=sys.version.split()[0], packages=packages, **machine)
 
 
-def run_part(name: str, args: argparse.Namespace, seconds: float, lines: list[Row]) -> None:
+def run_part(name: str, args: argparse.Namespace, seconds: float, lines: list[Row], cores: str) -> None:
     """Run a part in a process of its own and pass its lines on; kill it, and all that it started, at its limit."""
     log = args.logs / f"log-{name}.txt"
-    words = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--data", args.data, "--work", args.work]
+    words = [
+        "taskset",
+        "-c",
+        cores,
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--part",
+        name,
+        "--data",
+        args.data,
+        "--work",
+        args.work,
+    ]
     began = time.monotonic()
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -882,9 +1017,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder with one folder of images per class; made if missing")
     parser.add_argument("--work", type=Path, help="folder of runs and caches; a temporary one if missing")
-    parser.add_argument("--only", default="", help="parts, such as a,c; d, e and full need a")
+    parser.add_argument("--only", default="", help="parts, such as a,c; d and e need a, full needs s")
     parser.add_argument("--limit-s", type=float, default=460, help="seconds for everything")
-    parser.add_argument("--jobs", type=int, default=3, help="parts at a time, where they may run side by side")
+    parser.add_argument("--jobs", type=int, default=5, help="parts at a time, where they may run side by side")
+    parser.add_argument("--timm-train", type=Path, help="timm's train.py, from the tag of the installed version")
     parser.add_argument("--cpu-smoke", action="store_true", help="test this script's own logic on a CPU")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -902,6 +1038,13 @@ def run_here(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def share_cores(jobs: int, parts: int) -> list[str]:
+    """Return the cores of each part, as taskset has them: parts side by side must not wait for each other's threads."""
+    own = sorted(os.sched_getaffinity(0))
+    shares = [own[number::jobs] or own for number in range(jobs)]
+    return [",".join(map(str, shares[number % jobs])) for number in range(parts)]
+
+
 def run_all(args: argparse.Namespace, began: float) -> list[Row]:
     """Run the parts in their stages, and return all lines."""
     lines: list[Row] = []
@@ -912,12 +1055,12 @@ def run_all(args: argparse.Namespace, began: float) -> list[Row]:
     chosen = [name for name in args.only.split(",") if name]
     failed: set[str] = set()
 
-    def run_if_time(name: str) -> None:
+    def run_if_time(name: str, cores: str) -> None:
         left = args.limit_s - (time.monotonic() - began)
         if left < 15:
             report(args, lines, f"{name}.part", None, why="no time left")
         else:
-            run_part(name, args, min(PARTS[name][0] * (3 if is_smoke() else 1), left), lines)
+            run_part(name, args, min(PARTS[name][0] * (3 if is_smoke() else 1), left), lines, cores)
 
     for stage in STAGES:
         names = [name for name in stage if not chosen or name in chosen]
@@ -925,9 +1068,8 @@ def run_all(args: argparse.Namespace, began: float) -> list[Row]:
         for name in set(names) - set(ready):
             report(args, lines, f"{name}.part", None, why="a part that it needs has failed")
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(run_if_time, ready))
-        if "a" in ready and not (args.work / "run_a" / "metrics.json").exists():
-            failed.add("a")
+            list(pool.map(run_if_time, ready, share_cores(max(1, min(args.jobs, len(ready))), len(ready))))
+        failed |= {name for name in {"a", "s"} & set(ready) if not (args.work / f"run_{name}/metrics.json").exists()}
     return lines
 
 
@@ -941,6 +1083,8 @@ def main() -> None:
     if args.part:
         run_here(args)
         return
+    if args.timm_train:
+        os.environ[TIMM_TRAIN] = str(args.timm_train.resolve())
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmarks_gpu_") as temporary:
         args.work = (args.work or Path(temporary)).resolve()

@@ -58,7 +58,7 @@ class TrainOptions(SettingsDict, total=False):
     overwrite: bool
     resume: Path | str | None
     cache: bool
-    workers: int
+    workers: int | None
     autotune: bool
     compile: bool | None
     track: Sequence[str]

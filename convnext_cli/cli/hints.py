@@ -39,7 +39,7 @@ _OPTIMIZER = "the optimizer is always AdamW, because the published and the measu
 _SCHEDULE = "the schedule is always linear warm-up, then cosine; --warmup-epochs and --min-lr shape it"
 _CLASSES = "the classes are counted from the data"
 _DEVICE = "a GPU is used if there is one; CUDA_VISIBLE_DEVICES selects it, --devices N uses several"
-_WORKERS = "images are loaded by a thread per core; --workers loads them by processes"
+_WORKERS = "--workers is the number of processes that load images"
 REASONS = {
     "optimizer": _OPTIMIZER, "opt": _OPTIMIZER, "optim": _OPTIMIZER, "momentum": _OPTIMIZER, "betas": _OPTIMIZER,
     "scheduler": _SCHEDULE, "sched": _SCHEDULE, "lr-scheduler": _SCHEDULE, "lr-scheduler-type": _SCHEDULE,

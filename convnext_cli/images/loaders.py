@@ -8,9 +8,10 @@ run can be repeated and resumed from these three numbers.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import closing
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from convnext_cli.images.decode import Pixels
 
 AHEAD = 2  # batches decoded in advance
 Row = TypeVar("Row")  # a number, or a drawn image
+T = TypeVar("T")
 
 
 def shuffle_rows(rows: Sequence[int], *, seed: int, epoch: int) -> list[int]:
@@ -93,6 +95,16 @@ def load_parts(
             yield _finish(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def load_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """Yield items; a thread computes the next one while one is used."""
+    end = object()
+    with closing(items), ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
+        upcoming = thread.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = thread.submit(next, items, end)
+            yield cast("T", item)
 
 
 def _finish(rows: list[Row], parts: list[Future[NDArray[np.uint8]]]) -> tuple[list[Row], NDArray[np.uint8]]:

@@ -13,15 +13,20 @@ from convnext_cli.models.catalog import Architecture
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import Settings
 
-BYTES_PER_PARAM = 16  # float32 weight, gradient and AdamW's two moments
+STATE_BYTES = 12  # per parameter: float32 weight and AdamW's two moments
+GRADIENT_BYTES = 4  # per parameter
 AVERAGE_BYTES = 4  # per parameter, of a moving average (EMA)
 CAST_BYTES = 2  # per parameter, of autocast's copy of the weights in 16 bits
 EXCHANGE_BYTES = 128 << 20  # of the gradients that processes exchange at a time, and the result
-WORKSPACE = 1.2  # backward temporaries, library buffers and fragmentation, as a factor of the kept activations
-HALF_FRACTION = 0.6  # of float32's activations in 16 bits: 0.55 to 0.63, as norms and the residual stay in float32
-# Of the activations kept with gradient checkpointing: 0.34 (small) to 0.58 (V2 nano) on a CPU, whose peak has the
-# blocks' temporaries; on a GPU a quarter of that, by the tensors that autograd keeps.
-CHECKPOINTED_FRACTION = {True: 0.15, False: 0.6}
+WORKSPACE = 1.2  # backward temporaries and fragmentation on a CPU, as a factor of the kept activations
+# Of float32's activations in 16 bits, as norms and the residual stay in float32; without and with GRN. Measured on an
+# H200, the peak's slope over the images (`benchmarks/gpu.py`, part g): 0.578 (tiny), 0.566 (base), 0.657 (V2 tiny).
+HALF_FRACTION = {False: 0.58, True: 0.66}
+# Of the activations kept with gradient checkpointing: on a CPU 0.34 (small) to 0.58 (V2 nano). On a GPU the input of
+# each block, and all of one block. Measured on an H200: 0.27 and 0.32 (tiny and V2 tiny, 18 blocks), 0.20 and 0.23
+# (base and V2 base, 36 blocks).
+CHECKPOINTED_FRACTION = 0.6
+BLOCK_INPUT, BLOCKS_AT_ONCE = 0.14, 3.0  # of a block's activations; blocks that are as large as the largest
 USABLE = 0.85  # fraction of the memory; the rest is for the driver, the desktop and the loader
 
 # Effective speed in FLOP/s, counting a training pass as three forward passes. These tell minutes from days: another
@@ -202,14 +207,19 @@ def training_bytes(model: Architecture, images: int, step: StepMemory) -> int:
 
     Activations are the tensors that autograd keeps, counted once per architecture at 224 px, times the area.
     """
-    activations = model.activation_mib * 2**20 * _relative_area(step.size)
+    activations = images * model.activation_mib * 2**20 * _relative_area(step.size)
     if step.half:
-        activations *= HALF_FRACTION
+        activations *= HALF_FRACTION[model.grn]
     if step.grad_checkpointing:
-        activations *= CHECKPOINTED_FRACTION[step.is_gpu]
-    per_param = BYTES_PER_PARAM + AVERAGE_BYTES * step.ema + CAST_BYTES * step.half
+        blocks = sum(model.depths)
+        activations *= BLOCK_INPUT + BLOCKS_AT_ONCE / blocks if step.is_gpu else CHECKPOINTED_FRACTION
+    params = model.params / step.shards
+    state = params * (STATE_BYTES + AVERAGE_BYTES * step.ema + CAST_BYTES * step.half)
+    gradients = params * GRADIENT_BYTES
     exchange = EXCHANGE_BYTES if step.processes > step.shards else 0
-    return round(model.params * per_param / step.shards + images * activations * WORKSPACE + exchange)
+    if step.is_gpu:  # the gradients take the place of the activations that the backward pass frees
+        return round(state + max(activations, gradients) + exchange)
+    return round(state + gradients + activations * WORKSPACE + exchange)
 
 
 def largest_micro_batch(model: Architecture, memory: int, batch: int, step: StepMemory) -> int:

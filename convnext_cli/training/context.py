@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_cli.data.index import Index
@@ -44,12 +42,14 @@ class TrainingContext:
     """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     cache: bool = True
     """True to keep decoded images for later epochs and runs."""
-    workers: int = 0
-    """Processes that load the training images; 0 for threads."""
+    workers: int | None = None
+    """Processes that load the training images; 0 for threads, None for what suits the device."""
     distillation: Distillation | None = None
     """The targets from a teacher and their loss; None without a teacher."""
     ema: ModelEma | None = None
     compiled: CompiledModel | None = None
+    searches_algorithms: bool = False
+    """True if cuDNN searches its fastest algorithms for whole micro-batches."""
     signals: Signals = field(default_factory=Signals)
     settings: Settings = field(init=False)
     """The values of the plan's settings."""
@@ -96,8 +96,8 @@ class TrainingContext:
 class RankBatch:
     """One rank's slice of a batch."""
 
-    images: NDArray[np.uint8]
-    """Images, (B, H, W, 3)."""
+    images: Tensor
+    """Images, (B, H, W, 3) uint8, on the CPU; in pinned memory for a CUDA GPU."""
     targets: Tensor
     """Their targets, (B,) or (B, K)."""
     weight: float

@@ -274,12 +274,15 @@ def run_training(
         complete: work on the trained run before it is marked as finished.
         notices: further notices for `Started`.
     """
+    from convnext_cli.training.compute.autotune import MIN_PASSES
     from convnext_cli.training.compute.devices import PRECISIONS, describe_device, track_metrics
     from convnext_cli.training.compute.signals import watch_signals
+    from convnext_cli.training.loop import count_passes
     from convnext_cli.training.saving import train_and_save
 
     context, state = training.context, training.state
     run, accelerator = context.run, context.accelerator
+    context.searches_algorithms = count_passes(context) >= MIN_PASSES and not context.settings.deterministic
     yield Started(
         run=run.path,
         plan=context.plan,
@@ -399,16 +402,13 @@ def write_data_files(run: RunFolder, preparation: Preparation, index: "Index") -
 def _autotune(context: "TrainingContext", request: TrainRequest) -> "AutotuneResult":
     """Choose the compute configuration of a new run and apply it to the model; return it with its notices."""
     from convnext_cli.training.compute.autotune import Workload, choose_compute_config
-    from convnext_cli.training.loop import plan_steps
+    from convnext_cli.training.loop import count_passes
 
-    settings, shape = context.settings, context.input_shape
-    steps, _ = plan_steps(settings, len(context.index.rows("train")))
-    passes = steps * settings.epochs * -(-context.rank_batch_size // shape[0])
     compute = choose_compute_config(
         context.network,
-        Workload(model=context.plan.model, shape=shape, passes=passes),
+        Workload(model=context.plan.model, shape=context.input_shape, passes=count_passes(context)),
         accelerator=context.accelerator,
-        measure=request.autotune and not settings.deterministic,
+        measure=request.autotune and not context.settings.deterministic,
         compile=request.compile,
     )
     return _configure(context, compute)

@@ -1,11 +1,12 @@
 """The training images: their order in an epoch, how each is read and augmented, and each rank's slice of a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 
-from convnext_cli.images.loaders import balance_rows, shuffle_rows
+from convnext_cli.images.loaders import balance_rows, load_ahead, shuffle_rows
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
+from convnext_cli.models.forward import pin
 from convnext_cli.recipes.settings import WEIGHTS, Settings
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.compute.devices import slice_for_rank
@@ -50,15 +51,29 @@ def read_augmentation(settings: Settings) -> Augmentation:
 
 
 def open_loader(context: TrainingContext) -> ViewLoader:
-    """Return the loader of the training images: threads, or `context.workers` processes. The caller closes it."""
-    views = plan_views(context)
-    return ProcessLoader(views, context.workers) if context.workers else ThreadLoader(views, context.threads)
+    """Return the loader of the training images: threads or processes. The caller closes it."""
+    views, workers = plan_views(context), context.workers
+    if workers is None:
+        workers = choose_workers(context.accelerator.device, context.threads)
+    return ProcessLoader(views, workers) if workers else ThreadLoader(views, context.threads)
+
+
+def choose_workers(device: torch.device, cores: int) -> int:
+    """Return the number of processes that load the images of a training; 0 for threads.
+
+    With a GPU, all cores but one, which trains: 16 cores beside an H200 loaded 1,200 images of 224 px a second by
+    threads, which share Python's lock, and 5,300 by processes; convnext_tiny trains on 2,800, or 4,100 compiled
+    (`benchmarks/gpu.py`). On a CPU the cores train, and a process only has to start.
+    """
+    return cores - 1 if device.type != "cpu" and cores > 2 else 0
 
 
 def load_rank_batches(
     context: TrainingContext, batches: Sequence[Sequence[int]], loader: ViewLoader, epoch: int, *, mixes: bool
-) -> Iterator[RankBatch]:
+) -> Generator[RankBatch, None, None]:
     """Yield this rank's slice of each batch of rows, loaded ahead.
+
+    A thread puts the batches together: the thread that trains should only start the GPU's work.
 
     Args:
         context: model, data and devices.
@@ -67,13 +82,19 @@ def load_rank_batches(
         epoch: counted from 0; seeds the augmentation.
         mixes: True if mixup and CutMix are on.
     """
+    return load_ahead(_load_rank_batches(context, batches, loader, epoch, mixes=mixes))
+
+
+def _load_rank_batches(
+    context: TrainingContext, batches: Sequence[Sequence[int]], loader: ViewLoader, epoch: int, *, mixes: bool
+) -> Generator[RankBatch, None, None]:
     accelerator, distillation = context.accelerator, context.distillation
     targets = torch.from_numpy(context.index.targets())
     slices = [slice_for_rank(accelerator, batch) or batch[:1] for batch in batches]
     loaded = loader.load([[_draw(context, number, epoch) for number in rows] for rows in slices])
     for batch, rows, (_, pixels) in zip(batches, slices, loaded, strict=True):
         yield RankBatch(
-            images=pixels,
+            images=pin(torch.from_numpy(pixels), accelerator.device),
             targets=targets[torch.tensor(rows) % len(targets)],
             weight=1.0 if accelerator.process_index < len(batch) else 0.0,
             batch_images=len(batch),

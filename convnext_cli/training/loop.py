@@ -39,6 +39,12 @@ def plan_steps(settings: Settings, images: int) -> tuple[int, Schedule]:
     return steps, schedule
 
 
+def count_passes(context: TrainingContext) -> int:
+    """Return the forward and backward passes of a rank in the whole run."""
+    steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
+    return steps * context.settings.epochs * -(-context.rank_batch_size // context.input_shape[0])
+
+
 def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone | EpochDone | Notice, None, None]:
     """Train from `state` to the last epoch; yield each step and each epoch.
 
@@ -71,23 +77,23 @@ def _train(
         loss = EpochLoss.start(context, state, images=sum(map(len, batches[:done])))
         make_event = partial(StepDone, epoch=epoch + 1, steps=steps)
         mixes = not 0 < settings.mixup_off_epoch <= epoch
-        loaded = load_rank_batches(context, batches[done:], loader, epoch, mixes=mixes)
-        for step, batch in enumerate(loaded, start=done + 1):
-            lr = schedule.lr_at(state.step) * 0.5**state.halvings
-            set_lr(context.optimizer, lr)
-            micro_batch_size = state.micro_batch_size
-            losses, signal = take_step(context, state, batch)
-            loss.add(losses, batch.batch_images)
-            state.step += 1
-            if context.ema is not None:
-                context.ema.update(state.step)
-            if state.micro_batch_size < micro_batch_size:
-                yield _describe_smaller_batch(context, state)
-            is_due = signal > 0 or (settings.save_every > 0 and state.step % settings.save_every == 0)
-            if is_due or step % LOSS_EVERY == 0 or step == steps:
-                loss.read(context, state)
-                state.seconds = time.perf_counter() - started
-            yield make_event(step=step, images=loss.images, loss=loss.mean, lr=lr, is_due=is_due, signal=signal)
+        with closing(load_rank_batches(context, batches[done:], loader, epoch, mixes=mixes)) as loaded:
+            for step, batch in enumerate(loaded, start=done + 1):
+                lr = schedule.lr_at(state.step) * 0.5**state.halvings
+                set_lr(context.optimizer, lr)
+                micro_batch_size = state.micro_batch_size
+                losses, signal = take_step(context, state, batch)
+                loss.add(losses, batch.batch_images)
+                state.step += 1
+                if context.ema is not None:
+                    context.ema.update(state.step)
+                if state.micro_batch_size < micro_batch_size:
+                    yield _describe_smaller_batch(context, state)
+                is_due = signal > 0 or (settings.save_every > 0 and state.step % settings.save_every == 0)
+                if is_due or step % LOSS_EVERY == 0 or step == steps:
+                    loss.read(context, state)
+                    state.seconds = time.perf_counter() - started
+                yield make_event(step=step, images=loss.images, loss=loss.mean, lr=lr, is_due=is_due, signal=signal)
         failure = loader.flush()
         if failure and not reported_failure:
             reported_failure = True

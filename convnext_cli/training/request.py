@@ -81,11 +81,14 @@ class TrainRequest:
         bool, Option(help="Cache decoded images for later epochs and runs.", group=RUN, is_shared=True)
     ] = True
     workers: Annotated[
-        int,
+        int | None,
         Option(
-            help="Processes that load training images, for a fast GPU; 0: threads.", group=RUN, low=0, is_shared=True
+            help="Processes that load training images; 0: threads; default: all cores but one with a GPU, else 0.",
+            group=RUN,
+            low=0,
+            is_shared=True,
         ),
-    ] = 0
+    ] = None
     autotune: Annotated[
         bool,
         Option(

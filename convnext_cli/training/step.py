@@ -10,8 +10,14 @@ from torch import Tensor
 from convnext_cli.errors import OutOfMemoryError
 from convnext_cli.images.preprocessing import describe_size
 from convnext_cli.models.device_memory import explain_out_of_memory, free_memory, is_out_of_memory
-from convnext_cli.models.forward import prepare_input
-from convnext_cli.training.compute.devices import agree, clip_gradients, is_sharded, sum_gradients
+from convnext_cli.models.forward import move_to_device, prepare_input
+from convnext_cli.training.compute.devices import (
+    agree,
+    clip_gradients,
+    is_sharded,
+    search_algorithms,
+    sum_gradients,
+)
 from convnext_cli.training.context import RankBatch, TrainingContext
 from convnext_cli.training.parts.mixing import mix_batch
 from convnext_cli.training.state import TrainingState
@@ -72,9 +78,9 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
     random = np.random.default_rng((settings.seed, state.step, accelerator.process_index))
     torch.manual_seed(int(random.integers(2**63)))  # drop path and dropout draw from torch's generator
     inputs = prepare_input(batch.images, context.preprocessing, device)
-    targets = context.criterion.encode(batch.targets.to(device))
+    targets = context.criterion.encode(move_to_device(batch.targets, device))
     if context.distillation is not None and batch.teacher is not None:
-        targets = context.distillation.loss.join_targets(targets, batch.teacher.to(device))
+        targets = context.distillation.loss.join_targets(targets, move_to_device(batch.teacher, device))
     if batch.mixes:
         inputs, targets = mix_batch(inputs, targets, random, mixup=settings.mixup, cutmix=settings.cutmix)
     # FSDP averages the gradients over the ranks; the mean over the batch needs their sum.
@@ -85,7 +91,9 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
     for start in starts:
         is_own = start < len(inputs)
         micro_batch = slice(start, start + size) if is_own else slice(0, 1)
-        with accelerator.no_sync(context.model) if start != starts[-1] else nullcontext():
+        is_whole = context.searches_algorithms and len(inputs[micro_batch]) == min(size, context.rank_batch_size)
+        waits = accelerator.no_sync(context.model) if start != starts[-1] else nullcontext()
+        with waits, search_algorithms(is_whole):
             outputs = context.forward(inputs[micro_batch])  # the prepared model's forward has autocast
             loss = criterion.sum_losses(outputs, targets[micro_batch]) * (batch.weight if is_own else 0.0)
             accelerator.backward(loss * scale)

@@ -1,12 +1,21 @@
 import threading
 import time
+from collections.abc import Generator
 
 import numpy as np
 import pytest
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import Pixels
-from convnext_cli.images.loaders import AHEAD, balance_rows, cut_batches, load_batches, seed_image, shuffle_rows
+from convnext_cli.images.loaders import (
+    AHEAD,
+    balance_rows,
+    cut_batches,
+    load_ahead,
+    load_batches,
+    seed_image,
+    shuffle_rows,
+)
 
 
 def image(row: int) -> Pixels:
@@ -84,6 +93,43 @@ def test_error_of_a_thread_is_raised_unchanged() -> None:
     assert next(batches)[0] == [0, 1, 2, 3, 4]
     with pytest.raises(ImageError, match="bad"):
         next(batches)
+
+
+def test_one_item_is_computed_ahead_and_the_source_is_closed() -> None:
+    computed, closed, event = [], [], threading.Event()
+
+    def count() -> Generator[int, None, None]:
+        try:
+            for number in range(5):
+                computed.append((number, threading.current_thread()))
+                if number == 1:
+                    event.set()
+                yield number
+        finally:
+            closed.append(True)
+
+    assert list(load_ahead(count())) == [0, 1, 2, 3, 4]
+    assert closed == [True]
+    assert threading.current_thread() not in {thread for _, thread in computed}
+    computed.clear()
+    event.clear()
+    items = load_ahead(count())
+    assert next(items) == 0
+    assert event.wait(10), "the next one is computed"
+    items.close()
+    assert [number for number, _ in computed] == [0, 1]
+    assert closed == [True, True]
+
+
+def test_an_error_ahead_is_raised_when_its_item_is_due() -> None:
+    def fail() -> Generator[int, None, None]:
+        yield 1
+        raise ImageError("bad", "Replace it")
+
+    items = load_ahead(fail())
+    assert next(items) == 1
+    with pytest.raises(ImageError, match="bad"):
+        next(items)
 
 
 def test_random_numbers_depend_on_seed_epoch_and_row_only() -> None:

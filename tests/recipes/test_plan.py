@@ -346,12 +346,12 @@ def test_gradient_checkpointing_is_planned_for_little_memory() -> None:
         machine = make_gpu_machine(vram)
         return make_plan(inputs_for("convnext_large", machine=machine, choices=make_flags(flags))).choices
 
-    roomy, tight = choices_for(16), choices_for(6)
+    roomy, tight = choices_for(16), choices_for(4.5)
     assert (roomy["grad_checkpointing"].value, roomy["micro_batch_size"].value) == (False, 32)
     assert (tight["grad_checkpointing"].value, tight["grad_checkpointing"].source) == (True, "rule")
     assert tight["micro_batch_size"].value == 8
     assert "the memory holds 4 images" in tight["grad_checkpointing"].reason
-    assert choices_for(6, grad_checkpointing=False)["micro_batch_size"].value == 4, "the user wins"
+    assert choices_for(4.5, grad_checkpointing=False)["micro_batch_size"].value == 4, "the user wins"
     model, _ = find_model("convnext_large")
     once, twice = (training_seconds(model, 100, (224, 224), GPU, grad_checkpointing=on) for on in (False, True))
     assert twice == pytest.approx(4 / 3 * once)
@@ -555,6 +555,21 @@ def test_random_weights_keep_a_tag_for_its_preprocessing() -> None:
     assert plan_for("convnextv2_nano", weights="none").model == "convnextv2_nano"
 
 
+@pytest.mark.parametrize(
+    ("name", "images", "whole", "checkpointed"),
+    [
+        ("convnext_tiny", 32, 2.31, 1.00), ("convnext_tiny", 128, 7.96, 2.54), ("convnext_tiny", 256, 15.47, 4.59),
+        ("convnextv2_tiny", 64, 7.12, 2.62), ("convnext_base", 16, 3.18, 1.73), ("convnext_base", 64, 9.05, 2.82),
+        ("convnextv2_base", 32, 8.32, 2.79), ("convnext_large", 32, 8.46, 4.02),
+    ],
+)  # fmt: skip
+def test_gpu_memory_is_the_measured_one(name: str, images: int, whole: float, checkpointed: float) -> None:
+    """Peak GiB of a bf16 step at 224 px on an H200 (torch 2.11), `python -m benchmarks.gpu --only g`."""
+    for measured, checkpointing in ((whole, False), (checkpointed, True)):
+        step = StepMemory(size=(224, 224), half=True, is_gpu=True, grad_checkpointing=checkpointing)
+        assert training_bytes(load_catalog()[name], images, step) / GIB == pytest.approx(measured, rel=0.1)
+
+
 def test_memory_of_16_bits_averages_and_shards() -> None:
     model = load_catalog()["convnext_tiny"]
     plain = StepMemory(size=(224, 224))
@@ -563,7 +578,7 @@ def test_memory_of_16_bits_averages_and_shards() -> None:
         training_bytes(model, 1, plain) - training_bytes(model, 0, plain),
     )
     half = training_bytes(model, 1, replace(plain, half=True)) - training_bytes(model, 0, replace(plain, half=True))
-    assert half == pytest.approx(0.6 * activations, rel=1e-6)
+    assert half == pytest.approx(0.58 * activations, rel=1e-6)
     assert training_bytes(model, 0, replace(plain, half=True, ema=True)) == pytest.approx(params * 22 / 16, rel=1e-6)
     assert training_bytes(model, 0, replace(plain, processes=4, shards=4)) == pytest.approx(params / 4, rel=1e-6)
     assert training_bytes(model, 0, replace(plain, processes=4)) > params

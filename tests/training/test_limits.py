@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.progress import Progress
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.compute.launcher import launch
+from convnext_cli.training.compute import launcher
+from convnext_cli.training.compute.launcher import PATIENCE, choose_patience, launch
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.preparation import continue_if_restarted
@@ -211,6 +212,13 @@ def test_two_processes_agree_on_a_smaller_micro_batch(few_digits: Path) -> None:
 def test_more_devices_than_available_are_refused() -> None:
     with pytest.raises(UsageError, match="--devices 100000, but"):
         launch(100_000)
+
+
+def test_an_older_pytorch_starts_processes_with_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LaunchConfig of torch 2.11 has no `shutdown_timeout`."""
+    assert choose_patience() == {"shutdown_timeout": PATIENCE}
+    monkeypatch.setattr(launcher, "LaunchConfig", make_dataclass("LaunchConfig", [("min_nodes", int)]))
+    assert choose_patience() == {}
 
 
 @pytest.mark.slow

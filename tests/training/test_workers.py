@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from convnext_cli import finetune
 from convnext_cli.errors import ImageError, RunError
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
 from convnext_cli.recipes.tables import load_augmentations
+from convnext_cli.training.loading import choose_workers
 from convnext_cli.training.views import ThreadLoader, TrainingViews
 from convnext_cli.training.workers import ProcessLoader
 
@@ -97,6 +99,13 @@ def test_processes_end_with_the_loader_and_ignore_ctrl_c(tmp_path: Path) -> None
 def test_views_can_be_sent_to_another_process(tmp_path: Path) -> None:
     views = _plan(tmp_path)
     assert pickle.loads(pickle.dumps(views)) == views  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "workers"), [("cpu", 16, 0), ("cuda", 16, 15), ("cuda", 2, 0), ("mps", 8, 7), ("xpu", 3, 2)]
+)
+def test_processes_are_the_default_beside_a_gpu(device: str, cores: int, workers: int) -> None:
+    assert choose_workers(torch.device(device), cores) == workers
 
 
 def test_a_model_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None:

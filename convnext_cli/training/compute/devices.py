@@ -58,9 +58,8 @@ def make_accelerator(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.use_deterministic_algorithms(deterministic)
-    # As timm's train.py: TF32 for float32 products, and cuDNN's fastest algorithms, which may vary from run to run.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as timm's train.py
+    torch.backends.cudnn.benchmark = False  # see `search_algorithms`
     device = choose_device()
     precision = choose_precision(amp, device)
     AcceleratorState._reset_state()  # a second run in this process may want another precision
@@ -72,6 +71,20 @@ def make_accelerator(
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+
+
+@contextmanager
+def search_algorithms(is_on: bool) -> Iterator[None]:
+    """Let cuDNN search the fastest algorithms of new input shapes during the block, if `is_on`.
+
+    timm's train.py always searches. On an H200 that took 8 to 10 seconds for each shape (convnext_tiny, 224 px, bf16),
+    so only long runs do, for the shape of nearly all their passes. What is found may differ from run to run.
+    """
+    torch.backends.cudnn.benchmark = is_on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 @cache

@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import uuid
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -46,7 +48,7 @@ def launch(processes: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # any free port
         max_restarts=0,
-        shutdown_timeout=PATIENCE,
+        **choose_patience(),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "convnext_cli", *sys.argv[1:])
@@ -56,3 +58,9 @@ def launch(processes: int) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def choose_patience() -> dict[str, Any]:
+    """Return the setting of `PATIENCE`; none in an older PyTorch (2.11), which kills processes after 30 seconds."""
+    name = "shutdown_timeout"
+    return {name: PATIENCE} if name in {field.name for field in fields(LaunchConfig)} else {}

@@ -1,5 +1,6 @@
 """Devices that this machine does not have, by stubs."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,14 @@ from convnext_cli.diagnosis import _test_gpu
 from convnext_cli.errors import OutOfMemoryError, UsageError
 from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.forward import choose_device
-from convnext_cli.training.compute import devices
+from convnext_cli.training.compute import autotune, devices
 from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, adapt_to_device
 from convnext_cli.training.compute.devices import choose_precision, explain_unusable_gpu, sum_gradients
+from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import Planned
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.preparation import plan_again, prepare
-from tests.training.conftest import make_request, tiny_request
+from tests.training.conftest import make_request, tiny_request, train
 
 CUDA, XPU, MPS, CPU = map(torch.device, ("cuda", "xpu", "mps", "cpu"))
 
@@ -212,3 +214,26 @@ def test_gradients_are_exchanged_in_buckets(monkeypatch: pytest.MonkeyPatch) -> 
 def test_amd_gpu_needs_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     assert "not the ROCm build" in explain_unusable_gpu(Machine(name="AMD GPU", is_gpu=True, memory=GIB, cores=1))
+
+
+@pytest.mark.parametrize(("from_passes", "deterministic"), [(1, False), (1, True), (10_000, False)])
+def test_cudnn_searches_algorithms_of_whole_batches_in_long_runs(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, from_passes: int, deterministic: bool
+) -> None:
+    seen: set[tuple[int, bool, bool]] = set()
+    forward = TrainingContext.forward
+
+    def record(self: TrainingContext, inputs: torch.Tensor) -> torch.Tensor:
+        seen.add((len(inputs), torch.is_grad_enabled(), torch.backends.cudnn.benchmark))
+        return forward(self, inputs)
+
+    monkeypatch.setattr(TrainingContext, "forward", record)
+    monkeypatch.setattr(autotune, "MIN_PASSES", from_passes)
+    request = tiny_request(few_digits, tmp_path / "run", deterministic=deterministic, batch_size=10)
+    train(replace(request, autotune=False))
+    searches = from_passes == 1 and not deterministic
+    batch = max(images for images, *_ in seen)
+    assert {images for images, *_ in seen} != {batch}, "the last micro-batch of a batch is smaller"
+    assert {benchmark for images, _, benchmark in seen if images == batch} == {searches}
+    assert not any(benchmark for images, _, benchmark in seen if images < batch)
+    assert not torch.backends.cudnn.benchmark
