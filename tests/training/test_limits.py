@@ -214,11 +214,15 @@ def test_more_devices_than_available_are_refused() -> None:
         launch(100_000)
 
 
-def test_an_older_pytorch_starts_processes_with_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("setting", "chosen"), [("shutdown_timeout", {"shutdown_timeout": PATIENCE}), ("min_nodes", {})]
+)
+def test_an_older_pytorch_has_its_own_patience(
+    monkeypatch: pytest.MonkeyPatch, setting: str, chosen: dict[str, int]
+) -> None:
     """LaunchConfig of torch 2.11 has no `shutdown_timeout`."""
-    assert choose_patience() == {"shutdown_timeout": PATIENCE}
-    monkeypatch.setattr(launcher, "LaunchConfig", make_dataclass("LaunchConfig", [("min_nodes", int)]))
-    assert choose_patience() == {}
+    monkeypatch.setattr(launcher, "LaunchConfig", make_dataclass("LaunchConfig", [(setting, int)]))
+    assert choose_patience() == chosen
 
 
 @pytest.mark.slow
