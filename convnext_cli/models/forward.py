@@ -36,7 +36,10 @@ def prepare_input(images: NDArray[np.uint8] | Tensor, preprocessing: Preprocessi
 
 def pin(values: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the CPU in pinned memory if `device` is a CUDA GPU, which then copies it without waiting."""
-    return values.pin_memory() if device.type == "cuda" else values
+    if device.type != "cuda":
+        return values
+    with torch.cuda.device(device):  # a new thread is on the first GPU, which another process may train on
+        return values.pin_memory()
 
 
 def move_to_device(values: Tensor, device: torch.device) -> Tensor:
