@@ -19,7 +19,6 @@ own, and is killed with all that it started; its output until then is kept. If $
     f  convnext_base with gradient checkpointing
     g  measured memory of tiny and base at several micro-batches against recipes/costs.py
     h  NCCL with one process (`--devices 1`), and FSDP with one process
-
     t  more of s: cuDNN's search, no compilation, timm's train.py with it, and what autotuning chooses
     w  compiles what part s measures, which needs no quiet machine
 
@@ -49,14 +48,8 @@ PARTS = {  # seconds it may take, and what it needs
     "w": (150, ()), "s": (200, ()), "t": (150, ()), "a": (150, ()), "c": (150, ()), "d": (110, ("a",)),
     "e": (110, ("a",)), "f": (110, ()), "b": (110, ()), "g": (120, ()), "h": (110, ()), "full": (90, ("s",)),
 }  # fmt: skip
-STAGES = (
-    ("w", "c", "b", "h", "f", "g"),
-    ("s",),
-    ("full",),
-    ("t",),
-    ("a",),
-    ("d", "e"),
-)  # parts of a stage run side by side
+# Parts of a stage run side by side.
+STAGES = (("w", "c", "b", "h", "f", "g"), ("s",), ("full",), ("t",), ("a",), ("d", "e"))
 SMOKE = "CONVNEXT_BENCHMARK_SMOKE"  # environment variable of the smoke test
 TIMM_TRAIN = "CONVNEXT_BENCHMARK_TIMM_TRAIN"  # environment variable of --timm-train
 LOCK = threading.Lock()  # of the output
@@ -948,19 +941,8 @@ def show_machine() -> None:
 def run_part(name: str, args: argparse.Namespace, seconds: float, lines: list[Row], cores: str) -> None:
     """Run a part in a process of its own and pass its lines on; kill it, and all that it started, at its limit."""
     log = args.logs / f"log-{name}.txt"
-    words = [
-        "taskset",
-        "-c",
-        cores,
-        sys.executable,
-        str(Path(__file__).resolve()),
-        "--part",
-        name,
-        "--data",
-        args.data,
-        "--work",
-        args.work,
-    ]
+    part = ["--part", name, "--data", args.data, "--work", args.work]
+    words = ["taskset", "-c", cores, sys.executable, str(Path(__file__).resolve()), *part]
     began = time.monotonic()
     with log.open("w") as errors:
         process = subprocess.Popen(

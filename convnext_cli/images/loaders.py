@@ -1,7 +1,7 @@
 """Batches of prepared images, decoded ahead by threads.
 
-Threads are the default, not processes: Pillow decodes and resizes without the GIL, nothing is copied, and a
-process must start first. After that, two processes load 1.1 to 1.4 times as fast as two threads on two cores
+Threads are the default on a CPU, not processes: Pillow decodes and resizes without the GIL, nothing is copied, and
+a process must start first. After that, two processes load 1.1 to 1.4 times as fast as two threads on two cores
 (`benchmarks/feeding.py`). A task of a thread has several images; with one each, the hand-over of small images would
 take longer than their preparation. An image depends on (seed, epoch, row) only, never on a thread's timing, so that a
 run can be repeated and resumed from these three numbers.

@@ -36,8 +36,9 @@ from convnext_cli.training.compute.compute_config import (
 )
 from convnext_cli.training.compute.devices import THREADS, describe_device, is_plain_cpu, is_whole_on_gpu
 
-MIN_PASSES = 1_000  # passes of a run that is autotuned: measuring takes as long as 30 passes at most, 3% of the run;
-# and in which cuDNN searches its fastest algorithms
+# Passes of a run that is autotuned, and in which cuDNN searches its fastest algorithms. Measuring takes as long as 30
+# passes at most, 3% of the run.
+MIN_PASSES = 1_000
 MIN_NOTICE_PASSES = 100  # passes from which a run uses kept measurements, and names a missing compiler
 COMPILE_FROM = 1_800.0  # seconds of passes from which compiling is tried: it takes one to two minutes
 COMPILING = 120.0  # seconds that a compiled model must save

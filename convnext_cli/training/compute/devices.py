@@ -77,7 +77,7 @@ def make_accelerator(
 def search_algorithms(is_on: bool) -> Iterator[None]:
     """Let cuDNN search the fastest algorithms of new input shapes during the block, if `is_on`.
 
-    timm's train.py always searches. On an H200 that took 8 to 10 seconds for each shape (convnext_tiny, 224 px, bf16),
+    timm's train.py always searches. On an H200 that took 8 to 10 seconds for each shape (`benchmarks/gpu.py`, part t),
     so only long runs do, for the shape of nearly all their passes. What is found may differ from run to run.
     """
     torch.backends.cudnn.benchmark = is_on
