@@ -1,11 +1,12 @@
 """Distil a fine-tuned model into a smaller one: the cost in balanced accuracy and the gain in time.
 
-    python -m benchmarks.distillation OUT [--teacher convnext_atto --student convnext_zepto_rms] [--set cxr3]
-        [--images 2000] [--size 96] [--epochs 15] [--seeds 1]
+    python -m benchmarks.distillation OUT [--teacher convnext_atto --student convnext_zepto_rms]
+        [--teacher-weights RUN] [--set cxr3] [--images 2000] [--size 96] [--epochs 15] [--seeds 1]
 
 The same training images and settings for three runs: the teacher, the student on the labels alone, and the student
-with the teacher. Differences are paired, with 95% CIs over groups (patients). The time is the median of single images
-on ONNX Runtime, all models in turn. `benchmarks/datasets.py` has the location of the data sets.
+with the teacher. The student starts from the weights in the package, the teacher from `--teacher-weights`. Differences
+are paired, with 95% CIs over groups (patients). The time is the median of single images on ONNX Runtime, all models in
+turn. `benchmarks/datasets.py` has the location of the data sets.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 from benchmarks.datasets import SETS, draw_manifest
 from convnext_cli import compare, evaluate, export, finetune
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
+from convnext_cli.models.catalog import BUILTIN
 
 TIMED = 200  # images of a measurement of time
 
@@ -37,20 +39,29 @@ def measure_milliseconds(files: list[Path]) -> list[float]:
 
 
 def measure(
-    out: Path, *, teacher: str, student: str, dataset: str, images: int, size: int, epochs: int, seed: int
+    out: Path,
+    *,
+    teacher: str,
+    teacher_weights: str,
+    student: str,
+    dataset: str,
+    images: int,
+    size: int,
+    epochs: int,
+    seed: int,
 ) -> dict[str, object]:
     """Train the three runs of a seed, and return their balanced accuracy, differences and times."""
     manifest = out / f"{dataset}-{seed}.csv"
     draw_manifest(SETS[dataset](out), images, seed, manifest)
-    starts = {"teacher": teacher, "alone": student, "distilled": student}
+    starts = {"teacher": (teacher, teacher_weights), "alone": (student, BUILTIN), "distilled": (student, BUILTIN)}
     runs = {name: out / f"{name}-{seed}" for name in starts}
-    for name, model in starts.items():
+    for name, (model, weights) in starts.items():
         if (runs[name] / "metrics.json").exists():
             continue
         finetune(
             manifest,
             model=model,
-            weights="builtin" if "zepto" in model else "none",
+            weights=weights,
             teacher=runs["teacher"] if name == "distilled" else None,
             output=runs[name],
             overwrite=True,
@@ -87,7 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--teacher", default="convnext_atto")
-    parser.add_argument("--student", default="convnext_zepto_rms")
+    parser.add_argument("--teacher-weights", default="none", help="a run, `auto` or none")
+    parser.add_argument("--student", default="convnext_zepto_rms", help="has weights in the package")
     parser.add_argument("--set", dest="dataset", choices=list(SETS), default="cxr3")
     parser.add_argument("--images", type=int, default=2_000, help="to train and choose by; as many again to test")
     parser.add_argument("--size", type=int, default=96, help="px")

@@ -151,8 +151,9 @@ def check_steps(data: Path, options: Mapping[str, Any]) -> Steps["Audit"]:
     from convnext_cli.data.dataset import DatasetRequest, load_dataset
     from convnext_cli.machine import count_cpus
 
-    check_settings(options)
-    dataset = yield from load_dataset(DatasetRequest(data=data, **options), threads=count_cpus())
+    settings = expand_settings(options)
+    check_settings(settings)
+    dataset = yield from load_dataset(DatasetRequest(data=data, **settings), threads=count_cpus())
     assert dataset.audit is not None
     return dataset.audit
 

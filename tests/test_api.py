@@ -43,7 +43,7 @@ def test_the_typed_settings_are_the_fields_of_settings() -> None:
     expected = {
         name: Union[kind, Literal[setting.words]] if setting.words else kind  # noqa: UP007  (made at run time)
         for name, (kind, setting) in describe_settings().items()
-    } | {"image_size": int | str}
+    } | {"image_size": int | str, "image_root": Path | str, "exclude": Path | str}
     assert get_type_hints(SettingsDict) == expected
     assert not SettingsDict.__required_keys__
 

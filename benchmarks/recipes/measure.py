@@ -1,10 +1,10 @@
 """Compare recipes on real data sets with equal budgets and several seeds.
 
     python -m benchmarks.recipes.measure OUT [--variants FILE] [--half report] [--seeds 0 1 2] [--sets cxr3 pets]
-        [--images 700] [--shown 4000] [--cut VIRUS]
+        [--images 700] [--shown 4000] [--cut VIRUS] [--model convnext_zepto_rms] [--weights builtin]
 
 A variant is a recipe with changed settings (`variants.toml`). For each seed and data set, all variants get the same
-images (by patient on cxr3), the built-in weights, and the same number of training images over all epochs, times the
+images (by patient on cxr3), the same weights, and the same number of training images over all epochs, times the
 variant's `budget`. 80% of the images train, 20% choose the best epoch, and as many again test. Variants were chosen on
 one half of each data set (`--half choose`). The table is from the other half, with other images and patients.
 
@@ -40,9 +40,20 @@ VARIANTS = Path(__file__).with_name("variants.toml")
 
 
 def measure(
-    out: Path, variant: dict[str, Any], name: str, seed: int, *, images: int, half: str, shown: int, cut: str | None
+    out: Path,
+    variant: dict[str, Any],
+    name: str,
+    seed: int,
+    *,
+    images: int,
+    half: str,
+    shown: int,
+    cut: str | None,
+    model: str,
+    weights: str,
 ) -> dict[str, Any]:
     """Fine-tune a variant on one draw of a data set and return its metrics."""
+    weights = variant.get("weights", weights)
     out = out.absolute()
     manifest = out / f"{name}-{half}-{seed}.csv"
     index = draw_manifest(SETS[name](out), images, seed, manifest, half=None if name in WHOLE else half)
@@ -53,12 +64,14 @@ def measure(
     epochs = settings.setdefault("epochs", max(1, round(shown * variant.get("budget", 1) / train)))
     began, busy = perf_counter(), process_time()
     if variant.get("plain"):
-        logits, labels = train_plainly(index, epochs=epochs, size=SIZES[name], seed=seed)
+        logits, labels = train_plainly(index, model, weights, epochs=epochs, size=SIZES[name], seed=seed)
         found: MetricSet = compute_metrics(logits, labels, index.classes)
         groups = index.list_groups(index.rows("test"))
         intervals = compute_intervals(ClassCalculator(logits, labels), groups)
     else:
-        found, intervals = tune(manifest, variant, settings, out / "run")
+        recipe, augment = variant.get("recipe", DEFAULT_RECIPE), variant.get("augment")
+        options = {"model": model, "weights": weights, "recipe": recipe, "augment": augment} | settings
+        found, intervals = tune(manifest, options, out / "run")
     return {
         "set": name, "seed": seed, "half": half, "train": train, "test": found.images, "classes": len(index.classes),
         "epochs": epochs, "balanced_accuracy": found.balanced_accuracy, "top1": found.top1,
@@ -68,20 +81,16 @@ def measure(
     }  # fmt: skip
 
 
-def tune(manifest: Path, variant: dict[str, Any], settings: dict[str, Any], run: Path) -> tuple[MetricSet, Intervals]:
-    """Fine-tune with a variant's recipe and settings, and return the logits of the test images."""
+def tune(manifest: Path, options: dict[str, Any], run: Path) -> tuple[MetricSet, Intervals]:
+    """Fine-tune, and return the metrics of the test images with their intervals."""
     finetune(
         manifest,
-        model=load_builtin().architecture,
-        weights=variant.get("weights", BUILTIN),
-        recipe=variant.get("recipe", DEFAULT_RECIPE),
-        augment=variant.get("augment"),
         output=run,
         overwrite=True,
         audit=False,
         autotune=False,
         onnx=False,
-        **settings,
+        **options,
     )
     tested = evaluate(run, split="test")
     return tested.metrics, tested.intervals
@@ -116,9 +125,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=700, help="to train and choose by; as many again to test")
     parser.add_argument("--shown", type=int, default=4_000, help="training images shown")
     parser.add_argument("--cut", help="a class that is left a twentieth of its training images")
+    parser.add_argument("--model", default=load_builtin().architecture)
+    parser.add_argument("--weights", default=BUILTIN, help="to start from: builtin, auto, or a run")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    same = {key: getattr(options, key) for key in ("images", "half", "shown", "cut")}
+    same = {key: getattr(options, key) for key in ("images", "half", "shown", "cut", "model", "weights")}
     variants = tomllib.loads(options.variants.read_text(encoding="utf-8"))
     path = options.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from convnext_cli.data.index import Index
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing
-from convnext_cli.models.catalog import BUILTIN, find_model, load_builtin
+from convnext_cli.models.catalog import BUILTIN, find_model
 
 LR, WEIGHT_DECAY, SMOOTHING, BATCH = 3e-4, 0.05, 0.1, 32
 
@@ -30,11 +30,15 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
             return self.transform(image.convert("RGB")), self.index.labels[row]
 
 
-def train_plainly(index: Index, *, epochs: int, size: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Fine-tune the built-in weights; return the last epoch's logits of the test images, and their classes."""
+def train_plainly(
+    index: Index, model_name: str, weights: str, *, epochs: int, size: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Fine-tune weights; return the last epoch's logits of the test images, and their classes."""
     torch.manual_seed(seed)
-    architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
-    model, _ = build_model(architecture, tag, ModelOptions(num_classes=len(index.classes)), offline=True)
+    architecture, tag = find_model(f"{model_name}.{BUILTIN}" if weights == BUILTIN else model_name)
+    options = ModelOptions(num_classes=len(index.classes))
+    start = "auto" if weights == BUILTIN else weights  # the tag stands for built-in weights
+    model, _ = build_model(architecture, tag, options, weights=start, offline=True)
     preprocessing = read_preprocessing(model)
     model = model.to(memory_format=torch.channels_last)
     end = [transforms.ToTensor(), transforms.Normalize(preprocessing.mean, preprocessing.std)]

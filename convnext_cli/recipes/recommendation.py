@@ -50,6 +50,7 @@ from convnext_cli.recipes.settings import (
     SettingsDict,
     check_settings,
     default_settings,
+    expand_settings,
 )
 from convnext_cli.recipes.speeds import estimate_time_here
 from convnext_cli.recipes.tables import load_tables
@@ -172,7 +173,7 @@ def recommend(
         RecommendRequest(
             data=path, dataset_size=number, classes=classes, vram=vram, machine=machine, license=license, domain=domain,
             prefer=prefer, recipe=recipe, model=model, weights=weights, counts=counts, fingerprint=fingerprint,
-            settings=settings,
+            settings=expand_settings(settings),
         )
     )  # fmt: skip
 

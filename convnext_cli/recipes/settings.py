@@ -556,8 +556,8 @@ class SettingSources:
 class DataOptions(TypedDict, total=False):
     """The settings that say how data are read, as keyword arguments."""
 
-    image_root: str
-    exclude: str
+    image_root: Path | str
+    exclude: Path | str
     group_from: str
     resplit: bool
     task: TaskName
@@ -654,12 +654,14 @@ def check_settings(values: Mapping[str, Any]) -> None:
 
 
 def expand_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with `imbalance`, a fold `K/N` and a size (H, W) replaced by what they stand for.
+    """Return settings with `imbalance`, a fold `K/N`, a size (H, W) and paths replaced by what they stand for.
 
     Raises:
-        UsageError: one of them is set in both ways.
+        UsageError: one of them is set in both ways, or a fold is not one.
     """
-    settings = {name: value for name, value in values.items() if name != "imbalance"}
+    settings = {
+        name: str(value) if isinstance(value, Path) else value for name, value in values.items() if name != "imbalance"
+    }
     imbalance = values.get("imbalance")
     if imbalance is not None:
         if both := [name for name in UNCORRECTED if name in settings]:
@@ -672,11 +674,21 @@ def expand_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     if "image_size" in settings:
         settings["image_size"] = _read_size(settings["image_size"])
     if isinstance(fold := settings.get("fold"), str):
-        number, _, count = fold.partition("/")
-        settings["fold"] = int(number)
-        if settings.setdefault("folds", int(count)) != int(count):
-            raise UsageError(f"--fold {fold} and --folds {settings['folds']} differ", "Leave out --folds")
+        settings |= _read_fold(fold, settings.get("folds"))
     return settings
+
+
+def _read_fold(text: str, folds: Any) -> dict[str, Any]:
+    try:
+        fold = parse_fold(text)
+    except ValueError as error:
+        raise UsageError(str(error), "Count folds from 1") from error
+    if isinstance(fold, int):
+        return {"fold": fold}
+    number, count = map(int, fold.split("/"))
+    if folds not in (None, count):
+        raise UsageError(f"--fold {text} and --folds {folds} differ", "Leave out --folds")
+    return {"fold": number, "folds": count}
 
 
 def _read_size(value: Any) -> Any:

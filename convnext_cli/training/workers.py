@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
@@ -19,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.errors import RunError
+from convnext_cli.errors import ConvnextError
 from convnext_cli.images.loaders import load_parts
 from convnext_cli.training.views import Batches, Draw, OpenViews, TrainingViews
 
@@ -50,7 +51,7 @@ class ProcessLoader:
         """Yield the batches.
 
         Raises:
-            RunError: a process was killed.
+            ConvnextError: a process was killed.
         """
         return load_parts(batches, self._load_part, threads=len(self.processes))
 
@@ -92,7 +93,7 @@ def _ask(process: "subprocess.Popen[bytes]", message: object) -> Any:
     """Send a message and return the answer; an exception is raised.
 
     Raises:
-        RunError: the process was killed.
+        ConvnextError: the process was killed.
     """
     try:
         _send(process, message)
@@ -115,8 +116,8 @@ def _read_into(process: "subprocess.Popen[bytes]", buffer: memoryview) -> None:
         done += count
 
 
-def _killed() -> RunError:
-    return RunError(
+def _killed() -> ConvnextError:
+    return ConvnextError(
         "a process that loads images was killed", "Use fewer --workers if the memory was full, and --resume"
     )
 
@@ -139,8 +140,9 @@ def work(source: IO[bytes], target: IO[bytes]) -> None:
         else:
             try:
                 images = np.stack([views.load(draw) for draw in draws])
-            except Exception as error:  # raised where the batch is due
-                pickle.dump(error, target)
+            except Exception as error:  # raised where the batch is due; any other's traceback would be lost
+                is_own = isinstance(error, ConvnextError | MemoryError)
+                pickle.dump(error if is_own else RuntimeError(traceback.format_exc()), target)
             else:
                 pickle.dump(None, target)
                 target.write(images.data.cast("B"))

@@ -144,6 +144,18 @@ def test_fingerprint_has_the_shapes_of_a_sample(tmp_path: Path) -> None:
     assert compute_fingerprint(scan_folder(tmp_path)).shapes == (("a", 30, 20), ("b", 20, 40))
 
 
+def test_python_functions_take_paths_and_folds() -> None:
+    assert expand_settings({"image_root": Path("a/b"), "exclude": Path("x.txt")}) == {
+        "image_root": str(Path("a/b")), "exclude": "x.txt",
+    }  # fmt: skip
+    assert expand_settings({"fold": "2/5"}) == {"fold": 2, "folds": 5}
+    assert expand_settings({"fold": "2", "folds": 5}) == {"fold": 2, "folds": 5}
+    with pytest.raises(UsageError, match="'two' is not a fold; write K/N, such as 2/5"):
+        expand_settings({"fold": "two"})
+    with pytest.raises(UsageError, match="--fold 2/5 and --folds 3 differ"):
+        expand_settings({"fold": "2/5", "folds": 3})
+
+
 def test_sizes_of_the_python_function_and_of_plans() -> None:
     assert expand_settings({"image_size": (224, 320)})["image_size"] == "224x320"
     assert expand_settings({"image_size": [96, 96]})["image_size"] == 96

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from convnext_cli import finetune
-from convnext_cli.errors import ImageError, RunError
+from convnext_cli.errors import ConvnextError, ImageError
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.training.loading import choose_workers
@@ -81,8 +81,14 @@ def test_a_killed_process_is_an_error_with_its_remedy(tmp_path: Path) -> None:
         [process] = loader.processes
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        with pytest.raises(RunError, match="a process that loads images was killed"):
+        with pytest.raises(ConvnextError, match="a process that loads images was killed"):
             list(loader.load(BATCHES))
+
+
+def test_an_unforeseen_error_of_a_process_has_its_traceback(tmp_path: Path) -> None:
+    views = _plan(_write_images(tmp_path / "data"))
+    with closing(ProcessLoader(views, 1)) as loader, pytest.raises(RuntimeError, match=r"views\.py(.|\n)*IndexError"):
+        list(loader.load([[(99, 0, 0)]]))
 
 
 def test_processes_end_with_the_loader_and_ignore_ctrl_c(tmp_path: Path) -> None:
