@@ -169,14 +169,19 @@ def estimate_gib(model: str, images: int, size: int, *, checkpointing: bool = Fa
 
 
 def train(data: Path, run: Path, **options: Any) -> SimpleNamespace:
-    """Fine-tune in this process, and record when each step ends."""
+    """Fine-tune in this process with the options of most checks or others, and record when each step ends."""
     from convnext_cli.api import make_train_request
     from convnext_cli.progress import Notice
     from convnext_cli.training.events import EpochDone, Started, StepDone
     from convnext_cli.training.finetuning import finetune_steps
 
-    fixed = {"weights": "none", "offline": True, "audit": False, "overwrite": True, "freeze_epochs": 0}
-    request = make_train_request({"data": data, "output": run, **fixed, **options})
+    sizes = choose_sizes()
+    usual = {
+        "model": sizes.small, "image_size": sizes.size, "batch_size": sizes.batch, "epochs": sizes.epochs,
+        "amp": "auto", "val_fraction": 0.08, "test_fraction": 0.04, "weights": "none", "freeze_epochs": 0,
+        "offline": True, "audit": False, "overwrite": True,
+    }  # fmt: skip
+    request = make_train_request({"data": data, "output": run, **usual, **options})
     steps: list[Step] = []
     ends: list[float] = []
     notices: list[str] = []
@@ -315,10 +320,7 @@ def part_s(data: Path, work: Path) -> None:
         limits[name] = row["images_per_second"]
         print_check(f"s.limit_{name}", None, **row)
     free_memory()
-    result = train(
-        data, work / "run_s", model=sizes.small, epochs=sizes.epochs, image_size=sizes.size, compile=True,
-        batch_size=sizes.batch, amp="auto", val_fraction=0.08, test_fraction=0.04,
-    )  # fmt: skip
+    result = train(data, work / "run_s", compile=True)
     best = steady_speed(result.steps)
     share = best / max(limits.values())
     print_check(
@@ -343,10 +345,7 @@ def part_t(data: Path, work: Path) -> None:
     )
     print_check("t.limit_cudnn_benchmark", None, **row)
     free_memory()
-    result = train(
-        data, work / "run_t", model=sizes.small, epochs=sizes.epochs, image_size=sizes.size, compile=False,
-        batch_size=sizes.batch, amp="auto", val_fraction=0.08, test_fraction=0.04,
-    )  # fmt: skip
+    result = train(data, work / "run_t", compile=False)
     print_check("t.finetune", None, compile=False, steady=steady_speed(result.steps), first_steps=result.first[::3])
     free_memory()
     if os.environ.get(TIMM_TRAIN) and torch.cuda.is_available():
@@ -360,8 +359,7 @@ def part_w(data: Path, work: Path) -> None:
 
     sizes = choose_sizes()
     some = link_subset(data, work, 4 * sizes.batch, "some_w")
-    train(some, work / "run_w", model=sizes.small, epochs=1, image_size=sizes.size, compile=True,
-        batch_size=sizes.batch, amp="auto", val_fraction=0.08, test_fraction=0.04)  # fmt: skip
+    train(some, work / "run_w", epochs=1, compile=True)
     free_memory()
     measure_resident(sizes.small, sizes.batch, sizes.size, amp=torch.cuda.is_available(), compiled=True, steps=1)
 
@@ -431,10 +429,7 @@ def part_a(data: Path, work: Path) -> None:
     peak_gib(reset=True)
     began = time.perf_counter()
     with Utilisation() as utilisation:
-        result = train(
-            data, run, model=sizes.small, epochs=sizes.epochs, image_size=sizes.size, batch_size=sizes.batch,
-            amp="auto", val_fraction=0.08, test_fraction=0.04, drop_path=0.0,
-        )  # fmt: skip
+        result = train(data, run, drop_path=0.0)
     seconds = time.perf_counter() - began
     log = result.log
     losses = [round(line["train_loss"], 4) for line in log]
@@ -465,7 +460,7 @@ def part_a(data: Path, work: Path) -> None:
         ratio=measured and round(expected / measured, 2))  # fmt: skip
     feed(run, sizes)
     if on_gpu:
-        count_syncs(link_subset(data, work, sizes.subset, "some_a"), work, sizes)
+        count_syncs(link_subset(data, work, sizes.subset, "some_a"), work)
 
 
 def steady_speed(steps: "list[Step]") -> float:
@@ -542,7 +537,7 @@ def feed(run: Path, sizes: SimpleNamespace) -> None:
         print_check("a.to_gpu", None, ms_per_batch=times, batch=sizes.batch)
 
 
-def count_syncs(data: Path, work: Path, sizes: SimpleNamespace) -> None:
+def count_syncs(data: Path, work: Path) -> None:
     """Count the calls in a training step that wait for the GPU, by the line that makes them."""
     import warnings
     from collections import Counter
@@ -560,8 +555,8 @@ def count_syncs(data: Path, work: Path, sizes: SimpleNamespace) -> None:
     torch.cuda.set_sync_debug_mode("warn")
     try:
         result = train(
-            data, work / "run_sync", model=sizes.small, epochs=2, image_size=sizes.size, batch_size=16, amp="auto",
-            val_fraction=0.1, test_fraction=0.0, ema_decay=0.99, mixup=0.2, cutmix=0.2,
+            data, work / "run_sync", epochs=2, batch_size=16, val_fraction=0.1, test_fraction=0.0, ema_decay=0.99,
+            mixup=0.2, cutmix=0.2,
         )  # fmt: skip
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -579,8 +574,8 @@ def part_b(data: Path, work: Path) -> None:
     sizes = choose_sizes()
     some = link_subset(data, work, sizes.subset, "some_b")
     options = {
-        "model": sizes.large, "epochs": 1, "image_size": sizes.size, "batch_size": sizes.batch, "amp": "auto",
-        "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "seed": 3, "val_fraction": 0.1, "test_fraction": 0.0,
+        "model": sizes.large, "epochs": 1, "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "seed": 3,
+        "val_fraction": 0.1, "test_fraction": 0.0,
     }  # fmt: skip
     whole = train(some, work / "run_b_whole", micro_batch_size=max(1, sizes.batch // 8), **options)
     free_memory()
@@ -830,9 +825,8 @@ def part_f(data: Path, work: Path) -> None:
         free_memory()
         peak_gib(reset=True)
         result = train(
-            some, work / f"run_f{int(checkpointing)}", model=sizes.large, epochs=2, image_size=sizes.size,
-            batch_size=micro, micro_batch_size=micro, amp="auto", grad_checkpointing=checkpointing, val_fraction=0.1,
-            test_fraction=0.0,
+            some, work / f"run_f{int(checkpointing)}", model=sizes.large, epochs=2, batch_size=micro,
+            micro_batch_size=micro, grad_checkpointing=checkpointing, val_fraction=0.1, test_fraction=0.0,
         )  # fmt: skip
         measured = peak_gib()
         expected = estimate_gib(sizes.large, micro, sizes.size, checkpointing=checkpointing)
@@ -1005,7 +999,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--timm-train", type=Path, help="timm's train.py, from the tag of the installed version")
     parser.add_argument("--cpu-smoke", action="store_true", help="test this script's own logic on a CPU")
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.timm_train and not args.timm_train.is_file():
+        parser.error(f"--timm-train {args.timm_train} is not a file")
+    return args
 
 
 def run_here(args: argparse.Namespace) -> None:
