@@ -1,7 +1,7 @@
 """Coverage of the 95% CIs on simulated data sets, plain and clustered: percentile bootstrap and ours.
 
     python benchmarks/coverage.py [DATASETS [IMAGES [RESAMPLES]]]
-    python benchmarks/coverage.py shares [DATASETS]     fractions of few clusters, by the degrees of freedom
+    python benchmarks/coverage.py fractions [DATASETS]  fractions of few clusters, by the degrees of freedom
 
 Each data set is drawn from a model of a classifier: the true class's logit is raised by a strength, noise is normal,
 and in clustered data the images of one patient have their class and part of their noise in common. The true value is
@@ -162,7 +162,7 @@ def show_fractions(datasets: int) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Print the table."""
-    if words and words[0] == "shares":
+    if words and words[0] == "fractions":
         show_fractions(int(words[1]) if len(words) > 1 else 800)
         return
     datasets, images, resamples = ([int(word) for word in words] + [2000, 600, 400][len(words) :])[:3]

@@ -371,7 +371,7 @@ def tune(sizes: SimpleNamespace) -> None:
     from accelerate import Accelerator
 
     from convnext_cli.cache_folder import find_cache_folder
-    from convnext_cli.training.compute.autotune import Workload, choose_compute_config
+    from convnext_cli.training.compute.autotune import TunedPasses, choose_compute_config
     from convnext_cli.training.compute.devices import spread_model
     from convnext_cli.training.parts.optimizer import make_optimizer
 
@@ -379,9 +379,9 @@ def tune(sizes: SimpleNamespace) -> None:
     network = timm.create_model(sizes.small, num_classes=4).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, lr=1e-3, weight_decay=0.05, layer_decay=1.0)
     model, _ = spread_model(accelerator, network, optimizer)
-    workload = Workload(model=sizes.small, shape=(sizes.batch, 3, sizes.size, sizes.size), passes=1_000_000)
+    tuned_passes = TunedPasses(model=sizes.small, shape=(sizes.batch, 3, sizes.size, sizes.size), passes=1_000_000)
     began = time.perf_counter()
-    result = choose_compute_config(model, workload, accelerator=accelerator, measure=True)
+    result = choose_compute_config(model, tuned_passes, accelerator=accelerator, measure=True)
     kept = [json.loads(path.read_text()) for path in find_cache_folder().rglob("*.json")]
     print_check("t.autotune", None, seconds=round(time.perf_counter() - began, 1), chosen=str(result),
         notices=[notice.text for notice in result.notices], kept=kept)  # fmt: skip

@@ -260,7 +260,7 @@ def make_resident(task: Task, mode: str) -> tuple[Any, Any, Any]:
 
 def write_model_folder(task: Task) -> Path:
     """Write a model of random weights as `finetune` does, and return its folder."""
-    from convnext_cli.inference.saved_model import Description, write_model
+    from convnext_cli.inference.saved_model import RunMetadata, write_model
     from convnext_cli.models.build import read_preprocessing
 
     run = task.folder.parent / f"model-{os.getpid()}"
@@ -271,7 +271,7 @@ def write_model_folder(task: Task) -> Path:
         model,
         run,
         model.state_dict(),
-        Description(
+        RunMetadata(
             classes=sorted(folder.name for folder in (task.folder / "train").iterdir()),
             preprocessing=preprocessing,
             license=None,

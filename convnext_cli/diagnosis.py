@@ -17,7 +17,7 @@ PACKAGES = (
     "convnext-cli", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "safetensors", "huggingface-hub",
     "onnxruntime", "onnx", "onnxscript", "pydicom", "transformers",
 )  # fmt: skip
-HUB_TIMEOUT = 3.0  # seconds
+PROBE_TIMEOUT = 3.0  # seconds
 IMAGES = 60  # of the self-test
 
 
@@ -96,7 +96,7 @@ def _ask_hub() -> str:
 
     started = time.perf_counter()
     try:
-        get_hf_file_metadata(hf_hub_url("timm/convnext_atto.d2_in1k", "config.json"), timeout=HUB_TIMEOUT)
+        get_hf_file_metadata(hf_hub_url("timm/convnext_atto.d2_in1k", "config.json"), timeout=PROBE_TIMEOUT)
     except Exception as error:  # the client raises errors of its HTTP library, its own, and OSError
         return f"{constants.ENDPOINT} does not respond ({shorten_error(error)}); --weights PATH works without it"
     return f"{constants.ENDPOINT} responds, {time.perf_counter() - started:.1f} s"

@@ -12,7 +12,7 @@ from pathlib import Path
 from convnext_cli.errors import RunError
 
 LOCK = ".lock"
-PATIENCE = 1.0  # seconds to wait for a lock: `is_locked` of another process holds it for a moment
+LOCK_TIMEOUT = 1.0  # seconds to wait for a lock: `is_locked` of another process holds it for a moment
 _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without `-o flock`, some network drives
 
 
@@ -99,7 +99,7 @@ def describe_holder(folder: Path) -> RunError:
 
 def _open_locked(folder: Path) -> int | None:
     """Return the descriptor of the locked file; None if the file system has no locks."""
-    path, end = folder / LOCK, time.monotonic() + PATIENCE
+    path, end = folder / LOCK, time.monotonic() + LOCK_TIMEOUT
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, like all files that Python opens
         try:
@@ -115,7 +115,7 @@ def _open_locked(folder: Path) -> int | None:
                 raise
             if time.monotonic() > end:
                 raise describe_holder(folder) from error
-            time.sleep(PATIENCE / 20)
+            time.sleep(LOCK_TIMEOUT / 20)
         else:
             os.close(file)  # the file was removed between opening and locking it
     with suppress(OSError):  # a full disk

@@ -58,7 +58,7 @@ class Option:
     is_shared: bool = False
     """True if it may be changed when a run is resumed."""
 
-    def explain_problem(self, value: float) -> str | None:
+    def explain_bound(self, value: float) -> str | None:
         """Return which bound a number exceeds, or None."""
         if self.low is not None and (value < self.low or (self.is_open and value == self.low)):
             return f"must be {'above' if self.is_open else 'at least'} {_format_bound(self.low)}"
@@ -175,7 +175,7 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
         return None if isinstance(value, get_origin(kind) or kind) else f"= {value!r} has the wrong type"
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
-    problem = option.explain_problem(value)
+    problem = option.explain_bound(value)
     return f"= {value!r} {problem}" if problem else None
 
 

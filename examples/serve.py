@@ -39,7 +39,7 @@ MAX_BYTES = 20_000_000
 MAX_UPLOADS = 4  # kept in memory at a time; further ones get an error page
 MAX_CONNECTIONS = 100
 STALL = 15.0  # seconds without a byte of a request, after which its connection is closed
-PATIENCE = 120.0  # seconds for the whole of a request
+REQUEST_TIMEOUT = 120.0  # seconds for the whole of a request
 HOSTS = ("127.0.0.1", "localhost")
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'self'",
@@ -79,7 +79,7 @@ class Connection(H11Protocol):  # type: ignore[misc]  # uvicorn need not be inst
         now = self.loop.time()
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self.begun = self.heard = now  # the request is complete; the response may take longer
-        elif now - self.heard > STALL or now - self.begun > PATIENCE:
+        elif now - self.heard > STALL or now - self.begun > REQUEST_TIMEOUT:
             self.transport.abort()
             return
         self.loop.call_later(1.0, self.watch)

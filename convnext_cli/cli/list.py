@@ -143,7 +143,7 @@ def _make_rows(flags: ListFlags) -> list[dict[str, Any]]:
 
 
 def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]]:
-    """The model's row, and one for the weights in the package where they are for this model."""
+    """Return the model's row, and one for the built-in weights if it has some."""
     tag = model.default_tag
     row = {
         "model": model.name,

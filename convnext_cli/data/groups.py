@@ -108,10 +108,10 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
     for guess in _group_by_folder(index):
         if groups := _keep_plausible(index, guess)[0]:
             return _apply(index, groups, "folders", "the folder inside the class folder")
-    groups, remark = _keep_plausible(index, _group_by_name(index))
+    groups, note = _keep_plausible(index, _group_by_name(index))
     if groups:
-        return _apply(index, groups, "names", f"the repeated part of the file names{remark}")
-    return replace(index, groups=()), Grouping(source="none", rule=f"none: {remark}")
+        return _apply(index, groups, "names", f"the repeated part of the file names{note}")
+    return replace(index, groups=()), Grouping(source="none", rule=f"none: {note}")
 
 
 def _apply(index: Index, identifiers: Mapping[int, str], source: str, rule: str) -> tuple[Index, Grouping]:
@@ -367,7 +367,7 @@ def _is_spread(counts: Counter[str]) -> bool:
 
 
 def _keep_plausible(index: Index, guess: Mapping[int, str]) -> tuple[dict[int, str], str]:
-    """Return the part of a guess that can be groups, and a remark: what is left out, or why nothing is kept.
+    """Return the part of a guess that can be groups, and a note: what is left out, or why nothing is kept.
 
     If most repeated identifiers occur once in each of several classes (`1_cat`, `1_dog`, `2_cat` ...), their numbers
     restart in each class, and an identifier then means something else in each. Only images of one class are kept
@@ -410,8 +410,8 @@ def cut_groups(groups: Mapping[int, str], cells: Sequence[str]) -> dict[int, str
 def group_like(known: Index, paths: Sequence[str]) -> list[str] | None:
     """Return the groups of other files by the rule that the groups of a data set follow; None if names give no rule.
 
-    A rule is a folder so many levels above the file, or the identifier in the file's name. It must give the data set's
-    own groups (`MIN_AGREEMENT`). A file that it gives no group is a group of its own, named by its path.
+    A rule is the folder a fixed number of levels above the file, or the identifier in the file's name. It must give the
+    data set's own groups (`MIN_AGREEMENT`). A file that it gives no group is a group of its own, named by its path.
 
     Args:
         known: with groups.

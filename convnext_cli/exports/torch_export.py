@@ -15,7 +15,7 @@ from convnext_cli.inference.metadata import Metadata, list_outputs, read_metadat
 from convnext_cli.inference.onnx_classifier import make_outputs
 from convnext_cli.inference.torch_classifier import TorchClassifier
 
-DESCRIPTION = "description.json"  # extra file of the archive with the metadata
+METADATA_FILE = "description.json"  # extra file of the archive with the metadata
 
 
 def write_program(classifier: TorchClassifier, metadata: Metadata, path: Path) -> None:
@@ -25,7 +25,7 @@ def write_program(classifier: TorchClassifier, metadata: Metadata, path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter deprecates its own parts
         program = torch.export.export(module, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, archive, extra_files={DESCRIPTION: json.dumps(metadata.to_strings(), indent=1)})
+        torch.export.save(program, archive, extra_files={METADATA_FILE: json.dumps(metadata.to_strings(), indent=1)})
     path.write_bytes(archive.getbuffer())
 
 
@@ -33,11 +33,11 @@ class ProgramClassifier(Classifier):
     """The model of a `.pt2` file, for the parity check."""
 
     def __init__(self, path: Path) -> None:
-        extra = {DESCRIPTION: ""}
+        extra = {METADATA_FILE: ""}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
-        metadata = read_metadata(json.loads(extra[DESCRIPTION]), path)
+        metadata = read_metadata(json.loads(extra[METADATA_FILE]), path)
         self.classes, self.preprocessing, self.task = metadata.classes, metadata.preprocessing, metadata.read_task()
 
     @torch.inference_mode()

@@ -35,7 +35,7 @@ DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 
 SPARED = 0.05  # fraction of the disk that stays free
 IN_USE = 900.0  # seconds after its last use in which a set is never removed
 PENDING = 8 << 20  # bytes that are written at a time: a kill loses no more
-PATIENCE = 10.0  # seconds to wait for another run's write
+WRITE_TIMEOUT = 10.0  # seconds to wait for another run's write
 _PAGE = 16384  # bytes; an image then takes few pages
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (root TEXT, purpose TEXT);
@@ -186,7 +186,7 @@ class _Store:
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=WRITE_TIMEOUT, check_same_thread=False)
         self._connection = connection
         connection.execute(f"PRAGMA page_size = {_PAGE}")
         connection.execute("PRAGMA synchronous = OFF")  # safe under a kill; checksums detect other damage
@@ -241,7 +241,7 @@ def list_cached_sets() -> list[CachedSet]:
     sets = []
     for path in sorted(_files(), key=_used, reverse=True):
         try:
-            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE)
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WRITE_TIMEOUT)
             try:
                 root, purpose = connection.execute("SELECT root, purpose FROM about").fetchone()
                 [images] = connection.execute("SELECT count(*) FROM pictures").fetchone()

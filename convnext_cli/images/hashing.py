@@ -31,7 +31,7 @@ from convnext_cli.cache_folder import find_cache_folder
 
 RACY = 2.0  # seconds; the coarsest clock of the file systems below (ext3) ticks every second
 PENDING = 2000  # digests to write at a time
-PATIENCE = 10.0  # seconds to wait for another process's write
+WRITE_TIMEOUT = 10.0  # seconds to wait for another process's write
 _KEEPS_STATE = frozenset(
     {"apfs", "bcachefs", "beegfs", "btrfs", "ceph", "ext2", "ext3", "ext4", "f2fs", "gpfs", "hfs", "jfs", "lustre"}
     | {"nfs", "nfs4", "overlay", "tmpfs", "ufs", "xfs", "zfs"}
@@ -96,7 +96,7 @@ class ContentDigests:
         try:
             if not (self._keeps_state and self.path.exists()):
                 return {}
-            with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection:
+            with closing(sqlite3.connect(self.path, timeout=WRITE_TIMEOUT)) as connection:
                 rows = connection.execute("SELECT path, state, digest FROM digests").fetchall()
             return {path: (state, digest) for path, state, digest in rows}
         except (OSError, sqlite3.Error, TypeError):  # damaged or not readable: computed again
@@ -106,7 +106,7 @@ class ContentDigests:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in (1, 2):
             try:
-                with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection, connection:
+                with closing(sqlite3.connect(self.path, timeout=WRITE_TIMEOUT)) as connection, connection:
                     connection.execute(_SCHEMA)
                     connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", rows)
                 return

@@ -20,7 +20,7 @@ from convnext_cli.metrics.drift import (
     LEVEL,
     MIN_DIFFERENCE,
     MIN_DISTANCE,
-    Difference,
+    Shift,
     choose_one_per_group,
     compare_fractions,
     compare_values,
@@ -56,7 +56,7 @@ class DriftMeasure:
     title: str
     is_class: bool
     """True for the fraction of a class, False for a measure of the images' pixels."""
-    difference: Difference
+    difference: Shift
     p_holm: float | None
     """Corrected for all measures (Holm 1979)."""
     is_drift: bool
@@ -244,19 +244,19 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
         if all(map(len, parts)) and not (k == 0 and len(classes) == 2):  # of two classes, one tells both
             entries.append((name, f"fraction of {name}", MIN_DIFFERENCE, compare_fractions(*parts)))
     if task.count_outputs(len(classes)) == 1 and validation.targets.ndim == 1:  # a number
-        difference = compare_values(validation.targets[one], here.targets[two])
-        entries.append((classes[0], classes[0], MIN_DISTANCE, difference))
-    corrected = correct_holm([difference.p_value for *_, difference in entries])
+        shift = compare_values(validation.targets[one], here.targets[two])
+        entries.append((classes[0], classes[0], MIN_DISTANCE, shift))
+    corrected = correct_holm([shift.p_value for *_, shift in entries])
     measures = [
         DriftMeasure(
             key=key,
             title=title,
             is_class=at >= num_pixels,
-            difference=difference,
+            difference=shift,
             p_holm=p,
-            is_drift=p is not None and p < LEVEL and difference.distance >= least,
+            is_drift=p is not None and p < LEVEL and shift.distance >= least,
         )
-        for at, ((key, title, least, difference), p) in enumerate(zip(entries, corrected, strict=True))
+        for at, ((key, title, least, shift), p) in enumerate(zip(entries, corrected, strict=True))
     ]
     return Drift(measures=tuple(measures), validation_images=len(one), images=len(two), flagged=None, expected=0.0)
 
@@ -287,5 +287,5 @@ def describe_drift(drift: Drift) -> list[Notice]:
     return notices
 
 
-def _describe_medians(difference: Difference) -> str:
-    return f"{difference.here:.3g} here, {difference.validation:.3g} on validation"
+def _describe_medians(shift: Shift) -> str:
+    return f"{shift.here:.3g} here, {shift.validation:.3g} on validation"

@@ -24,7 +24,7 @@ from convnext_cli.tasks.registry import read_task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Description:
+class RunMetadata:
     """The part of `config.json` beside the architecture."""
 
     classes: Sequence[str]
@@ -37,16 +37,16 @@ class Description:
     """As `Task.to_dict` gives it; None for one class per image."""
 
 
-def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], description: Description) -> None:
+def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], metadata: RunMetadata) -> None:
     """Write `config.json` and `model.safetensors`: timm.create_model("local-dir:FOLDER", pretrained=True) loads them.
 
     Args:
         model: gives the architecture.
         folder: the run folder.
         weights: of the model; separate, because a model sharded over several GPUs has only a part of them.
-        description: classes, preprocessing, licence and task.
+        metadata: classes, preprocessing, licence and task.
     """
-    classes, preprocessing, task = description.classes, description.preprocessing, description.task
+    classes, preprocessing, task = metadata.classes, metadata.preprocessing, metadata.task
     data = {
         "crop_pct": preprocessing.crop_pct,
         "crop_mode": preprocessing.crop_mode,
@@ -55,7 +55,7 @@ def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], d
     }
     outputs = read_task(task, folder, MODEL_REMEDY).count_outputs(len(classes))
     # Drop timm's description, which is of the base weights.
-    cfg = {"license": description.license, "description": None, "num_classes": outputs}
+    cfg = {"license": metadata.license, "description": None, "num_classes": outputs}
     with replace_file(folder / "config.json") as path:
         save_config_for_hf(
             model,

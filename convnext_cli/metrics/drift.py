@@ -30,8 +30,8 @@ _FLOOR = 0.005  # of the mean difference of neighbours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """A measure, or the fraction of a class, among validation images and among those of an evaluation."""
+class Shift:
+    """The shift of a measure, or of the fraction of a class, from validation images to those of an evaluation."""
 
     validation: float
     """Median, or fraction."""
@@ -72,7 +72,7 @@ def choose_one_per_group(images: int, groups: Sequence[str] | None, *, seed: int
     return np.asarray(order[np.unique(units[order], return_index=True)[1]])
 
 
-def compare_values(validation: Floats, here: Floats) -> Difference:
+def compare_values(validation: Floats, here: Floats) -> Shift:
     """Compare a measure of images of different groups, each (N,)."""
     from scipy.stats import ks_2samp  # half a second to import
 
@@ -82,10 +82,10 @@ def compare_values(validation: Floats, here: Floats) -> Difference:
         result = ks_2samp(validation, here, method=method)
         distance, p = float(result.statistic), float(result.pvalue)
     one, two = float(np.median(validation)), float(np.median(here))
-    return Difference(validation=one, here=two, distance=distance, p_value=p)
+    return Shift(validation=one, here=two, distance=distance, p_value=p)
 
 
-def compare_fractions(validation: NDArray[np.bool_], here: NDArray[np.bool_]) -> Difference:
+def compare_fractions(validation: NDArray[np.bool_], here: NDArray[np.bool_]) -> Shift:
     """Compare the fraction of a class among images of different groups, each (N,)."""
     from scipy.stats import fisher_exact
 
@@ -93,4 +93,4 @@ def compare_fractions(validation: NDArray[np.bool_], here: NDArray[np.bool_]) ->
     if min(len(validation), len(here)) >= MIN_IMAGES:
         p = float(fisher_exact([[part.sum(), (~part).sum()] for part in (validation, here)]).pvalue)
     one, two = float(validation.mean()), float(here.mean())
-    return Difference(validation=one, here=two, distance=abs(one - two), p_value=p)
+    return Shift(validation=one, here=two, distance=abs(one - two), p_value=p)

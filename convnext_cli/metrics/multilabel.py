@@ -134,13 +134,13 @@ class _Label:
         predicted: NDArray[np.bool_],
     ) -> None:
         self._rows = np.flatnonzero(known)
-        scores, truth, said = probabilities[self._rows], positive[self._rows], predicted[self._rows]
+        scores, truth, predicted = probabilities[self._rows], positive[self._rows], predicted[self._rows]
         self._ranking = Ranking(scores, truth) if 0 < truth.sum() < len(truth) else None
         bins = bin_by_rank(scores) if len(scores) else np.empty(0, np.int64)
         gaps = np.zeros((len(scores), ECE_BINS))
         gaps[np.arange(len(scores)), bins] = scores - truth
         # Columns: positives, true positives, predictions, squared errors, and the gaps of the ECE's bins.
-        self._columns = np.column_stack([truth, truth & said, said, (scores - truth) ** 2, gaps])
+        self._columns = np.column_stack([truth, truth & predicted, predicted, (scores - truth) ** 2, gaps])
 
     def compute_gaps(self, weights: Floats) -> Floats:
         """Return the gaps of the ECE's bins for C weightings, (C, B); nan where no image counts."""

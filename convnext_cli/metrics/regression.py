@@ -53,27 +53,27 @@ class RegressionCalculator(Calculator):
         # Centred, so that sums of squares keep their digits: bootstrap weights are float32.
         self._shift = float(targets.mean())
         self._scale = float(targets.std()) or 1.0
-        true, said = (targets - self._shift) / self._scale, (predictions - self._shift) / self._scale
-        error = said - true
+        true, predicted = (targets - self._shift) / self._scale, (predictions - self._shift) / self._scale
+        error = predicted - true
         inside = np.full(len(targets), np.nan) if covered is None else covered.astype(np.float64)
         self._sums = np.stack(
-            [np.abs(error), error**2, error, true, true**2, said, said**2, true * said, inside], axis=1
+            [np.abs(error), error**2, error, true, true**2, predicted, predicted**2, true * predicted, inside], axis=1
         )
 
     def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
         means = weights.astype(np.float64) @ self._sums / weights.sum(axis=1, dtype=np.float64)[:, None]
-        absolute, squared, error, true, true2, said, said2, product, inside = means.T
+        absolute, squared, error, true, true2, predicted, predicted2, product, inside = means.T
         scale = self._scale
         with np.errstate(invalid="ignore", divide="ignore"):
-            variance, spread = true2 - true**2, said2 - said**2
+            variance, spread = true2 - true**2, predicted2 - predicted**2
             half = LIMITS * np.sqrt(np.maximum(squared - error**2, 0))
             overall = {
                 "mae": scale * absolute,
                 "rmse": scale * np.sqrt(squared),
                 "r2": np.where(variance > 0, 1 - squared / variance, np.nan),
                 "pearson": np.where(
-                    (variance > 0) & (spread > 1e-12), (product - true * said) / np.sqrt(variance * spread), np.nan
+                    (variance > 0) & (spread > 1e-12), (product - true * predicted) / np.sqrt(variance * spread), np.nan
                 ),
                 "bias": scale * error,
                 "limit_low": scale * (error - half),

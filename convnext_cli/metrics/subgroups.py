@@ -24,8 +24,9 @@ MIN_MOBILITY = 0.2
 STEP = 0.01  # of a group's weight, for the derivative of a metric
 _TINY = 1e-12
 _ROUNDING = 1e-5  # of float32: equal gaps count as equal
-FIRST, MANY = 200, 20
-"""Permutations after which the test ends if this many gaps are as large as the observed one: p is about 0.1 or more
+FIRST_PERMUTATIONS = 200  # a tenth of all; where p is 0.01, 2 of them have a gap as large as the observed one
+ENOUGH_EXCEEDING = 20
+"""If this many of the first permutations have a gap as large as the observed one, the test ends: p is about 0.1 or more
 (Besag and Clifford 1991)."""
 
 Compute = Callable[[Floats], Floats]
@@ -150,10 +151,10 @@ def compute_p_values(
     total = choose_permutations(len(units))
     shuffled = np.concatenate([members[None], permute(members, strata, total, seed)])
     error = np.ones((1, 1)) if influence is None else _estimate_errors(shuffled, units, strata, influence)
-    gap = _compute_gaps(compute, shuffled[: 1 + FIRST], units)
+    gap = _compute_gaps(compute, shuffled[: 1 + FIRST_PERMUTATIONS], units)
     result, exceeding = _count_exceeding(gap, error)
-    if (exceeding < MANY).any():
-        gap = np.concatenate([gap, _compute_gaps(compute, shuffled[1 + FIRST :], units)])
+    if (exceeding < ENOUGH_EXCEEDING).any():
+        gap = np.concatenate([gap, _compute_gaps(compute, shuffled[1 + FIRST_PERMUTATIONS :], units)])
         result, _ = _count_exceeding(gap, error)
     return result
 

@@ -56,12 +56,12 @@ def fit_bias_corrected_temperature(logits: Floats, labels: Ints, weights: Floats
     smoothing = 1 / (number + 2)
     target = np.full((number, classes), smoothing / max(1, classes - 1))
     target[np.arange(number), labels] = 1 - smoothing
-    shares = (weights / weights.sum())[:, None]
+    fractions = (weights / weights.sum())[:, None]
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         log_probabilities = log_softmax(logits * parameters[0] + parameters[1:])
-        slope = (np.exp(log_probabilities) - target) * shares
-        value = -float((target * log_probabilities * shares).sum())
+        slope = (np.exp(log_probabilities) - target) * fractions
+        value = -float((target * log_probabilities * fractions).sum())
         return value, np.concatenate([[float((slope * logits).sum())], slope.sum(axis=0)])
 
     bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), *[(-MAX_OFFSET, MAX_OFFSET)] * classes]

@@ -211,8 +211,8 @@ class Single(Task):
     def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
         """Return the logarithm of the groups' pooled probabilities, which are divided by their sum, (G, K)."""
         pooled = pool_scores(self.activate(logits), units, rule)
-        shares: NDArray[np.float64] = np.maximum(pooled / pooled.sum(axis=1, keepdims=True), 1e-7)
-        return np.log(shares)
+        fractions: NDArray[np.float64] = np.maximum(pooled / pooled.sum(axis=1, keepdims=True), 1e-7)
+        return np.log(fractions)
 
     def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
         """Return the most frequent class of each group's images, (G,).

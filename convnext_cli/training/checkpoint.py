@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from convnext_cli.errors import RunError, shorten_error
-from convnext_cli.inference.saved_model import Description, write_model
+from convnext_cli.inference.saved_model import RunMetadata, write_model
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
 from convnext_cli.runs.files import PLAN
@@ -114,7 +114,7 @@ def save_model(context: "TrainingContext", state: TrainingState, weights: Tensor
         context.network,
         context.run.path,
         drop_projection(weights),
-        Description(
+        RunMetadata(
             classes=context.index.classes,
             preprocessing=context.preprocessing,
             license=state.license,

@@ -401,12 +401,12 @@ def write_data_files(run: RunFolder, preparation: Preparation, index: "Index") -
 
 def _autotune(context: "TrainingContext", request: TrainRequest) -> "AutotuneResult":
     """Choose the compute configuration of a new run and apply it to the model; return it with its notices."""
-    from convnext_cli.training.compute.autotune import Workload, choose_compute_config
+    from convnext_cli.training.compute.autotune import TunedPasses, choose_compute_config
     from convnext_cli.training.loop import count_passes
 
     compute = choose_compute_config(
         context.network,
-        Workload(model=context.plan.model, shape=context.input_shape, passes=count_passes(context)),
+        TunedPasses(model=context.plan.model, shape=context.input_shape, passes=count_passes(context)),
         accelerator=context.accelerator,
         measure=request.autotune and not context.settings.deterministic,
         compile=request.compile,

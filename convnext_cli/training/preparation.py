@@ -78,14 +78,14 @@ class Preparation:
         data = self.dataset.list_notices() if self.dataset is not None else ()
         return (
             *data,
-            *self._check_folds(),
-            *self._check_split(),
+            *self._list_fold_notices(),
+            *self._list_split_notices(),
             *self.plan_notices,
             *self.changes,
             *self.device_notices,
         )
 
-    def _check_folds(self) -> list[Notice]:
+    def _list_fold_notices(self) -> list[Notice]:
         """Return a warning if the table's own folds separate groups or duplicates."""
         if self.dataset is None or not self.dataset.index.folds or not self.plan.settings.folds:
             return []
@@ -105,7 +105,7 @@ class Preparation:
             )
         return [Notice(text=text, severity="warning")]
 
-    def _check_split(self) -> list[Notice]:
+    def _list_split_notices(self) -> list[Notice]:
         """Return notices about a small validation split, missing test images, and skipped files."""
         index, notices = self.index, []
         if self.small_validation:

@@ -25,7 +25,7 @@ import uvicorn  # noqa: E402
 from examples import serve  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "examples/serve.py"
-PATIENCE = 180  # seconds, on a machine that does other things too
+TIMEOUT = 180  # seconds, on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def post(address: str, content: bytes, filename: str, host: str = "localhost") -
     kind = {"Content-Type": "multipart/form-data; boundary=x", "Host": host}
     request = urllib.request.Request(address, data=head + content + b"\r\n--x--\r\n", headers=kind)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -74,7 +74,7 @@ def test_an_image_is_uploaded_and_explained(address: str, digits: Path, tmp_path
 
 
 def wait_for(browser: Browser, condition: str) -> None:
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIMEOUT
     while browser.evaluate(condition) is not True:
         assert time.monotonic() < until, condition
         time.sleep(0.2)
@@ -128,7 +128,7 @@ class Server:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(serve, "STALL", 0.3)
-        monkeypatch.setattr(serve, "PATIENCE", 2.0)
+        monkeypatch.setattr(serve, "REQUEST_TIMEOUT", 2.0)
         monkeypatch.setattr(serve, "MAX_CONNECTIONS", 6)
         self.socket = socket.create_server(("127.0.0.1", 0))
         app = serve.make_app(Path("nowhere"))
@@ -139,7 +139,7 @@ class Server:
         self.thread.start()
 
         def send(data: bytes) -> socket.socket:
-            connection = socket.create_connection(self.socket.getsockname(), timeout=PATIENCE)
+            connection = socket.create_connection(self.socket.getsockname(), timeout=TIMEOUT)
             connection.sendall(data)
             return connection
 
@@ -189,7 +189,7 @@ def test_uploads_and_connections_are_limited(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(serve, "STALL", 60.0)
     with Server(monkeypatch) as send, contextlib.ExitStack() as stack:
         monkeypatch.setattr(serve, "STALL", 60.0)
-        monkeypatch.setattr(serve, "PATIENCE", 60.0)
+        monkeypatch.setattr(serve, "REQUEST_TIMEOUT", 60.0)
         waiting = [stack.enter_context(send(HEAD + b"\r\n" + bytes(10_000))) for _ in range(4)]
         late = stack.enter_context(send(HEAD + b"\r\n" + bytes(90_000)))
         assert late.recv(100).startswith(b"HTTP/1.1 503")

@@ -195,7 +195,7 @@ def test_least_recently_used_set_is_removed_first(tmp_path: Path, monkeypatch: p
 def test_locked_cache_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = fill(tmp_path / "data")
     read_all(tmp_path / "data", paths)
-    monkeypatch.setattr("convnext_cli.images.cache.PATIENCE", 0.1)
+    monkeypatch.setattr("convnext_cli.images.cache.WRITE_TIMEOUT", 0.1)
     make = Counted()
     other = sqlite3.connect(list_cached_sets()[0].path)
     other.execute("BEGIN EXCLUSIVE")

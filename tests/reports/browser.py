@@ -23,7 +23,7 @@ CUT = """[...document.querySelectorAll('main, main *:not(svg *)')].filter(each =
     || box.right > each.parentElement.getBoundingClientRect().right + 1
     || !inline && each.scrollWidth > each.clientWidth + 1)
 }).map(each => `${each.tagName}.${each.className} ${each.textContent.trim().slice(0, 40)}`)"""
-PATIENCE = 120  # seconds for one answer, on a machine that does other things too
+TIMEOUT = 120  # seconds for one answer, on a machine that does other things too
 
 
 class Browser:
@@ -115,7 +115,7 @@ class Browser:
         return [event["params"] for event in self.events if event["method"] in kinds]
 
     def _read(self) -> dict[str, Any]:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while b"\0" not in self._buffer:
             if not select.select([self._in], [], [], max(0, until - time.monotonic()))[0]:
                 raise TimeoutError("Chromium does not answer")

@@ -19,7 +19,7 @@ from convnext_cli.progress import Progress
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute import launcher
-from convnext_cli.training.compute.launcher import PATIENCE, choose_patience, launch
+from convnext_cli.training.compute.launcher import SHUTDOWN_TIMEOUT, choose_shutdown_timeout, launch
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.preparation import continue_if_restarted
@@ -215,14 +215,14 @@ def test_more_devices_than_available_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "chosen"), [("shutdown_timeout", {"shutdown_timeout": PATIENCE}), ("min_nodes", {})]
+    ("setting", "chosen"), [("shutdown_timeout", {"shutdown_timeout": SHUTDOWN_TIMEOUT}), ("min_nodes", {})]
 )
-def test_an_older_pytorch_has_its_own_patience(
+def test_an_older_pytorch_has_its_own_shutdown_timeout(
     monkeypatch: pytest.MonkeyPatch, setting: str, chosen: dict[str, int]
 ) -> None:
     """LaunchConfig of torch 2.11 has no `shutdown_timeout`."""
     monkeypatch.setattr(launcher, "LaunchConfig", make_dataclass("LaunchConfig", [(setting, int)]))
-    assert choose_patience() == chosen
+    assert choose_shutdown_timeout() == chosen
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.hub import hub_steps
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
-from convnext_cli.inference.saved_model import Description, load_model, write_model
+from convnext_cli.inference.saved_model import RunMetadata, load_model, write_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing
 from convnext_cli.models.catalog import find_model
@@ -140,7 +140,7 @@ def test_one_channel_run_learns_and_its_config_has_one_channel(grey_run: RunFold
 def test_one_channel_model_round_trips(grey_run: RunFolder, tmp_path: Path) -> None:
     model, classes, preprocessing = load_model(grey_run.path)
     write_model(
-        model, tmp_path, model.state_dict(), Description(classes=classes, preprocessing=preprocessing, license=None)
+        model, tmp_path, model.state_dict(), RunMetadata(classes=classes, preprocessing=preprocessing, license=None)
     )
     again, _, how_again = load_model(tmp_path)
     images = stack(draw(3, "RGB"))[:, :32, :32]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from convnext_cli.training.compute.devices import PATIENCE
+from convnext_cli.training.compute.devices import RANK_TIMEOUT
 from convnext_cli.training.events import FinetuneResult
 from tests.training.conftest import make_request, resume, train
 
@@ -79,5 +79,5 @@ def test_two_trainings_in_one_process_and_ranks_wait_for_the_first(few_digits: P
     Path("twice.py").write_text(TWICE)
     output = run_two("twice.py", str(few_digits))
     assert read_losses("first") == read_losses("second")
-    count = output.count(f" {PATIENCE.total_seconds()}")  # the processes print at once, so that lines may mix
+    count = output.count(f" {RANK_TIMEOUT.total_seconds()}")  # the processes print at once, so that lines may mix
     assert count == 4, "a download or a calibration may take hours"

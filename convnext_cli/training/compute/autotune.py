@@ -95,7 +95,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workload:
+class TunedPasses:
     """The passes of the run that a compute configuration is chosen for."""
 
     model: str
@@ -107,20 +107,25 @@ class Workload:
 
 
 def choose_compute_config(
-    network: nn.Module, workload: Workload, *, accelerator: Accelerator, measure: bool, compile: bool | None = None
+    network: nn.Module,
+    tuned_passes: TunedPasses,
+    *,
+    accelerator: Accelerator,
+    measure: bool,
+    compile: bool | None = None,
 ) -> AutotuneResult:
     """Choose the compute configuration of a new run. All ranks call it; the first rank's choice holds.
 
     Args:
         network: the model, on its device, in its memory format.
-        workload: the passes of the run.
+        tuned_passes: the model, the input shape and the passes of the run.
         accelerator: the device and the ranks.
         measure: True to measure. Without, and in short runs, the blocks that are usually fastest are chosen.
         compile: True to compile the model, False not to; None to measure, in runs of `COMPILE_FROM` seconds.
     """
-    passes = workload.passes
+    passes = tuned_passes.passes
     if is_whole_on_gpu(accelerator):
-        return _choose_on_gpu(network, workload, accelerator, measure=measure, compile=compile)
+        return _choose_on_gpu(network, tuned_passes, accelerator, measure=measure, compile=compile)
     if not is_plain_cpu(accelerator):
         text = "--compile needs a whole model on a CUDA GPU, or in float32 on a CPU; the model is not compiled"
         return AutotuneResult(compute_config=ComputeConfig(), notices=(Notice(text=text),) if compile else ())
@@ -131,11 +136,11 @@ def choose_compute_config(
     notices: tuple[Notice, ...] = (Notice(text=missing),) if missing else ()
     measurement = None
     if measure:
-        measurement, more = _measure_all(network, workload, default, accelerator, tries_compiling=compile is None)
+        measurement, more = _measure_all(network, tuned_passes, default, accelerator, tries_compiling=compile is None)
         notices += more
     if measurement is None:
         return AutotuneResult(compute_config=ComputeConfig(blocks=default, compiled=bool(compile)), notices=notices)
-    result = _choose_fastest(workload, measurement, compile, notices)
+    result = _choose_fastest(tuned_passes, measurement, compile, notices)
     if measurement.bf16 is not None and measurement.bf16 < measurement.seconds and not result.compute_config.compiled:
         text = f"--amp bf16 would be {measurement.seconds / measurement.bf16:.2f} times as fast here"
         result = replace(result, notices=(*notices, Notice(text=text)))
@@ -143,23 +148,23 @@ def choose_compute_config(
 
 
 def _choose_on_gpu(
-    network: nn.Module, workload: Workload, accelerator: Accelerator, *, measure: bool, compile: bool | None
+    network: nn.Module, tuned_passes: TunedPasses, accelerator: Accelerator, *, measure: bool, compile: bool | None
 ) -> AutotuneResult:
     """Choose timm's or fused blocks for a GPU, by measurement, and compile them where that pays."""
     measurement: Measurement | None = None
     notices: tuple[Notice, ...] = ()
     if measure:
-        measurement, notices = _measure_all(network, workload, FAST, accelerator, tries_compiling=compile is None)
+        measurement, notices = _measure_all(network, tuned_passes, FAST, accelerator, tries_compiling=compile is None)
     if measurement is None:
         return AutotuneResult(compute_config=ComputeConfig(compiled=bool(compile)), notices=notices)
-    return _choose_fastest(workload, measurement, compile, notices)
+    return _choose_fastest(tuned_passes, measurement, compile, notices)
 
 
 def _choose_fastest(
-    workload: Workload, measurement: Measurement, compile: bool | None, notices: tuple[Notice, ...]
+    tuned_passes: TunedPasses, measurement: Measurement, compile: bool | None, notices: tuple[Notice, ...]
 ) -> AutotuneResult:
     """Return the fastest configuration, compiled where `compile` says so; None: where that saves more than it takes."""
-    saved = workload.passes * (measurement.seconds - (measurement.compiled or math.inf))
+    saved = tuned_passes.passes * (measurement.seconds - (measurement.compiled or math.inf))
     compiles = saved > COMPILING if compile is None else compile
     seconds = measurement.compiled if compiles else measurement.seconds
     return AutotuneResult(
@@ -170,23 +175,25 @@ def _choose_fastest(
 
 
 def _measure_all(
-    network: nn.Module, workload: Workload, default: str, accelerator: Accelerator, *, tries_compiling: bool
+    network: nn.Module, tuned_passes: TunedPasses, default: str, accelerator: Accelerator, *, tries_compiling: bool
 ) -> tuple[Measurement | None, tuple[Notice, ...]]:
     """Return the measurement that was kept, or a new one if the run is long enough; None if it is too short.
 
     In longer runs compiling is measured too, once; a notice says if it failed.
     """
     device = accelerator.device
-    path = _find_measurement(workload, accelerator, default)
+    path = _find_measurement(tuned_passes, accelerator, default)
     [measurement] = broadcast_object_list([_read_measurement(path)])
-    if measurement is None and workload.passes >= MIN_PASSES:
-        [measurement] = broadcast_object_list([_measure(network, workload.shape, default, device)])
+    if measurement is None and tuned_passes.passes >= MIN_PASSES:
+        [measurement] = broadcast_object_list([_measure(network, tuned_passes.shape, default, device)])
         _keep_measurement(path, measurement, accelerator)
     if measurement is None or not tries_compiling or measurement.compiled is not None:
         return measurement, ()
-    if workload.passes * measurement.seconds < (COMPILE_FROM if device.type == "cpu" else GPU_COMPILE_FROM):
+    if tuned_passes.passes * measurement.seconds < (COMPILE_FROM if device.type == "cpu" else GPU_COMPILE_FROM):
         return measurement, ()
-    [(measurement, notice)] = broadcast_object_list([_measure_compiled(network, workload.shape, measurement, device)])
+    [(measurement, notice)] = broadcast_object_list(
+        [_measure_compiled(network, tuned_passes.shape, measurement, device)]
+    )
     _keep_measurement(path, measurement, accelerator)
     return measurement, (notice,) if notice else ()
 
@@ -302,10 +309,18 @@ def _wait_for(device: torch.device) -> None:
         torch.get_device_module(device).synchronize()
 
 
-def _find_measurement(workload: Workload, accelerator: Accelerator, default: str) -> Path:
+def _find_measurement(tuned_passes: TunedPasses, accelerator: Accelerator, default: str) -> Path:
     """Return the file of the measurement for this machine, torch version, model and shape."""
     cpu, processes = describe_processor("model name"), accelerator.num_processes
-    key: tuple[object, ...] = (cpu, torch.__version__, THREADS, processes, workload.model, workload.shape, default)
+    key: tuple[object, ...] = (
+        cpu,
+        torch.__version__,
+        THREADS,
+        processes,
+        tuned_passes.model,
+        tuned_passes.shape,
+        default,
+    )
     if accelerator.device.type != "cpu":
         key = (*key, describe_device(accelerator.device), accelerator.mixed_precision)
     name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()

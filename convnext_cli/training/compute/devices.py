@@ -35,7 +35,9 @@ from convnext_cli.runs.folds import find_resumable
 
 T = TypeVar("T")
 THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores quotas; a run may use fewer
-PATIENCE = timedelta(days=1)  # ranks wait while the first one downloads, audits or calibrates; a lost one is noticed
+RANK_TIMEOUT = timedelta(
+    days=1
+)  # ranks wait while the first one downloads, audits or calibrates; a lost one is noticed
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
 BUCKET = 64 << 20  # bytes of gradients that are exchanged at a time
@@ -69,7 +71,7 @@ def make_accelerator(
         cpu=device.type == "cpu",
         log_with=list(track) or None,
         project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)],
     )
 
 
@@ -259,7 +261,7 @@ def agree(accelerator: Accelerator, *values: int) -> list[int]:
 
 @cache
 def _cpu_group() -> Any:
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=RANK_TIMEOUT)
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.machine import count_cpus
 from convnext_cli.training.compute.signals import list_signals
 
-PATIENCE = 600  # seconds for stopped processes to finish their step and save
+SHUTDOWN_TIMEOUT = 600  # seconds for stopped processes to finish their step and save
 
 
 def launch(processes: int) -> int:
@@ -48,7 +48,7 @@ def launch(processes: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # any free port
         max_restarts=0,
-        **choose_patience(),
+        **choose_shutdown_timeout(),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "convnext_cli", *sys.argv[1:])
@@ -60,7 +60,7 @@ def launch(processes: int) -> int:
     return 0
 
 
-def choose_patience() -> dict[str, Any]:
-    """Return the setting of `PATIENCE`; none in an older PyTorch (2.11), which kills processes after 30 seconds."""
+def choose_shutdown_timeout() -> dict[str, Any]:
+    """Return the setting `shutdown_timeout`; none in older PyTorch (2.11), which kills processes after 30 seconds."""
     name = "shutdown_timeout"
-    return {name: PATIENCE} if name in {field.name for field in fields(LaunchConfig)} else {}
+    return {name: SHUTDOWN_TIMEOUT} if name in {field.name for field in fields(LaunchConfig)} else {}

@@ -24,7 +24,7 @@ from convnext_cli.training.compute.autotune import (
     COMPILING,
     MIN_NOTICE_PASSES,
     MIN_PASSES,
-    Workload,
+    TunedPasses,
     choose_compute_config,
 )
 from convnext_cli.training.compute.compute_config import (
@@ -85,9 +85,9 @@ def network() -> nn.Module:
 
 def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> autotune.AutotuneResult:
     names = {"model": changes.pop("model", "test"), "passes": changes.pop("passes", MIN_PASSES)}
-    workload = Workload(shape=(4, 3, 32, 32), **names)
+    tuned_passes = TunedPasses(shape=(4, 3, 32, 32), **names)
     options: dict[str, Any] = {"measure": True, **changes}
-    return choose_compute_config(network, workload, accelerator=make_accelerator(amp), **options)
+    return choose_compute_config(network, tuned_passes, accelerator=make_accelerator(amp), **options)
 
 
 def test_autotune_chooses_the_fastest_and_remembers_it(network: nn.Module, passes: Passes) -> None:
@@ -332,8 +332,10 @@ def test_autotune_measures_with_a_limited_number_of_images(
     network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autotune, "IMAGES", 4)  # as `passes` expects
-    workload = Workload(model="test", shape=(32, 3, 32, 32), passes=MIN_PASSES)
-    result = choose_compute_config(network, workload, accelerator=make_accelerator("no"), measure=True, compile=False)
+    tuned_passes = TunedPasses(model="test", shape=(32, 3, 32, 32), passes=MIN_PASSES)
+    result = choose_compute_config(
+        network, tuned_passes, accelerator=make_accelerator("no"), measure=True, compile=False
+    )
     assert passes
     assert result == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=TIMM, threads=2), gain=2.0)
     [kept] = find_cache_folder().glob("probes/*.json")
@@ -352,9 +354,9 @@ def choose_on_gpu(network: nn.Module, monkeypatch: pytest.MonkeyPatch, **changes
         mixed_precision="bf16",
         distributed_type="NO",
     )
-    workload = Workload(model="test", shape=(4, 3, 32, 32), passes=changes.pop("passes", MIN_PASSES))
+    tuned_passes = TunedPasses(model="test", shape=(4, 3, 32, 32), passes=changes.pop("passes", MIN_PASSES))
     options: dict[str, Any] = {"measure": True, **changes}
-    return choose_compute_config(network, workload, accelerator=accelerator, **options)
+    return choose_compute_config(network, tuned_passes, accelerator=accelerator, **options)
 
 
 def test_gpu_is_autotuned_with_all_threads(
