@@ -7,17 +7,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from convnext_cli.errors import ConvnextError, StoppedError
+from convnext_cli.errors import ConvnextError, StoppedError, shorten_error
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.request import EvalRequest, PredictRequest
-from convnext_cli.options import describe_options, make_request
+from convnext_cli.options import check_options, describe_options, make_request
 from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
 from convnext_cli.recipes.settings import (
+    READING_SETTINGS,
     Choice,
     DataOptions,
     SettingsDict,
     SettingSources,
     check_settings,
+    declare_settings,
     expand_settings,
 )
 from convnext_cli.training.request import TrainRequest
@@ -152,7 +154,8 @@ def check_steps(data: Path, options: Mapping[str, Any]) -> Steps["Audit"]:
     from convnext_cli.machine import count_cpus
 
     settings = expand_settings(options)
-    check_settings(settings)
+    declared = declare_settings()
+    check_options(settings, {name: declared[name] for name in READING_SETTINGS}, kind="option of check")
     dataset = yield from load_dataset(DatasetRequest(data=data, **settings), threads=count_cpus())
     assert dataset.audit is not None
     return dataset.audit
@@ -212,7 +215,11 @@ def _train(operation: "TrainOperation[Result]", request: TrainRequest) -> "Train
     steps = operation(request, complete)
     if os.environ.get("RANK", "0") != "0":
         return (yield from steps)
-    return (yield from map_events(steps, _CurveDrawer()))
+    drawer = _CurveDrawer()
+    result = yield from map_events(steps, drawer)
+    if drawer.failure:
+        yield Notice(text=f"the curves are not drawn: {drawer.failure}")
+    return result
 
 
 def evaluate_runs(request: EvalRequest) -> Steps[list["Evaluation"]]:
@@ -266,12 +273,22 @@ class _CurveDrawer:
     """Draws the curves of a training into its run while it goes on."""
 
     def __init__(self) -> None:
+        self.failure = ""
+        """Why no more curves are drawn; empty if they are."""
         self._run: RunFolder | None = None
         self._drawn = self._cost = 0.0
         self._epochs = 0  # in the picture
 
     def __call__(self, event: "Event") -> "Event":
         """Draw where an event asks for it, and return the event."""
+        if not self.failure:
+            try:
+                self._follow(event)
+            except OSError as error:  # a quota, or a cache folder of matplotlib's: no picture may stop a training
+                self.failure = shorten_error(error)
+        return event
+
+    def _follow(self, event: "Event") -> None:
         from convnext_cli.runs.folder import RunFolder
         from convnext_cli.training.events import EpochDone, Started, Trained
 
@@ -286,7 +303,6 @@ class _CurveDrawer:
                 self._draw()
             case Trained():
                 self._draw()
-        return event
 
     def _draw(self) -> None:
         if self._run is None or (epochs := len(self._run.read_log())) == self._epochs:

@@ -5,6 +5,7 @@ A file that the user names (`--output`, `--fix-list` …) is always checked by `
 """
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -22,6 +23,15 @@ DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_FULL = "no room on the disk; no partial file is left"
 
 
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()  # once, before threads start: it can only be read by setting it, for the whole process
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is flushed and renamed to `path` if the block succeeds.
@@ -36,7 +46,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared run from colleagues
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would hide a shared run from colleagues
         temporary.replace(path)
     except OSError as error:
         if error.errno in DISK_FULL_ERRORS and error.strerror != DISK_FULL:  # name the file, not the temporary one
@@ -126,14 +136,19 @@ def append_json_line(path: Path, entry: dict[str, Any]) -> None:
     line = (json.dumps(entry) + "\n").encode()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        written = 0
-        with suppress(OSError):
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # nobody appends between a write that fails and its removal
+        written, failure = 0, OSError(errno.ENOSPC, DISK_FULL, str(path))
+        try:
             written = os.write(file, line)
+        except OSError as error:
+            if error.errno not in DISK_FULL_ERRORS:
+                failure = error
         if written < len(line):
             os.ftruncate(file, os.fstat(file).st_size - written)
             if not os.fstat(file).st_size:
                 path.unlink()
-            raise OSError(errno.ENOSPC, DISK_FULL, str(path))
+            raise failure
         os.fsync(file)
     finally:
         os.close(file)
@@ -166,9 +181,3 @@ def check_outside(output: Path, data: Path, option: str = "--output") -> None:
 def resolve_links(path: Path) -> Path:
     """Return the absolute path without links. Unlike `Path.resolve`, accepts link loops and names that are too long."""
     return Path(os.path.realpath(path))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,8 +71,14 @@ def estimate_core_flops() -> float:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     width = 1.0 if "avx512f" in flags else AVX2_FRACTION
-    compiler = os.environ.get("CC", "cc").split()[0]
-    return CORE_FLOPS * width * (1.0 if shutil.which(compiler) else WITHOUT_KERNELS)
+    return CORE_FLOPS * width * (1.0 if find_compiler() else WITHOUT_KERNELS)
+
+
+def find_compiler() -> list[str] | None:
+    """Return the command of the C compiler: that of $CC, else the first of cc, gcc and clang; None without one."""
+    if command := shlex.split(os.environ.get("CC", "")):
+        return command if shutil.which(command[0]) else None
+    return next(([path] for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
 
 
 def make_gpu_machine(vram: float) -> Machine:
@@ -234,11 +241,13 @@ def _read_memory_limits() -> Iterator[int]:
     """Yield the bytes that each control group of this process still allows, reclaimable file cache included."""
     for folder in _list_control_groups():
         try:
-            limit = (folder / "memory.max").read_text().strip()
+            is_second = (folder / "memory.max").exists()  # version 2
+            names = ("max", "current") if is_second else ("limit_in_bytes", "usage_in_bytes")
+            limit, used = ((folder / f"memory.{name}").read_text().strip() for name in names)
             if limit != "max":
                 statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                used = int((folder / "memory.current").read_text()) - int(statistics["inactive_file"])
-                yield int(limit) - used
+                cached = statistics["inactive_file" if is_second else "total_inactive_file"]
+                yield int(limit) - (int(used) - int(cached))
         except (OSError, ValueError, KeyError):
             continue
 

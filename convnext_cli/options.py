@@ -199,7 +199,8 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: it is none of these, or zero.
     """
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    complete = re.sub(r"(?<=h)(\d+)$", r"\1m", text.strip())  # 1h30 is 1h30m
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", complete)
     parts = match.groups("0") if match else ()
     seconds = sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
     if not seconds:

@@ -1,3 +1,4 @@
+import errno
 import inspect
 import json
 import shutil
@@ -184,6 +185,20 @@ def test_a_training_yields_events_and_resumes_after_an_exception(digits: Path, t
         cross_validate(digits, output=tmp_path / "folds", on_event=stop_at("Planned"), **SMALL)  # type: ignore[arg-type]
 
 
+def test_a_picture_that_cannot_be_written_stops_no_training(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EDQUOT, "no room in plots")
+
+    monkeypatch.setattr("convnext_cli.reports.plots.draw_curves", fail)
+    events: list[Any] = []
+    finetune(digits, output=tmp_path / "run", on_event=events.append, **SMALL)  # type: ignore[arg-type]
+    assert (tmp_path / "run/metrics.json").exists()
+    notices = [event.text for event in events if type(event).__name__ == "Notice"]
+    assert sum("the curves are not drawn" in text and "no room in plots" in text for text in notices) == 1
+
+
 def test_finetune_and_cross_validate_refuse_each_others_requests_before_training(digits: Path, tmp_path: Path) -> None:
     cases: tuple[tuple[Any, dict[str, int], str], ...] = (
         (finetune, {"folds": 2}, "one fold"),
@@ -274,6 +289,8 @@ def test_check_equals_the_command(tmp_path: Path, convnext: Convnext) -> None:
         check("data", fix_list="data/out.csv")
     with pytest.raises(UsageError, match="resplit = 'yes'"):
         check("data", resplit="yes")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="epochs is not an option of check"):
+        check("data", epochs=3)  # type: ignore[call-arg]
     with pytest.raises(DataError, match="nowhere does not exist"):
         check("nowhere")
 

@@ -1,7 +1,9 @@
+import errno
 import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,26 @@ def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     append_json_line(path, {"number": 2})
     assert [line["number"] for line in read_json_lines(path)] == [1, 2]
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_error_of_an_append_is_the_systems_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr("os.write", fail)
+    with pytest.raises(OSError, match="input/output error"):
+        append_json_line(tmp_path / "lines.jsonl", {"number": 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_write_leave_the_umask_alone(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    os.umask(before)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_text(tmp_path / f"{number}.txt", "x"), range(400)))
+    after = os.umask(before)
+    assert after == before
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~before}
 
 
 def test_error_in_the_block_leaves_no_file(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ import pynvml
 import pytest
 
 from convnext_cli import machine
-from convnext_cli.machine import GIB, count_cpus, count_shards, detect_machine, has_gpu, read_gpu_memory
+from convnext_cli.machine import (
+    GIB,
+    count_cpus,
+    count_shards,
+    detect_machine,
+    find_compiler,
+    has_gpu,
+    read_gpu_memory,
+)
 
 
 class Driver:
@@ -149,19 +157,41 @@ def test_quotas_of_control_groups_limit_the_cpus(
     assert count_cpus() == cpus
 
 
-def test_memory_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "groups").write_text("0::/job\n")
+@pytest.mark.parametrize(
+    ("group", "folder", "names"),
+    [
+        ("0::/job\n", "job", ("max", "current", "inactive_file")),
+        ("9:memory:/job\n", "memory/job", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")),
+    ],
+)
+def test_memory_limit_of_a_control_group_counts(
+    group: str, folder: str, names: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "groups").write_text(group)
+    limit, used, cached = names
     write_groups(
         tmp_path,
         {
-            "job/memory.max": str(3 << 20),
-            "job/memory.current": str(2 << 20),
-            "job/memory.stat": f"anon 5\ninactive_file {1 << 20}\n",
+            f"{folder}/memory.{limit}": str(3 << 20),
+            f"{folder}/memory.{used}": str(2 << 20),
+            f"{folder}/memory.stat": f"anon 5\n{cached} {1 << 20}\n",
         },
     )
     monkeypatch.setattr(machine, "SYSTEM", tmp_path)
     monkeypatch.setattr(machine, "CONTROL_GROUPS", tmp_path / "groups")
     assert detect_machine(use_gpu=False).memory == 2 << 20
+
+
+@pytest.mark.parametrize("command", ["", "cc -m64", "no-such-compiler"])
+def test_compiler_is_that_of_the_environment_or_a_usual_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gcc", "cc") if command else ("gcc",):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", command)
+    expected = {"": [str(tmp_path / "gcc")], "cc -m64": ["cc", "-m64"], "no-such-compiler": None}
+    assert find_compiler() == expected[command]
 
 
 def test_shards_are_counted_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

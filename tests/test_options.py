@@ -71,7 +71,17 @@ def test_values_are_converted_to_the_declared_types() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1h30", 3630), ("45s", 45), ("1.5h", 5400), ("20", 20)],
+    [
+        ("2h", 7200),
+        ("90m", 5400),
+        ("1h30m", 5400),
+        ("1h30", 5400),
+        ("1h30s", 3630),
+        ("2m30", 150),
+        ("45s", 45),
+        ("1.5h", 5400),
+        ("20", 20),
+    ],
 )
 def test_a_duration_is_in_hours_minutes_or_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds

@@ -111,7 +111,7 @@ def _describe_recommendation(recommendation: "Recommendation", command: str) -> 
     return {
         "model": recommendation.best.model.name,
         "weights": recommendation.plan.model,
-        "license": recommendation.best.tag.license if recommendation.best.tag else None,
+        "license": recommendation.best.license,
         "dataset_size": recommendation.dataset_size,
         "regime": recommendation.regime,
         "machine": asdict(recommendation.machine) if recommendation.machine else None,
@@ -127,7 +127,7 @@ def _describe_recommendation(recommendation: "Recommendation", command: str) -> 
                 "params_m": round(candidate.model.params / 1e6, 2),
                 "gmacs_224": candidate.model.gmacs,
                 "top1": candidate.model.top1,
-                "license": candidate.tag.license if candidate.tag else None,
+                "license": candidate.license,
                 "memory_bytes": candidate.memory,
                 "seconds": candidate.seconds,
             }
@@ -179,16 +179,12 @@ def _show(recommendation: "Recommendation", request: RecommendRequest, top: int)
 def _show_best(recommendation: "Recommendation", data: str) -> None:
     """Show the best model, the machine, the time, and the data."""
     best = recommendation.best
-    assert best.tag is not None
     console.show(
         f"{best.model.name} ({best.reason}) for a {recommendation.regime} data set: "
         f"{recommendation.dataset_size:,} images",
         style="bold",
     )
-    console.show(
-        f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, licence of the weights: "
-        f"{best.tag.license}{'' if best.tag.is_permissive else ' (not permissive; --license permissive avoids it)'}"
-    )
+    console.show(f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, {_describe_weights(best)}")
     console.show(f"planned for: {recommendation.machine}")
     if best.time is not None:
         console.show(f"time, {best.time.basis}: about {best.time}")
@@ -229,6 +225,15 @@ def _show_offline(request: RecommendRequest) -> None:
     )
 
 
+def _describe_weights(candidate: "Candidate") -> str:
+    if candidate.plan.weights == "none":
+        return "random initialisation"
+    if candidate.license is None:
+        return f"weights of {candidate.plan.weights}, with their own licence"
+    avoid = "" if candidate.tag and candidate.tag.is_permissive else " (not permissive; --license permissive avoids it)"
+    return f"licence of the weights: {candidate.license}{avoid}"
+
+
 def _list_cells(candidate: "Candidate") -> tuple[Any, ...]:
     from convnext_cli.machine import GIB
     from convnext_cli.recipes.costs import describe_seconds
@@ -242,7 +247,7 @@ def _list_cells(candidate: "Candidate") -> tuple[Any, ...]:
         f"{model.top1:.1f}" if model.top1 else None,
         f"{candidate.memory / GIB:.1f}",
         None if candidate.seconds is None else describe_seconds(candidate.seconds),
-        candidate.tag.license if candidate.tag else None,
+        candidate.license,
         f"no: {candidate.rejection}" if candidate.rejection else candidate.reason,
     )
 

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.errors import DataError, shorten_error
@@ -46,10 +47,13 @@ def unpack(archive: Path) -> Path:
             key = hashlib.blake2b(os.fsencode(listing), digest_size=12).hexdigest()
             target = find_cache_folder() / "unpacked" / f"{_shorten(archive.stem)}-{key}"
             if not target.exists():
-                with _lock(target, key):
+                with _lock(target, key) as is_alone:
                     if not target.exists():
+                        prefix = f".unpacking-{key}-"
+                        for leftover in target.parent.glob(f"{prefix}*") if is_alone else ():  # of a killed process
+                            shutil.rmtree(leftover, ignore_errors=True)
                         _check_size(archive, files.values(), target.parent)
-                        _extract(opened, files, folders, target, key)
+                        _extract(opened, files, folders, target, prefix)
     except DataError:
         raise
     except OSError as error:
@@ -165,17 +169,32 @@ def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path)
 
 
 @contextmanager
-def _lock(target: Path, key: str) -> Iterator[None]:
-    """Prevent other processes from unpacking the same archive, if the file system supports locks."""
+def _lock(target: Path, key: str) -> Iterator[bool]:
+    """Prevent other processes from unpacking the same archive; yield False if the file system has no locks."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.parent / f".{key}.lock"
-    with path.open("w") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    file = _open_locked(path)
+    try:
+        yield file is not None
+    finally:
+        path.unlink(missing_ok=True)  # before the lock is released: a waiting process sees that it is gone
+        if file is not None:
+            file.close()
+
+
+def _open_locked(path: Path) -> IO[str] | None:
+    while True:
+        file = path.open("w")
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:  # removed between opening and locking it
+            pass
+        except OSError:
+            file.close()
+            return None
+        file.close()
 
 
 def _extract(
@@ -183,11 +202,8 @@ def _extract(
     files: dict[PurePosixPath, zipfile.ZipInfo],
     folders: Iterable[PurePosixPath],
     target: Path,
-    key: str,
+    prefix: str,
 ) -> None:
-    prefix = f".unpacking-{key}-"
-    for leftover in target.parent.glob(f"{prefix}*"):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
     try:
         for folder in folders:

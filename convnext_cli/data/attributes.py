@@ -252,7 +252,7 @@ def _bin(attribute: Attribute, numbers: Mapping[str, float], cuts: tuple[float, 
         attribute,
         values=tuple(names[places[value]] if value else "" for value in attribute.values),
         levels=tuple(names[place] for place in used),
-        cuts=f"cut at {shown} ({reason})",
+        cuts=f"cut at {shown} ({reason})" if cuts else "not cut: all values are equal",
     )
 
 

@@ -211,8 +211,8 @@ class _Store:
                 self._close()  # or each image would wait for a lock again
             except sqlite3.Error:  # damaged, or not a database: created again
                 self._close()
-                self.path.unlink(missing_ok=True)
                 try:
+                    self.path.unlink(missing_ok=True)
                     self._open()
                 except (OSError, sqlite3.Error) as again:
                     self.failure = f"decoded images are not cached in {self.path.parent}: {again}"

@@ -239,7 +239,7 @@ def _detect_scrambled(
 
     A scrambled image is clearly out-of-distribution, but has the pixel values of the data set.
     """
-    rows = [rows[i * len(rows) // SCRAMBLED_IMAGES] for i in range(min(SCRAMBLED_IMAGES, len(rows)))]
+    rows = spread_rows(rows, SCRAMBLED_IMAGES)
     images = open_for_eval(index.root, model.preprocessing, cache=model.cache)
 
     def load(row: int) -> Pixels:

@@ -2,9 +2,7 @@
 
 import ctypes
 import hashlib
-import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Sequence
 from functools import cache
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from convnext_cli.cache_folder import find_cache_folder
 from convnext_cli.files import replace_file
+from convnext_cli.machine import find_compiler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,13 +95,13 @@ def describe_processor(field: str) -> str:
 
 
 def _compile(path: Path) -> None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = find_compiler()
     if compiler is None:
         raise NoKernelError("there is no C compiler")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:  # atomic, as other processes may compile too
         command = [
-            *compiler.split(),
+            *compiler,
             *FLAGS,
             *(str(source) for source in SOURCES if source.suffix == ".c"),
             "-o",
@@ -111,6 +110,6 @@ def _compile(path: Path) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise NoKernelError(f"{compiler} took more than {COMPILER_TIMEOUT} s") from error
+            raise NoKernelError(f"{compiler[0]} took more than {COMPILER_TIMEOUT} s") from error
         if done.returncode:
-            raise NoKernelError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+            raise NoKernelError(f"{compiler[0]} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

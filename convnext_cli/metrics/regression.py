@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.summary import Fraction, MetricSet, none_if_nan
 
+ROUNDING = 1e-12  # a variance below it, of numbers with variance 1, is a rounding error
 LIMITS = 1.96  # standard deviations; 95% of normal differences lie between the limits of agreement
 
 
@@ -52,7 +53,8 @@ class RegressionCalculator(Calculator):
         self.images, self.num_classes, self.correct = len(targets), 0, None
         # Centred, so that sums of squares keep their digits: bootstrap weights are float32.
         self._shift = float(targets.mean())
-        self._scale = float(targets.std()) or 1.0
+        deviation = float(targets.std())
+        self._scale = deviation if deviation > ROUNDING * abs(self._shift) else 1.0
         true, predicted = (targets - self._shift) / self._scale, (predictions - self._shift) / self._scale
         error = predicted - true
         inside = np.full(len(targets), np.nan) if covered is None else covered.astype(np.float64)
@@ -67,13 +69,16 @@ class RegressionCalculator(Calculator):
         scale = self._scale
         with np.errstate(invalid="ignore", divide="ignore"):
             variance, spread = true2 - true**2, predicted2 - predicted**2
+            has_variance = variance > ROUNDING
             half = LIMITS * np.sqrt(np.maximum(squared - error**2, 0))
             overall = {
                 "mae": scale * absolute,
                 "rmse": scale * np.sqrt(squared),
-                "r2": np.where(variance > 0, 1 - squared / variance, np.nan),
+                "r2": np.where(has_variance, 1 - squared / variance, np.nan),
                 "pearson": np.where(
-                    (variance > 0) & (spread > 1e-12), (product - true * predicted) / np.sqrt(variance * spread), np.nan
+                    has_variance & (spread > ROUNDING),
+                    (product - true * predicted) / np.sqrt(variance * spread),
+                    np.nan,
                 ),
                 "bias": scale * error,
                 "limit_low": scale * (error - half),

@@ -86,12 +86,6 @@ def compute_fingerprint(index: Index) -> Fingerprint:
     rows = range(0, len(index), max(1, -(-len(index) // SAMPLE)))
     widths, heights, grey, shapes, failed = [], [], [], list[Shape](), 0
     for at, row in enumerate(rows):
-        if is_dicom(index.paths[row]):
-            grey.append(True)
-            width, height = _read_dicom_size(index.root / index.paths[row])
-            if width and height:
-                shapes.append((index.name_class(row), width, height))
-            continue
         size = _read_size(index, row, detect_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
         if size is None:
             failed += 1
@@ -141,8 +135,8 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
         )
     if fingerprint.groups:
         sentences.append(
-            f"{fingerprint.groups:,} groups (patients?) inferred from names: a random split keeps each together; "
-            "`convnext check` shows their source"
+            f"{fingerprint.groups:,} groups (patients?): a random split keeps each together; `convnext check` shows "
+            "their source"
         )
     if fingerprint.is_grey:
         sentences.append("the images are grey: the model gets them as RGB with three equal channels")

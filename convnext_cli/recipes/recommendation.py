@@ -82,6 +82,11 @@ class Candidate:
     reason: str
 
     @property
+    def license(self) -> str | None:
+        """The licence of the tag's weights; None for random initialisation and for weights of the user's own."""
+        return self.tag.license if self.tag and self.plan.weights == "auto" else None
+
+    @property
     def seconds(self) -> float | None:
         """Estimated seconds of the run; None if the machine is unknown."""
         return self.time.total if self.time else None

@@ -35,7 +35,8 @@ class GalleryImage:
 
 def pick_images(evaluation: Evaluation) -> tuple[list[int], list[int]]:
     """Return the most confident errors and the least confident predictions, as positions among the evaluated images."""
-    worst, unsure = evaluation.task.rank_errors(evaluation.probabilities, evaluation.evaluated.targets)
+    targets, scaling = evaluation.evaluated.targets, evaluation.calibration
+    worst, unsure = evaluation.task.rank_errors(evaluation.probabilities, targets, scaling)
     return worst[:IMAGES], unsure[:IMAGES]
 
 
@@ -59,19 +60,19 @@ def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, G
                 single = classifier.choose_classifier(index, rows[position])
                 yield from single.classify_batches([position], load, heat=True)
 
-    task, probabilities = evaluation.task, evaluation.probabilities
-    decisions = task.decide(probabilities, evaluation.calibration)
+    task, probabilities, scaling = evaluation.task, evaluation.probabilities, evaluation.calibration
+    decisions = task.decide(probabilities, scaling)
     gallery = {}
     remaining = iter(positions)
     for outputs in explain():
         for heat, position in zip(outputs.heat, remaining, strict=False):
             if position not in images:
                 continue
-            outcome = task.summarise(probabilities[position], evaluated.classes, evaluation.calibration)
+            outcome = task.summarise(probabilities[position], evaluated.classes, scaling)
             target = evaluated.targets[position]
             gallery[position] = GalleryImage(
                 path=index.paths[rows[position]],
-                lines=tuple(task.list_differences(outcome, target, evaluated.classes)),
+                lines=tuple(task.list_differences(outcome, target, evaluated.classes, scaling)),
                 is_correct=task.is_correct(decisions[position], target),
                 image=_encode(images[position]),
                 heat=_encode(overlay_heat(images[position], heat)),

@@ -301,16 +301,19 @@ class Multilabel(Task):
         known = (targets == 0) | (targets == 1)
         return self.activate(logits)[known], targets[known] == 1
 
-    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+    def rank_errors(
+        self, scores: NDArray[np.float64], targets: Targets, scaling: Scaling | None
+    ) -> tuple[list[int], list[int]]:
         """Return images with a wrong label, the most confident error first, and all images, the least confident first.
 
-        The confidence of an image's error is the largest difference of a probability from its target; the confidence of
-        an image is that of its least certain label.
+        The confidence of an image's error is the largest difference of a wrong label's probability from its target; an
+        image's confidence is the least difference of a probability from its threshold.
         """
-        known = (targets == 0) | (targets == 1)
-        errors = np.where(known, np.abs(scores - (targets == 1)), 0).max(axis=1)
-        margins = np.abs(scores - 0.5).min(axis=1)
-        worst = [int(i) for i in np.argsort(-errors, kind="stable") if errors[i] > 0.5]
+        known, thresholds = (targets == 0) | (targets == 1), self._get_thresholds(scores.shape[1], scaling)
+        is_wrong = known & (self.decide(scores, scaling) != (targets == 1))
+        errors = np.where(is_wrong, np.abs(scores - (targets == 1)), -1).max(axis=1)
+        margins = np.abs(scores - np.asarray(thresholds)).min(axis=1)
+        worst = [int(i) for i in np.argsort(-errors, kind="stable") if errors[i] >= 0]
         return worst, [int(i) for i in np.argsort(margins, kind="stable")]
 
     def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
@@ -323,19 +326,22 @@ class Multilabel(Task):
             labels=tuple(classes[k] for k in order if decided[k]),
         )
 
-    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+    def list_differences(
+        self, outcome: Outcome, target: Any, classes: Sequence[str], scaling: Scaling | None
+    ) -> list[str]:
         """Return a line for each wrong label, the most confident error first, and one that counts the others.
 
         Without a wrong label, the first line is that of the least certain one.
         """
         targets = dict(zip(classes, target, strict=True))
+        thresholds = dict(zip(classes, self._get_thresholds(len(classes), scaling), strict=True))
         known = [
             (name, probability, targets[name] == 1, name in (outcome.labels or ()))
             for name, probability in zip(outcome.classes, outcome.probabilities, strict=True)
             if targets[name] in (0, 1)
         ]
         wrong = [entry for entry in known if entry[2] != entry[3]]
-        shown = wrong or sorted(known, key=lambda entry: abs(entry[1] - 0.5))[:1]
+        shown = wrong or sorted(known, key=lambda entry: abs(entry[1] - thresholds[entry[0]]))[:1]
         lines = [
             f"{'predicted' if predicted else 'did not predict'} {name} ({show_probability(probability)}), labelled "
             f"{'present' if is_present else 'absent'}"

@@ -110,9 +110,11 @@ class Ordinal(Single):
         grades: NDArray[np.int64] = (np.cumsum(scores, axis=1) < 0.5 - 1e-9).sum(axis=1)
         return np.asarray(np.minimum(grades, scores.shape[1] - 1), np.int64)
 
-    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+    def rank_errors(
+        self, scores: NDArray[np.float64], targets: Targets, scaling: Scaling | None
+    ) -> tuple[list[int], list[int]]:
         """Return wrong predictions, the furthest off first, and all predictions, the least confident first."""
-        decisions = self.decide(scores, None)
+        decisions = self.decide(scores, scaling)
         errors, confidence = np.abs(decisions - targets), scores.max(axis=1)
         worst = [int(i) for i in np.lexsort((-confidence, -errors)) if errors[i]]
         return worst, [int(i) for i in np.argsort(confidence, kind="stable")]
@@ -127,9 +129,11 @@ class Ordinal(Single):
             value=float(scores @ np.arange(len(scores))),
         )
 
-    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+    def list_differences(
+        self, outcome: Outcome, target: Any, classes: Sequence[str], scaling: Scaling | None
+    ) -> list[str]:
         """Return the predicted grade beside the true one, with the number of grades between them."""
-        [line] = Single.list_differences(self, outcome, target, classes)
+        [line] = Single.list_differences(self, outcome, target, classes, scaling)
         steps = classes.index(outcome.classes[0]) - int(target)
         if not steps:
             return [line]

@@ -33,7 +33,8 @@ _MEASURES = frozenset(
     )
 )  # fmt: skip
 """Columns that hold measurements or count the rows."""
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![^\s_])-)?\d+(?:\.\d+)?")
+"""A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _YES = frozenset(("true", "yes", "y", "positive", "present"))
 _NO = frozenset(("false", "no", "n", "negative", "absent"))

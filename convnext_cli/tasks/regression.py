@@ -238,7 +238,9 @@ class Regression(Task):
         """Return False, so that the true number is always shown."""
         return False
 
-    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+    def rank_errors(
+        self, scores: NDArray[np.float64], targets: Targets, scaling: Scaling | None
+    ) -> tuple[list[int], list[int]]:
         """Return all images, the largest error first; and none by confidence."""
         errors = np.abs(scores[:, 0] - targets)
         return [int(i) for i in np.argsort(-errors, kind="stable")], []
@@ -257,7 +259,9 @@ class Regression(Task):
             return values * math.exp(-half), values * math.exp(half)
         return values - half, values + half
 
-    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+    def list_differences(
+        self, outcome: Outcome, target: Any, classes: Sequence[str], scaling: Scaling | None
+    ) -> list[str]:
         """Return the predicted number beside the true one, and their difference."""
         assert outcome.value is not None
         interval = f" (90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}])" if outcome.interval else ""

@@ -185,7 +185,9 @@ class Single(Task):
         """Return True if the class is the true one."""
         return bool(decision == target)
 
-    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+    def rank_errors(
+        self, scores: NDArray[np.float64], targets: Targets, scaling: Scaling | None
+    ) -> tuple[list[int], list[int]]:
         """Return wrong predictions, the most confident first, and all predictions, the least confident first."""
         confidence = scores.max(axis=1)
         wrong = np.flatnonzero(scores.argmax(axis=1) != targets)
@@ -201,7 +203,9 @@ class Single(Task):
             probabilities=tuple(float(scores[k]) for k in order),
         )
 
-    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+    def list_differences(
+        self, outcome: Outcome, target: Any, classes: Sequence[str], scaling: Scaling | None
+    ) -> list[str]:
         """Return the predicted class beside the true one."""
         probability = show_probability(outcome.probabilities[0])
         return [f"predicted {outcome.classes[0]} ({probability}), labelled {classes[target]}"]

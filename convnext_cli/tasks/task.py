@@ -324,7 +324,9 @@ class Task(ABC):
         return scores.max(axis=1), scores.argmax(axis=1) == targets
 
     @abstractmethod
-    def rank_errors(self, scores: NDArray[np.float64], targets: Targets) -> tuple[list[int], list[int]]:
+    def rank_errors(
+        self, scores: NDArray[np.float64], targets: Targets, scaling: Scaling | None
+    ) -> tuple[list[int], list[int]]:
         """Return wrong predictions, the most confident first, and all predictions, the least confident first."""
 
     @abstractmethod
@@ -332,7 +334,9 @@ class Task(ABC):
         """Return what the model says of one image, from its scores (K,)."""
 
     @abstractmethod
-    def list_differences(self, outcome: Outcome, target: Any, classes: Sequence[str]) -> list[str]:
+    def list_differences(
+        self, outcome: Outcome, target: Any, classes: Sequence[str], scaling: Scaling | None
+    ) -> list[str]:
         """Return the prediction for one image beside its target, such as `predicted VIRUS (92%), labelled BACTERIA`.
 
         Several labels have a line for each wrong one, the most confident error first, and one that counts the others.

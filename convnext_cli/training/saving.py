@@ -1,6 +1,7 @@
 """Saving during training: checkpoints to resume from, and the best model so far for other programs."""
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from signal import SIGINT, SIGTERM, Signals
 from threading import Thread
@@ -109,19 +110,20 @@ class Writer:
 
 def _train_and_save_once(context: TrainingContext, state: TrainingState, writer: Writer) -> TrainSteps[None]:
     """Train and save as `train_and_save` does, until the end or the first failure."""
-    for event in train(context, state):
-        if isinstance(event, EpochDone):
-            state.add_epoch(event, context.index.task, keeps_last=context.keeps_last)
-            writer.wait()  # before a second snapshot takes memory
-            snapshot = take_snapshot(context, state)
-            if context.accelerator.is_main_process:
-                writer.start(partial(_write_snapshot, context, snapshot))
-            context.accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
-        yield event
-        if isinstance(event, StepDone) and event.is_due:
-            writer.wait()
-            save_checkpoint(context, state)
-            _check_signal(context, state, event.signal)
+    with closing(train(context, state)) as events:
+        for event in events:
+            if isinstance(event, EpochDone):
+                state.add_epoch(event, context.index.task, keeps_last=context.keeps_last)
+                writer.wait()  # before a second snapshot takes memory
+                snapshot = take_snapshot(context, state)
+                if context.accelerator.is_main_process:
+                    writer.start(partial(_write_snapshot, context, snapshot))
+                context.accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
+            yield event
+            if isinstance(event, StepDone) and event.is_due:
+                writer.wait()
+                save_checkpoint(context, state)
+                _check_signal(context, state, event.signal)
     writer.wait()
     if context.settings.average_best:
         notice, signal = average_best(context, state)

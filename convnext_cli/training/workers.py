@@ -3,7 +3,8 @@
 Threads share Python's lock, which augmentation needs. Each process has its own. A thread of the training sends it the
 draws of a part of a batch, and reads the images through a pipe, without the lock. Shared memory would save that copy,
 but is limited to 64 MB in many containers. A process is started as a program, not by `multiprocessing`, which would
-import the user's script again. An image depends on its draw only, so a run is the same with any number of processes.
+import the user's script again, and with `-P`, as modules in the working folder could hide Python's own. An image
+depends on its draw only, so a run is the same with any number of processes.
 """
 
 import os
@@ -38,7 +39,7 @@ class ProcessLoader:
         self._size = views.preprocessing.size
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
             )
             for _ in range(workers)
         ]
@@ -57,10 +58,10 @@ class ProcessLoader:
 
     def _load_part(self, draws: Sequence[Draw]) -> NDArray[np.uint8]:
         """Return the images of a part of a batch from an idle process. Thread-safe."""
+        images = np.empty((len(draws), *self._size, 3), np.uint8)
         process = self._idle.get()
         try:
             _ask(process, draws)
-            images = np.empty((len(draws), *self._size, 3), np.uint8)
             _read_into(process, images.data.cast("B"))
             return images
         finally:

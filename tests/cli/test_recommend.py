@@ -27,6 +27,13 @@ FLAGS = [
 ]
 
 
+@pytest.mark.parametrize("model", ["convnext_tiny", "convnextv2_small", "convnext_atto_rms"])
+def test_random_initialisation_is_said(convnext: Convnext, model: str) -> None:
+    done = convnext("recommend", "--dataset-size", 5000, "--model", model, "--weights", "none")
+    assert "random initialisation" in done.out, done.err
+    assert "licence of the weights" not in done.out
+
+
 def values(text: str) -> dict[str, object]:
     return {name: choice["value"] for name, choice in json.loads(text)["settings"].items()}
 

@@ -202,3 +202,16 @@ def test_without_locks_the_first_process_wins(tmp_path: Path, cache: Path, monke
     monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
     assert files_in(unpack(packed)) == ["a/x.png", "b/y.png"]
     assert len(list(cache.iterdir())) == 1
+
+
+def test_without_locks_nothing_of_another_process_is_removed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack(tmp_path / "x.zip", ("a/x.png", b"1"))
+    target = unpack(packed)
+    shutil.rmtree(target)
+    other = cache / f".unpacking-{target.name.rpartition('-')[2]}-other"
+    other.mkdir()
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
+    unpack(packed)
+    assert other.is_dir()

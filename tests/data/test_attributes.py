@@ -118,6 +118,16 @@ def test_many_numbers_are_cut_at_tertiles(tmp_path: Path) -> None:
     assert [dose.values.count(level) for level in dose.levels] == [10, 10, 10]
 
 
+def test_equal_numbers_are_not_cut(tmp_path: Path) -> None:
+    rows = ["path,label,age"]
+    for number in range(10):
+        save_image(tmp_path / f"{number:02}.png", seed=number)
+        rows.append(f"{number:02}.png,{'ab'[number % 2]},40")
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    [age] = read(scan_data(tmp_path / "table.csv"), "age")
+    assert (age.cuts, age.levels) == ("not cut: all values are equal", ("all",))
+
+
 def test_dicom_attributes_are_read_by_keyword_and_by_usual_name(tmp_path: Path) -> None:
     for number in range(4):
         attributes = {"PatientSex": "FM"[number % 2], "PatientAge": ("012Y", "018M")[number // 2], "Manufacturer": "Q"}

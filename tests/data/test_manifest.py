@@ -321,6 +321,13 @@ def test_table_that_is_not_of_the_task_is_refused(
         scan_data(write(images / "list.csv", text), table_options=TableOptions(**options))
 
 
+def test_exact_name_of_a_column_is_before_another_spelling(images: Path) -> None:
+    text = "path,Grade,grade\nimages/a.png,x,p\nimages/b.png,y,q\nimages/c.png,x,q\n"
+    for name, classes in (("grade", ("p", "q")), ("Grade", ("x", "y"))):
+        options = TableOptions(label_column=name, task="single")
+        assert scan_data(write(images / "list.csv", text), table_options=options).classes == classes
+
+
 def test_columns_of_a_table_can_be_named(images: Path) -> None:
     text = "file;who;part;what;extra\nimages/a.png;p1;train;2;x\nimages/b.png;p1;train;1;y\nimages/c.png;p2;test;1;x\n"
     options = TableOptions(

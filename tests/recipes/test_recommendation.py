@@ -20,6 +20,7 @@ from convnext_cli.recipes.fingerprint import (
 from convnext_cli.recipes.plan import PlanInputs, make_plan
 from convnext_cli.recipes.recommendation import DAY, NIGHT
 from tests.conftest import save_image
+from tests.images.dicom import XRAY, save_dicom
 
 
 def test_best_candidate_is_the_specifications_first() -> None:
@@ -209,6 +210,21 @@ def test_fingerprint_of_real_images(shared_data: Path, digits: Path) -> None:
     small = compute_fingerprint(scan_folder(digits))
     assert small.is_grey
     assert guess_domain(small) is None, "digits are no X-rays"
+
+
+def test_dicom_files_count_in_the_fingerprint(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        save_dicom(tmp_path / "ab"[number % 2] / f"{number}.dcm", XRAY)
+    (tmp_path / "a/damaged.dcm").write_bytes(b"DICM")
+    fingerprint = compute_fingerprint(scan_folder(tmp_path))
+    assert fingerprint.median_size == XRAY.shape[::-1]
+    assert (fingerprint.is_grey, fingerprint.dicom, fingerprint.unreadable) == (True, 4, 1)
+
+
+def test_random_initialisation_has_no_licence() -> None:
+    assert recommend(6000, weights="none", model="convnext_tiny").best.license is None
+    assert recommend(6000, model="convnext_tiny").best.license == "apache-2.0"
 
 
 def test_dicom_is_medical() -> None:

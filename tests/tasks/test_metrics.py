@@ -105,6 +105,21 @@ def test_regression_metrics_equal_scikit_learns(log: bool) -> None:
     assert result.coverage is None
 
 
+def test_regression_metrics_of_equal_targets_have_no_r2() -> None:
+    """Equal targets are a rounding error apart once they are centred; R2 was -1e14 for them."""
+    random = np.random.default_rng(0)
+    targets = np.concatenate([np.full(20, 0.1), random.normal(size=80)])
+    calculator = RegressionCalculator(targets + random.normal(size=100), targets)
+    for weights in (np.arange(100) < 20, np.arange(100) < 7):
+        overall, _ = calculator.compute(weights[None].astype(np.float32))
+        assert np.isnan([overall["r2"][0], overall["pearson"][0]]).all()
+        assert overall["mae"][0] > 0
+    same = np.full(30, 1 / 3)
+    overall, _ = RegressionCalculator(same + random.normal(size=30), same).compute(np.ones((1, 30)))
+    assert np.isnan(overall["r2"][0])
+    assert 0.3 < overall["mae"][0] < 3
+
+
 def test_platt_scaling_recovers_the_true_factor_and_offset() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, 20_000)

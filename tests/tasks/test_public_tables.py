@@ -15,7 +15,7 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.reading import OtherTaskError
+from convnext_cli.tasks.reading import OtherTaskError, find_number, sort_by_number
 from tests.tasks.conftest import SETTINGS
 
 CHEXPERT = (
@@ -207,3 +207,15 @@ def test_one_label_per_image_is_not_read_as_several(tmp_path: Path) -> None:
     table = write_table(tmp_path / "table.csv", [["path", "label"], *([f"{name}.png", name > "b"] for name in "abcd")])
     with pytest.raises(OtherTaskError, match="no cell of column 'label'"):
         scan_data(table, table_options=TableOptions(task="multilabel"))
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("grade-1", 1), ("KL-grade-3", 3), ("2_mild", 2), ("age-10", 10), ("x_-5", -5), ("-3", -3), ("t -0.5", -0.5)],
+)
+def test_hyphen_after_a_letter_is_no_minus_sign(name: str, number: float) -> None:
+    assert find_number(name) == number
+
+
+def test_hyphenated_grades_are_in_their_order() -> None:
+    assert sort_by_number(("grade-2", "grade-0", "grade-1")) == ("grade-0", "grade-1", "grade-2")

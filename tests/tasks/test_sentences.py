@@ -1,5 +1,6 @@
 """What a report says of a result in sentences, for each task, on a few images with a known answer."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,26 +44,36 @@ def test_grades_say_by_how_many_they_are_off() -> None:
     assert sentences[0] == "It gives the exact grade for 66.7% of the images, at most one grade off for 83.3%."
     assert (value, text.split(";")[0]) == (0, "guessing gives 0")
     outcome = Outcome(classes=("c", "a", "b"), probabilities=(0.9, 0.1, 0.0))
-    assert Ordinal().list_differences(outcome, 0, CLASSES) == ["predicted c (90%), labelled a: 2 grades too high"]
+    assert Ordinal().list_differences(outcome, 0, CLASSES, None) == ["predicted c (90%), labelled a: 2 grades too high"]
     outcome = Outcome(classes=("b", "c", "a"), probabilities=(0.999, 0.001, 0.0))
-    assert Ordinal().list_differences(outcome, 2, CLASSES) == ["predicted b (>99%), labelled c: 1 grade too low"]
-    assert Ordinal().list_differences(outcome, 1, CLASSES) == ["predicted b (>99%), labelled b"]
+    assert Ordinal().list_differences(outcome, 2, CLASSES, None) == ["predicted b (>99%), labelled c: 1 grade too low"]
+    assert Ordinal().list_differences(outcome, 1, CLASSES, None) == ["predicted b (>99%), labelled b"]
 
 
 def test_labels_are_listed_wrong_ones_first_and_unknown_ones_counted() -> None:
     outcome = Outcome(classes=("a", "b", "c", "d"), probabilities=(0.92, 0.6, 0.3, 0.1), labels=("a", "b"))
     target = np.array([0, 1, 1, np.nan])
-    assert Multilabel().list_differences(outcome, target, ("a", "b", "c", "d")) == [
+    assert Multilabel().list_differences(outcome, target, ("a", "b", "c", "d"), None) == [
         "predicted a (92%), labelled absent",
         "did not predict c (30%), labelled present",
         "other labels: 1 correct, 1 unknown",
     ]
     target = np.array([1, 1, -1, 0])
-    assert Multilabel().list_differences(outcome, target, ("a", "b", "c", "d")) == [
+    assert Multilabel().list_differences(outcome, target, ("a", "b", "c", "d"), None) == [
         "predicted b (60%), labelled present",
         "other labels: 2 correct, 1 unknown",
     ]
-    assert Multilabel().list_differences(outcome, np.full(4, np.nan), ("a", "b", "c", "d")) == ["labels: 4 unknown"]
+    assert Multilabel().list_differences(outcome, np.full(4, np.nan), ("a", "b", "c", "d"), None) == [
+        "labels: 4 unknown"
+    ]
+
+
+def test_labels_errors_are_those_of_the_fitted_thresholds() -> None:
+    scores = np.array([[0.3, 0.9], [0.3, 0.9], [0.9, 0.45]])
+    targets = np.array([[1.0, 1], [0, 1], [1, 0]])
+    fitted = SimpleNamespace(label_thresholds=(0.2, 0.5))
+    assert Multilabel().rank_errors(scores, targets, fitted) == ([1], [2, 0, 1])  # type: ignore[arg-type]
+    assert Multilabel().rank_errors(scores, targets, None) == ([0], [2, 0, 1])
 
 
 def test_labels_name_the_most_missed_and_the_most_falsely_predicted() -> None:
@@ -88,7 +99,7 @@ def test_number_names_the_third_with_the_largest_errors() -> None:
     assert value == pytest.approx(20 / 9)
     assert text == "always predicting 4, the median, is off by 2.22 on average"
     outcome = Outcome(value=12.5, interval=(10.0, 15.0))
-    assert Regression().list_differences(outcome, 14.0, ("age",)) == [
+    assert Regression().list_differences(outcome, 14.0, ("age",), None) == [
         "predicted 12.5 (90% interval [10, 15]), labelled 14: 1.5 too low"
     ]
 

@@ -74,13 +74,15 @@ def _find_delimiter(text: str) -> str:
 
 
 def find_named(table: Table, name: str, option: str) -> str:
-    """Return a column that the user names, in any spelling.
+    """Return a column that the user names, exactly or in another spelling.
 
     Raises:
         DataError: there is no such column.
     """
+    if name in table.columns:
+        return name
     for column in table.columns:
-        if name == column or fold_column(name) == fold_column(column):
+        if fold_column(name) == fold_column(column):
             return column
     raise DataError(
         f"{table.path} has no column {name!r}", f"{suggest(name, table.columns)}Name one of its columns in {option}"

@@ -50,8 +50,9 @@ def launch(processes: int) -> int:
         max_restarts=0,
         **choose_shutdown_timeout(),
     )
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # not the working folder, whose modules could hide Python's
     try:
-        elastic_launch(config, sys.executable)("-m", "convnext_cli", *sys.argv[1:])
+        elastic_launch(config, sys.executable)("-P", "-m", "convnext_cli", *sys.argv[1:])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

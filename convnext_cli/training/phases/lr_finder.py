@@ -45,16 +45,17 @@ def find_lr_steps(context: TrainingContext, state: TrainingState) -> Steps[dict[
         for epoch in range(MAX_STEPS):
             batches = cut_batches(draw_rows(context, rows, epoch), batch_size)
             batches = [batch for batch in batches if len(batch) == batch_size] or batches
-            for batch in load_rank_batches(context, batches, loader, epoch, mixes=True):
-                lr = LOW * (HIGH / LOW) ** (state.step / (MAX_STEPS - 1))
-                set_lr(context.optimizer, lr)
-                rank_sum, _ = take_step(context, state, batch)
-                state.step += 1
-                lrs.append(lr)
-                losses.append(float(context.accelerator.gather(rank_sum.reshape(1)).sum()) / batch.batch_images)
-                yield Progress(done=state.step, total=MAX_STEPS, activity="finding the learning rate")
-                if len(losses) == MAX_STEPS or _has_diverged(losses):
-                    return _make_result(lrs, losses)
+            with closing(load_rank_batches(context, batches, loader, epoch, mixes=True)) as loaded:
+                for batch in loaded:
+                    lr = LOW * (HIGH / LOW) ** (state.step / (MAX_STEPS - 1))
+                    set_lr(context.optimizer, lr)
+                    rank_sum, _ = take_step(context, state, batch)
+                    state.step += 1
+                    lrs.append(lr)
+                    losses.append(float(context.accelerator.gather(rank_sum.reshape(1)).sum()) / batch.batch_images)
+                    yield Progress(done=state.step, total=MAX_STEPS, activity="finding the learning rate")
+                    if len(losses) == MAX_STEPS or _has_diverged(losses):
+                        return _make_result(lrs, losses)
     raise AssertionError("an epoch has a step at least")
 
 
