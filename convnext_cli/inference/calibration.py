@@ -20,7 +20,15 @@ from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import pad_image
 from convnext_cli.inference.classifier import Classifier, open_for_eval
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
+from convnext_cli.metrics.novelty import (
+    BANK_IMAGES,
+    BANK_IMAGES_PER_CLASS,
+    NUMBERS,
+    SCORE_NAME,
+    NoveltyModel,
+    choose_novelty_threshold,
+    fit_novelty,
+)
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction, MetricSet
 from convnext_cli.metrics.thresholds import (
@@ -42,8 +50,6 @@ ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
 SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
 MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
 _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of dimensions
-BANK_IMAGES = 5000  # training images in the bank, at most; 3 MB for the smallest models, 20 for the largest
-BANK_IMAGES_PER_CLASS = 200  # of them; `benchmarks/README.md` has the OOD score's ROC AUC for 25 to 500
 
 _TARGET = re.compile(r"(?P<bounds>[^:]+):(?P<name>.+?)(?:@(?P<extras>(?:prevalence|confidence)=[^@]*))?", re.DOTALL)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.metrics.intervals import number_units
+
 
 def fit_margin(errors: NDArray[np.float64], groups: Sequence[str] | None, coverage: float) -> float:
     """Return the half length of prediction intervals.
@@ -20,8 +22,7 @@ def fit_margin(errors: NDArray[np.float64], groups: Sequence[str] | None, covera
         groups: (N,) names; None where groups are not known. An empty name is a group of its own.
         coverage: the fraction to cover.
     """
-    names = [group or f"\0{row}" for row, group in enumerate(groups or [""] * len(errors))]
-    _, units = np.unique(names, return_inverse=True)
+    units = number_units(len(errors), groups)
     sizes = np.bincount(units)
     n = len(sizes)
     order = np.argsort(errors, kind="stable")

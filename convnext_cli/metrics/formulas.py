@@ -44,10 +44,10 @@ class ClassCalculator(Calculator):
         confidence = probabilities[np.arange(num_images), self.predictions]
         self.bins = bin_by_rank(confidence)
         self._gap_by_bin = np.zeros((num_images, ECE_BINS))
-        self._gap_by_bin[np.arange(num_images), self.bins] = confidence - (self.predictions == self.labels)
+        self._gap_by_bin[np.arange(num_images), self.bins] = confidence - self.correct
         self.count_actual = GroupedSum(self.labels, self.num_classes)
         self.count_predicted = GroupedSum(self.predictions, self.num_classes)
-        self._correct = GroupedSum(self.labels, self.num_classes, self.predictions == self.labels)
+        self._count_correct = GroupedSum(self.labels, self.num_classes, self.correct)
         self._rankings = {
             k: Ranking(probabilities[:, k], self.labels == k)
             for k in np.flatnonzero(self.present)
@@ -89,7 +89,7 @@ class ClassCalculator(Calculator):
     def _compute_from_counts(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Compute the metrics of the confusion matrix."""
         actual, predicted, correct = (
-            sums(weights) for sums in (self.count_actual, self.count_predicted, self._correct)
+            sums(weights) for sums in (self.count_actual, self.count_predicted, self._count_correct)
         )
         total, hits = actual.sum(axis=1), correct.sum(axis=1)
         by_chance = (actual * predicted).sum(axis=1)

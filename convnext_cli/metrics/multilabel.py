@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.formulas import ECE_BINS, Ranking, bin_by_rank
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction, MetricSet, none_if_nan
 
 
@@ -71,10 +72,6 @@ class MultilabelCalculator(Calculator):
     per_class: ClassVar[tuple[str, ...]] = (
         "roc_auc", "pr_auc", "recall", "specificity", "precision", "f1", "label_brier", "label_ece",
     )  # fmt: skip
-    _averages: ClassVar[dict[str, str]] = {
-        "macro_roc_auc": "roc_auc", "macro_pr_auc": "pr_auc", "macro_f1": "f1", "macro_recall": "recall",
-        "macro_specificity": "specificity", "macro_brier": "label_brier", "macro_ece": "label_ece",
-    }  # fmt: skip
 
     def __init__(self, logits: Floats, targets: Floats, thresholds: Sequence[float] | None = None) -> None:
         self.images, self.num_classes = logits.shape
@@ -89,9 +86,7 @@ class MultilabelCalculator(Calculator):
             _Label(probabilities[:, k], self.positive[:, k], known[:, k], self.predicted[:, k])
             for k in range(self.num_classes)
         ]
-        # binary cross-entropy, log(1 + exp(-|z|)) form, of the known labels
-        z = logits.astype(np.float64)
-        losses = np.maximum(z, 0) - z * self.positive + np.log1p(np.exp(-np.abs(z)))
+        losses = binary_cross_entropy(logits, self.positive)
         self._loss_sums, self._loss_counts = (losses * known).sum(axis=1), known.sum(axis=1).astype(np.float64)
 
     def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
@@ -103,9 +98,10 @@ class MultilabelCalculator(Calculator):
                 "exact_match": weights @ self._all_right / (weights @ self._has_known),
                 "log_loss": weights @ self._loss_sums / (weights @ self._loss_counts),
             }
-            for key, name in self._averages.items():
-                defined = ~np.isnan(per_class[name])
-                overall[key] = np.where(defined, per_class[name], 0).sum(axis=1) / defined.sum(axis=1)
+            for key in self.overall:
+                if name := METRICS[key].average_of:
+                    defined = ~np.isnan(per_class[name])
+                    overall[key] = np.where(defined, per_class[name], 0).sum(axis=1) / defined.sum(axis=1)
         return {key: overall[key] for key in self.overall}, per_class
 
     def compute_gaps(self, weights: Floats) -> dict[str, Floats]:
@@ -213,3 +209,10 @@ def sigmoid(logits: Floats) -> NDArray[np.float64]:
     small = np.exp(-np.abs(z))
     probabilities: NDArray[np.float64] = np.where(z >= 0, 1 / (1 + small), small / (1 + small))
     return probabilities
+
+
+def binary_cross_entropy(logits: Floats, targets: Floats | NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the binary cross-entropy of logits and targets (0 to 1) of one shape, without overflow."""
+    z = logits.astype(np.float64)
+    losses: NDArray[np.float64] = np.maximum(z, 0) - z * targets + np.log1p(np.exp(-np.abs(z)))
+    return losses

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.multilabel import sigmoid
+from convnext_cli.metrics.multilabel import binary_cross_entropy, sigmoid
 
 MAX_SCALE = 20.0
 MAX_OFFSET = 20.0
@@ -26,9 +26,8 @@ def fit_platt(logits: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         z = parameters[0] * logits + parameters[1]
-        value = np.maximum(z, 0) - z * target + np.log1p(np.exp(-np.abs(z)))
         slope = sigmoid(z) - target
-        return float(value.mean()), np.array([(slope * logits).mean(), slope.mean()])
+        return float(binary_cross_entropy(z, target).mean()), np.array([(slope * logits).mean(), slope.mean()])
 
     bounds = [(0.0, MAX_SCALE), (-MAX_OFFSET, MAX_OFFSET)]
     result = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)

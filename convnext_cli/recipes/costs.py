@@ -9,6 +9,7 @@ from typing import Any
 
 from convnext_cli.images.preprocessing import split_size
 from convnext_cli.machine import Machine
+from convnext_cli.metrics.novelty import BANK_IMAGES
 from convnext_cli.models.catalog import Architecture
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import Settings
@@ -41,10 +42,11 @@ GRN_SLOWDOWN = {True: 1.3, False: 1.2}  # V2 against V1, besides its activations
 FORWARD_FRACTION = 0.27  # of a training pass: 0.22 (zepto, 64 px) to 0.33 (V2 tiny, 224 px) on a CPU
 
 # The other costs of a run, in seconds of one core; `python -m benchmarks.run_time` compares the total with real runs.
-MAX_OOD_IMAGES = 5_000  # training images that the OOD reference is fitted to, at most
 START_SECONDS = 8.0  # importing torch and timm, building the model, drawing plots, saving
 EXPORT_SECONDS = 8.0  # writing model.onnx and checking its parity with the run
 AUTOTUNE_SECONDS = 30.0  # passes that autotuning times, in runs of at least AUTOTUNED_PASSES
+# Passes of a run that is autotuned, and in which cuDNN searches its fastest algorithms. Measuring takes as long as 30
+# passes at most, 3% of the run.
 AUTOTUNED_PASSES = 1_000
 IMAGE_SECONDS = 1.5e-3  # per image of a batch, besides its pixels: reading, augmentation and small operations
 PIXEL_SECONDS = 2e-8  # per decoded pixel
@@ -133,7 +135,7 @@ def estimate_time(
 
     head = process(counts.train + counts.val) if settings.freeze_epochs else 0.0
     epoch = speed * estimate_epoch(workload) + process(counts.val)
-    calibration = process(counts.val + min(counts.train, MAX_OOD_IMAGES))
+    calibration = process(counts.val + min(counts.train, BANK_IMAGES))
     return RunTime(
         start=START_SECONDS + folds * (AUTOTUNE_SECONDS if is_autotuned else 0),
         check=counts.images * decoding * (1 + AUDIT_DECODINGS) / machine.cores if check else 0.0,

@@ -19,6 +19,7 @@ from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.multilabel import (
     MultilabelCalculator,
     MultilabelMetrics,
+    binary_cross_entropy,
     count_together,
     logit,
     sigmoid,
@@ -371,8 +372,7 @@ class Multilabel(Task):
 
     def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
         """Return the binary cross-entropy, summed over the known labels of each image, (N,)."""
-        z = logits.astype(np.float64)
-        losses = np.maximum(z, 0) - z * (targets == 1) + np.log1p(np.exp(-np.abs(z)))
+        losses = binary_cross_entropy(logits, targets == 1)
         summed: NDArray[np.float64] = np.where((targets == 0) | (targets == 1), losses, 0).sum(axis=1)
         return summed
 

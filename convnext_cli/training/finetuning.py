@@ -24,7 +24,7 @@ from convnext_cli.models.catalog import find_model
 from convnext_cli.models.licenses import join_licenses
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Progress, map_events
-from convnext_cli.recipes.costs import Workload
+from convnext_cli.recipes.costs import AUTOTUNED_PASSES, Workload
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.recipes.speeds import remember_speed
@@ -274,7 +274,6 @@ def run_training(
         complete: work on the trained run before it is marked as finished.
         notices: further notices for `Started`.
     """
-    from convnext_cli.training.compute.autotune import MIN_PASSES
     from convnext_cli.training.compute.devices import PRECISIONS, describe_device, track_metrics
     from convnext_cli.training.compute.signals import watch_signals
     from convnext_cli.training.loop import count_passes
@@ -282,7 +281,7 @@ def run_training(
 
     context, state = training.context, training.state
     run, accelerator = context.run, context.accelerator
-    context.searches_algorithms = count_passes(context) >= MIN_PASSES and not context.settings.deterministic
+    context.searches_algorithms = count_passes(context) >= AUTOTUNED_PASSES and not context.settings.deterministic
     yield Started(
         run=run.path,
         plan=context.plan,

@@ -22,6 +22,7 @@ from convnext_cli.kernels.blocks import pair_blocks, release_freed_memory
 from convnext_cli.kernels.library import describe_processor
 from convnext_cli.models.device_memory import free_memory, is_out_of_memory
 from convnext_cli.progress import Notice
+from convnext_cli.recipes.costs import AUTOTUNED_PASSES
 from convnext_cli.training.compute.compute_config import (
     FAST,
     NATIVE,
@@ -36,9 +37,6 @@ from convnext_cli.training.compute.compute_config import (
 )
 from convnext_cli.training.compute.devices import THREADS, describe_device, is_plain_cpu, is_whole_on_gpu
 
-# Passes of a run that is autotuned, and in which cuDNN searches its fastest algorithms. Measuring takes as long as 30
-# passes at most, 3% of the run.
-MIN_PASSES = 1_000
 MIN_NOTICE_PASSES = 100  # passes from which a run uses kept measurements, and names a missing compiler
 COMPILE_FROM = 1_800.0  # seconds of passes from which compiling is tried: it takes one to two minutes
 COMPILING = 120.0  # seconds that a compiled model must save
@@ -184,7 +182,7 @@ def _measure_all(
     device = accelerator.device
     path = _find_measurement(tuned_passes, accelerator, default)
     [measurement] = broadcast_object_list([_read_measurement(path)])
-    if measurement is None and tuned_passes.passes >= MIN_PASSES:
+    if measurement is None and tuned_passes.passes >= AUTOTUNED_PASSES:
         [measurement] = broadcast_object_list([_measure(network, tuned_passes.shape, default, device)])
         _keep_measurement(path, measurement, accelerator)
     if measurement is None or not tries_compiling or measurement.compiled is not None:

@@ -16,6 +16,7 @@ from convnext_cli.kernels.blocks import FusedBlock, NativeBlock, RecomputingBloc
 from convnext_cli.kernels.depthwise import NativeDepthwise
 from convnext_cli.kernels.library import load_kernels
 from convnext_cli.progress import Progress
+from convnext_cli.recipes.costs import AUTOTUNED_PASSES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute import autotune
@@ -23,7 +24,6 @@ from convnext_cli.training.compute.autotune import (
     COMPILE_FROM,
     COMPILING,
     MIN_NOTICE_PASSES,
-    MIN_PASSES,
     TunedPasses,
     choose_compute_config,
 )
@@ -84,7 +84,7 @@ def network() -> nn.Module:
 
 
 def choose(network: nn.Module, *, amp: str = "no", **changes: Any) -> autotune.AutotuneResult:
-    names = {"model": changes.pop("model", "test"), "passes": changes.pop("passes", MIN_PASSES)}
+    names = {"model": changes.pop("model", "test"), "passes": changes.pop("passes", AUTOTUNED_PASSES)}
     tuned_passes = TunedPasses(shape=(4, 3, 32, 32), **names)
     options: dict[str, Any] = {"measure": True, **changes}
     return choose_compute_config(network, tuned_passes, accelerator=make_accelerator(amp), **options)
@@ -115,7 +115,7 @@ def test_damaged_measurement_is_measured_again(network: nn.Module, tmp_path: Pat
 
 
 def test_short_runs_are_not_measured(network: nn.Module, passes: Passes) -> None:
-    for changes in ({"passes": MIN_PASSES - 1}, {"measure": False}):
+    for changes in ({"passes": AUTOTUNED_PASSES - 1}, {"measure": False}):
         assert choose(network, **changes) == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=NATIVE))
     assert choose(network, amp="bf16") == autotune.AutotuneResult(compute_config=ComputeConfig())
     assert not passes
@@ -332,7 +332,7 @@ def test_autotune_measures_with_a_limited_number_of_images(
     network: nn.Module, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autotune, "IMAGES", 4)  # as `passes` expects
-    tuned_passes = TunedPasses(model="test", shape=(32, 3, 32, 32), passes=MIN_PASSES)
+    tuned_passes = TunedPasses(model="test", shape=(32, 3, 32, 32), passes=AUTOTUNED_PASSES)
     result = choose_compute_config(
         network, tuned_passes, accelerator=make_accelerator("no"), measure=True, compile=False
     )
@@ -354,7 +354,7 @@ def choose_on_gpu(network: nn.Module, monkeypatch: pytest.MonkeyPatch, **changes
         mixed_precision="bf16",
         distributed_type="NO",
     )
-    tuned_passes = TunedPasses(model="test", shape=(4, 3, 32, 32), passes=changes.pop("passes", MIN_PASSES))
+    tuned_passes = TunedPasses(model="test", shape=(4, 3, 32, 32), passes=changes.pop("passes", AUTOTUNED_PASSES))
     options: dict[str, Any] = {"measure": True, **changes}
     return choose_compute_config(network, tuned_passes, accelerator=accelerator, **options)
 
@@ -363,7 +363,7 @@ def test_gpu_is_autotuned_with_all_threads(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes, compiles: list[str]
 ) -> None:
     monkeypatch.setitem(SLOWER, FAST, 0.8)
-    few = choose_on_gpu(network, monkeypatch, passes=MIN_PASSES - 1)
+    few = choose_on_gpu(network, monkeypatch, passes=AUTOTUNED_PASSES - 1)
     assert few == autotune.AutotuneResult(compute_config=ComputeConfig())
     short = choose_on_gpu(network, monkeypatch, compile=False)
     assert short == autotune.AutotuneResult(compute_config=ComputeConfig(blocks=FAST, threads=4), gain=1 / 0.8)

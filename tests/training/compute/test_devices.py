@@ -13,7 +13,8 @@ from convnext_cli.diagnosis import _test_gpu
 from convnext_cli.errors import OutOfMemoryError, UsageError
 from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.forward import choose_device
-from convnext_cli.training.compute import autotune, devices
+from convnext_cli.training import finetuning
+from convnext_cli.training.compute import devices
 from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, adapt_to_device
 from convnext_cli.training.compute.devices import choose_precision, explain_unusable_gpu, sum_gradients
 from convnext_cli.training.context import TrainingContext
@@ -228,7 +229,7 @@ def test_cudnn_searches_algorithms_of_whole_batches_in_long_runs(
         return forward(self, inputs)
 
     monkeypatch.setattr(TrainingContext, "forward", record)
-    monkeypatch.setattr(autotune, "MIN_PASSES", from_passes)
+    monkeypatch.setattr(finetuning, "AUTOTUNED_PASSES", from_passes)
     request = tiny_request(few_digits, tmp_path / "run", deterministic=deterministic, batch_size=10)
     train(replace(request, autotune=False))
     searches = from_passes == 1 and not deterministic
