@@ -494,7 +494,7 @@ def feed(run: Path, sizes: SimpleNamespace) -> None:
     rows = index.rows("train")
     for preset in ("light", "medical", "natural"):
         values = {name: value for name, (value, _) in load_augmentations()[preset].items()}
-        settings = Settings(**{**read_plan(folder.plan)[2], **values})
+        settings = Settings(**{**read_plan(folder.plan).settings, **values})
         context: Any = SimpleNamespace(
             settings=settings, index=index, preprocessing=preprocessing, cache=True, distillation=None
         )

@@ -180,14 +180,13 @@ def make_train_request(options: Mapping[str, Any]) -> TrainRequest:
     check_settings(settings)
     choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
     if sources.config is not None:
-        from convnext_cli.recipes.plan import override_choices, read_choices, read_plan, read_teacher
+        from convnext_cli.recipes.plan import override_choices, read_choices, read_plan
 
-        model, weights, _ = read_plan(sources.config)
-        teacher = read_teacher(sources.config)
+        plan = read_plan(sources.config)
         choices = override_choices(
-            read_choices(sources.config), choices, same_model=request.get("model") in (None, model)
+            read_choices(sources.config), choices, same_model=request.get("model") in (None, plan.model)
         )
-        request = {"model": model, "weights": weights or "auto", "teacher": teacher} | request
+        request = {"model": plan.model, "weights": plan.weights or "auto", "teacher": plan.teacher} | request
     return make_request(TrainRequest, request | {"choices": choices})
 
 

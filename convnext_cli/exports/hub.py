@@ -14,10 +14,11 @@ from convnext_cli.files import replace_output
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.progress import Progress, Steps
+from convnext_cli.runs.files import CONFIG, MODEL
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single
 
-MODEL_FILES = ("config.json", "model.safetensors")
+MODEL_FILES = (CONFIG.name, MODEL.name)
 CARD = "README.md"
 
 

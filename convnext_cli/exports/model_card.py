@@ -14,7 +14,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.models.weights import read_weights_license
-from convnext_cli.recipes.plan import read_plan, read_reasons, read_teacher
+from convnext_cli.recipes.plan import PlanFile, read_plan, read_reasons
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import PretrainedCfg
@@ -47,11 +47,12 @@ class License:
 
 def find_license(run: RunFolder) -> License:
     """Return the licence of a run: that of the weights that it started from, of its teacher and of its images."""
-    model, weights, settings = _read_plan(run)
-    sources = [f"the base weights {model}" if weights == "auto" else "the base weights"] * (weights != "none")
-    if run.plan.exists() and read_teacher(run.plan) is not None:
+    plan = _read_plan(run)
+    base = f"the base weights {plan.model}" if plan.weights == "auto" else "the base weights"
+    sources = [base] * (plan.weights != "none")
+    if plan.teacher is not None:
         sources.append("the teacher")
-    if settings.get("data_license", UNKNOWN) != UNKNOWN:
+    if plan.settings.get("data_license", UNKNOWN) != UNKNOWN:
         sources.append("the images")
     if name := read_weights_license(run.path):
         return License(name, f"that of {' and '.join(sources) or 'the base weights'}")
@@ -70,10 +71,10 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
         evaluation: of the run; None where its data are gone.
         license: of the base weights.
     """
-    model, weights, settings = _read_plan(run)
+    plan = _read_plan(run)
     index = run.read_split()
-    name = str(model or run.read_config().architecture)
-    is_from_hub = weights == "auto" and not name.endswith(f".{BUILTIN}")
+    name = str(plan.model or run.read_config().architecture)
+    is_from_hub = plan.weights == "auto" and not name.endswith(f".{BUILTIN}")
     parts = (
         _render_header(license, base=name if is_from_hub else None),
         f"# {escape_markdown(name)}, fine-tuned for {len(index.classes)} classes",
@@ -83,14 +84,14 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
         f"## Training data\n\n{_describe_data(index)}",
         f"## Evaluation\n\n{_describe_evaluation(evaluation) if evaluation else _describe_validation(run)}",
         f"## Limitations\n\n{LIMITATIONS}",
-        f"## Training settings\n\n{_describe_settings(run, settings)}",
+        f"## Training settings\n\n{_describe_settings(run, plan.settings)}",
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _read_plan(run: RunFolder) -> tuple[str | None, str | None, dict[str, Any]]:
-    """Return the model, the weights and the settings of a run's plan; nothing where it has none."""
-    return read_plan(run.plan) if run.plan.exists() else (None, None, {})
+def _read_plan(run: RunFolder) -> PlanFile:
+    """Return a run's plan; nothing where it has none."""
+    return read_plan(run.plan) if run.plan.exists() else PlanFile(None, None, None, {})
 
 
 def _render_header(license: License, base: str | None) -> str:

@@ -8,6 +8,7 @@ from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.pooling import read_pooling
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
+from convnext_cli.runs.files import CALIBRATION, CONFIG, MODEL
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import FoldsResult, read_record
@@ -45,25 +46,25 @@ def _check_plan(run: RunFolder) -> None:
     if not run.plan.exists():
         return  # only training needs the plan
     try:
-        model, _, settings = read_plan(run.plan)[:3]
+        plan = read_plan(run.plan)
     except UsageError as error:
         raise RunError(f"{run.plan} cannot be read: {error.problem}", error.remedy) from error
     if isinstance(run, FoldsFolder):
         return
     config = run.read_config()
     channels, height, width = config.pretrained_cfg.input_size
-    crop_pct = settings.get("crop_pct")
+    crop_pct = plan.settings.get("crop_pct")
     for name, planned, actual in (
-        ("model", model and model.partition(".")[0], config.architecture),
-        ("image_size", settings.get("image_size"), format_size(height, width)),
-        ("crop_mode", CROP_MODES.get(settings.get("fit", "")), config.pretrained_cfg.crop_mode),
+        ("model", plan.model and plan.model.partition(".")[0], config.architecture),
+        ("image_size", plan.settings.get("image_size"), format_size(height, width)),
+        ("crop_mode", CROP_MODES.get(plan.settings.get("fit", "")), config.pretrained_cfg.crop_mode),
         ("crop_pct", None if crop_pct == AUTO else crop_pct, config.pretrained_cfg.crop_pct),
-        ("in_chans", settings.get("in_chans"), channels),
+        ("in_chans", plan.settings.get("in_chans"), channels),
     ):
         if planned is not None and planned != actual:
             raise RunError(
                 f"the files of {run.path} do not belong together: {name} is {planned} in {run.plan.name} and {actual} "
-                "in config.json",
+                f"in {CONFIG.name}",
                 "Restore the original file",
             )
 
@@ -73,7 +74,7 @@ def describe_progress(run: RunFolder) -> str | None:
     if run.is_finished or not run.is_begun:
         return None
     epochs = sum(entry["epoch"] > 0 for entry in run.read_log())
-    planned = read_plan(run.plan)[2].get("epochs")
+    planned = read_plan(run.plan).settings.get("epochs")
     return (
         f"the run has not finished: results are for the best weights of the first {epochs} of {planned} epochs. "
         f"{resume_command(run.path)} continues it"
@@ -88,8 +89,8 @@ def list_calibration_notes(path: Path) -> list[str]:
     for run in runs:
         if not run.is_finished or read_calibration(run) is not None:
             continue
-        reason = "calibration.json is missing"
+        reason = f"{CALIBRATION.name} is missing"
         if run.read_calibration() is not None:
-            reason = "calibration.json was fitted for other weights than model.safetensors"
+            reason = f"{CALIBRATION.name} was fitted for other weights than {MODEL.name}"
         notes.append(f"{run.path} is not calibrated: {reason}. `convnext eval {quote(path)}` fits it again")
     return notes

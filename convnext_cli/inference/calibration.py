@@ -20,15 +20,7 @@ from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import pad_image
 from convnext_cli.inference.classifier import Classifier, open_for_eval
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.novelty import (
-    BANK_IMAGES,
-    BANK_IMAGES_PER_CLASS,
-    NUMBERS,
-    SCORE_NAME,
-    NoveltyModel,
-    choose_novelty_threshold,
-    fit_novelty,
-)
+from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction, MetricSet
 from convnext_cli.metrics.thresholds import (
@@ -40,6 +32,8 @@ from convnext_cli.metrics.thresholds import (
     find_threshold,
 )
 from convnext_cli.progress import Steps
+from convnext_cli.recipes.costs import BANK_IMAGES
+from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record, read_json
 from convnext_cli.tasks.registry import TASKS, get_display
@@ -50,6 +44,7 @@ ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
 SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
 MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
 _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of dimensions
+BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/README.md` has the ROC AUC for 25 to 500
 
 _TARGET = re.compile(r"(?P<bounds>[^:]+):(?P<name>.+?)(?:@(?P<extras>(?:prevalence|confidence)=[^@]*))?", re.DOTALL)
 
@@ -289,7 +284,7 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    raw, path = run.read_calibration(), run.path / "calibration.json"
+    raw, path = run.read_calibration(), CALIBRATION.path(run.path)
     if raw is None:
         return None
     calibration = convert_record(raw, Calibration, path, CALIBRATION_REMEDY)

@@ -156,7 +156,7 @@ def _explain_few(task: Task, targets: Targets, classes: Sequence[str]) -> str | 
 
 def _is_balanced(run: RunFolder) -> bool:
     """Return whether the run was trained to treat all classes alike, whatever their frequency."""
-    settings = read_plan(run.plan)[2] if run.plan.exists() else {}
+    settings = read_plan(run.plan).settings if run.plan.exists() else {}
     return any(settings.get(name, value) != value for name, value in UNCORRECTED.items())
 
 
@@ -270,7 +270,7 @@ def _find_rule(run: RunFolder) -> str:
     kept = None if isinstance(run, FoldsFolder) else read_pooling(run)
     if kept is not None and kept.group_from != AUTO:
         return kept.group_from
-    settings = read_plan(run.plan)[2] if run.plan.exists() else {}
+    settings = read_plan(run.plan).settings if run.plan.exists() else {}
     audit = run.read_audit()
     if settings.get("group_from", AUTO) == AUTO and audit is not None and audit.groups.source == "dicom":
         return "dicom:PatientID"

@@ -18,6 +18,7 @@ from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.catalog import load_catalog
 from convnext_cli.models.weights import write_tensors
+from convnext_cli.runs.files import CONFIG, MODEL
 from convnext_cli.runs.folder import MODEL_REMEDY, RunFolder
 from convnext_cli.runs.records import Config
 from convnext_cli.tasks.registry import read_task
@@ -56,7 +57,7 @@ def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], m
     outputs = read_task(task, folder, MODEL_REMEDY).count_outputs(len(classes))
     # Drop timm's description, which is of the base weights.
     cfg = {"license": metadata.license, "description": None, "num_classes": outputs}
-    with replace_file(folder / "config.json") as path:
+    with replace_file(CONFIG.path(folder)) as path:
         save_config_for_hf(
             model,
             str(path),
@@ -68,7 +69,7 @@ def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], m
         if task is not None:
             config["task"] = task
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
+    write_tensors(weights, MODEL.path(folder), {"format": "pt"})
 
 
 def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]:
@@ -81,7 +82,7 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         RunError: a file is missing, damaged, or contradicts the others.
     """
     run = RunFolder(folder)
-    config, path = run.read_config(), folder / "model.safetensors"
+    config, path = run.read_config(), MODEL.path(folder)
     architecture = load_catalog().get(config.architecture)
     if architecture is None:
         problem = f"architecture: {config.architecture!r} is not a ConvNeXt of timm"
@@ -96,7 +97,7 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         raise RunError(f"{folder} is not a finished run: it has no {path.name}", MODEL_REMEDY) from error
     except Exception as error:  # safetensors' own errors, OSError
         raise RunError(f"{path} cannot be read: it is damaged or cut short", MODEL_REMEDY) from error
-    classes = config.count_outputs(folder / "config.json")
+    classes = config.count_outputs(CONFIG.path(folder))
     outputs = len(state.get("head.fc.weight", ()))
     if outputs != classes:
         raise RunError(
@@ -105,7 +106,7 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
     model: nn.Module = timm.create_model(
         architecture.name,
         pretrained=False,
-        pretrained_cfg=to_plain_cfg(config, folder / "config.json"),
+        pretrained_cfg=to_plain_cfg(config, CONFIG.path(folder)),
         num_classes=classes,
         in_chans=arguments.in_chans,
         head_hidden_size=arguments.head_hidden_size,

@@ -149,7 +149,7 @@ def _open_run(name: str, path: Path) -> Teacher:
 
 def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:
     license = read_weights_license(run.path)
-    is_own = license is None and run.plan.exists() and read_plan(run.plan)[1] == "none"
+    is_own = license is None and run.plan.exists() and read_plan(run.plan).weights == "none"
     return () if is_own else (license,)
 
 

@@ -282,7 +282,7 @@ def _scan_like_run(run: RunFolder, trained_on: Index, data: Path, group_column: 
         return scan_data(data, known_classes=classes, table_options=table_options)
     except DataError as error:
         try:
-            settings = read_plan(open_folder(run.path).plan)[2]
+            settings = read_plan(open_folder(run.path).plan).settings
             names = [name for name in ("image_root", *TABLE_SETTINGS) if name in settings and name != "task"]
             options = {name: settings[name] for name in names}
             if group_column != AUTO:
@@ -296,8 +296,8 @@ def _scan_like_run(run: RunFolder, trained_on: Index, data: Path, group_column: 
 def _group_like_run(run: RunFolder, index: Index, group_column: str) -> Steps[tuple[Index, Grouping]]:
     """Return other data with groups by the rule that the run was trained with; by `auto` where that does not fit."""
     try:
-        group_from = read_plan(open_folder(run.path).plan)[2].get("group_from", AUTO) if group_column == AUTO else AUTO
-        return (yield from group_steps(index, group_from))
+        settings = read_plan(open_folder(run.path).plan).settings if group_column == AUTO else {}
+        return (yield from group_steps(index, settings.get("group_from", AUTO)))
     except (ConvnextError, OSError):
         return (yield from group_steps(index, AUTO))
 

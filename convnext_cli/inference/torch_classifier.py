@@ -48,7 +48,7 @@ class TorchClassifier(Classifier):
             use_fused_blocks(self.model)
         self.task = self.run.read_config().read_task(run)
         self.tta, self.cache = tta, cache
-        self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan)[2].get("hflip", 0) > 0
+        self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan).settings.get("hflip", 0) > 0
 
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:

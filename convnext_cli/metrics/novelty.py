@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats
 
-BANK_IMAGES = 5000  # training images in the bank, at most; 3 MB for the smallest models, 20 for the largest
-BANK_IMAGES_PER_CLASS = 200  # of them; `benchmarks/README.md` has the OOD score's ROC AUC for 25 to 500
 NEIGHBOUR = 10  # k: robust to single atypical training images
 SCORE_NAME = (
     f"Mahalanobis distance of six pixel statistics and the cosine distance to the {NEIGHBOUR}th nearest training image"

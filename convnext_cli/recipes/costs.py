@@ -9,7 +9,6 @@ from typing import Any
 
 from convnext_cli.images.preprocessing import split_size
 from convnext_cli.machine import Machine
-from convnext_cli.metrics.novelty import BANK_IMAGES
 from convnext_cli.models.catalog import Architecture
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import Settings
@@ -42,6 +41,7 @@ GRN_SLOWDOWN = {True: 1.3, False: 1.2}  # V2 against V1, besides its activations
 FORWARD_FRACTION = 0.27  # of a training pass: 0.22 (zepto, 64 px) to 0.33 (V2 tiny, 224 px) on a CPU
 
 # The other costs of a run, in seconds of one core; `python -m benchmarks.run_time` compares the total with real runs.
+BANK_IMAGES = 5_000  # training images that the OOD score is fitted to, at most; 3 to 20 MB with the model
 START_SECONDS = 8.0  # importing torch and timm, building the model, drawing plots, saving
 EXPORT_SECONDS = 8.0  # writing model.onnx and checking its parity with the run
 AUTOTUNE_SECONDS = 30.0  # passes that autotuning times, in runs of at least AUTOTUNED_PASSES

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
@@ -109,24 +109,23 @@ def _to_toml(name: str, value: Any) -> str:
     return tomli_w.dumps({name: value}).rstrip("\n")
 
 
-def read_plan(path: Path) -> tuple[str | None, str | None, dict[str, Any]]:
-    """Read the model and the weights of a plan file (None if missing), and its settings.
+class PlanFile(NamedTuple):
+    """What a plan file says; None where it does not name a model, weights or a teacher."""
+
+    model: str | None
+    weights: str | None
+    teacher: str | None
+    settings: dict[str, Any]
+
+
+def read_plan(path: Path) -> PlanFile:
+    """Read a plan file, without the reasons of its settings.
 
     Raises:
         UsageError: it cannot be read, or holds unknown keys or values; all are named.
     """
     raw = _read_tables(path)
-    return raw.get("model"), raw.get("weights"), raw.get("settings", {})
-
-
-def read_teacher(path: Path) -> str | None:
-    """Read the teacher of a plan file; None if it has none.
-
-    Raises:
-        UsageError: as `read_plan`.
-    """
-    teacher: str | None = _read_tables(path).get("teacher")
-    return teacher
+    return PlanFile(raw.get("model"), raw.get("weights"), raw.get("teacher"), raw.get("settings", {}))
 
 
 def read_choices(path: Path) -> dict[str, Choice]:

@@ -96,7 +96,7 @@ def show_settings(report: ReportData) -> Section | None:
 def _read_settings(run: RunFolder) -> list[tuple[str, str, str]]:
     """Return the settings with their reasons; none where the plan is gone or cannot be read."""
     try:
-        settings, reasons = read_plan(run.plan)[2], read_reasons(run.plan)
+        settings, reasons = read_plan(run.plan).settings, read_reasons(run.plan)
     except (UsageError, OSError):
         return []
     return [(name, str(value), reasons.get(name, "")) for name, value in settings.items()]

@@ -10,7 +10,7 @@ from typing import Any
 from convnext_cli.data.split import FOLD, is_fold, name_fold
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.locks import LOCK
-from convnext_cli.runs.files import CHECKPOINT, FOLDS_PLAN, METRICS, list_beginning
+from convnext_cli.runs.files import CHECKPOINT, FOLDS_PLAN, METRICS, MODEL, list_beginning
 from convnext_cli.runs.folder import RUNS, RunFolder, resume_command
 
 
@@ -116,7 +116,7 @@ def find_newest_run() -> RunFolder:
     Raises:
         RunError: there is no such run.
     """
-    models = [*RUNS.glob("*/model.safetensors"), *RUNS.glob("*/fold-*/model.safetensors")]
+    models = [*RUNS.glob(f"*/{MODEL.name}"), *RUNS.glob(f"*/{FOLD}*/{MODEL.name}")]
     if not models:
         raise RunError(f"no run under {RUNS.resolve()}", "Name one with --run, or make one with `convnext finetune`")
     newest = max(models, key=lambda path: path.stat().st_mtime).parent

@@ -21,7 +21,7 @@ from convnext_cli.options import AUTO, is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
 from convnext_cli.recipes.framing import warn_unseen
-from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices, read_plan, read_teacher
+from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices, read_plan
 from convnext_cli.recipes.recommendation import choose_augmentation, measure_plan_unseen, recommend
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
@@ -463,17 +463,17 @@ def _read_complete_plan(run: RunFolder) -> Plan:
     Raises:
         RunError: something is missing.
     """
-    model, weights, _ = read_plan(run.plan)
-    if model is None:
+    plan = read_plan(run.plan)
+    if plan.model is None:
         raise RunError(f"{run.plan} names no model", RESTART_REMEDY)
     choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
     choices |= read_choices(run.plan)
     if missing := [name for name in describe_settings() if name not in choices]:
         raise RunError(f"{run.plan} lacks {', '.join(missing)}", RESTART_REMEDY)
     return Plan(
-        model=model,
-        weights=weights or "auto",
-        teacher=read_teacher(run.plan),
+        model=plan.model,
+        weights=plan.weights or "auto",
+        teacher=plan.teacher,
         choices={name: choices[name] for name in describe_settings()},
     )
 

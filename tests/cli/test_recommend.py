@@ -70,7 +70,7 @@ def test_the_next_command_is_in_the_text_output(convnext: Convnext, tmp_path: Pa
     outcome = convnext("recommend", "my data", "-o", "plan.toml")
     assert outcome.out.splitlines()[-1] == "Next: convnext finetune 'my data' --config plan.toml"
     assert "wrote the plan to plan.toml" in outcome.err
-    assert read_plan(Path("plan.toml"))[0] == "convnextv2_tiny.fcmae_ft_in22k_in1k"
+    assert read_plan(Path("plan.toml")).model == "convnextv2_tiny.fcmae_ft_in22k_in1k"
 
 
 def test_a_plan_given_as_config_keeps_its_reasons(convnext: Convnext, digits: Path) -> None:

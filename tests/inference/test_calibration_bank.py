@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from convnext_cli.data.index import Index
-from convnext_cli.inference.calibration import choose_bank
-from convnext_cli.metrics.novelty import BANK_IMAGES, BANK_IMAGES_PER_CLASS
+from convnext_cli.inference.calibration import BANK_IMAGES_PER_CLASS, choose_bank
+from convnext_cli.recipes.costs import BANK_IMAGES
 
 
 def make_index(*counts: int) -> Index:

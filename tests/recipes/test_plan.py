@@ -118,9 +118,9 @@ def test_short_runs_get_a_small_batch_and_a_short_warmup() -> None:
 def test_plan_file_keeps_model_weights_and_values(tmp_path: Path) -> None:
     plan = plan_for("convnext_small", lr=3e-5, amp="no")
     (tmp_path / "plan.toml").write_text(plan.to_toml())
-    model, weights, values = read_plan(tmp_path / "plan.toml")
-    assert (model, weights) == (plan.model, plan.weights)
-    assert values == {name: choice.value for name, choice in plan.choices.items()}
+    read = read_plan(tmp_path / "plan.toml")
+    assert (read.model, read.weights) == (plan.model, plan.weights)
+    assert read.settings == {name: choice.value for name, choice in plan.choices.items()}
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_plan_file_keeps_model_weights_and_values(tmp_path: Path) -> None:
 def test_plan_file_keeps_unusual_text(tmp_path: Path, name: str) -> None:
     plan = plan_for("convnext_atto", weights=name, exclude=name, group_from=f"({name[0]}+)")
     write_text(tmp_path / "plan.toml", plan.to_toml())
-    _, weights, values = read_plan(tmp_path / "plan.toml")
-    assert (weights, values["exclude"], values["group_from"]) == (name, name, f"({name[0]}+)")
+    read = read_plan(tmp_path / "plan.toml")
+    assert (read.weights, read.settings["exclude"], read.settings["group_from"]) == (name, name, f"({name[0]}+)")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
@@ -164,7 +164,7 @@ def test_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
         name: choice for name, choice in plan.choices.items() if name not in flags
     }
     assert choices["epochs"] == Choice(value=4, source="plan", reason="a flag of the command that made the plan")
-    assert read_plan(path)[2]["exclude"] == "of/\U0001f600.txt"
+    assert read_plan(path).settings["exclude"] == "of/\U0001f600.txt"
     again = make_plan(inputs_for(plan.model, choices=choices))
     assert {name: again.choices[name] for name in choices} == choices
     assert read_reasons(path)["image_size"] == "rule (the input size of in12k_ft_in1k)"
@@ -199,7 +199,7 @@ def test_reasons_in_comments_of_version_0_1_are_read(tmp_path: Path) -> None:
         "# Training images are turned by at most this, either way; 0 is off From augmentation light.\nrotation = 0.0\n"
         "lr = 0.001\n"
     )
-    assert {name: choice.value for name, choice in read_choices(path).items()} == read_plan(path)[2]
+    assert {name: choice.value for name, choice in read_choices(path).items()} == read_plan(path).settings
     assert {choice.source for choice in read_choices(path).values()} == {"plan"}
     assert read_reasons(path) == {
         "epochs": "specification 5, small (3.2 has 300; a note (here))",

@@ -139,7 +139,7 @@ def test_changed_images_are_refused_and_overwrite_replaces(data: Path, folds_run
         if isinstance(event, Started):
             break
     assert not Path("cv/fold-2/model.safetensors").exists(), "files of earlier folds are removed"
-    assert read_plan(Path("cv/fold-1/plan.toml"))[2]["epochs"] == 2
+    assert read_plan(Path("cv/fold-1/plan.toml")).settings["epochs"] == 2
     events.close()
 
 
@@ -154,7 +154,7 @@ def test_time_budget_is_shared_by_the_folds(data: Path) -> None:
                 break
     events.close()
     assert plans[0].epochs == plans[1].epochs < 400
-    assert read_plan(Path("cv/folds.toml"))[2]["epochs"] == plans[0].epochs
+    assert read_plan(Path("cv/folds.toml")).settings["epochs"] == plans[0].epochs
 
 
 def test_ensemble_predicts_the_mean_of_its_members(data: Path, folds_run: FoldsFolder) -> None:

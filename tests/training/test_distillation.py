@@ -18,7 +18,7 @@ from convnext_cli.exports.model_card import find_license
 from convnext_cli.inference.metadata import read_metadata
 from convnext_cli.inference.teacher import Teacher, open_teacher
 from convnext_cli.models.licenses import is_non_commercial, join_licenses
-from convnext_cli.recipes.plan import read_teacher
+from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.parts.distillation import DistillationLoss, ProjectingClassifier
 from convnext_cli.training.parts.loss import CrossEntropy
@@ -134,7 +134,7 @@ def test_student_is_a_plain_model(few_digits: Path, teacher: RunFolder) -> None:
     plain = timm.create_model("test_convnext", num_classes=3)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert evaluate("run", split="val").metrics.images == 9
-    assert read_teacher(Path("run/plan.toml")) == str(teacher.path)
+    assert read_plan(Path("run/plan.toml")).teacher == str(teacher.path)
 
 
 def test_student_inherits_the_licences(few_digits: Path, teacher: RunFolder) -> None:

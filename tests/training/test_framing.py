@@ -92,7 +92,7 @@ def load_images(run: RunFolder) -> tuple[list[Path], NDArray[np.uint8]]:
 
 
 def test_a_rectangle_is_described_in_each_file_of_the_run(wide_run: RunFolder) -> None:
-    settings = read_plan(wide_run.plan)[2]
+    settings = read_plan(wide_run.plan).settings
     assert (settings["image_size"], settings["fit"], settings["crop_pct"]) == ("32x64", "pad", 1.0)
     config = wide_run.read_config().pretrained_cfg
     assert (config.input_size, config.crop_mode, config.crop_pct) == ((3, 32, 64), "border", 1.0)

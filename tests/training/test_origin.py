@@ -84,9 +84,9 @@ def other_value(name: str, value: Any) -> Any:
 
 @pytest.mark.parametrize("name", sorted({*describe_settings()} - {*CHANGEABLE}))
 def test_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> None:
-    before = read_plan(run.plan)[2][name]
+    before = read_plan(run.plan).settings[name]
     edit_plan(run, name, json.dumps(other_value(name, before)))
-    after = read_plan(run.plan)[2][name]
+    after = read_plan(run.plan).settings[name]
     expected = re.escape(f"{name} = {after!r}, the run began with {before!r}")
     with pytest.raises(
         RunError, match=rf"^run/plan\.toml was changed: {expected}\. Restore these values, or start a new run"

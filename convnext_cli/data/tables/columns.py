@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from convnext_cli.data.folders.splits import SPLIT_NAMES, find_split
 from convnext_cli.data.index import NONE
+from convnext_cli.data.split import name_fold
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import SAMPLE, find_named
@@ -121,7 +122,7 @@ def _parse_split(cell: str) -> str | None:
 
 
 def read_folds(table: Table, columns: dict[str, str], splits: Sequence[str]) -> list[str]:
-    """Return the fold in which each row validates, as `split.name_fold` names it; empty if it is not known for all.
+    """Return the fold in which each row validates; empty if it is not known for all.
 
     Test images need none.
     """
@@ -129,7 +130,7 @@ def read_folds(table: Table, columns: dict[str, str], splits: Sequence[str]) -> 
         return []
     cells = table.columns[columns["fold"]]
     order = sorted(set(cells) - {""}, key=lambda cell: (parse_number(cell) is None, parse_number(cell) or 0.0, cell))
-    fold_of = {cell: f"fold-{number}" for number, cell in enumerate(order, start=1)}
+    fold_of = {cell: name_fold(number) for number, cell in enumerate(order, start=1)}
     is_known = all(cell or split == "test" for cell, split in zip(cells, splits, strict=True))
     return [fold_of.get(cell, "") for cell in cells] if is_known else []
 

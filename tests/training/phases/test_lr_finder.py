@@ -87,7 +87,7 @@ def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: Ru
     assert result.range_test.stat().st_size > 5000
     log = result.read_log()
     assert log[-1]["lr"] <= recorded["chosen"]  # the first epoch is the head's
-    values = read_plan(result.plan)[2]
+    values = read_plan(result.plan).settings
     settings = {name: Choice(value=value, source="plan") for name, value in values.items()}
     train(TrainRequest(data=data, output=Path("again"), weights="builtin", choices=settings))
     assert Path("again/model.safetensors").read_bytes() == (result.path / "model.safetensors").read_bytes()
@@ -128,4 +128,4 @@ def test_folds_share_one_range_test(data: Path) -> None:
     assert plans[0].choices["lr"].source == "lr sweep"
     assert Path("cv/fold-1/lr.json").exists()
     assert not Path("cv/fold-2/lr.json").exists()
-    assert read_plan(Path("cv/folds.toml"))[2]["lr"] == plans[0].settings.lr
+    assert read_plan(Path("cv/folds.toml")).settings["lr"] == plans[0].settings.lr
