@@ -17,12 +17,13 @@ is lower where the true value is. Methods: `groups`, ours, counts each patient a
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from statistics import NormalDist
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr
@@ -125,7 +126,7 @@ def simulate(scenario: Scenario, target: Target, seed: int) -> dict[str, float |
     scores, positive, groups = test
     result["stated groups"] = apply_threshold(edge, scores, positive, groups).results[0].confidence
     result["stated images"] = apply_threshold(edge, scores, positive, None).results[0].confidence
-    if groups is not None and target.figure == "sensitivity":
+    if groups is not None and target.metric == "sensitivity":
         names = [name for name, is_positive in zip(groups, positive, strict=True) if is_positive]
         result["stated ratio"] = state_ratio(scores[positive] >= edge.threshold, names, target.value)
     return result
@@ -143,7 +144,7 @@ def summarise(scenario: Scenario, target: Target, pairs: list[dict[str, float | 
             alarms = show_fraction([(pair[f"stated {method}"] or 0) >= level for pair in pairs])
             share = "-" if method == "ratio" else f"{100 * len(chosen) / len(pairs):.0f}"
             cells.append(f"{holds}  {share:>5}  {alarms}")
-        yield f"{scenario.name:34}{target.figure:>11} {100 * target.value:.0f}  {method:7}{'   '.join(cells)}"
+        yield f"{scenario.name:34}{target.metric:>11} {100 * target.value:.0f}  {method:7}{'   '.join(cells)}"
 
 
 def show_fraction(hits: list[bool]) -> str:

@@ -169,7 +169,7 @@ def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
         UsageError: the run has none.
     """
     if calibration is None or calibration.novelty_threshold is None:
-        reason = calibration.weak if calibration else "it was never calibrated"
+        reason = calibration.unfitted_reason if calibration else "it was never calibrated"
         raise UsageError(
             f"{run} has no OOD score: {reason}",
             "Run `convnext eval` on it, fine-tune with more validation images, or leave out --abstain",

@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from convnext_cli.data.index import Index
@@ -35,7 +35,7 @@ from convnext_cli.progress import Steps
 from convnext_cli.recipes.costs import BANK_IMAGES
 from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
-from convnext_cli.runs.records import convert_record, read_json
+from convnext_cli.runs.records import convert_record, read_json, to_plain
 from convnext_cli.tasks.registry import TASKS, get_display
 from convnext_cli.tasks.task import Scaling, Targets, Task
 from convnext_cli.text import quote
@@ -53,15 +53,17 @@ REFIT_REMEDY = "Delete calibration.json there; `convnext eval` fits both again"
 Nats = Annotated[float, Meta(ge=0, le=1e6)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration(Scaling):
-    """Everything fitted on the validation split. The field names are keys of `calibration.json`."""
+class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
+    """Everything fitted on the validation split.
+
+    The field names are keys of `calibration.json`; that of `unfitted_reason` is `weak`.
+    """
 
     weights: str
     """Fingerprint of the weights that it was fitted for."""
     images: Annotated[int, Meta(ge=0)]
     """Number of validation images."""
-    weak: str | None
+    unfitted_reason: str | None
     """The reason why nothing was fitted; None where it was."""
     log_loss: tuple[Nats, Nats] | None = None
     """On validation, before and after."""
@@ -81,16 +83,16 @@ class Calibration(Scaling):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, without what other tasks and other targets have."""
-        first: dict[str, Any] = {"weights": self.weights, "images": self.images, "weak": self.weak}
-        values = first | asdict(self)
-        unused = {field.name for field in fields(Scaling)}
+        first: dict[str, Any] = {"weights": self.weights, "images": self.images, "weak": self.unfitted_reason}
+        values = first | to_plain(self)
+        unused = set(Scaling.__struct_fields__)
         values["thresholds"] = [_drop_empty(t | {"target": _drop_empty(t["target"])}) for t in values["thresholds"]]
         return {key: value for key, value in values.items() if value or key not in unused}
 
     @property
     def is_fitted(self) -> bool:
         """Return whether the validation split was large enough to fit anything."""
-        return self.weak is None
+        return self.unfitted_reason is None
 
 
 def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def parse_target(text: str) -> Target:
             f"State it, such as {text}{',' if extras else '@'}prevalence=0.02",
         )
     first, *also = (Bound(cast("Any", metric), value) for metric, value in bounds.items())
-    return Target(first.figure, first.value, match["name"], tuple(also), **extras)
+    return Target(first.metric, first.value, match["name"], tuple(also), **extras)
 
 
 def _read_numbers(text: str, names: Sequence[str]) -> dict[str, float] | None:
@@ -156,7 +158,7 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     bank_rows = choose_bank(index)
     fingerprint = run.fingerprint_weights()
     if reason := explain_small_validation(index):
-        calibration = Calibration(weights=fingerprint, images=len(val), weak=reason)
+        calibration = Calibration(weights=fingerprint, images=len(val), unfitted_reason=reason)
         run.write_calibration(calibration.to_dict(), {})
         return calibration
     validation = yield from model.classify_rows(index, val, features=True, activity="calibrating")
@@ -166,9 +168,8 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     scores = novelty.score(validation.features, validation.statistics)
     threshold = choose_novelty_threshold(scores, ABSTAIN_RATE)
     groups = index.list_groups(val)
-    calibration = Calibration(
-        weights=fingerprint, images=len(val), weak=None, **model.task.fit_calibration(logits, targets, groups)
-    )
+    scaling = model.task.fit_calibration(logits, targets, groups)
+    calibration = Calibration(weights=fingerprint, images=len(val), unfitted_reason=None, **scaling)
     calibration = replace(
         calibration,
         **_measure_gain(model, logits, targets, calibration),
@@ -404,7 +405,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
         return calibration
     if not calibration.is_fitted:
         raise UsageError(
-            f"no threshold can be set: {calibration.weak}",
+            f"no threshold can be set: {calibration.unfitted_reason}",
             "Fine-tune with more validation images, or leave out --target",
         )
     task, classes = model.task, model.classes

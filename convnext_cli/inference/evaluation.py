@@ -31,7 +31,7 @@ from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.operating_points import TEST_TARGETS, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
-from convnext_cli.inference.per_group import GroupEvaluation, check_groups, evaluate_groups, to_plain
+from convnext_cli.inference.per_group import GroupEvaluation, check_groups, evaluate_groups
 from convnext_cli.inference.recalibration import (
     Recalibration,
     divide_test_set,
@@ -55,7 +55,7 @@ from convnext_cli.options import make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
-from convnext_cli.runs.records import AuditRecord
+from convnext_cli.runs.records import AuditRecord, to_plain
 from convnext_cli.tasks.task import Targets, Task
 from convnext_cli.text import shorten_names
 
@@ -469,7 +469,7 @@ def _calibrate(classifier: TorchClassifier, notes: list[Notice]) -> Steps[Calibr
             text = f"not calibrated, because images of the run are gone: {error.problem}"
             notes.append(Notice(text=text, severity="warning"))
     if calibration and not calibration.is_fitted:
-        notes.append(Notice(text=f"not calibrated, because {calibration.weak}"))
+        notes.append(Notice(text=f"not calibrated, because {calibration.unfitted_reason}"))
     if calibration and (names := classifier.task.list_uncalibrated(calibration, classifier.classes)):
         text = f"not calibrated, because validation has too few positive or negative images: {shorten_names(names)}"
         notes.append(Notice(text=text))

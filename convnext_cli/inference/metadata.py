@@ -2,13 +2,13 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from convnext_cli.errors import RunError
 from convnext_cli.images.preprocessing import Preprocessing, describe_size, join_size
 from convnext_cli.inference.calibration import Calibration, check_scaling
-from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json
+from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json, to_plain
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
 
@@ -48,11 +48,11 @@ class Metadata:
         calibration = self.calibration
         values: dict[str, Any] = {
             "classes": self.classes,
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": to_plain(self.preprocessing),
             "temperature": calibration.temperature if calibration else 1.0,
             "thresholds": {str(t.target): t.threshold for t in calibration.thresholds} if calibration else {},
             "novelty_threshold": calibration.novelty_threshold if calibration else None,
-            "calibration": calibration and asdict(calibration),
+            "calibration": calibration and to_plain(calibration),
             "measured": self.measured,
         }
         if self.task is not None:

@@ -1,6 +1,6 @@
 """Evaluation per group: metrics of one prediction for each patient or object, pooled from its images."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
 
 if TYPE_CHECKING:
@@ -81,13 +82,6 @@ class GroupEvaluation:
         """Return everything but the single groups, for JSON."""
         kept = [field.name for field in fields(self) if field.name not in ("names", "logits", "targets", "notes")]
         return {name: to_plain(getattr(self, name)) for name in kept} | {"notes": [note.text for note in self.notes]}
-
-
-def to_plain(value: Any) -> Any:
-    """Return a field of an evaluation as plain values, for JSON."""
-    if isinstance(value, tuple):
-        return [to_plain(part) for part in value]
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def check_groups(request: EvalRequest, test_set: TestSet) -> None:
@@ -201,8 +195,8 @@ def _prepare_pooling(
     A cross-validation has no validation images of its own: the mean is used, as it is.
     """
     if not isinstance(classifier, TorchClassifier):
-        pooling = Pooling(weights="", weak=NO_GROUPS_OF_OWN, negative_class=negative)
-        return pooling, [Notice(text=f"{UNCALIBRATED}: {pooling.weak}")]
+        pooling = Pooling(weights="", unfitted_reason=NO_GROUPS_OF_OWN, negative_class=negative)
+        return pooling, [Notice(text=f"{UNCALIBRATED}: {pooling.unfitted_reason}")]
     blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=request.group_from)
     index = _group_own_split(run, test_set.index, request.group_from)
     notes = _list_shared_names(index, test_set)
@@ -210,7 +204,7 @@ def _prepare_pooling(
     if index.groups:
         run.write_pooling(pooling.to_dict())
     if not pooling.is_fitted:
-        notes.append(Notice(text=f"{UNCALIBRATED}: {pooling.weak}", severity="warning"))
+        notes.append(Notice(text=f"{UNCALIBRATED}: {pooling.unfitted_reason}", severity="warning"))
     return pooling, notes
 
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, field
+from msgspec.structs import replace
 
 from convnext_cli.data.groups import group_index, group_like
 from convnext_cli.data.index import NONE, Index
@@ -23,7 +23,7 @@ from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import UNCORRECTED
 from convnext_cli.runs.folder import POOLING_REMEDY, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
-from convnext_cli.runs.records import convert_record
+from convnext_cli.runs.records import convert_record, to_plain
 from convnext_cli.tasks.task import Scaling, Targets, Task
 
 NO_GROUPS_OF_OWN = "a cross-validation has no validation groups of its own"
@@ -35,16 +35,18 @@ NEGATIVE_NAMES = frozenset((
 """Names of classes without a finding, in lower case and without separators."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pooling(Scaling):
-    """The rule that pools a group's images, and what was fitted for it. The field names are keys of `pooling.json`."""
+class Pooling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
+    """The rule that pools a group's images, and what was fitted for it.
+
+    The field names are keys of `pooling.json`; that of `unfitted_reason` is `weak`.
+    """
 
     weights: str
     """Fingerprint of the weights that it was fitted for."""
     rule: Rule = MEAN
     groups: Annotated[int, Meta(ge=0)] = 0
     """Number of validation groups."""
-    weak: str | None = None
+    unfitted_reason: str | None = None
     """The reason why nothing was fitted; None where it was."""
     group_from: str = AUTO
     """The source of the groups, as `--group-from` has it; `auto` for the run's own."""
@@ -58,11 +60,12 @@ class Pooling(Scaling):
     @property
     def is_fitted(self) -> bool:
         """Return whether there were enough validation groups to fit anything."""
-        return self.weak is None
+        return self.unfitted_reason is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return asdict(self)
+        values: dict[str, Any] = to_plain(self)
+        return values
 
 
 def read_pooling(run: RunFolder) -> Pooling | None:
@@ -97,21 +100,22 @@ def fit_pooling(
         RunError: the validation logits in the run are damaged.
     """
     if not index.groups:
-        return replace(blank, weak="the groups of the run's own images are not known")
+        return replace(blank, unfitted_reason="the groups of the run's own images are not known")
     rows = index.rows("val")
     if calibration is None or not calibration.is_fitted:
-        return replace(blank, weak=calibration.weak if calibration else "the run is not calibrated")
+        reason = calibration.unfitted_reason if calibration else "the run is not calibrated"
+        return replace(blank, unfitted_reason=reason)
     logits, labels = read_validation(run, calibration, model)
     task, classes = model.task, model.classes
     scaling: dict[str, Any] = {"label_thresholds": calibration.label_thresholds, "margin": calibration.margin}
     if len(rows) != len(logits):
-        return replace(blank, weak="the run's validation split was changed", **scaling)
+        return replace(blank, unfitted_reason="the run's validation split was changed", **scaling)
     units = number_units(len(rows), [index.groups[row] for row in rows])
     negative = None if blank.negative_class is None else classes.index(blank.negative_class)
     targets = task.pool_targets(labels, units, negative)
     blank = replace(blank, groups=int(units.max()) + 1)
-    if reason := _explain_few(task, targets, classes):
-        return replace(blank, weak=reason, **scaling)
+    if few := _explain_few(task, targets, classes):
+        return replace(blank, unfitted_reason=few, **scaling)
     calibrated = task.calibrate(logits, calibration)
     weights = _weigh(task, targets, is_balanced=_is_balanced(run))
     pooling = choose_pooling(task, calibrated, units, targets, weights, blank)
@@ -224,7 +228,7 @@ def open_poolable(run: Path, *, has_explanation: bool) -> RunFolder:
 def open_pooling(run: RunFolder, model: Classifier, calibration: Calibration | None, group_from: str) -> Pooling:
     """Return the pooling that is kept in a run; else the one that its validation groups give, without keeping it."""
     if isinstance(run, FoldsFolder):
-        return Pooling(weights="", weak=NO_GROUPS_OF_OWN)
+        return Pooling(weights="", unfitted_reason=NO_GROUPS_OF_OWN)
     if (pooling := read_pooling(run)) is not None:
         return pooling
     negative = choose_negative(model.task, model.classes, None)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import structs
 
 from convnext_cli.data.audit.measurements import measure_images
 from convnext_cli.data.index import select_rows
@@ -96,9 +97,11 @@ def refit_calibration(
         return calibration
     task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
-    base = calibration or Calibration(weights=open_folder(run.path).fingerprint_weights(), images=0, weak=None)
+    base = calibration or Calibration(
+        weights=open_folder(run.path).fingerprint_weights(), images=0, unfitted_reason=None
+    )
     parameters = task.fit_calibration(outputs.logits, targets, fit_set.groups)
-    fitted = replace(base, images=len(targets), weak=None, **parameters)
+    fitted = structs.replace(base, images=len(targets), unfitted_reason=None, **parameters)
     if kept := task.list_uncalibrated(fitted, classifier.classes):
         fitted = keep_labels(fitted, base, [classifier.classes.index(name) for name in kept])
         text = f"the calibration of {shorten_names(kept)} stays: too few of these images are positive or negative"
@@ -112,7 +115,7 @@ def refit_calibration(
     if few := task.explain_small_validation(targets, classifier.classes):
         text = f"recalibrated on few images of a class: {few}; the calibration is uncertain"
         notes.append(Notice(text=text, severity="warning"))
-    return replace(fitted, thresholds=tuple(thresholds))
+    return structs.replace(fitted, thresholds=tuple(thresholds))
 
 
 def keep_labels(fitted: Calibration, previous: Calibration, labels: Sequence[int]) -> Calibration:
@@ -124,7 +127,7 @@ def keep_labels(fitted: Calibration, previous: Calibration, labels: Sequence[int
         pairs = zip(getattr(fitted, key), getattr(previous, key), strict=True)
         return tuple(old if k in labels else new for k, (new, old) in enumerate(pairs))
 
-    return replace(
+    return structs.replace(
         fitted,
         label_scale=join("label_scale"),
         label_offset=join("label_offset"),

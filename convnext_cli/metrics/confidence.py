@@ -42,26 +42,26 @@ def count_independent(mask: NDArray[np.bool_], groups: Sequence[str] | None) -> 
 
 
 def measure_confidence(
-    figure: str, bound: float, sensitivity: Rate, specificity: Rate, prevalence: float
+    metric: str, bound: float, sensitivity: Rate, specificity: Rate, prevalence: float
 ) -> NDArray[np.float64]:
     """Return the confidence that the true metric is at least a bound, at each of C thresholds, (C,).
 
     Args:
-        figure: `sensitivity`, `specificity`, `ppv` or `npv`.
+        metric: `sensitivity`, `specificity`, `ppv` or `npv`.
         bound: value of the metric that is to be reached.
         sensitivity: at C thresholds.
         specificity: at C thresholds.
         prevalence: that PPV and NPV hold for.
     """
-    if figure == "sensitivity":
+    if metric == "sensitivity":
         return _exceed(sensitivity, np.full(len(sensitivity.value), bound))
-    if figure == "specificity":
+    if metric == "specificity":
         return _exceed(specificity, np.full(len(specificity.value), bound))
     if bound >= 1:
         return np.zeros(len(sensitivity.value))
     # PPV >= v where sensitivity >= f (1 - specificity), f = odds(v) / odds(prevalence); NPV with exchanged roles
     odds = bound / (1 - bound) * (1 - prevalence) / prevalence
-    if figure == "ppv":
+    if metric == "ppv":
         return _combine(sensitivity, specificity, odds)
     return _combine(specificity, sensitivity, bound / (1 - bound) * prevalence / (1 - prevalence))
 

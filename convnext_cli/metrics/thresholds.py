@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats
@@ -34,32 +34,28 @@ PREDICTIVE = ("ppv", "npv")
 _FALLING = ("sensitivity", "npv")  # with a rising threshold; the others rise
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(Struct, frozen=True, rename={"metric": "figure"}):
     """A metric that is to be at least `value`."""
 
-    figure: TargetMetric
-    """The metric."""
+    metric: TargetMetric
     value: Annotated[float, Meta(gt=0, le=1)]
 
     @property
     def title(self) -> str:
         """Return the metric's name in a sentence."""
-        return METRICS[self.figure].title if self.figure in PREDICTIVE else self.figure
+        return METRICS[self.metric].title if self.metric in PREDICTIVE else self.metric
 
     def __str__(self) -> str:
-        return f"{self.figure}={self.value:g}"
+        return f"{self.metric}={self.value:g}"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True, rename={"metric": "figure"}):
     """A metric of at least `value` for the class `name`, and further bounds at once.
 
-    The field names are keys of `calibration.json`.
+    The field names are keys of `calibration.json`; the metric's key is `figure`.
     """
 
-    figure: TargetMetric
-    """The metric."""
+    metric: TargetMetric
     value: Annotated[float, Meta(gt=0, le=1)]
     name: str
     also: tuple[Bound, ...] = ()
@@ -72,7 +68,7 @@ class Target:
     @property
     def bounds(self) -> tuple[Bound, ...]:
         """Return all bounds, in their order."""
-        return (Bound(self.figure, self.value), *self.also)
+        return (Bound(self.metric, self.value), *self.also)
 
     def __str__(self) -> str:
         extras = {"prevalence": self.prevalence, "confidence": self.confidence}
@@ -80,11 +76,10 @@ class Target:
         return f"{','.join(map(str, self.bounds))}:{self.name}{'@' * bool(extra)}{extra}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reached:
+class Reached(Struct, frozen=True, kw_only=True, rename={"value": "reached"}):
     """The value of a bound's metric on the images that a threshold was set on."""
 
-    reached: Fraction
+    value: Fraction
     images: Annotated[int, Meta(ge=0)]
     """Number of these images that the metric depends on."""
     confidence: Fraction | None = None
@@ -115,7 +110,7 @@ class Threshold:
     @property
     def all_reached(self) -> tuple[Reached, ...]:
         """Return the values of all bounds, in their order."""
-        first = Reached(reached=self.reached, images=self.images, confidence=self.confidence)
+        first = Reached(value=self.reached, images=self.images, confidence=self.confidence)
         return (first, *self.also)
 
     @property
@@ -125,7 +120,7 @@ class Threshold:
         return tuple(
             bound
             for bound, part in zip(self.target.bounds, self.all_reached, strict=True)
-            if part.reached < bound.value - 1e-9 or (asked is not None and (part.confidence or 0.0) < asked)
+            if part.value < bound.value - 1e-9 or (asked is not None and (part.confidence or 0.0) < asked)
         )
 
 
@@ -190,7 +185,7 @@ class OperatingPoint:
 
     def to_record(self) -> float | dict[str, float | None] | None:
         """Return the value of the target's metric, or of each where there are several, for `tests.jsonl`."""
-        values = {result.bound.figure: result.value for result in self.results}
+        values = {result.bound.metric: result.value for result in self.results}
         return values if len(values) > 1 else self.results[0].value  # type: ignore[return-value]
 
 
@@ -207,21 +202,21 @@ class _Candidates:
         rates = (Rate(rate.value[numbers], rate.effective) for rate in (self.sensitivity, self.specificity))
         return _Candidates(self.thresholds[numbers], *rates)
 
-    def measure(self, figure: TargetMetric, prevalence: float) -> Floats:
+    def measure(self, metric: TargetMetric, prevalence: float) -> Floats:
         """Return a metric at each threshold; nan where it is not defined."""
-        if figure == "sensitivity":
+        if metric == "sensitivity":
             return self.sensitivity.value
-        if figure == "specificity":
+        if metric == "specificity":
             return self.specificity.value
         right, wrong = self.sensitivity.value * prevalence, (1 - self.specificity.value) * (1 - prevalence)
-        if figure == "npv":
+        if metric == "npv":
             right, wrong = self.specificity.value * (1 - prevalence), (1 - self.sensitivity.value) * prevalence
         with np.errstate(invalid="ignore"):
             return right / (right + wrong)
 
-    def trust(self, bound: Bound, prevalence: float) -> Floats:
+    def measure_confidence(self, bound: Bound, prevalence: float) -> Floats:
         """Return the confidence that the true metric is at least a bound, at each threshold."""
-        return measure_confidence(bound.figure, bound.value, self.sensitivity, self.specificity, prevalence)
+        return measure_confidence(bound.metric, bound.value, self.sensitivity, self.specificity, prevalence)
 
 
 def find_threshold(
@@ -258,16 +253,16 @@ def find_threshold(
     counts = {"sensitivity": int(positive.sum()), "specificity": int((~positive).sum())}
     first, *also = (
         Reached(
-            reached=float(chosen.measure(bound.figure, prevalence)[0]),
-            images=counts.get(bound.figure, len(positive)),
-            confidence=float(chosen.trust(bound, prevalence)[0]),
+            value=float(chosen.measure(bound.metric, prevalence)[0]),
+            images=counts.get(bound.metric, len(positive)),
+            confidence=float(chosen.measure_confidence(bound, prevalence)[0]),
         )
         for bound in target.bounds
     )
     return Threshold(
         target=target,
         threshold=float(chosen.thresholds[0]),
-        reached=first.reached,
+        reached=first.value,
         images=first.images,
         confidence=first.confidence,
         also=tuple(also),
@@ -297,19 +292,20 @@ def _choose(candidates: _Candidates, target: Target, positive: NDArray[np.bool_]
         if not len(numbers):
             continue
         bounds = target.bounds[:count]
-        falling = {bound.figure in _FALLING for bound in bounds}
+        falling = {bound.metric in _FALLING for bound in bounds}
         if len(falling) == 1:
             return int(numbers[0] if falling == {True} else numbers[-1])
         selected = candidates.select(numbers)
-        return int(numbers[np.min([selected.trust(bound, prevalence) for bound in bounds], axis=0).argmax()])
+        confidences = [selected.measure_confidence(bound, prevalence) for bound in bounds]
+        return int(numbers[np.min(confidences, axis=0).argmax()])
     first = target.bounds[0]
     values = (
-        candidates.measure(first.figure, prevalence)
+        candidates.measure(first.metric, prevalence)
         if target.confidence is None
-        else candidates.trust(first, prevalence)
+        else candidates.measure_confidence(first, prevalence)
     )
     nearest = np.flatnonzero(np.nan_to_num(values, nan=-1.0) >= np.nanmax(values) - 1e-12)
-    return int(nearest[0] if first.figure in _FALLING else nearest[-1])
+    return int(nearest[0] if first.metric in _FALLING else nearest[-1])
 
 
 def _reach(
@@ -320,15 +316,15 @@ def _reach(
     confidence: float | None,
 ) -> NDArray[np.bool_]:
     """Return which candidates reach a bound, with the confidence that is asked for."""
-    values = candidates.measure(bound.figure, prevalence)
-    total = {"sensitivity": positive.sum(), "specificity": (~positive).sum()}.get(bound.figure)
+    values = candidates.measure(bound.metric, prevalence)
+    total = {"sensitivity": positive.sum(), "specificity": (~positive).sum()}.get(bound.metric)
     if total is None:
         reached = np.nan_to_num(values, nan=-1.0) >= bound.value - 1e-9
     else:
         reached = np.round(values * total) >= _count_needed(bound.value, int(total))
     if confidence is not None:
         numbers = np.flatnonzero(reached)
-        reached[numbers] = candidates.select(numbers).trust(bound, prevalence) >= confidence
+        reached[numbers] = candidates.select(numbers).measure_confidence(bound, prevalence) >= confidence
     return reached
 
 
@@ -365,10 +361,10 @@ def apply_threshold(
     )
     results = []
     for bound in target.bounds:
-        estimate, confidence = estimates[bound.figure], None
+        estimate, confidence = estimates[bound.metric], None
         if estimate is not None:
             rates = sensitivity_rate, specificity_rate
-            confidence = float(measure_confidence(bound.figure, bound.value, *rates, prevalence or 0.5)[0])
+            confidence = float(measure_confidence(bound.metric, bound.value, *rates, prevalence or 0.5)[0])
         results.append(BoundResult(bound=bound, **_flatten("", estimate), confidence=confidence))
     estimates |= {"positive_ratio": ratios[0], "negative_ratio": ratios[1]}
     values = {key: value for name, estimate in estimates.items() for key, value in _flatten(name, estimate).items()}
@@ -386,9 +382,9 @@ def describe_missed(point: OperatingPoint) -> str:
 
 def show_missed(target: Target, record: float | dict[str, float | None] | None) -> str:
     """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
-    values = record if isinstance(record, dict) else {target.figure: record}
-    pairs = ((bound, values.get(bound.figure)) for bound in target.bounds)
-    return ", ".join(f"{b.figure} {100 * value:.1f}%" for b, value in pairs if value is not None and value < b.value)
+    values = record if isinstance(record, dict) else {target.metric: record}
+    pairs = ((bound, values.get(bound.metric)) for bound in target.bounds)
+    return ", ".join(f"{b.metric} {100 * value:.1f}%" for b, value in pairs if value is not None and value < b.value)
 
 
 def describe_met(point: OperatingPoint) -> str:
@@ -406,7 +402,7 @@ def describe_unreachable(threshold: Threshold) -> str | None:
         return None
     target, asked = threshold.target, threshold.target.confidence
     parts = [
-        f"{bound.figure} {100 * part.reached:.1f}%"
+        f"{bound.metric} {100 * part.value:.1f}%"
         + (f" with confidence {show_confidence(part.confidence)}" if asked else "")
         for bound, part in zip(target.bounds, threshold.all_reached, strict=True)
     ]

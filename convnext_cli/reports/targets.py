@@ -60,7 +60,7 @@ def describe_point(point: OperatingPoint) -> list[str | Notice]:
 
 def _describe_bound(bound: Bound, target: Target) -> str:
     """Return a bound in words."""
-    is_stated = bound.figure in PREDICTIVE and target.prevalence is not None
+    is_stated = bound.metric in PREDICTIVE and target.prevalence is not None
     prevalence = f" at a prevalence of {100 * (target.prevalence or 0):g}%" if is_stated else ""
     return f"{bound.title} of at least {100 * bound.value:g}%{prevalence}"
 
@@ -72,7 +72,7 @@ def _tabulate_bounds(points: Sequence[OperatingPoint]) -> Table:
         (
             str(point.threshold.target),
             result.bound.title,
-            Cell(text=f"{100 * reached.reached:.1f}", note=f"of {reached.images:,}"),
+            Cell(text=f"{100 * reached.value:.1f}", note=f"of {reached.images:,}"),
             make_cell(METRICS["recall"], result.value, result.interval),
             show_confidence(result.confidence),
             "-" if result.value is None else "missed" if result.is_missed else "met",

@@ -7,6 +7,7 @@ A field without a default is required. Unknown fields are ignored, so that runs 
 import json
 import math
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -183,6 +184,18 @@ class RangeTest(Struct, frozen=True, kw_only=True):
         """Check that all lists have the same length."""
         if not len(self.lr) == len(self.loss) == len(self.smoothed):
             raise ValueError(f"{len(self.lr)} rates, {len(self.loss)} losses, {len(self.smoothed)} smoothed losses")
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses and structs as dictionaries by their JSON keys, also those inside others; tuples as lists."""
+    if isinstance(value, Struct):
+        pairs = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
+        return {key: to_plain(getattr(value, name)) for key, name in pairs}
+    if is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: to_plain(part) for key, part in value.items()}
+    return [to_plain(part) for part in value] if isinstance(value, tuple | list) else value
 
 
 def read_record(path: Path, kind: type[Record], remedy: str) -> Record:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
@@ -26,8 +26,7 @@ Targets = NDArray[Any]
 """Targets of N images: (N,) classes or grades, (N, K) labels, or (N,) numbers. A task knows which."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scaling:
+class Scaling(Struct, frozen=True, kw_only=True):
     """The part of a calibration that changes model outputs; fitted on validation images or groups."""
 
     temperature: Annotated[float, Meta(gt=0, le=1e6)] = 1.0

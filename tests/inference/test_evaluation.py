@@ -30,7 +30,7 @@ def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
 def test_fine_tuned_run_is_calibrated(run: RunFolder) -> None:
     calibration = read_calibration(run)
     assert calibration is not None
-    assert (calibration.weak, calibration.images, calibration.training_images) == (None, 60, 195)
+    assert (calibration.unfitted_reason, calibration.images, calibration.training_images) == (None, 60, 195)
     assert calibration.log_loss is not None
     assert calibration.log_loss[1] <= calibration.log_loss[0]
     assert 0.05 < calibration.temperature < 20

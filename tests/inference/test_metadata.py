@@ -20,7 +20,7 @@ ABOUT = Metadata(
     preprocessing=Preprocessing(
         image_size=32, crop_pct=0.95, crop_mode="center", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
     ),
-    calibration=Calibration(weights="0", images=60, weak=None, temperature=1.5, thresholds=(THRESHOLD,)),
+    calibration=Calibration(weights="0", images=60, unfitted_reason=None, temperature=1.5, thresholds=(THRESHOLD,)),
     weights="00000000",
     license="apache-2.0",
     measured={"images": 3},

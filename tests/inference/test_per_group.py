@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from convnext_cli import cross_validate, evaluate, finetune, predict
@@ -326,7 +327,7 @@ def test_few_validation_groups_are_pooled_by_the_mean(bags: RunFolder) -> None:
     assert result.per_group is not None
     pooling = result.per_group.pooling
     assert (pooling.rule, pooling.temperature, pooling.losses) == ("mean", 1.0, {})
-    assert "the validation split has only" in str(pooling.weak)
+    assert "the validation split has only" in str(pooling.unfitted_reason)
     assert any(note.severity == "warning" and "pooled by the mean" in note.text for note in result.per_group.notes)
 
 
@@ -338,11 +339,11 @@ def shrink_validation(run: RunFolder, images: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_calibrated", "images", "weak"),
+    ("is_calibrated", "images", "reason"),
     [(True, 100, "the run's validation split was changed"), (False, 5, "the validation split has only 5 images")],
 )
 def test_groups_that_no_rule_can_be_fitted_on_are_pooled_by_the_mean(
-    bags: RunFolder, is_calibrated: bool, images: int, weak: str
+    bags: RunFolder, is_calibrated: bool, images: int, reason: str
 ) -> None:
     shrink_validation(bags, images)
     if not is_calibrated:
@@ -350,9 +351,9 @@ def test_groups_that_no_rule_can_be_fitted_on_are_pooled_by_the_mean(
     groups = evaluate(bags.path, per="group").per_group
     assert groups is not None
     assert (groups.pooling.rule, groups.pooling.temperature, groups.pooling.thresholds) == ("mean", 1.0, ())
-    assert str(groups.pooling.weak).startswith(weak)
+    assert str(groups.pooling.unfitted_reason).startswith(reason)
     [warning] = [note.text for note in groups.notes if note.severity == "warning"]
-    assert warning.endswith(str(groups.pooling.weak))
+    assert warning.endswith(str(groups.pooling.unfitted_reason))
 
 
 def test_other_images_of_a_run_without_groups_are_pooled_by_the_mean(
@@ -394,7 +395,7 @@ def test_pooling_of_other_weights_is_not_used(bags: RunFolder) -> None:
     evaluate(bags.path, per="group")
     kept = read_pooling(bags)
     assert kept is not None
-    bags.write_pooling(replace(kept, weights="00000000").to_dict())
+    bags.write_pooling(structs.replace(kept, weights="00000000").to_dict())
     assert read_pooling(bags) is None
     bags.write_pooling(kept.to_dict() | {"label_offset": [0.0]})
     with pytest.raises(RunError, match="label_offset: 1 values for 2 classes"):
@@ -409,7 +410,7 @@ def test_cross_validation_is_pooled_by_the_mean(table: Path, tmp_path: Path) -> 
     result = evaluate(folds, per="group", split="val")
     assert result.per_group is not None
     assert result.per_group.pooling == Pooling(
-        weights="", weak="a cross-validation has no validation groups of its own", negative_class="NORMAL"
+        weights="", unfitted_reason="a cross-validation has no validation groups of its own", negative_class="NORMAL"
     )
     predictions = predict(list_images(RunFolder(folds), "test")[:5], folds, per="group")
     assert [one.images for one in predictions] == [5]

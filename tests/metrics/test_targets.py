@@ -45,7 +45,7 @@ def draw(images: int, seed: int = 0, strength: float = 1.5, share: float = 0.4) 
 
 def find_by_sorting(scores: Floats, positive: NDArray[np.bool_], target: Target) -> float:
     """Return the threshold of a single bound as versions before several bounds found it."""
-    if target.figure == "sensitivity":
+    if target.metric == "sensitivity":
         ordered = np.sort(scores[positive])[::-1]
         last = ordered[max(1, math.ceil(target.value * len(ordered) - 1e-9)) - 1]
         below = scores[scores < last]
@@ -61,12 +61,12 @@ def find_by_sorting(scores: Floats, positive: NDArray[np.bool_], target: Target)
     st.floats(0.01, 1), st.sampled_from([1, 2, 12]),
 )  # fmt: skip
 def test_thresholds_of_one_bound_are_those_of_before_to_the_bit(
-    seed: int, images: int, figure: str, value: float, digits: int
+    seed: int, images: int, metric: str, value: float, digits: int
 ) -> None:
     scores, positive = draw(images, seed)
     scores = np.clip(np.round(scores, digits), 0, 0.999)  # ties
     positive[:2] = True, False
-    target = Target(cast("Any", figure), value, "b")
+    target = Target(cast("Any", metric), value, "b")
     assert find_threshold(scores, positive, target).threshold == find_by_sorting(scores, positive, target)
 
 
@@ -151,10 +151,10 @@ def test_confidence_is_clopper_pearsons_level() -> None:
     assert measure_confidence("specificity", 0.95, rate, everything, 0.5) == pytest.approx([1 - 0.95**45, 0])
 
 
-@pytest.mark.parametrize("figure", ["sensitivity", "specificity", "ppv", "npv"])
-def test_no_number_of_images_shows_that_a_metric_is_one(figure: str) -> None:
+@pytest.mark.parametrize("metric", ["sensitivity", "specificity", "ppv", "npv"])
+def test_no_number_of_images_shows_that_a_metric_is_one(metric: str) -> None:
     everything = Rate(np.array([1.0, 0.9]), 1e6)
-    assert measure_confidence(figure, 1.0, everything, everything, 0.5).tolist() == [0, 0]
+    assert measure_confidence(metric, 1.0, everything, everything, 0.5).tolist() == [0, 0]
 
 
 def test_target_of_an_absent_class_is_neither_met_nor_missed() -> None:

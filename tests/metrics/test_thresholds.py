@@ -70,19 +70,19 @@ def test_temperature_stays_within_its_bounds() -> None:
     assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(MAX_TEMPERATURE), "always wrong"
 
 
-@pytest.mark.parametrize("figure", ["sensitivity", "specificity"])
-def test_threshold_reaches_its_target_at_least_cost(figure: str) -> None:
+@pytest.mark.parametrize("metric", ["sensitivity", "specificity"])
+def test_threshold_reaches_its_target_at_least_cost(metric: str) -> None:
     logits, labels = draw(300)
     scores, positive = np.exp(log_softmax(logits))[:, 1], labels == 1
-    threshold = find_threshold(scores, positive, Target(cast("Any", figure), 0.95, "b"))
+    threshold = find_threshold(scores, positive, Target(cast("Any", metric), 0.95, "b"))
     false, true, _ = reference.roc_curve(positive, scores, drop_intermediate=False)
-    met = true >= 0.95 if figure == "sensitivity" else 1 - false >= 0.95
-    best = (1 - false[met]).max() if figure == "sensitivity" else true[met].max()
+    met = true >= 0.95 if metric == "sensitivity" else 1 - false >= 0.95
+    best = (1 - false[met]).max() if metric == "sensitivity" else true[met].max()
     point = apply_threshold(threshold, scores, positive, None)
-    assert (point.specificity if figure == "sensitivity" else point.sensitivity) == pytest.approx(best)
+    assert (point.specificity if metric == "sensitivity" else point.sensitivity) == pytest.approx(best)
     assert threshold.reached >= 0.95
-    assert threshold.reached == pytest.approx(getattr(point, figure))
-    interval = getattr(point, f"{figure}_interval")
+    assert threshold.reached == pytest.approx(getattr(point, metric))
+    interval = getattr(point, f"{metric}_interval")
     assert interval.low < threshold.reached < interval.high
 
 

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from msgspec import structs
 
 from convnext_cli import cross_validate, evaluate, export, finetune, predict
 from convnext_cli.data.groups import group_index
@@ -302,7 +302,7 @@ def test_a_rare_label_does_not_hold_up_the_others(tables: dict[str, Path], tmp_p
     assert result.selected_by == "best macro ROC AUC on the validation split"
     calibration = read_calibration(RunFolder(tmp_path / "run"))
     assert calibration is not None
-    assert calibration.weak is None
+    assert calibration.unfitted_reason is None
     pairs = list(zip(calibration.label_scale, calibration.label_offset, strict=True))
     assert pairs[4] == (1.0, 0.0)
     assert (1.0, 0.0) not in pairs[:4]
@@ -325,9 +325,9 @@ def test_recalibration_keeps_the_parameters_of_a_label_with_few_images() -> None
     random = np.random.default_rng(0)
     targets = np.stack([random.random(100) < 0.5, np.arange(100) < 3], axis=1).astype(np.float32)
     logits = (2 * targets - 1 + random.normal(size=(100, 2))).astype(np.float32)
-    blank = Calibration(weights="", images=100, weak=None)
-    previous = replace(blank, label_scale=(3.0, 2.5), label_offset=(1.0, -0.5), label_thresholds=(0.4, 0.3))
-    fitted = replace(blank, **Multilabel().fit_calibration(logits, targets, None))
+    blank = Calibration(weights="", images=100, unfitted_reason=None)
+    previous = structs.replace(blank, label_scale=(3.0, 2.5), label_offset=(1.0, -0.5), label_thresholds=(0.4, 0.3))
+    fitted = structs.replace(blank, **Multilabel().fit_calibration(logits, targets, None))
     assert Multilabel().list_uncalibrated(fitted, ("a", "b")) == ["b"]
     joined = keep_labels(fitted, previous, [1])
     assert (joined.label_scale[1], joined.label_offset[1], joined.label_thresholds[1]) == (2.5, -0.5, 0.3)
