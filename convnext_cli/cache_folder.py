@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+SPARED = 0.05  # fraction of the disk that cached images and outputs of teachers leave free
 NULL_FOLDER = Path(os.devnull)  # a folder in which no file can be created
 
 
@@ -24,15 +25,23 @@ class CachePart:
     bytes: int
 
 
+IMAGES = "pictures"  # this and the next are subfolders of the cache folder
+MEASUREMENTS = "audit"
+TEACHERS = "teachers"
+DIGESTS = "digests"
+UNPACKED = "unpacked"
+AUTOTUNING = "probes"
+SPEEDS = "speeds"
+KERNELS = "kernels"
 _CACHE_PARTS = {  # subfolder: title, and the patterns of its entries; no other file is ever removed
-    "pictures": ("decoded images", ("*.sqlite", "*.sqlite-journal")),
-    "audit": ("measurements of images, for `check`", ("*.npz",)),
-    "teachers": ("outputs of teachers, for distillation", ("*.npy",)),
-    "digests": ("digests of image files", ("*.sqlite", "*.sqlite-journal")),
-    "unpacked": ("unpacked zip files", (f"*-{24 * '[0-9a-f]'}", ".unpacking-*", "*.lock")),
-    "probes": ("autotuning", ("*.json",)),
-    "speeds": ("speeds of trainings, for estimates of time", ("*.json",)),
-    "kernels": ("compiled kernels", ("*.so",)),
+    IMAGES: ("decoded images", ("*.sqlite", "*.sqlite-journal")),
+    MEASUREMENTS: ("measurements of images, for `check`", ("*.npz",)),
+    TEACHERS: ("outputs of teachers, for distillation", ("*.npy",)),
+    DIGESTS: ("digests of image files", ("*.sqlite", "*.sqlite-journal")),
+    UNPACKED: ("unpacked zip files", (f"*-{24 * '[0-9a-f]'}", ".unpacking-*", "*.lock")),
+    AUTOTUNING: ("autotuning", ("*.json",)),
+    SPEEDS: ("speeds of trainings, for estimates of time", ("*.json",)),
+    KERNELS: ("compiled kernels", ("*.so",)),
 }
 _LEFTOVERS = ".*.tmp"  # of writes that were killed, see `files.replace_file`
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.cache_folder import UNPACKED, find_cache_folder
 from convnext_cli.errors import DataError, shorten_error
 from convnext_cli.machine import GIB
 
@@ -45,7 +45,7 @@ def unpack(archive: Path) -> Path:
             files, folders = _list_members(archive, opened.infolist())
             listing = "\n".join(f"{member.filename} {member.file_size} {member.CRC}" for member in files.values())
             key = hashlib.blake2b(os.fsencode(listing), digest_size=12).hexdigest()
-            target = find_cache_folder() / "unpacked" / f"{_shorten(archive.stem)}-{key}"
+            target = find_cache_folder() / UNPACKED / f"{_shorten(archive.stem)}-{key}"
             if not target.exists():
                 with _lock(target, key) as is_alone:
                     if not target.exists():
@@ -74,7 +74,7 @@ def check_inside(archive: Path, root: Path, paths: Iterable[str]) -> None:
     Raises:
         DataError: one of them lies elsewhere.
     """
-    unpacked = find_cache_folder() / "unpacked"
+    unpacked = find_cache_folder() / UNPACKED
     inside = os.path.join(unpacked, Path(os.path.relpath(root, unpacked)).parts[0], "")  # noqa: PTH118
     start = os.path.join(root, "")  # noqa: PTH118  (strings: a Path per image is slow)
     outside = [

@@ -26,13 +26,12 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.cache_folder import IMAGES, SPARED, find_cache_folder
 from convnext_cli.images.decode import RULES, Pixels
 from convnext_cli.images.hashing import make_key, open_digests
 
 LIMIT = "CONVNEXT_CACHE_GIB"  # environment variable: GiB that all cached images together may take
 DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 366 x 488
-SPARED = 0.05  # fraction of the disk that stays free
 IN_USE = 900.0  # seconds after its last use in which a set is never removed
 PENDING = 8 << 20  # bytes that are written at a time: a kill loses no more
 WRITE_TIMEOUT = 10.0  # seconds to wait for another run's write
@@ -258,7 +257,7 @@ def _sum(height: int, width: int, pixels: bytes) -> int:
 
 
 def _folder() -> Path:
-    return find_cache_folder() / "pictures"
+    return find_cache_folder() / IMAGES
 
 
 def _files() -> list[Path]:

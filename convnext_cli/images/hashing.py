@@ -27,7 +27,7 @@ from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
-from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.cache_folder import DIGESTS, find_cache_folder
 
 RACY = 2.0  # seconds; the coarsest clock of the file systems below (ext3) ticks every second
 PENDING = 2000  # digests to write at a time
@@ -119,7 +119,7 @@ class ContentDigests:
 
 def open_digests(root: Path) -> ContentDigests:
     """Return the digests of a data folder's files, one object for each folder in a process."""
-    return _open(root.resolve(), find_cache_folder() / "digests")
+    return _open(root.resolve(), find_cache_folder() / DIGESTS)
 
 
 _open = cache(ContentDigests)

@@ -11,7 +11,7 @@ import statistics
 from contextlib import suppress
 from pathlib import Path
 
-from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.cache_folder import SPEEDS, find_cache_folder
 from convnext_cli.files import write_text
 from convnext_cli.machine import Machine
 from convnext_cli.recipes.costs import RunTime, Workload, estimate_epoch, estimate_time
@@ -52,7 +52,7 @@ def _find_file(machine: Machine) -> Path:
     """Return the file with the speeds of a machine."""
     key = machine.name, machine.cores, machine.processes, machine.shards
     name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
-    return find_cache_folder() / "speeds" / f"{name}.json"
+    return find_cache_folder() / SPEEDS / f"{name}.json"
 
 
 def _describe(workload: Workload) -> str:

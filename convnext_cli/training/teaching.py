@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.cache_folder import SPARED, TEACHERS, find_cache_folder
 from convnext_cli.data.index import Index
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import UsageError
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     from convnext_cli.inference.teacher import Teacher
     from convnext_cli.training.context import TrainingContext
 
-TEACHERS = "teachers"  # subfolder of the cache
 CHUNK = 32  # images per pass of the teacher; fixed, because a batch's size decides the rounding
-SPARED = 0.05  # fraction of the disk that stays free
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.files import replace_file
@@ -179,7 +179,7 @@ class _Store:
 
     def __init__(self, root: Path) -> None:
         name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
-        self.path = find_cache_folder() / "audit" / f"{name}.npz"
+        self.path = find_cache_folder() / MEASUREMENTS / f"{name}.npz"
 
     def read(self) -> tuple[NDArray[Any], list[str]]:
         """Return the cached measures, (0,) if there are none, and the notes that they refer to."""

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.cache_folder import AUTOTUNING, find_cache_folder
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import write_text
 from convnext_cli.kernels.blocks import pair_blocks, release_freed_memory
@@ -322,7 +322,7 @@ def _find_measurement(tuned_passes: TunedPasses, accelerator: Accelerator, defau
     if accelerator.device.type != "cpu":
         key = (*key, describe_device(accelerator.device), accelerator.mixed_precision)
     name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
-    return find_cache_folder() / "probes" / f"{name}.json"
+    return find_cache_folder() / AUTOTUNING / f"{name}.json"
 
 
 def _has_bf16() -> bool:
