@@ -93,6 +93,11 @@ def decode_name(name: str) -> str:
         return raw.decode("utf-8", "backslashreplace")
 
 
+def compose_name(name: str) -> str:
+    """Return a name or a path in the composed Unicode form (NFC), decoded as by `decode_name`."""
+    return name if name.isascii() else unicodedata.normalize("NFC", decode_name(name))
+
+
 def normalise_name(name: str) -> str:
     """Return the common form of all names that look the same.
 
@@ -100,8 +105,7 @@ def normalise_name(name: str) -> str:
     """
     if name.isascii() and name.strip() == name and "  " not in name and name.isprintable():
         return name
-    composed = unicodedata.normalize("NFC", decode_name(name))
-    return " ".join(composed.translate(_NO_WIDTH).split()) or decode_name(name)
+    return " ".join(compose_name(name).translate(_NO_WIDTH).split()) or decode_name(name)
 
 
 def fold_name(name: str) -> str:

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 from convnext_cli.errors import StoppedError
+from convnext_cli.training.compute.signals import list_signals
 
 _GONE = (errno.EIO, errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
 
@@ -123,11 +124,9 @@ def stop_by_signals() -> Iterator[None]:
             "stopped", "Saved files are intact; a run that has begun continues with --resume", signal=number
         )
 
-    names = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
+    numbers = [number for number in list_signals() if signal.getsignal(number) == signal.SIG_DFL]  # not SIGINT
     try:
-        for number in (number for number, handler in before.items() if handler == signal.SIG_DFL):
+        for number in numbers:
             signal.signal(number, stop)
     except ValueError:  # not in the main thread, where no signal arrives
         pass
@@ -135,5 +134,5 @@ def stop_by_signals() -> Iterator[None]:
         yield
     finally:
         with suppress(ValueError):
-            for number in (number for number, handler in before.items() if handler == signal.SIG_DFL):
+            for number in numbers:
                 signal.signal(number, signal.SIG_DFL)

@@ -6,7 +6,7 @@ from pathlib import Path
 from convnext_cli.data.audit.findings import Kind
 from convnext_cli.data.audit.summary import Audit, audit_index
 from convnext_cli.data.groups import Grouping, group_steps
-from convnext_cli.data.index import NONE, Index, select_rows
+from convnext_cli.data.index import NONE, UNREADABLE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.tables.options import TableOptions
@@ -108,5 +108,5 @@ def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dat
     duplicate_sets = tuple(tuple(new_row[row] for row in rows) for rows in audit.duplicate_sets)
     index = select_rows(index, rows)
     if unreadable:
-        index = replace(index, skipped=index.skipped | {"unreadable image": len(unreadable)})
+        index = replace(index, skipped=index.skipped | {UNREADABLE: len(unreadable)})
     return Dataset(index=index, grouping=grouping, audit=audit, duplicate_sets=duplicate_sets)

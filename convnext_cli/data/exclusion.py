@@ -5,11 +5,10 @@ import fnmatch
 import io
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from convnext_cli.encoding import decode_name, decode_text
+from convnext_cli.encoding import compose_name, decode_text
 from convnext_cli.errors import DataError
 
 
@@ -74,7 +73,7 @@ class _Finder:
 
     def __init__(self, paths: Sequence[str], root: Path) -> None:
         self.root = os.path.abspath(root)  # noqa: PTH100
-        self.paths = [_compose(path) for path in paths]
+        self.paths = [compose_name(path) for path in paths]
         self.exact = {path: row for row, path in enumerate(paths)}
         self.rows = {path: row for row, path in enumerate(self.paths)}
         self.folders: dict[str, set[int]] = {}
@@ -82,7 +81,7 @@ class _Finder:
     def find(self, word: str) -> set[int]:
         if word in self.exact:
             return {self.exact[word]}
-        plain = _compose(word.strip())
+        plain = compose_name(word.strip())
         if not plain:
             return set()
         for form in dict.fromkeys((plain, plain.replace("\\", "/"))):
@@ -111,7 +110,3 @@ class _Finder:
         names = {name for name in self._list_folders() if matches(name)}
         rows = {row for row, path in enumerate(self.paths) if matches(path) or matches(path.rpartition("/")[2])}
         return rows.union(*(self.folders[name] for name in names))
-
-
-def _compose(path: str) -> str:
-    return path if path.isascii() else unicodedata.normalize("NFC", decode_name(path))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # NumPy: `recommend` starts without it
 SPLITS = ("train", "val", "test")
 TABLE_SUFFIXES = (".csv", ".tsv")
 NONE = "none"
-EXCLUDED = "excluded image"
+EXCLUDED = "excluded image"  # this and the next are reasons for which files are skipped
+UNREADABLE = "unreadable image"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

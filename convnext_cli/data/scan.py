@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.folders.splits import find_split
+from convnext_cli.data.folders.splits import UNLABELLED, find_split
 from convnext_cli.data.folders.words import is_table
 from convnext_cli.data.index import EXCLUDED, NONE, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
@@ -16,8 +16,6 @@ from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
-
-UNLABELLED = "unlabelled"
 
 
 def scan_folder(

@@ -28,6 +28,7 @@ from convnext_cli.metrics.subgroups import (
 from convnext_cli.metrics.summary import none_if_nan
 from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.progress import Progress, Steps
+from convnext_cli.text import shorten_names
 
 SMALL_GROUPS = 10  # groups of a subgroup; with fewer it is called small
 SMALL_CLASS = 5  # images of each class
@@ -391,7 +392,7 @@ def _explain_small(images: ScoredImages) -> str | None:
         positive, known = images.task.select_known(images.targets, k)
         if known.any() and (count := int((positive & known).sum())) < SMALL_CLASS:
             few.append(f"{count} of {name}")
-    return ", ".join(few[:5]) + (" …" if len(few) > 5 else "") if few else None
+    return shorten_names(few) if few else None
 
 
 def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSubgroups], int]:

@@ -1,17 +1,16 @@
 """The images that a run is evaluated on, and notes on leakage and on how independent they are."""
 
 import json
-import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import Grouping, group_steps
-from convnext_cli.data.index import NONE, TABLE_SUFFIXES, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, UNREADABLE, Index, select_rows
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import is_fold
 from convnext_cli.data.tables.options import TableOptions
-from convnext_cli.encoding import normalise_name
+from convnext_cli.encoding import compose_name, normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
 from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
 from convnext_cli.inference.request import EvalRequest
@@ -23,6 +22,7 @@ from convnext_cli.recipes.settings import TABLE_SETTINGS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
+from convnext_cli.text import capitalise
 
 MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
 
@@ -171,7 +171,7 @@ def _list_audit_notes(audit: AuditRecord | None) -> list[Notice]:
     for finding in audit.findings:
         if finding.falsifies:
             title = finding.title if finding.severity else f"{finding.count:,} x {finding.title}"
-            text = f"{title}. {finding.effect[:1].upper()}{finding.effect[1:]}"
+            text = f"{title}. {capitalise(finding.effect)}"
             notes.append(Notice(text=text, severity="warning"))
     return notes
 
@@ -230,9 +230,9 @@ def _find_index(
             )
         return trained_on, []
     index, grouping = yield from _group_like_run(run, _scan_like_run(run, trained_on, data, group_column), group_column)
-    left_out = sum(trained_on.skipped.get(reason, 0) for reason in ("unreadable image", "excluded image"))
-    composed = {_compose(path): path for path in index.paths}  # a copy may have names in another Unicode form
-    paths = tuple(composed.get(_compose(path), "") for path in trained_on.paths)
+    left_out = sum(trained_on.skipped.get(reason, 0) for reason in (UNREADABLE, EXCLUDED))
+    composed = {compose_name(path): path for path in index.paths}  # a copy may have names in another Unicode form
+    paths = tuple(composed.get(compose_name(path), "") for path in trained_on.paths)
     classes = {normalise_name(name) for name in trained_on.classes}
     if all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes):
         moved = replace(trained_on, root=index.root, paths=paths, table=index.table)
@@ -300,8 +300,3 @@ def _group_like_run(run: RunFolder, index: Index, group_column: str) -> Steps[tu
         return (yield from group_steps(index, settings.get("group_from", AUTO)))
     except (ConvnextError, OSError):
         return (yield from group_steps(index, AUTO))
-
-
-def _compose(path: str) -> str:
-    """Return a path in the composed Unicode form."""
-    return unicodedata.normalize("NFC", path)

@@ -19,6 +19,7 @@ from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction, MetricSet
 from convnext_cli.tasks.reading import RawTargets, Table, TargetOptions, explain_columns
+from convnext_cli.text import shorten_names
 
 MIN_VAL_PER_CLASS = 5
 
@@ -244,7 +245,7 @@ class Task(ABC):
         """Return which classes have too few validation images to choose the best epoch by; an empty string if none."""
         counts = self.count(targets, len(classes))
         few = [f"{n} of {name}" for name, n in zip(classes, counts, strict=True) if n < MIN_VAL_PER_CLASS]
-        return f"{', '.join(few[:5])}{' …' if len(few) > 5 else ''}"
+        return shorten_names(few)
 
     def fit_targets(self, targets: Targets) -> Self:
         """Return the task with the parameters that follow from the training targets."""

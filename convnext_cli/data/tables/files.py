@@ -2,17 +2,17 @@
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.tables.table import SAMPLE
-from convnext_cli.encoding import decode_name
+from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import EXAMPLES, Table
+from convnext_cli.text import shorten_names
 
 MAX_DEPTH = 3  # levels of folders below the table's own in which images are searched
 
@@ -68,8 +68,7 @@ class FileFinder:
         self.ambiguous = [name for name, paths in zip(names, matches, strict=True) if len(paths) > 1]
         if any(matches) and not self.ambiguous:
             folders = sorted({path.rpartition("/")[0] for paths in matches for path in paths})
-            shown = ", ".join(map(decode_name, folders[:EXAMPLES])) + (" …" if len(folders) > EXAMPLES else "")
-            self.notes.append(f"images found in {shown}")
+            self.notes.append(f"images found in {shorten_names([decode_name(folder) for folder in folders])}")
         return [paths[0] if len(paths) == 1 else None for paths in matches]
 
     def find(self, name: str, cut: int = 0) -> str | None:
@@ -120,7 +119,7 @@ class FileFinder:
                 listing[key].append(name)
             stem, dot, _ = name.rpartition(".")
             if dot and has_image_suffix(name):
-                listing[f"stem={_compose(stem)}"].append(name)
+                listing[f"stem={compose_name(stem)}"].append(name)
         self._listings[folder] = listing
         return listing
 
@@ -133,11 +132,11 @@ class FileFinder:
     def _find_below(self, name: str) -> list[str]:
         """Return the files of this name in the folders below the root; only those of the table's split, if any."""
         *folders, last = _split_path(name) or [""]
-        end = "/".join(["", *map(_compose, folders)])
+        end = "/".join(["", *map(compose_name, folders)])
         matches: list[str] = []
         for key in _make_keys(last):
             paths = self._index_below().get(key, [])
-            matches = [path for path in paths if f"/{_compose(os.path.dirname(path))}".endswith(end)]  # noqa: PTH120
+            matches = [path for path in paths if f"/{compose_name(os.path.dirname(path))}".endswith(end)]  # noqa: PTH120
             if matches:
                 break
         if len(matches) > 1 and self.split:
@@ -210,10 +209,6 @@ def _split_path(text: str) -> list[str]:
 
 def _make_keys(name: str) -> list[str]:
     """Return the keys by which a name can be found, the exact one first."""
-    composed = _compose(name)
+    composed = compose_name(name)
     keys = [f"={name}", f"nfc={composed}", f"case={composed.casefold()}"]
     return keys if has_image_suffix(name) else [*keys, f"stem={composed}"]
-
-
-def _compose(name: str) -> str:
-    return name if name.isascii() else unicodedata.normalize("NFC", decode_name(name))
