@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from convnext_cli.data.audit.summary import Audit
 
 FALSE_SCORE = 3  # the exit code where a finding falsifies test scores
-SETTINGS = READING_SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +40,7 @@ class CheckFlags:
     as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
 
 
-@with_options(CheckFlags, settings=SETTINGS)
+@with_options(CheckFlags, settings=READING_SETTINGS)
 def check(_context: typer.Context, values: OptionValues) -> None:
     """Check a data set for unreadable files, duplicates and leakage. Exits with 3 if test scores will be wrong."""
     from convnext_cli.api import check_steps
@@ -49,7 +48,7 @@ def check(_context: typer.Context, values: OptionValues) -> None:
     from convnext_cli.data.index import check_trainable
 
     flags = values.make(CheckFlags)
-    settings = {name: value for name, value in values.items() if name in SETTINGS}
+    settings = {name: value for name, value in values.items() if name in READING_SETTINGS}
     if flags.fix_list is not None:
         check_fix_list(flags.fix_list, flags.data, overwrite=flags.overwrite)
     audit = console.run("checking images", check_steps(flags.data, settings))

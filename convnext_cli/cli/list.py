@@ -10,6 +10,7 @@ from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
     BUILTIN,
+    DEFAULT_IMAGE_SIZE,
     Architecture,
     Reference,
     Tag,
@@ -252,7 +253,7 @@ def _list_tags(name: str, model: Architecture, tag: Tag | None) -> list[Tag]:
 
 def _describe_card(name: str, model: Architecture, tag: Tag | None) -> dict[str, Any]:
     """Return the card as plain values, for JSON."""
-    size = tag.image_size if tag else 224
+    size = tag.image_size if tag else DEFAULT_IMAGE_SIZE
     return {
         "model": name,
         "family": FAMILIES[model.parsed.family],
@@ -283,7 +284,7 @@ def _describe_card(name: str, model: Architecture, tag: Tag | None) -> dict[str,
 
 def _list_facts(model: Architecture, tag: Tag | None) -> dict[str, str]:
     """Return what the card says of the model, by title."""
-    parsed, rank, size = model.parsed, _rank(model.name), tag.image_size if tag else 224
+    parsed, rank, size = model.parsed, _rank(model.name), tag.image_size if tag else DEFAULT_IMAGE_SIZE
     return {
         "name": f"family {parsed.family}, size {parsed.size}, modifiers {', '.join(parsed.modifiers) or 'none'}",
         "names": NAMING,
@@ -316,7 +317,7 @@ def _show_stages(model: Architecture, tag: Tag | None) -> None:
                 stage.blocks,
                 f"{stage.drop_path[0]:.2f} to {stage.drop_path[1]:.2f}",
             )
-            for stage in model.stages(tag.image_size if tag else 224)
+            for stage in model.stages(tag.image_size if tag else DEFAULT_IMAGE_SIZE)
         ),
         numbers=("stage", "channels", "blocks"),
     )

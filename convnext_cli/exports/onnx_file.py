@@ -1,6 +1,7 @@
 """The ONNX file: its graph and its metadata."""
 
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ def check_installed() -> None:
     """
     for name in ("onnx", "onnxruntime", "onnxscript"):
         try:
-            __import__(name)
+            import_module(name)
         except ModuleNotFoundError as error:
             raise ConvnextError(f"{name} is not installed", INSTALL) from error
 

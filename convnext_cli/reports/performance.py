@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from convnext_cli.images.preprocessing import REDUCTION
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports import plots
@@ -33,7 +34,7 @@ def show_mistakes(report: ReportData) -> Section | None:
     height, width = report.config.pretrained_cfg.input_size[1:]
     explanation = (
         "Right of each image: Grad-CAM of the predicted class, bright where evidence for it lies, at "
-        f"{height // 32} x {width // 32} positions. It shows where the model looked, not why."
+        f"{height // REDUCTION} x {width // REDUCTION} positions. It shows where the model looked, not why."
     )
     kinds = (
         ("worst mistakes", report.mistakes, "The label may be wrong too: check these first."),

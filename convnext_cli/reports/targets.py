@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.operating_points import trace_curves
 from convnext_cli.metrics.decision import estimate_likelihood_ratios, make_estimate
-from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.registry import METRICS, MISSING
 from convnext_cli.metrics.thresholds import PREDICTIVE, Bound, OperatingPoint, Target, show_confidence
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
@@ -75,7 +75,7 @@ def _tabulate_bounds(points: Sequence[OperatingPoint]) -> Table:
             Cell(text=f"{100 * reached.value:.1f}", note=f"of {reached.images:,}"),
             make_cell(METRICS["recall"], result.value, result.interval),
             show_confidence(result.confidence),
-            "-" if result.value is None else "missed" if result.is_missed else "met",
+            MISSING if result.value is None else "missed" if result.is_missed else "met",
         )
         for point in points
         for reached, result in zip(point.threshold.all_reached, point.results, strict=True)
@@ -112,7 +112,7 @@ def _tabulate_points(points: Sequence[OperatingPoint]) -> Table:
             (
                 str(point.threshold.target),
                 f"{100 * point.threshold.threshold:.1f}",
-                "-" if point.prevalence is None else f"{100 * point.prevalence:.3g}",
+                MISSING if point.prevalence is None else f"{100 * point.prevalence:.3g}",
                 *(
                     make_cell(metric, getattr(point, field), getattr(point, f"{field}_interval"))
                     for metric, field in zip(metrics, fields, strict=True)
@@ -129,7 +129,7 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
     for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True):
         rates = (make_estimate(getattr(entry, key), intervals[key]) for key in ("recall", "specificity"))
         cells = [
-            make_cell(METRICS[key], ratio.value, ratio.interval) if ratio else "-"
+            make_cell(METRICS[key], ratio.value, ratio.interval) if ratio else MISSING
             for key, ratio in zip(RATIOS, estimate_likelihood_ratios(*rates), strict=True)
         ]
         rows.append((entry.name, *cells))

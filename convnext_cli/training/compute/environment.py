@@ -1,12 +1,13 @@
 """The environment of a run: command line, versions, device, git state."""
 
-import os
 import platform
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from convnext_cli.machine import count_processes
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "working_directory": str(Path.cwd()),
         "git": _describe_git(),
         "device": device,
-        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "num_processes": count_processes(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
