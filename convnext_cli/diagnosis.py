@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from convnext_cli.cache_folder import find_cache_folder, measure_size
 from convnext_cli.errors import shorten_error
@@ -172,7 +173,7 @@ def _fine_tune(folder: Path, run: Path) -> str:
     return ""
 
 
-def _predict(run: Path, engine: str) -> str:
+def _predict(run: Path, engine: Literal["onnx", "torch"]) -> str:
     from convnext_cli.inference.prediction import predict
 
     for name in ("bright", "dark"):

@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 import convnext_cli
 from convnext_cli import check, compare, cross_validate, evaluate, export, finetune, predict, recommend, write_report
 from convnext_cli.api import TrainOptions, make_train_request
-from convnext_cli.cli.check import SETTINGS as CHECK_SETTINGS
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.export import FileOptions, HubOptions
 from convnext_cli.exports.hub import HubFolder
@@ -25,7 +24,7 @@ from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.locks import check_unlocked
 from convnext_cli.options import describe_options
 from convnext_cli.progress import Progress, finish
-from convnext_cli.recipes.settings import DataOptions, SettingsDict, SettingSources, describe_settings
+from convnext_cli.recipes.settings import READING_SETTINGS, DataOptions, SettingsDict, SettingSources, describe_settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import SMALL, Convnext, save_image
@@ -70,7 +69,7 @@ def test_the_typed_options_of_a_training_are_the_fields_of_its_requests() -> Non
 
 def test_the_typed_options_of_a_check_are_settings() -> None:
     hints = get_type_hints(SettingsDict)
-    assert get_type_hints(DataOptions) == {name: hints[name] for name in CHECK_SETTINGS}
+    assert get_type_hints(DataOptions) == {name: hints[name] for name in READING_SETTINGS}
 
 
 @pytest.mark.parametrize(
@@ -338,7 +337,7 @@ def test_export_makes_a_folder_for_the_hub(run_copy: RunFolder, tmp_path: Path) 
         ({"format": "hub", "output": "x", "int8": True}, "takes no --int8"),
         ({"format": "hub", "output": "x", "tolerance": 0.1}, "takes no --int8, --images, --tolerance or"),
         ({"format": "pt2", "push": "me/mine"}, "--push goes with --format hub"),
-        ({"format": "tflite"}, "unknown format"),
+        ({"format": "tflite"}, "must be one of onnx, pt2, hub"),
     ):
         with pytest.raises(UsageError, match=problem):
             export(run_copy.path, **options)

@@ -9,8 +9,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.predict import describe_skipped, find_files, find_run
-from convnext_cli.errors import check_word
-from convnext_cli.exports.request import FORMATS, ExportRequest
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import Option
 from convnext_cli.text import quote
@@ -43,14 +42,13 @@ def export(_context: typer.Context, values: OptionValues) -> None:
     """Export a run. The file is compared with the run on your own images before it gets its name."""
     from convnext_cli.runs.folder import RunFolder
 
-    flags, request = values.make(ExportFlags), values.make(ExportRequest, images=())
-    check_word("format", request.format, FORMATS)
+    flags = values.make(ExportFlags)
+    request = values.make(ExportRequest, images=_find_images(flags.images))
     run = RunFolder(find_run(flags.run))
 
     from convnext_cli.api import export_run
     from convnext_cli.exports.export import ExportedFile
 
-    request = values.make(ExportRequest, images=_find_images(flags.images))
     exported = console.run("export", export_run(run, request))
     if flags.as_json:
         console.show_json(exported.to_dict())

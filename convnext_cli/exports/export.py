@@ -8,12 +8,12 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 
 from convnext_cli.data.index import Index, check_outside_data
-from convnext_cli.errors import DataError, UsageError, check_word
+from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.onnx_file import OPSET, check_installed, write_graph, write_metadata
 from convnext_cli.exports.parity import Parity, ParityError, Tolerance, check_parity_steps
 from convnext_cli.exports.quantisation import quantise
-from convnext_cli.exports.request import FORMATS, ExportRequest
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.exports.torch_export import ProgramClassifier, write_program
 from convnext_cli.exports.wrapper import make_metadata
 from convnext_cli.files import check_output, replace_output
@@ -134,7 +134,6 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
     Raises:
         UsageError, RunError, DataError, ParityError, ConvnextError: as `export`.
     """
-    check_word("format", request.format, FORMATS)
     if request.format == "hub":
         return (yield from _export_hub(run, request))
     return (yield from _export_file(run, request))

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from convnext_cli.options import Option
 
-FORMATS = ("onnx", "pt2", "hub")
 PARITY_IMAGES = 500
 
 
@@ -15,7 +14,7 @@ class ExportRequest:
     """The options of an export."""
 
     format: Annotated[
-        str,
+        Literal["onnx", "pt2", "hub"],
         Option(
             help="onnx (one file), pt2 (torch.export), or hub (a folder).",
             is_common=True,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.errors import UsageError, check_word
+from convnext_cli.errors import UsageError
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import transform_for_eval
 from convnext_cli.inference.calibration import Calibration, load_calibration, read_calibration, read_novelty
@@ -16,7 +16,7 @@ from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.ensemble import Ensemble, Member
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.operating_points import find_missed
-from convnext_cli.inference.request import ENGINES, PredictRequest
+from convnext_cli.inference.request import PredictRequest
 from convnext_cli.inference.sources import Source
 from convnext_cli.machine import has_gpu
 from convnext_cli.metrics.novelty import NoveltyModel
@@ -106,7 +106,6 @@ def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier
         UsageError: the engine of the request does not support its options.
         RunError: the run cannot be read.
     """
-    check_word("engine", request.engine, ENGINES)
     if request.engine != "torch":
         reason = _needs_torch(request)
         if not reason and request.engine == "auto" and num_images >= GPU_FROM and has_gpu():
@@ -131,7 +130,6 @@ def _open_file(path: Path, request: PredictRequest) -> OnnxClassifier:
     Raises:
         UsageError: the request needs torch.
     """
-    check_word("engine", request.engine, ENGINES)
     if reason := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
         raise UsageError(f"{path} does not support it: {reason}", "Give the run folder")
     return OnnxClassifier(path)

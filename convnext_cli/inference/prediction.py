@@ -101,7 +101,7 @@ class PredictOptions(TypedDict, total=False):
     explain_class: Sequence[str]
     overwrite: bool
     tta: bool
-    engine: str
+    engine: Literal["auto", "onnx", "torch"]
     per: Literal["image", "group"]
     group_from: str
 

@@ -6,9 +6,6 @@ from typing import Annotated, Literal
 
 from convnext_cli.options import AUTO, DATA, RUN, Option
 
-ENGINES = ("auto", "onnx", "torch")
-SPLITS = ("train", "val", "test", "all")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupOptions:
@@ -55,7 +52,7 @@ class PredictRequest(GroupOptions):
         bool, Option(help="Test-time augmentation: average over shifted views; several times slower.", is_common=True)
     ] = False
     engine: Annotated[
-        str,
+        Literal["auto", "onnx", "torch"],
         Option(
             help="auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.",
             is_common=True,
