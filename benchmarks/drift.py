@@ -122,7 +122,7 @@ def choose(measures: ImageMeasures, groups: set[str]) -> ImageMeasures:
 
 def show(name: str, size: int, drifts: list[Drift]) -> None:
     """Print how often drift was found, and by which measure most often."""
-    rate = float(np.mean([drift.is_other_kind for drift in drifts]))
+    rate = float(np.mean([drift.images_drifted for drift in drifts]))
     balance = float(np.mean([any(m.is_drift and m.is_class for m in drift.measures) for drift in drifts]))
     interval = score_interval(rate, rate * (1 - rate) / len(drifts), len(drifts))
     keys = [measure.key for drift in drifts for measure in drift.measures if measure.is_drift and not measure.is_class]

@@ -123,7 +123,7 @@ def redirect_library_caches() -> None:
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
-        os.environ.setdefault("USER", f"user-{os.getuid()}" if hasattr(os, "getuid") else "user")
+        os.environ.setdefault("USER", f"user-{os.getuid()}")
 
 
 def _lacks_home() -> bool:
@@ -169,10 +169,10 @@ def _make_private_folder() -> Path:
         parent = Path(tempfile.gettempdir())
         if parent == Path.cwd() and str(parent) != os.environ.get("TMPDIR"):
             return NULL_FOLDER  # Python's last resort, which may be the user's data folder
-        folder = parent / f"convnext-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
+        folder = parent / f"convnext-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
-        is_own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+        is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
         return folder if is_own and stat.S_ISDIR(status.st_mode) else Path(tempfile.mkdtemp(prefix="convnext-"))
     except OSError:
         return NULL_FOLDER

@@ -43,7 +43,7 @@ class Diagnosis:
     hub: str
     """The reachability of the Hub, in words."""
     self_test: dict[str, str]
-    """The result of each part: `ok` with its seconds, or the error."""
+    """The result of each part, `ok` with its seconds or the error; the test ends at the first error."""
     works: bool
 
 

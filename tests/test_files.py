@@ -20,8 +20,6 @@ from convnext_cli.files import (
     write_text,
 )
 
-limits_file_size = pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE stands for a full disk")
-
 
 def make_link(path: Path) -> None:
     path.with_name("target").write_text("the target")
@@ -101,7 +99,6 @@ def run_with_small_files(code: str, size: int, folder: Path) -> subprocess.Compl
     )
 
 
-@limits_file_size
 def test_full_disk_leaves_the_old_file_and_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     for name in ("old", "new"):
@@ -112,7 +109,6 @@ def test_full_disk_leaves_the_old_file_and_no_partial_file(tmp_path: Path) -> No
     assert (tmp_path / "old").read_text() == "old"
 
 
-@limits_file_size
 def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     append_json_line(path, {"number": 1})

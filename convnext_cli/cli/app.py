@@ -34,7 +34,7 @@ COMMANDS = {
     "demo": "demo",
     "doctor": "doctor",
 }
-"""The commands, each a module of this room, and the function in it."""
+"""The commands: each is a module of this package, with the function in it."""
 
 
 def make_app(words: Sequence[str] = ()) -> typer.Typer:

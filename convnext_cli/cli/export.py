@@ -87,7 +87,7 @@ def _show_exported(exported: "ExportedFile") -> None:
     console.show(
         f"{exported.format}, {exported.precision}{opset}, {exported.bytes / 1e6:.1f} MB{smaller}, any batch size"
     )
-    console.show(f"licence of the base weights: {exported.license or 'unknown'}")
+    console.show(f"licence (base weights, teacher and images): {exported.license or 'unknown'}")
     console.show(
         f"Parity with the run on {parity.images:,} of your images, from file to probability: {parity.same_top1:,} keep "
         f"their class; largest difference of a probability: {parity.difference:.1e}"

@@ -13,13 +13,12 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
-from convnext_cli.data.tree import is_folder, is_hidden
+from convnext_cli.data.tree import HIDDEN, NOT_AN_IMAGE, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
 
 MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths
-NO_IMAGE = "not an image by suffix or content"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +86,7 @@ def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[t
             with os.scandir(current) as entries:
                 for entry in entries:
                     if is_hidden(entry.name):
-                        skipped["hidden or system file"] += 1
+                        skipped[HIDDEN] += 1
                     elif is_folder(entry):
                         waiting.append(entry.path)
                     elif has_image_suffix(entry.name) or (
@@ -95,7 +94,7 @@ def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[t
                     ):
                         images.append(entry.path)
                     else:
-                        skipped[f"{image_format.name}, which cannot be read" if image_format else NO_IMAGE] += 1
+                        skipped[explain_format(image_format) if image_format else NOT_AN_IMAGE] += 1
         except OSError as error:
             problem = f"the folder {current} cannot be read ({error.strerror or error})"
             errors.append((Path(current), ImageError(problem, "Check its permissions")))

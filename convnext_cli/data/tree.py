@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from convnext_cli.images.formats import IMAGE_SUFFIXES, has_image_suffix, identify_file
+from convnext_cli.images.formats import IMAGE_SUFFIXES, ImageFormat, has_image_suffix, identify_file
 
-NOT_AN_IMAGE = "not an image by its suffix"
+NOT_AN_IMAGE = "not an image"
 LINK = "not a regular file (a broken link, a pipe)"
 CLOSED = "folder that cannot be read"
 MAX_LINKS = 20  # times that links may lead into one folder; more would keep a walk going for ever
@@ -130,7 +130,12 @@ def _explain_other(entry: "os.DirEntry[str]") -> str:
     image_format = identify_file(entry.path)
     if image_format is None:
         return NOT_AN_IMAGE
-    return "" if image_format.readable else f"image in a format that is not read ({image_format.name})"
+    return "" if image_format.readable else explain_format(image_format)
+
+
+def explain_format(image_format: ImageFormat) -> str:
+    """Return the reason why images of a format are skipped."""
+    return f"image in a format that cannot be read ({image_format.name})"
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:

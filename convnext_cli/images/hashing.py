@@ -10,7 +10,7 @@ and modification time 0.8 to 0.9 s.
 A state is not trusted, and each process reads the bytes again, in these cases:
 
 - The file system has no change time or inode of its own (FAT, exFAT, SMB, FUSE, SquashFS, ISO 9660, 9P), or is not in
-  `_KEEPS_STATE`, or the file is on another file system than its folder; and on Windows.
+  `_KEEPS_STATE`, or the file is on another file system than its folder.
 - The change time is less than `RACY` seconds old: the file may change once more within one tick of the clock.
 
 A folder that is moved, copied or restored has new states or a new name, so its bytes are read again.
@@ -146,7 +146,7 @@ def find_state_support(root: Path) -> tuple[bool, int]:
 
     try:
         device = root.stat().st_dev
-        mounts = [] if os.name == "nt" else psutil.disk_partitions(all=True)
+        mounts = psutil.disk_partitions(all=True)
     except OSError:
         return False, 0
     return find_file_system(root, [(mount.mountpoint, mount.fstype) for mount in mounts]) in _KEEPS_STATE, device

@@ -91,7 +91,7 @@ class Drift:
     criterion: str = CRITERION
 
     @property
-    def is_other_kind(self) -> bool:
+    def images_drifted(self) -> bool:
         """True if the pixels, the sizes or the OOD scores have drifted."""
         return any(measure.is_drift and not measure.is_class for measure in self.measures)
 
@@ -269,7 +269,7 @@ def describe_drift(drift: Drift) -> list[Notice]:
     if images:
         parts = ", ".join(f"{measure.title} ({_describe_medians(measure.difference)})" for measure in images)
         text = (
-            f"drift: these images are not of the same kind as the run's validation images: {parts}. The run's "
+            f"drift: these images differ from the run's validation images: {parts}. The run's "
             "calibration and thresholds may not hold here; --recalibrate fits the calibration on a few of them"
         )
         notices.append(Notice(text=text, severity="warning"))

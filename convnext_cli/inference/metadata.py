@@ -27,7 +27,7 @@ class Metadata:
     weights: str
     """Fingerprint of the run's weights, which identifies outdated files."""
     license: str | None
-    """Licence of the base weights; None where it is not known."""
+    """Licences of the base weights, the teacher and the images, joined; None if unknown."""
     precision: str = "float32"
     """`float32` or `int8`."""
     task: dict[str, Any] | None = None

@@ -33,7 +33,7 @@ class RunMetadata:
     preprocessing: Preprocessing
     """As trained."""
     license: str | None
-    """Licence of the base weights; None where it is not known."""
+    """Licences of the base weights, the teacher and the images, joined; None if unknown."""
     task: Mapping[str, Any] | None = None
     """As `Task.to_dict` gives it; None for one class per image."""
 

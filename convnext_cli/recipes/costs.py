@@ -29,8 +29,8 @@ CHECKPOINTED_FRACTION = 0.6
 BLOCK_INPUT, BLOCKS_AT_ONCE = 0.14, 3.0  # of a block's activations; blocks that are as large as the largest
 USABLE = 0.85  # fraction of the memory; the rest is for the driver, the desktop and the loader
 
-# Effective speed in FLOP/s, counting a training pass as three forward passes. These tell minutes from days: another
-# processor, or images on a slow disk, and they are off by a factor of two or three.
+# Effective speed in FLOP/s, counting a training pass as three forward passes. These estimates are within a factor of
+# two or three; a different processor or a slow disk changes them by as much.
 # On a GPU a training pass moves each byte of its float32 activations this often, and computes at this fraction of the
 # tensor cores' FLOP/s. Fitted to timm's benchmark-train table of an RTX 3090 (AMP, channels last, torch 1.12): 819
 # images/s of convnext_tiny and 339 of convnext_base; it gives 1,210 for convnext_nano_ols, which has 1,252.

@@ -727,5 +727,10 @@ class Choice:
 
     value: Any
     source: str
-    """`flag`, `plan`, `rule`, `default`, or the table row's section."""
+    """The origin of the value.
+
+    `flag` or `auto` (an option), `plan`, `rule`, `default`; `measured`, `published ...`, `specification ...` or
+    `augmentation ...` (a recipe's table); `range test`, `max-time` or `table` (chosen when the training begins; `table`
+    after an inconclusive range test); `the demo`.
+    """
     reason: str = ""

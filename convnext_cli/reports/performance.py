@@ -33,7 +33,7 @@ def show_mistakes(report: ReportData) -> Section | None:
         return None
     height, width = report.config.pretrained_cfg.input_size[1:]
     explanation = (
-        "Right of each image: Grad-CAM of the predicted class, bright where evidence for it lies, at "
+        "Right of each image: Grad-CAM of the most probable class, bright where evidence for it lies, at "
         f"{height // REDUCTION} x {width // REDUCTION} positions. It shows where the model looked, not why."
     )
     kinds = (
@@ -141,7 +141,7 @@ def _show_confusion(evaluation: Evaluation) -> list[Table | Plots]:
     pairs = [(*divmod(int(place), len(names)), int(mistakes.flat[place])) for place in order]
     table = Table(
         title="Most frequent confusions",
-        columns=[Column(heading=h, is_number=h == "images") for h in ("said", "labelled", "images")],
+        columns=[Column(heading=h, is_number=h == "images") for h in ("predicted", "labelled", "images")],
         rows=[(names[k], names[j], _make_count(n, totals[j])) for j, k, n in pairs if n],
     )
     drawing = Plot(name=MATRIX, figure=plots.plot_confusion(evaluation))

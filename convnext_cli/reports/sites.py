@@ -64,8 +64,8 @@ def show_drift(report: ReportData) -> Section | None:
         return None
     sentences, blocks = [], []
     if drift is not None:
-        kind = "not of the same kind as" if drift.is_other_kind else "not found to differ in kind from"
-        sentences.append(f"These images are {kind} the run's validation images.")
+        differ = "differ from" if drift.images_drifted else "are not found to differ from"
+        sentences.append(f"These images {differ} the run's validation images.")
         if drift.flagged is not None:
             sentences.append(
                 f"{100 * drift.flagged:.0f}% of them are above the OOD threshold; of validation images "
@@ -83,7 +83,7 @@ def show_drift(report: ReportData) -> Section | None:
             f"The calibration was fitted on {recalibration.images:,} other images of this folder "
             f"({recalibration.description}); the run is not changed. Change on these images: {'; '.join(gains)}."
         )
-    return Section(title="Same kind of image", sentences=sentences, blocks=blocks)
+    return Section(title="Drift", sentences=sentences, blocks=blocks)
 
 
 def _tabulate_drift(drift: Drift) -> Table:

@@ -83,7 +83,7 @@ class Display:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chance:
-    """The result of answers that do not depend on the image."""
+    """The headline metric of a constant prediction (chance level)."""
 
     value: float
     """Of the task's headline metric."""
@@ -109,7 +109,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task(ABC):
-    """One kind of question about an image."""
+    """What is predicted for an image: a class, labels, a grade or a number."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -143,7 +143,7 @@ class Task(ABC):
         return self.to_dict()
 
     def is_like(self, other: "Task") -> bool:
-        """Return True if both ask the same of an image."""
+        """Return True if both are of the same type."""
         return type(self) is type(other)
 
     # Reading
@@ -331,7 +331,7 @@ class Task(ABC):
 
     @abstractmethod
     def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
-        """Return what the model says of one image, from its scores (K,)."""
+        """Return the prediction for one image, from its scores (K,)."""
 
     @abstractmethod
     def list_differences(
@@ -416,7 +416,7 @@ class Task(ABC):
 
     @abstractmethod
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
-        """Return the result of answers that do not depend on the image; arguments as `describe_results`."""
+        """Return the headline metric of a constant prediction; arguments as `describe_results`."""
 
     def list_warnings(
         self, training: Targets, scores: Floats, classes: Sequence[str], scaling: Scaling | None

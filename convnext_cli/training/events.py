@@ -82,7 +82,7 @@ class Started:
     resumed_at: int | None
     """Optimizer steps that a resumed run has done; None for a new run."""
     license: str | None
-    """Licence of the base weights, if they have one."""
+    """Licences of the base weights, the teacher and the images, joined; None if unknown."""
     notices: tuple[Notice, ...]
     """Notices since the plan was made."""
 

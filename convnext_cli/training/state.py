@@ -16,9 +16,9 @@ class TrainingState:
     """All progress of a run that is not a tensor. Each field is a key in the checkpoint."""
 
     images: str
-    """Digest of names and sizes of the training and validation images."""
+    """Digest of the file sizes of the training and validation images."""
     license: str | None
-    """Licence of the base weights."""
+    """Licences of the base weights, the teacher and the images, joined; None if unknown."""
     micro_batch_size: int
     """The plan's, or less if the device's memory was too small for it."""
     blocks: str = "timm"

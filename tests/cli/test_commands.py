@@ -298,7 +298,7 @@ def test_predict_classifies_a_folder_and_counts_skipped_files(
     (folder / "notes.txt").write_text("no image")
     (folder / "=self.png").symlink_to("=self.png")
     (tmp_path / "empty").mkdir()
-    note = "note: skipped: 1 not an image by suffix or content"
+    note = "note: skipped: 1 not an image"
 
     outcome = convnext("predict", "empty", folder, "--run", run.path, "--json")
     assert (outcome.code, note in outcome.err) == (3, True)
@@ -307,7 +307,7 @@ def test_predict_classifies_a_folder_and_counts_skipped_files(
         "empty", "=self.png", "a.jfif", "b.pnm", "c", "line\nFAKE.png",
     ]  # fmt: skip
     assert ["error" in row for row in rows] == [True, True, False, False, False, False]
-    assert last == {"skipped": {"not an image by suffix or content": 1}}
+    assert last == {"skipped": {"not an image": 1}}
     assert "2 of 6 images cannot be read" in outcome.err
 
     outcome = convnext("predict", folder, "--run", run.path, "-k", 1)

@@ -30,9 +30,9 @@ def test_folder_yields_images_by_suffix_or_content(tmp_path: Path) -> None:
     inputs = find_inputs([str(tmp_path)])
     assert names(inputs) == sorted(f"x{at:02}{suffix}" for at, (suffix, kind) in enumerate(FORMATS.items()) if kind)
     assert inputs.skipped == {
-        "HEIC, which cannot be read": 1,
+        "image in a format that cannot be read (HEIC)": 1,
         "hidden or system file": 1,
-        "not an image by suffix or content": 1,
+        "not an image": 1,
     }
 
 
@@ -49,7 +49,7 @@ def test_special_files_are_listed_and_do_not_stop_the_walk(tmp_path: Path) -> No
         some.bind("g-socket.png")
         inputs = find_inputs([str(tmp_path)])
     assert names(inputs) == ["a.png", "b-pipe.png", "c-self.png", "d-broken.png", "e-device.png", "g-socket.png"]
-    assert inputs.skipped == {"not an image by suffix or content": 1}
+    assert inputs.skipped == {"not an image": 1}
 
 
 def test_bad_list_entry_is_named_and_the_others_remain(tmp_path: Path) -> None:

@@ -397,7 +397,7 @@ def test_images_without_suffix_are_recognised_by_content(tmp_path: Path, image: 
     (data / "b/film.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     index = scan_folder(data)
     assert len(index) == 7
-    assert index.skipped == {"not an image by its suffix": 1, "image in a format that is not read (HEIC)": 1}
+    assert index.skipped == {"not an image": 1, "image in a format that cannot be read (HEIC)": 1}
 
 
 def test_link_to_itself_is_skipped(tmp_path: Path, image: Path) -> None:

@@ -52,7 +52,7 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     assert index.skipped == {
         "hidden or system file": 4,
         "image outside any class folder": 1,
-        "not an image by its suffix": 1,
+        "not an image": 1,
     }
 
 

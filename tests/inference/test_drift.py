@@ -57,7 +57,7 @@ def test_images_of_the_same_kind_have_no_drift(run: RunFolder, tmp_path: Path) -
         shutil.copy(index.root / index.paths[row], target)
     result = evaluate(run.path, tmp_path / "site")
     assert result.drift is not None
-    assert not result.drift.is_other_kind
+    assert not result.drift.images_drifted
     assert [measure.key for measure in result.drift.measures if measure.is_drift] == []
     assert (result.drift.validation_images, result.drift.images) == (60, 45)
     assert any(note.text.startswith("no drift found: 45 of these images") for note in result.notes)
@@ -68,7 +68,7 @@ def test_another_gamma_is_drift(run: RunFolder, others: Path, tmp_path: Path, co
     data = change(others, tmp_path / "site", brighten)
     outcome = convnext("eval", run.path, data, "--no-report")
     assert outcome.code == 0
-    assert "warning: drift: these images are not of the same kind as the run's validation images" in outcome.err
+    assert "warning: drift: these images differ from the run's validation images" in outcome.err
     assert "brightness" in outcome.out
     assert "images are above the OOD threshold; of validation images 5% are" in outcome.out
     drift = json.loads(convnext("eval", run.path, data, "--no-report", "--json").out)["drift"]
@@ -97,7 +97,7 @@ def test_shifted_numbers_are_drift_of_the_target(shift: float) -> None:
     assert [(measure.title, measure.is_class, measure.is_drift) for measure in drift.measures] == [
         ("age", True, shift > 0)
     ]
-    assert not drift.is_other_kind, "the images are of the same kind"
+    assert not drift.images_drifted, "the images are of the same kind"
 
 
 def test_older_run_without_measures_compares_with_its_data_or_says_so(
@@ -131,14 +131,14 @@ def test_drift_from_the_validation_images_of_all_folds(
     index = RunFolder(folds).read_split()
     same = evaluate(folds, others)
     assert same.drift is not None
-    assert not same.drift.is_other_kind
+    assert not same.drift.images_drifted
     assert same.drift.validation_images == len([split for split in index.splits if split.startswith("fold")])
     assert "ood" not in [measure.key for measure in same.drift.measures]
     assert any(note.text.endswith("images by pixels, size and classes") for note in same.notes)
     config = RunFolder(folds / name_fold(1)).read_config()
     section = show_drift(ReportData(evaluation=same, run=RunFolder(folds), config=config))
     assert section is not None
-    assert section.sentences == ["These images are not found to differ in kind from the run's validation images."]
+    assert section.sentences == ["These images are not found to differ from the run's validation images."]
     shown = convnext("eval", folds, others, "--no-report").out
     assert "Drift from the run's validation images" in shown
     assert "OOD threshold" not in shown, "each fold has one of its own"

@@ -46,7 +46,7 @@ def test_report_shows_subgroups_with_forest_plots_and_drift(evaluation: Evaluati
     page = RunFolder(evaluation.run).report.read_text()
     for text in (
         "Subgroups", "Forest plots", "Gaps to the rest", "Metrics of each subgroup", "Holm-corrected for",
-        "Same kind of image", "not of the same kind as the run&#39;s validation images", "Compared with the validation",
+        "Drift", "These images differ from the run&#39;s validation images", "Compared with the validation",
         "The calibration was fitted on",
     ):  # fmt: skip
         assert text in page, text

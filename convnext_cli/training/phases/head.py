@@ -131,7 +131,7 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
         parts.append(features)
         done += len(batch) * accelerator.num_processes
         yield Progress(done=min(done, len(rows)), total=len(rows), activity="features of the frozen backbone")
-    return gather_rows(accelerator, torch.cat(parts), len(rows)).clone()  # out of inference mode
+    return gather_rows(accelerator, torch.cat(parts), len(rows))
 
 
 def _forward_head(head: nn.Module, features: Tensor) -> Tensor:

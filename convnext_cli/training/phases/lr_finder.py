@@ -90,7 +90,7 @@ def apply_range_test(plan: Plan, result: dict[str, Any], steps: int) -> Plan:
         reason = f"the range test ({cost}) is inconclusive: the loss never decreased"
         choice = replace(plan.choices["lr"], source="table", reason=reason)
     else:
-        choice = Choice(value=result["chosen"], source="lr sweep", reason=f"{result['rule']} ({cost})")
+        choice = Choice(value=result["chosen"], source="range test", reason=f"{result['rule']} ({cost})")
     return replace(plan, choices={**plan.choices, "lr": choice})
 
 

@@ -82,7 +82,7 @@ def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: Ru
     assert recorded is not None
     settings = tomllib.loads(result.plan.read_text())["settings"]
     assert settings["lr"] == recorded["chosen"]
-    assert 'source = "lr sweep"' in result.plan.read_text()
+    assert 'source = "range test"' in result.plan.read_text()
     assert len(recorded["lr"]) == len(recorded["loss"]) <= sweep.MAX_STEPS
     assert result.range_test.stat().st_size > 5000
     log = result.read_log()
@@ -125,7 +125,7 @@ def test_folds_share_one_range_test(data: Path) -> None:
     events = cross_validate_steps(auto_lr_request(data, "cv", folds=2))
     plans = [event.plan for event in events if isinstance(event, Started)]
     assert plans[0].choices["lr"] == plans[1].choices["lr"]
-    assert plans[0].choices["lr"].source == "lr sweep"
+    assert plans[0].choices["lr"].source == "range test"
     assert Path("cv/fold-1/lr.json").exists()
     assert not Path("cv/fold-2/lr.json").exists()
     assert read_plan(Path("cv/folds.toml")).settings["lr"] == plans[0].settings.lr
