@@ -52,7 +52,7 @@ class Dataset:
         if grouping.groups:
             example = f", such as {grouping.examples[0][1]} of {grouping.examples[0][0]}" if grouping.examples else ""
             evidence = capitalise(grouping.evidence)
-            is_in_finding = any(evidence in finding.effect for finding in findings)  # it is said once
+            is_in_finding = any(evidence in finding.effect for finding in findings)  # state it once
             doubt = "a guess" if is_in_finding else f"{grouping.certainty}: {grouping.evidence}"
             guess = f" ({doubt}); --group-from none ignores them" if grouping.is_guess else ""
             notices.append(Notice(text=f"{grouping.groups:,} groups (patients?) by {grouping.rule}{example}{guess}"))

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from convnext_cli import finetune
-from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.plan import read_choices, read_plan
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.crossvalidation import cross_validate_steps
@@ -92,6 +93,14 @@ def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: Ru
     train(TrainRequest(data=data, output=Path("again"), weights="builtin", choices=settings))
     assert Path("again/model.safetensors").read_bytes() == (result.path / "model.safetensors").read_bytes()
     assert not Path("again/lr.json").exists()
+
+
+def test_plan_of_an_earlier_version_keeps_the_name_of_its_source(result: RunFolder, tmp_path: Path) -> None:
+    earlier = tmp_path / "plan.toml"
+    earlier.write_text(result.plan.read_text().replace('source = "range test"', 'source = "lr sweep"'))
+    choices = read_choices(result.plan)
+    assert choices["lr"].source == "range test"
+    assert read_choices(earlier) == choices | {"lr": replace(choices["lr"], source="lr sweep")}
 
 
 def test_range_test_depends_on_the_seed(data: Path, result: RunFolder) -> None:
