@@ -1,8 +1,11 @@
 """The images that a run is evaluated on, and notes on leakage and on how independent they are."""
 
 import json
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import Grouping, group_steps
@@ -80,11 +83,6 @@ def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet
             f"{index.root} has no {split} split",
             f"It has {', '.join(sorted(splits)) or 'none'}; or use --split all",
         )
-    if split == "val":
-        notes.append(Notice(text=f"validation images: {_SELECTION_BIAS}"))
-    if split == "train":
-        text = "the model was trained on these images: the metrics do not show its performance on new images"
-        notes.append(Notice(text=text, severity="warning"))
     return TestSet(index=index, split=split, rows=rows), notes
 
 
@@ -135,7 +133,7 @@ def find_leakage(
     """
     trained_on, index = run.read_split(), test_set.index
     if index.has_split_of(trained_on):
-        return _list_audit_notes(audit), None
+        return _list_split_notes(test_set) + _list_audit_notes(audit), None
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
         text = (
@@ -158,6 +156,16 @@ def find_leakage(
         text = f"{overlap.validated:,} of these {len(selected):,} images are validation images: {_SELECTION_BIAS}"
         notes.append(Notice(text=text, severity="warning"))
     return notes, overlap
+
+
+def _list_split_notes(test_set: TestSet) -> list[Notice]:
+    """Return a note where images of the run's own split were trained on, or chosen by."""
+    counts, images = Counter(test_set.index.splits[row] for row in test_set.rows), len(test_set.rows)
+    if counts["train"]:
+        trained = "these images" if counts["train"] == images else f"{counts['train']:,} of these {images:,} images"
+        text = f"the model was trained on {trained}: the metrics do not show its performance on new images"
+        return [Notice(text=text, severity="warning")]
+    return [Notice(text=f"validation images: {_SELECTION_BIAS}")] if counts["val"] else []
 
 
 def _list_audit_notes(audit: AuditRecord | None) -> list[Notice]:
@@ -221,7 +229,7 @@ def _find_index(
 ) -> Steps[tuple[Index, list[Notice]]]:
     """Return the index of the data to evaluate on, with notes.
 
-    It is the run's own index, with its split, where the data are the run's own.
+    Where the data are the run's own, it has the run's split and groups, and the targets of the data.
     """
     if data is None or data.resolve() == trained_on.root.resolve():
         if not trained_on.root.is_dir():
@@ -235,11 +243,16 @@ def _find_index(
     paths = tuple(composed.get(compose_name(path), "") for path in trained_on.paths)
     classes = {normalise_name(name) for name in trained_on.classes}
     if all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes):
-        moved = replace(trained_on, root=index.root, paths=paths, table=index.table)
+        row_of = {path: row for row, path in enumerate(index.paths)}
+        given = select_rows(index, [row_of[path] for path in paths])
+        if _has_other_split(run, trained_on, given):
+            text = f"the splits of {data} count, not those that the run was trained with"
+            return index, [Notice(text=text)]
+        moved, notes = _take_targets(trained_on, given, data)
         if group_column != AUTO:
-            group_of = dict(zip(index.paths, index.groups, strict=True))
-            moved = replace(moved, groups=tuple(group_of[path] for path in paths))
-        return (yield from _compare_content(run, trained_on, moved, index))
+            moved = replace(moved, groups=given.groups)
+        moved, content_notes = yield from _compare_content(run, trained_on, moved, index)
+        return moved, notes + content_notes
     if not grouping.is_guess:
         return index, []
     text = (
@@ -247,6 +260,37 @@ def _find_index(
         "patient replaces the guess"
     )
     return index, [Notice(text=text)]
+
+
+def _has_other_split(run: RunFolder, trained_on: Index, given: Index) -> bool:
+    """Return True if the run's split is not that of the data, with parts of its training images drawn from it."""
+    splits = set(given.splits) - {""}
+    if not splits or any(map(is_fold, trained_on.splits)) or _read_settings(run).get("resplit"):
+        return False
+    return any(
+        own != name and (name != "train" or own in splits)
+        for own, name in zip(trained_on.splits, given.splits, strict=True)
+    )
+
+
+def _take_targets(trained_on: Index, given: Index, data: Path) -> tuple[Index, list[Notice]]:
+    """Return the run's index with the paths and targets of the data (in its order), and a note where targets differ."""
+    moved = replace(trained_on, root=given.root, paths=given.paths, table=given.table)
+    number_of = {normalise_name(name): number for number, name in enumerate(trained_on.classes)}
+    labels = given.labels
+    if not given.values:
+        labels = tuple(number_of[normalise_name(given.classes[label])] for label in given.labels)
+    new = replace(moved, labels=labels, values=given.values)
+    one, two = moved.targets(), new.targets()
+    differ = (one != two) & ~((one != one) & (two != two))  # nan, an unknown label, is equal to itself
+    count = int(differ.reshape(len(moved), -1).any(axis=1).sum())
+    if not count:
+        return moved, []
+    text = (
+        f"the targets of {count:,} of {len(moved):,} images differ from those that the run was trained with: those of "
+        f"{data} count"
+    )
+    return new, [Notice(text=text)]
 
 
 def _compare_content(
@@ -273,30 +317,43 @@ def _compare_content(
 
 
 def _scan_like_run(run: RunFolder, trained_on: Index, data: Path, group_column: str) -> Index:
-    """Scan data for the task of a run; if that fails, with the options that the run was trained with."""
+    """Scan data for the task of a run with its columns; if that fails, without them, then with all of its options."""
     classes, task = trained_on.classes, trained_on.task_record
-    table_options = TableOptions(group_column=group_column)
+    plain = TableOptions(group_column=group_column)
     if task:
-        table_options = replace(table_options, task=task["name"], known_labels=classes)
+        plain = replace(plain, task=task["name"], known_labels=classes)
+    settings = _read_settings(run)
+    own = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}
+    if group_column != AUTO:
+        own["group_column"] = group_column
+    table_options = replace(plain, **own)
+    if table_options != plain:
+        with suppress(ConvnextError):
+            return scan_data(data, known_classes=classes, table_options=table_options)
     try:
-        return scan_data(data, known_classes=classes, table_options=table_options)
+        return scan_data(data, known_classes=classes, table_options=plain)
     except DataError as error:
+        table_options = replace(table_options, image_root=settings.get("image_root", AUTO))
         try:
-            settings = read_plan(open_folder(run.path).plan).settings
-            names = [name for name in ("image_root", *TABLE_SETTINGS) if name in settings and name != "task"]
-            options = {name: settings[name] for name in names}
-            if group_column != AUTO:
-                options["group_column"] = group_column
-            table_options, exclude = replace(table_options, **options), settings.get("exclude", NONE)
-            return scan_data(data, exclude=exclude, known_classes=classes, table_options=table_options)
+            return scan_data(
+                data, exclude=settings.get("exclude", NONE), known_classes=classes, table_options=table_options
+            )
         except ConvnextError:
             raise error from None
 
 
+def _read_settings(run: RunFolder) -> dict[str, Any]:
+    """Return the settings of the run's plan; none if it cannot be read."""
+    try:
+        return read_plan(open_folder(run.path).plan).settings
+    except (ConvnextError, OSError):
+        return {}
+
+
 def _group_like_run(run: RunFolder, index: Index, group_column: str) -> Steps[tuple[Index, Grouping]]:
     """Return other data with groups by the rule that the run was trained with; by `auto` where that does not fit."""
+    settings = _read_settings(run) if group_column == AUTO else {}
     try:
-        settings = read_plan(open_folder(run.path).plan).settings if group_column == AUTO else {}
         return (yield from group_steps(index, settings.get("group_from", AUTO)))
-    except (ConvnextError, OSError):
+    except ConvnextError:
         return (yield from group_steps(index, AUTO))

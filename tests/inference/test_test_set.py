@@ -80,10 +80,16 @@ def test_split_without_images_is_refused_with_those_there_are(run: RunFolder) ->
 
 
 def test_training_images_are_evaluated_with_a_warning(run: RunFolder) -> None:
-    test_set, [note] = choose(run, split="train")
-    assert (test_set.split, test_set.rows, note.severity) == ("train", [0, 2], "warning")
-    assert note.text.startswith("the model was trained on these images")
-    assert not choose(run, split="test")[1]
+    for split, rows, images in (
+        ("train", [0, 2], "these images"),
+        ("all", [0, 1, 2, 3], "2 of these 4 images"),
+        ("test", [1, 3], ""),
+    ):
+        test_set, notes = choose(run, split=split)
+        assert (test_set.split, test_set.rows, notes) == (split, rows, [])
+        leakage = finish(find_leakage(run, test_set, None))[0]
+        expected = f"the model was trained on {images}: the metrics do not show its performance on new images"
+        assert [(note.text, note.severity) for note in leakage] == ([(expected, "warning")] if images else [])
 
 
 @pytest.mark.parametrize(
@@ -133,3 +139,44 @@ def test_moved_folder_is_read_with_the_options_of_the_run(run: RunFolder, tmp_pa
     test_set, _ = finish(choose_test_set(run, EvalRequest(data=tmp_path / "moved")))
     assert (test_set.split, len(test_set.rows)) == ("test", 2)
     assert all((test_set.index.root / path).is_file() for path in test_set.index.paths)
+
+
+def test_table_of_the_runs_own_images_counts_with_its_targets_and_splits(run: RunFolder, tmp_path: Path) -> None:
+    trained_on = run.read_split()
+    table = tmp_path / "data/list.csv"
+
+    def choose_from(labels: str, splits: str = "") -> tuple[Index, str]:
+        cells = zip(trained_on.paths, labels, splits.split() or [""] * 4, strict=True)
+        table.write_text("\n".join(["path,label,split", *(",".join(row) for row in cells)]))
+        test_set, notes = choose(run, data=table, split="all")
+        return test_set.index, " ".join(note.text for note in notes)
+
+    index, text = choose_from("aabb")
+    assert (index.labels, index.splits) == (trained_on.labels, trained_on.splits)
+    assert "differ" not in text
+    index, text = choose_from("bbba")
+    assert ([index.classes[label] for label in index.labels], index.splits) == (list("bbba"), trained_on.splits)
+    assert (
+        f"the targets of 3 of 4 images differ from those that the run was trained with: those of {table} count" in text
+    )
+    index, text = choose_from("aabb", "train test train test")
+    assert (index.splits, "splits" in text) == (trained_on.splits, False)
+    index, text = choose_from("aabb", "train train train test")
+    assert (index.splits, "splits" in text) == (("train", "train", "train", "test"), True)
+    run.write_plan('model = "test_convnext"\n[settings]\nresplit = true\n')
+    index, text = choose_from("aabb", "test train test train")
+    assert (index.splits, "splits" in text) == (trained_on.splits, False)
+
+
+def test_table_is_read_by_the_columns_of_the_run(run: RunFolder, tmp_path: Path) -> None:
+    trained_on = run.read_split()
+    table = tmp_path / "data/list.csv"
+    rows = (
+        f"{path},{label},{'ab'[number % 2]}"
+        for number, (path, label) in enumerate(zip(trained_on.paths, "aabb", strict=True))
+    )
+    table.write_text("\n".join(["path,grade,label", *rows]))
+    run.write_plan('model = "test_convnext"\n[settings]\nlabel_column = "grade"\n')
+    test_set, notes = choose(run, data=table)
+    assert test_set.index.labels == trained_on.labels
+    assert not any("differ" in note.text for note in notes)
