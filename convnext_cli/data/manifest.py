@@ -72,6 +72,7 @@ def read_manifest(path: Path, options: TableOptions = DEFAULT) -> Index:
         *finder.notes,
         *describe_joined(spellings),
         *_describe_columns(table, columns, targets.columns, folds),
+        *_describe_groups(columns.get("group", ""), groups),
         *targets.notes,
         *joined,
     ]
@@ -118,6 +119,18 @@ def _describe_columns(
     if unused := [name for name in table.columns if name not in {*used.values(), *label_columns}]:
         notes.append(f"columns that are not used: {', '.join(name or '(without a name)' for name in unused)}")
     return notes
+
+
+def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
+    """Return a note on images whose group is not known."""
+    blank = sum(not group for group in groups)
+    if not blank or blank == len(groups):
+        return []
+    note = (
+        f"column {column!r} is blank in {blank:,} of {len(groups):,} rows: each of these images counts as a group of "
+        "its own, so leakage between splits cannot be excluded"
+    )
+    return [note]
 
 
 def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> Index:

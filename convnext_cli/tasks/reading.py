@@ -6,7 +6,7 @@ No NumPy, so that a small table is read at once.
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +36,13 @@ _MEASURES = frozenset(
 _NUMBER = re.compile(r"(?:(?<![^\s_])-)?\d+(?:\.\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_QUANTITY = re.compile(
+    r"[<>≤≥~≈]?=?\s*([+-]?\d+(?:[.,]\d+)?)\s*"
+    r"(?:%|°?[CF]|HU|px|[nµumck]?m|[mµu]?g|kg|m?l|mm2|cm2|mm3|cm3|d|days?|months?|y|yrs?|years?)?"
+)
+"""A number with a bound or a unit: <0.5, 3.2 mm."""
+MAX_ODD = 0.1
+"""Fraction of cells that are no numbers in a column of numbers, at most."""
 _YES = frozenset(("true", "yes", "y", "positive", "present"))
 _NO = frozenset(("false", "no", "n", "negative", "absent"))
 _UNKNOWN = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "unknown"))
@@ -179,6 +186,30 @@ def is_flag(table: Table, name: str) -> bool:
         return False
     flags = {parse_flag(cell) for cell in table.columns[name]}
     return None not in flags and 1.0 in flags
+
+
+def list_odd_numbers(table: Table, name: str) -> list[int]:
+    """Return the rows whose cells are no numbers, if those of the others measure something; else none.
+
+    A cell with a bound or a unit is no number, and does not speak against a measurement.
+    """
+    cells = table.columns[name]
+    numbers, _ = parse_numbers(cells)
+    odd = [row for row, cell in enumerate(cells) if numbers[row] is None and not is_unknown(cell)]
+    matches = [None if number is None else cell for cell, number in zip(cells, numbers, strict=True)]
+    for row in odd:
+        if match := _QUANTITY.fullmatch(cells[row]):
+            matches[row] = match[1]
+    known = [cell for cell in matches if cell is not None]
+    if not odd or len(known) < (1 - MAX_ODD) * len(cells):
+        return []
+    return odd if is_measure(replace(table, columns={name: known}), name) else []
+
+
+def join_decimals(cells: Sequence[str]) -> list[str]:
+    """Return cells with `12.0` as `12` if the column has both: some programs make decimals of whole numbers."""
+    different = set(cells)
+    return [cell[:-2] if cell.endswith(".0") and cell[:-2] in different else cell for cell in cells]
 
 
 def is_measure(table: Table, name: str) -> bool:

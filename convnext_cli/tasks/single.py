@@ -18,11 +18,14 @@ from convnext_cli.metrics.summary import Metrics, MetricSet, compute_metrics
 from convnext_cli.metrics.temperature import fit_bias_corrected_temperature, fit_temperature
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
+    EXAMPLES,
     OtherTaskError,
     RawTargets,
     Table,
     TargetOptions,
     fold_column,
+    join_decimals,
+    list_odd_numbers,
     list_values,
     parse_flag,
     refuse_blank,
@@ -80,8 +83,18 @@ class Single(Task):
     def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
         """Return the class of each row, with a note if it may be a grade."""
         refuse_blank(table, name)
-        cells = table.columns[name]
+        cells = join_decimals(table.columns[name])
         notes = []
+        if joined := sorted(set(table.columns[name]) - set(cells)):
+            notes.append(f"column {name!r}: {joined[0]} is read as {joined[0][:-2]}")
+        if options.task == AUTO:
+            odd = list_odd_numbers(table, name)
+            table.refuse(
+                f"numbers in column {name!r}, but none",
+                odd,
+                sorted({repr(cells[row]) for row in odd})[:EXAMPLES],
+                "Correct or remove these rows; or --task single reads each value as a class",
+            )
         values = list_values(cells)
         if options.task == AUTO and 2 < len(values) <= MAX_GRADES and fold_column(name) in _GRADE_WORDS:
             span = f"{min(values):g} to {max(values):g}"
@@ -100,7 +113,9 @@ class Single(Task):
         cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
     ) -> RawTargets:
         """Return the class of each row from columns of 1 and 0, of which each row has one 1."""
-        one_hot = _read_one_hot(table, names) if all(_is_binary(table.columns[name]) for name in names) else None
+        least = 2 if options.task == cls.name else 3
+        are_binary = all(_is_binary(table.columns[name]) for name in names)
+        one_hot = _read_one_hot(table, names, least=least) if are_binary else None
         if one_hot is None:
             raise OtherTaskError(
                 f"{table.path} has not exactly one class in each row: its columns of labels ({shorten_names(names)}) "
@@ -303,17 +318,18 @@ class Single(Task):
         return [f"{pad(name, outcome.classes)} {100 * probability:5.1f}%" for name, probability in ranked]
 
 
-def _read_one_hot(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+def _read_one_hot(table: Table, names: Sequence[str], *, least: int) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Return the one class of each row, and the columns that are classes; None if a row has no or several classes.
 
-    One other column is tolerated (a sign of the patient, for example), and columns without any 1.
+    One other column (a sign of the patient, for example) is tolerated beside `least` classes, and columns without any
+    1. Two complementary columns beside a third, such as normal, abnormal and a finding, are three labels.
     """
     rows = [[name for name in names if parse_flag(table.columns[name][row]) == 1.0] for row in range(len(table))]
     if any(len(classes) != 1 for classes in rows):
         others = names if len(names) > 2 else ()
         for other in others:
             remaining = [[name for name in classes if name != other] for classes in rows]
-            if all(len(classes) == 1 for classes in remaining):
+            if all(len(classes) == 1 for classes in remaining) and len({name for [name] in remaining}) >= least:
                 rows = remaining
                 break
         else:

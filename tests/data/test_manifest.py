@@ -321,6 +321,44 @@ def test_table_that_is_not_of_the_task_is_refused(
         scan_data(write(images / "list.csv", text), table_options=TableOptions(**options))
 
 
+def test_rows_without_a_group_are_counted(images: Path) -> None:
+    text = "path,label,patient\nimages/a.png,x,p1\nimages/b.png,y,\nimages/c.png,x,p1\nimages/d.png,y,nan\n"
+    index = scan_data(write(images / "list.csv", text))
+    assert index.groups == ("p1", "images/b.png", "p1", "images/d.png")
+    assert "column 'patient' is blank in 2 of 4 rows: each of these images counts as a group of its own" in " ".join(
+        index.notes
+    )
+
+
+def test_whole_numbers_and_their_decimals_are_one_group_and_one_class(images: Path) -> None:
+    text = "path,label,patient\nimages/a.png,1,12\nimages/b.png,0,13.0\nimages/c.png,1.0,12.0\nimages/d.png,0,14\n"
+    index = scan_data(write(images / "list.csv", text))
+    assert index.groups == ("12", "13.0", "12", "14")
+    assert index.classes == ("0", "1")
+    assert "column 'label': 1.0 is read as 1" in index.notes
+
+
+@pytest.mark.parametrize(("odd", "count"), [("<0.5", 2), ("3.2 mm", 2), ("inf", 1), ("5%", 2), ("failed", 1)])
+def test_numbers_among_which_a_few_cells_are_none_are_no_classes(images: Path, odd: str, count: int) -> None:
+    cells = [odd if row < count else f"{row / 3:.2f}" for row in range(40)]
+    for row in range(40):
+        save_image(images / f"images/{row}.png", seed=row)
+    text = "\n".join(["path,label", *(f"images/{row}.png,{cell}" for row, cell in enumerate(cells))])
+    table = write(images / "list.csv", text)
+    with pytest.raises(DataError, match=f"has numbers in column 'label', but none in {count} rows: '{odd}'"):
+        scan_data(table)
+    assert len(scan_data(table, table_options=TableOptions(task="single")).classes) == len(set(cells))
+
+
+def test_complementary_columns_beside_a_third_are_labels(images: Path) -> None:
+    index = scan_data(write(images / "list.csv", rows("1,0,0", "0,1,1", "0,1,0", "1,0,1", head="path,well,sick,edema")))
+    assert (index.task.name, index.classes) == ("multilabel", ("well", "sick", "edema"))
+    table = rows("1,0,0,0", "0,1,0,1", "0,0,1,0", "1,0,0,1", head="path,A,B,C,implant")
+    index = scan_data(write(images / "list.csv", table))
+    assert (index.task.name, index.classes) == ("single", ("A", "B", "C"))
+    assert "columns that are not used: implant" in index.notes
+
+
 def test_exact_name_of_a_column_is_before_another_spelling(images: Path) -> None:
     text = "path,Grade,grade\nimages/a.png,x,p\nimages/b.png,y,q\nimages/c.png,x,q\n"
     for name, classes in (("grade", ("p", "q")), ("Grade", ("x", "y"))):

@@ -12,7 +12,7 @@ from convnext_cli.data.tables.table import SAMPLE, find_named
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import Table, fold_column, parse_number
+from convnext_cli.tasks.reading import Table, fold_column, is_unknown, join_decimals, parse_number
 
 _PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",
@@ -136,10 +136,11 @@ def read_folds(table: Table, columns: dict[str, str], splits: Sequence[str]) -> 
 
 
 def read_groups(table: Table, columns: dict[str, str]) -> list[str]:
-    """Return the group of each row; empty if the table has none."""
+    """Return the group of each row, an empty one where its cell is; empty if the table has none."""
     if "group" not in columns:
         return []
-    return [unicodedata.normalize("NFC", cell) for cell in table.columns[columns["group"]]]
+    cells = join_decimals(table.columns[columns["group"]])
+    return ["" if is_unknown(cell) else unicodedata.normalize("NFC", cell) for cell in cells]
 
 
 def _varies(cells: Sequence[str]) -> bool:
