@@ -48,6 +48,7 @@ def finetune(context: typer.Context, values: OptionValues) -> None:
         raise typer.Exit(launch(flags.devices))
 
     from convnext_cli.api import make_train_request
+    from convnext_cli.runs.records import to_plain
 
     own = values.select(FinetuneFlags)
     request = make_train_request({name: value for name, value in values.items() if name not in own})
@@ -58,7 +59,7 @@ def finetune(context: typer.Context, values: OptionValues) -> None:
         result = follow(request, is_verbose=flags.verbose)
     with survive_lost_reader():
         if flags.as_json:
-            console.show_json(asdict(result))
+            console.show_json(to_plain(result))
         else:
             show_finished(result)
 

@@ -147,8 +147,11 @@ def test_recommend_shows_reasons_and_the_next_command(convnext: Convnext, digits
 def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
     assert convnext("recommend", digits, "-o", "plan.toml").code == 0
     flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
-    outcome = convnext("finetune", digits, "--config", "plan.toml", *flags)
+    outcome = convnext("finetune", digits, "--config", "plan.toml", *flags, "--json")
     assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["calibration"].keys() == json.loads(
+        Path("run/calibration.json").read_text()
+    ).keys() | {"label_scale", "label_offset", "label_thresholds", "margin"}
     epochs, freeze_epochs = (read_choices(tmp_path / "run/plan.toml")[name] for name in ("epochs", "freeze_epochs"))
     assert (epochs.value, epochs.source) == (1, "plan"), "a flag of another command"
     assert (freeze_epochs.value, freeze_epochs.source) == (10, "measured")
