@@ -116,8 +116,8 @@ def is_other_data(run: RunFolder, test_set: TestSet) -> bool:
 
 
 def measure_drift(
-    classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs, notes: list[Notice]
-) -> Steps[Drift | None]:
+    classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs
+) -> Steps[tuple[Drift | None, list[Notice]]]:
     """Compare the images of an evaluation with the run's validation images.
 
     Those of a cross-validation are the validation images of all folds. Their OOD scores are of different models, and
@@ -128,24 +128,21 @@ def measure_drift(
         calibration: of the run.
         test_set: the images of the evaluation.
         outputs: of these images, with features.
-        notes: gets what was found, or the reason why nothing is compared.
 
     Returns:
-        None where there is nothing to compare with.
+        The drift with notes on it; None, with the reason, where there is nothing to compare with.
     """
     members = _list_members(classifier)
     is_single = len(members) == 1
     calibrations = [calibration] if is_single else [read_calibration(member.run) for member in members]
     if not all(each is not None and each.is_fitted for each in calibrations):
-        notes.append(Notice(text="drift is not measured: the run has too few validation images"))
-        return None
+        return None, [Notice(text="drift is not measured: the run has too few validation images")]
     references: list[ImageMeasures] = []
     for member in members:
         references += yield from _read_reference(member)
     if len(references) < len(members):
         text = "drift is not measured: the run keeps no measures of its validation images, and its data are gone"
-        notes.append(Notice(text=text))
-        return None
+        return None, [Notice(text=text)]
     selection = select_rows(test_set.index, test_set.rows)
     sizes = yield from _measure_sizes(selection)
     scores = read_novelty(members[0].run).score(outputs.features, outputs.statistics) if is_single else None
@@ -158,8 +155,7 @@ def measure_drift(
     if scores is not None and calibration is not None and calibration.novelty_threshold is not None:
         flagged = float((scores > calibration.novelty_threshold).mean())
         drift = replace(drift, flagged=flagged, expected=calibration.novelty_rate)
-    notes += describe_drift(drift)
-    return drift
+    return drift, describe_drift(drift)
 
 
 def _list_members(classifier: Classifier) -> list[TorchClassifier]:

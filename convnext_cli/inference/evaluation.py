@@ -53,6 +53,7 @@ from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable
 from convnext_cli.options import make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
+from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord, to_plain
@@ -280,15 +281,16 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     check_records(run)
     if (unfinished := describe_progress(run)) is not None:
         notes.insert(0, Notice(text=unfinished))
-    audit = yield from audit_steps(run, notes)
+    audit, audit_notes = yield from audit_steps(run)
     leakage, overlap = yield from find_leakage(run, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
     classifier, ensemble_notes = open_classifier(run, cache=request.cache)
-    notes += leakage + ensemble_notes
+    notes += audit_notes + leakage + ensemble_notes
     task, targets = classifier.task, classifier.read_targets(test_set.index, test_set.rows)
-    own_calibration = yield from _prepare_calibration(run, classifier, operating_targets, notes)
-    calibration = yield from refit_calibration(classifier, fit_set, own_calibration, run, notes)
+    own_calibration, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
+    calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own_calibration, run)
+    notes += calibration_notes + refit_notes
     if request.save_calibration is not None and calibration is not None:
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
     is_other = is_other_data(run, test_set)
@@ -296,7 +298,10 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     evaluated = EvaluatedImages(
         test_set=test_set, classes=classifier.classes, task=task, logits=outputs.logits, targets=targets
     )
-    drift = (yield from measure_drift(classifier, own_calibration, test_set, outputs, notes)) if is_other else None
+    drift = None
+    if is_other:
+        drift, drift_notes = yield from measure_drift(classifier, own_calibration, test_set, outputs)
+        notes += drift_notes
     augmentation = None
     if request.tta:
         evaluated, augmentation = yield from _augment(run, evaluated, calibration, seconds, cache=request.cache)
@@ -439,28 +444,28 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
 
 
 def _prepare_calibration(
-    run: RunFolder, classifier: TorchClassifier | Ensemble, targets: Sequence[Target], notes: list[Notice]
-) -> Steps[Calibration | None]:
-    """Return the calibration of a run with the thresholds of all targets; None for a cross-validation."""
+    run: RunFolder, classifier: TorchClassifier | Ensemble, targets: Sequence[Target]
+) -> Steps[tuple[Calibration | None, list[Notice]]]:
+    """Return the calibration of a run with the thresholds of all targets, and notes; None for a cross-validation."""
     if isinstance(classifier, TorchClassifier):
-        calibration = yield from _calibrate(classifier, notes)
-        return calibration and add_targets(run, calibration, classifier, targets)
+        calibration, notes = yield from _calibrate(classifier)
+        return calibration and add_targets(run, calibration, classifier, targets), notes
     if targets:
         raise UsageError(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
             f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
         )
-    return None
+    return None, []
 
 
-def _calibrate(classifier: TorchClassifier, notes: list[Notice]) -> Steps[Calibration | None]:
-    """Return the calibration of a run, fitted if it is missing or outdated; add a note where that fails."""
-    run = classifier.run
+def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, list[Notice]]]:
+    """Return the calibration of a run, fitted if it is missing or outdated, with notes on what it lacks."""
+    run, notes = classifier.run, list[Notice]()
     calibration = read_calibration(run)
     is_outdated = calibration is not None and calibration.is_fitted and calibration.novelty_score != SCORE_NAME
     if calibration is None or is_outdated:
         if calibration is None and run.read_calibration() is not None:
-            text = "calibration.json was fitted for other weights than model.safetensors; it is fitted again"
+            text = f"{CALIBRATION.name} was fitted for other weights than {MODEL.name}; it is fitted again"
             notes.append(Notice(text=text))
         try:
             thresholds = calibration.thresholds if calibration else ()
@@ -475,7 +480,7 @@ def _calibrate(classifier: TorchClassifier, notes: list[Notice]) -> Steps[Calibr
         notes.append(Notice(text=text))
     if calibration and (unreliable := describe_unreliable_ood(calibration)):
         notes.append(Notice(text=unreliable, severity="warning"))
-    return calibration
+    return calibration, notes
 
 
 def _compute_outputs(

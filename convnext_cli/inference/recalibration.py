@@ -82,8 +82,7 @@ def refit_calibration(
     fit_set: TestSet | None,
     calibration: Calibration | None,
     run: RunFolder,
-    notes: list[Notice],
-) -> Steps[Calibration | None]:
+) -> Steps[tuple[Calibration | None, list[Notice]]]:
     """Fit a calibration, and the thresholds of all targets, on labelled images.
 
     Args:
@@ -91,10 +90,13 @@ def refit_calibration(
         fit_set: the images; None keeps the run's own calibration.
         calibration: the run's own; it gives the targets and the OOD score. None for a cross-validation.
         run: the run or the cross-validation.
-        notes: gets a note on the images, and a warning on classes of which there are few.
+
+    Returns:
+        The calibration, with a note on the images, and a warning on classes of which there are few.
     """
     if fit_set is None:
-        return calibration
+        return calibration, []
+    notes = []
     task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
     base = calibration or Calibration(
@@ -115,7 +117,7 @@ def refit_calibration(
     if few := task.explain_small_validation(targets, classifier.classes):
         text = f"recalibrated on few images of a class: {few}; the calibration is uncertain"
         notes.append(Notice(text=text, severity="warning"))
-    return structs.replace(fitted, thresholds=tuple(thresholds))
+    return structs.replace(fitted, thresholds=tuple(thresholds)), notes
 
 
 def keep_labels(fitted: Calibration, previous: Calibration, labels: Sequence[int]) -> Calibration:

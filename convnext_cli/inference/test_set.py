@@ -22,6 +22,7 @@ from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import TABLE_SETTINGS
+from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
@@ -86,15 +87,10 @@ def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet
     return TestSet(index=index, split=split, rows=rows), notes
 
 
-def audit_steps(run: RunFolder, notes: list[Notice]) -> Steps[AuditRecord | None]:
-    """Return the run's audit of its data; repeat the audit where `audit.json` is damaged.
+def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]]:
+    """Return the run's audit of its data, with notes; repeat the audit where `audit.json` is damaged.
 
-    Args:
-        run: the run folder.
-        notes: gets a note where the audit is missing, damaged or repeated.
-
-    Returns:
-        None where the run has no audit, or it can be neither read nor repeated.
+    It is None where the run has no audit, or it can be neither read nor repeated.
     """
     try:
         audit = run.read_audit()
@@ -106,17 +102,16 @@ def audit_steps(run: RunFolder, notes: list[Notice]) -> Steps[AuditRecord | None
                 f"{error.problem}. Leakage between splits is unknown: {missing:,} of {len(index):,} images are gone, "
                 "so the audit cannot be repeated"
             )
-            notes.append(Notice(text=text, severity="warning"))
-            return None
-        notes.append(Notice(text=f"{error.problem}. The audit was repeated"))
+            return None, [Notice(text=text, severity="warning")]
         groups = len(set(index.groups) - {""})
         grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
         measured = yield from audit_index(index, grouping, threads=count_cpus())
         plain = json.loads(json.dumps(measured.as_dict(), default=str))
-        return convert_record(plain, AuditRecord, run.path / "audit.json", error.remedy)
+        audit = convert_record(plain, AuditRecord, AUDIT.path(run.path), error.remedy)
+        return audit, [Notice(text=f"{error.problem}. The audit was repeated")]
     if audit is None:
-        notes.append(Notice(text="the run has no audit.json: leakage between splits was not checked"))
-    return audit
+        return None, [Notice(text=f"the run has no {AUDIT.name}: leakage between splits was not checked")]
+    return audit, []
 
 
 def find_leakage(
