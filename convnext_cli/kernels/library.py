@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -97,7 +98,8 @@ def describe_processor(field: str) -> str:
 def _compile(path: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
-        raise NoKernelError("there is no C compiler")
+        named = os.environ.get("CC", "").strip()
+        raise NoKernelError(f"$CC names {named}, which is not there" if named else "there is no C compiler")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:  # atomic, as other processes may compile too
         command = [

@@ -42,7 +42,7 @@ def test_concurrent_compilations_leave_one_file(anew: Path) -> None:
 @pytest.mark.parametrize(
     ("compiler", "why"),
     [
-        ("/nowhere/cc", "No such file"),
+        ("/nowhere/cc", r"^\$CC names /nowhere/cc, which is not there$"),
         ("false", "false failed: no message"),
         ("true", "file too short"),  # succeeds and writes nothing
     ],
