@@ -15,7 +15,7 @@ from convnext_cli.cli.predict import find_run
 from convnext_cli.cli.subgroups import show_subgroups
 from convnext_cli.cli.targets import show_points, show_targets
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import DATA, RUN, Option, make_request
 from convnext_cli.text import capitalise, quote
@@ -82,7 +82,7 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
 def _make_request(values: OptionValues, paths: tuple[Path, ...]) -> EvalRequest:
     """Return the request, with runs and data told apart, and the newest run where none is named."""
     runs, data = _sort_paths(paths, values.get("data"))
-    runs = runs or [find_run(None)]
+    runs = runs or [find_run(None, EVAL_RUN)]
     request: EvalRequest = make_request(EvalRequest, values.select(EvalRequest) | {"runs": tuple(runs), "data": data})
     return request
 

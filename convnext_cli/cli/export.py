@@ -9,7 +9,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.predict import describe_skipped, find_files, find_run
-from convnext_cli.exports.request import ExportRequest
+from convnext_cli.exports.request import EXPORT_RUN, ExportRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import Option
 from convnext_cli.text import quote
@@ -44,7 +44,7 @@ def export(_context: typer.Context, values: OptionValues) -> None:
 
     flags = values.make(ExportFlags)
     request = values.make(ExportRequest, images=_find_images(flags.images))
-    run = RunFolder(find_run(flags.run))
+    run = RunFolder(find_run(flags.run, EXPORT_RUN))
 
     from convnext_cli.api import export_run
     from convnext_cli.exports.export import ExportedFile

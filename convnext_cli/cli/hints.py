@@ -75,10 +75,22 @@ def _explain_option(error: TyperException, option: str, words: Sequence[str]) ->
         return f"No such option: {typed}. Did you mean --{name}?"
     if (meant := NAMES.get(name)) in known:
         return f"No such option: {typed}. Did you mean {meant}?"
+    if word := _find_argument(error, name):
+        path = error.ctx.command_path  # type: ignore[attr-defined]  # of Typer's NoSuchOption
+        return f"No such option: {typed}. {word} is an argument: `{path} {word}`"
     if name in REASONS and "--lr" in known:  # of finetune alone
         return f"No such option: {typed}: {REASONS[name]}"
     near = suggest(f"--{name}", sorted(known)).strip()
     return f"No such option: {typed}. {near}" if near else None
+
+
+def _find_argument(error: TyperException, name: str) -> str | None:
+    """Return the argument of the command that failed whose word in the usage line is `name` or its plural."""
+    context = getattr(error, "ctx", None)
+    arguments = [p for p in context.command.params if p.param_type_name == "argument"] if context else []
+    texts = [text.upper() for argument in arguments for text in (argument.name, argument.metavar) if text]
+    words = {word for text in texts for word in re.findall("[A-Z]+", text)}
+    return next((word for word in (name.upper(), f"{name.upper()}S") if word in words), None)
 
 
 def _list_flags(error: TyperException) -> set[str]:
@@ -86,7 +98,8 @@ def _list_flags(error: TyperException) -> set[str]:
     context = getattr(error, "ctx", None)
     if context is None:
         return set()
-    flags = {flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    options = [parameter for parameter in context.command.params if parameter.param_type_name == "option"]
+    flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     declared = getattr(context.command, "declared", {}).values()
     former = {flag for entry in declared for flag in entry.option.former}
     return flags - former - {entry.flag for entry in declared if entry.option.replacement}

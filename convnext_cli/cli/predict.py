@@ -13,7 +13,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.tables import count_cells
 from convnext_cli.errors import ImageError, UsageError
-from convnext_cli.inference.request import PredictRequest
+from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.options import DATA, Option
 from convnext_cli.text import make_visible, quote
 
@@ -76,7 +76,7 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     inputs = find_files(flags.images)
     if flags.as_csv:
         _check_csv(inputs)
-    run = find_run(flags.run)
+    run = find_run(flags.run, PREDICT_RUN)
     _show_run_notes(run, request)
 
     from convnext_cli.api import predict_images
@@ -113,13 +113,18 @@ def _check_csv(inputs: "Inputs") -> None:
         )
 
 
-def find_run(run: Path | None) -> Path:
-    """Return the run that the user names; else the newest one, which is named on the terminal."""
+def find_run(run: Path | None, naming: str) -> Path:
+    """Return the run that the user names; else the newest one, which is named on the terminal.
+
+    Args:
+        run: the run that the user names.
+        naming: the command that names a run, for the error where there is none.
+    """
     from convnext_cli.runs.folds import find_newest_run
 
     if run is not None:
         return run
-    newest = find_newest_run().path
+    newest = find_newest_run(naming).path
     console.say(f"run: {newest} (the newest)")
     return newest
 

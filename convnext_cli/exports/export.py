@@ -13,7 +13,7 @@ from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.onnx_file import OPSET, check_installed, write_graph, write_metadata
 from convnext_cli.exports.parity import Parity, ParityError, Tolerance, check_parity_steps
 from convnext_cli.exports.quantisation import quantise
-from convnext_cli.exports.request import ExportRequest
+from convnext_cli.exports.request import EXPORT_RUN, ExportRequest
 from convnext_cli.exports.torch_export import ProgramClassifier, write_program
 from convnext_cli.exports.wrapper import make_metadata
 from convnext_cli.files import check_output, replace_output
@@ -124,7 +124,7 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
         ConvnextError: the extra `onnx` is not installed, or the Hub refused the upload.
     """
     values = options | {"images": tuple(Path(image) for image in options.get("images", ()))}
-    folder = find_newest_run() if run is None else RunFolder(Path(run))
+    folder = find_newest_run(EXPORT_RUN) if run is None else RunFolder(Path(run))
     return finish(export_steps(folder, make_request(ExportRequest, values)), on_event)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from convnext_cli.options import Option
 
 PARITY_IMAGES = 500
+EXPORT_RUN = "convnext export RUN"  # how the command names a run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

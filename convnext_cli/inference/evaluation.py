@@ -38,7 +38,7 @@ from convnext_cli.inference.recalibration import (
     measure_recalibration,
     refit_calibration,
 )
-from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.subgroups import SubgroupEvaluation, compare_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
@@ -208,7 +208,7 @@ def evaluate(
         UsageError: a target cannot be parsed, or has no class or validation split to be set on; or `per` is `group`
             and the groups are not known.
     """
-    folder = find_newest_run() if run is None else RunFolder(Path(run))
+    folder = find_newest_run(EVAL_RUN) if run is None else RunFolder(Path(run))
     request = make_request(EvalRequest, {**options, "data": data})
     return finish(evaluate_steps(folder, request), on_event)
 
@@ -218,7 +218,7 @@ def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
 
     All runs are read before the first evaluation on a test split is recorded.
     """
-    runs = [RunFolder(path) for path in request.runs] or [find_newest_run()]
+    runs = [RunFolder(path) for path in request.runs] or [find_newest_run(EVAL_RUN)]
     if len(runs) > 1 and request.recalibrate is not None:
         raise UsageError("--recalibrate is for one run", "Evaluate each run by itself")
     if len(runs) > 1:

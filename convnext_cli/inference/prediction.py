@@ -18,7 +18,7 @@ from convnext_cli.inference.calibration import (
 from convnext_cli.inference.heat_maps import prepare_heat_maps
 from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.inference.pooling import Pooling, name_groups, open_poolable, open_pooling, read_pooling
-from convnext_cli.inference.request import PredictRequest
+from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
 from convnext_cli.options import make_request
@@ -141,7 +141,7 @@ def predict(
         UsageError: an input is neither path nor image, the run has no OOD score, or the engine does not support an
             option.
     """
-    folder = find_newest_run().path if run is None else Path(run)
+    folder = find_newest_run(PREDICT_RUN).path if run is None else Path(run)
     sources = list_sources(images)
     request = make_request(PredictRequest, {**options, "explain": options.get("explain") or None})
 

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from convnext_cli.options import AUTO, DATA, RUN, Option
 
+EVAL_RUN = "convnext eval RUN"  # how the command names a run
+PREDICT_RUN = "convnext predict IMAGE --run RUN"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupOptions:

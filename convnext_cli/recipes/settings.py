@@ -74,7 +74,11 @@ class Settings:
     epochs: Annotated[
         int,
         Option(
-            help="Epochs of fine-tuning; 0 trains the head only.", group=TRAINING, is_common=True, low=0, high=MAX_COUNT
+            help="Epochs of fine-tuning; 0, with --freeze-epochs, trains the head only.",
+            group=TRAINING,
+            is_common=True,
+            low=0,
+            high=MAX_COUNT,
         ),
     ]
     freeze_epochs: Annotated[

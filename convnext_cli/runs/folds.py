@@ -110,14 +110,19 @@ def name_runs(model: str, now: datetime) -> Iterator[Path]:
     yield from (RUNS / f"{name}-{number}" for number in count(2))
 
 
-def find_newest_run() -> RunFolder:
+def find_newest_run(naming: str) -> RunFolder:
     """Return the newest run under `runs/` that has a model; for a fold, its cross-validation.
+
+    Args:
+        naming: the command that names a run, for the error.
 
     Raises:
         RunError: there is no such run.
     """
     models = [*RUNS.glob(f"*/{MODEL.name}"), *RUNS.glob(f"*/{FOLD}*/{MODEL.name}")]
     if not models:
-        raise RunError(f"no run under {RUNS.resolve()}", "Name one with --run, or make one with `convnext finetune`")
+        raise RunError(
+            f"no run under {RUNS.resolve()}", f"Name one with `{naming}`, or make one with `convnext finetune`"
+        )
     newest = max(models, key=lambda path: path.stat().st_mtime).parent
     return RunFolder(newest if newest.parent == RUNS else newest.parent)

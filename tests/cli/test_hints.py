@@ -41,6 +41,22 @@ def test_each_command_suggests_only_its_own_options(convnext: Convnext) -> None:
     assert "AdamW" not in convnext("predict", "x.png", "--optimizer", "sgd").err
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("eval --run r", "No such option: --run. RUN is an argument: `convnext eval RUN`"),
+        ("export --run r", "No such option: --run. RUN is an argument: `convnext export RUN`"),
+        ("finetune --data d", "No such option: --data. DATA is an argument: `convnext finetune DATA`"),
+        ("check --data d", "No such option: --data. DATA is an argument: `convnext check DATA`"),
+        ("predict --image i", "No such option: --image. IMAGES is an argument: `convnext predict IMAGES`"),
+    ],
+)
+def test_an_argument_that_is_written_as_an_option_is_named(convnext: Convnext, words: str, hint: str) -> None:
+    outcome = convnext(*words.split())
+    assert outcome.code == 2
+    assert hint in outcome.err
+
+
 def test_every_hint_names_an_existing_option() -> None:
     import typer.main
 

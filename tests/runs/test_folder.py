@@ -58,15 +58,15 @@ def test_split_round_trips_with_odd_names(tmp_path: Path) -> None:
 
 
 def test_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run under"):
-        find_newest_run()
+    with pytest.raises(RunError, match=r"no run under .*runs\. Name one with `convnext eval RUN`, or make one with"):
+        find_newest_run("convnext eval RUN")
     for age, name in enumerate(("old", "new", "unfinished")):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         if name != "unfinished":
             (folder / "model.safetensors").touch()
             os.utime(folder / "model.safetensors", (age, age))
-    assert find_newest_run().path.name == "new"
+    assert find_newest_run("").path.name == "new"
 
 
 def test_damaged_split_is_refused(tmp_path: Path) -> None:

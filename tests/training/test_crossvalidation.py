@@ -238,5 +238,5 @@ def test_commands_for_one_model_name_a_fold(
     with pytest.raises(UsageError, match="cross_validate"):
         train(folds_request(data, "run"))
     monkeypatch.chdir(folds_run.path.parents[1])
-    assert find_newest_run() == RunFolder(Path("runs/cv"))
+    assert find_newest_run("") == RunFolder(Path("runs/cv"))
     assert TorchClassifier(folds_run.run(1).path).classes == ("0", "1", "2")
