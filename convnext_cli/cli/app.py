@@ -1,11 +1,13 @@
 """The command line: its commands, and the line and exit code of a failure."""
 
+import errno
 import gc
 import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,7 +18,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
-from convnext_cli.errors import ConvnextError, StoppedError
+from convnext_cli.errors import ConvnextError, StoppedError, UsageError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
 DEBUG = "CONVNEXT_DEBUG"
@@ -79,6 +81,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.", envvar=DEBUG)] = False,
 ) -> None:
     del version  # done by its callback
+    _check_current_folder()
     if debug:
         os.environ[DEBUG] = "1"
     from convnext_cli.cache_folder import explain_cache_location, redirect_library_caches
@@ -89,6 +92,18 @@ def _options(
         console.note(note)
     if context.invoked_subcommand is None:
         console.show_lines(context.get_help())
+
+
+def _check_current_folder() -> None:
+    """Check that the current folder exists: without it PyTorch cannot be loaded, nor a relative path be opened.
+
+    Raises:
+        UsageError: it was removed.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder no longer exists", "Change to another one, such as `cd ~`") from error
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -131,6 +146,9 @@ def _run(args: list[str] | None) -> int:
         discard(sys.stdout)
         code = 1
     except OSError as error:
+        if error.errno == errno.EBADF and error.filename is None:
+            discard(sys.stdout)
+            return _fail("standard output is closed, so the result is lost. Redirect it to a file, or to /dev/null", 1)
         if error.filename is None:  # a stream's: Python would complain again when it closes stdout
             discard_unwritten(sys.stdout)
         where = f": {error.filename}" if error.filename else ""

@@ -79,16 +79,17 @@ def keep_streams() -> Iterator[None]:
     """Provide three standard streams for the length of the block; writing to stderr never fails.
 
     A closed stream becomes the null device. Otherwise the next file that is opened, such as a checkpoint, would get its
-    number, and a library's warning would be written into it.
+    number, and a library's warning would be written into it. Writing to a closed stdout stays an error, since the
+    result is lost: its null device is for reading only.
     """
-    for number in range(3):
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_RDWR)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            os.open(os.devnull, mode)  # the lowest free number is this one
+    for number, (name, letter) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:  # Python's value for a closed stream
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (for the process)
+            setattr(sys, name, open(number, letter, encoding="utf-8", closefd=False))  # noqa: SIM115  (for the process)
     stderr = sys.stderr
     with redirect_stderr(cast("TextIO", Log(stderr))):
         try:

@@ -20,6 +20,18 @@ def errors(outcome: Outcome) -> list[str]:
     return [line for line in outcome.err.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.parametrize(
+    "words", ["finetune good", "eval run", "check good", "predict x.png", "export run", "demo", "doctor", "list"]
+)
+def test_each_command_names_a_current_folder_that_was_removed(convnext: Convnext, words: str) -> None:
+    Path("gone").mkdir()
+    os.chdir("gone")
+    Path("../gone").rmdir()
+    outcome = convnext(*words.split())
+    assert outcome.code == 2
+    assert outcome.err == "error: the current folder no longer exists. Change to another one, such as `cd ~`.\n"
+
+
 BAD_INPUT = [
     (3, "nowhere does not exist", "finetune nowhere"),
     (3, "no images in class folders", "finetune empty"),
