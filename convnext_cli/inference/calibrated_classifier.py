@@ -91,7 +91,8 @@ def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: i
     model = CalibratedClassifier(classifier=classifier, calibration=calibration, missed_targets=missed)
     if not request.abstain:
         return model
-    return replace(model, novelty=read_novelty(folder), threshold=_get_ood_threshold(run, calibration))
+    threshold = _get_ood_threshold(run, calibration)  # first: it has the reason why there may be no arrays
+    return replace(model, novelty=read_novelty(folder), threshold=threshold)
 
 
 def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier:
@@ -166,10 +167,14 @@ def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
     Raises:
         UsageError: the run has none.
     """
-    if calibration is None or calibration.novelty_threshold is None:
-        reason = calibration.unfitted_reason if calibration else "it was never calibrated"
-        raise UsageError(
-            f"{run} has no OOD score: {reason}",
-            "Run `convnext eval` on it, fine-tune with more validation images, or leave out --abstain",
-        )
-    return calibration.novelty_threshold
+    if calibration is not None and calibration.novelty_threshold is not None:
+        return calibration.novelty_threshold
+    if calibration is not None and calibration.unfitted_reason:
+        reason, remedy = calibration.unfitted_reason, "Fine-tune with more validation images"
+    elif run.suffix == ONNX_SUFFIX and not run.is_dir():
+        reason, remedy = "its run was never calibrated", "Run `convnext eval` on the run and export it again"
+    else:
+        is_outdated = RunFolder(run).read_calibration() is not None
+        reason = "its calibration is of other weights" if is_outdated else "it was never calibrated"
+        remedy = f"Run `convnext eval {quote(run)}`"
+    raise UsageError(f"{run} has no OOD score: {reason}", f"{remedy}, or leave out --abstain")

@@ -31,7 +31,7 @@ from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.operating_points import TEST_TARGETS, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
-from convnext_cli.inference.per_group import GroupEvaluation, check_groups, evaluate_groups
+from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
 from convnext_cli.inference.recalibration import (
     Recalibration,
     divide_test_set,
@@ -310,17 +310,17 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     is_per_group = request.per == "group"
     per_group = evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None
     subgroups = yield from compare_subgroups(evaluated.score(calibration), attributes)
-    return replace(
+    evaluation = replace(
         evaluation,
         per_group=per_group,
         augmentation=augmentation,
-        test_number=_record(run, evaluation, per_group, tta=request.tta) if test_set.split == "test" else None,
         overlap=overlap,
         audit=audit,
         subgroups=subgroups,
         drift=drift,
         recalibration=measure_recalibration(evaluated.score(own_calibration), evaluated.score(calibration), fit_set),
     )
+    return replace(evaluation, test_number=_record(run, evaluation) if test_set.split == "test" else None)
 
 
 def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
@@ -362,6 +362,7 @@ def _choose_images(
     run: RunFolder, request: EvalRequest, test_set: TestSet | None
 ) -> Steps[tuple[TestSet, list[Notice]]]:
     """Return the images to evaluate, those of another run if there are some, with notes."""
+    check_negative(request, run.read_split())
     notes: list[Notice] = []
     if test_set is None:
         test_set, notes = yield from choose_test_set(run, request)
@@ -492,18 +493,20 @@ def _compute_outputs(
     return outputs, time.perf_counter() - started
 
 
-def _record(run: RunFolder, evaluation: Evaluation, per_group: GroupEvaluation | None, *, tta: bool) -> int:
+def _record(run: RunFolder, evaluation: Evaluation) -> int:
     """Record an evaluation on a test split in the run, and return its number."""
     points = {"image": evaluation.operating_points}
-    if per_group is not None:
-        points["group"] = per_group.operating_points
+    if evaluation.per_group is not None:
+        points["group"] = evaluation.per_group.operating_points
+    recalibration = evaluation.recalibration
     return run.record_test(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": str(evaluation.data),
             "images": evaluation.metrics.images,
+            **({"recalibrated_on": recalibration.images} if recalibration is not None else {}),
             **{key: getattr(evaluation.metrics, key) for key in reversed(evaluation.task.display.epoch)},
-            "tta": tta,
+            "tta": evaluation.augmentation is not None,
             **{
                 TEST_TARGETS[unit]: {str(point.threshold.target): point.to_record() for point in of_unit}
                 for unit, of_unit in points.items()

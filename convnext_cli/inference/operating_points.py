@@ -44,9 +44,13 @@ def trace_curves(
 def find_missed(
     run: RunFolder, thresholds: Sequence[Threshold], per: Literal["image", "group"] = "image"
 ) -> dict[str, str]:
-    """Return each target that its last evaluation on a test split did not meet, with what it reached there."""
+    """Return each target that its last evaluation on a test split did not meet, with what it reached there.
+
+    Evaluations with another calibration than the run's do not count: their thresholds are not those of predictions.
+    """
     measured: dict[str, Any] = {}
     for test in run.read_tests():
-        measured |= test.get(TEST_TARGETS[per], {})
+        if not test.get("recalibrated_on"):
+            measured |= test.get(TEST_TARGETS[per], {})
     texts = ((str(t.target), show_missed(t.target, measured.get(str(t.target)))) for t in thresholds)
     return {name: text for name, text in texts if text}

@@ -99,6 +99,19 @@ def check_groups(request: EvalRequest, test_set: TestSet) -> None:
         )
 
 
+def check_negative(request: EvalRequest, trained_on: Index) -> None:
+    """Check that a negative class has an effect on a run that was trained on these data.
+
+    Raises:
+        UsageError: it is unknown, the task has none, or single images are evaluated.
+    """
+    if request.negative_class is None:
+        return
+    choose_negative(trained_on.task, trained_on.classes, request.negative_class)
+    if request.per != "group":
+        raise UsageError("--negative-class needs --per group: it decides the class of a group", "Add --per group")
+
+
 def evaluate_groups(
     run: RunFolder,
     classifier: Classifier,

@@ -120,7 +120,7 @@ class EvalRequest(GroupOptions):
     recalibrate: Annotated[
         int | None,
         Option(
-            help="Fit the calibration on N of the images and evaluate the others; the run is not changed.",
+            help="Fit a calibration on N of the images and evaluate the others; the run keeps its own.",
             group=RUN,
             is_common=True,
             low=2,

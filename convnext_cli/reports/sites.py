@@ -81,7 +81,7 @@ def show_drift(report: ReportData) -> Section | None:
         )
         sentences.append(
             f"The calibration was fitted on {recalibration.images:,} other images of this folder "
-            f"({recalibration.description}); the run is not changed. Change on these images: {'; '.join(gains)}."
+            f"({recalibration.description}); the run keeps its own. Change on these images: {'; '.join(gains)}."
         )
     return Section(title="Drift", sentences=sentences, blocks=blocks)
 

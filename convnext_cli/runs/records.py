@@ -164,6 +164,8 @@ class Test(Struct, frozen=True, kw_only=True):
     """A line of `tests.jsonl`: one evaluation on the test split."""
 
     images: Count = 0
+    recalibrated_on: Count = 0
+    """Number of images of `eval --recalibrate`; with 0, as in older runs, the run's own calibration was evaluated."""
     balanced_accuracy: Fraction | None = None
     targets: dict[str, Fraction | dict[str, Fraction | None] | None] = {}
     """The metric of each target; of a target with several bounds, each metric by its name."""

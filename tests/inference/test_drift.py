@@ -174,7 +174,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     assert result.calibration is not None
     assert plain.calibration is not None
     assert result.calibration.temperature != plain.calibration.temperature
-    assert evaluate(mine.path, data).calibration == plain.calibration, "the run is not changed"
+    assert evaluate(mine.path, data).calibration == plain.calibration, "the run keeps its own"
     difference = result.recalibration.gain.differences["log_loss"]
     assert difference is not None
     assert difference.value < 0
@@ -183,7 +183,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     assert outcome.out.endswith(f"--calibration {file.name}\n")
     assert json.loads(file.read_text())["temperature"] == result.calibration.temperature
     assert "Recalibrated on" in outcome.out
-    assert "the other ones are evaluated. The run is not changed" in outcome.err
+    assert "the other ones are evaluated. The run keeps its own calibration" in outcome.err
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])

@@ -296,6 +296,24 @@ def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: 
     assert prediction.missed_targets == ({} if sensitivity == 100 else {"sensitivity=0.9:1": "sensitivity 0.0%"})
 
 
+def test_recalibrated_evaluation_of_the_test_split_is_counted_but_does_not_reach_predict(mine: RunFolder) -> None:
+    evaluate(mine.path, split="val", targets=["sensitivity=0.9:1"])
+    recalibrated = evaluate(mine.path, recalibrate=20)
+    assert recalibrated.recalibration is not None
+    [record] = mine.read_tests()
+    assert record["recalibrated_on"] == recalibrated.recalibration.images
+    missed = {**record, "targets": {"sensitivity=0.9:1": 0.0}}
+    mine.tests.write_text(json.dumps(missed) + "\n")
+    image = mine.read_split().root / mine.read_split().paths[0]
+    assert predict(image, mine.path)[0].missed_targets == {}
+    assert list_run_notes(mine.path, PredictRequest()) == []
+    of_an_older_run = {key: value for key, value in missed.items() if key != "recalibrated_on"}
+    mine.tests.write_text(json.dumps(of_an_older_run) + "\n")
+    assert predict(image, mine.path)[0].missed_targets == {"sensitivity=0.9:1": "sensitivity 0.0%"}
+    assert evaluate(mine.path).test_number == 2
+    assert "recalibrated_on" not in mine.read_tests()[1]
+
+
 def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresholds(mine: RunFolder) -> None:
     evaluate(mine.path, targets=["sensitivity=0.9:1"])
     kept, arrays = mine.read_calibration(), mine.read_calibration_arrays()

@@ -312,6 +312,15 @@ def test_refusals_say_what_to_do(bags: RunFolder, run: RunFolder, tmp_path: Path
         choose_negative(Multilabel(), ("a", "b"), "a")
 
 
+def test_negative_class_without_effect_is_refused(bags: RunFolder) -> None:
+    for per in ("image", "group"):
+        with pytest.raises(UsageError, match="unknown class 'zebra' in --negative-class"):
+            evaluate(bags.path, per=per, negative_class="zebra")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"--negative-class needs --per group.*Add --per group"):
+        evaluate(bags.path, negative_class="SPOT")
+    assert not bags.tests.exists(), "it does not count as an evaluation"
+
+
 def test_negative_class_is_recognised_by_its_name() -> None:
     assert choose_negative(SINGLE, ("BACTERIA", "NORMAL", "VIRUS"), None) == "NORMAL"
     assert choose_negative(SINGLE, ("No Finding", "Edema"), None) == "No Finding"

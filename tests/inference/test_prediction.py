@@ -82,6 +82,21 @@ def test_uncalibrated_run_cannot_abstain(mine: RunFolder) -> None:
     assert list_run_notes(mine.path, PredictRequest(abstain=True)) == []
 
 
+def test_run_with_few_validation_images_has_no_ood_score_and_says_why(mine: RunFolder) -> None:
+    calibration, reason = mine.read_calibration(), "the validation split has only 12 images"
+    mine.write_calibration(calibration | {"weak": reason, "novelty_threshold": None, "thresholds": []}, {})
+    with pytest.raises(UsageError, match=f"has no OOD score: {reason}") as caught:
+        predict(paths_of(mine, "test")[0], mine.path, abstain=True)
+    assert caught.value.remedy == "Fine-tune with more validation images, or leave out --abstain"
+
+
+def test_run_whose_calibration_is_of_other_weights_cannot_abstain(mine: RunFolder) -> None:
+    mine.write_calibration(mine.read_calibration() | {"weights": "00000000"}, {})
+    with pytest.raises(UsageError, match="its calibration is of other weights") as caught:
+        predict(paths_of(mine, "test")[0], mine.path, abstain=True)
+    assert caught.value.remedy.startswith("Run `convnext eval")
+
+
 def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -> None:
     images = paths_of(run, "test")[:3]
     predictions = predict(images, run.path, explain=tmp_path / "heat")

@@ -64,7 +64,7 @@ def test_recalibration_is_reported_where_drift_is_not_measured(evaluation: Evalu
     assert section.blocks == []
     [sentence] = section.sentences
     assert re.match(r"The calibration was fitted on \d+ other images of this folder", str(sentence))
-    assert "the run is not changed. Change on these images: log loss " in str(sentence)
+    assert "the run keeps its own. Change on these images: log loss " in str(sentence)
 
 
 @pytest.mark.slow
