@@ -21,6 +21,7 @@ from convnext_cli.recipes.settings import (
     check_settings,
     declare_settings,
     expand_settings,
+    list_changed,
 )
 from convnext_cli.training.request import TrainRequest
 
@@ -156,7 +157,8 @@ def check_steps(data: Path, options: Mapping[str, Any]) -> Steps["Audit"]:
     settings = expand_settings(options)
     declared = declare_settings()
     check_options(settings, {name: declared[name] for name in READING_SETTINGS}, kind="option of check")
-    dataset = yield from load_dataset(DatasetRequest(data=data, **settings), threads=count_cpus())
+    request = DatasetRequest(data=data, chosen=list_changed(settings), **settings)
+    dataset = yield from load_dataset(request, threads=count_cpus())
     assert dataset.audit is not None
     return dataset.audit
 

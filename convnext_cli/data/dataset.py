@@ -1,5 +1,6 @@
 """Load a data set: scan it, leave images out, group and audit it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from convnext_cli.data.groups import Grouping, group_steps
 from convnext_cli.data.index import NONE, UNREADABLE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.tables.options import TableOptions
-from convnext_cli.errors import DataError
+from convnext_cli.data.tables.options import COLUMN_OPTIONS, TableOptions
+from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.text import capitalise
 
@@ -30,6 +31,8 @@ class DatasetRequest(TableOptions):
     """True if new splits replace the data's own."""
     unlabelled: bool = False
     """True if all images below the folder are taken as one class."""
+    chosen: tuple[str, ...] = ()
+    """Names of the settings, of reading and others, that the user set: those without effect are refused."""
     audit: bool = True
     """True if every image is checked."""
 
@@ -88,15 +91,31 @@ def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
 
     Raises:
         DataError: the data or the list of images to leave out cannot be used.
-        UsageError: the pattern for groups is invalid.
+        UsageError: the pattern for groups is invalid, or a chosen setting has no effect.
     """
     if request.unlabelled:
         index = scan_unlabelled(request.data, exclude=request.exclude)
     else:
         index = scan_data(request.data, exclude=request.exclude, table_options=request)
+    _check_effects(request.chosen, index)
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
     return (yield from group_steps(index, request.group_from))
+
+
+def _check_effects(chosen: Sequence[str], index: Index) -> None:
+    """Check that the chosen settings have an effect on data as they were read.
+
+    Raises:
+        UsageError: one has none.
+    """
+    for name in chosen:
+        flag, reason = f"--{name.replace('_', '-')}", index.task.ignored.get(name)
+        if reason:
+            raise UsageError(f"{flag} has no effect on {index.task.title}: {reason}", "Leave it out")
+        if name in COLUMN_OPTIONS and index.table is None:
+            remedy = "Leave it out, or give the CSV file itself"
+            raise UsageError(f"{flag} has no effect: {index.root} is not read from a CSV file", remedy)
 
 
 def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dataset:

@@ -27,6 +27,7 @@ from convnext_cli.images.formats import (
     DICOM_SUFFIXES,
     HEAD_BYTES,
     JPEG2000_CODESTREAM,
+    LFS_POINTER,
     PILLOW_SUFFIXES,
     SpecialFileError,
     identify_bytes,
@@ -48,7 +49,7 @@ from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, read_tiff
 Pixels = NDArray[np.uint8]
 """An image, (H, W, 3), RGB."""
 
-RULES = 2
+RULES = 3
 """Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
@@ -98,12 +99,14 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
     name = ""
     try:
         with open_regular_file(path) as file:
-            kind = identify_bytes(file.read(HEAD_BYTES), path.suffix)
+            head = file.read(HEAD_BYTES)
+            _refuse_placeholder(head, path)
+            kind = identify_bytes(head, path.suffix)
             if (kind is None and path.suffix.lower() in DICOM_SUFFIXES) or (kind is not None and kind.name == "DICOM"):
                 from convnext_cli.images.dicom import read_dicom  # an extra dependency, for DICOM only
 
                 name = "DICOM"
-                return _finish(read_dicom(file, path))
+                return _finish(read_dicom(file, path), path)
             name = kind.name if kind is not None else ""
             if kind is not None and not kind.readable:
                 raise ImageError(f"{path} is {name}, which cannot be read", "Convert it to PNG, TIFF or JPEG")
@@ -138,7 +141,7 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
         name: for messages.
 
     Raises:
-        ImageError: its file cannot be read to its end, or its mode cannot be converted to RGB.
+        ImageError: its file cannot be read to its end, its mode cannot be converted to RGB, or no value is finite.
     """
     try:
         with _one_image:
@@ -146,21 +149,30 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
         steps: list[str] = []
         if _find_orientation(copy, steps) != 1:
             ImageOps.exif_transpose(copy, in_place=True)
-        return _convert(copy, copy.mode, steps).pixels
+        return _convert(copy, copy.mode, steps, name).pixels
+    except ImageError:
+        raise
     except Exception as error:  # the errors of Pillow's parsers have no common base class
         raise ImageError(
             f"{name} cannot be read as an image ({' '.join(str(error).split())[:200]})", "Replace or remove it"
         ) from error
 
 
-def _finish(raster: Raster) -> Decoded:
-    """Stretch deep values to 8 bits, and blend transparent parts with white."""
+def _finish(raster: Raster, path: object) -> Decoded:
+    """Stretch deep values to 8 bits, and blend transparent parts with white.
+
+    Raises:
+        ImageError: no value is finite.
+    """
     values, alpha, mode, bits, steps = raster
     if values.dtype == np.uint8:
         pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
     else:
         shown = None if alpha is None else alpha > 0
-        low, high = find_range(values, shown if shown is not None and shown.any() else None)
+        ends = find_range(values, shown if shown is not None and shown.any() else None)
+        if ends is None:
+            raise ImageError(f"{path} has no finite values", "Replace or remove the file")
+        low, high = ends
         pixels = stretch_between(values, low, high)
         step = f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched"
         steps = (*steps, f"{step} from {low:g}..{high:g}")
@@ -201,7 +213,7 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
         _refuse_deep(file, path, name)
     file.seek(0)
     if name == "PPM" and (raster := _read_deep_pnm(file, path)) is not None:
-        return _finish(raster)
+        return _finish(raster, path)
     file.seek(0)
     try:
         opened = open_with_pillow(file, path, name)
@@ -217,10 +229,10 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
         if opened.mode == "LAB":
             raise ImageError(f"{path} is in Lab colour, which cannot be read", REMEDY)
         with reserve_memory(path, *opened.size, _count_bytes(opened, file)):
-            return _read_pillow(opened, file, at_least)
+            return _read_pillow(opened, file, path, at_least)
 
 
-def _read_pillow(opened: Image.Image, file: BinaryIO, at_least: int | None) -> Decoded:
+def _read_pillow(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:
     steps: list[str] = []
     mode = opened.mode
     if (frames := getattr(opened, "n_frames", 1)) > 1:
@@ -232,27 +244,32 @@ def _read_pillow(opened: Image.Image, file: BinaryIO, at_least: int | None) -> D
     if rawmode == "LA;16B" or rawmode in _SWAPPED:
         raster = _read_deep_png(opened, file, rawmode)
         raster = raster._replace(steps=tuple(steps) + raster.steps)
-        return _finish(turn_upright(raster, orientation))
+        return _finish(turn_upright(raster, orientation), path)
     opened.load()
     if orientation != 1:
         ImageOps.exif_transpose(opened, in_place=True)
-    return _convert(opened, mode, steps)
+    return _convert(opened, mode, steps, path)
 
 
-def _convert(image: Image.Image, mode: str, steps: list[str]) -> Decoded:
+def _convert(image: Image.Image, mode: str, steps: list[str], path: object) -> Decoded:
     """Convert an image that Pillow has read: stretch deep grey, blend transparent parts with white, make the rest RGB.
 
     Args:
         image: read, and upright.
         mode: of the file.
         steps: the steps so far.
+        path: for the message.
+
+    Raises:
+        ImageError: no value is finite.
     """
     if mode in _DEEP_MODES:
         values = _to_array(image)
         alpha = None
         if isinstance(key := image.info.get("transparency"), int):
             alpha = (values != key).astype(np.float32)
-        return _finish(Raster(values, alpha, mode, 16 if mode.startswith("I;16") else 32, tuple(steps)))
+        bits = 16 if mode.startswith("I;16") else 32
+        return _finish(Raster(values, alpha, mode, bits, tuple(steps)), path)
     is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in image.info)
     pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent)
     if has_alpha:
@@ -264,7 +281,7 @@ def _convert(image: Image.Image, mode: str, steps: list[str]) -> Decoded:
 
 def _read_tiff(file: BinaryIO, path: Path) -> Decoded:
     raster, orientation = read_tiff(file, path)
-    return _finish(turn_upright(raster, orientation))
+    return _finish(turn_upright(raster, orientation), path)
 
 
 def _find_orientation(image: Image.Image, steps: list[str]) -> int:
@@ -394,6 +411,14 @@ def _read_deep_pnm(file: BinaryIO, path: Path) -> Raster | None:
         with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
             values = _to_array(image).reshape(height, width, 3)
         return Raster(values, None, "RGB", 32 if header[1] == b"F" else 16)
+
+
+def _refuse_placeholder(head: bytes, path: Path) -> None:
+    """Raise an `ImageError` for a file that stands for an image that was not copied."""
+    if not head:
+        raise ImageError(f"{path} is empty", "Copy it again, or remove it")
+    if head.startswith(LFS_POINTER):
+        raise ImageError(f"{path} is a Git LFS pointer, not the image", "Run `git lfs pull` in its repository")
 
 
 def _refuse_deep(file: BinaryIO, path: Path, name: str) -> None:

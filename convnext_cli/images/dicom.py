@@ -44,8 +44,11 @@ def read_dicom(file: BinaryIO, path: Path) -> Raster:
     """
     dataset = _read_dataset(file, path)
     if not any(keyword in dataset for keyword in _PIXELS):
-        if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
+        if dataset.get("preamble") is None and not any(key in dataset for key in ("SOPClassUID", "Modality", "Rows")):
             raise ImageError(f"{path} cannot be read as an image (not DICOM)", "Replace or remove the file")
+        if _is_cut(dataset):
+            problem = "is DICOM without its pixel data: the file ends early, or is a header only"
+            raise ImageError(f"{path} {problem}", "Copy or export it again, or remove it")
         raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
     steps: list[str] = []
     options = _find_options(dataset, path, steps)
@@ -63,6 +66,12 @@ def read_dicom(file: BinaryIO, path: Path) -> Raster:
         else:
             values = _show_grey(stored, _find_view(dataset, options, steps), dataset, steps)
     return Raster(values, None, f"DICOM {kind}", bits, tuple(steps))
+
+
+def _is_cut(dataset: "Dataset") -> bool:
+    """Return True if a data set without pixels is of a class that has them, or too short for its class to be known."""
+    kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
+    return kind is None or "Image Storage" in kind.name or "Rows" in dataset or "Modality" not in dataset
 
 
 def read_tag(path: Path, keyword: str) -> str | None:
@@ -308,7 +317,7 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps:
         if inverted:
             values = -values
         shown = values[~hidden] if not hidden.all() else values
-        low, high = find_range(shown.reshape(1, -1))
+        low, high = find_range(shown.reshape(1, -1)) or (0.0, 0.0)
         steps.extend(notes)
         if not any(note in ("VOI LUT", _WINDOWED) for note in notes):
             ends = (-high, -low) if inverted else (low, high)

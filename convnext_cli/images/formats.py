@@ -51,6 +51,9 @@ HEAD_BYTES = 512
 JPEG2000_CODESTREAM = b"\xff\x4f\xff\x51"
 """Start of a JPEG 2000 codestream: markers SOC and SIZ (ISO/IEC 15444-1, A.5.1)."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""Start of a text that Git LFS puts in place of a file."""
+
 
 class SpecialFileError(OSError):
     """A pipe, a socket or a device where a file is expected."""

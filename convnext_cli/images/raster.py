@@ -49,8 +49,8 @@ def scale_alpha(alpha: NDArray[Any], full: float) -> NDArray[np.float32] | None:
     return scaled if alpha.max() == full else None
 
 
-def find_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> tuple[float, float]:
-    """Return the lowest and the highest finite value; 0 and 0 if there is none."""
+def find_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> tuple[float, float] | None:
+    """Return the lowest and the highest finite value; None if there is none."""
     low, high = math.inf, -math.inf
     for rows in cut_rows(values.shape):
         part = values[rows]
@@ -60,7 +60,7 @@ def find_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> 
             part = part[np.isfinite(part)]
         if part.size:
             low, high = min(low, float(part.min())), max(high, float(part.max()))
-    return (low, high) if low <= high else (0.0, 0.0)
+    return (low, high) if low <= high else None
 
 
 def stretch_between(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

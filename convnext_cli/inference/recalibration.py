@@ -112,8 +112,8 @@ def refit_calibration(
     thresholds = [
         _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
     ]
-    text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated. The run keeps its own calibration"
-    notes.append(Notice(text=text))
+    text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated"
+    notes.append(Notice(text=f"{text}. The run keeps its own calibration"))
     if few := task.explain_small_validation(targets, classifier.classes):
         text = f"recalibrated on few images of a class: {few}; the calibration is uncertain"
         notes.append(Notice(text=text, severity="warning"))

@@ -75,7 +75,10 @@ class Plan:
 
     def with_epochs(self, epochs: Choice) -> "Plan":
         """Return the plan with another number of epochs; the warm-up is at most a tenth of them."""
-        warmup = shorten_warmup(self.choices["warmup_epochs"], epochs.value)
+        warmup = self.choices["warmup_epochs"]
+        if warmup.value > epochs.value:  # the user's too: the learning rate would never reach its peak
+            warmup = replace(warmup, source="rule")
+        warmup = shorten_warmup(warmup, epochs.value)
         return replace(self, choices={**self.choices, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:

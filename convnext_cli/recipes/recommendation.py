@@ -51,6 +51,7 @@ from convnext_cli.recipes.settings import (
     check_settings,
     default_settings,
     expand_settings,
+    list_changed,
 )
 from convnext_cli.recipes.speeds import estimate_time_here
 from convnext_cli.recipes.tables import load_tables
@@ -271,7 +272,7 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
 
     values = default_settings() | dict(request.settings)
     reading = {name: values[name] for name in READING_SETTINGS}
-    index, _ = read_index(DatasetRequest(data=request.data, **reading))
+    index, _ = read_index(DatasetRequest(data=request.data, chosen=list_changed(request.settings), **reading))
     check_trainable(index)
     fingerprint = compute_fingerprint(index)
     splitting = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}

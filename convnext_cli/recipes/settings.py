@@ -1,6 +1,6 @@
 """The settings of a training. Each is declared once, here: command-line options and the plan file are made from it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,9 @@ TABLE_SETTINGS = (
     "task", "label_columns", "label_column", "label_sep", "path_column", "group_column", "split_column", "blank",
     "log_target",
 )  # fmt: skip
-"""The settings that say how a CSV file is read, and the task."""
 READING_SETTINGS = ("image_root", "exclude", "group_from", "resplit", *TABLE_SETTINGS)
 """The settings that say how data are read."""
+TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature", "teacher_features", "teacher_views")
 MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a typing error
 MAX_LR = 1e6  # far above any that trains; larger values overflow
 UNKNOWN = "unknown"
@@ -723,6 +723,56 @@ def check_combinations(values: Mapping[str, Any]) -> None:
         raise UsageError(f"fold {values['fold']} of {values['folds']} folds", "Give --folds of at least --fold")
     if len(both := [name for name, off in UNCORRECTED.items() if values[name] != off]) > 1:
         raise UsageError(f"{' and '.join(both)} both correct class imbalance", "Use one of them")
+
+
+def list_changed(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the settings that differ from their defaults; of those that have none, from 0."""
+    defaults = default_settings()
+    return tuple(name for name, value in values.items() if value != defaults.get(name, 0))
+
+
+def check_teacher(chosen: Collection[str], *, has_teacher: bool, unlabelled: bool) -> None:
+    """Check that the settings of distillation that a user chose have an effect.
+
+    Args:
+        chosen: their names; not those of a plan file, which holds every setting.
+        has_teacher: True if a teacher is distilled.
+        unlabelled: True if its predictions are the only labels.
+
+    Raises:
+        UsageError: one has none.
+    """
+    if not has_teacher and (names := [name for name in TEACHER_SETTINGS if name in chosen]):
+        raise UsageError(f"{_name_flag(names[0])} has no effect without a teacher", "Add --teacher, or leave it out")
+    if unlabelled and "teacher_weight" in chosen:
+        raise UsageError(
+            "--teacher-weight has no effect with --unlabelled: the teacher's probabilities are the only targets",
+            "Leave it out",
+        )
+
+
+def check_schedule(chosen: Collection[str], settings: Settings) -> None:
+    """Check that the settings of a schedule that a user chose have an effect beside all others.
+
+    Args:
+        chosen: as in `check_teacher`.
+        settings: of the plan.
+
+    Raises:
+        UsageError: one has none, or the learning rate does not reach its peak.
+    """
+    if settings.epochs and "warmup_epochs" in chosen and settings.warmup_epochs > settings.epochs:
+        raise UsageError(
+            f"--warmup-epochs {settings.warmup_epochs:g} is more than the {settings.epochs} epochs: the learning rate "
+            "would never reach its peak",
+            "Give fewer --warmup-epochs, or more --epochs",
+        )
+    if "mixup_off_epoch" in chosen and not settings.mixup and not settings.cutmix:
+        raise UsageError("--mixup-off-epoch has no effect: mixup and CutMix are off", "Leave it out, or add --mixup")
+
+
+def _name_flag(name: str) -> str:
+    return declare_settings()[name].flag
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,6 +65,7 @@ class Multilabel(Task):
         "logit_adjustment": "it is for classes that exclude each other",
         "teacher": "its probabilities are of classes that exclude each other",
     }
+    ignored: ClassVar[dict[str, str]] = {"log_target": Task.ignored["log_target"]}
     display: ClassVar[Display] = Display(
         headline="macro_roc_auc",
         loss="log_loss",

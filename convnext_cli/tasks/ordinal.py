@@ -40,6 +40,7 @@ class Ordinal(Single):
 
     name: ClassVar[str] = "ordinal"
     title: ClassVar[str] = "ordered grades"
+    ignored: ClassVar[dict[str, str]] = {**Single.ignored, "label_smoothing": "its loss takes no smoothed targets"}
     metrics: ClassVar[type] = OrdinalMetrics
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     has_negative: ClassVar[bool] = False

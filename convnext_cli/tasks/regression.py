@@ -63,6 +63,10 @@ class Regression(Task):
     unsupported: ClassVar[dict[str, str]] = dict.fromkeys(
         ("sampler", "class_weights", "logit_adjustment", "teacher"), "there are no classes"
     )
+    ignored: ClassVar[dict[str, str]] = {
+        **{name: reason for name, reason in Task.ignored.items() if name != "log_target"},
+        "label_smoothing": "there are no classes",
+    }
     display: ClassVar[Display] = Display(
         headline="mae",
         loss="rmse",

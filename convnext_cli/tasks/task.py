@@ -129,6 +129,11 @@ class Task(ABC):
     """True if an image may have several of the classes, each of which has its own explanation."""
     unsupported: ClassVar[dict[str, str]] = {"class_weights=asymmetric": "it is for several labels per image"}
     """Settings that do not apply, or `SETTING=VALUE`, each with the reason."""
+    ignored: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("blank", "label_sep", "uncertain"), "it is for several labels per image"),
+        "log_target": "it is for a number per image",
+    }
+    """Settings without effect, each with the reason. They are refused where the user sets them, but not in a plan."""
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     """The rules that may pool the images of a group."""
     has_negative: ClassVar[bool] = False

@@ -30,7 +30,9 @@ from convnext_cli.recipes.settings import (
     RECIPES,
     Choice,
     check_combinations,
+    check_schedule,
     check_settings,
+    check_teacher,
     default_settings,
     describe_settings,
     has_folds,
@@ -233,6 +235,7 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
     """Check all that needs no data."""
     check_settings(values)
     check_combinations(values)
+    check_teacher(request.chosen, has_teacher=request.teacher is not None, unlabelled=values["unlabelled"])
     check_word("recipe", request.recipe, RECIPES)
     check_word("augmentation", request.augment, tuple(load_augmentations()))
     model = _find_chosen_model(request)
@@ -251,7 +254,7 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
 def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[Dataset]:
     """Load the data of a request; images without labels get those of the teacher."""
     reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
-    dataset_request = DatasetRequest(data=data, audit=request.audit, **reading)
+    dataset_request = DatasetRequest(data=data, audit=request.audit, chosen=request.chosen, **reading)
     dataset = yield from load_dataset(dataset_request, threads=count_process_cpus())
     check_outside_data(request.output or RUNS, dataset.index)
     return (yield from _label_by_teacher(request, dataset)) if values["unlabelled"] else dataset
@@ -357,6 +360,7 @@ def _make_plan(
         choices=request.choices,
     )
     plan = make_plan(inputs)
+    check_schedule(request.chosen, plan.settings)
     notices = []
     if guess and any(choice.source == f"augmentation {guess}" for choice in plan.choices.values()):
         notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrides it")))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, TRAINING, Option, describe_options, parse_duration
-from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP, Choice
+from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP, Choice, list_changed
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV file with path and label, or zip file."
@@ -112,6 +112,11 @@ class TrainRequest:
     ] = True
     choices: Mapping[str, Choice] = field(default_factory=dict)
     """The settings that are set already, each with its source."""
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the settings that the command line or a Python call changed from their defaults."""
+        return list_changed({name: choice.value for name, choice in self.choices.items() if choice.source == "flag"})
 
 
 def resume_request(request: TrainRequest, run: Path) -> TrainRequest:

@@ -9,7 +9,7 @@ from PIL import Image
 from pydicom.uid import JPEGLSLossless, RLELossless
 
 from convnext_cli.errors import ImageError
-from convnext_cli.images.decode import decode_image, read_image
+from convnext_cli.images.decode import convert_image, decode_image, read_image
 from convnext_cli.images.memory import MAX_PIXELS
 from tests.conftest import draw_picture, save_image
 from tests.images.dicom import XRAY, save_dicom
@@ -68,6 +68,33 @@ def test_constant_and_non_finite_images_are_read(tmp_path: Path) -> None:
         assert decode_image(tmp_path / "odd.tiff")[..., 0].tolist() == [[0, 255], [0, 255]]
 
 
+@pytest.mark.parametrize("name", ["grey.tiff", "colour.tiff", "grey.pfm"])
+def test_image_without_a_finite_value_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    nothing = np.full((40, 60, 3) if name == "colour.tiff" else (40, 60), np.nan, np.float32)
+    nothing.flat[7] = np.inf
+    if path.suffix == ".pfm":
+        path.write_bytes(b"Pf\n60 40\n-1.0\n" + nothing.tobytes())
+    else:
+        tifffile.imwrite(path, nothing, photometric="rgb" if nothing.ndim == 3 else "minisblack")
+    with pytest.raises(ImageError, match=f"{name} has no finite values"):
+        read_image(path)
+    if nothing.ndim == 2:
+        with pytest.raises(ImageError, match="the picture has no finite values"):
+            convert_image(Image.fromarray(nothing), "the picture")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.dcm", "a"])
+def test_file_in_place_of_an_image_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.touch()
+    with pytest.raises(ImageError, match=rf"{name} is empty\. Copy it again"):
+        read_image(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ImageError, match=r"is a Git LFS pointer, not the image\. Run `git lfs pull`"):
+        read_image(path)
+
+
 def test_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
     exif = image.getexif()
@@ -110,10 +137,9 @@ def test_large_jpeg_is_decoded_at_reduced_size(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "empty.jpg").touch()
     whole = save_image(tmp_path / "whole.jpg", size=(200, 200)).read_bytes()
     (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
-    for name in ("text.png", "empty.jpg", "torn.jpg"):
+    for name in ("text.png", "torn.jpg"):
         with pytest.raises(ImageError, match="cannot be read as an image"):
             decode_image(tmp_path / name)
     with pytest.raises(ImageError, match="does not exist"):
@@ -184,9 +210,11 @@ def test_dicom_frames_colour_and_missing_image(tmp_path: Path) -> None:
     )  # fmt: skip
     np.testing.assert_array_equal(decode_image(path), colour)
     report = pydicom.dcmread(frames)
-    del report.PixelData
+    del report.PixelData, report.Rows
+    report.Modality, report.SOPClassUID = "SR", "1.2.840.10008.5.1.4.1.1.88.11"  # Basic Text SR
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID
     report.save_as(tmp_path / "report.dcm")
-    with pytest.raises(ImageError, match="without an image"):
+    with pytest.raises(ImageError, match=r"without an image \(SR\)"):
         decode_image(tmp_path / "report.dcm")
     (tmp_path / "text.dcm").write_text("no DICOM")
     with pytest.raises(ImageError, match="cannot be read"):

@@ -55,6 +55,14 @@ def make_palette(bits: int, entries: int = 256, *, scale: int = 257) -> "tuple[n
     return table, attributes
 
 
+@pytest.mark.parametrize("length", [200, 300, 400, 450, 550])
+def test_file_that_ends_before_its_pixels_is_no_report(tmp_path: Path, length: int) -> None:
+    path = save_dicom(tmp_path / "cut.dcm", XRAY)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ImageError, match=r"cut\.dcm is DICOM without its pixel data: the file ends early"):
+        decode_image(path)
+
+
 @pytest.mark.parametrize(("bits", "scale"), [(8, 1), (16, 257), (16, 256)])
 def test_palette_colour_is_looked_up(tmp_path: Path, bits: int, scale: int) -> None:
     table, attributes = make_palette(bits, scale=scale)

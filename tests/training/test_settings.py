@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from convnext_cli import evaluate
 from convnext_cli.errors import UsageError
 from convnext_cli.progress import Notice
+from convnext_cli.recipes.settings import Choice, default_settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training import loop, step, validation
 from convnext_cli.training.checkpoint import read_checkpoint
@@ -20,7 +22,8 @@ from convnext_cli.training.events import EpochDone, FinetuneResult
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.parts.ema import find_decay
 from convnext_cli.training.phases import soup
-from tests.training.conftest import resume, small_request, stop_after, tiny_request, train
+from convnext_cli.training.preparation import prepare
+from tests.training.conftest import TINY, resume, small_request, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 
 FEW: dict[str, Any] = {"model": "test_convnext", "weights": "none", "audit": False}
@@ -29,6 +32,60 @@ FEW: dict[str, Any] = {"model": "test_convnext", "weights": "none", "audit": Fal
 def load_weights(run: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = load_file(Path(run) / "model.safetensors")
     return tensors
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"label_column": "finding"}, "--label-column has no effect: .* is not read from a CSV file"),
+        ({"group_column": "none"}, "--group-column has no effect: .* is not read from a CSV file"),
+        ({"log_target": "no"}, "--log-target has no effect on one class per image"),
+        ({"blank": "negative"}, "--blank has no effect on one class per image"),
+        ({"label_sep": "|"}, "--label-sep has no effect on one class per image"),
+        ({"uncertain": "positive"}, "--uncertain has no effect on one class per image"),
+        ({"task": "ordinal", "label_smoothing": 0.1}, "--label-smoothing has no effect on ordered grades"),
+        ({"teacher_views": 3}, "--teacher-views has no effect without a teacher"),
+        ({"warmup_epochs": 4.0}, "--warmup-epochs 4 is more than the 3 epochs"),
+        ({"mixup": 0.0, "cutmix": 0.0, "mixup_off_epoch": 1}, "--mixup-off-epoch has no effect"),
+    ],
+)
+def test_option_without_effect_is_refused_but_not_in_a_plan(
+    few_digits: Path, options: dict[str, Any], problem: str
+) -> None:
+    """A plan file holds every setting, also those of other data."""
+    request = tiny_request(few_digits, "run", audit=False, **options)
+    with pytest.raises(UsageError, match=problem):
+        prepare(request)
+    planned = {
+        name: replace(choice, source="plan" if name != "task" else "flag") for name, choice in request.choices.items()
+    }
+    assert prepare(replace(request, choices=planned)).plan.values.items() >= options.items()
+
+
+def test_settings_of_their_default_value_are_accepted(few_digits: Path) -> None:
+    defaults = {name: value for name, value in default_settings().items() if name not in {*TINY, "head_hidden_size"}}
+    assert prepare(tiny_request(few_digits, "run", audit=False, **defaults)).plan.settings.teacher_views == 8
+
+
+def test_labels_may_be_blank_and_uncertain_and_numbers_logarithmic(few_digits: Path) -> None:
+    names = sorted(path.relative_to(few_digits).as_posix() for path in few_digits.rglob("*.png"))
+    cells = [f"{few_digits / name},{i % 2},{('', -1, 1)[i % 3]},{i + 1.5}" for i, name in enumerate(names)]
+    table = Path("labels.csv")
+    table.write_text("\n".join(["path,a,b,size", *cells]))
+    several = {"label_columns": "a,b", "blank": "negative", "uncertain": "positive", "task": "multilabel"}
+    number = {"label_column": "size", "log_target": "yes", "task": "regression"}
+    for options in (several, number):
+        assert prepare(tiny_request(table, "run", audit=False, **options)).index.task.name == options["task"]
+    with pytest.raises(UsageError, match="--log-target has no effect on several labels per image"):
+        prepare(tiny_request(table, "run", audit=False, **several, log_target="yes"))
+    with pytest.raises(UsageError, match="--blank has no effect on a number per image"):
+        prepare(tiny_request(table, "run", audit=False, **number, blank="negative"))
+
+
+def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
+    plan = prepare(tiny_request(few_digits, "run", audit=False, warmup_epochs=2.0)).plan
+    assert plan.with_epochs(Choice(value=2, source="max-time")).settings.warmup_epochs == 2.0
+    assert plan.with_epochs(Choice(value=1, source="max-time")).settings.warmup_epochs == 0.1
 
 
 def test_ema_weights_are_validated_and_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import TargetOptions
 
+COLUMN_OPTIONS = ("label_columns", "label_column", "path_column", "group_column", "split_column")
+"""The options that name columns."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableOptions(TargetOptions):
