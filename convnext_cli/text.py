@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 # What moves a cursor, changes a colour, ends a line or reverses the order of what is shown: C0, DEL and C1; line and
@@ -62,16 +62,25 @@ def guard_cell(cell: Any) -> Any:
     return ("'" if text.startswith(_FORMULA) else "") + make_visible(text)
 
 
+def _path_to_text(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not a type of JSON")
+
+
 def to_json(data: Any, *, indent: int | None = None) -> str:
     """Return the data as JSON in ASCII, readable in any locale; numbers that are not finite become null.
 
-    Other types, such as paths, become text. Bytes of a file name that are not text stay lone surrogates, which
-    `os.fsencode` turns back into the name.
+    Paths become text. Bytes of a file name that are not text stay lone surrogates, which `os.fsencode` turns back into
+    the name.
+
+    Raises:
+        TypeError: the data have an object that is none of JSON's types.
     """
     try:
-        text = json.dumps(data, indent=indent, default=str, allow_nan=False)
+        text = json.dumps(data, indent=indent, default=_path_to_text, allow_nan=False)
     except ValueError:
-        text = json.dumps(_drop_nan(data), indent=indent, default=str, allow_nan=False)
+        text = json.dumps(_drop_nan(data), indent=indent, default=_path_to_text, allow_nan=False)
     return text.replace("\x7f", "\\u007f")
 
 
