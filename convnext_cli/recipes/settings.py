@@ -74,7 +74,7 @@ class Settings:
     epochs: Annotated[
         int,
         Option(
-            help="Epochs of fine-tuning; 0, with --freeze-epochs, trains the head only.",
+            help="Epochs of fine-tuning; 0 leaves --freeze-epochs only.",
             group=TRAINING,
             is_common=True,
             low=0,
