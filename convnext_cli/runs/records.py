@@ -7,11 +7,10 @@ A field without a default is required. Unknown fields are ignored, so that runs 
 import json
 import math
 import re
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from msgspec import Meta, Struct, ValidationError, convert
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from convnext_cli.errors import RunError
 from convnext_cli.metrics.summary import Fraction
@@ -189,15 +188,16 @@ class RangeTest(Struct, frozen=True, kw_only=True):
 
 
 def to_plain(value: Any) -> Any:
-    """Return dataclasses and structs as dictionaries by their JSON keys, also those inside others; tuples as lists."""
-    if isinstance(value, Struct):
-        pairs = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
-        return {key: to_plain(getattr(value, name)) for key, name in pairs}
-    if is_dataclass(value):
-        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {key: to_plain(part) for key, part in value.items()}
-    return [to_plain(part) for part in value] if isinstance(value, tuple | list) else value
+    """Return dataclasses and structs as dictionaries by their JSON keys, also those inside others; paths as text."""
+    return to_builtins(value, enc_hook=_simplify)
+
+
+def _simplify(value: Any) -> Any:
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "item"):  # a number of NumPy's
+        return value.item()
+    raise NotImplementedError
 
 
 def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
