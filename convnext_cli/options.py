@@ -158,6 +158,8 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
     option, kind = declaration.option, declaration.kind
     if (option.words and value in option.words) or (value is None and declaration.is_optional):
         return None
+    if value == "" and kind in (str, Path):
+        return "is empty"
     if declaration.takes_text and isinstance(value, str):
         return _explain_text(option, value)
     if get_origin(kind) is Literal:
@@ -167,7 +169,7 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
         because = f": {reason}" if reason else ""
         return None if is_known else f"= {value!r} must be one of {', '.join(map(str, words))}{because}"
     if kind is str:
-        fits = isinstance(value, str) and value and "\0" not in value and is_unicode(value)
+        fits = isinstance(value, str) and "\0" not in value and is_unicode(value)
         return None if fits else f"= {value!r} must be Unicode text"
     if kind is bool:
         return None if isinstance(value, bool) else f"= {value!r} must be true or false"
@@ -221,7 +223,7 @@ def _find_default(field: "Field[Any]") -> Any:
 
 
 def _convert(declaration: Declaration, value: Any) -> Any:
-    if declaration.kind is Path and isinstance(value, str):
+    if declaration.kind is Path and isinstance(value, str) and value:  # `Path` takes an empty one for "."
         return Path(value)
     if declaration.is_repeated and isinstance(value, Iterable) and not isinstance(value, str):
         return tuple(Path(entry) if get_args(declaration.kind)[0] is Path else entry for entry in value)

@@ -24,6 +24,12 @@ class Example:
     plain: int = 0
 
 
+def test_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(UsageError, match="file is empty"):
+        make_request(Example, {"file": ""})
+    assert make_request(Example, {"file": "."}).file == Path()
+
+
 @pytest.mark.parametrize("request_class", REQUESTS)
 def test_each_option_has_a_help_sentence_and_a_group(request_class: type) -> None:
     for name, declaration in describe_options(request_class).items():

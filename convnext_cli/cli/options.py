@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
+from typer.models import TyperPath
 
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.help import show_full_help
@@ -86,6 +87,8 @@ def _make_parameter(declared: Declaration) -> inspect.Parameter:
         info: Any = typer.Argument(**details)
     else:
         info = typer.Option(*_list_flags(declared), hidden=bool(option.replacement), **details)
+    if kind in (Path, list[Path]):
+        info.click_type = _NonEmptyPath()
     if option.words:
         info.parser, info.metavar = _parse_number_or(option.words), "|".join(("<float>", *option.words))
     elif option.parse is not None:
@@ -93,6 +96,15 @@ def _make_parameter(declared: Declaration) -> inspect.Parameter:
     accepted: Any = kind if is_required else kind | None
     annotation: Any = Annotated[accepted, info]  # made at run time, for Typer
     return inspect.Parameter(declared.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+class _NonEmptyPath(TyperPath):
+    """A path; an empty text, which `Path` takes for the current folder, is refused."""
+
+    def convert(self, value: Any, *others: Any) -> Any:
+        if value == "":
+            raise typer.BadParameter("the path is empty")
+        return super().convert(value, *others)
 
 
 def _list_flags(declared: Declaration) -> list[str]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from convnext_cli.data.tree import HIDDEN, NOT_AN_IMAGE, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_text
 from convnext_cli.errors import DataError, ImageError
-from convnext_cli.images.formats import HEAD_BYTES, has_image_suffix, identify_bytes, identify_file
+from convnext_cli.images.formats import HEAD_BYTES, explain_missing, has_image_suffix, identify_bytes, identify_file
 
 MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths
 
@@ -61,8 +61,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
     if not paths:
         raise ImageError("no images given", "Give images, folders or patterns, or a list of them on standard input")
     if missing == len(paths):
-        named = ", ".join(str(path) for path in paths[:5])
-        raise ImageError(f"{named} does not exist", "Give the path of an image")
+        raise explain_missing(paths)
     return Inputs(paths=tuple(paths), errors=tuple(errors), skipped=dict(skipped))
 
 

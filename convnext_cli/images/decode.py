@@ -30,6 +30,7 @@ from convnext_cli.images.formats import (
     LFS_POINTER,
     PILLOW_SUFFIXES,
     SpecialFileError,
+    explain_missing,
     identify_bytes,
     open_regular_file,
 )
@@ -114,7 +115,7 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist", "Check its path") from error
+        raise explain_missing([path]) from error
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder", "Give the path of an image") from error
     except SpecialFileError as error:

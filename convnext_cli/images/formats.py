@@ -8,8 +8,11 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from convnext_cli.errors import ImageError
 
 PILLOW_SUFFIXES: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif", ".avifs"),
@@ -57,6 +60,14 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 class SpecialFileError(OSError):
     """A pipe, a socket or a device where a file is expected."""
+
+
+def explain_missing(paths: Sequence[Path]) -> ImageError:
+    """Return the error for paths that do not exist; an address, of which `Path` joins the slashes, is named."""
+    if address := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", str(paths[0]), re.IGNORECASE | re.DOTALL):
+        problem = f"{address[1]}://{address[2]} is an address, and images are not downloaded"
+        return ImageError(problem, "Download it, and give the file")
+    return ImageError(f"{', '.join(map(str, paths[:5]))} does not exist", "Give the path of an image")
 
 
 class ImageFormat(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.errors import UsageError
+from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import transform_for_eval
 from convnext_cli.inference.calibration import Calibration, load_calibration, read_calibration, read_novelty
@@ -78,6 +78,8 @@ def open_calibrated(run: Path, request: PredictRequest, num_images: int) -> Cali
 
 def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: int) -> CalibratedClassifier:
     """Return a model with its own calibration."""
+    if run.is_file() and run.suffix != ONNX_SUFFIX:
+        raise RunError(f"{run} is neither a run folder nor an {ONNX_SUFFIX} file", "Give one of them")
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
         file = _open_file(run, request)
         calibration = file.metadata.calibration
@@ -115,10 +117,8 @@ def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier
         if isinstance(classifier, OnnxClassifier):
             return classifier
         if request.engine == "onnx":
-            raise UsageError(
-                f"--engine onnx is not possible: {classifier}",
-                f"Use --engine auto, or `convnext export {quote(run)}`",
-            )
+            remedy = "Use --engine auto" if reason else f"Use --engine auto, or `convnext export {quote(run)}`"
+            raise UsageError(f"--engine onnx is not possible: {classifier}", remedy)
 
     from convnext_cli.inference.torch_classifier import TorchClassifier  # takes seconds to import
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
-from convnext_cli.text import shorten_names
+from convnext_cli.text import shorten, shorten_names
 
 if TYPE_CHECKING:  # NumPy
     from convnext_cli.tasks.task import Task
@@ -79,7 +79,7 @@ class Table:
     def refuse(self, problem: str, rows: Sequence[int], examples: Sequence[str] = (), remedy: str = "") -> None:
         """Raise a `DataError` that counts `rows` if there are any, with examples or their lines."""
         if rows:
-            shown = ", ".join(examples) or ", ".join(f"line {self.lines[row]}" for row in rows[:EXAMPLES])
+            shown = ", ".join(map(shorten, examples)) or ", ".join(f"line {self.lines[row]}" for row in rows[:EXAMPLES])
             raise DataError(f"{self.path} has {problem} in {len(rows)} rows: {shown}", remedy or "Correct these rows")
 
 

@@ -111,10 +111,14 @@ class Preparation:
         """Return notices about a small validation split, missing test images, and skipped files."""
         index, notices = self.index, []
         if self.small_validation:
+            effect = "too few to choose the best epoch by, so the last one is kept"
             remedy = "Move images from train to val; without a val folder, --val-fraction of them is drawn"
             if self.plan.settings.folds:
                 remedy = "Fewer folds make it larger"
-            text = f"{self.small_validation}: too few to choose the best epoch by, so the last one is kept. {remedy}"
+            if not self.index.rows("val"):
+                effect = "the last epoch is kept, not the best one, and the model is not calibrated"
+                remedy = "A --val-fraction above 0, or a val folder, gives one"
+            text = f"{self.small_validation}: {effect}. {remedy}"
             notices.append(Notice(text=text, severity="warning"))
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):

@@ -210,7 +210,30 @@ READ = {
 }
 
 REFUSED = {
-    "a comma without quotation marks": (rows("x", "y, z", "x", "x"), "more cells than the header in 1 rows: line 3"),
+    "a comma without quotation marks": (
+        rows("x", "y, z", "x", "x"),
+        r"more cells than the first line \(path,label\), its header, in 1 rows: line 3",
+    ),
+    "a title": (
+        "Our images, 2024\n" + rows("x", "y"),
+        r"its first line \(Our images, 2024\) is read as the header, but line 2 \(path, label\) looks like it",
+    ),
+    "a comment": (
+        "# our images\n" + rows("x", "y"),
+        r"more cells than the first line \(# our images\), its header, in 5 rows: line 2, .* Remove the lines above",
+    ),
+    "a title with empty cells": (
+        "Images,,\n" + rows("x", "y"),
+        r"two columns of the same name in its first line \(Images,,\)",
+    ),
+    "an open quotation mark": (
+        rows("x", "y") + '"' + rows("x", "y", head="images/a.png,y"),
+        "a quotation mark in line 6 is never closed",
+    ),
+    "a path without an end": (
+        rows("x", "y", head="path,label") + f"{'z' * 5000}.png,x\n",
+        r"a file that does not exist in 1 rows: z{79}…\.",
+    ),
     "lines after a blank one": ("path,label\n\nimages/a.png,x\n\nimages/b.png,\n", "no label in 1 rows: line 5"),
     "one image under two labels": (rows("x", "y", "x", "y", "z", number=5), "another label or split in 1 rows"),
     "no text": ("path,label\nimages/a.png,\x00\n", "zero bytes"),

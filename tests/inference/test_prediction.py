@@ -11,7 +11,7 @@ from PIL import Image
 
 from convnext_cli import evaluate, predict
 from convnext_cli.cli.app import main
-from convnext_cli.errors import UsageError
+from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images import decode
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference import sources
@@ -95,6 +95,28 @@ def test_run_whose_calibration_is_of_other_weights_cannot_abstain(mine: RunFolde
     with pytest.raises(UsageError, match="its calibration is of other weights") as caught:
         predict(paths_of(mine, "test")[0], mine.path, abstain=True)
     assert caught.value.remedy.startswith("Run `convnext eval")
+
+
+def test_run_that_is_another_file_is_refused(mine: RunFolder) -> None:
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(RunError, match=rf"{name} is neither a run folder nor an \.onnx file\. Give one of them"):
+            predict(paths_of(mine, "test")[0], mine.path / name)
+
+
+def test_engine_without_an_option_is_not_exported_again(mine: RunFolder) -> None:
+    with pytest.raises(UsageError, match="--tta needs torch") as caught:
+        predict(paths_of(mine, "test")[0], mine.path, tta=True, engine="onnx")
+    assert caught.value.remedy == "Use --engine auto"
+    with pytest.raises(UsageError, match=r"has no model\.onnx.*convnext export"):
+        predict(paths_of(mine, "test")[0], mine.path, engine="onnx")
+
+
+def test_address_is_not_called_a_missing_file(mine: RunFolder, convnext: Convnext) -> None:
+    address = "https://example.org/a.png"
+    error = predict(address, mine.path)[0].error
+    assert error is not None
+    assert str(error) == f"{address} is an address, and images are not downloaded. Download it, and give the file."
+    assert f"{address} is an address" in convnext("predict", address, "--run", mine.path).err
 
 
 def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_labels_may_be_blank_and_uncertain_and_numbers_logarithmic(few_digits: P
         prepare(tiny_request(table, "run", audit=False, **number, blank="negative"))
 
 
+def test_training_without_validation_images_says_what_gives_some(few_digits: Path) -> None:
+    notices = prepare(tiny_request(few_digits, "run", audit=False, val_fraction=0.0)).notices
+    [text] = [notice.text for notice in notices if notice.severity == "warning"]
+    assert text == (
+        "there is no validation split: the last epoch is kept, not the best one, and the model is not calibrated. "
+        "A --val-fraction above 0, or a val folder, gives one"
+    )
+
+
 def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
     plan = prepare(tiny_request(few_digits, "run", audit=False, warmup_epochs=2.0)).plan
     assert plan.with_epochs(Choice(value=2, source="max-time")).settings.warmup_epochs == 2.0

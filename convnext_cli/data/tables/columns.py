@@ -13,6 +13,7 @@ from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import Table, fold_column, is_unknown, join_decimals, parse_number
+from convnext_cli.text import shorten
 
 _PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",
@@ -32,6 +33,7 @@ _GROUP_NAMES = (
 )  # fmt: skip
 _CERTAIN_GROUPS = ("group", "patient", "subject")
 MAX_FOLDS = 50
+MAX_TITLES = 5  # rows among which a header is searched
 
 
 def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dict[str, str]:
@@ -43,9 +45,29 @@ def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dic
     chosen = _find_chosen(table, options)
     name_of = {fold_column(name): name for name in table.columns if name not in chosen.values()}
     columns = {"path": chosen.get("path") or _find_path_column(table, name_of, finder)}
+    _check_header(table, columns["path"], finder)
     columns |= _guess_columns(table, name_of, columns)
     columns |= chosen
     return {role: name for role, name in columns.items() if getattr(options, f"{role}_column", AUTO) != NONE}
+
+
+def _check_header(table: Table, path_column: str, finder: FileFinder) -> None:
+    """Check that no row below the first line is the header.
+
+    Raises:
+        DataError: one is.
+    """
+    for row, cell in enumerate(table.columns[path_column][:MAX_TITLES]):
+        if fold_column(cell) in _PATH_NAMES and finder.find(cell) is None:
+            first, names = (
+                shorten(", ".join(filter(None, cells)))
+                for cells in (table.columns, (values[row] for values in table.columns.values()))
+            )
+            raise DataError(
+                f"{table.path}: its first line ({first}) is read as the header, but line {table.lines[row]} ({names}) "
+                "looks like it",
+                "Remove the lines above the header",
+            )
 
 
 def _find_chosen(table: Table, options: TableOptions) -> dict[str, str]:

@@ -14,6 +14,7 @@ from convnext_cli.encoding import read_text
 from convnext_cli.errors import DataError, suggest
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import Table, fold_column
+from convnext_cli.text import shorten
 
 SAMPLE = 200  # rows by which a column is judged
 _DELIMITERS = ",;\t|"
@@ -38,6 +39,7 @@ def read_table(path: Path) -> Table:
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(f"cannot read {path}: {error}", remedy) from error
+    _check_quotes(path, text, rows, lines)
     if not rows:
         raise DataError(f"{path} has no rows", "Give a row for each image")
     if any(has_image_suffix(cell) for cell in rows[0]) and len(rows[0]) > 1:
@@ -45,15 +47,35 @@ def read_table(path: Path) -> Table:
     else:
         names, rows, lines = rows[0], rows[1:], lines[1:]
     if len(set(names)) < len(names):
-        raise DataError(f"{path} has two columns of the same name", "Rename or remove one of them")
+        raise DataError(
+            f"{path} has two columns of the same name in its first line ({shorten(delimiter.join(names))})",
+            "Rename or remove one of them; remove a title above the header",
+        )
     width = len(names)
     too_long = [row for row, cells in enumerate(rows) if any(cells[width:])]
     columns = {name: [cells[at] if at < len(cells) else "" for cells in rows] for at, name in enumerate(names)}
     table = Table(path=path, columns=columns, lines=lines, encoding=encoding)
-    table.refuse(
-        "more cells than the header", too_long, remedy=f"Put cells that have a {delimiter!r} in quotation marks"
-    )
+    remedy = f"Put cells that have a {delimiter!r} in quotation marks"
+    if 2 * len(too_long) > len(rows):
+        remedy = "Remove the lines above the header, such as a title or a comment"
+    header = shorten(delimiter.join(names))
+    table.refuse(f"more cells than the first line ({header}), its header,", too_long, remedy=remedy)
     return table
+
+
+def _check_quotes(path: Path, text: str, rows: list[list[str]], lines: list[int]) -> None:
+    """Check that each quotation mark is closed.
+
+    Raises:
+        DataError: one is not, so that the rest of the file is one cell.
+    """
+    last = rows[-1] if rows else []
+    breaks = sum(cell.count("\n") for cell in last)
+    if breaks and text.count('"') % 2:
+        raise DataError(
+            f"{path}: a quotation mark in line {lines[-1] - breaks} is never closed",
+            "Close it, or remove it",
+        )
 
 
 def _find_delimiter(text: str) -> str:
