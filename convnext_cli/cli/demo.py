@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from convnext_cli.training.request import TrainRequest
 
 FOLDER = Path("convnext-demo")
+RUNS = {"from-scratch": "none", "run": BUILTIN}
+"""The folder of each run, with its weights."""
+SOURCE = "the demo"  # of its settings, by which its runs are recognised
 SETTINGS = {
     "epochs": 2,
     "batch_size": 16,
@@ -58,20 +61,19 @@ def demo(_context: typer.Context, values: OptionValues) -> None:
 
     The model is trained twice: from the pretrained weights in the package, and newly initialised.
     """
-    from convnext_cli.data.digits import is_digits_folder, write_digits
+    from convnext_cli.data.digits import write_digits
     from convnext_cli.runs.folder import RunFolder
 
     flags = values.make(DemoFlags)
     folder = flags.folder
-    if (folder / "digits").exists() and not is_digits_folder(folder / "digits"):
-        raise UsageError(f"{folder / 'digits'} exists and was not written by a demo", "Choose another --output")
+    _check_folder(folder)
     console.say(
         "Fine-tunes a small ConvNeXt on 1,797 handwritten digits twice: newly initialised, and from pretrained "
         "weights. Evaluates both on the test digits, and writes a report. Takes about a minute on two cores."
     )
     digits = write_digits(folder / "digits")
     evaluations = {}
-    for weights, name in (("none", "from-scratch"), (BUILTIN, "run")):
+    for name, weights in RUNS.items():
         follow(_make_request(digits, folder / name, weights), is_brief=True)
         [evaluations[name]] = run_evaluations(EvalRequest(runs=(folder / name,)))
     write_report(evaluations["run"])
@@ -93,6 +95,48 @@ def demo(_context: typer.Context, values: OptionValues) -> None:
     console.show(f"Next: convnext predict {quote(folder / 'digits/7')} --run {quote(folder / 'run')}")
 
 
+def _check_folder(folder: Path) -> None:
+    """Check that the demo may write into a folder: it is new, empty, or a demo's, and not in a data set or a run.
+
+    Raises:
+        UsageError: this is not so.
+        RunError: another process trains into one of its runs.
+    """
+    from convnext_cli.data.digits import is_digits_folder
+    from convnext_cli.data.layout import looks_like_data
+    from convnext_cli.data.tree import is_hidden
+    from convnext_cli.locks import check_unlocked
+    from convnext_cli.runs.folder import RunFolder
+
+    remedy, digits = "Choose another --output", folder / "digits"
+    if digits.exists() and not is_digits_folder(digits):
+        raise UsageError(f"{digits} exists and was not written by a demo", remedy)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", remedy)
+    if not digits.exists():
+        if folder.is_dir() and not all(is_hidden(path.name) for path in folder.iterdir()):
+            raise UsageError(f"{folder} exists already, and was not written by a demo", remedy)
+        parent = next(path for path in folder.absolute().parents if path.is_dir())
+        for kind, is_kind in (("run", RunFolder(parent).is_run), ("data", looks_like_data(parent))):
+            if is_kind:
+                raise UsageError(f"{folder} would lie in the {kind} folder {parent}", f"{remedy}, or start elsewhere")
+    for run in (RunFolder(folder / name) for name in RUNS):
+        if run.is_begun and not _is_demo_run(run):
+            raise UsageError(f"{run.path} is a run that was not trained by a demo", remedy)
+        check_unlocked(run.path)
+        run.check_free(overwrite=True)
+
+
+def _is_demo_run(run: "RunFolder") -> bool:
+    """Return True if the demo chose the settings of a run."""
+    from convnext_cli.recipes.plan import read_reasons
+
+    try:
+        return any(reason.startswith(SOURCE) for reason in read_reasons(run.plan).values())
+    except (UsageError, OSError):  # damaged
+        return False
+
+
 def _make_request(digits: Path, run: Path, weights: str) -> "TrainRequest":
     from convnext_cli.api import make_train_request
 
@@ -108,7 +152,7 @@ def _make_request(digits: Path, run: Path, weights: str) -> "TrainRequest":
             **SETTINGS,
         }
     )
-    choices = {name: replace(choice, source="the demo") for name, choice in request.choices.items()}
+    choices = {name: replace(choice, source=SOURCE) for name, choice in request.choices.items()}
     return replace(request, choices=choices)
 
 

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from convnext_cli.data.folders.checks import check_inner_splits, check_patients, check_top_folders
 from convnext_cli.data.folders.masks import drop_masks
@@ -33,15 +34,17 @@ from convnext_cli.data.folders.words import (
     UNKNOWN_WORDS,
     describe_joined,
     describe_others,
+    is_table,
     list_names,
     list_words,
     quote_name,
     relative_name,
     suggest_table,
 )
-from convnext_cli.data.tree import Folder
+from convnext_cli.data.tree import Folder, is_hidden
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
+from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import shorten_names
 
 _OUTSIDE = "image outside any class folder"
@@ -280,3 +283,31 @@ def _note_common_folders(layout: Layout) -> None:
     if sum(len(folders) > 1 for folders in inner) > 1:
         names = sorted({decode_name(folder.name) for folders in inner for folder in folders})
         layout.notes.append(f"folders inside the classes are parts of them, not classes: {shorten_names(names)}")
+
+
+def looks_like_data(folder: Path) -> bool:
+    """Return True if a folder is certainly a data set or a part of one: two or more images or folders of images.
+
+    Beside them are tables only. It is quick in any folder: the first other entry ends it.
+    """
+    entries = _list_visible(folder)
+    return len(entries) > 1 and all(
+        has_image_suffix(entry.name)
+        or is_table(entry.name)
+        or _is_class_folder(entry)
+        or (find_split(entry.name) is not None and all(map(_is_class_folder, _list_visible(entry))))
+        for entry in entries
+    )
+
+
+def _is_class_folder(folder: Path) -> bool:
+    """Return True if a folder has images, by their suffix, and nothing else."""
+    entries = _list_visible(folder)
+    return bool(entries) and all(has_image_suffix(entry.name) for entry in entries)
+
+
+def _list_visible(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not is_hidden(path.name)]
+    except OSError:  # a file, or a folder that cannot be read
+        return []
