@@ -172,9 +172,7 @@ def check_trainable(index: Index) -> None:
         if problem := index.task.explain_untrainable(index.targets(rows), index.classes):
             raise DataError(f"{index.root}: {problem[0]}", problem[1])
         return
-    counts = index.count_classes("train" if "train" in splits else None)
-    missing = [name for name, count in zip(index.classes, counts, strict=True) if not count]
-    if missing:
+    if missing := list_untrained_classes(index):
         where = "training images" if "train" in splits else "images"
         examples = ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
@@ -183,6 +181,14 @@ def check_trainable(index: Index) -> None:
             f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}{hint}",
             "Rename them to one name" if alike else "Add images to these folders, or remove them",
         )
+
+
+def list_untrained_classes(index: Index) -> list[str]:
+    """Return the classes without training images; without images, if the index has no training split."""
+    if index.values:
+        return []
+    counts = index.count_classes("train" if "train" in index.splits else None)
+    return [name for name, count in zip(index.classes, counts, strict=True) if not count]
 
 
 def _check_class_number(index: Index) -> None:

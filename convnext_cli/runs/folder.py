@@ -214,7 +214,7 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "Choose another --output")
-        if self.is_begun and not self.is_finished and not overwrite:
+        if not overwrite and self.is_begun and not self.is_finished:
             raise UsageError(
                 f"{self.path} exists already, and that run has not finished",
                 f"Continue it with {resume_command(self.path)}, choose another --output, or add --overwrite",
@@ -406,10 +406,14 @@ class RunFolder:
         write_text(AUDIT.path(self.path), json.dumps(audit, indent=1, default=str) + "\n")
 
     def copy_audit(self, other: "RunFolder") -> None:
-        """Copy another run's audit of the same data, byte for byte, so that a damaged one is still reported."""
-        if (path := AUDIT.path(other.path)).is_file():
-            with replace_file(AUDIT.path(self.path)) as temporary:
-                shutil.copyfile(path, temporary)
+        """Copy the audit and the image hashes of another run of the same data, byte for byte.
+
+        A damaged audit is thus still reported.
+        """
+        for file in (AUDIT, IMAGE_HASHES):
+            if (path := file.path(other.path)).is_file():
+                with replace_file(file.path(self.path)) as temporary:
+                    shutil.copyfile(path, temporary)
 
     def write_image_hashes(self, hashes: "dict[str, NDArray[Any]]") -> None:
         """Write the digest, the perceptual hash, the 12 x 12 px thumbnail and the size of each row of the split."""

@@ -1,6 +1,7 @@
 """The folder of a cross-validation, which has a run for each fold; names of new run folders."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -23,6 +24,24 @@ class FoldsFolder(RunFolder):
         """Settings of all folds; `--config` repeats the cross-validation with it."""
         return FOLDS_PLAN.path(self.path)
 
+    @property
+    def is_finished(self) -> bool:
+        """True if the cross-validation has finished, and none of its folds was deleted since."""
+        return self.metrics.exists() and not self.list_missing()
+
+    def list_missing(self) -> list[RunFolder]:
+        """Return the runs of the folds in the metrics that are gone or have not finished.
+
+        Raises:
+            RunError: the metrics do not fit their schema.
+        """
+        from convnext_cli.runs.records import FoldsResult
+
+        remedy = f"Delete it; {resume_command(self.path)} writes it again"
+        result = self._read_if_there(self.metrics, FoldsResult, remedy)
+        runs = [self.run(fold) for fold in range(1, len(result.folds) + 1)] if result else []
+        return [run for run in runs if not run.is_finished]
+
     def run(self, fold: int) -> RunFolder:
         """Return the run of a fold, counted from 1."""
         return RunFolder(self.path / name_fold(fold))
@@ -34,8 +53,10 @@ class FoldsFolder(RunFolder):
             RunError: one has not finished, or the split cannot be read.
         """
         if not self.is_finished:
+            missing = ", ".join(run.path.name for run in self.list_missing())
+            state = f"that lacks {missing}" if missing else "that has not finished"
             raise RunError(
-                f"{self.path} is a cross-validation that has not finished",
+                f"{self.path} is a cross-validation {state}",
                 f"{describe_resume(self)}, or name one of its folds",
             )
         number = len({split for split in self.read_split().splits if is_fold(split)})
@@ -71,6 +92,19 @@ class FoldsFolder(RunFolder):
         known = {first.path, first.plan, *list_beginning(self.path), *list_beginning(first.path)}
         known |= {folder / name for folder in (self.path, first.path) for name in ("last", LOCK)}
         return set(self.path.rglob("*")) <= known
+
+
+def remove_aborted_start(path: Path) -> None:
+    """Remove what a run or a cross-validation wrote before it had begun; anything else at `path` stays."""
+    folder = FoldsFolder(path)
+    if not folder._is_aborted_start():
+        return
+    for file in folder._removable():
+        file.unlink(missing_ok=True)
+    for run in (folder.run(1), folder):
+        for empty in (CHECKPOINT.path(run.path).parent, run.path):
+            with suppress(OSError):  # it is not there; or the lock is in it, which its holder removes
+                empty.rmdir()
 
 
 def open_folder(path: Path) -> RunFolder:

@@ -29,7 +29,7 @@ from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.recipes.speeds import remember_speed
 from convnext_cli.runs.folder import RunFolder, restore_remedy
-from convnext_cli.runs.folds import describe_resume, name_runs, open_folder
+from convnext_cli.runs.folds import describe_resume, name_runs, open_folder, remove_aborted_start
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import Complete, EpochDone, FinetuneResult, Planned, Started, Trained, TrainSteps
 from convnext_cli.training.origin import (
@@ -123,6 +123,8 @@ def hold_folder(
 ) -> Iterator[tuple[Path, tuple[Notice, ...]]]:
     """Choose the folder that a training writes into, and hold its lock during the block. All ranks call it.
 
+    A training that fails before it has begun leaves no file, so that it can be tried again.
+
     Yields:
         The folder; and a notice if its file system has no locks.
 
@@ -148,7 +150,12 @@ def hold_folder(
 
         path, is_held = do_on_first_rank(accelerator, lock)
         text = "the run folder's file system has no locks: do not start a second training there"
-        yield path, () if is_held else (Notice(text=text),)
+        try:
+            yield path, () if is_held else (Notice(text=text),)
+        except BaseException:
+            if accelerator.is_main_process and request.resume is None:
+                remove_aborted_start(path)
+            raise
 
 
 def open_devices(request: TrainRequest, preparation: Preparation) -> "tuple[Accelerator, Preparation]":

@@ -10,9 +10,16 @@ from typing import Any
 from convnext_cli.data.attributes import parse_attributes, read_attributes
 from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
 from convnext_cli.data.groups import find_groups_across_splits
-from convnext_cli.data.index import NONE, Index, check_outside_data, check_trainable, digest_images
+from convnext_cli.data.index import (
+    NONE,
+    Index,
+    check_outside_data,
+    check_trainable,
+    digest_images,
+    list_untrained_classes,
+)
 from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
-from convnext_cli.errors import RunError, UsageError, check_word
+from convnext_cli.errors import DataError, RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_process_cpus, detect_machine
@@ -281,11 +288,39 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
     else:
         folds = Folds(number=number, fold=fold) if number else None
         index = split_index(dataset.index, test_fraction=values["test_fraction"], folds=folds, **draw)
-    parts = [index] if not number or fold else [choose_fold(index, part) for part in range(1, number + 1)]
+    numbers = [fold] if fold or not number else range(1, number + 1)
+    parts = [choose_fold(index, part) if number and not fold else index for part in numbers]
     if not values["unlabelled"]:
-        for part in parts:
-            check_trainable(part)
+        for part, part_number in zip(parts, numbers, strict=True):
+            _check_part(part, part_number, values["leave_out"])
     return parts[0], None if not number or fold else index
+
+
+def _check_part(index: Index, fold: int, leave_out: str) -> None:
+    """Check that the training images of a fold can be trained on; fold 0 is no fold.
+
+    Raises:
+        DataError: they cannot; it names what the fold leaves out.
+    """
+    try:
+        check_trainable(index)
+    except DataError as error:
+        if not fold:
+            raise
+        part, remedy = f"fold {fold}", error.remedy
+        if index.fold_names:
+            column = next(iter(parse_attributes(leave_out)))
+            part = f"{column} {index.fold_names[fold - 1]}"
+            is_binned = index.fold_names[0].startswith("< ")
+            other = f"Cut it elsewhere, as in --leave-out {quote(f'{column}:NUMBER,NUMBER')}"
+            remedy = other if is_binned else f"Join this value of {column} with another one in the table"
+            remedy += ", or name another column"
+        elif index.folds:
+            remedy = "Correct the table's folds, or draw new ones with --resplit"
+        effect = f": {error.problem.removeprefix(f'{index.root}: ')}"
+        if missing := list_untrained_classes(index):
+            effect = f" leaves no training image of {', '.join(missing[:5])}"
+        raise DataError(f"leaving out {part}{effect}", remedy) from error
 
 
 def _read_left_out(
@@ -489,12 +524,19 @@ def _read_complete_plan(run: RunFolder) -> Plan:
 def _compare_origin(run: RunFolder, index: Index, plan: Plan) -> tuple[Origin | None, tuple[Notice, ...]]:
     """Compare plan and split with what the run began with; return that, and a notice for each allowed change.
 
-    In a cross-validation the first fold's origin is compared. Image files are compared when their fold is resumed.
+    In a cross-validation the origin of the first fold that is there is compared; if all were deleted, the digests of
+    the cross-validation are compared as it continues. Image files are compared when their fold is resumed.
 
     Raises:
         RunError: they differ.
     """
-    first = run.run(1) if isinstance(run, FoldsFolder) else run
+    first, fold = run, 0
+    if isinstance(run, FoldsFolder):
+        begun = [number for number in range(1, plan.values["folds"] + 1) if run.run(number).is_begun]
+        if not begun:
+            return None, ()
+        fold = begun[0]
+        first = run.run(fold)
     origin = read_origin(first)
     if origin is None:
         if plan.values["lr"] == AUTO:
@@ -504,7 +546,7 @@ def _compare_origin(run: RunFolder, index: Index, plan: Plan) -> tuple[Origin | 
     if isinstance(run, FoldsFolder):
         origin = replace(origin, settings=origin.settings | {"fold": 0})
         notices = check_plan(run, origin, plan)
-        check_split(first, origin, choose_fold(index, 1), folder=run.path)
+        check_split(first, origin, choose_fold(index, fold), folder=run.path)
         return None, tuple(notices)
     notices = check_plan(run, origin, plan)
     check_split(run, origin, index)

@@ -27,7 +27,7 @@ from convnext_cli.runs.folds import FoldsFolder, find_newest_run
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
 from convnext_cli.training.events import CrossValidationResult, FoldDone, Started, StepDone
 from convnext_cli.training.request import TrainRequest
-from tests.conftest import SMALL, run_all
+from tests.conftest import SMALL, Convnext, run_all
 from tests.training.conftest import make_request, train
 from tools.kill_test import copy_images
 
@@ -240,3 +240,42 @@ def test_commands_for_one_model_name_a_fold(
     monkeypatch.chdir(folds_run.path.parents[1])
     assert find_newest_run("") == RunFolder(Path("runs/cv"))
     assert TorchClassifier(folds_run.run(1).path).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("deleted", [(1,), (2,), (1, 2)])
+def test_a_deleted_fold_is_trained_again(folds_run: FoldsFolder, convnext: Convnext, deleted: tuple[int, ...]) -> None:
+    shutil.copytree(folds_run.path, "cv")
+    names = ", ".join(f"fold-{fold}" for fold in deleted)
+    for fold in deleted:
+        shutil.rmtree(f"cv/fold-{fold}")
+    lacking = f"cv is a cross-validation that lacks {names}. Continue with `convnext finetune --resume cv`"
+    outcome = convnext("eval", "cv")
+    assert (outcome.code, lacking in outcome.err) == (3, True)
+    recorded = run_all(train_steps(TrainRequest(resume=Path("cv"))))
+    assert [event.fold for event in recorded if isinstance(event, FoldDone)] == list(deleted)
+    assert not [event for event in recorded if isinstance(event, Started) and "no digests" in str(event.notices)]
+    assert weights_of(FoldsFolder(Path("cv"))) == weights_of(folds_run)
+    assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(folds_run.metrics.read_text())
+    for name in ("audit.json", "image_hashes.safetensors", "split.csv"):
+        for fold in deleted:
+            assert Path(f"cv/fold-{fold}", name).read_bytes() == (folds_run.run(fold).path / name).read_bytes()
+
+
+@pytest.mark.parametrize("options", ["--folds 2", "--folds 2 --fold 1", ""])
+def test_a_training_that_fails_before_it_begins_leaves_nothing(data: Path, convnext: Convnext, options: str) -> None:
+    Path("empty").mkdir()
+    words = [data, "--model", "convnext_tiny", *options.split(), "--no-check", "-o"]  # weights that are not cached
+    for output in ("empty", "new/run"):
+        outcome = convnext("finetune", *words, output)
+        assert outcome.code == 1
+        assert "are not in this machine's cache" in outcome.err
+    assert [str(path) for path in Path().rglob("*")] == ["empty"]
+
+
+def test_a_failure_before_the_first_fold_removes_no_other_file(data: Path, convnext: Convnext) -> None:
+    words = [data, "--model", "convnext_tiny", "--folds", 2, "--no-check", "-o", "own"]
+    Path("own").mkdir()
+    Path("own/split.csv").write_text("mine")
+    Path("own/notes.txt").write_text("mine")
+    assert convnext("finetune", *words).code == 2
+    assert {path.name: path.read_text() for path in Path("own").iterdir()} == {"split.csv": "mine", "notes.txt": "mine"}

@@ -191,3 +191,41 @@ def test_validation_images_are_drawn_once_and_round_trip(digits: Path, tmp_path:
     folds = tuple("fold-1" if number % 2 else "fold-2" for number in range(len(again)))
     redrawn = leave_out(replace(again, folds=folds), val_fraction=0.3, seed=0)
     assert sum(redrawn.validation) == pytest.approx(0.3 * len(again), abs=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (
+            "--leave-out site",
+            "leaving out site A leaves no training image of 0. Join this value of site with another one in the table",
+        ),
+        (
+            "--leave-out dose",
+            "leaving out dose < 30 leaves no training image of 0. Cut it elsewhere, as in --leave-out dose:NUMBER",
+        ),
+        ("--leave-out dose:5,25", "leaving out dose >= 25 leaves no training image of 1, 2. Cut it elsewhere"),
+        (
+            "--folds 3",
+            "leaving out fold 1 leaves no training image of 0. Correct the table's folds, or draw new ones with --res",
+        ),
+        ("--folds 3 --fold 3", "leaving out fold 3 leaves no training image of 2."),
+        (
+            "--task regression --label-column dose --leave-out label",
+            "leaving out label 0: dose is 30 for all training images.",
+        ),
+    ],
+)
+def test_a_part_that_holds_all_images_of_a_class_is_named(
+    digits: Path, convnext: Convnext, words: str, error: str
+) -> None:
+    lines = ["path,label,site,dose,fold"]
+    for digit in range(3):
+        for number, path in enumerate(sorted((digits / str(digit)).glob("*.png"))[:30]):
+            dose = number if not digit else 30
+            lines.append(f"{path},{digit},{'A' if not digit else 'BC'[number % 2]},{dose},{digit + 1}")
+    Path("table.csv").write_text("\n".join([*lines, ""]))
+    outcome = convnext("finetune", "table.csv", *words.split(), "--group-from", "none", "--no-check", "-o", "run")
+    assert outcome.code == 3
+    assert f"error: {error}" in outcome.err
+    assert not Path("run").exists()
