@@ -94,7 +94,7 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
 def _show(audit: "Audit") -> None:
     index = audit.index
     splits = sorted(set(index.splits), key=("train", "val", "test", "").index)
-    console.show(f"{index.root}: {len(index):,} images: {index.task.describe_classes(index.classes)}", style="bold")
+    console.show(f"{index.location}: {len(index):,} images: {index.task.describe_classes(index.classes)}", style="bold")
     counts = [index.count_classes(split) for split in splits]
     columns = [split or "images" for split in splits]
     console.show_table(

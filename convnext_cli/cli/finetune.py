@@ -126,7 +126,7 @@ def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") 
     settings, classes = plan.settings, len(index.classes)
     console.show(plan.model, style="bold")
     fold = f" in the first of {settings.folds} folds" if preparation.folds else ""
-    console.show(f"{index.root}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
+    console.show(f"{index.location}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
     console.show(describe_sizes(preparation.architecture, settings, classes))
     console.show(f"{preparation.machine}: about {memory / GIB:.1f} GiB; time, {time.basis}: about {time}")
     console.show_table(["setting", "value", "from", "reason"], list_decided(plan))

@@ -188,7 +188,7 @@ def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     console.say(f"{plan.model}", style="bold")
     number = f"; fold {plan.settings.fold} of {plan.settings.folds}{_name_left_out(planned)}"
     fold = number if plan.settings.folds else ""
-    console.say(f"{index.root}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
+    console.say(f"{index.location}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
     if is_verbose:
         console.say(describe_sizes(find_model(plan.model)[0], plan.settings, len(index.classes)))
         console.log_table(["setting", "value", "from", "reason"], list_decided(plan))

@@ -193,11 +193,11 @@ def _explain_missing(index: Index, tables: Sequence[Table], name: str, option: s
     having = [table for table in tables if fold_column(name) in map(fold_column, table.columns)]
     if having:
         return DataError(
-            f"{having[0].path} names none of the images of {index.root}, neither by path nor by group",
+            f"{having[0].path} names none of the images of {index.location}, neither by path nor by group",
             "Give a table with a column of the images' paths or of their groups",
         )
     places = ", ".join(str(table.path) for table in tables[:3])
-    where = f"{places} has no column {name!r}" if tables else f"{index.root} has no CSV file with a column {name!r}"
+    where = f"{places} has no column {name!r}" if tables else f"{index.location} has no CSV file with a column {name!r}"
     known = f"{suggest(name, columns)}Known are {', '.join(columns[:10])}; or give" if columns else "Give"
     table = "another table with --subgroup-table" if option == "--subgroups" else "a CSV file with that column as data"
     return DataError(f"{where}, and no DICOM file has that attribute", f"{known} {table}")

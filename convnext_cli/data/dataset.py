@@ -115,13 +115,13 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
             raise UsageError(f"{flag} has no effect on {index.task.title}: {reason}", "Leave it out")
         if name in COLUMN_OPTIONS and index.table is None:
             remedy = "Leave it out, or give the CSV file itself"
-            raise UsageError(f"{flag} has no effect: {index.root} is not read from a CSV file", remedy)
+            raise UsageError(f"{flag} has no effect: {index.location} is not read from a CSV file", remedy)
 
 
 def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dataset:
     unreadable = set(audit.unreadable)
     if len(unreadable) == len(index):
-        raise DataError(f"none of the {len(index)} images in {index.root} can be read", "Give another folder")
+        raise DataError(f"none of the {len(index)} images in {index.location} can be read", "Give another folder")
     rows = [row for row in range(len(index)) if row not in unreadable]
     new_row = {row: number for number, row in enumerate(rows)}
     duplicate_sets = tuple(tuple(new_row[row] for row in rows) for rows in audit.duplicate_sets)

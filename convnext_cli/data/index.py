@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -52,6 +52,8 @@ class Index:
     """The task as `Task.to_dict` gives it; None for one class per image."""
     table: Path | None = None
     """The CSV file that it was read from; None for folders."""
+    source: Path | None = field(default=None, compare=False)
+    """The folder, CSV file or zip file that the user named; None where that is not known."""
     fold_names: tuple[str, ...] = ()
     """The values of the column that `--leave-out` names, in the order of their folds; empty for other folds."""
     validation: tuple[bool, ...] = ()
@@ -59,6 +61,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def location(self) -> Path:
+        """The folder or file that the user named, for messages; else the one that was read."""
+        return self.source or self.table or self.root
 
     @property
     def task(self) -> "Task":
@@ -163,14 +170,15 @@ def check_trainable(index: Index) -> None:
         _check_class_number(index)
     splits = set(index.splits)
     if splits <= {"val", "test"}:
+        names = " and ".join(sorted(splits))
         raise DataError(
-            f"all images of {index.root} are in its {' and '.join(sorted(splits))} split: there is nothing to train on",
+            f"all images of {index.location} are in its {names} split: there is nothing to train on",
             "Give the folder that has the training images too, or draw new splits with --resplit",
         )
     if index.values:
         rows = index.rows("train") if "train" in splits else None
         if problem := index.task.explain_untrainable(index.targets(rows), index.classes):
-            raise DataError(f"{index.root}: {problem[0]}", problem[1])
+            raise DataError(f"{index.location}: {problem[0]}", problem[1])
         return
     if missing := list_untrained_classes(index):
         where = "training images" if "train" in splits else "images"
@@ -199,12 +207,12 @@ def _check_class_number(index: Index) -> None:
     """
     if len(index.classes) < 2:
         raise DataError(
-            f"{index.root} has one class only ({index.classes[0]!r})",
+            f"{index.location} has one class only ({index.classes[0]!r})",
             "Give two class folders or more",
         )
     if len(index.classes) > len(index):
         raise DataError(
-            f"{index.root} has more classes ({len(index.classes)}) than images ({len(index)})",
+            f"{index.location} has more classes ({len(index.classes)}) than images ({len(index)})",
             "Give each class folder images, or remove the empty ones",
         )
 
@@ -262,7 +270,7 @@ def digest_images(index: Index) -> str:
     if missing:
         examples = ", ".join(missing[:5])
         raise DataError(
-            f"{len(missing)} images of the split are not in {index.root}: {examples}",
+            f"{len(missing)} images of the split are not in {index.location}: {examples}",
             "Restore them, or give the folder that they are in now: `convnext finetune DATA --resume RUN`",
         )
     return digest.hexdigest()

@@ -35,7 +35,7 @@ def scan_data(
     if suffix in TABLE_SUFFIXES:
         from convnext_cli.data.manifest import read_manifest
 
-        return _exclude(read_manifest(data, table_options), exclude)
+        return _exclude(replace(read_manifest(data, table_options), source=data), exclude)
     archive = data if suffix == ".zip" else None
     if archive:
         from convnext_cli.data.archive import check_inside, unpack
@@ -46,6 +46,7 @@ def scan_data(
         known_classes=known_classes,
         table_options=table_options,
     )
+    index = replace(index, source=data)
     if archive and table_options.image_root == AUTO:
         check_inside(data, index.root, index.paths)
     return apply_task(index, table_options)
@@ -66,7 +67,7 @@ def apply_task(index: Index, options: TableOptions) -> Index:
         return index
     if index.task_record is not None:
         raise DataError(
-            f"--task {options.task}: {index.root} has {index.task.title}",
+            f"--task {options.task}: {index.location} has {index.task.title}",
             "Give a CSV file with the targets, or leave out --task",
         )
     labels = [index.classes[label] for label in index.labels]
@@ -79,6 +80,6 @@ def _exclude(index: Index, exclude: str) -> Index:
     if exclude == NONE:
         return index
     excluded = find_excluded(exclude, index.paths, index.root)
-    check_left(len(index) - len(excluded), exclude, index.root)
+    check_left(len(index) - len(excluded), exclude, index.location)
     selection = select_rows(index, [row for row in range(len(index)) if row not in excluded])
     return replace(selection, skipped=index.skipped | {EXCLUDED: len(excluded)})

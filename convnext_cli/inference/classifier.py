@@ -113,7 +113,7 @@ class Classifier(ABC):
             ImageError: an image cannot be read.
         """
         if not rows:
-            raise DataError(f"no images to evaluate in {index.root}", "Choose another folder or split")
+            raise DataError(f"no images to evaluate in {index.location}", "Choose another folder or split")
         parts: list[Outputs] = []
         done = 0
         load = load_for_eval(index, self.preprocessing, cache=self.cache)
@@ -137,7 +137,7 @@ class Classifier(ABC):
         Raises:
             DataError: the index has a class that the run does not know, or targets of another task.
         """
-        source = index.table or index.root
+        source = index.location
         if not index.task.is_like(self.task):
             raise DataError(
                 f"{source} has {index.task.title}, and the run was trained on {self.task.title}",

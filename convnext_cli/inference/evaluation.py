@@ -391,7 +391,7 @@ def _summarise(
     warnings += [describe_missed(point) for point in points if point.is_missed]
     return Evaluation(
         run=run.path,
-        data=test_set.index.root,
+        data=test_set.index.location,
         split=test_set.split,
         metrics=metrics,
         intervals=compute_intervals(images.make_calculator(), test_set.groups),

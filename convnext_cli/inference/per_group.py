@@ -94,7 +94,7 @@ def check_groups(request: EvalRequest, test_set: TestSet) -> None:
         raise UsageError("--recalibrate fits the probabilities of single images", "Leave out --per group")
     if not test_set.index.groups:
         raise UsageError(
-            f"--per group: the groups of {test_set.index.root} are not known",
+            f"--per group: the groups of {test_set.index.location} are not known",
             r"Give --group-from, such as 'patient\d+' or dicom:PatientID, or a CSV file with --group-column",
         )
 

@@ -81,7 +81,7 @@ def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet
     rows = index.rows(split)
     if not rows:
         raise DataError(
-            f"{index.root} has no {split} split",
+            f"{index.location} has no {split} split",
             f"It has {', '.join(sorted(splits)) or 'none'}; or use --split all",
         )
     return TestSet(index=index, split=split, rows=rows), notes
@@ -189,7 +189,7 @@ def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[N
         if split != "test":
             problem = f"has models that were trained on images of --split {split}"
         raise DataError(
-            f"the cross-validation of {index.root} {problem}",
+            f"the cross-validation of {index.location} {problem}",
             "Use --split val: each image is then classified by the one model that was not trained on it",
         )
     if test_rows and split != "val":
@@ -210,7 +210,7 @@ def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Not
     """
     if split not in (None, "test"):
         raise DataError(
-            f"the cross-validation of {index.root} leaves out {', '.join(index.fold_names[:5])} in turn, as test "
+            f"the cross-validation of {index.location} leaves out {', '.join(index.fold_names[:5])} in turn, as test "
             "images",
             f"Leave out --split, or evaluate one fold with --split {split}",
         )
@@ -270,7 +270,7 @@ def _has_other_split(run: RunFolder, trained_on: Index, given: Index) -> bool:
 
 def _take_targets(trained_on: Index, given: Index, data: Path) -> tuple[Index, list[Notice]]:
     """Return the run's index with the paths and targets of the data (in its order), and a note where targets differ."""
-    moved = replace(trained_on, root=given.root, paths=given.paths, table=given.table)
+    moved = replace(trained_on, root=given.root, paths=given.paths, table=given.table, source=given.source)
     number_of = {normalise_name(name): number for number, name in enumerate(trained_on.classes)}
     labels = given.labels
     if not given.values:

@@ -37,7 +37,7 @@ def show_training(report: ReportData) -> Section | None:
 def show_data(report: ReportData) -> Section:
     """Return the data set by split and class, and the findings of its audit."""
     index, audit = report.evaluation.evaluated.test_set.index, report.evaluation.audit
-    sentences: list[str | Notice] = [f"Folder {index.root}, {len(index):,} images."]
+    sentences: list[str | Notice] = [f"Data {index.location}, {len(index):,} images."]
     if index.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in index.skipped.items())
         sentences.append(f"Skipped: {reasons}.")

@@ -249,6 +249,8 @@ class RunFolder:
             data["task"] = index.task_record
         if index.table is not None:
             data["table"] = str(index.table.absolute())
+        if index.source is not None and index.source != index.table and index.source.is_file():
+            data["source"] = str(index.source.absolute())
         if index.fold_names:
             data["fold_names"] = list(index.fold_names)
         write_text(SPLIT.path(self.path), text.getvalue())
@@ -308,6 +310,7 @@ class RunFolder:
             values=tuple(values),
             task_record=data.task,
             table=None if data.table is None else Path(data.table),
+            source=None if data.source is None else Path(data.source),
             fold_names=data.fold_names,
             validation=tuple(validation),
         )

@@ -36,6 +36,8 @@ class Data(Struct, frozen=True, kw_only=True):
     """As `Task.to_dict` gives it; None for one class per image."""
     table: str | None = None
     """The CSV file that the data were read from; None for folders, and in older runs."""
+    source: str | None = None
+    """The zip file that the data were unpacked from; None for others, and in older runs."""
     fold_names: tuple[Text, ...] = ()
     """The values that `finetune --leave-out` left out, in the order of their folds."""
 
@@ -235,6 +237,8 @@ def read_text(path: Path, remedy: str) -> str:
         return path.read_bytes().decode(errors="surrogateescape")
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:
+        raise RunError(f"{path.parent} is a file, not a run folder", remedy) from error
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}", remedy) from error
 

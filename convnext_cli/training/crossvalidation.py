@@ -120,7 +120,7 @@ def _open_folds_folder(
     environment = None if is_new else folder.read_environment()
     if not is_new and (environment is None or environment.images != images):
         raise DataError(
-            f"the images in {preparation.index.root} are not those that {folder.path} began with",
+            f"the images in {preparation.index.location} are not those that {folder.path} began with",
             restore_remedy("the original files"),
         )
     if environment is not None and environment.split not in (None, split):

@@ -265,7 +265,7 @@ def start_training(
         training = _resume(context, request, preparation, contents)
     if training.state.images != preparation.images:
         raise DataError(
-            f"the images in {index.root} are not those that {run.path} began with",
+            f"the images in {index.location} are not those that {run.path} began with",
             restore_remedy("the original files"),
         )
     return training

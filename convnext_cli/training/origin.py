@@ -220,7 +220,7 @@ def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDAr
         differing = [index.paths[rows[i]] for i in np.flatnonzero((former != contents).any(axis=1))]
         names = f"{len(differing)} of {len(rows)} differ: {shorten_names(differing)}"
     raise DataError(
-        f"the images in {index.root} are not those that {run.path} began with: {names}",
+        f"the images in {index.location} are not those that {run.path} began with: {names}",
         restore_remedy("the original files"),
     )
 

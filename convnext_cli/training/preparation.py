@@ -463,7 +463,7 @@ def _prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
     origin, changes = _compare_origin(run, index, plan)
     architecture, tag = find_model(plan.model)
     if request.data is not None:
-        index = replace(index, root=request.data)
+        index = replace(index, root=request.data, source=request.data)
     check_outside(path, index.root)
     folds = index if isinstance(run, FoldsFolder) else None
     index = choose_fold(folds, 1) if folds else index

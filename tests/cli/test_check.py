@@ -24,6 +24,16 @@ def leaking(tmp_path: Path) -> Path:
     return data
 
 
+@pytest.fixture
+def few_pictures() -> list[Path]:
+    """Twelve pictures of two classes in the folder `data`, which the test names by relative paths."""
+    paths = [Path("data", ("leaf", "root")[number % 2], f"{number}.png") for number in range(12)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(number, (48, 40)).save(path)
+    return paths
+
+
 def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
     outcome = convnext("check", str(leaking))
     assert outcome.code == 3
@@ -36,6 +46,18 @@ def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
         "Test scores on this data will be wrong",
     ):
         assert words in outcome.out.replace("\n", " "), outcome.out
+
+
+def test_data_have_the_name_that_the_user_gave(convnext: Convnext, few_pictures: list[Path]) -> None:
+    Path("list.csv").write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in few_pictures))
+    Path("one.csv").write_text("path,label\n" + "".join(f"{path},leaf\n" for path in few_pictures))
+    with zipfile.ZipFile("pictures.zip", "w") as archive:
+        for path in few_pictures:
+            archive.write(path)
+    for name in ("list.csv", "pictures.zip", "data"):
+        assert json.loads(convnext("check", name, "--json").out)["data"] == name
+        assert convnext("check", name).out.startswith(f"{name}: 12 images: ")
+    assert convnext("check", "one.csv").err.splitlines()[-1].startswith("error: one.csv has one class only ('leaf')")
 
 
 def test_check_tells_the_area_outside_a_centre_crop(convnext: Convnext, tmp_path: Path) -> None:

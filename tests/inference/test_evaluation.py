@@ -296,6 +296,20 @@ def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: 
     assert prediction.missed_targets == ({} if sensitivity == 100 else {"sensitivity=0.9:1": "sensitivity 0.0%"})
 
 
+def test_zip_file_and_csv_file_have_their_own_names_in_a_run(mine: RunFolder, tmp_path: Path) -> None:
+    index = mine.read_split()
+    archive, table = tmp_path / "pictures.zip", tmp_path / "list.csv"
+    archive.touch()
+    for changes, name in (
+        ({"source": archive}, archive),
+        ({"table": table}, table),
+        ({"source": index.root}, index.root),
+    ):
+        mine.write_split(replace(index, **changes))
+        assert mine.read_split().location == evaluate(mine.path, split="val").data == name
+        assert mine.read_split().root == index.root
+
+
 def test_recalibrated_evaluation_of_the_test_split_is_counted_but_does_not_reach_predict(mine: RunFolder) -> None:
     evaluate(mine.path, split="val", targets=["sensitivity=0.9:1"])
     recalibrated = evaluate(mine.path, recalibrate=20)

@@ -101,6 +101,8 @@ def test_run_that_is_another_file_is_refused(mine: RunFolder) -> None:
     for name in ("model.safetensors", "config.json"):
         with pytest.raises(RunError, match=rf"{name} is neither a run folder nor an \.onnx file\. Give one of them"):
             predict(paths_of(mine, "test")[0], mine.path / name)
+        with pytest.raises(RunError, match=f"{name} is a file, not a run folder"):
+            evaluate(mine.path / name)
 
 
 def test_engine_without_an_option_is_not_exported_again(mine: RunFolder) -> None:

@@ -64,7 +64,7 @@ class Audit:
         """Return everything but the rows, for JSON."""
         index = self.index
         return {
-            "data": str(index.root),
+            "data": str(index.location),
             "images": len(index),
             "classes": {
                 split or "all": dict(zip(index.classes, index.count_classes(split), strict=True))
