@@ -300,13 +300,9 @@ def test_zip_file_and_csv_file_have_their_own_names_in_a_run(mine: RunFolder, tm
     index = mine.read_split()
     archive, table = tmp_path / "pictures.zip", tmp_path / "list.csv"
     archive.touch()
-    for changes, name in (
-        ({"source": archive}, archive),
-        ({"table": table}, table),
-        ({"source": index.root}, index.root),
-    ):
-        mine.write_split(replace(index, **changes))
-        assert mine.read_split().location == evaluate(mine.path, split="val").data == name
+    for changed in (replace(index, source=archive), replace(index, table=table), replace(index, source=index.root)):
+        mine.write_split(changed)
+        assert mine.read_split().location == evaluate(mine.path, split="val").data == changed.location
         assert mine.read_split().root == index.root
 
 
