@@ -103,6 +103,12 @@ def shorten(text: str, length: int = 80) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
+def find_address(path: Path) -> str:
+    """Return the address, such as `https://a.org/b`, of which a path was made, which joins slashes; else empty."""
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", str(path), re.IGNORECASE | re.DOTALL)
+    return f"{match[1]}://{match[2]}" if match else ""
+
+
 def capitalise(text: str) -> str:
     """Return a text with a capital first letter."""
     return text[:1].upper() + text[1:]

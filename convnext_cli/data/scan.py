@@ -16,6 +16,7 @@ from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
+from convnext_cli.text import find_address
 
 
 def scan_folder(
@@ -43,6 +44,8 @@ def scan_folder(
         UsageError: the options have an `image_root`, and there is no manifest.
     """
     if not root.is_dir():
+        if address := find_address(root):
+            raise DataError(f"{address} is an address, and data are not downloaded", "Download it, and give the file")
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {problem}", "Give a folder with one folder of images per class, a CSV file, or a zip file"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from convnext_cli.errors import ImageError
+from convnext_cli.text import find_address
 
 PILLOW_SUFFIXES: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif", ".avifs"),
@@ -63,10 +64,9 @@ class SpecialFileError(OSError):
 
 
 def explain_missing(paths: Sequence[Path]) -> ImageError:
-    """Return the error for paths that do not exist; an address, of which `Path` joins the slashes, is named."""
-    if address := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", str(paths[0]), re.IGNORECASE | re.DOTALL):
-        problem = f"{address[1]}://{address[2]} is an address, and images are not downloaded"
-        return ImageError(problem, "Download it, and give the file")
+    """Return the error for paths that do not exist; addresses are called so."""
+    if address := find_address(paths[0]):
+        return ImageError(f"{address} is an address, and images are not downloaded", "Download it, and give the file")
     return ImageError(f"{', '.join(map(str, paths[:5]))} does not exist", "Give the path of an image")
 
 

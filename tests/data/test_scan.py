@@ -114,3 +114,8 @@ def test_folders_beside_the_splits_are_counted(tmp_path: Path) -> None:
     for path in ("train/a/1.png", "train/b/2.png", "test/a/3.png", "vall/a/4.png"):
         save_image(tmp_path / "data" / path)
     assert scan_folder(tmp_path / "data").skipped == {"folder beside train, val and test ('vall')": 1}
+
+
+def test_address_is_not_called_a_missing_folder() -> None:
+    with pytest.raises(DataError, match=r"https://example\.org/a\.zip is an address, and data are not downloaded"):
+        scan_folder(Path("https://example.org/a.zip"))

@@ -16,6 +16,7 @@ from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.onnx_file import write_metadata
 from convnext_cli.exports.parity import ParityError
 from convnext_cli.exports.request import ExportRequest
+from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -94,6 +95,25 @@ def test_both_engines_give_the_same_predictions(mine: RunFolder, pictures: list[
             assert b.novelty == pytest.approx(a.novelty, rel=1e-3)
             assert (a.abstained, a.decisions) == (b.abstained, b.decisions)
             assert b.decisions
+
+
+def test_file_without_an_ood_score_says_why(mine: RunFolder, pictures: list[Path], tmp_path: Path) -> None:
+    file, reason = tmp_path / "few.onnx", "the validation split has only 12 images"
+    shutil.copy(mine.exported("onnx"), file)
+    metadata = OnnxClassifier(file).metadata
+    few = Calibration(weights=metadata.weights, images=12, unfitted_reason=reason)
+    for calibration, problem, remedy in (
+        (few, f"has no OOD score: {reason}", "Fine-tune with more validation images, or leave out --abstain"),
+        (
+            None,
+            "its run was never calibrated",
+            "Run `convnext eval` on the run and export it again, or leave out --abstain",
+        ),
+    ):
+        write_metadata(file, replace(metadata, calibration=calibration))
+        with pytest.raises(UsageError, match=problem) as caught:
+            predict(pictures, file, abstain=True)
+        assert caught.value.remedy == remedy
 
 
 @pytest.mark.slow
