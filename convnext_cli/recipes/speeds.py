@@ -1,12 +1,14 @@
 """Speeds of trainings on this machine, kept in the cache folder so that later estimates of time are nearer.
 
 A speed is the measured time of an epoch divided by its estimate. A later estimate of the same model and image size is
-multiplied by it, that of another model by the median over the models that were trained on the same machine.
+multiplied by it, that of another model by the median over trainings on the same machine of about as much work an
+image. The speed of much smaller ones, such as the demo's, says little: their time is mostly overhead.
 """
 
 import hashlib
 import json
 import math
+import re
 import statistics
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +16,11 @@ from pathlib import Path
 from convnext_cli.cache_folder import SPEEDS, find_cache_folder
 from convnext_cli.files import write_text
 from convnext_cli.machine import Machine
+from convnext_cli.models.catalog import load_catalog
 from convnext_cli.recipes.costs import RunTime, Workload, estimate_epoch, estimate_time
 
 LARGEST = 50.0  # a speed outside 1/50 to 50 is no measurement
+NEAR = 10.0  # times the work an image, or a tenth of it, at most
 
 
 def remember_speed(workload: Workload, seconds: float) -> None:
@@ -39,10 +43,11 @@ def estimate_time_here(workload: Workload, *, check: bool = True, onnx: bool = T
     """Estimate the duration of a fine-tuning, as `estimate_time` does, with the speed of earlier trainings here."""
     speeds = _read_speeds(_find_file(workload.machine))
     own = speeds.get(_describe(workload))
+    near = [speed for training, speed in speeds.items() if _is_near(training, _describe(workload))]
     if own is not None:
         basis = "by an earlier run of this model here"
-    elif speeds:
-        own, basis = statistics.median(speeds.values()), "by earlier runs of other models here"
+    elif near:
+        own, basis = statistics.median(near), "by earlier runs of other models here"
     else:
         return estimate_time(workload, check=check, onnx=onnx, folds=folds)
     return estimate_time(workload, check=check, onnx=onnx, folds=folds, speed=own, basis=basis)
@@ -60,6 +65,19 @@ def _describe(workload: Workload) -> str:
     settings = workload.settings
     checkpointed = " checkpointed" * settings.grad_checkpointing
     return f"{workload.model.name} {settings.image_size} {settings.amp}{checkpointed}"
+
+
+def _is_near(one: str, two: str) -> bool:
+    """Return True if two trainings, as `_describe` has them, do about as much work an image."""
+    works = [_count_work(training) for training in (one, two)]
+    return 0 < max(works) <= NEAR * min(works)
+
+
+def _count_work(training: str) -> float:
+    """Return the multiply-adds of an image in proportion; 0 for a model that is not in the catalogue."""
+    match = re.match(r"(\S+) (\d+)(?:x(\d+))? ", training)
+    model = load_catalog().get(match[1]) if match else None
+    return model.gmacs * int(match[2]) * int(match[3] or match[2]) if match and model else 0.0
 
 
 def _read_speeds(path: Path) -> dict[str, float]:

@@ -41,12 +41,24 @@ def test_measured_epoch_makes_later_estimates_of_its_model_and_machine() -> None
 def test_other_models_take_the_median_of_the_machine() -> None:
     base = make_workload("convnext_base")
     rough = estimate_time_here(base)
-    for name, factor in (("convnext_tiny", 2.0), ("convnext_atto", 3.0), ("convnextv2_nano", 9.0)):
+    for name, factor in (("convnext_tiny", 2.0), ("convnext_small", 3.0), ("convnextv2_nano", 9.0)):
         workload = make_workload(name)
         remember_speed(workload, factor * estimate_epoch(workload))
     time = estimate_time_here(base)
     assert time.basis == "by earlier runs of other models here"
     assert time.epochs == pytest.approx(3 * rough.epochs)
+
+
+def test_much_smaller_trainings_say_nothing_of_a_large_one(empty_cache: Path) -> None:
+    base, atto = make_workload("convnext_base"), make_workload("convnext_atto")
+    small = replace(atto, settings=replace(atto.settings, image_size="32x64"))
+    for workload in (atto, small):
+        remember_speed(workload, 9 * estimate_epoch(workload))
+    assert estimate_time_here(base).basis == ROUGH
+    assert estimate_time_here(make_workload("convnext_nano")).basis == "by earlier runs of other models here"
+    [kept] = empty_cache.rglob("*.json")
+    kept.write_text('{"test_convnext 32 auto": 20.0, "unreadable": 3}')
+    assert estimate_time_here(base).basis == ROUGH
 
 
 def test_impossible_speeds_and_damaged_files_are_ignored(empty_cache: Path) -> None:
