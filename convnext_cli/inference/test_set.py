@@ -295,7 +295,7 @@ def _compare_content(
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
         text = (
-            f"{moved.root} counts as the run's own data because the file names are the same; the contents could not be "
+            f"{moved.location} counts as the run's own data because the file names are the same; the contents could not be "
             "compared, because the run has no digests of its images. --split all evaluates every image"
         )
         return moved, [Notice(text=text)]

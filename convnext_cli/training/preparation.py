@@ -317,7 +317,7 @@ def _check_part(index: Index, fold: int, leave_out: str) -> None:
             remedy += ", or name another column"
         elif index.folds:
             remedy = "Correct the table's folds, or draw new ones with --resplit"
-        effect = f": {error.problem.removeprefix(f'{index.root}: ')}"
+        effect = f": {error.problem.removeprefix(f'{index.location}: ')}"
         if missing := list_untrained_classes(index):
             effect = f" leaves no training image of {', '.join(missing[:5])}"
         raise DataError(f"leaving out {part}{effect}", remedy) from error
