@@ -295,8 +295,8 @@ def _compare_content(
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
         text = (
-            f"{moved.location} counts as the run's own data because the file names are the same; the contents could not be "
-            "compared, because the run has no digests of its images. --split all evaluates every image"
+            f"{moved.location} counts as the run's own data because the file names are the same; the contents could "
+            "not be compared, because the run has no digests of its images. --split all evaluates every image"
         )
         return moved, [Notice(text=text)]
     fraction = match_names(known, (yield from measure_thumbnails(moved)))
