@@ -56,6 +56,11 @@ def find_cache_folder() -> Path:
     return Path(folder) if folder else _find_base_folder() / "convnext"
 
 
+def list_cache_variables() -> dict[str, Path]:
+    """Return the environment variables that name a folder for caches, that of other libraries too."""
+    return {name: Path(os.environ[name]) for name in ("CONVNEXT_CACHE", "XDG_CACHE_HOME") if os.environ.get(name)}
+
+
 def list_cache() -> list[CachePart]:
     """Return the parts of the cache with their sizes, leftovers of killed writes included."""
     parts = []
@@ -128,7 +133,7 @@ def redirect_library_caches() -> None:
 
 def _lacks_home() -> bool:
     """Return True if no variable names a cache folder and the home folder is missing or not writable."""
-    if os.environ.get("CONVNEXT_CACHE") or os.environ.get("XDG_CACHE_HOME"):
+    if list_cache_variables():
         return False
     try:
         return not _is_writable(_find_user_cache() / "convnext")

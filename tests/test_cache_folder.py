@@ -14,6 +14,8 @@ from convnext_cli.cache_folder import (
     find_cache_folder,
     list_cache,
 )
+from convnext_cli.runs.folder import RunFolder
+from tests.conftest import Convnext, save_image
 
 
 @pytest.fixture
@@ -91,3 +93,40 @@ def test_clear_cache_removes_leftovers_and_no_foreign_files(tmp_path: Path, monk
     assert clear_cache() == []
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(foreign)
     assert sum(part.entries for part in list_cache()) == 0
+
+
+WHERE = "puts the cache folder into the data folder"
+
+
+@pytest.mark.parametrize("variable", ["CONVNEXT_CACHE", "XDG_CACHE_HOME"])
+def test_a_cache_folder_in_the_data_is_refused_before_anything_is_written(
+    run: RunFolder, digits: Path, convnext: Convnext, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    table = [f"{path},{path.parent.name}\n" for path in sorted(digits.rglob("*.png"))]
+    Path("table.csv").write_text("".join(["path,label\n", *table]))
+    monkeypatch.setenv(variable, str(digits / "0/cache"))
+    before = sorted(digits.rglob("*"))
+    for words in (
+        f"check {digits}", f"check {digits}/0", "check table.csv", f"recommend {digits}", "finetune table.csv -o new",
+        f"finetune {digits} -o new", f"eval {run.path}", f"eval {run.path} {digits}", f"eval {run.path} table.csv",
+        f"export {run.path} -o new.onnx", f"predict {digits} --run {run.path}",
+        f"finetune {digits} --unlabelled --teacher {run.path} -o new",
+    ):  # fmt: skip
+        outcome = convnext(*words.split())
+        assert (outcome.code, outcome.out) == (2, ""), words
+        assert f"error: {variable} {WHERE}" in outcome.err, words
+    assert sorted(digits.rglob("*")) == before
+    assert not list(Path().glob("new*"))
+
+
+def test_a_cache_folder_beside_a_table_and_the_default_one_are_accepted(
+    homeless: pytest.MonkeyPatch, convnext: Convnext
+) -> None:
+    paths = [save_image(Path(f"images/{name}/{number}.png"), seed=number) for name in "ab" for number in range(2)]
+    Path("table.csv").write_text("\n".join(["path,label", *(f"{path},{path.parent.name}" for path in paths), ""]))
+    homeless.setenv("CONVNEXT_CACHE", "cache")
+    assert WHERE not in convnext("check", "table.csv").err
+    assert Path("cache").is_dir()
+    homeless.delenv("CONVNEXT_CACHE")
+    homeless.setenv("HOME", str(Path("images").absolute()))  # images in the home folder
+    assert WHERE not in convnext("check", "images").err

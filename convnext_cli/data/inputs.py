@@ -13,6 +13,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
+from convnext_cli.data.index import check_cache_outside
 from convnext_cli.data.tree import HIDDEN, NOT_AN_IMAGE, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_text
 from convnext_cli.errors import DataError, ImageError
@@ -41,6 +42,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
 
     Raises:
         ImageError: there are no images.
+        UsageError: the cache folder is in one of the folders.
     """
     paths: list[Path] = []
     errors: list[tuple[Path, ImageError]] = []
@@ -53,6 +55,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
             if mode is None or not S_ISDIR(mode):
                 paths.append(path)
                 continue
+            check_cache_outside([path])
             images, problems = find_images(path, skipped)
             paths += images
             errors += problems

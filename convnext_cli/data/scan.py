@@ -9,7 +9,7 @@ from pathlib import Path
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import UNLABELLED, find_split
 from convnext_cli.data.folders.words import is_table
-from convnext_cli.data.index import EXCLUDED, NONE, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, Index, check_cache_outside, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tree import Folder, walk_folder
@@ -76,6 +76,7 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", "Give a folder of images")
+    check_cache_outside([root])
     tree, _, skipped = _walk(root, exclude)
     start = len(os.path.join(root, ""))  # noqa: PTH118
     paths = tuple(sorted(path[start:].replace(os.sep, "/") for path in tree.list_images()))

@@ -5,7 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
+from convnext_cli.data.index import (
+    EXCLUDED,
+    NONE,
+    TABLE_SUFFIXES,
+    Index,
+    check_cache_outside,
+    list_data_folders,
+    number_targets,
+    select_rows,
+)
 from convnext_cli.data.scan import check_left, scan_folder
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
@@ -29,14 +38,17 @@ def scan_data(
 
     Raises:
         DataError: the data do not exist, cannot be read, have no images, or their layout is ambiguous.
-        UsageError: the options have an `image_root`, and there is no manifest.
+        UsageError: the options have an `image_root`, and there is no manifest; or the cache folder is in the data.
     """
     suffix = data.suffix.lower() if data.is_file() else ""
     if suffix in TABLE_SUFFIXES:
         from convnext_cli.data.manifest import read_manifest
 
-        return _exclude(replace(read_manifest(data, table_options), source=data), exclude)
+        index = _exclude(replace(read_manifest(data, table_options), source=data), exclude)
+        check_cache_outside(list_data_folders(index))
+        return index
     archive = data if suffix == ".zip" else None
+    check_cache_outside([] if archive else [data])
     if archive:
         from convnext_cli.data.archive import check_inside, unpack
     index = scan_folder(

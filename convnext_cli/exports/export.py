@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
-from convnext_cli.data.index import Index, check_outside_data
+from convnext_cli.data.index import Index, check_cache_outside, check_outside_data, list_data_folders
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.onnx_file import OPSET, check_installed, write_graph, write_metadata
@@ -161,6 +161,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
         raise UsageError("--calibration needs --output: the run's own file has the run's calibration", "Add --output")
     output = request.output or run.exported(request.format, int8=request.int8)
     index = run.read_split()
+    check_cache_outside(list_data_folders(index))
     _check_output(output, index, request)
     if is_onnx:
         check_installed()

@@ -9,7 +9,16 @@ from typing import Any
 
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import Grouping, group_steps
-from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, UNREADABLE, Index, select_rows
+from convnext_cli.data.index import (
+    EXCLUDED,
+    NONE,
+    TABLE_SUFFIXES,
+    UNREADABLE,
+    Index,
+    check_cache_outside,
+    list_data_folders,
+    select_rows,
+)
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import is_fold
 from convnext_cli.data.tables.options import TableOptions
@@ -231,6 +240,7 @@ def _find_index(
             raise DataError(
                 f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on"
             )
+        check_cache_outside(list_data_folders(trained_on))
         return trained_on, []
     index, grouping = yield from _group_like_run(run, _scan_like_run(run, trained_on, data, group_column), group_column)
     left_out = sum(trained_on.skipped.get(reason, 0) for reason in (UNREADABLE, EXCLUDED))

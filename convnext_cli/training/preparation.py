@@ -13,9 +13,11 @@ from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import (
     NONE,
     Index,
+    check_cache_outside,
     check_outside_data,
     check_trainable,
     digest_images,
+    list_data_folders,
     list_untrained_classes,
 )
 from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
@@ -465,6 +467,7 @@ def _prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
     if request.data is not None:
         index = replace(index, root=request.data, source=request.data)
     check_outside(path, index.root)
+    check_cache_outside(list_data_folders(index))
     folds = index if isinstance(run, FoldsFolder) else None
     index = choose_fold(folds, 1) if folds else index
     return Preparation(
