@@ -1,8 +1,7 @@
 """Compare recipes on real data sets with equal budgets and several seeds.
 
-    python -m benchmarks.recipes.measure OUT [--variants FILE] [--only measured published] [--half report]
-        [--seeds 0 1 2] [--sets cxr3 pets] [--images 700] [--shown 4000] [--cut VIRUS]
-        [--model convnext_zepto_rms] [--weights builtin]
+    python -m benchmarks.recipes.measure OUT [--variants FILE] [--half report] [--seeds 0 1 2] [--sets cxr3 pets]
+        [--images 700] [--shown 4000] [--cut VIRUS] [--model convnext_zepto_rms] [--weights builtin]
 
 A variant is a recipe with changed settings (`variants.toml`). For each seed and data set, all variants get the same
 images (by patient on cxr3), the same weights, and the same number of training images over all epochs, times the
@@ -120,7 +119,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--variants", type=Path, default=VARIANTS)
-    parser.add_argument("--only", nargs="+", help="names of variants; all if missing")
     parser.add_argument("--half", choices=("choose", "report"), default="report")
     parser.add_argument("--sets", nargs="+", choices=[*SIZES, *DRAWN], default=list(SIZES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -133,7 +131,6 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     same = {key: getattr(options, key) for key in ("images", "half", "shown", "cut", "model", "weights")}
     variants = tomllib.loads(options.variants.read_text(encoding="utf-8"))
-    variants = {name: variants[name] for name in options.only or variants}
     path = options.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     done = {(result["variant"], result["set"], result["seed"], result["half"]) for result in results}
