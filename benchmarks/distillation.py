@@ -22,20 +22,28 @@ from convnext_cli import compare, evaluate, export, finetune
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.models.catalog import BUILTIN
 
-TIMED = 200  # images of a measurement of time
+ROUNDS = 5  # of the measurement of time, all models in turn
+TIMED = 50  # images of a round
+WARM = 10  # first images of a round, which are not counted
 
 
 def measure_milliseconds(files: list[Path]) -> list[float]:
-    """Return the median milliseconds of a prediction of one image, for each exported file."""
-    classifiers = [OnnxClassifier(path) for path in files]
-    image = np.random.default_rng(0).integers(0, 256, (1, *classifiers[0].preprocessing.size, 3), dtype=np.uint8)
+    """Return the median milliseconds of a prediction of one image, for each exported file.
+
+    One file is open at a time: the threads of another session of ONNX Runtime would wait for work on the same cores.
+    """
     seconds: list[list[float]] = [[] for _ in files]
-    for _ in range(TIMED):
-        for classifier, measured in zip(classifiers, seconds, strict=True):
-            started = time.perf_counter()
-            classifier.run_batch(image, features=False, heat=False)
-            measured.append(time.perf_counter() - started)
-    return [1000 * median(measured[10:]) for measured in seconds]
+    for _ in range(ROUNDS):
+        for path, measured in zip(files, seconds, strict=True):
+            classifier = OnnxClassifier(path)
+            image = np.random.default_rng(0).integers(0, 256, (1, *classifier.preprocessing.size, 3), dtype=np.uint8)
+            for number in range(TIMED):
+                started = time.perf_counter()
+                classifier.run_batch(image, features=False, heat=False)
+                if number >= WARM:
+                    measured.append(time.perf_counter() - started)
+            del classifier
+    return [1000 * median(measured) for measured in seconds]
 
 
 def measure(
