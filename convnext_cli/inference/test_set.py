@@ -256,8 +256,8 @@ def _find_index(
         moved, notes = _take_targets(trained_on, given, data)
         if group_column != AUTO:
             moved = replace(moved, groups=given.groups)
-        moved, content_notes = yield from _compare_content(run, trained_on, moved, index)
-        return moved, notes + content_notes
+        chosen, content_notes = yield from _compare_content(run, trained_on, moved, index)
+        return chosen, (notes if chosen is moved else []) + content_notes
     if not grouping.is_guess:
         return index, []
     text = (
@@ -268,12 +268,15 @@ def _find_index(
 
 
 def _has_other_split(run: RunFolder, trained_on: Index, given: Index) -> bool:
-    """Return True if the run's split is not that of the data, with parts of its training images drawn from it."""
+    """Return True if the data have splits of their own, and the run's split does not follow them.
+
+    The run may have taken a split that the data lack from their training images, or from rows without a split.
+    """
     splits = set(given.splits) - {""}
     if not splits or any(map(is_fold, trained_on.splits)) or _read_settings(run).get("resplit"):
         return False
     return any(
-        own != name and (name != "train" or own in splits)
+        name and own != name and (name != "train" or own in splits)
         for own, name in zip(trained_on.splits, given.splits, strict=True)
     )
 

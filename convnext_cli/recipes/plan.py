@@ -113,7 +113,7 @@ def _to_toml(name: str, value: Any) -> str:
 
 
 class PlanFile(NamedTuple):
-    """What a plan file says; None where it does not name a model, weights or a teacher."""
+    """The contents of a plan file; None where it does not name a model, weights or a teacher."""
 
     model: str | None
     weights: str | None

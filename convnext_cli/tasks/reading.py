@@ -191,7 +191,7 @@ def is_flag(table: Table, name: str) -> bool:
 def list_odd_numbers(table: Table, name: str) -> list[int]:
     """Return the rows whose cells are no numbers, if those of the others measure something; else none.
 
-    A cell with a bound or a unit is no number, and does not speak against a measurement.
+    A cell with a bound or a unit, such as <0.5 or 3.2 mm, is returned too; its number counts as measured.
     """
     cells = table.columns[name]
     numbers, _ = parse_numbers(cells)

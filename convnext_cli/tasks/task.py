@@ -109,7 +109,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task(ABC):
-    """What is predicted for an image: a class, labels, a grade or a number."""
+    """The kind of prediction for an image: a class, labels, a grade or a number."""
 
     name: ClassVar[str]
     title: ClassVar[str]

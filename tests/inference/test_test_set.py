@@ -146,7 +146,7 @@ def test_table_of_the_runs_own_images_counts_with_its_targets_and_splits(run: Ru
     table = tmp_path / "data/list.csv"
 
     def choose_from(labels: str, splits: str = "") -> tuple[Index, str]:
-        cells = zip(trained_on.paths, labels, splits.split() or [""] * 4, strict=True)
+        cells = zip(trained_on.paths, labels, splits.replace("-", "").split(" ") if splits else [""] * 4, strict=True)
         table.write_text("\n".join(["path,label,split", *(",".join(row) for row in cells)]))
         test_set, notes = choose(run, data=table, split="all")
         return test_set.index, " ".join(note.text for note in notes)
@@ -163,6 +163,8 @@ def test_table_of_the_runs_own_images_counts_with_its_targets_and_splits(run: Ru
     assert (index.splits, "splits" in text) == (trained_on.splits, False)
     index, text = choose_from("aabb", "train train train test")
     assert (index.splits, "splits" in text) == (("train", "train", "train", "test"), True)
+    index, text = choose_from("aabb", "train test - -")  # rows without a split
+    assert (index.splits, "splits" in text) == (trained_on.splits, False)
     run.write_plan('model = "test_convnext"\n[settings]\nresplit = true\n')
     index, text = choose_from("aabb", "test train test train")
     assert (index.splits, "splits" in text) == (trained_on.splits, False)
