@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ def estimate_core_flops() -> float:
 
 def find_compiler() -> list[str] | None:
     """Return the command of the C compiler: that of $CC, else the first of cc, gcc and clang; None without one."""
-    if command := shlex.split(os.environ.get("CC", "")):
+    if command := os.environ.get("CC", "").split():
         return command if shutil.which(command[0]) else None
     return next(([path] for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
 

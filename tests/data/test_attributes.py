@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -97,34 +97,30 @@ def test_unknown_column_and_foreign_table_raise_an_error(tmp_path: Path) -> None
         read(index, "sex:3")
 
 
+def write_column(folder: Path, name: str, cells: Iterable[object]) -> Path:
+    """Write an image of two classes in turn for each cell, and a table with the column."""
+    rows = [f"path,label,{name}"]
+    for number, cell in enumerate(cells):
+        save_image(folder / f"{number:02}.png", seed=number)
+        rows.append(f"{number:02}.png,{'ab'[number % 2]},{cell}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return folder / "table.csv"
+
+
 def test_identifier_is_refused(tmp_path: Path) -> None:
-    rows = ["path,label,code"]
-    for number in range(60):
-        save_image(tmp_path / f"{number:02}.png", seed=number)
-        rows.append(f"{number:02}.png,{'ab'[number % 2]},c{number}")
-    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    table = write_column(tmp_path, "code", (f"c{number}" for number in range(60)))
     with pytest.raises(UsageError, match="60 values"):
-        read(scan_data(tmp_path / "table.csv"), "code")
+        read(scan_data(table), "code")
 
 
 def test_many_numbers_are_cut_at_tertiles(tmp_path: Path) -> None:
-    rows = ["path,label,dose"]
-    for number in range(30):
-        save_image(tmp_path / f"{number:02}.png", seed=number)
-        rows.append(f"{number:02}.png,{'ab'[number % 2]},{number}")
-    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
-    [dose] = read(scan_data(tmp_path / "table.csv"), "dose")
+    [dose] = read(scan_data(write_column(tmp_path, "dose", range(30))), "dose")
     assert dose.cuts == "cut at 10, 20 (tertiles)"
     assert [dose.values.count(level) for level in dose.levels] == [10, 10, 10]
 
 
 def test_equal_numbers_are_not_cut(tmp_path: Path) -> None:
-    rows = ["path,label,age"]
-    for number in range(10):
-        save_image(tmp_path / f"{number:02}.png", seed=number)
-        rows.append(f"{number:02}.png,{'ab'[number % 2]},40")
-    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
-    [age] = read(scan_data(tmp_path / "table.csv"), "age")
+    [age] = read(scan_data(write_column(tmp_path, "age", [40] * 10)), "age")
     assert (age.cuts, age.levels) == ("not cut: all values are equal", ("all",))
 
 
