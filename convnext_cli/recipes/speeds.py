@@ -1,7 +1,7 @@
 """Speeds of trainings on this machine, kept in the cache folder so that later estimates of time are nearer.
 
 A speed is the measured time of an epoch divided by its estimate. A later estimate of the same model and image size is
-multiplied by it, that of another model by the median over trainings on the same machine of about as much work an
+multiplied by it, that of another model by the median over trainings on the same machine of about as much work per
 image. The speed of much smaller ones, such as the demo's, says little: their time is mostly overhead.
 """
 
@@ -20,7 +20,7 @@ from convnext_cli.models.catalog import load_catalog
 from convnext_cli.recipes.costs import RunTime, Workload, estimate_epoch, estimate_time
 
 LARGEST = 50.0  # a speed outside 1/50 to 50 is no measurement
-NEAR = 10.0  # times the work an image, or a tenth of it, at most
+NEAR = 10.0  # largest ratio of the work per image
 
 
 def remember_speed(workload: Workload, seconds: float) -> None:
@@ -68,7 +68,7 @@ def _describe(workload: Workload) -> str:
 
 
 def _is_near(one: str, two: str) -> bool:
-    """Return True if two trainings, as `_describe` has them, do about as much work an image."""
+    """Return True if two trainings, as `_describe` has them, do about as much work per image."""
     works = [_count_work(training) for training in (one, two)]
     return 0 < max(works) <= NEAR * min(works)
 
