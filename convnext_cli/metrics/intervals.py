@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
@@ -231,19 +230,10 @@ def score_interval(estimate: float, variance: float, units: float, low: float = 
 
 
 def t_quantile(df: float) -> float:
-    """Return the 97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5; exact for 1 and 2 degrees of freedom)."""
-    if df < 1.5:
-        return 12.7062
-    if df < 2.5:
-        return 4.30265
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / df**power for power, term in enumerate(terms, start=1))
+    """Return the 97.5% quantile of Student's t; below one degree of freedom, that of one."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(1.0, df), (1 + LEVEL) / 2))
 
 
 def _choose_interval(name: str, estimate: float, replicates: Floats, units: float) -> Interval | None:

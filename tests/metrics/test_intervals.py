@@ -15,15 +15,10 @@ from convnext_cli.metrics.intervals import (
 from convnext_cli.metrics.summary import compute_metrics
 
 
-def test_t_quantile_has_all_terms_of_its_expansion() -> None:
-    assert t_quantile(1.5) == 4.30265
-    for df, error in ((2.5, 4e-3), (5, 1.5e-4), (8, 1.2e-5), (10, 4e-6), (20, 2e-7)):
-        assert t_quantile(df) == pytest.approx(student.ppf(0.975, df), rel=error)
-
-
-def test_t_quantile_is_close_to_tables() -> None:
-    for df in (1, 2, 3, 4, 7.5, 30, 1000):
-        assert t_quantile(df) == pytest.approx(student.ppf(0.975, round(df) if df < 3 else df), rel=2e-3)
+def test_t_quantile_is_students_and_no_larger_than_that_of_one_degree_of_freedom() -> None:
+    for df, tabulated in ((0.75, 12.7062), (1, 12.7062), (2, 4.30265), (3, 3.18245), (10, 2.22814), (1000, 1.96234)):
+        assert t_quantile(df) == pytest.approx(tabulated, rel=1e-5)
+    assert t_quantile(1.5) == pytest.approx(student.ppf(0.975, 1.5))
 
 
 def test_fraction_has_wilsons_interval() -> None:
