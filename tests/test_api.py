@@ -24,7 +24,7 @@ from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.locks import check_unlocked
 from convnext_cli.options import describe_options
 from convnext_cli.progress import Progress, finish
-from convnext_cli.recipes.settings import READING_SETTINGS, DataOptions, SettingsDict, SettingSources, describe_settings
+from convnext_cli.recipes.settings import READING_SETTINGS, DataOptions, SettingsDict, SettingSources, declare_settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import SMALL, Convnext, save_image
@@ -41,8 +41,8 @@ def run_copy(run: RunFolder, tmp_path: Path) -> RunFolder:
 
 def test_the_typed_settings_are_the_fields_of_settings() -> None:
     expected = {
-        name: Union[kind, Literal[setting.words]] if setting.words else kind  # noqa: UP007  (made at run time)
-        for name, (kind, setting) in describe_settings().items()
+        name: Union[entry.kind, Literal[entry.option.words]] if entry.option.words else entry.kind  # noqa: UP007  (made at run time)
+        for name, entry in declare_settings().items()
     } | {"image_size": int | str, "image_root": Path | str, "exclude": Path | str}
     assert get_type_hints(SettingsDict) == expected
     assert not SettingsDict.__required_keys__
@@ -50,7 +50,7 @@ def test_the_typed_settings_are_the_fields_of_settings() -> None:
 
 def test_the_typed_options_of_a_training_are_the_fields_of_its_requests() -> None:
     declared = describe_options(TrainRequest) | describe_options(SettingSources)
-    hints = {name: hint for name, hint in get_type_hints(TrainOptions).items() if name not in describe_settings()}
+    hints = {name: hint for name, hint in get_type_hints(TrainOptions).items() if name not in declare_settings()}
     assert hints.keys() == declared.keys() - {"data"}
     for name, declaration in declared.items():
         if name == "data":

@@ -7,7 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from convnext_cli.errors import suggest
-from convnext_cli.recipes.settings import describe_settings
+from convnext_cli.recipes.settings import declare_settings
 
 # Names in timm, torchvision, transformers, Keras, fastai and Ultralytics, without dashes, and the name here.
 NAMES = {
@@ -61,8 +61,8 @@ def explain_usage(error: TyperException, words: Sequence[str]) -> str:
         return _explain_option(error, option, words) or text
     if isinstance(error, typer.BadParameter) and error.param is not None:
         value = re.search(r"^'([^']*)' is not one of", error.message)
-        setting = describe_settings().get(error.param.name or "")
-        if value and setting and (reason := dict(setting[1].refused).get(value[1])):
+        setting = declare_settings().get(error.param.name or "")
+        if value and setting and (reason := dict(setting.option.refused).get(value[1])):
             return f"{text}: {reason}"
     return text
 

@@ -13,7 +13,7 @@ from typer.models import TyperPath
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.help import show_full_help
 from convnext_cli.options import Declaration, describe_options, make_request
-from convnext_cli.recipes.settings import declare_settings, describe_settings
+from convnext_cli.recipes.settings import declare_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -124,16 +124,11 @@ def _make_help_all() -> inspect.Parameter:
     )
 
 
-def name_flag(setting: str) -> str:
-    """Return the command-line flag of a setting."""
-    return declare_settings()[setting].flag
-
-
 def list_flags(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as words of a command line, quoted for a shell."""
     words = []
     for name, value in settings.items():
-        flag = name_flag(name)
+        flag = declare_settings()[name].flag
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
@@ -143,7 +138,7 @@ def list_flags(settings: Mapping[str, Any]) -> list[str]:
 
 def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
     """Return name, value with unit, source and reason of each setting that is not at its default, and a last line."""
-    units = {name: option.unit for name, (_, option) in describe_settings().items()}
+    units = {name: declared.option.unit for name, declared in declare_settings().items()}
     rows = [
         (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
         for name, choice in plan.non_default.items()

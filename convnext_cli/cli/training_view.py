@@ -9,7 +9,7 @@ from convnext_cli.cli.options import describe_sizes, list_decided
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
 from convnext_cli.options import AUTO
-from convnext_cli.recipes.settings import UNCORRECTED, describe_settings
+from convnext_cli.recipes.settings import UNCORRECTED, declare_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
         return f"{choices[name].value} ({choices[name].source})"
 
     on = [name for name, value in UNCORRECTED.items() if getattr(settings, name) != value]
-    unit = describe_settings()["image_size"][1].unit
+    unit = declare_settings()["image_size"].option.unit
     return [
         ("epochs", describe("epochs")),
         ("batch size", describe("batch_size")),

@@ -36,8 +36,8 @@ from convnext_cli.recipes.settings import (
     Choice,
     Settings,
     check_settings,
+    declare_settings,
     default_settings,
-    describe_settings,
 )
 from convnext_cli.recipes.tables import USUAL_AUGMENTATION
 
@@ -95,10 +95,10 @@ class Plan:
             "",
             "[settings]",
         ]
-        for name, (_, setting) in describe_settings().items():
-            lines += [f"# {setting.help.removesuffix('.')}.", _to_toml(name, self.choices[name].value)]
+        for name, declared in declare_settings().items():
+            lines += [f"# {declared.option.help.removesuffix('.')}.", _to_toml(name, self.choices[name].value)]
         lines += ["", "[reasons]  # of the values above; a value that is edited loses its reason"]
-        for name in describe_settings():
+        for name in declare_settings():
             choice = self.choices[name]
             fields = {"value": choice.value, "source": choice.source, "reason": choice.reason}
             lines.append(f"{name} = {{ {', '.join(_to_toml(*field) for field in fields.items())} }}")
@@ -168,7 +168,7 @@ def parse_comments(text: str) -> dict[str, str]:
     reasons = {}
     for comment, line in pairwise(text.splitlines()):
         name = line.partition(" =")[0]
-        if name in describe_settings() and (reason := re.search(r"^#.* From (.+)\.$", comment)):
+        if name in declare_settings() and (reason := re.search(r"^#.* From (.+)\.$", comment)):
             reasons[name] = reason[1]
     return reasons
 
@@ -326,7 +326,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
         model=_name_model(inputs),
         weights=inputs.weights,
         teacher=inputs.teacher,
-        choices={name: choices[name] for name in describe_settings()},
+        choices={name: choices[name] for name in declare_settings()},
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypedDict
 
@@ -632,12 +631,6 @@ class SettingsDict(DataOptions, total=False):
     seed: int
 
 
-@cache
-def describe_settings() -> dict[str, tuple[Any, Option]]:
-    """Return the type (int, float, bool, str or a Literal) and the option of each setting, by name."""
-    return {name: (declared.kind, declared.option) for name, declared in declare_settings().items()}
-
-
 def declare_settings() -> dict[str, Declaration]:
     """Return the declaration of each setting, by name."""
     return describe_options(Settings)
@@ -743,7 +736,8 @@ def check_teacher(chosen: Collection[str], *, has_teacher: bool, unlabelled: boo
         UsageError: one has none.
     """
     if not has_teacher and (names := [name for name in TEACHER_SETTINGS if name in chosen]):
-        raise UsageError(f"{_name_flag(names[0])} has no effect without a teacher", "Add --teacher, or leave it out")
+        flag = declare_settings()[names[0]].flag
+        raise UsageError(f"{flag} has no effect without a teacher", "Add --teacher, or leave it out")
     if unlabelled and "teacher_weight" in chosen:
         raise UsageError(
             "--teacher-weight has no effect with --unlabelled: the teacher's probabilities are the only targets",
@@ -769,10 +763,6 @@ def check_schedule(chosen: Collection[str], settings: Settings) -> None:
         )
     if "mixup_off_epoch" in chosen and not settings.mixup and not settings.cutmix:
         raise UsageError("--mixup-off-epoch has no effect: mixup and CutMix are off", "Leave it out, or add --mixup")
-
-
-def _name_flag(name: str) -> str:
-    return declare_settings()[name].flag
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

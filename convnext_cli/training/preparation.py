@@ -42,8 +42,8 @@ from convnext_cli.recipes.settings import (
     check_schedule,
     check_settings,
     check_teacher,
+    declare_settings,
     default_settings,
-    describe_settings,
     has_folds,
 )
 from convnext_cli.recipes.tables import load_augmentations
@@ -514,13 +514,13 @@ def _read_complete_plan(run: RunFolder) -> Plan:
         raise RunError(f"{run.plan} names no model", RESTART_REMEDY)
     choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
     choices |= read_choices(run.plan)
-    if missing := [name for name in describe_settings() if name not in choices]:
+    if missing := [name for name in declare_settings() if name not in choices]:
         raise RunError(f"{run.plan} lacks {', '.join(missing)}", RESTART_REMEDY)
     return Plan(
         model=plan.model,
         weights=plan.weights or "auto",
         teacher=plan.teacher,
-        choices={name: choices[name] for name in describe_settings()},
+        choices={name: choices[name] for name in declare_settings()},
     )
 
 

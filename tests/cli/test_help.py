@@ -6,7 +6,7 @@ import pytest
 
 from convnext_cli.cli.app import COMMANDS
 from convnext_cli.options import GROUPS
-from convnext_cli.recipes.settings import describe_settings
+from convnext_cli.recipes.settings import declare_settings
 from tests.conftest import Convnext
 
 HEAVY = {"torch", "timm", "numpy", "PIL", "rich", "matplotlib", "sklearn", "accelerate"}
@@ -32,9 +32,9 @@ def test_help_of_finetune_shows_the_common_options_in_five_groups(convnext: Conv
 
 def test_help_all_shows_every_option_but_former_ones(convnext: Convnext) -> None:
     page = convnext("finetune", "--help-all").out
-    for name, (_, option) in describe_settings().items():
+    for name, declared in declare_settings().items():
         flag = name.replace("_", "-")
-        assert (f"--{flag} " in page or f"--[no-]{flag}" in page) != bool(option.replacement), name
+        assert (f"--{flag} " in page or f"--[no-]{flag}" in page) != bool(declared.option.replacement), name
     assert "probe" not in page
 
 

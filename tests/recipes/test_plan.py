@@ -37,8 +37,8 @@ from convnext_cli.recipes.settings import (
     Choice,
     check_combinations,
     check_settings,
+    declare_settings,
     default_settings,
-    describe_settings,
 )
 from convnext_cli.recipes.tables import (
     AUGMENTATION_SETTINGS,
@@ -245,8 +245,9 @@ def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_every_numeric_setting_has_bounds() -> None:
-    for name, (kind, setting) in describe_settings().items():
-        assert kind not in (int, float) or (setting.low is not None and setting.high is not None), name
+    for name, declared in declare_settings().items():
+        option = declared.option
+        assert declared.kind not in (int, float) or (option.low is not None and option.high is not None), name
 
 
 @pytest.mark.parametrize("setting", ["lr", "warmup_epochs", "epochs", "batch_size", "weight_decay", "mixup"])
@@ -303,7 +304,7 @@ def test_every_setting_is_in_the_range_of_its_source(
     plan = make_plan(inputs)
     tables, published = load_tables(), published_row(model, model.default_tag)
     rows = {row.source: row for row in (tables.model_row(model.parsed), tables.regime_for(images), published)}
-    assert list(plan.choices) == list(describe_settings())
+    assert list(plan.choices) == list(declare_settings())
     for name, choice in plan.choices.items():
         if choice.source in rows and "scaled" not in choice.reason:
             low, high = rows[choice.source].ranges[name]

@@ -15,7 +15,7 @@ from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
 from convnext_cli.files import write_text
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.recipes.settings import describe_settings
+from convnext_cli.recipes.settings import declare_settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import compute_digest, read_checkpoint
 from convnext_cli.training.crossvalidation import cross_validate_steps
@@ -71,7 +71,8 @@ def edit_split(run: RunFolder, change: Callable[[list[dict[str, str]]], object])
 
 def other_value(name: str, value: Any) -> Any:
     """Return another allowed value of a setting."""
-    kind, setting = describe_settings()[name]
+    declared = declare_settings()[name]
+    kind, setting = declared.kind, declared.option
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
@@ -82,7 +83,7 @@ def other_value(name: str, value: Any) -> Any:
     return value - step if setting.high is not None and value + step > setting.high else value + step
 
 
-@pytest.mark.parametrize("name", sorted({*describe_settings()} - {*CHANGEABLE}))
+@pytest.mark.parametrize("name", sorted({*declare_settings()} - {*CHANGEABLE}))
 def test_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> None:
     before = read_plan(run.plan).settings[name]
     edit_plan(run, name, json.dumps(other_value(name, before)))
