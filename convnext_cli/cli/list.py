@@ -20,7 +20,6 @@ from convnext_cli.models.catalog import (
     list_tags,
     load_builtin,
     load_catalog,
-    load_ranking,
     load_references,
 )
 from convnext_cli.models.licenses import license_matches
@@ -33,7 +32,7 @@ _ORDERS = {
     "params": lambda m: m.params,
     "gmacs": lambda m: m.gmacs,
     "top1": lambda m: -(m.top1 or 0),
-    "tier": lambda m: _rank(m.name)["position"] or 99,
+    "tier": lambda m: m.rank.position if m.rank else 99,
 }
 NAMING = (
     f"<family>_<size>[_<modifier>...][.<tag>]: family {', '.join(FAMILIES)}; size {', '.join(SIZES)}; modifiers "
@@ -148,7 +147,7 @@ def _model_rows(model: Architecture, license: str | None) -> list[dict[str, Any]
     tag = model.default_tag
     row = {
         "model": model.name,
-        "tier": _rank(model.name)["tier"],
+        "tier": model.tier,
         "params_m": round(model.params / 1e6, 2),
         "gmacs_224": model.gmacs,
         "top1": model.top1,
@@ -258,7 +257,8 @@ def _describe_card(name: str, model: Architecture, tag: Tag | None) -> dict[str,
         "model": name,
         "family": FAMILIES[model.parsed.family],
         "modifiers": {modifier: MODIFIERS[modifier] for modifier in model.parsed.modifiers},
-        **_rank(model.name),
+        "tier": model.tier,
+        "position": model.rank.position if model.rank else None,
         "params": model.params,
         "backbone_params": model.backbone_params,
         "gmacs_224": model.gmacs,
@@ -284,13 +284,13 @@ def _describe_card(name: str, model: Architecture, tag: Tag | None) -> dict[str,
 
 def _list_facts(model: Architecture, tag: Tag | None) -> dict[str, str]:
     """Return what the card says of the model, by title."""
-    parsed, rank, size = model.parsed, _rank(model.name), tag.image_size if tag else DEFAULT_IMAGE_SIZE
+    parsed, rank, size = model.parsed, model.rank, tag.image_size if tag else DEFAULT_IMAGE_SIZE
     return {
         "name": f"family {parsed.family}, size {parsed.size}, modifiers {', '.join(parsed.modifiers) or 'none'}",
         "names": NAMING,
         "family": FAMILIES[parsed.family],
         **{f"_{modifier}": MODIFIERS[modifier] for modifier in parsed.modifiers},
-        "specification": f"tier {rank['tier']} of 6, place {rank['position']}" if rank["tier"] else "not ranked",
+        "specification": f"tier {rank.tier} of 6, place {rank.position}" if rank else "not ranked",
         "parameters": f"{model.params:,} with 1,000 classes, {model.backbone_params:,} without a classifier",
         "GMACs": f"{model.gmacs} at 224 px",
         "input": f"(B, 3, {size}, {size})",
@@ -345,11 +345,6 @@ def _describe_output(tag: Tag | None) -> str:
     if tag is not None and tag.num_classes == 0:
         return "the pooled features: these weights have no classifier"
     return f"(B, {tag.num_classes if tag else 1000})"
-
-
-def _rank(name: str) -> dict[str, int | None]:
-    rank = load_ranking()[1].get(name)
-    return {"tier": rank.tier, "position": rank.position} if rank else {"tier": None, "position": None}
 
 
 def _cell(value: Any) -> Any:

@@ -123,7 +123,7 @@ def _describe_recommendation(recommendation: "Recommendation", command: str) -> 
                 "recommended": not candidate.rejection,
                 "why_not": candidate.rejection or None,
                 "reason": candidate.reason,
-                "tier": _tier(candidate.model.name),
+                "tier": candidate.model.tier,
                 "params_m": round(candidate.model.params / 1e6, 2),
                 "gmacs_224": candidate.model.gmacs,
                 "top1": candidate.model.top1,
@@ -241,7 +241,7 @@ def _list_cells(candidate: "Candidate") -> tuple[Any, ...]:
     model = candidate.model
     return (
         model.name,
-        _tier(model.name),
+        model.tier,
         f"{model.params / 1e6:.1f}",
         f"{model.gmacs:.2f}",
         f"{model.top1:.1f}" if model.top1 else None,
@@ -250,10 +250,3 @@ def _list_cells(candidate: "Candidate") -> tuple[Any, ...]:
         candidate.license,
         f"no: {candidate.rejection}" if candidate.rejection else candidate.reason,
     )
-
-
-def _tier(name: str) -> int | None:
-    from convnext_cli.models.catalog import load_ranking
-
-    rank = load_ranking()[1].get(name)
-    return rank.tier if rank else None

@@ -108,6 +108,16 @@ class Architecture:
         return parsed
 
     @property
+    def rank(self) -> "Rank | None":
+        """The place in the specification's ranking; None if it has none."""
+        return load_ranking().get(self.name)
+
+    @property
+    def tier(self) -> int | None:
+        """The specification's tier, 1 to 6; None if it has none."""
+        return self.rank.tier if self.rank else None
+
+    @property
     def takes_hidden_layer(self) -> bool:
         """True if timm can add a hidden layer between the norm and the classifier."""
         return not self.head.startswith("norm")
@@ -201,12 +211,11 @@ def load_references() -> list[Reference]:
 
 
 @cache
-def load_ranking() -> tuple[dict[int, str], dict[str, Rank]]:
-    """Return the titles of the specification's six tiers by number, and the rank of each model in them by name."""
+def load_ranking() -> dict[str, Rank]:
+    """Return the place of each ranked model in the specification's six tiers, by name."""
     raw = tomllib.loads((_HERE / "ranking.toml").read_text(encoding="utf-8"))
-    titles = {tier["tier"]: tier["title"] for tier in raw["tiers"]}
     ordered = [(tier["tier"], name) for tier in raw["tiers"] for name in tier["models"]]
-    return titles, {name: Rank(tier=tier, position=at) for at, (tier, name) in enumerate(ordered, start=1)}
+    return {name: Rank(tier=tier, position=at) for at, (tier, name) in enumerate(ordered, start=1)}
 
 
 def list_tags(architecture: Architecture) -> tuple[Tag, ...]:
@@ -249,23 +258,8 @@ def find_model(name: str) -> tuple[Architecture, Tag | None]:
     return architecture, tags[tag_name]
 
 
-def find_builtin(model: str | None = None) -> tuple[Architecture, Tag]:
-    """Return the architecture and the tag of the weights in the package.
-
-    Raises:
-        UsageError: `model` is another model.
-    """
-    builtin = load_builtin()
-    name = builtin.architecture
-    if model not in (None, name, f"{name}.{BUILTIN}"):
-        raise UsageError(
-            f"the built-in weights are for {name}, not for {model}", f"Leave out --model, or use --model {name}"
-        )
-    return load_catalog()[name], builtin.tag
-
-
 def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
-    """Return the model and the weights, with timm's names of weights moved from `weights` to the model's tag.
+    """Return the model and the weights. Weights of the package or of timm become the model's tag, and `auto`.
 
     Args:
         model: name of the model; None if not chosen yet.
@@ -275,8 +269,10 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
         WeightsError: neither a file nor timm's weights have that name.
         UsageError: the weights belong to another model than `model`.
     """
-    if weights in ("auto", "none", BUILTIN):
+    if weights in ("auto", "none"):
         return model, weights
+    if weights == BUILTIN:
+        return _name_builtin(model), "auto"
     path = weights.removeprefix("local-dir:")
     if path and Path(path).exists():
         return model, path
@@ -295,6 +291,20 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
         if chosen_architecture != architecture or (has_tag and chosen_tag != tag):
             raise UsageError(f"--weights {weights} are not those of --model {model}", "Leave out one of the two")
     return (architecture.name if tag is None else f"{architecture.name}.{tag.name}"), "auto"
+
+
+def _name_builtin(model: str | None) -> str:
+    """Return the name of the weights in the package, with their architecture.
+
+    Raises:
+        UsageError: `model` is another model.
+    """
+    name = load_builtin().architecture
+    if model not in (None, name, f"{name}.{BUILTIN}"):
+        raise UsageError(
+            f"the built-in weights are for {name}, not for {model}", f"Leave out --model, or use --model {name}"
+        )
+    return f"{name}.{BUILTIN}"
 
 
 def list_models(
@@ -318,17 +328,15 @@ def list_models(
         license: a licence that at least one of the tags has, or `permissive`.
         pretrained: True for architectures with weights only.
     """
-    ranks = load_ranking()[1]
     shell_pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
 
     def passes(model: Architecture) -> bool:
         name = model.parsed
-        rank = ranks.get(model.name)
         return (
             fnmatch.fnmatchcase(model.name, shell_pattern)
             and family in (None, name.family)
             and size in (None, name.size)
-            and (tier is None or (rank is not None and rank.tier == tier))
+            and tier in (None, model.tier)
             and (max_params is None or model.params <= max_params * 1e6)
             and (license is None or any(license_matches(tag.license, license) for tag in model.tags))
             and (not pretrained or bool(model.tags))

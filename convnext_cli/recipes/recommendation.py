@@ -10,13 +10,11 @@ from convnext_cli.data.unseen import Unseen, measure_unseen_area
 from convnext_cli.errors import UsageError, check_word
 from convnext_cli.machine import GIB, Machine, detect_machine, make_gpu_machine
 from convnext_cli.models.catalog import (
-    BUILTIN,
     DEFAULT_IMAGE_SIZE,
     UNTAGGED,
     Architecture,
     Tag,
     check_license,
-    find_builtin,
     find_model,
     load_catalog,
     resolve_weights,
@@ -251,10 +249,7 @@ def _check_request(request: RecommendRequest) -> None:
 
 
 def _resolve_model(request: RecommendRequest) -> RecommendRequest:
-    """Return the request with weights of the package or of timm named by the model's tag."""
-    if request.weights == BUILTIN:
-        architecture, tag = find_builtin(request.model)
-        return replace(request, model=f"{architecture.name}.{tag.name}", weights="auto")
+    """Return the request with the names of model and weights that it stands for."""
     model, weights = resolve_weights(request.model, request.weights)
     return replace(request, model=model, weights=weights)
 

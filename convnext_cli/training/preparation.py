@@ -25,7 +25,7 @@ from convnext_cli.errors import DataError, RunError, UsageError, check_word
 from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_process_cpus, detect_machine
-from convnext_cli.models.catalog import BUILTIN, Architecture, Tag, find_builtin, find_model, resolve_weights
+from convnext_cli.models.catalog import Architecture, Tag, find_model, resolve_weights
 from convnext_cli.options import AUTO, is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
@@ -223,8 +223,6 @@ def _resolve_model(request: TrainRequest) -> TrainRequest:
 
 def _find_chosen_model(request: TrainRequest) -> tuple[Architecture, Tag | None] | None:
     """Return the model that a request names; None if it names none."""
-    if request.weights == BUILTIN:
-        return find_builtin(request.model)
     return None if request.model is None else find_model(request.model)
 
 
@@ -390,7 +388,7 @@ def _make_plan(
     inputs = PlanInputs(
         model=architecture,
         tag=tag,
-        weights="auto" if request.weights == BUILTIN else request.weights,  # the tag stands for built-in weights
+        weights=request.weights,
         teacher=request.teacher,
         counts=counts,
         fingerprint=fingerprint,

@@ -429,7 +429,7 @@ CONFLICTS = {
     "base-lr": lambda: _value("convnext_base", "lr", 100_000) == 2e-4,
     "min-lr": lambda: _value("convnextv2_tiny", "min_lr") == 2e-6,
     "jitter": lambda: [_value("convnext_tiny", name) for name in ("rand_augment", "jitter")] == [9.0, 0.0],
-    "ranked-twice": lambda: load_ranking()[1]["convnext_zepto_rms"].tier == 4,
+    "ranked-twice": lambda: load_ranking()["convnext_zepto_rms"].tier == 4,
     "v2-first": lambda: [named.why for named in load_tables().regime_for(6000).candidates][:6]
     == [*(f"Best Choice, {place}" for place in ("1st", "2nd", "3rd", "4th", "5th")), "section 5, small"],
     "base-for-small": lambda: [n.min_images for n in load_tables().regimes[0].candidates if n.model == "convnext_base"]

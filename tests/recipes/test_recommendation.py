@@ -127,7 +127,7 @@ def test_candidates_name_their_true_place_in_the_specification(size: int) -> Non
         elif kind == "rule of thumb":
             assert name.size in RULE_OF_THUMB[regime].split()
         else:
-            assert where == f"tier {load_ranking()[1][str(name)].tier}"
+            assert where == f"tier {load_ranking()[str(name)].tier}"
 
 
 def test_users_own_model_comes_first() -> None:
