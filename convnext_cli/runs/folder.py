@@ -43,6 +43,7 @@ from convnext_cli.runs.files import (
     REPORT,
     SPLIT,
     TESTS,
+    RunFile,
     list_beginning,
     list_removable,
     list_temporary,
@@ -115,25 +116,11 @@ class RunFolder:
         Raises:
             ConvnextError: the disk is full, read-only or gone.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
-        path = ORIGIN.path(self.path)
-        try:
-            with replace_file(path) as temporary:
-                save_file(arrays, temporary)
-        except (SafetensorError, OSError) as error:
-            raise ConvnextError(f"cannot write {path} ({error})", "Check the disk's space and permissions") from error
+        self._write_arrays(ORIGIN, arrays)
 
     def read_origin(self) -> "dict[str, NDArray[Any]]":
         """Return the arrays of `write_origin`; an empty dictionary if the file is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return dict(load_file(ORIGIN.path(self.path)))
-        except (OSError, SafetensorError):
-            return {}
+        return self._read_arrays(ORIGIN) or {}
 
     @property
     def metrics(self) -> Path:
@@ -254,7 +241,7 @@ class RunFolder:
         if index.fold_names:
             data["fold_names"] = list(index.fold_names)
         write_text(SPLIT.path(self.path), text.getvalue())
-        write_text(DATA.path(self.path), json.dumps(data, indent=1) + "\n")
+        self._write_json(DATA, data)
 
     def move_data(self, index: Index) -> None:
         """Record that the images of the run's split lie in another folder, if `index` says so."""
@@ -404,9 +391,39 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
+    def _write_json(self, file: RunFile, content: dict[str, Any]) -> None:
+        write_text(file.path(self.path), json.dumps(content, indent=1) + "\n")
+
+    def _write_arrays(
+        self, file: RunFile, arrays: "dict[str, NDArray[Any]]", metadata: dict[str, str] | None = None
+    ) -> None:
+        """Write arrays and texts into a safetensors file.
+
+        Raises:
+            ConvnextError: the disk is full, read-only or gone.
+        """
+        from safetensors.numpy import save  # its own writer raises no OSError when the disk is full
+
+        path = file.path(self.path)
+        try:
+            with replace_file(path) as temporary:
+                temporary.write_bytes(save(arrays, metadata))
+        except OSError as error:
+            raise ConvnextError(f"cannot write {path} ({error})", "Check the disk's space and permissions") from error
+
+    def _read_arrays(self, file: RunFile) -> "dict[str, NDArray[Any]] | None":
+        """Return the arrays of a safetensors file; None if it is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return dict(load_file(file.path(self.path)))
+        except (OSError, SafetensorError):
+            return None
+
     def write_audit(self, audit: dict[str, Any]) -> None:
         """Write the audit of the data."""
-        write_text(AUDIT.path(self.path), json.dumps(audit, indent=1, default=str) + "\n")
+        self._write_json(AUDIT, audit)
 
     def copy_audit(self, other: "RunFolder") -> None:
         """Copy the audit and the image hashes of another run of the same data, byte for byte.
@@ -420,28 +437,19 @@ class RunFolder:
 
     def write_image_hashes(self, hashes: "dict[str, NDArray[Any]]") -> None:
         """Write the digest, the perceptual hash, the 12 x 12 px thumbnail and the size of each row of the split."""
-        from safetensors.numpy import save_file
-
-        with replace_file(IMAGE_HASHES.path(self.path)) as temporary:
-            save_file(hashes, temporary)
+        self._write_arrays(IMAGE_HASHES, hashes)
 
     def read_image_hashes(self) -> "dict[str, NDArray[Any]] | None":
         """Return the arrays of `write_image_hashes`; None if the file is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return dict(load_file(IMAGE_HASHES.path(self.path)))
-        except (OSError, SafetensorError):
-            return None
+        return self._read_arrays(IMAGE_HASHES)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Write versions, device and command line."""
-        write_text(ENVIRONMENT.path(self.path), json.dumps(environment, indent=1) + "\n")
+        self._write_json(ENVIRONMENT, environment)
 
     def write_range_test(self, result: dict[str, Any]) -> None:
         """Write the result of the learning-rate range test."""
-        write_text(RANGE_TEST.path(self.path), json.dumps(result, indent=1) + "\n")
+        self._write_json(RANGE_TEST, result)
 
     def read_range_test(self) -> dict[str, Any] | None:
         """Return the result of `write_range_test`; None if there was no such test.
@@ -465,7 +473,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the final metrics, which mark the run as finished."""
-        write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
+        self._write_json(METRICS, metrics)
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the epochs of `write_log`; an empty list if there is no log.
@@ -489,11 +497,8 @@ class RunFolder:
 
     def write_calibration(self, calibration: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
         """Write the calibration, and the arrays that it was fitted on."""
-        from safetensors.numpy import save  # its own writer raises no OSError when the disk is full
-
-        with replace_file(CALIBRATION_ARRAYS.path(self.path)) as temporary:
-            temporary.write_bytes(save(arrays, metadata={"weights": calibration["weights"]}))
-        write_text(CALIBRATION.path(self.path), json.dumps(calibration, indent=1) + "\n")
+        self._write_arrays(CALIBRATION_ARRAYS, arrays, {"weights": calibration["weights"]})
+        self._write_json(CALIBRATION, calibration)
 
     def read_calibration(self) -> Any:
         """Return the calibration as plain values; None if there is none.
@@ -525,7 +530,7 @@ class RunFolder:
 
     def write_pooling(self, pooling: dict[str, Any]) -> None:
         """Write the rule that pools the images of a group, with its calibration."""
-        write_text(POOLING.path(self.path), json.dumps(pooling, indent=1) + "\n")
+        self._write_json(POOLING, pooling)
 
     def read_pooling(self) -> Any:
         """Return the pooling as plain values; None if there is none.
