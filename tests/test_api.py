@@ -278,7 +278,7 @@ def test_check_equals_the_command(tmp_path: Path, convnext: Convnext) -> None:
     assert outcome.code == 3
     audit = check("data", fix_list=tmp_path / "out.csv")
     assert audit.falsifies
-    assert json.loads(json.dumps(audit.as_dict())) == json.loads(outcome.out)
+    assert json.loads(json.dumps(audit.to_dict())) == json.loads(outcome.out)
     assert (tmp_path / "out.csv").read_text().startswith("path,reason")
     assert not check("data", exclude=str(tmp_path / "out.csv")).falsifies
     assert not check("data", resplit=True).falsifies

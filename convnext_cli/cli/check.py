@@ -53,7 +53,7 @@ def check(_context: typer.Context, values: OptionValues) -> None:
         check_fix_list(flags.fix_list, flags.data, overwrite=flags.overwrite)
     audit = console.run("checking images", check_steps(flags.data, settings))
     if flags.as_json:
-        console.show_json(audit.as_dict())
+        console.show_json(audit.to_dict())
     else:
         _show(audit)
     written = 0

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from convnext_cli.cache_folder import list_cache_variables
 from convnext_cli.encoding import fold_name
@@ -16,6 +16,7 @@ from convnext_cli.tasks.reading import RawTargets
 if TYPE_CHECKING:  # NumPy: `recommend` starts without it
     from convnext_cli.tasks.task import Targets, Task
 
+T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 TABLE_SUFFIXES = (".csv", ".tsv")
 NONE = "none"
@@ -158,6 +159,11 @@ def select_rows(index: Index, rows: list[int]) -> Index:
         validation=tuple(index.validation[row] for row in rows) if index.validation else (),
         values=tuple(index.values[row] for row in rows) if index.values else (),
     )
+
+
+def pick_evenly(values: Sequence[T], limit: int) -> list[T]:
+    """Return at most `limit` of the values, evenly spaced: rows are sorted by class."""
+    return [values[i * len(values) // limit] for i in range(limit)] if len(values) > limit else list(values)
 
 
 def check_trainable(index: Index) -> None:

@@ -93,7 +93,7 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
             inside = above | {here}
             for entry in entries:
                 name = entry.name
-                if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and name[0] != "." and _is_file(entry):
+                if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and name[0] != "." and is_file(entry):
                     folder.images.append(name)  # first, for there are many
                 elif is_hidden(name):
                     skipped[HIDDEN] += 1
@@ -125,7 +125,7 @@ def _explain_other(entry: "os.DirEntry[str]") -> str:
     """Return the reason why a file without an image's suffix is no image; empty if its first bytes show an image."""
     if os.path.splitext(entry.name)[1].lower() in _KNOWN_SUFFIXES:  # noqa: PTH122
         return NOT_AN_IMAGE
-    if not _is_file(entry):
+    if not is_file(entry):
         return LINK
     image_format = identify_file(entry.path)
     if image_format is None:
@@ -146,7 +146,8 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _is_file(entry: "os.DirEntry[str]") -> bool:
+def is_file(entry: "os.DirEntry[str]") -> bool:
+    """Return True for a regular file, or a link to one."""
     try:
         return entry.is_file()
     except OSError:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
-from convnext_cli.data.index import Index, check_cache_outside, check_outside_data, list_data_folders
+from convnext_cli.data.index import Index, check_cache_outside, check_outside_data, list_data_folders, pick_evenly
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.onnx_file import OPSET, check_installed, write_graph, write_metadata
@@ -17,7 +17,7 @@ from convnext_cli.exports.request import EXPORT_RUN, ExportRequest
 from convnext_cli.exports.torch_export import ProgramClassifier, write_program
 from convnext_cli.exports.wrapper import make_metadata
 from convnext_cli.files import check_output, replace_output
-from convnext_cli.inference.calibration import load_calibration, spread_rows
+from convnext_cli.inference.calibration import load_calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
@@ -165,7 +165,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
     _check_output(output, index, request)
     if is_onnx:
         check_installed()
-    rows = spread_rows(index.rows("val"), request.max_images)
+    rows = pick_evenly(index.rows("val"), request.max_images)
     paths = _list_parity_images(run, index, rows, request)
     classifier = TorchClassifier(run.path, torch.device("cpu"))
     metadata = make_metadata(classifier)
@@ -258,7 +258,7 @@ def _choose_tolerance(request: ExportRequest) -> Tolerance:
 
 def _list_quantisation_images(index: Index) -> list[Path]:
     """Return training images that still exist."""
-    paths = [index.root / index.paths[row] for row in spread_rows(index.rows("train"), QUANTISATION_IMAGES)]
+    paths = [index.root / index.paths[row] for row in pick_evenly(index.rows("train"), QUANTISATION_IMAGES)]
     return [path for path in paths if path.exists()]
 
 

@@ -11,7 +11,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import Index, pick_evenly
 from convnext_cli.data.split import explain_small_validation
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import RunError, UsageError, suggest
@@ -33,8 +33,8 @@ from convnext_cli.metrics.thresholds import (
 )
 from convnext_cli.progress import Steps
 from convnext_cli.recipes.costs import BANK_IMAGES
-from convnext_cli.runs.files import CALIBRATION
-from convnext_cli.runs.folder import CALIBRATION_REMEDY, RunFolder
+from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
+from convnext_cli.runs.folder import CALIBRATION_REMEDY, REFIT_REMEDY, RunFolder
 from convnext_cli.runs.records import convert_record, read_json, to_plain
 from convnext_cli.tasks.registry import TASKS, get_display
 from convnext_cli.tasks.task import Scaling, Targets, Task
@@ -47,8 +47,6 @@ _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of d
 BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/README.md` has the ROC AUC for 25 to 500
 
 _TARGET = re.compile(r"(?P<bounds>[^:]+):(?P<name>.+?)(?:@(?P<extras>(?:prevalence|confidence)=[^@]*))?", re.DOTALL)
-
-REFIT_REMEDY = "Delete calibration.json there; `convnext eval` fits both again"
 
 Nats = Annotated[float, Meta(ge=0, le=1e6)]
 
@@ -241,7 +239,7 @@ def _detect_scrambled(
 
     A scrambled image is clearly out-of-distribution, but has the pixel values of the data set.
     """
-    rows = spread_rows(rows, SCRAMBLED_IMAGES)
+    rows = pick_evenly(rows, SCRAMBLED_IMAGES)
     images = open_for_eval(index.root, model.preprocessing, cache=model.cache)
 
     def load(row: int) -> Pixels:
@@ -270,13 +268,8 @@ def choose_bank(index: Index) -> list[int]:
     by_class: dict[int, list[int]] = {}
     for row in index.rows("train"):
         by_class.setdefault(index.labels[row], []).append(row)
-    rows = [row for of_class in by_class.values() for row in spread_rows(of_class, BANK_IMAGES_PER_CLASS)]
-    return spread_rows(sorted(rows), BANK_IMAGES)
-
-
-def spread_rows(rows: Sequence[int], limit: int) -> list[int]:
-    """Return at most `limit` rows, evenly spaced, because rows are sorted by class."""
-    return [rows[i * len(rows) // limit] for i in range(limit)] if len(rows) > limit else list(rows)
+    rows = [row for of_class in by_class.values() for row in pick_evenly(of_class, BANK_IMAGES_PER_CLASS)]
+    return pick_evenly(sorted(rows), BANK_IMAGES)
 
 
 def read_calibration(run: RunFolder) -> Calibration | None:
@@ -361,7 +354,7 @@ def read_novelty(run: RunFolder) -> NoveltyModel:
     bank, mean, precision = (_read_array(run, name, ndim) for name, ndim in _NOVELTY_ARRAYS.items())
     if mean.shape != (NUMBERS,) or precision.shape != (NUMBERS, NUMBERS):
         problem = f"mean and precision have shapes {mean.shape} and {precision.shape}"
-        raise RunError(f"{run.path / 'calibration.safetensors'} cannot be read: {problem}", CALIBRATION_REMEDY)
+        raise RunError(f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {problem}", CALIBRATION_REMEDY)
     return NoveltyModel(bank=bank, mean=mean, precision=precision)
 
 
@@ -382,7 +375,7 @@ def _read_array(run: RunFolder, name: str, ndim: int | None = 1, *, has_values: 
         return array
     if array is None or array.ndim != ndim or not array.size or not np.isfinite(array).all():
         problem = "is missing" if array is None else f"has shape {array.shape}, or values that are not finite"
-        raise RunError(f"{run.path / 'calibration.safetensors'} cannot be read: {name} {problem}", REFIT_REMEDY)
+        raise RunError(f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {name} {problem}", REFIT_REMEDY)
     return array
 
 
@@ -440,7 +433,7 @@ def read_validation(run: RunFolder, calibration: Calibration, model: Classifier)
     logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", has_values=task.has_values)
     if logits.shape != (calibration.images, task.count_outputs(num_classes)) or len(labels) != len(logits):
         raise RunError(
-            f"{run.path / 'calibration.safetensors'} cannot be read: val_logits {logits.shape}, val_labels "
+            f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: val_logits {logits.shape}, val_labels "
             f"{labels.shape} are not of {calibration.images} images and {num_classes} classes",
             REFIT_REMEDY,
         )

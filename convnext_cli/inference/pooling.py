@@ -21,6 +21,7 @@ from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import UNCORRECTED
+from convnext_cli.runs.files import POOLING
 from convnext_cli.runs.folder import POOLING_REMEDY, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import convert_record, to_plain
@@ -74,7 +75,7 @@ def read_pooling(run: RunFolder) -> Pooling | None:
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    raw, path = run.read_pooling(), run.path / "pooling.json"
+    raw, path = run.read_pooling(), POOLING.path(run.path)
     if raw is None:
         return None
     pooling = convert_record(raw, Pooling, path, POOLING_REMEDY)

@@ -18,7 +18,7 @@ from convnext_cli.machine import count_cpus
 from convnext_cli.metrics import comparison
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison
-from convnext_cli.metrics.intervals import number_units
+from convnext_cli.metrics.intervals import count_units
 from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
@@ -160,7 +160,7 @@ def measure_recalibration(before: ScoredImages, after: ScoredImages, fit_set: Te
         return None
     return Recalibration(
         images=len(fit_set.rows),
-        groups=int(number_units(len(fit_set.rows), fit_set.groups).max()) + 1,
+        groups=count_units(len(fit_set.rows), fit_set.groups),
         description=after.task.describe_calibration(after.calibration),
         gain=comparison.compare(before.make_calculator(), after.make_calculator(), after.groups),
     )

@@ -86,11 +86,11 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
     architecture = load_catalog().get(config.architecture)
     if architecture is None:
         problem = f"architecture: {config.architecture!r} is not a ConvNeXt of timm"
-        raise RunError(f"{folder / 'config.json'} cannot be read: {problem}", MODEL_REMEDY)
+        raise RunError(f"{CONFIG.path(folder)} cannot be read: {problem}", MODEL_REMEDY)
     arguments = config.model_args
     if arguments.head_hidden_size is not None and not architecture.takes_hidden_layer:
         problem = f"head_hidden_size: {architecture.name} takes no hidden layer"
-        raise RunError(f"{folder / 'config.json'} cannot be read: {problem}", MODEL_REMEDY)
+        raise RunError(f"{CONFIG.path(folder)} cannot be read: {problem}", MODEL_REMEDY)
     try:
         state = load_file(path)
     except FileNotFoundError as error:

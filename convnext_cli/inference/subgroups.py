@@ -14,7 +14,7 @@ from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.intervals import Interval, compute_intervals, estimate_fraction, number_units
+from convnext_cli.metrics.intervals import Interval, compute_intervals, count_units, estimate_fraction, number_units
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.subgroups import (
     LEVEL,
@@ -281,7 +281,7 @@ def _measure_subgroup(
     return Subgroup(
         name="",
         images=len(selection.targets),
-        groups=int(number_units(len(selection.targets), selection.groups).max()) + 1,
+        groups=count_units(len(selection.targets), selection.groups),
         prevalence=None if positive is None else _estimate_prevalence(selection, positive),
         metrics=tuple(results),
         classes=_describe_classes(selection),
@@ -384,7 +384,7 @@ def _describe_classes(images: ScoredImages) -> tuple[SubgroupClass, ...]:
 
 def _explain_small(images: ScoredImages) -> str | None:
     """Return why a subgroup is small: few groups, or few images of a class; None if it is not."""
-    groups = int(number_units(len(images.targets), images.groups).max()) + 1
+    groups = count_units(len(images.targets), images.groups)
     if groups < SMALL_GROUPS:
         return f"{groups} {'groups' if images.groups is not None else 'images'}"
     few = []

@@ -1,6 +1,5 @@
 """The images that a run is evaluated on, and notes on leakage and on how independent they are."""
 
-import json
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -115,8 +114,7 @@ def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]
         groups = len(set(index.groups) - {""})
         grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
         measured = yield from audit_index(index, grouping, threads=count_cpus())
-        plain = json.loads(json.dumps(measured.as_dict(), default=str))
-        audit = convert_record(plain, AuditRecord, AUDIT.path(run.path), error.remedy)
+        audit = convert_record(measured.to_dict(), AuditRecord, AUDIT.path(run.path), error.remedy)
         return audit, [Notice(text=f"{error.problem}. The audit was repeated")]
     if audit is None:
         return None, [Notice(text=f"the run has no {AUDIT.name}: leakage between splits was not checked")]

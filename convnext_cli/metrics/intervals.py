@@ -154,6 +154,11 @@ def number_units(images: int, groups: Sequence[str] | None) -> Ints:
     return np.unique(names, return_inverse=True)[1].reshape(-1)
 
 
+def count_units(images: int, groups: Sequence[str] | None) -> int:
+    """Return the number of groups; of images where groups are not known."""
+    return int(number_units(images, groups).max()) + 1
+
+
 def choose_resamples(size: int) -> int:
     """Return the number of resamples for `size` scores (images times classes)."""
     return max(MIN_RESAMPLES, min(RESAMPLES, MAX_WORK // max(1, size)))

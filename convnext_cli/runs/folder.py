@@ -60,6 +60,7 @@ RUNS = Path("runs")
 _SPLITS = re.compile(r"train|val|test|fold-\d+")
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
 CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
+REFIT_REMEDY = f"Delete {CALIBRATION.name} there; `convnext eval` fits both again"
 POOLING_REMEDY = "Delete it; `convnext eval --per group` fits it again"
 RUN_REMEDY = "Give a folder that `convnext finetune` made"
 RESTART_REMEDY = "Start a new run with another --output"
@@ -517,15 +518,14 @@ class RunFolder:
         from safetensors import SafetensorError, safe_open
 
         path = CALIBRATION_ARRAYS.path(self.path)
-        remedy = f"Delete {CALIBRATION.name} there; `convnext eval` fits both again"
         try:
             with safe_open(path, "np") as file:
                 weights = (file.metadata() or {}).get("weights")  # older runs have none
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (OSError, SafetensorError, TypeError) as error:
-            raise RunError(f"{path} cannot be read ({error})", remedy) from error
+            raise RunError(f"{path} cannot be read ({error})", REFIT_REMEDY) from error
         if weights not in (None, self.fingerprint_weights()):
-            raise RunError(f"{path} cannot be read: it was fitted for other weights ({weights})", remedy)
+            raise RunError(f"{path} cannot be read: it was fitted for other weights ({weights})", REFIT_REMEDY)
         return arrays
 
     def write_pooling(self, pooling: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from convnext_cli.recipes.settings import Choice, default_settings, has_folds
 from convnext_cli.runs.files import SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy, resume_command
 from convnext_cli.runs.folds import FoldsFolder
-from convnext_cli.runs.records import convert_record
+from convnext_cli.runs.records import convert_record, to_plain
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import (
     Complete,
@@ -41,7 +41,6 @@ from convnext_cli.training.finetuning import (
 from convnext_cli.training.origin import digest_split, sum_digests
 from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare
 from convnext_cli.training.request import TrainRequest, resume_request
-from convnext_cli.training.state import to_plain
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -173,7 +172,7 @@ def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> 
     if accelerator.is_main_process:
         metrics: dict[str, Any] = {
             "folds": [{"fold": fold.fold, "epoch": fold.epoch, **list_scalars(fold.val)} for fold in folds],
-            "spread": {name: {"mean": s.mean, "sd": s.sd, "n": s.n} for name, s in result.spread.items()},
+            "spread": {name: asdict(spread) for name, spread in result.spread.items()},
         }
         if left_out:
             metrics["left_out"] = [asdict(entry) | {"run": entry.run.name} for entry in left_out]
@@ -196,8 +195,7 @@ def _evaluate_left_out(run: RunFolder, fold: int, name: str) -> TrainSteps[LeftO
 
 def list_scalars(metrics: MetricSet) -> dict[str, float | None]:
     """Return the metrics that are a single number, by name; None for one that is not defined."""
-    values = {name: getattr(metrics, name) for name in to_plain(metrics)}
-    return {name: value for name, value in values.items() if not isinstance(value, tuple | int)}
+    return {name: value for name, value in to_plain(metrics).items() if not isinstance(value, tuple | int)}
 
 
 def compute_spread(folds: list[MetricSet]) -> dict[str, Spread]:

@@ -353,10 +353,7 @@ def _begin(
         origin=asdict(origin),
         license=_find_license(preparation, teacher),
         micro_batch_size=settings.micro_batch_size,
-        blocks=compute.compute_config.blocks,
-        threads=compute.compute_config.threads,
-        compiled=compute.compute_config.compiled,
-        recomputed=None if compute.compute_config.recomputed is None else list(compute.compute_config.recomputed),
+        **asdict(compute.compute_config),
     )
 
     # 3. The head alone, before the moving average begins.
@@ -401,7 +398,7 @@ def write_data_files(run: RunFolder, preparation: Preparation, index: "Index") -
     """Write split, audit and image hashes into a new run or cross-validation."""
     run.write_split(index)
     if preparation.dataset and preparation.dataset.audit:
-        run.write_audit(preparation.dataset.audit.as_dict())
+        run.write_audit(preparation.dataset.audit.to_dict())
         run.write_image_hashes(preparation.dataset.audit.list_image_hashes(index))
 
 

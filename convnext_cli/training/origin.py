@@ -20,7 +20,7 @@ from convnext_cli.errors import DataError, RunError
 from convnext_cli.images.hashing import open_digests
 from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.recipes.settings import BEFORE_FIT
-from convnext_cli.runs.files import ORIGIN, SPLIT
+from convnext_cli.runs.files import DATA, ORIGIN, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.text import shorten_names
 
@@ -176,7 +176,7 @@ def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path | 
     folder = folder or run.path
     if list(index.classes) != origin.classes:
         raise RunError(
-            f"the classes in {folder / 'data.json'} were changed: {shorten_names(index.classes)}; the run began with "
+            f"the classes in {DATA.path(folder)} were changed: {shorten_names(index.classes)}; the run began with "
             f"{shorten_names(origin.classes)}",
             restore_remedy("them"),
         )

@@ -1,10 +1,11 @@
 """The progress of a training that a checkpoint keeps. Without torch."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Task
 from convnext_cli.training.events import EpochDone
 
@@ -27,7 +28,7 @@ class TrainingState:
     """`ComputeConfig.threads`; 0 in checkpoints that did not keep it."""
     compiled: bool = False
     """True if passes of whole micro-batches are compiled."""
-    recomputed: list[int] | None = None
+    recomputed: Sequence[int] | None = None
     """`ComputeConfig.recomputed`; None where nothing was measured, and in checkpoints that did not keep it."""
     origin: dict[str, Any] | None = None
     """The fields of `Origin`; None in checkpoints that did not keep it."""
@@ -77,11 +78,6 @@ class TrainingState:
                 "best": is_best,
             }
         )
-
-
-def to_plain(metrics: MetricSet) -> dict[str, Any]:
-    """Return metrics as plain values, by key."""
-    return asdict(metrics)  # type: ignore[call-overload, no-any-return]  # each task's metrics are a dataclass
 
 
 def log_metrics(val: MetricSet | None, task: Task) -> dict[str, float | None]:

@@ -5,7 +5,6 @@ the student shows view e modulo their number, so that a slow teacher sees each v
 """
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -132,15 +131,9 @@ def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tupl
     if cache:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(path) as temporary:
-                temporary.write_bytes(_to_npy(labels))
+            with replace_file(path) as temporary, temporary.open("wb") as file:
+                np.save(file, labels)
     return tuple(labels.tolist())
-
-
-def _to_npy(array: NDArray[np.int64]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def compute_outputs(context: "TrainingContext", teacher: "Teacher", images: str) -> TrainSteps[None]:

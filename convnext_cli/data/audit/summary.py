@@ -60,7 +60,7 @@ class Audit:
         rows = [place[path] for path in index.paths]
         return self.measurements.select(rows) | {"size": self.measurements.list_sizes(rows)}
 
-    def as_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return everything but the rows, for JSON."""
         index = self.index
         return {

@@ -2,17 +2,13 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.measurements import Measurements
-from convnext_cli.data.index import Index
-
-T = TypeVar("T")
+from convnext_cli.data.index import Index, pick_evenly
 
 LEVEL = 0.01  # significance level of the test, over both similarities
 MIN_RANK = 0.55  # a mean rank that is certainly below this means no similarity
@@ -60,14 +56,14 @@ def measure_support(index: Index, measurements: Measurements, *, across: Support
     several = [rows for rows in members.values() if len(rows) > 1]
     digests = measurements.measures["digest"]
     ranks: list[NDArray[np.float64]] = []
-    for rows in _pick(several, GROUPS if across is None else 4 * GROUPS):
+    for rows in pick_evenly(several, GROUPS if across is None else 4 * GROUPS):
         of_group = []
-        for one in _pick(rows, IMAGES):
+        for one in pick_evenly(rows, IMAGES):
             fits = (splits[rows] != splits[one]) if across else (cells[rows] == cells[one])
             mates = [row for row in np.array(rows)[fits] if (digests[row] != digests[one]).any()]
-            for two in _pick(mates, IMAGES):
+            for two in pick_evenly(mates, IMAGES):
                 others = rows_of[cells[two]]
-                others = np.array(_pick(others[numbers[others] != numbers[one]], OTHERS))
+                others = np.array(pick_evenly(others[numbers[others] != numbers[one]], OTHERS))
                 if len(others) > 1:
                     of_group.append(_rank(measurements, one, int(two), others))
         if of_group:
@@ -104,12 +100,6 @@ def _rank(measurements: Measurements, one: int, two: int, others: NDArray[np.int
     similarity = (thumbs[1:] @ thumbs[0], -np.abs(light[1:] - light[0]).sum(axis=1))
     layout, brightness = (float((v[1:] < v[0]).mean() + (v[1:] == v[0]).mean() / 2) for v in similarity)
     return layout, brightness
-
-
-def _pick(values: Sequence[T], number: int) -> list[T]:
-    """Return at most `number` of the values, evenly spaced."""
-    count = min(len(values), number)
-    return [values[i * len(values) // count] for i in range(count)]
 
 
 def restarts_numbering(index: Index) -> bool:

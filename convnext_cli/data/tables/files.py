@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.tables.table import SAMPLE
+from convnext_cli.data.tree import is_file
 from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
@@ -111,7 +112,7 @@ class FileFinder:
         listing: dict[str, list[str]] = defaultdict(list)
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:  # noqa: PTH118
-                names = [entry.name for entry in entries if _is_file(entry)]
+                names = [entry.name for entry in entries if is_file(entry)]
         except OSError:
             names = []
         for name in names:
@@ -193,13 +194,6 @@ def _list_subfolders(root: str, folder: str) -> list[str]:
 def _has_split(part: str, split: str) -> bool:
     match = find_split(part)
     return match is not None and match[0] == split
-
-
-def _is_file(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
 
 
 def _split_path(text: str) -> list[str]:

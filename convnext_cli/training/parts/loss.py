@@ -1,9 +1,9 @@
 """The training losses, by the names that tasks give them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -166,13 +166,8 @@ def make_huber(settings: Settings, index: Index, device: torch.device) -> Huber:
     return Huber(mean=parameters["mean"], std=parameters["std"], log=parameters["log"])
 
 
-class LossMaker(Protocol):
-    """Makes a loss for the training images of an index."""
-
-    def __call__(self, settings: Settings, index: Index, device: torch.device) -> Loss:
-        """Return the loss."""
-
-
+LossMaker: TypeAlias = Callable[[Settings, Index, torch.device], Loss]
+"""Makes a loss for the training images of an index."""
 LOSSES: dict[str, LossMaker] = {
     "cross_entropy": make_cross_entropy,
     "binary_cross_entropy": make_binary_cross_entropy,

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
+from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Task
 from convnext_cli.training.checkpoint import Tensors, put_weights, save_model
 from convnext_cli.training.context import TrainingContext
-from convnext_cli.training.state import TrainingState, log_metrics, score_epoch, to_plain
+from convnext_cli.training.state import TrainingState, log_metrics, score_epoch
 from convnext_cli.training.validation import validate
 
 
