@@ -1,10 +1,9 @@
 """Calibration of a run on its validation split: temperature, thresholds and OOD score."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
@@ -23,14 +22,7 @@ from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction, MetricSet
-from convnext_cli.metrics.thresholds import (
-    PREDICTIVE,
-    TARGET_METRICS,
-    Bound,
-    Target,
-    Threshold,
-    find_threshold,
-)
+from convnext_cli.metrics.thresholds import Target, Threshold, find_threshold
 from convnext_cli.progress import Steps
 from convnext_cli.recipes.costs import BANK_IMAGES
 from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
@@ -45,8 +37,6 @@ SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD sc
 MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
 _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of dimensions
 BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/README.md` has the ROC AUC for 25 to 500
-
-_TARGET = re.compile(r"(?P<bounds>[^:]+):(?P<name>.+?)(?:@(?P<extras>(?:prevalence|confidence)=[^@]*))?", re.DOTALL)
 
 Nats = Annotated[float, Meta(ge=0, le=1e6)]
 
@@ -96,45 +86,6 @@ class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason":
 def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
     """Return values without those that are None or empty."""
     return {key: value for key, value in values.items() if value not in (None, (), [])}
-
-
-def parse_target(text: str) -> Target:
-    """Parse `sensitivity=0.95:CLASS`, `sensitivity=0.9,specificity=0.8:CLASS` or `ppv=0.8:CLASS@prevalence=0.02`.
-
-    Raises:
-        UsageError: the text has another form, or a PPV or NPV no prevalence.
-    """
-    match = _TARGET.fullmatch(text)
-    bounds = _read_numbers(match["bounds"], TARGET_METRICS) if match else None
-    extras = _read_numbers(match["extras"], ("prevalence", "confidence")) if match and match["extras"] else {}
-    if match is None or not bounds or extras is None or any(value >= 1 for value in extras.values()):
-        raise UsageError(
-            f"cannot read the target {text!r}",
-            "Write it as sensitivity=0.95:CLASS, sensitivity=0.9,specificity=0.8:CLASS or "
-            "ppv=0.8:CLASS@prevalence=0.02; values are fractions above 0",
-        )
-    if "prevalence" not in extras and any(metric in PREDICTIVE for metric in bounds):
-        raise UsageError(
-            f"the target {text!r} depends on how frequent the class is where the model is used",
-            f"State it, such as {text}{',' if extras else '@'}prevalence=0.02",
-        )
-    first, *also = (Bound(cast("Any", metric), value) for metric, value in bounds.items())
-    return Target(first.metric, first.value, match["name"], tuple(also), **extras)
-
-
-def _read_numbers(text: str, names: Sequence[str]) -> dict[str, float] | None:
-    """Return the numbers of `name=number,name=number`, above 0 and up to 1; None if the text has another form."""
-    numbers: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            return None
-        if name not in names or name in numbers or not 0 < number <= 1:
-            return None
-        numbers[name] = number
-    return numbers
 
 
 def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()) -> Steps[Calibration]:

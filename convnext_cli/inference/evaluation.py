@@ -22,7 +22,6 @@ from convnext_cli.inference.calibration import (
     calibrate_steps,
     describe_unreliable_ood,
     describe_worse_calibration,
-    parse_target,
     read_calibration,
     write_calibration,
 )
@@ -50,7 +49,7 @@ from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
 from convnext_cli.metrics.summary import MetricSet
-from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable
+from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable, parse_target
 from convnext_cli.options import make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.files import CALIBRATION, MODEL

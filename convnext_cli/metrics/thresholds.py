@@ -5,14 +5,16 @@ confidence that the true values reach the bounds.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from convnext_cli.errors import UsageError
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.curves import count_down
@@ -31,6 +33,7 @@ TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
 TARGET_METRICS: tuple[TargetMetric, ...] = get_args(TargetMetric)
 PREDICTIVE = ("ppv", "npv")
 """Target metrics that depend on the prevalence."""
+_TARGET = re.compile(r"(?P<bounds>[^:]+):(?P<name>.+?)(?:@(?P<extras>(?:prevalence|confidence)=[^@]*))?", re.DOTALL)
 _FALLING = ("sensitivity", "npv")  # with a rising threshold; the others rise
 
 
@@ -74,6 +77,45 @@ class Target(Struct, frozen=True, rename={"metric": "figure"}):
         extras = {"prevalence": self.prevalence, "confidence": self.confidence}
         extra = ",".join(f"{name}={value:g}" for name, value in extras.items() if value is not None)
         return f"{','.join(map(str, self.bounds))}:{self.name}{'@' * bool(extra)}{extra}"
+
+
+def parse_target(text: str) -> Target:
+    """Parse `sensitivity=0.95:CLASS`, `sensitivity=0.9,specificity=0.8:CLASS` or `ppv=0.8:CLASS@prevalence=0.02`.
+
+    Raises:
+        UsageError: the text has another form, or a PPV or NPV no prevalence.
+    """
+    match = _TARGET.fullmatch(text)
+    bounds = _read_numbers(match["bounds"], TARGET_METRICS) if match else None
+    extras = _read_numbers(match["extras"], ("prevalence", "confidence")) if match and match["extras"] else {}
+    if match is None or not bounds or extras is None or any(value >= 1 for value in extras.values()):
+        raise UsageError(
+            f"cannot read the target {text!r}",
+            "Write it as sensitivity=0.95:CLASS, sensitivity=0.9,specificity=0.8:CLASS or "
+            "ppv=0.8:CLASS@prevalence=0.02; values are fractions above 0",
+        )
+    if "prevalence" not in extras and any(metric in PREDICTIVE for metric in bounds):
+        raise UsageError(
+            f"the target {text!r} depends on how frequent the class is where the model is used",
+            f"State it, such as {text}{',' if extras else '@'}prevalence=0.02",
+        )
+    first, *also = (Bound(cast("Any", metric), value) for metric, value in bounds.items())
+    return Target(first.metric, first.value, match["name"], tuple(also), **extras)
+
+
+def _read_numbers(text: str, names: Sequence[str]) -> dict[str, float] | None:
+    """Return the numbers of `name=number,name=number`, above 0 and up to 1; None if the text has another form."""
+    numbers: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if name not in names or name in numbers or not 0 < number <= 1:
+            return None
+        numbers[name] = number
+    return numbers
 
 
 class Reached(Struct, frozen=True, kw_only=True, rename={"value": "reached"}):

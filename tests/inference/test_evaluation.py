@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 from convnext_cli import evaluate
 from convnext_cli.data.index import Index
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError
-from convnext_cli.inference.calibration import ABSTAIN_RATE, parse_target, read_calibration
+from convnext_cli.inference.calibration import ABSTAIN_RATE, read_calibration
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import EvalRequest, PredictRequest
+from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext

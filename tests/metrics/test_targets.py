@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest
 
-from convnext_cli.inference.calibration import parse_target
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.decision import (
@@ -31,6 +30,7 @@ from convnext_cli.metrics.thresholds import (
     describe_missed,
     describe_unreachable,
     find_threshold,
+    parse_target,
     show_confidence,
     show_missed,
 )

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from convnext_cli.errors import RunError
 from convnext_cli.inference.agreement import check_records, list_calibration_notes
-from convnext_cli.inference.calibration import add_targets, parse_target, read_calibration, read_novelty
+from convnext_cli.inference.calibration import add_targets, read_calibration, read_novelty
 from convnext_cli.inference.evaluation import Evaluation, evaluate
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
+from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.runs.folder import MODEL_REMEDY, RUN_REMEDY, RunFolder
 from convnext_cli.runs.records import MAX_BYTES
 from convnext_cli.tasks.registry import SINGLE
