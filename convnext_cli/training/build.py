@@ -11,7 +11,8 @@ from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head, seed_weights
 from convnext_cli.recipes.framing import apply_framing
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.compute.devices import is_sharded, is_whole_on_gpu, spread_model
+from convnext_cli.training.compute.devices import is_whole_on_gpu, spread_model
+from convnext_cli.training.compute.ranks import is_sharded
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.parts.distillation import add_projection
 from convnext_cli.training.parts.loss import make_loss

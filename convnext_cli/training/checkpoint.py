@@ -28,7 +28,7 @@ from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
 from convnext_cli.runs.files import PLAN
 from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder, restore_remedy
-from convnext_cli.training.compute.devices import is_sharded
+from convnext_cli.training.compute.ranks import is_sharded
 from convnext_cli.training.parts.distillation import drop_projection
 from convnext_cli.training.state import TrainingState
 

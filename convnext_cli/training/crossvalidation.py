@@ -64,7 +64,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
     preparation = yield from prepare_while_importing(request)
     if preparation.folds is None:
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
-    from convnext_cli.training.compute.devices import end_training
+    from convnext_cli.training.compute.ranks import end_training
 
     accelerator, preparation = open_devices(request, preparation)
     with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):

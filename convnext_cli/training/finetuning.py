@@ -83,7 +83,7 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
         raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
     accelerator, preparation = open_devices(request, preparation)
     with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
-        from convnext_cli.training.compute.devices import end_training
+        from convnext_cli.training.compute.ranks import end_training
 
         training = yield from start_training(request, preparation, RunFolder(path), accelerator)
         result = yield from run_training(training, complete, notices)
@@ -132,7 +132,7 @@ def hold_folder(
         RunError: another process trains into the folder.
         UsageError: its run has finished, or another process has written into it, since it was checked.
     """
-    from convnext_cli.training.compute.devices import do_on_first_rank
+    from convnext_cli.training.compute.ranks import do_on_first_rank
 
     with ExitStack() as stack:
 
@@ -238,7 +238,7 @@ def start_training(
         DataError: the images differ from those that the run began with.
     """
     from convnext_cli.training.build import build_context
-    from convnext_cli.training.compute.devices import do_on_first_rank
+    from convnext_cli.training.compute.ranks import do_on_first_rank
     from convnext_cli.training.teaching import compute_outputs
 
     index, origin = preparation.index, preparation.origin
@@ -281,10 +281,11 @@ def run_training(
         complete: work on the trained run before it is marked as finished.
         notices: further notices for `Started`.
     """
-    from convnext_cli.training.compute.devices import PRECISIONS, describe_device, track_metrics
+    from convnext_cli.training.compute.devices import PRECISIONS, describe_device
     from convnext_cli.training.compute.signals import watch_signals
     from convnext_cli.training.loop import count_passes
     from convnext_cli.training.saving import train_and_save
+    from convnext_cli.training.tracking import track_metrics
 
     context, state = training.context, training.state
     run, accelerator = context.run, context.accelerator
@@ -383,7 +384,8 @@ def _write_beginning(
     teacher_identity: str,
 ) -> Origin:
     """Write the files of a new run that describe its data and environment, and return what it begins with."""
-    from convnext_cli.training.compute.devices import describe_device, do_on_first_rank
+    from convnext_cli.training.compute.devices import describe_device
+    from convnext_cli.training.compute.ranks import do_on_first_rank
 
     run, index, accelerator = context.run, context.index, context.accelerator
     if accelerator.is_main_process:
@@ -463,7 +465,8 @@ def _resume(
     from convnext_cli.training.checkpoint import load_checkpoint
     from convnext_cli.training.compute.autotune import AutotuneResult
     from convnext_cli.training.compute.compute_config import ComputeConfig, adapt_to_device
-    from convnext_cli.training.compute.devices import THREADS, do_on_first_rank
+    from convnext_cli.training.compute.devices import THREADS
+    from convnext_cli.training.compute.ranks import do_on_first_rank
     from convnext_cli.training.parts.ema import ModelEma
 
     run, settings, origin = context.run, context.settings, preparation.origin

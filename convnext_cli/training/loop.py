@@ -14,7 +14,7 @@ from convnext_cli.errors import DivergedError
 from convnext_cli.images.loaders import cut_batches
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Settings
-from convnext_cli.training.compute.devices import slice_for_rank
+from convnext_cli.training.compute.ranks import slice_for_rank
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone
 from convnext_cli.training.loading import draw_rows, load_rank_batches, open_loader

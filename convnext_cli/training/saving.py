@@ -19,7 +19,7 @@ from convnext_cli.training.checkpoint import (
     take_snapshot,
     write_checkpoint,
 )
-from convnext_cli.training.compute.devices import is_lost_connection
+from convnext_cli.training.compute.ranks import is_lost_connection
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone, TrainSteps
 from convnext_cli.training.loop import train

@@ -11,13 +11,8 @@ from convnext_cli.errors import OutOfMemoryError
 from convnext_cli.images.preprocessing import describe_size
 from convnext_cli.models.device_memory import explain_out_of_memory, free_memory, is_out_of_memory
 from convnext_cli.models.forward import move_to_device, prepare_input
-from convnext_cli.training.compute.devices import (
-    agree,
-    clip_gradients,
-    is_sharded,
-    search_algorithms,
-    sum_gradients,
-)
+from convnext_cli.training.compute.devices import search_algorithms
+from convnext_cli.training.compute.ranks import agree, clip_gradients, is_sharded, sum_gradients
 from convnext_cli.training.context import RankBatch, TrainingContext
 from convnext_cli.training.parts.mixing import mix_batch
 from convnext_cli.training.state import TrainingState

@@ -12,7 +12,7 @@ from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.inference.classifier import load_for_eval
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.forward import forward_batches
-from convnext_cli.training.compute.devices import agree, gather_rows, slice_evenly
+from convnext_cli.training.compute.ranks import agree, gather_rows, slice_evenly
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.state import TrainingState
 

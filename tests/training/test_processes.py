@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from convnext_cli.training.compute.devices import RANK_TIMEOUT
+from convnext_cli.training.compute.ranks import RANK_TIMEOUT
 from convnext_cli.training.events import FinetuneResult
 from tests.training.conftest import make_request, resume, train
 

@@ -29,7 +29,7 @@ from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.compute.devices import sum_gradients
+from convnext_cli.training.compute.ranks import sum_gradients
 from convnext_cli.training.compute.signals import ECHO, Signals, watch_signals
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps

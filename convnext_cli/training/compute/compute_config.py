@@ -18,7 +18,8 @@ from convnext_cli.errors import shorten_error
 from convnext_cli.kernels.blocks import use_fused_blocks
 from convnext_cli.kernels.library import NoKernelError, load_kernels
 from convnext_cli.progress import Notice
-from convnext_cli.training.compute.devices import THREADS, agree, is_sharded
+from convnext_cli.training.compute.devices import THREADS
+from convnext_cli.training.compute.ranks import agree, is_sharded
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # torch.compile warns if CUDA is missing
 

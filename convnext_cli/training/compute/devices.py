@@ -1,25 +1,19 @@
-"""Devices, precision and processes, which Accelerate owns; the exchange between ranks."""
+"""Devices and precision, which Accelerate owns."""
 
-import atexit
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
-from torch import Tensor, nn
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
-from convnext_cli.errors import ConvnextError, UsageError, shorten_error
+from convnext_cli.errors import UsageError, shorten_error
 from convnext_cli.machine import (
     GIB,
     Machine,
@@ -29,18 +23,11 @@ from convnext_cli.machine import (
     uses_fsdp,
 )
 from convnext_cli.models.forward import choose_device, has_native_bf16
-from convnext_cli.recipes.plan import Plan
-from convnext_cli.runs.folder import RunFolder, resume_command
-from convnext_cli.runs.folds import find_resumable
+from convnext_cli.training.compute.ranks import RANK_TIMEOUT, agree, is_sharded
 
-T = TypeVar("T")
 THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores quotas; a run may use fewer
-RANK_TIMEOUT = timedelta(
-    days=1
-)  # ranks wait while the first one downloads, audits or calibrates; a lost one is noticed
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
-BUCKET = 64 << 20  # bytes of gradients that are exchanged at a time
 
 
 def make_accelerator(
@@ -87,17 +74,6 @@ def search_algorithms(is_on: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = False
-
-
-@cache
-def end_training() -> None:
-    """Leave the ranks' process group at the end of the process: until then another training may use it.
-
-    A group cannot be made a second time in processes that torchrun started, because the addresses of the first one are
-    still in its store.
-    """
-    if dist.is_initialized():
-        atexit.register(dist.destroy_process_group)
 
 
 def choose_precision(amp: str, device: torch.device) -> str:
@@ -161,34 +137,6 @@ def explain_unusable_gpu(machine: Machine) -> str:
     return f"{machine.name} is not used: {reason}. Training runs on the CPU, many times slower. {remedy}"
 
 
-@contextmanager
-def track_metrics(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[None]:
-    """Open the trackers during the block; a resumed run keeps its name there.
-
-    Raises:
-        UsageError: a tracker cannot be opened.
-    """
-    if accelerator.log_with:
-        settings = {name: choice.value for name, choice in plan.choices.items()}
-        resumable = find_resumable(RunFolder(run)).path
-        name = run.name if resumable == run else f"{resumable.name}-{run.name}"
-        options = {"wandb": {"id": name, "name": name, "resume": "allow"}}
-        accelerator.project_configuration = ProjectConfiguration(str(run), logging_dir=str(run))
-        try:
-            accelerator.init_trackers("convnext", {"model": plan.model, **settings}, options)
-        except Exception as error:  # each tracker has its own errors
-            names = ", ".join(str(name) for name in accelerator.log_with)
-            raise UsageError(
-                f"cannot send metrics to {names}: {shorten_error(error)}",
-                f"Set it up, or continue without --track: {resume_command(resumable)}",
-            ) from error
-    try:
-        yield
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-
-
 def spread_model(
     accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -204,11 +152,6 @@ def spread_model(
     return accelerator.prepare_model(network, evaluation_mode=True), optimizer  # evaluation_mode: no wrapper
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Return True if the model's parameters are sharded over the ranks."""
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
-
-
 def is_plain_cpu(accelerator: Accelerator) -> bool:
     """Return True if each rank trains the whole model in float32 on a CPU."""
     return accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and not is_sharded(accelerator)
@@ -217,56 +160,6 @@ def is_plain_cpu(accelerator: Accelerator) -> bool:
 def is_whole_on_gpu(accelerator: Accelerator) -> bool:
     """Return True if each rank trains the whole model on a CUDA or ROCm GPU."""
     return accelerator.device.type == "cuda" and not is_sharded(accelerator)
-
-
-def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
-    """Sum the gradients over all ranks, in place, so that each rank has the gradient of the whole batch."""
-    if accelerator.num_processes == 1 or is_sharded(accelerator):
-        return
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    for bucket in _fill_buckets(gradients):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        dist.all_reduce(flat)
-        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
-        for gradient, part in zip(bucket, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def _fill_buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the gradients in groups of about `BUCKET` bytes: one copy of all of them might not fit."""
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        bucket.append(gradient)
-        if sum(each.nbytes for each in bucket) >= BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket
-
-
-def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradient down to the L2 norm `max_norm` if it is larger, and return its norm before that."""
-    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def agree(accelerator: Accelerator, *values: int) -> list[int]:
-    """Return the maximum of each value over all ranks. It goes over the CPUs, so that no GPU is waited for."""
-    if accelerator.num_processes == 1:
-        return list(values)
-    largest = torch.tensor(values)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_cpu_group())
-    return [int(value) for value in largest]
-
-
-@cache
-def _cpu_group() -> Any:
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=RANK_TIMEOUT)
-
-
-def is_lost_connection(error: Exception) -> bool:
-    """Return True if the connection to another rank is lost."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
 def describe_device(device: torch.device) -> str:
@@ -292,54 +185,3 @@ def _measure_free_memory(device: torch.device) -> int:
     module = torch.get_device_module(device)
     free, _ = module.mem_get_info(device)
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
-
-
-def do_on_first_rank(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do `work` on the first rank, and return its result on all ranks; a failure is raised on all of them."""
-    result: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            result[0] = work()
-        except ConvnextError as error:
-            result[1] = error
-    value, failure = broadcast_object_list(result)
-    if failure is not None:
-        raise failure
-    return cast("T", value)
-
-
-def slice_for_rank(accelerator: Accelerator, rows: Sequence[T]) -> Sequence[T]:
-    """Return every `num_processes`-th row, starting from this rank's number; `gather_rows` is the inverse."""
-    return rows[accelerator.process_index :: accelerator.num_processes]
-
-
-def slice_evenly(accelerator: Accelerator, rows: Sequence[T]) -> Sequence[T]:
-    """Return the rows of `slice_for_rank`; with a sharded model as many on each rank, for which one is repeated.
-
-    Ranks with a sharded model exchange its parameters in each pass, so that they need the same number of passes.
-    """
-    own = slice_for_rank(accelerator, rows)
-    if is_sharded(accelerator) and len(own) * accelerator.num_processes < len(rows):
-        return [*own, rows[0]]
-    return own
-
-
-def gather_rows(accelerator: Accelerator, values: Tensor, total: int) -> Tensor:
-    """Gather the rows that `slice_for_rank` distributed, in their original order.
-
-    Args:
-        accelerator: connects the ranks.
-        values: this rank's rows, (n, K); also those of `slice_evenly`, whose repeated row is left out.
-        total: rows over all ranks.
-
-    Returns:
-        (total, K), the same on every rank.
-    """
-    world = accelerator.num_processes
-    if world == 1:
-        return values
-    longest = -(-total // world)
-    padded = torch.zeros(longest, values.shape[1], device=accelerator.device)
-    padded[: len(values)] = values.to(accelerator.device)
-    gathered: Tensor = accelerator.gather(padded)
-    return gathered.view(world, longest, -1).transpose(0, 1).reshape(world * longest, -1)[:total].cpu()

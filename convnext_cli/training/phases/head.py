@@ -17,7 +17,7 @@ from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.forward import forward_batches
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.training.checkpoint import gather_result, put_weights
-from convnext_cli.training.compute.devices import gather_rows, slice_evenly
+from convnext_cli.training.compute.ranks import gather_rows, slice_evenly
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone
 from convnext_cli.training.loading import draw_rows

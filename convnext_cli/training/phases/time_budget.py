@@ -6,7 +6,7 @@ from copy import deepcopy
 from convnext_cli.recipes.costs import describe_seconds
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Choice
-from convnext_cli.training.compute.devices import agree
+from convnext_cli.training.compute.ranks import agree
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import StepDone
 from convnext_cli.training.loop import plan_steps, train

@@ -14,9 +14,10 @@ from convnext_cli.errors import OutOfMemoryError, UsageError
 from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.forward import choose_device
 from convnext_cli.training import finetuning
-from convnext_cli.training.compute import devices
+from convnext_cli.training.compute import devices, ranks
 from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, adapt_to_device
-from convnext_cli.training.compute.devices import choose_precision, explain_unusable_gpu, sum_gradients
+from convnext_cli.training.compute.devices import choose_precision, explain_unusable_gpu
+from convnext_cli.training.compute.ranks import sum_gradients
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import Planned
 from convnext_cli.training.finetuning import finetune_steps
@@ -205,7 +206,7 @@ def test_gradients_are_exchanged_in_buckets(monkeypatch: pytest.MonkeyPatch) -> 
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, float(number))
     monkeypatch.setattr(torch.distributed, "all_reduce", add)
-    monkeypatch.setattr(devices, "BUCKET", 2 * 400)
+    monkeypatch.setattr(ranks, "BUCKET", 2 * 400)
     accelerator: Any = SimpleNamespace(num_processes=2, distributed_type="MULTI_CPU")
     sum_gradients(accelerator, model)
     assert sizes == [200, 200, 100]

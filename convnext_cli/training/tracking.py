@@ -1,0 +1,41 @@
+"""Trackers of metrics, such as TensorBoard, which Accelerate owns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from convnext_cli.errors import UsageError, shorten_error
+from convnext_cli.recipes.plan import Plan
+from convnext_cli.runs.folder import RunFolder, resume_command
+from convnext_cli.runs.folds import find_resumable
+
+
+@contextmanager
+def track_metrics(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[None]:
+    """Open the trackers during the block; a resumed run keeps its name there.
+
+    Raises:
+        UsageError: a tracker cannot be opened.
+    """
+    if accelerator.log_with:
+        settings = {name: choice.value for name, choice in plan.choices.items()}
+        resumable = find_resumable(RunFolder(run)).path
+        name = run.name if resumable == run else f"{resumable.name}-{run.name}"
+        options = {"wandb": {"id": name, "name": name, "resume": "allow"}}
+        accelerator.project_configuration = ProjectConfiguration(str(run), logging_dir=str(run))
+        try:
+            accelerator.init_trackers("convnext", {"model": plan.model, **settings}, options)
+        except Exception as error:  # each tracker has its own errors
+            names = ", ".join(str(name) for name in accelerator.log_with)
+            raise UsageError(
+                f"cannot send metrics to {names}: {shorten_error(error)}",
+                f"Set it up, or continue without --track: {resume_command(resumable)}",
+            ) from error
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
