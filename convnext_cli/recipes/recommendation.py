@@ -191,7 +191,8 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
         DataError: as `recommend`.
     """
     _check_request(request)
-    request = _resolve_model(request)
+    model, weights = resolve_weights(request.model, request.weights)
+    request = replace(request, model=model, weights=weights)
     data = _summarise_data(request)
     request = replace(request, machine=_choose_machine(request))
     candidates = _list_candidates(request, data)
@@ -246,12 +247,6 @@ def _check_request(request: RecommendRequest) -> None:
     check_word("recipe", request.recipe, RECIPES)
     if request.license != "any":
         check_license(request.license)
-
-
-def _resolve_model(request: RecommendRequest) -> RecommendRequest:
-    """Return the request with the names of model and weights that it stands for."""
-    model, weights = resolve_weights(request.model, request.weights)
-    return replace(request, model=model, weights=weights)
 
 
 def _summarise_data(request: RecommendRequest) -> _DataSummary:

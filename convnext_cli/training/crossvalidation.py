@@ -66,7 +66,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
     from convnext_cli.training.compute.ranks import end_training
 
-    accelerator, preparation = open_devices(request, preparation)
+    accelerator, preparation = open_devices(preparation)
     with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
         folder = FoldsFolder(path)
         plan = preparation.plan

@@ -81,7 +81,7 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
     preparation = yield from prepare_while_importing(request)
     if preparation.folds:
         raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
-    accelerator, preparation = open_devices(request, preparation)
+    accelerator, preparation = open_devices(preparation)
     with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
         from convnext_cli.training.compute.ranks import end_training
 
@@ -158,7 +158,7 @@ def hold_folder(
             raise
 
 
-def open_devices(request: TrainRequest, preparation: Preparation) -> "tuple[Accelerator, Preparation]":
+def open_devices(preparation: Preparation) -> "tuple[Accelerator, Preparation]":
     """Return the accelerator, and the preparation for its device; wait until all ranks have prepared.
 
     The plan was made for the device that the driver names. If torch uses another one, the plan is made again for it,
@@ -171,7 +171,7 @@ def open_devices(request: TrainRequest, preparation: Preparation) -> "tuple[Acce
     from convnext_cli.models.forward import choose_device
     from convnext_cli.training.compute import devices
 
-    settings = preparation.plan.settings
+    request, settings = preparation.request, preparation.plan.settings
     with guard_memory("the GPU has too little memory to start on", "Use another one", choose_device()):
         accelerator = devices.make_accelerator(
             settings.amp,
@@ -179,7 +179,7 @@ def open_devices(request: TrainRequest, preparation: Preparation) -> "tuple[Acce
             track=request.track,
             folder=request.resume or request.output,
         )
-        preparation = _plan_for_device(request, preparation, accelerator)
+        preparation = _plan_for_device(preparation, accelerator)
     accelerator.wait_for_everyone()
     return accelerator, preparation
 
@@ -199,7 +199,7 @@ def guard_training(accelerator: "Accelerator") -> AbstractContextManager[None]:
     )
 
 
-def _plan_for_device(request: TrainRequest, preparation: Preparation, accelerator: "Accelerator") -> Preparation:
+def _plan_for_device(preparation: Preparation, accelerator: "Accelerator") -> Preparation:
     """Return the preparation for the device that torch uses, with notices about it."""
     from convnext_cli.training.compute import devices
 
@@ -210,7 +210,7 @@ def _plan_for_device(request: TrainRequest, preparation: Preparation, accelerato
     elif used.is_gpu and (not planned.is_gpu or abs(used.memory - planned.memory) > SIMILAR * planned.memory):
         notices.append(Notice(text=f"planned for the GPU that PyTorch uses: {used}, instead of {planned}"))
     if notices or (used.is_gpu and accelerator.num_processes > 1):  # then the same plan on all ranks
-        preparation = plan_again(request, preparation, used)
+        preparation = plan_again(preparation, used)
     if slow := devices.explain_slow_precision(accelerator):
         notices.append(Notice(text=slow))
     return replace(preparation, device_notices=tuple(notices))

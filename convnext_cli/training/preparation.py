@@ -58,6 +58,8 @@ from convnext_cli.training.request import TRACKERS, TrainRequest, resume_request
 class Preparation:
     """Data, split, model and plan of a training."""
 
+    request: TrainRequest
+    """With the names of model and weights that it stands for, and with the number of folds."""
     dataset: Dataset | None
     """The data set; None for a resumed run."""
     index: Index
@@ -174,7 +176,8 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     if request.data is None:
         raise UsageError("no data", "Name the folder of images, or use --resume RUN; see `convnext finetune --help`")
     data = request.data
-    request = _resolve_model(request)
+    model, weights = resolve_weights(request.model, request.weights)
+    request = replace(request, model=model, weights=weights)
     values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
     _check_request(request, data, values)
 
@@ -190,6 +193,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     architecture, tag, plan, plan_notices = _plan_for(request, index, machine, fingerprint)
     _check_task(index, plan)
     return Preparation(
+        request=request,
         dataset=dataset,
         index=index,
         folds=folds,
@@ -204,21 +208,13 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     )
 
 
-def plan_again(request: TrainRequest, preparation: Preparation, machine: Machine) -> Preparation:
+def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
     """Return a preparation with the plan for another machine. A run that is resumed keeps its plan."""
-    fingerprint = preparation.fingerprint
+    request, index, fingerprint = preparation.request, preparation.index, preparation.fingerprint
     if fingerprint is None:
         return replace(preparation, machine=machine)
-    folds = {"folds": preparation.plan.choices["folds"]} if preparation.index.fold_names else {}
-    request = replace(request, choices={**request.choices, **folds})
-    architecture, tag, plan, notices = _plan_for(_resolve_model(request), preparation.index, machine, fingerprint)
+    architecture, tag, plan, notices = _plan_for(request, index, machine, fingerprint)
     return replace(preparation, machine=machine, architecture=architecture, tag=tag, plan=plan, plan_notices=notices)
-
-
-def _resolve_model(request: TrainRequest) -> TrainRequest:
-    """Return the request with the names of model and weights that it stands for."""
-    model, weights = resolve_weights(request.model, request.weights)
-    return replace(request, model=model, weights=weights)
 
 
 def _find_chosen_model(request: TrainRequest) -> tuple[Architecture, Tag | None] | None:
@@ -469,6 +465,7 @@ def _prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
     folds = index if isinstance(run, FoldsFolder) else None
     index = choose_fold(folds, 1) if folds else index
     return Preparation(
+        request=request,
         dataset=None,
         index=index,
         folds=folds,

@@ -133,7 +133,7 @@ def test_gpu_that_only_torch_knows_is_planned_for(few_digits: Path, monkeypatch:
 def test_plan_of_another_machine_differs_in_its_settings_only(few_digits: Path) -> None:
     options = {"model": "convnext_base", "weights": "none", "audit": False, "batch_size": 512}
     preparation = prepare(make_request(options, few_digits, "run"))
-    again = plan_again(make_request(options, few_digits, "run"), preparation, make_gpu_machine(80))
+    again = plan_again(preparation, make_gpu_machine(80))
     assert again.machine.is_gpu
     assert again.index is preparation.index
     assert again.plan.settings.micro_batch_size > preparation.plan.settings.micro_batch_size
