@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, describe_sizes, list_decided, repeat_command, with_options
+from convnext_cli.cli.options import OptionValues, repeat_command, with_options
+from convnext_cli.cli.plan_view import count_splits, describe_data, describe_sizes, list_decided
 from convnext_cli.cli.streams import stop_by_signals, survive_lost_reader
-from convnext_cli.cli.training_view import count_splits, describe_splits, describe_task, follow, show_finished
+from convnext_cli.cli.training_view import follow, show_finished
 from convnext_cli.options import RUN, Option
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Settings, SettingSources
@@ -126,7 +127,7 @@ def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") 
     settings, classes = plan.settings, len(index.classes)
     console.show(plan.model, style="bold")
     fold = f" in the first of {settings.folds} folds" if preparation.folds else ""
-    console.show(f"{index.location}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
+    console.show(f"{describe_data(index)}{fold}")
     console.show(describe_sizes(preparation.architecture, settings, classes))
     console.show(f"{preparation.machine}: about {memory / GIB:.1f} GiB; time, {time.basis}: about {time}")
     console.show_table(["setting", "value", "from", "reason"], list_decided(plan))

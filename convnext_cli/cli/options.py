@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.models import TyperPath
@@ -15,11 +15,6 @@ from convnext_cli.cli.help import show_full_help
 from convnext_cli.options import Declaration, describe_options, make_request
 from convnext_cli.recipes.settings import declare_settings
 from convnext_cli.text import quote
-
-if TYPE_CHECKING:
-    from convnext_cli.models.catalog import Architecture
-    from convnext_cli.recipes.plan import Plan
-    from convnext_cli.recipes.settings import Settings
 
 Request = TypeVar("Request")
 _COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
@@ -134,29 +129,6 @@ def list_flags(settings: Mapping[str, Any]) -> list[str]:
         else:
             words.append(f"{flag} {quote(str(value))}")
     return words
-
-
-def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
-    """Return name, value with unit, source and reason of each setting that is not at its default, and a last line."""
-    units = {name: declared.option.unit for name, declared in declare_settings().items()}
-    rows = [
-        (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
-        for name, choice in plan.non_default.items()
-    ]
-    return [
-        *rows,
-        (f"{len(plan.choices) - len(rows)} others", "", "default", "`convnext finetune --help-all` lists them"),
-    ]
-
-
-def describe_sizes(model: "Architecture", settings: "Settings", classes: int) -> str:
-    """Return the shapes of input, features and output for one image."""
-    height, width = settings.input_size
-    features = model.feature_shape(height, width)
-    return (
-        f"input ({settings.in_chans}, {height}, {width}) -> features {features} -> pooled ({features[0]},) -> output "
-        f"({classes},)"
-    )
 
 
 def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:

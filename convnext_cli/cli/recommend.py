@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, list_decided, list_flags, with_options
+from convnext_cli.cli.options import OptionValues, list_flags, with_options
+from convnext_cli.cli.plan_view import list_decided
 from convnext_cli.options import RUN, Option
 from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS

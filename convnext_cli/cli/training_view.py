@@ -1,21 +1,16 @@
 """The terminal's view of a training: header, epochs, result."""
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import describe_sizes, list_decided
+from convnext_cli.cli.plan_view import describe_data, describe_sizes, describe_splits, list_decided, list_main_settings
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
-from convnext_cli.options import AUTO
-from convnext_cli.recipes.settings import UNCORRECTED, declare_settings
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
-    from convnext_cli.data.index import Index
     from convnext_cli.metrics.registry import Metric
-    from convnext_cli.recipes.plan import Plan
     from convnext_cli.tasks.task import Display
     from convnext_cli.training.events import (
         CrossValidationResult,
@@ -173,7 +168,7 @@ def _list_estimate(split: "SplitMetrics", metric: "Metric") -> list[str | None]:
 
 def _show_next_fold(planned: "Planned") -> None:
     settings = planned.plan.settings
-    splits = describe_splits(count_splits(planned.index))
+    splits = describe_splits(planned.index)
     console.say(f"fold {settings.fold} of {settings.folds}{_name_left_out(planned)}: {splits}", style="bold")
 
 
@@ -188,56 +183,16 @@ def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     console.say(f"{plan.model}", style="bold")
     number = f"; fold {plan.settings.fold} of {plan.settings.folds}{_name_left_out(planned)}"
     fold = number if plan.settings.folds else ""
-    console.say(f"{index.location}: {describe_task(index)}; {describe_splits(count_splits(index))}{fold}")
+    console.say(f"{describe_data(index)}{fold}")
     if is_verbose:
         console.say(describe_sizes(find_model(plan.model)[0], plan.settings, len(index.classes)))
         console.log_table(["setting", "value", "from", "reason"], list_decided(plan))
     elif not is_brief:
-        console.log_table(["", ""], _list_main_settings(plan))
+        console.log_table(["", ""], list_main_settings(plan))
         console.say(f"all settings: {console.shorten(planned.run)}/plan.toml, or --verbose", style="dim")
     console.say(f"run: {planned.run}")
     for notice in planned.notices:
         console.notify(notice)
-
-
-def _list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
-    """Return the settings that matter most, each with its source."""
-    choices, settings = plan.choices, plan.settings
-
-    def describe(name: str) -> str:
-        return f"{choices[name].value} ({choices[name].source})"
-
-    on = [name for name, value in UNCORRECTED.items() if getattr(settings, name) != value]
-    unit = declare_settings()["image_size"].option.unit
-    return [
-        ("epochs", describe("epochs")),
-        ("batch size", describe("batch_size")),
-        ("learning rate", describe("lr")),
-        ("image size", f"{choices['image_size'].value} {unit} ({choices['image_size'].source})"),
-        ("frame", _describe_frame(plan)),
-        ("augmentation", _describe_augmentation(plan)),
-        ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "no correction"),
-        *([("teacher", f"{plan.teacher}, {settings.teacher_views} views of each image")] if plan.teacher else []),
-    ]
-
-
-def _describe_frame(plan: "Plan") -> str:
-    """Return the fit of images to the input, its source, and what evaluation sees."""
-    fit, crop_pct = plan.choices["fit"], plan.choices["crop_pct"]
-    part = f" at {crop_pct.value:g}" if crop_pct.value not in (1, AUTO) else ""
-    reason = f": {fit.reason}" if fit.reason else ""
-    return f"{fit.value}{part} ({fit.source}){reason}"
-
-
-def _describe_augmentation(plan: "Plan") -> str:
-    """Return the preset or recipe of the augmentation, and the settings that override it."""
-    from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
-
-    choices = {name: plan.choices[name] for name in AUGMENTATION_SETTINGS}
-    own = [f"{name} {choice.value}" for name, choice in choices.items() if choice.source in ("flag", "plan")]
-    sources = Counter(choice.source for choice in choices.values() if choice.source not in ("flag", "plan"))
-    usual = [source.removeprefix("augmentation ") for source, _ in sources.most_common(1)]
-    return ", ".join([*usual, *own])
 
 
 def _show_started(started: "Started", planned: "Planned | None") -> None:
@@ -284,18 +239,3 @@ def _describe_epoch(event: "EpochDone", epochs: int, display: "Display") -> str:
         f"{event.images / event.seconds:>8.1f}",
     ]
     return "  ".join(cells)
-
-
-def describe_task(index: "Index") -> str:
-    """Return the number of classes, or what is predicted instead."""
-    return index.task.describe_classes(index.classes)
-
-
-def count_splits(index: "Index") -> dict[str, int]:
-    """Return the number of images by split."""
-    return {name: len(index.rows(name)) for name in ("train", "val", "test")}
-
-
-def describe_splits(splits: dict[str, int]) -> str:
-    """Return the number of images by split, in words."""
-    return ", ".join(f"{name} {count:,}" for name, count in splits.items()) + " images"
