@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from convnext_cli.cli import console
-from convnext_cli.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from convnext_cli.inference.drift import Drift
@@ -29,13 +28,8 @@ def show_drift(drift: "Drift") -> None:
 def show_recalibration(recalibration: "Recalibration", display: "Display") -> None:
     """Show what a recalibration changes on the other images."""
     keys = dict.fromkeys((*(key for _, key in display.calibration), *display.compared))
-    gains = (
-        f"{METRICS[key].title} {METRICS[key].format_difference(difference)}"
-        for key in keys
-        if (difference := recalibration.gain.differences.get(key))
-    )
     console.show("")
     console.show(
         f"Recalibrated on {recalibration.images:,} images ({recalibration.description}); change on the other images: "
-        f"{'; '.join(gains)}"
+        f"{recalibration.gain.describe(keys)}"
     )

@@ -1,7 +1,7 @@
 """`convnext eval`: metrics of a run with confidence intervals, and comparisons of runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,11 +138,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     console.show_table(
         ["metric", "", "95% CI"],
         (
-            (
-                METRICS[key].heading,
-                METRICS[key].format(getattr(metrics, key)),
-                METRICS[key].format_ci(intervals.overall[key]) or None,
-            )
+            (METRICS[key].heading, *METRICS[key].list_cells(getattr(metrics, key), intervals.overall[key]))
             for key in evaluation.task.display.table
         ),
         numbers=["", "95% CI"],
@@ -206,10 +202,10 @@ def _show_classes(display: "Display", metrics: "MetricSet", intervals: "Interval
     )
 
 
-def _list_class_cells(metrics: Any, intervals: "Mapping[str, Interval | None]", display: "Display") -> list[str | None]:
-    cells: list[str | None] = [f"{getattr(metrics, field):,}" for field, _ in display.class_counts]
+def _list_class_cells(metrics: Any, intervals: "Mapping[str, Interval | None]", display: "Display") -> list[str]:
+    cells = [f"{getattr(metrics, field):,}" for field, _ in display.class_counts]
     for key in display.class_estimates:
-        cells += [METRICS[key].format(getattr(metrics, key)), METRICS[key].format_ci(intervals[key]) or None]
+        cells += METRICS[key].list_cells(getattr(metrics, key), intervals[key])
     return [*cells, *(METRICS[key].format(getattr(metrics, key)) for key in display.class_values)]
 
 
@@ -232,14 +228,14 @@ def _show_augmentation(evaluation: "Evaluation") -> None:
     console.show("")
     console.show(
         f"Test-time augmentation took {evaluation.augmentation.time_ratio:.1f} times as long; difference: "
-        f"{_describe_differences(evaluation.augmentation.gain, evaluation.task.display)}"
+        f"{evaluation.augmentation.gain.describe(evaluation.task.display.compared)}"
     )
 
 
 def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Comparison") -> None:
     console.show("")
     console.show(f"{console.shorten(second.run)} compared with {console.shorten(first.run)}", style="bold")
-    console.show(_describe_differences(comparison, first.task.display))
+    console.show(comparison.describe(first.task.display.compared))
     if comparison.p_value is None:
         return
     kind = "McNemar's test, by groups" if comparison.clustered else "McNemar's test"
@@ -248,15 +244,6 @@ def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Com
         f"{comparison.only_second_right}; "
         f"{kind}: p = {comparison.p_value:.2g}"
     )
-
-
-def _describe_differences(comparison: "Comparison", display: "Display") -> str:
-    parts = (
-        f"{METRICS[key].title} {METRICS[key].format_difference(difference)}"
-        for key in display.compared
-        if (difference := comparison.differences[key])
-    )
-    return "; ".join(parts)
 
 
 def _describe_number(number: int) -> str:
@@ -271,8 +258,6 @@ def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":
 
 
 def _describe_all(evaluations: "list[Evaluation]", comparisons: "list[Comparison]") -> dict[str, object]:
-    from dataclasses import asdict
-
     pairs = [
         {"first": evaluations[0].run, "second": second.run} | asdict(comparison)
         for second, comparison in zip(evaluations[1:], comparisons, strict=True)

@@ -26,10 +26,10 @@ def show_groups(evaluation: "Evaluation", result: "GroupEvaluation") -> None:
     )
 
 
-def _list_cells(evaluation: "Evaluation", result: "GroupEvaluation", key: str) -> list[str | None]:
+def _list_cells(evaluation: "Evaluation", result: "GroupEvaluation", key: str) -> list[str]:
     """Return the row of a metric: per image with its 95% CI, and per group."""
     metric = METRICS[key]
-    cells: list[str | None] = [metric.heading]
+    cells = [metric.heading]
     for metrics, intervals in ((evaluation.metrics, evaluation.intervals), (result.metrics, result.intervals)):
-        cells += [metric.format(getattr(metrics, key)), metric.format_ci(intervals.overall[key]) or None]
+        cells += metric.list_cells(getattr(metrics, key), intervals.overall[key])
     return cells

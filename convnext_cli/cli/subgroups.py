@@ -54,8 +54,7 @@ def _list_cells(subgroup: "Subgroup", *, has_groups: bool) -> Iterator[Any]:
         yield None if value is None else console.percent(value)
         yield format_ci(subgroup.prevalence.interval) or None
     for result in subgroup.metrics:
-        yield METRICS[result.key].format(result.estimate.value)
-        yield METRICS[result.key].format_ci(result.estimate.interval) or None
+        yield from METRICS[result.key].list_cells(result.estimate.value, result.estimate.interval)
 
 
 def _describe_gap(result: "SubgroupMetric") -> str | None:

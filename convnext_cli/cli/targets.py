@@ -39,8 +39,7 @@ def show_points(points: "Sequence[OperatingPoint]") -> None:
 def _list_cells(point: "OperatingPoint") -> list[object]:
     cells: list[object] = [point.threshold.target, console.percent(point.threshold.threshold)]
     for key, field in RATES:
-        cells += [METRICS[key].format(getattr(point, field))]
-        cells += [METRICS[key].format_ci(getattr(point, f"{field}_interval")) or None]
+        cells += METRICS[key].list_cells(getattr(point, field), getattr(point, f"{field}_interval"))
     return [*cells, *(METRICS[key].format(getattr(point, key)) for key in VALUES)]
 
 

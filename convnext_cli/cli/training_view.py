@@ -161,9 +161,8 @@ def _show_left_out(result: "CrossValidationResult") -> None:
     console.show(f"Next: convnext eval {quote(result.run)}")
 
 
-def _list_estimate(split: "SplitMetrics", metric: "Metric") -> list[str | None]:
-    interval = split.intervals.get(metric.key)
-    return [f"{split.images:,}", metric.format(split.values[metric.key]), metric.format_ci(interval) or None]
+def _list_estimate(split: "SplitMetrics", metric: "Metric") -> list[str]:
+    return [f"{split.images:,}", *metric.list_cells(split.values[metric.key], split.intervals.get(metric.key))]
 
 
 def _show_next_fold(planned: "Planned") -> None:

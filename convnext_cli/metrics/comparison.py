@@ -1,7 +1,7 @@
 """Comparison of two models on the same images: a paired bootstrap, and McNemar's test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.intervals import Interval, choose_resamples, number_units, resample, t_quantile
+from convnext_cli.metrics.registry import METRICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Comparison:
     """Of McNemar's test for equal accuracy."""
     clustered: bool
     """True if groups were resampled, not single images."""
+
+    def describe(self, keys: Iterable[str]) -> str:
+        """Return the differences of these metrics with their 95% CIs, without those that are not defined."""
+        known = ((METRICS[key], difference) for key in keys if (difference := self.differences.get(key)))
+        return "; ".join(f"{metric.title} {metric.format_difference(difference)}" for metric, difference in known)
 
 
 def compare(first: Calculator, second: Calculator, groups: Sequence[str] | None = None) -> Comparison:

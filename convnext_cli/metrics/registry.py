@@ -78,6 +78,10 @@ class Metric:
         """Return a 95% CI without the unit: `[55.0, 67.1]`, or nothing where there is none."""
         return format_ci(interval, scale=self.scale, digits=self.digits)
 
+    def list_cells(self, value: float | None, interval: "Interval | None") -> tuple[str, str]:
+        """Return a value and its 95% CI, for two columns of a table."""
+        return self.format(value), self.format_ci(interval) or MISSING
+
     def format_estimate(self, value: float | None, interval: "Interval | None") -> str:
         """Return a value with its 95% CI, for a sentence: `61.3%, 95% CI [55.0, 67.1]`."""
         ci = self.format_ci(interval)

@@ -74,14 +74,10 @@ def show_drift(report: ReportData) -> Section | None:
         blocks.append(_tabulate_drift(drift))
     if recalibration is not None:
         keys = [key for _, key in evaluation.task.display.calibration] or list(evaluation.task.display.compared)
-        gains = (
-            f"{METRICS[key].title} {METRICS[key].format_difference(difference)}"
-            for key in keys
-            if (difference := recalibration.gain.differences.get(key))
-        )
         sentences.append(
             f"The calibration was fitted on {recalibration.images:,} other images of this folder "
-            f"({recalibration.description}); the run keeps its own. Change on these images: {'; '.join(gains)}."
+            f"({recalibration.description}); the run keeps its own. Change on these images: "
+            f"{recalibration.gain.describe(keys)}."
         )
     return Section(title="Drift", sentences=sentences, blocks=blocks)
 
