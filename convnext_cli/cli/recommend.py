@@ -52,7 +52,7 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
     recommendation = make_recommendation(request)
     index = recommendation.index
     if flags.output is not None and index:
-        from convnext_cli.data.index import check_outside_data
+        from convnext_cli.data.outside import check_outside_data
 
         check_outside_data(flags.output, index)
     command = _build_next(recommendation, request, flags.output)

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from convnext_cli.cache_folder import list_cache_variables
 from convnext_cli.encoding import fold_name
-from convnext_cli.errors import DataError, UsageError
-from convnext_cli.files import check_outside, resolve_links
+from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import RawTargets
 
 if TYPE_CHECKING:  # NumPy: `recommend` starts without it
@@ -232,36 +230,6 @@ def find_alike(classes: Iterable[str]) -> list[list[str]]:
     return [names for names in forms.values() if len(names) > 1]
 
 
-class JoinedRows:
-    """Sets of rows, joined pair by pair (union-find)."""
-
-    def __init__(self) -> None:
-        self._parent: dict[int, int] = {}
-
-    def find(self, row: int) -> int:
-        """Return the row that represents the set of `row`."""
-        while (parent := self._parent.get(row, row)) != row:
-            self._parent[row] = row = self._parent.get(parent, parent)
-        return row
-
-    def join(self, one: int, two: int) -> None:
-        """Join the sets of two rows."""
-        self._parent[self.find(two)] = self.find(one)
-
-
-def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-    """Return the connected sets of rows, sorted."""
-    joined = JoinedRows()
-    rows: set[int] = set()
-    for one, two in links:
-        joined.join(one, two)
-        rows |= {one, two}
-    sets: dict[int, list[int]] = {}
-    for row in sorted(rows):
-        sets.setdefault(joined.find(row), []).append(row)
-    return tuple(map(tuple, sets.values()))
-
-
 def digest_images(index: Index) -> str:
     """Return a digest of the file sizes of the training and validation images, in their order.
 
@@ -281,42 +249,3 @@ def digest_images(index: Index) -> str:
             "Restore them, or give the folder that they are in now: `convnext finetune DATA --resume RUN`",
         )
     return digest.hexdigest()
-
-
-def check_outside_data(output: Path, index: Index, option: str = "--output") -> None:
-    """Check that `output` is not in a folder of `list_data_folders`.
-
-    Raises:
-        UsageError: `output` is in one of these folders.
-    """
-    for folder in list_data_folders(index):
-        check_outside(output, folder, option)
-
-
-def check_cache_outside(folders: Iterable[Path]) -> None:
-    """Check that no variable puts the cache folder into a data folder.
-
-    Without a variable it is in the home folder, which may have images too.
-
-    Raises:
-        UsageError: one does.
-    """
-    caches = {name: resolve_links(cache) for name, cache in list_cache_variables().items()}
-    for folder in folders if caches else ():
-        resolved = resolve_links(folder)
-        for variable in (name for name, cache in caches.items() if cache.is_relative_to(resolved)):
-            raise UsageError(
-                f"{variable} puts the cache folder into the data folder {folder}, where nothing is written",
-                f"Set {variable} to another folder",
-            )
-
-
-def list_data_folders(index: Index) -> list[Path]:
-    """Return the folders into which nothing is written: those that have images, and the data folder.
-
-    The folder of a CSV file is allowed: no folder in it can become a class.
-    """
-    folders = {(index.root / path).parent for path in index.paths}
-    if not any(path.suffix.lower() in TABLE_SUFFIXES for path in index.root.glob("*.*")):
-        folders.add(index.root)
-    return sorted(folders)

@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO
 
-from convnext_cli.data.index import check_cache_outside
+from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tree import HIDDEN, NOT_AN_IMAGE, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_text
 from convnext_cli.errors import DataError, ImageError

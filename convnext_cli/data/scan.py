@@ -9,8 +9,9 @@ from pathlib import Path
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import UNLABELLED, find_split
 from convnext_cli.data.folders.words import is_table
-from convnext_cli.data.index import EXCLUDED, NONE, Index, check_cache_outside, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
+from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.encoding import fold_name

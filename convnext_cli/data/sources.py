@@ -5,16 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.index import (
-    EXCLUDED,
-    NONE,
-    TABLE_SUFFIXES,
-    Index,
-    check_cache_outside,
-    list_data_folders,
-    number_targets,
-    select_rows,
-)
+from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
+from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError

@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from convnext_cli.data.index import Index, join_rows
+from convnext_cli.data.index import Index
+from convnext_cli.data.joined_rows import join_rows
 from convnext_cli.errors import UsageError
 
 MIN_VAL_IMAGES = 50  # the 95% CI of accuracy is then 12 points to either side at worst

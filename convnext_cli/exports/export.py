@@ -7,7 +7,8 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
-from convnext_cli.data.index import Index, check_cache_outside, check_outside_data, list_data_folders, pick_evenly
+from convnext_cli.data.index import Index, pick_evenly
+from convnext_cli.data.outside import check_cache_outside, check_outside_data, list_data_folders
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.onnx_file import OPSET, check_installed, write_graph, write_metadata

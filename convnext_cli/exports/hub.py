@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.data.index import check_outside_data
+from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError, shorten_error
 from convnext_cli.exports.model_card import License, find_license, render_card
 from convnext_cli.files import replace_output

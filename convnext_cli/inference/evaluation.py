@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.index import check_outside_data
+from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, ImageError, UsageError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.index import check_outside_data
+from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
 from convnext_cli.images.transforms import locate_frame

@@ -8,16 +8,8 @@ from typing import Any
 
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import Grouping, group_steps
-from convnext_cli.data.index import (
-    EXCLUDED,
-    NONE,
-    TABLE_SUFFIXES,
-    UNREADABLE,
-    Index,
-    check_cache_outside,
-    list_data_folders,
-    select_rows,
-)
+from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, UNREADABLE, Index, select_rows
+from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import is_fold
 from convnext_cli.data.tables.options import TableOptions

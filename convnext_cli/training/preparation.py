@@ -10,16 +10,8 @@ from typing import Any
 from convnext_cli.data.attributes import parse_attributes, read_attributes
 from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
 from convnext_cli.data.groups import find_groups_across_splits
-from convnext_cli.data.index import (
-    NONE,
-    Index,
-    check_cache_outside,
-    check_outside_data,
-    check_trainable,
-    digest_images,
-    list_data_folders,
-    list_untrained_classes,
-)
+from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
+from convnext_cli.data.outside import check_cache_outside, check_outside_data, list_data_folders
 from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
 from convnext_cli.errors import DataError, RunError, UsageError, check_word
 from convnext_cli.files import check_outside

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli.data.audit.measurements import THUMB, Measurements
-from convnext_cli.data.index import Index, JoinedRows, join_rows
+from convnext_cli.data.index import Index
+from convnext_cli.data.joined_rows import JoinedRows, join_rows
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image
 from convnext_cli.progress import Progress, Steps

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.index import check_outside_data
+from convnext_cli.data.outside import check_outside_data
 from convnext_cli.files import check_output, check_outside, write_output
 
 

@@ -1,0 +1,33 @@
+"""Rows joined into connected sets, pair by pair."""
+
+from collections.abc import Iterable
+
+
+class JoinedRows:
+    """Sets of rows, joined pair by pair (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def find(self, row: int) -> int:
+        """Return the row that represents the set of `row`."""
+        while (parent := self._parent.get(row, row)) != row:
+            self._parent[row] = row = self._parent.get(parent, parent)
+        return row
+
+    def join(self, one: int, two: int) -> None:
+        """Join the sets of two rows."""
+        self._parent[self.find(two)] = self.find(one)
+
+
+def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the connected sets of rows, sorted."""
+    joined = JoinedRows()
+    rows: set[int] = set()
+    for one, two in links:
+        joined.join(one, two)
+        rows |= {one, two}
+    sets: dict[int, list[int]] = {}
+    for row in sorted(rows):
+        sets.setdefault(joined.find(row), []).append(row)
+    return tuple(map(tuple, sets.values()))
