@@ -39,11 +39,11 @@ from convnext_cli.inference.recalibration import (
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.inference.scored_images import ScoredImages
-from convnext_cli.inference.subgroups import SubgroupEvaluation, compare_subgroups, read_subgroups
+from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics import comparison
-from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
@@ -136,19 +136,14 @@ class Evaluation:
         return self.evaluated.task
 
     @property
-    def calibrated_logits(self) -> Floats:
-        """Return the calibrated logits, (N, K)."""
-        return self.task.calibrate(self.evaluated.logits, self.calibration)
+    def images(self) -> ScoredImages:
+        """Return the images with their calibrated logits."""
+        return self.evaluated.score(self.calibration)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """Return the calibrated probabilities, (N, K); of a number, its prediction (N, 1)."""
-        return self.task.activate(self.calibrated_logits)
-
-    @property
-    def calculator(self) -> Calculator:
-        """Return the calculator of the metrics."""
-        return self.task.make_calculator(self.calibrated_logits, self.evaluated.targets, self.calibration)
+        return self.images.probabilities
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the audit and the single images, for JSON; notes as strings."""
@@ -306,9 +301,10 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         evaluated, augmentation = yield from _augment(run, evaluated, calibration, seconds, cache=request.cache)
     yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
     evaluation = _summarise(run, evaluated, calibration, notes)
+    images = evaluation.images
     is_per_group = request.per == "group"
     per_group = evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None
-    subgroups = yield from compare_subgroups(evaluated.score(calibration), attributes)
+    subgroups = (yield from measure_subgroups(images, attributes)) if attributes else None
     evaluation = replace(
         evaluation,
         per_group=per_group,
@@ -317,7 +313,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         audit=audit,
         subgroups=subgroups,
         drift=drift,
-        recalibration=measure_recalibration(evaluated.score(own_calibration), evaluated.score(calibration), fit_set),
+        recalibration=measure_recalibration(evaluated.score(own_calibration), images, fit_set),
     )
     return replace(evaluation, test_number=_record(run, evaluation) if test_set.split == "test" else None)
 
@@ -383,9 +379,8 @@ def _summarise(
         warnings.append(worse)
     if metrics.absent:
         warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
-    probabilities = task.activate(images.logits)
     points = measure_points(images, calibration.thresholds if calibration else ())
-    warnings += task.list_warnings(_read_training_targets(run), probabilities, evaluated.classes, calibration)
+    warnings += task.list_warnings(_read_training_targets(run), images.probabilities, evaluated.classes, calibration)
     warnings += [text for point in points if (text := describe_unreachable(point.threshold))]
     warnings += [describe_missed(point) for point in points if point.is_missed]
     return Evaluation(
@@ -438,9 +433,9 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
             "Compare runs that were trained on the same classes",
         )
     order = [position for position in positions if position is not None]
-    evaluated = first.evaluated
-    calculator = second.task.make_calculator(second.calibrated_logits[:, order], evaluated.targets, second.calibration)
-    return comparison.compare(first.calculator, calculator, evaluated.test_set.groups)
+    before = first.images
+    after = replace(second.images, logits=second.images.logits[:, order], targets=before.targets)
+    return comparison.compare(before.make_calculator(), after.make_calculator(), before.groups)
 
 
 def _prepare_calibration(

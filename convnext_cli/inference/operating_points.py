@@ -13,7 +13,7 @@ TEST_TARGETS = {"image": "targets", "group": "group_targets"}  # keys of `tests.
 
 def measure_points(images: ScoredImages, thresholds: Sequence[Threshold]) -> tuple[OperatingPoint, ...]:
     """Return the metrics of each threshold on images, or on groups."""
-    probabilities = images.task.activate(images.logits)
+    probabilities = images.probabilities
     return tuple(
         apply_threshold(threshold, probabilities[:, k], positive, images.groups, known)
         for threshold in thresholds
@@ -30,7 +30,7 @@ def trace_curves(
     for point in points:
         target = point.threshold.target
         stated[target.name] = stated.get(target.name) or target.prevalence
-    probabilities = images.task.activate(images.logits)
+    probabilities = images.probabilities
     curves = []
     for name, prevalence in stated.items():
         k = images.classes.index(name)

@@ -27,6 +27,11 @@ class ScoredImages:
     groups: Sequence[str] | None
     """(N,) names; None where groups are not known."""
 
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """The calibrated probabilities, (N, K); of a number, its prediction (N, 1)."""
+        return self.task.activate(self.logits)
+
     def select(self, rows: NDArray[np.integer]) -> "ScoredImages":
         """Return some of the images."""
         groups = None if self.groups is None else [self.groups[row] for row in rows]

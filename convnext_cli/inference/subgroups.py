@@ -182,11 +182,6 @@ def read_subgroups(request: EvalRequest, test_set: TestSet) -> Steps[list[Attrib
     return (yield from read_attributes(selection, cuts, table=request.subgroup_table, option="--subgroups"))
 
 
-def compare_subgroups(images: ScoredImages, attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation | None]:
-    """Do `measure_subgroups`; None without attributes."""
-    return (yield from measure_subgroups(images, attributes)) if attributes else None
-
-
 def measure_subgroups(images: ScoredImages, attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation]:
     """Compute the metrics of each subgroup, and test their gaps to the rest.
 
@@ -310,7 +305,7 @@ def _list_hits(images: ScoredImages, metric: _Metric) -> tuple[NDArray[np.bool_]
     assert metric.threshold is not None
     assert metric.k is not None
     positive, known = images.task.select_known(images.targets, metric.k)
-    predicted = images.task.activate(images.logits)[:, metric.k] >= metric.threshold.threshold
+    predicted = images.probabilities[:, metric.k] >= metric.threshold.threshold
     return (predicted, positive & known) if metric.key == "recall" else (~predicted, ~positive & known)
 
 

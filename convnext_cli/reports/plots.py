@@ -182,7 +182,7 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
     series = [(logits, f"uncalibrated, ECE {ece.format_with_unit(before)}", COLOURS[1], "o")]
     if evaluation.calibration and evaluation.calibration.is_fitted:
         title = f"calibrated, ECE {ece.format_with_unit(after)}"
-        series.append((evaluation.calibrated_logits, title, COLOURS[0], "s"))
+        series.append((evaluation.images.logits, title, COLOURS[0], "s"))
     for logits, title, colour, marker in series:
         bins = measure_reliability(*evaluation.task.list_confidences(logits, evaluation.evaluated.targets))
         points = np.array([(b.confidence, b.accuracy) for b in bins])

@@ -28,7 +28,6 @@ VARIANT_WORDS = frozenset(
         "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "rgb",
     )
 )  # fmt: skip
-
 """Words for a processed copy of a whole data set."""
 
 

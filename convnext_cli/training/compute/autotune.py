@@ -39,10 +39,8 @@ from convnext_cli.training.compute.devices import THREADS, describe_device, is_p
 
 MIN_NOTICE_PASSES = 100  # passes from which a run uses kept measurements, and names a missing compiler
 COMPILE_FROM = 1_800.0  # seconds of passes from which compiling is tried: it takes one to two minutes
+GPU_COMPILE_FROM = 300.0  # the same on a GPU, where compiling gains more: 1.3 to 2 times
 COMPILING = 120.0  # seconds that a compiled model must save
-GPU_COMPILE_FROM = (
-    300.0  # seconds of passes from which compiling is tried on a GPU, where it gains more: 1.3 to 2 times
-)
 BUDGET = 20.0  # seconds after which no further round begins
 IMAGES = 16  # images of a measured pass, at most, so that timm's blocks need no more memory than the training
 ROUNDS = 3  # measured passes of each candidate, after one that does not count
