@@ -50,11 +50,12 @@ from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, read_tiff
 Pixels = NDArray[np.uint8]
 """An image, (H, W, 3), RGB."""
 
-RULES = 3
+RULES = 4
 """Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such grey to 8 bits, but not the key of its transparent value
 _SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in swapped order, the second
 _one_image = threading.Lock()  # reading a PIL image changes it, and two threads may pass the same one
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
@@ -146,8 +147,10 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
     """
     try:
         with _one_image:
+            rawmode = _find_rawmode(image)
             copy = image.copy()
         steps: list[str] = []
+        _scale_key(copy, rawmode)
         if _find_orientation(copy, steps) != 1:
             ImageOps.exif_transpose(copy, in_place=True)
         return _convert(copy, copy.mode, steps, name).pixels
@@ -247,6 +250,7 @@ def _read_pillow(opened: Image.Image, file: BinaryIO, path: Path, at_least: int 
         raster = raster._replace(steps=tuple(steps) + raster.steps)
         return _finish(turn_upright(raster, orientation), path)
     opened.load()
+    _scale_key(opened, rawmode)
     if orientation != 1:
         ImageOps.exif_transpose(opened, in_place=True)
     return _convert(opened, mode, steps, path)
@@ -369,6 +373,12 @@ def _find_rawmode(image: Image.Image) -> str:
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0].args if tiles else None
     return args if isinstance(args, str) else ""  # PNG has text; other formats, whose layout is not asked, have tuples
+
+
+def _scale_key(image: Image.Image, rawmode: str) -> None:
+    """Scale the transparent value of a grey image of 2 or 4 bits as its pixels are scaled."""
+    if rawmode in _GREY_STEPS and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = key * _GREY_STEPS[rawmode]
 
 
 def _read_deep_png(opened: Image.Image, file: BinaryIO, rawmode: str) -> Raster:

@@ -42,6 +42,8 @@ def is_read_by_pillow(tags: Any) -> bool:
     if 0 in (*tags.get(273, ()), *tags.get(324, ())):  # a sparse file; Pillow takes its header for pixels
         return False
     if max(bits) > 8:
+        if compression != _UNCOMPRESSED and formats[0] != _UNSIGNED:  # in big-endian files, Pillow swaps them twice
+            return False
         return samples == 1 and photometric == _MINISBLACK and (formats[0], bits[0]) in _PILLOW_DEEP
     if photometric == _PALETTE and max(tags.get(320, (65535,))) < 256:
         return False
@@ -67,8 +69,10 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        page: Any = tiff.pages.first
         count = len(tiff.pages)
+        if not count:
+            raise ImageError(f"{path} is a TIFF file without an image", "Remove it")
+        page: Any = tiff.pages.first
         _check(page, path)
         dtype = _find_dtype(page, tiff.byteorder, path)
         bytes_per_pixel = 4 * page.samplesperpixel * dtype.itemsize + 3

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from convnext_cli.errors import ImageError
-from convnext_cli.images.decode import decode_image, read_image
+from convnext_cli.images.decode import convert_image, decode_image, read_image
 from tools.fuzz_images import encode_png
 
 Y, X = np.mgrid[:48, :64]
@@ -97,6 +97,7 @@ def test_tiff_of_every_type_and_layout_is_read_as_stored(tmp_path: Path, kind: s
         "pixels": {}, "big-endian": {"byteorder": ">"}, "tiles": {"tile": (16, 32)}, "strips": {"rowsperstrip": 5},
         "BigTIFF": {"bigtiff": True}, "deflate": {"compression": "zlib"},
         "deflate, tiles": {"compression": "zlib", "tile": (32, 16)},
+        "deflate, big-endian": {"compression": "zlib", "byteorder": ">"},
     }  # fmt: skip
     if values.dtype.kind in "ui":
         layouts["deflate, predictor"] = {"compression": "zlib", "predictor": 2}
@@ -138,6 +139,12 @@ def test_palette_of_16_bits_is_scaled_by_its_largest_value(tmp_path: Path) -> No
         indexes = np.eye(8, dtype=np.uint8)
         tifffile.imwrite(tmp_path / "palette.tif", indexes, photometric="palette", colormap=table)
         np.testing.assert_array_equal(read_image(tmp_path / "palette.tif").pixels[..., 0], expected * indexes)
+
+
+def test_tiff_without_an_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "none.tif").write_bytes(struct.pack("<2sHL", b"II", 42, 0))
+    with pytest.raises(ImageError, match="without an image"):
+        read_image(tmp_path / "none.tif")
 
 
 def test_tiff_with_too_few_strips_is_an_error(tmp_path: Path) -> None:
@@ -295,8 +302,14 @@ def test_tiff_of_unknown_meaning_is_refused_by_kind(tmp_path: Path, name: str) -
 def encode_chunks(values: NDArray[np.uint16], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """Write a 16-bit PNG (H, W, C) of a colour type, with chunks before the data."""
     whole = encode_png(values, colour)
-    put = b"".join(struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
-    return whole[:33] + put + whole[33:]
+    return whole[:33] + join_chunks(*chunks) + whole[33:]
+
+
+def join_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Return chunks of a PNG file, each with its length and checksum."""
+    return b"".join(
+        struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks
+    )
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
@@ -327,6 +340,21 @@ def test_transparent_colour_is_white(tmp_path: Path) -> None:
         assert result[~hidden].min() == 0
     Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(tmp_path / "eight.png", transparency=(9, 9, 9))
     assert (decode_image(tmp_path / "eight.png") == 255).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_transparent_grey_of_few_bits_is_white(tmp_path: Path, bits: int) -> None:
+    top = 2**bits - 1
+    for key in range(top + 1):
+        head = struct.pack(">IIBBBBB", 8, 1, bits, 0, 0, 0, 0)
+        values = np.arange(8) % (top + 1)
+        line = np.packbits(np.unpackbits(values.astype(np.uint8)[:, None], axis=1)[:, -bits:])
+        chunks = ((b"IHDR", head), (b"tRNS", struct.pack(">H", key)), (b"IDAT", zlib.compress(b"\0" + line.tobytes())))
+        (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + join_chunks(*chunks, (b"IEND", b"")))
+        expected = np.where(values == key, 255, values * 255 // top)
+        np.testing.assert_array_equal(decode_image(tmp_path / "image.png")[0, :, 0], expected)
+        with Image.open(tmp_path / "image.png") as opened:
+            np.testing.assert_array_equal(convert_image(opened, "image")[0, :, 0], expected)
 
 
 def test_pnm_of_more_than_8_bits_is_read(tmp_path: Path) -> None:
