@@ -13,7 +13,12 @@ CLOSED = "folder that cannot be read"
 MAX_LINKS = 20  # times that links may lead into one folder; more would keep a walk going for ever
 HIDDEN = "hidden or system file"
 
-_NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_NOT_DATA = frozenset(
+    {
+        "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
+        "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # of Synology and QNAP storage
+    }
+)  # fmt: skip
 _KNOWN_SUFFIXES = frozenset(  # of files that are known not to be images without opening them
     {
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf",
@@ -117,7 +122,7 @@ def _skip(skipped: Counter[str], reason: str, path: str = "") -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for files that every walk skips: hidden files, and those that Windows and macOS leave in folders."""
+    """Return True for files that every walk skips: hidden files, and those that systems leave in folders."""
     return name[0] == "." or name.lower() in _NOT_DATA
 
 

@@ -44,13 +44,15 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     save_image(tmp_path / "data/a/.hidden.png")
     save_image(tmp_path / "data/.ipynb_checkpoints/1.png")
     save_image(tmp_path / "data/__MACOSX/a/1.png")
+    save_image(tmp_path / "data/a/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg")
+    save_image(tmp_path / "data/#recycle/1.png")
     save_image(tmp_path / "data/loose.png")
     (tmp_path / "data/a/Thumbs.db").touch()
     (tmp_path / "data/notes.txt").touch()
     index = scan_folder(tmp_path / "data")
     assert len(index) == 2
     assert index.skipped == {
-        "hidden or system file": 4,
+        "hidden or system file": 6,
         "image outside any class folder": 1,
         "not an image": 1,
     }
