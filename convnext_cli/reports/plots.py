@@ -154,7 +154,7 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     for entry, k, colour in _choose_classes(evaluation):
         positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
         false, true = _thin(*trace_roc(probabilities[known, k], positive[known]))
-        axes.plot(false, true, color=colour, label=f"{make_visible(entry.name)}: {metric.format(entry.roc_auc)}")
+        axes.plot(false, true, color=colour, label=f"{_shorten_name(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
     return figure
 
@@ -167,7 +167,7 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     for entry, k, colour in _choose_classes(evaluation):
         positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
         recall, precision = _thin(*trace_pr(probabilities[known, k], positive[known]))
-        axes.plot(recall, precision, color=colour, label=f"{make_visible(entry.name)}: {metric.format(entry.pr_auc)}")
+        axes.plot(recall, precision, color=colour, label=f"{_shorten_name(entry.name)}: {metric.format(entry.pr_auc)}")
     _add_legend(axes, "lower left", metric.heading)
     return figure
 
@@ -195,13 +195,14 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
 def plot_confusion(evaluation: Evaluation) -> Figure:
     """Plot the confusion matrix, shaded by the fraction of each row."""
     counts = np.array(evaluation.metrics.confusion)
-    size = min(12.0, 2.6 + 0.45 * len(counts))
+    names = [_shorten_name(entry.name) for entry in evaluation.metrics.per_class]
+    margin = 1.6 + 0.08 * max(10, *map(len, names))
+    size = min(12.0, margin + 0.45 * len(counts))
     figure = _start(size, size)
     axes = figure.subplots()
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
     axes.grid(visible=False)
-    names = [make_visible(entry.name) for entry in evaluation.metrics.per_class]
     if len(names) <= 30:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -255,7 +256,7 @@ def plot_decision(curve: DecisionCurve) -> Figure:
     top = max(curve.prevalence, *curve.model)
     axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    axes.set_title(f"Decision curve of {make_visible(curve.name)}")
+    axes.set_title(f"Decision curve of {_shorten_name(curve.name)}")
     _add_legend(axes, "best")
     return figure
 
@@ -285,7 +286,7 @@ def plot_forest(title: str, metric: Metric, rows: Sequence[ForestRow]) -> Figure
             fill = colour if row.is_marked else "none"
             value = metric.scale * row.value
             axes.plot([value], [place], "o", color=colour, markerfacecolor=fill, markersize=5)
-    axes.set_yticks(range(len(rows)), [make_visible(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [_shorten_name(row.name) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(metric.unit)
@@ -332,6 +333,12 @@ def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None
     _add_legend(axes, "best")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _shorten_name(name: str) -> str:
+    """Return a name as one visible line of at most 32 characters, both ends kept, so that the axes keep their room."""
+    text = make_visible(name)
+    return text if len(text) <= 32 else f"{text[:16]}…{text[-15:]}"
 
 
 def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:

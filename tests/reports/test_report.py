@@ -24,10 +24,12 @@ from convnext_cli.reports.plots import (
     MAX_POINTS,
     ForestRow,
     plot_accuracy,
+    plot_confusion,
     plot_forest,
     plot_loss,
     plot_range_test,
     plot_roc,
+    write_png,
 )
 from convnext_cli.reports.provenance import show_data, show_settings, show_training
 from convnext_cli.reports.report import render_page
@@ -175,6 +177,15 @@ def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Pat
     assert calibration.sentences == ["Not calibrated: the probabilities are those of the model."]
     svg = dict.fromkeys(("roc", "pr", "confusion", "reliability"), Markup(""))
     assert f">{classes[-1]}</th>" in render_page(report, [section, calibration], svg), "a class without images"
+
+
+def test_long_class_names_leave_room_for_the_confusion_matrix(run: RunFolder, tmp_path: Path) -> None:
+    result = evaluate(run.path)
+    entries = [replace(entry, name=f"{k} {'long ' * 40}") for k, entry in enumerate(result.metrics.per_class)]
+    figure = plot_confusion(replace(result, metrics=replace(result.metrics, per_class=tuple(entries))))
+    write_png(figure, tmp_path / "confusion.png")
+    [axes] = figure.axes
+    assert axes.get_position().width > 0.25
 
 
 @pytest.fixture(scope="module")
