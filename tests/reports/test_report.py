@@ -181,8 +181,9 @@ def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Pat
 
 def test_long_class_names_leave_room_for_the_confusion_matrix(run: RunFolder, tmp_path: Path) -> None:
     result = evaluate(run.path)
-    entries = [replace(entry, name=f"{k} {'long ' * 40}") for k, entry in enumerate(result.metrics.per_class)]
-    figure = plot_confusion(replace(result, metrics=replace(result.metrics, per_class=tuple(entries))))
+    classes = tuple(f"{k} {'long ' * 40}" for k in range(len(result.evaluated.classes)))
+    metrics = compute_metrics(result.evaluated.logits, result.evaluated.targets, classes)
+    figure = plot_confusion(replace(result, metrics=metrics))
     write_png(figure, tmp_path / "confusion.png")
     [axes] = figure.axes
     assert axes.get_position().width > 0.25
