@@ -37,10 +37,10 @@ _NUMBER = re.compile(r"(?:(?<![^\s_])-)?\d+(?:\.\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _QUANTITY = re.compile(
-    r"[<>≤≥~≈]?=?\s*([+-]?\d+(?:[.,]\d+)?)\s*"
+    r"[<>≤≥~≈]?=?\s*([+\-\u2212]?(?:\d+|\d{1,3}(?:[\s'\u2019.]\d{3})+)(?:[.,]\d+)?)\s*"
     r"(?:%|°?[CF]|HU|px|[nµumck]?m|[mµu]?g|kg|m?l|mm2|cm2|mm3|cm3|d|days?|months?|y|yrs?|years?)?"
 )
-"""A number with a bound or a unit: <0.5, 3.2 mm."""
+"""A number with a bound, a unit, or signs between thousands: <0.5, 3.2 mm, 1 000, 1.000,5."""
 MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
 _YES = frozenset(("true", "yes", "y", "positive", "present"))
@@ -125,7 +125,7 @@ def parse_number(text: str) -> float | None:
     if text.casefold() in ("true", "false"):
         return float(text.casefold() == "true")
     try:
-        number = float(text)
+        number = float(text.replace("\u2212", "-"))  # U+2212, as typesetting and R write it
     except ValueError:
         return None
     return number if abs(number) < float("inf") else None
@@ -191,7 +191,8 @@ def is_flag(table: Table, name: str) -> bool:
 def list_odd_numbers(table: Table, name: str) -> list[int]:
     """Return the rows whose cells are no numbers, if those of the others measure something; else none.
 
-    A cell with a bound or a unit, such as <0.5 or 3.2 mm, is returned too; its number counts as measured.
+    A cell with a bound, a unit or signs between thousands, such as <0.5, 3.2 mm or 1.000,5, is returned too; its number
+    counts as measured.
     """
     cells = table.columns[name]
     numbers, _ = parse_numbers(cells)
@@ -199,7 +200,8 @@ def list_odd_numbers(table: Table, name: str) -> list[int]:
     matches = [None if number is None else cell for cell, number in zip(cells, numbers, strict=True)]
     for row in odd:
         if match := _QUANTITY.fullmatch(cells[row]):
-            matches[row] = match[1]
+            number = re.sub(r"[\s'\u2019]", "", match[1])
+            matches[row] = number.replace(".", "") if "," in number or number.count(".") > 1 else number
     known = [cell for cell in matches if cell is not None]
     if not odd or len(known) < (1 - MAX_ODD) * len(cells):
         return []

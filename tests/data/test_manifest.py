@@ -308,6 +308,10 @@ OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
         rows('"1,250"', "980", '"12,000"', "1010.5", head="path,area"), "regression", ["area"],
         [(1250,), (980,), (12000,), (1010.5,)],
     ),
+    "numbers with a typographic minus": (
+        rows("\u22121.25", "0.5", "\u221212", "3", head="path,area"), "regression", ["area"],
+        [(-1.25,), (0.5,), (-12,), (3,)],
+    ),
     "numbers with a decimal comma of three digits": (
         rows('"1,250"', '"0,980"', '"12,000"', '"1,010"', head="path,area"), "regression", ["area"],
         [(1.25,), (0.98,), (12,), (1.01,)],
@@ -361,7 +365,13 @@ def test_whole_numbers_and_their_decimals_are_one_group_and_one_class(images: Pa
     assert "column 'label': 1.0 is read as 1" in index.notes
 
 
-@pytest.mark.parametrize(("odd", "count"), [("<0.5", 2), ("3.2 mm", 2), ("inf", 1), ("5%", 2), ("failed", 1)])
+@pytest.mark.parametrize(
+    ("odd", "count"),
+    [
+        ("<0.5", 2), ("3.2 mm", 2), ("inf", 1), ("5%", 2), ("failed", 1),
+        ("1 000.5", 30), ("1.000.500", 2), ("\u22121 000", 2),
+    ],
+)  # fmt: skip
 def test_numbers_among_which_a_few_cells_are_none_are_no_classes(images: Path, odd: str, count: int) -> None:
     cells = [odd if row < count else f"{row / 3:.2f}" for row in range(40)]
     for row in range(40):
