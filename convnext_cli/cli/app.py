@@ -17,7 +17,7 @@ from convnext_cli import __version__
 from convnext_cli.cli import console
 from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
-from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
+from convnext_cli.cli.streams import discard, discard_unwritten, get_stopping_signal, keep_streams, stop_by_signals
 from convnext_cli.errors import ConvnextError, StoppedError, UsageError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
@@ -113,7 +113,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         args: the words after `convnext`; None for those of the process.
     """
     gc.set_threshold(OBJECTS)
-    with keep_streams():
+    with keep_streams(), stop_by_signals():
         code = _run(args)
     gc.freeze()  # Python would go through all objects once more before it exits
     sys.exit(code)
@@ -128,7 +128,7 @@ def _run(args: list[str] | None) -> int:
         code = app(args, standalone_mode=False, prog_name="convnext")
         sys.stdout.flush()  # here, so that a failure is reported like any other
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            console.fail("interrupted. Saved files are intact")
+            code = _fail_interrupted()
     except StoppedError as error:  # all processes stop; the first one reports it
         console.say(str(error))
         code = error.exit_code
@@ -140,7 +140,7 @@ def _run(args: list[str] | None) -> int:
         text = explain_usage(error, sys.argv[1:] if args is None else args)
         code = _fail(f"{text} (`{command} --help` lists the options)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted", INTERRUPTED)
+        code = _fail_interrupted()
     except BrokenPipeError:
         # the reader of the output has gone; Python would complain again when it closes stdout
         discard(sys.stdout)
@@ -157,6 +157,11 @@ def _run(args: list[str] | None) -> int:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         code = _fail(f"{problem}. This is a bug; --debug before the command shows the traceback", 1)
     return code if isinstance(code, int) else 0
+
+
+def _fail_interrupted() -> int:
+    console.fail("interrupted. Saved files are intact; a training that has begun continues with --resume")
+    return 128 + get_stopping_signal()
 
 
 def _fail(text: str, code: int) -> int:

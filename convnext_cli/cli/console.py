@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from convnext_cli.cli.streams import check_stopped
 from convnext_cli.cli.tables import lay_out
 from convnext_cli.progress import Notice, Result, Yielded, finish
 from convnext_cli.progress import Progress as StepProgress
@@ -186,6 +187,7 @@ def run(
     with progress(label) as bar:
 
         def show_event(event: Any) -> None:
+            check_stopped()
             match event:
                 case StepProgress():
                     bar.update(event.done, event.total, event.activity)

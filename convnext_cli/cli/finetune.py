@@ -9,7 +9,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, repeat_command, with_options
 from convnext_cli.cli.plan_view import count_splits, describe_data, describe_sizes, list_decided
-from convnext_cli.cli.streams import stop_by_signals, survive_lost_reader
+from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.cli.training_view import follow, show_finished
 from convnext_cli.options import RUN, Option
 from convnext_cli.progress import Notice
@@ -56,8 +56,7 @@ def finetune(context: typer.Context, values: OptionValues) -> None:
     if flags.dry_run:
         _show_dry_run(request, repeat_command(context, leave_out=("dry_run", "as_json")), as_json=flags.as_json)
         return
-    with stop_by_signals():
-        result = follow(request, is_verbose=flags.verbose)
+    result = follow(request, is_verbose=flags.verbose)
     with survive_lost_reader():
         if flags.as_json:
             console.show_json(to_plain(result))

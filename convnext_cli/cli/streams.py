@@ -1,4 +1,4 @@
-"""Standard streams whose failure does not stop a training: closed, without a reader, or on a full disk."""
+"""Standard streams whose failure does not stop a training: closed, without a reader, or on a full disk; signals."""
 
 import errno
 import io
@@ -10,10 +10,11 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from convnext_cli.errors import StoppedError
-from convnext_cli.training.compute.signals import list_signals
+from convnext_cli.training.compute.signals import Signals, list_signals
 
 _GONE = (errno.EIO, errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
+_PYTHONS = (signal.SIG_DFL, signal.default_int_handler)  # handlers that Python starts with
+_stopping = Signals()
 
 
 class Log:
@@ -112,22 +113,23 @@ def survive_lost_reader() -> Iterator[None]:
 
 @contextmanager
 def stop_by_signals() -> Iterator[None]:
-    """Raise an error on SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU for the length of the block.
+    """Let the other signals that stop a training stop any command as Ctrl-C does: temporary files are removed.
 
     During a training, `training.compute.signals` handles them.
 
     Raises:
-        StoppedError: one of them arrived.
+        KeyboardInterrupt: one of them arrived; `get_stopping_signal` has its number.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
-        raise StoppedError(
-            "stopped", "Saved files are intact; a run that has begun continues with --resume", signal=number
-        )
+        _stopping.received = _stopping.received or number
+        raise KeyboardInterrupt
 
-    numbers = [number for number in list_signals() if signal.getsignal(number) == signal.SIG_DFL]  # not SIGINT
+    _stopping.received = 0
+    handlers = {number: signal.getsignal(number) for number in list_signals()}
+    handlers = {number: known for number, known in handlers.items() if known in _PYTHONS}
     try:
-        for number in numbers:
+        for number in handlers:
             signal.signal(number, stop)
     except ValueError:  # not in the main thread, where no signal arrives
         pass
@@ -135,5 +137,20 @@ def stop_by_signals() -> Iterator[None]:
         yield
     finally:
         with suppress(ValueError):
-            for number in numbers:
-                signal.signal(number, signal.SIG_DFL)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def check_stopped() -> None:
+    """Stop if a signal has arrived whose exception was lost, as Python does in a callback of the garbage collector.
+
+    Raises:
+        KeyboardInterrupt: one has.
+    """
+    if _stopping.received:
+        raise KeyboardInterrupt
+
+
+def get_stopping_signal() -> int:
+    """Return the number of the first signal that arrived in the last block of `stop_by_signals`; else SIGINT's."""
+    return _stopping.received or signal.SIGINT

@@ -6,13 +6,17 @@ import pty
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from convnext_cli.cli import console
 from convnext_cli.cli.app import main
 from convnext_cli.cli.streams import Log, keep_streams, stop_by_signals, survive_lost_reader
-from convnext_cli.errors import StoppedError
+from convnext_cli.files import replace_file
+from convnext_cli.progress import Progress
 from convnext_cli.runs.folder import RunFolder
 from tools.kill_test import check_files, copy_images
 
@@ -116,20 +120,48 @@ def test_missing_standard_streams_are_opened(monkeypatch: pytest.MonkeyPatch) ->
     sys.stderr.close()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_a_signal_before_training_is_reported_unless_ignored(name: str) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_signal_stops_any_command_without_temporary_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     number = signal.Signals[name]
+    handler = signal.getsignal(number)
 
-    def wait() -> None:
-        os.kill(os.getpid(), number)
+    def write(*_: object) -> None:
+        with replace_file(Path("file")) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(10)
 
-    with pytest.raises(StoppedError) as caught, stop_by_signals():
-        wait()
-    assert caught.value.exit_code == 128 + number
-    assert signal.getsignal(number) == signal.SIG_DFL
-    signal.signal(number, signal.SIG_IGN)
+    monkeypatch.setattr("convnext_cli.cli.eval.run_evaluations", write)
+    Path("run").mkdir()
+    Path("run/plan.toml").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "run"])
+    assert ended.value.code == 128 + number
+    assert list(Path().iterdir()) == [Path("run")]
+    assert signal.getsignal(number) == handler
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_by_signals():
-            wait()
+            os.kill(os.getpid(), signal.SIGHUP)
     finally:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, handler)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_stops_at_the_next_event() -> None:
+    class Collected:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+    def work() -> Generator[Progress, None, None]:
+        item = Collected()
+        del item
+        yield Progress(done=1, total=2)
+        raise AssertionError
+
+    with stop_by_signals(), pytest.raises(KeyboardInterrupt):
+        console.run("work", work())
