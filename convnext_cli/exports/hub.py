@@ -56,7 +56,8 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     """
     check_single(run.path)
     check_outside_data(output, run.read_split())
-    existing = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    leftovers = {path for name in (*MODEL_FILES, CARD) for path in output.glob(f".{name}.*.tmp")}  # of a killed export
+    existing = {path.name for path in output.iterdir() if path not in leftovers} if output.is_dir() else set()
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UsageError(f"{output} is not a folder", "Choose another --output")
     if existing and not (overwrite and existing <= {*MODEL_FILES, CARD}):
@@ -64,6 +65,8 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     run.fingerprint_weights()  # fails for a run without weights before anything is written
     license = find_license(run)
     notes: list[str] = []
+    for path in leftovers:
+        path.unlink(missing_ok=True)
     with _replace_all(output, overwrite=overwrite) as files:
         for name in MODEL_FILES:
             shutil.copyfile(run.path / name, files[name])

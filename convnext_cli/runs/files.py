@@ -111,7 +111,7 @@ RUN_FILES = (
 FOLDS_PLAN = RunFile(
     name="folds.toml", content="settings of all folds; marks the folder as a cross-validation", stage="train"
 )
-TEMPORARY = (".*.tmp", ".tmp*", "last/.*.tmp", "last/.tmp*")
+TEMPORARY = (".*.tmp", ".tmp*", "last/.*.tmp", "last/.tmp*", "plots/.*.tmp")
 """Patterns of files that a killed process was writing: names of `replace_file` end in `.tmp`, safetensors' begin so."""
 
 

@@ -582,7 +582,8 @@ class RunFolder:
     def _is_aborted_start(self) -> bool:
         """Return True if everything here was left by a run that was killed before it had begun."""
         last = CHECKPOINT.path(self.path).parent
-        return last.is_dir() and not set(self.path.rglob("*")) - {last, self.path / LOCK, *list_beginning(self.path)}
+        known = {last, self.plots, self.path / LOCK, *list_beginning(self.path)}
+        return last.is_dir() and set(self.path.rglob("*")) <= known
 
 
 def _list_value_columns(classes: Sequence[str]) -> list[str]:

@@ -89,8 +89,10 @@ class FoldsFolder(RunFolder):
     def _is_aborted_start(self) -> bool:
         """Return True if everything here was left by a run that was killed before the first fold had begun."""
         first = self.run(1)
-        known = {first.path, first.plan, *list_beginning(self.path), *list_beginning(first.path)}
-        known |= {folder / name for folder in (self.path, first.path) for name in ("last", LOCK)}
+        folds = [path for path in self.path.glob(f"{FOLD}*") if is_fold(path.name)]
+        known = {*folds, first.plan, *list_beginning(self.path), *list_beginning(first.path)}
+        for path in (self.path, *folds):
+            known |= {path / "last", path / LOCK, RunFolder(path).plots}
         return set(self.path.rglob("*")) <= known
 
 

@@ -93,6 +93,14 @@ def test_model_card_has_metrics_data_settings_and_use(mine: RunFolder, convnext:
     assert convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out", "--overwrite").code == 2
 
 
+def test_what_a_killed_export_left_does_not_block_the_next(mine: RunFolder, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / ".model.safetensors.abc123.tmp").write_text("half")
+    export(mine, output)
+    assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
 def test_hub_folder_loads_in_timm_and_transformers(mine: RunFolder, tmp_path: Path) -> None:
     export(mine, tmp_path / "out")
     inputs = torch.rand(2, 3, 32, 32)

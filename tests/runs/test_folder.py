@@ -115,6 +115,20 @@ def test_cross_validation_killed_before_its_first_fold_may_begin_again(tmp_path:
         folds.create(overwrite=False)
 
 
+def test_run_killed_as_it_replaced_an_evaluated_one_may_begin_again(tmp_path: Path) -> None:
+    folds = FoldsFolder(tmp_path / "cv")
+    for folder in (folds, folds.run(1), folds.run(2), RunFolder(tmp_path / "run")):
+        folder.create(overwrite=False)
+        folder.write_plan('model = "test_convnext"\n')
+        folder.plots.mkdir()
+        (folder.plots / "roc.png").touch()
+        (folder.plots / ".pr.png.abc123.tmp").touch()  # of an `eval` that was killed
+    for folder in (folds, RunFolder(tmp_path / "run")):
+        folder.create(overwrite=True)
+        folder.check_free(overwrite=False)
+        assert not [path for path in folder.path.rglob("*") if path.is_file()]
+
+
 def test_full_disk_is_named_as_the_origin_is_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.create(overwrite=False)
