@@ -169,11 +169,8 @@ class _Store:
             rows, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
             if not rows or self._connection is None or self.failure:
                 return
-            if not self._has_room():
-                self.failure = (
-                    f"the cache in {self.path.parent} is full ({_limit() / 2**30:g} GiB): later images are decoded "
-                    f"each time. `convnext cache` shows its content, ${LIMIT} sets its size"
-                )
+            self.failure = self._make_room()
+            if self.failure:
                 return
             with self._connection as connection:
                 connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", rows)
@@ -223,16 +220,27 @@ class _Store:
             with suppress(OSError):
                 os.utime(self.path)
 
-    def _has_room(self) -> bool:
-        """Return True if the set may grow; remove sets that are not in use to make room for it."""
+    def _make_room(self) -> str | None:
+        """Remove sets that are not in use until this one may grow; return the reason if it may not."""
         unused = sorted((path for path in _files() if time.time() - _used(path) > IN_USE), key=_used, reverse=True)
         while True:
             disk = disk_usage(self.path.parent)
-            if disk.free > SPARED * disk.total and sum(map(_size, _files())) + PENDING < _limit():
-                return True
+            is_disk_full = disk.free <= SPARED * disk.total
+            if not is_disk_full and sum(map(_size, _files())) + PENDING < _limit():
+                return None
             if not unused:
-                return False
+                break
             unused.pop().unlink(missing_ok=True)
+        effect = "later images are decoded each time"
+        if is_disk_full:
+            return (
+                f"the disk of the cache in {self.path.parent} is full (it leaves {SPARED:.0%} free): {effect}. "
+                "$CONVNEXT_CACHE sets another folder"
+            )
+        return (
+            f"the cache in {self.path.parent} is full ({_limit() / 2**30:g} GiB): {effect}. "
+            f"`convnext cache` shows its content, ${LIMIT} sets its size"
+        )
 
 
 def list_cached_sets() -> list[CachedSet]:

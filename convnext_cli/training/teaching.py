@@ -239,10 +239,12 @@ def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:
     """
     disk = disk_usage(path.parent)
     if disk.free - size < SPARED * disk.total:
-        raise OSError(f"{size / 2**30:.1f} GiB are needed")
+        raise OSError(f"it needs {size / 2**20:,.1f} MiB, and {disk.free / 2**20:,.1f} MiB are free")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        with temporary.open("r+b") as file:  # a disk that fills up later would end the process at the next write
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         with suppress(FileExistsError):  # of several ranks the first makes the file
             path.hardlink_to(temporary)
     finally:

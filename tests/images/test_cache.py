@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +191,16 @@ def test_least_recently_used_set_is_removed_first(tmp_path: Path, monkeypatch: p
     cached.flush()
     assert "is full" in (cached.failure or "")
     assert {cached.purpose.split(";")[0] for cached in list_cached_sets()} == {"busy", "new", "too much"}
+
+
+def test_full_disk_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convnext_cli.images.cache.disk_usage", lambda _: SimpleNamespace(free=4, total=100))
+    [path] = fill(tmp_path / "data", 1)
+    cached = ImageCache(tmp_path / "data", "test", decode_image)
+    cached.read(path)
+    cached.flush()
+    assert "the disk of the cache" in (cached.failure or "")
+    assert LIMIT not in (cached.failure or ""), "a larger limit would not help"
 
 
 def test_locked_cache_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
