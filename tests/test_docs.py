@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_origin, get_overloads, get_type_hints
 
@@ -179,6 +180,8 @@ class Shell:
         words = [word.replace("2/5", "2/2") for word in words]
         if "--folds" in words:
             small["--folds"] = "2"
+        if ("--epochs", "0") in pairwise(words):  # the head alone, which random weights do not train first
+            small |= {"--epochs": "0", "--weights": "weights/model.safetensors"}
         return [*words, *(word for pair in small.items() for word in pair)]
 
     def _list_started(self, script: Path) -> list[list[str]]:

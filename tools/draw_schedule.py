@@ -18,9 +18,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 MODEL = "convnext_tiny"
 IMAGES = 6_400
 SETTINGS = Settings(
-    epochs=30, batch_size=128, micro_batch_size=32, lr=2e-4, warmup_epochs=3.0, weight_decay=0.05, layer_decay=0.8,
-    drop_path=0.1, label_smoothing=0.1, mixup=0.0, cutmix=0.0, image_size=224, fit="crop", crop_pct=1.0,
-    min_crop_area=0.5, hflip=0.0,
+    epochs=30, freeze_epochs=0, batch_size=128, micro_batch_size=32, lr=2e-4, warmup_epochs=3.0, weight_decay=0.05,
+    layer_decay=0.8, drop_path=0.1, label_smoothing=0.1, mixup=0.0, cutmix=0.0, image_size=224, fit="crop",
+    crop_pct=1.0, min_crop_area=0.5, hflip=0.0,
 )  # fmt: skip
 
 PAGE = """# Learning rate of each group

@@ -301,7 +301,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
     """Choose every setting: the user's choice, else that of tables and rules, else the default.
 
     Raises:
-        UsageError: chosen settings have impossible values; all are named.
+        UsageError: chosen settings have impossible values, all of which are named; or nothing would be trained.
     """
     check_settings({name: choice.value for name, choice in inputs.choices.items()})
     user_choices = inputs.user_choices
@@ -310,6 +310,8 @@ def make_plan(inputs: PlanInputs) -> Plan:
     if inputs.augment is not None:
         choices |= read_preset(inputs.augment)
     choices |= user_choices
+    if not choices["epochs"].value and not choices["freeze_epochs"].value:
+        raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head only")
     choices |= choose_framing(
         inputs.tag,
         inputs.fingerprint.shapes if inputs.fingerprint else (),
@@ -344,6 +346,7 @@ def _choose_defaults(inputs: PlanInputs) -> dict[str, Choice]:
         "fit": fit,
         "crop_pct": Choice(value=AUTO, source="default"),
         **read_preset(inputs.augment or USUAL_AUGMENTATION),
+        "freeze_epochs": Choice(value=0, source="default"),
         "layer_decay": Choice(value=1.0, source="default", reason="the specification has none"),
     }
 

@@ -89,7 +89,7 @@ class Settings:
             low=0,
             high=MAX_COUNT,
         ),
-    ] = 0
+    ]
     batch_size: Annotated[
         int,
         Option(
@@ -144,7 +144,7 @@ class Settings:
         Option(
             help="Learning-rate factor from each block to the one before it; 1 is off.", group=TRAINING, low=0, high=1
         ),
-    ] = 1.0
+    ]
     drop_path: Annotated[
         float,
         Option(
@@ -710,8 +710,6 @@ def check_combinations(values: Mapping[str, Any]) -> None:
     """
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("val_fraction and test_fraction leave no training images", "Make their sum less than 1")
-    if values.get("epochs") == 0 and not values["freeze_epochs"]:
-        raise UsageError("0 epochs train nothing", "Give --epochs, or --freeze-epochs too to train the head only")
     if values["leave_out"] == NONE and values["fold"] > values["folds"]:
         raise UsageError(f"fold {values['fold']} of {values['folds']} folds", "Give --folds of at least --fold")
     if len(both := [name for name, off in UNCORRECTED.items() if values[name] != off]) > 1:

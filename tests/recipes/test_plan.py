@@ -266,6 +266,19 @@ def test_default_min_lr_is_below_a_small_lr() -> None:
     assert plan_for("convnext_tiny", images=1000, lr=1e-8, recipe="measured").settings.min_lr == 1e-10
 
 
+def test_zero_epochs_leave_the_head_only_phase_of_the_recipe() -> None:
+    assert plan_for("convnext_tiny", recipe="measured", epochs=0).settings.freeze_epochs > 0
+    with pytest.raises(UsageError, match="0 epochs train nothing"):
+        plan_for("convnext_tiny", recipe="measured", epochs=0, freeze_epochs=0)
+
+
+def test_a_setting_that_every_recipe_chooses_shows_no_default() -> None:
+    """`--help` would state a value that a plan does not have."""
+    choices = plan_for("convnext_tiny", recipe="measured").choices
+    chosen = {name for name in choices if not choices[name].source.startswith(("default", "augmentation"))}
+    assert not chosen & default_settings().keys()
+
+
 def test_fold_number_above_the_number_of_folds_is_refused() -> None:
     with pytest.raises(UsageError, match="fold 3 of 2 folds"):
         check_combinations(default_settings() | {"folds": 2, "fold": 3})
