@@ -26,17 +26,17 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "list": "list_",
-    "recommend": "recommend",
     "check": "check",
+    "recommend": "recommend",
     "finetune": "finetune",
     "eval": "evaluate",
     "predict": "predict",
-    "cache": "cache",
     "export": "export",
     "demo": "demo",
     "doctor": "doctor",
+    "cache": "cache",
 }
-"""The commands: each is a module of this package, with the function in it."""
+"""The commands, in the order of their use: each is a module of this package, with the function in it."""
 
 
 def make_app(words: Sequence[str] = ()) -> typer.Typer:
@@ -46,7 +46,8 @@ def make_app(words: Sequence[str] = ()) -> typer.Typer:
         words: the words after `convnext`.
     """
     app = typer.Typer(
-        help="Turn a folder of images into a fine-tuned ConvNeXt that you can trust.",
+        help="Turn a folder of images into a fine-tuned ConvNeXt that you can trust.\n\n"
+        "Use in this order: check, recommend, finetune, eval, predict. demo shows them on digits, offline.",
         epilog=EXIT_CODES,
         invoke_without_command=True,
         pretty_exceptions_enable=False,

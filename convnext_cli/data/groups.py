@@ -63,7 +63,7 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
     if group_from == "none":
         return replace(index, groups=()), Grouping(source="none", rule="none: switched off, each image is a group")
     if group_from == "auto" and index.groups:
-        return index, describe_groups(index.groups, index.paths, "manifest", "the manifest's column")
+        return index, describe_groups(index.groups, index.paths, "manifest", "the CSV file's column of groups")
     if group_from.startswith(_DICOM):
         keyword = group_from.removeprefix(_DICOM)
         values = yield from _read_dicom(index, keyword)

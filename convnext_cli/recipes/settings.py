@@ -173,7 +173,7 @@ class Settings:
     ]
     mixup: Annotated[
         float,
-        Option(help="Mixup alpha; 0 is off.", group=AUGMENTATION, is_common=True, low=0, high=100),
+        Option(help="Mixup alpha; 0 is off.", group=AUGMENTATION, low=0, high=100),
     ]
     cutmix: Annotated[
         float,
@@ -456,7 +456,7 @@ class Settings:
     ] = "auto"
     resplit: Annotated[
         bool,
-        Option(help="Ignore the data's own splits and draw new ones.", group=DATA, has_negation=True),
+        Option(help="Ignore the data's own splits and draw new ones.", group=DATA, is_common=True, has_negation=True),
     ] = False
     unlabelled: Annotated[
         bool,
@@ -488,7 +488,6 @@ class Settings:
         Option(
             help="Train fold K of N only; 0 trains all in turn.",
             group=DATA,
-            is_common=True,
             low=0,
             high=1000,
             parse=parse_fold,

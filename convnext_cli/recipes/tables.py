@@ -176,7 +176,7 @@ def published_row(model: Architecture, tag: Tag | None) -> Row:
         if (row["family"], row["kind"]) == (name.family, kind) and name.size in row["sizes"]
     )
     decay = convert_layer_decay(row["layer_decay"], row["decay_over"], sum(model.depths))
-    nearest = "" if name.size in row["published"] else f"; {name.size} was not published, the nearest size is used"
+    nearest = "" if name.size in row["published"] else f"; {model.name} was not published, the nearest size is used"
     settings = (
         row
         | table["all"]

@@ -114,7 +114,7 @@ class Multilabel(Task):
             columns=(name,),
             classes=names,
             values=values,
-            notes=(f"{separated}: read as several labels per image; --task single overrules",),
+            notes=(f"{separated}: read as several labels per image; --task single overrides this",),
             join=_unite_rows,
             join_rule="an image has the labels of all its rows",
         )

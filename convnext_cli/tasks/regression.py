@@ -104,15 +104,15 @@ class Regression(Task):
             )
         numbers = [value for value in values if value is not None]
         log = options.log_target == "yes" or (options.log_target == AUTO and _needs_logarithm(numbers))
-        overrule = "; --task single or ordinal overrules" if options.task == AUTO else ""
+        override = "; --task single or ordinal overrides this" if options.task == AUTO else ""
         span = f"{len(set(numbers)):,} values from {min(numbers):g} to {max(numbers):g}"
-        notes = [f"column {name!r} is a number ({span}): read as {cls.name}{overrule}"]
+        notes = [f"column {name!r} is a number ({span}): read as {cls.name}{override}"]
         notes += [comma] if comma else []
         if log and options.log_target == AUTO:
             low, high = _list_quantiles(numbers)
             notes.append(
                 f"its 5% and 95% quantiles are {low:g} and {high:g}, and it is skewed: its logarithm is learned; "
-                "--log-target no overrules"
+                "--log-target no overrides this"
             )
         return RawTargets(
             task=cls(log=log),

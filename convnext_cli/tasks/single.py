@@ -123,7 +123,9 @@ class Single(Task):
                 "Leave out --task single, or correct these rows",
             )
         labels, columns = one_hot
-        note = f"each row has exactly one 1 in {len(columns)} columns: read as classes; --task multilabel overrules"
+        note = (
+            f"each row has exactly one 1 in {len(columns)} columns: read as classes; --task multilabel overrides this"
+        )
         return RawTargets(task=cls(), columns=columns, labels=labels, notes=(note,))
 
     @classmethod

@@ -37,7 +37,8 @@ class TrainRequest:
     ] = None
     recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL)] = DEFAULT_RECIPE
     offline: Annotated[
-        bool, Option(help="Never contact the Hub.", group=MODEL, env="HF_HUB_OFFLINE", is_shared=True)
+        bool,
+        Option(help="Never contact the Hub.", group=MODEL, is_common=True, env="HF_HUB_OFFLINE", is_shared=True),
     ] = False
     max_time: Annotated[
         float | None,

@@ -28,6 +28,13 @@ def test_help_of_finetune_shows_the_common_options_in_five_groups(convnext: Conv
     assert [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")] == list(GROUPS)
     options = [line for line in lines if line.lstrip().startswith("-")]
     assert 20 <= len(options) <= 30
+    named = ("--[no-]resplit", "--offline", "--group-from", "--exclude")  # in findings of `check` and in errors
+    assert all(any(line.lstrip().startswith(flag) for line in options) for flag in named)
+
+
+def test_help_shows_the_commands_in_the_order_of_their_use() -> None:
+    order = ["check", "recommend", "finetune", "eval", "predict", "export"]
+    assert [command for command in COMMANDS if command in order] == order
 
 
 def test_help_all_shows_every_option_but_former_ones(convnext: Convnext) -> None:
