@@ -424,17 +424,15 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
     Raises:
         DataError: the runs have different classes.
     """
-    classes = second.evaluated.classes
-    positions = [find_name(name, classes) for name in first.evaluated.classes]
-    if len(first.evaluated.classes) != len(classes) or None in positions:
-        different = sorted(set(first.evaluated.classes) ^ set(classes))
+    names, others = first.evaluated.classes, second.evaluated.classes
+    if len(names) != len(others) or None in (find_name(name, others) for name in names):
+        different = sorted(set(names) ^ set(others))
         raise DataError(
             f"{first.run} and {second.run} differ in classes: {', '.join(different[:5])}",
             "Compare runs that were trained on the same classes",
         )
-    order = [position for position in positions if position is not None]
-    before = first.images
-    after = replace(second.images, logits=second.images.logits[:, order], targets=before.targets)
+    # Each has its own order of the classes, with its targets and its calibration; overall metrics do not depend on it.
+    before, after = first.images, second.images
     return comparison.compare(before.make_calculator(), after.make_calculator(), before.groups)
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration, read_calibration
 from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.evaluation import compare_evaluations
 from convnext_cli.inference.recalibration import keep_labels
 from convnext_cli.inference.teacher import open_teacher
 from convnext_cli.metrics.registry import METRICS
@@ -203,6 +205,22 @@ def test_terminal_compares_two_runs(kind: str, task_run: Runs, tmp_path: Path, c
     title = METRICS[KINDS[kind].display.compared[0]].title
     assert comparison.startswith(f"{title} +0.0"), comparison
     assert ("McNemar's test" in comparison) == (kind == "ordinal")
+
+
+def test_comparison_does_not_depend_on_the_order_of_the_labels(task_run: Runs) -> None:
+    """Each run has its labels in the order of its own table, and a threshold for each."""
+    first = evaluate(task_run("multilabel").path, split="val")
+    assert first.calibration is not None
+    kept = structs.replace(first.calibration, label_thresholds=(0.0, 0.5, 0.5, 1.0))
+    turned = {key: getattr(kept, key)[::-1] for key in ("label_scale", "label_offset", "label_thresholds")}
+    images = first.evaluated
+    other = replace(
+        images, classes=images.classes[::-1], logits=images.logits[:, ::-1], targets=images.targets[:, ::-1]
+    )
+    first = replace(first, calibration=kept)
+    second = replace(first, evaluated=other, calibration=structs.replace(kept, **turned))
+    differences = compare_evaluations(first, second).differences
+    assert {key: d.value for key, d in differences.items() if d} == pytest.approx(dict.fromkeys(differences, 0.0))
 
 
 def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path]) -> None:
