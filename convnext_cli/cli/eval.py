@@ -178,7 +178,7 @@ def _show_calibration(evaluation: "Evaluation") -> None:
             for metric in metrics
         )
         console.show(
-            f"Calibrated with {task.describe_calibration(calibration)} on {calibration.images:,} validation images"
+            f"Calibrated with {task.describe_calibration(calibration)} on {calibration.images:,} {evaluation.fitted_on}"
             f"{'; before: ' * bool(before)}{before}"
         )
 

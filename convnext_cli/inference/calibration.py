@@ -121,7 +121,7 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     calibration = Calibration(weights=fingerprint, images=len(val), unfitted_reason=None, **scaling)
     calibration = replace(
         calibration,
-        **_measure_gain(model, logits, targets, calibration),
+        **measure_gain(model, logits, targets, calibration),
         thresholds=thresholds,
         novelty_threshold=threshold,
         novelty_detected=_detect_scrambled(model, index, val, novelty, threshold),
@@ -135,7 +135,7 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     return calibration
 
 
-def _measure_gain(model: Classifier, logits: Floats, targets: Targets, calibration: Calibration) -> dict[str, Any]:
+def measure_gain(model: Classifier, logits: Floats, targets: Targets, calibration: Calibration) -> dict[str, Any]:
     """Return the metrics that calibration changes, before and after, on the images that it was fitted on."""
     task, classes = model.task, model.classes
     before = task.compute_metrics(logits, targets, classes)
@@ -150,13 +150,16 @@ def describe_calibration(task: str, calibration: Calibration) -> str:
     return ": ".join([TASKS[task].describe_calibration(calibration), *parts])
 
 
-def describe_worse_calibration(task: Task, before: MetricSet, after: MetricSet) -> str | None:
+def describe_worse_calibration(
+    task: Task, before: MetricSet, after: MetricSet, fitted_on: str = "validation images"
+) -> str | None:
     """Return a warning where calibration makes the first of the metrics that it changes worse, else None.
 
     Args:
         task: names these metrics, of which lower is better.
         before: metrics of the uncalibrated probabilities.
         after: metrics of the calibrated probabilities, of the same images.
+        fitted_on: the images that the calibration was fitted on, in words.
     """
     metrics = [METRICS[key] for _, key in task.display.calibration]
     pairs = [(getattr(before, metric.key), getattr(after, metric.key)) for metric in metrics]
@@ -167,8 +170,8 @@ def describe_worse_calibration(task: Task, before: MetricSet, after: MetricSet) 
         for metric, pair in zip(metrics, pairs, strict=True)
     )
     return (
-        "the calibration that was fitted on validation images makes the probabilities worse on these images: "
-        f"{', '.join(changes)}. Do not rely on them; the images may differ from the validation images"
+        f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
+        f"{', '.join(changes)}. Do not rely on them; the images may differ from the {fitted_on}"
     )
 
 

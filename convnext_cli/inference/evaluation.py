@@ -35,6 +35,7 @@ from convnext_cli.inference.recalibration import (
     Recalibration,
     divide_test_set,
     measure_recalibration,
+    name_fit_images,
     refit_calibration,
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
@@ -139,6 +140,11 @@ class Evaluation:
     def images(self) -> ScoredImages:
         """Return the images with their calibrated logits."""
         return self.evaluated.score(self.calibration)
+
+    @property
+    def fitted_on(self) -> str:
+        """Return the images that calibration and thresholds were fitted on, in words."""
+        return name_fit_images(self.recalibration)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -300,8 +306,9 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     if request.tta:
         evaluated, augmentation = yield from _augment(run, evaluated, calibration, seconds, cache=request.cache)
     yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
-    evaluation = _summarise(run, evaluated, calibration, notes)
-    images = evaluation.images
+    images = evaluated.score(calibration)
+    recalibration = measure_recalibration(evaluated.score(own_calibration), images, fit_set)
+    evaluation = _summarise(run, evaluated, calibration, notes, recalibration)
     is_per_group = request.per == "group"
     per_group = evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None
     subgroups = (yield from measure_subgroups(images, attributes)) if attributes else None
@@ -313,7 +320,6 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         audit=audit,
         subgroups=subgroups,
         drift=drift,
-        recalibration=measure_recalibration(evaluated.score(own_calibration), images, fit_set),
     )
     return replace(evaluation, test_number=_record(run, evaluation) if test_set.split == "test" else None)
 
@@ -367,21 +373,25 @@ def _choose_images(
 
 
 def _summarise(
-    run: RunFolder, evaluated: EvaluatedImages, calibration: Calibration | None, notes: Sequence[Notice]
+    run: RunFolder,
+    evaluated: EvaluatedImages,
+    calibration: Calibration | None,
+    notes: Sequence[Notice],
+    recalibration: Recalibration | None,
 ) -> Evaluation:
     """Compute the metrics, intervals and operating points of logits."""
     test_set, task, targets = evaluated.test_set, evaluated.task, evaluated.targets
-    images = evaluated.score(calibration)
+    images, fitted_on = evaluated.score(calibration), name_fit_images(recalibration)
     metrics = task.compute_metrics(images.logits, targets, evaluated.classes, calibration)
     uncalibrated = task.compute_metrics(evaluated.logits, targets, evaluated.classes, calibration)
     warnings = []
-    if calibration and (worse := describe_worse_calibration(task, uncalibrated, metrics)):
+    if calibration and (worse := describe_worse_calibration(task, uncalibrated, metrics, fitted_on)):
         warnings.append(worse)
     if metrics.absent:
         warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
     points = measure_points(images, calibration.thresholds if calibration else ())
     warnings += task.list_warnings(_read_training_targets(run), images.probabilities, evaluated.classes, calibration)
-    warnings += [text for point in points if (text := describe_unreachable(point.threshold))]
+    warnings += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     warnings += [describe_missed(point) for point in points if point.is_missed]
     return Evaluation(
         run=run.path,
@@ -397,6 +407,7 @@ def _summarise(
         test_number=None,
         notes=(*notes, *(Notice(text=text, severity="warning") for text in warnings)),
         overlap=None,
+        recalibration=recalibration,
         evaluated=evaluated,
     )
 

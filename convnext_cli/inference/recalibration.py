@@ -10,7 +10,7 @@ from convnext_cli.data.audit.measurements import measure_images
 from convnext_cli.data.index import select_rows
 from convnext_cli.data.split import split_index
 from convnext_cli.errors import DataError
-from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.calibration import Calibration, measure_gain
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.test_set import TestSet
@@ -112,6 +112,7 @@ def refit_calibration(
     thresholds = [
         _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
     ]
+    fitted = structs.replace(fitted, **measure_gain(classifier, outputs.logits, targets, fitted))
     text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated"
     notes.append(Notice(text=f"{text}. The run keeps its own calibration"))
     if few := task.explain_small_validation(targets, classifier.classes):
@@ -146,6 +147,11 @@ def _refit_threshold(
     if len(np.unique(positive[known])) < 2:
         return threshold
     return find_threshold(scores[:, k], positive, threshold.target, groups, known)
+
+
+def name_fit_images(recalibration: Recalibration | None) -> str:
+    """Return the images that the calibration of an evaluation was fitted on, in words."""
+    return "validation images" if recalibration is None else "recalibration images"
 
 
 def measure_recalibration(before: ScoredImages, after: ScoredImages, fit_set: TestSet | None) -> Recalibration | None:

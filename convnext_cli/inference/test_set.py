@@ -49,6 +49,11 @@ class TestSet:
         """Return the group of each row; None where groups are not known."""
         return self.index.list_groups(self.rows)
 
+    @property
+    def is_out_of_fold(self) -> bool:
+        """Return True for images of a cross-validation's folds, each classified by the model that has not seen it."""
+        return any(is_fold(self.index.splits[row]) for row in self.rows)
+
 
 def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet, list[Notice]]]:
     """Return the images to evaluate a run on, and notes on them.

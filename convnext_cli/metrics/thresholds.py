@@ -438,7 +438,7 @@ def describe_met(point: OperatingPoint) -> str:
     return f"target {point.threshold.target} is met on these images: {'; '.join(parts)}"
 
 
-def describe_unreachable(threshold: Threshold) -> str | None:
+def describe_unreachable(threshold: Threshold, fitted_on: str = "validation images") -> str | None:
     """Return why a threshold does not reach its target on the images that it was set on; None if it does."""
     if not threshold.unreachable:
         return None
@@ -450,9 +450,7 @@ def describe_unreachable(threshold: Threshold) -> str | None:
     ]
     missing = " and ".join(map(str, threshold.unreachable))
     together = " together with the others" if target.also else ""
-    return (
-        f"target {target}: no threshold reaches {missing}{together} on the validation images; set to {', '.join(parts)}"
-    )
+    return f"target {target}: no threshold reaches {missing}{together} on the {fitted_on}; set to {', '.join(parts)}"
 
 
 def show_confidence(confidence: float | None) -> str:

@@ -160,7 +160,7 @@ def show_calibration(report: ReportData) -> Section:
     display = evaluation.task.display
     if calibration and calibration.is_fitted:
         method = evaluation.task.describe_calibration(calibration)
-        sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} validation images."]
+        sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} {evaluation.fitted_on}."]
         for _, key in display.calibration:
             metric = METRICS[key]
             before, after = (getattr(part, key) for part in (evaluation.uncalibrated, evaluation.metrics))
@@ -169,10 +169,12 @@ def show_calibration(report: ReportData) -> Section:
     elif report.members:
         average = (
             "Each image is classified by the one model that was not trained on it (out of fold)."
-            if evaluation.split == "val"
+            if evaluation.evaluated.test_set.is_out_of_fold
             else "The probabilities are the mean over the models."
         )
-        models = f"Ensemble of the {report.members} models of a cross-validation, each with its own calibration."
+        models = (
+            f"Ensemble of the {report.members} models of a cross-validation, each with its own calibration (if any)."
+        )
         sentences = [models, average]
     else:
         sentences = ["Not calibrated: the probabilities are those of the model."]

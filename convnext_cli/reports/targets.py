@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from convnext_cli.inference.drift import is_other_data
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.operating_points import trace_curves
 from convnext_cli.metrics.decision import estimate_likelihood_ratios, make_estimate
@@ -18,34 +19,34 @@ RATIOS = ("positive_ratio", "negative_ratio")
 def show_targets(report: ReportData) -> Section | None:
     """Return which targets are met, with likelihood ratios, predictive values and decision curves."""
     evaluation = report.evaluation
-    points = evaluation.operating_points
+    points, images = evaluation.operating_points, evaluation.evaluated.test_set
     if not evaluation.metrics.per_class:
         return None
     sentences: list[str | Notice] = []
     if not points:
         sentences.append("No target was set. eval --target sensitivity=0.95:CLASS sets a threshold on validation.")
-    elif evaluation.split == "val":
+    elif evaluation.split == "val" and not evaluation.recalibration and not is_other_data(report.run, images):
         sentences.append("The thresholds were set on these same images; measure them on other images.")
     else:
-        sentences.append("The thresholds were set on the validation split and applied to these images.")
+        sentences.append(f"The thresholds were set on the {evaluation.fitted_on} and applied to these images.")
     for point in points:
-        sentences += describe_point(point)
+        sentences += describe_point(point, evaluation.fitted_on)
     sentences += [curve.describe() for curve in evaluation.decision_curves]
-    tables = [_tabulate_bounds(points), _tabulate_points(points)] if points else []
+    tables = [_tabulate_bounds(points, evaluation.fitted_on), _tabulate_points(points)] if points else []
     return Section(
         title="Targets", sentences=sentences, blocks=[*tables, *_tabulate_ratios(evaluation), *_draw_curves(evaluation)]
     )
 
 
-def describe_point(point: OperatingPoint) -> list[str | Notice]:
-    """Return whether a target is met on these images, and whether it was within reach on validation."""
+def describe_point(point: OperatingPoint, fitted_on: str) -> list[str | Notice]:
+    """Return whether a target is met on these images, and whether it was within reach where it was set."""
     target = point.threshold.target
     texts: list[str | Notice] = []
     if unreachable := point.threshold.unreachable:
         bounds = " and ".join(_describe_bound(bound, target) for bound in unreachable)
         asked = f" with {100 * target.confidence:g}% confidence" if target.confidence else ""
         together = " together with the rest of the target" if target.also else ""
-        text = f"no threshold reaches {bounds}{asked} for {target.name}{together} on the validation images."
+        text = f"no threshold reaches {bounds}{asked} for {target.name}{together} on the {fitted_on}."
         texts.append(Notice(text=text, severity="warning"))
     for result in point.results:
         if result.value is None:
@@ -65,8 +66,8 @@ def _describe_bound(bound: Bound, target: Target) -> str:
     return f"{bound.title} of at least {100 * bound.value:g}%{prevalence}"
 
 
-def _tabulate_bounds(points: Sequence[OperatingPoint]) -> Table:
-    """Return a row for each bound of each target: its value on validation and on these images, with the confidence."""
+def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str) -> Table:
+    """Return a row for each bound of a target: its value where it was set and on these images, with the confidence."""
     confidence = METRICS["target_confidence"]
     rows = [
         (
@@ -81,11 +82,11 @@ def _tabulate_bounds(points: Sequence[OperatingPoint]) -> Table:
         for reached, result in zip(point.threshold.all_reached, point.results, strict=True)
     ]
     return Table(
-        title="Targets on validation and on these images",
+        title=f"Targets on {fitted_on} and on these images",
         columns=[
             Column(heading="target", is_number=False),
             Column(heading="metric", is_number=False),
-            Column(heading="validation %"),
+            Column(heading=f"{fitted_on.removesuffix(' images')} %"),
             Column(heading="here %"),
             Column(heading=confidence.short, metric=confidence),
             Column(heading="result", is_number=False),

@@ -35,13 +35,14 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
     classes = [f"{entry.images:,} labelled {entry.name}" for entry in metrics.per_class]
     shown = f"; {', '.join(classes)}" if 0 < len(classes) <= MAX_CLASSES else ""
     split = "all images" if evaluation.split == "all" else f"the {evaluation.split} split"
+    rest = " without the recalibration images" if evaluation.recalibration else ""
     groups = (
         f" of {intervals.units:,} groups (such as patients)"
         if intervals.clustered
         else "; groups (such as patients) are not known"
     )
     return [
-        f"Measured on {split} of {evaluation.data.name}: {metrics.images:,} images{groups}{shown}.",
+        f"Measured on {split} of {evaluation.data.name}{rest}: {metrics.images:,} images{groups}{shown}.",
         "Other scanners, hospitals and populations were not measured; the model can be worse there.",
     ]
 
@@ -49,9 +50,11 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
 def _describe_trust(evaluation: Evaluation, run: RunFolder) -> list[str | Notice]:
     """Return all warnings, then what was checked without one."""
     points = evaluation.operating_points
-    known = {describe_missed(point) for point in points} | {describe_unreachable(point.threshold) for point in points}
+    fitted_on = evaluation.fitted_on
+    unreachable = {describe_unreachable(point.threshold, fitted_on) for point in points}
+    known = {describe_missed(point) for point in points} | unreachable
     warnings = [note for note in evaluation.notes if note.severity == "warning" and note.text not in known]
-    targets = [text for point in points for text in describe_point(point)]
+    targets = [text for point in points for text in describe_point(point, fitted_on)]
     statements = [describe_chance(evaluation), *describe_leakage(evaluation, run), *targets]
     if number := evaluation.test_number:
         first = "This is the first evaluation of this run on a test split."

@@ -182,7 +182,11 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     outcome = convnext("eval", run.path, data, "--recalibrate", 40, "--save-calibration", file, "--no-report")
     assert outcome.out.endswith(f"--calibration {file.name}\n")
     assert json.loads(file.read_text())["temperature"] == result.calibration.temperature
-    assert "Recalibrated on" in outcome.out
+    images, loss = result.recalibration.images, json.loads(file.read_text())["log_loss"]
+    assert loss[1] < loss[0]
+    assert loss != record["log_loss"], "it is of the images that the new calibration was fitted on"
+    assert f"Recalibrated on {images} images" in outcome.out
+    assert f" on {images} recalibration images; before: log loss " in outcome.out
     assert "the other ones are evaluated. The run keeps its own calibration" in outcome.err
 
 

@@ -308,7 +308,7 @@ def test_report_says_which_bound_no_threshold_reaches(target: Target, text: str 
     scores = 1 / (1 + np.exp(-random.normal(positive, 1)))
     scores[1] = 1  # the highest score is false: no PPV of 1
     point = apply_threshold(find_threshold(scores, positive, target), scores, positive, None)
-    warnings = [entry.text for entry in describe_point(point) if isinstance(entry, Notice)]
+    warnings = [entry.text for entry in describe_point(point, "validation images") if isinstance(entry, Notice)]
     unreachable = [warning for warning in warnings if warning.startswith("no threshold")]
     assert unreachable == ([f"no threshold reaches {text} on the validation images."] if text else [])
 
@@ -328,6 +328,20 @@ def test_target_of_a_class_without_images_has_a_row_and_no_sentence(run: RunFold
     table = section.blocks[0]
     assert isinstance(table, Table)
     assert [cell.text if isinstance(cell, Cell) else cell for cell in table.rows[0]][3:] == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_thresholds_were_set_on_the_runs_own_validation_images(run: RunFolder, tmp_path: Path, is_own: bool) -> None:
+    """A val split of other data is not the run's."""
+    index, copy = run.read_split(), RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    for row in index.rows("test"):
+        path = tmp_path / "data/val" / index.name_class(row) / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.root / index.paths[row], path)
+    evaluation = evaluate(copy.path, None if is_own else tmp_path / "data", split="val", targets=["sensitivity=0.9:1"])
+    sentences = list_texts(show_targets(ReportData(evaluation=evaluation, run=copy, config=copy.read_config())))
+    assert any("on these same images" in sentence for sentence in sentences) == is_own
+    assert any("on the validation images and applied" in sentence for sentence in sentences) != is_own
 
 
 def test_training_without_validation_has_one_curve_and_no_best_epoch() -> None:

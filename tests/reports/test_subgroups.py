@@ -47,9 +47,10 @@ def test_report_shows_subgroups_with_forest_plots_and_drift(evaluation: Evaluati
     for text in (
         "Subgroups", "Forest plots", "Gaps to the rest", "Metrics of each subgroup", "Holm-corrected for",
         "Drift", "These images differ from the run&#39;s validation images", "Compared with the validation",
-        "The calibration was fitted on",
+        "The calibration was fitted on", "recalibration images.", "without the recalibration images:",
     ):  # fmt: skip
         assert text in page, text
+    assert "validation images." not in re.findall(r"Calibrated with [^<]*", page)[0]
     assert "<b>Oslo" not in page
     assert evaluation.subgroups is not None
     results = evaluation.subgroups.groupings[0].subgroups[0].metrics

@@ -13,6 +13,8 @@ from convnext_cli import cross_validate, evaluate, finetune
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import choose_fold, leave_out
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.reports.performance import show_calibration
+from convnext_cli.reports.report import collect_data
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
@@ -98,6 +100,8 @@ def test_eval_of_all_folds_is_external_and_compares_the_sites(
     assert evaluation.split == "test"
     assert evaluation.metrics.images == sum(entry.external.images for entry in result.left_out)
     assert any(note.text.startswith("external: each image is classified by the one model") for note in evaluation.notes)
+    sentences = show_calibration(collect_data(evaluation)).sentences
+    assert "Each image is classified by the one model that was not trained on it (out of fold)." in sentences
     assert evaluation.subgroups is not None
     [site] = evaluation.subgroups.groupings
     for subgroup, entry in zip(site.subgroups, result.left_out, strict=True):
