@@ -18,7 +18,6 @@ from convnext_cli.training.parts.distillation import add_projection
 from convnext_cli.training.parts.loss import make_loss
 from convnext_cli.training.parts.optimizer import make_optimizer
 from convnext_cli.training.preparation import Preparation
-from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.teaching import plan_distillation
 
 if TYPE_CHECKING:
@@ -26,14 +25,13 @@ if TYPE_CHECKING:
 
 
 def build_context(
-    request: TrainRequest,
     preparation: Preparation,
     run: RunFolder,
     accelerator: Accelerator,
     teacher: "Teacher | None" = None,
 ) -> TrainingContext:
     """Return the context of a training, with the plan's model on the devices. All ranks call it."""
-    index, plan = preparation.index, preparation.plan
+    request, index, plan = preparation.request, preparation.index, preparation.plan
     settings = plan.settings
     seed_weights(settings.seed)
     with accelerator.local_main_process_first():  # one download for all processes of a machine

@@ -39,7 +39,7 @@ from convnext_cli.training.finetuning import (
     write_data_files,
 )
 from convnext_cli.training.origin import digest_split, sum_digests
-from convnext_cli.training.preparation import Preparation, continue_if_restarted, prepare
+from convnext_cli.training.preparation import Preparation, prepare
 from convnext_cli.training.request import TrainRequest, resume_request
 
 if TYPE_CHECKING:
@@ -60,27 +60,27 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
         StoppedError: a signal has arrived; a checkpoint is written.
         ConvnextError: another subclass, with the remedy.
     """
-    request = continue_if_restarted(request)
     preparation = yield from prepare_while_importing(request)
     if preparation.folds is None:
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
     from convnext_cli.training.compute.ranks import end_training
 
     accelerator, preparation = open_devices(preparation)
-    with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
+    is_resumed = preparation.request.resume is not None
+    with guard_training(accelerator), hold_folder(preparation, accelerator) as (path, notices):
         folder = FoldsFolder(path)
         plan = preparation.plan
-        missing = _open_folds_folder(request, preparation, folder, accelerator)
+        missing = _open_folds_folder(preparation, folder, accelerator)
         for fold in missing:
             run = folder.run(fold)
-            fold_request, fold_preparation = _prepare_fold(request, preparation, plan, run, fold)
-            with hold_folder(fold_request, plan.model, accelerator):
-                training = yield from start_training(fold_request, fold_preparation, run, accelerator)
-                if request.resume is None and fold == 1:
+            fold_preparation = _prepare_fold(preparation, plan, run, fold)
+            with hold_folder(fold_preparation, accelerator):
+                training = yield from start_training(fold_preparation, run, accelerator)
+                if not is_resumed and fold == 1:
                     plan = _set_fold(training.context.plan, plan.choices["fold"])
                     if accelerator.is_main_process:
                         folder.write_plan(plan.to_toml())
-                if request.resume is not None and accelerator.is_main_process:
+                if is_resumed and accelerator.is_main_process:
                     run.copy_audit(folder)  # a resumed cross-validation does not audit the images again
                 result = yield from run_training(training, complete, notices)
             yield FoldDone(fold=fold, result=result)
@@ -100,9 +100,7 @@ def train_steps(
     return (yield from finetune_steps(request, complete))
 
 
-def _open_folds_folder(
-    request: TrainRequest, preparation: Preparation, folder: FoldsFolder, accelerator: "Accelerator"
-) -> list[int]:
+def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerator: "Accelerator") -> list[int]:
     """Begin or check the folder of a cross-validation, whose lock is held; return the folds to train.
 
     Raises:
@@ -112,7 +110,7 @@ def _open_folds_folder(
     from convnext_cli.training.compute.devices import describe_device
 
     assert preparation.folds is not None
-    number, is_new = preparation.plan.settings.folds, request.resume is None
+    number, is_new = preparation.plan.settings.folds, preparation.request.resume is None
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
     images = preparation.images  # of the first fold: all images but the test split's
     split = sum_digests(digest_split(preparation.folds))
@@ -129,7 +127,7 @@ def _open_folds_folder(
         )
     accelerator.wait_for_everyone()  # until all have read the folder
     if is_new and accelerator.is_main_process:
-        folder.create(overwrite=request.overwrite)
+        folder.create(overwrite=preparation.request.overwrite)
         write_data_files(folder, preparation, preparation.folds)
         environment_now = describe_environment(describe_device(accelerator.device))
         folder.write_environment(environment_now | {"images": images, "split": split})
@@ -138,17 +136,23 @@ def _open_folds_folder(
     return missing
 
 
-def _prepare_fold(
-    request: TrainRequest, preparation: Preparation, plan: Plan, run: RunFolder, fold: int
-) -> tuple[TrainRequest, Preparation]:
-    """Return request and preparation of one fold, with the plan of all folds; a fold that has begun is resumed."""
+def _prepare_fold(preparation: Preparation, plan: Plan, run: RunFolder, fold: int) -> Preparation:
+    """Return the preparation of one fold, with the plan of all folds; a fold that has begun is resumed."""
+    request = preparation.request
     if request.resume is not None and run.is_begun:
-        fold_request = resume_request(request, run.path)
-        return fold_request, prepare(fold_request)
-    number = plan.settings.folds
-    max_time = request.max_time / number if request.max_time and fold == 1 else None
-    fold_request = replace(request, resume=None, output=run.path, overwrite=False, max_time=max_time)
-    return fold_request, _select_fold(preparation, plan, fold)
+        return prepare(resume_request(request, run.path))
+    assert preparation.folds is not None
+    index = choose_fold(preparation.folds, fold)
+    max_time = request.max_time / plan.settings.folds if request.max_time and fold == 1 else None
+    return replace(
+        preparation,
+        request=replace(request, resume=None, output=run.path, overwrite=False, max_time=max_time),
+        index=index,
+        folds=None,
+        plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
+        images=digest_images(index),
+        small_validation=explain_small_validation(index),
+    )
 
 
 def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> TrainSteps[CrossValidationResult]:
@@ -207,20 +211,6 @@ def compute_spread(folds: list[MetricSet]) -> dict[str, Spread]:
         if len(values) > 1:
             spread[name] = Spread(mean=mean(values), sd=stdev(values), n=len(values))
     return spread
-
-
-def _select_fold(preparation: Preparation, plan: Plan, fold: int) -> Preparation:
-    """Return the preparation of one fold, with the plan of all folds."""
-    assert preparation.folds is not None
-    index = choose_fold(preparation.folds, fold)
-    return replace(
-        preparation,
-        index=index,
-        folds=None,
-        plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
-        images=digest_images(index),
-        small_validation=explain_small_validation(index),
-    )
 
 
 def _set_fold(plan: Plan, choice: Choice) -> Plan:

@@ -77,22 +77,21 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
         StoppedError: a signal has arrived; a checkpoint is written.
         ConvnextError: another subclass, with the remedy.
     """
-    request = continue_if_restarted(request)
     preparation = yield from prepare_while_importing(request)
     if preparation.folds:
         raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
     accelerator, preparation = open_devices(preparation)
-    with guard_training(accelerator), hold_folder(request, preparation.plan.model, accelerator) as (path, notices):
+    with guard_training(accelerator), hold_folder(preparation, accelerator) as (path, notices):
         from convnext_cli.training.compute.ranks import end_training
 
-        training = yield from start_training(request, preparation, RunFolder(path), accelerator)
+        training = yield from start_training(preparation, RunFolder(path), accelerator)
         result = yield from run_training(training, complete, notices)
         end_training()
     return result
 
 
 def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
-    """Prepare a training, as `prepare_steps` does, while a thread imports torch and timm.
+    """Prepare a training or continue a restarted one, while a thread imports torch and timm.
 
     The thread starts with the first event, after the request is checked. A process that ends earlier waits for it.
     """
@@ -103,7 +102,7 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
             importing.start()
         return event
 
-    preparation = yield from map_events(prepare_steps(request), start)
+    preparation = yield from map_events(prepare_steps(continue_if_restarted(request)), start)
     if importing.ident is not None:
         importing.join()
     return preparation
@@ -118,9 +117,7 @@ def _import_libraries() -> None:
 
 
 @contextmanager
-def hold_folder(
-    request: TrainRequest, model: str, accelerator: "Accelerator"
-) -> Iterator[tuple[Path, tuple[Notice, ...]]]:
+def hold_folder(preparation: Preparation, accelerator: "Accelerator") -> Iterator[tuple[Path, tuple[Notice, ...]]]:
     """Choose the folder that a training writes into, and hold its lock during the block. All ranks call it.
 
     A training that fails before it has begun leaves no file, so that it can be tried again.
@@ -134,6 +131,7 @@ def hold_folder(
     """
     from convnext_cli.training.compute.ranks import do_on_first_rank
 
+    request, model = preparation.request, preparation.plan.model
     with ExitStack() as stack:
 
         def lock() -> tuple[Path, bool]:
@@ -219,7 +217,6 @@ def _plan_for_device(preparation: Preparation, accelerator: "Accelerator") -> Pr
 class Training(NamedTuple):
     """A training that has been begun or resumed, before its next step."""
 
-    request: TrainRequest
     context: "TrainingContext"
     state: "TrainingState"
     compute: "AutotuneResult"
@@ -227,12 +224,11 @@ class Training(NamedTuple):
     """Notices since the plan was made."""
     head_epoch: EpochDone | None = None
     """The frozen phase of a new run, as epoch 0."""
+    is_resumed: bool = False
 
 
-def start_training(
-    request: TrainRequest, preparation: Preparation, run: RunFolder, accelerator: "Accelerator"
-) -> TrainSteps[Training]:
-    """Begin a training in `run`, or resume it there if `request.resume` is set. All ranks call it.
+def start_training(preparation: Preparation, run: RunFolder, accelerator: "Accelerator") -> TrainSteps[Training]:
+    """Begin a training in `run`, or resume it there if the request is to. All ranks call it.
 
     Raises:
         DataError: the images differ from those that the run began with.
@@ -241,12 +237,12 @@ def start_training(
     from convnext_cli.training.compute.ranks import do_on_first_rank
     from convnext_cli.training.teaching import compute_outputs
 
-    index, origin = preparation.index, preparation.origin
+    index, origin, is_resumed = preparation.index, preparation.origin, preparation.request.resume is not None
     yield Planned(
         run=run.path,
         plan=preparation.plan,
         index=index,
-        resumes=request.resume is not None,
+        resumes=is_resumed,
         notices=preparation.notices,
     )
     contents = NO_CONTENTS
@@ -254,15 +250,15 @@ def start_training(
         contents = yield from digest_contents(index, threads=count_process_cpus())
     if origin is not None:
         do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
-    teacher = _open_teacher(request, preparation)
-    context = build_context(request, preparation, run, accelerator, teacher)
+    teacher = _open_teacher(preparation)
+    context = build_context(preparation, run, accelerator, teacher)
     if teacher is not None:
         images = do_on_first_rank(accelerator, partial(sum_digests, contents))
         yield from compute_outputs(context, teacher, images)
-    if request.resume is None:
-        training = yield from _begin(context, request, preparation, contents, teacher)
+    if is_resumed:
+        training = _resume(context, preparation, contents)
     else:
-        training = _resume(context, request, preparation, contents)
+        training = yield from _begin(context, preparation, contents, teacher)
     if training.state.images != preparation.images:
         raise DataError(
             f"the images in {index.location} are not those that {run.path} began with",
@@ -300,7 +296,7 @@ def run_training(
         compute_config=str(training.compute),
         params=context.params,
         new_params=context.new_params,
-        resumed_at=state.step if training.request.resume else None,
+        resumed_at=state.step if training.is_resumed else None,
         license=state.license,
         notices=(*training.notices, *notices),
     )
@@ -312,7 +308,7 @@ def run_training(
         return (yield from _finish(context, state, complete))
 
 
-def _open_teacher(request: TrainRequest, preparation: Preparation) -> "Teacher | None":
+def _open_teacher(preparation: Preparation) -> "Teacher | None":
     """Return the teacher of the plan; None if it has none.
 
     Raises:
@@ -322,7 +318,7 @@ def _open_teacher(request: TrainRequest, preparation: Preparation) -> "Teacher |
         return None
     from convnext_cli.inference.teacher import open_teacher
 
-    teacher = open_teacher(preparation.plan.teacher, offline=request.offline)
+    teacher = open_teacher(preparation.plan.teacher, offline=preparation.request.offline)
     if preparation.origin is not None:
         check_teacher(preparation.origin, teacher.identity)
     return teacher
@@ -330,21 +326,28 @@ def _open_teacher(request: TrainRequest, preparation: Preparation) -> "Teacher |
 
 def _begin(
     context: "TrainingContext",
-    request: TrainRequest,
     preparation: Preparation,
     contents: "NDArray[np.uint64]",
     teacher: "Teacher | None",
 ) -> TrainSteps[Training]:
     """Begin a new run: all that comes before its first step. All ranks call it."""
     from convnext_cli.training.checkpoint import load_checkpoint, save_checkpoint
+    from convnext_cli.training.compute.devices import describe_device
+    from convnext_cli.training.compute.ranks import do_on_first_rank
     from convnext_cli.training.parts.ema import ModelEma
     from convnext_cli.training.phases.head import train_head
     from convnext_cli.training.state import TrainingState
 
-    run, settings = context.run, context.settings
+    run, settings, index, accelerator = context.run, context.settings, context.index, context.accelerator
+    request = preparation.request
 
-    # 1. The files that describe the data, and the digests that `--resume` compares.
-    origin = _write_beginning(context, request, preparation, contents, teacher.identity if teacher else "")
+    # 1. The files that describe data and environment, and the digests that `--resume` compares.
+    if accelerator.is_main_process:
+        run.create(overwrite=request.overwrite)
+        write_data_files(run, preparation, index)
+        run.write_environment(describe_environment(describe_device(accelerator.device)))
+    record = partial(record_origin, run, context.plan, index, contents, teacher.identity if teacher else "")
+    origin = do_on_first_rank(accelerator, record)
 
     # 2. The compute configuration, which decides the rounding of all that follows.
     yield Progress(done=0, total=1, activity="autotuning")
@@ -361,7 +364,7 @@ def _begin(
     head_epoch = None
     if settings.freeze_epochs:
         head_epoch = yield from train_head(context)
-        state.add_epoch(head_epoch, context.index.task, keeps_last=context.keeps_last)
+        state.add_epoch(head_epoch, index.task, keeps_last=context.keeps_last)
     if settings.ema_decay:
         context.ema = ModelEma(context.model, settings.ema_decay)
 
@@ -370,30 +373,10 @@ def _begin(
     yield from _measure_settings(context, request, state, origin)
 
     # 5. The plan, with which the run can be resumed; then the checkpoint, so that all ranks have the same weights.
-    if context.accelerator.is_main_process:
+    if accelerator.is_main_process:
         run.write_plan(context.plan.to_toml())
     state, notices = load_checkpoint(run, context)
-    return Training(request, context, state, compute, (*notices, *compute.notices), head_epoch)
-
-
-def _write_beginning(
-    context: "TrainingContext",
-    request: TrainRequest,
-    preparation: Preparation,
-    contents: "NDArray[np.uint64]",
-    teacher_identity: str,
-) -> Origin:
-    """Write the files of a new run that describe its data and environment, and return what it begins with."""
-    from convnext_cli.training.compute.devices import describe_device
-    from convnext_cli.training.compute.ranks import do_on_first_rank
-
-    run, index, accelerator = context.run, context.index, context.accelerator
-    if accelerator.is_main_process:
-        run.create(overwrite=request.overwrite)
-        write_data_files(run, preparation, index)
-        run.write_environment(describe_environment(describe_device(accelerator.device)))
-    record = partial(record_origin, run, context.plan, index, contents, teacher_identity)
-    return do_on_first_rank(accelerator, record)
+    return Training(context, state, compute, (*notices, *compute.notices), head_epoch)
 
 
 def write_data_files(run: RunFolder, preparation: Preparation, index: "Index") -> None:
@@ -458,9 +441,7 @@ def _measure_settings(
         save_checkpoint(context, state)
 
 
-def _resume(
-    context: "TrainingContext", request: TrainRequest, preparation: Preparation, contents: "NDArray[np.uint64]"
-) -> Training:
+def _resume(context: "TrainingContext", preparation: Preparation, contents: "NDArray[np.uint64]") -> Training:
     """Resume a run from its newest checkpoint. All ranks call it."""
     from convnext_cli.training.checkpoint import load_checkpoint
     from convnext_cli.training.compute.autotune import AutotuneResult
@@ -498,7 +479,7 @@ def _resume(
     # 6. The micro-batch size, the one changeable setting that the state has too.
     if settings.micro_batch_size != origin.settings["micro_batch_size"]:
         state.micro_batch_size = settings.micro_batch_size
-    return Training(request, context, state, compute, (*notices, *compute.notices))
+    return Training(context, state, compute, (*notices, *compute.notices), is_resumed=True)
 
 
 def _finish(
