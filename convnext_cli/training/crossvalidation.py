@@ -28,19 +28,11 @@ from convnext_cli.training.events import (
     Spread,
     TrainSteps,
 )
-from convnext_cli.training.finetuning import (
-    finetune_steps,
-    guard_training,
-    hold_folder,
-    open_devices,
-    prepare_while_importing,
-    run_training,
-    start_training,
-    write_data_files,
-)
+from convnext_cli.training.finetuning import finetune_steps, run_training, start_training, write_data_files
 from convnext_cli.training.origin import digest_split, sum_digests
 from convnext_cli.training.preparation import Preparation, prepare
 from convnext_cli.training.request import TrainRequest, resume_request
+from convnext_cli.training.resources import guard_training, hold_folder, open_devices, prepare_while_importing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,35 +1,27 @@
-"""Fine-tune one model: prepare; begin or resume; run; finish.
+"""Fine-tune one model: prepare; begin or resume; run; finish."""
 
-Heavy libraries are imported after the request has been checked, so that errors in it come at once; a thread does it
-while the images are checked.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import convert
 
 from convnext_cli.errors import DataError, UsageError
-from convnext_cli.locks import lock_folder
 from convnext_cli.machine import count_process_cpus, detect_machine
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.licenses import join_licenses
 from convnext_cli.options import AUTO
-from convnext_cli.progress import Notice, Progress, map_events
+from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.costs import AUTOTUNED_PASSES, Workload
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.recipes.speeds import remember_speed
 from convnext_cli.runs.folder import RunFolder, restore_remedy
-from convnext_cli.runs.folds import describe_resume, name_runs, open_folder, remove_aborted_start
+from convnext_cli.runs.folds import describe_resume
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import Complete, EpochDone, FinetuneResult, Planned, Started, Trained, TrainSteps
 from convnext_cli.training.origin import (
@@ -41,14 +33,9 @@ from convnext_cli.training.origin import (
     record_origin,
     sum_digests,
 )
-from convnext_cli.training.preparation import (
-    Preparation,
-    check_unfinished,
-    continue_if_restarted,
-    plan_again,
-    prepare_steps,
-)
+from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest
+from convnext_cli.training.resources import guard_training, hold_folder, open_devices, prepare_while_importing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +48,6 @@ if TYPE_CHECKING:
     from convnext_cli.training.compute.autotune import AutotuneResult
     from convnext_cli.training.context import TrainingContext
     from convnext_cli.training.state import TrainingState
-
-
-SIMILAR = 0.1  # fraction by which a GPU's free memory may differ from that of the plan
 
 
 def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> TrainSteps[FinetuneResult]:
@@ -88,130 +72,6 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
         result = yield from run_training(training, complete, notices)
         end_training()
     return result
-
-
-def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
-    """Prepare a training or continue a restarted one, while a thread imports torch and timm.
-
-    The thread starts with the first event, after the request is checked. A process that ends earlier waits for it.
-    """
-    importing = Thread(target=_import_libraries, name="import")
-
-    def start(event: Progress) -> Progress:
-        if importing.ident is None:
-            importing.start()
-        return event
-
-    preparation = yield from map_events(prepare_steps(continue_if_restarted(request)), start)
-    if importing.ident is not None:
-        importing.join()
-    return preparation
-
-
-def _import_libraries() -> None:
-    """Import what a training needs; an error comes again where it is imported."""
-    with suppress(Exception):
-        import convnext_cli.training.build
-        import convnext_cli.training.compute.autotune
-        import convnext_cli.training.saving  # noqa: F401
-
-
-@contextmanager
-def hold_folder(preparation: Preparation, accelerator: "Accelerator") -> Iterator[tuple[Path, tuple[Notice, ...]]]:
-    """Choose the folder that a training writes into, and hold its lock during the block. All ranks call it.
-
-    A training that fails before it has begun leaves no file, so that it can be tried again.
-
-    Yields:
-        The folder; and a notice if its file system has no locks.
-
-    Raises:
-        RunError: another process trains into the folder.
-        UsageError: its run has finished, or another process has written into it, since it was checked.
-    """
-    from convnext_cli.training.compute.ranks import do_on_first_rank
-
-    request, model = preparation.request, preparation.plan.model
-    with ExitStack() as stack:
-
-        def lock() -> tuple[Path, bool]:
-            path = request.resume or request.output
-            if path is not None:
-                is_held = stack.enter_context(lock_folder(path))
-                if request.resume is not None:
-                    check_unfinished(open_folder(path))
-                return path, is_held
-            for path in name_runs(model, datetime.now()):
-                with suppress(FileExistsError):
-                    return path, stack.enter_context(lock_folder(path, is_new=True))
-            raise AssertionError("there is always a next name")
-
-        path, is_held = do_on_first_rank(accelerator, lock)
-        text = "the run folder's file system has no locks: do not start a second training there"
-        try:
-            yield path, () if is_held else (Notice(text=text),)
-        except BaseException:
-            if accelerator.is_main_process and request.resume is None:
-                remove_aborted_start(path)
-            raise
-
-
-def open_devices(preparation: Preparation) -> "tuple[Accelerator, Preparation]":
-    """Return the accelerator, and the preparation for its device; wait until all ranks have prepared.
-
-    The plan was made for the device that the driver names. If torch uses another one, the plan is made again for it,
-    with a notice.
-
-    Raises:
-        OutOfMemoryError: other processes have filled the GPU.
-    """
-    from convnext_cli.models.device_memory import guard_memory
-    from convnext_cli.models.forward import choose_device
-    from convnext_cli.training.compute import devices
-
-    request, settings = preparation.request, preparation.plan.settings
-    with guard_memory("the GPU has too little memory to start on", "Use another one", choose_device()):
-        accelerator = devices.make_accelerator(
-            settings.amp,
-            deterministic=settings.deterministic,
-            track=request.track,
-            folder=request.resume or request.output,
-        )
-        preparation = _plan_for_device(preparation, accelerator)
-    accelerator.wait_for_everyone()
-    return accelerator, preparation
-
-
-def guard_training(accelerator: "Accelerator") -> AbstractContextManager[None]:
-    """Return a context in which a device that has too little memory, where a smaller batch does not help, is an error.
-
-    Raises:
-        OutOfMemoryError: at any point of the block.
-    """
-    from convnext_cli.models.device_memory import guard_memory
-
-    return guard_memory(
-        "the device has too little memory for the model, its optimizer and a validation batch",
-        "Try a smaller --model or --image-size, or more GPUs with FSDP",
-        accelerator.device,
-    )
-
-
-def _plan_for_device(preparation: Preparation, accelerator: "Accelerator") -> Preparation:
-    """Return the preparation for the device that torch uses, with notices about it."""
-    from convnext_cli.training.compute import devices
-
-    planned, used = preparation.machine, devices.find_torch_machine(accelerator)
-    notices = list(preparation.device_notices)
-    if planned.is_gpu and not used.is_gpu:
-        notices.append(Notice(text=devices.explain_unusable_gpu(planned), severity="warning"))
-    elif used.is_gpu and (not planned.is_gpu or abs(used.memory - planned.memory) > SIMILAR * planned.memory):
-        notices.append(Notice(text=f"planned for the GPU that PyTorch uses: {used}, instead of {planned}"))
-    if notices or (used.is_gpu and accelerator.num_processes > 1):  # then the same plan on all ranks
-        preparation = plan_again(preparation, used)
-    if slow := devices.explain_slow_precision(accelerator):
-        notices.append(Notice(text=slow))
-    return replace(preparation, device_notices=tuple(notices))
 
 
 class Training(NamedTuple):

@@ -86,7 +86,7 @@ def test_runs_begun_in_the_same_second_have_different_folders(
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime(2026, 11, 22, 10, 15, tzinfo=tz)
 
-    monkeypatch.setattr("convnext_cli.training.finetuning.datetime", Clock)
+    monkeypatch.setattr("convnext_cli.training.resources.datetime", Clock)
     running = [finetune_steps(replace(tiny_request(few_digits, "", seed=seed), output=None)) for seed in (1, 2, 3)]
     folders = [until(Started, events).run for events in running]
     assert [path.name for path in folders] == [f"2026-11-22_101500-test_convnext{end}" for end in ("", "-2", "-3")]
