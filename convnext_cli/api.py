@@ -194,7 +194,7 @@ def make_train_request(options: Mapping[str, Any]) -> TrainRequest:
 
 def prepare(request: TrainRequest) -> Steps["Preparation"]:
     """Check a request, load and split its data, and make the plan, without training."""
-    from convnext_cli.training.preparation import prepare_steps
+    from convnext_cli.training.planning import prepare_steps
 
     return prepare_steps(request)
 

@@ -30,7 +30,8 @@ from convnext_cli.training.events import (
 )
 from convnext_cli.training.finetuning import finetune_steps, run_training, start_training, write_data_files
 from convnext_cli.training.origin import digest_split, sum_digests
-from convnext_cli.training.preparation import Preparation, prepare
+from convnext_cli.training.planning import prepare
+from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest, resume_request
 from convnext_cli.training.resources import guard_training, hold_folder, open_devices, prepare_while_importing
 

@@ -16,14 +16,10 @@ from convnext_cli.locks import lock_folder
 from convnext_cli.progress import Notice, Progress, map_events
 from convnext_cli.runs.folds import name_runs, open_folder, remove_aborted_start
 from convnext_cli.training.events import TrainSteps
-from convnext_cli.training.preparation import (
-    Preparation,
-    check_unfinished,
-    continue_if_restarted,
-    plan_again,
-    prepare_steps,
-)
+from convnext_cli.training.planning import plan_again, prepare_steps
+from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest
+from convnext_cli.training.resumption import check_unfinished, continue_if_restarted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

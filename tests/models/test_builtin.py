@@ -15,7 +15,7 @@ from convnext_cli.models.catalog import find_model, load_builtin
 from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
 from convnext_cli.models.weights import find_weights, read_weights
 from convnext_cli.recipes.recommendation import recommend
-from convnext_cli.training.preparation import prepare
+from convnext_cli.training.planning import prepare
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import Convnext
 

@@ -19,7 +19,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
 from convnext_cli.training.events import CrossValidationResult, FoldDone, Planned, StepDone
-from convnext_cli.training.preparation import prepare
+from convnext_cli.training.planning import prepare
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import SMALL, Convnext, run_all
 from tests.training.conftest import list_texts, make_request

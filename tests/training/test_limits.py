@@ -22,8 +22,8 @@ from convnext_cli.training.compute import launcher
 from convnext_cli.training.compute.launcher import SHUTDOWN_TIMEOUT, choose_shutdown_timeout, launch
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
-from convnext_cli.training.preparation import continue_if_restarted
 from convnext_cli.training.request import TrainRequest
+from convnext_cli.training.resumption import continue_if_restarted
 from tests.training.conftest import STEPS, make_request, resume, small_request, stop_after, tiny_request, train
 from tools.kill_test import SETTINGS as KILLED
 from tools.kill_test import compare, read_final_files

@@ -22,7 +22,7 @@ from convnext_cli.training.crossvalidation import cross_validate_steps
 from convnext_cli.training.events import FinetuneResult, Planned, Started, StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.origin import CHANGEABLE
-from convnext_cli.training.preparation import prepare
+from convnext_cli.training.planning import prepare
 from convnext_cli.training.request import TrainRequest
 from tests.training.conftest import resume, stop_after, tiny_request
 from tools.kill_test import copy_images, read_final_files

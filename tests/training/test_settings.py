@@ -22,7 +22,7 @@ from convnext_cli.training.events import EpochDone, FinetuneResult
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.parts.ema import find_decay
 from convnext_cli.training.phases import soup
-from convnext_cli.training.preparation import prepare
+from convnext_cli.training.planning import prepare
 from tests.training.conftest import TINY, resume, small_request, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 

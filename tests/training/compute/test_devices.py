@@ -21,7 +21,7 @@ from convnext_cli.training.compute.ranks import sum_gradients
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import Planned
 from convnext_cli.training.finetuning import finetune_steps
-from convnext_cli.training.preparation import plan_again, prepare
+from convnext_cli.training.planning import plan_again, prepare
 from tests.training.conftest import make_request, tiny_request, train
 
 CUDA, XPU, MPS, CPU = map(torch.device, ("cuda", "xpu", "mps", "cpu"))
@@ -109,7 +109,7 @@ def test_gpu_that_torch_cannot_use_is_a_warning_and_the_plan_is_for_the_cpu(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "init", init)
     gpu = Machine(name="NVIDIA A100", is_gpu=True, memory=80 * GIB, cores=8)
-    monkeypatch.setattr("convnext_cli.training.preparation.detect_machine", lambda: gpu)
+    monkeypatch.setattr("convnext_cli.training.planning.detect_machine", lambda: gpu)
     monkeypatch.setattr("convnext_cli.diagnosis.detect_machine", lambda: gpu)
     options = {"model": "test_convnext", "weights": "none", "image_size": 32, "batch_size": 512, "audit": False}
     request = make_request(options, few_digits, "run")

@@ -1,0 +1,326 @@
+"""Data, split, model and plan of a training, from its request. Without torch, so that errors in them come at once."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from convnext_cli.data.attributes import parse_attributes, read_attributes
+from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
+from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
+from convnext_cli.data.outside import check_outside_data
+from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
+from convnext_cli.errors import DataError, UsageError, check_word
+from convnext_cli.files import check_outside
+from convnext_cli.locks import check_unlocked
+from convnext_cli.machine import Machine, count_process_cpus, detect_machine
+from convnext_cli.models.catalog import Architecture, Tag, find_model, resolve_weights
+from convnext_cli.options import is_unicode
+from convnext_cli.progress import Notice, Steps, finish
+from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
+from convnext_cli.recipes.framing import warn_unseen
+from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
+from convnext_cli.recipes.recommendation import choose_augmentation, measure_plan_unseen, recommend
+from convnext_cli.recipes.rules import check_head, explain_lr
+from convnext_cli.recipes.settings import (
+    IMBALANCE,
+    READING_SETTINGS,
+    RECIPES,
+    Choice,
+    check_combinations,
+    check_schedule,
+    check_settings,
+    check_teacher,
+    default_settings,
+    has_folds,
+)
+from convnext_cli.recipes.tables import load_augmentations
+from convnext_cli.runs.folder import RUNS, RunFolder
+from convnext_cli.runs.folds import FoldsFolder
+from convnext_cli.text import quote
+from convnext_cli.training.preparation import Preparation
+from convnext_cli.training.request import TRACKERS, TrainRequest
+from convnext_cli.training.resumption import prepare_resumed
+
+
+def prepare(request: TrainRequest) -> Preparation:
+    """Do `prepare_steps` without events, and return its result."""
+    return finish(prepare_steps(request))
+
+
+def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
+    """Check a request, load and split its data, and make the plan. To resume a run, read all of this from the run.
+
+    Args:
+        request: data, model and settings, or the run to resume.
+
+    Raises:
+        UsageError: a setting, the model or the output folder is wrong.
+        DataError: the data cannot be trained on.
+        WeightsError: the weights do not exist.
+        RunError: the run to resume is missing or damaged.
+    """
+    _check_trackers(request.track)
+    if request.resume is not None:
+        return prepare_resumed(request, request.resume)
+
+    # 1. The request: all that can be checked without the data.
+    if request.data is None:
+        raise UsageError("no data", "Name the folder of images, or use --resume RUN; see `convnext finetune --help`")
+    data = request.data
+    model, weights = resolve_weights(request.model, request.weights)
+    request = replace(request, model=model, weights=weights)
+    values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
+    _check_request(request, data, values)
+
+    # 2. The data and their split.
+    dataset = yield from _load_data(request, data, values)
+    if values["leave_out"] != NONE:
+        request, dataset = yield from _read_left_out(request, dataset, values)
+        values |= {"folds": request.choices["folds"].value}
+    index, folds = _split(dataset, values)
+
+    # 3. The model, the user's or the recommended one, and the plan.
+    machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
+    inputs = _choose_inputs(request, index, machine, fingerprint)
+    plan, plan_notices = _make_plan(request, inputs, fingerprint)
+    _check_task(index, plan)
+    return Preparation(
+        request=request,
+        dataset=dataset,
+        index=index,
+        folds=folds,
+        architecture=inputs.model,
+        tag=inputs.tag,
+        machine=machine,
+        plan=plan,
+        images=digest_images(index),
+        fingerprint=fingerprint,
+        plan_notices=plan_notices,
+        small_validation=explain_small_validation(index),
+    )
+
+
+def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
+    """Return a preparation with the plan for another machine. A run that is resumed keeps its plan."""
+    request, index, fingerprint = preparation.request, preparation.index, preparation.fingerprint
+    if fingerprint is None:
+        return replace(preparation, machine=machine)
+    inputs = _choose_inputs(request, index, machine, fingerprint)
+    plan, notices = _make_plan(request, inputs, fingerprint)
+    return replace(
+        preparation, machine=machine, architecture=inputs.model, tag=inputs.tag, plan=plan, plan_notices=notices
+    )
+
+
+def _find_chosen_model(request: TrainRequest) -> tuple[Architecture, Tag | None] | None:
+    """Return the model that a request names; None if it names none."""
+    return None if request.model is None else find_model(request.model)
+
+
+def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, fingerprint: Fingerprint) -> PlanInputs:
+    """Return what the plan is made from, with the recommended model where the request names none."""
+    counts = DataCounts.from_index(index, fingerprint)
+    chosen_model = _find_chosen_model(request)
+    if chosen_model is None:
+        best = recommend(
+            len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
+        ).best
+        chosen_model = best.model, best.tag
+    architecture, tag = chosen_model
+    check_head(architecture, request.choices)
+    guess = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
+    return PlanInputs(
+        model=architecture,
+        tag=tag,
+        weights=request.weights,
+        teacher=request.teacher,
+        counts=counts,
+        fingerprint=fingerprint,
+        machine=machine,
+        recipe=request.recipe,
+        augment=request.augment or guess,
+        is_augment_guessed=guess is not None,
+        choices=request.choices,
+    )
+
+
+def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> None:
+    """Check all that needs no data."""
+    check_settings(values)
+    check_combinations(values)
+    check_teacher(request.chosen, has_teacher=request.teacher is not None, unlabelled=values["unlabelled"])
+    check_word("recipe", request.recipe, RECIPES)
+    check_word("augmentation", request.augment, tuple(load_augmentations()))
+    model = _find_chosen_model(request)
+    check_head(model and model[0], request.choices)
+    check_outside(request.output or RUNS, data)
+    if request.output is not None:
+        folder = FoldsFolder(request.output) if has_folds(values) else RunFolder(request.output)
+        check_unlocked(request.output)
+        folder.check_free(overwrite=request.overwrite)
+    if request.teacher is None and values["unlabelled"]:
+        raise UsageError("--unlabelled needs a teacher, whose predictions are the labels", "Add --teacher")
+    if not is_unicode(request.weights):
+        raise UsageError(f"--weights {request.weights!r} is not Unicode, so no plan can store it", "Rename the file")
+
+
+def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[Dataset]:
+    """Load the data of a request; images without labels get those of the teacher."""
+    reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
+    dataset_request = DatasetRequest(data=data, audit=request.audit, chosen=request.chosen, **reading)
+    dataset = yield from load_dataset(dataset_request, threads=count_process_cpus())
+    check_outside_data(request.output or RUNS, dataset.index)
+    return (yield from _label_by_teacher(request, dataset)) if values["unlabelled"] else dataset
+
+
+def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | None]:
+    """Split the data, and check that each training and validation split can be trained on.
+
+    Returns:
+        The index with its split; and in a cross-validation, where the former is the first fold, the index with the
+        validation folds, else None.
+    """
+    number, fold = values["folds"], values["fold"]
+    if not values["unlabelled"]:
+        check_trainable(dataset.index)
+    draw = {name: values[name] for name in ("val_fraction", "seed")} | {"duplicate_sets": dataset.duplicate_sets}
+    if dataset.index.fold_names:
+        index = leave_out(dataset.index, **draw)
+        index = choose_fold(index, fold) if fold else index
+    else:
+        folds = Folds(number=number, fold=fold) if number else None
+        index = split_index(dataset.index, test_fraction=values["test_fraction"], folds=folds, **draw)
+    numbers = [fold] if fold or not number else range(1, number + 1)
+    parts = [choose_fold(index, part) if number and not fold else index for part in numbers]
+    if not values["unlabelled"]:
+        for part, part_number in zip(parts, numbers, strict=True):
+            _check_part(part, part_number, values["leave_out"])
+    return parts[0], None if not number or fold else index
+
+
+def _check_part(index: Index, fold: int, leave_out: str) -> None:
+    """Check that the training images of a fold can be trained on; fold 0 is no fold.
+
+    Raises:
+        DataError: they cannot; it names what the fold leaves out.
+    """
+    try:
+        check_trainable(index)
+    except DataError as error:
+        if not fold:
+            raise
+        part, remedy = f"fold {fold}", error.remedy
+        if index.fold_names:
+            column = next(iter(parse_attributes(leave_out)))
+            part = f"{column} {index.fold_names[fold - 1]}"
+            is_binned = index.fold_names[0].startswith("< ")
+            other = f"Cut it elsewhere, as in --leave-out {quote(f'{column}:NUMBER,NUMBER')}"
+            remedy = other if is_binned else f"Join this value of {column} with another one in the table"
+            remedy += ", or name another column"
+        elif index.folds:
+            remedy = "Correct the table's folds, or draw new ones with --resplit"
+        effect = f": {error.problem.removeprefix(f'{index.location}: ')}"
+        if missing := list_untrained_classes(index):
+            effect = f" leaves no training image of {', '.join(missing[:5])}"
+        raise DataError(f"leaving out {part}{effect}", remedy) from error
+
+
+def _read_left_out(
+    request: TrainRequest, dataset: Dataset, values: Mapping[str, Any]
+) -> Steps[tuple[TrainRequest, Dataset]]:
+    """Return the request with the number of folds, and the data set with the fold of each image, for `--leave-out`.
+
+    Raises:
+        DataError: there is no such column.
+        UsageError: it has one value or too many, or the folds are chosen otherwise too.
+    """
+    text = values["leave_out"]
+    choice = request.choices.get("folds")
+    if choice is not None and choice.value and choice.source == "flag":
+        raise UsageError("--leave-out and --folds both choose the folds", "Leave out --folds")
+    if not values["val_fraction"]:
+        raise UsageError("--leave-out needs validation images, and --val-fraction is 0", "Give another --val-fraction")
+    cuts = parse_attributes(text, "--leave-out")
+    if len(cuts) > 1:
+        raise UsageError(f"--leave-out {text} names {len(cuts)} columns", "Name one")
+    [attribute] = yield from read_attributes(dataset.index, cuts, option="--leave-out")
+    names = attribute.levels
+    if len(names) < 2 or values["fold"] > len(names):
+        problem = f"{attribute.name} has {len(names)} value{'s' * (len(names) > 1)}: {', '.join(names[:5])}"
+        raise UsageError(problem, "Name a column of two values or more, and a --fold of at most their number")
+    fold_of = {name: name_fold(number) for number, name in enumerate(names, start=1)}
+    unknown = attribute.values.count("")
+    notes = [f"{attribute.source}: a fold for each of {', '.join(names)}, whose images are its test split"]
+    if unknown:
+        notes.append(f"{unknown:,} images without a value of {attribute.name} train or validate in every fold")
+    if set(dataset.index.splits) - {""}:
+        notes.append("the data's own splits are not used: each fold has its own")
+    index = replace(
+        dataset.index,
+        folds=tuple(fold_of.get(value, "") for value in attribute.values),
+        fold_names=names,
+        notes=(*dataset.index.notes, *notes),
+    )
+    choices = {**request.choices, "folds": Choice(value=len(names), source="rule", reason=f"--leave-out {text}")}
+    return replace(request, choices=choices), replace(dataset, index=index)
+
+
+def _label_by_teacher(request: TrainRequest, dataset: Dataset) -> Steps[Dataset]:
+    """Return a data set without labels with the classes that the teacher predicts."""
+    from convnext_cli.inference.teacher import open_teacher
+    from convnext_cli.training.teaching import label_images
+
+    assert request.teacher is not None
+    teacher, index = open_teacher(request.teacher, offline=request.offline), dataset.index
+    labels = yield from label_images(index, teacher, cache=request.cache)
+    text = (
+        "the images have no labels: the teacher's predictions stand for them, so that the validation metrics are the "
+        "agreement with the teacher"
+    )
+    index = replace(index, classes=teacher.classifier.classes, labels=labels, notes=(*index.notes, text))
+    return replace(dataset, index=index)
+
+
+def _make_plan(request: TrainRequest, inputs: PlanInputs, fingerprint: Fingerprint) -> tuple[Plan, tuple[Notice, ...]]:
+    """Return the plan, with notices about guessed augmentation and an unusual learning rate."""
+    plan = make_plan(inputs)
+    check_schedule(request.chosen, plan.settings)
+    notices = []
+    guessed = f"augmentation {inputs.augment}" if inputs.is_augment_guessed else None
+    if any(choice.source == guessed for choice in plan.choices.values()):
+        notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrides it")))
+    if text := warn_unseen(measure_plan_unseen(plan, inputs.tag, fingerprint)):
+        notices.append(Notice(text=text, severity="warning"))
+    lr = plan.choices["lr"]
+    if lr.source in ("flag", "plan"):
+        other_choices = {name: choice for name, choice in request.choices.items() if name != "lr"}
+        default = make_plan(replace(inputs, choices=other_choices))
+        if text := explain_lr(inputs.model, lr.value, plan.settings.batch_size, default.settings.lr):
+            notices.append(Notice(text=text))
+    return plan, tuple(notices)
+
+
+def _check_task(index: Index, plan: Plan) -> None:
+    """Check that no setting is on that does not apply to the task.
+
+    Raises:
+        UsageError: one is.
+    """
+    values, defaults = {"teacher": plan.teacher, **plan.values}, {"teacher": None, **default_settings()}
+    for key, reason in index.task.unsupported.items():
+        name, _, value = key.partition("=")
+        is_on = values[name] == value if value else values[name] != defaults[name]
+        if is_on:
+            words = [word for word, part in IMBALANCE.items() if part.get(name) == values[name]]
+            flag = f"--imbalance {words[0]}" if words else f"--{name}"
+            raise UsageError(f"{flag} does not go with {index.task.title}: {reason}", f"Leave out {flag}")
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    """Check that each tracker is known and installed."""
+    for name in names:
+        check_word("tracker", name, TRACKERS)
+        if find_spec(name) is None:
+            raise UsageError(f"{name} is not installed", f"Install it with `pip install 'convnext-cli[{name}]'`")

@@ -1,0 +1,149 @@
+"""A run to resume: its preparation, read from its folder and compared with what the run began with."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from convnext_cli.data.index import Index, digest_images
+from convnext_cli.data.outside import check_cache_outside, list_data_folders
+from convnext_cli.data.split import choose_fold, explain_small_validation
+from convnext_cli.errors import RunError, UsageError
+from convnext_cli.files import check_outside
+from convnext_cli.locks import check_unlocked
+from convnext_cli.machine import detect_machine
+from convnext_cli.models.catalog import find_model
+from convnext_cli.options import AUTO
+from convnext_cli.progress import Notice
+from convnext_cli.recipes.plan import Plan, read_choices, read_plan
+from convnext_cli.recipes.settings import Choice, declare_settings, default_settings
+from convnext_cli.runs.folder import RESTART_REMEDY, RUN_REMEDY, RunFolder
+from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.text import quote
+from convnext_cli.training.origin import Origin, check_plan, check_split, read_origin
+from convnext_cli.training.preparation import Preparation
+from convnext_cli.training.request import TrainRequest, resume_request
+
+
+def continue_if_restarted(request: TrainRequest) -> TrainRequest:
+    """Return the request, or one that resumes its run if torchrun has restarted the processes after a failure."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if restarted and request.resume is None and request.output and open_folder(request.output).is_begun:
+        return replace(resume_request(request, request.output), data=None)
+    return request
+
+
+def check_unfinished(run: RunFolder) -> None:
+    """Check that a run has not finished.
+
+    Raises:
+        UsageError: it has.
+    """
+    if not run.is_finished:
+        return
+    remedy = (
+        f"`convnext eval {quote(run.path)}` evaluates it; --config {quote(run.plan)} trains again with other settings"
+    )
+    if not isinstance(run, FoldsFolder) and not run.exported("onnx").exists():
+        remedy += f"; `convnext export {quote(run.path)}` writes the missing model.onnx"
+    raise UsageError(f"{run.path} has finished: there is nothing to resume", remedy)
+
+
+def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
+    """Return the preparation of a run to resume, read from its folder."""
+    run = open_folder(path)
+    _check_resume_request(request, path, run)
+    plan = _read_complete_plan(run)
+    index = run.read_split()
+    origin, changes = _compare_origin(run, index, plan)
+    architecture, tag = find_model(plan.model)
+    if request.data is not None:
+        index = replace(index, root=request.data, source=request.data)
+    check_outside(path, index.root)
+    check_cache_outside(list_data_folders(index))
+    folds = index if isinstance(run, FoldsFolder) else None
+    index = choose_fold(folds, 1) if folds else index
+    return Preparation(
+        request=request,
+        dataset=None,
+        index=index,
+        folds=folds,
+        architecture=architecture,
+        tag=tag,
+        machine=detect_machine(),
+        plan=plan,
+        images=digest_images(index),
+        fingerprint=None,
+        plan_notices=(),
+        small_validation=explain_small_validation(index),
+        origin=origin,
+        changes=changes,
+    )
+
+
+def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> None:
+    """Check that a request has nothing that the run decides, and that the run can be resumed."""
+    if request != resume_request(request, path):
+        raise UsageError(
+            "--resume reads the model, the settings and the split from the run",
+            "Leave out all options but --devices, --no-cache, --no-autotune, --no-onnx, --track, --json, and the data "
+            "folder if it has moved",
+        )
+    if not run.is_begun:
+        raise RunError(f"{path} is not a run that has begun", RUN_REMEDY)
+    check_unlocked(path)
+    if run.is_finished:
+        run.drop_temporary()
+    check_unfinished(run)
+
+
+def _read_complete_plan(run: RunFolder) -> Plan:
+    """Return the plan of a run, with all settings.
+
+    Raises:
+        RunError: something is missing.
+    """
+    plan = read_plan(run.plan)
+    if plan.model is None:
+        raise RunError(f"{run.plan} names no model", RESTART_REMEDY)
+    choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
+    choices |= read_choices(run.plan)
+    if missing := [name for name in declare_settings() if name not in choices]:
+        raise RunError(f"{run.plan} lacks {', '.join(missing)}", RESTART_REMEDY)
+    return Plan(
+        model=plan.model,
+        weights=plan.weights or "auto",
+        teacher=plan.teacher,
+        choices={name: choices[name] for name in declare_settings()},
+    )
+
+
+def _compare_origin(run: RunFolder, index: Index, plan: Plan) -> tuple[Origin | None, tuple[Notice, ...]]:
+    """Compare plan and split with what the run began with; return that, and a notice for each allowed change.
+
+    In a cross-validation the origin of the first fold that is there is compared; if all were deleted, the digests of
+    the cross-validation are compared as it continues. Image files are compared when their fold is resumed.
+
+    Raises:
+        RunError: they differ.
+    """
+    first, fold = run, 0
+    if isinstance(run, FoldsFolder):
+        begun = [number for number in range(1, plan.values["folds"] + 1) if run.run(number).is_begun]
+        if not begun:
+            return None, ()
+        fold = begun[0]
+        first = run.run(fold)
+    origin = read_origin(first)
+    if origin is None:
+        if plan.values["lr"] == AUTO:
+            raise RunError(f"{run.plan} has lr = {AUTO}; the run began with a number", "Set it back to that number")
+        text = "the run was begun by a version that kept no digests: only sizes of the images are compared"
+        return None, (Notice(text=text),)
+    if isinstance(run, FoldsFolder):
+        origin = replace(origin, settings=origin.settings | {"fold": 0})
+        notices = check_plan(run, origin, plan)
+        check_split(first, origin, choose_fold(index, fold), folder=run.path)
+        return None, tuple(notices)
+    notices = check_plan(run, origin, plan)
+    check_split(run, origin, index)
+    return origin, tuple(notices)
