@@ -14,9 +14,9 @@ from convnext_cli.recipes.settings import Settings
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.compute.compute_config import CompiledModel
 from convnext_cli.training.compute.signals import Signals
+from convnext_cli.training.parts.distillation import Distillation
 from convnext_cli.training.parts.ema import ModelEma
 from convnext_cli.training.parts.loss import Loss
-from convnext_cli.training.teaching import Distillation
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,8 +11,7 @@ from convnext_cli.recipes.settings import WEIGHTS, Settings
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.compute.ranks import slice_for_rank
 from convnext_cli.training.context import RankBatch, TrainingContext
-from convnext_cli.training.teaching import choose_view
-from convnext_cli.training.views import Draw, ThreadLoader, TrainingViews, ViewLoader
+from convnext_cli.training.views import Draw, ThreadLoader, TrainingViews, ViewLoader, choose_view
 from convnext_cli.training.workers import ProcessLoader
 
 

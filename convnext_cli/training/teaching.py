@@ -10,16 +10,14 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import disk_usage
 from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from convnext_cli.cache_folder import SPARED, TEACHERS, find_cache_folder
 from convnext_cli.data.index import Index
@@ -32,53 +30,19 @@ from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.images.preprocessing import REDUCTION, Preprocessing, join_size
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX
 from convnext_cli.progress import Notice, Progress, Steps
+from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import TrainSteps
-from convnext_cli.training.parts.distillation import DistillationLoss
+from convnext_cli.training.loading import find_largest_views, plan_views, read_augmentation
+from convnext_cli.training.parts.distillation import Distillation, DistillationLoss
+from convnext_cli.training.views import OpenViews
 
 if TYPE_CHECKING:
     from convnext_cli.inference.teacher import Teacher
-    from convnext_cli.training.context import TrainingContext
 
 CHUNK = 32  # images per pass of the teacher; fixed, because a batch's size decides the rounding
 
 
-@dataclass(kw_only=True, slots=True)
-class Distillation:
-    """The targets that a student gets from its teacher, and their loss."""
-
-    loss: DistillationLoss
-    views: int
-    """Views of each image."""
-    columns: tuple[int, ...]
-    """The student's classes among the teacher's outputs; empty if the teacher has other classes, or no weight."""
-    feature_width: int
-    """Width of the teacher's features; 0 if they are not learned."""
-    preprocessing: Preprocessing
-    """Framing and size of the views that the teacher sees: the student's framing at the teacher's size."""
-    outputs: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0, 0), np.float16))
-    """(views, training images, C + D): logits and pooled features. A row of zeros has not been computed."""
-    positions: dict[int, int] = field(default_factory=dict)
-    """Position in `outputs` of each training row of the index."""
-
-    def read(self, draws: Sequence[int], images: int, epoch: int) -> Tensor:
-        """Return the teacher's outputs for draws of an epoch, (B, C + D) float32.
-
-        Args:
-            draws: rows, or numbers above the index's length that `balance_rows` gives to repetitions.
-            images: length of the index.
-            epoch: counted from 0.
-        """
-        views = [choose_view(draw, images, epoch, self.views) for draw in draws]
-        rows = [self.positions[draw % images] for draw in draws]
-        return torch.from_numpy(self.outputs[views, rows].astype(np.float32))
-
-
-def choose_view(draw: int, images: int, epoch: int, views: int) -> int:
-    """Return the view that a draw of an epoch shows."""
-    return (epoch + draw // images) % views
-
-
-def plan_distillation(context: "TrainingContext", teacher: "Teacher") -> Distillation:
+def plan_distillation(context: TrainingContext, teacher: "Teacher") -> Distillation:
     """Return what the student learns from the teacher, before its outputs are computed.
 
     Logits are learned if the teacher knows all classes.
@@ -136,7 +100,7 @@ def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tupl
     return tuple(labels.tolist())
 
 
-def compute_outputs(context: "TrainingContext", teacher: "Teacher", images: str) -> TrainSteps[None]:
+def compute_outputs(context: TrainingContext, teacher: "Teacher", images: str) -> TrainSteps[None]:
     """Compute the teacher's outputs that are not in the cache. All ranks call it; each computes its part.
 
     Args:
@@ -161,12 +125,9 @@ def compute_outputs(context: "TrainingContext", teacher: "Teacher", images: str)
 
 
 def _fill(
-    context: "TrainingContext", teacher: "Teacher", rows: Sequence[int], chunks: Sequence[tuple[int, Sequence[int]]]
+    context: TrainingContext, teacher: "Teacher", rows: Sequence[int], chunks: Sequence[tuple[int, Sequence[int]]]
 ) -> Steps[None]:
     """Compute the chunks (view, positions) whose outputs are missing."""
-    from convnext_cli.training.loading import plan_views
-    from convnext_cli.training.views import OpenViews
-
     distillation = context.distillation
     assert distillation is not None
     outputs = distillation.outputs
@@ -193,10 +154,8 @@ def _fill(
         outputs.flush()
 
 
-def _make_key(context: "TrainingContext", teacher: "Teacher", images: str, shape: tuple[int, ...]) -> str:
+def _make_key(context: TrainingContext, teacher: "Teacher", images: str, shape: tuple[int, ...]) -> str:
     """Return a digest of all that decides the outputs."""
-    from convnext_cli.training.loading import find_largest_views, read_augmentation
-
     distillation = context.distillation
     assert distillation is not None
     content = {
@@ -214,7 +173,7 @@ def _digest_rows(index: Index) -> str:
 
 
 def _open_array(
-    context: "TrainingContext", key: str, shape: tuple[int, ...]
+    context: TrainingContext, key: str, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.float16], Notice | None]:
     """Return the array in the cache folder, of zeros if it is new; in memory with a notice if it cannot be there."""
     path = find_cache_folder() / TEACHERS / f"{key}.npy"

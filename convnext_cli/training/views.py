@@ -26,6 +26,11 @@ Draw: TypeAlias = tuple[int, int, int]
 Batches: TypeAlias = Iterator[tuple[list[Draw], NDArray[np.uint8]]]
 
 
+def choose_view(draw: int, images: int, epoch: int, views: int) -> int:
+    """Return the view that a draw of an epoch shows."""
+    return (epoch + draw // images) % views
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingViews:
     """The images, settings and seed of training views. It can be sent to another process."""

@@ -22,7 +22,7 @@ from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.parts.distillation import DistillationLoss, ProjectingClassifier
 from convnext_cli.training.parts.loss import CrossEntropy
-from convnext_cli.training.teaching import choose_view
+from convnext_cli.training.views import choose_view
 from tests.conftest import SMALL
 from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
 from tools.kill_test import read_final_files

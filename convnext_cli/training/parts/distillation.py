@@ -1,18 +1,22 @@
-"""Distillation: a loss against a teacher's logits and pooled features, and the projection that predicts the latter.
+"""Distillation: a teacher's logits and pooled features as targets, their loss, and the projection to the latter.
 
 Logits: Hinton et al. 2015 (arXiv:1503.02531). Features: a linear projection of the student's pooled features is
 compared by direction, so that the widths may differ and the teacher's scale does not matter. The teacher sees the same
 crop of an image as the student ("consistent teaching", Beyer et al. 2021, arXiv:2106.05237).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.training.parts.loss import Loss
+from convnext_cli.training.views import choose_view
 
 PROJECTION = "head.fc.projection."
 """Start of the names of the parameters that a student has in training only."""
@@ -97,3 +101,34 @@ class DistillationLoss:
         if rest.shape[1] and self.features:
             total = total + self.features * (1 - F.cosine_similarity(projected, rest, dim=1)).sum()
         return total
+
+
+@dataclass(kw_only=True, slots=True)
+class Distillation:
+    """The targets that a student gets from its teacher, and their loss."""
+
+    loss: DistillationLoss
+    views: int
+    """Views of each image."""
+    columns: tuple[int, ...]
+    """The student's classes among the teacher's outputs; empty if the teacher has other classes, or no weight."""
+    feature_width: int
+    """Width of the teacher's features; 0 if they are not learned."""
+    preprocessing: Preprocessing
+    """Framing and size of the views that the teacher sees: the student's framing at the teacher's size."""
+    outputs: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0, 0), np.float16))
+    """(views, training images, C + D): logits and pooled features. A row of zeros has not been computed."""
+    positions: dict[int, int] = field(default_factory=dict)
+    """Position in `outputs` of each training row of the index."""
+
+    def read(self, draws: Sequence[int], images: int, epoch: int) -> Tensor:
+        """Return the teacher's outputs for draws of an epoch, (B, C + D) float32.
+
+        Args:
+            draws: rows, or numbers above the index's length that `balance_rows` gives to repetitions.
+            images: length of the index.
+            epoch: counted from 0.
+        """
+        views = [choose_view(draw, images, epoch, self.views) for draw in draws]
+        rows = [self.positions[draw % images] for draw in draws]
+        return torch.from_numpy(self.outputs[views, rows].astype(np.float32))
