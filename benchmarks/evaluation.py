@@ -18,7 +18,6 @@ from convnext_cli.inference.evaluation import EvaluatedImages, Evaluation
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals
-from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
 from convnext_cli.reports import plots
 from convnext_cli.tasks.registry import SINGLE
@@ -42,7 +41,7 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
     groups = [f"patient {i // 5}" for i in range(images)]
     scores, positive = logits[:, 0].astype(np.float64), labels == 0
     threshold = find_threshold(scores, positive, Target("sensitivity", 0.95, names[0]))
-    metrics = compute_metrics(logits, labels, names)
+    metrics = SINGLE.compute_metrics(logits, labels, names)
     index = Index(
         root=Path(), classes=names, paths=("",) * images, labels=tuple(labels), splits=("test",) * images, skipped={}
     )
@@ -67,7 +66,7 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
             plots.write_png(plots.plot_confusion(evaluation), Path(folder, "plot.png"))
 
     return {
-        "metrics, twice": clock(lambda: [compute_metrics(logits, labels, names) for _ in range(2)]),
+        "metrics, twice": clock(lambda: [SINGLE.compute_metrics(logits, labels, names) for _ in range(2)]),
         "CIs": clock(lambda: compute_intervals(ClassCalculator(logits, labels))),
         "CIs, clustered": clock(lambda: compute_intervals(ClassCalculator(logits, labels), groups)),
         "threshold": clock(lambda: apply_threshold(threshold, scores, positive, groups)),

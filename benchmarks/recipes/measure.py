@@ -28,9 +28,10 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.manifest import read_manifest
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
-from convnext_cli.metrics.summary import MetricSet, compute_metrics
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.recipes.settings import DEFAULT_RECIPE
+from convnext_cli.tasks.registry import SINGLE
 
 SIZES = {"cxr3": 64, "pets": 64, "unseen": 32, "fashion": 32, "digits": 32}  # px; the last three are no larger
 DRAWN = {"wide": 96, "tall": 96}  # px, for `framing.toml`: large enough for a rectangle of the same area
@@ -65,7 +66,7 @@ def measure(
     began, busy = perf_counter(), process_time()
     if variant.get("plain"):
         logits, labels = train_plainly(index, model, weights, epochs=epochs, size=SIZES[name], seed=seed)
-        found: MetricSet = compute_metrics(logits, labels, index.classes)
+        found: MetricSet = SINGLE.compute_metrics(logits, labels, index.classes)
         groups = index.list_groups(index.rows("test"))
         intervals = compute_intervals(ClassCalculator(logits, labels), groups)
     else:

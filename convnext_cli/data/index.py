@@ -133,6 +133,8 @@ class TargetFields(TypedDict):
 
 def number_targets(targets: RawTargets, rows: Sequence[int]) -> TargetFields:
     """Return some rows of targets as fields of an `Index`: classes become numbers."""
+    from convnext_cli.tasks.registry import describe_task
+
     classes = targets.classes or tuple(sorted(set(targets.labels)))
     number_of = {name: number for number, name in enumerate(classes)}
     values = tuple(targets.values[row] for row in rows) if targets.values else ()
@@ -141,7 +143,7 @@ def number_targets(targets: RawTargets, rows: Sequence[int]) -> TargetFields:
         "classes": classes,
         "labels": tuple(numbers),
         "values": values,
-        "task_record": targets.task.to_record(),
+        "task_record": describe_task(targets.task),
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.calculator import Ints
 from convnext_cli.metrics.formulas import ClassCalculator
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -79,22 +79,6 @@ class Metrics(MetricSet):
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Number of images by true class (row) and predicted class (column)."""
-
-
-def compute_metrics(logits: Floats, labels: Ints, classes: Sequence[str]) -> Metrics:
-    """Compute all metrics.
-
-    Args:
-        logits: (N, K) scores before softmax.
-        labels: (N,) true classes, 0 to K-1. Classes may be absent.
-        classes: K names.
-
-    Raises:
-        ValueError: N is 0.
-    """
-    if not len(labels):
-        raise ValueError("no images to evaluate")
-    return summarise(ClassCalculator(logits, labels), classes)
 
 
 def summarise(calculator: ClassCalculator, classes: Sequence[str]) -> Metrics:

@@ -383,13 +383,9 @@ class Multilabel(Task):
         """Return the calculator of multi-label metrics."""
         return MultilabelCalculator(logits, targets, self._get_thresholds(logits.shape[1], scaling))
 
-    def compute_metrics(
-        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
-    ) -> MultilabelMetrics:
-        """Return the multi-label metrics of N images."""
-        if not len(targets):
-            raise ValueError("no images to evaluate")
-        return summarise_labels(self.make_calculator(logits, targets, scaling), classes)
+    def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> MultilabelMetrics:
+        """Return the multi-label metrics of a calculator."""
+        return summarise_labels(calculator, classes)
 
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return the labels that are recognised best and worst, missed most, and falsely predicted most."""

@@ -62,10 +62,6 @@ class Ordinal(Single):
         card=("quadratic_kappa", "grade_mae", "within_one", "top1", "ece"),
     )  # fmt: skip
 
-    def to_record(self) -> dict[str, Any] | None:
-        """Return name and parameters."""
-        return self.to_dict()
-
     # Reading
 
     @classmethod
@@ -166,13 +162,9 @@ class Ordinal(Single):
         """Return the calculator of ordinal metrics."""
         return OrdinalCalculator(logits, targets, self.decide(np.exp(log_softmax(logits)), scaling))
 
-    def compute_metrics(
-        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
-    ) -> OrdinalMetrics:
-        """Return the ordinal metrics of N images."""
-        if not len(targets):
-            raise ValueError("no images to evaluate")
-        return summarise_grades(self.make_calculator(logits, targets, scaling), classes)
+    def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> OrdinalMetrics:
+        """Return the ordinal metrics of a calculator."""
+        return summarise_grades(calculator, classes)
 
     def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
         """Return the grade, the mean grade and all probabilities."""

@@ -61,8 +61,13 @@ def get_display(name: str) -> Display:
     return TASKS[name].display
 
 
+def describe_task(task: Task) -> dict[str, Any] | None:
+    """Return what a run's files say of a task, which `read_task` reads: `Task.to_dict`, or None for single-label."""
+    return None if task == SINGLE else task.to_dict()
+
+
 def read_task(record: Mapping[str, Any] | None, source: object, remedy: str) -> Task:
-    """Return the task that a file names: what `Task.to_dict` returned; None is single-label.
+    """Return the task that a file names: what `describe_task` returned.
 
     Args:
         record: name and parameters.

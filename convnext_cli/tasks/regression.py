@@ -304,13 +304,9 @@ class Regression(Task):
             covered = (low <= targets) & (targets <= high)
         return RegressionCalculator(values[:, 0], targets, covered)
 
-    def compute_metrics(
-        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
-    ) -> RegressionMetrics:
-        """Return the regression metrics of N images."""
-        if not len(targets):
-            raise ValueError("no images to evaluate")
-        return summarise_numbers(self.make_calculator(logits, targets, scaling))
+    def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> RegressionMetrics:
+        """Return the regression metrics of a calculator."""
+        return summarise_numbers(calculator)
 
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return how far predictions are off, and for which third of the numbers most."""

@@ -14,7 +14,7 @@ from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import Metrics, MetricSet, compute_metrics
+from convnext_cli.metrics.summary import Metrics, MetricSet, summarise
 from convnext_cli.metrics.temperature import fit_bias_corrected_temperature, fit_temperature
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
@@ -67,10 +67,6 @@ class Single(Task):
         plots=("roc", "pr", "reliability", "confusion"),
         calibration=(("log_loss", "log_loss"), ("ece", "ece")),
     )  # fmt: skip
-
-    def to_record(self) -> dict[str, Any] | None:
-        """Return None."""
-        return None
 
     # Reading
 
@@ -273,11 +269,9 @@ class Single(Task):
         """Return the calculator of classification metrics."""
         return ClassCalculator(logits, targets)
 
-    def compute_metrics(
-        self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
-    ) -> Metrics:
-        """Return the classification metrics of N images."""
-        return compute_metrics(logits, targets, classes)
+    def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> Metrics:
+        """Return the classification metrics of a calculator."""
+        return summarise(calculator, classes)
 
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return the classes that are recognised best and worst, and the most frequent mistake."""

@@ -143,10 +143,6 @@ class Task(ABC):
         """Return name and parameters as plain values; `registry.read_task` reads them."""
         return {"name": self.name, **asdict(self)}
 
-    def to_record(self) -> dict[str, Any] | None:
-        """Return what a run's files say of the task: `to_dict`, or None for one class per image."""
-        return self.to_dict()
-
     def is_like(self, other: "Task") -> bool:
         """Return True if both are of the same type."""
         return type(self) is type(other)
@@ -399,7 +395,6 @@ class Task(ABC):
             scaling: gives decision thresholds and prediction intervals.
         """
 
-    @abstractmethod
     def compute_metrics(
         self, logits: Floats, targets: Targets, classes: Sequence[str], scaling: Scaling | None = None
     ) -> MetricSet:
@@ -408,6 +403,13 @@ class Task(ABC):
         Raises:
             ValueError: N is 0.
         """
+        if not len(targets):
+            raise ValueError("no images to evaluate")
+        return self.summarise_metrics(self.make_calculator(logits, targets, scaling), classes)
+
+    @abstractmethod
+    def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> MetricSet:
+        """Return the metrics of a calculator of `make_calculator`, all images counted once."""
 
     @abstractmethod
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:

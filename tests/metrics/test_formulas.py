@@ -6,7 +6,6 @@ from sklearn.calibration import calibration_curve
 from convnext_cli.inference.calibration import describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.tasks.registry import SINGLE
 
@@ -23,7 +22,7 @@ def draw(images: int = 500, *, ties: bool = False) -> tuple[Floats, Ints]:
 @pytest.mark.parametrize("ties", [False, True])
 def test_metrics_equal_scikit_learn(ties: bool) -> None:
     logits, labels = draw(ties=ties)
-    metrics = compute_metrics(logits, labels, CLASSES)
+    metrics = SINGLE.compute_metrics(logits, labels, CLASSES)
     predictions, probabilities = logits.argmax(1), np.exp(log_softmax(logits))
     truth = np.eye(4)[labels]
     assert metrics.top1 == pytest.approx(reference.accuracy_score(labels, predictions))
@@ -56,7 +55,7 @@ def test_ece_is_the_mean_gap_of_quantile_bins() -> None:
     logits, labels = draw(600)  # 15 bins of 40
     confidence = np.exp(log_softmax(logits)).max(1)
     accuracy, mean = calibration_curve(logits.argmax(1) == labels, confidence, n_bins=15, strategy="quantile")
-    metrics = compute_metrics(logits, labels, CLASSES)
+    metrics = SINGLE.compute_metrics(logits, labels, CLASSES)
     assert metrics.ece == pytest.approx(np.abs(accuracy - mean).mean(), abs=2e-3)  # its bins may differ by one image
 
 
@@ -64,21 +63,21 @@ def test_metrics_equal_published_worked_examples() -> None:
     # Two readers of 50 proposals, 20 both yes, 5 and 10 apart, 15 both no: kappa 0.4 (Wikipedia, Cohen's kappa)
     labels = np.repeat([0, 0, 1, 1], (20, 5, 10, 15))
     called = np.repeat([0, 1, 0, 1], (20, 5, 10, 15))
-    metrics = compute_metrics(np.eye(2)[called], labels, ("yes", "no"))
+    metrics = SINGLE.compute_metrics(np.eye(2)[called], labels, ("yes", "no"))
     assert metrics.kappa == pytest.approx(0.4)
     # 8 sick and 4 well, 6 and 3 found: MCC 0.478 (Wikipedia, Phi coefficient)
     labels = np.repeat([0, 0, 1, 1], (6, 2, 1, 3))
     called = np.repeat([0, 1, 0, 1], (6, 2, 1, 3))
-    metrics = compute_metrics(np.eye(2)[called], labels, ("sick", "well"))
+    metrics = SINGLE.compute_metrics(np.eye(2)[called], labels, ("sick", "well"))
     assert metrics.mcc == pytest.approx(0.478, abs=5e-4)
     # forecasts of rain: 0.7 and it rains (Wikipedia, Brier score): 0.09
-    metrics = compute_metrics(np.log([[0.3, 0.7]]), np.array([1]), ("dry", "rain"))
+    metrics = SINGLE.compute_metrics(np.log([[0.3, 0.7]]), np.array([1]), ("dry", "rain"))
     assert metrics.brier == pytest.approx(0.09)
 
 
 def test_absent_class_is_left_out_of_averages() -> None:
     logits = np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
-    metrics = compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
+    metrics = SINGLE.compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
     assert metrics.absent == ("c", "d")
     assert metrics.balanced_accuracy == pytest.approx((1 / 3 + 1) / 2)
     assert [entry.recall for entry in metrics.per_class] == [pytest.approx(1 / 3), 1.0, None, None]
@@ -88,30 +87,30 @@ def test_absent_class_is_left_out_of_averages() -> None:
 
 
 def test_single_class_has_no_auc_and_no_kappa() -> None:
-    metrics = compute_metrics(np.eye(4)[[0, 0]], np.array([0, 0]), CLASSES)
+    metrics = SINGLE.compute_metrics(np.eye(4)[[0, 0]], np.array([0, 0]), CLASSES)
     assert metrics.top1 == 1
     assert (metrics.kappa, metrics.mcc, metrics.macro_roc_auc, metrics.macro_specificity) == (None, None, None, None)
 
 
 def test_large_logits_do_not_overflow() -> None:
-    metrics = compute_metrics(np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1]), ("a", "b"))
+    metrics = SINGLE.compute_metrics(np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1]), ("a", "b"))
     assert metrics.log_loss == pytest.approx(1e4)
 
 
 def test_no_images_raise_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
-        compute_metrics(np.zeros((0, 4)), np.zeros(0, int), CLASSES)
+        SINGLE.compute_metrics(np.zeros((0, 4)), np.zeros(0, int), CLASSES)
 
 
 def test_temperature_that_increases_log_loss_gives_warning() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 300)
     logits = 2.0 * random.normal(size=(300, 3)) + 2.0 * np.eye(3)[labels]
-    plain = compute_metrics(logits, labels, "abc")
+    plain = SINGLE.compute_metrics(logits, labels, "abc")
     best = fit_temperature(logits, labels)
     assert best > 1.2
-    assert describe_worse_calibration(SINGLE, plain, compute_metrics(logits / best, labels, "abc")) is None
+    assert describe_worse_calibration(SINGLE, plain, SINGLE.compute_metrics(logits / best, labels, "abc")) is None
     assert describe_worse_calibration(SINGLE, plain, plain) is None
-    worse = describe_worse_calibration(SINGLE, plain, compute_metrics(logits / 0.5, labels, "abc"))
+    worse = describe_worse_calibration(SINGLE, plain, SINGLE.compute_metrics(logits / 0.5, labels, "abc"))
     assert worse is not None
     assert f"log loss {plain.log_loss:.4f} -> " in worse

@@ -12,7 +12,7 @@ from convnext_cli.metrics.intervals import (
     score_interval,
     t_quantile,
 )
-from convnext_cli.metrics.summary import compute_metrics
+from convnext_cli.tasks.registry import SINGLE
 
 
 def test_t_quantile_is_students_and_no_larger_than_that_of_one_degree_of_freedom() -> None:
@@ -59,7 +59,7 @@ def test_intervals_contain_the_estimate_and_repeat_with_the_seed() -> None:
     intervals = compute_intervals(ClassCalculator(logits, labels), resamples=300)
     assert intervals == compute_intervals(ClassCalculator(logits, labels), resamples=300)
     assert intervals != compute_intervals(ClassCalculator(logits, labels), resamples=300, seed=1)
-    figures = compute_metrics(logits, labels, "abc")
+    figures = SINGLE.compute_metrics(logits, labels, "abc")
     for name in ClassCalculator.overall:
         interval = intervals.overall[name]
         assert interval is not None

@@ -14,9 +14,9 @@ from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
-from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
+from convnext_cli.tasks.registry import SINGLE
 
 
 def _compare(first: Floats, second: Floats, labels: Ints, groups: list[str] | None = None) -> Comparison:
@@ -42,12 +42,12 @@ def test_temperature_minimises_the_log_loss() -> None:
         lambda t: -(target * log_softmax(4 * logits / t)).sum(axis=1).mean(), bounds=(0.1, 20), method="bounded"
     )
     plain = minimize_scalar(
-        lambda t: compute_metrics(4 * logits / t, labels, "abc").log_loss, bounds=(0.1, 20), method="bounded"
+        lambda t: SINGLE.compute_metrics(4 * logits / t, labels, "abc").log_loss, bounds=(0.1, 20), method="bounded"
     )
     assert temperature == pytest.approx(best.x, rel=1e-3)
     assert temperature == pytest.approx(plain.x, rel=0.03), "with hundreds of images the doubt is next to nothing"
     assert fit_temperature(8 * logits, labels) == pytest.approx(2 * temperature, rel=1e-6)
-    calibrated, raw = (compute_metrics(z, labels, "abc") for z in (4 * logits / temperature, 4 * logits))
+    calibrated, raw = (SINGLE.compute_metrics(z, labels, "abc") for z in (4 * logits / temperature, 4 * logits))
     assert calibrated.ece < raw.ece / 2
     assert calibrated.confusion == raw.confusion
 
@@ -119,7 +119,7 @@ def test_reliability_bins_add_up_to_the_ece() -> None:
     bins = measure_reliability(*_judge(logits, labels))
     assert sum(b.images for b in bins) == 200
     gap = sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / 200
-    assert gap == pytest.approx(compute_metrics(logits, labels, "abc").ece)
+    assert gap == pytest.approx(SINGLE.compute_metrics(logits, labels, "abc").ece)
     assert len(measure_reliability(*_judge(logits[:4], labels[:4]))) == 4
 
 

@@ -15,7 +15,6 @@ from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import Interval, compute_intervals
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import compute_metrics
 from convnext_cli.metrics.thresholds import Bound, Target, apply_threshold, find_threshold
 from convnext_cli.progress import Notice
 from convnext_cli.reports.gallery import IMAGES, draw_images
@@ -38,6 +37,7 @@ from convnext_cli.reports.targets import describe_point, show_targets
 from convnext_cli.reports.verdict import answer_questions, describe_chance, describe_leakage
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import AuditRecord
+from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import SMALL
 from tests.reports.browser import CHROMIUM, Browser
 
@@ -149,7 +149,7 @@ def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Pat
     logits = random.normal(size=(45, many)).astype(np.float32)
     logits[:, :] += 2 * np.eye(many)[labels].astype(np.float32)
     classes = tuple(f"class {k}" for k in range(many))
-    metrics = compute_metrics(logits, labels, classes)
+    metrics = SINGLE.compute_metrics(logits, labels, classes)
     wide = replace(
         result,
         metrics=metrics,
@@ -182,7 +182,7 @@ def test_confusion_matrix_of_many_classes_is_drawn(run: RunFolder, tmp_path: Pat
 def test_long_class_names_leave_room_for_the_confusion_matrix(run: RunFolder, tmp_path: Path) -> None:
     result = evaluate(run.path)
     classes = tuple(f"{k} {'long ' * 40}" for k in range(len(result.evaluated.classes)))
-    metrics = compute_metrics(result.evaluated.logits, result.evaluated.targets, classes)
+    metrics = SINGLE.compute_metrics(result.evaluated.logits, result.evaluated.targets, classes)
     figure = plot_confusion(replace(result, metrics=metrics))
     write_png(figure, tmp_path / "confusion.png")
     [axes] = figure.axes
@@ -207,7 +207,7 @@ def test_curve_of_many_images_keeps_its_shape_with_few_points(augmented: Evaluat
     logits = (random.normal(size=(4000, 3)) + np.eye(3)[labels]).astype(np.float32)
     wide = replace(
         augmented,
-        metrics=compute_metrics(logits, labels, "abc"),
+        metrics=SINGLE.compute_metrics(logits, labels, "abc"),
         calibration=None,
         evaluated=replace(augmented.evaluated, logits=logits, targets=labels),
     )
