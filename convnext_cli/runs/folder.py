@@ -1,13 +1,8 @@
 """The run folder: writes and reads its files, which `files.py` declares; the model's two are `saved_model`'s."""
 
-import csv
-import io
 import json
-import math
-import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +43,7 @@ from convnext_cli.runs.files import (
     list_removable,
     list_temporary,
 )
+from convnext_cli.runs.split import describe_data, format_split, parse_split
 from convnext_cli.text import quote
 
 if TYPE_CHECKING:
@@ -57,16 +53,12 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind")
 RUNS = Path("runs")
-_SPLITS = re.compile(r"train|val|test|fold-\d+")
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
 CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
 REFIT_REMEDY = f"Delete {CALIBRATION.name} there; `convnext eval` fits both again"
 POOLING_REMEDY = "Delete it; `convnext eval --per group` fits it again"
 RUN_REMEDY = "Give a folder that `convnext finetune` made"
 RESTART_REMEDY = "Start a new run with another --output"
-_SPLIT_COLUMNS = ("path", "label", "group", "split")
-_VALIDATION = "validation"
-"""The column of a cross-validation by `--leave-out`: `yes` or `no`."""
 
 
 def restore_remedy(item: str) -> str:
@@ -221,28 +213,8 @@ class RunFolder:
 
     def write_split(self, index: Index) -> None:
         """Write the split of each image, and the folder that the paths start from."""
-        text = io.StringIO()
-        table = csv.writer(text)  # its own line ends, so that it quotes names with either of their characters
-        columns = [*_SPLIT_COLUMNS, *([_VALIDATION] if index.validation else [])]
-        table.writerow((*columns, *(_list_value_columns(index.classes) if index.values else ())))
-        groups = index.groups or ("",) * len(index)
-        values = index.values or ((),) * len(index)
-        names = [index.describe_target(row) for row in range(len(index))]
-        flags = [["yes" if validates else "no"] for validates in index.validation] or [[]] * len(index)
-        rows = zip(index.paths, names, groups, index.splits, flags, values, strict=True)
-        for path, name, group, split, flag, targets in rows:
-            table.writerow((path, name, group, split, *flag, *map(_format_value, targets)))
-        data = {"data": str(index.root.absolute()), "classes": list(index.classes), "skipped": index.skipped}
-        if index.task_record is not None:
-            data["task"] = index.task_record
-        if index.table is not None:
-            data["table"] = str(index.table.absolute())
-        if index.source is not None and index.source != index.table and index.source.is_file():
-            data["source"] = str(index.source.absolute())
-        if index.fold_names:
-            data["fold_names"] = list(index.fold_names)
-        write_text(SPLIT.path(self.path), text.getvalue())
-        self._write_json(DATA, data)
+        write_text(SPLIT.path(self.path), format_split(index))
+        self._write_json(DATA, describe_data(index))
 
     def move_data(self, index: Index) -> None:
         """Record that the images of the run's split lie in another folder, if `index` says so."""
@@ -267,41 +239,10 @@ class RunFolder:
             reason = f"is not a run: it has no {name}" if self.path.exists() else "does not exist"
             raise RunError(f"{self.path} {reason}", RUN_REMEDY) from error
         task = read_task(data.task, DATA.path(self.path), RUN_REMEDY)
-        label_of = {name: label for label, name in enumerate(data.classes)}
-        paths, labels, groups, splits, values, validation = [], [], [], [], [], []
-        reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
-            for row in reader:
-                if problem := _find_split_problem(row, None if task.has_values else label_of):
-                    raise RunError(f"{table} cannot be read: line {reader.line_num}: {problem}", RUN_REMEDY)
-                paths.append(row["path"])
-                if task.has_values:
-                    values.append(tuple(_parse_value(row[name], name) for name in _list_value_columns(data.classes)))
-                else:
-                    labels.append(label_of[row["label"]])
-                groups.append(row["group"])
-                splits.append(row["split"])
-                if _VALIDATION in row:
-                    validation.append(row[_VALIDATION] == "yes")
-        except (csv.Error, ValueError, KeyError) as error:
-            raise RunError(f"{table} cannot be read: line {reader.line_num}: {error}", RUN_REMEDY) from error
-        if not paths:
-            raise RunError(f"{table} cannot be read: it has no rows of {', '.join(_SPLIT_COLUMNS)}", RUN_REMEDY)
-        return Index(
-            root=Path(data.data),
-            classes=data.classes,
-            paths=tuple(paths),
-            labels=tuple(task.number_strata(values) if task.has_values else labels),
-            splits=tuple(splits),
-            groups=tuple(groups) if any(groups) else (),
-            skipped=data.skipped,
-            values=tuple(values),
-            task_record=data.task,
-            table=None if data.table is None else Path(data.table),
-            source=None if data.source is None else Path(data.source),
-            fold_names=data.fold_names,
-            validation=tuple(validation),
-        )
+            return parse_split(text, data, task)
+        except ValueError as error:
+            raise RunError(f"{table} cannot be read: {error}", RUN_REMEDY) from error
 
     def read_data(self) -> "Data":
         """Return the data folder, and the classes in the order of the model's outputs.
@@ -584,36 +525,3 @@ class RunFolder:
         last = CHECKPOINT.path(self.path).parent
         known = {last, self.plots, self.path / LOCK, *list_beginning(self.path)}
         return last.is_dir() and set(self.path.rglob("*")) <= known
-
-
-def _list_value_columns(classes: Sequence[str]) -> list[str]:
-    """Return the columns of `split.csv` that hold the targets where they are not one class."""
-    return [f"target: {name}" for name in classes]
-
-
-def _format_value(value: float) -> str:
-    """Return a target as it is written: all its digits, or nothing where it is unknown."""
-    return "" if value != value else f"{value:.17g}"
-
-
-def _parse_value(cell: str, name: str) -> float:
-    """Return a target; nan for an empty cell.
-
-    Raises:
-        ValueError: it is not a finite number.
-    """
-    value = float(cell or "nan")
-    if cell and not math.isfinite(value):
-        raise ValueError(f"{name}: {cell!r} is not a number")
-    return value
-
-
-def _find_split_problem(row: Mapping[str | None, Any], classes: Mapping[str, int] | None) -> str | None:
-    """Return what is wrong with a row of `split.csv`; None if nothing is. Without `classes`, any label is valid."""
-    if missing := [key for key in _SPLIT_COLUMNS if row.get(key) is None]:
-        return f"{', '.join(missing)} missing; it must have rows of {', '.join(_SPLIT_COLUMNS)}"
-    if not row["path"] or "\0" in row["path"]:
-        return f"path: {row['path']!r} is not a path"
-    if classes is not None and row["label"] not in classes:
-        return f"label: data.json has no class {row['label']!r}"
-    return None if _SPLITS.fullmatch(row["split"]) else f"split: no such split {row['split']!r}"
