@@ -5,6 +5,7 @@ run. The module imports nothing heavy, so that the command line can use it at on
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +35,8 @@ class Metric:
     """`%`: printed as 100 times the value."""
     digits: int = 1
     """Decimals printed."""
+    has_target_unit: bool = False
+    """True for the unit of the targets: a value that decimals do not suit is printed with an exponent, `1.006e-11`."""
     low: float = 0.0
     """Smallest possible value."""
     high: float = 1.0
@@ -64,11 +67,16 @@ class Metric:
 
     def format(self, value: float | None) -> str:
         """Return a value for a table whose heading has the unit: `61.3`, or `-` where it is not defined."""
-        return MISSING if value is None else f"{self.scale * value:.{self.digits}f}"
+        return MISSING if value is None else self._write(value)
 
     def format_signed(self, difference: float) -> str:
         """Return a difference for a table, with its sign: `+1.2`."""
-        return f"{self.scale * difference:+.{self.digits}f}"
+        return self._write(difference, "+")
+
+    def _write(self, value: float, sign: str = "") -> str:
+        is_plain = value == 0 or 0.01 <= abs(value) < 1e6
+        style = "f" if is_plain or not self.has_target_unit else "g"
+        return f"{self.scale * value:{sign}.{self.digits}{style}}"
 
     def format_with_unit(self, value: float | None) -> str:
         """Return a value for a sentence: `61.3%`."""
@@ -76,7 +84,7 @@ class Metric:
 
     def format_ci(self, interval: "Interval | None") -> str:
         """Return a 95% CI without the unit: `[55.0, 67.1]`, or nothing where there is none."""
-        return format_ci(interval, scale=self.scale, digits=self.digits)
+        return format_ci(interval, self._write)
 
     def list_cells(self, value: float | None, interval: "Interval | None") -> tuple[str, str]:
         """Return a value and its 95% CI, for two columns of a table."""
@@ -92,23 +100,23 @@ class Metric:
         if difference is None:
             return MISSING
         points = " points" if self.unit == "%" else ""
-        ci = format_ci(difference.interval, scale=self.scale, digits=self.digits, signed=True)
+        ci = format_ci(difference.interval, self.format_signed)
         return f"{self.format_signed(difference.value)}{points}, 95% CI {ci}"
 
 
-def format_ci(interval: "Interval | None", *, scale: float = 100.0, digits: int = 1, signed: bool = False) -> str:
+def _write_percent(value: float) -> str:
+    """Return a fraction in percent, without the sign: `61.3`."""
+    return f"{100 * value:.1f}"
+
+
+def format_ci(interval: "Interval | None", write: Callable[[float], str] = _write_percent) -> str:
     """Return a 95% CI as it is printed everywhere, `[61.3, 74.5]`; an empty string where there is none.
 
     Args:
-        interval: its ends are multiplied by `scale`, 100 for fractions shown in percent.
-        scale: see above.
-        digits: decimals.
-        signed: print the sign of positive numbers too, for differences.
+        interval: the CI.
+        write: prints one end of it.
     """
-    if interval is None:
-        return ""
-    sign = "+" if signed else ""
-    return f"[{scale * interval.low:{sign}.{digits}f}, {scale * interval.high:{sign}.{digits}f}]"
+    return f"[{write(interval.low)}, {write(interval.high)}]" if interval else ""
 
 
 OVERALL = (
@@ -279,10 +287,12 @@ PER_GRADE = (
 REGRESSION = (
     Metric(
         key="mae", title="MAE", short="MAE", unit="", digits=4, high=math.inf, higher_is_better=False,
+        has_target_unit=True,
         meaning="how far a prediction is off, on average", formula="mean absolute error, in units of the target",
     ),
     Metric(
         key="rmse", title="RMSE", short="RMSE", unit="", digits=4, high=math.inf, higher_is_better=False,
+        has_target_unit=True,
         meaning="typical error, where large errors count most", formula="square root of the mean squared error",
     ),
     Metric(
@@ -297,18 +307,21 @@ REGRESSION = (
     ),
     Metric(
         key="bias", title="bias", short="bias", unit="", digits=4, low=-math.inf, high=math.inf,
+        has_target_unit=True,
         meaning="how much higher predictions are than labels, on average",
         formula="mean of prediction - target; Bland and Altman 1986",
     ),
     Metric(
         key="limit_low", title="lower limit of agreement", short="lower limit", unit="", digits=4, low=-math.inf,
         high=math.inf,
+        has_target_unit=True,
         meaning="about 95% of the errors lie between the limits of agreement",
         formula="bias - 1.96 standard deviations of the differences; Bland and Altman 1986",
     ),
     Metric(
         key="limit_high", title="upper limit of agreement", short="upper limit", unit="", digits=4, low=-math.inf,
         high=math.inf,
+        has_target_unit=True,
         meaning="about 95% of the errors lie between the limits of agreement",
         formula="bias + 1.96 standard deviations of the differences; Bland and Altman 1986",
     ),

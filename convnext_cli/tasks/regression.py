@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.encoding import normalise_name
+from convnext_cli.errors import DataError
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.conformal import fit_margin
 from convnext_cli.metrics.pooling import Rule, pool_scores
@@ -36,6 +37,7 @@ from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targ
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
+LARGEST = 1e100  # number of a target, and inverse of the smallest range, whose squares can be summed
 LOG_RANGE = 20  # ratio of the 95% to the 5% quantile of skewed targets, from which on their logarithm is learned
 
 
@@ -103,6 +105,12 @@ class Regression(Task):
                 f"Correct these rows, or leave out --task {cls.name}",
             )
         numbers = [value for value in values if value is not None]
+        if max(map(abs, numbers)) > LARGEST or 0 < max(numbers) - min(numbers) < 1 / LARGEST:
+            raise DataError(
+                f"column {name!r} of {table.path} has numbers from {min(numbers):g} to {max(numbers):g}, whose "
+                "standard deviation cannot be computed",
+                "Give them in another unit",
+            )
         log = options.log_target == "yes" or (options.log_target == AUTO and _needs_logarithm(numbers))
         override = "; --task single or ordinal overrides this" if options.task == AUTO else ""
         span = f"{len(set(numbers)):,} values from {min(numbers):g} to {max(numbers):g}"

@@ -331,6 +331,8 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
 @pytest.mark.parametrize(
     ("text", "options", "problem"),
     [
+        (rows("1e200", "2e200", head="path,area"), {"task": "regression"}, "numbers from 1e\\+200 to 2e\\+200"),
+        (rows("1e-200", "2e-200", head="path,area"), {"task": "regression"}, "standard deviation cannot be computed"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "single"}, "not exactly one class in each row"),
         (rows("a", "b"), {"task": "multilabel"}, "no cell of column 'label' .* has several labels"),
         (rows("a", "b"), {"task": "regression"}, "4 of 4 cells of column 'label' .* are not numbers"),

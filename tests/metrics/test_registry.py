@@ -50,3 +50,12 @@ def test_difference_is_printed_in_points_with_signs() -> None:
     difference = Difference(0.012, Interval(-0.003, 0.027))
     assert METRICS["top1"].format_difference(difference) == "+1.2 points, 95% CI [-0.3, +2.7]"
     assert METRICS["log_loss"].format_difference(difference) == "+0.0120, 95% CI [-0.0030, +0.0270]"
+
+
+def test_metrics_in_the_unit_of_the_targets_show_their_digits_at_any_scale() -> None:
+    mae = METRICS["mae"]
+    assert mae.format_estimate(3.29e-6, Interval(2e-6, 5.25e-6)) == "3.29e-06, 95% CI [2e-06, 5.25e-06]"
+    assert [mae.format(value) for value in (0.0, 0.5, 12.25, 3.4826e30)] == ["0.0000", "0.5000", "12.2500", "3.483e+30"]
+    difference = Difference(value=-1e-6, interval=Interval(-2e-6, 1e-6))
+    assert mae.format_difference(difference) == "-1e-06, 95% CI [-2e-06, +1e-06]"
+    assert METRICS["log_loss"].format(1e-6) == "0.0000"
