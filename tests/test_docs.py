@@ -5,6 +5,7 @@ A `sh` block under a comment `<!-- not run: … -->` is only parsed: all its opt
 
 import ast
 import inspect
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,9 @@ from typing import Any, Unpack, get_args, get_origin, get_overloads, get_type_hi
 
 import pytest
 import timm
+import torch
 import typer
+from PIL import Image
 from safetensors.torch import save_file
 
 import convnext_cli
@@ -39,7 +42,10 @@ ITEMS = (
     "xrays", "new", "new.png", "new.jpeg", "weights", "findings", "findings.csv", "grades", "grades.csv", "ages",
     "ages.csv", "patients.csv", "sites.csv", "other",
 )  # fmt: skip
-FOREIGN_FLAGS = {"--index-url", "--find-links", "--no-index", "--local-dir", "--config_file", "--strict", "--check"}
+FOREIGN_FLAGS = {
+    "--index-url", "--extra-index-url", "--find-links", "--no-index", "--local-dir", "--config_file", "--strict",
+    "--check",
+}  # fmt: skip
 HOSTS = {"arxiv.org", "doi.org"}  # of external links, which are not requested
 GROUP: Any = typer.main.get_command(make_app())
 
@@ -288,6 +294,20 @@ def test_timm_loads_a_run_as_the_readme_says(finished: Path, tmp_path: Path) -> 
     scope: dict[str, Any] = {}
     exec(code, scope)  # noqa: S102
     assert scope["model"].num_classes == 3
+
+
+def test_temperature_turns_timms_logits_into_the_probabilities_of_predict(finished: Path, place: Path) -> None:
+    """`docs/how-to/predict.md` says so."""
+    model = timm.create_model(f"local-dir:{finished}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    with Image.open(place / "new.png") as image, torch.inference_mode():
+        logits = model(transform(image.convert("RGB"))[None])[0]
+    temperature = json.loads((finished / "calibration.json").read_text())["temperature"]
+    [prediction] = convnext_cli.predict(place / "new.png", finished)
+    known = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+    names = json.loads((finished / "config.json").read_text())["label_names"]
+    assert temperature != 1
+    assert (logits / temperature).softmax(0).tolist() == pytest.approx([known[name] for name in names], abs=1e-4)
 
 
 def list_links(page: Path) -> list[str]:

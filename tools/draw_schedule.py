@@ -34,7 +34,7 @@ example is {model} with {epochs} epochs of {steps} steps and
 The learning rate is a pure function of the step, `lr_at(step)`: a linear warm-up, then half a cosine. Each parameter
 group multiplies it by its own factor: {decay:g} to the power of the group's distance from the head in blocks. timm
 decays per block. In a deep model the stem therefore gets a far lower rate than with the authors' own decay, which has
-at most 13 groups.
+13 steps from head to stem at any depth.
 
 | group | first parameter | factor | peak lr | weight decay | parameters |
 |---|---|---|---|---|---|
