@@ -17,7 +17,7 @@ from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import find_named, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.progress import Steps
-from convnext_cli.tasks.reading import Table, fold_column, parse_number
+from convnext_cli.tasks.reading import Table, fold_column, is_missing, parse_number
 
 AGE_CUTS = (18.0, 65.0)
 """Years: children, adults, and older people."""
@@ -209,6 +209,7 @@ def _make_levels(attribute: Attribute, cuts: Sequence[float], option: str) -> At
     Raises:
         UsageError: there are too many values, or cuts for values that are not numbers.
     """
+    attribute = replace(attribute, values=tuple("" if is_missing(value) else value for value in attribute.values))
     numbers = {value: _parse_measure(value) for value in set(attribute.values) if value}
     are_numbers = bool(numbers) and None not in numbers.values()
     if cuts and not are_numbers:

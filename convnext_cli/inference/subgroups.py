@@ -431,6 +431,8 @@ def _is_worse(result: SubgroupMetric) -> bool:
 
 def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
     """Return a sentence on the number of significant gaps, and one for each of them."""
+    if not evaluation.tests:
+        return ["No gap to the rest could be tested."]
     significant = evaluation.list_significant()
     unit = "groups" if evaluation.clustered else "images"
     method = (

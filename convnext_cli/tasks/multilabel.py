@@ -30,7 +30,7 @@ from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, parse_flag
+from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, is_missing, parse_flag
 from convnext_cli.tasks.task import (
     MIN_VAL_PER_CLASS,
     Chance,
@@ -98,7 +98,7 @@ class Multilabel(Task):
     @classmethod
     def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
         """Return several labels per image: from cells such as `cat|dog`, or a label in each of its rows."""
-        cells = table.columns[name]
+        cells = ["" if is_missing(cell) else cell for cell in table.columns[name]]
         separator = _choose_separator(cells, options)
         if not separator and not table.has_repeats:
             raise OtherTaskError(
@@ -109,12 +109,15 @@ class Multilabel(Task):
         names = tuple(sorted({label for labels in split for label in labels}))
         values = tuple(tuple(float(name in labels) for name in names) for labels in map(set, split))
         separated = f"cells of {name!r} separated by {separator!r}" if separator else f"a label of {name!r} in each row"
+        notes = [f"{separated}: read as several labels per image; --task single overrides this"]
+        if blank := cells.count(""):
+            notes.append(f"{blank:,} blank cells of {name!r} are read as none of the labels")
         return RawTargets(
             task=cls(),
             columns=(name,),
             classes=names,
             values=values,
-            notes=(f"{separated}: read as several labels per image; --task single overrides this",),
+            notes=tuple(notes),
             join=_unite_rows,
             join_rule="an image has the labels of all its rows",
         )

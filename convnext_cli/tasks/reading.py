@@ -45,8 +45,10 @@ MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
 _YES = frozenset(("true", "yes", "y", "positive", "present"))
 _NO = frozenset(("false", "no", "n", "negative", "absent"))
-_UNKNOWN = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "unknown"))
-"""Cells of a label or a number that hold no value, as pandas, R and people write them."""
+_MISSING = frozenset(("", "na", "n/a", "nan", "null"))
+"""Cells that hold no value, as pandas, R and databases write them."""
+_UNKNOWN = _MISSING | {"none", "?", "unknown"}
+"""Cells of a flag or a number that hold no value, as people write them too; a class may have such a name."""
 _FLAGS = frozenset(("sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right"))
 
 
@@ -167,16 +169,21 @@ def list_values(cells: Sequence[str]) -> set[float]:
 
 
 def refuse_blank(table: Table, name: str) -> None:
-    """Check that no cell of a column is empty.
+    """Check that no cell of a column is missing.
 
     Raises:
         DataError: one is.
     """
-    table.refuse("no label", [row for row, cell in enumerate(table.columns[name]) if not cell])
+    table.refuse("no label", [row for row, cell in enumerate(table.columns[name]) if is_missing(cell)])
+
+
+def is_missing(cell: str) -> bool:
+    """Return True if a cell of a class or a category holds no value."""
+    return cell.casefold() in _MISSING
 
 
 def is_unknown(cell: str) -> bool:
-    """Return True if a cell of a label or a number holds no value."""
+    """Return True if a cell of a flag or a number holds no value."""
     return cell.casefold() in _UNKNOWN
 
 

@@ -107,6 +107,15 @@ def write_column(folder: Path, name: str, cells: Iterable[object]) -> Path:
     return folder / "table.csv"
 
 
+@pytest.mark.parametrize("blank", ["", "NaN", "NA", "null"])
+def test_missing_values_are_in_no_subgroup(tmp_path: Path, blank: str) -> None:
+    """As pandas, R and databases write them; one among numbers does not make categories of these."""
+    [age] = read(scan_data(write_column(tmp_path, "age", [*range(30), blank])), "age:10")
+    assert (age.levels, age.values.count("")) == (("< 10", ">= 10"), 1)
+    [site] = read(scan_data(write_column(tmp_path, "site", [*"XYZ" * 10, blank])), "site")
+    assert site.levels == ("X", "Y", "Z")
+
+
 def test_identifier_is_refused(tmp_path: Path) -> None:
     table = write_column(tmp_path, "code", (f"c{number}" for number in range(60)))
     with pytest.raises(UsageError, match="60 values"):

@@ -61,6 +61,7 @@ def test_absolute_paths_tabs_and_a_byte_order_mark(images: Path, tmp_path: Path)
         ("a,b\n1,2\n", "no column for the images' paths"),
         ("path,other\nimages/a.png,x\n", "no column for the labels"),
         ("path,label\nimages/a.png,\n", "no label in 1 rows: line 2"),
+        ("path,label\nimages/a.png,x\nimages/b.png,NaN\n", "no label in 1 rows: line 3"),
         ("path,label\nimages/a.png,x\nimages/z.png,y\n", r"does not exist in 1 rows: images/z\.png"),
         ("path,label,split\nimages/a.png,x,exam\n", "an unknown split in 1 rows"),
         ("path,label\nimages/a.png,x\nimages/a.png,y\n", "another label or split in 1 rows: line 3"),
@@ -421,6 +422,10 @@ def test_blank_and_separator_are_as_told(images: Path) -> None:
     text = rows("a/b", "b", "c")
     index = scan_data(write(images / "list.csv", text), table_options=TableOptions(label_sep="/", task="multilabel"))
     assert list(index.values) == [(1, 1, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]
+    text = rows("a/b", "NaN", "c")
+    index = scan_data(write(images / "list.csv", text), table_options=TableOptions(label_sep="/", task="multilabel"))
+    assert (index.classes, index.values[1]) == (("a", "b", "c"), (0, 0, 0))
+    assert "1 blank cells of 'label' are read as none of the labels" in index.notes
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ def test_planted_gap_of_two_classes_is_significant_and_an_absent_one_is_not() ->
     nothing = measure(*draw_images(0.0))
     assert nothing.list_significant() == []
     assert describe_gaps(nothing)[0].startswith("No gap to the rest is significant at 0.05")
+    scored, sex = draw_images(0.0)
+    alone = measure(scored, replace(sex, values=("F",) * len(sex.values), levels=("F",)))
+    assert (alone.tests, describe_gaps(alone)) == (0, ["No gap to the rest could be tested."])
 
 
 def test_metrics_of_a_subgroup_are_those_of_its_images_alone() -> None:
