@@ -12,6 +12,7 @@ from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import RunError
 from convnext_cli.inference.calibration import Calibration, read_calibration
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
+from convnext_cli.metrics.calculator import Ints
 from convnext_cli.metrics.novelty import NoveltyModel, measure_pixels
 from convnext_cli.progress import Progress, Steps, map_events
 from convnext_cli.runs.folds import FoldsFolder
@@ -57,25 +58,41 @@ class Ensemble(Classifier):
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs of the ensemble for preprocessed images, (B, H, W, 3).
 
-        The heat map is the mean over the members that predict the same class as the ensemble; those of named classes
-        are the mean over all members. There are no features.
+        The heat map is the mean over the members that predict the same class as the ensemble; where none does, and for
+        named classes, the mean over all members of that class's. There are no features.
         """
         del features
         outputs = [m.classifier.run_batch(images, features=m.novelty is not None, heat=heat) for m in self.members]
         logits = _average(outputs, self.members)
-        agree = np.array([part.logits.argmax(axis=1) == logits.argmax(axis=1) for part in outputs])  # (members, B)
-        agree |= isinstance(heat, tuple)
-        heats = np.stack([part.heat for part in outputs])
-        weights = (agree / np.maximum(agree.sum(axis=0), 1)).reshape(*agree.shape, *(1,) * (heats.ndim - 2))
         pairs = zip(outputs, self.members, strict=True)
         statistics = measure_pixels(images, self.preprocessing.fill)
         scores = [m.novelty.score(part.features, statistics) for part, m in pairs if m.novelty is not None]
         return Outputs(
             logits=logits,
             features=np.empty((len(images), 0), np.float32),
-            heat=(weights * heats).sum(axis=0).astype(np.float32),
+            heat=self._average_heat(images, outputs, logits.argmax(axis=1), heat),
             novelty=np.mean(scores, axis=0) if scores else None,
         )
+
+    def _average_heat(
+        self, images: NDArray[np.uint8], outputs: Sequence[Outputs], predicted: Ints, heat: Heat
+    ) -> NDArray[np.float32]:
+        """Return the heat maps of the ensemble, from its members' outputs and its predicted classes, (B,)."""
+        heats: NDArray[np.float32] = np.stack([part.heat for part in outputs])
+        mean: NDArray[np.float32]
+        if heat is not True:
+            mean = heats.mean(axis=0)
+            return mean
+        agree = np.array([part.logits.argmax(axis=1) == predicted for part in outputs])  # (members, B)
+        alone = ~agree.any(axis=0)
+        for number in np.unique(predicted[alone]):
+            rows = np.flatnonzero(alone & (predicted == number))
+            for place, member in enumerate(self.members):
+                part = member.classifier.run_batch(images[rows], features=False, heat=(int(number),))
+                heats[place, rows] = part.heat[:, 0]
+        agree |= alone
+        mean = np.average(heats, axis=0, weights=np.broadcast_to(agree[..., None, None], heats.shape))
+        return mean.astype(np.float32)
 
     def choose_classifier(self, index: Index, row: int) -> Classifier:
         """Return the out-of-fold member for an image of the folds, else the ensemble."""

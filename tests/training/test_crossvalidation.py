@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from convnext_cli import cross_validate, evaluate, export, predict
 from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError, RunError, StoppedError, UsageError
+from convnext_cli.images.decode import decode_image
+from convnext_cli.images.transforms import transform_for_eval
+from convnext_cli.inference.ensemble import open_ensemble
 from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -155,6 +159,23 @@ def test_time_budget_is_shared_by_the_folds(data: Path) -> None:
     events.close()
     assert plans[0].epochs == plans[1].epochs < 400
     assert read_plan(Path("cv/folds.toml")).settings["epochs"] == plans[0].epochs
+
+
+def test_heat_map_of_a_class_that_no_member_predicts_is_the_mean_of_all(folds_run: FoldsFolder, digits: Path) -> None:
+    ensemble, _ = open_ensemble(folds_run)
+    models = [member.classifier for member in ensemble.members]
+    for number, model in enumerate(models):  # each prefers a class of its own to class 2
+        assert isinstance(model, TorchClassifier)
+        head: Any = model.model.get_classifier()  # type: ignore[operator]
+        head.weight.data *= 0.01
+        head.bias.data = torch.tensor([5.1 * (k == number) + 5.0 * (k == 2) for k in range(3)])
+    paths = sorted(digits.rglob("*.png"))[:3]
+    images = np.stack([transform_for_eval(decode_image(path), ensemble.preprocessing) for path in paths])
+    outputs = ensemble.run_batch(images, features=False, heat=True)
+    assert (outputs.logits.argmax(axis=1) == 2).all()
+    maps = [model.run_batch(images, features=False, heat=(2,)).heat[:, 0] for model in models]
+    assert outputs.heat.any()
+    np.testing.assert_allclose(outputs.heat, np.mean(maps, axis=0), atol=1e-6)
 
 
 def test_ensemble_predicts_the_mean_of_its_members(data: Path, folds_run: FoldsFolder) -> None:
