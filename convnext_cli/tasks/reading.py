@@ -33,7 +33,7 @@ _MEASURES = frozenset(
     )
 )  # fmt: skip
 """Columns that hold measurements or count the rows."""
-_NUMBER = re.compile(r"(?:(?<![^\s_])-)?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:\.\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _QUANTITY = re.compile(
@@ -264,4 +264,4 @@ def find_number(name: str) -> float:
     """Return the first number in a name, which has one."""
     match = _NUMBER.search(name)
     assert match is not None
-    return float(match[0])
+    return float(match[0].replace("\u2212", "-"))

@@ -219,3 +219,4 @@ def test_hyphen_after_a_letter_is_no_minus_sign(name: str, number: float) -> Non
 
 def test_hyphenated_grades_are_in_their_order() -> None:
     assert sort_by_number(("grade-2", "grade-0", "grade-1")) == ("grade-0", "grade-1", "grade-2")
+    assert sort_by_number(("0", "1", "\u22122")) == ("\u22122", "0", "1")
