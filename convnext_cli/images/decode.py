@@ -136,7 +136,8 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
 def convert_image(image: Image.Image, name: str) -> Pixels:
     """Return a PIL image as `decode_image` reads its file; the image itself is not changed.
 
-    Pillow has only 8 of the 16 bits of a colour file, while `decode_image` reads all of them.
+    Where Pillow loads other values than `decode_image` reads, such as 8 of the 16 bits of a colour, the first frame of
+    a file that is not loaded yet is read from the file.
 
     Args:
         image: an image of any mode, read or not.
@@ -147,10 +148,15 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
     """
     try:
         with _one_image:
-            rawmode = _find_rawmode(image)
+            file: Any = getattr(image, "fp", None)
+            if file and getattr(image, "tile", None) and not image.tell() and _differs_in_pillow(image):
+                place = file.tell()
+                try:
+                    return _read(file, Path(name), image.format or "", None).pixels
+                finally:
+                    file.seek(place)  # where Pillow will go on
             copy = image.copy()
         steps: list[str] = []
-        _scale_key(copy, rawmode)
         if _find_orientation(copy, steps) != 1:
             ImageOps.exif_transpose(copy, in_place=True)
         return _convert(copy, copy.mode, steps, name).pixels
@@ -160,6 +166,14 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
         raise ImageError(
             f"{name} cannot be read as an image ({' '.join(str(error).split())[:200]})", "Replace or remove it"
         ) from error
+
+
+def _differs_in_pillow(image: Image.Image) -> bool:
+    """Return True if `_read` may read other values from an opened file than Pillow, or refuses it."""
+    if image.format == "TIFF":
+        return not is_read_by_pillow(image.tag_v2)  # type: ignore[attr-defined]
+    is_deep = _find_rawmode(image) in (*_SWAPPED, *_GREY_STEPS, "LA;16B")
+    return is_deep or image.format in ("PPM", "SGI", "JPEG2000")
 
 
 def _finish(raster: Raster, path: object) -> Decoded:

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -51,6 +52,23 @@ def test_pil_image_gives_the_pixels_of_its_lossless_file(mode: str, suffix: str,
     assert np.array_equal(source.read(), expected), "and once more"
     assert before is None or (picture.tobytes(), picture.info) == (before, info)
     picture.close()
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "miniswhite"])
+def test_opened_image_of_16_bits_gives_the_pixels_of_its_file(photometric: str, tmp_path: Path) -> None:
+    values = (NOISE[..., :3] if photometric == "rgb" else NOISE[..., 0]).astype(np.uint16) * 100
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric)
+    with Image.open(tmp_path / "a.tif") as picture:
+        assert np.array_equal(list_sources(picture)[0].read(), decode_image(tmp_path / "a.tif"))
+        assert picture.size == picture.copy().size == (30, 20), "it can still be loaded"
+
+
+def test_chosen_frame_of_an_opened_image_is_read(tmp_path: Path) -> None:
+    frames = [draw_picture(seed) for seed in range(2)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.tif") as picture:
+        picture.seek(1)
+        assert np.array_equal(list_sources(picture)[0].read(), np.asarray(frames[1].convert("RGB")))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
