@@ -93,17 +93,18 @@ def list_(_context: typer.Context, values: OptionValues) -> None:
         _show_csv(rows)
     elif not rows:
         near = "" if list_models(flags.pattern) else suggest(flags.pattern, load_catalog())
-        filtered = f" and {', '.join(filters)}" if filters else ""
-        raise UsageError(f"no model matches {flags.pattern!r}{filtered}", f"{near}`convnext list` shows all models")
+        conditions = [repr(flags.pattern)] * (flags.pattern != "*") + filters
+        raise UsageError(f"no model matches {' and '.join(conditions)}", f"{near}`convnext list` shows all models")
     else:
         _show_rows(rows, flags)
 
 
 def _is_filter(name: str, values: OptionValues) -> bool:
     """Return True for an option that is set, changes the list, and has no meaning for a card."""
-    if name in ("pattern", "as_json") or values.get(name) in (None, False):
+    value = values.get(name)
+    if name in ("pattern", "as_json") or value is None or value is False:  # 0 is set
         return False
-    return name != "sort" or values[name] != "catalog"
+    return name != "sort" or value != "catalog"
 
 
 def _make_rows(flags: ListFlags) -> list[dict[str, Any]]:

@@ -85,6 +85,8 @@ def test_filters_with_a_full_name_work_or_are_refused(convnext: Convnext) -> Non
     assert len(compared) > 1
     outcome = convnext("list", "convnext_tiny", "--max-params", 5)
     assert (outcome.code, "no model matches 'convnext_tiny' and --max-params" in outcome.err) == (2, True)
+    outcome = convnext("list", "--max-params", 0)
+    assert (outcome.code, "no model matches --max-params. " in outcome.err) == (2, True)
     outcome = convnext("list", "convnext_tiny.in12k_ft_in1k", "--csv")
     assert (outcome.code, "--csv cannot be used with one set of weights" in outcome.err) == (2, True)
 
