@@ -471,5 +471,7 @@ def _explain(error: Exception, path: Path, name: str) -> str:
     """Return the reason why a reader failed, in one line without the reader's remedies."""
     if isinstance(error, UnidentifiedImageError):
         return f"a damaged {name} file" if name else "of no known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = " ".join(str(error).replace(repr(str(path)), "it").replace(str(path), "it").split()) or type(error).__name__
     return f"{name}: {text[:200]}" if name else text[:200]

@@ -146,6 +146,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         decode_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="is a folder"):
         decode_image(tmp_path)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(ImageError, match=r"loop.png cannot be read as an image \(Too many levels of symbolic links\)"):
+        decode_image(tmp_path / "loop.png")
 
 
 def test_decompression_bomb_is_refused(tmp_path: Path) -> None:
