@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from convnext_cli.errors import ConvnextError, StoppedError, shorten_error
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.request import EvalRequest, PredictRequest
-from convnext_cli.options import check_options, describe_options, make_request
+from convnext_cli.options import check_options, describe_options, make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
 from convnext_cli.recipes.settings import (
     READING_SETTINGS,
@@ -141,11 +141,12 @@ def check(
     """
     from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
 
-    if fix_list is not None:
-        check_fix_list(Path(fix_list), Path(data), overwrite=overwrite)
-    audit = finish(check_steps(Path(data), options), on_event)
-    if fix_list is not None:
-        write_fix_list(audit, Path(fix_list), overwrite=overwrite)
+    source, target = make_path("data", data), None if fix_list is None else make_path("fix_list", fix_list)
+    if target is not None:
+        check_fix_list(target, source, overwrite=overwrite)
+    audit = finish(check_steps(source, options), on_event)
+    if target is not None:
+        write_fix_list(audit, target, overwrite=overwrite)
     return audit
 
 

@@ -132,6 +132,21 @@ def make_request(request: type[Request], values: Mapping[str, Any]) -> Request:
     return request(**converted)
 
 
+def make_path(name: str, value: Path | str) -> Path:
+    """Return a path from text, which must not be empty: `Path` takes that for the current folder.
+
+    Args:
+        name: of the argument, for the message.
+        value: the path.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if value == "":
+        raise UsageError(f"{name} is empty", "Give a path")
+    return Path(value)
+
+
 def check_options(values: Mapping[str, Any], known: Mapping[str, Declaration], *, kind: str) -> None:
     """Check names, types and bounds.
 

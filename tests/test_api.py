@@ -96,6 +96,17 @@ def test_python_options_have_the_bounds_of_the_command_line(digits: Path, convne
     assert "top_k = 0 must be at least 1" in convnext("predict", "x.png", "--top-k", 0).err
 
 
+def test_empty_path_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, digits: Path, run: RunFolder) -> None:
+    monkeypatch.chdir(digits)
+    calls: list[Callable[[], Any]] = [lambda: check(""), lambda: recommend(""), lambda: compare(run.path, run.path, "")]
+    for call in calls:
+        with pytest.raises(UsageError, match="data is empty"):
+            call()
+    for call in (lambda: predict([], ""), lambda: evaluate(""), lambda: export("")):
+        with pytest.raises(UsageError, match="run is empty"):
+            call()
+
+
 def test_imbalance_sets_the_settings_that_it_stands_for() -> None:
     request = make_train_request({"imbalance": "effective", "epochs": 3})
     values = {name: choice.value for name, choice in request.choices.items()}

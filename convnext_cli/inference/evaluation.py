@@ -51,7 +51,7 @@ from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable, parse_target
-from convnext_cli.options import make_request
+from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
@@ -208,7 +208,7 @@ def evaluate(
         UsageError: a target cannot be parsed, or has no class or validation split to be set on; or `per` is `group`
             and the groups are not known.
     """
-    folder = find_newest_run(EVAL_RUN) if run is None else RunFolder(Path(run))
+    folder = find_newest_run(EVAL_RUN) if run is None else RunFolder(make_path("run", run))
     request = make_request(EvalRequest, {**options, "data": data})
     return finish(evaluate_steps(folder, request), on_event)
 
@@ -257,8 +257,8 @@ def compare(
         DataError: the data has no such split, or the runs have different classes.
         ImageError: an image cannot be read.
     """
-    values: dict[str, Any] = {"data": None if data is None else Path(data), "split": split, "cache": cache}
-    request = EvalRequest(runs=(Path(first), Path(second)), **values)
+    values: dict[str, Any] = {"data": None if data is None else make_path("data", data), "split": split, "cache": cache}
+    request = EvalRequest(runs=(make_path("first", first), make_path("second", second)), **values)
 
     def compare_steps() -> Steps[Comparison]:
         evaluations = yield from evaluate_all_steps(request)

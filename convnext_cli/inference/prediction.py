@@ -21,7 +21,7 @@ from convnext_cli.inference.pooling import Pooling, name_groups, open_poolable, 
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
-from convnext_cli.options import make_request
+from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
@@ -141,7 +141,7 @@ def predict(
         UsageError: an input is neither path nor image, the run has no OOD score, or the engine does not support an
             option.
     """
-    folder = find_newest_run(PREDICT_RUN).path if run is None else Path(run)
+    folder = find_newest_run(PREDICT_RUN).path if run is None else make_path("run", run)
     sources = list_sources(images)
     request = make_request(PredictRequest, {**options, "explain": options.get("explain") or None})
 

@@ -20,6 +20,7 @@ from convnext_cli.models.catalog import (
     resolve_weights,
 )
 from convnext_cli.models.licenses import license_matches
+from convnext_cli.options import make_path
 from convnext_cli.recipes.costs import (
     USABLE,
     RunTime,
@@ -172,7 +173,7 @@ def recommend(
         WeightsError: there are no weights of that name.
         DataError: the data cannot be trained on.
     """
-    path, number = (Path(data), None) if isinstance(data, Path | str) else (None, data)
+    path, number = (make_path("data", data), None) if isinstance(data, Path | str) else (None, data)
     return make_recommendation(
         RecommendRequest(
             data=path, dataset_size=number, classes=classes, vram=vram, machine=machine, license=license, domain=domain,
