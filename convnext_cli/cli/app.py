@@ -18,7 +18,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.streams import discard, discard_unwritten, get_stopping_signal, keep_streams, stop_by_signals
-from convnext_cli.errors import ConvnextError, StoppedError, UsageError
+from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
 DEBUG = "CONVNEXT_DEBUG"
@@ -154,7 +154,13 @@ def _run(args: list[str] | None) -> int:
             discard_unwritten(sys.stdout)
         where = f": {error.filename}" if error.filename else ""
         code = _fail(f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1)
+    except MemoryError:
+        remedy = "Raise its limit (`ulimit -v`), or end other programs"
+        code = _fail(f"this process has too little memory. {remedy}", OutOfMemoryError.exit_code)
     except Exception as error:  # a bug, reported in one line like any failure
+        if isinstance(error, ImportError) and (error.path or "").endswith(".so"):  # at a limit of memory, or damaged
+            remedy = "Raise the memory limit (`ulimit -v`), or install it again"
+            return _fail(f"cannot load a library ({error}). {remedy}", 1)
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         code = _fail(f"{problem}. This is a bug; --debug before the command shows the traceback", 1)
     return code if isinstance(code, int) else 0

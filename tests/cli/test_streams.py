@@ -165,3 +165,29 @@ def test_a_signal_whose_exception_is_lost_stops_at_the_next_event() -> None:
 
     with stop_by_signals(), pytest.raises(KeyboardInterrupt):
         console.run("work", work())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), 4, "too little memory"),
+        (ImportError("libtorch.so: failed to map segment", path="/lib/_C.so"), 1, "cannot load a library (libtorch.so"),
+        (ImportError("cannot import name 'x'", path="/lib/x.py"), 1, "bug"),
+    ],
+)
+def test_too_little_memory_is_no_bug(
+    error: Exception, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("convnext_cli.cli.eval.run_evaluations", fail)
+    Path("run").mkdir()
+    Path("run/plan.toml").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "run"])
+    assert ended.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert ("bug" in lines[0]) == (words == "bug")
