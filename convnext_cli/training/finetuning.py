@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import convert
 
-from convnext_cli.errors import DataError, UsageError
+from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.machine import count_process_cpus, detect_machine
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
@@ -172,15 +172,21 @@ def _open_teacher(preparation: Preparation) -> "Teacher | None":
     """Return the teacher of the plan; None if it has none.
 
     Raises:
-        RunError: its weights are not those that the run began with.
+        RunError: it cannot be opened, or its weights are not those that the run began with.
     """
-    if preparation.plan.teacher is None:
+    name, origin = preparation.plan.teacher, preparation.origin
+    if name is None:
         return None
     from convnext_cli.inference.teacher import open_teacher
 
-    teacher = open_teacher(preparation.plan.teacher, offline=preparation.request.offline)
-    if preparation.origin is not None:
-        check_teacher(preparation.origin, teacher.identity)
+    try:
+        teacher = open_teacher(name, offline=preparation.request.offline)
+    except (RunError, UsageError) as error:
+        if origin is None:
+            raise
+        raise RunError(error.problem, restore_remedy(f"the teacher {name}")) from error  # no other can be given
+    if origin is not None:
+        check_teacher(origin, teacher.identity)
     return teacher
 
 

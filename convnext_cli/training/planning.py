@@ -135,7 +135,7 @@ def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, finger
         model=architecture,
         tag=tag,
         weights=request.weights,
-        teacher=request.teacher,
+        teacher=_locate_teacher(request.teacher),
         counts=counts,
         fingerprint=fingerprint,
         machine=machine,
@@ -300,6 +300,11 @@ def _make_plan(request: TrainRequest, inputs: PlanInputs, fingerprint: Fingerpri
         if text := explain_lr(inputs.model, lr.value, plan.settings.batch_size, default.settings.lr):
             notices.append(Notice(text=text))
     return plan, tuple(notices)
+
+
+def _locate_teacher(teacher: str | None) -> str | None:
+    """Return the absolute path of a teacher that is one, so that the run can be resumed from any folder."""
+    return str(Path(teacher).absolute()) if teacher is not None and Path(teacher).exists() else teacher
 
 
 def _check_task(index: Index, plan: Plan) -> None:
