@@ -28,12 +28,6 @@ def test_split_is_stratified_and_complete() -> None:
     assert index.count_classes("train") == [150, 75, 30]
 
 
-def test_small_classes_do_not_all_fill_the_same_part() -> None:
-    for each, expected in ((3, {"train": 12, "val": 3, "test": 3}), (10, {"train": 42, "val": 9, "test": 9})):
-        index = split_index(make_index(*[each] * 6), val_fraction=0.15, test_fraction=0.15, seed=0)
-        assert {split: len(index.rows(split)) for split in expected} == expected
-
-
 def test_split_depends_on_the_seed_only() -> None:
     index = make_index(200, 100)
     draws = [split_index(index, val_fraction=0.2, test_fraction=0.2, seed=seed).splits for seed in (1, 1, 2)]
