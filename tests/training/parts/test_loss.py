@@ -18,7 +18,7 @@ def criterion(**settings: Any) -> Loss:
     needed: dict[str, Any] = {
         "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "lr": 1e-3, "warmup_epochs": 0, "image_size": 32,
         "fit": "crop", "crop_pct": 1.0, "weight_decay": 0.0, "drop_path": 0.0, "label_smoothing": 0.0, "mixup": 0.0,
-        "cutmix": 0.0, "min_crop_area": 0.0, "hflip": 0.0,
+        "cutmix": 0.0, "min_crop_area": 0.0, "hflip": 0.0, "freeze_epochs": 0, "layer_decay": 1.0,
     }  # fmt: skip
     labels = tuple(np.repeat(np.arange(3), COUNTS).tolist())
     index = Index(
