@@ -125,7 +125,12 @@ def stop_by_signals() -> Iterator[None]:
         _stopping.received = _stopping.received or number
         raise KeyboardInterrupt
 
+    def report(lost: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):  # `check_stopped` raises it again, without a traceback
+            report_lost(lost)
+
     _stopping.received = 0
+    report_lost, sys.unraisablehook = sys.unraisablehook, report
     handlers = {number: signal.getsignal(number) for number in list_signals()}
     handlers = {number: known for number, known in handlers.items() if known in _PYTHONS}
     try:
@@ -136,6 +141,7 @@ def stop_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = report_lost
         with suppress(ValueError):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
