@@ -159,10 +159,11 @@ def _run(args: list[str] | None) -> int:
         code = _fail(f"this process has too little memory. {remedy}", OutOfMemoryError.exit_code)
     except Exception as error:  # a bug, reported in one line like any failure
         if isinstance(error, ImportError) and (error.path or "").endswith(".so"):  # at a limit of memory, or damaged
-            remedy = "Raise the memory limit (`ulimit -v`), or install it again"
-            return _fail(f"cannot load a library ({error}). {remedy}", 1)
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        code = _fail(f"{problem}. This is a bug; --debug before the command shows the traceback", 1)
+            text = f"cannot load a library ({error}). Raise the memory limit (`ulimit -v`), or install it again"
+        else:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            text = f"{problem}. This is a bug; --debug before the command shows the traceback"
+        code = _fail(text, 1)
     return code if isinstance(code, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""Standard streams whose failure does not stop a training: closed, without a reader, or on a full disk; signals."""
+"""Streams whose failure does not stop a training (closed, no reader, full disk), and signals that stop a command."""
 
 import errno
 import io

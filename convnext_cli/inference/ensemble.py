@@ -78,21 +78,20 @@ class Ensemble(Classifier):
         self, images: NDArray[np.uint8], outputs: Sequence[Outputs], predicted: Ints, heat: Heat
     ) -> NDArray[np.float32]:
         """Return the heat maps of the ensemble, from its members' outputs and its predicted classes, (B,)."""
-        heats: NDArray[np.float32] = np.stack([part.heat for part in outputs])
-        mean: NDArray[np.float32]
-        if heat is not True:
-            mean = heats.mean(axis=0)
-            return mean
-        agree = np.array([part.logits.argmax(axis=1) == predicted for part in outputs])  # (members, B)
-        alone = ~agree.any(axis=0)
-        for number in np.unique(predicted[alone]):
-            rows = np.flatnonzero(alone & (predicted == number))
-            for place, member in enumerate(self.members):
-                part = member.classifier.run_batch(images[rows], features=False, heat=(int(number),))
-                heats[place, rows] = part.heat[:, 0]
-        agree |= alone
-        mean = np.average(heats, axis=0, weights=np.broadcast_to(agree[..., None, None], heats.shape))
-        return mean.astype(np.float32)
+        heats = np.stack([part.heat for part in outputs])
+        counts = np.ones(heats.shape[:2], np.bool_)  # (members, B): which maps the mean is over
+        if heat is True:
+            counts = np.array([part.logits.argmax(axis=1) == predicted for part in outputs])
+            missing = ~counts.any(axis=0)
+            for number in np.unique(predicted[missing]):
+                rows = np.flatnonzero(missing & (predicted == number))
+                for place, member in enumerate(self.members):
+                    part = member.classifier.run_batch(images[rows], features=False, heat=(int(number),))
+                    heats[place, rows] = part.heat[:, 0]
+            counts |= missing
+        weights = (counts / counts.sum(axis=0)).reshape(*counts.shape, *(1,) * (heats.ndim - 2))
+        mean: NDArray[np.float32] = (weights * heats).sum(axis=0).astype(np.float32)
+        return mean
 
     def choose_classifier(self, index: Index, row: int) -> Classifier:
         """Return the out-of-fold member for an image of the folds, else the ensemble."""

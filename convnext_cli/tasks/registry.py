@@ -62,7 +62,7 @@ def get_display(name: str) -> Display:
 
 
 def describe_task(task: Task) -> dict[str, Any] | None:
-    """Return what a run's files say of a task, which `read_task` reads: `Task.to_dict`, or None for single-label."""
+    """Return the record of a task for a run's files, as `read_task` reads it: `Task.to_dict`; None for single-label."""
     return None if task == SINGLE else task.to_dict()
 
 

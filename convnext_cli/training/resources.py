@@ -1,4 +1,4 @@
-"""What a training needs before it begins: its preparation, the libraries, the devices, and the lock of its folder.
+"""Resources of a training: imported libraries, devices, and the folder that it locks and writes into.
 
 Heavy libraries are imported after the request has been checked, so that errors in it come at once; a thread does it
 while the images are checked.
