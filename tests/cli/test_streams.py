@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from convnext_cli.progress import Progress
 from convnext_cli.runs.folder import RunFolder
 from tools.kill_test import check_files, copy_images
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 WORDS = ["--model", "test_convnext", "--weights", "none", "--epochs", "2", "--image-size", "32", "-o", "run"]
 
 
@@ -120,7 +122,20 @@ def test_missing_standard_streams_are_opened(monkeypatch: pytest.MonkeyPatch) ->
     sys.stderr.close()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+@pytest.fixture
+def python_handlers() -> Iterator[None]:
+    """The handlers that Python starts with: a shell's background job, or nohup, starts it with ignored signals."""
+    before: dict[signal.Signals, Any] = {}
+    for number in map(signal.Signals.__getitem__, SIGNALS):
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        before[number] = signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("python_handlers")
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_stops_any_command_without_temporary_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     number = signal.Signals[name]
     handler = signal.getsignal(number)
@@ -150,6 +165,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, handler)
 
 
+@pytest.mark.usefixtures("python_handlers")
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_whose_exception_is_lost_stops_at_the_next_event() -> None:
     class Collected:
