@@ -51,7 +51,7 @@ def measure(views: TrainingViews, workers: int, rounds: int, batch_size: int) ->
     clear_cache()
     run("threads, first", ThreadLoader(views, workers), 0)
     clear_cache()
-    with closing(ProcessLoader(views, workers)) as processes:
+    with closing(ProcessLoader(views, workers, batch_size)) as processes:
         processes.flush()  # waits until they have started
         run("processes, first", processes, 0)
         steady: dict[str, ViewLoader] = {

@@ -54,15 +54,15 @@ def open_loader(context: TrainingContext) -> ViewLoader:
     views, workers = plan_views(context), context.workers
     if workers is None:
         workers = choose_workers(context.accelerator.device, context.threads)
-    return ProcessLoader(views, workers) if workers else ThreadLoader(views, context.threads)
+    return ProcessLoader(views, workers, context.rank_batch_size) if workers else ThreadLoader(views, context.threads)
 
 
 def choose_workers(device: torch.device, cores: int) -> int:
     """Return the number of processes that load the images of a training; 0 for threads.
 
     With a GPU, all cores but one, which trains: 16 cores beside an H200 loaded 1,200 images of 224 px a second by
-    threads, which share Python's lock, and 5,300 by processes; convnext_tiny trains on 2,800, or 4,200 compiled
-    (`benchmarks/gpu.py`). On a CPU the cores train, and a process only has to start.
+    threads, which share Python's lock, and 4,750 by processes; convnext_tiny trains on 2,800, or 4,000 compiled
+    (`benchmarks/README.md`). On a CPU the cores train, and a process only has to start.
     """
     return cores - 1 if device.type != "cpu" and cores > 2 else 0
 

@@ -86,6 +86,8 @@ class ViewLoader(Protocol):
     def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
         """Yield each batch's draws and images, (B, H, W, 3) uint8, loaded ahead.
 
+        The images may be overwritten when the second batch after them is asked for.
+
         Raises:
             ImageError: an image cannot be read, when its batch is due.
         """

@@ -1,29 +1,38 @@
 """Processes that load training images, for a GPU that trains faster than the threads of one process load.
 
 Threads share Python's lock, which augmentation needs. Each process has its own. A thread of the training sends it the
-draws of a part of a batch, and reads the images through a pipe, without the lock. Shared memory would save that copy,
-but is limited to 64 MB in many containers. A process is started as a program, not by `multiprocessing`, which would
-import the user's script again, and with `-P`, as modules in the working folder could hide Python's own. An image
-depends on its draw only, so a run is the same with any number of processes.
+draws of a part of a batch, and the process writes their images into memory that both share. It is a file without a
+name (memfd), as many containers limit /dev/shm to 64 MB; on systems that have none, a temporary file. A process is
+started as a program, not by `multiprocessing`, which would import the user's script again, and with `-P`, as modules in
+the working folder could hide Python's own. An image depends on its draw only, so a run is the same with any number of
+processes.
 """
 
+import math
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.errors import ConvnextError
-from convnext_cli.images.loaders import load_parts
+from convnext_cli.images.loaders import AHEAD, cut_parts, run_tasks
 from convnext_cli.training.views import Batches, Draw, OpenViews, TrainingViews
+
+Part: TypeAlias = tuple[int, int, Sequence[Draw]]
+"""The number of a batch in the shared memory, the first image, and the draws of this one and the next."""
 
 
 class ProcessLoader:
@@ -32,20 +41,22 @@ class ProcessLoader:
     Args:
         views: what they load.
         workers: their number, at least 1.
+        batch_size: images of a batch, at most.
     """
 
-    def __init__(self, views: TrainingViews, workers: int) -> None:
+    def __init__(self, views: TrainingViews, workers: int, batch_size: int) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        self._size = views.preprocessing.size
+        self._shared = SharedBatches((AHEAD + 2, batch_size, *views.preprocessing.size, 3))
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+                pass_fds=self._shared.inherited,
             )
             for _ in range(workers)
-        ]
+        ]  # fmt: skip
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         for process in self.processes:
-            _send(process, views)
+            _send(process, (views, self._shared.path, self._shared.shape))
             self._idle.put(process)
 
     def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
@@ -54,16 +65,24 @@ class ProcessLoader:
         Raises:
             ConvnextError: a process was killed.
         """
-        return load_parts(batches, self._load_part, threads=len(self.processes))
+        drawn, images = [list(draws) for draws in batches], self._shared.images
+        tasks = [self._plan_tasks(number, draws) for number, draws in enumerate(drawn)]
+        loaded = run_tasks(tasks, threads=len(self.processes))
+        for number, (draws, _) in enumerate(zip(drawn, loaded, strict=True)):
+            yield draws, images[number % len(images), : len(draws)]
 
-    def _load_part(self, draws: Sequence[Draw]) -> NDArray[np.uint8]:
-        """Return the images of a part of a batch from an idle process. Thread-safe."""
-        images = np.empty((len(draws), *self._size, 3), np.uint8)
+    def _plan_tasks(self, number: int, draws: Sequence[Draw]) -> list[Callable[[], None]]:
+        """Return the tasks that load a batch into its place in the shared memory."""
+        parts = cut_parts(draws, len(self.processes))
+        starts = accumulate(map(len, parts), initial=0)
+        place = number % len(self._shared.images)
+        return [partial(self._load_part, (place, start, part)) for start, part in zip(starts, parts, strict=False)]
+
+    def _load_part(self, part: Part) -> None:
+        """Have a part of a batch loaded by an idle process. Thread-safe."""
         process = self._idle.get()
         try:
-            _ask(process, draws)
-            _read_into(process, images.data.cast("B"))
-            return images
+            _ask(process, part)
         finally:
             self._idle.put(process)
 
@@ -82,6 +101,39 @@ class ProcessLoader:
             process.stdout.close()
         for process in self.processes:
             process.wait()
+        self._shared.close()
+
+
+class SharedBatches:
+    """Batches of images in memory that several processes share.
+
+    Args:
+        shape: batches, images of a batch, height, width and channels.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.inherited: tuple[int, ...] = ()
+        if hasattr(os, "memfd_create"):
+            self._file = os.memfd_create("convnext-batches")
+            self.path, self.inherited = f"/proc/self/fd/{self._file}", (self._file,)
+        else:
+            self._file, self.path = tempfile.mkstemp(prefix="convnext-batches-")
+        os.ftruncate(self._file, math.prod(shape))
+        self.images = map_batches(self.path, shape)
+
+    def close(self) -> None:
+        """Free the memory, once nobody uses `images` any more."""
+        os.close(self._file)
+        del self.images
+        if not self.inherited:
+            with suppress(OSError):  # Windows does not remove a file in use
+                Path(self.path).unlink()
+
+
+def map_batches(path: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the array, uint8, whose memory is a file."""
+    return np.memmap(path, np.uint8, "r+", shape=shape)
 
 
 def _send(process: "subprocess.Popen[bytes]", message: object) -> None:
@@ -107,16 +159,6 @@ def _ask(process: "subprocess.Popen[bytes]", message: object) -> Any:
     return answer
 
 
-def _read_into(process: "subprocess.Popen[bytes]", buffer: memoryview) -> None:
-    assert process.stdout is not None
-    done = 0
-    while done < len(buffer):
-        count = process.stdout.readinto(buffer[done:])  # type: ignore[attr-defined]  # of a buffered reader
-        if not count:
-            raise _killed()
-        done += count
-
-
 def _killed() -> ConvnextError:
     return ConvnextError(
         "a process that loads images was killed", "Use fewer --workers if the memory was full, and --resume"
@@ -126,27 +168,29 @@ def _killed() -> ConvnextError:
 def work(source: IO[bytes], target: IO[bytes]) -> None:
     """Answer the messages of a `ProcessLoader` until it closes the pipe.
 
-    The first one is the `TrainingViews`. Then draws are answered by None, or an error, and the images; None, which
-    writes the images that wait to be cached, by the cache's failure.
+    The first one has the `TrainingViews` and the shared memory. Then a `Part` is answered by None once its images are
+    there, or by an error; None, which writes the images that wait to be cached, by the cache's failure.
     """
-    views = OpenViews(pickle.load(source))  # noqa: S301  # from the process that started this one
+    views, path, shape = pickle.load(source)  # noqa: S301  # from the process that started this one
+    opened, batches = OpenViews(views), map_batches(path, shape)
     while True:
         try:
-            draws = pickle.load(source)  # noqa: S301
+            part = pickle.load(source)  # noqa: S301
         except EOFError:
             return
-        if draws is None:
-            views.images.flush()
-            pickle.dump(views.images.failure, target)
+        answer: object = None
+        if part is None:
+            opened.images.flush()
+            answer = opened.images.failure
         else:
+            batch, start, draws = part
             try:
-                images = np.stack([views.load(draw) for draw in draws])
+                for place, draw in enumerate(draws, start):
+                    batches[batch, place] = opened.load(draw)
             except Exception as error:  # raised where the batch is due; any other's traceback would be lost
                 is_own = isinstance(error, ConvnextError | MemoryError)
-                pickle.dump(error if is_own else RuntimeError(traceback.format_exc()), target)
-            else:
-                pickle.dump(None, target)
-                target.write(images.data.cast("B"))
+                answer = error if is_own else RuntimeError(traceback.format_exc())
+        pickle.dump(answer, target)
         target.flush()
 
 

@@ -54,9 +54,9 @@ def _plan(root: Path, **changes: Any) -> TrainingViews:
 def test_processes_load_what_threads_load(tmp_path: Path, workers: int, min_crop_area: float) -> None:
     views = _plan(_write_images(tmp_path / "data"), min_crop_area=min_crop_area)
     expected = list(ThreadLoader(views, 2).load(BATCHES))
-    with closing(ProcessLoader(views, workers)) as loader:
+    with closing(ProcessLoader(views, workers, 6)) as loader:
         for _ in range(2):  # epochs
-            loaded = list(loader.load(BATCHES))
+            loaded = [(draws, images.copy()) for draws, images in loader.load(BATCHES)]
             assert loader.flush() is None
             assert [draws for draws, _ in loaded] == BATCHES
             for (_, images), (_, others) in zip(loaded, expected, strict=True):
@@ -64,10 +64,22 @@ def test_processes_load_what_threads_load(tmp_path: Path, workers: int, min_crop
                 np.testing.assert_array_equal(images, others)
 
 
+def test_batches_are_in_a_temporary_file_where_memory_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    views = _plan(_write_images(tmp_path / "data"))
+    [(_, expected)] = ThreadLoader(views, 1).load(BATCHES[:1])
+    with closing(ProcessLoader(views, 2, 6)) as loader:
+        [(_, images)] = loader.load(BATCHES[:1])
+        np.testing.assert_array_equal(images, expected)
+        assert list(tmp_path.glob("convnext-batches-*"))
+    assert not list(tmp_path.glob("convnext-batches-*"))
+
+
 def test_an_unreadable_image_is_the_same_error_from_a_process(tmp_path: Path) -> None:
     views = _plan(_write_images(tmp_path / "data"))
     (views.root / views.paths[4]).write_bytes(b"not an image")
-    with closing(ProcessLoader(views, 2)) as loader:
+    with closing(ProcessLoader(views, 2, 6)) as loader:
         with pytest.raises(ImageError, match=r"class0/4\.png"):
             list(loader.load(BATCHES))
         rest = [[draw for draw in batch if draw[0] != 4] for batch in BATCHES]
@@ -76,7 +88,7 @@ def test_an_unreadable_image_is_the_same_error_from_a_process(tmp_path: Path) ->
 
 def test_a_killed_process_is_an_error_with_its_remedy(tmp_path: Path) -> None:
     views = _plan(_write_images(tmp_path / "data"))
-    with closing(ProcessLoader(views, 1)) as loader:
+    with closing(ProcessLoader(views, 1, 6)) as loader:
         list(loader.load(BATCHES[:1]))
         [process] = loader.processes
         os.kill(process.pid, signal.SIGKILL)
@@ -87,13 +99,16 @@ def test_a_killed_process_is_an_error_with_its_remedy(tmp_path: Path) -> None:
 
 def test_an_unforeseen_error_of_a_process_has_its_traceback(tmp_path: Path) -> None:
     views = _plan(_write_images(tmp_path / "data"))
-    with closing(ProcessLoader(views, 1)) as loader, pytest.raises(RuntimeError, match=r"views\.py(.|\n)*IndexError"):
+    with (
+        closing(ProcessLoader(views, 1, 6)) as loader,
+        pytest.raises(RuntimeError, match=r"views\.py(.|\n)*IndexError"),
+    ):
         list(loader.load([[(99, 0, 0)]]))
 
 
 def test_processes_end_with_the_loader_and_ignore_ctrl_c(tmp_path: Path) -> None:
     views = _plan(_write_images(tmp_path / "data"))
-    loader = ProcessLoader(views, 2)
+    loader = ProcessLoader(views, 2, 6)
     loader.flush()  # waits until they have started
     for process in loader.processes:
         process.send_signal(signal.SIGINT)
