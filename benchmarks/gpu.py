@@ -8,7 +8,7 @@ It needs the installed package (`python -m convnext_cli` must work) and of this 
 own, and is killed with all that it started; its output until then is kept. If $OUT is set, results and logs go there.
 
     s  speed: finetune convnext_tiny, compiled as in a long run, from JPEG files, against the same step on a resident
-       batch (plain and compiled), and against timm's train.py if its file is given
+       batch (plain and compiled), and against timm's train.py if its file is given; each image four times
     a  finetune convnext_tiny, 224 px, bf16: completes, loss falls, what the data path alone delivers by threads and
        processes, peak memory against the estimate, time between epochs, synchronising calls per step
     b  a step that does not fit halves its micro-batch and goes on (`b.bound`); a GPU that another process has filled
@@ -19,7 +19,8 @@ own, and is killed with all that it started; its output until then is kept. If $
     f  convnext_base with gradient checkpointing
     g  measured memory of tiny and base at several micro-batches against recipes/costs.py
     h  NCCL with one process (`--devices 1`), and FSDP with one process
-    t  more of s: cuDNN's search, no compilation, timm's train.py with it, and what autotuning chooses
+    t  more of s: cuDNN's search, no compilation, the processor's part of a step, timm's train.py compiled, and what
+       autotuning chooses
     w  compiles what part s measures, which needs no quiet machine
 
 A check's `ok` is true, false, or null if it only measures.
@@ -31,6 +32,7 @@ import math
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,7 +41,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
@@ -72,8 +74,8 @@ def choose_sizes() -> SimpleNamespace:
     if is_smoke():
         return SimpleNamespace(
             small="test_convnext", large="test_convnext", size=32, batch=16, images=160, side=(50, 40), epochs=3,
-            memory=((("test_convnext", 8), ("test_convnext", 16)), 32), subset=64, amp="no", steps=3, threads=(1, 2),
-            workers=2,
+            repeats=1, memory=((("test_convnext", 8), ("test_convnext", 16)), 32), subset=64,
+            amp="no", steps=3, threads=(1, 2), workers=2,
         )  # fmt: skip
     cases = (
         ("convnext_tiny", 32), ("convnext_tiny", 128), ("convnextv2_tiny", 64), ("convnextv2_base", 32),
@@ -81,7 +83,7 @@ def choose_sizes() -> SimpleNamespace:
     )  # fmt: skip
     return SimpleNamespace(
         small="convnext_tiny", large="convnext_base", size=224, batch=128, images=3000, side=(500, 400), epochs=5,
-        memory=(cases, 224), subset=256, amp="bf16", steps=20, threads=(1, 2, 4, 8, 16),
+        repeats=4, memory=(cases, 224), subset=256, amp="bf16", steps=20, threads=(1, 2, 4, 8, 16),
         workers=max(1, (os.cpu_count() or 1) - 2),
     )  # fmt: skip
 
@@ -121,6 +123,18 @@ def link_subset(data: Path, work: Path, number: int, name: str) -> Path:
         (folder / kind.name).mkdir(parents=True, exist_ok=True)
         for file in files:
             link = folder / kind.name / file.name
+            if not link.exists():
+                os.link(file, link)
+    return folder
+
+
+def repeat_images(data: Path, work: Path, times: int) -> Path:
+    """Link each image several times into a folder, for epochs of some seconds, and return it."""
+    folder = work / "repeated"
+    for file in data.glob("*/*"):
+        for number in range(times):
+            link = folder / file.parent.name / f"{number}_{file.name}"
+            link.parent.mkdir(parents=True, exist_ok=True)
             if not link.exists():
                 os.link(file, link)
     return folder
@@ -168,10 +182,16 @@ def estimate_gib(model: str, images: int, size: int, *, checkpointing: bool = Fa
     return round(memory / 2**30, 2)
 
 
-def train(data: Path, run: Path, **options: Any) -> SimpleNamespace:
-    """Fine-tune in this process with the options of most checks or others, and record when each step ends."""
+def train(data: Path, run: Path, *, waits: bool = False, **options: Any) -> SimpleNamespace:
+    """Fine-tune in this process with the options of most checks or others, and record when each step ends.
+
+    `waited` are the milliseconds for which a step of the last epoch waits for its images, and the longest wait;
+    `starting` are the milliseconds that the processor takes to start a step's work on the GPU, if each step `waits` for
+    the GPU to be idle.
+    """
     from convnext_cli.api import make_train_request
     from convnext_cli.progress import Notice
+    from convnext_cli.training import loop
     from convnext_cli.training.events import EpochDone, Started, StepDone
     from convnext_cli.training.finetuning import finetune_steps
 
@@ -182,10 +202,33 @@ def train(data: Path, run: Path, **options: Any) -> SimpleNamespace:
         "offline": True, "audit": False, "overwrite": True,
     }  # fmt: skip
     request = make_train_request({"data": data, "output": run, **usual, **options})
+    waited: list[float] = []
+    taken: list[float] = []
+    load, take = (vars(loop)[name] for name in ("load_rank_batches", "take_step"))
+
+    def load_timed(*args: Any, **options: Any) -> Any:
+        with closing(load(*args, **options)) as batches:
+            while True:
+                before = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                waited.append(1000 * (time.perf_counter() - before))
+                yield batch
+
+    def take_timed(*args: Any) -> Any:
+        if waits:
+            sync()
+        before = time.perf_counter()
+        result = take(*args)
+        taken.append(1000 * (time.perf_counter() - before))
+        return result
+
     steps: list[Step] = []
     ends: list[float] = []
     notices: list[str] = []
     started, began = None, 0.0
+    vars(loop).update(load_rank_batches=load_timed, take_step=take_timed)
     for event in finetune_steps(request):
         now = time.perf_counter()
         if isinstance(event, StepDone):
@@ -196,8 +239,12 @@ def train(data: Path, run: Path, **options: Any) -> SimpleNamespace:
             notices.append(event.text)
         elif isinstance(event, Started):
             started, began = event, now
+    vars(loop).update(load_rank_batches=load, take_step=take)
+    last = -(-len(steps) // len(ends))
     first = [round(when - began, 1) for when, *_ in steps[:40]]  # seconds since the start, of early steps
-    return SimpleNamespace(log=read_log(run), steps=steps, ends=ends, notices=notices, started=started, first=first)
+    return SimpleNamespace(log=read_log(run), steps=steps, ends=ends, notices=notices, started=started, first=first,
+        waited=[round(statistics.mean(waited[-last:]), 2), round(max(waited), 1)],
+        starting=round(statistics.median(taken[-last:]), 1))  # fmt: skip
 
 
 def measure_resident(
@@ -313,6 +360,7 @@ def part_s(data: Path, work: Path) -> None:
 
     sizes = choose_sizes()
     on_gpu = torch.cuda.is_available()
+    data = repeat_images(data, work, sizes.repeats)
     limits = {}
     for name, compiled in (("plain", False), ("compiled", True)):
         free_memory()
@@ -326,7 +374,7 @@ def part_s(data: Path, work: Path) -> None:
     print_check(
         "s.finetune", share >= 0.9 if on_gpu else None, steady=best, share_of_limit=round(share, 3),
         compute_config=result.started.compute_config, training_s=[line["seconds"] for line in result.log],
-        first_steps=result.first[::3], notices=result.notices,
+        first_steps=result.first[::3], ms_waited=result.waited, notices=result.notices,
     )  # fmt: skip
     if os.environ.get(TIMM_TRAIN):
         speed = measure_timm(data, work, compiled=False)
@@ -339,6 +387,7 @@ def part_t(data: Path, work: Path) -> None:
     import torch
 
     sizes = choose_sizes()
+    data = repeat_images(data, work, sizes.repeats)
     torch.backends.cudnn.benchmark = True  # before the first step: what cuDNN has chosen for a shape stays
     row = measure_resident(
         sizes.small, sizes.batch, sizes.size, amp=sizes.amp != "no", compiled=False, steps=sizes.steps
@@ -347,6 +396,12 @@ def part_t(data: Path, work: Path) -> None:
     free_memory()
     result = train(data, work / "run_t", compile=False)
     print_check("t.finetune", None, compile=False, steady=steady_speed(result.steps), first_steps=result.first[::3])
+    free_memory()
+    starting = {
+        f"compile={compiled}": train(data, work / "run_t", compile=compiled, epochs=2, waits=True).starting
+        for compiled in (False, True)
+    }
+    print_check("t.starting", None, processor_ms_per_step=starting)
     free_memory()
     if os.environ.get(TIMM_TRAIN) and torch.cuda.is_available():
         print_check("t.timm", None, compile=True, images_per_second=measure_timm(data, work, compiled=True))
@@ -502,7 +557,7 @@ def feed(run: Path, sizes: SimpleNamespace) -> None:
         some = rows if preset == "light" else rows[: len(rows) // 2]
         loaders: dict[Any, ViewLoader] = {most: ThreadLoader(views, most)}  # fills the cache
         loaders |= {threads: ThreadLoader(views, threads) for threads in sizes.threads if preset == "light"}
-        loaders |= {f"{most} processes": ProcessLoader(views, most), 1: ThreadLoader(views, 1)}
+        loaders |= {f"{most} processes": ProcessLoader(views, most, sizes.batch), 1: ThreadLoader(views, 1)}
         speeds = {}
         for name, loader in [(most, loaders[most]), *loaders.items()]:
             part = some if name not in (1, 2) else some[: max(sizes.batch, len(some) // 4)]

@@ -12,7 +12,7 @@ from convnext_cli.machine import count_process_cpus
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Settings
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.compute.compute_config import CompiledModel
+from convnext_cli.training.compute.compute_config import CompiledModel, drop_graphs
 from convnext_cli.training.compute.signals import Signals
 from convnext_cli.training.parts.distillation import Distillation
 from convnext_cli.training.parts.ema import ModelEma
@@ -53,9 +53,12 @@ class TrainingContext:
     signals: Signals = field(default_factory=Signals)
     settings: Settings = field(init=False)
     """The values of the plan's settings."""
+    parameters: list[nn.Parameter] = field(init=False)
+    """Of the model. To list them takes 2 ms, too long for each step beside a fast GPU."""
 
     def __post_init__(self) -> None:
         self.settings = self.plan.settings
+        self.parameters = list(self.model.parameters())
 
     def use_plan(self, plan: Plan) -> None:
         """Replace the plan by one with a measured learning rate or number of epochs."""
@@ -83,6 +86,12 @@ class TrainingContext:
         """Images of a batch that one rank computes, at most."""
         processes: int = self.accelerator.num_processes
         return -(-self.settings.batch_size // processes)
+
+    def drop_compiled(self) -> None:
+        """Go on without the compiled model, and free the memory of its graphs."""
+        compiled, self.compiled = self.compiled, None
+        if compiled is not None and compiled.has_graphs:
+            drop_graphs(self.accelerator.device)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of inputs (B, C, H, W), with a gradient; a student's predicted features follow."""

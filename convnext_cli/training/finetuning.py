@@ -139,13 +139,11 @@ def run_training(
     """
     from convnext_cli.training.compute.devices import PRECISIONS, describe_device
     from convnext_cli.training.compute.signals import watch_signals
-    from convnext_cli.training.loop import count_passes
     from convnext_cli.training.saving import train_and_save
     from convnext_cli.training.tracking import track_metrics
 
     context, state = training.context, training.state
     run, accelerator = context.run, context.accelerator
-    context.searches_algorithms = count_passes(context) >= AUTOTUNED_PASSES and not context.settings.deterministic
     yield Started(
         run=run.path,
         plan=context.plan,
@@ -271,10 +269,15 @@ def _autotune(context: "TrainingContext", request: TrainRequest) -> "AutotuneRes
 def _configure(context: "TrainingContext", compute: "AutotuneResult") -> "AutotuneResult":
     """Apply a compute configuration to the model; return the one that it has then, with further notices."""
     from convnext_cli.training.compute.compute_config import configure_model
+    from convnext_cli.training.compute.devices import search_algorithms
+    from convnext_cli.training.loop import count_passes
 
-    context.compiled, notices = configure_model(
-        context.network, compute.compute_config, context.input_shape, context.accelerator
-    )
+    context.searches_algorithms = count_passes(context) >= AUTOTUNED_PASSES and not context.settings.deterministic
+    shape, passes = context.input_shape, -(-context.rank_batch_size // context.settings.micro_batch_size)
+    with search_algorithms(context.searches_algorithms):
+        context.compiled, notices = configure_model(
+            context.network, compute.compute_config, shape, context.accelerator, passes=passes
+        )
     config = replace(compute.compute_config, compiled=context.compiled is not None)
     return replace(compute, compute_config=config, notices=(*compute.notices, *notices))
 
@@ -359,6 +362,7 @@ def _finish(
     from convnext_cli.training.compute.devices import THREADS
 
     torch.set_num_threads(THREADS)
+    context.drop_compiled()
     run, accelerator, best = context.run, context.accelerator, state.best
     assert best is not None
     calibration: Calibration | None = None

@@ -46,16 +46,17 @@ def take_step(context: TrainingContext, state: TrainingState, batch: RankBatch) 
         if not failed:
             break
         optimizer.zero_grad(set_to_none=True)
+        context.drop_compiled()  # it was compiled for larger micro-batches
         free_memory(accelerator.device)
         size = min(state.micro_batch_size, math.ceil(batch.batch_images / accelerator.num_processes))
         if size == 1:
             raise _out_of_memory(context, state)
         state.micro_batch_size = size // 2
-    sum_gradients(accelerator, context.model)
+    sum_gradients(accelerator, context.parameters)
     scaler = accelerator.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
-    norm = clip_gradients(accelerator, context.model, context.settings.clip_grad or math.inf)
+    norm = clip_gradients(accelerator, context.parameters, context.settings.clip_grad or math.inf)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()

@@ -48,9 +48,9 @@ def test_scaled_losses_change_no_weight(few_digits: Path, scaled: Any) -> None:
 def overflow_in_third_step() -> Iterator[None]:
     calls = itertools.count()
 
-    def sum_gradients(_: Any, model: torch.nn.Module) -> None:
+    def sum_gradients(_: Any, parameters: list[torch.nn.Parameter]) -> None:
         if next(calls) == 2:
-            for parameter in model.parameters():
+            for parameter in parameters:
                 parameter.grad = torch.full_like(parameter, torch.inf)
 
     with pytest.MonkeyPatch.context() as patch:

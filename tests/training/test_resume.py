@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
+from convnext_cli.training.compute import compute_config
 from convnext_cli.training.compute.ranks import sum_gradients
 from convnext_cli.training.compute.signals import ECHO, Signals, watch_signals
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
@@ -287,6 +289,21 @@ def test_out_of_memory_halves_the_micro_batch_only(few_digits: Path, monkeypatch
     assert [line["micro_batch_size"] for line in log] == [2, 2, 2]
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_memory_of_a_compiled_model_is_freed_when_a_step_fails_and_at_the_end(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    resets: list[bool] = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    monkeypatch.setattr(compute_config, "can_record", lambda *_: True)
+    if fails:
+        out_of_memory_above(monkeypatch, 3, calls=5)
+    request = replace(tiny_request(few_digits, "run", drop_path=0.0, micro_batch_size=8), compile=True)
+    freed = {type(event).__name__: len(resets) for event in finetune_steps(request)}
+    assert (freed["Started"], freed["EpochDone"], freed["Trained"]) == (0, int(fails), 1)
+
+
 def test_smaller_micro_batch_is_kept_after_resume(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 2)
     uninterrupted = train(tiny_request(few_digits, "whole"))
@@ -338,10 +355,10 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     """Make the gradients of some steps not finite; steps are counted from 0, repeated ones too."""
     seen = iter(range(10**9))
 
-    def spoilt(accelerator: Any, model: torch.nn.Module) -> None:
-        sum_gradients(accelerator, model)
+    def spoilt(accelerator: Any, parameters: list[torch.nn.Parameter]) -> None:
+        sum_gradients(accelerator, parameters)
         if next(seen) in calls:
-            grad = next(model.parameters()).grad
+            grad = parameters[0].grad
             assert grad is not None
             grad[(0,) * grad.ndim] = float("nan")
 

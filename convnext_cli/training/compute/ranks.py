@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from convnext_cli.errors import ConvnextError
@@ -37,11 +37,11 @@ def end_training() -> None:
         atexit.register(dist.destroy_process_group)
 
 
-def sum_gradients(accelerator: Accelerator, model: nn.Module) -> None:
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
     """Sum the gradients over all ranks, in place, so that each rank has the gradient of the whole batch."""
     if accelerator.num_processes == 1 or is_sharded(accelerator):
         return
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for bucket in _fill_buckets(gradients):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         dist.all_reduce(flat)
@@ -62,9 +62,9 @@ def _fill_buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
+def clip_gradients(accelerator: Accelerator, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
     """Scale the gradient down to the L2 norm `max_norm` if it is larger, and return its norm before that."""
-    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    norm: Tensor = accelerator.clip_grad_norm_(parameters, max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -20,15 +20,14 @@ class ModelEma:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = list(model.parameters())
+        self._parameters: list[Tensor] = list(model.parameters())
         self._average = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the average with the weights after optimizer step `step`, counted from 1."""
         weight = 1 - find_decay(step, self.decay)
-        for average, parameter in zip(self._average, self._parameters, strict=True):
-            average.lerp_(parameter.detach(), weight)
+        torch._foreach_lerp_(self._average, self._parameters, weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from convnext_cli.progress import Progress
 from convnext_cli.recipes.costs import AUTOTUNED_PASSES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
-from convnext_cli.training.compute import autotune
+from convnext_cli.training.compute import autotune, compute_config
 from convnext_cli.training.compute.autotune import (
     COMPILE_FROM,
     COMPILING,
@@ -157,8 +157,9 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(SLOWER, "compiled", 0.5)
     compiled_models: list[str] = []
 
-    def compile(network: nn.Module, *, dynamic: bool) -> nn.Module:
+    def compile(network: nn.Module, *, dynamic: bool, mode: str | None = None) -> nn.Module:
         assert not dynamic
+        assert mode is None
         compiled_models.append("compiled")
         network.is_compiled = True  # type: ignore[assignment]
         return network
@@ -292,8 +293,9 @@ def test_resumed_run_keeps_its_compute_config(
 def test_only_whole_micro_batches_are_compiled(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def compile(network: nn.Module, *, dynamic: bool) -> Any:
+    def compile(network: nn.Module, *, dynamic: bool, mode: str | None) -> Any:
         assert not dynamic
+        assert mode is None
 
         def forward(inputs: torch.Tensor) -> Any:
             sizes.append(len(inputs))
@@ -326,6 +328,45 @@ def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monk
     started = next(event for event in finetune_steps(request) if isinstance(event, Started))
     assert any("(no C++ compiler)" in notice.text for notice in started.notices)
     assert "compiled" not in started.compute_config
+
+
+@pytest.mark.parametrize(
+    ("device", "hip", "passes", "records"),
+    [("cuda", None, 1, True), ("cuda", None, 2, False), ("cuda", "6.4", 1, False), ("cpu", None, 1, False)],
+)
+def test_passes_on_a_cuda_gpu_are_recorded_if_a_step_has_one(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, *, device: str, hip: str | None, passes: int, records: bool
+) -> None:
+    modes, runs, resets = [], [], []
+
+    def compile(network: nn.Module, *, dynamic: bool, mode: str | None) -> nn.Module:
+        assert not dynamic
+        modes.append(mode)
+        return network
+
+    def run_pass(_forward: Any, inputs: torch.Tensor) -> None:
+        runs.append(len(inputs))
+        if len(runs) > 3:
+            raise RuntimeError("no graph")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    monkeypatch.setattr(compute_config, "run_pass", run_pass)
+    monkeypatch.setattr(compute_config, "draw_inputs", lambda shape, _device: torch.empty(shape))
+    monkeypatch.setattr(compute_config, "free_memory", lambda _device: None)
+    accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=1)
+    config = ComputeConfig(compiled=True)
+    compiled, _ = configure_model(network, config, (4, 3, 32, 32), accelerator, passes=passes)
+    assert compiled == compute_config.CompiledModel(forward=network, images=4, has_graphs=records)
+    assert modes == ["reduce-overhead" if records else None]
+    assert runs == [4] * (3 if records else 1)
+    assert not resets
+    runs += [4] * 3
+    compiled, [notice] = configure_model(network, config, (4, 3, 32, 32), accelerator, passes=passes)
+    assert compiled is None
+    assert "(no graph)" in notice.text
+    assert resets == [True] * records, "the memory of graphs is freed"
 
 
 def test_autotune_measures_with_a_limited_number_of_images(

@@ -208,7 +208,7 @@ def test_gradients_are_exchanged_in_buckets(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.distributed, "all_reduce", add)
     monkeypatch.setattr(ranks, "BUCKET", 2 * 400)
     accelerator: Any = SimpleNamespace(num_processes=2, distributed_type="MULTI_CPU")
-    sum_gradients(accelerator, model)
+    sum_gradients(accelerator, list(model.parameters()))
     assert sizes == [200, 200, 100]
     assert [float(each.grad.mean()) for each in model.parameters() if each.grad is not None] == [0, 2, 4, 6, 8]
 
