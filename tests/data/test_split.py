@@ -13,7 +13,7 @@ def make_index(*counts: int, split: str = "") -> Index:
     labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
     return Index(
         root=Path("data"),
-        classes=tuple("abcdef"[: len(counts)]),
+        classes=tuple(f"class {i:02}" for i in range(len(counts))),
         paths=tuple(f"{i:05d}.png" for i in range(len(labels))),
         labels=labels,
         splits=(split,) * len(labels),
@@ -26,6 +26,22 @@ def test_split_is_stratified_and_complete() -> None:
     assert index.count_classes("val") == [30, 15, 6]
     assert index.count_classes("test") == [20, 10, 4]
     assert index.count_classes("train") == [150, 75, 30]
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "expected"),
+    [(6, 3, (12, 3, 3)), (6, 10, (42, 9, 9)), (100, 3, (200, 50, 50)), (2, 10, (14, 3, 3))],
+)
+def test_small_classes_do_not_all_fill_the_same_part(classes: int, images: int, expected: tuple[int, int, int]) -> None:
+    index = split_index(make_index(*[images] * classes), val_fraction=0.15, test_fraction=0.15, seed=0)
+    assert tuple(len(index.rows(split)) for split in ("train", "val", "test")) == expected
+    assert min(index.count_classes("train")) >= 2
+
+
+def test_draws_that_have_their_fractions_are_those_of_earlier_versions() -> None:
+    index = split_index(make_index(50, 30), val_fraction=0.15, test_fraction=0.15, seed=0)
+    assert index.rows("val") == [14, 17, 19, 26, 28, 31, 35, 54, 60, 66, 67]
+    assert len(index.rows("test")) == 13
 
 
 def test_split_depends_on_the_seed_only() -> None:
@@ -58,7 +74,7 @@ def test_small_validation_split_is_explained() -> None:
     assert explain_small_validation(strong) is None
     assert explain_small_validation(make_index(30, 30, split="train")) == "there is no validation split"
     kermany = make_index(8, 8, 0, split="val")
-    assert explain_small_validation(kermany) == "the validation split has only 16 images (0 of c)"
+    assert explain_small_validation(kermany) == "the validation split has only 16 images (0 of class 02)"
     assert explain_small_validation(make_index(20, 20, split="val")) == "the validation split has only 40 images"
     assert explain_small_validation(make_index(25, 24, split="val")) == "the validation split has only 49 images"
     assert explain_small_validation(make_index(25, 25, split="val")) is None
