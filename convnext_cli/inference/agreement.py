@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from convnext_cli.errors import RunError, UsageError
+from convnext_cli.encoding import find_name
+from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.images.preprocessing import CROP_MODES, format_size
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.pooling import read_pooling
@@ -39,6 +40,27 @@ def check_records(run: RunFolder) -> None:
     folder.read_range_test()
     read_calibration(folder)
     read_pooling(folder)
+
+
+def check_comparable(first: RunFolder, second: RunFolder) -> None:
+    """Check that two runs, or cross-validations, have the same task and the same classes.
+
+    Raises:
+        DataError: they have not.
+    """
+    one, other = (open_folder(run.path).read_split() for run in (first, second))
+    if not one.task.is_like(other.task):
+        raise DataError(
+            f"{first.path} and {second.path} differ in their task: {one.task.title} and {other.task.title}",
+            "Evaluate each by itself",
+        )
+    names, others = one.classes, other.classes
+    if len(names) != len(others) or None in (find_name(name, others) for name in names):
+        different = sorted(set(names) ^ set(others))
+        raise DataError(
+            f"{first.path} and {second.path} differ in classes: {', '.join(different[:5])}",
+            "Compare runs that were trained on the same classes",
+        )
 
 
 def _check_plan(run: RunFolder) -> None:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import is_fold, name_fold
-from convnext_cli.encoding import find_name
-from convnext_cli.errors import DataError, ImageError, UsageError
+from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
-from convnext_cli.inference.agreement import check_records, describe_progress
+from convnext_cli.inference.agreement import check_comparable, check_records, describe_progress
 from convnext_cli.inference.calibration import (
     Calibration,
     add_targets,
@@ -224,6 +223,7 @@ def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
     if len(runs) > 1:
         for run in runs:
             check_records(run)
+            check_comparable(runs[0], run)
     evaluations: list[Evaluation] = []
     for run in runs:
         test_set = evaluations[0].evaluated.test_set if evaluations else None
@@ -254,7 +254,7 @@ def compare(
 
     Raises:
         RunError: a run cannot be read.
-        DataError: the data has no such split, or the runs have different classes.
+        DataError: the data has no such split, or the runs differ in their task or classes.
         ImageError: an image cannot be read.
     """
     values: dict[str, Any] = {"data": None if data is None else make_path("data", data), "split": split, "cache": cache}
@@ -430,18 +430,7 @@ def open_classifier(
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
-    """Compare two runs on the images that both were evaluated on.
-
-    Raises:
-        DataError: the runs have different classes.
-    """
-    names, others = first.evaluated.classes, second.evaluated.classes
-    if len(names) != len(others) or None in (find_name(name, others) for name in names):
-        different = sorted(set(names) ^ set(others))
-        raise DataError(
-            f"{first.run} and {second.run} differ in classes: {', '.join(different[:5])}",
-            "Compare runs that were trained on the same classes",
-        )
+    """Compare two runs on the images that both were evaluated on."""
     # Each has its own order of the classes, with its targets and its calibration; overall metrics do not depend on it.
     before, after = first.images, second.images
     return comparison.compare(before.make_calculator(), after.make_calculator(), before.groups)

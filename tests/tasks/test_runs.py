@@ -15,7 +15,7 @@ import timm
 import torch
 from msgspec import structs
 
-from convnext_cli import cross_validate, evaluate, export, finetune, predict
+from convnext_cli import compare, cross_validate, evaluate, export, finetune, predict
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
@@ -233,6 +233,15 @@ def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path
     words = rf"table\.csv has {Multilabel.title}, and the run was trained on {Regression.title}\. Give data with"
     with pytest.raises(DataError, match=words):
         Classifier.read_targets(model, index, [0])
+
+
+def test_runs_of_different_tasks_are_not_compared(task_run: Runs) -> None:
+    runs = [task_run(kind) for kind in ("multilabel", "regression")]
+    before = runs[0].read_tests()
+    words = rf"differ in their task: {Multilabel.title} and {Regression.title}\. Evaluate each by itself"
+    with pytest.raises(DataError, match=words):
+        compare(*(run.path for run in runs))
+    assert runs[0].read_tests() == before
 
 
 def test_run_of_values_is_no_teacher(task_run: Runs) -> None:
