@@ -110,6 +110,19 @@ def test_the_fix_list_never_lands_in_the_data(convnext: Convnext, leaking: Path)
     assert convnext("check", str(leaking), "--fix-list", str(leaking / "fix.csv")).code == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "code"), [("--test-fraction 0.2", 2), ("--val-fraction 0.2", 0), ("--test-fraction 0.2 --resplit", 0)]
+)
+def test_fraction_of_a_split_that_the_data_have_is_refused(
+    convnext: Convnext, leaking: Path, flags: str, code: int
+) -> None:
+    words = ["--model", "test_convnext", "--weights", "none", "--dry-run", *flags.split()]
+    outcome = convnext("finetune", leaking, *words)
+    assert outcome.code == code
+    problem = "leaking has its own splits (train, test). Leave it out, or draw new splits with --resplit"
+    assert (problem in outcome.err) == (code == 2)
+
+
 def test_a_dry_run_shows_the_findings_and_resplits(convnext: Convnext, leaking: Path) -> None:
     flags = ["finetune", str(leaking), "--model", "test_convnext", "--weights", "none", "--dry-run", "--json"]
     own = json.loads(convnext(*flags).out)
