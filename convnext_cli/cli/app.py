@@ -122,14 +122,15 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 def _run(args: list[str] | None) -> int:
     """Run the command line and return its exit code."""
+    words = sys.argv[1:] if args is None else args
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
-        app = make_app(sys.argv[1:] if args is None else args)
+        app = make_app(words)
         code = app(args, standalone_mode=False, prog_name="convnext")
         sys.stdout.flush()  # here, so that a failure is reported like any other
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            code = _fail_interrupted()
+            code = _fail_interrupted(words)
     except StoppedError as error:  # all processes stop; the first one reports it
         console.say(str(error))
         code = error.exit_code
@@ -138,10 +139,10 @@ def _run(args: list[str] | None) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "convnext"
-        text = explain_usage(error, sys.argv[1:] if args is None else args)
+        text = explain_usage(error, words)
         code = _fail(f"{text} (`{command} --help` lists the options)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail_interrupted()
+        code = _fail_interrupted(words)
     except BrokenPipeError:
         # the reader of the output has gone; Python would complain again when it closes stdout
         discard(sys.stdout)
@@ -167,8 +168,9 @@ def _run(args: list[str] | None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _fail_interrupted() -> int:
-    console.fail("interrupted. Saved files are intact; a training that has begun continues with --resume")
+def _fail_interrupted(words: Sequence[str]) -> int:
+    remedy = "; a training that has begun continues with --resume" if "finetune" in words else ""
+    console.fail(f"interrupted. Saved files are intact{remedy}")
     return 128 + get_stopping_signal()
 
 

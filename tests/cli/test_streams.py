@@ -136,7 +136,9 @@ def python_handlers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("python_handlers")
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_signal_stops_any_command_without_temporary_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_stops_any_command_without_temporary_files(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     number = signal.Signals[name]
     handler = signal.getsignal(number)
 
@@ -152,6 +154,7 @@ def test_a_signal_stops_any_command_without_temporary_files(name: str, monkeypat
     with pytest.raises(SystemExit) as ended:
         main(["eval", "run"])
     assert ended.value.code == 128 + number
+    assert capsys.readouterr().err.endswith("interrupted. Saved files are intact\n")
     assert list(Path().iterdir()) == [Path("run")]
     assert signal.getsignal(number) == handler
 
