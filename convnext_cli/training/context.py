@@ -82,6 +82,11 @@ class TrainingContext:
         return images, settings.in_chans, *settings.input_size
 
     @property
+    def passes_per_step(self) -> int:
+        """Forward and backward passes of a rank in an optimizer step."""
+        return -(-self.rank_batch_size // self.settings.micro_batch_size)
+
+    @property
     def rank_batch_size(self) -> int:
         """Images of a batch that one rank computes, at most."""
         processes: int = self.accelerator.num_processes

@@ -258,7 +258,12 @@ def _autotune(context: "TrainingContext", request: TrainRequest) -> "AutotuneRes
 
     compute = choose_compute_config(
         context.network,
-        TunedPasses(model=context.plan.model, shape=context.input_shape, passes=count_passes(context)),
+        TunedPasses(
+            model=context.plan.model,
+            shape=context.input_shape,
+            passes=count_passes(context),
+            passes_per_step=context.passes_per_step,
+        ),
         accelerator=context.accelerator,
         measure=request.autotune and not context.settings.deterministic,
         compile=request.compile,
@@ -273,7 +278,7 @@ def _configure(context: "TrainingContext", compute: "AutotuneResult") -> "Autotu
     from convnext_cli.training.loop import count_passes
 
     context.searches_algorithms = count_passes(context) >= AUTOTUNED_PASSES and not context.settings.deterministic
-    shape, passes = context.input_shape, -(-context.rank_batch_size // context.settings.micro_batch_size)
+    shape, passes = context.input_shape, context.passes_per_step
     with search_algorithms(context.searches_algorithms):
         context.compiled, notices = configure_model(
             context.network, compute.compute_config, shape, context.accelerator, passes=passes

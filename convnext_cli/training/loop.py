@@ -42,7 +42,7 @@ def plan_steps(settings: Settings, images: int) -> tuple[int, Schedule]:
 def count_passes(context: TrainingContext) -> int:
     """Return the forward and backward passes of a rank in the whole run."""
     steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
-    return steps * context.settings.epochs * -(-context.rank_batch_size // context.input_shape[0])
+    return steps * context.settings.epochs * context.passes_per_step
 
 
 def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone | EpochDone | Notice, None, None]:

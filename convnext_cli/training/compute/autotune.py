@@ -29,9 +29,12 @@ from convnext_cli.training.compute.compute_config import (
     TIMM,
     ComputeConfig,
     Shape,
+    can_record,
+    compile_model,
     copy_model,
     describe_compile_failure,
     draw_inputs,
+    drop_graphs,
     explain_missing_kernels,
     run_pass,
 )
@@ -100,6 +103,8 @@ class TunedPasses:
     """Input shape of a forward pass, (B, C, H, W)."""
     passes: int
     """Forward and backward passes of the whole run."""
+    passes_per_step: int = 1
+    """Those of an optimizer step; with several, they are not recorded as CUDA graphs."""
 
 
 def choose_compute_config(
@@ -187,9 +192,7 @@ def _measure_all(
         return measurement, ()
     if tuned_passes.passes * measurement.seconds < (COMPILE_FROM if device.type == "cpu" else GPU_COMPILE_FROM):
         return measurement, ()
-    [(measurement, notice)] = broadcast_object_list(
-        [_measure_compiled(network, tuned_passes.shape, measurement, device)]
-    )
+    [(measurement, notice)] = broadcast_object_list([_measure_compiled(network, tuned_passes, measurement, device)])
     _keep_measurement(path, measurement, accelerator)
     return measurement, (notice,) if notice else ()
 
@@ -249,12 +252,13 @@ def _choose_recomputed(model: nn.Module, inputs: Tensor, threads: int, deadline:
 
 
 def _measure_compiled(
-    network: nn.Module, shape: Shape, measurement: Measurement, device: torch.device
+    network: nn.Module, tuned_passes: TunedPasses, measurement: Measurement, device: torch.device
 ) -> tuple[Measurement, Notice | None]:
     """Return the measurement with the best configuration compiled; with a notice if it cannot be compiled."""
-    best = measurement.best
+    best, shape = measurement.best, tuned_passes.shape
+    has_graphs = can_record(device, tuned_passes.passes_per_step)
     model, inputs = copy_model(network, best.blocks, best.recomputed), draw_inputs(shape, device)
-    forward = torch.compile(deepcopy(model), dynamic=False)
+    forward = compile_model(deepcopy(model), has_graphs=has_graphs)
     try:
         timer = partial(_make_timer, inputs=inputs, images=shape[0], threads=best.threads)
         seconds = _time_in_turn({"plain": timer(model), "compiled": timer(forward)}, math.inf)
@@ -263,6 +267,9 @@ def _measure_compiled(
         return replace(measurement, compiled=math.inf), describe_compile_failure(shorten_error(error))
     finally:
         torch.set_num_threads(THREADS)
+        if has_graphs:
+            del forward
+            drop_graphs(device)
 
 
 def _time_in_turn(candidates: Mapping[str, Callable[[], float]], deadline: float) -> dict[str, float]:
@@ -278,13 +285,15 @@ def _time_in_turn(candidates: Mapping[str, Callable[[], float]], deadline: float
 
 
 def _make_timer(
-    forward: Callable[[Tensor], Tensor], *, inputs: Tensor, images: int, threads: int, bf16: bool = False
+    model: nn.Module, *, inputs: Tensor, images: int, threads: int, bf16: bool = False
 ) -> Callable[[], float]:
     """Return a function that times a pass and returns its seconds, scaled to `images` images."""
 
     def time_once() -> float:
         torch.set_num_threads(threads)
-        return _time_pass(forward, inputs, bf16=bf16) * images / len(inputs)
+        seconds = _time_pass(model, inputs, bf16=bf16)
+        model.zero_grad(set_to_none=True)  # as in training: the next pass of a CUDA graph overwrites its gradients
+        return seconds * images / len(inputs)
 
     return time_once
 
@@ -318,7 +327,8 @@ def _find_measurement(tuned_passes: TunedPasses, accelerator: Accelerator, defau
         default,
     )
     if accelerator.device.type != "cpu":
-        key = (*key, describe_device(accelerator.device), accelerator.mixed_precision)
+        records = can_record(accelerator.device, tuned_passes.passes_per_step)
+        key = (*key, describe_device(accelerator.device), accelerator.mixed_precision, records)
     name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
     return find_cache_folder() / AUTOTUNING / f"{name}.json"
 

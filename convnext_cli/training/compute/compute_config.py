@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -97,9 +97,8 @@ def configure_model(
         return None, notices
     compiled, problem = None, ""
     has_graphs = can_record(accelerator.device, passes)
-    mode = "reduce-overhead" if has_graphs else None
     try:
-        forward = torch.compile(network.train(), dynamic=False, mode=mode)
+        forward = compile_model(network.train(), has_graphs=has_graphs)
         compiled = CompiledModel(forward=forward, images=shape[0], has_graphs=has_graphs)
         for _ in range(RECORDING if has_graphs else 1):
             run_pass(forward, draw_inputs(shape, accelerator.device))
@@ -128,6 +127,12 @@ def adapt_to_device(config: ComputeConfig, accelerator: Accelerator) -> tuple[Co
         f"the run began with {_WORDS[config.blocks]} and goes on with {_WORDS[blocks]}: its results round differently"
     )
     return replace(config, blocks=blocks), Notice(text=text)
+
+
+def compile_model(network: nn.Module, *, has_graphs: bool) -> nn.Module:
+    """Return a model that compiles with its first pass; with graphs, it records them with its next ones."""
+    mode = "reduce-overhead" if has_graphs else None
+    return cast("nn.Module", torch.compile(network, dynamic=False, mode=mode))
 
 
 def drop_graphs(device: torch.device) -> None:

@@ -159,8 +159,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def compile(network: nn.Module, *, dynamic: bool, mode: str | None = None) -> nn.Module:
         assert not dynamic
-        assert mode is None
-        compiled_models.append("compiled")
+        compiled_models.append(mode or "compiled")
         network.is_compiled = True  # type: ignore[assignment]
         return network
 
@@ -418,7 +417,7 @@ def test_gpu_run_is_compiled_if_that_saves_more_than_it_takes(
     long = choose_on_gpu(network, monkeypatch, passes=1_000)  # of one second; compiled, half a second
     assert long.compute_config.compiled
     assert long.gain == 2.0
-    assert compiles == ["compiled"]
+    assert compiles == ["reduce-overhead"], "measured with CUDA graphs, as it trains"
     monkeypatch.setattr(autotune, "GPU_COMPILE_FROM", 1e9)
     assert choose_on_gpu(network, monkeypatch, passes=1_000) == long, "the measurement is kept"
     asked = choose_on_gpu(network, monkeypatch, measure=False, compile=True)
