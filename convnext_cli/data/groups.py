@@ -84,6 +84,9 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
 def _apply(index: Index, identifiers: Mapping[int, str], source: str, rule: str) -> tuple[Index, Grouping]:
     """Return an index with these groups. A row without an identifier is a group of its own, named by its path."""
     groups = tuple(identifiers.get(row, path) for row, path in enumerate(index.paths))
+    missing = len(index) - len(identifiers)
+    if missing and source in ("dicom", "pattern"):
+        rule += f", which {missing:,} of {len(index):,} images lack: each of them is a group of its own"
     return replace(index, groups=groups), describe_groups(groups, index.paths, source, rule)
 
 
