@@ -100,8 +100,8 @@ class TrainingContext:
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of inputs (B, C, H, W), with a gradient; a student's predicted features follow."""
-        if self.compiled is not None and len(inputs) == self.compiled.images:
-            return self.compiled.forward(inputs)
+        if self.compiled is not None and self.compiled.takes(len(inputs)):
+            return self.compiled.compute(inputs)
         logits: Tensor = self.model(inputs)
         return logits
 

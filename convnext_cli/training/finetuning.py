@@ -161,7 +161,10 @@ def run_training(
     if training.head_epoch is not None:
         yield training.head_epoch
     with track_metrics(accelerator, context.plan, run.path), watch_signals(context.signals):
-        state = yield from train_and_save(context, state)
+        try:
+            state = yield from train_and_save(context, state)
+        finally:
+            context.drop_compiled()
         context.signals.remedy = describe_resume(run)
         return (yield from _finish(context, state, complete))
 
@@ -367,7 +370,6 @@ def _finish(
     from convnext_cli.training.compute.devices import THREADS
 
     torch.set_num_threads(THREADS)
-    context.drop_compiled()
     run, accelerator, best = context.run, context.accelerator, state.best
     assert best is not None
     calibration: Calibration | None = None

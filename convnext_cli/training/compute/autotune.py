@@ -192,7 +192,9 @@ def _measure_all(
         return measurement, ()
     if tuned_passes.passes * measurement.seconds < (COMPILE_FROM if device.type == "cpu" else GPU_COMPILE_FROM):
         return measurement, ()
-    [(measurement, notice)] = broadcast_object_list([_measure_compiled(network, tuned_passes, measurement, device)])
+    [(measurement, notice)] = broadcast_object_list(
+        [_measure_compiled(network, tuned_passes, measurement, accelerator)]
+    )
     _keep_measurement(path, measurement, accelerator)
     return measurement, (notice,) if notice else ()
 
@@ -252,19 +254,26 @@ def _choose_recomputed(model: nn.Module, inputs: Tensor, threads: int, deadline:
 
 
 def _measure_compiled(
-    network: nn.Module, tuned_passes: TunedPasses, measurement: Measurement, device: torch.device
+    network: nn.Module, tuned_passes: TunedPasses, measurement: Measurement, accelerator: Accelerator
 ) -> tuple[Measurement, Notice | None]:
     """Return the measurement with the best configuration compiled; with a notice if it cannot be compiled."""
-    best, shape = measurement.best, tuned_passes.shape
-    has_graphs = can_record(device, tuned_passes.passes_per_step)
+    best, shape, device = measurement.best, tuned_passes.shape, accelerator.device
+    has_graphs = can_record(accelerator, tuned_passes.passes_per_step)
     model, inputs = copy_model(network, best.blocks, best.recomputed), draw_inputs(shape, device)
     forward = compile_model(deepcopy(model), has_graphs=has_graphs)
     try:
         timer = partial(_make_timer, inputs=inputs, images=shape[0], threads=best.threads)
-        seconds = _time_in_turn({"plain": timer(model), "compiled": timer(forward)}, math.inf)
+        candidates = {"plain": timer(model), "compiled": timer(forward)}
+        if has_graphs:  # not in turns: the memory of graphs serves nothing else
+            seconds = _time_in_turn({"plain": candidates["plain"]}, math.inf)
+            free_memory(device)
+            seconds |= _time_in_turn({"compiled": candidates["compiled"]}, math.inf)
+        else:
+            seconds = _time_in_turn(candidates, math.inf)
         return replace(measurement, compiled=measurement.seconds * seconds["compiled"] / seconds["plain"]), None
     except Exception as error:  # the compiler's errors share no base class
-        return replace(measurement, compiled=math.inf), describe_compile_failure(shorten_error(error))
+        failed = measurement if is_out_of_memory(error) else replace(measurement, compiled=math.inf)
+        return failed, describe_compile_failure(shorten_error(error))
     finally:
         torch.set_num_threads(THREADS)
         if has_graphs:
@@ -327,7 +336,7 @@ def _find_measurement(tuned_passes: TunedPasses, accelerator: Accelerator, defau
         default,
     )
     if accelerator.device.type != "cpu":
-        records = can_record(accelerator.device, tuned_passes.passes_per_step)
+        records = can_record(accelerator, tuned_passes.passes_per_step)
         key = (*key, describe_device(accelerator.device), accelerator.mixed_precision, records)
     name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
     return find_cache_folder() / AUTOTUNING / f"{name}.json"

@@ -6,6 +6,7 @@ on an H200, 29 of 31 ms (convnext_tiny, 128 images of 224 px); as graphs, 13 ms 
 """
 
 import logging
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from convnext_cli.kernels.blocks import use_fused_blocks
 from convnext_cli.kernels.library import NoKernelError, load_kernels
 from convnext_cli.models.device_memory import free_memory
 from convnext_cli.progress import Notice
-from convnext_cli.training.compute.devices import THREADS
+from convnext_cli.training.compute.devices import THREADS, is_whole_on_gpu
 from convnext_cli.training.compute.ranks import agree, is_sharded
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # torch.compile warns if CUDA is missing
@@ -63,13 +64,32 @@ class CompiledModel:
     has_graphs: bool = False
     """True if it is recorded as CUDA graphs, which keep the memory of a pass."""
 
+    def takes(self, images: int) -> bool:
+        """Return True if it computes batches of this size.
 
-def can_record(device: torch.device, passes: int) -> bool:
+        With graphs, smaller ones too: uncompiled, they would need memory beside that of the graphs.
+        """
+        return images == self.images or (self.has_graphs and images < self.images)
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, K) of inputs (B, C, H, W); a smaller batch is filled up with black images."""
+        images = len(inputs)
+        if images < self.images:
+            rows = inputs.permute(0, 2, 3, 1)  # in the order of their memory
+            filled = rows.new_zeros(self.images, *rows.shape[1:])
+            filled[:images] = rows
+            inputs = filled.permute(0, 3, 1, 2)
+        return self.forward(inputs)[:images]
+
+
+def can_record(accelerator: Accelerator, passes: int) -> bool:
     """Return True if passes can be recorded as CUDA graphs, where a step has `passes`.
 
     A graph's gradients lie in its own memory, which its next pass overwrites: gradients of several cannot be added up.
+    Before 2.14, PyTorch records in the main thread only.
     """
-    return device.type == "cuda" and torch.version.hip is None and passes == 1
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_whole_on_gpu(accelerator) and torch.version.hip is None and passes == 1 and is_main
 
 
 def configure_model(
@@ -96,12 +116,16 @@ def configure_model(
     if not compute_config.compiled:
         return None, notices
     compiled, problem = None, ""
-    has_graphs = can_record(accelerator.device, passes)
+    has_graphs, inputs = can_record(accelerator, passes), draw_inputs(shape, accelerator.device)
     try:
+        if has_graphs:  # cuDNN searches its algorithms here: memory that it takes in a graph would stay there
+            run_pass(network.train(), inputs)
+            network.zero_grad(set_to_none=True)
+            free_memory(accelerator.device)
         forward = compile_model(network.train(), has_graphs=has_graphs)
         compiled = CompiledModel(forward=forward, images=shape[0], has_graphs=has_graphs)
         for _ in range(RECORDING if has_graphs else 1):
-            run_pass(forward, draw_inputs(shape, accelerator.device))
+            run_pass(forward, inputs)
             network.zero_grad(set_to_none=True)
     except Exception as error:  # the compiler's errors share no base class
         problem = shorten_error(error)

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -330,11 +331,24 @@ def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("device", "hip", "passes", "records"),
-    [("cuda", None, 1, True), ("cuda", None, 2, False), ("cuda", "6.4", 1, False), ("cpu", None, 1, False)],
+    ("device", "hip", "passes", "kind", "records"),
+    [
+        ("cuda", None, 1, "NO", True),
+        ("cuda", None, 2, "NO", False),
+        ("cuda", "6.4", 1, "NO", False),
+        ("cuda", None, 1, "FSDP", False),
+        ("cpu", None, 1, "NO", False),
+    ],
 )
 def test_passes_on_a_cuda_gpu_are_recorded_if_a_step_has_one(
-    network: nn.Module, monkeypatch: pytest.MonkeyPatch, *, device: str, hip: str | None, passes: int, records: bool
+    network: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    device: str,
+    hip: str | None,
+    passes: int,
+    kind: str,
+    records: bool,
 ) -> None:
     modes, runs, resets = [], [], []
 
@@ -345,7 +359,7 @@ def test_passes_on_a_cuda_gpu_are_recorded_if_a_step_has_one(
 
     def run_pass(_forward: Any, inputs: torch.Tensor) -> None:
         runs.append(len(inputs))
-        if len(runs) > 3:
+        if len(runs) > 4:
             raise RuntimeError("no graph")
 
     monkeypatch.setattr(torch, "compile", compile)
@@ -354,18 +368,57 @@ def test_passes_on_a_cuda_gpu_are_recorded_if_a_step_has_one(
     monkeypatch.setattr(compute_config, "run_pass", run_pass)
     monkeypatch.setattr(compute_config, "draw_inputs", lambda shape, _device: torch.empty(shape))
     monkeypatch.setattr(compute_config, "free_memory", lambda _device: None)
-    accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=1)
+    accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=1, distributed_type=kind)
     config = ComputeConfig(compiled=True)
     compiled, _ = configure_model(network, config, (4, 3, 32, 32), accelerator, passes=passes)
     assert compiled == compute_config.CompiledModel(forward=network, images=4, has_graphs=records)
     assert modes == ["reduce-overhead" if records else None]
-    assert runs == [4] * (3 if records else 1)
+    assert runs == [4] * (4 if records else 1), "one for cuDNN's search, three to record"
     assert not resets
-    runs += [4] * 3
+    runs += [4] * 4
     compiled, [notice] = configure_model(network, config, (4, 3, 32, 32), accelerator, passes=passes)
     assert compiled is None
     assert "(no graph)" in notice.text
     assert resets == [True] * records, "the memory of graphs is freed"
+    with ThreadPoolExecutor(1) as thread:
+        assert not thread.submit(compute_config.can_record, accelerator, passes).result()
+
+
+def test_graphs_compute_smaller_batches_too(network: nn.Module) -> None:
+    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        seen.append((tuple(inputs.shape), inputs.stride()))
+        result: torch.Tensor = network(inputs)
+        return result
+
+    plain, recorded = (compute_config.CompiledModel(forward=forward, images=4, has_graphs=has) for has in (False, True))
+    assert [plain.takes(images) for images in (3, 4, 5)] == [False, True, False]
+    assert [recorded.takes(images) for images in (3, 4, 5)] == [True, True, False]
+    network.eval()
+    inputs = torch.rand(4, 32, 32, 3).permute(0, 3, 1, 2)
+    whole = recorded.compute(inputs)
+    torch.testing.assert_close(recorded.compute(inputs[:3]), whole[:3])
+    assert seen[0] == seen[1], "the same shape and strides, or it would be compiled again"
+
+
+def test_compilation_for_which_memory_is_too_small_is_tried_again(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, passes: Passes, compiles: list[str]
+) -> None:
+    time_in_turn = autotune._time_in_turn
+
+    def time_or_fail(candidates: dict[str, Any], deadline: float) -> dict[str, float]:
+        if "compiled" in candidates:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return time_in_turn(candidates, deadline)
+
+    monkeypatch.setattr(autotune, "_time_in_turn", time_or_fail)
+    [notice] = choose_on_gpu(network, monkeypatch, passes=1_000_000).notices
+    assert passes
+    assert compiles
+    assert "CUDA out of memory" in notice.text
+    [kept] = find_cache_folder().glob("probes/*.json")
+    assert json.loads(kept.read_text())["compiled"] is None
 
 
 def test_autotune_measures_with_a_limited_number_of_images(
