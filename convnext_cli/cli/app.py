@@ -17,7 +17,8 @@ from convnext_cli import __version__
 from convnext_cli.cli import console
 from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
-from convnext_cli.cli.streams import discard, discard_unwritten, get_stopping_signal, keep_streams, stop_by_signals
+from convnext_cli.cli.signals import get_stopping_signal, stop_by_signals
+from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
 from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from convnext_cli.cli.streams import check_stopped
+from convnext_cli.cli.signals import check_stopped
 from convnext_cli.cli.tables import lay_out
 from convnext_cli.progress import Notice, Result, Yielded, finish
 from convnext_cli.progress import Progress as StepProgress

@@ -1,0 +1,80 @@
+import os
+import signal
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convnext_cli.cli import console
+from convnext_cli.cli.app import main
+from convnext_cli.cli.signals import stop_by_signals
+from convnext_cli.files import replace_file
+from convnext_cli.progress import Progress
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+
+
+@pytest.fixture
+def python_handlers() -> Iterator[None]:
+    """The handlers that Python starts with: a shell's background job, or nohup, starts it with ignored signals."""
+    before: dict[signal.Signals, Any] = {}
+    for number in map(signal.Signals.__getitem__, SIGNALS):
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        before[number] = signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("python_handlers")
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_stops_any_command_without_temporary_files(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = signal.Signals[name]
+    handler = signal.getsignal(number)
+
+    def write(*_: object) -> None:
+        with replace_file(Path("file")) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    monkeypatch.setattr("convnext_cli.cli.eval.run_evaluations", write)
+    Path("run").mkdir()
+    Path("run/plan.toml").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "run"])
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err.endswith("interrupted. Saved files are intact\n")
+    assert list(Path().iterdir()) == [Path("run")]
+    assert signal.getsignal(number) == handler
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+
+
+@pytest.mark.usefixtures("python_handlers")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_stops_at_the_next_event() -> None:
+    class Collected:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+    def work() -> Generator[Progress, None, None]:
+        item = Collected()
+        del item
+        yield Progress(done=1, total=2)
+        raise AssertionError
+
+    with stop_by_signals(), pytest.raises(KeyboardInterrupt):
+        console.run("work", work())
