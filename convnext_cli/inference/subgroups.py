@@ -69,10 +69,15 @@ class SubgroupMetric:
         return f"{METRICS[self.key].title}{f' of {self.of}' if self.of else ''}"
 
     @property
+    def target(self) -> str:
+        """Return the class and the target whose threshold decides; an empty text if none does."""
+        return self.of if " at " in self.of else ""
+
+    @property
     def short_heading(self) -> str:
-        """Return the heading of a narrow table, with the target whose threshold decides."""
+        """Return the heading of a narrow column, with the target."""
         heading = METRICS[self.key].short_heading
-        return f"{heading} of {self.of}" if " at " in self.of else heading
+        return f"{heading} of {self.target}" if self.target else heading
 
     @property
     def is_significant(self) -> bool:
