@@ -72,7 +72,7 @@ class CompiledModel:
         return images == self.images or (self.has_graphs and images < self.images)
 
     def compute(self, inputs: Tensor) -> Tensor:
-        """Return the logits (B, K) of inputs (B, C, H, W); a smaller batch is filled up with black images."""
+        """Return the logits (B, K) of inputs (B, C, H, W); a smaller batch is filled up with zeros."""
         images = len(inputs)
         if images < self.images:
             rows = inputs.permute(0, 2, 3, 1)  # in the order of their memory
@@ -116,8 +116,9 @@ def configure_model(
     if not compute_config.compiled:
         return None, notices
     compiled, problem = None, ""
-    has_graphs, inputs = can_record(accelerator, passes), draw_inputs(shape, accelerator.device)
+    has_graphs = can_record(accelerator, passes)
     try:
+        inputs = draw_inputs(shape, accelerator.device)
         if has_graphs:  # cuDNN searches its algorithms here: memory that it takes in a graph would stay there
             run_pass(network.train(), inputs)
             network.zero_grad(set_to_none=True)
