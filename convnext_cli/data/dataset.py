@@ -97,9 +97,10 @@ def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
         index = scan_unlabelled(request.data, exclude=request.exclude)
     else:
         index = scan_data(request.data, exclude=request.exclude, table_options=request)
+    _check_effects(request.chosen, index)
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
-    _check_effects(request.chosen, index)
+    index = replace(index, notes=(*index.notes, *_list_unused_fractions(request.chosen, index)))
     return (yield from group_steps(index, request.group_from))
 
 
@@ -109,8 +110,6 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
     Raises:
         UsageError: one has none.
     """
-    splits = [split for split in ("train", "val", "test") if split in index.splits]
-    has_own = {"val_fraction": "val" in splits, "test_fraction": bool(splits)} if "leave_out" not in chosen else {}
     for name in chosen:
         flag, reason = f"--{name.replace('_', '-')}", index.task.ignored.get(name)
         if reason:
@@ -118,9 +117,15 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
         if name in COLUMN_OPTIONS and index.table is None:
             remedy = "Leave it out, or give the CSV file itself"
             raise UsageError(f"{flag} has no effect: {index.location} is not read from a CSV file", remedy)
-        if has_own.get(name):
-            problem = f"{flag} has no effect: {index.location} has its own splits ({', '.join(splits)})"
-            raise UsageError(problem, "Leave it out, or draw new splits with --resplit")
+
+
+def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
+    """Return a note for each chosen fraction that the data's own splits replace."""
+    splits = [split for split in ("train", "val", "test") if split in index.splits]
+    is_unused = {"val_fraction": "val" in splits, "test_fraction": bool(splits)}
+    names = [name for name in chosen if is_unused.get(name) and "leave_out" not in chosen]
+    effect = f"has no effect: the data have their own splits ({', '.join(splits)}), which --resplit draws again"
+    return [f"--{name.replace('_', '-')} {effect}" for name in names]
 
 
 def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dataset:
