@@ -54,7 +54,7 @@ class TrainingContext:
     settings: Settings = field(init=False)
     """The values of the plan's settings."""
     parameters: list[nn.Parameter] = field(init=False)
-    """Of the model. To list them takes 2 ms, too long for each step beside a fast GPU."""
+    """Of the model, listed once and not in each step."""
 
     def __post_init__(self) -> None:
         self.settings = self.plan.settings

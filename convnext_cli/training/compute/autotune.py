@@ -277,7 +277,6 @@ def _measure_compiled(
     finally:
         torch.set_num_threads(THREADS)
         if has_graphs:
-            del forward
             drop_graphs(device)
 
 

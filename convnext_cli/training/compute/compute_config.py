@@ -1,8 +1,9 @@
 """The compute configuration of a training: blocks, kernels, threads, and whether the model is compiled.
 
 Only training passes of whole micro-batches are compiled; torch.compile would compile each other shape again. On a CUDA
-GPU their kernels are recorded as CUDA graphs. To start them one by one takes the processor nearly as long as they run
-on an H200, 29 of 31 ms (convnext_tiny, 128 images of 224 px); as graphs, 13 ms (`benchmarks/README.md`).
+GPU their kernels are recorded as CUDA graphs, which compute smaller batches too, filled up with zeros. To start the
+kernels one by one takes the processor nearly as long as they run on an H200, 29 of 31 ms (convnext_tiny, 128 images of
+224 px); as graphs, 13 ms (`benchmarks/README.md`).
 """
 
 import logging
