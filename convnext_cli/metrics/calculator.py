@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.metrics.registry import METRICS
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
@@ -41,6 +43,10 @@ class Calculator(ABC):
     @abstractmethod
     def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
         """Return the sets of images that a metric of class k depends on, each (N,); the smallest decides its CI."""
+
+    def get_highest(self, key: str) -> float:
+        """Return the largest possible value of a metric, infinite where there is none."""
+        return METRICS[key].high
 
     def compute_gaps(self, weights: Floats) -> dict[str, Floats]:  # noqa: ARG002  (not all tasks have such metrics)
         """Return the summands of metrics that are sums of absolute values, before these are taken.

@@ -85,13 +85,20 @@ def compute_intervals(
     all_units = count_effective(units)
     class_intervals: list[dict[str, Interval | None]] = [
         {
-            name: _choose_interval(name, point_per_class[name][0, k], per_class[name][:, k], units_per_class[name][k])
+            name: _choose_interval(
+                name,
+                point_per_class[name][0, k],
+                per_class[name][:, k],
+                units_per_class[name][k],
+                calculator.get_highest(name),
+            )
             for name in calculator.per_class
         }
         for k in range(calculator.num_classes)
     ]
     overall_intervals: dict[str, Interval | None] = {
-        name: _choose_interval(name, point[name][0], overall[name], all_units) for name in calculator.overall
+        name: _choose_interval(name, point[name][0], overall[name], all_units, calculator.get_highest(name))
+        for name in calculator.overall
     }
     for macro in calculator.overall:
         name = registry.METRICS[macro].average_of
@@ -241,8 +248,8 @@ def t_quantile(df: float) -> float:
     return float(stdtrit(max(1.0, df), (1 + LEVEL) / 2))
 
 
-def _choose_interval(name: str, estimate: float, replicates: Floats, units: float) -> Interval | None:
-    """Return the CI of a metric by the method that suits its range; None where it is not defined."""
+def _choose_interval(name: str, estimate: float, replicates: Floats, units: float, highest: float) -> Interval | None:
+    """Return the CI of a metric by the method that suits its range, up to `highest`; None where it is not defined."""
     defined = replicates[~np.isnan(replicates)].astype(np.float64)
     if np.isnan(estimate) or units < 1.5 or len(defined) < 2:
         return None
@@ -250,10 +257,8 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     metric = registry.METRICS[name]
     half = t_quantile(units - 1) * math.sqrt(variance * units / (units - 1))
     if math.isinf(metric.low):
-        return Interval(float(estimate - half), min(metric.high, float(estimate + half)))
-    if metric.low < 0:
-        return score_interval(estimate, variance, units, low=metric.low)
-    if math.isinf(metric.high):  # symmetric on the scale of its logarithm
+        return Interval(float(estimate - half), min(highest, float(estimate + half)))
+    if math.isinf(highest):  # symmetric on the scale of its logarithm
         if not estimate:  # no error was seen: the images do not say how large one may be
             return None
         factor = math.exp(half / estimate)
@@ -261,7 +266,7 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     if name == "roc_auc" and 0 < estimate < 1 and variance > 0:  # on the logit scale, as Pepe 2003 (section 5.2.3)
         odds, factor = estimate / (1 - estimate), math.exp(min(50.0, half / (estimate * (1 - estimate))))
         return Interval(float(odds / (odds + factor)), float(odds * factor / (1 + odds * factor)))
-    return score_interval(estimate, variance, units)
+    return score_interval(estimate, variance, units, low=metric.low, high=highest)
 
 
 def _count_class_units(calculator: Calculator, units: Ints) -> dict[str, list[float]]:
@@ -285,9 +290,9 @@ def _average_intervals(
     """Return the CI of a mean over classes, from those of the classes (MOVER; Zou and Donner 2008, Zou 2007).
 
     Each class contributes the length of its own CI, also where all its images are classified correctly and its
-    replicates do not vary. The replicates give the correlations between classes. A class without errors adds nothing
-    upwards. Therefore the upper end is the mean of MOVER's and that of `whole` where the latter is higher; this had
-    the best coverage.
+    replicates do not vary. A class without a CI, such as one of a single image, can have any value. The replicates give
+    the correlations between classes. A class without errors adds nothing upwards. Therefore the upper end is the mean
+    of MOVER's and that of `whole` where the latter is higher; this had the best coverage.
 
     Args:
         mean: value of the averaged metric.
@@ -296,9 +301,10 @@ def _average_intervals(
         replicates: (R, K).
         whole: CI from the variance of the mean itself.
     """
-    known = [k for k, interval in enumerate(intervals) if interval is not None]
-    if not known or whole is None:
+    known = [k for k, estimate in enumerate(estimates) if not np.isnan(estimate)]
+    if whole is None or all(interval is None for interval in intervals):
         return None
+    bounds = [interval or Interval(0.0, 1.0) for interval in intervals]
     defined = replicates[:, known][~np.isnan(replicates[:, known]).any(axis=1)].astype(np.float64)
     centred = defined - defined.mean(axis=0) if len(defined) else np.zeros((1, len(known)))
     length = np.sqrt((centred**2).sum(axis=0))
@@ -307,7 +313,7 @@ def _average_intervals(
     np.fill_diagonal(correlation, 1)
     ends = []
     for side in ("low", "high"):
-        distance = np.array([abs(estimates[k] - getattr(intervals[k], side)) for k in known])
+        distance = np.array([abs(estimates[k] - getattr(bounds[k], side)) for k in known])
         ends.append(math.sqrt(max(0.0, distance @ correlation @ distance)) / len(known))
     high = float(mean + ends[1])
     return Interval(max(0.0, float(mean - ends[0])), min(1.0, (high + max(high, whole.high)) / 2))

@@ -73,6 +73,10 @@ class OrdinalCalculator(ClassCalculator):
         """Return the sets of images that a metric of grade k depends on, each (N,)."""
         return super().list_denominators("recall" if key == "class_mae" else key, k)
 
+    def get_highest(self, key: str) -> float:
+        """Return the largest possible value of a metric: no prediction is further off than from first to last grade."""
+        return self.num_classes - 1 if key in ("grade_mae", "class_mae") else super().get_highest(key)
+
 
 def summarise_grades(calculator: OrdinalCalculator, classes: Sequence[str]) -> OrdinalMetrics:
     """Return the metrics of a calculator, all images counted once; `classes` are K names in order."""

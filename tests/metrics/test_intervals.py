@@ -12,6 +12,7 @@ from convnext_cli.metrics.intervals import (
     score_interval,
     t_quantile,
 )
+from convnext_cli.metrics.ordinal import OrdinalCalculator
 from convnext_cli.tasks.registry import SINGLE
 
 
@@ -101,6 +102,28 @@ def test_absent_classes_and_single_images_have_no_interval() -> None:
     assert intervals.per_class[1]["recall"] is None, "one image says nothing of its spread"
     alone = compute_intervals(ClassCalculator(np.eye(3)[[0]], np.array([0])), resamples=200)
     assert set(alone.overall.values()) == {None}
+
+
+def test_average_over_classes_is_unknown_by_the_part_of_a_class_with_a_single_image() -> None:
+    labels = np.repeat([0, 1, 2], [40, 30, 1])
+    for predicted, sign in ((2, -1), (0, 1)):  # the single image is right, or wrong
+        logits = np.eye(3)[np.append(labels[:-1], predicted)] * 4
+        calculator = ClassCalculator(logits, labels)
+        estimate = calculator.compute(np.ones((1, 71)))[0]["balanced_accuracy"][0]
+        interval = compute_intervals(calculator, resamples=200).overall["balanced_accuracy"]
+        assert interval is not None
+        assert interval.low <= estimate + sign / 3 <= interval.high
+
+
+def test_errors_in_grades_have_intervals_within_the_grades_also_where_all_are_equal() -> None:
+    labels = np.repeat([0, 1, 2, 3], [20, 6, 3, 3])
+    predictions = np.concatenate([labels[:20], labels[20:26] + 1, [2, 3, 2], [2, 2, 2]])
+    intervals = compute_intervals(OrdinalCalculator(np.eye(4)[predictions], labels, predictions), resamples=300)
+    by_grade = [entry["class_mae"] for entry in intervals.per_class]
+    for interval, estimate in zip(by_grade, (0, 1, 1 / 3, 1), strict=True):
+        assert interval is not None
+        assert 0 <= interval.low <= estimate <= interval.high < 3
+        assert interval.high - interval.low > 0.3
 
 
 def test_fraction_of_clustered_images_has_a_wider_interval() -> None:
