@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.index import Index
 from convnext_cli.encoding import find_name
-from convnext_cli.errors import DataError, ImageError, RunError
+from convnext_cli.errors import DataError, ImageError, RunError, UsageError, suggest
 from convnext_cli.images.cache import ImageCache
 from convnext_cli.images.decode import Pixels, decode_image
 from convnext_cli.images.loaders import cut_batches, load_batches
@@ -181,3 +181,16 @@ def open_for_eval(root: Path, preprocessing: Preprocessing, *, cache: bool) -> I
         lambda path: fit_image(decode_image(path), preprocessing),
         keep=cache,
     )
+
+
+def find_class(name: str, classes: tuple[str, ...], option: str) -> int:
+    """Return the number of a class that the user names in an option.
+
+    Raises:
+        UsageError: the model has no such class.
+    """
+    position = find_name(name, classes)
+    if position is None:
+        remedy = f"{suggest(name, classes)}Known are {', '.join(classes[:20])}"
+        raise UsageError(f"unknown class {name!r} in {option}", remedy)
+    return position

@@ -15,19 +15,12 @@ from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
 from convnext_cli.inference.agreement import check_comparable, check_records, describe_progress
-from convnext_cli.inference.calibration import (
-    Calibration,
-    add_targets,
-    calibrate_steps,
-    describe_unreliable_ood,
-    describe_worse_calibration,
-    read_calibration,
-    write_calibration,
-)
+from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, write_calibration
+from convnext_cli.inference.calibration_fit import calibrate_steps, describe_worse_calibration
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
-from convnext_cli.inference.operating_points import TEST_TARGETS, measure_points, trace_curves
+from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
 from convnext_cli.inference.recalibration import (

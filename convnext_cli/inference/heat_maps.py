@@ -13,8 +13,7 @@ from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
 from convnext_cli.images.transforms import locate_frame
-from convnext_cli.inference.calibration import find_class
-from convnext_cli.inference.classifier import Classifier, Heat, Outputs
+from convnext_cli.inference.classifier import Classifier, Heat, Outputs, find_class
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.inference.sources import Source
 from convnext_cli.runs.folder import RunFolder

@@ -3,9 +3,21 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
+from convnext_cli.errors import UsageError
+from convnext_cli.inference.calibration import Calibration, read_validation
+from convnext_cli.inference.classifier import Classifier, find_class
 from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.metrics.decision import CURVE_THRESHOLDS, DecisionCurve, trace_decision_curve
-from convnext_cli.metrics.thresholds import OperatingPoint, Threshold, apply_threshold, show_missed
+from convnext_cli.metrics.thresholds import (
+    OperatingPoint,
+    Target,
+    Threshold,
+    apply_threshold,
+    find_threshold,
+    show_missed,
+)
 from convnext_cli.runs.folder import RunFolder
 
 TEST_TARGETS = {"image": "targets", "group": "group_targets"}  # keys of `tests.jsonl`
@@ -54,3 +66,47 @@ def find_missed(
             measured |= test.get(TEST_TARGETS[per], {})
     texts = ((str(t.target), show_missed(t.target, measured.get(str(t.target)))) for t in thresholds)
     return {name: text for name, text in texts if text}
+
+
+def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, targets: Sequence[Target]) -> Calibration:
+    """Set thresholds for new targets on the validation split, and write them into the run beside the old ones.
+
+    Args:
+        run: the run folder.
+        calibration: of the run.
+        model: the run's classifier.
+        targets: new targets; one that the run has already is set again.
+
+    Returns:
+        The calibration with all thresholds.
+
+    Raises:
+        UsageError: the model has no such class, or the validation split is too small or has no image of it.
+    """
+    if not targets:
+        return calibration
+    if not calibration.is_fitted:
+        raise UsageError(
+            f"no threshold can be set: {calibration.unfitted_reason}",
+            "Fine-tune with more validation images, or leave out --target",
+        )
+    task, classes = model.task, model.classes
+    numbers = [find_class(target.name, classes, "--target") for target in targets]
+    logits, labels = read_validation(run, calibration, model)
+    probabilities = task.activate(task.calibrate(logits, calibration))
+    index = run.read_split()
+    groups = index.list_groups(index.rows("val"))
+    thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
+    for target, k in zip(targets, numbers, strict=True):
+        renamed = replace(target, name=classes[k])
+        positive, known = task.select_known(labels, k)
+        if not positive.any() or positive[known].all():
+            missing = "other images" if positive.any() else f"images of {classes[k]}"
+            raise UsageError(
+                f"no threshold can be set for {renamed}: the validation split has no {missing}",
+                "Leave out --target, or fine-tune with such validation images",
+            )
+        thresholds[renamed] = find_threshold(probabilities[:, k], positive, renamed, groups, known)
+    calibration = replace(calibration, thresholds=tuple(thresholds.values()))
+    run.write_calibration(calibration.to_dict(), run.read_calibration_arrays())
+    return calibration

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from convnext_cli.data.groups import group_index, group_like
 from convnext_cli.data.index import NONE, Index
 from convnext_cli.errors import UsageError
-from convnext_cli.inference.calibration import Calibration, check_scaling, find_class, read_validation
-from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.calibration import Calibration, check_scaling, read_validation
+from convnext_cli.inference.classifier import Classifier, find_class
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import number_units
 from convnext_cli.metrics.pooling import MEAN, Rule, choose_rule

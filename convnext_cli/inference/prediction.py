@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.inference.calibrated_classifier import CalibratedClassifier, open_calibrated
-from convnext_cli.inference.calibration import (
-    describe_unreliable_ood,
-    read_calibration,
-)
+from convnext_cli.inference.calibration import describe_unreliable_ood, read_calibration
 from convnext_cli.inference.heat_maps import prepare_heat_maps
 from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.inference.pooling import Pooling, name_groups, open_poolable, open_pooling, read_pooling

@@ -10,7 +10,8 @@ from convnext_cli.data.audit.measurements import measure_images
 from convnext_cli.data.index import select_rows
 from convnext_cli.data.split import split_index
 from convnext_cli.errors import DataError
-from convnext_cli.inference.calibration import Calibration, measure_gain
+from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.calibration_fit import measure_gain
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.test_set import TestSet

@@ -365,7 +365,7 @@ def _finish(
     """Calibrate the kept weights; then write the final metrics, which mark the run as finished."""
     import torch
 
-    from convnext_cli.inference.calibration import calibrate_steps
+    from convnext_cli.inference.calibration_fit import calibrate_steps
     from convnext_cli.inference.torch_classifier import TorchClassifier
     from convnext_cli.training.compute.devices import THREADS
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from convnext_cli.data.index import Index
-from convnext_cli.inference.calibration import BANK_IMAGES_PER_CLASS, choose_bank
+from convnext_cli.inference.calibration_fit import BANK_IMAGES_PER_CLASS, choose_bank
 from convnext_cli.recipes.costs import BANK_IMAGES
 
 

@@ -12,8 +12,9 @@ import pytest
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError, UsageError
-from convnext_cli.inference.calibration import Calibration, add_targets
+from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.operating_points import add_targets
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set, find_leakage
 from convnext_cli.metrics.thresholds import parse_target

@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
-from convnext_cli.inference.calibration import describe_worse_calibration
+from convnext_cli.inference.calibration_fit import describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.temperature import fit_temperature

@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from convnext_cli.errors import RunError
 from convnext_cli.inference.agreement import check_records, list_calibration_notes
-from convnext_cli.inference.calibration import add_targets, read_calibration, read_novelty
+from convnext_cli.inference.calibration import read_calibration, read_novelty
 from convnext_cli.inference.evaluation import Evaluation, evaluate
+from convnext_cli.inference.operating_points import add_targets
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.metrics.thresholds import parse_target

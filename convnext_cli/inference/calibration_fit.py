@@ -1,0 +1,150 @@
+"""Fit a run's calibration and OOD score on its validation split."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from convnext_cli.data.index import Index, pick_evenly
+from convnext_cli.data.split import explain_small_validation
+from convnext_cli.images.decode import Pixels
+from convnext_cli.images.transforms import pad_image
+from convnext_cli.inference.calibration import ABSTAIN_RATE, Calibration
+from convnext_cli.inference.classifier import Classifier, open_for_eval
+from convnext_cli.metrics.calculator import Floats
+from convnext_cli.metrics.novelty import NoveltyModel, choose_novelty_threshold, fit_novelty
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.thresholds import Threshold
+from convnext_cli.progress import Steps
+from convnext_cli.recipes.costs import BANK_IMAGES
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.task import Targets, Task
+
+SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
+BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/README.md` has the ROC AUC for 25 to 500
+
+
+def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()) -> Steps[Calibration]:
+    """Fit the temperature and the OOD score on a run's validation split, and write them into the run.
+
+    Where the validation split is too small, nothing is fitted; the result has the reason.
+
+    Args:
+        model: the run's classifier.
+        run: the run folder.
+        thresholds: kept in the result.
+
+    Raises:
+        RunError: the run cannot be read.
+        ImageError: an image is gone.
+    """
+    index = run.read_split()
+    val = index.rows("val")
+    bank_rows = choose_bank(index)
+    fingerprint = run.fingerprint_weights()
+    if reason := explain_small_validation(index):
+        calibration = Calibration(weights=fingerprint, images=len(val), unfitted_reason=reason)
+        run.write_calibration(calibration.to_dict(), {})
+        return calibration
+    validation = yield from model.classify_rows(index, val, features=True, activity="calibrating")
+    training = yield from model.classify_rows(index, bank_rows, features=True, activity="fitting the OOD score")
+    logits, targets = validation.logits, model.read_targets(index, val)
+    novelty = fit_novelty(training.features, training.statistics)
+    scores = novelty.score(validation.features, validation.statistics)
+    threshold = choose_novelty_threshold(scores, ABSTAIN_RATE)
+    groups = index.list_groups(val)
+    scaling = model.task.fit_calibration(logits, targets, groups)
+    calibration = Calibration(weights=fingerprint, images=len(val), unfitted_reason=None, **scaling)
+    calibration = replace(
+        calibration,
+        **measure_gain(model, logits, targets, calibration),
+        thresholds=thresholds,
+        novelty_threshold=threshold,
+        novelty_detected=_detect_scrambled(model, index, val, novelty, threshold),
+        training_images=len(bank_rows),
+    )
+    arrays = asdict(novelty) | {
+        "val_logits": logits,
+        "val_labels": targets,
+        "val_novelty": scores.astype(np.float32),
+        "val_statistics": validation.statistics,
+        "val_corners": validation.corners,
+    }
+    run.write_calibration(calibration.to_dict(), arrays)
+    return calibration
+
+
+def measure_gain(model: Classifier, logits: Floats, targets: Targets, calibration: Calibration) -> dict[str, Any]:
+    """Return the metrics that calibration changes, before and after, on the images that it was fitted on."""
+    task, classes = model.task, model.classes
+    before = task.compute_metrics(logits, targets, classes)
+    after = task.compute_metrics(task.calibrate(logits, calibration), targets, classes)
+    return {field: (getattr(before, key), getattr(after, key)) for field, key in task.display.calibration}
+
+
+def describe_worse_calibration(
+    task: Task, before: MetricSet, after: MetricSet, fitted_on: str = "validation images"
+) -> str | None:
+    """Return a warning where calibration makes the first of the metrics that it changes worse, else None.
+
+    Args:
+        task: names these metrics, of which lower is better.
+        before: metrics of the uncalibrated probabilities.
+        after: metrics of the calibrated probabilities, of the same images.
+        fitted_on: the images that the calibration was fitted on, in words.
+    """
+    metrics = [METRICS[key] for _, key in task.display.calibration]
+    pairs = [(getattr(before, metric.key), getattr(after, metric.key)) for metric in metrics]
+    if not pairs or pairs[0][1] <= pairs[0][0]:
+        return None
+    changes = (
+        f"{metric.title} {' -> '.join(map(metric.format_with_unit, pair))}"
+        for metric, pair in zip(metrics, pairs, strict=True)
+    )
+    return (
+        f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
+        f"{', '.join(changes)}. Do not rely on them; the images may differ from the {fitted_on}"
+    )
+
+
+def _detect_scrambled(
+    model: Classifier, index: Index, rows: Sequence[int], novelty: NoveltyModel, threshold: float
+) -> float:
+    """Return the fraction of scrambled validation images whose OOD score is above the threshold.
+
+    A scrambled image is clearly out-of-distribution, but has the pixel values of the data set.
+    """
+    rows = pick_evenly(rows, SCRAMBLED_IMAGES)
+    images = open_for_eval(index.root, model.preprocessing, cache=model.cache)
+
+    def load(row: int) -> Pixels:
+        return pad_image(scramble(images.read(index.paths[row])), model.preprocessing)
+
+    parts = list(model.classify_batches(rows, load, features=True))
+    scores = np.concatenate([novelty.score(part.features, part.statistics) for part in parts])
+    return float((scores > threshold).mean())
+
+
+def scramble(image: Pixels) -> Pixels:
+    """Return an image (H, W, 3) inverted and with its 4 x 4 tiles in a fixed random order."""
+    tall, wide = image.shape[0] // 4, image.shape[1] // 4
+    inverted = 255 - image
+    scrambled = inverted.copy()
+    for position, source in enumerate(np.random.default_rng(0).permutation(16)):
+        (row, column), (from_row, from_column) = divmod(position, 4), divmod(int(source), 4)
+        scrambled[row * tall : (row + 1) * tall, column * wide : (column + 1) * wide] = inverted[
+            from_row * tall : (from_row + 1) * tall, from_column * wide : (from_column + 1) * wide
+        ]
+    return scrambled
+
+
+def choose_bank(index: Index) -> list[int]:
+    """Return the training rows that the OOD score is fitted to: up to 200 of each class, 5,000 of all."""
+    by_class: dict[int, list[int]] = {}
+    for row in index.rows("train"):
+        by_class.setdefault(index.labels[row], []).append(row)
+    rows = [row for of_class in by_class.values() for row in pick_evenly(of_class, BANK_IMAGES_PER_CLASS)]
+    return pick_evenly(sorted(rows), BANK_IMAGES)
