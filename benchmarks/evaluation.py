@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from convnext_cli.data.index import Index
-from convnext_cli.inference.evaluation import EvaluatedImages, Evaluation
+from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.inference.scored_images import EvaluatedImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals
@@ -48,9 +49,8 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
     evaluation = Evaluation(
         run=Path(), data=Path(), split="test", metrics=metrics, uncalibrated=metrics, calibration=None,
         intervals=compute_intervals(ClassCalculator(logits, labels), resamples=200), operating_points=(),
-        augmentation=None,
-        test_number=1, notes=(),
-        overlap=None,
+        augmentation=None, test_number=1, notes=(), overlap=None, decision_curves=(), per_group=None, audit=None,
+        subgroups=None, drift=None, recalibration=None,
         evaluated=EvaluatedImages(
             test_set=TestSet(index=index, split="test", rows=list(range(images))),
             classes=names, task=SINGLE, logits=logits, targets=labels,

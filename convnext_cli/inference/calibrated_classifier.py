@@ -13,7 +13,7 @@ from convnext_cli.images.decode import Pixels
 from convnext_cli.images.transforms import transform_for_eval
 from convnext_cli.inference.calibration import Calibration, load_calibration, read_calibration, read_novelty
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
-from convnext_cli.inference.ensemble import Ensemble, Member
+from convnext_cli.inference.ensemble import open_ensemble
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.inference.request import PredictRequest
@@ -141,19 +141,15 @@ def _open_folds(folder: FoldsFolder, request: PredictRequest, num_images: int) -
 
     The folds' decision thresholds do not hold for the mean of their probabilities, and are left out.
     """
-    runs = folder.list_runs()
-    pairs = [(run, read_calibration(run)) for run in runs]
-    thresholds = [_get_ood_threshold(run.path, calibration) for run, calibration in pairs] if request.abstain else []
-    members = [
-        Member(
-            classifier=_open_run(run.path, request, num_images),
-            calibration=None if request.raw else calibration,
-            novelty=read_novelty(run) if request.abstain else None,
-        )
-        for run, calibration in pairs
-    ]
-    threshold = float(np.mean(thresholds)) if thresholds else None
-    return CalibratedClassifier(classifier=Ensemble(folder, members), threshold=threshold)
+    threshold = None
+    if request.abstain:  # first: it has the reason why a fold may have no OOD model
+        threshold = float(np.mean([_get_ood_threshold(r.path, read_calibration(r)) for r in folder.list_runs()]))
+
+    def open_run(run: RunFolder) -> Classifier:
+        return _open_run(run.path, request, num_images)
+
+    ensemble = open_ensemble(folder, open_run, raw=request.raw, ood=request.abstain)
+    return CalibratedClassifier(classifier=ensemble, threshold=threshold)
 
 
 def _needs_torch(request: PredictRequest) -> str:

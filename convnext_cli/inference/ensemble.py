@@ -1,6 +1,6 @@
 """The models of a cross-validation as an ensemble: the mean of their calibrated probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import RunError
-from convnext_cli.inference.calibration import Calibration, read_calibration
+from convnext_cli.inference.calibration import Calibration, read_calibration, read_novelty
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.metrics.calculator import Ints
 from convnext_cli.metrics.novelty import NoveltyModel, measure_pixels
 from convnext_cli.progress import Progress, Steps, map_events
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
 
 
@@ -22,6 +23,8 @@ from convnext_cli.runs.folds import FoldsFolder
 class Member:
     """The model of one fold."""
 
+    name: str
+    """Name of its run's folder."""
     classifier: Classifier
     calibration: Calibration | None
     novelty: NoveltyModel | None = None
@@ -54,6 +57,10 @@ class Ensemble(Classifier):
             raise RunError(
                 f"the folds of {folder.path} differ in classes or in preprocessing", "Evaluate them one by one"
             )
+
+    def list_uncalibrated(self) -> list[str]:
+        """Return the names of the members without a calibration."""
+        return [m.name for m in self.members if m.calibration is None or not m.calibration.is_fitted]
 
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs of the ensemble for preprocessed images, (B, H, W, 3).
@@ -159,23 +166,27 @@ def _average(outputs: Sequence[Outputs], members: Sequence[Member]) -> NDArray[n
     return task.average(logits).astype(np.float32)
 
 
-def open_ensemble(folder: FoldsFolder, *, tta: bool = False, cache: bool = True) -> tuple[Ensemble, list[str]]:
-    """Return the models of a cross-validation as an ensemble, with torch, and notes on their calibration.
+def open_ensemble(
+    folder: FoldsFolder, open_run: Callable[[RunFolder], Classifier], *, raw: bool = False, ood: bool = False
+) -> Ensemble:
+    """Return the models of a cross-validation as an ensemble.
+
+    Args:
+        folder: the cross-validation.
+        open_run: returns the classifier of a fold's run.
+        raw: leave out the calibrations of the folds.
+        ood: score how far images are out of distribution; each fold's run has an OOD model.
 
     Raises:
         RunError: the cross-validation has not finished, or cannot be read.
     """
-    from convnext_cli.inference.torch_classifier import TorchClassifier  # torch: `predict` may do without
-
-    runs = folder.list_runs()
-    calibrations = [read_calibration(run) for run in runs]
-    pairs = list(zip(runs, calibrations, strict=True))
     members = [
-        Member(classifier=TorchClassifier(run.path, tta=tta, cache=cache), calibration=calibration)
-        for run, calibration in pairs
+        Member(
+            name=run.path.name,
+            classifier=open_run(run),
+            calibration=None if raw else read_calibration(run),
+            novelty=read_novelty(run) if ood else None,
+        )
+        for run in folder.list_runs()
     ]
-    uncalibrated = [run.path.name for run, calibration in pairs if not (calibration and calibration.is_fitted)]
-    notes = []
-    if uncalibrated:
-        notes.append(f"not calibrated: {', '.join(uncalibrated)} (too few validation images, or changed weights)")
-    return Ensemble(folder, members), notes
+    return Ensemble(folder, members)

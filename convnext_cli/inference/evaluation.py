@@ -19,7 +19,7 @@ from convnext_cli.inference.calibration import Calibration, describe_unreliable_
 from convnext_cli.inference.calibration_fit import calibrate_steps, describe_worse_calibration
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
-from convnext_cli.inference.ensemble import Ensemble, open_ensemble
+from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
@@ -31,12 +31,11 @@ from convnext_cli.inference.recalibration import (
     refit_calibration,
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
-from convnext_cli.inference.scored_images import ScoredImages
+from convnext_cli.inference.scored_images import EvaluatedImages, ScoredImages
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
-from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
 from convnext_cli.metrics import comparison
-from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
@@ -47,34 +46,10 @@ from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
+from convnext_cli.runs.folds import find_newest_run
 from convnext_cli.runs.records import AuditRecord, to_plain
 from convnext_cli.tasks.task import Targets, Task
 from convnext_cli.text import shorten_names
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluatedImages:
-    """The images of an evaluation and the logits of each, for curves, galleries and comparisons."""
-
-    test_set: TestSet
-    classes: tuple[str, ...]
-    task: Task
-    logits: Floats
-    """(N, K), uncalibrated."""
-    targets: Targets
-    """Of the N images, as `task` has them."""
-
-    def score(self, calibration: Calibration | None) -> ScoredImages:
-        """Return the images with their calibrated logits."""
-        return ScoredImages(
-            task=self.task,
-            classes=self.classes,
-            logits=self.task.calibrate(self.logits, calibration),
-            targets=self.targets,
-            calibration=calibration,
-            groups=self.test_set.groups,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,17 +84,17 @@ class Evaluation:
     """Everything that limits the validity of the metrics."""
     overlap: Overlap | None
     """Images that the run has used; None for its own split, or where that is not known."""
-    decision_curves: tuple[DecisionCurve, ...] = ()
+    decision_curves: tuple[DecisionCurve, ...]
     """Of each class that has a target."""
-    per_group: GroupEvaluation | None = None
+    per_group: GroupEvaluation | None
     """Metrics of groups; None where not requested."""
-    audit: AuditRecord | None = None
+    audit: AuditRecord | None
     """Audit of the data that the run was trained on; None where that is not known."""
-    subgroups: SubgroupEvaluation | None = None
+    subgroups: SubgroupEvaluation | None
     """Metrics of subgroups; None where none are asked for."""
-    drift: Drift | None = None
+    drift: Drift | None
     """Differences from the run's validation images; None for its own data, or where that is not known."""
-    recalibration: Recalibration | None = None
+    recalibration: Recalibration | None
     """Effect of a calibration on a part of the images on the others; None if not requested."""
     evaluated: EvaluatedImages
 
@@ -278,8 +253,8 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     leakage, overlap = yield from find_leakage(run, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
-    classifier, ensemble_notes = open_classifier(run, cache=request.cache)
-    notes += audit_notes + leakage + ensemble_notes
+    classifier = open_classifier(run, cache=request.cache)
+    notes += audit_notes + leakage + _list_uncalibrated(classifier)
     task, targets = classifier.task, classifier.read_targets(test_set.index, test_set.rows)
     own_calibration, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own_calibration, run)
@@ -300,21 +275,36 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         evaluated, augmentation = yield from _augment(run, evaluated, calibration, seconds, cache=request.cache)
     yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
     images = evaluated.score(calibration)
+    metrics = task.compute_metrics(images.logits, targets, images.classes, calibration)
+    uncalibrated = task.compute_metrics(evaluated.logits, targets, images.classes, calibration)
+    points = measure_points(images, calibration.thresholds if calibration else ())
     recalibration = measure_recalibration(evaluated.score(own_calibration), images, fit_set)
-    evaluation = _summarise(run, evaluated, calibration, notes, recalibration)
+    notes += _list_warnings(images, metrics, uncalibrated, points, _read_training_targets(run), recalibration)
     is_per_group = request.per == "group"
-    per_group = evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None
-    subgroups = (yield from measure_subgroups(images, attributes)) if attributes else None
-    evaluation = replace(
-        evaluation,
-        per_group=per_group,
+    evaluation = Evaluation(
+        run=run.path,
+        data=test_set.index.location,
+        split=test_set.split,
+        metrics=metrics,
+        intervals=compute_intervals(images.make_calculator(), images.groups),
+        uncalibrated=uncalibrated,
+        calibration=calibration,
+        operating_points=points,
         augmentation=augmentation,
+        test_number=None,
+        notes=tuple(notes),
         overlap=overlap,
+        decision_curves=trace_curves(images, points),
+        per_group=evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None,
         audit=audit,
-        subgroups=subgroups,
+        subgroups=(yield from measure_subgroups(images, attributes)) if attributes else None,
         drift=drift,
+        recalibration=recalibration,
+        evaluated=evaluated,
     )
-    return replace(evaluation, test_number=_record(run, evaluation) if test_set.split == "test" else None)
+    if test_set.split == "test":
+        evaluation = replace(evaluation, test_number=_record(run, evaluation))
+    return evaluation
 
 
 def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
@@ -344,7 +334,7 @@ def _augment(
         seconds: that the evaluation without augmentation took.
         cache: keep the preprocessed images in the cache.
     """
-    classifier, _ = open_classifier(run, tta=True, cache=cache)
+    classifier = open_classifier(run, tta=True, cache=cache)
     outputs, augmented_seconds = yield from _compute_outputs(classifier, evaluated.test_set, "evaluating shifted views")
     augmented = replace(evaluated, logits=outputs.logits)
     before, after = (images.score(calibration).make_calculator() for images in (evaluated, augmented))
@@ -365,44 +355,34 @@ def _choose_images(
     return test_set, notes
 
 
-def _summarise(
-    run: RunFolder,
-    evaluated: EvaluatedImages,
-    calibration: Calibration | None,
-    notes: Sequence[Notice],
+def _list_warnings(
+    images: ScoredImages,
+    metrics: MetricSet,
+    uncalibrated: MetricSet,
+    points: Sequence[OperatingPoint],
+    training_targets: Targets,
     recalibration: Recalibration | None,
-) -> Evaluation:
-    """Compute the metrics, intervals and operating points of logits."""
-    test_set, task, targets = evaluated.test_set, evaluated.task, evaluated.targets
-    images, fitted_on = evaluated.score(calibration), name_fit_images(recalibration)
-    metrics = task.compute_metrics(images.logits, targets, evaluated.classes, calibration)
-    uncalibrated = task.compute_metrics(evaluated.logits, targets, evaluated.classes, calibration)
-    warnings = []
+) -> list[Notice]:
+    """Return warnings on the metrics of an evaluation.
+
+    Args:
+        images: with their calibrated outputs.
+        metrics: of the calibrated outputs.
+        uncalibrated: of the uncalibrated outputs.
+        points: the operating points on the images.
+        training_targets: targets of the training images.
+        recalibration: says which images the calibration was fitted on.
+    """
+    task, calibration, fitted_on = images.task, images.calibration, name_fit_images(recalibration)
+    texts = []
     if calibration and (worse := describe_worse_calibration(task, uncalibrated, metrics, fitted_on)):
-        warnings.append(worse)
+        texts.append(worse)
     if metrics.absent:
-        warnings.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
-    points = measure_points(images, calibration.thresholds if calibration else ())
-    warnings += task.list_warnings(_read_training_targets(run), images.probabilities, evaluated.classes, calibration)
-    warnings += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
-    warnings += [describe_missed(point) for point in points if point.is_missed]
-    return Evaluation(
-        run=run.path,
-        data=test_set.index.location,
-        split=test_set.split,
-        metrics=metrics,
-        intervals=compute_intervals(images.make_calculator(), test_set.groups),
-        uncalibrated=uncalibrated,
-        calibration=calibration,
-        operating_points=points,
-        decision_curves=trace_curves(images, points),
-        augmentation=None,
-        test_number=None,
-        notes=(*notes, *(Notice(text=text, severity="warning") for text in warnings)),
-        overlap=None,
-        recalibration=recalibration,
-        evaluated=evaluated,
-    )
+        texts.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
+    texts += task.list_warnings(training_targets, images.probabilities, images.classes, calibration)
+    texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
+    texts += [describe_missed(point) for point in points if point.is_missed]
+    return [Notice(text=text, severity="warning") for text in texts]
 
 
 def _read_training_targets(run: RunFolder) -> Targets:
@@ -411,15 +391,11 @@ def _read_training_targets(run: RunFolder) -> Targets:
     return index.targets(row for row, split in enumerate(index.splits) if split == "train" or is_fold(split))
 
 
-def open_classifier(
-    run: RunFolder, *, tta: bool = False, cache: bool = True
-) -> tuple[TorchClassifier | Ensemble, list[Notice]]:
-    """Return the model of a run, or the ensemble of a cross-validation with notes on its calibration."""
-    folder = open_folder(run.path)
-    if not isinstance(folder, FoldsFolder):
-        return TorchClassifier(run.path, tta=tta, cache=cache), []
-    ensemble, notes = open_ensemble(folder, tta=tta, cache=cache)
-    return ensemble, [Notice(text=note) for note in notes]
+def _list_uncalibrated(classifier: TorchClassifier | Ensemble) -> list[Notice]:
+    """Return a note on the members of an ensemble that are not calibrated."""
+    names = classifier.list_uncalibrated() if isinstance(classifier, Ensemble) else []
+    text = f"not calibrated: {', '.join(names)} (too few validation images, or changed weights)"
+    return [Notice(text=text)] if names else []
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:

@@ -1,7 +1,7 @@
 """Evaluation per group: metrics of one prediction for each patient or object, pooled from its images."""
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.operating_points import measure_points
 from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, Pooling, choose_negative, fit_pooling, pool_logits
 from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.scored_images import EvaluatedImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Floats, Ints
@@ -24,9 +25,6 @@ from convnext_cli.progress import Notice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
-
-if TYPE_CHECKING:
-    from convnext_cli.inference.evaluation import EvaluatedImages
 
 UNCALIBRATED = "groups are pooled by the mean, without a calibration of their own"
 MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
@@ -115,7 +113,7 @@ def check_negative(request: EvalRequest, trained_on: Index) -> None:
 def evaluate_groups(
     run: RunFolder,
     classifier: Classifier,
-    evaluated: "EvaluatedImages",
+    evaluated: EvaluatedImages,
     calibration: Calibration | None,
     request: EvalRequest,
 ) -> GroupEvaluation:

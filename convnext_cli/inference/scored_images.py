@@ -1,17 +1,15 @@
-"""Images of an evaluation with their calibrated outputs: what subgroups, targets and recalibrations are measured on."""
+"""Images of an evaluation with their outputs: subgroups, targets and recalibrations are measured on these."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.tasks.task import Targets, Task
-
-if TYPE_CHECKING:
-    from convnext_cli.inference.calibration import Calibration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +21,7 @@ class ScoredImages:
     logits: Floats
     """(N, K), calibrated."""
     targets: Targets
-    calibration: "Calibration | None"
+    calibration: Calibration | None
     groups: Sequence[str] | None
     """(N,) names; None where groups are not known."""
 
@@ -40,3 +38,27 @@ class ScoredImages:
     def make_calculator(self) -> Calculator:
         """Return the calculator of the task's metrics."""
         return self.task.make_calculator(self.logits, self.targets, self.calibration)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedImages:
+    """The images of an evaluation and the logits of each, for curves, galleries and comparisons."""
+
+    test_set: TestSet
+    classes: tuple[str, ...]
+    task: Task
+    logits: Floats
+    """(N, K), uncalibrated."""
+    targets: Targets
+    """Of the N images, as `task` has them."""
+
+    def score(self, calibration: Calibration | None) -> ScoredImages:
+        """Return the images with their calibrated logits."""
+        return ScoredImages(
+            task=self.task,
+            classes=self.classes,
+            logits=self.task.calibrate(self.logits, calibration),
+            targets=self.targets,
+            calibration=calibration,
+            groups=self.test_set.groups,
+        )

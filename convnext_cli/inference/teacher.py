@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from convnext_cli.errors import RunError, UsageError, WeightsError, shorten_error
 from convnext_cli.files import checksum_file
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
-from convnext_cli.inference.ensemble import open_ensemble
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier
-from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.inference.torch_classifier import open_classifier
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.forward import choose_device, prepare_input
 from convnext_cli.models.weights import HUB_FILE, read_weights_license
@@ -139,12 +138,9 @@ def open_teacher(name: str, *, offline: bool = False) -> Teacher:
 def _open_run(name: str, path: Path) -> Teacher:
     """Return a run or a cross-validation as a teacher."""
     folder = open_folder(path)
-    if isinstance(folder, FoldsFolder):
-        ensemble, _ = open_ensemble(folder)
-        runs = folder.list_runs()
-        licenses = tuple(dict.fromkeys(license for run in runs for license in _list_licenses(run)))
-        return _make_teacher(name, ensemble, "-".join(run.fingerprint_weights() for run in runs), licenses)
-    return _make_teacher(name, TorchClassifier(path), folder.fingerprint_weights(), _list_licenses(folder))
+    runs = folder.list_runs() if isinstance(folder, FoldsFolder) else [folder]
+    licenses = tuple(dict.fromkeys(license for run in runs for license in _list_licenses(run)))
+    return _make_teacher(name, open_classifier(folder), folder.fingerprint_weights(), licenses)
 
 
 def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:

@@ -1,4 +1,4 @@
-"""Classifier of a run folder, with torch."""
+"""Classifier of a run folder, or of a cross-validation, with torch."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_cli.inference.classifier import BATCH_SIZE, Classifier, Heat, Outputs
+from convnext_cli.inference.ensemble import Ensemble, open_ensemble
 from convnext_cli.inference.explain import map_heat, split_model
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
@@ -15,6 +16,7 @@ from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, has_native_bf16, make_views, prepare_input
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder, open_folder
 
 GPU_BATCH_SIZE = 256  # images per forward pass; a GPU that has too little memory halves it
 
@@ -74,3 +76,15 @@ class TorchClassifier(Classifier):
             return map_heat(self.model, feature_maps, logits.argmax(dim=1)) if heat else feature_maps[:, 0, :0]
         classes = [torch.full((len(logits),), number, device=logits.device) for number in heat]
         return torch.stack([map_heat(self.model, feature_maps, numbers) for numbers in classes], dim=1)
+
+
+def open_classifier(run: RunFolder, *, tta: bool = False, cache: bool = True) -> TorchClassifier | Ensemble:
+    """Return the model of a run, or the ensemble of a cross-validation.
+
+    Raises:
+        RunError: it has not finished, or cannot be read.
+    """
+    folder = open_folder(run.path)
+    if isinstance(folder, FoldsFolder):
+        return open_ensemble(folder, lambda fold_run: TorchClassifier(fold_run.path, tta=tta, cache=cache))
+    return TorchClassifier(folder.path, tta=tta, cache=cache)

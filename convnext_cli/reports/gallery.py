@@ -9,9 +9,9 @@ from PIL import Image
 
 from convnext_cli.images.decode import Pixels
 from convnext_cli.inference.classifier import Outputs, load_for_eval
-from convnext_cli.inference.evaluation import Evaluation, open_classifier
+from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.explain import overlay_heat
-from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
 from convnext_cli.runs.folder import RunFolder
 
 IMAGES = 12  # of each kind
@@ -44,7 +44,7 @@ def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, G
     """Return gallery images by position; images whose files are gone are left out."""
     evaluated = evaluation.evaluated
     index, rows = evaluated.test_set.index, evaluated.test_set.rows
-    classifier, _ = open_classifier(RunFolder(evaluation.run))
+    classifier = open_classifier(RunFolder(evaluation.run))
     read = load_for_eval(index, classifier.preprocessing, cache=False)
     images: dict[int, Pixels] = {}
 

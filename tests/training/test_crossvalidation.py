@@ -19,10 +19,10 @@ from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError, RunError, StoppedError, UsageError
 from convnext_cli.images.decode import decode_image
 from convnext_cli.images.transforms import transform_for_eval
-from convnext_cli.inference.ensemble import open_ensemble
+from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
 from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.reports.report import write_report
@@ -162,7 +162,8 @@ def test_time_budget_is_shared_by_the_folds(data: Path) -> None:
 
 
 def test_heat_map_of_a_class_that_no_member_predicts_is_the_mean_of_all(folds_run: FoldsFolder, digits: Path) -> None:
-    ensemble, _ = open_ensemble(folds_run)
+    ensemble = open_classifier(folds_run)
+    assert isinstance(ensemble, Ensemble)
     models = [member.classifier for member in ensemble.members]
     for number, model in enumerate(models):  # each prefers a class of its own to class 2
         assert isinstance(model, TorchClassifier)
