@@ -116,7 +116,7 @@ def is_other_data(run: RunFolder, test_set: TestSet) -> bool:
 
 
 def measure_drift(
-    classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs
+    run: RunFolder, classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs
 ) -> Steps[tuple[Drift | None, list[Notice]]]:
     """Compare the images of an evaluation with the run's validation images.
 
@@ -124,14 +124,18 @@ def measure_drift(
     are not compared.
 
     Args:
-        classifier: of the run or cross-validation.
+        run: the run or cross-validation.
+        classifier: of the run.
         calibration: of the run.
         test_set: the images of the evaluation.
-        outputs: of these images, with features.
+        outputs: of these images; with features, unless they are the run's own.
 
     Returns:
-        The drift with notes on it; None, with the reason, where there is nothing to compare with.
+        The drift with notes on it; None for the run's own images, and, with the reason, where there is nothing to
+        compare with.
     """
+    if not is_other_data(run, test_set):
+        return None, []
     members = _list_members(classifier)
     is_single = len(members) == 1
     calibrations = [calibration] if is_single else [read_calibration(member.run) for member in members]

@@ -245,38 +245,29 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     """
     operating_targets = [parse_target(text) for text in request.targets]
     test_set, notes = yield from _choose_images(run, request, test_set)
-    _check_calibration_file(request, test_set)
-    check_records(run)
-    if (unfinished := describe_progress(run)) is not None:
-        notes.insert(0, Notice(text=unfinished))
     audit, audit_notes = yield from audit_steps(run)
     leakage, overlap = yield from find_leakage(run, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
     classifier = open_classifier(run, cache=request.cache)
     notes += audit_notes + leakage + _list_uncalibrated(classifier)
-    task, targets = classifier.task, classifier.read_targets(test_set.index, test_set.rows)
+    targets = classifier.read_targets(test_set.index, test_set.rows)
     own_calibration, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own_calibration, run)
     notes += calibration_notes + refit_notes
     if request.save_calibration is not None and calibration is not None:
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
     is_other = is_other_data(run, test_set)
-    outputs, seconds = yield from _compute_outputs(classifier, test_set, "evaluating", features=is_other)
-    evaluated = EvaluatedImages(
-        test_set=test_set, classes=classifier.classes, task=task, logits=outputs.logits, targets=targets
-    )
-    drift = None
-    if is_other:
-        drift, drift_notes = yield from measure_drift(classifier, own_calibration, test_set, outputs)
-        notes += drift_notes
+    evaluated, outputs, seconds = yield from _classify(classifier, test_set, targets, "evaluating", features=is_other)
+    drift, drift_notes = yield from measure_drift(run, classifier, own_calibration, test_set, outputs)
+    notes += drift_notes
     augmentation = None
     if request.tta:
         evaluated, augmentation = yield from _augment(run, evaluated, calibration, seconds, cache=request.cache)
     yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
     images = evaluated.score(calibration)
-    metrics = task.compute_metrics(images.logits, targets, images.classes, calibration)
-    uncalibrated = task.compute_metrics(evaluated.logits, targets, images.classes, calibration)
+    metrics = images.compute_metrics()
+    uncalibrated = replace(images, logits=evaluated.logits).compute_metrics()
     points = measure_points(images, calibration.thresholds if calibration else ())
     recalibration = measure_recalibration(evaluated.score(own_calibration), images, fit_set)
     notes += _list_warnings(images, metrics, uncalibrated, points, _read_training_targets(run), recalibration)
@@ -302,9 +293,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         recalibration=recalibration,
         evaluated=evaluated,
     )
-    if test_set.split == "test":
-        evaluation = replace(evaluation, test_number=_record(run, evaluation))
-    return evaluation
+    return replace(evaluation, test_number=_record(run, evaluation)) if test_set.split == "test" else evaluation
 
 
 def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
@@ -335,8 +324,9 @@ def _augment(
         cache: keep the preprocessed images in the cache.
     """
     classifier = open_classifier(run, tta=True, cache=cache)
-    outputs, augmented_seconds = yield from _compute_outputs(classifier, evaluated.test_set, "evaluating shifted views")
-    augmented = replace(evaluated, logits=outputs.logits)
+    augmented, _, augmented_seconds = yield from _classify(
+        classifier, evaluated.test_set, evaluated.targets, "evaluating shifted views"
+    )
     before, after = (images.score(calibration).make_calculator() for images in (evaluated, augmented))
     gain = comparison.compare(before, after, evaluated.test_set.groups)
     return augmented, AugmentationGain(time_ratio=augmented_seconds / seconds, gain=gain)
@@ -345,14 +335,17 @@ def _augment(
 def _choose_images(
     run: RunFolder, request: EvalRequest, test_set: TestSet | None
 ) -> Steps[tuple[TestSet, list[Notice]]]:
-    """Return the images to evaluate, those of another run if there are some, with notes."""
+    """Return the images to evaluate, those of another run if there are some, with notes, after checks of the run."""
     check_negative(request, run.read_split())
     notes: list[Notice] = []
     if test_set is None:
         test_set, notes = yield from choose_test_set(run, request)
     if request.per == "group":
         check_groups(request, test_set)
-    return test_set, notes
+    _check_calibration_file(request, test_set)
+    check_records(run)
+    unfinished = describe_progress(run)
+    return test_set, [Notice(text=unfinished), *notes] if unfinished is not None else notes
 
 
 def _list_warnings(
@@ -445,13 +438,20 @@ def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, l
     return calibration, notes
 
 
-def _compute_outputs(
-    classifier: Classifier, test_set: TestSet, activity: str, *, features: bool = False
-) -> Steps[tuple[Outputs, float]]:
-    """Return the outputs of all images, and the seconds they took."""
+def _classify(
+    classifier: Classifier, test_set: TestSet, targets: Targets, activity: str, *, features: bool = False
+) -> Steps[tuple[EvaluatedImages, Outputs, float]]:
+    """Return the images with their logits, all outputs, and the seconds that these took."""
     started = time.perf_counter()
     outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, features=features, activity=activity)
-    return outputs, time.perf_counter() - started
+    evaluated = EvaluatedImages(
+        test_set=test_set,
+        classes=classifier.classes,
+        task=classifier.task,
+        logits=outputs.logits,
+        targets=targets,
+    )
+    return evaluated, outputs, time.perf_counter() - started
 
 
 def _record(run: RunFolder, evaluation: Evaluation) -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.tasks.task import Targets, Task
 
 
@@ -34,6 +35,10 @@ class ScoredImages:
         """Return some of the images."""
         groups = None if self.groups is None else [self.groups[row] for row in rows]
         return replace(self, logits=self.logits[rows], targets=self.targets[rows], groups=groups)
+
+    def compute_metrics(self) -> MetricSet:
+        """Return the metrics of the images."""
+        return self.task.compute_metrics(self.logits, self.targets, self.classes, self.calibration)
 
     def make_calculator(self) -> Calculator:
         """Return the calculator of the task's metrics."""
