@@ -1,7 +1,6 @@
 """Subgroups of an evaluation, on the terminal."""
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
@@ -20,44 +19,39 @@ def show_subgroups(evaluation: "SubgroupEvaluation") -> None:
     notes = list_notes(evaluation)
     for grouping in evaluation.groupings:
         console.show(f"{grouping.attribute}: {'; '.join(notes[grouping.attribute])}")
-    start = 0
-    for target, results in groupby(evaluation.groupings[0].subgroups[0].metrics, lambda result: result.target):
-        end = start + len(list(results))
+    targets = list(dict.fromkeys(result.target for result in evaluation.groupings[0].subgroups[0].metrics))
+    for target in targets:
         if target:
             console.show(f"{target}:")
-        _show_metrics(evaluation, slice(start, end))
-        start = end
+        _show_metrics(evaluation, target, has_counts=target == targets[0])
     for sentence in describe_gaps(evaluation):
         console.show(sentence)
 
 
-def _show_metrics(evaluation: "SubgroupEvaluation", part: slice) -> None:
-    """Show a part of the metrics, with the subgroups' images before the first one, and the gaps to the rest."""
-    first = evaluation.groupings[0].subgroups[0]
-    unit = ["groups"] * evaluation.clustered
-    columns: list[str] = []
-    if not part.start:
-        columns += ["images", *unit, *(["prevalence %", "95% CI"] if evaluation.positive else [])]
-    for number, result in enumerate(first.metrics[part], start=bool(evaluation.positive)):
-        columns += [METRICS[result.key].short_heading, f"95% CI{' ' * number}"]
+def _show_metrics(evaluation: "SubgroupEvaluation", target: str, *, has_counts: bool) -> None:
+    """Show the metrics of a target, the subgroups' images before them if `has_counts`, and the gaps to the rest."""
     subgroups = [
-        (f"{grouping.attribute} {subgroup.name}", subgroup)
+        (f"{grouping.attribute} {subgroup.name}", subgroup, [m for m in subgroup.metrics if m.target == target])
         for grouping in evaluation.groupings
         for subgroup in grouping.subgroups
     ]
+    headings = [METRICS[result.key].short_heading for result in subgroups[0][2]]
+    unit = ["groups"] * (has_counts and evaluation.clustered)
+    columns = ["images", *unit, *(["prevalence %", "95% CI"] if evaluation.positive else [])] if has_counts else []
+    for number, heading in enumerate(headings, start=bool(evaluation.positive)):
+        columns += [heading, f"95% CI{' ' * number}"]
     rows = (
         (
             name,
-            *([] if part.start else _list_counts(subgroup, has_groups=evaluation.clustered)),
-            *_list_cells(subgroup, part),
+            *(_list_counts(subgroup, has_groups=evaluation.clustered) if has_counts else ()),
+            *_list_cells(metrics),
         )
-        for name, subgroup in subgroups
+        for name, subgroup, metrics in subgroups
     )
     console.show_table(["subgroup", *columns], rows, numbers=columns, spare=unit)
     console.show("")
-    gaps = [METRICS[result.key].short_heading for result in first.metrics[part]]
-    rows = ((name, *map(_describe_gap, subgroup.metrics[part])) for name, subgroup in subgroups)
-    console.show_table(["gap to the rest (p)", *gaps], rows, numbers=gaps)
+    rows = ((name, *map(_describe_gap, metrics)) for name, _, metrics in subgroups)
+    console.show_table(["gap to the rest (p)", *headings], rows, numbers=headings)
     console.show("")
 
 
@@ -71,8 +65,8 @@ def _list_counts(subgroup: "Subgroup", *, has_groups: bool) -> Iterator[Any]:
         yield format_ci(subgroup.prevalence.interval) or None
 
 
-def _list_cells(subgroup: "Subgroup", part: slice) -> Iterator[Any]:
-    for result in subgroup.metrics[part]:
+def _list_cells(metrics: "list[SubgroupMetric]") -> Iterator[Any]:
+    for result in metrics:
         yield from METRICS[result.key].list_cells(result.estimate.value, result.estimate.interval)
 
 

@@ -132,7 +132,9 @@ def test_single_value_has_no_gap() -> None:
     assert "one value only, so there is no gap" in list_notes(result)["site"]
 
 
-def test_each_target_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_target_has_a_table_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored, sex = draw_images(1.5)
     result = measure(scored, sex)
     [grouping] = result.groupings
@@ -141,11 +143,15 @@ def test_each_target_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) 
         replace(subgroup, metrics=(*(replace(subgroup.metrics[0], of=of) for of in targets), *subgroup.metrics[1:]))
         for subgroup in grouping.subgroups
     ]
-    show_subgroups(replace(result, groupings=(replace(grouping, subgroups=tuple(several)),)))
+    result = replace(result, groupings=(replace(grouping, subgroups=tuple(several)),))
+    show_subgroups(result)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.split()[:2] == ["sex", "F"] for line in lines) == 6, "three tables of metrics and three of gaps"
     assert [line for line in lines if line.startswith("b at")] == [f"{target}:" for target in targets]
     assert max(map(len, lines)) < 200
+    monkeypatch.setenv("COLUMNS", "30")
+    show_subgroups(result)
+    assert "b at specificity=0.9:b:" in capsys.readouterr().out, "too narrow for one line per subgroup"
 
 
 def test_two_classes_are_shown_with_prevalence_and_gaps_on_the_terminal_and_in_the_report(
