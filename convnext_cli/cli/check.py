@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, list_flags, with_options
+from convnext_cli.cli.options import OptionValues, quote_settings, with_options
 from convnext_cli.options import DATA, RUN, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
 from convnext_cli.text import quote
@@ -77,7 +77,7 @@ def _show_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], a
 
 def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> tuple[str, str]:
     """Return the reason and the next command: `recommend`, or `check` with a remedy."""
-    flags = list_flags({name: value for name, value in settings.items() if name != "resplit"})
+    flags = quote_settings({name: value for name, value in settings.items() if name != "resplit"})
     if not audit.falsifies:
         kept = [flag for flag in flags if not flag.startswith("--group-from")]
         left_out = [f"--exclude {quote(fix_list)}"] if fix_list and "exclude" not in settings else []

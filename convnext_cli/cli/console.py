@@ -221,7 +221,7 @@ def progress(label: str) -> Iterator[Bar]:
         yield Bar(bars, bars.add_task(label, total=None, text=""), label)
 
 
-def shorten(path: Path) -> str:
+def shorten_path(path: Path) -> str:
     """Return a path relative to the current folder if it lies in it, else in full."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

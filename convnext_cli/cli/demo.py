@@ -162,5 +162,5 @@ def _show_prediction(run: "RunFolder") -> None:
     index = run.read_split()
     image = index.root / index.paths[index.rows("test")[0]]
     [prediction] = predict_images(run.path, image, PredictRequest())
-    console.show(f"{console.shorten(image)}: {prediction.classes[0]}, {100 * prediction.probabilities[0]:.1f}%")
-    console.show(f"Report: {console.shorten(run.report)} (open it in a browser)")
+    console.show(f"{console.shorten_path(image)}: {prediction.classes[0]}, {100 * prediction.probabilities[0]:.1f}%")
+    console.show(f"Report: {console.shorten_path(run.report)} (open it in a browser)")

@@ -66,16 +66,16 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
         if flags.report:  # after the metrics: they are not lost where the report cannot be written
             path = write_report(evaluation)
             if not flags.as_json:
-                console.show(f"Report: {console.shorten(path)}")
+                console.show(f"Report: {console.shorten_path(path)}")
     if flags.as_json:
         return
     for evaluation, comparison in zip(evaluations[1:], comparisons, strict=True):
         _show_comparison(evaluations[0], evaluation, comparison)
     if len(evaluations) == 1:
         console.show(_summarise(evaluations[0]))
-        command = f"convnext predict IMAGE --run {quote(console.shorten(evaluations[0].run))}"
+        command = f"convnext predict IMAGE --run {quote(console.shorten_path(evaluations[0].run))}"
         if request.save_calibration is not None:
-            command += f" --calibration {quote(console.shorten(request.save_calibration))}"
+            command += f" --calibration {quote(console.shorten_path(request.save_calibration))}"
         console.show(f"Next: {command}")
 
 
@@ -128,7 +128,7 @@ def write_report(evaluation: "Evaluation") -> Path:
 def show_evaluation(evaluation: "Evaluation") -> None:
     """Show metrics, classes, confusion, targets and the gain of test-time augmentation."""
     metrics, intervals = evaluation.metrics, evaluation.intervals
-    run, data = console.shorten(evaluation.run), console.shorten(evaluation.data)
+    run, data = console.shorten_path(evaluation.run), console.shorten_path(evaluation.data)
     console.show(f"{run} on {data}, {evaluation.split}: {metrics.images:,} images", style="bold")
     if evaluation.test_number is not None:
         console.show(_describe_number(evaluation.test_number))
@@ -234,7 +234,7 @@ def _show_augmentation(evaluation: "Evaluation") -> None:
 
 def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Comparison") -> None:
     console.show("")
-    console.show(f"{console.shorten(second.run)} compared with {console.shorten(first.run)}", style="bold")
+    console.show(f"{console.shorten_path(second.run)} compared with {console.shorten_path(first.run)}", style="bold")
     console.show(comparison.describe(first.task.display.compared))
     if comparison.p_value is None:
         return

@@ -77,7 +77,7 @@ def _find_images(words: tuple[str, ...]) -> tuple[Path, ...]:
 def _show_exported(exported: "ExportedFile") -> None:
     parity = exported.parity
     opset = f", opset {exported.opset}" if exported.opset else ""
-    path = console.shorten(exported.path)
+    path = console.shorten_path(exported.path)
     console.show(path, style="bold")
     smaller = ""
     if exported.float32_bytes:
@@ -103,7 +103,7 @@ def _show_exported(exported: "ExportedFile") -> None:
 
 
 def _show_hub(folder: "HubFolder") -> None:
-    path = console.shorten(folder.path)
+    path = console.shorten_path(folder.path)
     console.show(path, style="bold")
     console.show(f"config.json, model.safetensors, README.md; licence: {folder.license}")
     for note in folder.notes:

@@ -119,7 +119,7 @@ def _make_help_all() -> inspect.Parameter:
     )
 
 
-def list_flags(settings: Mapping[str, Any]) -> list[str]:
+def quote_settings(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as words of a command line, quoted for a shell."""
     words = []
     for name, value in settings.items():

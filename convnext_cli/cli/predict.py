@@ -93,7 +93,7 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
         has_hint = request.explain is None and request.per == "image"
         console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_hint else summary)
     if request.explain is not None:
-        console.say(f"Heat maps: {done} image{'s' if done != 1 else ''} in {console.shorten(request.explain)}")
+        console.say(f"Heat maps: {done} image{'s' if done != 1 else ''} in {console.shorten_path(request.explain)}")
     if inputs.skipped:
         console.note(describe_skipped(inputs.skipped))
     _raise_failures(failures, total)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, list_flags, with_options
+from convnext_cli.cli.options import OptionValues, quote_settings, with_options
 from convnext_cli.cli.plan_view import list_decided
 from convnext_cli.options import RUN, Option
 from convnext_cli.recipes.request import RecommendRequest
@@ -100,7 +100,7 @@ def _build_next(recommendation: "Recommendation", request: RecommendRequest, out
         words += ["--recipe", request.recipe]
     if recommendation.augment is not None:
         words += ["--augment", recommendation.augment]
-    words += list_flags(request.settings)
+    words += quote_settings(request.settings)
     if request.vram is not None:  # finetune would plan for the memory of this machine
         chosen = recommendation.plan.settings
         words += ["--micro-batch-size", str(chosen.micro_batch_size)]
@@ -219,7 +219,7 @@ def _show_lr_rule(recommendation: "Recommendation") -> None:
 def _show_offline(request: RecommendRequest) -> None:
     from convnext_cli.models.catalog import BUILTIN, load_builtin
 
-    words = [quote(request.data or "DATA"), *list_flags(request.settings)]
+    words = [quote(request.data or "DATA"), *quote_settings(request.settings)]
     console.say(
         f"Without the Hub: convnext finetune {' '.join(words)} --weights {BUILTIN}. {load_builtin().card['Rank']}",
         style="dim",

@@ -188,7 +188,7 @@ def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
         console.log_table(["setting", "value", "from", "reason"], list_decided(plan))
     elif not is_brief:
         console.log_table(["", ""], list_main_settings(plan))
-        console.say(f"all settings: {console.shorten(planned.run)}/plan.toml, or --verbose", style="dim")
+        console.say(f"all settings: {console.shorten_path(planned.run)}/plan.toml, or --verbose", style="dim")
     console.say(f"run: {planned.run}")
     for notice in planned.notices:
         console.notify(notice)
