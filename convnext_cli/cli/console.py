@@ -43,7 +43,7 @@ def _is_terminal(stream: TextIO) -> bool:
 def _find_width(stream: TextIO) -> int | None:
     """Return the columns of the terminal; None for a file or a pipe, where no line is folded."""
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal():
+    if columns.isdecimal() and int(columns):  # 0 where a program does not know the terminal
         return int(columns)
     return os.get_terminal_size(stream.fileno()).columns or 80 if stream.isatty() else None
 
@@ -138,17 +138,17 @@ def show_table(
     _print_table(sys.stdout, columns, rows, numbers, spare)
 
 
-def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
+def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table to the log."""
-    _print_table(sys.stderr, columns, rows, numbers, ())
+    _print_table(sys.stderr, columns, rows)
 
 
 def _print_table(
     stream: TextIO,
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
-    numbers: Sequence[str],
-    spare: Sequence[str],
+    numbers: Sequence[str] = (),
+    spare: Sequence[str] = (),
 ) -> None:
     if not _SILENT:
         lines = lay_out(columns, rows, numbers, _find_width(stream), spare)

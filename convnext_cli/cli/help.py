@@ -1,7 +1,6 @@
 """Help pages: plain text with groups of options. Typer's own imports rich, which doubles the time to the answer."""
 
 import inspect
-import os
 import re
 import shutil
 import textwrap
@@ -60,13 +59,15 @@ def describe_command(path: str, command: Command, *, is_full: bool) -> str:
         command: the command.
         is_full: True for every option, False for the common ones.
     """
-    width = min(MAX_WIDTH, int(columns) if (columns := os.environ.get("COLUMNS", "")).isdecimal() else _find_width())
+    width = min(MAX_WIDTH, shutil.get_terminal_size().columns)  # of the variable COLUMNS, if it is set
     entries = command.declared.values()
     arguments = [entry for entry in entries if entry.option.is_argument]
     options = [entry for entry in entries if not (entry.option.is_argument or entry.option.replacement)]
     shown = [entry for entry in options if is_full or entry.option.is_common]
     lines = [f"Usage: {' '.join([path, '[OPTIONS]', *map(name_argument, arguments)])}", ""]
-    lines += _wrap(inspect.cleandoc(command.help or ""), width, "  ")
+    lines += textwrap.wrap(
+        inspect.cleandoc(command.help or ""), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
     if arguments:
         lines += ["", *_lay_out(((name_argument(entry), _describe(entry)) for entry in arguments), width)]
     tail = [_HELP_ALL, _HELP] if "help_all" in [parameter.name for parameter in command.params] else [_HELP]
@@ -76,10 +77,6 @@ def describe_command(path: str, command: Command, *, is_full: bool) -> str:
         rows += tail if group == (groups or [RUN])[-1] else []
         lines += ["", f"{group if len(groups) > 1 else 'Options'}:", *_lay_out(rows, width)]
     return "\n".join(lines)
-
-
-def _find_width() -> int:
-    return shutil.get_terminal_size().columns
 
 
 def _lay_out(rows: Iterable[tuple[str, str]], width: int) -> list[str]:
@@ -94,10 +91,6 @@ def _lay_out(rows: Iterable[tuple[str, str]], width: int) -> list[str]:
             lines.append(f"{start:<{_COLUMN}}{folded.pop(0)}".rstrip())
         lines += [" " * _COLUMN + line for line in folded]
     return lines
-
-
-def _wrap(text: str, width: int, indent: str) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def name_argument(declared: Declaration) -> str:

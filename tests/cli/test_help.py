@@ -23,6 +23,16 @@ def test_help_fits_two_screens_of_80_columns(command: str, convnext: Convnext, m
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("words", ["list --help", "list femto"])
+def test_terminal_of_unknown_width_is_one_without_columns(
+    words: str, convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    expected = convnext(*words.split()).out
+    monkeypatch.setenv("COLUMNS", "0")
+    assert convnext(*words.split()).out == expected
+
+
 def test_help_of_finetune_shows_the_common_options_in_five_groups(convnext: Convnext) -> None:
     lines = convnext("finetune", "--help").out.splitlines()
     assert [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")] == list(GROUPS)
