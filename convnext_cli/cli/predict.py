@@ -221,27 +221,25 @@ def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool, per_group: bo
     def show_row(cells: list[Any]) -> None:
         console.show_csv_row(cells, exact=exact)
 
-    columns: _Columns | None = None
-    waiting: list[Prediction] = []  # failures before the first prediction, which names the columns
+    waiting: list[Prediction] = []  # failures, and the first prediction, which names the columns
     for prediction in predictions:
-        if columns is None:
-            waiting.append(prediction)
-            if prediction.task is None:
-                continue
-            names, targets = sorted(prediction.classes), list(prediction.decisions)
-            columns = _Columns(prediction.task, names, targets, per_group, bool(prediction.missed_targets))
-            show_row(columns.list_titles())
-            for first in waiting:
-                show_row(columns.list_cells(first))
-        else:
-            show_row(columns.list_cells(prediction))
-    if columns is None:
-        from convnext_cli.tasks.registry import SINGLE
+        waiting.append(prediction)
+        if prediction.task is not None:
+            break
+    columns = _name_columns(waiting[-1], per_group=per_group)
+    show_row(columns.list_titles())
+    for prediction in chain(waiting, predictions):
+        show_row(columns.list_cells(prediction))
 
-        columns = _Columns(SINGLE, [], [], per_group)
-        show_row(columns.list_titles())
-        for first in waiting:
-            show_row(columns.list_cells(first))
+
+def _name_columns(prediction: "Prediction", *, per_group: bool) -> "_Columns":
+    """Return the columns of a prediction; those that a failure has too."""
+    from convnext_cli.tasks.registry import SINGLE
+
+    if prediction.task is None:
+        return _Columns(SINGLE, [], [], per_group)
+    names, targets = sorted(prediction.classes), list(prediction.decisions)
+    return _Columns(prediction.task, names, targets, per_group, bool(prediction.missed_targets))
 
 
 @dataclass(frozen=True)
