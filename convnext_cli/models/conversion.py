@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convnext_cli.errors import WeightsError
 from convnext_cli.models.catalog import Architecture, load_catalog
+from convnext_cli.text import shorten
 
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """The parts that torch.compile, FSDP and activation checkpointing add inside a name."""
@@ -157,8 +158,7 @@ def _open_kernel(value: Tensor) -> Tensor:
 
     Source: remap_checkpoint_keys in facebookresearch/ConvNeXt-V2, utils.py.
     """
-    side = math.isqrt(len(value)) if value.ndim else 0
-    if side * side != (len(value) if value.ndim else -1) or value.ndim not in (2, 3):
+    if value.ndim not in (2, 3) or (side := math.isqrt(len(value))) ** 2 != len(value):
         return value
     if value.ndim == 3:
         return value.permute(2, 1, 0).reshape(value.shape[2], value.shape[1], side, side).transpose(3, 2)
@@ -194,7 +194,6 @@ def identify_architectures(state: Mapping[str, Tensor]) -> list[str]:
     return [model.name for model in load_catalog().values() if fits(model)]
 
 
-def clean_text(text: str, max_length: int = 120) -> str:
-    """Return a text from a file for a message: printable, on one line, of at most `max_length` characters."""
-    words = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return words if len(words) <= max_length else words[: max_length - 1] + "…"
+def clean_text(text: str, length: int) -> str:
+    """Return a text from a file for a message: printable, on one line, of at most `length` characters."""
+    return shorten("".join(char if char.isprintable() else " " for char in text), length)

@@ -210,12 +210,8 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 def _list_harmless_types() -> list[Any]:
     """Return the types besides tensors that training scripts save and that run no code when created."""
     arrays = import_module("numpy._core.multiarray")
-    paths: dict[str, type[PurePath]] = {
-        "PosixPath": PurePosixPath,
-        "PurePosixPath": PurePosixPath,
-        "Path": PurePosixPath,
-    }
-    paths |= {"WindowsPath": PureWindowsPath, "PureWindowsPath": PureWindowsPath}
+    paths: dict[str, type[PurePath]] = dict.fromkeys(("PosixPath", "PurePosixPath", "Path"), PurePosixPath)
+    paths |= dict.fromkeys(("WindowsPath", "PureWindowsPath"), PureWindowsPath)
     return [
         argparse.Namespace, defaultdict, SimpleNamespace, datetime, date, timedelta, timezone,
         np.dtype, np.ndarray, *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType")),
@@ -293,8 +289,8 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
         name: value for name, value in state.items() if name in parameters and parameters[name].shape == value.shape
     }
     missing = [name for name in parameters if name not in fitting]
-    wrong = [name for name in missing if not _is_head(name)]
-    wrong += [name for name in state if name not in parameters and not _is_head(name)]
+    unknown = [name for name in state if name not in parameters]
+    wrong = [name for name in (*missing, *unknown) if not name.startswith("head.")]
     if wrong == [stem] and stem in state:
         raise WeightsError(
             f"{source} does not fit the model: its input has {state[stem].shape[1]} channels, not "
@@ -352,7 +348,3 @@ def _shape_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 def _hidden_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in state.items() if name.startswith("head.pre_logits.")}
-
-
-def _is_head(name: str) -> bool:
-    return re.match(r"head\.", name) is not None
