@@ -1,1 +1,1 @@
-"""From a folder to batches: scan, split, decode, transform, load. Takes plain values, never a Recipe."""
+"""From a folder, CSV or zip file to an index: scan, group, audit, split."""

@@ -85,7 +85,7 @@ class _Finder:
         if not plain:
             return set()
         for form in dict.fromkeys((plain, plain.replace("\\", "/"))):
-            clean = os.path.normpath(form) if form else form
+            clean = os.path.normpath(form)
             for path in (clean, os.path.relpath(clean, self.root)):
                 if path in self.rows:
                     return {self.rows[path]}

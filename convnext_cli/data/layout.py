@@ -93,6 +93,7 @@ def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str] = ())
         if not classes & {normalise_name(top.name) for top in tree.filled}:
             layout.start = _enter_wrappers(tree, name, layout)
         _place(layout, classes)
+        check_inner_splits(((placement.folder, placement.name) for placement in layout.placements), layout.start)
         if not classes:
             check_patients((placement.name for placement in layout.placements), tree, layout.start)
         _join_names(layout)
@@ -127,11 +128,6 @@ def _place(layout: Layout, known_classes: set[str]) -> None:
         )
     else:
         _place_splits_below(tops, below, layout)
-    _check_inner_splits(layout)
-
-
-def _check_inner_splits(layout: Layout) -> None:
-    check_inner_splits(((placement.folder, placement.name) for placement in layout.placements), layout.start)
 
 
 def _place_splits(splits: SplitFolders, layout: Layout) -> None:
@@ -162,7 +158,6 @@ def _place_splits(splits: SplitFolders, layout: Layout) -> None:
     folders = [folder for members in splits.values() for folder in members]
     if any(normalise_name(folder.name).casefold() not in SPLIT_NAMES for folder in folders):
         layout.notes.append(f"splits by the names of folders: {list_split_folders(splits)}")
-    _check_inner_splits(layout)
 
 
 def _place_splits_below(tops: Sequence[Folder], below: dict[str, SplitFolders], layout: Layout) -> None:

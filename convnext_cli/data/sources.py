@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from convnext_cli.data.exclusion import find_excluded
@@ -39,21 +40,17 @@ def scan_data(
         index = _exclude(replace(read_manifest(data, table_options), source=data), exclude)
         check_cache_outside(list_data_folders(index))
         return index
-    archive = data if suffix == ".zip" else None
-    check_cache_outside([] if archive else [data])
-    if archive:
+    scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)
+    if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack
-    index = scan_folder(
-        unpack(data) if archive else data,
-        exclude=exclude,
-        archive=archive,
-        known_classes=known_classes,
-        table_options=table_options,
-    )
-    index = replace(index, source=data)
-    if archive and table_options.image_root == AUTO:
-        check_inside(data, index.root, index.paths)
-    return apply_task(index, table_options)
+
+        index = scan(unpack(data), archive=data)
+        if table_options.image_root == AUTO:
+            check_inside(data, index.root, index.paths)
+    else:
+        check_cache_outside([data])
+        index = scan(data)
+    return apply_task(replace(index, source=data), table_options)
 
 
 def apply_task(index: Index, options: TableOptions) -> Index:
