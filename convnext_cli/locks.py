@@ -59,7 +59,7 @@ def lock_folder(folder: Path, *, is_new: bool = False) -> Iterator[bool]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether another process holds the folder's lock."""
+    """Return True if another process holds the folder's lock."""
     try:
         file = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:

@@ -131,7 +131,7 @@ def permute(members: NDArray[np.bool_], strata: Ints, permutations: int, seed: i
 
 
 def compute_p_values(
-    compute: Compute, members: NDArray[np.bool_], units: Ints, strata: Ints, influence: Floats | None, *, seed: int = 0
+    compute: Compute, members: NDArray[np.bool_], units: Ints, strata: Ints, influence: Floats | None
 ) -> list[float | None]:
     """Return the two-sided p value of each metric's gap between a subgroup and the rest.
 
@@ -143,13 +143,12 @@ def compute_p_values(
         units: (N,) number of each image's unit.
         strata: (U,) number of each unit's stratum.
         influence: `measure_influence`; None for a gap that is not divided by its standard error.
-        seed: of the permutations.
 
     Returns:
         None where a metric is not defined, or no unit can change sides.
     """
     total = choose_permutations(len(units))
-    shuffled = np.concatenate([members[None], permute(members, strata, total, seed)])
+    shuffled = np.concatenate([members[None], permute(members, strata, total, seed=0)])
     error = np.ones((1, 1)) if influence is None else _estimate_errors(shuffled, units, strata, influence)
     gap = _compute_gaps(compute, shuffled[: 1 + FIRST_PERMUTATIONS], units)
     result, exceeding = _count_exceeding(gap, error)

@@ -179,7 +179,7 @@ class BoundResult:
 
     @property
     def is_missed(self) -> bool:
-        """Return whether the metric is below the bound."""
+        """True if the metric is below the bound."""
         return self.value is not None and self.value < self.bound.value
 
     def __str__(self) -> str:
@@ -217,12 +217,12 @@ class OperatingPoint:
 
     @property
     def is_missed(self) -> bool:
-        """Return whether the target is not met on these images."""
+        """True if the target is not met on these images."""
         return bool(self.missed)
 
     @property
     def is_met(self) -> bool:
-        """Return whether all bounds of the target are reached on these images; False where one is not defined."""
+        """True if all bounds of the target are reached on these images; False where one is not defined."""
         return not any(result.value is None or result.is_missed for result in self.results)
 
     def to_record(self) -> float | dict[str, float | None] | None:
