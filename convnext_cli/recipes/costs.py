@@ -130,12 +130,12 @@ def estimate_time(
     is_autotuned = passes >= AUTOTUNED_PASSES and not machine.is_gpu
     decoding = (counts.pixels or height * width) * PIXEL_SECONDS
 
-    def process(images: int) -> float:
-        return speed * _forward_seconds(workload, images)
+    def forward(images: int) -> float:
+        return speed * _process_seconds(workload, images, FORWARD_FRACTION)
 
-    head = process(counts.train + counts.val) if settings.freeze_epochs else 0.0
-    epoch = speed * estimate_epoch(workload) + process(counts.val)
-    calibration = process(counts.val + min(counts.train, BANK_IMAGES))
+    head = forward(counts.train + counts.val) if settings.freeze_epochs else 0.0
+    epoch = speed * estimate_epoch(workload) + forward(counts.val)
+    calibration = forward(counts.val + min(counts.train, BANK_IMAGES))
     return RunTime(
         start=START_SECONDS + folds * (AUTOTUNE_SECONDS if is_autotuned else 0),
         check=counts.images * decoding * (1 + AUDIT_DECODINGS) / machine.cores if check else 0.0,
@@ -149,11 +149,6 @@ def estimate_time(
 def estimate_epoch(workload: Workload) -> float:
     """Estimate the seconds of training on each image once, with images from the cache."""
     return _process_seconds(workload, workload.counts.train, 1.0)
-
-
-def _forward_seconds(workload: Workload, images: int) -> float:
-    """Estimate the seconds of forward passes over images."""
-    return _process_seconds(workload, images, FORWARD_FRACTION)
 
 
 def _process_seconds(workload: Workload, images: int, fraction: float) -> float:

@@ -197,11 +197,11 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
     data = _summarise_data(request)
     request = replace(request, machine=_choose_machine(request))
     candidates = _list_candidates(request, data)
-    if all(candidate.rejection for candidate in candidates):
+    best = next((candidate for candidate in candidates if not candidate.rejection), None)
+    if best is None:
         reasons = "; ".join(f"{candidate.model.name}: {candidate.rejection}" for candidate in candidates)
         raise UsageError(f"no model is left for this ({reasons})", "Allow more memory or another licence")
     catalog = load_catalog()
-    best = next(candidate for candidate in candidates if not candidate.rejection)
     unseen = measure_plan_unseen(best.plan, best.tag, data.fingerprint)
     small_models = [_plan_candidate(request, data, catalog[name], reason="") for name in SMALL_MODELS]
     return Recommendation(
@@ -210,7 +210,7 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
         machine=request.machine,
         candidates=tuple(candidates),
         warnings=(
-            *_list_warnings(data, [*candidates, *small_models]),
+            *_list_warnings(data, best, [*candidates, *small_models]),
             *filter(None, [warn_unseen(unseen)]),
             *_describe_data(request, data),
         ),
@@ -427,10 +427,9 @@ def suggest_faster(seconds: float, candidates: Sequence[Candidate]) -> str | Non
     )
 
 
-def _list_warnings(data: _DataSummary, candidates: Sequence[Candidate]) -> list[str]:
+def _list_warnings(data: _DataSummary, best: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     """Return the warnings about the size of the data set and the duration of the run."""
     images = data.counts.images
-    best = next(candidate for candidate in candidates if not candidate.rejection)
     warnings = [load_tables().describe_gap(images), suggest_faster(best.seconds or 0, candidates)]
     if data.classes and images / data.classes < MIN_CLASS_IMAGES:
         per_class = f"{images / data.classes:.0f} images per class are very few"

@@ -17,7 +17,7 @@ from convnext_cli.cache_folder import SPEEDS, find_cache_folder
 from convnext_cli.files import write_text
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import load_catalog
-from convnext_cli.recipes.costs import RunTime, Workload, estimate_epoch, estimate_time
+from convnext_cli.recipes.costs import ROUGH, RunTime, Workload, estimate_epoch, estimate_time
 
 LARGEST = 50.0  # a speed outside 1/50 to 50 is no measurement
 NEAR = 10.0  # largest ratio of the work per image
@@ -44,13 +44,12 @@ def estimate_time_here(workload: Workload, *, check: bool = True, onnx: bool = T
     speeds = _read_speeds(_find_file(workload.machine))
     own = speeds.get(_describe(workload))
     near = [speed for training, speed in speeds.items() if _is_near(training, _describe(workload))]
+    speed, basis = 1.0, ROUGH
     if own is not None:
-        basis = "by an earlier run of this model here"
+        speed, basis = own, "by an earlier run of this model here"
     elif near:
-        own, basis = statistics.median(near), "by earlier runs of other models here"
-    else:
-        return estimate_time(workload, check=check, onnx=onnx, folds=folds)
-    return estimate_time(workload, check=check, onnx=onnx, folds=folds, speed=own, basis=basis)
+        speed, basis = statistics.median(near), "by earlier runs of other models here"
+    return estimate_time(workload, check=check, onnx=onnx, folds=folds, speed=speed, basis=basis)
 
 
 def _find_file(machine: Machine) -> Path:
