@@ -88,7 +88,7 @@ def measure_gain(model: Classifier, logits: Floats, targets: Targets, calibratio
 def describe_worse_calibration(
     task: Task, before: MetricSet, after: MetricSet, fitted_on: str = "validation images"
 ) -> str | None:
-    """Return a warning where calibration makes the first of the metrics that it changes worse, else None.
+    """Return a warning where calibration makes the first of the metrics that it changes worse as printed, else None.
 
     Args:
         task: names these metrics, of which lower is better.
@@ -96,14 +96,16 @@ def describe_worse_calibration(
         after: metrics of the calibrated probabilities, of the same images.
         fitted_on: the images that the calibration was fitted on, in words.
     """
-    metrics = [METRICS[key] for _, key in task.display.calibration]
-    pairs = [(getattr(before, metric.key), getattr(after, metric.key)) for metric in metrics]
-    if not pairs or pairs[0][1] <= pairs[0][0]:
+    changes: list[str] = []
+    for _, key in task.display.calibration:
+        metric, pair = METRICS[key], (getattr(before, key), getattr(after, key))
+        shown = [metric.format_with_unit(value) for value in pair]
+        if pair[1] > pair[0] and shown[0] != shown[1]:
+            changes.append(f"{metric.title} {' -> '.join(shown)}")
+        elif not changes:
+            return None
+    if not changes:
         return None
-    changes = (
-        f"{metric.title} {' -> '.join(map(metric.format_with_unit, pair))}"
-        for metric, pair in zip(metrics, pairs, strict=True)
-    )
     return (
         f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
         f"{', '.join(changes)}. Do not rely on them; the images may differ from the {fitted_on}"

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
-from convnext_cli.metrics.intervals import Interval, choose_resamples, number_units, resample, t_quantile
+from convnext_cli.metrics.intervals import (
+    MIN_UNITS,
+    Interval,
+    choose_resamples,
+    count_class_units,
+    number_units,
+    resample,
+    t_quantile,
+)
 from convnext_cli.metrics.registry import METRICS
 
 
@@ -70,19 +78,46 @@ def compare(first: Calculator, second: Calculator, groups: Sequence[str] | None 
         by_unit = np.bincount(units, gain).astype(np.float64)
         discordant["p_value"] = _test_images(gain) if groups is None else _test_clusters(by_unit)
     return Comparison(
-        differences={name: _difference(point[i], replicates[:, i], num) for i, name in enumerate(first.overall)},
+        differences={
+            name: _difference(point[i], replicates[:, i], num, _list_unknown(first, second, name, units))
+            for i, name in enumerate(first.overall)
+        },
         **discordant,
         clustered=groups is not None,
     )
 
 
-def _difference(value: float, replicates: Floats, units: int) -> Difference | None:
-    """Return a difference with its CI from the bootstrap variance and Student's t; None where it is not defined."""
+def _difference(value: float, replicates: Floats, units: int, unknown: Floats) -> Difference | None:
+    """Return a difference with its CI from the bootstrap variance and Student's t; None where it is not defined.
+
+    Args:
+        value: of the difference.
+        replicates: (R,).
+        units: number of images or groups that were resampled.
+        unknown: (U, 2) distances down and up that it may be off by because of single classes.
+    """
     defined = replicates[~np.isnan(replicates)]
     if np.isnan(value) or len(defined) < 2 or units < 2:
         return None
     half = t_quantile(units - 1) * math.sqrt(float(defined.var(dtype=np.float64)) * units / (units - 1))
-    return Difference(float(value), Interval(float(value - half), float(value + half)))
+    down, up = (math.hypot(half, *column) for column in unknown.T)
+    return Difference(float(value), Interval(float(value - down), float(value + up)))
+
+
+def _list_unknown(first: Calculator, second: Calculator, name: str, units: Ints) -> Floats:
+    """Return how far the difference of an average over classes may be off, down and up, (U, 2), one row a class.
+
+    The difference of a class with a single image or group has no variance: it can be any from -1 to 1.
+    """
+    key = METRICS[name].average_of
+    if key is None:
+        return np.empty((0, 2))
+    models = (first, second)
+    before, after = (model.compute(np.ones((1, model.images)))[1][key][0] for model in models)
+    gaps, fewest = after - before, np.min([count_class_units(model, units)[key] for model in models], axis=0)
+    defined = ~np.isnan(gaps)
+    single = gaps[defined & (fewest < MIN_UNITS)]
+    return np.stack([1 + single, 1 - single], axis=1) / max(1, defined.sum())
 
 
 def _test_images(gain: Ints) -> float:

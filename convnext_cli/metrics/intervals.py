@@ -32,6 +32,7 @@ MIN_RESAMPLES = 200  # the variance is then known to 10%, the length of the CI t
 MAX_WORK = 4_000_000_000  # images x classes x resamples, about a minute; above, fewer resamples are drawn
 ERROR_RESAMPLES = 400  # of the error of a debiased sum, whose root mean square is then known to 4%
 NEWTON_STEPS = 12
+MIN_UNITS = 1.5  # effective; fewer have no variance
 CHUNK = 80_000  # weights at a time: a third of a megabyte, which fits a core's cache
 
 
@@ -81,7 +82,7 @@ def compute_intervals(
         {name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in range(3)
     )
     point, point_per_class = calculator.compute(np.ones((1, calculator.images)))
-    units_per_class = _count_class_units(calculator, units)
+    units_per_class = count_class_units(calculator, units)
     all_units = count_effective(units)
     class_intervals: list[dict[str, Interval | None]] = [
         {
@@ -214,7 +215,7 @@ def estimate_fraction(
     fraction = float(hits[mask].mean())
     residuals = np.bincount(units, hits[mask] - fraction)
     effective = count_effective(units)
-    if effective < 1.5:
+    if effective < MIN_UNITS:
         return fraction, None
     return fraction, score_interval(fraction, float((residuals**2).sum()) / int(mask.sum()) ** 2, effective)
 
@@ -251,7 +252,7 @@ def t_quantile(df: float) -> float:
 def _choose_interval(name: str, estimate: float, replicates: Floats, units: float, highest: float) -> Interval | None:
     """Return the CI of a metric by the method that suits its range, up to `highest`; None where it is not defined."""
     defined = replicates[~np.isnan(replicates)].astype(np.float64)
-    if np.isnan(estimate) or units < 1.5 or len(defined) < 2:
+    if np.isnan(estimate) or units < MIN_UNITS or len(defined) < 2:
         return None
     variance = float(defined.var())
     metric = registry.METRICS[name]
@@ -269,7 +270,7 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     return score_interval(estimate, variance, units, low=metric.low, high=highest)
 
 
-def _count_class_units(calculator: Calculator, units: Ints) -> dict[str, list[float]]:
+def count_class_units(calculator: Calculator, units: Ints) -> dict[str, list[float]]:
     """Return the effective number of units that each per-class metric depends on, for each of K classes."""
 
     def count(key: str, k: int) -> float:
@@ -339,7 +340,7 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float, images: float) -> 
     """
     defined = replicates[~np.isnan(replicates).any(axis=1)][:ERROR_RESAMPLES].astype(np.float64)
     observed = float(np.abs(gaps).sum())
-    if not observed > 0 or units < 1.5 or len(defined) < 2:
+    if not observed > 0 or units < MIN_UNITS or len(defined) < 2:
         return None
     in_bin = max(2.0, min(units, images / ECE_BINS))
     noise = (defined - gaps) * math.sqrt(in_bin / (in_bin - 1))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn import metrics as reference
@@ -114,3 +116,10 @@ def test_temperature_that_increases_log_loss_gives_warning() -> None:
     worse = describe_worse_calibration(SINGLE, plain, SINGLE.compute_metrics(logits / 0.5, labels, "abc"))
     assert worse is not None
     assert f"log loss {plain.log_loss:.4f} -> " in worse
+    assert "ECE" in worse
+    partly = describe_worse_calibration(
+        SINGLE, plain, replace(plain, log_loss=plain.log_loss + 0.1, ece=plain.ece - 0.01)
+    )
+    assert partly is not None
+    assert "ECE" not in partly
+    assert describe_worse_calibration(SINGLE, plain, replace(plain, log_loss=plain.log_loss + 1e-9)) is None

@@ -7,6 +7,7 @@ from sklearn import metrics as reference
 
 from convnext_cli.metrics.comparison import compare
 from convnext_cli.metrics.conformal import fit_margin
+from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.multilabel import sigmoid
 from convnext_cli.metrics.platt import choose_threshold, fit_platt
 from convnext_cli.metrics.regression import RegressionCalculator
@@ -154,6 +155,18 @@ def test_better_of_two_regressions_has_a_smaller_error_and_no_mcnemar_test() -> 
     assert error.value == pytest.approx(-0.2 * np.abs(noise).mean())
     assert error.interval.low < error.value < error.interval.high < 0
     assert (result.only_first_right, result.only_second_right, result.p_value) == (None, None, None)
+
+
+def test_difference_of_averages_is_unknown_by_the_part_of_a_class_with_a_single_image() -> None:
+    labels = np.repeat([0, 1, 2], [40, 30, 1])
+    first, second = (ClassCalculator(np.eye(3)[np.append(labels[:-1], last)] * 4.0, labels) for last in (2, 0))
+    for one, two, sign in ((first, second, -1), (second, first, 1)):  # only that image is predicted differently
+        difference = compare(one, two).differences["balanced_accuracy"]
+        assert difference is not None
+        assert difference.value == pytest.approx(sign / 3)
+        ends = difference.interval.low, difference.interval.high
+        assert min(ends) <= -1 / 3 + 1e-9
+        assert max(ends) >= 1 / 3 - 1e-9
 
 
 @pytest.mark.parametrize("per_group", [1, 4])
