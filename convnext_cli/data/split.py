@@ -63,24 +63,15 @@ def split_index(
     """
     existing = set(index.splits) - {""}
     units = _find_units(index, duplicate_sets)
-    if folds is not None and index.folds and folds.number != (number := len(set(index.folds) - {""})):
-        raise UsageError(
-            f"the table of the data has {number} folds, not {folds.number}",
-            f"Give --folds {number}, or --resplit to draw new folds",
-        )
-    if folds is not None and folds.number > len(set(units)):
-        raise UsageError(
-            f"{len(set(units))} groups are too few for {folds.number} folds", "Give a smaller number of --folds"
-        )
-    fractions = {"train": 1 - val_fraction - (0 if existing else test_fraction)}
-    if not existing:
-        fractions["test"] = test_fraction
-    if folds is not None:
-        fractions = {"train": (1 - fractions.get("test", 0)) / folds.number, "test": fractions.get("test", 0)}
-        fractions |= {name_fold(fold): fractions["train"] for fold in range(2, folds.number + 1)}
-    elif "val" not in existing:
-        fractions["val"] = val_fraction
-    open_splits = {"", "train"} | ({"val"} if folds else set())
+    test = 0 if existing else test_fraction
+    if folds is None:
+        fractions = {"train": 1 - val_fraction - test, "test": test, "val": 0 if "val" in existing else val_fraction}
+        open_splits = {"", "train"}
+    else:
+        _check_folds(index, folds, len(set(units)))
+        each = (1 - test) / folds.number
+        fractions = {"train": each, "test": test, **{name_fold(fold): each for fold in range(2, folds.number + 1)}}
+        open_splits = {"", "train", "val"}
     rows = [row for row, split in enumerate(index.splits) if split in open_splits]
     splits = list(index.splits)
     parts = (
@@ -92,6 +83,21 @@ def split_index(
         splits = [name_fold(1) if split == "train" else split for split in splits]
     result = _fit_task(replace(index, splits=tuple(splits)))
     return choose_fold(result, folds.fold) if folds and folds.fold else result
+
+
+def _check_folds(index: Index, folds: Folds, groups: int) -> None:
+    """Check that the data can have these folds; `groups` is the number of units that are not divided.
+
+    Raises:
+        UsageError: there are fewer groups than folds, or the index has another number of folds.
+    """
+    if index.folds and folds.number != (number := len(set(index.folds) - {""})):
+        raise UsageError(
+            f"the table of the data has {number} folds, not {folds.number}",
+            f"Give --folds {number}, or --resplit to draw new folds",
+        )
+    if folds.number > groups:
+        raise UsageError(f"{groups} groups are too few for {folds.number} folds", "Give a smaller number of --folds")
 
 
 def leave_out(index: Index, *, val_fraction: float, seed: int, duplicate_sets: Sequence[Sequence[int]] = ()) -> Index:
