@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,12 +20,12 @@ from convnext_cli.errors import ImageError
 from convnext_cli.files import replace_file
 from convnext_cli.images.decode import RULES, read_image
 from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
+from convnext_cli.images.loaders import cut_batches, run_tasks
 from convnext_cli.progress import Progress, Steps
 
 VERSION = 200 + RULES  # the hundreds are raised when the measures change
 THUMB = 12  # side of the thumbnail by which near-duplicates are first compared
 PART = 32  # images per task of a thread
-AHEAD = 4  # tasks waiting
 
 MEASURES = np.dtype(
     [
@@ -89,23 +89,18 @@ def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
     places = {note: place for place, note in enumerate(notes)}
     digests = open_digests(index.root)
     measures = np.zeros(len(index), MEASURES)
-    rows = np.arange(len(index))
-    waiting: deque[tuple[NDArray[np.int64], Future[list[_Row]]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
-        for part in [*(rows[start : start + PART] for start in range(0, len(rows), PART)), *[rows[:0]] * AHEAD]:
-            waiting.append((part, pool.submit(_measure_rows, index, part, digests, known)))
-            if len(waiting) <= AHEAD:
-                continue
-            ready, future = waiting.popleft()
-            for row, (signature, values, note) in zip(ready, future.result(), strict=True):
-                if values is None:
-                    measures[row] = old[known[signature]]
-                    continue
+    tasks = [partial(_measure_rows, index, rows, digests, known) for rows in cut_batches(range(len(index)), PART)]
+    done = 0
+    for parts in run_tasks(cut_batches(tasks, threads), threads=threads):
+        for signature, values, note in chain.from_iterable(parts):
+            if values is None:
+                measures[done] = old[known[signature]]
+            else:
                 values["signature"] = signature
                 values["note"] = places.setdefault(note, len(places))
-                measures[row] = values
-            if len(ready):
-                yield Progress(done=int(ready[-1]) + 1, total=len(index), activity="images checked")
+                measures[done] = values
+            done += 1
+        yield Progress(done=done, total=len(index), activity="images checked")
     measurements = Measurements(measures=measures, notes=tuple(places))
     digests.flush()
     if not np.array_equal(measures, old):
@@ -117,9 +112,7 @@ _Row: TypeAlias = "tuple[int, Any | None, str]"
 """A signature; the measures, or None if they are in the cache; and their note."""
 
 
-def _measure_rows(
-    index: Index, rows: NDArray[np.int64], digests: ContentDigests, known: Mapping[int, int]
-) -> list[_Row]:
+def _measure_rows(index: Index, rows: Sequence[int], digests: ContentDigests, known: Mapping[int, int]) -> list[_Row]:
     measured: list[_Row] = []
     for row in rows:
         path = index.paths[row]

@@ -92,9 +92,9 @@ def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
     effect = f"images of one patient resemble each other, so test scores {'will' if is_certain else 'may'} be too high"
     if grouping.is_guess:
         effect += (
-            f". The groups are a guess from the names. {_explain_guess(evidence)}. The patients of each split may "
+            f". The groups are a guess from the names. {_explain_guess(evidence)}. The patients of each split may be "
+            "numbered independently"
         )
-        effect += "be numbered independently"
     ignore = "; --group-from none ignores the names" if grouping.is_guess else ""
     yield Finding(
         kind=Kind.GROUPS_ACROSS_SPLITS,
