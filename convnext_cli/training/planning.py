@@ -1,6 +1,6 @@
 """Data, split, model and plan of a training, from its request. Without torch, so that errors in them come at once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +84,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     # 3. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
     inputs = _choose_inputs(request, index, machine, fingerprint)
-    plan, plan_notices = _make_plan(request, inputs, fingerprint)
+    plan, plan_notices = _make_plan(inputs, request.chosen)
     _check_task(index, plan)
     return Preparation(
         request=request,
@@ -108,7 +108,7 @@ def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
     if fingerprint is None:
         return replace(preparation, machine=machine)
     inputs = _choose_inputs(request, index, machine, fingerprint)
-    plan, notices = _make_plan(request, inputs, fingerprint)
+    plan, notices = _make_plan(inputs, request.chosen)
     return replace(
         preparation, machine=machine, architecture=inputs.model, tag=inputs.tag, plan=plan, plan_notices=notices
     )
@@ -283,19 +283,19 @@ def _label_by_teacher(request: TrainRequest, dataset: Dataset) -> Steps[Dataset]
     return replace(dataset, index=index)
 
 
-def _make_plan(request: TrainRequest, inputs: PlanInputs, fingerprint: Fingerprint) -> tuple[Plan, tuple[Notice, ...]]:
-    """Return the plan, with notices about guessed augmentation and an unusual learning rate."""
-    plan = make_plan(inputs)
-    check_schedule(request.chosen, plan.settings)
+def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple[Notice, ...]]:
+    """Return the plan, with notices about guessed augmentation, unseen parts of images and an unusual learning rate."""
+    plan, fingerprint = make_plan(inputs), inputs.fingerprint
+    check_schedule(chosen, plan.settings)
     notices = []
     guessed = f"augmentation {inputs.augment}" if inputs.is_augment_guessed else None
-    if any(choice.source == guessed for choice in plan.choices.values()):
+    if fingerprint and any(choice.source == guessed for choice in plan.choices.values()):
         notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrides it")))
     if text := warn_unseen(measure_plan_unseen(plan, inputs.tag, fingerprint)):
         notices.append(Notice(text=text, severity="warning"))
     lr = plan.choices["lr"]
     if lr.source in ("flag", "plan"):
-        other_choices = {name: choice for name, choice in request.choices.items() if name != "lr"}
+        other_choices = {name: choice for name, choice in inputs.choices.items() if name != "lr"}
         default = make_plan(replace(inputs, choices=other_choices))
         if text := explain_lr(inputs.model, lr.value, plan.settings.batch_size, default.settings.lr):
             notices.append(Notice(text=text))
