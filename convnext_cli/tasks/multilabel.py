@@ -340,17 +340,15 @@ class Multilabel(Task):
         """
         targets = dict(zip(classes, target, strict=True))
         thresholds = dict(zip(classes, self._get_thresholds(len(classes), scaling), strict=True))
-        known = [
-            (name, probability, targets[name] == 1, name in (outcome.labels or ()))
-            for name, probability in zip(outcome.classes, outcome.probabilities, strict=True)
-            if targets[name] in (0, 1)
-        ]
-        wrong = [entry for entry in known if entry[2] != entry[3]]
-        shown = wrong or sorted(known, key=lambda entry: abs(entry[1] - thresholds[entry[0]]))[:1]
+        probabilities = dict(zip(outcome.classes, outcome.probabilities, strict=True))
+        predicted = set(outcome.labels or ())
+        known = [name for name in outcome.classes if targets[name] in (0, 1)]
+        wrong = [name for name in known if (targets[name] == 1) != (name in predicted)]
+        shown = wrong or sorted(known, key=lambda name: abs(probabilities[name] - thresholds[name]))[:1]
         lines = [
-            f"{'predicted' if predicted else 'did not predict'} {name} ({show_probability(probability)}), labelled "
-            f"{'present' if is_present else 'absent'}"
-            for name, probability, is_present, predicted in sorted(shown, key=lambda entry: -abs(entry[1] - entry[2]))
+            f"{'predicted' if name in predicted else 'did not predict'} {name} "
+            f"({show_probability(probabilities[name])}), labelled {'present' if targets[name] == 1 else 'absent'}"
+            for name in sorted(shown, key=lambda name: -abs(probabilities[name] - (targets[name] == 1)))
         ]
         others = {"correct": len(known) - len(shown), "unknown": len(classes) - len(known)}
         counts = [f"{number} {word}" for word, number in others.items() if number]
