@@ -318,25 +318,28 @@ def _find_orientation(image: Image.Image, steps: list[str]) -> int:
 
 def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
     """Convert to (H, W, 3) on white, part by part if the image is large; return True too if any part is transparent."""
-    parts = []
-    has_alpha = False
     width, height = image.size
     slices = list(cut_rows((height, width)))
-    result = np.empty((height, width, 3), np.uint8) if len(slices) > 1 else None
+    if len(slices) == 1:
+        return _part_to_rgb(image, is_transparent=is_transparent)
+    result, has_alpha = np.empty((height, width, 3), np.uint8), False
     for rows in slices:
-        part = image if result is None else image.crop((0, rows.start, width, min(rows.stop, height)))
-        if is_transparent:
-            part = part.convert("LA") if part.mode == "La" else part
-            part = part.convert("RGBA")  # a palette's transparency is lost with a warning otherwise
-            if part.getchannel("A").getextrema() != (255, 255):
-                has_alpha = True
-                part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part)
-        array = np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
-        if result is None:
-            parts.append(array)
-        else:
-            result[rows] = array
-    return (parts[0] if result is None else result), has_alpha
+        part = image.crop((0, rows.start, width, min(rows.stop, height)))
+        result[rows], is_part_transparent = _part_to_rgb(part, is_transparent=is_transparent)
+        has_alpha |= is_part_transparent
+    return result, has_alpha
+
+
+def _part_to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
+    """Convert to (H, W, 3) on white; return True too if a pixel is transparent."""
+    has_alpha = False
+    if is_transparent:
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")  # a palette's transparency is lost with a warning otherwise
+        has_alpha = image.getchannel("A").getextrema() != (255, 255)
+    if has_alpha:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), has_alpha
 
 
 def _to_array(image: Image.Image) -> NDArray[Any]:

@@ -80,7 +80,7 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
             planes = _read_planes(file, page, dtype, path)
             steps = [f"first of {count} frames"] if count > 1 else []
             orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
-            return _give_meaning(page, planes, steps), orientation
+            return _convert_planes(page, planes, steps), orientation
 
 
 def _check(page: Any, path: Any) -> None:
@@ -216,17 +216,11 @@ def decompress_segment(data: bytes, compression: int, fill_order: int, width: in
     return values.astype("<i4", copy=False).view(np.uint8) if item == 4 else values
 
 
-def _give_meaning(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster:
+def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster:
     """Convert the planes to grey or RGB, larger is brighter, by photometric interpretation and extra samples."""
     photometric, bits = int(page.photometric or 0), int(page.bitspersample)
     colours = {_RGB: 3, _SEPARATED: 4}.get(photometric, 1)
-    full = (
-        float((1 << bits) - 1)
-        if planes.dtype.kind == "u"
-        else 1.0
-        if planes.dtype.kind == "f"
-        else 2.0 ** (bits - 1) - 1
-    )
+    full = {"u": 2.0**bits - 1, "i": 2.0 ** (bits - 1) - 1, "f": 1.0}[planes.dtype.kind]
     values, alpha = planes[..., :colours], None
     extra = int(page.extrasamples[0]) if len(page.extrasamples) else 0
     if planes.shape[2] > colours:
