@@ -20,6 +20,7 @@ from convnext_cli.metrics.drift import (
     LEVEL,
     MIN_DIFFERENCE,
     MIN_DISTANCE,
+    MIN_IMAGES,
     Shift,
     choose_one_per_group,
     compare_fractions,
@@ -71,7 +72,7 @@ class DriftMeasure:
             f"{difference.here:.3g}",
             f"{difference.distance:.2f}",
             MISSING if self.p_holm is None else f"{self.p_holm:.2g}",
-            "yes" if self.is_drift else "no",
+            MISSING if self.p_holm is None else "yes" if self.is_drift else "no",
         )
 
 
@@ -89,6 +90,11 @@ class Drift:
     expected: float
     """Fraction of validation images above it."""
     criterion: str = CRITERION
+
+    @property
+    def is_tested(self) -> bool:
+        """True if there were enough images for a test."""
+        return any(measure.p_holm is not None for measure in self.measures)
 
     @property
     def images_drifted(self) -> bool:
@@ -263,6 +269,12 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
 
 def describe_drift(drift: Drift) -> list[Notice]:
     """Return a warning for drift of the images, and one for another balance of the classes; else a note."""
+    if not drift.is_tested:
+        text = (
+            f"drift cannot be tested: {drift.images:,} of these images and {drift.validation_images:,} validation "
+            f"images, one per group; it needs {MIN_IMAGES} of each"
+        )
+        return [Notice(text=text)]
     notices = []
     images = [measure for measure in drift.measures if measure.is_drift and not measure.is_class]
     balance = [measure for measure in drift.measures if measure.is_drift and measure.is_class]

@@ -76,13 +76,10 @@ def compare_values(validation: Floats, here: Floats) -> Shift:
     """Compare a measure of images of different groups, each (N,)."""
     from scipy.stats import ks_2samp  # half a second to import
 
-    distance, p = 0.0, None
-    if min(len(validation), len(here)) >= MIN_IMAGES:
-        method = "exact" if max(len(validation), len(here)) <= MAX_EXACT else "asymp"
-        result = ks_2samp(validation, here, method=method)
-        distance, p = float(result.statistic), float(result.pvalue)
+    result = ks_2samp(validation, here, method="exact" if max(len(validation), len(here)) <= MAX_EXACT else "asymp")
+    p = float(result.pvalue) if min(len(validation), len(here)) >= MIN_IMAGES else None
     one, two = float(np.median(validation)), float(np.median(here))
-    return Shift(validation=one, here=two, distance=distance, p_value=p)
+    return Shift(validation=one, here=two, distance=float(result.statistic), p_value=p)
 
 
 def compare_fractions(validation: NDArray[np.bool_], here: NDArray[np.bool_]) -> Shift:

@@ -48,6 +48,10 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
         """Return the metric's name in a sentence."""
         return METRICS[self.metric].title if self.metric in PREDICTIVE else self.metric
 
+    def is_above(self, value: float) -> bool:
+        """Return whether a value of the metric is below the bound, by more than rounding."""
+        return value < self.value - 1e-9
+
     def __str__(self) -> str:
         return f"{self.metric}={self.value:g}"
 
@@ -162,7 +166,7 @@ class Threshold:
         return tuple(
             bound
             for bound, part in zip(self.target.bounds, self.all_reached, strict=True)
-            if part.value < bound.value - 1e-9 or (asked is not None and (part.confidence or 0.0) < asked)
+            if bound.is_above(part.value) or (asked is not None and (part.confidence or 0.0) < asked)
         )
 
 
@@ -180,7 +184,7 @@ class BoundResult:
     @property
     def is_missed(self) -> bool:
         """True if the metric is below the bound."""
-        return self.value is not None and self.value < self.bound.value
+        return self.value is not None and self.bound.is_above(self.value)
 
     def __str__(self) -> str:
         return f"{self.bound.title} {METRICS['recall'].format_estimate(self.value, self.interval)}"
@@ -426,7 +430,7 @@ def show_missed(target: Target, record: float | dict[str, float | None] | None) 
     """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
     values = record if isinstance(record, dict) else {target.metric: record}
     pairs = ((bound, values.get(bound.metric)) for bound in target.bounds)
-    return ", ".join(f"{b.metric} {100 * value:.1f}%" for b, value in pairs if value is not None and value < b.value)
+    return ", ".join(f"{b.metric} {100 * value:.1f}%" for b, value in pairs if value is not None and b.is_above(value))
 
 
 def describe_met(point: OperatingPoint) -> str:

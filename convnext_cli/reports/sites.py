@@ -65,7 +65,11 @@ def show_drift(report: ReportData) -> Section | None:
     sentences, blocks = [], []
     if drift is not None:
         differ = "differ from" if drift.images_drifted else "are not found to differ from"
-        sentences.append(f"These images {differ} the run's validation images.")
+        sentences.append(
+            f"These images {differ} the run's validation images."
+            if drift.is_tested
+            else "There are too few images to test whether they differ from the run's validation images."
+        )
         if drift.flagged is not None:
             sentences.append(
                 f"{100 * drift.flagged:.0f}% of them are above the OOD threshold; of validation images "

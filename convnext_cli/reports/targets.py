@@ -23,16 +23,21 @@ def show_targets(report: ReportData) -> Section | None:
     if not evaluation.metrics.per_class:
         return None
     sentences: list[str | Notice] = []
+    is_own = not evaluation.recalibration and not is_other_data(report.run, images)
+    is_fitted_here = is_own and evaluation.split in ("val", "all")
     if not points:
         sentences.append("No target was set. eval --target sensitivity=0.95:CLASS sets a threshold on validation.")
-    elif evaluation.split == "val" and not evaluation.recalibration and not is_other_data(report.run, images):
+    elif evaluation.split == "val" and is_fitted_here:
         sentences.append("The thresholds were set on these same images; measure them on other images.")
     else:
         sentences.append(f"The thresholds were set on the {evaluation.fitted_on} and applied to these images.")
     for point in points:
         sentences += describe_point(point, evaluation.fitted_on)
     sentences += [curve.describe() for curve in evaluation.decision_curves]
-    tables = [_tabulate_bounds(points, evaluation.fitted_on), _tabulate_points(points)] if points else []
+    note = "The confidence is that of these images"
+    note += " and counts each group as one image" * evaluation.intervals.clustered
+    note += ", some of which chose the threshold." if is_fitted_here else ", which did not choose the threshold."
+    tables = [_tabulate_bounds(points, evaluation.fitted_on, note), _tabulate_points(points)] if points else []
     return Section(
         title="Targets", sentences=sentences, blocks=[*tables, *_tabulate_ratios(evaluation), *_draw_curves(evaluation)]
     )
@@ -66,7 +71,7 @@ def _describe_bound(bound: Bound, target: Target) -> str:
     return f"{bound.title} of at least {100 * bound.value:g}%{prevalence}"
 
 
-def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str) -> Table:
+def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str) -> Table:
     """Return a row for each bound of a target: its value where it was set and on these images, with the confidence."""
     confidence = METRICS["target_confidence"]
     rows = [
@@ -92,8 +97,7 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str) -> Table:
             Column(heading="result", is_number=False),
         ],
         rows=rows,
-        note="The confidence counts each group as one image. It is that of these images, which did not choose the "
-        "threshold.",
+        note=note,
     )
 
 

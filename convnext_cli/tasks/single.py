@@ -282,9 +282,10 @@ class Single(Task):
         return [f"It recognises {' and '.join(parts)}.", describe_mistakes(metrics)]
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
-        """Return the balanced accuracy of guessing, and the accuracy of always giving the most frequent class."""
+        """Return the balanced accuracy of always giving one class, and the accuracy if it is the most frequent one."""
         value = 1 / sum(entry.images > 0 for entry in metrics.per_class)
-        text = f"guessing gives {METRICS['balanced_accuracy'].format_with_unit(value)}"
+        metric = METRICS["balanced_accuracy"]
+        text = f"always predicting one class gives a {metric.title} of at most {metric.format_with_unit(value)}"
         return Chance(value=value, text=f"{text}; {describe_constant(metrics)}")
 
     def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:

@@ -64,6 +64,17 @@ def test_images_of_the_same_kind_have_no_drift(run: RunFolder, tmp_path: Path) -
     assert evaluate(run.path, split="val").drift is None, "its own images"
 
 
+def test_few_images_are_not_said_to_have_no_drift(run: RunFolder, others: Path, tmp_path: Path) -> None:
+    (tmp_path / "site/0").mkdir(parents=True)
+    shutil.copy(next((others / "0").iterdir()), tmp_path / "site/0")
+    result = evaluate(run.path, tmp_path / "site")
+    assert result.drift is not None
+    assert any(note.text.startswith("drift cannot be tested: 1 of these images and 60") for note in result.notes)
+    cells = [measure.list_cells() for measure in result.drift.measures]
+    assert {row[-1] for row in cells} == {"-"}
+    assert all(float(row[3]) >= 0.5 for row in cells if row[0] == "brightness"), "a distance from one image"
+
+
 def test_another_gamma_is_drift(run: RunFolder, others: Path, tmp_path: Path, convnext: Convnext) -> None:
     data = change(others, tmp_path / "site", brighten)
     outcome = convnext("eval", run.path, data, "--no-report")

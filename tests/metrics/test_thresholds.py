@@ -15,7 +15,14 @@ from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
 from convnext_cli.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
-from convnext_cli.metrics.thresholds import Target, apply_threshold, find_threshold
+from convnext_cli.metrics.thresholds import (
+    Target,
+    Threshold,
+    apply_threshold,
+    find_threshold,
+    parse_target,
+    show_missed,
+)
 from convnext_cli.tasks.registry import SINGLE
 
 
@@ -99,6 +106,16 @@ def test_threshold_is_halfway_between_scores_and_needs_both_classes() -> None:
         find_threshold(scores, positive, Target("sensitivity", 1.0, "b")), scores, positive < 0, None
     )
     assert (point.sensitivity, point.sensitivity_interval) == (None, None)
+
+
+def test_target_that_is_reached_exactly_is_met_whatever_the_rounding() -> None:
+    positive = np.arange(10) < 5
+    scores = np.where(np.isin(np.arange(10), (0, 1, 2, 5, 6)), 0.9, 0.1)  # 3 of 5, and 2 of 5: a PPV of 60%
+    threshold = Threshold(target=parse_target("ppv=0.6:a@prevalence=0.5"), threshold=0.5, reached=0.6, images=10)
+    point = apply_threshold(threshold, scores, positive, None)
+    assert point.ppv == pytest.approx(0.6)
+    assert point.is_met
+    assert not show_missed(threshold.target, point.to_record())
 
 
 def test_curves_equal_scikit_learn() -> None:

@@ -31,7 +31,11 @@ MISTAKES = {
     "regression": r"predicted [\d.]+ \(90% interval \[[\d.]+, [\d.]+\]\), labelled [\d.]+: [\d.]+ too (high|low)",
 }
 SENTENCES = {
-    "single": ("It recognises", "Most frequent mistake: it predicted", "guessing gives 33.3%; always predicting"),
+    "single": (
+        "It recognises",
+        "Most frequent mistake: it predicted",
+        "of at most 33.3%; always predicting",
+    ),
     "multilabel": ("best,", "Most often missed:", "Most often predicted without the label:", "guessing gives 50.0%"),
     "ordinal": ("It gives the exact grade for", "at most one grade off", "guessing gives 0; always predicting"),
     "regression": ("Half of the predictions are off by at most", "Least accurate for numbers", "always predicting"),

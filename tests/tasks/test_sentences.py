@@ -32,10 +32,15 @@ def test_single_label_names_ends_most_frequent_mistake_and_chance() -> None:
         "Most frequent mistake: it predicted a for 3 of the 5 images of b (60%).",
     ]
     assert value == pytest.approx(1 / 3)
-    assert text == "guessing gives 33.3%; always predicting a is right for 50.0% of the images, the model for 75.0%"
+    assert text == (
+        "always predicting one class gives a balanced accuracy of at most 33.3%; always predicting a is right for "
+        "50.0% of the images, the model for 75.0%"
+    )
     sentences, value, _ = describe(Single(), 4 * np.eye(3)[targets[:15]], targets[:15])
     assert sentences[1] == "It makes no mistake on these 15 images."
     assert value == 1 / 2, "a class without images cannot be guessed"
+    _, value, text = describe(Single(), 4 * np.eye(3)[[0, 1]], np.array([0, 0]))
+    assert (value, text.split(";")[0]) == (1, "always predicting one class gives a balanced accuracy of at most 100.0%")
 
 
 def test_grades_say_by_how_many_they_are_off() -> None:
