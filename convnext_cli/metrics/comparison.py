@@ -117,7 +117,8 @@ def _list_unknown(first: Calculator, second: Calculator, name: str, units: Ints)
     gaps, fewest = after - before, np.min([count_class_units(model, units)[key] for model in models], axis=0)
     defined = ~np.isnan(gaps)
     single = gaps[defined & (fewest < MIN_UNITS)]
-    return np.stack([1 + single, 1 - single], axis=1) / max(1, defined.sum())
+    distances: Floats = np.stack([1 + single, 1 - single], axis=1) / max(1, defined.sum())
+    return distances
 
 
 def _test_images(gain: Ints) -> float:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from sklearn.calibration import calibration_curve
 from convnext_cli.inference.calibration_fit import describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.summary import Metrics
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.tasks.registry import SINGLE
 
@@ -108,7 +110,7 @@ def test_temperature_that_increases_log_loss_gives_warning() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 300)
     logits = 2.0 * random.normal(size=(300, 3)) + 2.0 * np.eye(3)[labels]
-    plain = SINGLE.compute_metrics(logits, labels, "abc")
+    plain = cast("Metrics", SINGLE.compute_metrics(logits, labels, "abc"))
     best = fit_temperature(logits, labels)
     assert best > 1.2
     assert describe_worse_calibration(SINGLE, plain, SINGLE.compute_metrics(logits / best, labels, "abc")) is None
