@@ -31,7 +31,7 @@ def mix_batch(
         images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
         weight = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     else:
-        images = torch.lerp(images.flip(0), images, weight)
+        images = images.flip(0).lerp_(images, weight)  # with the strides of the images: a compiled model expects them
     return images, torch.lerp(targets.flip(0), targets, weight)
 
 

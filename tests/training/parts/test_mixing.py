@@ -31,6 +31,16 @@ def test_cutmix_mixes_targets_by_area(seed: int) -> None:
     assert torch.equal(images, images_and_targets(4)[0]), "the batch itself is unchanged"
 
 
+@pytest.mark.parametrize("method", ["mixup", "cutmix"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mixed_images_keep_their_strides(channels: int, method: str) -> None:
+    """A model that is compiled for others would be compiled again, in the middle of the training."""
+    images = torch.rand(4, 16, 16, channels).permute(0, 3, 1, 2)
+    alphas = {"mixup": 0.0, "cutmix": 0.0, method: 1.0}
+    mixed, _ = mix_batch(images, torch.eye(4), np.random.default_rng(0), **alphas)
+    assert mixed.stride() == images.stride()
+
+
 def test_mixing_off_changes_nothing() -> None:
     images, targets = images_and_targets(4)
     assert mix_batch(images, targets, np.random.default_rng(0), mixup=0.0, cutmix=0.0) == (images, targets)
