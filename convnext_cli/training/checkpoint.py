@@ -77,6 +77,7 @@ def write_checkpoint(run: RunFolder, snapshot: Snapshot) -> None:
 def take_snapshot(context: "TrainingContext", state: TrainingState) -> Snapshot:
     """Copy all that a checkpoint keeps to the CPU. All ranks call it."""
     accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
+    state.compiled = context.compiled is not None  # memory may have become too small for it since the state began
     tensors = {f"model.{name}": value for name, value in _gather_weights(model).items()}
     weights = gather_result(context)
     if context.ema is not None:

@@ -12,7 +12,7 @@ from convnext_cli.machine import count_process_cpus
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Settings
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.training.compute.compute_config import CompiledModel, drop_graphs
+from convnext_cli.training.compute.compute_config import CompiledModel, drop_compiled_models
 from convnext_cli.training.compute.signals import Signals
 from convnext_cli.training.parts.distillation import Distillation
 from convnext_cli.training.parts.ema import ModelEma
@@ -94,9 +94,9 @@ class TrainingContext:
 
     def drop_compiled(self) -> None:
         """Go on without the compiled model, and free the memory of its graphs."""
-        compiled, self.compiled = self.compiled, None
-        if compiled is not None and compiled.has_graphs:
-            drop_graphs(self.accelerator.device)
+        if self.compiled is not None:
+            self.compiled = None
+            drop_compiled_models(self.accelerator.device)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of inputs (B, C, H, W), with a gradient; a student's predicted features follow."""

@@ -47,7 +47,6 @@ def take_step(context: TrainingContext, state: TrainingState, batch: RankBatch) 
             break
         optimizer.zero_grad(set_to_none=True)
         context.drop_compiled()  # it was compiled for larger micro-batches
-        state.compiled = False
         free_memory(accelerator.device)
         size = min(state.micro_batch_size, math.ceil(batch.batch_images / accelerator.num_processes))
         if size == 1:

@@ -29,6 +29,7 @@ from convnext_cli.models.forward import forward_batches
 from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training import step
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute import compute_config
 from convnext_cli.training.compute.ranks import sum_gradients
@@ -289,19 +290,40 @@ def test_out_of_memory_halves_the_micro_batch_only(few_digits: Path, monkeypatch
     assert [line["micro_batch_size"] for line in log] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_memory_of_a_compiled_model_is_freed_when_a_step_fails_and_at_the_end(
-    few_digits: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+@pytest.mark.parametrize(("fails", "has_graphs"), [(True, True), (False, True), (False, False)])
+def test_compiled_model_is_forgotten_when_a_step_fails_and_at_the_end(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool, has_graphs: bool
 ) -> None:
+    """The memory of its graphs is freed, and the ninth training of a process is compiled as the first."""
     resets: list[bool] = []
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
-    monkeypatch.setattr(compute_config, "can_record", lambda *_: True)
+    monkeypatch.setattr(compute_config, "can_record", lambda *_: has_graphs)
     if fails:
         out_of_memory_above(monkeypatch, 3, calls=5)
     request = replace(tiny_request(few_digits, "run", drop_path=0.0, micro_batch_size=8), compile=True)
     freed = {type(event).__name__: len(resets) for event in finetune_steps(request)}
     assert (freed["Started"], freed["EpochDone"], freed["Trained"]) == (0, int(fails), 1)
+
+
+def test_checkpoint_says_that_memory_was_too_small_to_go_on_compiled(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning-rate test has a state of its own: the run's did not say it, and was compiled when resumed."""
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    true, steps = step._accumulate_gradients, iter(range(10**9))
+
+    def fail_once(*args: Any) -> torch.Tensor:
+        if next(steps) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return true(*args)
+
+    monkeypatch.setattr(step, "_accumulate_gradients", fail_once)
+    train(replace(tiny_request(few_digits, "run", epochs=1, micro_batch_size=8, lr="auto"), compile=True))
+    assert next(steps) > 3
+    _, text = read_checkpoint(RunFolder(Path("run")).list_checkpoints()[0])
+    assert json.loads(text)["compiled"] is False
 
 
 def test_smaller_micro_batch_is_kept_after_resume(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from convnext_cli.training.compute.compute_config import (
     copy_model,
     describe_compile_failure,
     draw_inputs,
-    drop_graphs,
+    drop_compiled_models,
     explain_missing_kernels,
     run_pass,
 )
@@ -277,7 +277,7 @@ def _measure_compiled(
     finally:
         torch.set_num_threads(THREADS)
         if has_graphs:
-            drop_graphs(device)
+            drop_compiled_models(device)
 
 
 def _time_in_turn(candidates: Mapping[str, Callable[[], float]], deadline: float) -> dict[str, float]:

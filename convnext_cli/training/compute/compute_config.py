@@ -94,7 +94,13 @@ def can_record(accelerator: Accelerator, passes: int) -> bool:
 
 
 def configure_model(
-    network: nn.Module, compute_config: ComputeConfig, shape: Shape, accelerator: Accelerator, *, passes: int = 1
+    network: nn.Module,
+    compute_config: ComputeConfig,
+    shape: Shape,
+    accelerator: Accelerator,
+    *,
+    passes: int = 1,
+    copies: int = 0,
 ) -> tuple[CompiledModel | None, list[Notice]]:
     """Apply a compute configuration to a model, in place. All ranks call it. It draws no random numbers.
 
@@ -104,6 +110,8 @@ def configure_model(
         shape: input shape of most forward passes, (B, C, H, W).
         accelerator: connects the ranks.
         passes: forward and backward passes of a step.
+        copies: of the parameters, which the training allocates later, for optimizer and average. Graphs leave memory
+            for them: they keep theirs, and the first optimizer step cannot be repeated in smaller pieces.
 
     Returns:
         The compiled forward pass, or None; and a notice for each part of the configuration that failed on any rank.
@@ -124,18 +132,20 @@ def configure_model(
             run_pass(network.train(), inputs)
             network.zero_grad(set_to_none=True)
             free_memory(accelerator.device)
+        reserved = [torch.empty_like(value) for value in network.parameters() for _ in range(copies * has_graphs)]
         forward = compile_model(network.train(), has_graphs=has_graphs)
         compiled = CompiledModel(forward=forward, images=shape[0], has_graphs=has_graphs)
         for _ in range(RECORDING if has_graphs else 1):
             run_pass(forward, inputs)
             network.zero_grad(set_to_none=True)
+        del reserved
     except Exception as error:  # the compiler's errors share no base class
         problem = shorten_error(error)
         network.zero_grad(set_to_none=True)
     (failed,) = agree(accelerator, int(bool(problem)))
     if failed:
         if has_graphs:
-            drop_graphs(accelerator.device)
+            drop_compiled_models(accelerator.device)
         return None, [*notices, describe_compile_failure(problem or "in another process")]
     return compiled, notices
 
@@ -161,8 +171,11 @@ def compile_model(network: nn.Module, *, has_graphs: bool) -> nn.Module:
     return cast("nn.Module", torch.compile(network, dynamic=False, mode=mode))
 
 
-def drop_graphs(device: torch.device) -> None:
-    """Free the memory of all CUDA graphs, whose models nobody may use any more."""
+def drop_compiled_models(device: torch.device) -> None:
+    """Forget all compiled models, which nobody may use any more, and free the memory of their CUDA graphs.
+
+    PyTorch compiles the same code at most eight times; the ninth training of a process would not be compiled.
+    """
     torch.compiler.reset()
     free_memory(device)
 
