@@ -279,12 +279,19 @@ def _configure(context: "TrainingContext", compute: "AutotuneResult") -> "Autotu
     from convnext_cli.training.compute.compute_config import configure_model
     from convnext_cli.training.compute.devices import search_algorithms
     from convnext_cli.training.loop import count_passes
+    from convnext_cli.training.parts.optimizer import BETAS
 
     context.searches_algorithms = count_passes(context) >= AUTOTUNED_PASSES and not context.settings.deterministic
-    shape, passes = context.input_shape, context.passes_per_step
+    moments = 0 if context.optimizer.state else len(BETAS)
+    average = int(bool(context.settings.ema_decay) and context.ema is None)
     with search_algorithms(context.searches_algorithms):
         context.compiled, notices = configure_model(
-            context.network, compute.compute_config, shape, context.accelerator, passes=passes
+            context.network,
+            compute.compute_config,
+            context.input_shape,
+            context.accelerator,
+            passes=context.passes_per_step,
+            copies=moments + average,
         )
     config = replace(compute.compute_config, compiled=context.compiled is not None)
     return replace(compute, compute_config=config, notices=(*compute.notices, *notices))

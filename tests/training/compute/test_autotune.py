@@ -1,3 +1,4 @@
+import gc
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -382,6 +383,22 @@ def test_passes_on_a_cuda_gpu_are_recorded_if_a_step_has_one(
     assert resets == [True] * records, "the memory of graphs is freed"
     with ThreadPoolExecutor(1) as thread:
         assert not thread.submit(compute_config.can_record, accelerator, passes).result()
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_graphs_leave_memory_for_the_optimizer(monkeypatch: pytest.MonkeyPatch, *, records: bool) -> None:
+    weights: list[int] = []  # tensors of the parameter's size in each pass
+
+    def run_pass(*_: object) -> None:
+        tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, nn.Parameter)]
+        weights.append(sum(value.shape == (7, 13) for value in tensors))
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    monkeypatch.setattr(compute_config, "can_record", lambda *_: records)
+    monkeypatch.setattr(compute_config, "run_pass", run_pass)
+    config, accelerator = ComputeConfig(compiled=True), make_accelerator("no")
+    configure_model(nn.Linear(13, 7), config, (4, 3, 32, 32), accelerator, copies=3)
+    assert weights == ([1, 4, 4, 4] if records else [1])
 
 
 def test_graphs_compute_smaller_batches_too(network: nn.Module) -> None:
