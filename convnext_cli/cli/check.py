@@ -9,6 +9,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, quote_settings, with_options
+from convnext_cli.data.index import SPLITS
 from convnext_cli.options import DATA, RUN, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
 from convnext_cli.text import quote
@@ -93,7 +94,7 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
 
 def _show(audit: "Audit") -> None:
     index = audit.index
-    splits = sorted(set(index.splits), key=("train", "val", "test", "").index)
+    splits = sorted(set(index.splits), key=(*SPLITS, "").index)
     console.show(f"{index.location}: {len(index):,} images: {index.task.describe_classes(index.classes)}", style="bold")
     counts = [index.count_classes(split) for split in splits]
     columns = [split or "images" for split in splits]

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from convnext_cli.data.index import SPLITS
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.settings import UNCORRECTED, declare_settings
 
@@ -78,7 +79,7 @@ def _describe_augmentation(plan: "Plan") -> str:
 
 def count_splits(index: "Index") -> dict[str, int]:
     """Return the number of images by split."""
-    return {name: len(index.rows(name)) for name in ("train", "val", "test")}
+    return {name: len(index.rows(name)) for name in SPLITS}
 
 
 def describe_splits(index: "Index") -> str:

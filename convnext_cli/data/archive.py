@@ -29,6 +29,7 @@ MAX_PATH = 2000  # bytes of a path inside the archive
 _UTF8 = 0x800  # the flag of a name that is UTF-8
 _ENCRYPTED = 0x1
 _DOS = 0  # ZipInfo.create_system
+_UNPACK = "Unpack it yourself and give the folder"
 
 
 def unpack(archive: Path) -> Path:
@@ -109,16 +110,14 @@ def _list_members(
         path = PurePosixPath(name)
         problem = _find_problem(member, name, is_dos=is_dos) or ("a file twice" if path in files else "")
         if problem:
-            raise DataError(f"{archive} has {problem} ({name[:200]!r})", "Unpack it yourself and give the folder")
+            raise DataError(f"{archive} has {problem} ({name[:200]!r})", _UNPACK)
         if name.endswith("/"):
             folders.add(path)
         else:
             files[path] = member
             folders.update(path.parents)
     if both := folders & files.keys():
-        raise DataError(
-            f"{archive} has a file and a folder of one name ({min(both)})", "Unpack it yourself and give the folder"
-        )
+        raise DataError(f"{archive} has a file and a folder of one name ({min(both)})", _UNPACK)
     return files, folders
 
 
@@ -153,13 +152,12 @@ def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path)
     total = sum(member.file_size for member in members)
     packed = max(1, archive.stat().st_size)
     free = shutil.disk_usage(folder).free
-    remedy = "Unpack it yourself and give the folder"
     if total > MAX_BYTES:
-        raise DataError(f"{archive} would unpack to {total / GIB:,.0f} GiB, above {MAX_BYTES // GIB} GiB", remedy)
+        raise DataError(f"{archive} would unpack to {total / GIB:,.0f} GiB, above {MAX_BYTES // GIB} GiB", _UNPACK)
     if total > SMALL and total > MAX_RATIO * packed:
         raise DataError(
             f"{archive} would unpack to {total / GIB:.1f} GiB, {total // packed} times its size, which images never do",
-            remedy,
+            _UNPACK,
         )
     if total > MAX_FREE * free:
         raise DataError(

@@ -121,7 +121,7 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
 
 def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
     """Return a note for each chosen fraction that the data's own splits replace."""
-    splits = [split for split in ("train", "val", "test") if split in index.splits]
+    splits = index.list_splits()
     is_unused = {"val_fraction": "val" in splits, "test_fraction": bool(splits)}
     names = [name for name in chosen if is_unused.get(name) and "leave_out" not in chosen]
     effect = f"has no effect: the data have their own splits ({', '.join(splits)}), which --resplit draws again"

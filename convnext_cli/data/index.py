@@ -105,6 +105,10 @@ class Index:
         """Return the rows of one split."""
         return [row for row, name in enumerate(self.splits) if name == split]
 
+    def list_splits(self) -> list[str]:
+        """Return those of `SPLITS` that have rows."""
+        return [split for split in SPLITS if split in self.splits]
+
     def list_groups(self, rows: Sequence[int]) -> list[str] | None:
         """Return the group of each of some rows; None where groups are not known."""
         return [self.groups[row] for row in rows] if self.groups else None

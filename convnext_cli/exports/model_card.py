@@ -117,7 +117,7 @@ def _describe_restriction(license: License) -> str:
 
 def _describe_data(index: Index) -> str:
     """Return a table of the images by class and split."""
-    splits = [split for split in ("train", "val", "test") if split in index.splits]
+    splits = index.list_splits()
     counts = [index.count_classes(split) for split in splits]
     rows = [
         (name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)

@@ -42,7 +42,7 @@ def show_data(report: ReportData) -> Section:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in index.skipped.items())
         sentences.append(f"Skipped: {reasons}.")
     blocks: list[Table | Listing] = []
-    counts = {split: index.count_classes(split) for split in ("train", "val", "test") if split in index.splits}
+    counts = {split: index.count_classes(split) for split in index.list_splits()}
     if counts:
         columns = [Column(heading="class", is_number=False), *(Column(heading=split) for split in counts)]
         rows = [(name, *(f"{n[k]:,}" for n in counts.values())) for k, name in enumerate(index.classes)]
