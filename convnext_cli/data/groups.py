@@ -247,12 +247,13 @@ def group_like(known: Index, paths: Sequence[str]) -> list[str] | None:
     for row, group in grouped.items():
         folders = known.paths[row].split("/")[-2::-1]
         levels.update([folders.index(group)] if group in folders else [])
-    if levels and (most := levels.most_common(1)[0])[1] >= MIN_AGREEMENT * len(grouped):
-        folders_of = [path.split("/")[-2::-1] for path in paths]
-        return [
-            folders[most[0]] if len(folders) > most[0] else path
-            for path, folders in zip(paths, folders_of, strict=True)
-        ]
+    for level, count in levels.most_common(1):
+        if count >= MIN_AGREEMENT * len(grouped):
+            folders_of = [path.split("/")[-2::-1] for path in paths]
+            return [
+                folders[level] if len(folders) > level else path
+                for path, folders in zip(paths, folders_of, strict=True)
+            ]
     number = len(paths)
     joined = replace(
         known,

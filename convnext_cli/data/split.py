@@ -199,7 +199,7 @@ def _assign(index: Index, rows: list[int], units: list[int], fractions: dict[str
     weight_of: dict[int, float] = defaultdict(lambda: 1)
     if index.values:  # several labels per image: units of the rarest first, as in Sechidis 2011, each label alike
         totals = Counter(stratum for row in rows for stratum in strata[row])
-        rarest = {unit: min(totals[stratum] for row in of for stratum in strata[row]) for unit, of in members.items()}
+        rarest = {unit: min(totals[stratum] for row in members[unit] for stratum in strata[row]) for unit in members}
         order.sort(key=lambda unit: rarest[unit])
         weight_of |= {stratum: 1 / total for stratum, total in totals.items()}
     order.sort(key=lambda unit: -len(members[unit]))
@@ -225,17 +225,17 @@ def _fill_parts(
     full: dict[str, Counter[int]] = {part: Counter() for part in fractions}
     size: Counter[str] = Counter()
     part_of: dict[int, str] = {}
-    for unit, has in contents.items():
+    for unit, images in contents.items():
 
-        def fill(part: str, has: Counter[int] = has) -> tuple[float, float]:
+        def fill(part: str, images: Counter[int] = images) -> tuple[float, float]:
             whole = size[part] / fractions[part] if balances else 0.0
-            if part == "train" and not all(full[part][label] for label in has):
+            if part == "train" and not all(full[part][label] for label in images):
                 return -1.0, whole  # a class without a training image cannot be learned
-            filled = (weight_of[label] * n * (full[part][label] + n / 2) for label, n in has.items())
+            filled = (weight_of[label] * n * (full[part][label] + n / 2) for label, n in images.items())
             return sum(filled) / fractions[part], whole
 
         part_of[unit] = min(full, key=fill)
-        full[part_of[unit]].update(has)
+        full[part_of[unit]].update(images)
         size[part_of[unit]] += sizes[unit]
     return part_of
 

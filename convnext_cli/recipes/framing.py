@@ -23,6 +23,7 @@ MAX_DISTORTION = 3 / 2  # of proportions: photos of 3:2 in a square; benchmarks/
 MIN_WITHIN = 0.9  # fraction of images that are squashed by at most that; with fewer, images are padded
 MIN_RECTANGLE_SIDE = 64  # px; the last feature map then has two positions
 RECTANGLE_AREA = (0.75, 1.25)  # of the square's, so that training takes about as long
+SEES_ALL = "evaluation sees the whole image"
 
 
 def apply_framing(base: Preprocessing, image_size: ImageSize, fit: str, crop_pct: float | str) -> Preprocessing:
@@ -71,9 +72,6 @@ def choose_framing(
     if fit.source in ("flag", "plan", "default") and (unseen := measure_unseen_area(shapes, framing)):
         fit = replace(fit, reason=f"evaluation never sees {unseen}" if unseen.area >= 0.005 else SEES_ALL)
     return {"image_size": size, "fit": fit, "crop_pct": crop_pct}
-
-
-SEES_ALL = "evaluation sees the whole image"
 
 
 def warn_unseen(unseen: Unseen | None) -> str | None:

@@ -231,16 +231,13 @@ def _read_tables(path: Path) -> dict[str, Any]:
         for key in raw
         if not isinstance(raw[key], kinds[key])
     ]
-    wrong += (
-        [
+    if not wrong:
+        settings = raw.get("settings", {})
+        wrong = [
             f"reasons.{name} must have value, source and reason"
             for name, row in raw.get("reasons", {}).items()
-            if not _is_reason(row)
-            and row != raw.get("settings", {}).get(name)  # edited by replace-all: no reason is left
+            if not _is_reason(row) and row != settings.get(name)  # edited by replace-all: no reason is left
         ]
-        if not wrong
-        else []
-    )
     if wrong:
         raise UsageError("; ".join(wrong), "A plan is what `recommend -o` writes")
     check_settings(raw.get("settings", {}))
