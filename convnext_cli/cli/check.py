@@ -10,7 +10,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, quote_settings, with_options
 from convnext_cli.data.index import SPLITS
-from convnext_cli.options import DATA, RUN, Option
+from convnext_cli.options import DATA, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
 from convnext_cli.text import quote
 from convnext_cli.training.request import DATA_HELP
@@ -29,16 +29,11 @@ class CheckFlags:
     fix_list: Annotated[
         Path | None,
         Option(
-            help="Write the images to leave out to this file, for `finetune --exclude`.",
-            group=RUN,
-            is_common=True,
-            metavar="FILE",
+            help="Write the images to leave out to this file, for `finetune --exclude`.", is_common=True, metavar="FILE"
         ),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace an existing file at --fix-list.", group=RUN, is_common=True)] = (
-        False
-    )
-    as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
+    overwrite: Annotated[bool, Option(help="Replace an existing file at --fix-list.", is_common=True)] = False
+    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
 
 
 @with_options(CheckFlags, settings=READING_SETTINGS)

@@ -14,7 +14,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN, load_builtin
-from convnext_cli.options import RUN, Option
+from convnext_cli.options import Option
 from convnext_cli.text import capitalise, quote
 
 if TYPE_CHECKING:
@@ -42,17 +42,10 @@ class DemoFlags:
     folder: Annotated[
         Path,
         Option(
-            help="Folder for the demo's images and runs.",
-            group=RUN,
-            is_common=True,
-            name="output",
-            flags=("-o",),
-            metavar="DIR",
+            help="Folder for the demo's images and runs.", is_common=True, name="output", flags=("-o",), metavar="DIR"
         ),
     ] = FOLDER
-    as_json: Annotated[bool, Option(help="Print both evaluations as JSON.", group=RUN, is_common=True, name="json")] = (
-        False
-    )
+    as_json: Annotated[bool, Option(help="Print both evaluations as JSON.", is_common=True, name="json")] = False
 
 
 @with_options(DemoFlags)

@@ -17,7 +17,7 @@ from convnext_cli.cli.targets import show_points, show_targets
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.options import DATA, RUN, Option, make_request
+from convnext_cli.options import DATA, Option, make_request
 from convnext_cli.text import capitalise, quote
 
 if TYPE_CHECKING:
@@ -44,10 +44,8 @@ class EvalFlags:
             is_argument=True,
         ),
     ] = ()
-    report: Annotated[
-        bool, Option(help="Write report.html with its plots into the run.", group=RUN, is_common=True)
-    ] = True
-    as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
+    report: Annotated[bool, Option(help="Write report.html with its plots into the run.", is_common=True)] = True
+    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
 
 
 @with_options(EvalRequest, EvalFlags)

@@ -11,7 +11,7 @@ from convnext_cli.cli.options import OptionValues, repeat_command, with_options
 from convnext_cli.cli.plan_view import count_splits, describe_data, describe_sizes, list_decided
 from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.cli.training_view import follow, show_finished
-from convnext_cli.options import RUN, Option
+from convnext_cli.options import Option
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Settings, SettingSources
 from convnext_cli.training.request import TrainRequest
@@ -28,15 +28,13 @@ class FinetuneFlags:
 
     devices: Annotated[
         int | None,
-        Option(help="Processes on this machine, one per GPU.", group=RUN, is_common=True, low=1),
+        Option(help="Processes on this machine, one per GPU.", is_common=True, low=1),
     ] = None
-    dry_run: Annotated[
-        bool, Option(help="Show the plan with its memory and time, and stop.", group=RUN, is_common=True)
-    ] = False
+    dry_run: Annotated[bool, Option(help="Show the plan with its memory and time, and stop.", is_common=True)] = False
     verbose: Annotated[
-        bool, Option(help="Show every setting with its source and reason.", group=RUN, is_common=True, flags=("-v",))
+        bool, Option(help="Show every setting with its source and reason.", is_common=True, flags=("-v",))
     ] = False
-    as_json: Annotated[bool, Option(help="Print the result as JSON.", group=RUN, is_common=True, name="json")] = False
+    as_json: Annotated[bool, Option(help="Print the result as JSON.", is_common=True, name="json")] = False
 
 
 @with_options(TrainRequest, SettingSources, Settings, FinetuneFlags)

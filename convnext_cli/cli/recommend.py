@@ -9,7 +9,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, quote_settings, with_options
 from convnext_cli.cli.plan_view import list_decided
-from convnext_cli.options import RUN, Option
+from convnext_cli.options import Option
 from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS
 from convnext_cli.text import quote
@@ -24,19 +24,15 @@ SETTINGS = ("image_size", "fit", "crop_pct", "image_root", "exclude", *TABLE_SET
 class RecommendFlags:
     """Options of the command alone."""
 
-    top: Annotated[int, Option(help="Number of models to show.", group=RUN, is_common=True, low=1)] = 5
+    top: Annotated[int, Option(help="Number of models to show.", is_common=True, low=1)] = 5
     output: Annotated[
         Path | None,
         Option(
-            help="Write the plan to this file, for `finetune --config`.",
-            group=RUN,
-            is_common=True,
-            flags=("-o",),
-            metavar="FILE",
+            help="Write the plan to this file, for `finetune --config`.", is_common=True, flags=("-o",), metavar="FILE"
         ),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace what is at --output.", group=RUN, is_common=True)] = False
-    as_json: Annotated[bool, Option(help="Print JSON.", group=RUN, is_common=True, name="json")] = False
+    overwrite: Annotated[bool, Option(help="Replace what is at --output.", is_common=True)] = False
+    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
 
 
 @with_options(RecommendRequest, RecommendFlags, settings=SETTINGS)

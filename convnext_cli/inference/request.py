@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from convnext_cli.options import AUTO, DATA, RUN, Option
+from convnext_cli.options import AUTO, DATA, Option
 
 EVAL_RUN = "convnext eval RUN"  # how the command names a run
 PREDICT_RUN = "convnext predict IMAGE --run RUN"
@@ -94,7 +94,6 @@ class EvalRequest(GroupOptions):
         Option(
             help="Set a threshold: sensitivity=0.9[,specificity=0.8]:CLASS[@confidence=0.9] or "
             "ppv=0.3:CLASS@prevalence=0.02.",
-            group=RUN,
             is_common=True,
             name="target",
         ),
@@ -103,7 +102,6 @@ class EvalRequest(GroupOptions):
         str | None,
         Option(
             help="Compare subgroups: columns or DICOM attributes, with cuts of numbers, such as sex,age:18,65,site.",
-            group=RUN,
             is_common=True,
             metavar="NAMES",
         ),
@@ -112,7 +110,6 @@ class EvalRequest(GroupOptions):
         Path | None,
         Option(
             help="CSV file with the columns of --subgroups, by path or by group; default: the data's own.",
-            group=RUN,
             is_common=True,
             metavar="FILE",
         ),
@@ -121,7 +118,6 @@ class EvalRequest(GroupOptions):
         int | None,
         Option(
             help="Fit a calibration on N of the images and evaluate the others; the run keeps its own.",
-            group=RUN,
             is_common=True,
             low=2,
             metavar="N",
@@ -131,15 +127,12 @@ class EvalRequest(GroupOptions):
         Path | None,
         Option(
             help="With --recalibrate, write the new calibration into a file, for `predict --calibration`.",
-            group=RUN,
             is_common=True,
             metavar="FILE",
         ),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace an existing file of --save-calibration.", group=RUN)] = False
-    tta: Annotated[
-        bool, Option(help="Test-time augmentation; its cost and gain are measured.", group=RUN, is_common=True)
-    ] = False
+    overwrite: Annotated[bool, Option(help="Replace an existing file of --save-calibration.")] = False
+    tta: Annotated[bool, Option(help="Test-time augmentation; its cost and gain are measured.", is_common=True)] = False
     cache: Annotated[bool, Option(help="Cache preprocessed images for the next evaluation.", is_common=True)] = True
     group_column: Annotated[
         str, Option(help="Column of a CSV file given as DATA with the groups (patients).", group=DATA)

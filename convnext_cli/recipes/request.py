@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from convnext_cli.machine import Machine
-from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, Option
+from convnext_cli.options import AUGMENTATION, DATA, MODEL, Option
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP
 
@@ -65,7 +65,7 @@ class RecommendRequest:
     recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL, is_common=True, metavar="NAME")] = DEFAULT_RECIPE
     vram: Annotated[
         float | None,
-        Option(help="Memory of the GPU, if it is not in this machine.", unit="GiB", group=RUN, is_common=True),
+        Option(help="Memory of the GPU, if it is not in this machine.", unit="GiB", is_common=True),
     ] = None
     machine: Machine | None = None
     counts: DataCounts | None = None

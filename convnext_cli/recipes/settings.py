@@ -13,7 +13,6 @@ from convnext_cli.options import (
     AUTO,
     DATA,
     MODEL,
-    RUN,
     TRAINING,
     Declaration,
     Option,
@@ -370,12 +369,7 @@ class Settings:
     ] = 0
     save_every: Annotated[
         int,
-        Option(
-            help="Optimizer steps between two checkpoints; 0 saves after each epoch only.",
-            group=RUN,
-            low=0,
-            high=MAX_COUNT,
-        ),
+        Option(help="Optimizer steps between two checkpoints; 0 saves after each epoch only.", low=0, high=MAX_COUNT),
     ] = 0
     grad_checkpointing: Annotated[
         bool,
@@ -387,7 +381,7 @@ class Settings:
     ] = False
     deterministic: Annotated[
         bool,
-        Option(help="Use deterministic algorithms only; fail where none exists.", group=RUN, has_negation=True),
+        Option(help="Use deterministic algorithms only; fail where none exists.", has_negation=True),
     ] = False
     task: Annotated[
         TaskName,

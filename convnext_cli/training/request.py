@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from convnext_cli.options import AUGMENTATION, DATA, MODEL, RUN, TRAINING, Option, describe_options, parse_duration
+from convnext_cli.options import AUGMENTATION, DATA, MODEL, TRAINING, Option, describe_options, parse_duration
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP, Choice, list_changed
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -63,29 +63,20 @@ class TrainRequest:
     ] = None
     output: Annotated[
         Path | None,
-        Option(
-            help="Run folder; default: runs/<time>-<model>/.", group=RUN, is_common=True, flags=("-o",), metavar="DIR"
-        ),
+        Option(help="Run folder; default: runs/<time>-<model>/.", is_common=True, flags=("-o",), metavar="DIR"),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace an existing run at --output.", group=RUN, is_common=True)] = False
+    overwrite: Annotated[bool, Option(help="Replace an existing run at --output.", is_common=True)] = False
     resume: Annotated[
         Path | None,
         Option(
-            help="Resume this run with its own settings and split.",
-            group=RUN,
-            is_common=True,
-            metavar="RUN",
-            completion="run",
+            help="Resume this run with its own settings and split.", is_common=True, metavar="RUN", completion="run"
         ),
     ] = None
-    cache: Annotated[
-        bool, Option(help="Cache decoded images for later epochs and runs.", group=RUN, is_shared=True)
-    ] = True
+    cache: Annotated[bool, Option(help="Cache decoded images for later epochs and runs.", is_shared=True)] = True
     workers: Annotated[
         int | None,
         Option(
             help="Processes that load training images; 0: threads; default: all cores but one with a GPU, else 0.",
-            group=RUN,
             low=0,
             is_shared=True,
         ),
@@ -94,22 +85,21 @@ class TrainRequest:
         bool,
         Option(
             help="Measure which compute configuration is fastest, at the start of a long run.",
-            group=RUN,
             former=("--probe", "--no-probe"),
             is_shared=True,
         ),
     ] = True
     compile: Annotated[
         bool | None,
-        Option(help="Compile the model: a minute or two, then faster steps; default: long runs.", group=RUN),
+        Option(help="Compile the model: a minute or two, then faster steps; default: long runs."),
     ] = None
     track: Annotated[
         tuple[str, ...],
-        Option(help="Send metrics to tensorboard, wandb or mlflow too; repeatable.", group=RUN, is_shared=True),
+        Option(help="Send metrics to tensorboard, wandb or mlflow too; repeatable.", is_shared=True),
     ] = ()
     onnx: Annotated[
         bool,
-        Option(help="Write model.onnx at the end; it lets `predict` run without PyTorch.", group=RUN, is_shared=True),
+        Option(help="Write model.onnx at the end; it lets `predict` run without PyTorch.", is_shared=True),
     ] = True
     choices: Mapping[str, Choice] = field(default_factory=dict)
     """The settings that are set already, each with its source."""
