@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convnext_cli import finetune
+from convnext_cli import api, finetune
 from convnext_cli.recipes.plan import read_choices, read_plan
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
@@ -22,7 +22,7 @@ from convnext_cli.training.phases.lr_finder import choose_lr, smooth_losses
 from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.step import take_step
 from tests.conftest import SMALL
-from tests.training.conftest import make_request, train
+from tests.training.conftest import make_request, stop_after, train
 from tools.kill_test import copy_images
 
 SETTINGS: dict[str, Any] = SMALL | {"lr": "auto", "layer_decay": 0.8, "val_fraction": 0.2, "test_fraction": 0.0}
@@ -93,6 +93,17 @@ def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: Ru
     train(TrainRequest(data=data, output=Path("again"), weights="builtin", choices=settings))
     assert Path("again/model.safetensors").read_bytes() == (result.path / "model.safetensors").read_bytes()
     assert not Path("again/lr.json").exists()
+
+
+def test_resumed_run_draws_the_plot_that_a_kill_prevented(data: Path) -> None:
+    stop_after(auto_lr_request(data, "run"), 1)
+    run = RunFolder(Path("run"))
+    assert run.read_range_test() is not None
+    run.range_test.unlink(missing_ok=True)
+    for event in api.train(TrainRequest(resume=run.path)):
+        if isinstance(event, Started):
+            break
+    assert run.range_test.is_file()
 
 
 def test_plan_of_an_earlier_version_keeps_the_name_of_its_source(result: RunFolder, tmp_path: Path) -> None:
