@@ -40,7 +40,6 @@ class Ordinal(Single):
 
     name: ClassVar[str] = "ordinal"
     title: ClassVar[str] = "ordered grades"
-    ignored: ClassVar[dict[str, str]] = {**Single.ignored, "label_smoothing": "its loss takes no smoothed targets"}
     metrics: ClassVar[type] = OrdinalMetrics
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     has_negative: ClassVar[bool] = False
@@ -112,7 +111,7 @@ class Ordinal(Single):
     ) -> tuple[list[int], list[int]]:
         """Return wrong predictions, the furthest off first, and all predictions, the least confident first."""
         decisions = self.decide(scores, scaling)
-        errors, confidence = np.abs(decisions - targets), scores.max(axis=1)
+        errors, confidence = np.abs(decisions - targets), scores[np.arange(len(scores)), decisions]
         worst = [int(i) for i in np.lexsort((-confidence, -errors)) if errors[i]]
         return worst, [int(i) for i in np.argsort(confidence, kind="stable")]
 

@@ -322,7 +322,8 @@ class Task(ABC):
     def list_confidences(self, logits: Floats, targets: Targets) -> tuple[Floats, NDArray[np.bool_]]:
         """Return confidences and whether each was right, both (M,), for the reliability plot."""
         scores = self.activate(logits)
-        return scores.max(axis=1), scores.argmax(axis=1) == targets
+        decisions = self.decide(scores, None)
+        return scores[np.arange(len(scores)), decisions], decisions == targets
 
     @abstractmethod
     def rank_errors(

@@ -86,6 +86,14 @@ def test_ordinal_metrics_equal_scikit_learns_and_predict_the_median() -> None:
         assert entry.class_mae == pytest.approx(np.abs(medians[labels == k] - k).mean())
 
 
+def test_confidence_of_a_grade_is_that_of_the_predicted_grade() -> None:
+    probabilities = np.array([[0.4, 0.25, 0.35], [0.1, 0.3, 0.6]])  # the medians are grades 1 and 2
+    confidences, are_right = Ordinal().list_confidences(np.log(probabilities), np.array([1, 1]))
+    assert confidences == pytest.approx([0.25, 0.6])
+    assert are_right.tolist() == [True, False]
+    assert Ordinal().rank_errors(probabilities[::-1], np.array([1, 1]), None)[1] == [1, 0]
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_regression_metrics_equal_scikit_learns(log: bool) -> None:
     random = np.random.default_rng(0)

@@ -43,7 +43,7 @@ def load_weights(run: str) -> dict[str, torch.Tensor]:
         ({"blank": "negative"}, "--blank has no effect on one class per image"),
         ({"label_sep": "|"}, "--label-sep has no effect on one class per image"),
         ({"uncertain": "positive"}, "--uncertain has no effect on one class per image"),
-        ({"task": "ordinal", "label_smoothing": 0.1}, "--label-smoothing has no effect on ordered grades"),
+        ({"task": "regression", "label_smoothing": 0.1}, "--label-smoothing has no effect on a number per image"),
         ({"teacher_views": 3}, "--teacher-views has no effect without a teacher"),
         ({"warmup_epochs": 4.0}, "--warmup-epochs 4 is more than the 3 epochs"),
         ({"mixup": 0.0, "cutmix": 0.0, "mixup_off_epoch": 1}, "--mixup-off-epoch has no effect"),

@@ -8,13 +8,14 @@ import torch.nn.functional as F
 
 from convnext_cli.data.index import Index
 from convnext_cli.recipes.settings import Settings, default_settings
+from convnext_cli.tasks.registry import TASKS
 from convnext_cli.training.parts.loss import Loss, make_loss, weigh_classes
 
 CPU = torch.device("cpu")
 COUNTS = (900, 90, 10)
 
 
-def criterion(**settings: Any) -> Loss:
+def criterion(task: dict[str, Any] | None = None, **settings: Any) -> Loss:
     needed: dict[str, Any] = {
         "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "lr": 1e-3, "warmup_epochs": 0, "image_size": 32,
         "fit": "crop", "crop_pct": 1.0, "weight_decay": 0.0, "drop_path": 0.0, "label_smoothing": 0.0, "mixup": 0.0,
@@ -23,7 +24,7 @@ def criterion(**settings: Any) -> Loss:
     labels = tuple(np.repeat(np.arange(3), COUNTS).tolist())
     index = Index(
         root=Path(), classes=tuple("abc"), paths=("",) * sum(COUNTS), labels=labels,
-        splits=("train",) * sum(COUNTS), skipped={},
+        splits=("train",) * sum(COUNTS), skipped={}, task_record=task,
     )  # fmt: skip
     return make_loss(Settings(**(needed | default_settings() | settings)), index, CPU)
 
@@ -33,6 +34,14 @@ def test_label_smoothing_equals_torchs() -> None:
     smoothed = criterion(label_smoothing=0.1)
     expected = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
     assert smoothed.sum_losses(logits, smoothed.encode(labels)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_label_smoothing_changes_the_loss_of_each_task_that_takes_it(name: str) -> None:
+    task = TASKS[name]()
+    targets = torch.tensor([[0.0, 1.0, 1.0]]) if name == "multilabel" else torch.tensor([1])
+    plain, smoothed = (criterion(task.to_dict(), label_smoothing=part).encode(targets) for part in (0.0, 0.2))
+    assert torch.equal(plain, smoothed) == ("label_smoothing" in task.ignored)
 
 
 def test_loss_without_corrections_is_torchs_cross_entropy() -> None:
