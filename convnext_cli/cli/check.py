@@ -101,7 +101,7 @@ def _show(audit: "Audit") -> None:
     _show_facts(audit)
     for finding in audit.findings:
         console.show("")
-        style = "bold red" if finding.falsifies else "bold yellow"
+        style: console.Style = "bold red" if finding.falsifies else "bold yellow"
         console.show(f"{finding.severity}: {finding.title}", style=style)
         for example in finding.examples:
             console.show(f"    {example}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from convnext_cli.cli.signals import check_stopped
 from convnext_cli.cli.tables import lay_out
@@ -21,16 +21,19 @@ if TYPE_CHECKING:
 
 _RANK = os.environ.get("RANK", "0")
 _SILENT = _RANK != "0"
-_STYLES = {"bold": "1", "dim": "2", "yellow": "33", "bold red": "1;31", "bold green": "1;32"}  # ECMA-48, SGR
+Style = Literal["", "bold", "dim", "yellow", "bold red", "bold yellow", "bold green"]
+_STYLES: dict[Style, str] = {  # ECMA-48, SGR
+    "bold": "1", "dim": "2", "yellow": "33", "bold red": "1;31", "bold yellow": "1;33", "bold green": "1;32",
+}  # fmt: skip
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
-def _print(stream: TextIO, text: str, style: str = "") -> None:
+def _print(stream: TextIO, text: str, style: Style = "") -> None:
     stream.write(_paint(stream, make_visible(text), style) + "\n")
     stream.flush()  # in order, where both streams go to the same file
 
 
-def _paint(stream: TextIO, text: str, style: str) -> str:
+def _paint(stream: TextIO, text: str, style: Style) -> str:
     """Return the text in a style, if the stream shows colours; FORCE_COLOR and NO_COLOR decide first."""
     shown = os.environ.get("FORCE_COLOR") or (_is_terminal(stream) and not os.environ.get("NO_COLOR"))
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and text and shown else text
@@ -48,7 +51,7 @@ def _find_width(stream: TextIO) -> int | None:
     return os.get_terminal_size(stream.fileno()).columns or 80 if stream.isatty() else None
 
 
-def say(text: str, style: str = "") -> None:
+def say(text: str, style: Style = "") -> None:
     """Write a line of log. Here and below a line stays one: names in it may hold what ends a line."""
     if not _SILENT:
         _print(sys.stderr, text, style)
@@ -82,7 +85,7 @@ def fail(text: str) -> None:
     _print(sys.stderr, text)
 
 
-def show(text: str, style: str = "") -> None:
+def show(text: str, style: Style = "") -> None:
     """Write a line of the result."""
     if not _SILENT:
         _print(sys.stdout, text, style)

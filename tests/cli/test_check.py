@@ -48,6 +48,14 @@ def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
         assert words in outcome.out.replace("\n", " "), outcome.out
 
 
+def test_check_shows_findings_in_colour(convnext: Convnext, leaking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    outcome = convnext("check", str(leaking))
+    assert outcome.code == 3
+    assert "\x1b[1;31m" in outcome.out
+    assert "\x1b[1;33mnote: " in outcome.out
+
+
 def test_data_have_the_name_that_the_user_gave(convnext: Convnext, few_pictures: list[Path]) -> None:
     Path("list.csv").write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in few_pictures))
     Path("one.csv").write_text("path,label\n" + "".join(f"{path},leaf\n" for path in few_pictures))

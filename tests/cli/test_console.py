@@ -44,6 +44,12 @@ def test_rows_become_blocks_if_words_do_not_fit() -> None:
     assert max(map(len, lines_of(12))) <= 12
 
 
+def test_zero_columns_are_no_width(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    console.show_table(["class", "share", "why"], ROWS, numbers=["share"])
+    assert capsys.readouterr().out.splitlines() == lines_of(None)
+
+
 def test_spare_columns_are_left_out_with_a_line_that_names_them() -> None:
     columns, rows = ["model", "tier", "why"], [["convnext_zepto_rms_ols", 4, "light"]]
     lines = [line for line, _ in lay_out(columns, rows, ["tier"], 32, ["tier"])]
