@@ -13,7 +13,7 @@ from convnext_cli.data.headers import read_dicom_attribute
 from convnext_cli.data.index import Index
 from convnext_cli.data.tables.columns import find_columns
 from convnext_cli.data.tables.files import FileFinder
-from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.options import AUTO_OPTIONS
 from convnext_cli.data.tables.table import find_named, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.progress import Steps
@@ -132,7 +132,7 @@ def _match_paths(index: Index, table: Table) -> dict[int, int]:
     for root in dict.fromkeys((index.root, table.path.parent)):
         finder = FileFinder(root, None, search=True, encoding=table.encoding)
         try:
-            column = find_columns(table, finder, TableOptions())["path"]
+            column = find_columns(table, finder, AUTO_OPTIONS)["path"]
         except DataError:
             continue
         places = _locate(root, finder.find_all(table.columns[column]))

@@ -12,15 +12,13 @@ from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import Index, number_targets
 from convnext_cli.data.tables.columns import find_columns, read_folds, read_groups, read_splits
 from convnext_cli.data.tables.files import FileFinder, find_files
-from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import read_table
 from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import RawTargets, Table
-
-DEFAULT = TableOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class _Rows:
     """True if images have the joined targets of several rows."""
 
 
-def read_manifest(path: Path, options: TableOptions = DEFAULT) -> Index:
+def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     """Read a table with a column for the image's path, and one for its target or one for each label.
 
     Paths are absolute, or relative to the CSV file, or to the folders below it if only that fits. An image's suffix may

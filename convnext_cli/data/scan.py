@@ -12,7 +12,7 @@ from convnext_cli.data.folders.words import is_table
 from convnext_cli.data.index import EXCLUDED, NONE, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
-from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
@@ -26,7 +26,7 @@ def scan_folder(
     exclude: str = NONE,
     archive: Path | None = None,
     known_classes: Sequence[str] = (),
-    table_options: TableOptions = TableOptions(),  # noqa: B008  (frozen)
+    table_options: TableOptions = AUTO_OPTIONS,
 ) -> Index:
     """Find the images of a folder, with their classes and splits as `layout.recognise_layout` reads them.
 

@@ -9,7 +9,7 @@ from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
-from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 
@@ -19,7 +19,7 @@ def scan_data(
     *,
     exclude: str = NONE,
     known_classes: Sequence[str] = (),
-    table_options: TableOptions = TableOptions(),  # noqa: B008  (frozen)
+    table_options: TableOptions = AUTO_OPTIONS,
 ) -> Index:
     """Find the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
 

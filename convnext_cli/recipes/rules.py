@@ -273,7 +273,7 @@ def choose_grad_checkpointing(model: Architecture, choices: Mapping[str, Choice]
             images = f"{without or 'no'} image{'' if without == 1 else 's'}"
             reason = f"without it, the memory holds {images} at a time; steps take a third longer"
             return Choice(value=True, source="rule", reason=reason)
-    return Choice(value=False, source="default", reason="")
+    return Choice(value=False, source="default")
 
 
 def choose_micro_batch_size(model: Architecture, choices: Mapping[str, Choice], machine: Machine | None) -> Choice:

@@ -23,3 +23,6 @@ class TableOptions(TargetOptions):
     split_column: str = AUTO
     known_labels: Sequence[str] = ()
     """The labels of a run: other columns are not labels."""
+
+
+AUTO_OPTIONS = TableOptions()
