@@ -104,13 +104,12 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
             head = file.read(HEAD_BYTES)
             _refuse_placeholder(head, path)
             kind = identify_bytes(head, path.suffix)
-            if (kind is None and path.suffix.lower() in DICOM_SUFFIXES) or (kind is not None and kind.name == "DICOM"):
+            name = kind.name if kind else "DICOM" if path.suffix.lower() in DICOM_SUFFIXES else ""
+            if name == "DICOM":
                 from convnext_cli.images.dicom import read_dicom  # an extra dependency, for DICOM only
 
-                name = "DICOM"
                 return _finish(read_dicom(file, path), path)
-            name = kind.name if kind is not None else ""
-            if kind is not None and not kind.readable:
+            if kind and not kind.readable:
                 raise ImageError(f"{path} is {name}, which cannot be read", "Convert it to PNG, TIFF or JPEG")
             return _read(file, path, name, at_least)
     except ImageError:
@@ -236,11 +235,9 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
     try:
         opened = open_with_pillow(file, path, name)
     except UnidentifiedImageError:
-        if name != "TIFF":
-            raise
-        opened = None
-    if opened is None:
-        return _read_tiff(file, path)
+        if name == "TIFF":
+            return _read_tiff(file, path)
+        raise
     with opened:
         if opened.format == "TIFF" and not is_read_by_pillow(opened.tag_v2):  # type: ignore[attr-defined]
             return _read_tiff(file, path)
