@@ -265,7 +265,7 @@ class Multilabel(Task):
         """Fit Platt scaling for each label, and the threshold with the highest F1 on its calibrated probability."""
         rows: list[tuple[float, float, float]] = []
         for k in range(logits.shape[1]):
-            known = (targets[:, k] == 0) | (targets[:, k] == 1)
+            known = _is_known(targets[:, k])
             z, positive = logits[known, k].astype(np.float64), targets[known, k] == 1
             if min(positive.sum(), (~positive).sum()) >= MIN_TO_CALIBRATE:
                 scale, offset = fit_platt(z, positive)
@@ -298,12 +298,12 @@ class Multilabel(Task):
 
     def is_correct(self, decision: Any, target: Any) -> bool:
         """Return True if all known labels are predicted correctly."""
-        known = (target == 0) | (target == 1)
+        known = _is_known(target)
         return bool((decision[known] == (target[known] == 1)).all())
 
     def list_confidences(self, logits: Floats, targets: Targets) -> tuple[Floats, NDArray[np.bool_]]:
         """Return the probability of each known label, and whether the image has it, both (M,)."""
-        known = (targets == 0) | (targets == 1)
+        known = _is_known(targets)
         return self.activate(logits)[known], targets[known] == 1
 
     def rank_errors(
@@ -314,7 +314,7 @@ class Multilabel(Task):
         The confidence of an image's error is the largest difference of a wrong label's probability from its target; an
         image's confidence is the least difference of a probability from its threshold.
         """
-        known, thresholds = (targets == 0) | (targets == 1), self._get_thresholds(scores.shape[1], scaling)
+        known, thresholds = _is_known(targets), self._get_thresholds(scores.shape[1], scaling)
         is_wrong = known & (self.decide(scores, scaling) != (targets == 1))
         errors = np.where(is_wrong, np.abs(scores - (targets == 1)), -1).max(axis=1)
         margins = np.abs(scores - np.asarray(thresholds)).min(axis=1)
@@ -375,7 +375,7 @@ class Multilabel(Task):
     def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
         """Return the binary cross-entropy, summed over the known labels of each image, (N,)."""
         losses = binary_cross_entropy(logits, targets == 1)
-        summed: NDArray[np.float64] = np.where((targets == 0) | (targets == 1), losses, 0).sum(axis=1)
+        summed: NDArray[np.float64] = np.where(_is_known(targets), losses, 0).sum(axis=1)
         return summed
 
     # Metrics
@@ -455,6 +455,12 @@ class Multilabel(Task):
             f"{name} {100 * probability:.1f}%" for name, probability in ranked if name in (outcome.labels or ())
         ]
         return predicted or [f"no label (highest: {ranked[0][0]} {100 * ranked[0][1]:.1f}%)"]
+
+
+def _is_known(targets: Targets) -> NDArray[np.bool_]:
+    """Return True for each target that is neither uncertain nor unknown."""
+    known: NDArray[np.bool_] = (targets == 0) | (targets == 1)
+    return known
 
 
 def _read_flags(table: Table, name: str) -> list[float]:
