@@ -10,6 +10,7 @@ in another way (`tiff.py`, `_read_deep_png`, `_read_deep_pnm`), or the file is r
 """
 
 import io
+import os
 import re
 import struct
 import threading
@@ -34,7 +35,7 @@ from convnext_cli.images.formats import (
     identify_bytes,
     open_regular_file,
 )
-from convnext_cli.images.memory import MAX_PIXELS, reserve_memory
+from convnext_cli.images.memory import MAX_BYTES, MAX_PIXELS, reserve_memory
 from convnext_cli.images.raster import (
     ORIENTATION_TAG,
     Raster,
@@ -57,6 +58,8 @@ _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits 
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such grey to 8 bits, but not the key of its transparent value
 _SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in swapped order, the second
+_JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # other markers have no length, or are data
+_MAX_SCANS = 100  # a progressive JPEG has 6 to 20
 _one_image = threading.Lock()  # reading a PIL image changes it, and two threads may pass the same one
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
 """Bytes per pixel that a library holds beside Pillow's own image, measured on images of one colour."""
@@ -105,6 +108,7 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
             _refuse_placeholder(head, path)
             kind = identify_bytes(head, path.suffix)
             name = kind.name if kind else "DICOM" if path.suffix.lower() in DICOM_SUFFIXES else ""
+            _refuse_size(os.fstat(file.fileno()).st_size, name, path)
             if name == "DICOM":
                 from convnext_cli.images.dicom import read_dicom  # an extra dependency, for DICOM only
 
@@ -243,6 +247,8 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
             return _read_tiff(file, path)
         if opened.mode == "LAB":
             raise ImageError(f"{path} is in Lab colour, which cannot be read", REMEDY)
+        if opened.format in ("JPEG", "MPO") and _has_scans(opened, file):
+            _refuse_scans(file, path)
         with reserve_memory(path, *opened.size, _count_bytes(opened, file)):
             return _read_pillow(opened, file, path, at_least)
 
@@ -364,13 +370,18 @@ def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
         return 20 if rawmode == "RGB;16B" else 26
     if image.format in ("JPEG", "MPO"):  # in several scans, libjpeg holds all coefficients, 2 bytes each
         layers = getattr(image, "layer", ())
-        place = file.tell()
-        scanned = file.read(3)[2:]
-        file.seek(place)
-        if layers and (image.info.get("progressive") or scanned != bytes([len(layers)])):
+        if layers and _has_scans(image, file):
             largest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
             count += 2 * sum(layer[1] * layer[2] for layer in layers) / max(1, largest)
     return count
+
+
+def _has_scans(image: Image.Image, file: BinaryIO) -> bool:
+    """Return True if a JPEG opened by Pillow, its file at the first scan, has several scans."""
+    place = file.tell()
+    scanned = file.read(3)[2:]
+    file.seek(place)
+    return bool(image.info.get("progressive")) or scanned != bytes([len(getattr(image, "layer", ()))])
 
 
 def _reduce(image: Image.Image, at_least: int) -> None:
@@ -444,6 +455,37 @@ def _refuse_placeholder(head: bytes, path: Path) -> None:
         raise ImageError(f"{path} is empty", "Copy it again, or remove it")
     if head.startswith(LFS_POINTER):
         raise ImageError(f"{path} is a Git LFS pointer, not the image", "Run `git lfs pull` in its repository")
+
+
+def _refuse_size(size: int, name: str, path: Path) -> None:
+    """Raise an `ImageError` for a file that is larger than an image's memory: readers hold it, most of them twice.
+
+    TIFF is read in segments. A sparse file of any size takes no room on the disk.
+    """
+    limit = MAX_BYTES if name == "DICOM" else MAX_BYTES // 2
+    if size > limit and name != "TIFF":
+        raise ImageError(
+            f"{path} has {size / 1e9:.1f} GB, more than an image may have ({limit / 1e9:.1f} GB)",
+            "Remove it, or save the image again",
+        )
+
+
+def _refuse_scans(file: BinaryIO, path: Path) -> None:
+    """Raise an `ImageError` for a JPEG of endlessly many scans, each of which libjpeg decodes at the image's full size.
+
+    Raises:
+        ImageError: it has more than `_MAX_SCANS`.
+    """
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    count, at = 0, 2  # after the first marker, SOI
+    while (match := _JPEG_SEGMENT.search(data, at)) and match[1] != b"\xd9":  # EOI
+        count += match[1] == b"\xda"  # SOS
+        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+    if count > _MAX_SCANS:
+        raise ImageError(f"{path} is a JPEG of {count:,} scans (the limit is {_MAX_SCANS})", "Save it again")
 
 
 def _refuse_deep(file: BinaryIO, path: Path, name: str) -> None:

@@ -29,6 +29,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 _WHOLE = MAX_BYTES // 4  # larger files are read in pieces; a deflated file may not exceed it
 _PIECE = 1 << 16  # bytes to inflate at once while counting the size
+_MAX_READS = 500_000  # two or three an element; an enhanced MR image of 1,000 frames takes 100,000
 _WINDOWED = "windowed as the file says"
 _REMEDY = "Export it again"
 
@@ -92,6 +93,30 @@ def read_tag(path: Path, keyword: str) -> str | None:
     return None if value in (None, "") else str(value)
 
 
+class _LimitedFile:
+    """A file that refuses to be read in endlessly many pieces: pydicom makes objects of millions of empty elements.
+
+    Args:
+        file: to read from.
+        path: for the message.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        self._path, self._left = path, _MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes as a file does.
+
+        Raises:
+            ImageError: it has been read in `_MAX_READS` pieces.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError(f"{self._path} is DICOM of too many elements, or not DICOM", _REMEDY)
+        return self._read(size)
+
+
 def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Dataset":
     """Read all elements, or only that of `keyword`, with or without preamble; set the transfer syntax.
 
@@ -107,15 +132,14 @@ def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Da
     tags: Any = None if keyword is None else [keyword]
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    source: BinaryIO = file if keyword or size > _WHOLE else io.BytesIO(file.read())
+    source: Any = _LimitedFile(file if keyword or size > _WHOLE else io.BytesIO(file.read()), path)
     head = source.read(1024)
     source.seek(0)
     if head[128:132] == b"DICM" and _DEFLATED.encode() in head:
         source.seek(132)
         meta = read_dataset(source, False, True, stop_when=lambda tag, _, __: tag.group != 2)
-        dataset = read_dataset(
-            io.BytesIO(_inflate(source.read(), path)), False, True, specific_tags=tags and [pydicom.tag.Tag(keyword)]
-        )
+        inflated: Any = _LimitedFile(io.BytesIO(_inflate(source.read(), path)), path)
+        dataset = read_dataset(inflated, False, True, specific_tags=tags and [pydicom.tag.Tag(keyword)])
         dataset.file_meta = pydicom.dataset.FileMetaDataset(meta)
         dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         dataset.set_original_encoding(False, True)

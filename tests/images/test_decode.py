@@ -1,3 +1,4 @@
+import os
 import warnings
 from pathlib import Path
 
@@ -155,6 +156,36 @@ def test_decompression_bomb_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint16), 2, size=(20_000, 20_000)))
     with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,} pixels"):
         decode_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("a.jpg", b"\xff\xd8\xff\xe0"),
+        ("a.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8L"),
+        ("a.avif", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"),
+        ("a.pgm", b"P2 10 10 255\n"),
+        ("a.dcm", bytes(128) + b"DICM"),
+        ("a.tga", b"\0"),
+        ("a.png", b""),
+    ],
+)
+def test_sparse_file_of_any_size_is_refused(tmp_path: Path, name: str, start: bytes) -> None:
+    (tmp_path / name).write_bytes(start)
+    os.truncate(tmp_path / name, 4 << 30)
+    with pytest.raises(ImageError, match=r"has 4\.3 GB, more than an image may have"):
+        decode_image(tmp_path / name)
+
+
+def test_jpeg_of_endless_scans_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scans.jpg"
+    Image.effect_noise((64, 64), 50).save(path, progressive=True, comment=b"\xff\xda" * 1000)
+    data = path.read_bytes()
+    assert decode_image(path).shape == (64, 64, 3)
+    last = data.rindex(b"\xff\xda")
+    path.write_bytes(data[:last] + data[last:-2] * 101 + data[-2:])
+    with pytest.raises(ImageError, match=r"is a JPEG of 10\d scans \(the limit is 100\)"):
+        decode_image(path)
 
 
 def test_dicom_is_windowed_as_viewers_do(tmp_path: Path) -> None:

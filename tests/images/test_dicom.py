@@ -309,6 +309,32 @@ def test_deflated_files_are_read_and_limited(tmp_path: Path, monkeypatch: pytest
         decode_image(path)
 
 
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize(
+    ("start", "element"),
+    [
+        (b"", bytes(8)),
+        (b"", b"\x09\0\x01\x10CS\0\0"),
+        (b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff", b"\xfe\xff\0\xe0\0\0\0\0"),
+    ],
+    ids=["zeros", "empty elements", "empty items of a sequence"],
+)
+def test_endless_elements_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, element: bytes, deflated: bool
+) -> None:
+    monkeypatch.setattr("convnext_cli.images.dicom._MAX_READS", 2000)
+    path = save_dicom(tmp_path / "plain.dcm", XRAY)
+    assert read_tag(path, "PatientID") == "P1"
+    (length,) = struct.unpack_from("<L", whole := path.read_bytes(), 140)
+    if deflated:
+        deflate(path, start + element * 3000)
+    else:
+        path.write_bytes(whole[: 144 + length] + start + element * 3000)
+    with pytest.raises(ImageError, match="DICOM of too many elements, or not DICOM"):
+        decode_image(path)
+    assert read_tag(path, "PatientID") is None
+
+
 def test_errors_name_the_cause(tmp_path: Path) -> None:
     (tmp_path / "text.dcm").write_text("no DICOM at all, but long enough to be taken for something " * 20)
     (tmp_path / "empty.dcm").touch()
