@@ -297,7 +297,7 @@ class _CurveDrawer:
         match event:
             case Started():
                 self._run, self._epochs = RunFolder(event.run), 0
-                if not self._run.range_test.exists() and (range_test := self._run.read_range_test()):
+                if not self._run.range_test_plot.exists() and (range_test := self._run.read_range_test()):
                     from convnext_cli.reports.plots import draw_range_test
 
                     draw_range_test(self._run, range_test)

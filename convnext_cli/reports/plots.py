@@ -69,7 +69,7 @@ def draw_curves(run: RunFolder) -> None:
 
 def draw_range_test(run: RunFolder, range_test: dict[str, Any]) -> None:
     """Write the plot of the learning-rate range test to `lr.png` in the run folder."""
-    write_png(plot_range_test(range_test), run.range_test)
+    write_png(plot_range_test(range_test), run.range_test_plot)
 
 
 def write_png(figure: Figure, path: Path) -> None:

@@ -151,7 +151,7 @@ class RunFolder:
         return CURVES.path(self.path)
 
     @property
-    def range_test(self) -> Path:
+    def range_test_plot(self) -> Path:
         """Plot of the learning-rate range test; its numbers are beside it."""
         return RANGE_TEST_PLOT.path(self.path)
 
