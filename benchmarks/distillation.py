@@ -91,6 +91,7 @@ def measure(
     for first, second in (("teacher", "distilled"), ("alone", "distilled")):
         difference = compare(runs[first], runs[second], split="test").differences["balanced_accuracy"]
         assert difference is not None
+        assert difference.interval is not None
         pairs[f"{second} - {first}"] = (difference.value, difference.interval.low, difference.interval.high)
     times = measure_milliseconds([run / "model.onnx" for run in runs.values()])
     return {

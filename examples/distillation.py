@@ -34,8 +34,7 @@ def main(data: Path, folder: Path) -> None:
 
     for name, other in (("the large model", large), ("the small model without a teacher", alone)):
         difference = compare(other, small, split="test").differences["balanced_accuracy"]
-        if difference is not None:
-            ci = difference.interval
+        if difference is not None and (ci := difference.interval):
             points = [100 * value for value in (difference.value, ci.low, ci.high)]
             print(
                 f"balanced accuracy against {name}: {points[0]:+.1f} points, 95% CI [{points[1]:.1f}, {points[2]:.1f}]"

@@ -137,7 +137,7 @@ def _show_facts(audit: "Audit") -> None:
 def _show_verdict(audit: "Audit") -> None:
     console.show("")
     if audit.falsifies:
-        console.show("Test scores on this data will be wrong, for the reasons above.", style="bold red")
+        console.show("Scores on this data will be wrong, for the reasons above.", style="bold red")
     else:
         doubt = any(finding.is_possible_leakage for finding in audit.findings)
         certain = "No certain leakage or label conflicts found; see the notes on possible leakage."

@@ -441,8 +441,8 @@ def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
     significant = evaluation.list_significant()
     unit = "groups" if evaluation.clustered else "images"
     method = (
-        f"permutation test over {unit} within classes, Holm-corrected for {evaluation.tests} gaps, "
-        f"at most {evaluation.permutations:,} permutations"
+        f"permutation test over {unit} within classes, Holm-corrected for {evaluation.tests} "
+        f"{'gap' if evaluation.tests == 1 else 'gaps'}, at most {evaluation.permutations:,} permutations"
     )
     if not significant:
         return [f"No gap to the rest is significant at 0.05 ({method}). A small subgroup can hide a gap."]

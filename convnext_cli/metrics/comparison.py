@@ -26,7 +26,8 @@ class Difference:
     """The second model's metric minus the first's, with its 95% CI."""
 
     value: float
-    interval: Interval
+    interval: Interval | None
+    """None where all resamples have the same difference: they do not say how large it may be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +101,8 @@ def _difference(value: float, replicates: Floats, units: int, unknown: Floats) -
     if np.isnan(value) or len(defined) < 2 or units < 2:
         return None
     half = t_quantile(units - 1) * math.sqrt(float(defined.var(dtype=np.float64)) * units / (units - 1))
+    if not half:
+        return Difference(float(value), None)
     down, up = (math.hypot(half, *column) for column in unknown.T)
     return Difference(float(value), Interval(float(value - down), float(value + up)))
 

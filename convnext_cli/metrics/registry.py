@@ -101,7 +101,7 @@ class Metric:
             return MISSING
         points = " points" if self.unit == "%" else ""
         ci = format_ci(difference.interval, self.format_signed)
-        return f"{self.format_signed(difference.value)}{points}, 95% CI {ci}"
+        return f"{self.format_signed(difference.value)}{points}{', 95% CI ' * bool(ci)}{ci}"
 
 
 def _write_percent(value: float) -> str:

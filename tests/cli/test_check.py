@@ -43,7 +43,7 @@ def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
         "a guess, supported: images of one group are more alike than images of different groups",
         "plant00_1.png -> plant00",
         "note: 1 file cannot be read as images",
-        "Test scores on this data will be wrong",
+        "Scores on this data will be wrong",
     ):
         assert words in outcome.out.replace("\n", " "), outcome.out
 

@@ -227,6 +227,7 @@ def test_comparison_of_runs_finds_the_better_one(mine: RunFolder, run: RunFolder
     accuracy = compared.differences["top1"]
     assert accuracy is not None
     assert accuracy.value == pytest.approx(bad.metrics.top1 - good.metrics.top1)
+    assert accuracy.interval is not None
     assert accuracy.interval.high < 0
     assert compared.p_value is not None
     assert compared.p_value < 0.01

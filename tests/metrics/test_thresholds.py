@@ -145,11 +145,13 @@ def test_comparison_finds_the_better_model_and_no_difference_between_equal_ones(
     better = _compare(logits, logits + np.eye(3)[labels], labels)
     accuracy = better.differences["top1"]
     assert accuracy is not None
+    assert accuracy.interval is not None
     assert 0 < accuracy.interval.low < accuracy.value < accuracy.interval.high
     assert better.p_value is not None
     assert better.p_value < 1e-6
     same = _compare(logits, logits, labels)
     assert (same.only_first_right, same.only_second_right, same.p_value) == (0, 0, 1.0)
+    assert same.describe(("top1",)) == "accuracy +0.0 points", "no CI of zero length"
     other = _compare(logits, draw(600, seed=0)[0] + np.random.default_rng(5).normal(size=(600, 3)) / 10, labels)
     assert other.only_first_right is not None
     assert other.only_second_right is not None

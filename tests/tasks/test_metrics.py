@@ -160,6 +160,7 @@ def test_better_of_two_regressions_has_a_smaller_error_and_no_mcnemar_test() -> 
     result = compare(worse, better)
     error = result.differences["mae"]
     assert error is not None
+    assert error.interval is not None
     assert error.value == pytest.approx(-0.2 * np.abs(noise).mean())
     assert error.interval.low < error.value < error.interval.high < 0
     assert (result.only_first_right, result.only_second_right, result.p_value) == (None, None, None)
@@ -171,10 +172,12 @@ def test_difference_of_averages_is_unknown_by_the_part_of_a_class_with_a_single_
     for one, two, sign in ((first, second, -1), (second, first, 1)):  # only that image is predicted differently
         difference = compare(one, two).differences["balanced_accuracy"]
         assert difference is not None
+        assert difference.interval is not None
         assert difference.value == pytest.approx(sign / 3)
         ends = difference.interval.low, difference.interval.high
         assert min(ends) <= -1 / 3 + 1e-9
         assert max(ends) >= 1 / 3 - 1e-9
+    assert compare(first, first).describe(("balanced_accuracy",)) == "balanced accuracy +0.0 points"
 
 
 @pytest.mark.parametrize("per_group", [1, 4])

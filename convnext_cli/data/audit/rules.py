@@ -72,7 +72,7 @@ def _find_leaked_duplicates(evidence: Evidence) -> Iterator[Finding]:
                 title=f"leakage: {_count_images(clusters)} in more than one split, as {name}",
                 count=len(clusters),
                 examples=_show(evidence.index, clusters),
-                effect="the model is tested on images it was trained on; test scores will be too high",
+                effect=_explain_leak([{evidence.index.splits[row] for row in rows} for rows in clusters]),
                 action="the data's own splits are kept; --resplit draws new splits, or --exclude with the list of "
                 "`convnext check --fix-list` leaves the training copies out",
                 leave_out=tuple(row for rows in clusters for row in _list_copies(evidence.index, rows)),
@@ -89,7 +89,10 @@ def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
         if group in rows_of:
             rows_of[group].append(row)
     is_certain = _are_groups_certain(evidence, rows_of.values())
-    effect = f"images of one patient resemble each other, so test scores {'will' if is_certain else 'may'} be too high"
+    scores = "test" if any("test" in splits for splits in across_splits.values()) else "validation"
+    effect = (
+        f"images of one patient resemble each other, so {scores} scores {'will' if is_certain else 'may'} be too high"
+    )
     if grouping.is_guess:
         effect += (
             f". The groups are a guess from the names. {_explain_guess(evidence)}. The patients of each split may be "
@@ -261,6 +264,15 @@ _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 
 def _list_conflicts(evidence: Evidence) -> list[tuple[int, ...]]:
     return [rows for rows in evidence.duplicates.clusters if evidence.index.have_conflict(rows)]
+
+
+def _explain_leak(leaks: Sequence[set[str]]) -> str:
+    """Return what the gravest of some leaks does, each given by the splits that have the same image."""
+    if any({"train", "test"} <= splits for splits in leaks):
+        return "the model is tested on images it was trained on; test scores will be too high"
+    if any("test" in splits for splits in leaks):
+        return "the model is tested on images that its best epoch is chosen by; test scores may be too high"
+    return "the model is validated on images it was trained on; validation scores will be too high"
 
 
 def _split_leaked(evidence: Evidence) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

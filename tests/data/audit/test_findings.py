@@ -61,6 +61,22 @@ def test_planted_conflicts_and_leakage_are_reported(planted: Planted, result: Au
     assert result.falsifies
 
 
+@pytest.mark.parametrize(
+    ("splits", "effect"),
+    [
+        (("train", "test"), "tested on images it was trained on"),
+        (("val", "test"), "tested on images that its best epoch is chosen by"),
+        (("train", "val"), "validated on images it was trained on"),
+    ],
+)
+def test_effect_of_leakage_is_that_of_its_splits(tmp_path: Path, splits: tuple[str, str], effect: str) -> None:
+    for number, (split, name) in enumerate((split, name) for split in ("train", "val", "test") for name in "ab"):
+        save_image(tmp_path / split / name / f"{number}.png", seed=number)
+    for split in splits:
+        save_image(tmp_path / split / "a" / "copy.png", seed=99)
+    assert effect in find(audit(tmp_path, group_from="none"), "duplicates across splits").effect
+
+
 def test_fix_list_removes_duplicates_and_conflicts(planted: Planted, result: Audit, tmp_path: Path) -> None:
     written = write_fix_list(result, tmp_path / "fix.csv")
     after = audit(planted.root, exclude=str(tmp_path / "fix.csv"))
