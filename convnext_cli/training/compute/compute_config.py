@@ -23,7 +23,7 @@ from convnext_cli.kernels.blocks import use_fused_blocks
 from convnext_cli.kernels.library import NoKernelError, load_kernels
 from convnext_cli.models.device_memory import free_memory
 from convnext_cli.progress import Notice
-from convnext_cli.training.compute.devices import THREADS, is_whole_on_gpu
+from convnext_cli.training.compute.devices import THREADS, is_plain_cpu, is_whole_on_gpu
 from convnext_cli.training.compute.ranks import agree, is_sharded
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # torch.compile warns if CUDA is missing
@@ -157,12 +157,12 @@ def adapt_to_device(config: ComputeConfig, accelerator: Accelerator) -> tuple[Co
         blocks = TIMM
     elif blocks == NATIVE and accelerator.device.type != "cpu":
         blocks = FAST
-    if blocks == config.blocks:
+    compiled = config.compiled and (is_whole_on_gpu(accelerator) or is_plain_cpu(accelerator))
+    adapted = replace(config, blocks=blocks, compiled=compiled)
+    if adapted == config:
         return config, None
-    text = (
-        f"the run began with {_WORDS[config.blocks]} and goes on with {_WORDS[blocks]}: its results round differently"
-    )
-    return replace(config, blocks=blocks), Notice(text=text)
+    text = f"the run began with {config} and goes on with {adapted}: its results round differently"
+    return adapted, Notice(text=text)
 
 
 def compile_model(network: nn.Module, *, has_graphs: bool) -> nn.Module:

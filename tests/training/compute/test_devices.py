@@ -179,6 +179,23 @@ def test_run_of_a_cpu_goes_on_without_its_kernels_on_a_gpu() -> None:
     assert adapt_to_device(ComputeConfig(blocks=NATIVE), accelerator) == (ComputeConfig(blocks=NATIVE), None)
 
 
+@pytest.mark.parametrize(
+    ("device", "kind", "amp", "goes_on"),
+    [
+        (CUDA, "NO", "bf16", True), (CUDA, "FSDP", "bf16", False), (CPU, "NO", "no", True), (CPU, "NO", "bf16", False),
+        (torch.device("mps"), "NO", "no", False),
+    ],
+)  # fmt: skip
+def test_run_goes_on_compiled_where_a_new_one_may_be(
+    device: torch.device, kind: str, amp: str, *, goes_on: bool
+) -> None:
+    accelerator: Any = SimpleNamespace(device=device, distributed_type=kind, mixed_precision=amp)
+    config, notice = adapt_to_device(ComputeConfig(compiled=True), accelerator)
+    assert config.compiled == goes_on
+    words = "the run began with timm's own blocks, compiled and goes on with timm's own blocks: "
+    assert goes_on if notice is None else notice.text.startswith(words)
+
+
 def test_kernels_are_not_called_for_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes and no memory: a kernel that read their address would crash the process."""
     import timm
