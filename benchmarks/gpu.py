@@ -19,6 +19,8 @@ own, and is killed with all that it started; its output until then is kept. If $
     f  convnext_base with gradient checkpointing
     g  measured memory of tiny and base at several micro-batches against recipes/costs.py
     h  NCCL with one process (`--devices 1`), and FSDP with one process
+    k  CUDA graphs: every compiled pass is recorded, once; the loss is that of an uncompiled run, also after a step that
+       did not fit; runs repeat and resume in the same bytes; the memory of the graphs is free in the end
     t  more of s: cuDNN's search, no compilation, the processor's part of a step, timm's train.py compiled, and what
        autotuning chooses
     w  compiles what part s measures, which needs no quiet machine
@@ -47,11 +49,12 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
 PARTS = {  # seconds it may take, and what it needs
-    "w": (150, ()), "s": (200, ()), "t": (150, ()), "a": (150, ()), "c": (150, ()), "d": (110, ("a",)),
-    "e": (110, ("a",)), "f": (110, ()), "b": (110, ()), "g": (120, ()), "h": (110, ()), "full": (90, ("s",)),
+    "w": (150, ()), "s": (200, ()), "t": (240, ()), "a": (150, ()), "c": (150, ()), "d": (110, ("a",)),
+    "e": (110, ("a",)), "f": (110, ()), "b": (110, ()), "g": (120, ()), "h": (110, ()), "k": (150, ()),
+    "full": (90, ("s",)),
 }  # fmt: skip
-# Parts of a stage run side by side.
-STAGES = (("w", "c", "b", "h", "f", "g"), ("s",), ("full",), ("t",), ("a",), ("d", "e"))
+# Parts of a stage run side by side; what only measures comes last.
+STAGES = (("w", "k", "c", "b", "h", "f", "g"), ("a",), ("d", "e"), ("s",), ("full",), ("t",))
 SMOKE = "CONVNEXT_BENCHMARK_SMOKE"  # environment variable of the smoke test
 TIMM_TRAIN = "CONVNEXT_BENCHMARK_TIMM_TRAIN"  # environment variable of --timm-train
 LOCK = threading.Lock()  # of the output
@@ -229,17 +232,20 @@ def train(data: Path, run: Path, *, waits: bool = False, **options: Any) -> Simp
     notices: list[str] = []
     started, began = None, 0.0
     vars(loop).update(load_rank_batches=load_timed, take_step=take_timed)
-    for event in finetune_steps(request):
-        now = time.perf_counter()
-        if isinstance(event, StepDone):
-            steps.append((now, event.epoch, event.step, event.images))
-        elif isinstance(event, EpochDone):
-            ends.append(now)
-        elif isinstance(event, Notice):
-            notices.append(event.text)
-        elif isinstance(event, Started):
-            started, began = event, now
-    vars(loop).update(load_rank_batches=load, take_step=take)
+    try:
+        for event in finetune_steps(request):
+            now = time.perf_counter()
+            if isinstance(event, StepDone):
+                steps.append((now, event.epoch, event.step, event.images))
+            elif isinstance(event, EpochDone):
+                ends.append(now)
+            elif isinstance(event, Notice):
+                notices.append(event.text)
+            elif isinstance(event, Started):
+                started, began = event, now
+                notices += [notice.text for notice in event.notices]
+    finally:
+        vars(loop).update(load_rank_batches=load, take_step=take)
     last = -(-len(steps) // len(ends))
     first = [round(when - began, 1) for when, *_ in steps[:40]]  # seconds since the start, of early steps
     return SimpleNamespace(log=read_log(run), steps=steps, ends=ends, notices=notices, started=started, first=first,
@@ -334,6 +340,80 @@ def write_image(job: tuple[str, int, int, tuple[int, int]]) -> None:
     noise = random.normal(0, 10, (height, width, 1)).astype(np.float32)
     pixels = smooth * 0.6 + 45 + 35 * wave[..., None] + tint + noise
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def stop_and_resume(options: Row, steps: int) -> None:
+    """Train for some steps, end as after a kill, and resume."""
+    from convnext_cli.api import make_train_request
+    from convnext_cli.training.events import StepDone
+    from convnext_cli.training.finetuning import finetune_steps
+
+    with closing(finetune_steps(make_train_request(options))) as events:
+        for event in events:
+            steps -= isinstance(event, StepDone)
+            if not steps:
+                break
+    for _ in finetune_steps(make_train_request({"resume": options["output"]})):
+        pass
+
+
+def part_k(data: Path, work: Path) -> None:
+    """Check runs that are recorded as CUDA graphs: their losses, their bytes and their memory."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    from convnext_cli.training import step
+
+    sizes = choose_sizes()
+    some, on_gpu = link_subset(data, work, sizes.subset, "some_k"), torch.cuda.is_available()
+    options: Row = {
+        "model": "test_convnext", "image_size": 96 if on_gpu else 32, "batch_size": 24, "micro_batch_size": 24,
+        "epochs": 3, "deterministic": True, "ema_decay": 0.99, "mixup": 0.2, "cutmix": 0.2, "drop_path": 0.0,
+        "val_fraction": 0.1, "test_fraction": 0.0, "save_every": 4, "seed": 5,
+    }  # fmt: skip
+
+    def reserve() -> float:
+        free_memory()
+        return round(torch.cuda.memory_reserved() / 2**20, 1) if on_gpu else 0.0
+
+    plain, before = train(some, work / "run_k0", compile=False, **options), reserve()
+    random = {**options, "drop_path": 0.3} if on_gpu else options  # a second model to compile
+    first = train(some, work / "run_k1", compile=True, **random)
+    compiled = dict(counters["stats"]) | dict(counters["inductor"])
+    recorded = [compiled.get(f"cudagraph_{name}", 0) for name in ("recorded_non_static_inputs", "skips")]
+    is_whole = compiled.get("unique_graphs") == 1 and (not on_gpu or (recorded[0] > 0 and not recorded[1]))
+    print_check(
+        "k.recorded", is_whole and "compiled" in first.started.compute_config, graphs=compiled.get("unique_graphs"),
+        recorded_inputs=recorded[0], skipped=recorded[1], mib_before_and_after=[before, reserve()],
+        notices=first.notices,
+    )  # fmt: skip
+    train(some, work / "run_k2", compile=True, **random)
+    usual = {"weights": "none", "freeze_epochs": 0, "offline": True, "audit": False, "overwrite": True, "amp": "auto"}
+    cut = {**usual, **random, "data": some, "output": work / "run_k3", "compile": True}
+    half = len(plain.steps) // 2
+    stop_and_resume(cut, half)
+    for check, other in (("k.repeatable", "run_k2"), ("k.resumed", "run_k3")):
+        result = compare(work / "run_k1", work / other)
+        print_check(check, result.pop("same"), **result)
+    calls, accumulate = iter(range(10**9)), step._accumulate_gradients
+
+    def fail_once(*args: Any) -> Any:
+        if next(calls) == half:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return accumulate(*args)
+
+    step._accumulate_gradients = cast("Any", fail_once)
+    try:
+        failed = train(some, work / "run_k4", compile=True, **options)
+    finally:
+        step._accumulate_gradients = accumulate
+    losses = [[line["train_loss"] for line in result.log] for result in (plain, failed)]
+    apart = max(abs(one - other) for one, other in zip(*losses, strict=True))
+    after = reserve()
+    print_check(
+        "k.out_of_memory", apart < 0.02 and failed.log[-1]["micro_batch_size"] == 12 and after <= before + 64,
+        train_loss=losses, notices=failed.notices, mib_before_and_after=[before, after],
+    )  # fmt: skip
 
 
 def make_data(folder: Path) -> Path:
