@@ -74,11 +74,9 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
         return raw.decode("utf-8"), UTF_8
     except UnicodeDecodeError as error:
         first = error.start
-    if not re.search(rb"[\x80-\xff]{3,}|[\x81\x8d\x8f\x90\x9d]", raw):
-        text = raw.decode("cp1252")
-        is_usual = all(sign.isalpha() or sign in _SIGNS for sign in set(text) if not sign.isascii())
-        if is_usual and not re.search("[A-Za-z][\xc0-\xd6\xd8-\xde\u0152\u0160\u0178\u017d][a-z]", text):
-            return text, "Windows-1252"
+    windows = _decode_windows(raw)
+    if windows is not None:
+        return windows, "Windows-1252"
     raise _refuse(raw, source, first, "it is neither UTF-8, UTF-16 nor Windows-1252")
 
 
@@ -87,10 +85,19 @@ def decode_name(name: str) -> str:
     if not any("\udc80" <= sign <= "\udcff" for sign in name):
         return name
     raw = name.encode("utf-8", "surrogateescape")
-    try:
-        return decode_text(raw, "a name")[0]
-    except DataError:
-        return raw.decode("utf-8", "backslashreplace")
+    text = _decode_windows(raw)  # no other rule: a name has no byte order mark
+    return raw.decode("utf-8", "backslashreplace") if text is None else text
+
+
+def _decode_windows(raw: bytes) -> str | None:
+    """Decode Windows-1252 by rule 4; None if the bytes are not that."""
+    if re.search(rb"[\x80-\xff]{3,}|[\x81\x8d\x8f\x90\x9d]", raw):
+        return None
+    text = raw.decode("cp1252")
+    is_usual = all(sign.isalpha() or sign in _SIGNS for sign in set(text) if not sign.isascii())
+    if not is_usual or re.search("[A-Za-z][\xc0-\xd6\xd8-\xde\u0152\u0160\u0178\u017d][a-z]", text):
+        return None
+    return text
 
 
 def compose_name(name: str) -> str:

@@ -71,4 +71,5 @@ def test_names_that_look_different_stay_different() -> None:
 def test_decoded_name_has_no_surrogate() -> None:
     assert decode_name("caf\udce9") == "café"
     assert decode_name("\udcff\udcfe\udcfd") == r"\xff\xfe\xfd"
+    assert decode_name("\udcff\udcfe") == "ÿþ"  # not the byte order mark of an empty text
     assert normalise_name("caf\udce9 ") == "café"
