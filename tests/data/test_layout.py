@@ -51,6 +51,13 @@ RECOGNISED = {
     "patients inside the classes": ("a/p1/ a/p2/ b/p3/ b/p4/", "a b", {"": 12}),
     "simple splits": ("train/a/ train/b/ val/a/ val/b/ test/a/ test/b/", "a b", {"train": 6, "val": 6, "test": 6}),
     "splits in other words": ("Training/a/ Training/b/ VALID/a/ testing/b/", "a b", {"train": 6, "val": 3, "test": 3}),
+    "splits in Spanish": (
+        "Entrenamiento/a/ Entrenamiento/b/ Validación/a/ prueba/b/",
+        "a b",
+        {"train": 6, "val": 3, "test": 3},
+    ),
+    "splits in Chinese": ("训练集/a/ 训练集/b/ 验证集/a/ 测试集/b/", "a b", {"train": 6, "val": 3, "test": 3}),
+    "splits in German": ("Training/a/ Training/b/ Validierung/a/ Test/b/", "a b", {"train": 6, "val": 3, "test": 3}),
     "a training folder alone": ("train/a/ train/b/", "a b", {"train": 6}),
     "a class called test": ("test/ exam/", "exam test", {"": 6}),
     "a class called train": ("train/ bus/ car/", "bus car train", {"": 9}),

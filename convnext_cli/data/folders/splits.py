@@ -14,13 +14,22 @@ SPLIT_NAMES = {
     "validationset": "val",
     "test": "test", "testing": "test", "tests": "test", "holdout": "test", "testset": "test", "testdata": "test",
     "eval": "test", "evaluation": "test",
+    "entrenamiento": "train", "treino": "train", "treinamento": "train", "entrainement": "train",
+    "entraînement": "train", "apprentissage": "train", "addestramento": "train", "训练": "train", "训练集": "train",
+    "訓練": "train", "訓練集": "train", "学習": "train", "학습": "train", "훈련": "train", "обучение": "train",
+    "eğitim": "train",
+    "validación": "val", "validacion": "val", "validação": "val", "validacao": "val", "validazione": "val",
+    "validierung": "val", "验证": "val", "验证集": "val", "驗證": "val", "驗證集": "val", "検証": "val",
+    "검증": "val", "валидация": "val", "doğrulama": "val",
+    "prueba": "test", "pruebas": "test", "teste": "test", "测试": "test", "测试集": "test", "測試": "test",
+    "測試集": "test", "テスト": "test", "테스트": "test", "тест": "test",
 }  # fmt: skip
 UNLABELLED = "unlabelled"
 _UNLABELLED_NAMES = dict.fromkeys(
     ("pred", "preds", "predict", "prediction", "predictions", "inference", "unlabelled", "unlabeled", "unsup"),
     UNLABELLED,
 )
-_ANY_SPLIT = re.compile("train|val|test|dev|holdout|pred|infer|unlabel|unsup")
+_ANY_SPLIT = re.compile("|".join(sorted({*SPLIT_NAMES, *_UNLABELLED_NAMES})))
 
 SplitFolders = dict[str, list[Folder]]
 """The folders of one set of splits, by split."""
@@ -36,7 +45,7 @@ def find_split(name: str) -> tuple[str, tuple[str, ...]] | None:
     One of the words is the name of a split: `seg_train`, `Training Set`, `1_train`. Not so in `trainer`, and not in
     `train_test`, which has two.
     """
-    if not _ANY_SPLIT.search(name.casefold()):
+    if not _ANY_SPLIT.search(normalise_name(name).casefold()):
         return None
     words = list_words(name)
     split_of = SPLIT_NAMES | _UNLABELLED_NAMES
