@@ -74,7 +74,8 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
         return _apply(index, patients, "dicom", "the DICOM attribute PatientID")
     for guess in _group_by_folder(index):
         if groups := _keep_plausible(index, guess)[0]:
-            return _apply(index, groups, "folders", "the folder inside the class folder")
+            place = "that holds the image" if are_single_folders(index, guess) else "inside the class folder"
+            return _apply(index, groups, "folders", f"the folder {place}")
     groups, note = _keep_plausible(index, group_by_name(index))
     if groups:
         return _apply(index, groups, "names", f"the repeated part of the file names{note}")
@@ -179,6 +180,14 @@ def _group_by_folder(index: Index) -> Iterator[dict[int, str]]:
         yield {row: folders[depth] for row, folders in enumerate(inside) if len(folders) > depth}
 
 
+def are_single_folders(index: Index, guess: Mapping[int, str]) -> bool:
+    """Return True if each group is one folder and some hold several classes: no number restarts in the classes then."""
+    numbers = index.class_numbers
+    places = {(group, f"/{index.paths[row]}".partition(f"/{group}/")[0]) for row, group in guess.items()}
+    cells = {(group, numbers[row]) for row, group in guess.items()}
+    return len(places) == len(set(guess.values())) < len(cells)
+
+
 def _list_inside(path: str, name: str, split: str) -> list[str]:
     """Return the folders inside the class folder; those after the first folder if no folder has the class's name."""
     parts = path.split("/")[:-1]
@@ -205,7 +214,7 @@ def _keep_plausible(index: Index, guess: Mapping[int, str]) -> tuple[dict[int, s
     if len(counts) + len(index) - len(guess) < min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS):
         return {}, f"the file names have {len(counts):,} identifiers only, such as {repeated[0]}: too few to be groups"
     restarted = [group for group in repeated if counts[group] == classes[group]]
-    if len(restarted) <= len(repeated) / 2:
+    if len(restarted) <= len(repeated) / 2 or are_single_folders(index, guess):
         return dict(guess), ""
     kept = cut_groups(guess, [str(number) for number in numbers])
     ambiguous = f"numbers such as {restarted[0]} restart in each class"

@@ -65,6 +65,16 @@ def test_an_identifier_of_two_classes_is_cut_where_numbers_restart() -> None:
     assert "restart in each class, so only images of one class are together" in grouping.rule
 
 
+@pytest.mark.parametrize("per_class", [1, 3])
+def test_a_folder_with_images_of_several_classes_is_one_group(per_class: int) -> None:
+    """Test a table's images, whose folders do not name the class: a plot has all species, and is the same plot."""
+    paths = tuple(f"photos/plot{p}/IMG_{p}{k}.jpg" for p in range(12) for k in range(3 * per_class))
+    index = replace(make_index(*paths), classes=("a", "b", "c"), labels=tuple(k % 3 for k in range(len(paths))))
+    index, grouping = group_index(index, "auto")
+    assert set(Counter(index.groups).values()) == {3 * per_class}
+    assert grouping.rule == "the folder that holds the image"
+
+
 def test_few_identifiers_that_repeat_are_groups() -> None:
     paths = [f"{c}/person{p}_{c}_{p}.png" for k, c in enumerate(("cat", "dog")) for p in range(500 * k, 500 * k + 200)]
     index, grouping = group_index(make_index(*paths, "cat/person7_cat_900.png"), "auto")

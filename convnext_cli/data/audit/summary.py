@@ -20,7 +20,7 @@ from convnext_cli.data.audit.support import (
     measure_support,
     restarts_numbering,
 )
-from convnext_cli.data.groups import Grouping, cut_groups, describe_groups
+from convnext_cli.data.groups import Grouping, are_single_folders, cut_groups, describe_groups
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Shape, Unseen, measure_centre_crops
 from convnext_cli.images.formats import has_image_suffix
@@ -152,7 +152,9 @@ def _weigh_groups(
     if not grouping.is_guess:
         return index, grouping, None
     within = measure_support(index, measurements)
-    is_restarted = restarts_numbering(index)
+    is_restarted = restarts_numbering(index) and not (
+        grouping.source == "folders" and are_single_folders(index, dict(enumerate(index.groups)))
+    )
     if within.verdict != "supported" and is_restarted:
         return *_cut_restarted(index, grouping, within), None
     across = measure_support(index, measurements, across=within) if len(set(index.splits)) > 1 else None

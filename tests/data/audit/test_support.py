@@ -62,6 +62,16 @@ def test_numbers_that_restart_keep_images_of_one_class_and_split_together(tmp_pa
     assert result.grouping.certainty == "unsure"
 
 
+def test_a_folder_with_images_of_all_classes_is_not_cut(tmp_path: Path) -> None:
+    paths = [f"photos/plot{plot}/{image}.png" for plot in range(9) for image in range(4)]
+    draw(tmp_path, paths, list(range(1000, 1000 + len(paths))))
+    rows = [f"{path},{'ab'[number % 2]}" for number, path in enumerate(paths)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+    result = audit(tmp_path / "table.csv")
+    assert sorted(Counter(result.index.groups).values()) == [4] * 9
+    assert "restart" not in result.grouping.rule
+
+
 def test_groups_across_splits_without_similarity_are_a_note(tmp_path: Path) -> None:
     paths = list_slides()
     cells = {cell: number for number, cell in enumerate(sorted({path.rpartition("/")[0] for path in paths}))}
