@@ -17,7 +17,7 @@ from convnext_cli.data.tables.options import AUTO_OPTIONS
 from convnext_cli.data.tables.table import find_named, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.progress import Steps
-from convnext_cli.tasks.reading import Table, fold_column, is_missing, parse_number
+from convnext_cli.tasks.reading import Table, fold_column, is_missing, parse_number, parse_numbers
 
 AGE_CUTS = (18.0, 65.0)
 """Years: children, adults, and older people."""
@@ -210,7 +210,8 @@ def _make_levels(attribute: Attribute, cuts: Sequence[float], option: str) -> At
         UsageError: there are too many values, or cuts for values that are not numbers.
     """
     attribute = replace(attribute, values=tuple("" if is_missing(value) else value for value in attribute.values))
-    numbers = {value: _parse_measure(value) for value in set(attribute.values) if value}
+    different = sorted(set(attribute.values) - {""})
+    numbers = dict(zip(different, _parse_measures(different), strict=True))
     are_numbers = bool(numbers) and None not in numbers.values()
     if cuts and not are_numbers:
         example = next((value for value, number in numbers.items() if number is None), "")
@@ -230,11 +231,11 @@ def _make_levels(attribute: Attribute, cuts: Sequence[float], option: str) -> At
     return replace(attribute, levels=tuple(order))
 
 
-def _parse_measure(value: str) -> float | None:
-    """Return a number, or a DICOM age in years; None if the value is neither."""
-    if match := _DICOM_AGE.fullmatch(value):
-        return int(match[1]) * _YEARS[match[2]]
-    return None if value.casefold() in ("true", "false") else parse_number(value)
+def _parse_measures(values: Sequence[str]) -> list[float | None]:
+    """Return each value as a number, with a point or a comma, or as a DICOM age in years; None if it is neither."""
+    ages = [match and float(int(match[1]) * _YEARS[match[2]]) for match in map(_DICOM_AGE.fullmatch, values)]
+    numbers, _ = parse_numbers(["" if value.casefold() in ("true", "false") else value for value in values])
+    return [number if age is None else age for age, number in zip(ages, numbers, strict=True)]
 
 
 def _bin(attribute: Attribute, numbers: Mapping[str, float], cuts: tuple[float, ...], *, is_age: bool) -> Attribute:

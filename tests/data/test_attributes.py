@@ -128,6 +128,14 @@ def test_many_numbers_are_cut_at_tertiles(tmp_path: Path) -> None:
     assert [dose.values.count(level) for level in dose.levels] == [10, 10, 10]
 
 
+def test_numbers_with_a_decimal_comma_are_cut(tmp_path: Path) -> None:
+    cells = [f'"{number},5"' for number in range(30)]
+    [dose] = read(scan_data(write_column(tmp_path, "dose", cells)), "dose")
+    assert dose.cuts == "cut at 10.5, 20.5 (tertiles)"
+    [dose] = read(scan_data(write_column(tmp_path, "dose", cells)), "dose:2")
+    assert [dose.values.count(level) for level in dose.levels] == [2, 28]
+
+
 def test_equal_numbers_are_not_cut(tmp_path: Path) -> None:
     [age] = read(scan_data(write_column(tmp_path, "age", [40] * 10)), "age")
     assert (age.cuts, age.levels) == ("not cut: all values are equal", ("all",))
