@@ -9,7 +9,7 @@ from pathlib import Path
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import UNLABELLED, find_split
 from convnext_cli.data.folders.words import is_table
-from convnext_cli.data.index import EXCLUDED, NONE, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
@@ -49,7 +49,8 @@ def scan_folder(
             raise DataError(f"{address} is an address, and data are not downloaded", "Download it, and give the file")
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
-            f"{root} {problem}", "Give a folder with one folder of images per class, a CSV file, or a zip file"
+            f"{root} {problem}",
+            f"Give a folder with one folder of images per class, a {' or '.join(TABLE_SUFFIXES)} file, or a zip file",
         )
     tree, excluded, skipped = _walk(root, exclude)
     layout = recognise_layout(tree, archive.stem if archive else root.name, known_classes)

@@ -42,7 +42,7 @@ from convnext_cli.tasks.task import (
     Task,
     show_probability,
 )
-from convnext_cli.text import shorten_names
+from convnext_cli.text import quote, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 IDENTITY = 1.0, 0.0  # factor and offset of a label that is not calibrated
@@ -471,7 +471,8 @@ def _read_flags(table: Table, name: str) -> list[float]:
     """
     values = [parse_flag(cell) for cell in table.columns[name]]
     wrong = [row for row, value in enumerate(values) if value is None]
-    table.refuse(f"a cell in {name!r} that is not 1, 0, -1, yes, no or blank", wrong)
+    remedy = f"Correct these rows; for a column of classes, give --label-column {quote(name)}"
+    table.refuse(f"a cell in {name!r} that is not 1, 0, -1, yes, no or blank", wrong, remedy=remedy)
     return [value for value in values if value is not None]
 
 

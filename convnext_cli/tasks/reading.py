@@ -82,7 +82,8 @@ class Table:
         """Raise a `DataError` that counts `rows` if there are any, with examples or their lines."""
         if rows:
             shown = ", ".join(map(shorten, examples)) or ", ".join(f"line {self.lines[row]}" for row in rows[:EXAMPLES])
-            raise DataError(f"{self.path} has {problem} in {len(rows)} rows: {shown}", remedy or "Correct these rows")
+            counted = f"{len(rows)} row{'s' if len(rows) != 1 else ''}: {shown}"
+            raise DataError(f"{self.path} has {problem} in {counted}", remedy or "Correct or remove these rows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

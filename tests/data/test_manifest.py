@@ -60,11 +60,14 @@ def test_absolute_paths_tabs_and_a_byte_order_mark(images: Path, tmp_path: Path)
     [
         ("a,b\n1,2\n", "no column for the images' paths"),
         ("path,other\nimages/a.png,x\n", "no column for the labels"),
-        ("path,label\nimages/a.png,\n", "no label in 1 rows: line 2"),
-        ("path,label\nimages/a.png,x\nimages/b.png,NaN\n", "no label in 1 rows: line 3"),
-        ("path,label\nimages/a.png,x\nimages/z.png,y\n", r"does not exist in 1 rows: images/z\.png"),
-        ("path,label,split\nimages/a.png,x,exam\n", "an unknown split in 1 rows"),
-        ("path,label\nimages/a.png,x\nimages/a.png,y\n", "another label or split in 1 rows: line 3"),
+        ("path,label\nimages/a.png,\n", "no label in 1 row: line 2"),
+        ("path,label\nimages/a.png,x\nimages/b.png,NaN\n", "no label in 1 row: line 3"),
+        ("path,label\nimages/a.png,x\nimages/z.png,y\n", r"does not exist in 1 row: images/z\.png"),
+        (
+            "path,label,split\nimages/a.png,x,exam\n",
+            "unknown split in column 'split' in 1 row: exam. Write train, val or test",
+        ),
+        ("path,label\nimages/a.png,x\nimages/a.png,y\n", "another label or split in 1 row: line 3"),
         ("path,label\n", "has no rows"),
     ],
 )
@@ -213,7 +216,7 @@ READ = {
 REFUSED = {
     "a comma without quotation marks": (
         rows("x", "y, z", "x", "x"),
-        r"more cells than the first line \(path,label\), its header, in 1 rows: line 3",
+        r"more cells than the first line \(path,label\), its header, in 1 row: line 3",
     ),
     "a title": (
         "Our images, 2024\n" + rows("x", "y"),
@@ -233,10 +236,10 @@ REFUSED = {
     ),
     "a path without an end": (
         rows("x", "y", head="path,label") + f"{'z' * 5000}.png,x\n",
-        r"a file that does not exist in 1 rows: z{79}…\.",
+        r"a file that does not exist in 1 row: z{79}…\.",
     ),
-    "lines after a blank one": ("path,label\n\nimages/a.png,x\n\nimages/b.png,\n", "no label in 1 rows: line 5"),
-    "one image under two labels": (rows("x", "y", "x", "y", "z", number=5), "another label or split in 1 rows"),
+    "lines after a blank one": ("path,label\n\nimages/a.png,x\n\nimages/b.png,\n", "no label in 1 row: line 5"),
+    "one image under two labels": (rows("x", "y", "x", "y", "z", number=5), "another label or split in 1 row"),
     "no text": ("path,label\nimages/a.png,\x00\n", "zero bytes"),
 }
 
@@ -381,7 +384,7 @@ def test_numbers_among_which_a_few_cells_are_none_are_no_classes(images: Path, o
         save_image(images / f"images/{row}.png", seed=row)
     text = "\n".join(["path,label", *(f"images/{row}.png,{cell}" for row, cell in enumerate(cells))])
     table = write(images / "list.csv", text)
-    with pytest.raises(DataError, match=f"has numbers in column 'label', but none in {count} rows: '{odd}'"):
+    with pytest.raises(DataError, match=f"has numbers in column 'label', but none in {count} rows?: '{odd}'"):
         scan_data(table)
     assert len(scan_data(table, table_options=TableOptions(task="single")).classes) == len(set(cells))
 
@@ -469,7 +472,7 @@ def test_a_meaning_of_commas_is_reported(images: Path) -> None:
 
 
 def test_a_number_that_is_missing_is_refused(images: Path) -> None:
-    with pytest.raises(DataError, match="no number in 1 rows"):
+    with pytest.raises(DataError, match="no number in 1 row"):
         scan_data(write(images / "list.csv", rows("1.5", "NA", "2.5", "3.1", head="path,area")))
 
 
@@ -517,7 +520,7 @@ def test_ambiguous_file_name_is_refused(images: Path) -> None:
     assert scan_data(table, table_options=more).root == images / "more"
     with pytest.raises(DataError, match="is not a folder"):
         scan_data(table, table_options=TableOptions(image_root=str(images / "nowhere")))
-    with pytest.raises(DataError, match=r"does not exist in 1 rows: c\. .*--image-root"):
+    with pytest.raises(DataError, match=r"does not exist in 1 row: c\. .*--image-root"):
         scan_data(write(images / "list.csv", "id,label\na,x\nc,y\n"), table_options=more)
     save_image(images / "images/a.jpg")
     with pytest.raises(DataError, match="1 names match more than one file, such as a"):
@@ -555,3 +558,14 @@ def test_folds_of_a_table_are_used(images: Path) -> None:
     dealt = split_index(index, folds=Folds(number=5, fold=0), **options)  # type: ignore[arg-type]
     assert dealt.splits == tuple(f"fold-{k % 5 + 1}" if k < 15 else "test" for k in range(20))
     assert "fold-1" not in split_index(index, **options).splits  # type: ignore[arg-type]
+
+
+def test_a_column_of_classes_among_columns_of_labels_is_an_error_with_the_option_for_it(images: Path) -> None:
+    table = write(images / "list.csv", "path,my class,plot\nimages/a.png,x,1\nimages/b.png,y,2\n")
+    with pytest.raises(DataError, match="for a column of classes, give --label-column 'my class'"):
+        scan_data(table, table_options=TableOptions(label_columns="my class,plot"))
+
+
+def test_a_table_of_another_suffix_is_an_error_with_the_suffixes(images: Path) -> None:
+    with pytest.raises(DataError, match=r"list\.txt is a file, not a folder\. .*a \.csv or \.tsv file"):
+        scan_data(write(images / "list.txt", "path\tlabel\nimages/a.png\tx\n"))

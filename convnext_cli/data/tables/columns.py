@@ -12,7 +12,7 @@ from convnext_cli.data.tables.table import SAMPLE, find_named
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import Table, fold_column, is_unknown, join_decimals, parse_number
+from convnext_cli.tasks.reading import EXAMPLES, Table, fold_column, is_unknown, join_decimals, parse_number
 from convnext_cli.text import shorten
 
 _PATH_NAMES = (
@@ -129,7 +129,10 @@ def read_splits(table: Table, columns: dict[str, str]) -> list[str]:
     if "split" not in columns:
         return [""] * len(table)
     splits = [_parse_split(cell) for cell in table.columns[columns["split"]]]
-    table.refuse("an unknown split", [row for row, split in enumerate(splits) if split is None])
+    unknown = [row for row, split in enumerate(splits) if split is None]
+    examples = list(dict.fromkeys(table.columns[columns["split"]][row] for row in unknown))[:EXAMPLES]
+    remedy = "Write train, val or test; --split-column names another column, or none"
+    table.refuse(f"an unknown split in column {columns['split']!r}", unknown, examples, remedy)
     return [split or "" for split in splits]
 
 
