@@ -1,5 +1,6 @@
 """Checks that nothing is written into the data: neither an output nor the cache folder lies in it."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,9 +41,14 @@ def check_cache_outside(folders: Iterable[Path]) -> None:
 def list_data_folders(index: Index) -> list[Path]:
     """Return the folders into which nothing is written: those that have images, and the data folder.
 
-    The folder of a CSV file is allowed: no folder in it can become a class.
+    The folder of a CSV file is allowed: no folder in it can become a class. A folder in it that has all its images is
+    not.
     """
     folders = {(index.root / path).parent for path in index.paths}
     if not any(path.suffix.lower() in TABLE_SUFFIXES for path in index.root.glob("*.*")):
         folders.add(index.root)
+    else:
+        common = Path(os.path.commonpath([resolve_links(folder) for folder in folders or {index.root}]))
+        if resolve_links(index.root) in common.parents:
+            folders.add(common)
     return sorted(folders)
