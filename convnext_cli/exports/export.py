@@ -29,6 +29,7 @@ from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single, find_newest_run
+from convnext_cli.text import quote
 
 TOLERANCE = Tolerance(1e-4)
 INT8_TOLERANCE = Tolerance(1.0, changed=0.02)  # 8 bits change every probability; the predicted class counts
@@ -231,7 +232,10 @@ def _list_parity_images(run: RunFolder, index: Index, rows: Sequence[int], reque
     """
     paths = list(request.images) or [index.root / index.paths[row] for row in rows]
     if not paths:
-        raise DataError(f"{run.path} has no validation images to check parity on", "Give some with --images")
+        raise DataError(
+            f"{run.path} has no validation images to check parity on",
+            f"`convnext export {quote(run.path)} --images FOLDER` takes others",
+        )
     if missing := [path for path in paths if not path.exists()]:
         raise DataError(
             f"{missing[0]} is gone; parity is checked on the user's own images", "Give existing ones with --images"

@@ -78,18 +78,25 @@ class Preparation:
             )
         return [Notice(text=text, severity="warning")]
 
+    def _advise_on_validation(self) -> str:
+        """Return what makes the validation split larger."""
+        settings = self.plan.settings
+        if settings.folds and not self.index.fold_names:
+            return "Fewer folds make it larger"
+        if self.dataset is not None and "val" in self.dataset.index.splits and not self.index.fold_names:
+            return "Move images from train to val"
+        if not settings.val_fraction:
+            return "A --val-fraction above 0, or a val folder, gives one"
+        return f"Collect more images, or raise --val-fraction (now {settings.val_fraction:g})"
+
     def _list_split_notices(self) -> list[Notice]:
         """Return notices about a small validation split, missing test images, and skipped files."""
         index, notices = self.index, []
         if self.small_validation:
             effect = "too few to choose the best epoch by, so the last one is kept"
-            remedy = "Move images from train to val; without a val folder, --val-fraction of them is drawn"
-            if self.plan.settings.folds:
-                remedy = "Fewer folds make it larger"
             if not self.index.rows("val"):
                 effect = "the last epoch is kept, not the best one, and the model is not calibrated"
-                remedy = "A --val-fraction above 0, or a val folder, gives one"
-            text = f"{self.small_validation}: {effect}. {remedy}"
+            text = f"{self.small_validation}: {effect}. {self._advise_on_validation()}"
             notices.append(Notice(text=text, severity="warning"))
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):

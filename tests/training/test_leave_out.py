@@ -143,6 +143,12 @@ def test_one_fold_alone_and_the_plan_of_all_equal_the_folds(
     assert (choices["folds"].value, choices["folds"].source) == (3, "rule")
 
 
+def test_a_small_validation_split_is_a_warning_with_the_fraction_that_sets_it(table: Path, tmp_path: Path) -> None:
+    notices = prepare(left_out_request(table, tmp_path / "run", val_fraction=0.1)).notices
+    [text] = [notice.text for notice in notices if notice.text.startswith("the validation split has only")]
+    assert text.endswith("Collect more images, or raise --val-fraction (now 0.1)")
+
+
 def test_group_in_two_sites_is_a_warning(digits: Path, tmp_path: Path) -> None:
     table = write_table(digits, tmp_path)
     rows = table.read_text().splitlines()

@@ -23,6 +23,7 @@ from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.parts.ema import find_decay
 from convnext_cli.training.phases import soup
 from convnext_cli.training.planning import prepare
+from tests.conftest import save_image
 from tests.training.conftest import TINY, resume, small_request, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 
@@ -89,6 +90,26 @@ def test_training_without_validation_images_says_what_gives_some(few_digits: Pat
         "there is no validation split: the last epoch is kept, not the best one, and the model is not calibrated. "
         "A --val-fraction above 0, or a val folder, gives one"
     )
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "advice"),
+    [
+        ("{}/{}.png", {}, "Collect more images, or raise --val-fraction (now 0.15)"),
+        ("val/{}/{}.png train/{}/x{}.png", {}, "Move images from train to val"),
+        ("{}/{}.png", {"folds": 2}, "Fewer folds make it larger"),
+    ],
+)
+def test_a_small_validation_split_is_a_warning_with_advice_that_makes_it_larger(
+    tmp_path: Path, layout: str, options: dict[str, Any], advice: str
+) -> None:
+    for place in layout.split():
+        for number in range(8):
+            save_image(tmp_path / "data" / place.format("ab"[number % 2], number), seed=number)
+    options = {"val_fraction": 0.15, **options}
+    notices = prepare(tiny_request(tmp_path / "data", tmp_path / "run", audit=False, **options)).notices
+    [text] = [notice.text for notice in notices if "validation split" in notice.text]
+    assert text.endswith(f". {advice}")
 
 
 def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
