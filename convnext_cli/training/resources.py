@@ -5,13 +5,14 @@ while the images are checked.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from convnext_cli.errors import ConvnextError
 from convnext_cli.locks import lock_folder
 from convnext_cli.progress import Notice, Progress, map_events
 from convnext_cli.runs.folds import name_runs, open_folder, remove_aborted_start
@@ -120,19 +121,26 @@ def open_devices(preparation: Preparation) -> "tuple[Accelerator, Preparation]":
     return accelerator, preparation
 
 
-def guard_training(accelerator: "Accelerator") -> AbstractContextManager[None]:
-    """Return a context in which a device that has too little memory, where a smaller batch does not help, is an error.
+@contextmanager
+def guard_training(accelerator: "Accelerator") -> Iterator[None]:
+    """Report too little memory, where a smaller batch does not help, and the end of another process.
 
     Raises:
-        OutOfMemoryError: at any point of the block.
+        OutOfMemoryError: the device has too little memory, at any point of the block.
+        ConvnextError: another process has ended.
     """
     from convnext_cli.models.device_memory import guard_memory
+    from convnext_cli.training.compute.ranks import is_lost_connection
 
-    return guard_memory(
-        "the device has too little memory for the model, its optimizer and a validation batch",
-        "Try a smaller --model or --image-size, or more GPUs with FSDP",
-        accelerator.device,
-    )
+    problem = "the device has too little memory for the model, its optimizer and a validation batch"
+    remedy = "Try a smaller --model or --image-size, or more GPUs with FSDP"
+    try:
+        with guard_memory(problem, remedy, accelerator.device):
+            yield
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        raise ConvnextError("another process of this run has ended", "See its own error message") from error
 
 
 def _plan_for_device(preparation: Preparation, accelerator: "Accelerator") -> Preparation:

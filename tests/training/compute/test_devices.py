@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from convnext_cli.diagnosis import _test_gpu
-from convnext_cli.errors import OutOfMemoryError, UsageError
+from convnext_cli.errors import ConvnextError, OutOfMemoryError, UsageError
 from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.forward import choose_device
 from convnext_cli.training import finetuning
@@ -22,6 +22,7 @@ from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import Planned
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.planning import plan_again, prepare
+from convnext_cli.training.resources import guard_training
 from tests.training.conftest import make_request, tiny_request, train
 
 CUDA, XPU, MPS, CPU = map(torch.device, ("cuda", "xpu", "mps", "cpu"))
@@ -256,3 +257,18 @@ def test_cudnn_searches_algorithms_of_whole_batches_in_long_runs(
     assert {benchmark for images, _, benchmark in seen if images == batch} == {searches}
     assert not any(benchmark for images, _, benchmark in seen if images < batch)
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "problem"),
+    [
+        ("[gloo/transport/tcp/pair.cc:561] Connection closed by peer", ConvnextError, "another process of this run"),
+        ("shapes do not match", RuntimeError, "shapes do not match"),
+    ],
+)
+def test_the_end_of_another_process_is_an_error_that_points_to_it(
+    text: str, expected: type[Exception], problem: str
+) -> None:
+    accelerator: Any = SimpleNamespace(device=CPU)
+    with pytest.raises(expected, match=problem), guard_training(accelerator):
+        raise RuntimeError(text)
