@@ -49,7 +49,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import find_newest_run
 from convnext_cli.runs.records import AuditRecord, to_plain
 from convnext_cli.tasks.task import Targets, Task
-from convnext_cli.text import shorten_names
+from convnext_cli.text import quote, shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -404,7 +404,12 @@ def _prepare_calibration(
     """Return the calibration of a run with the thresholds of all targets, and notes; None for a cross-validation."""
     if isinstance(classifier, TorchClassifier):
         calibration, notes = yield from _calibrate(classifier)
-        return calibration and add_targets(run, calibration, classifier, targets), notes
+        before = calibration.thresholds if calibration else ()
+        calibration = calibration and add_targets(run, calibration, classifier, targets)
+        if calibration and calibration.thresholds != before and run.exported("onnx").exists():
+            remedy = f"`convnext export {quote(run.path)}` writes it again"
+            notes.append(Notice(text=f"{run.exported('onnx').name} does not have these thresholds; {remedy}"))
+        return calibration, notes
     if targets:
         raise UsageError(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",

@@ -85,13 +85,13 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     """
     if not targets:
         return calibration
+    task, classes = model.task, model.classes
+    numbers = [find_class(target.name, classes, "--target") for target in targets]
     if not calibration.is_fitted:
         raise UsageError(
             f"no threshold can be set: {calibration.unfitted_reason}",
             "Fine-tune with more validation images, or leave out --target",
         )
-    task, classes = model.task, model.classes
-    numbers = [find_class(target.name, classes, "--target") for target in targets]
     logits, labels = read_validation(run, calibration, model)
     probabilities = task.activate(task.calibrate(logits, calibration))
     index = run.read_split()
@@ -100,6 +100,11 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     for target, k in zip(targets, numbers, strict=True):
         renamed = replace(target, name=classes[k])
         positive, known = task.select_known(labels, k)
+        if not known.any():
+            raise UsageError(
+                f"no threshold can be set for {renamed}: no validation image is known to be {classes[k]} or not",
+                "Leave out --target",
+            )
         if not positive.any() or positive[known].all():
             missing = "other images" if positive.any() else f"images of {classes[k]}"
             raise UsageError(

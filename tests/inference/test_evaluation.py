@@ -126,6 +126,7 @@ def test_target_is_reached_on_validation_and_measured_on_test(mine: RunFolder) -
         assert point.sensitivity_interval is not None
         assert point.sensitivity is not None
         assert point.sensitivity_interval.low <= point.sensitivity <= point.sensitivity_interval.high
+    assert not any("model.onnx" in note.text for note in result.notes)
     again = evaluate(mine.path, targets=["sensitivity=0.9:1"])
     assert again.operating_points == result.operating_points, "kept, and asking twice changes nothing"
 
@@ -192,6 +193,27 @@ def test_target_of_a_class_without_validation_images_is_an_error(mine: RunFolder
     assert kept is not None
     mine.write_calibration(kept, arrays)
     with pytest.raises(UsageError, match=r"for sensitivity=0\.9:1: the validation split has no images of 1"):
+        evaluate(mine.path, targets=["sensitivity=0.9:1"])
+
+
+def test_a_new_threshold_that_the_exported_file_lacks_is_noted(mine: RunFolder) -> None:
+    mine.exported("onnx").touch()
+    found = [
+        [note.text for note in evaluate(mine.path, targets=["sensitivity=0.9:1"]).notes if "model.onnx" in note.text]
+        for _ in range(2)
+    ]
+    remedy = f"`convnext export {mine.path}` writes it again"
+    assert found == [[f"model.onnx does not have these thresholds; {remedy}"], []]
+
+
+def test_an_unknown_class_of_a_target_is_the_first_error(mine: RunFolder) -> None:
+    evaluate(mine.path)
+    kept = mine.read_calibration()
+    assert kept is not None
+    mine.write_calibration(kept | {"weak": "there is no validation split"}, mine.read_calibration_arrays())
+    with pytest.raises(UsageError, match="unknown class 'SICK' in --target"):
+        evaluate(mine.path, targets=["sensitivity=0.9:SICK"])
+    with pytest.raises(UsageError, match="no threshold can be set: there is no validation split"):
         evaluate(mine.path, targets=["sensitivity=0.9:1"])
 
 
