@@ -85,7 +85,8 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     unreadable = [Prediction(path=path, error=error) for path, error in inputs.errors]
     total = len(inputs.paths) + len(unreadable)
     failures: list[ImageError] = []
-    predictions = _follow(chain(unreadable, predict_images(run, inputs.paths, request)), total, failures)
+    groups: list[str] = []
+    predictions = _follow(chain(unreadable, predict_images(run, inputs.paths, request)), total, failures, groups)
     _show_predictions(predictions, inputs, flags, per_group=request.per == "group")
     done = total - len(failures)
     if not (flags.as_json or flags.as_csv):
@@ -94,6 +95,8 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
         console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_hint else summary)
     if request.explain is not None:
         console.say(f"Heat maps: {done} image{'s' if done != 1 else ''} in {console.shorten_path(request.explain)}")
+    if ungrouped := len({str(path) for path in inputs.paths}.intersection(groups)):  # named by their paths
+        console.note(f"{ungrouped:,} of {total:,} images have no group by this rule: each is a group of its own")
     if inputs.skipped:
         console.note(describe_skipped(inputs.skipped))
     _raise_failures(failures, total)
@@ -183,8 +186,10 @@ def describe_skipped(skipped: dict[str, int]) -> str:
     return f"skipped: {reasons}"
 
 
-def _follow(predictions: "Iterator[Prediction]", total: int, failures: list[ImageError]) -> "Iterator[Prediction]":
-    """Yield predictions with a progress bar, and collect the failures."""
+def _follow(
+    predictions: "Iterator[Prediction]", total: int, failures: list[ImageError], groups: list[str]
+) -> "Iterator[Prediction]":
+    """Yield predictions with a progress bar, and collect the failures and the names of the groups."""
     done = 0
     with console.progress("predicting") as bar:
         for prediction in predictions:
@@ -192,6 +197,7 @@ def _follow(predictions: "Iterator[Prediction]", total: int, failures: list[Imag
             bar.update(done, total)
             if prediction.group is not None:
                 failures.extend(prediction.unreadable)
+                groups.append(prediction.group)
             elif prediction.error is not None:
                 failures.append(prediction.error)
             yield prediction

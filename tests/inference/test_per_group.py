@@ -259,6 +259,8 @@ def test_command_line_predicts_one_row_a_group(bags: RunFolder, convnext: Convne
     assert [(row["group"], row["images"], row["class"]) for row in table] == [
         (row["group"], str(row["images"]), row["class"]) for row in rows
     ]
+    other = convnext(*words, "--group-from", images[0].name.partition("_")[0])
+    assert "note: 5 of 11 images have no group by this rule: each is a group of its own" in other.err
     alone = json.loads(convnext("predict", broken, "--run", bags.path, "--per", "group", "--json").out)
     assert alone[0]["images"] == 0
     assert "cannot" in alone[0]["error"]
