@@ -1,5 +1,6 @@
 """Sections of a report on where the model comes from: training, data, settings, intended use."""
 
+from convnext_cli.data.audit.findings import Kind
 from convnext_cli.errors import UsageError
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.progress import Notice
@@ -52,11 +53,12 @@ def show_data(report: ReportData) -> Section:
         return Section(title="Data", sentences=sentences, blocks=blocks)
     if audit.groups.number:
         sentences.append(f"{audit.groups.number:,} groups (patients?) by {audit.groups.rule}.")
-    if not audit.findings:
+    findings = [finding for finding in audit.findings if finding.kind != Kind.UNSEEN_AREA]  # of another framing
+    if not findings:
         sentences.append(
             "The audit found nothing: all files readable, no duplicates, no leakage between splits, no shortcuts."
         )
-    for finding in audit.findings:
+    for finding in findings:
         title = finding.title if finding.severity or not finding.count else f"{finding.count:,} x {finding.title}"
         text = f"{title}. {capitalise(finding.effect)}. Action taken: {finding.action}."
         sentences.append(Notice(text=text, severity="warning" if finding.falsifies else "note"))

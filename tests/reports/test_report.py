@@ -10,6 +10,7 @@ import pytest
 from markupsafe import Markup
 
 from convnext_cli import evaluate, write_report
+from convnext_cli.data.audit.findings import Kind
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator
@@ -266,7 +267,8 @@ def test_settings_of_a_run_without_a_plan_are_said_to_be_unknown(
 
 def test_examples_of_a_finding_are_listed_if_there_are_some(run: RunFolder, augmented: Evaluation) -> None:
     first, second = (FINDING | {"title": title, "examples": names} for title, names in (("a", ["x.png"]), ("b", [])))
-    audit = msgspec.convert({"findings": [first, second]}, AuditRecord)
+    unseen = FINDING | {"kind": Kind.UNSEEN_AREA}  # of a centre crop, which need not be the run's framing
+    audit = msgspec.convert({"findings": [first, second, unseen]}, AuditRecord)
     section = show_data(ReportData(evaluation=replace(augmented, audit=audit), run=run, config=run.read_config()))
     assert [text for text in list_texts(section) if "Action taken" in text] == [
         f"2 x {title}. Too good. Action taken: kept." for title in "ab"
