@@ -25,7 +25,7 @@ NAMES = {
     "random-erasing": "--erasing", "model-ema-decay": "--ema-decay", "ema": "--ema-decay", "model-ema": "--ema-decay",
     "label-smooth": "--label-smoothing", "mixup-alpha": "--mixup", "cutmix-alpha": "--cutmix",
     "fp16": "--amp", "bf16": "--amp", "precision": "--amp", "mixed-precision": "--amp", "out": "--output",
-    "out-dir": "--output", "output-dir": "--output", "save-dir": "--output", "project": "--output",
+    "out-dir": "--output", "output-dir": "--output", "save-dir": "--output", "project": "--output", "name": "--output",
     "freeze": "--freeze-epochs", "freeze-backbone": "--freeze-epochs", "accumulate": "--micro-batch-size",
     "grad-accum-steps": "--micro-batch-size", "gradient-accumulation-steps": "--micro-batch-size",
     "early-stopping": "--patience", "clip": "--clip-grad", "max-grad-norm": "--clip-grad",
@@ -34,6 +34,12 @@ NAMES = {
     "random-state": "--seed", "random-seed": "--seed", "licence": "--license", "num-images": "--dataset-size",
     "num-classes": "--classes", "memory": "--vram", "gpu-memory": "--vram", "topk": "--top", "top-k": "--top",
 }  # fmt: skip
+
+COMMANDS = {
+    "train": "finetune", "fit": "finetune", "fine-tune": "finetune", "evaluate": "eval", "validate": "eval",
+    "test": "eval", "infer": "predict", "inference": "predict", "classify": "predict", "models": "list",
+}  # fmt: skip
+"""Commands of other programs, and the one here."""
 
 _OPTIMIZER = "the optimizer is always AdamW, because the published and the measured settings are for it"
 _SCHEDULE = "the schedule is always linear warm-up, then cosine; --warmup-epochs and --min-lr shape it"
@@ -59,6 +65,8 @@ def explain_usage(error: TyperException, words: Sequence[str]) -> str:
     option = getattr(error, "option_name", None)  # Typer's NoSuchOption and BadOptionUsage, which it does not export
     if option is not None and text.startswith("No such option"):
         return _explain_option(error, option, words) or text
+    if (command := re.fullmatch(r"No such command '([^']*)'", text)) and (meant := COMMANDS.get(command[1])):
+        return f"{text}. Did you mean {meant!r}?"
     if isinstance(error, typer.BadParameter) and error.param is not None:
         value = re.search(r"^'([^']*)' is not one of", error.message)
         setting = declare_settings().get(error.param.name or "")

@@ -221,7 +221,8 @@ def _read_tables(path: Path) -> dict[str, Any]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read the plan {path}: {error}", "Give a TOML file as `finetune` writes it") from error
+        text = f"cannot read the plan {path}: {error.strerror if isinstance(error, OSError) else error}"
+        raise UsageError(text, "Give a TOML file as `finetune` writes it") from error
     kinds = {"model": str, "weights": str, "teacher": str, "settings": dict, "reasons": dict}
     unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
     if unknown:

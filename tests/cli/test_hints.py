@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from convnext_cli.cli.app import make_app
-from convnext_cli.cli.hints import NAMES, REASONS
+from convnext_cli.cli.hints import COMMANDS, NAMES, REASONS
 from tests.conftest import Convnext
 
 
@@ -35,6 +36,11 @@ def test_options_of_other_programs_get_a_hint(convnext: Convnext, typed: str, wo
     assert outcome.err.count("error: ") == len(outcome.err.splitlines()) == 1
 
 
+def test_commands_of_other_programs_get_a_hint(convnext: Convnext) -> None:
+    assert "No such command 'train'. Did you mean 'finetune'? (" in convnext("train", "data").err
+    assert set(COMMANDS.values()) < set(typer.main.get_command(make_app()).commands)  # type: ignore[attr-defined]
+
+
 def test_each_command_suggests_only_its_own_options(convnext: Convnext) -> None:
     assert "Did you mean --classes?" in convnext("recommend", "--num-classes", 3).err
     assert "--lr" not in convnext("predict", "x.png", "--learning-rate", 3).err
@@ -58,8 +64,6 @@ def test_an_argument_that_is_written_as_an_option_is_named(convnext: Convnext, w
 
 
 def test_every_hint_names_an_existing_option() -> None:
-    import typer.main
-
     commands = typer.main.get_command(make_app()).commands.values()  # type: ignore[attr-defined]
     known = {flag for command in commands for parameter in command.params for flag in parameter.opts}
     assert set(NAMES.values()) <= known
