@@ -18,6 +18,7 @@ from convnext_cli.machine import (
     GIB,
     Machine,
     count_cpus,
+    count_processes,
     describe_gpu_machine,
     detect_machine,
     uses_fsdp,
@@ -26,6 +27,7 @@ from convnext_cli.models.forward import choose_device, has_native_bf16
 from convnext_cli.training.compute.ranks import RANK_TIMEOUT, agree, is_sharded
 
 THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores quotas; a run may use fewer
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
 
@@ -42,8 +44,9 @@ def make_accelerator(
         folder: where trackers write their files.
 
     Raises:
-        UsageError: the device does not have this precision.
+        UsageError: the device does not have this precision, or the variables of a launcher are incomplete.
     """
+    _check_launcher()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.use_deterministic_algorithms(deterministic)
@@ -60,6 +63,21 @@ def make_accelerator(
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)],
     )
+
+
+def _check_launcher() -> None:
+    """Check that a launcher's variables are complete: a cluster or a script may set some of them.
+
+    Raises:
+        UsageError: they say that this is one of several processes, but not where the others are.
+    """
+    missing = [name for name in _LAUNCHER if name not in os.environ]
+    if missing and (count_processes() > 1 or os.environ.get("LOCAL_RANK", "-1") != "-1"):
+        present = [name for name in _LAUNCHER if name in os.environ]
+        raise UsageError(
+            f"the environment has {', '.join(present)} of a launcher, but not {', '.join(missing)}",
+            f"Start with torchrun or --devices, or unset {', '.join(present)}",
+        )
 
 
 @contextmanager

@@ -57,6 +57,16 @@ def test_precision_is_what_the_gpu_computes_in(
     )
 
 
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2", "RANK": "0"}, {"LOCAL_RANK": "1"}])
+def test_incomplete_variables_of_a_launcher_are_refused(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"has {', '.join(sorted(variables))} of a launcher, but not .*MASTER_ADDR"):
+        devices.make_accelerator("no")
+
+
 @pytest.mark.parametrize("device", [CPU, MPS])
 def test_fp16_without_its_gpu_is_refused(device: torch.device) -> None:
     with pytest.raises(UsageError, match="--amp fp16 needs a GPU"):
