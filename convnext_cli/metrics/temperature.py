@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that calibrates the probabilities without changing any prediction."""
+"""Temperature scaling: one number that calibrates the probabilities without changing the most probable class."""
 
 import numpy as np
 from numpy.typing import NDArray
