@@ -269,6 +269,10 @@ def write_quantised(path: Path, state: StateDict) -> None:
     torch.save({name: (value * 100).to(torch.int8) for name, value in state.items()}, path)
 
 
+def to_all(state: StateDict, kind: str) -> StateDict:
+    return {name: value.to_sparse() if kind == "sparse" else value.to(kind) for name, value in state.items()}
+
+
 def write_infinite(path: Path, state: StateDict) -> None:
     torch.save(state | {"stem.0.bias": torch.full((24,), math.nan)}, path)
 
@@ -286,6 +290,8 @@ REFUSED: dict[str, tuple[Callable[[Path, StateDict], Any], str]] = {
         "2 state dicts, under student, teacher",
     ),
     "quantised": (write_quantised, r"is quantised: stem\.0\.weight is int8"),
+    "without values": (lambda path, state: torch.save(to_all(state, "meta"), path), r"without values \(meta\)"),
+    "sparse": (lambda path, state: torch.save(to_all(state, "sparse"), path), r"no dense tensors: .* is sparse_coo"),
     "not finite": (write_infinite, r"not finite, in stem\.0\.bias"),
     "cut short": (write_cut, "damaged, cut short"),
     "empty": (lambda path, _: path.write_bytes(b""), "damaged, cut short"),
