@@ -189,7 +189,8 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
     if kind is bool:
         return None if isinstance(value, bool) else f"= {value!r} must be true or false"
     if kind not in (int, float):
-        return None if isinstance(value, get_origin(kind) or kind) else f"= {value!r} has the wrong type"
+        name = "a path" if kind is Path else "a list"
+        return None if isinstance(value, get_origin(kind) or kind) else f"= {value!r} must be {name}"
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
     problem = option.explain_bound(value)

@@ -142,12 +142,11 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
 
 
 def _export_hub(run: RunFolder, request: ExportRequest) -> Steps[HubFolder]:
-    unsuitable = (request.int8, request.images, request.tolerance is not None, request.calibration)
-    if request.output is None or any(unsuitable):
-        raise UsageError(
-            "--format hub needs --output, and takes no --int8, --images, --tolerance or --calibration",
-            "Give a new folder",
-        )
+    if request.output is None:
+        raise UsageError("--format hub needs --output", "Give a new folder")
+    if any((request.int8, request.images, request.tolerance is not None, request.calibration)):
+        options = "--int8, --images, --tolerance and --calibration"
+        raise UsageError(f"{options} have no effect with --format hub", "Leave them out")
     return (yield from hub_steps(run, request.output, push=request.push, overwrite=request.overwrite))
 
 

@@ -46,12 +46,12 @@ from convnext_cli.images.raster import (
     stretch_between,
     turn_upright,
 )
-from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, read_tiff
+from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, is_thumbnail, name_page, read_tiff, skip_thumbnails
 
 Pixels = NDArray[np.uint8]
 """An image, (H, W, 3), RGB."""
 
-RULES = 4
+RULES = 5
 """Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
@@ -174,7 +174,7 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
 def _differs_in_pillow(image: Image.Image) -> bool:
     """Return True if `_read` may read other values from an opened file than Pillow, or refuses it."""
     if image.format == "TIFF":
-        return not is_read_by_pillow(image.tag_v2)  # type: ignore[attr-defined]
+        return is_thumbnail(image.tag_v2) or not is_read_by_pillow(image.tag_v2)  # type: ignore[attr-defined]
     is_deep = _find_rawmode(image) in (*_SWAPPED, *_GREY_STEPS, "LA;16B")
     return is_deep or image.format in ("PPM", "SGI", "JPEG2000")
 
@@ -243,8 +243,10 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
             return _read_tiff(file, path)
         raise
     with opened:
-        if opened.format == "TIFF" and not is_read_by_pillow(opened.tag_v2):  # type: ignore[attr-defined]
-            return _read_tiff(file, path)
+        if opened.format == "TIFF":
+            page: Any = opened
+            if not skip_thumbnails(page) or not is_read_by_pillow(page.tag_v2):
+                return _read_tiff(file, path)
         if opened.mode == "LAB":
             raise ImageError(f"{path} is in Lab colour, which cannot be read", REMEDY)
         if opened.format in ("JPEG", "MPO") and _has_scans(opened, file):
@@ -257,7 +259,7 @@ def _read_pillow(opened: Image.Image, file: BinaryIO, path: Path, at_least: int 
     steps: list[str] = []
     mode = opened.mode
     if (frames := getattr(opened, "n_frames", 1)) > 1:
-        steps.append(f"first of {frames} frames")
+        steps.append(name_page(opened.tell(), frames))
     rawmode = _find_rawmode(opened)
     if at_least is not None and opened.format == "JPEG":
         _reduce(opened, at_least)

@@ -28,8 +28,29 @@ _PILLOW_DEEP = {(_UNSIGNED, 12), (_UNSIGNED, 16), (_SIGNED, 16), (_SIGNED, 32), 
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), axis=1)[:, 0]
 
 
+def is_thumbnail(tags: Any) -> bool:
+    """Return True if the page of a TIFF file with these tags (`tag_v2`) is marked as a thumbnail of another page."""
+    return bool(tags.get(254, 0) & 1)
+
+
+def skip_thumbnails(image: Any) -> bool:
+    """Seek a file that Pillow has opened to its first page that is no thumbnail, or to the first one if all are.
+
+    Returns:
+        False if Pillow cannot open that page.
+    """
+    try:
+        while is_thumbnail(image.tag_v2):
+            image.seek(image.tell() + 1)
+    except EOFError:
+        image.seek(0)
+    except SyntaxError:  # of a page with an unknown layout
+        return False
+    return True
+
+
 def is_read_by_pillow(tags: Any) -> bool:
-    """Return True if Pillow reads the right values of a TIFF file with these tags (`tag_v2`)."""
+    """Return True if Pillow reads the right values of the page of a TIFF file with these tags (`tag_v2`)."""
     formats, bits = tags.get(339, (_UNSIGNED,)), tags.get(258, (1,))
     photometric, samples = tags.get(262, _MINISWHITE), tags.get(277, 1)
     compression, is_separate = tags.get(259, _UNCOMPRESSED), tags.get(284, 1) == 2
@@ -59,7 +80,7 @@ def _lacks_strips(tags: Any) -> bool:
 
 
 def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
-    """Read the first page of a TIFF file, and its orientation, 1 to 8.
+    """Read the first page of a TIFF file that is no thumbnail, and its orientation, 1 to 8.
 
     Raises:
         ImageError: its values have no known meaning, or it is damaged or too large.
@@ -72,15 +93,25 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
         count = len(tiff.pages)
         if not count:
             raise ImageError(f"{path} is a TIFF file without an image", "Remove it")
-        page: Any = tiff.pages.first
+        place, page = _choose_page(tiff.pages)
         _check(page, path)
         dtype = _find_dtype(page, tiff.byteorder, path)
         bytes_per_pixel = 4 * page.samplesperpixel * dtype.itemsize + 3
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
             planes = _read_planes(file, page, dtype, path)
-            steps = [f"first of {count} frames"] if count > 1 else []
+            steps = [name_page(place, count)] if count > 1 else []
             orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
             return _convert_planes(page, planes, steps), orientation
+
+
+def name_page(place: int, count: int) -> str:
+    """Return which of several frames is read, in words."""
+    return f"frame {place + 1} of {count}" if place else f"first of {count} frames"
+
+
+def _choose_page(pages: Any) -> tuple[int, Any]:
+    """Return the place of the first page that is no thumbnail, and the page; the first one if all are."""
+    return next(((place, page) for place, page in enumerate(pages) if not page.is_reduced), (0, pages.first))
 
 
 def _check(page: Any, path: Any) -> None:

@@ -121,6 +121,24 @@ def test_signed_bytes_are_read_as_numbers(tmp_path: Path) -> None:
     assert mode == "L"
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])  # Pillow reads the first, tifffile the second
+@pytest.mark.parametrize("order", [(1, 0), (0, 1), (1, 1)])  # 1: marked as a thumbnail
+def test_thumbnail_before_the_image_is_skipped(kind: str, order: tuple[int, int], tmp_path: Path) -> None:
+    values = make_values(kind, 3)
+    pages = [values[::4, ::4] if is_thumbnail else values for is_thumbnail in order]
+    with tifffile.TiffWriter(tmp_path / "both.tif") as file:
+        for page, is_thumbnail in zip(pages, order, strict=True):
+            file.write(page, subfiletype=is_thumbnail, photometric="rgb", metadata=None)
+    place = order.index(0) if 0 in order else 0
+    tifffile.imwrite(tmp_path / "one.tif", pages[place], photometric="rgb")
+    result, expected = read_image(tmp_path / "both.tif"), read_image(tmp_path / "one.tif").pixels
+    np.testing.assert_array_equal(result.pixels, expected)
+    assert ("frame 2 of 2" if place else "first of 2 frames") in result.steps
+    if kind == "uint8":
+        with Image.open(tmp_path / "both.tif") as opened:
+            np.testing.assert_array_equal(convert_image(opened, "both.tif"), expected)
+
+
 def test_tiles_that_need_too_much_memory_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiles.tif"
     tifffile.imwrite(path, make_values("uint16", 3), photometric="rgb", tile=(16, 32))
