@@ -1,4 +1,4 @@
-"""Escapes for text from outside: safe to print in a terminal, a shell command, a spreadsheet or JSON."""
+"""Texts for people, and escapes for text from outside: safe in a terminal, a shell command, a spreadsheet or JSON."""
 
 import json
 import math
@@ -90,6 +90,15 @@ def _drop_nan(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_drop_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun, such as `1 image`, `1,234 images` or `2 classes`.
+
+    A noun with more words after it, such as a verb, has its plural given: `image is`, `images are`.
+    """
+    words = noun if number == 1 else plural or f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{number:,} {words}"
 
 
 def shorten_names(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.cli import console
-from convnext_cli.text import guard_cell, make_visible, quote, to_json
+from convnext_cli.text import format_count, guard_cell, make_visible, quote, to_json
 
 ODD = (
     "=1+1",
@@ -120,3 +120,21 @@ def test_a_printed_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> No
         "error: line\\nFAKE\\r\\u2028x",
     ]
     assert captured.out == "line\\nFAKE\\r\\u2028x\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("image",), "0 images"),
+        (1, ("image",), "1 image"),
+        (1234, ("image",), "1,234 images"),
+        (1, ("class",), "1 class"),
+        (2, ("class",), "2 classes"),
+        (1, ("entry", "entries"), "1 entry"),
+        (2, ("entry", "entries"), "2 entries"),
+        (1, ("image is", "images are"), "1 image is"),
+        (2, ("image is", "images are"), "2 images are"),
+    ],
+)
+def test_a_count_agrees_with_its_noun(number: int, words: tuple[str, ...], text: str) -> None:
+    assert format_count(number, *words) == text

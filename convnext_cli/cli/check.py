@@ -9,10 +9,10 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, quote_settings, with_options
-from convnext_cli.data.index import SPLITS
+from convnext_cli.data.index import SPLITS, describe_skipped
 from convnext_cli.options import DATA, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
-from convnext_cli.text import quote
+from convnext_cli.text import format_count, quote
 from convnext_cli.training.request import DATA_HELP
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check(_context: typer.Context, values: OptionValues) -> None:
     written = 0
     if flags.fix_list is not None:
         written = write_fix_list(audit, flags.fix_list, overwrite=flags.overwrite)
-        console.say(f"wrote {written} path{'s' if written != 1 else ''} to {flags.fix_list}")
+        console.say(f"wrote {format_count(written, 'path')} to {flags.fix_list}")
     check_trainable(audit.index)
     if not flags.as_json:
         _show_verdict(audit)
@@ -90,7 +90,8 @@ def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], 
 def _show(audit: "Audit") -> None:
     index = audit.index
     splits = sorted(set(index.splits), key=(*SPLITS, "").index)
-    console.show(f"{index.location}: {len(index):,} images: {index.task.describe_classes(index.classes)}", style="bold")
+    images = format_count(len(index), "image")
+    console.show(f"{index.location}: {images}: {index.task.describe_classes(index.classes)}", style="bold")
     counts = [index.count_classes(split) for split in splits]
     columns = [split or "images" for split in splits]
     console.show_table(
@@ -119,7 +120,7 @@ def _show_facts(audit: "Audit") -> None:
         console.show(f"unseen    by a square centre crop: {'; '.join(parts)}")
     console.show(f"formats   {', '.join(f'{count:,} {name}' for name, count in audit.formats.items())}")
     if index.skipped:
-        console.show(f"skipped   {', '.join(f'{count:,} {reason}' for reason, count in index.skipped.items())}")
+        console.show(f"skipped   {describe_skipped(index.skipped)}")
     for note in index.notes:
         console.show(f"layout    {note}")
     groups = f"{grouping.groups:,} by {grouping.rule}" if grouping.groups else grouping.rule

@@ -8,11 +8,12 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
-from convnext_cli.cli.predict import describe_skipped, find_files, find_run
+from convnext_cli.cli.predict import find_files, find_run
+from convnext_cli.data.index import describe_skipped
 from convnext_cli.exports.request import EXPORT_RUN, ExportRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import Option
-from convnext_cli.text import quote
+from convnext_cli.text import format_count, quote
 
 if TYPE_CHECKING:
     from convnext_cli.exports.export import ExportedFile
@@ -70,7 +71,7 @@ def _find_images(words: tuple[str, ...]) -> tuple[Path, ...]:
     for _, error in inputs.errors:
         raise error
     if inputs.skipped:
-        console.note(describe_skipped(inputs.skipped))
+        console.note(f"skipped: {describe_skipped(inputs.skipped)}")
     return tuple(inputs.paths)
 
 
@@ -89,8 +90,9 @@ def _show_exported(exported: "ExportedFile") -> None:
     )
     console.show(f"licence (base weights, teacher and images): {exported.license or 'unknown'}")
     console.show(
-        f"Parity with the run on {parity.images:,} of your images, from file to probability: {parity.same_top1:,} keep "
-        f"their class; largest difference of a probability: {parity.difference:.1e}"
+        f"Parity with the run on {parity.images:,} of your images, from file to probability: "
+        f"{format_count(parity.same_top1, 'keeps its class', 'keep their class')}; largest difference of a "
+        f"probability: {parity.difference:.1e}"
     )
     metric = METRICS[exported.headline]
     if exported.cost and (difference := exported.cost.differences[metric.key]):

@@ -12,10 +12,11 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.tables import count_cells
+from convnext_cli.data.index import describe_skipped
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.options import DATA, Option
-from convnext_cli.text import make_visible, quote
+from convnext_cli.text import format_count, make_visible, quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
@@ -90,15 +91,17 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     _show_predictions(predictions, inputs, flags, per_group=request.per == "group")
     done = total - len(failures)
     if not (flags.as_json or flags.as_csv):
-        summary = f"Classified {done:,} of {total:,} images"
+        summary = f"Classified {done:,} of {format_count(total, 'image')}"
         has_hint = request.explain is None and request.per == "image"
         console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_hint else summary)
     if request.explain is not None:
-        console.say(f"Heat maps: {done} image{'s' if done != 1 else ''} in {console.shorten_path(request.explain)}")
+        console.say(f"Heat maps: {format_count(done, 'image')} in {console.shorten_path(request.explain)}")
     if ungrouped := len({str(path) for path in inputs.paths}.intersection(groups)):  # named by their paths
-        console.note(f"{ungrouped:,} of {total:,} images have no group by this rule: each is a group of its own")
+        of_images, rule = f"of {format_count(total, 'image')}", "no group by this rule:"
+        number = format_count(ungrouped, f"{of_images} has {rule} it", f"{of_images} have {rule} each")
+        console.note(f"{number} is a group of its own")
     if inputs.skipped:
-        console.note(describe_skipped(inputs.skipped))
+        console.note(f"skipped: {describe_skipped(inputs.skipped)}")
     _raise_failures(failures, total)
 
 
@@ -178,12 +181,6 @@ def _read_stdin() -> Iterator[str]:
     from convnext_cli.data.inputs import read_list
 
     return read_list(sys.stdin.buffer)
-
-
-def describe_skipped(skipped: dict[str, int]) -> str:
-    """Return how many files were skipped, by reason."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-    return f"skipped: {reasons}"
 
 
 def _follow(
@@ -295,7 +292,7 @@ def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
         parts.append("out-of-distribution (OOD)")
     unit = str(prediction.path)
     if prediction.group is not None:
-        unit = f"{prediction.group} ({prediction.images} image{'s' if prediction.images != 1 else ''})"
+        unit = f"{prediction.group} ({format_count(prediction.images, 'image')})"
     return f"{_pad(unit, width)}  " + "  ".join(parts).rstrip()
 
 

@@ -19,6 +19,7 @@ from typing import IO
 from convnext_cli.cache_folder import UNPACKED, find_cache_folder
 from convnext_cli.errors import DataError, shorten_error
 from convnext_cli.machine import GIB
+from convnext_cli.text import format_count
 
 MAX_BYTES = 200 * GIB  # of all files unpacked
 MAX_RATIO = 100  # of unpacked to packed bytes, above SMALL: images are compressed already, deflate reaches 1,032
@@ -85,7 +86,8 @@ def check_inside(archive: Path, root: Path, paths: Iterable[str]) -> None:
     ]
     if outside:
         raise DataError(
-            f"{archive} has a table that names {len(outside)} images outside of the archive, such as {outside[0]}",
+            f"{archive} has a table that names {format_count(len(outside), 'image')} outside of the archive, such as "
+            f"{outside[0]}",
             "Add the images to the archive, or give the table itself",
         )
 

@@ -13,7 +13,7 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.data.tables.options import COLUMN_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import Notice, Steps, finish
-from convnext_cli.text import capitalise
+from convnext_cli.text import capitalise, format_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,8 @@ class Dataset:
             is_in_finding = any(evidence in finding.effect for finding in findings)  # state it once
             doubt = "a guess" if is_in_finding else f"{grouping.certainty}: {grouping.evidence}"
             guess = f" ({doubt}); --group-from none ignores them" if grouping.is_guess else ""
-            notices.append(Notice(text=f"{grouping.groups:,} groups (patients?) by {grouping.rule}{example}{guess}"))
+            number = format_count(grouping.groups, "group (patient?)", "groups (patients?)")
+            notices.append(Notice(text=f"{number} by {grouping.rule}{example}{guess}"))
         for finding in findings:
             if finding.kind is Kind.UNSEEN_AREA:  # of a centre crop; the plan says what its own framing leaves out
                 continue
@@ -131,7 +132,8 @@ def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
 def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dataset:
     unreadable = set(audit.unreadable)
     if len(unreadable) == len(index):
-        raise DataError(f"none of the {len(index)} images in {index.location} can be read", "Give another folder")
+        number = format_count(len(index), "image")
+        raise DataError(f"none of the {number} in {index.location} can be read", "Give another folder")
     rows = [row for row in range(len(index)) if row not in unreadable]
     new_row = {row: number for number, row in enumerate(rows)}
     duplicate_sets = tuple(tuple(new_row[row] for row in rows) for rows in audit.duplicate_sets)

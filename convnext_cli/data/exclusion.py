@@ -10,6 +10,7 @@ from pathlib import Path
 
 from convnext_cli.encoding import compose_name, decode_text
 from convnext_cli.errors import DataError
+from convnext_cli.text import format_count
 
 
 def read_exclusions(option: str) -> list[list[str]]:
@@ -62,7 +63,7 @@ def find_excluded(option: str, paths: Sequence[str], root: Path) -> set[int]:
                 "Give a file that lists paths, a folder's name, or a pattern such as '*_mask.png'",
             )
         raise DataError(
-            f"{option} names {len(unknown)} files that are not in {root}: {examples}",
+            f"{option} names {format_count(len(unknown), 'file that is', 'files that are')} not in {root}: {examples}",
             "Give paths as `convnext check --fix-list` writes them, relative to the data, folders, or patterns",
         )
     return excluded

@@ -1,8 +1,9 @@
 """The index of a data set: its images with their targets, splits and groups."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import RawTargets
+from convnext_cli.text import format_count
 
 if TYPE_CHECKING:  # NumPy: `recommend` starts without it
     from convnext_cli.tasks.task import Targets, Task
@@ -20,6 +22,12 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 NONE = "none"
 EXCLUDED = "excluded image"  # this and the next are reasons for which files are skipped
 UNREADABLE = "unreadable image"
+_PLURALS_OF_REASONS = {  # beginnings, where the plural differs in more than an "s" after the first noun
+    "not an image": "not images",
+    "not a regular file": "not regular files",
+    "mask of an image, by its": "masks of images, by their",
+    "row that repeats": "rows that repeat",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,11 +201,12 @@ def check_trainable(index: Index) -> None:
         return
     if missing := list_untrained_classes(index):
         where = "training images" if "train" in splits else "images"
-        examples = ", ".join(missing[:5])
+        of_classes, examples = f"of {format_count(len(index.classes), 'class')}", ", ".join(missing[:5])
+        number = format_count(len(missing), f"{of_classes} has", f"{of_classes} have")
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
         hint = f"; {' and '.join(alike[0])} differ only in case or hyphens" if alike else ""
         raise DataError(
-            f"{len(missing)} of {len(index.classes)} classes have no {where}: {examples}{hint}",
+            f"{number} no {where}: {examples}{hint}",
             "Rename them to one name" if alike else "Add images to these folders, or remove them",
         )
 
@@ -250,8 +259,21 @@ def digest_images(index: Index) -> str:
             missing.append(index.paths[row])
     if missing:
         examples = ", ".join(missing[:5])
+        number = format_count(len(missing), "image of the split is", "images of the split are")
         raise DataError(
-            f"{len(missing)} images of the split are not in {index.location}: {examples}",
+            f"{number} not in {index.location}: {examples}",
             "Restore them, or give the folder that they are in now: `convnext finetune DATA --resume RUN`",
         )
     return digest.hexdigest()
+
+
+def describe_skipped(skipped: Mapping[str, int]) -> str:
+    """Return how many files were skipped for each reason, such as `2 excluded images, 1 row that repeats a file`."""
+    return ", ".join(format_count(count, reason, _make_plural(reason)) for reason, count in skipped.items())
+
+
+def _make_plural(reason: str) -> str:
+    for singular, plural in _PLURALS_OF_REASONS.items():
+        if reason.startswith(singular):
+            return plural + reason.removeprefix(singular)
+    return re.sub(r"\b(file|folder|image)\b", r"\1s", reason, count=1)

@@ -65,7 +65,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
         raise ImageError("no images given", "Give images, folders or patterns, or a list of them on standard input")
     if missing == len(paths):
         raise explain_missing(paths)
-    return Inputs(paths=tuple(paths), errors=tuple(errors), skipped=dict(skipped))
+    return Inputs(paths=tuple(paths), errors=tuple(errors), skipped=dict(sorted(skipped.items())))
 
 
 def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[tuple[Path, ImageError]]]:

@@ -19,6 +19,7 @@ from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import RawTargets, Table
+from convnext_cli.text import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, l
             joined += 1
             for row in rows:
                 values[row] = targets.join(of_image)
-    notes = [f"{joined:,} images have several rows with different labels: {targets.join_rule}"] if joined else []
+    number = format_count(joined, "image has", "images have")
+    notes = [f"{number} several rows with different labels: {targets.join_rule}"] if joined else []
     return replace(targets, values=tuple(values)), notes
 
 
@@ -112,7 +114,8 @@ def _describe_columns(
     if folds:
         number = len(set(folds) - {""})
         notes.append(
-            f"column {columns['fold']!r} has {number} folds: --folds {number} uses them; without it they are not used"
+            f"column {columns['fold']!r} has {format_count(number, 'fold')}: --folds {number} uses them; without it "
+            "they are not used"
         )
     if unused := [name for name in table.columns if name not in {*used.values(), *label_columns}]:
         notes.append(f"columns that are not used: {', '.join(name or '(without a name)' for name in unused)}")
@@ -124,11 +127,10 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
     blank = sum(not group for group in groups)
     if not blank or blank == len(groups):
         return []
-    note = (
-        f"column {column!r} is blank in {blank:,} of {len(groups):,} rows: each of these images counts as a group of "
-        "its own, so leakage between splits cannot be excluded"
-    )
-    return [note]
+    of_rows = f"of {len(groups):,} rows:"
+    number = format_count(blank, f"{of_rows} this image", f"{of_rows} each of these images")
+    effect = "counts as a group of its own, so leakage between splits cannot be excluded"
+    return [f"column {column!r} is blank in {number} {effect}"]
 
 
 def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> Index:

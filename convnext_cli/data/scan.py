@@ -9,7 +9,7 @@ from pathlib import Path
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import UNLABELLED, find_split
 from convnext_cli.data.folders.words import is_table
-from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, describe_skipped, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
@@ -282,4 +282,4 @@ def check_left(images: int, exclude: str, root: Path) -> None:
 
 
 def _describe(skipped: dict[str, int]) -> str:
-    return f" (skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())})" if skipped else ""
+    return f" (skipped: {describe_skipped(skipped)})" if skipped else ""

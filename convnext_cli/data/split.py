@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from convnext_cli.data.index import Index
 from convnext_cli.data.joined_rows import join_rows
 from convnext_cli.errors import UsageError
+from convnext_cli.text import format_count
 
 MIN_VAL_IMAGES = 50  # the 95% CI of accuracy is then 12 points to either side at worst
 MISS = 0.2  # fraction of its images that a part may miss before ties are decided by the size of parts
@@ -93,11 +94,12 @@ def _check_folds(index: Index, folds: Folds, groups: int) -> None:
     """
     if index.folds and folds.number != (number := len(set(index.folds) - {""})):
         raise UsageError(
-            f"the table of the data has {number} folds, not {folds.number}",
+            f"the table of the data has {format_count(number, 'fold')}, not {folds.number}",
             f"Give --folds {number}, or --resplit to draw new folds",
         )
     if folds.number > groups:
-        raise UsageError(f"{groups} groups are too few for {folds.number} folds", "Give a smaller number of --folds")
+        counted = format_count(groups, "group is", "groups are")
+        raise UsageError(f"{counted} too few for {folds.number} folds", "Give a smaller number of --folds")
 
 
 def leave_out(index: Index, *, val_fraction: float, seed: int, duplicate_sets: Sequence[Sequence[int]] = ()) -> Index:
@@ -165,7 +167,7 @@ def explain_small_validation(index: Index) -> str | None:
     few = index.task.explain_small_validation(index.targets(rows), index.classes)
     if len(rows) >= MIN_VAL_IMAGES and not few:
         return None
-    return f"the validation split has only {len(rows)} images{f' ({few})' if few else ''}"
+    return f"the validation split has only {format_count(len(rows), 'image')}{f' ({few})' if few else ''}"
 
 
 def _find_units(index: Index, duplicate_sets: Sequence[Sequence[int]]) -> list[int]:

@@ -1,6 +1,7 @@
 """Sections of a report on where the model comes from: training, data, settings, intended use."""
 
 from convnext_cli.data.audit.findings import Kind
+from convnext_cli.data.index import describe_skipped
 from convnext_cli.errors import UsageError
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.progress import Notice
@@ -8,7 +9,7 @@ from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.reports import plots
 from convnext_cli.reports.section import Column, Listing, Plot, Plots, ReportData, Section, Table
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.text import capitalise
+from convnext_cli.text import capitalise, format_count
 
 
 def show_training(report: ReportData) -> Section | None:
@@ -30,7 +31,7 @@ def show_training(report: ReportData) -> Section | None:
     ]  # fmt: skip
     return Section(
         title="Training",
-        sentences=[f"{epochs} epoch{'s' if epochs != 1 else ''}{head}. {kept}"],
+        sentences=[f"{format_count(epochs, 'epoch')}{head}. {kept}"],
         blocks=[Plots(title="Curves of the training", plots=curves)],
     )
 
@@ -38,10 +39,9 @@ def show_training(report: ReportData) -> Section | None:
 def show_data(report: ReportData) -> Section:
     """Return the data set by split and class, and the findings of its audit."""
     index, audit = report.evaluation.evaluated.test_set.index, report.evaluation.audit
-    sentences: list[str | Notice] = [f"Data {index.location}, {len(index):,} images."]
+    sentences: list[str | Notice] = [f"Data {index.location}, {format_count(len(index), 'image')}."]
     if index.skipped:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in index.skipped.items())
-        sentences.append(f"Skipped: {reasons}.")
+        sentences.append(f"Skipped: {describe_skipped(index.skipped)}.")
     blocks: list[Table | Listing] = []
     counts = {split: index.count_classes(split) for split in index.list_splits()}
     if counts:
@@ -52,7 +52,8 @@ def show_data(report: ReportData) -> Section:
         sentences.append("Leakage and duplicates are unknown: the audit was switched off, or cannot be read.")
         return Section(title="Data", sentences=sentences, blocks=blocks)
     if audit.groups.number:
-        sentences.append(f"{audit.groups.number:,} groups (patients?) by {audit.groups.rule}.")
+        groups = format_count(audit.groups.number, "group (patient?)", "groups (patients?)")
+        sentences.append(f"{groups} by {audit.groups.rule}.")
     findings = [finding for finding in audit.findings if finding.kind != Kind.UNSEEN_AREA]  # of another framing
     if not findings:
         sentences.append(

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from convnext_cli.data.dataset import Dataset
 from convnext_cli.data.groups import find_groups_across_splits
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import Index, describe_skipped
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.fingerprint import Fingerprint
 from convnext_cli.recipes.plan import Plan
+from convnext_cli.text import format_count
 from convnext_cli.training.origin import Origin
 from convnext_cli.training.request import TrainRequest
 
@@ -67,13 +68,15 @@ class Preparation:
         count += sum(len({folds[row] for row in rows} - {""}) > 1 for rows in self.dataset.duplicate_sets)
         if not count:
             return []
+        number = format_count(count, "group or duplicate is", "groups or duplicates are")
         text = (
-            f"leakage: {count} groups or duplicates are in more than one of the table's folds; validation scores will "
-            "be too high. --resplit draws folds that keep them together"
+            f"leakage: {number} in more than one of the table's folds; validation scores will be too high. "
+            "--resplit draws folds that keep them together"
         )
         if self.index.fold_names:
+            number = format_count(count, "group or duplicate has", "groups or duplicates have")
             text = (
-                f"leakage: {count} groups or duplicates have images with two values of "
+                f"leakage: {number} images with two values of "
                 f"{self.plan.settings.leave_out}; external metrics will be too high. `check` names duplicates"
             )
         return [Notice(text=text, severity="warning")]
@@ -105,6 +108,5 @@ class Preparation:
         elif absent:
             notices.append(Notice(text=f"the test split has no image of {', '.join(absent)}"))
         if index.skipped:
-            skipped = ", ".join(f"{count} {reason}" for reason, count in index.skipped.items())
-            notices.append(Notice(text=f"skipped in the data folder: {skipped}"))
+            notices.append(Notice(text=f"skipped in the data folder: {describe_skipped(index.skipped)}"))
         return notices

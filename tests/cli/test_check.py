@@ -212,7 +212,7 @@ def test_duplicates_across_the_folds_of_a_table_are_reported(convnext: Convnext,
     (tmp_path / "list.csv").write_text("\n".join(["path,label,fold", *rows]))
     flags = ("--model", "test_convnext", "--weights", "none", "--dry-run", "--json", "--folds", "2", "--fold", "1")
     said = json.loads(convnext("finetune", "list.csv", *flags).out)["notes"]
-    assert any("1 groups or duplicates are in more than one of the table's folds" in note for note in said)
+    assert any("1 group or duplicate is in more than one of the table's folds" in note for note in said)
     assert not any(
         "table's folds" in note
         for note in json.loads(convnext("finetune", "list.csv", *flags, "--resplit").out)["notes"]

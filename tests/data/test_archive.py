@@ -167,7 +167,7 @@ def test_table_that_names_images_outside_the_archive_is_refused(outside: str, tm
     }[outside]
     table = f"path,label\n{path},x\nown.png,y\n".encode()
     packed = pack(tmp_path / "x.zip", ("own.png", content), ("a/", b""), ("list.csv", table))
-    with pytest.raises(DataError, match=r"names 1 images outside of the archive, such as"):
+    with pytest.raises(DataError, match=r"names 1 image outside of the archive, such as"):
         scan_data(packed)
 
 

@@ -352,7 +352,7 @@ def test_exclude_resolves_an_ambiguous_layout(tmp_path: Path, image: Path) -> No
         index = scan_data(data, exclude=exclude)
         assert (index.classes, len(index), index.skipped) == (("a", "b"), 6, {"excluded image": 2})
     (tmp_path / "list.txt").write_text("# masks\nmasks\n0.png\n")
-    with pytest.raises(DataError, match=r"list\.txt names 1 files that are not in .*: 0\.png"):
+    with pytest.raises(DataError, match=r"list\.txt names 1 file that is not in .*: 0\.png"):
         scan_data(data, exclude=str(tmp_path / "list.txt"))
     with pytest.raises(DataError, match="no such list, and no image or folder of that name"):
         scan_data(data, exclude="mask.txt")

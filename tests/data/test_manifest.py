@@ -523,7 +523,7 @@ def test_ambiguous_file_name_is_refused(images: Path) -> None:
     with pytest.raises(DataError, match=r"does not exist in 1 row: c\. .*--image-root"):
         scan_data(write(images / "list.csv", "id,label\na,x\nc,y\n"), table_options=more)
     save_image(images / "images/a.jpg")
-    with pytest.raises(DataError, match="1 names match more than one file, such as a"):
+    with pytest.raises(DataError, match="1 name matches more than one file, such as a"):
         scan_data(write(images / "list.csv", "id,label\nimages/a,x\nimages/b,y\n"))
 
 

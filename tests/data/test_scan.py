@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.index import check_trainable
+from convnext_cli.data.index import check_trainable, describe_skipped
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import DataError
 from tests.conftest import save_image
@@ -36,6 +36,25 @@ def test_class_named_test_is_a_class(tmp_path: Path) -> None:
     save_image(tmp_path / "data/test/1.png")
     save_image(tmp_path / "data/exam/2.png")
     assert scan_folder(tmp_path / "data").classes == ("exam", "test")
+
+
+@pytest.mark.parametrize(
+    ("reason", "one", "two"),
+    [
+        ("hidden or system file", "1 hidden or system file", "2 hidden or system files"),
+        ("image outside any class folder", "1 image outside any class folder", "2 images outside any class folder"),
+        ("not an image", "1 not an image", "2 not images"),
+        ("row that repeats a file", "1 row that repeats a file", "2 rows that repeat a file"),
+        (
+            "mask of an image, by its name (as a_mask.png)",
+            "1 mask of an image, by its name (as a_mask.png)",
+            "2 masks of images, by their name (as a_mask.png)",
+        ),
+    ],
+)
+def test_skipped_files_are_described_by_their_number(reason: str, one: str, two: str) -> None:
+    assert describe_skipped({reason: 1}) == one
+    assert describe_skipped({"excluded image": 3, reason: 2}) == f"3 excluded images, {two}"
 
 
 def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -97,7 +116,7 @@ def test_untrainable_index_is_refused(tmp_path: Path) -> None:
         check_trainable(scan_folder(tmp_path / "one"))
     for i in range(5):
         save_image(tmp_path / f"one/b/{i}.png")
-    with pytest.raises(DataError, match="1 of 3 classes have no images: c"):
+    with pytest.raises(DataError, match="1 of 3 classes has no images: c"):
         check_trainable(scan_folder(tmp_path / "one"))
     save_image(tmp_path / "two/train/a/1.png")
     save_image(tmp_path / "two/test/b/1.png")

@@ -198,7 +198,7 @@ def test_vindr_boxes_with_one_finding_in_each_row_are_joined_if_asked(tmp_path: 
     index = scan_data(table, table_options=TableOptions(task="multilabel", label_column="class_name"))
     assert index.classes == ("Cardiomegaly", "No finding", "Nodule/Mass")
     assert index.values == ((1.0, 0.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-    assert "1 images have several rows with different labels: an image has the labels of all its rows" in index.notes
+    assert "1 image has several rows with different labels: an image has the labels of all its rows" in index.notes
 
 
 def test_one_label_per_image_is_not_read_as_several(tmp_path: Path) -> None:

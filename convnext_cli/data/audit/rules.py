@@ -12,7 +12,7 @@ from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
 from convnext_cli.data.index import SPLITS, Index, find_alike
 from convnext_cli.data.unseen import Unseen
-from convnext_cli.text import capitalise
+from convnext_cli.text import capitalise, format_count
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
 EXAMPLES = 5
@@ -102,7 +102,8 @@ def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         kind=Kind.GROUPS_ACROSS_SPLITS,
         severity="warning" if is_certain else "note",
-        title=f"{'leakage' if is_certain else 'possible leakage'}: {len(across_splits):,} groups (patients?) have "
+        title=f"{'leakage' if is_certain else 'possible leakage'}: "
+        f"{format_count(len(across_splits), 'group (patient?) has', 'groups (patients?) have')} "
         f"images in {_name_splits(across_splits.values())}",
         count=len(across_splits),
         examples=tuple(
@@ -120,7 +121,7 @@ def _find_unreadable(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind=Kind.UNREADABLE,
             severity="note",
-            title=f"{len(rows):,} file{'s' * (len(rows) != 1)} cannot be read as images",
+            title=f"{format_count(len(rows), 'file')} cannot be read as images",
             count=len(rows),
             examples=tuple(errors[row] for row in rows[:EXAMPLES]),
             effect="they are used neither for training nor for testing",
@@ -156,7 +157,7 @@ def _find_similar(evidence: Evidence) -> Iterator[Finding]:
     shown = across or pairs
     if not shown:
         return
-    name = f"{len(shown):,} pair{'s' * (len(shown) != 1)} of very similar images"
+    name = f"{format_count(len(shown), 'pair')} of very similar images"
     images = f"({len({row for pair in shown for row in pair}):,} images)"
     yield Finding(
         kind=Kind.SIMILAR_ACROSS_SPLITS if across else Kind.SIMILAR,
@@ -193,7 +194,7 @@ def _find_small_classes(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind=Kind.SMALL_CLASSES,
             severity="note",
-            title=f"{len(small)} class{'es have' if len(small) != 1 else ' has'} fewer than {MIN_IMAGES} images",
+            title=f"{format_count(len(small), 'class has', 'classes have')} fewer than {MIN_IMAGES} images",
             count=len(small),
             examples=tuple(f"{name}: {n}" for name, n in small[:EXAMPLES]),
             effect="their metrics are unreliable, and a split may have none of their images",
@@ -239,7 +240,8 @@ def _find_uncompared(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind=Kind.NOT_COMPARED,
             severity="note",
-            title=f"{pairs:,} pairs of similar images were not compared: too many",
+            title=f"{format_count(pairs, 'pair of similar images was', 'pairs of similar images were')} not compared: "
+            "too many",
             count=pairs,
             examples=(),
             effect="near-duplicates among them are not detected",
@@ -342,7 +344,7 @@ def _join(splits: Sequence[str]) -> str:
 
 
 def _count_images(clusters: Sequence[object]) -> str:
-    return f"{len(clusters):,} image{'s are' if len(clusters) != 1 else ' is'}"
+    return format_count(len(clusters), "image is", "images are")
 
 
 def _list_one_per_split(index: Index, rows: Iterable[int]) -> list[str]:

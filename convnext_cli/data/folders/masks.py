@@ -9,6 +9,7 @@ from convnext_cli.data.folders.splits import AmbiguousLayoutError
 from convnext_cli.data.folders.words import IMAGE_WORDS, PLAIN_IMAGE_WORDS, list_words
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name
+from convnext_cli.text import format_count
 
 _MASK_WORDS = frozenset(
     (
@@ -59,10 +60,13 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
     if by_name:
         skipped[f"mask of an image, by its name (as {decode_name(example)})"] = by_name
     if undecided:
-        notes.append(
-            f"{undecided} images are named like masks of others (as {decode_name(example)}) and are kept; "
-            "--exclude '*_mask.*' leaves such files out"
+        named = f"(as {decode_name(example)}) and"
+        number = format_count(
+            undecided,
+            f"image is named like a mask of another {named} is",
+            f"images are named like masks of others {named} are",
         )
+        notes.append(f"{number} kept; --exclude '*_mask.*' leaves such files out")
     if skipped:
         tree.recount()
     return skipped, notes
@@ -103,9 +107,10 @@ def _drop_mask_folders(parent: Folder) -> int:
             parent.folders.remove(folder)
             dropped += folder.count
         elif images and paired:
+            of_images = f"of its {format_count(len(stems), 'image')}"
+            number = format_count(paired, f"{of_images} has", f"{of_images} have")
             raise AmbiguousLayoutError(
-                f"{folder.path} looks like masks, but only {paired} of its {len(stems)} images have the name of an "
-                f"image in {decode_name(name)!r}",
+                f"{folder.path} looks like masks, but only {number} the name of an image in {decode_name(name)!r}",
                 f"Leave the masks out with --exclude {folder.name}, or give a CSV file with path and label",
             )
     return dropped

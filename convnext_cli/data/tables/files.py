@@ -13,7 +13,7 @@ from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import EXAMPLES, Table
-from convnext_cli.text import shorten_names
+from convnext_cli.text import format_count, shorten_names
 
 MAX_DEPTH = 3  # levels of folders below the table's own in which images are searched
 
@@ -168,8 +168,9 @@ def find_files(table: Table, finder: FileFinder, column: str) -> list[str]:
     table.refuse("no path", [row for row, name in enumerate(names) if not name])
     files = finder.find_all(names)
     if finder.ambiguous:
+        number = format_count(len(finder.ambiguous), "name matches", "names match")
         raise DataError(
-            f"{table.path}: {len(finder.ambiguous)} names match more than one file, such as {finder.ambiguous[0]}",
+            f"{table.path}: {number} more than one file, such as {finder.ambiguous[0]}",
             "Name the folder of the paths with --image-root DIR, or write them with their folders and suffixes",
         )
     missing = [row for row, path in enumerate(files) if path is None]

@@ -232,7 +232,7 @@ def test_exclusions_must_name_existing_files(tmp_path: Path) -> None:
     assert index.paths == ("a/2.png", "b/1.png", "b/3.png")
     assert index.skipped == {"excluded image": 1}
     (tmp_path / "plain.txt").write_text("a/9.png\n")
-    with pytest.raises(DataError, match=r"names 1 files that are not in .*: a/9\.png"):
+    with pytest.raises(DataError, match=r"names 1 file that is not in .*: a/9\.png"):
         load(tmp_path / "data", exclude=str(tmp_path / "plain.txt"))
 
 
