@@ -10,6 +10,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import ConvnextError
 from convnext_cli.options import Option
+from convnext_cli.text import format_count
 
 if TYPE_CHECKING:
     from convnext_cli.images.cache import CachedSet
@@ -51,7 +52,8 @@ def cache(_context: typer.Context, values: OptionValues) -> None:
         )
     if remaining:
         raise ConvnextError(
-            f"cannot delete {len(remaining)} entries of the cache, such as {remaining[0]}", "Check its permissions"
+            f"cannot delete {format_count(len(remaining), 'entry', 'entries')} of the cache, such as {remaining[0]}",
+            "Check its permissions",
         )
     if flags.as_json or clear:
         return

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from convnext_cli.cli import console
+from convnext_cli.text import format_count
 
 if TYPE_CHECKING:
     from convnext_cli.inference.drift import Drift
@@ -22,7 +23,9 @@ def show_drift(drift: "Drift") -> None:
             f"{100 * drift.flagged:.0f}% of the images are above the OOD threshold; of validation images "
             f"{100 * drift.expected:.0f}% are"
         )
-    console.show(f"Compared: {drift.images:,} images with {drift.validation_images:,}; drift: {drift.criterion}")
+    console.show(
+        f"Compared: {format_count(drift.images, 'image')} with {drift.validation_images:,}; drift: {drift.criterion}"
+    )
 
 
 def show_recalibration(recalibration: "Recalibration", display: "Display") -> None:
@@ -30,6 +33,6 @@ def show_recalibration(recalibration: "Recalibration", display: "Display") -> No
     keys = dict.fromkeys((*(key for _, key in display.calibration), *display.compared))
     console.show("")
     console.show(
-        f"Recalibrated on {recalibration.images:,} images ({recalibration.description}); change on the other images: "
-        f"{recalibration.gain.describe(keys)}"
+        f"Recalibrated on {format_count(recalibration.images, 'image')} ({recalibration.description}); "
+        f"change on the other images: {recalibration.gain.describe(keys)}"
     )

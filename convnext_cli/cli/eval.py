@@ -18,7 +18,7 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import DATA, Option, make_request
-from convnext_cli.text import capitalise, quote
+from convnext_cli.text import capitalise, format_count, quote
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
@@ -106,7 +106,7 @@ def _summarise(evaluation: "Evaluation") -> str:
     split = "" if evaluation.split == "all" else f"{evaluation.split} "
     value = getattr(evaluation.metrics, metric.key)
     estimate = metric.format_estimate(value, evaluation.intervals.overall[metric.key])
-    return f"{capitalise(metric.title)} {estimate}, on {evaluation.metrics.images:,} {split}images"
+    return f"{capitalise(metric.title)} {estimate}, on {format_count(evaluation.metrics.images, f'{split}image')}"
 
 
 def run_evaluations(request: EvalRequest) -> "list[Evaluation]":
@@ -127,7 +127,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     """Show metrics, classes, confusion, targets and the gain of test-time augmentation."""
     metrics, intervals = evaluation.metrics, evaluation.intervals
     run, data = console.shorten_path(evaluation.run), console.shorten_path(evaluation.data)
-    console.show(f"{run} on {data}, {evaluation.split}: {metrics.images:,} images", style="bold")
+    console.show(f"{run} on {data}, {evaluation.split}: {format_count(metrics.images, 'image')}", style="bold")
     if evaluation.test_number is not None:
         console.show(_describe_number(evaluation.test_number))
     for note in evaluation.notes:
@@ -142,7 +142,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
         numbers=["", "95% CI"],
     )
     unit = (
-        f"{intervals.units:,} groups"
+        format_count(intervals.units, "group")
         if intervals.clustered
         else "single images; groups, such as patients, are not known"
     )
@@ -237,9 +237,9 @@ def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Com
     if comparison.p_value is None:
         return
     kind = "McNemar's test, by groups" if comparison.clustered else "McNemar's test"
+    first_only = format_count(comparison.only_first_right or 0, "image")
     console.show(
-        f"correct by the first run only: {comparison.only_first_right} images, by the second only: "
-        f"{comparison.only_second_right}; "
+        f"correct by the first run only: {first_only}, by the second only: {comparison.only_second_right}; "
         f"{kind}: p = {comparison.p_value:.2g}"
     )
 

@@ -7,7 +7,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.plan_view import describe_data, describe_sizes, describe_splits, list_decided, list_main_settings
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
-from convnext_cli.text import quote
+from convnext_cli.text import format_count, quote
 
 if TYPE_CHECKING:
     from convnext_cli.metrics.registry import Metric
@@ -89,7 +89,7 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
             f"{metric.title} {metric.format_with_unit(getattr(finished.val, metric.key))}"
             for metric in (METRICS[key] for key in reversed(get_display(finished.task).epoch))
         )
-        console.show(f"Kept {kept}: {values} on {finished.val.images} validation images")
+        console.show(f"Kept {kept}: {values} on {format_count(finished.val.images, 'validation image')}")
     if (calibration := finished.calibration) and calibration.is_fitted:
         console.show(f"Calibrated with {describe_calibration(finished.task, calibration)}")
     elif calibration:
