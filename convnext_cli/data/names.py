@@ -2,11 +2,14 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Hashable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeAlias
 
 from convnext_cli.data.index import Index
 
+Cell: TypeAlias = tuple[str, int]  # a split and a class
 MIN_SHARING = 0.05  # fraction of the images that must share their identifier with another image
 MAX_FRACTION = 0.2  # largest fraction of the names with the same separators that may share an identifier
 MIN_ALIKE = 4  # names with the same separators; fewer do not show which token varies
@@ -60,114 +63,143 @@ def group_by_name(index: Index) -> dict[int, str]:
     A camera's counter (`IMG_1234`, `DSC00012`, `IMG-20230101-WA0001`) does not repeat, so it is no identifier by
     itself. Copies, crops and frames of that photograph share it.
     """
-    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in index.paths]
     cells = list(zip(index.splits, index.class_numbers, strict=True))
-    shapes: dict[tuple[str | bool, ...], list[int]] = defaultdict(list)
-    tokens = [_cut(stem) for stem in stems]
-    for row, (stem, spans) in enumerate(zip(stems, tokens, strict=True)):
-        between = [stem[one[1] : two[0]] for one, two in pairwise([(0, 0), *spans, (len(stem), len(stem))])]
-        is_code = (bool(_CODE.search(stem[a:b])) for a, b in spans)
-        shapes[(*(" ".join(text.split()) or text[:1] for text in between), *is_code)].append(row)
+    names = [_cut(path.rpartition("/")[2].rpartition(".")[0]) for path in index.paths]
+    rows_of: dict[Hashable, list[int]] = defaultdict(list)
+    for row, name in enumerate(names):
+        separators = tuple(" ".join(text.split()) or text[:1] for text in name[::2])
+        rows_of[separators, tuple(bool(_CODE.search(word)) for word in name[1::2])].append(row)
     result: dict[int, str] = {}
-    single: dict[int, list[str]] = {}
-    all_repeated: set[str] = set()
-    shapes_of: dict[str, set[int]] = defaultdict(set)
-    for number, rows in enumerate(shapes.values()):
+    undecided: dict[int, Sequence[str]] = {}
+    repeated: set[str] = set()
+    occurrences: Counter[str] = Counter()  # number of kinds of names, by first candidate
+    for rows in rows_of.values():
         if len(rows) < MIN_ALIKE:
-            single |= {row: [stems[row][:end] for _, end in tokens[row]] for row in rows}
+            undecided |= {row: list(accumulate(names[row]))[1::2] for row in rows}
             continue
-        keys, repeated = _find_identifiers(
-            [stems[r] for r in rows], [tokens[r] for r in rows], [cells[r] for r in rows]
-        )
-        all_repeated |= repeated
-        if repeated and sum(key in repeated for key in keys[0]) >= MIN_SHARING * len(rows):
-            result |= zip(rows, keys[0], strict=True)
-            continue
-        single |= {row: [column[at] for column in keys] for at, row in enumerate(rows)}
-        for key in keys[0] if keys else ():
-            shapes_of[key].add(number)
-    all_repeated |= {*result.values(), *(key for key, numbers in shapes_of.items() if len(numbers) > 1)}
-    for row, candidates in single.items():  # `IMG_1234` beside `IMG_1234 (2)`, or `IMG_1234 - Copy`
-        if shared := [key for key in candidates if key in all_repeated]:
-            result[row] = shared[0]
+        candidates, shared = _find_identifiers([names[row] for row in rows], [cells[row] for row in rows])
+        repeated |= shared
+        if candidates and _are_shared(candidates[0], shared):
+            result |= zip(rows, candidates[0], strict=True)
+        elif candidates:
+            undecided |= zip(rows, zip(*candidates, strict=True), strict=True)
+            occurrences.update(set(candidates[0]))
+    repeated |= {*result.values(), *(key for key, count in occurrences.items() if count > 1)}
+    for row, keys in undecided.items():  # `IMG_1234` beside `IMG_1234 (2)`, or `IMG_1234 - Copy`
+        if key := next((key for key in keys if key in repeated), None):
+            result[row] = key
     return result
 
 
-def _cut(stem: str) -> list[tuple[int, int]]:
-    """Return the start and end of each token of a name; a date, with its time of day, is one token."""
-    return [match.span() for match in _TOKEN.finditer(stem)]
+def _cut(stem: str) -> list[str]:
+    """Return separators and tokens of a name in turn, separators first and last; a date is one token."""
+    pieces = []
+    end = 0
+    for match in _TOKEN.finditer(stem):
+        pieces += [stem[end : match.start()], match[0]]
+        end = match.end()
+    return [*pieces, stem[end:]]
 
 
-def _find_identifiers(
-    stems: Sequence[str], tokens: Sequence[list[tuple[int, int]]], cells: Sequence[tuple[str, int]]
-) -> tuple[list[list[str]], set[str]]:
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """The tokens at one place of names with the same separators."""
+
+    words: Sequence[str]
+    separators: Sequence[str]
+    """After each word."""
+    kind: str
+    """As `_classify` returns it."""
+    varies: bool
+    """True if it has two values in any class of a split."""
+    before: str
+    """The word before it in the first name, in lower case."""
+
+
+def _make_columns(names: Sequence[list[str]], cells: Sequence[Cell]) -> list[_Column]:
+    """Return the columns of names with the same separators."""
+    columns: list[_Column] = []
+    _, *pieces = zip(*names, strict=True)
+    for tokens, separators in zip(pieces[::2], pieces[1::2], strict=True):
+        parts = _cut_regular(tokens, cells)
+        inside = [("",) * len(names)] * (len(parts) - 1)
+        for words, after in zip(parts, [*inside, separators], strict=True):
+            before = columns[-1].words[0].lower() if columns else ""
+            varies = len(set(zip(words, cells, strict=True))) > len(set(cells))
+            columns.append(_Column(words, after, _classify(words, cells), varies, before))
+    return columns
+
+
+def _find_identifiers(names: Sequence[list[str]], cells: Sequence[Cell]) -> tuple[list[list[str]], set[str]]:
     """Return the candidate identifiers of names with the same separators, the best first, and those that repeat."""
-    columns = [
-        part
-        for place in range(len(tokens[0]))
-        for part in _cut_regular(stems, [spans[place] for spans in tokens], cells)
-    ]
-    words = [[stem[a:b] for stem, (a, b) in zip(stems, spans, strict=True)] for spans in columns]
-    kinds = [_classify(column, cells) for column in words]
-    single: list[list[str]] = []
-    few: set[str] = set()
+    columns = _make_columns(names, cells)
+    candidates: list[list[str]] = []
+    repeated: set[str] = set()
+    for column, keys in _list_candidates([name[0] for name in names], columns):
+        candidates.append(keys)
+        if any(other.varies for other in columns if other is not column):
+            in_class = Counter((key, label) for key, (_, label) in zip(keys, cells, strict=True))
+            shared = {key for (key, _), count in in_class.items() if count > 1}
+            if _are_shared(keys, shared):
+                return [keys], shared
+            repeated = repeated or shared
+    return candidates, repeated
+
+
+def _list_candidates(starts: Sequence[str], columns: Sequence[_Column]) -> Iterator[tuple[_Column, list[str]]]:
+    """Yield the columns that may be identifiers, the best first, and the identifiers with their prefixes.
+
+    Args:
+        starts: the separators at which each name starts.
+        columns: of these names.
+    """
     for avoided in (PARTS | PLACES, PLACES):
-        is_part = [place > 0 and words[place - 1][0].lower() in avoided for place in range(len(words))]
-        for place, kind in enumerate(kinds):
-            if kind not in ("varies", "few") or is_part[place]:
+        for place, column in enumerate(columns):
+            if column.kind not in ("varies", "few") or column.before in avoided:
                 continue
-            label = words[place - 1][0].lower() if place and kinds[place - 1] == "fixed" else ""
-            is_daily = not label.isalpha() or label in COUNTERS  # such numbers may restart each day
-            before = ("fixed", "few", "date") if is_daily else ("fixed", "few")
-            prefix = [at for at in range(place) if kinds[at] in before and not is_part[at]]
-            keys = [
-                stem[: columns[place][row][1]]
-                if len(prefix) == place
-                else "".join(stem[columns[at][row][0] : columns[at + 1][row][0]] for at in prefix) + words[place][row]
-                for row, stem in enumerate(stems)
-            ]
-            if kind == "few" and not (any(kinds[at] == "date" for at in prefix) and _is_spread(Counter(keys))):
-                continue
-            single.append(keys)
-            if any(_varies_within(column, cells) for at, column in enumerate(words) if at != place):
-                in_class = Counter((key, label) for key, (_, label) in zip(keys, cells, strict=True))
-                repeated = {key for (key, _), count in in_class.items() if count > 1}
-                if sum(key in repeated for key in keys) >= MIN_SHARING * len(keys):
-                    return [keys], repeated
-                few = few or repeated
-    return single, few
+            is_named = column.before.isalpha() and column.before not in COUNTERS and columns[place - 1].kind == "fixed"
+            kinds = ("fixed", "few") if is_named else ("fixed", "few", "date")  # other numbers may restart each day
+            prefix = [other for other in columns[:place] if other.kind in kinds and other.before not in avoided]
+            texts = [text for other in prefix for text in (other.words, other.separators)]
+            if len(prefix) == place:  # the name as it begins
+                texts.insert(0, starts)
+            keys = list(map("".join, zip(*texts, column.words, strict=True)))
+            is_dated = any(other.kind == "date" for other in prefix)
+            if column.kind == "varies" or (is_dated and _is_spread(Counter(keys))):
+                yield column, keys
 
 
-def _cut_regular(
-    stems: Sequence[str], spans: Sequence[tuple[int, int]], cells: Sequence[tuple[str, int]]
-) -> list[list[tuple[int, int]]]:
+def _are_shared(keys: Sequence[str], shared: Set[str]) -> bool:
+    """Return True if enough of the identifiers are among the `shared` ones."""
+    return sum(key in shared for key in keys) >= MIN_SHARING * len(keys)
+
+
+def _cut_regular(tokens: Sequence[str], cells: Sequence[Cell]) -> list[Sequence[str]]:
     """Cut a column of tokens such as `img12crop3` or `17left` into parts if its letters are constant in each class."""
     parts = []
-    letters: dict[tuple[str, int], set[tuple[str, ...]]] = defaultdict(set)
-    for stem, (start, end), cell in zip(stems, spans, cells, strict=True):
-        text = stem[start:end]
-        if _DATE.fullmatch(text):
-            return [list(spans)]
-        pieces = [(start + m.start(), start + m.end()) for m in _PART.finditer(text)]
-        parts.append(pieces)
-        words = [stem[a:b] for a, b in pieces]
+    letters: dict[Cell, set[tuple[str, ...]]] = defaultdict(set)
+    for token, cell in zip(tokens, cells, strict=True):
+        if _DATE.fullmatch(token):
+            return [tokens]
+        words = _PART.findall(token)
+        parts.append(words)
         form = ["#" if w.isdigit() else "*" if w.lower() in VIEWS else w for w in words]
         if len(words) == 2 and words[0].isdigit() and words[1].lower() in SHOTS:
             form[1] = "*"
         letters[cell].add(tuple(form))
     forms = {tuple(word if word == "#" else "" for word in form) for cell in letters.values() for form in cell}
     if len(forms) > 1 or any(len(cell) > 1 for cell in letters.values()):
-        return [list(spans)]
-    return [list(column) for column in zip(*parts, strict=True)]
+        return [tokens]
+    return list(zip(*parts, strict=True))
 
 
-def _classify(words: Sequence[str], cells: Sequence[tuple[str, int]]) -> str:
+def _classify(words: Sequence[str], cells: Sequence[Cell]) -> str:
     """Return what a column of tokens is: `fixed` in each class and split, `date`, `view`, `few` values, or `varies`."""
     if all(_DATE.fullmatch(word) for word in words):
         return "varies" if all(_DATE.fullmatch(word)["time"] for word in words) else "date"  # type: ignore[index]
     if all(word.lower() in VIEWS for word in words):
         return "view"
-    words_of: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    words_of: dict[Cell, Counter[str]] = defaultdict(Counter)
     for word, cell in zip(words, cells, strict=True):
         words_of[cell][word] += 1
     several = [counts for counts in words_of.values() if counts.total() > 1]
@@ -175,11 +207,6 @@ def _classify(words: Sequence[str], cells: Sequence[tuple[str, int]]) -> str:
     if usual >= MOST * max(1, sum(counts.total() for counts in several)):
         return "fixed"
     return "varies" if _is_spread(Counter(words)) else "few"
-
-
-def _varies_within(words: Sequence[str], cells: Sequence[tuple[str, int]]) -> bool:
-    """Return True if a column of tokens has two values in any class of a split."""
-    return len(set(zip(words, cells, strict=True))) > len(set(cells))
 
 
 def _is_spread(counts: Counter[str]) -> bool:
