@@ -9,10 +9,10 @@ from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.pooling import read_pooling
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.runs.files import CALIBRATION, CONFIG, MODEL
+from convnext_cli.runs.files import CALIBRATION, CONFIG, ENVIRONMENT, METRICS, MODEL
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import FoldsFolder, open_folder
-from convnext_cli.runs.records import FoldsResult, read_record
+from convnext_cli.runs.records import Environment, FoldsResult
 from convnext_cli.text import quote
 
 
@@ -24,13 +24,12 @@ def check_records(run: RunFolder) -> None:
     """
     folder = open_folder(run.path)
     folder.read_split()
-    folder.read_environment()
+    folder.read(ENVIRONMENT, Environment)
     folder.read_tests()
     _check_plan(folder)
     if isinstance(folder, FoldsFolder):
-        remedy = f"Delete it; {resume_command(folder.path)} writes it again"
         if folder.is_finished:
-            read_record(folder.metrics, FoldsResult, remedy)
+            folder.read(METRICS, FoldsResult)
             for fold_run in folder.list_runs():
                 check_records(fold_run)
         return

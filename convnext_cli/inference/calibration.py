@@ -18,7 +18,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction
 from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
-from convnext_cli.runs.folder import CALIBRATION_REMEDY, REFIT_REMEDY, RunFolder
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import convert_record, read_json, to_plain
 from convnext_cli.tasks.registry import TASKS, get_display
 from convnext_cli.tasks.task import Scaling, Targets
@@ -129,10 +129,10 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     raw, path = run.read_calibration(), CALIBRATION.path(run.path)
     if raw is None:
         return None
-    calibration = convert_record(raw, Calibration, path, CALIBRATION_REMEDY)
+    calibration = convert_record(raw, Calibration, path, CALIBRATION.remedy)
     if calibration.weights != run.fingerprint_weights():
         return None
-    check_scaling(calibration, calibration.thresholds, run.read_config().label_names, path, CALIBRATION_REMEDY)
+    check_scaling(calibration, calibration.thresholds, run.read_config().label_names, path, CALIBRATION.remedy)
     return calibration
 
 
@@ -178,7 +178,7 @@ def read_novelty(run: RunFolder) -> NoveltyModel:
     bank, mean, precision = (_read_array(run, name, ndim) for name, ndim in _NOVELTY_ARRAYS.items())
     if mean.shape != (NUMBERS,) or precision.shape != (NUMBERS, NUMBERS):
         problem = f"mean and precision have shapes {mean.shape} and {precision.shape}"
-        raise RunError(f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {problem}", CALIBRATION_REMEDY)
+        raise RunError(f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {problem}", CALIBRATION.remedy)
     return NoveltyModel(bank=bank, mean=mean, precision=precision)
 
 
@@ -194,7 +194,7 @@ def read_validation(run: RunFolder, calibration: Calibration, model: Classifier)
         raise RunError(
             f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: val_logits {logits.shape}, val_labels "
             f"{labels.shape} are not of {calibration.images} images and {num_classes} classes",
-            REFIT_REMEDY,
+            CALIBRATION_ARRAYS.remedy,
         )
     return logits, labels
 
@@ -216,5 +216,7 @@ def _read_array(run: RunFolder, name: str, ndim: int | None = 1, *, has_values: 
         return array
     if array is None or array.ndim != ndim or not array.size or not np.isfinite(array).all():
         problem = "is missing" if array is None else f"has shape {array.shape}, or values that are not finite"
-        raise RunError(f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {name} {problem}", REFIT_REMEDY)
+        raise RunError(
+            f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {name} {problem}", CALIBRATION_ARRAYS.remedy
+        )
     return array

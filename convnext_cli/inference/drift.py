@@ -29,6 +29,7 @@ from convnext_cli.metrics.drift import (
 from convnext_cli.metrics.registry import MISSING
 from convnext_cli.metrics.subgroups import correct_holm
 from convnext_cli.progress import Notice, Steps
+from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Targets, Task
 
@@ -190,7 +191,8 @@ def join_measures(parts: Sequence[ImageMeasures]) -> ImageMeasures:
 def _read_reference(classifier: TorchClassifier) -> Steps[list[ImageMeasures]]:
     """Return the measures of the run's validation images; nothing if it keeps none, and its data are gone."""
     run = classifier.run
-    index, arrays, hashes = run.read_split(), run.read_calibration_arrays(), run.read_image_hashes() or {}
+    index, arrays = run.read_split(), run.read_calibration_arrays()
+    hashes = run.read_arrays(IMAGE_HASHES) or {}
     rows = index.rows("val")
     has_data = all((index.root / index.paths[row]).is_file() for row in rows)
     if "val_corners" in arrays:

@@ -13,6 +13,7 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold
 from convnext_cli.machine import count_cpus
 from convnext_cli.progress import Steps
+from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 
 MAX_THUMB_DIFFERENCE = 2.0  # grey levels, root mean square; JPEG at quality 40 gives about 1
@@ -49,7 +50,7 @@ def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[A
     Returns:
         None where the run has none and its data are gone.
     """
-    stored = run.read_image_hashes()
+    stored = run.read_arrays(IMAGE_HASHES)
     if stored is not None and all(name in stored and len(stored[name]) == len(index) for name in CONTENT_MEASURES):
         return stored
     if not index.root.is_dir():

@@ -22,6 +22,7 @@ from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
+from convnext_cli.runs.files import POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
@@ -213,7 +214,7 @@ def _prepare_pooling(
     notes = _list_shared_names(index, test_set)
     pooling = fit_pooling(run, classifier, calibration, index, blank)
     if index.groups:
-        run.write_pooling(pooling.to_dict())
+        run.write(POOLING, pooling.to_dict())
     if not pooling.is_fitted:
         notes.append(Notice(text=f"{UNCALIBRATED}: {pooling.unfitted_reason}", severity="warning"))
     return pooling, notes

@@ -21,10 +21,10 @@ from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import UNCORRECTED
-from convnext_cli.runs.files import POOLING
-from convnext_cli.runs.folder import POOLING_REMEDY, RunFolder
+from convnext_cli.runs.files import AUDIT, POOLING
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
-from convnext_cli.runs.records import convert_record, to_plain
+from convnext_cli.runs.records import AuditRecord, convert_record, to_plain
 from convnext_cli.tasks.task import Scaling, Targets, Task
 
 NO_GROUPS_OF_OWN = "a cross-validation has no validation groups of its own"
@@ -75,13 +75,13 @@ def read_pooling(run: RunFolder) -> Pooling | None:
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    raw, path = run.read_pooling(), POOLING.path(run.path)
+    raw, path = run.read_json(POOLING), POOLING.path(run.path)
     if raw is None:
         return None
-    pooling = convert_record(raw, Pooling, path, POOLING_REMEDY)
+    pooling = convert_record(raw, Pooling, path, POOLING.remedy)
     if pooling.weights != run.fingerprint_weights():
         return None
-    check_scaling(pooling, pooling.thresholds, run.read_config().label_names, path, POOLING_REMEDY)
+    check_scaling(pooling, pooling.thresholds, run.read_config().label_names, path, POOLING.remedy)
     return pooling
 
 
@@ -276,7 +276,7 @@ def _find_rule(run: RunFolder) -> str:
     if kept is not None and kept.group_from != AUTO:
         return kept.group_from
     settings = read_plan(run.plan).settings if run.plan.exists() else {}
-    audit = run.read_audit()
+    audit = run.read(AUDIT, AuditRecord)
     if settings.get("group_from", AUTO) == AUTO and audit is not None and audit.groups.source == "dicom":
         return "dicom:PatientID"
     return str(settings.get("group_from", AUTO))

@@ -98,7 +98,7 @@ def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]
     It is None where the run has no audit, or it can be neither read nor repeated.
     """
     try:
-        audit = run.read_audit()
+        audit = run.read(AUDIT, AuditRecord)
     except RunError as error:
         index = run.read_split()
         missing = sum(not (index.root / path).is_file() for path in index.paths)

@@ -8,7 +8,9 @@ from convnext_cli.progress import Notice
 from convnext_cli.recipes.plan import read_plan, read_reasons
 from convnext_cli.reports import plots
 from convnext_cli.reports.section import Column, Listing, Plot, Plots, ReportData, Section, Table
+from convnext_cli.runs.files import ENVIRONMENT
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.records import Environment
 from convnext_cli.text import capitalise, format_count
 
 
@@ -75,7 +77,7 @@ def show_settings(report: ReportData) -> Section | None:
         names = ("setting", "value", "source")
         columns = [Column(heading=name, is_number=False) for name in names]
         blocks.append(Table(title="Settings", columns=columns, rows=settings))
-    if environment := report.run.read_environment():
+    if environment := report.run.read(ENVIRONMENT, Environment):
         rows = [
             ("device", environment.device),
             ("processes", str(environment.num_processes or "")),

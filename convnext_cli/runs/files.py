@@ -24,6 +24,8 @@ class RunFile:
     """The command that writes it."""
     schema: str | None = None
     """Name of the class that it must fit, in `records.py` or `inference/`; None if it is not JSON."""
+    remedy: str = ""
+    """What the user can do if it cannot be read; `{resume}` stands for the command that resumes the run."""
 
     def path(self, folder: Path, part: str = "") -> Path:
         """Return its path in a run folder, with `part` in place of the `*`."""
@@ -39,21 +41,26 @@ DATA = RunFile(
     name="data.json", content="data folder, classes in the order of the outputs, skipped files", stage="begin",
     schema="Data",
 )  # fmt: skip
-AUDIT = RunFile(name="audit.json", content="findings of `check`", stage="begin", schema="AuditRecord")
+AUDIT = RunFile(
+    name="audit.json", content="findings of `check`", stage="begin", schema="AuditRecord",
+    remedy="Run `convnext check` on the data",
+)  # fmt: skip
 IMAGE_HASHES = RunFile(
     name="image_hashes.safetensors", stage="begin",
     content="digest, perceptual hash, 12 x 12 px thumbnail and size of each image, by which `eval` recognises them",
 )  # fmt: skip
 ENVIRONMENT = RunFile(
-    name="environment.json", content="command line, versions, device, git state", stage="begin", schema="Environment"
-)
+    name="environment.json", content="command line, versions, device, git state", stage="begin", schema="Environment",
+    remedy="Restore the file",
+)  # fmt: skip
 ORIGIN = RunFile(
     name="last/origin.safetensors", content="digests of the split's rows and of the image files, for `--resume`",
     stage="begin",
 )  # fmt: skip
 RANGE_TEST = RunFile(
-    name="lr.json", content="learning-rate range test of `--lr auto`", stage="begin", schema="RangeTest"
-)
+    name="lr.json", content="learning-rate range test of `--lr auto`", stage="begin", schema="RangeTest",
+    remedy="Delete it: lr.json is only used for the plot",
+)  # fmt: skip
 CHECKPOINT = RunFile(
     name="last/step-*.safetensors", stage="begin",
     content="model, optimizer and training state after a step, for `--resume`; the last two are kept",
@@ -64,7 +71,10 @@ MODEL = RunFile(name="model.safetensors", content="weights of the best epoch, fo
 CONFIG = RunFile(
     name="config.json", content="architecture, classes and preprocessing, for timm", stage="train", schema="Config"
 )
-LOG = RunFile(name="metrics.jsonl", content="one line per epoch", stage="train", schema="Epoch")
+LOG = RunFile(
+    name="metrics.jsonl", content="one line per epoch", stage="train", schema="Epoch",
+    remedy="Delete it: it is only used for the plots",
+)  # fmt: skip
 CURVES = RunFile(name="curves.png", content="loss, accuracy and learning rate by epoch", stage="train")
 CANDIDATE = RunFile(
     name="last/epoch-*.safetensors", content="weights of the epochs that may be averaged; removed at the end",
@@ -73,10 +83,12 @@ CANDIDATE = RunFile(
 CALIBRATION = RunFile(
     name="calibration.json", content="temperature, thresholds and OOD threshold, fitted on the validation split",
     stage="finish", writer="finetune, eval --target", schema="Calibration",
+    remedy="Delete it; `convnext eval` fits it again",
 )  # fmt: skip
 CALIBRATION_ARRAYS = RunFile(
     name="calibration.safetensors", stage="finish",
     content="validation logits, OOD scores and pixel statistics, and training features, for calibration and drift",
+    remedy=f"Delete {CALIBRATION.name} there; `convnext eval` fits both again",
 )  # fmt: skip
 ONNX = RunFile(
     name="model.onnx", content="model for `predict` without PyTorch, and for other programs", stage="finish",
@@ -84,17 +96,18 @@ ONNX = RunFile(
 )  # fmt: skip
 METRICS = RunFile(
     name="metrics.json", content="kept epoch and its validation metrics; marks the run as finished", stage="finish",
-    schema="Result",
+    schema="Result", remedy="Delete it; {resume} writes it again",
 )  # fmt: skip
 POOLING = RunFile(
     name="pooling.json", content="rule that pools the images of a group, its calibration and thresholds",
     stage="evaluate", writer="eval --per group", schema="Pooling",
+    remedy="Delete it; `convnext eval --per group` fits it again",
 )  # fmt: skip
 REPORT = RunFile(name="report.html", content="newest evaluation, for people", stage="evaluate", writer="eval")
 PLOTS = RunFile(name="plots/*.png", content="plots of the report", stage="evaluate", writer="eval")
 TESTS = RunFile(
     name="tests.jsonl", content="one line per evaluation on the test split", stage="evaluate", writer="eval",
-    schema="Test",
+    schema="Test", remedy="Correct the line; each evaluation on the test split is recorded there",
 )  # fmt: skip
 ONNX_INT8 = RunFile(name="model-int8.onnx", content="8-bit ONNX model", stage="export", writer="export --int8")
 PT2 = RunFile(name="model.pt2", content="PyTorch program", stage="export", writer="export --format pt2")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,6 @@ from convnext_cli.runs.files import (
     CONFIG,
     CURVES,
     DATA,
-    ENVIRONMENT,
     FOLDS_PLAN,
     IMAGE_HASHES,
     LOG,
@@ -28,10 +27,8 @@ from convnext_cli.runs.files import (
     MODEL,
     ONNX,
     ONNX_INT8,
-    ORIGIN,
     PLAN,
     PLOTS,
-    POOLING,
     PT2,
     RANGE_TEST,
     RANGE_TEST_PLOT,
@@ -49,14 +46,11 @@ from convnext_cli.text import quote
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # for its name only: `recommend` answers without NumPy
 
-    from convnext_cli.runs.records import AuditRecord, Config, Data, Environment, Result
+    from convnext_cli.runs.records import Config, Data, Result
 
-Kind = TypeVar("Kind")
+Record = TypeVar("Record")
 RUNS = Path("runs")
 MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
-CALIBRATION_REMEDY = "Delete it; `convnext eval` fits it again"
-REFIT_REMEDY = f"Delete {CALIBRATION.name} there; `convnext eval` fits both again"
-POOLING_REMEDY = "Delete it; `convnext eval --per group` fits it again"
 RUN_REMEDY = "Give a folder that `convnext finetune` made"
 RESTART_REMEDY = "Start a new run with another --output"
 
@@ -73,7 +67,7 @@ def resume_command(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """One run on disk."""
+    """One run on disk. `read` and `write` are for any file; those that need more have methods of their own."""
 
     path: Path
 
@@ -81,6 +75,40 @@ class RunFolder:
     def plan(self) -> Path:
         """Resolved settings with their reasons; `--config` repeats the run with it."""
         return PLAN.path(self.path)
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of the kept weights; written last."""
+        return METRICS.path(self.path)
+
+    @property
+    def report(self) -> Path:
+        """The newest evaluation, for people."""
+        return REPORT.path(self.path)
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the report's plots, as image files."""
+        return PLOTS.path(self.path).parent
+
+    @property
+    def curves(self) -> Path:
+        """Plot of the training so far."""
+        return CURVES.path(self.path)
+
+    @property
+    def range_test_plot(self) -> Path:
+        """Plot of the learning-rate range test; its numbers are beside it."""
+        return RANGE_TEST_PLOT.path(self.path)
+
+    @property
+    def tests(self) -> Path:
+        """One line for each evaluation on a test split."""
+        return TESTS.path(self.path)
+
+    def exported(self, format: str, *, int8: bool = False) -> Path:
+        """Return the path of the exported model; `format` is `onnx` or `pt2`."""
+        return {"onnx": ONNX_INT8 if int8 else ONNX, "pt2": PT2}[format].path(self.path)
 
     def checkpoint(self, step: int) -> Path:
         """Return the path of the checkpoint after `step` optimizer steps."""
@@ -103,23 +131,6 @@ class RunFolder:
         """Return the paths of the kept epochs' weights."""
         return list(CANDIDATE.find(self.path))
 
-    def write_origin(self, arrays: "dict[str, NDArray[Any]]") -> None:
-        """Write the digests of the split's rows and of the images' bytes.
-
-        Raises:
-            ConvnextError: the disk is full, read-only or gone.
-        """
-        self._write_arrays(ORIGIN, arrays)
-
-    def read_origin(self) -> "dict[str, NDArray[Any]]":
-        """Return the arrays of `write_origin`; an empty dictionary if the file is missing or damaged."""
-        return self._read_arrays(ORIGIN) or {}
-
-    @property
-    def metrics(self) -> Path:
-        """Metrics of the kept weights; written last."""
-        return METRICS.path(self.path)
-
     @property
     def is_begun(self) -> bool:
         """True if the run can be resumed: the plan is written after all else that resuming needs."""
@@ -135,35 +146,6 @@ class RunFolder:
         """True if `finetune` has written into the folder."""
         return any(file.path(self.path).exists() for file in (PLAN, CONFIG, FOLDS_PLAN))
 
-    @property
-    def report(self) -> Path:
-        """The newest evaluation, for people."""
-        return REPORT.path(self.path)
-
-    @property
-    def plots(self) -> Path:
-        """Folder of the report's plots, as image files."""
-        return PLOTS.path(self.path).parent
-
-    @property
-    def curves(self) -> Path:
-        """Plot of the training so far."""
-        return CURVES.path(self.path)
-
-    @property
-    def range_test_plot(self) -> Path:
-        """Plot of the learning-rate range test; its numbers are beside it."""
-        return RANGE_TEST_PLOT.path(self.path)
-
-    def exported(self, format: str, *, int8: bool = False) -> Path:
-        """Return the path of the exported model; `format` is `onnx` or `pt2`."""
-        return {"onnx": ONNX_INT8 if int8 else ONNX, "pt2": PT2}[format].path(self.path)
-
-    @property
-    def tests(self) -> Path:
-        """One line for each evaluation on a test split."""
-        return TESTS.path(self.path)
-
     def create(self, *, overwrite: bool) -> None:
         """Make the folder, which must be new, empty, or a run that `overwrite` allows to replace.
 
@@ -178,11 +160,6 @@ class RunFolder:
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}", "Choose another --output") from error
-
-    def drop_temporary(self) -> None:
-        """Remove what a killed process was writing."""
-        for path in list_temporary(self.path):
-            path.unlink(missing_ok=True)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Check that a new run may be written here.
@@ -207,6 +184,70 @@ class RunFolder:
             remedy = "Choose another --output" + (", or add --overwrite" if self.is_begun else "")
             raise UsageError(f"{self.path} exists already", remedy)
 
+    def drop_temporary(self) -> None:
+        """Remove what a killed process was writing."""
+        for path in list_temporary(self.path):
+            path.unlink(missing_ok=True)
+
+    def remedy(self, file: RunFile) -> str:
+        """Return what the user can do if a file cannot be read."""
+        return file.remedy.format(resume=resume_command(self.path))
+
+    def read(self, file: RunFile, schema: "type[Record]") -> "Record | None":
+        """Return the record in a JSON file; None if the file is missing.
+
+        Raises:
+            RunError: it does not fit its schema.
+        """
+        from convnext_cli.runs.records import read_record  # here and below: `recommend` starts without it
+
+        with suppress(FileNotFoundError):
+            return read_record(file.path(self.path), schema, self.remedy(file))
+        return None
+
+    def read_json(self, file: RunFile) -> Any:
+        """Return the plain values in a JSON file; None if the file is missing.
+
+        Raises:
+            RunError: it is not JSON.
+        """
+        from convnext_cli.runs.records import read_json
+
+        with suppress(FileNotFoundError):
+            return read_json(file.path(self.path), self.remedy(file))
+        return None
+
+    def write(self, file: RunFile, content: dict[str, Any]) -> None:
+        """Write plain values into a JSON file."""
+        write_text(file.path(self.path), json.dumps(content, indent=1) + "\n")
+
+    def read_arrays(self, file: RunFile) -> "dict[str, NDArray[Any]] | None":
+        """Return the arrays of a safetensors file; None if it is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return dict(load_file(file.path(self.path)))
+        except (OSError, SafetensorError):
+            return None
+
+    def write_arrays(
+        self, file: RunFile, arrays: "dict[str, NDArray[Any]]", metadata: dict[str, str] | None = None
+    ) -> None:
+        """Write arrays and texts into a safetensors file.
+
+        Raises:
+            ConvnextError: the disk is full, read-only or gone.
+        """
+        from safetensors.numpy import save  # its own writer raises no OSError when the disk is full
+
+        path = file.path(self.path)
+        try:
+            with replace_file(path) as temporary:
+                temporary.write_bytes(save(arrays, metadata))
+        except OSError as error:
+            raise ConvnextError(f"cannot write {path} ({error})", "Check the disk's space and permissions") from error
+
     def write_plan(self, toml: str) -> None:
         """Write the plan."""
         write_text(self.plan, toml)
@@ -214,7 +255,7 @@ class RunFolder:
     def write_split(self, index: Index) -> None:
         """Write the split of each image, and the folder that the paths start from."""
         write_text(SPLIT.path(self.path), format_split(index))
-        self._write_json(DATA, describe_data(index))
+        self.write(DATA, describe_data(index))
 
     def move_data(self, index: Index) -> None:
         """Record that the images of the run's split lie in another folder, if `index` says so."""
@@ -251,12 +292,12 @@ class RunFolder:
             FileNotFoundError: there is no such file.
             RunError: it does not fit its schema.
         """
-        from convnext_cli.runs.records import Data, read_record  # here and below: `recommend` starts without it
+        from convnext_cli.runs.records import Data, read_record
 
         path = DATA.path(self.path)
         data = read_record(path, Data, RUN_REMEDY)
-        if repeated := sorted(name for name, count in Counter(data.classes).items() if count > 1):
-            raise RunError(f"{path} cannot be read: classes: {repeated[0]!r} appears twice", RUN_REMEDY)
+        if problem := data.find_problem():
+            raise RunError(f"{path} cannot be read: {problem}", RUN_REMEDY)
         return data
 
     def read_config(self) -> "Config":
@@ -272,100 +313,11 @@ class RunFolder:
             config = read_record(path, Config, MODEL_REMEDY)
         except FileNotFoundError as error:
             raise RunError(f"{self.path} has no trained model: {path.name} is missing", MODEL_REMEDY) from error
-        names = config.label_names
-        outputs = config.count_outputs(path)
-        if len(set(names)) != len(names) or config.num_classes not in (None, outputs):
-            problem = f"{len(set(names))} class names for {config.num_classes or outputs} outputs"
-            raise RunError(f"{path} cannot be read: label_names: {problem}", MODEL_REMEDY)
-        preprocessing = config.pretrained_cfg
-        channels = preprocessing.input_size[0]
-        means, deviations, in_chans = len(preprocessing.mean), len(preprocessing.std), config.model_args.in_chans
-        if {means, deviations} not in ({1}, {3}) or channels != in_chans:
-            problem = f"{means} means, {deviations} deviations and in_chans = {in_chans} for {channels} channels"
-            raise RunError(f"{path} cannot be read: pretrained_cfg: {problem}", MODEL_REMEDY)
-        if DATA.path(self.path).exists() and self.read_data().classes != names:
+        if problem := config.find_problem(path):
+            raise RunError(f"{path} cannot be read: {problem}", MODEL_REMEDY)
+        if DATA.path(self.path).exists() and self.read_data().classes != config.label_names:
             raise RunError(f"the classes in {path} differ from those in {DATA.name}", MODEL_REMEDY)
         return config
-
-    def read_result(self) -> "Result | None":
-        """Return the kept epoch and its validation metrics; None before the run has finished.
-
-        Raises:
-            RunError: the file does not fit its schema.
-        """
-        from convnext_cli.runs.records import Result
-
-        return self._read_if_there(self.metrics, Result, f"Delete it; {resume_command(self.path)} writes it again")
-
-    def read_audit(self) -> "AuditRecord | None":
-        """Return the audit of the data; None if it was switched off.
-
-        Raises:
-            RunError: the file does not fit its schema.
-        """
-        from convnext_cli.runs.records import AuditRecord
-
-        return self._read_if_there(AUDIT.path(self.path), AuditRecord, "Run `convnext check` on the data")
-
-    def read_environment(self) -> "Environment | None":
-        """Return versions, device and command line; None if they were not recorded.
-
-        Raises:
-            RunError: the file does not fit its schema.
-        """
-        from convnext_cli.runs.records import Environment
-
-        return self._read_if_there(ENVIRONMENT.path(self.path), Environment, "Restore the file")
-
-    def _read_if_there(self, path: Path, kind: "type[Kind]", remedy: str) -> "Kind | None":
-        from convnext_cli.runs.records import read_record
-
-        try:
-            return read_record(path, kind, remedy)
-        except FileNotFoundError:
-            return None
-
-    def _read_json_if_there(self, path: Path, remedy: str) -> Any:
-        from convnext_cli.runs.records import read_json
-
-        try:
-            return read_json(path, remedy)
-        except FileNotFoundError:
-            return None
-
-    def _write_json(self, file: RunFile, content: dict[str, Any]) -> None:
-        write_text(file.path(self.path), json.dumps(content, indent=1) + "\n")
-
-    def _write_arrays(
-        self, file: RunFile, arrays: "dict[str, NDArray[Any]]", metadata: dict[str, str] | None = None
-    ) -> None:
-        """Write arrays and texts into a safetensors file.
-
-        Raises:
-            ConvnextError: the disk is full, read-only or gone.
-        """
-        from safetensors.numpy import save  # its own writer raises no OSError when the disk is full
-
-        path = file.path(self.path)
-        try:
-            with replace_file(path) as temporary:
-                temporary.write_bytes(save(arrays, metadata))
-        except OSError as error:
-            raise ConvnextError(f"cannot write {path} ({error})", "Check the disk's space and permissions") from error
-
-    def _read_arrays(self, file: RunFile) -> "dict[str, NDArray[Any]] | None":
-        """Return the arrays of a safetensors file; None if it is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return dict(load_file(file.path(self.path)))
-        except (OSError, SafetensorError):
-            return None
-
-    def write_audit(self, audit: dict[str, Any]) -> None:
-        """Write the audit of the data."""
-        self._write_json(AUDIT, audit)
 
     def copy_audit(self, other: "RunFolder") -> None:
         """Copy the audit and the image hashes of another run of the same data, byte for byte.
@@ -377,45 +329,39 @@ class RunFolder:
                 with replace_file(file.path(self.path)) as temporary:
                     shutil.copyfile(path, temporary)
 
-    def write_image_hashes(self, hashes: "dict[str, NDArray[Any]]") -> None:
-        """Write the digest, the perceptual hash, the 12 x 12 px thumbnail and the size of each row of the split."""
-        self._write_arrays(IMAGE_HASHES, hashes)
-
-    def read_image_hashes(self) -> "dict[str, NDArray[Any]] | None":
-        """Return the arrays of `write_image_hashes`; None if the file is missing or damaged."""
-        return self._read_arrays(IMAGE_HASHES)
-
-    def write_environment(self, environment: dict[str, Any]) -> None:
-        """Write versions, device and command line."""
-        self._write_json(ENVIRONMENT, environment)
-
-    def write_range_test(self, result: dict[str, Any]) -> None:
-        """Write the result of the learning-rate range test."""
-        self._write_json(RANGE_TEST, result)
-
     def read_range_test(self) -> dict[str, Any] | None:
-        """Return the result of `write_range_test`; None if there was no such test.
+        """Return the result of the learning-rate range test; None if there was none.
 
         Raises:
             RunError: the file does not fit its schema.
         """
         from convnext_cli.runs.records import RangeTest, convert_record, read_json
 
-        path, remedy = RANGE_TEST.path(self.path), f"Delete it: {RANGE_TEST.name} is only used for the plot"
+        path = RANGE_TEST.path(self.path)
         try:
-            raw: dict[str, Any] = read_json(path, remedy, nan_is_none=True)
+            raw: dict[str, Any] = read_json(path, RANGE_TEST.remedy, nan_is_none=True)
         except FileNotFoundError:
             return None
-        convert_record(raw, RangeTest, path, remedy)
+        convert_record(raw, RangeTest, path, RANGE_TEST.remedy)
         return raw
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write the final metrics, which mark the run as finished."""
+        self.write(METRICS, metrics)
+
+    def read_result(self) -> "Result | None":
+        """Return the kept epoch and its validation metrics; None before the run has finished.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
+        from convnext_cli.runs.records import Result
+
+        return self.read(METRICS, Result)
 
     def write_log(self, epochs: list[dict[str, Any]]) -> None:
         """Write one line per epoch. The whole file is replaced, so that a kill leaves no partial line."""
         write_text(LOG.path(self.path), "".join(json.dumps(epoch) + "\n" for epoch in epochs))
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write the final metrics, which mark the run as finished."""
-        self._write_json(METRICS, metrics)
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the epochs of `write_log`; an empty list if there is no log.
@@ -425,22 +371,23 @@ class RunFolder:
         """
         from convnext_cli.runs.records import Epoch, convert_record, parse_json, read_text
 
-        path, remedy = LOG.path(self.path), "Delete it: it is only used for the plots"
+        path = LOG.path(self.path)
         try:
-            lines = read_text(path, remedy).splitlines()
+            lines = read_text(path, LOG.remedy).splitlines()
         except FileNotFoundError:
             return []
         epochs = []
         for number, line in enumerate(lines, start=1):
-            epoch = parse_json(line, f"{path}, line {number},", remedy, nan_is_none=True)
-            convert_record(epoch, Epoch, f"{path}, line {number},", remedy)
+            source = f"{path}, line {number},"
+            epoch = parse_json(line, source, LOG.remedy, nan_is_none=True)
+            convert_record(epoch, Epoch, source, LOG.remedy)
             epochs.append(epoch)
         return epochs
 
     def write_calibration(self, calibration: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
         """Write the calibration, and the arrays that it was fitted on."""
-        self._write_arrays(CALIBRATION_ARRAYS, arrays, {"weights": calibration["weights"]})
-        self._write_json(CALIBRATION, calibration)
+        self.write_arrays(CALIBRATION_ARRAYS, arrays, {"weights": calibration["weights"]})
+        self.write(CALIBRATION, calibration)
 
     def read_calibration(self) -> Any:
         """Return the calibration as plain values; None if there is none.
@@ -448,7 +395,7 @@ class RunFolder:
         Raises:
             RunError: the file is not JSON.
         """
-        return self._read_json_if_there(CALIBRATION.path(self.path), CALIBRATION_REMEDY)
+        return self.read_json(CALIBRATION)
 
     def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
         """Return the arrays of `write_calibration`.
@@ -464,22 +411,12 @@ class RunFolder:
                 weights = (file.metadata() or {}).get("weights")  # older runs have none
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (OSError, SafetensorError, TypeError) as error:
-            raise RunError(f"{path} cannot be read ({error})", REFIT_REMEDY) from error
+            raise RunError(f"{path} cannot be read ({error})", CALIBRATION_ARRAYS.remedy) from error
         if weights not in (None, self.fingerprint_weights()):
-            raise RunError(f"{path} cannot be read: it was fitted for other weights ({weights})", REFIT_REMEDY)
+            raise RunError(
+                f"{path} cannot be read: it was fitted for other weights ({weights})", CALIBRATION_ARRAYS.remedy
+            )
         return arrays
-
-    def write_pooling(self, pooling: dict[str, Any]) -> None:
-        """Write the rule that pools the images of a group, with its calibration."""
-        self._write_json(POOLING, pooling)
-
-    def read_pooling(self) -> Any:
-        """Return the pooling as plain values; None if there is none.
-
-        Raises:
-            RunError: the file is not JSON.
-        """
-        return self._read_json_if_there(POOLING.path(self.path), POOLING_REMEDY)
 
     def fingerprint_weights(self) -> str:
         """Return a checksum of the weights, by which a calibration fitted for other weights is recognised."""
@@ -510,10 +447,9 @@ class RunFolder:
         """
         from convnext_cli.runs.records import Test, convert_record
 
-        remedy = "Correct the line; each evaluation on the test split is recorded there"
         tests = read_json_lines(self.tests)
         for number, entry in enumerate(tests, start=1):
-            convert_record(entry, Test, f"{self.tests}, evaluation {number},", remedy)
+            convert_record(entry, Test, f"{self.tests}, evaluation {number},", TESTS.remedy)
         return tests
 
     def _removable(self) -> list[Path]:

@@ -37,8 +37,7 @@ class FoldsFolder(RunFolder):
         """
         from convnext_cli.runs.records import FoldsResult
 
-        remedy = f"Delete it; {resume_command(self.path)} writes it again"
-        result = self._read_if_there(self.metrics, FoldsResult, remedy)
+        result = self.read(METRICS, FoldsResult)
         runs = [self.run(fold) for fold in range(1, len(result.folds) + 1)] if result else []
         return [run for run in runs if not run.is_finished]
 
@@ -72,10 +71,10 @@ class FoldsFolder(RunFolder):
         Raises:
             RunError: the file does not fit its schema.
         """
-        from convnext_cli.runs.records import FoldsResult, read_record
+        from convnext_cli.runs.records import FoldsResult
 
-        remedy = f"Delete it; {resume_command(self.path)} writes it again"
-        return read_record(self.metrics, FoldsResult, remedy).left_out
+        result = self.read(METRICS, FoldsResult)
+        return result.left_out if result else ()
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folder as `RunFolder.create` does; files of earlier folds' runs are removed."""

@@ -7,6 +7,7 @@ A field without a default is required. Unknown fields are ignored, so that runs 
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -40,6 +41,11 @@ class Data(Struct, frozen=True, kw_only=True):
     """The zip file that the data were unpacked from; None for others, and in older runs."""
     fold_names: tuple[Text, ...] = ()
     """The values that `finetune --leave-out` left out, in the order of their folds."""
+
+    def find_problem(self) -> str | None:
+        """Return what is wrong with the values, though they fit the schema; None if nothing is."""
+        repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
+        return f"classes: {repeated[0]!r} appears twice" if repeated else None
 
 
 class PretrainedCfg(Struct, frozen=True, kw_only=True):
@@ -83,6 +89,18 @@ class Config(Struct, frozen=True, kw_only=True):
     def count_outputs(self, source: object) -> int:
         """Return the width of the model's output; `source` is the file, for errors."""
         return self.read_task(source).count_outputs(len(self.label_names))
+
+    def find_problem(self, source: object) -> str | None:
+        """Return which values contradict each other; None if none do. `source` is the file, for errors."""
+        names, outputs = len(set(self.label_names)), self.count_outputs(source)
+        if names != len(self.label_names) or self.num_classes not in (None, outputs):
+            return f"label_names: {names} class names for {self.num_classes or outputs} outputs"
+        means, deviations = len(self.pretrained_cfg.mean), len(self.pretrained_cfg.std)
+        channels, in_chans = self.pretrained_cfg.input_size[0], self.model_args.in_chans
+        if {means, deviations} not in ({1}, {3}) or channels != in_chans:
+            values = f"{means} means, {deviations} deviations and in_chans = {in_chans}"
+            return f"pretrained_cfg: {values} for {channels} channels"
+        return None
 
 
 class Epoch(Struct, frozen=True, kw_only=True):

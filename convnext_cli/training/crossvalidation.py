@@ -12,10 +12,10 @@ from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Choice, default_settings, has_folds
-from convnext_cli.runs.files import SPLIT
-from convnext_cli.runs.folder import RunFolder, restore_remedy, resume_command
+from convnext_cli.runs.files import ENVIRONMENT, METRICS, SPLIT
+from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import FoldsFolder
-from convnext_cli.runs.records import convert_record, to_plain
+from convnext_cli.runs.records import Environment, convert_record, to_plain
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import (
     Complete,
@@ -107,7 +107,7 @@ def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerato
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
     images = preparation.images  # of the first fold: all images but the test split's
     split = sum_digests(digest_split(preparation.folds))
-    environment = None if is_new else folder.read_environment()
+    environment = None if is_new else folder.read(ENVIRONMENT, Environment)
     if not is_new and (environment is None or environment.images != images):
         raise DataError(
             f"the images in {preparation.index.location} are not those that {folder.path} began with",
@@ -123,7 +123,7 @@ def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerato
         folder.create(overwrite=preparation.request.overwrite)
         write_data_files(folder, preparation, preparation.folds)
         environment_now = describe_environment(describe_device(accelerator.device))
-        folder.write_environment(environment_now | {"images": images, "split": split})
+        folder.write(ENVIRONMENT, environment_now | {"images": images, "split": split})
     elif accelerator.is_main_process:
         folder.move_data(preparation.folds)
     return missing
@@ -218,8 +218,7 @@ def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
         RunError: it is missing or damaged.
     """
     run = folder.run(fold)
-    result = run.read_result()
-    remedy = f"Delete it; {resume_command(folder.path)} writes it again"
+    result, remedy = run.read_result(), folder.remedy(METRICS)
     if result is None or result.val is None:
         raise RunError(f"{run.metrics} is missing, or has no validation metrics", remedy)
     val: MetricSet = convert_record(result.val, folder.read_split().task.metrics, f"{run.metrics}, val,", remedy)

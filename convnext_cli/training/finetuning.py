@@ -20,6 +20,7 @@ from convnext_cli.recipes.costs import AUTOTUNED_PASSES, Workload
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.recipes.speeds import remember_speed
+from convnext_cli.runs.files import AUDIT, ENVIRONMENT, IMAGE_HASHES, RANGE_TEST
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume
 from convnext_cli.training.compute.environment import describe_environment
@@ -212,7 +213,7 @@ def _begin(
     if accelerator.is_main_process:
         run.create(overwrite=request.overwrite)
         write_data_files(run, preparation, index)
-        run.write_environment(describe_environment(describe_device(accelerator.device)))
+        run.write(ENVIRONMENT, describe_environment(describe_device(accelerator.device)))
     record = partial(record_origin, run, context.plan, index, contents, teacher.identity if teacher else "")
     origin = do_on_first_rank(accelerator, record)
 
@@ -250,8 +251,8 @@ def write_data_files(run: RunFolder, preparation: Preparation, index: "Index") -
     """Write split, audit and image hashes into a new run or cross-validation."""
     run.write_split(index)
     if preparation.dataset and preparation.dataset.audit:
-        run.write_audit(preparation.dataset.audit.to_dict())
-        run.write_image_hashes(preparation.dataset.audit.list_image_hashes(index))
+        run.write(AUDIT, preparation.dataset.audit.to_dict())
+        run.write_arrays(IMAGE_HASHES, preparation.dataset.audit.list_image_hashes(index))
 
 
 def _autotune(context: "TrainingContext", request: TrainRequest) -> "AutotuneResult":
@@ -316,7 +317,7 @@ def _measure_settings(
         load_checkpoint(run, context)
         result = yield from find_lr_steps(context, state)
         if context.accelerator.is_main_process:
-            run.write_range_test(result)
+            run.write(RANGE_TEST, result)
         steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
         context.use_plan(apply_range_test(context.plan, result, steps * context.settings.epochs))
     if context.plan is not plan:

@@ -92,7 +92,7 @@ def record_origin(
         ConvnextError: the disk is full, read-only or gone.
     """
     rows = digest_split(index)
-    run.write_origin({"rows": rows, "images": contents})
+    run.write_arrays(ORIGIN, {"rows": rows, "images": contents})
     return Origin(
         model=plan.model,
         weights=plan.weights,
@@ -183,7 +183,7 @@ def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path | 
     rows = digest_split(index)
     if sum_digests(rows) == origin.split:
         return
-    former = run.read_origin().get("rows")
+    former = (run.read_arrays(ORIGIN) or {}).get("rows")
     differences = f"which rows is unknown, because {ORIGIN.name} is missing or damaged"
     if former is not None and sum_digests(former) == origin.split:
         differences = _describe_differences(former.tolist(), rows.tolist(), index.paths)
@@ -213,7 +213,7 @@ def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDAr
     """
     if sum_digests(contents) == origin.images:
         return
-    former = run.read_origin().get("images")
+    former = (run.read_arrays(ORIGIN) or {}).get("images")
     names = f"which ones is unknown, because {ORIGIN.name} is missing or damaged"
     if former is not None and sum_digests(former) == origin.images:
         rows = _list_rows(index)

@@ -20,6 +20,7 @@ from convnext_cli.inference.request import EvalRequest
 from convnext_cli.progress import finish
 from convnext_cli.reports.section import ReportData
 from convnext_cli.reports.sites import show_drift
+from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.regression import Regression
 from tests.conftest import SMALL, Convnext
@@ -122,7 +123,7 @@ def test_older_run_without_measures_compares_with_its_data_or_says_so(
     path = old.path / "calibration.safetensors"
     arrays = {name: array for name, array in load_file(path).items() if name not in ("val_novelty", "val_corners")}
     save_file(arrays, path, metadata={"weights": old.fingerprint_weights()})
-    hashes = {name: array for name, array in (old.read_image_hashes() or {}).items() if name != "size"}
+    hashes = {name: array for name, array in (old.read_arrays(IMAGE_HASHES) or {}).items() if name != "size"}
     save_file(hashes, old.path / "image_hashes.safetensors")
     again, before = (evaluate(folder.path, others).drift for folder in (old, run))
     assert again is not None

@@ -13,6 +13,7 @@ from convnext_cli.inference.overlap import Overlap, measure_thumbnails
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set, find_leakage
 from convnext_cli.progress import Progress, finish
+from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import draw_picture
 
@@ -44,7 +45,7 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     run.write_split(index)
-    run.write_image_hashes(drain(measure_thumbnails(index)))
+    run.write_arrays(IMAGE_HASHES, drain(measure_thumbnails(index)))
     return run, index
 
 

@@ -21,6 +21,7 @@ from convnext_cli.inference.prediction import list_run_notes
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.metrics.pooling import pool_scores
 from convnext_cli.reports.report import write_report
+from convnext_cli.runs.files import AUDIT, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
@@ -235,7 +236,7 @@ def test_group_of_an_uncalibrated_run_has_the_mean_of_its_images(bags: RunFolder
 
 
 def test_groups_of_dicom_files_are_patients_where_those_of_training_were(bags: RunFolder, tmp_path: Path) -> None:
-    bags.write_audit({"findings": [], "groups": {"source": "dicom"}})
+    bags.write(AUDIT, {"findings": [], "groups": {"source": "dicom"}})
     files = [save_dicom(tmp_path / f"{n}.dcm", XRAY, PatientID=name) for n, name in enumerate(("Q1", "Q2", "Q1"))]
     predictions = predict(files, bags.path, per="group")
     assert [(one.group, one.images) for one in predictions] == [("Q1", 2), ("Q2", 1)]
@@ -407,12 +408,12 @@ def test_pooling_of_other_weights_is_not_used(bags: RunFolder) -> None:
     evaluate(bags.path, per="group")
     kept = read_pooling(bags)
     assert kept is not None
-    bags.write_pooling(structs.replace(kept, weights="00000000").to_dict())
+    bags.write(POOLING, structs.replace(kept, weights="00000000").to_dict())
     assert read_pooling(bags) is None
-    bags.write_pooling(kept.to_dict() | {"label_offset": [0.0]})
+    bags.write(POOLING, kept.to_dict() | {"label_offset": [0.0]})
     with pytest.raises(RunError, match="label_offset: 1 values for 2 classes"):
         evaluate(bags.path)
-    bags.write_pooling(kept.to_dict() | {"rule": "median"})
+    bags.write(POOLING, kept.to_dict() | {"rule": "median"})
     with pytest.raises(RunError, match=r"pooling\.json cannot be read: rule"):
         read_pooling(bags)
 

@@ -19,7 +19,9 @@ from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set, find_leakage
 from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.progress import Notice, finish
+from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.records import AuditRecord
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import save_image
 
@@ -113,8 +115,8 @@ def test_guessed_groups_and_leakage_of_the_audit_are_noted(run: RunFolder) -> No
         "effect": "the scores are too high", "severity": "warning",
     }  # fmt: skip
     guess = {"certainty": "unsure", "evidence": "2 names of 4"}
-    run.write_audit({"findings": [finding, finding | {"falsifies": False}], "groups": guess})
-    guessed, leakage = finish(find_leakage(run, choose(run)[0], run.read_audit()))[0]
+    run.write(AUDIT, {"findings": [finding, finding | {"falsifies": False}], "groups": guess})
+    guessed, leakage = finish(find_leakage(run, choose(run)[0], run.read(AUDIT, AuditRecord)))[0]
     assert guessed.text == "the 95% CIs rely on guessed groups: 2 names of 4; --group-from none ignores them"
     assert (leakage.text, leakage.severity) == ("2 duplicates. The scores are too high", "warning")
 

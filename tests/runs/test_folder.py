@@ -11,8 +11,10 @@ from convnext_cli.data.scan import scan_folder
 from convnext_cli.data.split import split_index
 from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.files import replace_file, write_text
+from convnext_cli.runs.files import AUDIT, ORIGIN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, name_runs
+from convnext_cli.runs.records import AuditRecord
 from tests.conftest import limit_files, save_image
 
 
@@ -133,7 +135,7 @@ def test_full_disk_is_named_as_the_origin_is_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.create(overwrite=False)
     with limit_files(1000), pytest.raises(ConvnextError, match=r"cannot write .*origin\.safetensors") as caught:
-        run.write_origin({"rows": np.zeros(1000)})
+        run.write_arrays(ORIGIN, {"rows": np.zeros(1000)})
     assert caught.value.remedy == "Check the disk's space and permissions"
     assert not [path for path in run.path.rglob("*") if path.is_file()]
 
@@ -143,7 +145,7 @@ def test_audit_is_copied_byte_for_byte_where_there_is_one(tmp_path: Path) -> Non
     for folder in (audited, plain, fold):
         folder.create(overwrite=False)
     fold.copy_audit(plain)
-    assert fold.read_audit() is None
+    assert fold.read(AUDIT, AuditRecord) is None
     (audited.path / "audit.json").write_bytes(b'{"damaged')
     fold.copy_audit(audited)
     assert (fold.path / "audit.json").read_bytes() == b'{"damaged'

@@ -23,6 +23,7 @@ from convnext_cli.inference.operating_points import add_targets
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.metrics.thresholds import parse_target
+from convnext_cli.runs.files import RANGE_TEST
 from convnext_cli.runs.folder import MODEL_REMEDY, RUN_REMEDY, RunFolder
 from convnext_cli.runs.records import MAX_BYTES
 from convnext_cli.tasks.registry import SINGLE
@@ -154,7 +155,7 @@ def test_endless_link_and_too_large_file_are_refused(run_copy: RunFolder) -> Non
 
 
 def test_range_test_of_unequal_lengths_is_refused(run_copy: RunFolder) -> None:
-    run_copy.write_range_test({"chosen": 0.1, "lr": [0.1, 0.2], "loss": [1.0], "smoothed": [1.0, None]})
+    run_copy.write(RANGE_TEST, {"chosen": 0.1, "lr": [0.1, 0.2], "loss": [1.0], "smoothed": [1.0, None]})
     words = "2 rates, 1 losses, 2 smoothed losses"
     with pytest.raises(RunError, match=rf"lr\.json cannot be read: {words} .*Delete it: lr\.json is only used"):
         check_records(run_copy)
