@@ -14,7 +14,7 @@ Anything else (splits or folds without classes, a detection or segmentation set)
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from convnext_cli.data.folders.checks import check_inner_splits, check_patients, check_top_folders
@@ -61,7 +61,7 @@ class Placement:
 
 @dataclass(kw_only=True, slots=True)
 class Layout:
-    """The meaning of the folders."""
+    """The meaning of the folders: placements, or an error."""
 
     tree: Folder
     start: Folder
@@ -92,25 +92,24 @@ def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str] = ())
         layout.skipped, layout.notes = drop_masks(tree)
         if not classes & {normalise_name(top.name) for top in tree.filled}:
             layout.start = _enter_wrappers(tree, name, layout)
-        _place(layout, classes)
-        check_inner_splits(((placement.folder, placement.name) for placement in layout.placements), layout.start)
+        placements = _place(layout, classes)
+        check_inner_splits(((placement.folder, placement.name) for placement in placements), layout.start)
         if not classes:
-            check_patients((placement.name for placement in layout.placements), tree, layout.start)
-        _join_names(layout)
-        _note_common_folders(layout)
+            check_patients((placement.name for placement in placements), tree, layout.start)
     except AmbiguousLayoutError as error:
-        layout.placements = []
         layout.error = DataError(error.problem, error.remedy)
+    else:
+        layout.placements = _join_names(placements, layout)
+        _note_common_folders(layout)
     return layout
 
 
-def _place(layout: Layout, known_classes: set[str]) -> None:
-    """Find the class folders and their splits."""
+def _place(layout: Layout, known_classes: set[str]) -> list[Placement]:
+    """Return the class folders, with their splits."""
     start = layout.start
     layout.skipped[_OUTSIDE] += len(start.images)
     if splits := find_split_folders(start.folders):
-        _place_splits(splits, layout)
-        return
+        return _place_splits(splits, layout)
     _drop_copies(start, layout)
     tops = start.filled
     if not known_classes & {normalise_name(top.name) for top in tops}:
@@ -118,20 +117,19 @@ def _place(layout: Layout, known_classes: set[str]) -> None:
     below = {top.path: splits if len(splits := find_split_folders(top.folders)) > 1 else {} for top in tops}
     with_splits = [top for top in tops if below[top.path]]
     if not with_splits:
-        layout.placements = [Placement(folder, folder.name, "") for folder in start.folders]
-    elif len(with_splits) < len(tops):
+        return [Placement(folder, folder.name, "") for folder in start.folders]
+    if len(with_splits) < len(tops):
         first, without = with_splits[0], next(top for top in tops if not below[top.path])
         raise AmbiguousLayoutError(
             f"{quote_name(first)} has folders of splits ({list_split_folders(below[first.path])}) and "
             f"{quote_name(without)} has none, so it is not clear whether these are classes",
             f"Give the folder that has the classes, such as {first.path}, or a CSV file with path, label and split",
         )
-    else:
-        _place_splits_below(tops, below, layout)
+    return _place_splits_below(tops, below, layout)
 
 
-def _place_splits(splits: SplitFolders, layout: Layout) -> None:
-    """Place `train/<class>`, under any names and however nested."""
+def _place_splits(splits: SplitFolders, layout: Layout) -> list[Placement]:
+    """Return the classes of `train/<class>`, under any names and however nested."""
     start = layout.start
     _skip_siblings(start, splits, layout)
     entered = [(split, folder, enter_split(folder)) for split, folders in splits.items() for folder in folders]
@@ -143,6 +141,7 @@ def _place_splits(splits: SplitFolders, layout: Layout) -> None:
             f"{describe_others(layout.tree, start)}",
             suggest_table(start),
         )
+    placements = []
     for split, folder, inner in entered:
         names = {normalise_name(class_folder.name) for class_folder in inner.filled}
         is_unlabelled = not names or (
@@ -154,14 +153,15 @@ def _place_splits(splits: SplitFolders, layout: Layout) -> None:
         layout.skipped[_OUTSIDE] += len(inner.images)
         if inner is not folder:
             layout.notes.append(f"the classes of the {split} split are the folders in {relative_name(start, inner)}")
-        layout.placements += [Placement(class_folder, class_folder.name, split) for class_folder in inner.folders]
+        placements += [Placement(class_folder, class_folder.name, split) for class_folder in inner.folders]
     folders = [folder for members in splits.values() for folder in members]
     if any(normalise_name(folder.name).casefold() not in SPLIT_NAMES for folder in folders):
         layout.notes.append(f"splits by the names of folders: {list_split_folders(splits)}")
+    return placements
 
 
-def _place_splits_below(tops: Sequence[Folder], below: dict[str, SplitFolders], layout: Layout) -> None:
-    """Place `<class>/train`, but not `<site>/train/<class>`."""
+def _place_splits_below(tops: Sequence[Folder], below: dict[str, SplitFolders], layout: Layout) -> list[Placement]:
+    """Return the classes of `<class>/train`, but not of `<site>/train/<class>`."""
     inside: list[set[str]] = []
     for top in tops:
         inners = [enter_split(folder) for folders in below[top.path].values() for folder in folders]
@@ -174,6 +174,7 @@ def _place_splits_below(tops: Sequence[Folder], below: dict[str, SplitFolders], 
             f"the same folders ({shorten_names(sorted(common))}), so those seem to be the classes",
             f"Give one of them, such as {first.path}, or a CSV file with path, label and split",
         )
+    placements = []
     for top in tops:
         layout.skipped["image outside any split folder"] += len(top.images)
         _skip_siblings(top, below[top.path], layout, with_images=True)
@@ -182,8 +183,9 @@ def _place_splits_below(tops: Sequence[Folder], below: dict[str, SplitFolders], 
                 if split == UNLABELLED:
                     layout.skipped[f"image without a class, in {quote_name(folder)}"] += folder.count
                 else:
-                    layout.placements.append(Placement(folder, top.name, split))
+                    placements.append(Placement(folder, top.name, split))
     layout.notes.append(f"splits by the folders inside the classes: {list_split_folders(below[tops[0].path])}")
+    return placements
 
 
 def _skip_siblings(parent: Folder, splits: SplitFolders, layout: Layout, *, with_images: bool = False) -> None:
@@ -251,15 +253,13 @@ def _drop_copies(start: Folder, layout: Layout) -> None:
             return
 
 
-def _join_names(layout: Layout) -> None:
-    """Give each class the one form of its name, and note which spellings were joined."""
+def _join_names(placements: Sequence[Placement], layout: Layout) -> list[Placement]:
+    """Return the placements with one form of each class's name, and note which spellings were joined."""
     spellings: dict[str, set[str]] = {}
-    for placement in layout.placements:
+    for placement in placements:
         spellings.setdefault(normalise_name(placement.name), set()).add(placement.name)
-    layout.placements = [
-        Placement(placement.folder, normalise_name(placement.name), placement.split) for placement in layout.placements
-    ]
     layout.notes += describe_joined(spellings)
+    return [replace(placement, name=normalise_name(placement.name)) for placement in placements]
 
 
 def _note_common_folders(layout: Layout) -> None:
