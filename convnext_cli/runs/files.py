@@ -39,7 +39,7 @@ class RunFile:
 SPLIT = RunFile(name="split.csv", content="path, label, group and split of each image", stage="begin")
 DATA = RunFile(
     name="data.json", content="data folder, classes in the order of the outputs, skipped files", stage="begin",
-    schema="Data",
+    schema="Data", remedy="Give a folder that `convnext finetune` made",
 )  # fmt: skip
 AUDIT = RunFile(
     name="audit.json", content="findings of `check`", stage="begin", schema="AuditRecord",
@@ -69,8 +69,9 @@ PLAN = RunFile(name="plan.toml", content="settings with their reasons; `--config
 RANGE_TEST_PLOT = RunFile(name="lr.png", content="plot of the learning-rate range test", stage="train")
 MODEL = RunFile(name="model.safetensors", content="weights of the best epoch, for timm", stage="train")
 CONFIG = RunFile(
-    name="config.json", content="architecture, classes and preprocessing, for timm", stage="train", schema="Config"
-)
+    name="config.json", content="architecture, classes and preprocessing, for timm", stage="train", schema="Config",
+    remedy="Give a folder that `convnext finetune` made and finished an epoch in",
+)  # fmt: skip
 LOG = RunFile(
     name="metrics.jsonl", content="one line per epoch", stage="train", schema="Epoch",
     remedy="Delete it: it is only used for the plots",

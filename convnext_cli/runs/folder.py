@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 RUNS = Path("runs")
-MODEL_REMEDY = "Give a folder that `convnext finetune` made and finished an epoch in"
-RUN_REMEDY = "Give a folder that `convnext finetune` made"
+MODEL_REMEDY = CONFIG.remedy
+RUN_REMEDY = DATA.remedy
 RESTART_REMEDY = "Start a new run with another --output"
 
 

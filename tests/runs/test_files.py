@@ -26,6 +26,10 @@ def test_schemas_exist() -> None:
         assert file.schema is None or any(hasattr(module, file.schema) for module in schemas), file
 
 
+def test_each_schema_has_a_remedy() -> None:
+    assert [file.name for file in RUN_FILES if file.schema and not file.remedy] == []
+
+
 def test_files_are_removed_in_an_order_that_can_be_repeated(tmp_path: Path) -> None:
     for file in RUN_FILES:
         path = file.path(tmp_path, "1")
