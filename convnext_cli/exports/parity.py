@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from convnext_cli.errors import ConvnextError
-from convnext_cli.images.decode import Pixels, decode_image
+from convnext_cli.images.decode import decode_image
 from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import transform_for_eval
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier

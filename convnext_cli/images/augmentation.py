@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from convnext_cli.images.decode import Pixels
 from convnext_cli.images.preprocessing import MAX_MAGNITUDE
+from convnext_cli.images.raster import Pixels
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 

@@ -27,8 +27,9 @@ import PIL
 from PIL import Image
 
 from convnext_cli.cache_folder import IMAGES, SPARED, find_cache_folder
-from convnext_cli.images.decode import RULES, Pixels
+from convnext_cli.images.decode import RULES
 from convnext_cli.images.hashing import make_key, open_digests
+from convnext_cli.images.raster import Pixels
 
 LIMIT = "CONVNEXT_CACHE_GIB"  # environment variable: GiB that all cached images together may take
 DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 366 x 488

@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.images.decode import Pixels
+from convnext_cli.images.raster import Pixels
 
 AHEAD = 2  # batches decoded in advance
 Row = TypeVar("Row")  # a number, or a drawn image

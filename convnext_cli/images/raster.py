@@ -7,8 +7,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.errors import ImageError
+
 ORIENTATION_TAG = 274  # of EXIF and TIFF
 _PART = 1 << 22  # pixels to convert at a time
+
+
+Pixels = NDArray[np.uint8]
+"""An image, (H, W, 3), RGB."""
+
+
+class Decoded(NamedTuple):
+    """An image, and the steps of its decoding."""
+
+    pixels: Pixels
+    """(H, W, 3) RGB, upright."""
+    mode: str
+    """Pillow's name of the file's own pixels, such as `L`, `RGB`, `I;16`; `DICOM …` for DICOM."""
+    bits: int
+    """Bits per value in the file."""
+    steps: tuple[str, ...]
+    """The steps in words: windowed, first frame, turned upright …"""
 
 
 class Raster(NamedTuple):
@@ -94,3 +113,29 @@ def cut_rows(shape: tuple[int, ...]) -> Iterator[slice]:
     step = max(1, _PART // max(1, shape[1]))
     for top in range(0, shape[0], step):
         yield slice(top, top + step)
+
+
+def finish_raster(raster: Raster, path: object) -> Decoded:
+    """Stretch deep values to 8 bits, and blend transparent parts with white.
+
+    Raises:
+        ImageError: no value is finite.
+    """
+    values, alpha, mode, bits, steps = raster
+    if values.dtype == np.uint8:
+        pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+    else:
+        shown = None if alpha is None else alpha > 0
+        ends = find_range(values, shown if shown is not None and shown.any() else None)
+        if ends is None:
+            raise ImageError(f"{path} has no finite values", "Replace or remove the file")
+        low, high = ends
+        pixels = stretch_between(values, low, high)
+        step = f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched"
+        steps = (*steps, f"{step} from {low:g}..{high:g}")
+    if alpha is not None and alpha.min() < 1:
+        for rows in cut_rows(values.shape):
+            opaque = alpha[rows][..., None]
+            pixels[rows] = np.rint(pixels[rows] * opaque + 255 * (1 - opaque))
+        steps = (*steps, "composited on white")
+    return Decoded(pixels, mode, bits, steps)

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from convnext_cli.images.augmentation import Box, erase, is_grey, jitter_light, rand_augment, turn_crop
-from convnext_cli.images.decode import Pixels
 from convnext_cli.images.preprocessing import INTERPOLATIONS, Augmentation, Preprocessing
+from convnext_cli.images.raster import Pixels
 
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 MAX_RESIZED = 50_000_000  # pixels

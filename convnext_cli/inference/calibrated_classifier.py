@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.images.decode import Pixels
+from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import transform_for_eval
 from convnext_cli.inference.calibration import Calibration, load_calibration, read_calibration, read_novelty
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from convnext_cli.data.index import Index, pick_evenly
 from convnext_cli.data.split import explain_small_validation
-from convnext_cli.images.decode import Pixels
+from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import pad_image
 from convnext_cli.inference.calibration import ABSTAIN_RATE, Calibration
 from convnext_cli.inference.classifier import Classifier, open_for_eval

@@ -12,9 +12,10 @@ from convnext_cli.data.index import Index
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError, suggest
 from convnext_cli.images.cache import ImageCache
-from convnext_cli.images.decode import Pixels, decode_image
+from convnext_cli.images.decode import decode_image
 from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.images.preprocessing import Preprocessing, describe_size
+from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import fit_image, pad_image
 from convnext_cli.machine import count_cpus
 from convnext_cli.metrics.drift import measure_corners

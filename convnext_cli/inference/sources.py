@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli.errors import UsageError
-from convnext_cli.images.decode import Pixels, convert_image, decode_image
+from convnext_cli.images.decode import convert_image, decode_image
+from convnext_cli.images.raster import Pixels
 
 ImageInput: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 """A path; a PIL image; or uint8 values, (H, W) grey, (H, W, 3) RGB or (N, H, W, 3) for N images."""

@@ -148,8 +148,9 @@ def _read_size(index: Index, row: int, *, detect_colour: bool) -> tuple[int, int
     import numpy as np
     from PIL import Image
 
-    from convnext_cli.images.decode import decode_image, open_with_pillow
+    from convnext_cli.images.decode import decode_image
     from convnext_cli.images.formats import identify_file, open_regular_file
+    from convnext_cli.images.pillow import open_with_pillow
 
     path = index.root / index.paths[row]
     try:

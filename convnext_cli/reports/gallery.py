@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from convnext_cli.images.decode import Pixels
+from convnext_cli.images.raster import Pixels
 from convnext_cli.inference.classifier import Outputs, load_for_eval
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.explain import overlay_heat

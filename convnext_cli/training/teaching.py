@@ -24,10 +24,11 @@ from convnext_cli.data.index import Index
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import UsageError
 from convnext_cli.files import replace_file
-from convnext_cli.images.decode import RULES, Pixels
+from convnext_cli.images.decode import RULES
 from convnext_cli.images.hashing import open_digests
 from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.images.preprocessing import REDUCTION, Preprocessing, join_size
+from convnext_cli.images.raster import Pixels
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX
 from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.training.context import TrainingContext

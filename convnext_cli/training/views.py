@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.images.cache import ImageCache
-from convnext_cli.images.decode import Pixels, decode_image
+from convnext_cli.images.decode import decode_image
 from convnext_cli.images.loaders import load_batches, seed_image
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing, describe_size
+from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import (
     augment_fitted,
     find_training_side,

@@ -6,9 +6,9 @@ from PIL import Image
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, LEVEL_TO_ARG, NAME_TO_OP
 
 from convnext_cli.images.augmentation import ERASED, OPERATIONS, erase, jitter_light, turn_crop
-from convnext_cli.images.decode import Pixels
 from convnext_cli.images.loaders import seed_image
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
+from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import augment_fitted, transform_for_eval, transform_for_training
 from convnext_cli.recipes.settings import Settings
 from convnext_cli.recipes.tables import load_augmentations

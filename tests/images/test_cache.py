@@ -15,7 +15,8 @@ from PIL import Image
 from convnext_cli.cache_folder import clear_cache
 from convnext_cli.errors import ImageError
 from convnext_cli.images.cache import IN_USE, LIMIT, PENDING, ImageCache, list_cached_sets
-from convnext_cli.images.decode import Pixels, decode_image
+from convnext_cli.images.decode import decode_image
+from convnext_cli.images.raster import Pixels
 from tests.conftest import save_image
 
 

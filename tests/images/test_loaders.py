@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from convnext_cli.errors import ImageError
-from convnext_cli.images.decode import Pixels
 from convnext_cli.images.loaders import (
     AHEAD,
     balance_rows,
@@ -16,6 +15,7 @@ from convnext_cli.images.loaders import (
     seed_image,
     shuffle_rows,
 )
+from convnext_cli.images.raster import Pixels
 
 
 def image(row: int) -> Pixels:

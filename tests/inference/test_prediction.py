@@ -13,7 +13,7 @@ from convnext_cli import evaluate, predict
 from convnext_cli.cli.app import main
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images import decode
-from convnext_cli.images.decode import Pixels
+from convnext_cli.images.raster import Pixels
 from convnext_cli.inference import sources
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.prediction import list_run_notes, predict_steps

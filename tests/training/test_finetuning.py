@@ -19,7 +19,8 @@ from convnext_cli import evaluate, finetune, predict
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import ConvnextError, DataError, UsageError, WeightsError
 from convnext_cli.images.cache import list_cached_sets
-from convnext_cli.images.decode import Pixels, decode_image
+from convnext_cli.images.decode import decode_image
+from convnext_cli.images.raster import Pixels
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS, load_augmentations
 from convnext_cli.runs.folder import RunFolder

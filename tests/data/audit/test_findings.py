@@ -13,7 +13,8 @@ from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import DataError
-from convnext_cli.images.decode import Decoded, read_image
+from convnext_cli.images.decode import read_image
+from convnext_cli.images.raster import Decoded
 from convnext_cli.progress import finish
 from tests.conftest import draw_picture, save_image
 from tests.data.audit.planting import Planted, plant, score_duplicates

@@ -1,0 +1,320 @@
+"""Read images with Pillow, and the depths of which Pillow keeps only 8 bits by other means."""
+
+import io
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from convnext_cli.errors import ImageError
+from convnext_cli.images.formats import (
+    JPEG2000_CODESTREAM,
+    PILLOW_SUFFIXES,
+)
+from convnext_cli.images.memory import reserve_memory
+from convnext_cli.images.raster import (
+    ORIENTATION_TAG,
+    Decoded,
+    Pixels,
+    Raster,
+    check_orientation,
+    cut_rows,
+    finish_raster,
+    scale_alpha,
+    turn_upright,
+)
+from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, is_thumbnail, name_page
+
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
+_ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such grey to 8 bits, but not the key of its transparent value
+_SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in swapped order, the second
+_JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # other markers have no length, or are data
+_MAX_SCANS = 100  # a progressive JPEG has 6 to 20
+_READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
+"""Bytes per pixel that a library holds beside Pillow's own image, measured on images of one colour."""
+
+
+def differs_in_pillow(image: Image.Image) -> bool:
+    """Return True if `_read` may read other values from an opened file than Pillow, or refuses it."""
+    if image.format == "TIFF":
+        return is_thumbnail(image.tag_v2) or not is_read_by_pillow(image.tag_v2)  # type: ignore[attr-defined]
+    is_deep = _find_rawmode(image) in (*_SWAPPED, *_GREY_STEPS, "LA;16B")
+    return is_deep or image.format in ("PPM", "SGI", "JPEG2000")
+
+
+def open_with_pillow(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
+    """Open an image with Pillow, limited to the formats of `PILLOW_SUFFIXES`; nothing is decoded yet.
+
+    The formats are listed because Pillow starts Ghostscript for a PostScript file of any name.
+
+    Args:
+        file: the file, at its start.
+        path: for the message.
+        name: the only allowed format; empty for all.
+
+    Raises:
+        UnidentifiedImageError: the file has none of these formats.
+        ImageError: the installed Pillow lacks this format.
+    """
+    if name not in Image.OPEN:
+        Image.init()
+    formats = [name] if name in Image.OPEN else [listed for listed in PILLOW_SUFFIXES if listed in Image.OPEN]
+    if name not in ("", *formats):
+        raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
+    return Image.open(file, formats=formats)
+
+
+def read_opened(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:
+    """Read an image that Pillow has opened.
+
+    Args:
+        opened: the image, at the page to read.
+        file: its file.
+        path: for messages.
+        at_least: as `decode_image` has it.
+
+    Raises:
+        ImageError: it is too large, or has no known colours; other errors are Pillow's.
+    """
+    if opened.mode == "LAB":
+        raise ImageError(f"{path} is in Lab colour, which cannot be read", REMEDY)
+    if opened.format in ("JPEG", "MPO") and _has_scans(opened, file):
+        _refuse_scans(file, path)
+    with reserve_memory(path, *opened.size, _count_bytes(opened, file)):
+        return _load(opened, file, path, at_least)
+
+
+def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:
+    steps: list[str] = []
+    mode = opened.mode
+    if (frames := getattr(opened, "n_frames", 1)) > 1:
+        steps.append(name_page(opened.tell(), frames))
+    rawmode = _find_rawmode(opened)
+    if at_least is not None and opened.format == "JPEG":
+        _reduce(opened, at_least)
+    orientation = find_orientation(opened, steps)
+    if rawmode == "LA;16B" or rawmode in _SWAPPED:
+        raster = _read_deep_png(opened, file, rawmode)
+        raster = raster._replace(steps=tuple(steps) + raster.steps)
+        return finish_raster(turn_upright(raster, orientation), path)
+    opened.load()
+    _scale_key(opened, rawmode)
+    if orientation != 1:
+        ImageOps.exif_transpose(opened, in_place=True)
+    return convert_opened(opened, mode, steps, path)
+
+
+def convert_opened(image: Image.Image, mode: str, steps: list[str], path: object) -> Decoded:
+    """Convert an image that Pillow has read: stretch deep grey, blend transparent parts with white, make the rest RGB.
+
+    Args:
+        image: read, and upright.
+        mode: of the file.
+        steps: the steps so far.
+        path: for the message.
+
+    Raises:
+        ImageError: no value is finite.
+    """
+    if mode in _DEEP_MODES:
+        values = _to_array(image)
+        alpha = None
+        if isinstance(key := image.info.get("transparency"), int):
+            alpha = (values != key).astype(np.float32)
+        bits = 16 if mode.startswith("I;16") else 32
+        return finish_raster(Raster(values, alpha, mode, bits, tuple(steps)), path)
+    is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in image.info)
+    pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent)
+    if has_alpha:
+        steps.append("composited on white")
+    elif not is_transparent and mode not in ("RGB", "L"):
+        steps.append("converted to RGB")
+    return Decoded(pixels, mode, 1 if mode == "1" else 8, tuple(steps))
+
+
+def find_orientation(image: Image.Image, steps: list[str]) -> int:
+    """Return the EXIF orientation; 1 if there is none or the EXIF cannot be read."""
+    try:
+        orientation = check_orientation(image.getexif().get(ORIENTATION_TAG))
+    except (SyntaxError, ValueError, struct.error, KeyError, TypeError):
+        steps.append("damaged EXIF ignored")
+        image.info.pop("exif", None)
+        return 1
+    if orientation != 1:
+        steps.append("turned upright")
+    return orientation
+
+
+def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
+    """Convert to (H, W, 3) on white, part by part if the image is large; return True too if any part is transparent."""
+    width, height = image.size
+    slices = list(cut_rows((height, width)))
+    if len(slices) == 1:
+        return _part_to_rgb(image, is_transparent=is_transparent)
+    result, has_alpha = np.empty((height, width, 3), np.uint8), False
+    for rows in slices:
+        part = image.crop((0, rows.start, width, min(rows.stop, height)))
+        result[rows], is_part_transparent = _part_to_rgb(part, is_transparent=is_transparent)
+        has_alpha |= is_part_transparent
+    return result, has_alpha
+
+
+def _part_to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
+    """Convert to (H, W, 3) on white; return True too if a pixel is transparent."""
+    has_alpha = False
+    if is_transparent:
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")  # a palette's transparency is lost with a warning otherwise
+        has_alpha = image.getchannel("A").getextrema() != (255, 255)
+    if has_alpha:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), has_alpha
+
+
+def _to_array(image: Image.Image) -> NDArray[Any]:
+    """Copy a grey image's values, part by part, because NumPy's own way holds three copies for a moment."""
+    width, height = image.size
+    slices = list(cut_rows((height, width)))
+    if len(slices) == 1:
+        return np.asarray(image)
+    parts = (np.asarray(image.crop((0, rows.start, width, min(rows.stop, height)))) for rows in slices)
+    first = next(parts)
+    result = np.empty((height, width, *first.shape[2:]), first.dtype)
+    result[slices[0]] = first
+    for rows, part in zip(slices[1:], parts, strict=True):
+        result[rows] = part
+    return result
+
+
+def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
+    """Return the bytes per pixel that reading `image` holds at once: of the library, Pillow and the result."""
+    size = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    count = size + 3 + _READER_BYTES.get(image.format or "", 0)
+    if image.mode in _DEEP_MODES:
+        return count + size
+    if (rawmode := _find_rawmode(image)) in (*_SWAPPED, "LA;16B"):
+        return 20 if rawmode == "RGB;16B" else 26
+    if image.format in ("JPEG", "MPO"):  # in several scans, libjpeg holds all coefficients, 2 bytes each
+        layers = getattr(image, "layer", ())
+        if layers and _has_scans(image, file):
+            largest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
+            count += 2 * sum(layer[1] * layer[2] for layer in layers) / max(1, largest)
+    return count
+
+
+def _has_scans(image: Image.Image, file: BinaryIO) -> bool:
+    """Return True if a JPEG opened by Pillow, its file at the first scan, has several scans."""
+    place = file.tell()
+    scanned = file.read(3)[2:]
+    file.seek(place)
+    return bool(image.info.get("progressive")) or scanned != bytes([len(getattr(image, "layer", ()))])
+
+
+def _reduce(image: Image.Image, at_least: int) -> None:
+    """Let libjpeg decode at the smallest of 1, 1/2, 1/4, 1/8 whose shorter side keeps `at_least` pixels."""
+    shorter = min(image.size)
+    for factor in (8, 4, 2):
+        if shorter // factor >= at_least:
+            image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
+            return
+
+
+def _find_rawmode(image: Image.Image) -> str:
+    """Return Pillow's name for the layout of the file's bytes; empty if there is none."""
+    tiles: Any = getattr(image, "tile", None)
+    args = tiles[0].args if tiles else None
+    return args if isinstance(args, str) else ""  # PNG has text; other formats, whose layout is not asked, have tuples
+
+
+def _scale_key(image: Image.Image, rawmode: str) -> None:
+    """Scale the transparent value of a grey image of 2 or 4 bits as its pixels are scaled."""
+    if rawmode in _GREY_STEPS and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = key * _GREY_STEPS[rawmode]
+
+
+def _read_deep_png(opened: Image.Image, file: BinaryIO, rawmode: str) -> Raster:
+    """Read a PNG of 16-bit colour or of 16-bit grey with alpha, of which Pillow keeps the higher bytes.
+
+    Colour is decoded again in swapped byte order, which gives the lower bytes. Grey with alpha has four bytes per pixel
+    like 8-bit RGBA; decoded as such, it gives all four.
+    """
+    if rawmode == "LA;16B":
+        file.seek(0)
+        data = bytearray(file.read())
+        data[24:26] = b"\x08\x06"  # bit depth and colour type, in IHDR, the first chunk (PNG specification, 11.2.1)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            pairs = _to_array(image).view(">u2")  # (H, W, 2)
+        return Raster(pairs[..., 0].astype(np.uint16), scale_alpha(pairs[..., 1], 65535), "LA", 16)
+    mode, key = opened.mode, opened.info.get("transparency")
+    deep = _to_array(opened).astype(np.uint16) << np.uint16(8)
+    with Image.open(file, formats=("PNG",)) as again:
+        again.tile = [tile._replace(args=_SWAPPED[rawmode]) for tile in again.tile]
+        deep |= _to_array(again)
+    values = deep[..., :3]
+    if deep.shape[2] == 4:
+        return Raster(values, scale_alpha(deep[..., 3], 65535), mode, 16)
+    alpha = (values != np.asarray(key)).any(axis=2).astype(np.float32) if isinstance(key, tuple) else None
+    return Raster(values, alpha, mode, 16)
+
+
+def read_deep_pnm(file: BinaryIO, path: Path) -> Raster | None:
+    """Read colour PNM of more than 8 bits and colour PFM as grey images three times as wide; None for other files."""
+    head = file.read(4096)
+    blank = rb"(?:\s|#[^\n]*\n)+"
+    header = re.match(rb"P([36F])(" + blank + rb")(\d{1,9})(" + blank + rb")(\d{1,9})" + blank + rb"([-+.\deE]+)", head)
+    if header is None or (header[1] != b"F" and float(header[6]) <= 255):
+        return None
+    width, height = int(header[3]), int(header[5])
+    with reserve_memory(path, width, height, 3 * (4 + 4 + 4) + 3):
+        file.seek(header.end(3))
+        grey = b"P" + {b"3": b"2", b"6": b"5", b"F": b"f"}[header[1]]
+        data = grey + header[2] + str(3 * width).encode() + file.read()
+        with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
+            values = _to_array(image).reshape(height, width, 3)
+        return Raster(values, None, "RGB", 32 if header[1] == b"F" else 16)
+
+
+def _refuse_scans(file: BinaryIO, path: Path) -> None:
+    """Raise an `ImageError` for a JPEG of endlessly many scans, each of which libjpeg decodes at the image's full size.
+
+    Raises:
+        ImageError: it has more than `_MAX_SCANS`.
+    """
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    count, at = 0, 2  # after the first marker, SOI
+    while (match := _JPEG_SEGMENT.search(data, at)) and match[1] != b"\xd9":  # EOI
+        count += match[1] == b"\xda"  # SOS
+        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+    if count > _MAX_SCANS:
+        raise ImageError(f"{path} is a JPEG of {count:,} scans (the limit is {_MAX_SCANS})", "Save it again")
+
+
+def refuse_deep(file: BinaryIO, path: Path, name: str) -> None:
+    """Raise an `ImageError` for files of which Pillow would drop bits, if there is no other way to read them."""
+    if name == "SGI" and file.read(4)[3:] == b"\2":
+        raise ImageError(f"{path} is an SGI file of 16 bits, which cannot be read", REMEDY)
+    if name == "JPEG2000":
+        head = file.read(1 << 16)
+        start = head.find(JPEG2000_CODESTREAM)
+        if start >= 0 and len(head) >= start + 43:
+            (count,) = struct.unpack_from(">H", head, start + 40)
+            depths = [(depth & 127) + 1 for depth in head[start + 42 : start + 42 + 3 * count : 3]]
+            if count > 1 and max(depths, default=8) > 8:
+                raise ImageError(
+                    f"{path} is a JPEG 2000 file of {count} channels of {max(depths)} bits, which cannot be read",
+                    REMEDY,
+                )
+    if name == "ICO":  # images inside declare sizes of their own
+        for match in re.finditer(rb"\x89PNG\r\n\x1a\n....IHDR(.{8})", file.read(), re.DOTALL):
+            if max(struct.unpack(">II", match[1])) > 4096:
+                raise ImageError(f"{path} is an icon of more than 4,096 pixels", "Replace or remove the file")
