@@ -131,7 +131,7 @@ def _run(args: list[str] | None) -> int:
         code = app(args, standalone_mode=False, prog_name="convnext")
         sys.stdout.flush()  # here, so that a failure is reported like any other
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            code = _fail_interrupted(words)
+            code = _fail_interrupted()
     except StoppedError as error:  # all processes stop; the first one reports it
         console.say(str(error))
         code = error.exit_code
@@ -143,7 +143,7 @@ def _run(args: list[str] | None) -> int:
         text = explain_usage(error, words)
         code = _fail(f"{text} (`{command} --help` lists the options)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail_interrupted(words)
+        code = _fail_interrupted()
     except BrokenPipeError:
         # the reader of the output has gone; Python would complain again when it closes stdout
         discard(sys.stdout)
@@ -169,9 +169,8 @@ def _run(args: list[str] | None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _fail_interrupted(words: Sequence[str]) -> int:
-    remedy = "; a training that has begun continues with --resume" if "finetune" in words else ""
-    console.fail(f"interrupted. Saved files are intact{remedy}")
+def _fail_interrupted() -> int:
+    console.fail("interrupted. Saved files are intact")
     return 128 + get_stopping_signal()
 
 

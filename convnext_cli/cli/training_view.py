@@ -1,10 +1,13 @@
 """The terminal's view of a training: header, epochs, result."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
 from convnext_cli.cli.plan_view import describe_data, describe_sizes, describe_splits, list_decided, list_main_settings
+from convnext_cli.cli.signals import get_stopping_signal
+from convnext_cli.errors import StoppedError
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
 from convnext_cli.text import format_count, quote
@@ -33,15 +36,29 @@ def follow(
         request: the request.
         is_verbose: show every setting with its source and reason.
         is_brief: leave the settings out.
+
+    Raises:
+        StoppedError: a signal has arrived.
+        ConvnextError: another subclass, with the remedy.
     """
     from convnext_cli.api import train
+    from convnext_cli.runs.folder import RunFolder
+    from convnext_cli.runs.folds import describe_resume
 
     view = _TrainingView(is_verbose=is_verbose, is_brief=is_brief)
-    return console.run("fine-tuning", train(request), view.show)
+    try:
+        return console.run("fine-tuning", train(request), view.show)
+    except KeyboardInterrupt as error:  # not during training steps, after which the training itself saves and stops
+        begun = request.resume or view.begun
+        remedy = describe_resume(RunFolder(begun)) if begun else "It had not begun; the same command starts it again"
+        raise StoppedError("training interrupted", remedy, signal=get_stopping_signal()) from error
 
 
 class _TrainingView:
     """Shows the events of a training, and keeps what later ones need."""
+
+    begun: Path | None = None
+    """The run, once it can be resumed."""
 
     def __init__(self, *, is_verbose: bool, is_brief: bool) -> None:
         self._is_verbose = is_verbose
@@ -61,6 +78,7 @@ class _TrainingView:
                 _show_next_fold(event)
                 self._planned = event
             case Started():
+                self.begun = event.run
                 self._epochs = event.plan.settings.epochs
                 _show_started(event, self._planned)
             case StepDone():

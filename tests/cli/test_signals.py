@@ -4,6 +4,7 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +13,7 @@ from convnext_cli.cli.app import main
 from convnext_cli.cli.signals import stop_by_signals
 from convnext_cli.files import replace_file
 from convnext_cli.progress import Progress
+from convnext_cli.training.events import Started
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
@@ -51,6 +53,33 @@ def test_a_signal_stops_any_command_without_temporary_files(
     assert capsys.readouterr().err.endswith("interrupted. Saved files are intact\n")
     assert list(Path().iterdir()) == [Path("run")]
     assert signal.getsignal(number) == handler
+
+
+@pytest.mark.usefixtures("python_handlers")
+@pytest.mark.parametrize("words", [["data", "-o", "run"], ["--resume", "run"]])
+@pytest.mark.parametrize("begun", [None, "run", "folds/fold-2"])
+def test_an_interrupted_training_says_whether_it_resumes(
+    words: list[str], begun: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(_: object) -> Generator[object, None, None]:
+        if begun is not None:
+            yield Mock(spec=Started, run=Path(begun))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr("convnext_cli.api.train", train)
+    monkeypatch.setattr("convnext_cli.cli.training_view._show_started", lambda *_: None)
+    Path("folds").mkdir()
+    Path("folds/folds.toml").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", *words])
+    assert ended.value.code == 128 + signal.SIGTERM
+    [line] = capsys.readouterr().err.splitlines()
+    resumed = "run" if "--resume" in words else begun and begun.partition("/")[0]
+    remedy = "It had not begun; the same command starts it again"
+    if resumed:
+        remedy = f"Continue with `convnext finetune --resume {resumed}`"
+    assert line == f"training interrupted. {remedy}."
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -252,6 +252,11 @@ def test_soup_of_best_epochs_is_kept_if_no_worse(digits: Path) -> None:
     assert evaluate(Path("run"), split="val").uncalibrated.log_loss == pytest.approx(recorded["val"]["log_loss"])
 
 
+def test_soup_without_validation_images_is_kept(few_digits: Path) -> None:
+    events = train(tiny_request(few_digits, Path("run"), average_best=2, epochs=2, val_fraction=0))
+    assert "the average of epochs 1, 2 is kept" in [event.text for event in events if isinstance(event, Notice)]
+
+
 def test_worse_soup_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soup, "average_tensors", lambda result: {n: torch.zeros_like(v) for n, v in result[0].items()})
     events = train(small_request(digits, Path("run"), average_best=2, epochs=3))
