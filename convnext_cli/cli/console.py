@@ -219,7 +219,8 @@ def progress(label: str) -> Iterator[Bar]:
         TimeRemainingColumn(),
     )
     # Results that go into a file must not be drawn above the bar, which would send them to stderr.
-    console = Console(file=sys.stderr, highlight=False)
+    # A line stays one, which the terminal folds: a path or a command in it can be copied.
+    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
         yield Bar(bars, bars.add_task(label, total=None, text=""), label)
 

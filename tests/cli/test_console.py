@@ -77,13 +77,14 @@ def test_colours_are_for_terminals_only(
     assert capsys.readouterr() == (f"{bold}\n", f"{label}bell\\x07\n")
 
 
-def test_a_progress_bar_leaves_results_in_a_file_alone() -> None:
-    script = """
+def test_a_progress_bar_leaves_results_in_a_file_alone_and_lines_whole() -> None:
+    line = f"run: a folder/{'long/' * 60}run"
+    script = f"""
 from convnext_cli.cli import console
 with console.progress("predicting") as bar:
     bar.update(1, 2)
     console.show_raw("row\\n")
-    console.say("remark")
+    console.say("{line}")
 """
     ours, theirs = pty.openpty()
     done = subprocess.run(
@@ -98,5 +99,5 @@ with console.progress("predicting") as bar:
     os.close(theirs)
     assert done.stdout == b"row\n"
     assert b"predicting" in shown
-    assert b"remark" in shown
+    assert line.encode() + b"\r\n" in shown
     assert b"row" not in shown
