@@ -19,6 +19,7 @@ from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import JPEG2000_CODESTREAM, open_regular_file
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
 from convnext_cli.images.raster import Raster, cut_rows, find_range, stretch_between
+from convnext_cli.text import format_count
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -181,7 +182,8 @@ def _find_options(dataset: "Dataset", path: Path, steps: list[str]) -> dict[str,
     samples = _integer(dataset, "SamplesPerPixel") or 1
     kind = str(_value(dataset, "PhotometricInterpretation") or "").strip().upper()
     if samples not in (1, 3) or kind in ("HSV", "ARGB", "CMYK"):
-        raise ImageError(f"{path} is DICOM of {samples} samples per pixel, {kind}, which cannot be read", _REMEDY)
+        number = format_count(samples, "sample")
+        raise ImageError(f"{path} is DICOM of {number} per pixel, {kind}, which cannot be read", _REMEDY)
     if kind not in ((*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR):
         kind = "MONOCHROME2" if samples == 1 else "RGB"
         steps.append(f"read as {kind} (no valid PhotometricInterpretation)")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from convnext_cli.errors import ImageError
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
 from convnext_cli.images.raster import ORIENTATION_TAG, Raster, check_orientation, scale_alpha
+from convnext_cli.text import format_count
 
 REMEDY = "Save it again as a grey or RGB TIFF of 8 or 16 bits, or as PNG"
 
@@ -130,15 +131,15 @@ def _check(page: Any, path: Any) -> None:
     elif page.imagedepth > 1:
         kind = "of a volume"
     elif compression != _UNCOMPRESSED and compression not in _BYTE_CODECS:
-        kind = f"of {page.bitspersample} bits, {_name(page.compression)} compression"
+        kind = f"of {format_count(page.bitspersample, 'bit')}, {_name(page.compression)} compression"
     elif photometric in (_MINISWHITE, _MINISBLACK) and (samples > 2 or samples - extra > 1):
         kind = f"of {samples} bands without a known colour"
     elif photometric == _RGB and samples < 3:
-        kind = f"of {samples} bands called RGB"
+        kind = f"of {format_count(samples, 'band')} called RGB"
     elif photometric == _SEPARATED and (samples < 4 or page.tags.valueof(332, 1) != 1):
-        kind = f"of {samples} inks other than CMYK"
+        kind = f"of {format_count(samples, 'ink')} other than CMYK"
     elif photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _SEPARATED):
-        kind = f"of {_name(page.photometric)} colour with {page.bitspersample} bits"
+        kind = f"of {_name(page.photometric)} colour with {format_count(page.bitspersample, 'bit')}"
     if kind:
         raise ImageError(f"{path} is a TIFF file {kind}, which cannot be read", REMEDY)
     if not page.imagewidth or not page.imagelength or not page.dataoffsets:

@@ -28,6 +28,7 @@ from convnext_cli.metrics.decision import (
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 from convnext_cli.metrics.registry import METRICS, MISSING
 from convnext_cli.metrics.summary import Fraction
+from convnext_cli.text import format_count
 
 TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
 TARGET_METRICS: tuple[TargetMetric, ...] = get_args(TargetMetric)
@@ -151,7 +152,8 @@ class Threshold:
     def __post_init__(self) -> None:
         """Check that each bound has its value."""
         if len(self.also) != len(self.target.also):
-            raise ValueError(f"{1 + len(self.also)} values for {len(self.target.bounds)} bounds")
+            values, bounds = format_count(1 + len(self.also), "value"), format_count(len(self.target.bounds), "bound")
+            raise ValueError(f"{values} for {bounds}")
 
     @property
     def all_reached(self) -> tuple[Reached, ...]:

@@ -22,6 +22,7 @@ from convnext_cli.errors import ConvnextError, WeightsError, shorten_error
 from convnext_cli.files import replace_file
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.conversion import clean_text, convert_names, identify_architectures
+from convnext_cli.text import format_count
 
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first response
@@ -297,16 +298,17 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     wrong = [name for name in (*missing, *unknown) if not name.startswith("head.")]
     if wrong == [stem] and stem in state:
         raise WeightsError(
-            f"{source} does not fit the model: its input has {state[stem].shape[1]} channels, not "
+            f"{source} does not fit the model: its input has {format_count(state[stem].shape[1], 'channel')}, not "
             f"{parameters[stem].shape[1]}",
             "Give --in-chans 1, or weights for three channels",
         )
     if wrong:
         names = identify_architectures(weights)
         origin = f"its weights are of {' or '.join(names)}" if names else "its weights are of another architecture"
+        number = format_count(len(wrong), "parameter differs", "parameters differ")
         raise WeightsError(
-            f"{source} does not fit {cfg.get('architecture') or 'the model'}: {origin} ({len(wrong)} parameters differ "
-            f"in name or shape, such as {', '.join(wrong[:3])})",
+            f"{source} does not fit {cfg.get('architecture') or 'the model'}: {origin} ({number} in name or shape, "
+            f"such as {', '.join(wrong[:3])})",
             f"Give --model {names[0]}" if names else "Give weights of the same architecture",
         )
     model.load_state_dict(fitting, strict=False)

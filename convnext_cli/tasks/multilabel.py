@@ -42,7 +42,7 @@ from convnext_cli.tasks.task import (
     Task,
     show_probability,
 )
-from convnext_cli.text import quote, shorten_names
+from convnext_cli.text import format_count, quote, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 IDENTITY = 1.0, 0.0  # factor and offset of a label that is not calibrated
@@ -111,7 +111,8 @@ class Multilabel(Task):
         separated = f"cells of {name!r} separated by {separator!r}" if separator else f"a label of {name!r} in each row"
         notes = [f"{separated}: read as several labels per image; --task single overrides this"]
         if blank := cells.count(""):
-            notes.append(f"{blank:,} blank cells of {name!r} are read as none of the labels")
+            number = format_count(blank, f"blank cell of {name!r} is", f"blank cells of {name!r} are")
+            notes.append(f"{number} read as none of the labels")
         return RawTargets(
             task=cls(),
             columns=(name,),
@@ -130,7 +131,7 @@ class Multilabel(Task):
         if has_label and options.task == AUTO:
             raise OtherTaskError(f"{table.path} has columns of labels beside a label", "Name them with --label-columns")
         values = [_read_flags(table, name) for name in names]
-        notes = [f"{len(names)} columns of labels: read as several labels per image"]
+        notes = [f"{format_count(len(names), 'column')} of labels: read as several labels per image"]
         has_only_ones = [0.0 not in column and any(value != value for value in column) for column in values]
         if options.blank == "negative":
             has_only_ones = [True] * len(names)
@@ -144,10 +145,9 @@ class Multilabel(Task):
         unknown = sum(value != value for column in values for value in column)
         uncertain = sum(value == -1 for column in values for value in column)
         if unknown or uncertain:
-            notes.append(
-                f"{unknown:,} blank labels count as unknown (--blank negative reads them as 0), {uncertain:,} labels "
-                "are -1 (--uncertain)"
-            )
+            reads = "as unknown (--blank negative reads"
+            blank = format_count(unknown, f"blank label counts {reads} it", f"blank labels count {reads} them")
+            notes.append(f"{blank} as 0), {format_count(uncertain, 'label is', 'labels are')} -1 (--uncertain)")
         return RawTargets(
             task=cls(),
             columns=tuple(names),
@@ -182,7 +182,7 @@ class Multilabel(Task):
 
     def describe_classes(self, classes: Sequence[str]) -> str:
         """Return the number of labels."""
-        return f"{len(classes)} labels"
+        return format_count(len(classes), "label")
 
     def count(self, targets: Targets, num_classes: int) -> list[int]:
         """Return the number of positive images of each label, (K,)."""
@@ -215,8 +215,10 @@ class Multilabel(Task):
         for value, word in ((1, "positive"), (0, "negative")):
             empty = [name for name, n in zip(classes, (targets == value).sum(axis=0), strict=True) if not n]
             if empty:
+                of_labels = f"of {format_count(len(classes), 'label')}"
+                number = format_count(len(empty), f"{of_labels} has", f"{of_labels} have")
                 return (
-                    f"{len(empty)} of {len(classes)} labels have no {word} training image: {', '.join(empty[:5])}",
+                    f"{number} no {word} training image: {', '.join(empty[:5])}",
                     "Leave them out with --label-columns, or add images",
                 )
         return None
@@ -251,7 +253,7 @@ class Multilabel(Task):
     def describe_calibration(cls, scaling: Scaling) -> str:
         """Return the number of labels that were calibrated."""
         fitted = sum(pair != IDENTITY for pair in zip(scaling.label_scale, scaling.label_offset, strict=True))
-        return f"Platt scaling of {fitted} of {len(scaling.label_scale)} labels"
+        return f"Platt scaling of {fitted} of {format_count(len(scaling.label_scale), 'label')}"
 
     def describe_scores(self, scaling: Scaling | None) -> str:
         """Return the sigmoid with each label's factor and offset."""
@@ -402,14 +404,15 @@ class Multilabel(Task):
             is_alike = ranked[0].roc_auc == ranked[-1].roc_auc
             sentences.append(f"It recognises {best} best{'' if is_alike else f', {worst} worst'}.")
         for key, count, text in (
-            ("recall", "images", "Most often missed: {} in {:,} of {:,} images with it ({:.0f}%)."),
-            ("specificity", "negative", "Most often predicted without the label: {} in {:,} of {:,} images ({:.0f}%)."),
+            ("recall", "images", "Most often missed: {} in {:,} of {} with it ({:.0f}%)."),
+            ("specificity", "negative", "Most often predicted without the label: {} in {:,} of {} ({:.0f}%)."),
         ):
             rates = [(1 - getattr(e, key), e) for e in metrics.per_class if getattr(e, key) is not None]
             rate, entry = max(rates, key=lambda pair: pair[0], default=(0.0, None))
             if entry and rate > 0:
                 total = getattr(entry, count)
-                sentences.append(text.format(entry.name, round(rate * total), total, 100 * rate))
+                images = format_count(total, "image")
+                sentences.append(text.format(entry.name, round(rate * total), images, 100 * rate))
         return sentences
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
@@ -425,8 +428,8 @@ class Multilabel(Task):
         by_chance = np.outer(np.diag(together), np.diag(together)) / max(1, len(training))
         pairs = np.argwhere(np.triu((together == 0) & (predicted > 0) & (by_chance >= MIN_TO_EXCLUDE), 1))
         return [
-            f"{classes[i]} and {classes[j]} are predicted together in {predicted[i, j]:,} images, though no training "
-            "image has both"
+            f"{classes[i]} and {classes[j]} are predicted together in {format_count(predicted[i, j], 'image')}, though "
+            "no training image has both"
             for i, j in pairs.tolist()
         ]
 

@@ -31,7 +31,7 @@ from convnext_cli.tasks.reading import (
 )
 from convnext_cli.tasks.single import Single, describe_constant, describe_mistakes
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets
-from convnext_cli.text import shorten_names
+from convnext_cli.text import format_count, shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +99,7 @@ class Ordinal(Single):
 
     def describe_classes(self, classes: Sequence[str]) -> str:
         """Return the number of grades, with the first and the last."""
-        return f"{len(classes)} grades from {classes[0]} to {classes[-1]}"
+        return f"{format_count(len(classes), 'grade')} from {classes[0]} to {classes[-1]}"
 
     def decide(self, scores: Floats, scaling: Scaling | None) -> NDArray[Any]:
         """Return the median grade of each image, (N,)."""
@@ -133,7 +133,7 @@ class Ordinal(Single):
         steps = classes.index(outcome.classes[0]) - int(target)
         if not steps:
             return [line]
-        return [f"{line}: {abs(steps)} grade{'s' if abs(steps) > 1 else ''} too {'high' if steps > 0 else 'low'}"]
+        return [f"{line}: {format_count(abs(steps), 'grade')} too {'high' if steps > 0 else 'low'}"]
 
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return how far predictions are off, and the most frequent mistake."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
-from convnext_cli.text import shorten, shorten_names
+from convnext_cli.text import format_count, shorten, shorten_names
 
 if TYPE_CHECKING:  # NumPy
     from convnext_cli.tasks.task import Task
@@ -82,7 +82,7 @@ class Table:
         """Raise a `DataError` that counts `rows` if there are any, with examples or their lines."""
         if rows:
             shown = ", ".join(map(shorten, examples)) or ", ".join(f"line {self.lines[row]}" for row in rows[:EXAMPLES])
-            counted = f"{len(rows)} row{'s' if len(rows) != 1 else ''}: {shown}"
+            counted = f"{format_count(len(rows), 'row')}: {shown}"
             raise DataError(f"{self.path} has {problem} in {counted}", remedy or "Correct or remove these rows")
 
 
@@ -113,7 +113,7 @@ class OtherTaskError(DataError):
 def explain_columns(task: str, table: Table, names: Sequence[str]) -> OtherTaskError:
     """Return the error for a column per label where a task needs one column."""
     return OtherTaskError(
-        f"--task {task} needs one column, and {table.path} has {len(names)} columns of labels",
+        f"--task {task} needs one column, and {table.path} has {format_count(len(names), 'column')} of labels",
         "Name the column with --label-column",
     )
 

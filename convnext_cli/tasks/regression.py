@@ -34,6 +34,7 @@ from convnext_cli.tasks.reading import (
     sort_folders,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.text import format_count
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
@@ -99,9 +100,10 @@ class Regression(Task):
         table.refuse("no number", [row for row, cell in enumerate(cells) if is_unknown(cell)])
         values, comma = parse_numbers(cells)
         if wrong := [cell for cell, value in zip(cells, values, strict=True) if value is None]:
+            of_cells = f"of {format_count(len(cells), 'cell')} of column {name!r} of {table.path}"
+            number = format_count(len(wrong), f"{of_cells} is not a number", f"{of_cells} are not numbers")
             raise OtherTaskError(
-                f"--task {cls.name}: {len(wrong)} of {len(cells)} cells of column {name!r} of {table.path} are not "
-                f"numbers, such as {wrong[0]!r}",
+                f"--task {cls.name}: {number}, such as {wrong[0]!r}",
                 f"Correct these rows, or leave out --task {cls.name}",
             )
         numbers = [value for value in values if value is not None]
@@ -113,7 +115,7 @@ class Regression(Task):
             )
         log = options.log_target == "yes" or (options.log_target == AUTO and _needs_logarithm(numbers))
         override = "; --task single or ordinal overrides this" if options.task == AUTO else ""
-        span = f"{len(set(numbers)):,} values from {min(numbers):g} to {max(numbers):g}"
+        span = f"{format_count(len(set(numbers)), 'value')} from {min(numbers):g} to {max(numbers):g}"
         notes = [f"column {name!r} is a number ({span}): read as {cls.name}{override}"]
         notes += [comma] if comma else []
         if log and options.log_target == AUTO:

@@ -31,7 +31,7 @@ from convnext_cli.tasks.reading import (
     refuse_blank,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
-from convnext_cli.text import quote, shorten_names
+from convnext_cli.text import format_count, quote, shorten_names
 
 _GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20
@@ -278,7 +278,9 @@ class Single(Task):
         recall = METRICS["recall"]
         ranked = sorted((entry for entry in metrics.per_class if entry.images), key=lambda entry: -entry.recall)
         ends = ranked if len(ranked) < 3 else [ranked[0], ranked[-1]]
-        parts = [f"{recall.format_with_unit(e.recall)} of the {e.images:,} images of {e.name}" for e in ends]
+        parts = [
+            f"{recall.format_with_unit(e.recall)} of the {format_count(e.images, 'image')} of {e.name}" for e in ends
+        ]
         return [f"It recognises {' and '.join(parts)}.", describe_mistakes(metrics)]
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
@@ -353,13 +355,14 @@ def describe_mistakes(metrics: MetricSet) -> str:
     counts = np.array(metrics.confusion)
     mistakes = counts - np.diag(np.diag(counts))
     if not mistakes.any():
-        return f"It makes no mistake on these {metrics.images:,} images."
+        these = "this" if metrics.images == 1 else "these"
+        return f"It makes no mistake on {these} {format_count(metrics.images, 'image')}."
     true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
     names = [entry.name for entry in metrics.per_class]
     number, total = mistakes[true, predicted], counts[true].sum()
     return (
-        f"Most frequent mistake: it predicted {names[predicted]} for {number:,} of the {total:,} images of "
-        f"{names[true]} ({100 * number / total:.0f}%)."
+        f"Most frequent mistake: it predicted {names[predicted]} for {number:,} of the "
+        f"{format_count(total, 'image')} of {names[true]} ({100 * number / total:.0f}%)."
     )
 
 

@@ -19,7 +19,7 @@ from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction, MetricSet
 from convnext_cli.tasks.reading import RawTargets, Table, TargetOptions, explain_columns
-from convnext_cli.text import shorten_names
+from convnext_cli.text import format_count, shorten_names
 
 MIN_VAL_PER_CLASS = 5
 
@@ -212,7 +212,7 @@ class Task(ABC):
 
     def describe_classes(self, classes: Sequence[str]) -> str:
         """Return the number of classes or labels, or the name of the number, in words."""
-        return f"{len(classes)} classes"
+        return format_count(len(classes), "class")
 
     def number_strata(self, values: Sequence[tuple[float, ...]]) -> list[int]:
         """Return a number for each image, equal for images with alike targets."""
