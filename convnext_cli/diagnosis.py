@@ -13,6 +13,7 @@ from convnext_cli.cache_folder import find_cache_folder, measure_size
 from convnext_cli.errors import shorten_error
 from convnext_cli.machine import count_cpus, detect_machine
 from convnext_cli.progress import Progress, Steps, finish
+from convnext_cli.text import format_count
 
 PACKAGES = (
     "convnext-cli", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "safetensors", "huggingface-hub",
@@ -82,7 +83,7 @@ def _find_version(name: str) -> str | None:
 def _list_devices() -> tuple[str, ...]:
     gpu = detect_machine()
     processor = detect_machine(use_gpu=False)
-    names = [str(processor), f"{count_cpus()} CPU cores available"]
+    names = [str(processor), f"{format_count(count_cpus(), 'CPU core')} available"]
     return (str(gpu), *names) if gpu.is_gpu else tuple(names)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convnext_cli.text import format_count
+
 GIB = 2**30
 # FLOP/s of a core with AVX-512 and native kernels: 51e9 (zepto, 64 px) to 96e9 (tiny, 224 px), 13 models, 1 thread.
 CORE_FLOPS = 80e9
@@ -47,7 +49,7 @@ def detect_machine(*, use_gpu: bool = True) -> Machine:
     """
     if use_gpu and (gpu := _first_gpu()):
         return describe_gpu_machine(*gpu)
-    name = f"CPU ({os.uname().machine}, {count_cpus()} cores)"
+    name = f"CPU ({os.uname().machine}, {format_count(count_cpus(), 'core')})"
     memory = _available_memory() // count_local_processes()
     return Machine(name=name, is_gpu=False, memory=memory, cores=count_process_cpus(), core_flops=estimate_core_flops())
 

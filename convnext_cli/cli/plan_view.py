@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from convnext_cli.data.index import SPLITS
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.settings import UNCORRECTED, declare_settings
+from convnext_cli.text import format_count
 
 if TYPE_CHECKING:
     from convnext_cli.data.index import Index
@@ -46,6 +47,7 @@ def list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
 
     on = [name for name, value in UNCORRECTED.items() if getattr(settings, name) != value]
     unit = declare_settings()["image_size"].option.unit
+    views = format_count(settings.teacher_views, "view")
     return [
         ("epochs", describe("epochs")),
         ("batch size", describe("batch_size")),
@@ -54,7 +56,7 @@ def list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
         ("frame", _describe_frame(plan)),
         ("augmentation", _describe_augmentation(plan)),
         ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "no correction"),
-        *([("teacher", f"{plan.teacher}, {settings.teacher_views} views of each image")] if plan.teacher else []),
+        *([("teacher", f"{plan.teacher}, {views} of each image")] if plan.teacher else []),
     ]
 
 

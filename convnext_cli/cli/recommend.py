@@ -12,7 +12,7 @@ from convnext_cli.cli.plan_view import list_decided
 from convnext_cli.options import Option
 from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS
-from convnext_cli.text import quote
+from convnext_cli.text import format_count, quote
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
@@ -178,7 +178,7 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
     best = recommendation.best
     console.show(
         f"{best.model.name} ({best.reason}) for a {recommendation.regime} data set: "
-        f"{recommendation.dataset_size:,} images",
+        f"{format_count(recommendation.dataset_size, 'image')}",
         style="bold",
     )
     console.show(f"{best.model.params / 1e6:.1f}M parameters, {best.model.gmacs} GMACs, {_describe_weights(best)}")
@@ -188,8 +188,9 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
     if (fingerprint := recommendation.fingerprint) is not None:
         width, height = fingerprint.median_size
         size = f"{width} x {height} px, " if width else ""
+        images, classes = format_count(fingerprint.images, "image"), format_count(fingerprint.classes, "class")
         console.show(
-            f"{data}: {fingerprint.images:,} images in {fingerprint.classes} classes; {size}"
+            f"{data}: {images} in {classes}; {size}"
             f"{'grey' if fingerprint.is_grey else 'colour'} (from a sample of {fingerprint.sampled})"
         )
     if recommendation.unseen is not None:

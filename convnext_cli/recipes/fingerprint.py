@@ -10,6 +10,7 @@ from convnext_cli.data.unseen import Shape
 from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import DICOM_SUFFIXES
 from convnext_cli.recipes.settings import default_settings
+from convnext_cli.text import format_count
 
 SAMPLE = 200  # images whose headers are read
 MEDICAL_SIDE = 96  # px; smallest shorter side of grey images that may be X-rays, as digits and icons are smaller
@@ -126,7 +127,8 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
     """Return notes on unreadable images, class imbalance, groups and grey images."""
     sentences = []
     if fingerprint.unreadable:
-        sentences.append(f"{fingerprint.unreadable} of {fingerprint.sampled} sampled images cannot be opened")
+        sampled = format_count(fingerprint.sampled, "sampled image")
+        sentences.append(f"{fingerprint.unreadable} of {sampled} cannot be opened")
     if fingerprint.imbalance >= 5:
         (rare, few), (common, many) = fingerprint.smallest_class, fingerprint.largest_class
         sentences.append(
@@ -134,10 +136,8 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
             f"not by accuracy; --imbalance sampler draws {rare} more often"
         )
     if fingerprint.groups:
-        sentences.append(
-            f"{fingerprint.groups:,} groups (patients?): a random split keeps each together; `convnext check` shows "
-            "their source"
-        )
+        groups = format_count(fingerprint.groups, "group (patient?)", "groups (patients?)")
+        sentences.append(f"{groups}: a random split keeps each together; `convnext check` shows their source")
     if fingerprint.is_grey:
         sentences.append("the images are grey: the model gets them as RGB with three equal channels")
     return sentences

@@ -54,6 +54,7 @@ from convnext_cli.recipes.settings import (
 )
 from convnext_cli.recipes.speeds import estimate_time_here
 from convnext_cli.recipes.tables import load_tables
+from convnext_cli.text import format_count
 
 DAY = 86_400.0  # seconds
 NIGHT = 10 * 3_600.0
@@ -238,7 +239,7 @@ def _check_request(request: RecommendRequest) -> None:
     elif request.dataset_size < 1:
         raise UsageError(f"dataset size {request.dataset_size} must be at least 1", "Give the number of your images")
     elif request.classes is not None and not 2 <= request.classes <= request.dataset_size:
-        problem = f"{request.classes} classes for {request.dataset_size} images"
+        problem = f"{format_count(request.classes, 'class')} for {format_count(request.dataset_size, 'image')}"
         raise UsageError(problem, "Give 2 classes or more, each with images")
     if request.vram is not None and not 0 < request.vram <= MAX_VRAM:
         problem = f"vram {request.vram:g} must be above 0 and at most {MAX_VRAM:,} GiB"
@@ -432,8 +433,8 @@ def _list_warnings(data: _DataSummary, best: Candidate, candidates: Sequence[Can
     images = data.counts.images
     warnings = [load_tables().describe_gap(images), suggest_faster(best.seconds or 0, candidates)]
     if data.classes and images / data.classes < MIN_CLASS_IMAGES:
-        per_class = f"{images / data.classes:.0f} images per class are very few"
-        warnings.append(f"{per_class}: expect wide confidence intervals, and collect more if you can")
+        per_class = format_count(round(images / data.classes), "image per class is", "images per class are")
+        warnings.append(f"{per_class} very few: expect wide confidence intervals, and collect more if you can")
     if images < MIN_IMAGES:
         warnings.append(f"with under {MIN_IMAGES} images the test split is too small for reliable metrics")
     return [warning for warning in warnings if warning]

@@ -20,6 +20,7 @@ from convnext_cli.recipes.tables import (
     load_tables,
     published_row,
 )
+from convnext_cli.text import format_count
 
 USUAL_BATCH = 128
 MIN_BATCH = 16
@@ -83,7 +84,7 @@ def choose_batch_size(images: int, epochs: int) -> Choice:
     return Choice(
         value=batch,
         source="rule",
-        reason=f"small, for enough steps in {epochs} epoch{'' if epochs == 1 else 's'}",
+        reason=f"small, for enough steps in {format_count(epochs, 'epoch')}",
     )
 
 
@@ -270,7 +271,7 @@ def choose_grad_checkpointing(model: Architecture, choices: Mapping[str, Choice]
             for checkpointing in (False, True)
         )
         if without < min(with_checkpointing, _smallest_efficient_batch(batch, machine)):
-            images = f"{without or 'no'} image{'' if without == 1 else 's'}"
+            images = format_count(without, "image") if without else "no images"
             reason = f"without it, the memory holds {images} at a time; steps take a third longer"
             return Choice(value=True, source="rule", reason=reason)
     return Choice(value=False, source="default")
@@ -297,7 +298,7 @@ def shorten_warmup(warmup: Choice, epochs: int) -> Choice:
     if warmup.value <= longest or warmup.source in ("flag", "plan"):
         return warmup
     origin = "the plan" if warmup.source == "rule" else warmup.source
-    reason = f"a tenth of {epochs} epoch{'s' if epochs != 1 else ''}; {origin} has {warmup.value:g}"
+    reason = f"a tenth of {format_count(epochs, 'epoch')}; {origin} has {warmup.value:g}"
     return Choice(value=longest, source="rule", reason=reason)
 
 

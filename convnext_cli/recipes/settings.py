@@ -20,6 +20,7 @@ from convnext_cli.options import (
     describe_options,
 )
 from convnext_cli.tasks.reading import TaskName
+from convnext_cli.text import format_count
 
 RECIPES = ("measured", "specification", "published")  # the sources of default values
 DEFAULT_RECIPE = "measured"
@@ -704,7 +705,8 @@ def check_combinations(values: Mapping[str, Any]) -> None:
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("val_fraction and test_fraction leave no training images", "Make their sum less than 1")
     if values["leave_out"] == NONE and values["fold"] > values["folds"]:
-        raise UsageError(f"fold {values['fold']} of {values['folds']} folds", "Give --folds of at least --fold")
+        folds = format_count(values["folds"], "fold")
+        raise UsageError(f"fold {values['fold']} of {folds}", "Give --folds of at least --fold")
     if len(both := [name for name, off in UNCORRECTED.items() if values[name] != off]) > 1:
         raise UsageError(f"{' and '.join(both)} both correct class imbalance", "Use one of them")
 
@@ -748,8 +750,8 @@ def check_schedule(chosen: Collection[str], settings: Settings) -> None:
     """
     if settings.epochs and "warmup_epochs" in chosen and settings.warmup_epochs > settings.epochs:
         raise UsageError(
-            f"--warmup-epochs {settings.warmup_epochs:g} is more than the {settings.epochs} epochs: the learning rate "
-            "would never reach its peak",
+            f"--warmup-epochs {settings.warmup_epochs:g} is more than the {format_count(settings.epochs, 'epoch')}: "
+            "the learning rate would never reach its peak",
             "Give fewer --warmup-epochs, or more --epochs",
         )
     if "mixup_off_epoch" in chosen and not settings.mixup and not settings.cutmix:

@@ -10,6 +10,7 @@ from typing import Any
 from convnext_cli.images.preprocessing import Augmentation
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.names import ModelName
+from convnext_cli.text import format_count
 
 _HERE = Path(__file__).parent
 
@@ -107,7 +108,7 @@ class Tables:
             return None
         limit = f"up to {regime.largest:,}" if images > regime.largest else f"from {regime.smallest:,}"
         nearest = f"the nearest row, for {regime.name} data sets {limit} images, is used"
-        return f"the specification has no row for {images:,} images: {nearest}"
+        return f"the specification has no row for {format_count(images, 'image')}: {nearest}"
 
     def regime_for(self, images: int) -> Regime:
         """Return the regime of a number of images; between two, the nearer one on a logarithmic scale."""
