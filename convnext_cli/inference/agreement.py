@@ -13,7 +13,7 @@ from convnext_cli.runs.files import CALIBRATION, CONFIG, ENVIRONMENT, METRICS, M
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import Environment, FoldsResult
-from convnext_cli.text import quote
+from convnext_cli.text import format_count, quote
 
 
 def check_records(run: RunFolder) -> None:
@@ -95,9 +95,9 @@ def describe_progress(run: RunFolder) -> str | None:
     if run.is_finished or not run.is_begun:
         return None
     epochs = sum(entry["epoch"] > 0 for entry in run.read_log())
-    planned = read_plan(run.plan).settings.get("epochs")
+    planned = format_count(read_plan(run.plan).settings.get("epochs", 0), "epoch")
     return (
-        f"the run has not finished: results are for the best weights of the first {epochs} of {planned} epochs. "
+        f"the run has not finished: results are for the best weights of the first {epochs} of {planned}. "
         f"{resume_command(run.path)} continues it"
     )
 

@@ -22,7 +22,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import convert_record, read_json, to_plain
 from convnext_cli.tasks.registry import TASKS, get_display
 from convnext_cli.tasks.task import Scaling, Targets
-from convnext_cli.text import quote
+from convnext_cli.text import format_count, quote
 
 ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
 MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
@@ -113,7 +113,8 @@ def check_scaling(
     """
     for key in ("label_scale", "label_offset", "label_thresholds"):
         if (number := len(getattr(scaling, key))) not in (0, len(classes)):
-            raise RunError(f"{source} cannot be read: {key}: {number} values for {len(classes)} classes", remedy)
+            problem = f"{format_count(number, 'value')} for {format_count(len(classes), 'class')}"
+            raise RunError(f"{source} cannot be read: {key}: {problem}", remedy)
     for number, threshold in enumerate(thresholds):
         if threshold.target.name not in classes:
             problem = f"the model has no class {threshold.target.name!r}"
@@ -193,7 +194,8 @@ def read_validation(run: RunFolder, calibration: Calibration, model: Classifier)
     if logits.shape != (calibration.images, task.count_outputs(num_classes)) or len(labels) != len(logits):
         raise RunError(
             f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: val_logits {logits.shape}, val_labels "
-            f"{labels.shape} are not of {calibration.images} images and {num_classes} classes",
+            f"{labels.shape} are not of {format_count(calibration.images, 'image')} and "
+            f"{format_count(num_classes, 'class')}",
             CALIBRATION_ARRAYS.remedy,
         )
     return logits, labels

@@ -32,6 +32,7 @@ from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.text import format_count
 
 OOD = "ood"
 STATISTICS = {0: ("brightness", "brightness"), 1: ("contrast", "log contrast"), 2: ("colour", "log colourfulness"),
@@ -273,8 +274,8 @@ def describe_drift(drift: Drift) -> list[Notice]:
     """Return a warning for drift of the images, and one for another balance of the classes; else a note."""
     if not drift.is_tested:
         text = (
-            f"drift cannot be tested: {drift.images:,} of these images and {drift.validation_images:,} validation "
-            f"images, one per group; it needs {MIN_IMAGES} of each"
+            f"drift cannot be tested: {drift.images:,} of these images and "
+            f"{format_count(drift.validation_images, 'validation image')}, one per group; it needs {MIN_IMAGES} of each"
         )
         return [Notice(text=text)]
     notices = []

@@ -11,6 +11,7 @@ from convnext_cli.inference.calibration import Calibration, check_scaling
 from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json, to_plain
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
+from convnext_cli.text import format_count
 
 REMEDY = "Use a file that `convnext export` wrote, or export the run again"
 INPUT = "pixels"
@@ -86,7 +87,8 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
     license = None if texts["license"] == "unknown" else texts["license"]
     metadata = convert_record({**texts, **values, "license": license}, Metadata, source, REMEDY)
     if len(set(metadata.classes)) != len(metadata.classes) or not metadata.classes:
-        raise RunError(f"{source} cannot be read: classes: {len(set(metadata.classes))} different names", REMEDY)
+        number = format_count(len(set(metadata.classes)), "different name")
+        raise RunError(f"{source} cannot be read: classes: {number}", REMEDY)
     if max(metadata.preprocessing.size) > MAX_SIDE:
         size = describe_size(metadata.preprocessing)
         raise RunError(f"{source} cannot be read: preprocessing: image_size {size}", REMEDY)

@@ -13,6 +13,7 @@ from convnext_cli.inference.metadata import INPUT, REMEDY, read_metadata, to_pre
 from convnext_cli.machine import count_cpus
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Task
+from convnext_cli.text import format_count
 
 ONNX_SUFFIX = ".onnx"
 INSTALL = "Install what it needs: pip install 'convnext-cli[onnx]'"
@@ -53,7 +54,8 @@ class OnnxClassifier(Classifier):
             raise RunError(f"{path} cannot be read: image_size {size} is not its input's", REMEDY)
         width = self.task.count_outputs(len(self.classes))
         if any(outputs.get(name, [0])[-1] != width for name in ("logits", self.task.scores)):
-            raise RunError(f"{path} cannot be read: {len(self.classes)} classes are not its outputs'", REMEDY)
+            number = format_count(len(self.classes), "class is", "classes are")
+            raise RunError(f"{path} cannot be read: {number} not its outputs'", REMEDY)
         calibration = self.metadata.calibration
         if calibration and calibration.novelty_threshold is not None and "novelty" not in outputs:
             raise RunError(f"{path} cannot be read: it has a novelty_threshold and no output `novelty`", REMEDY)

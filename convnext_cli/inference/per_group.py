@@ -26,6 +26,7 @@ from convnext_cli.runs.files import POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.text import format_count
 
 UNCALIBRATED = "groups are pooled by the mean, without a calibration of their own"
 MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
@@ -59,9 +60,8 @@ class GroupEvaluation:
     def describe_groups(self) -> str:
         """Return the number of groups and of their images."""
         smallest, median, largest = self.images_per_group
-        sizes = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
-        middle = "" if smallest == largest else f", median {median}"
-        return f"{self.groups:,} groups of {sizes} image{'s' if largest != 1 else ''}{middle}"
+        start, middle = ("", "") if smallest == largest else (f"{smallest} to ", f", median {median}")
+        return f"{format_count(self.groups, 'group')} of {start}{format_count(largest, 'image')}{middle}"
 
     def describe_pooling(self, task: Task) -> str:
         """Return the rule that pools a group's images, with the losses of all rules where it was chosen."""
@@ -146,9 +146,9 @@ def evaluate_groups(
     mixed = sum(task.find_conflict(evaluated.targets[rows]) for rows in members)
     mixed_target = task.describe_pooled_target(negative)
     if mixed:
-        text = f"{mixed:,} of {len(members):,} groups have images with different targets: {mixed_target}"
-        ambiguous = warn_of_ambiguous_groups(units, evaluated.targets, position) if task.has_negative else []
-        notes += [Notice(text=text), *ambiguous]
+        number = format_count(mixed, f"of {len(members):,} groups has", f"of {len(members):,} groups have")
+        notes.append(Notice(text=f"{number} images with different targets: {mixed_target}"))
+        notes += warn_of_ambiguous_groups(units, evaluated.targets, position) if task.has_negative else []
     metrics = task.compute_metrics(logits, targets, classes, pooling)
     if metrics.absent:
         notes.append(Notice(text=f"no group of {', '.join(metrics.absent)}: averages are over the other classes"))
@@ -187,9 +187,10 @@ def warn_of_ambiguous_groups(units: Ints, targets: Targets, negative: int | None
     if several <= MAX_SEVERAL * total:
         return []
     finding = "" if negative is None else " with a finding"
+    of_groups = f"of {format_count(total, 'group')}"
     text = (
-        f"{several:,} of {total:,} groups have several classes{finding}: the same name may be another patient in each "
-        "class. --group-from with a pattern that includes the class keeps them apart"
+        f"{format_count(several, f'{of_groups} has', f'{of_groups} have')} several classes{finding}: the same name may "
+        "be another patient in each class. --group-from with a pattern that includes the class keeps them apart"
     )
     return [Notice(text=text, severity="warning")]
 
@@ -234,8 +235,10 @@ def _list_shared_names(index: Index, test_set: TestSet) -> list[Notice]:
     shared = trained & set(test_set.groups or ())
     if not shared or test_set.split in ("train", "all"):
         return []
-    text = (
-        f"possible leakage: {len(shared):,} of the evaluated groups, such as {min(shared)}, have the names of groups "
-        "of training images. If they are the same patients, the scores are too high"
+    number = format_count(
+        len(shared),
+        f"of the evaluated groups, {min(shared)}, has the name of a group",
+        f"of the evaluated groups, such as {min(shared)}, have the names of groups",
     )
+    text = f"possible leakage: {number} of training images. If they are the same patients, the scores are too high"
     return [Notice(text=text, severity="warning")]

@@ -26,6 +26,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record, to_plain
 from convnext_cli.tasks.task import Scaling, Targets, Task
+from convnext_cli.text import format_count
 
 NO_GROUPS_OF_OWN = "a cross-validation has no validation groups of its own"
 MIN_GROUPS = 20  # validation groups to choose and calibrate a rule on
@@ -156,7 +157,7 @@ def _explain_few(task: Task, targets: Targets, classes: Sequence[str]) -> str | 
     few = task.explain_small_validation(targets, classes)
     if len(targets) >= MIN_GROUPS and not few:
         return None
-    return f"the validation split has only {len(targets)} groups{f' ({few})' if few else ''}"
+    return f"the validation split has only {format_count(len(targets), 'group')}{f' ({few})' if few else ''}"
 
 
 def _is_balanced(run: RunFolder) -> bool:

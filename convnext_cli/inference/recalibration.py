@@ -25,7 +25,7 @@ from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.tasks.task import Targets
-from convnext_cli.text import shorten_names
+from convnext_cli.text import format_count, shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,9 +54,8 @@ def divide_test_set(test_set: TestSet, number: int | None) -> Steps[tuple[TestSe
         return None, test_set
     index = select_rows(test_set.index, test_set.rows)
     if number >= len(index):
-        raise DataError(
-            f"--recalibrate {number} leaves none of the {len(index):,} images to evaluate", "Give a smaller number"
-        )
+        images = format_count(len(index), "image")
+        raise DataError(f"--recalibrate {number} leaves none of the {images} to evaluate", "Give a smaller number")
     measurements = yield from measure_images(index, threads=count_cpus())
     copies: dict[tuple[int, ...], list[int]] = {}
     for row, digest in enumerate(map(tuple, measurements.measures["digest"].tolist())):

@@ -22,6 +22,7 @@ from convnext_cli.runs.files import CONFIG, MODEL
 from convnext_cli.runs.folder import MODEL_REMEDY, RunFolder
 from convnext_cli.runs.records import Config
 from convnext_cli.tasks.registry import read_task
+from convnext_cli.text import format_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +101,8 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
     classes = config.count_outputs(CONFIG.path(folder))
     outputs = len(state.get("head.fc.weight", ()))
     if outputs != classes:
-        raise RunError(
-            f"{path} cannot be read: {len(config.label_names)} class names for {outputs} outputs", MODEL_REMEDY
-        )
+        problem = f"{format_count(len(config.label_names), 'class name')} for {format_count(outputs, 'output')}"
+        raise RunError(f"{path} cannot be read: {problem}", MODEL_REMEDY)
     model: nn.Module = timm.create_model(
         architecture.name,
         pretrained=False,
@@ -118,8 +118,9 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         expected = model.state_dict()
         wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
         wrong += [name for name in state if name not in expected]
+        number = format_count(len(wrong), "tensor does not fit", "tensors do not fit")
         raise RunError(
-            f"{path} cannot be read: {len(wrong)} tensors do not fit {architecture.name}, such as {wrong[0]}",
+            f"{path} cannot be read: {number} {architecture.name}, such as {wrong[0]}",
             MODEL_REMEDY,
         ) from error
     if broken := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:

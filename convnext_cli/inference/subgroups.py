@@ -28,7 +28,7 @@ from convnext_cli.metrics.subgroups import (
 from convnext_cli.metrics.summary import none_if_nan
 from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.progress import Progress, Steps
-from convnext_cli.text import shorten_names
+from convnext_cli.text import format_count, shorten_names
 
 SMALL_GROUPS = 10  # groups of a subgroup; with fewer it is called small
 SMALL_CLASS = 5  # images of each class
@@ -441,12 +441,12 @@ def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
     significant = evaluation.list_significant()
     unit = "groups" if evaluation.clustered else "images"
     method = (
-        f"permutation test over {unit} within classes, Holm-corrected for {evaluation.tests} "
-        f"{'gap' if evaluation.tests == 1 else 'gaps'}, at most {evaluation.permutations:,} permutations"
+        f"permutation test over {unit} within classes, Holm-corrected for {format_count(evaluation.tests, 'gap')}, "
+        f"at most {evaluation.permutations:,} permutations"
     )
     if not significant:
         return [f"No gap to the rest is significant at 0.05 ({method}). A small subgroup can hide a gap."]
-    count = "1 gap to the rest is" if len(significant) == 1 else f"{len(significant)} gaps to the rest are"
+    count = format_count(len(significant), "gap to the rest is", "gaps to the rest are")
     return [f"{count} significant at 0.05 ({method}):", *(_describe_gap(*row) for row in significant)]
 
 
@@ -463,7 +463,8 @@ def list_notes(evaluation: SubgroupEvaluation) -> Mapping[str, list[str]]:
     for grouping in evaluation.groupings:
         parts = [grouping.source, *([grouping.cuts] if grouping.cuts else [])]
         if grouping.unknown:
-            parts.append(f"{grouping.unknown:,} images without a value are left out")
+            number = format_count(grouping.unknown, "image without a value is", "images without a value are")
+            parts.append(f"{number} left out")
         if len(grouping.subgroups) < 2:
             parts.append("one value only, so there is no gap")
         parts += [f"{group.name} is small ({group.small})" for group in grouping.subgroups if group.small]

@@ -17,6 +17,7 @@ from convnext_cli.errors import RunError
 from convnext_cli.metrics.summary import Fraction
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
+from convnext_cli.text import format_count
 
 MAX_BYTES = 256 * 2**20  # of a file; real ones have a few kB, the split of a million images 100 MB
 MAX_SIDE = 4096  # px, of a model's input
@@ -94,12 +95,13 @@ class Config(Struct, frozen=True, kw_only=True):
         """Return which values contradict each other; None if none do. `source` is the file, for errors."""
         names, outputs = len(set(self.label_names)), self.count_outputs(source)
         if names != len(self.label_names) or self.num_classes not in (None, outputs):
-            return f"label_names: {names} class names for {self.num_classes or outputs} outputs"
+            outputs = self.num_classes or outputs
+            return f"label_names: {format_count(names, 'class name')} for {format_count(outputs, 'output')}"
         means, deviations = len(self.pretrained_cfg.mean), len(self.pretrained_cfg.std)
         channels, in_chans = self.pretrained_cfg.input_size[0], self.model_args.in_chans
         if {means, deviations} not in ({1}, {3}) or channels != in_chans:
-            values = f"{means} means, {deviations} deviations and in_chans = {in_chans}"
-            return f"pretrained_cfg: {values} for {channels} channels"
+            values = f"{format_count(means, 'mean')}, {format_count(deviations, 'deviation')} and in_chans = {in_chans}"
+            return f"pretrained_cfg: {values} for {format_count(channels, 'channel')}"
         return None
 
 
@@ -204,7 +206,8 @@ class RangeTest(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check that all lists have the same length."""
         if not len(self.lr) == len(self.loss) == len(self.smoothed):
-            raise ValueError(f"{len(self.lr)} rates, {len(self.loss)} losses, {len(self.smoothed)} smoothed losses")
+            parts = {"rate": self.lr, "loss": self.loss, "smoothed loss": self.smoothed}
+            raise ValueError(", ".join(format_count(len(values), name) for name, values in parts.items()))
 
 
 def to_plain(value: Any) -> Any:

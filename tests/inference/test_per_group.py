@@ -411,7 +411,7 @@ def test_pooling_of_other_weights_is_not_used(bags: RunFolder) -> None:
     bags.write(POOLING, structs.replace(kept, weights="00000000").to_dict())
     assert read_pooling(bags) is None
     bags.write(POOLING, kept.to_dict() | {"label_offset": [0.0]})
-    with pytest.raises(RunError, match="label_offset: 1 values for 2 classes"):
+    with pytest.raises(RunError, match="label_offset: 1 value for 2 classes"):
         evaluate(bags.path)
     bags.write(POOLING, kept.to_dict() | {"rule": "median"})
     with pytest.raises(RunError, match=r"pooling\.json cannot be read: rule"):

@@ -70,7 +70,7 @@ CHANGES = [
     ("config.json", "pretrained_cfg.input_size", [3, 32, 64], "image_size is 32 in plan.toml and 32x64 in config.json"),
     ("config.json", "pretrained_cfg.std", [NAN] * 3, r"pretrained_cfg\.std\[0\]: nan is not finite"),
     ("config.json", "pretrained_cfg.std", [0, 1, 1], r"std\[0\]: Expected float > 0"),
-    ("config.json", "pretrained_cfg.mean", [0.5], "1 means, 3 deviations"),
+    ("config.json", "pretrained_cfg.mean", [0.5], "1 mean, 3 deviations"),
     ("config.json", "pretrained_cfg.crop_mode", "weird", r"crop_mode: Invalid enum value 'weird'"),
     (
         "config.json",
@@ -96,7 +96,7 @@ CHANGES = [
                 "images": 5,
             }
         ],
-        r"thresholds\[0\]: 1 values for 2 bounds",
+        r"thresholds\[0\]: 1 value for 2 bounds",
     ),
     ("data.json", "classes", "012", "classes: Expected array, got str"),
     ("data.json", "classes", ["0", "1", "1"], "classes: '1' appears twice"),
@@ -156,7 +156,7 @@ def test_endless_link_and_too_large_file_are_refused(run_copy: RunFolder) -> Non
 
 def test_range_test_of_unequal_lengths_is_refused(run_copy: RunFolder) -> None:
     run_copy.write(RANGE_TEST, {"chosen": 0.1, "lr": [0.1, 0.2], "loss": [1.0], "smoothed": [1.0, None]})
-    words = "2 rates, 1 losses, 2 smoothed losses"
+    words = "2 rates, 1 loss, 2 smoothed losses"
     with pytest.raises(RunError, match=rf"lr\.json cannot be read: {words} .*Delete it: lr\.json is only used"):
         check_records(run_copy)
 
@@ -216,8 +216,11 @@ def change_weights(run: RunFolder, edit: Callable[[dict[str, Any]], dict[str, An
             lambda a: {**a, "stem.0.bias": a["stem.0.bias"] * np.float32(np.nan)},
             r"stem\.0\.bias has values",
         ),
-        (lambda a: {name: a[name] for name in a if name != "stem.0.bias"}, r"1 tensors do not fit .*, such as stem\.0"),
-        (lambda a: {**a, "extra": np.ones(3)}, "1 tensors do not fit .*, such as extra"),
+        (
+            lambda a: {name: a[name] for name in a if name != "stem.0.bias"},
+            r"1 tensor does not fit .*, such as stem\.0",
+        ),
+        (lambda a: {**a, "extra": np.ones(3)}, "1 tensor does not fit .*, such as extra"),
         (lambda a: {**a, "head.fc.weight": a["head.fc.weight"][:2].copy()}, "3 class names for 2 outputs"),
     ],
 )
@@ -355,7 +358,7 @@ def test_damaged_audit_gives_a_notice_and_is_measured_again(run_copy: RunFolder,
 
 def test_unfinished_run_gives_a_notice(run_copy: RunFolder) -> None:
     run_copy.metrics.unlink()
-    words = "the run has not finished: results are for the best weights of the first 1 of 1 epochs"
+    words = "the run has not finished: results are for the best weights of the first 1 of 1 epoch"
     assert any(words in text for text in list_texts(evaluate(run_copy.path)))
     assert any(words in note for note in list_calibration_notes(run_copy.path))
 
