@@ -28,6 +28,7 @@ from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
 from convnext_cli.runs.files import PLAN
 from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder, restore_remedy
+from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import is_sharded
 from convnext_cli.training.parts.distillation import drop_projection
 from convnext_cli.training.state import TrainingState
@@ -205,9 +206,9 @@ def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
         {name: tuple(value.shape) for name, value in part.items()} for part in (weights, context.model.state_dict())
     )
     if differing := sorted(name for name in saved.keys() | built.keys() if saved.get(name) != built.get(name)):
+        number = format_count(len(differing), "parameter differs", "parameters differ")
         raise RunError(
-            f"the checkpoint does not fit the model of {PLAN.name}: {len(differing)} parameters differ, such as "
-            f"{differing[0]}",
+            f"the checkpoint does not fit the model of {PLAN.name}: {number}, such as {differing[0]}",
             restore_remedy(f"the changed values of {PLAN.name}"),
         )
 

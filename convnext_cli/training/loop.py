@@ -14,6 +14,7 @@ from convnext_cli.errors import DivergedError
 from convnext_cli.images.loaders import cut_batches
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Settings
+from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import slice_for_rank
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone
@@ -161,7 +162,8 @@ def _diverged(state: TrainingState, reason: str) -> DivergedError:
 
 def _describe_smaller_batch(context: TrainingContext, state: TrainingState) -> Notice:
     exception = ", except for the random numbers of drop path" if context.settings.drop_path else ""
+    images = format_count(state.micro_batch_size, "image")
     return Notice(
-        text=f"out of memory at step {state.step}: from here on micro-batches have {state.micro_batch_size} images. "
+        text=f"out of memory at step {state.step}: from here on micro-batches have {images}. "
         f"The batch size stays {context.settings.batch_size}, and the training is the same{exception}"
     )

@@ -22,7 +22,7 @@ from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.recipes.settings import BEFORE_FIT
 from convnext_cli.runs.files import DATA, ORIGIN, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
-from convnext_cli.text import shorten_names
+from convnext_cli.text import format_count, shorten_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -198,10 +198,11 @@ def _describe_differences(former: list[int], digests: list[int], paths: Sequence
         remaining[digest] -= 1
         if remaining[digest] < 0:
             changed.append(path)
-    parts = [f"{len(changed)} rows differ ({shorten_names(changed)})"] if changed else []
+    number = format_count(len(changed), "row differs", "rows differ")
+    parts = [f"{number} ({shorten_names(changed)})"] if changed else []
     missing = len(former) - len(digests)
     if missing:
-        parts.append(f"{missing} rows are gone" if missing > 0 else f"{-missing} rows are new")
+        parts.append(f"{format_count(abs(missing), 'row is', 'rows are')} {'gone' if missing > 0 else 'new'}")
     return ", ".join(parts) or "its rows are in another order"
 
 
@@ -218,7 +219,9 @@ def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDAr
     if former is not None and sum_digests(former) == origin.images:
         rows = _list_rows(index)
         differing = [index.paths[rows[i]] for i in np.flatnonzero((former != contents).any(axis=1))]
-        names = f"{len(differing)} of {len(rows)} differ: {shorten_names(differing)}"
+        of_rows = f"of {len(rows)}"
+        number = format_count(len(differing), f"{of_rows} differs", f"{of_rows} differ")
+        names = f"{number}: {shorten_names(differing)}"
     raise DataError(
         f"the images in {index.location} are not those that {run.path} began with: {names}",
         restore_remedy("the original files"),

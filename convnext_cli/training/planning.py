@@ -38,7 +38,7 @@ from convnext_cli.recipes.settings import (
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs.folder import RUNS, RunFolder
 from convnext_cli.runs.folds import FoldsFolder
-from convnext_cli.text import quote
+from convnext_cli.text import format_count, quote
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TRACKERS, TrainRequest
 from convnext_cli.training.resumption import prepare_resumed
@@ -248,13 +248,15 @@ def _read_left_out(
     [attribute] = yield from read_attributes(dataset.index, cuts, option="--leave-out")
     names = attribute.levels
     if len(names) < 2 or values["fold"] > len(names):
-        problem = f"{attribute.name} has {len(names)} value{'s' * (len(names) > 1)}: {', '.join(names[:5])}"
+        problem = f"{attribute.name} has {format_count(len(names), 'value')}: {', '.join(names[:5])}"
         raise UsageError(problem, "Name a column of two values or more, and a --fold of at most their number")
     fold_of = {name: name_fold(number) for number, name in enumerate(names, start=1)}
     unknown = attribute.values.count("")
     notes = [f"{attribute.source}: a fold for each of {', '.join(names)}, whose images are its test split"]
     if unknown:
-        notes.append(f"{unknown:,} images without a value of {attribute.name} train or validate in every fold")
+        without = f"without a value of {attribute.name}"
+        number = format_count(unknown, f"image {without} trains or validates", f"images {without} train or validate")
+        notes.append(f"{number} in every fold")
     if set(dataset.index.splits) - {""}:
         notes.append("the data's own splits are not used: each fold has its own")
     index = replace(

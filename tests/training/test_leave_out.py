@@ -157,7 +157,7 @@ def test_group_in_two_sites_is_a_warning(digits: Path, tmp_path: Path) -> None:
     planned = next(event for event in cross_validate_steps(request) if isinstance(event, Planned))
     [warning] = [notice.text for notice in planned.notices if "two values of site" in notice.text]
     assert warning.startswith("leakage: ")
-    assert any("1 images without a value of site" in text for text in list_texts(list(planned.notices)))
+    assert any("1 image without a value of site" in text for text in list_texts(list(planned.notices)))
 
 
 @pytest.mark.parametrize(

@@ -156,9 +156,9 @@ def move_test_to_train(rows: list[dict[str, str]]) -> None:
     [
         (swap_labels, r"2 rows differ \(0/[^,]+, 2/[^,]+\)"),
         (move_test_to_train, r"12 rows differ \((\S+, ){4}\S+ …\)"),
-        (lambda rows: rows[0].update(group="patient 1"), r"1 rows differ \(0/\S+\)"),
-        (lambda rows: rows.append(rows[0]), r"1 rows differ \(0/\S+\), 1 rows are new"),
-        (lambda rows: rows.pop(), "1 rows are gone"),
+        (lambda rows: rows[0].update(group="patient 1"), r"1 row differs \(0/\S+\)"),
+        (lambda rows: rows.append(rows[0]), r"1 row differs \(0/\S+\), 1 row is new"),
+        (lambda rows: rows.pop(), "1 row is gone"),
         (lambda rows: rows.reverse(), "its rows are in another order"),
     ],
 )
@@ -233,7 +233,7 @@ def test_checkpoint_with_other_parameters_is_refused(run: RunFolder, change: str
         tensors |= {} if change == "gone" else {"model.head.fc.bias": tensor, "model.head.fc.scale": tensor.clone()}
         write_tensors(tensors, path, {"state": text, "sha256": compute_digest(tensors, text)})
     name = "bias" if change == "gone" else "scale"
-    with pytest.raises(RunError, match=rf"does not fit the model .* 1 parameters differ, such as head\.fc\.{name}"):
+    with pytest.raises(RunError, match=rf"does not fit the model .* 1 parameter differs, such as head\.fc\.{name}"):
         resume(run.path)
 
 
@@ -278,5 +278,5 @@ def test_changes_of_a_cross_validation_are_found_overall_and_by_fold(data: Path)
         next(row for row in rows if row["split"] == "fold-2")["split"] = new
 
     whole = RunFolder(Path("copy"))
-    refuse(r"^copy/split\.csv was changed: 1 rows differ", lambda: edit_split(whole, lambda rows: move(rows, "fold-1")))
+    refuse(r"^copy/split\.csv was changed: 1 row differs", lambda: edit_split(whole, lambda rows: move(rows, "fold-1")))
     refuse(r"^copy/split\.csv was changed since", lambda: edit_split(whole, lambda rows: move(rows, "fold-3")))

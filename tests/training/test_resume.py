@@ -131,7 +131,7 @@ def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, uninterrupted
     with pytest.raises(DataError, match="are not those that run began with"):
         resume("run")
     (own / trained[0]).unlink()
-    with pytest.raises(DataError, match=r"1 images of the split are not in .*--resume RUN"):
+    with pytest.raises(DataError, match=r"1 image of the split is not in .*--resume RUN"):
         resume("run")
     assert isinstance(resume("run", data=few_digits)[-1], FinetuneResult), (
         "the same images in another folder are accepted"

@@ -23,6 +23,7 @@ from convnext_cli.kernels.blocks import use_fused_blocks
 from convnext_cli.kernels.library import NoKernelError, load_kernels
 from convnext_cli.models.device_memory import free_memory
 from convnext_cli.progress import Notice
+from convnext_cli.text import format_count
 from convnext_cli.training.compute.devices import THREADS, is_plain_cpu, is_whole_on_gpu
 from convnext_cli.training.compute.ranks import agree, is_sharded
 
@@ -50,8 +51,8 @@ class ComputeConfig:
     """Channels of the native blocks that compute their hidden values again; None for those below `kernels.mlp.WIDE`."""
 
     def __str__(self) -> str:
-        words = [_WORDS[self.blocks]]
-        words += [f"{self.threads} of {THREADS} threads"] * (self.threads != THREADS) + ["compiled"] * self.compiled
+        threads = f"{self.threads} of {format_count(THREADS, 'thread')}"
+        words = [_WORDS[self.blocks]] + [threads] * (self.threads != THREADS) + ["compiled"] * self.compiled
         return ", ".join(words)
 
 

@@ -24,6 +24,7 @@ from convnext_cli.machine import (
     uses_fsdp,
 )
 from convnext_cli.models.forward import choose_device, has_native_bf16
+from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import RANK_TIMEOUT, agree, is_sharded
 
 THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores quotas; a run may use fewer
@@ -187,7 +188,7 @@ def describe_device(device: torch.device) -> str:
     if device.type != "cpu":
         total = torch.get_device_module(device).get_device_properties(device).total_memory
         return f"{_name_gpu(device)}, {total / GIB:.0f} GiB"
-    return f"CPU ({platform.machine()}), {THREADS} thread{'s' * (THREADS != 1)}"
+    return f"CPU ({platform.machine()}), {format_count(THREADS, 'thread')}"
 
 
 def _name_gpu(device: torch.device) -> str:

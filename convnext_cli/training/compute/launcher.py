@@ -14,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from convnext_cli.errors import UsageError
 from convnext_cli.machine import count_cpus
+from convnext_cli.text import format_count
 from convnext_cli.training.compute.signals import list_signals
 
 SHUTDOWN_TIMEOUT = 600  # seconds for stopped processes to finish their step and save
@@ -27,12 +28,12 @@ def launch(processes: int) -> int:
     """
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UsageError(
-            f"--devices {processes}, but this machine has {torch.cuda.device_count()} GPUs",
+            f"--devices {processes}, but this machine has {format_count(torch.cuda.device_count(), 'GPU')}",
             f"Use at most --devices {torch.cuda.device_count()}",
         )
     if not torch.cuda.is_available() and processes > (most := max(2, count_cpus())):
         raise UsageError(
-            f"--devices {processes}, but this machine has no GPU and {count_cpus()} CPU cores",
+            f"--devices {processes}, but this machine has no GPU and {format_count(count_cpus(), 'CPU core')}",
             f"Use at most --devices {most}",
         )
     logging.disable(logging.ERROR)  # each process reports its own errors
