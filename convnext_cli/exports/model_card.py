@@ -18,7 +18,7 @@ from convnext_cli.recipes.plan import PlanFile, read_plan, read_reasons
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import PretrainedCfg
-from convnext_cli.text import make_visible
+from convnext_cli.text import format_count, make_visible
 
 HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # the Hub has a key for these
 DATA_LICENSE = "The licence of the training images may restrict the use further; ask their owner."
@@ -77,7 +77,7 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
     is_from_hub = plan.weights == "auto" and not name.endswith(f".{BUILTIN}")
     parts = (
         _render_header(license, base=name if is_from_hub else None),
-        f"# {escape_markdown(name)}, fine-tuned for {len(index.classes)} classes",
+        f"# {escape_markdown(name)}, fine-tuned for {index.task.describe_classes(index.classes)}",
         "An image classifier fine-tuned with `convnext`. It uses the architecture and the file format of timm.",
         f"**Licence: {escape_markdown(str(license))}.** {_describe_restriction(license)}{DATA_LICENSE}",
         f"## How to use\n\n{_describe_use(run)}",
@@ -123,8 +123,10 @@ def _describe_data(index: Index) -> str:
         (name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)
     ]
     num_groups = len(set(index.groups) - {""})
-    groups = f"{num_groups:,} groups, such as patients" if num_groups else "Groups, such as patients, are not known"
-    return f"{_render_table(('class', *splits), rows)}\n\n{len(index):,} images. {groups}."
+    groups = "Groups, such as patients, are not known"
+    if num_groups:
+        groups = format_count(num_groups, "group, such as a patient", "groups, such as patients")
+    return f"{_render_table(('class', *splits), rows)}\n\n{format_count(len(index), 'image')}. {groups}."
 
 
 def _describe_validation(run: RunFolder) -> str:
@@ -163,10 +165,10 @@ def _describe_evaluation(evaluation: Evaluation) -> str:
             cells += [metric.format(getattr(entry, metric.key)), metric.format_ci(class_intervals[metric.key])]
         class_rows.append(tuple(cells))
     class_heading = [cell for metric in estimates for cell in (metric.heading, "95% CI")]
-    units = f"{intervals.units:,} groups" if intervals.clustered else "single images"
+    units = format_count(intervals.units, "group") if intervals.clustered else "single images"
     number = f" This was evaluation {evaluation.test_number} on this split." if evaluation.test_number else ""
     parts = [
-        f"{metrics.images:,} images of the {evaluation.split} split.{number}",
+        f"{format_count(metrics.images, 'image')} of the {evaluation.split} split.{number}",
         _render_table(("metric", "value", "95% CI"), rows),
         *([_render_table(("class", "images", *class_heading), class_rows)] if class_rows else []),
         f"95% CIs: bootstrap with {intervals.resamples:,} resamples of {units}.",
@@ -199,7 +201,7 @@ def _describe_use(run: RunFolder) -> str:
             warning = f" The test split did not meet it: {missed[name]}." if name in missed else ""
             lines.append(
                 f"Operating point {_as_code(name)}: calibrated probability of at least {threshold.threshold:.4f}, set "
-                f"on {threshold.images:,} validation images.{warning}"
+                f"on {format_count(threshold.images, 'validation image')}.{warning}"
             )
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from convnext_cli.reports.section import (
     make_column,
     make_metric_table,
 )
+from convnext_cli.text import format_count
 
 MAX_CONFUSION = 10  # classes of a table; more are drawn
 MAX_PAIRS = 10  # of confused classes that are listed
@@ -59,7 +60,9 @@ def _describe_mistakes(report: ReportData) -> list[str]:
     sentences = []
     if evaluation.metrics.per_class:
         wrong = sum(not task.is_correct(decision, target) for decision, target in zip(decisions, targets, strict=True))
-        sentences.append(f"{wrong:,} of {len(targets):,} images are predicted wrongly.")
+        of_images = f"of {format_count(len(targets), 'image')}"
+        number = format_count(wrong, f"{of_images} is", f"{of_images} are")
+        sentences.append(f"{number} predicted wrongly.")
     if report.mistakes:
         worst = report.mistakes[0]
         sentences.append(f"The worst mistake: {worst.lines[0]} ({worst.path}).")
@@ -71,7 +74,7 @@ def show_metrics(report: ReportData) -> Section:
     evaluation = report.evaluation
     intervals, display = evaluation.intervals, evaluation.task.display
     method = f"95% CIs: bootstrap with {intervals.resamples:,} resamples of " + (
-        f"{intervals.units:,} groups, because images of one group are not independent."
+        f"{format_count(intervals.units, 'group')}, because images of one group are not independent."
         if intervals.clustered
         else "single images. If several images are of the same patient, the true CIs are wider."
     )
@@ -160,7 +163,8 @@ def show_calibration(report: ReportData) -> Section:
     display = evaluation.task.display
     if calibration and calibration.is_fitted:
         method = evaluation.task.describe_calibration(calibration)
-        sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} {evaluation.fitted_on}."]
+        images = format_count(calibration.images, evaluation.fitted_on.removesuffix("s"))
+        sentences = [f"Calibrated with {method}, fitted on {images}."]
         for _, key in display.calibration:
             metric = METRICS[key]
             before, after = (getattr(part, key) for part in (evaluation.uncalibrated, evaluation.metrics))

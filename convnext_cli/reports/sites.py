@@ -7,6 +7,7 @@ from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table, make_cell
 from convnext_cli.runs.folds import FoldsFolder
+from convnext_cli.text import format_count
 
 SHOWN = 3  # metrics of each left-out value
 
@@ -79,7 +80,7 @@ def show_drift(report: ReportData) -> Section | None:
     if recalibration is not None:
         keys = [key for _, key in evaluation.task.display.calibration] or list(evaluation.task.display.compared)
         sentences.append(
-            f"The calibration was fitted on {recalibration.images:,} other images of this folder "
+            f"The calibration was fitted on {format_count(recalibration.images, 'other image')} of this folder "
             f"({recalibration.description}); the run keeps its own. Change on these images: "
             f"{recalibration.gain.describe(keys)}."
         )
@@ -91,5 +92,5 @@ def _tabulate_drift(drift: Drift) -> Table:
         title="Compared with the validation images",
         columns=[Column(heading=name, is_number=name in COLUMNS[1:-1]) for name in COLUMNS],
         rows=[measure.list_cells() for measure in drift.measures],
-        note=f"{drift.images:,} images with {drift.validation_images:,}; drift: {drift.criterion}.",
+        note=f"{format_count(drift.images, 'image')} with {drift.validation_images:,}; drift: {drift.criterion}.",
     )

@@ -8,6 +8,7 @@ from convnext_cli.progress import Notice
 from convnext_cli.reports.section import ReportData, Section
 from convnext_cli.reports.targets import describe_point
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.text import format_count
 
 MAX_CLASSES = 6  # whose numbers of images are listed
 
@@ -37,12 +38,12 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
     split = "all images" if evaluation.split == "all" else f"the {evaluation.split} split"
     rest = " without the recalibration images" if evaluation.recalibration else ""
     groups = (
-        f" of {intervals.units:,} groups (such as patients)"
+        f" of {format_count(intervals.units, 'group (such as a patient)', 'groups (such as patients)')}"
         if intervals.clustered
         else "; groups (such as patients) are not known"
     )
     return [
-        f"Measured on {split} of {evaluation.data.name}{rest}: {metrics.images:,} images{groups}{shown}.",
+        f"Measured on {split} of {evaluation.data.name}{rest}: {format_count(metrics.images, 'image')}{groups}{shown}.",
         "Other scanners, hospitals and populations were not measured; the model can be worse there.",
     ]
 
