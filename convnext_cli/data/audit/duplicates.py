@@ -153,35 +153,53 @@ def _find_candidates(measurements: Measurements, rows: NDArray[np.int64]) -> tup
     the same hash hides no pair. If many images share a hash, matrix products compare their thumbnails.
     """
     hashes = measurements.measures["hash"]
-    order = rows[np.argsort(hashes[rows], kind="stable")]
-    unique, first, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
-    candidates = [np.empty((0, 2), np.int64)]
-    compared = unchecked = 0
+    rows = rows[np.argsort(hashes[rows], kind="stable")]
+    unique, starts, sizes = np.unique(hashes[rows], return_index=True, return_counts=True)
     same = np.flatnonzero(sizes > 1)
+    candidates = [np.empty((0, 2), np.int64)]
+    budget, unchecked = MAX_COMPARED, 0
     for places in chain([np.stack([same, same], axis=1)], find_similar(unique)):
-        work = sizes[places[:, 0]] * sizes[places[:, 1]]
-        cost = np.where(work > _MATRIX, work // _MATRIX_GAIN, work)
-        fits = compared + np.cumsum(cost) <= MAX_COMPARED
-        compared += int(cost[fits].sum())
+        work = sizes[places].prod(axis=1)
+        is_large = work > _MATRIX
+        cost = np.where(is_large, work // _MATRIX_GAIN, work)
+        fits = np.cumsum(cost) <= budget
+        budget -= int(cost[fits].sum())
         unchecked += int(work[~fits].sum())
-        large = fits & (work > _MATRIX)
-        for u, v in places[large]:
-            one, two = (order[first[x] : first[x] + sizes[x]] for x in (u, v))
+        for pair in places[fits & is_large]:
+            one, two = (rows[starts[place] :][: sizes[place]] for place in pair)
             candidates += _correlate_sets(measurements, one, two)
-        small, work = places[fits & ~large], work[fits & ~large]
-        ends = np.cumsum(work)
-        for start in range(0, int(ends[-1]) if len(ends) else 0, _GATHER):
-            at = np.arange(start, min(start + _GATHER, int(ends[-1])))
-            place = np.searchsorted(ends, at, side="right")
-            u, v = small[place].T
-            left, right = np.divmod(at - (ends[place] - work[place]), sizes[v])
-            pairs = np.sort(np.stack([order[first[u] + left], order[first[v] + right]], axis=1), axis=1)
-            pairs = pairs[(u != v) | (left < right)]
+        for members in _pair_members(starts, sizes, places[fits & ~is_large]):
+            pairs = np.sort(rows[members], axis=1)
             candidates.append(pairs[_correlate(measurements, pairs[:, 0], pairs[:, 1]) >= MIN_THUMB_CORRELATION])
     pairs = np.unique(np.concatenate(candidates), axis=0)
     bits = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
     nearest = np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])
     return pairs[nearest], unchecked + len(pairs) - len(nearest)
+
+
+def _pair_members(
+    starts: NDArray[np.int64], sizes: NDArray[np.int64], sets: NDArray[np.int64]
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the pairs of a member of one set and a member of another, (P, 2), about `_GATHER` at a time.
+
+    Args:
+        starts: the first member of each set; the members of a set are consecutive numbers.
+        sizes: of each set.
+        sets: pairs of sets, the first before the second, or of one set with itself.
+    """
+    ends = np.cumsum(sizes[sets].prod(axis=1))
+    for block in np.split(sets, np.flatnonzero(np.diff(ends // _GATHER)) + 1):
+        one, two = block.T
+        pair, left = _count_up(starts[one], sizes[one])
+        member, right = _count_up(starts[two[pair]], sizes[two[pair]])
+        members = np.stack([left[member], right], axis=1)
+        yield members[members[:, 0] < members[:, 1]]  # each pair within one set once
+
+
+def _count_up(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `lengths[i]` consecutive numbers from `starts[i]`, for each i in turn; i first, then the numbers."""
+    place = np.repeat(np.arange(len(starts)), lengths)
+    return place, np.arange(len(place)) + (starts - np.cumsum(lengths) + lengths)[place]
 
 
 def _correlate_sets(
