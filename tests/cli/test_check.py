@@ -188,6 +188,7 @@ def test_check_refuses_data_that_cannot_be_trained_on(convnext: Convnext, tmp_pa
     outcome = convnext("check", "one")
     assert outcome.code == 3
     assert "one class only" in outcome.err
+    assert "one: 3 images: 1 class\n" in outcome.out
     assert "Nothing found" not in outcome.out
 
 

@@ -428,7 +428,7 @@ def test_blank_and_separator_are_as_told(images: Path) -> None:
     text = rows("a/b", "NaN", "c")
     index = scan_data(write(images / "list.csv", text), table_options=TableOptions(label_sep="/", task="multilabel"))
     assert (index.classes, index.values[1]) == (("a", "b", "c"), (0, 0, 0))
-    assert "1 blank cells of 'label' are read as none of the labels" in index.notes
+    assert "1 blank cell of 'label' is read as none of the labels" in index.notes
 
 
 @pytest.mark.parametrize(

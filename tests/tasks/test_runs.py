@@ -314,7 +314,7 @@ def test_labels_without_positive_or_negative_images_are_refused(tmp_path: Path) 
     table = write_set(tmp_path, "multilabel", 12)
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], *(line.rpartition(",")[0] + ",0" for line in lines[1:])]) + "\n")
-    with pytest.raises(DataError, match="1 of 4 labels have no positive training image: SE"):
+    with pytest.raises(DataError, match="1 of 4 labels has no positive training image: SE"):
         finetune(table, output=tmp_path / "run", **SETTINGS, label_columns="NW,NE,SW,SE")
 
 

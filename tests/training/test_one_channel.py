@@ -105,7 +105,7 @@ def test_colour_is_converted_to_pillows_luminance() -> None:
 def test_one_channel_weights_are_refused_by_a_three_channel_model() -> None:
     grey = timm.create_model("convnext_atto", in_chans=1).state_dict()
     assert fit_weights(timm.create_model("convnext_atto", in_chans=1), grey, "here") == []
-    with pytest.raises(WeightsError, match=r"its input has 1 channels, not 3\. Give --in-chans 1"):
+    with pytest.raises(WeightsError, match=r"its input has 1 channel, not 3\. Give --in-chans 1"):
         fit_weights(timm.create_model("convnext_atto"), grey, "here")
     resnet = timm.create_model("resnet18").state_dict()
     with pytest.raises(WeightsError, match="does not fit convnext_atto"):

@@ -78,6 +78,15 @@ def test_effect_of_leakage_is_that_of_its_splits(tmp_path: Path, splits: tuple[s
     assert effect in find(audit(tmp_path, group_from="none"), "duplicates across splits").effect
 
 
+def test_a_single_group_across_splits_and_a_single_small_class_are_counted_as_one(tmp_path: Path) -> None:
+    for number in range(26):
+        split, name = ("train", "test")[number % 2], "b" if number < 2 else "a"
+        save_image(tmp_path / split / name / f"p{max(number, 1)}.png", seed=number)
+    result = audit(tmp_path, group_from="(p[0-9]+)")
+    assert find(result, "groups across splits").title.startswith("leakage: 1 group (patient?) has images in both")
+    assert find(result, "small classes").title == "1 class has fewer than 20 images"
+
+
 def test_fix_list_removes_duplicates_and_conflicts(planted: Planted, result: Audit, tmp_path: Path) -> None:
     written = write_fix_list(result, tmp_path / "fix.csv")
     after = audit(planted.root, exclude=str(tmp_path / "fix.csv"))
