@@ -262,7 +262,7 @@ def digest_images(index: Index) -> str:
         number = format_count(len(missing), "image of the split is", "images of the split are")
         raise DataError(
             f"{number} not in {index.location}: {examples}",
-            "Restore them, or give the folder that they are in now: `convnext finetune DATA --resume RUN`",
+            "Restore them, or give the folder or file that has them now: `convnext finetune DATA --resume RUN`",
         )
     return digest.hexdigest()
 

@@ -4,18 +4,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from convnext_cli.data.dataset import DatasetRequest
 from convnext_cli.data.index import Index, digest_images
-from convnext_cli.data.outside import check_cache_outside, list_data_folders
+from convnext_cli.data.outside import check_cache_outside, check_outside_data, list_data_folders
+from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import choose_fold, explain_small_validation
 from convnext_cli.errors import RunError, UsageError
-from convnext_cli.files import check_outside
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import detect_machine
 from convnext_cli.models.catalog import find_model
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.plan import Plan, read_choices, read_plan
-from convnext_cli.recipes.settings import Choice, declare_settings, default_settings
+from convnext_cli.recipes.settings import READING_SETTINGS, Choice, declare_settings, default_settings
 from convnext_cli.runs.folder import RESTART_REMEDY, RUN_REMEDY, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import quote
@@ -56,9 +57,8 @@ def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
     index = run.read_split()
     origin, changes = _compare_origin(run, index, plan)
     architecture, tag = find_model(plan.model)
-    if request.data is not None:
-        index = replace(index, root=request.data, source=request.data)
-    check_outside(path, index.root)
+    index = _locate_images(index, request.data, plan)
+    check_outside_data(path, index)
     check_cache_outside(list_data_folders(index))
     folds = index if isinstance(run, FoldsFolder) else None
     index = choose_fold(folds, 1) if folds else index
@@ -78,6 +78,25 @@ def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
         origin=origin,
         changes=changes,
     )
+
+
+def _locate_images(index: Index, data: Path | None, plan: Plan) -> Index:
+    """Return the index of a run with the place of its images now; an archive is unpacked if the cache lacks it.
+
+    Args:
+        index: of the run's split.
+        data: the folder, CSV file or zip file that has the images now; None where they have not moved.
+        plan: has the options for reading a CSV file.
+    """
+    if data is None and index.source is not None and not index.root.is_dir():
+        data = index.source  # the zip file, whose unpacked files `cache --clear` removes
+    if data is None:
+        return index
+    if not data.is_file():
+        return replace(index, root=data, source=data)
+    reading = {name: plan.values[name] for name in READING_SETTINGS}
+    moved = scan_data(data, table_options=DatasetRequest(data=data, **reading))
+    return replace(index, root=moved.root, table=moved.table, source=data)
 
 
 def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> None:

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from convnext_cli import evaluate
 from convnext_cli.api import finetune
+from convnext_cli.cache_folder import UNPACKED, find_cache_folder
 from convnext_cli.errors import (
     DataError,
     DivergedError,
@@ -36,6 +37,7 @@ from convnext_cli.training.compute.ranks import sum_gradients
 from convnext_cli.training.compute.signals import ECHO, Signals, watch_signals
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.planning import prepare
 from convnext_cli.training.request import TrainRequest
 from tests.training.conftest import STEPS, list_texts, resume, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
@@ -111,6 +113,38 @@ def test_data_folder_that_has_moved_is_recorded(few_digits: Path, uninterrupted:
     assert run.read_split().root == Path("there").absolute()
     assert read_final_files(run) == read_final_files(uninterrupted)
     assert evaluate(run.path, split="val").metrics.images == 12
+
+
+def _write_table(folder: Path) -> Path:
+    """A CSV file of the images in the class folders of a folder, in it."""
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.rglob("*.png"))]
+    table = folder / "labels.csv"
+    table.write_text("\n".join(["path,label", *rows]))
+    return table
+
+
+def test_a_run_beside_its_csv_file_resumes_and_both_may_move(few_digits: Path) -> None:
+    shutil.copytree(few_digits, "here/images")
+    table = _write_table(Path("here"))
+    stop_after(tiny_request(table, "here/run"), 2)
+    assert prepare(TrainRequest(resume=Path("here/run"))).index.root == Path("here").absolute()
+    Path("here").rename("there")
+    index = prepare(TrainRequest(resume=Path("there/run"), data=Path("there/labels.csv"))).index
+    assert (index.root, index.table) == (Path("there"), Path("there/labels.csv"))
+    assert isinstance(resume("there/run", data=Path("there/labels.csv"))[-1], FinetuneResult)
+
+
+def test_a_run_from_a_zip_file_resumes_without_its_unpacked_files(few_digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_digits, "outer/images")  # links become files
+    archive = Path(shutil.make_archive("data", "zip", "outer"))
+    stop_after(tiny_request(archive, "run"), 2)
+    shutil.rmtree(find_cache_folder() / UNPACKED)
+    assert prepare(TrainRequest(resume=Path("run"))).index.root.is_dir()
+    archive = archive.rename(tmp_path / "moved.zip")
+    shutil.rmtree(find_cache_folder() / UNPACKED)
+    with pytest.raises(DataError, match=r"not in .*data\.zip.*give the folder or file"):
+        prepare(TrainRequest(resume=Path("run")))
+    assert prepare(TrainRequest(resume=Path("run"), data=archive)).index.source == archive
 
 
 def test_runs_that_cannot_be_resumed_are_refused(few_digits: Path, uninterrupted: RunFolder, tmp_path: Path) -> None:
