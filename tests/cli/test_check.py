@@ -42,7 +42,7 @@ def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
         "warning: leakage: 3 groups (patients?) have images in both train and test",
         "a guess, supported: images of one group are more alike than images of different groups",
         "plant00_1.png -> plant00",
-        "note: 1 file cannot be read as images",
+        "note: 1 file cannot be read as an image",
         "Scores on this data will be wrong",
     ):
         assert words in outcome.out.replace("\n", " "), outcome.out

@@ -176,7 +176,7 @@ def test_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
     fractions = {"val_fraction": 0.0, "test_fraction": 0.0, "epochs": 1}
     planned = train(small_request(tmp_path / "data", tmp_path / "run", **fractions))[0]
     assert len(planned.index) == 39
-    assert any("1 file cannot be read as images" in notice.text for notice in planned.notices)
+    assert any("1 file cannot be read as an image" in notice.text for notice in planned.notices)
     audit = json.loads((tmp_path / "run/audit.json").read_text())
     [unreadable] = [finding for finding in audit["findings"] if finding["kind"] == "unreadable"]
     assert "a/7.png cannot be read as an image" in unreadable["examples"][0]

@@ -121,10 +121,10 @@ def _find_unreadable(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind=Kind.UNREADABLE,
             severity="note",
-            title=f"{format_count(len(rows), 'file')} cannot be read as images",
+            title=format_count(len(rows), "file cannot be read as an image", "files cannot be read as images"),
             count=len(rows),
             examples=tuple(errors[row] for row in rows[:EXAMPLES]),
-            effect="they are used neither for training nor for testing",
+            effect=f"{'it is' if len(rows) == 1 else 'they are'} used neither for training nor for testing",
             action="left out",
             leave_out=tuple(rows),
         )
@@ -191,13 +191,14 @@ def _find_small_classes(evidence: Evidence) -> Iterator[Finding]:
     index = evidence.index
     small = [(name, n) for name, n in zip(index.classes, index.count_classes(), strict=True) if n < MIN_IMAGES]
     if small:
+        whose = "its" if len(small) == 1 else "their"
         yield Finding(
             kind=Kind.SMALL_CLASSES,
             severity="note",
             title=f"{format_count(len(small), 'class has', 'classes have')} fewer than {MIN_IMAGES} images",
             count=len(small),
             examples=tuple(f"{name}: {n}" for name, n in small[:EXAMPLES]),
-            effect="their metrics are unreliable, and a split may have none of their images",
+            effect=f"{whose} metrics are unreliable, and a split may have none of {whose} images",
             action="kept; collect more images, or merge the class with another",
         )
 
