@@ -175,9 +175,9 @@ def _show_calibration(evaluation: "Evaluation") -> None:
             f"{metric.title} {metric.format_with_unit(getattr(evaluation.uncalibrated, metric.key))}"
             for metric in metrics
         )
-        images = format_count(calibration.images, evaluation.fitted_on.removesuffix("s"))
         console.show(
-            f"Calibrated with {task.describe_calibration(calibration)} on {images}{'; before: ' * bool(before)}{before}"
+            f"Calibrated with {task.describe_calibration(calibration)} on {calibration.images:,} {evaluation.fitted_on}"
+            f"{'; before: ' * bool(before)}{before}"
         )
 
 

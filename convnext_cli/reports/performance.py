@@ -163,8 +163,7 @@ def show_calibration(report: ReportData) -> Section:
     display = evaluation.task.display
     if calibration and calibration.is_fitted:
         method = evaluation.task.describe_calibration(calibration)
-        images = format_count(calibration.images, evaluation.fitted_on.removesuffix("s"))
-        sentences = [f"Calibrated with {method}, fitted on {images}."]
+        sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} {evaluation.fitted_on}."]
         for _, key in display.calibration:
             metric = METRICS[key]
             before, after = (getattr(part, key) for part in (evaluation.uncalibrated, evaluation.metrics))
