@@ -9,6 +9,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,6 +36,29 @@ _WINDOWED = "windowed as the file says"
 _REMEDY = "Export it again"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PixelFormat:
+    """The format of the stored values; the fields have the names of pydicom's options."""
+
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    photometric_interpretation: str
+    bits_allocated: int
+    bits_stored: int
+    pixel_representation: int
+    """1 for signed values, 0 for unsigned."""
+    number_of_frames: int
+    """As the file declares."""
+    planar_configuration: int
+    """1 if each channel is stored by itself."""
+
+    @property
+    def frame_bytes(self) -> int:
+        """The size of a frame without compression."""
+        return -(-self.rows * self.columns * self.samples_per_pixel * self.bits_allocated // 8)
+
+
 def read_dicom(file: BinaryIO, path: Path) -> Raster:
     """Read a DICOM file's first frame as 8-bit grey (H, W), or as colour (H, W, 3) of 8 or 16 bits.
 
@@ -53,20 +77,20 @@ def read_dicom(file: BinaryIO, path: Path) -> Raster:
             raise ImageError(f"{path} {problem}", "Copy or export it again, or remove it")
         raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
     steps: list[str] = []
-    options = _find_options(dataset, path, steps)
-    kind, bits = options["photometric_interpretation"], options["bits_stored"]
-    size = options["samples_per_pixel"] * max(1, options["bits_allocated"] // 8)
+    pixel_format = _read_format(dataset, path, steps)
+    kind, bits = pixel_format.photometric_interpretation, pixel_format.bits_stored
+    size = pixel_format.samples_per_pixel * max(1, pixel_format.bits_allocated // 8)
     is_compressed = _check_syntax(dataset.file_meta.TransferSyntaxUID, path)
-    is_wide = options["bits_allocated"] > 16  # too many levels for a table
+    is_wide = pixel_format.bits_allocated > 16  # too many levels for a table
     bytes_per_pixel = (8 if is_compressed else 3) * size + (60 if is_wide else 4)
-    with reserve_memory(path, options["columns"], options["rows"], bytes_per_pixel):
-        stored = _read_frame(dataset, options, path, steps)
+    with reserve_memory(path, pixel_format.columns, pixel_format.rows, bytes_per_pixel):
+        stored = _read_frame(dataset, pixel_format, path, steps)
         if stored.ndim == 3:
             values = stored if bits > 8 or stored.dtype == np.uint8 else stored.astype(np.uint8)
         elif kind == "PALETTE COLOR":
             values = _map(stored, lambda levels: _look_up_colour(levels, dataset, path))
         else:
-            values = _show_grey(stored, _find_view(dataset, options, steps), dataset, steps)
+            values = _show_grey(stored, _find_view(dataset, pixel_format, steps), dataset, steps)
     return Raster(values, None, f"DICOM {kind}", bits, tuple(steps))
 
 
@@ -174,8 +198,12 @@ def _inflate(packed: bytes, path: Path) -> bytes:
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _WHOLE)
 
 
-def _find_options(dataset: "Dataset", path: Path, steps: list[str]) -> dict[str, Any]:
-    """Return what describes the stored values, by pydicom's names; what is missing is assumed, with a note."""
+def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelFormat:
+    """Return the format of the stored values; what is missing is assumed, with a note.
+
+    Raises:
+        ImageError: the size of the image is missing, or no decoder reads the format.
+    """
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
         raise ImageError(f"{path} is DICOM without the size of its image (Rows, Columns)", _REMEDY)
@@ -187,14 +215,13 @@ def _find_options(dataset: "Dataset", path: Path, steps: list[str]) -> dict[str,
     if kind not in ((*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR):
         kind = "MONOCHROME2" if samples == 1 else "RGB"
         steps.append(f"read as {kind} (no valid PhotometricInterpretation)")
-    allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(
-        next(keyword for keyword in _PIXELS if keyword in dataset)
-    ) or _integer(dataset, "BitsAllocated")
+    keyword = next(keyword for keyword in _PIXELS if keyword in dataset)
+    allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(keyword) or _integer(dataset, "BitsAllocated")
     if allocated is None:
         length = len(dataset.PixelData or b"")
         allocated = max(8, min(32, length // (rows * columns * samples) * 8))
         steps.append(f"read as {allocated} bits (no BitsAllocated)")
-    if allocated != 1 and allocated not in (8, 16, 32, 64):
+    if allocated not in (1, 8, 16, 32, 64):
         raise ImageError(f"{path} is DICOM of {allocated} bits allocated, which cannot be read", _REMEDY)
     stored = _integer(dataset, "BitsStored")
     if stored is None or not 1 <= stored <= allocated:
@@ -202,12 +229,12 @@ def _find_options(dataset: "Dataset", path: Path, steps: list[str]) -> dict[str,
             steps.append("BitsStored ignored")
         stored = allocated
     signed = _integer(dataset, "PixelRepresentation") or 0
-    return {
-        "rows": rows, "columns": columns, "samples_per_pixel": samples, "photometric_interpretation": kind,
-        "bits_allocated": allocated, "bits_stored": stored, "pixel_representation": signed if signed in (0, 1) else 0,
-        "number_of_frames": max(1, _integer(dataset, "NumberOfFrames") or 1),
-        "planar_configuration": 1 if _integer(dataset, "PlanarConfiguration") == 1 else 0,
-    }  # fmt: skip
+    return _PixelFormat(
+        rows=rows, columns=columns, samples_per_pixel=samples, photometric_interpretation=kind,
+        bits_allocated=allocated, bits_stored=stored, pixel_representation=signed if signed in (0, 1) else 0,
+        number_of_frames=max(1, _integer(dataset, "NumberOfFrames") or 1),
+        planar_configuration=1 if _integer(dataset, "PlanarConfiguration") == 1 else 0,
+    )  # fmt: skip
 
 
 def _check_syntax(syntax: Any, path: Path) -> bool:
@@ -230,42 +257,66 @@ def _check_syntax(syntax: Any, path: Path) -> bool:
     return is_compressed
 
 
-def _read_frame(dataset: "Dataset", options: dict[str, Any], path: Path, steps: list[str]) -> NDArray[Any]:
+def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, steps: list[str]) -> NDArray[Any]:
     """Decode the first frame: (H, W), or (H, W, 3) in RGB."""
     from pydicom import uid
-    from pydicom.encaps import get_frame
     from pydicom.pixels import pixel_array
 
-    frames, syntax = options["number_of_frames"], dataset.file_meta.TransferSyntaxUID
-    frame_bits = options["rows"] * options["columns"] * options["samples_per_pixel"] * options["bits_allocated"]
-    expected = -(-frame_bits // 8)
-    shift = 0
+    syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed:
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=frames)
-        size = find_coded_size(frame)
-        if size is not None and size != (options["columns"], options["rows"]):
-            raise ImageError(
-                f"{path} is DICOM whose compressed image has {size[0]:,} x {size[1]:,} pixels and not the "
-                f"{options['columns']:,} x {options['rows']:,} that it declares", _REMEDY,
-            )  # fmt: skip
-        if syntax.name == "RLE Lossless" and len(frame) > 2 * expected + 4096:
-            raise ImageError(f"{path} is DICOM with more compressed data than its image can have", _REMEDY)
+        _check_coded_frame(dataset, pixel_format, path)
+        frames, shift = pixel_format.number_of_frames, 0
     else:
-        length = max(len(dataset.get(keyword) or b"") for keyword in _PIXELS)
-        is_422 = options["photometric_interpretation"] in ("YBR_FULL_422", "YBR_PARTIAL_422")
-        if length < (expected * 2 // 3 if is_422 else expected):
-            raise ImageError(f"{path} is DICOM whose pixel data end early ({length:,} of {expected:,} bytes)", _REMEDY)
-        frames = max(frames, length // expected) if options["bits_allocated"] > 1 and not is_422 else frames
-        high = _integer(dataset, "HighBit")
-        if high is not None and options["bits_stored"] <= high < options["bits_allocated"]:
-            shift = high + 1 - options["bits_stored"]  # left-aligned
+        frames, shift = _count_frames(dataset, pixel_format, path), _find_shift(dataset, pixel_format)
     if frames > 1:
         steps.append(f"first of {frames} frames")
     # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, or an error
-    plugin = "pillow" if syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) and options["bits_stored"] == 8 else ""
-    options = options | {"bits_stored": options["bits_stored"] + shift}
+    is_jpeg = syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
+    plugin = "pillow" if is_jpeg and pixel_format.bits_stored == 8 else ""
+    options = asdict(replace(pixel_format, bits_stored=pixel_format.bits_stored + shift))
     stored: NDArray[Any] = pixel_array(dataset, index=0, decoding_plugin=plugin, **options)  # YBR becomes RGB here
     return stored >> shift if shift else stored
+
+
+def _check_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> None:
+    """Check that the first compressed frame is as large as the file declares.
+
+    Raises:
+        ImageError: it is not.
+    """
+    from pydicom.encaps import get_frame
+
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=pixel_format.number_of_frames)
+    size = find_coded_size(frame)
+    if size is not None and size != (pixel_format.columns, pixel_format.rows):
+        raise ImageError(
+            f"{path} is DICOM whose compressed image has {size[0]:,} x {size[1]:,} pixels and not the "
+            f"{pixel_format.columns:,} x {pixel_format.rows:,} that it declares", _REMEDY,
+        )  # fmt: skip
+    if dataset.file_meta.TransferSyntaxUID.name == "RLE Lossless" and len(frame) > 2 * pixel_format.frame_bytes + 4096:
+        raise ImageError(f"{path} is DICOM with more compressed data than its image can have", _REMEDY)
+
+
+def _count_frames(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> int:
+    """Return the number of frames without compression, declared or not.
+
+    Raises:
+        ImageError: the first frame is incomplete.
+    """
+    length = max(len(dataset.get(keyword) or b"") for keyword in _PIXELS)
+    is_422 = pixel_format.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422")
+    expected = pixel_format.frame_bytes
+    if length < (expected * 2 // 3 if is_422 else expected):
+        raise ImageError(f"{path} is DICOM whose pixel data end early ({length:,} of {expected:,} bytes)", _REMEDY)
+    if is_422 or pixel_format.bits_allocated == 1:
+        return pixel_format.number_of_frames
+    return max(pixel_format.number_of_frames, length // expected)
+
+
+def _find_shift(dataset: "Dataset", pixel_format: _PixelFormat) -> int:
+    """Return the number of unused bits below the values: 0 unless they are left-aligned."""
+    shift = (_integer(dataset, "HighBit") or 0) + 1 - pixel_format.bits_stored
+    return shift if 0 < shift <= pixel_format.bits_allocated - pixel_format.bits_stored else 0
 
 
 def find_coded_size(data: bytes) -> tuple[int, int] | None:
@@ -290,7 +341,7 @@ def find_coded_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _find_view(dataset: "Dataset", options: dict[str, Any], steps: list[str]) -> "Dataset":
+def _find_view(dataset: "Dataset", pixel_format: _PixelFormat, steps: list[str]) -> "Dataset":
     """Return a data set of only the grey transformations, from root and functional groups, checked."""
     from pydicom import Dataset
 
@@ -302,34 +353,44 @@ def _find_view(dataset: "Dataset", options: dict[str, Any], steps: list[str]) ->
     view = Dataset()
     view.file_meta = dataset.file_meta
     view.set_original_encoding(*dataset.original_encoding)
-    view.PhotometricInterpretation = options["photometric_interpretation"]
-    view.BitsStored = options["bits_stored"]
-    view.PixelRepresentation = options["pixel_representation"]
+    view.PhotometricInterpretation = pixel_format.photometric_interpretation
+    view.BitsStored = pixel_format.bits_stored
+    view.PixelRepresentation = pixel_format.pixel_representation
     for source in sources:
         for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
             if _first(source, keyword) is not None:
                 view[keyword] = source[keyword]
-        if "RescaleSlope" in source or "RescaleIntercept" in source:
-            slope, intercept = _number(source, "RescaleSlope"), _number(source, "RescaleIntercept")
-            if slope == 0 or (slope is None and "RescaleSlope" in source):
-                steps.append("RescaleSlope ignored")
-                slope = None
-            if intercept is None and "RescaleIntercept" in source:
-                steps.append("RescaleIntercept ignored")
-            if slope is not None or intercept is not None:
-                view.RescaleSlope, view.RescaleIntercept = slope or 1.0, intercept or 0.0
-        if "WindowCenter" in source or "WindowWidth" in source:
-            centre, width = _number(source, "WindowCenter"), _number(source, "WindowWidth")
-            if centre is None or width is None or width <= 0:
-                steps.append("window ignored (it has no width)" if centre is not None else "window ignored")
-                continue
-            function = str(_value(source, "VOILUTFunction") or "LINEAR").strip().upper()
-            if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-                steps.append("VOILUTFunction ignored")
-                function = "LINEAR"
-            view.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
-            view.WindowCenter, view.WindowWidth = centre, width
+        _set_rescale(view, source, steps)
+        _set_window(view, source, steps)
     return view
+
+
+def _set_rescale(view: "Dataset", source: "Dataset", steps: list[str]) -> None:
+    """Give `view` the rescale of `source`, if it has a valid one."""
+    slope, intercept = _number(source, "RescaleSlope"), _number(source, "RescaleIntercept")
+    if "RescaleSlope" in source and not slope:
+        steps.append("RescaleSlope ignored")
+        slope = None
+    if "RescaleIntercept" in source and intercept is None:
+        steps.append("RescaleIntercept ignored")
+    if slope is not None or intercept is not None:
+        view.RescaleSlope, view.RescaleIntercept = slope or 1.0, intercept or 0.0
+
+
+def _set_window(view: "Dataset", source: "Dataset", steps: list[str]) -> None:
+    """Give `view` the window of `source`, if it has a valid one."""
+    if "WindowCenter" not in source and "WindowWidth" not in source:
+        return
+    centre, width = _number(source, "WindowCenter"), _number(source, "WindowWidth")
+    if centre is None or width is None or width <= 0:
+        steps.append("window ignored (it has no width)" if centre is not None else "window ignored")
+        return
+    function = str(_value(source, "VOILUTFunction") or "LINEAR").strip().upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        steps.append("VOILUTFunction ignored")
+        function = "LINEAR"
+    view.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
+    view.WindowCenter, view.WindowWidth = centre, width
 
 
 def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps: list[str]) -> NDArray[np.uint8]:
