@@ -345,8 +345,8 @@ def test_export_makes_a_folder_for_the_hub(run_copy: RunFolder, tmp_path: Path) 
         export(run_copy.path, format="hub", output=tmp_path / "hub")
     for options, problem in (
         ({"format": "hub"}, "needs --output"),
-        ({"format": "hub", "output": "x", "int8": True}, "takes no --int8"),
-        ({"format": "hub", "output": "x", "tolerance": 0.1}, "takes no --int8, --images, --tolerance or"),
+        ({"format": "hub", "output": "x", "int8": True}, "have no effect with --format hub"),
+        ({"format": "hub", "output": "x", "tolerance": 0.1}, "--int8, --images, --tolerance and --calibration have no"),
         ({"format": "pt2", "push": "me/mine"}, "--push goes with --format hub"),
         ({"format": "tflite"}, "must be one of onnx, pt2, hub"),
     ):
