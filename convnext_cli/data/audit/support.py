@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.index import Index, pick_evenly
+from convnext_cli.text import format_count
 
 LEVEL = 0.01  # significance level of the test, over both similarities
 MIN_RANK = 0.55  # a mean rank that is certainly below this means no similarity
@@ -127,4 +128,4 @@ def explain_support(support: Support) -> str:
 def describe_test(support: Support) -> str:
     """Name the test, the number of groups and the p-value."""
     sign = "<" if support.verdict == "supported" else ">"
-    return f"rank test on {support.groups:,} groups: p {sign} {LEVEL}"
+    return f"rank test on {format_count(support.groups, 'group')}: p {sign} {LEVEL}"
