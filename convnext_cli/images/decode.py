@@ -45,7 +45,7 @@ from convnext_cli.images.raster import (
 )
 from convnext_cli.images.tiff import is_read_by_pillow, read_tiff, skip_thumbnails
 
-RULES = 5
+RULES = 6
 """Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
 _one_image = threading.Lock()  # reading a PIL image changes it, and two threads may pass the same one

@@ -204,6 +204,8 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
     Raises:
         ImageError: the size of the image is missing, or no decoder reads the format.
     """
+    from pydicom.uid import JPEGBaseline8Bit
+
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
         raise ImageError(f"{path} is DICOM without the size of its image (Rows, Columns)", _REMEDY)
@@ -228,6 +230,9 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
         if "PixelData" in dataset:
             steps.append("BitsStored ignored")
         stored = allocated
+    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit and (allocated, stored) != (8, 8):
+        steps.append("read as 8 bits (baseline JPEG)")
+        allocated = stored = 8
     signed = _integer(dataset, "PixelRepresentation") or 0
     return _PixelFormat(
         rows=rows, columns=columns, samples_per_pixel=samples, photometric_interpretation=kind,
@@ -279,20 +284,23 @@ def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, step
 
 
 def _check_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> None:
-    """Check that the first compressed frame is as large as the file declares.
+    """Check that the first compressed frame has the shape that the file declares: gdcm ends the process if not.
 
     Raises:
-        ImageError: it is not.
+        ImageError: it has not.
     """
     from pydicom.encaps import get_frame
 
     frame = get_frame(dataset.PixelData, 0, number_of_frames=pixel_format.number_of_frames)
-    size = find_coded_size(frame)
-    if size is not None and size != (pixel_format.columns, pixel_format.rows):
-        raise ImageError(
-            f"{path} is DICOM whose compressed image has {size[0]:,} x {size[1]:,} pixels and not the "
-            f"{pixel_format.columns:,} x {pixel_format.rows:,} that it declares", _REMEDY,
-        )  # fmt: skip
+    shape = find_coded_shape(frame)
+    declared = (pixel_format.columns, pixel_format.rows, pixel_format.samples_per_pixel)
+    if shape is not None and shape != declared:
+        actual, expected = (
+            f"{width:,} x {height:,} pixels of {format_count(samples, 'sample')}"
+            for width, height, samples in (shape, declared)
+        )
+        problem = f"{path} is DICOM whose compressed image has {actual} and not the {expected} that it declares"
+        raise ImageError(problem, _REMEDY)
     if dataset.file_meta.TransferSyntaxUID.name == "RLE Lossless" and len(frame) > 2 * pixel_format.frame_bytes + 4096:
         raise ImageError(f"{path} is DICOM with more compressed data than its image can have", _REMEDY)
 
@@ -319,23 +327,23 @@ def _find_shift(dataset: "Dataset", pixel_format: _PixelFormat) -> int:
     return shift if 0 < shift <= pixel_format.bits_allocated - pixel_format.bits_stored else 0
 
 
-def find_coded_size(data: bytes) -> tuple[int, int] | None:
-    """Return the width and height that a JPEG, JPEG-LS or JPEG 2000 codestream declares; None for other data."""
-    if data[:4] == JPEG2000_CODESTREAM and len(data) >= 24:
+def find_coded_shape(data: bytes) -> tuple[int, int, int] | None:
+    """Return width, height and samples per pixel of a JPEG, JPEG-LS or JPEG 2000 codestream; None for other data."""
+    if data[:4] == JPEG2000_CODESTREAM and len(data) >= 42:
         right, lower, left, upper = struct.unpack_from(">LLLL", data, 8)
-        return right - left, lower - upper
+        return right - left, lower - upper, int.from_bytes(data[40:42], "big")
     if data[:2] != b"\xff\xd8":
         return None
     place = 2
-    while place + 9 <= len(data):
+    while place + 10 <= len(data):
         if data[place] != 0xFF:
             return None
         marker = data[place + 1]
         if marker == 0xFF:
             place += 1
         elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # start of frame
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            return width, height
+            height, width, samples = struct.unpack_from(">HHB", data, place + 5)
+            return width, height, samples
         else:
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return None

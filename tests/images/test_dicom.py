@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -283,6 +285,37 @@ def test_codestream_larger_than_declared_is_refused(tmp_path: Path, syntax: str)
     dataset.save_as(path)
     with pytest.raises(ImageError, match=r"3,000 x 3,000 pixels|more compressed data"):
         decode_image(path)
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless])
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [({"BitsStored": 7}, ""), ({"SamplesPerPixel": 3}, "has 64 x 64 pixels of 1 sample and")],
+)
+def test_header_unlike_its_codestream_ends_no_process(
+    tmp_path: Path, syntax: str, header: dict[str, int], message: str
+) -> None:
+    """In a process of its own: gdcm aborts it."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(PLAIN).save(buffer, "JPEG" if syntax == JPEGBaseline8Bit else "JPEG2000", no_jp2=True)
+    path = save_dicom(tmp_path / "odd.dcm", PLAIN, BitsAllocated=8, BitsStored=8, HighBit=7)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([buffer.getvalue()])
+    dataset["PixelData"].VR = "OB"
+    for keyword, value in header.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path, enforce_file_format=False)
+    script = "import sys, pathlib; from convnext_cli.images.decode import decode_image as decode\n"
+    script += "print(decode(pathlib.Path(sys.argv[1])).max())"
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
+    assert done.returncode == (1 if message else 0), done.stderr
+    assert message in done.stderr
+    if not message:
+        difference = grey(path).astype(int) - PLAIN
+        assert np.abs(difference).max() <= 12
 
 
 def deflate(path: Path, elements: bytes) -> Path:
