@@ -204,7 +204,7 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
     Raises:
         ImageError: the size of the image is missing, or no decoder reads the format.
     """
-    from pydicom.uid import JPEGBaseline8Bit
+    from pydicom import uid
 
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
@@ -230,9 +230,13 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
         if "PixelData" in dataset:
             steps.append("BitsStored ignored")
         stored = allocated
-    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit and (allocated, stored) != (8, 8):
-        steps.append("read as 8 bits (baseline JPEG)")
-        allocated = stored = 8
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in uid.JPEGTransferSyntaxes:  # gdcm ends the process for other bits
+        if allocated > 16:
+            raise ImageError(f"{path} is DICOM in JPEG of {allocated} bits allocated, which cannot be read", _REMEDY)
+        if (allocated < 16 or syntax == uid.JPEGBaseline8Bit) and (allocated, stored) != (8, 8):
+            steps.append("read as 8 bits (JPEG)")
+            allocated = stored = 8
     signed = _integer(dataset, "PixelRepresentation") or 0
     return _PixelFormat(
         rows=rows, columns=columns, samples_per_pixel=samples, photometric_interpretation=kind,

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image, read_image
@@ -287,10 +287,15 @@ def test_codestream_larger_than_declared_is_refused(tmp_path: Path, syntax: str)
         decode_image(path)
 
 
-@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless])
 @pytest.mark.parametrize(
-    ("header", "message"),
-    [({"BitsStored": 7}, ""), ({"SamplesPerPixel": 3}, "has 64 x 64 pixels of 1 sample and")],
+    ("syntax", "header", "message"),
+    [
+        (JPEGBaseline8Bit, {"BitsStored": 7}, ""),
+        (JPEGBaseline8Bit, {"SamplesPerPixel": 3}, "has 64 x 64 pixels of 1 sample and"),
+        (JPEGLosslessSV1, {"BitsStored": 7}, ""),
+        (JPEGLosslessSV1, {"BitsAllocated": 32, "BitsStored": 32}, "JPEG of 32 bits allocated"),
+        (JPEG2000Lossless, {"SamplesPerPixel": 3}, "has 64 x 64 pixels of 1 sample and"),
+    ],
 )
 def test_header_unlike_its_codestream_ends_no_process(
     tmp_path: Path, syntax: str, header: dict[str, int], message: str
@@ -299,7 +304,7 @@ def test_header_unlike_its_codestream_ends_no_process(
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(PLAIN).save(buffer, "JPEG" if syntax == JPEGBaseline8Bit else "JPEG2000", no_jp2=True)
+    Image.fromarray(PLAIN).save(buffer, "JPEG2000" if syntax == JPEG2000Lossless else "JPEG", no_jp2=True)
     path = save_dicom(tmp_path / "odd.dcm", PLAIN, BitsAllocated=8, BitsStored=8, HighBit=7)
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = syntax
