@@ -1,4 +1,7 @@
-"""The operations that commands and Python programs start: training, evaluation, prediction, export, data checks."""
+"""The operations that commands and Python programs start: training, evaluation, prediction, export, data checks.
+
+Operations with progress are generators: what they import takes seconds, and the progress bar stands by then.
+"""
 
 import os
 import time
@@ -228,14 +231,14 @@ def evaluate_runs(request: EvalRequest) -> Steps[list["Evaluation"]]:
     """Evaluate runs on the images of the first; the newest run where the request names none."""
     from convnext_cli.inference.evaluation import evaluate_all_steps
 
-    return evaluate_all_steps(request)
+    return (yield from evaluate_all_steps(request))
 
 
 def report_evaluation(evaluation: "Evaluation") -> Steps[Path]:
     """Write the report of an evaluation into its run."""
     from convnext_cli.reports.report import write_report_steps
 
-    return write_report_steps(evaluation)
+    return (yield from write_report_steps(evaluation))
 
 
 def predict_images(
@@ -251,7 +254,7 @@ def export_run(run: "RunFolder", request: ExportRequest) -> "Steps[ExportedFile 
     """Export a run, and check the file on images."""
     from convnext_cli.exports.export import export_steps
 
-    return export_steps(run, request)
+    return (yield from export_steps(run, request))
 
 
 def _export(run: "RunFolder") -> "TrainSteps[None]":

@@ -2,6 +2,8 @@ import errno
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -353,3 +355,21 @@ def test_export_makes_a_folder_for_the_hub(run_copy: RunFolder, tmp_path: Path) 
         with pytest.raises(UsageError, match=problem):
             export(run_copy.path, **options)
     assert not Path("x").exists()
+
+
+def test_operations_import_torch_after_their_progress_bar_stands() -> None:
+    script = """
+import sys
+from convnext_cli.cli import console
+def run(*_):
+    assert "torch" not in sys.modules
+    raise SystemExit(42)
+console.run = run
+from convnext_cli.cli.app import main
+main(sys.argv[1:])
+"""
+    Path("run").mkdir()
+    Path("run/plan.toml").touch()
+    for command in ("eval", "export"):
+        done = subprocess.run([sys.executable, "-c", script, command, "run"], check=False)
+        assert done.returncode == 42

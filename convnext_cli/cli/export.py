@@ -48,9 +48,10 @@ def export(_context: typer.Context, values: OptionValues) -> None:
     run = RunFolder(find_run(flags.run, EXPORT_RUN))
 
     from convnext_cli.api import export_run
-    from convnext_cli.exports.export import ExportedFile
 
     exported = console.run("export", export_run(run, request))
+    from convnext_cli.exports.export import ExportedFile  # imports torch: after the progress bar stands
+
     if flags.as_json:
         console.show_json(exported.to_dict())
     elif isinstance(exported, ExportedFile):

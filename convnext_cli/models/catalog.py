@@ -276,14 +276,17 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
     path = weights.removeprefix("local-dir:")
     if path and Path(path).exists():
         return model, path
+    missing = WeightsError(
+        f"no weights at {path or repr(path)}",
+        "Give auto, none, builtin, a .safetensors or .pth file, a run folder, or timm/NAME",
+    )
     if not parse_hub_id(weights) and not parse_name(weights):
-        raise WeightsError(
-            f"no weights at {path or repr(path)}",
-            "Give auto, none, builtin, a .safetensors or .pth file, a run folder, or timm/NAME",
-        )
+        raise missing
     try:
         architecture, tag = find_model(weights)
     except UsageError as error:
+        if "/" in path and (Path(path).parent.is_dir() or Path(path).suffix in (".safetensors", ".pth", ".pt")):
+            raise missing from error  # FOLDER/FILE also has the form of an id on the Hub
         raise WeightsError(f"no weights at {path}, and {error.problem}", error.remedy) from error
     if model is not None:
         chosen_architecture, chosen_tag = find_model(model)

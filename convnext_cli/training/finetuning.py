@@ -312,6 +312,7 @@ def _measure_settings(
 
     run, plan = context.run, context.plan
     if request.max_time is not None:
+        yield Progress(done=0, total=1, activity="measuring the time of an epoch")
         context.use_plan(fit_epochs(context, state, request.max_time))
     if plan.choices["lr"].source == AUTO and plan.settings.epochs:
         load_checkpoint(run, context)

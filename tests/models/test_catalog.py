@@ -93,5 +93,6 @@ def test_existing_paths_win_over_hub_ids(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "timm/convnext_tiny").touch()
     assert resolve_weights(None, "timm/convnext_tiny") == (None, "timm/convnext_tiny")
     assert resolve_weights(None, "local-dir:timm") == (None, "timm")
-    with pytest.raises(WeightsError, match=r"no weights at gone\.pth"):
-        resolve_weights(None, "gone.pth")
+    for path in ("gone.pth", "weights/model.safetensors", "timm/gone"):
+        with pytest.raises(WeightsError, match=rf"^no weights at {path}\. Give auto, none, builtin, a \.safetensors"):
+            resolve_weights(None, path)

@@ -94,6 +94,7 @@ def test_patience_ends_a_run_and_its_resumption(digits: Path) -> None:
 def test_time_budget_reduces_the_epochs_in_the_plan(few_digits: Path) -> None:
     request = tiny_request(few_digits, "run", epochs=100_000, warmup_epochs=3.0)
     events: Generator[Any, None, Any] = finetune_steps(replace(request, max_time=2.0, autotune=False))
+    assert any(isinstance(event, Progress) and "time of an epoch" in event.activity for event in events)
     started = next(event for event in events if isinstance(event, Started))
     chosen = started.plan.choices["epochs"]
     assert 1 <= chosen.value < 100_000
