@@ -1,6 +1,7 @@
 """`convnext finetune`: train a model on a folder of images."""
 
 import os
+import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,7 @@ def finetune(context: typer.Context, values: OptionValues) -> None:
     if flags.devices is not None and "RANK" not in os.environ:
         from convnext_cli.training.compute.launcher import launch
 
-        raise typer.Exit(launch(flags.devices))
+        sys.exit(launch(flags.devices))  # the processes have said why, also with Ctrl-C's code
 
     from convnext_cli.api import make_train_request
     from convnext_cli.runs.records import to_plain

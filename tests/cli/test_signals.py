@@ -82,6 +82,17 @@ def test_an_interrupted_training_says_whether_it_resumes(
     assert line == f"training interrupted. {remedy}."
 
 
+def test_processes_that_were_interrupted_have_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("convnext_cli.training.compute.launcher.launch", lambda _: 130)
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", "data", "--devices", "2"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
