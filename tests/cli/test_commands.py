@@ -70,7 +70,7 @@ BAD_INPUT = [
     (2, "Did you mean 'predict'", "predcit"),
     (2, "no data and no --dataset-size", "recommend"),
     (2, "dataset_size = 0 must be at least 1", "recommend --dataset-size 0"),
-    (2, "7000 classes for 6000 images", "recommend --dataset-size 6000 --classes 7000"),
+    (2, "7,000 classes for 6,000 images", "recommend --dataset-size 6000 --classes 7000"),
     (2, "vram 1e+308 must be above 0 and at most 100,000 GiB", "recommend --dataset-size 6000 --vram 1e308"),
     (2, "exclude is empty", "check good --exclude="),
     (2, "'--output' / '-o': the path is empty", "finetune good --output="),
