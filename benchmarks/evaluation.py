@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from convnext_cli.data.index import Index
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.evaluation import Evaluation
-from convnext_cli.inference.scored_images import EvaluatedImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals

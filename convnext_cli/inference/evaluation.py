@@ -20,6 +20,7 @@ from convnext_cli.inference.calibration_fit import calibrate_steps, describe_wor
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
@@ -31,7 +32,7 @@ from convnext_cli.inference.recalibration import (
     refit_calibration,
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
-from convnext_cli.inference.scored_images import EvaluatedImages, ScoredImages
+from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier

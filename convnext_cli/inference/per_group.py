@@ -10,10 +10,10 @@ from convnext_cli.data.index import Index
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.operating_points import measure_points
 from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, Pooling, choose_negative, fit_pooling, pool_logits
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.scored_images import EvaluatedImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Floats, Ints
