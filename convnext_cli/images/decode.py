@@ -37,12 +37,7 @@ from convnext_cli.images.pillow import (
     read_opened,
     refuse_deep,
 )
-from convnext_cli.images.raster import (
-    Decoded,
-    Pixels,
-    finish_raster,
-    turn_upright,
-)
+from convnext_cli.images.raster import Decoded, Pixels, finish_raster, turn_upright
 from convnext_cli.images.tiff import is_read_by_pillow, read_tiff, skip_thumbnails
 
 RULES = 6

@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from convnext_cli.errors import ImageError
-from convnext_cli.images.formats import (
-    JPEG2000_CODESTREAM,
-    PILLOW_SUFFIXES,
-)
+from convnext_cli.images.formats import JPEG2000_CODESTREAM, PILLOW_SUFFIXES
 from convnext_cli.images.memory import reserve_memory
 from convnext_cli.images.raster import (
     ORIENTATION_TAG,
@@ -41,7 +38,7 @@ _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
 
 
 def differs_in_pillow(image: Image.Image) -> bool:
-    """Return True if `_read` may read other values from an opened file than Pillow, or refuses it."""
+    """Return True if `decode_image` may read other values from an opened file than Pillow, or refuses it."""
     if image.format == "TIFF":
         return is_thumbnail(image.tag_v2) or not is_read_by_pillow(image.tag_v2)  # type: ignore[attr-defined]
     is_deep = _find_rawmode(image) in (*_SWAPPED, *_GREY_STEPS, "LA;16B")

@@ -50,7 +50,7 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
         return METRICS[self.metric].title if self.metric in PREDICTIVE else self.metric
 
     def is_above(self, value: float) -> bool:
-        """Return whether a value of the metric is below the bound, by more than rounding."""
+        """Return True if the bound is above a value of the metric, by more than rounding."""
         return value < self.value - 1e-9
 
     def __str__(self) -> str:
