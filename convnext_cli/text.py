@@ -101,6 +101,11 @@ def format_count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {words}"
 
 
+def format_part(number: int, total: int, noun: str, verb: str, plural_verb: str) -> str:
+    """Return a part of a total and its verb, such as `1 of 10 images is` or `2 of 10 images are`."""
+    return f"{number:,} of {format_count(total, noun)} {verb if number == 1 else plural_verb}"
+
+
 def shorten_names(names: Sequence[str]) -> str:
     """Return the first five names, separated by commas."""
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

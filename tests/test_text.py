@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.cli import console
-from convnext_cli.text import format_count, guard_cell, make_visible, quote, to_json
+from convnext_cli.text import format_count, format_part, guard_cell, make_visible, quote, to_json
 
 ODD = (
     "=1+1",
@@ -138,3 +138,8 @@ def test_a_printed_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> No
 )
 def test_a_count_agrees_with_its_noun(number: int, words: tuple[str, ...], text: str) -> None:
     assert format_count(number, *words) == text
+
+
+def test_a_verb_agrees_with_the_part_and_the_noun_with_the_total() -> None:
+    assert format_part(1, 1234, "image", "is", "are") == "1 of 1,234 images is"
+    assert format_part(0, 1, "image", "is", "are") == "0 of 1 image are"

@@ -16,7 +16,7 @@ from convnext_cli.data.index import describe_skipped
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.options import DATA, Option
-from convnext_cli.text import format_count, make_visible, quote
+from convnext_cli.text import format_count, format_part, make_visible, quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
@@ -97,9 +97,8 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     if request.explain is not None:
         console.say(f"Heat maps: {format_count(done, 'image')} in {console.shorten_path(request.explain)}")
     if ungrouped := len({str(path) for path in inputs.paths}.intersection(groups)):  # named by their paths
-        of_images, rule = f"of {format_count(total, 'image')}", "no group by this rule:"
-        number = format_count(ungrouped, f"{of_images} has {rule} it", f"{of_images} have {rule} each")
-        console.note(f"{number} is a group of its own")
+        number = format_part(ungrouped, total, "image", "has", "have")
+        console.note(f"{number} no group by this rule: each is a group of its own")
     if inputs.skipped:
         console.note(f"skipped: {describe_skipped(inputs.skipped)}")
     _raise_failures(failures, total)

@@ -12,7 +12,7 @@ from convnext_cli.data.names import group_by_name
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.progress import Steps, finish
-from convnext_cli.text import format_count
+from convnext_cli.text import format_part
 
 MIN_PER_CLASS = 3  # identifiers per class on average, so that every split can get some
 MIN_GROUPS = 10  # identifiers that suffice for any number of classes
@@ -88,9 +88,7 @@ def _apply(index: Index, identifiers: Mapping[int, str], source: str, rule: str)
     groups = tuple(identifiers.get(row, path) for row, path in enumerate(index.paths))
     missing = len(index) - len(identifiers)
     if missing and source in ("dicom", "pattern"):
-        of_images = f"of {format_count(len(index), 'image')}"
-        lacking = format_count(missing, f"{of_images} lacks: it is", f"{of_images} lack: each of them is")
-        rule += f", which {lacking} a group of its own"
+        rule += f", which {format_part(missing, len(index), 'image', 'lacks', 'lack')}: each is a group of its own"
     return replace(index, groups=groups), describe_groups(groups, index.paths, source, rule)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import RawTargets
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_part
 
 if TYPE_CHECKING:  # NumPy: `recommend` starts without it
     from convnext_cli.tasks.task import Targets, Task
@@ -201,8 +201,7 @@ def check_trainable(index: Index) -> None:
         return
     if missing := list_untrained_classes(index):
         where = "training images" if "train" in splits else "images"
-        of_classes, examples = f"of {format_count(len(index.classes), 'class')}", ", ".join(missing[:5])
-        number = format_count(len(missing), f"{of_classes} has", f"{of_classes} have")
+        number, examples = format_part(len(missing), len(index.classes), "class", "has", "have"), ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
         hint = f"; {' and '.join(alike[0])} differ only in case or hyphens" if alike else ""
         raise DataError(

@@ -127,10 +127,9 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
     blank = sum(not group for group in groups)
     if not blank or blank == len(groups):
         return []
-    of_rows = f"of {len(groups):,} rows:"
-    number = format_count(blank, f"{of_rows} this image", f"{of_rows} each of these images")
-    effect = "counts as a group of its own, so leakage between splits cannot be excluded"
-    return [f"column {column!r} is blank in {number} {effect}"]
+    rows = f"{blank:,} of {format_count(len(groups), 'row')}"
+    effect = "each of these images counts as a group of its own, so leakage between splits cannot be excluded"
+    return [f"column {column!r} is blank in {rows}: {effect}"]
 
 
 def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> Index:

@@ -15,7 +15,7 @@ from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.progress import Progress, Steps
-from convnext_cli.text import format_count
+from convnext_cli.text import format_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,8 @@ class ParityError(ConvnextError):
     """The outputs of an exported file differ from those of its run."""
 
     def __init__(self, parity: Parity) -> None:
-        tolerance, of_images = parity.tolerance, f"of {format_count(parity.images, 'image')}"
-        number = format_count(
-            parity.images - parity.same_top1, f"{of_images} changes its class", f"{of_images} change their class"
-        )
+        tolerance, changed = parity.tolerance, parity.images - parity.same_top1
+        number = format_part(changed, parity.images, "image", "changes its class", "change their class")
         super().__init__(
             "parity check failed: the exported model's probabilities differ from the run's by up to "
             f"{parity.difference:.2g} (allowed {tolerance.difference:g}), most on {parity.worst}, and "

@@ -26,7 +26,7 @@ from convnext_cli.runs.files import POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_part
 
 UNCALIBRATED = "groups are pooled by the mean, without a calibration of their own"
 MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
@@ -146,7 +146,7 @@ def evaluate_groups(
     mixed = sum(task.find_conflict(evaluated.targets[rows]) for rows in members)
     mixed_target = task.describe_pooled_target(negative)
     if mixed:
-        number = format_count(mixed, f"of {len(members):,} groups has", f"of {len(members):,} groups have")
+        number = format_part(mixed, len(members), "group", "has", "have")
         notes.append(Notice(text=f"{number} images with different targets: {mixed_target}"))
         notes += warn_of_ambiguous_groups(units, evaluated.targets, position) if task.has_negative else []
     metrics = task.compute_metrics(logits, targets, classes, pooling)
@@ -187,10 +187,9 @@ def warn_of_ambiguous_groups(units: Ints, targets: Targets, negative: int | None
     if several <= MAX_SEVERAL * total:
         return []
     finding = "" if negative is None else " with a finding"
-    of_groups = f"of {format_count(total, 'group')}"
     text = (
-        f"{format_count(several, f'{of_groups} has', f'{of_groups} have')} several classes{finding}: the same name may "
-        "be another patient in each class. --group-from with a pattern that includes the class keeps them apart"
+        f"{format_part(several, total, 'group', 'has', 'have')} several classes{finding}: the same name may be another "
+        "patient in each class. --group-from with a pattern that includes the class keeps them apart"
     )
     return [Notice(text=text, severity="warning")]
 

@@ -26,7 +26,7 @@ from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
-from convnext_cli.text import capitalise, format_count
+from convnext_cli.text import capitalise, format_count, format_part
 
 MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
 
@@ -103,11 +103,8 @@ def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]
         index = run.read_split()
         missing = sum(not (index.root / path).is_file() for path in index.paths)
         if missing:
-            of_images = f"of {format_count(len(index), 'image')}"
-            text = (
-                f"{error.problem}. Leakage between splits is unknown: "
-                f"{format_count(missing, f'{of_images} is', f'{of_images} are')} gone, so the audit cannot be repeated"
-            )
+            number = format_part(missing, len(index), "image", "is", "are")
+            text = f"{error.problem}. Leakage between splits is unknown: {number} gone, so the audit cannot be repeated"
             return None, [Notice(text=text, severity="warning")]
         groups = len(set(index.groups) - {""})
         grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
@@ -145,16 +142,16 @@ def find_leakage(
     measured = yield from measure_thumbnails(selected)
     overlap = find_overlap(known, trained_on, measured, range(len(selected)))
     notes: list[Notice] = []
-    of_these = f"of these {len(selected):,} images"
     if overlap.trained or overlap.trained_near:
-        number = format_count(overlap.trained + overlap.trained_near, f"{of_these} was", f"{of_these} were")
+        trained = overlap.trained + overlap.trained_near
+        number = format_part(trained, len(selected), "image", "was", "were")
         near = format_count(overlap.trained_near, "as near-duplicate", "as near-duplicates")
         near = f" ({near})" if overlap.trained_near else ""
         text = f"leakage: {number} trained on{near}; the scores are too high"
         notes.append(Notice(text=text, severity="warning"))
     if overlap.validated:
-        number = format_count(
-            overlap.validated, f"{of_these} is a validation image", f"{of_these} are validation images"
+        number = format_part(
+            overlap.validated, len(selected), "image", "is a validation image", "are validation images"
         )
         text = f"{number}: {_SELECTION_BIAS}"
         notes.append(Notice(text=text, severity="warning"))

@@ -19,7 +19,7 @@ from convnext_cli.reports.section import (
     make_column,
     make_metric_table,
 )
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_part
 
 MAX_CONFUSION = 10  # classes of a table; more are drawn
 MAX_PAIRS = 10  # of confused classes that are listed
@@ -60,9 +60,7 @@ def _describe_mistakes(report: ReportData) -> list[str]:
     sentences = []
     if evaluation.metrics.per_class:
         wrong = sum(not task.is_correct(decision, target) for decision, target in zip(decisions, targets, strict=True))
-        of_images = f"of {format_count(len(targets), 'image')}"
-        number = format_count(wrong, f"{of_images} is", f"{of_images} are")
-        sentences.append(f"{number} predicted wrongly.")
+        sentences.append(f"{format_part(wrong, len(targets), 'image', 'is', 'are')} predicted wrongly.")
     if report.mistakes:
         worst = report.mistakes[0]
         sentences.append(f"The worst mistake: {worst.lines[0]} ({worst.path}).")

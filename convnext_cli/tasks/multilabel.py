@@ -42,7 +42,7 @@ from convnext_cli.tasks.task import (
     Task,
     show_probability,
 )
-from convnext_cli.text import format_count, quote, shorten_names
+from convnext_cli.text import format_count, format_part, quote, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 IDENTITY = 1.0, 0.0  # factor and offset of a label that is not calibrated
@@ -215,8 +215,7 @@ class Multilabel(Task):
         for value, word in ((1, "positive"), (0, "negative")):
             empty = [name for name, n in zip(classes, (targets == value).sum(axis=0), strict=True) if not n]
             if empty:
-                of_labels = f"of {format_count(len(classes), 'label')}"
-                number = format_count(len(empty), f"{of_labels} has", f"{of_labels} have")
+                number = format_part(len(empty), len(classes), "label", "has", "have")
                 return (
                     f"{number} no {word} training image: {', '.join(empty[:5])}",
                     "Leave them out with --label-columns, or add images",

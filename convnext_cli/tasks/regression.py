@@ -34,7 +34,7 @@ from convnext_cli.tasks.reading import (
     sort_folders,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_part
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
@@ -100,10 +100,9 @@ class Regression(Task):
         table.refuse("no number", [row for row, cell in enumerate(cells) if is_unknown(cell)])
         values, comma = parse_numbers(cells)
         if wrong := [cell for cell, value in zip(cells, values, strict=True) if value is None]:
-            of_cells = f"of {format_count(len(cells), 'cell')} of column {name!r} of {table.path}"
-            number = format_count(len(wrong), f"{of_cells} is not a number", f"{of_cells} are not numbers")
+            number = format_part(len(wrong), len(cells), "cell", "is not a number", "are not numbers")
             raise OtherTaskError(
-                f"--task {cls.name}: {number}, such as {wrong[0]!r}",
+                f"--task {cls.name}: column {name!r} of {table.path}: {number}, such as {wrong[0]!r}",
                 f"Correct these rows, or leave out --task {cls.name}",
             )
         numbers = [value for value in values if value is not None]

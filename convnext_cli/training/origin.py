@@ -22,7 +22,7 @@ from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.recipes.settings import BEFORE_FIT
 from convnext_cli.runs.files import DATA, ORIGIN, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
-from convnext_cli.text import format_count, shorten_names
+from convnext_cli.text import format_count, format_part, shorten_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -219,8 +219,7 @@ def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDAr
     if former is not None and sum_digests(former) == origin.images:
         rows = _list_rows(index)
         differing = [index.paths[rows[i]] for i in np.flatnonzero((former != contents).any(axis=1))]
-        of_rows = f"of {len(rows)}"
-        number = format_count(len(differing), f"{of_rows} differs", f"{of_rows} differ")
+        number = format_part(len(differing), len(rows), "image", "differs", "differ")
         names = f"{number}: {shorten_names(differing)}"
     raise DataError(
         f"the images in {index.location} are not those that {run.path} began with: {names}",

@@ -125,7 +125,7 @@ def test_pattern_defines_the_groups() -> None:
     assert grouped.groups == ("7", "7", "b/other.png", "8")
     assert grouping.groups == 3
     lacking = group_index(make_index("cat/x1_a.png", "cat/x1_b.png", "cat/plain.png"), r"x(\d)")[1].rule
-    assert lacking == r"the pattern x(\d), which 1 of 3 images lacks: it is a group of its own"
+    assert lacking == r"the pattern x(\d), which 1 of 3 images lacks: each is a group of its own"
     assert group_index(index, "none")[0].groups == ()
     with pytest.raises(UsageError, match="is not a regular expression"):
         group_index(index, "(")

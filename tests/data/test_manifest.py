@@ -339,7 +339,7 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (rows("1e-200", "2e-200", head="path,area"), {"task": "regression"}, "standard deviation cannot be computed"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "single"}, "not exactly one class in each row"),
         (rows("a", "b"), {"task": "multilabel"}, "no cell of column 'label' .* has several labels"),
-        (rows("a", "b"), {"task": "regression"}, "4 of 4 cells of column 'label' .* are not numbers"),
+        (rows("a", "b"), {"task": "regression"}, "column 'label' of .*: 4 of 4 cells are not numbers"),
         (rows("mild", "severe"), {"task": "ordinal"}, "have no order"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "ordinal"}, "needs one column"),
         (rows("1,2", "0,1", head="path,A,B"), {"label_columns": "A,B"}, "not 1, 0, -1, yes, no or blank in 2 rows"),

@@ -9,7 +9,7 @@ from convnext_cli.data.folders.splits import AmbiguousLayoutError
 from convnext_cli.data.folders.words import IMAGE_WORDS, PLAIN_IMAGE_WORDS, list_words
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_part
 
 _MASK_WORDS = frozenset(
     (
@@ -107,8 +107,7 @@ def _drop_mask_folders(parent: Folder) -> int:
             parent.folders.remove(folder)
             dropped += folder.count
         elif images and paired:
-            of_images = f"of its {format_count(len(stems), 'image')}"
-            number = format_count(paired, f"{of_images} has", f"{of_images} have")
+            number = format_part(paired, len(stems), "image", "has", "have")
             raise AmbiguousLayoutError(
                 f"{folder.path} looks like masks, but only {number} the name of an image in {decode_name(name)!r}",
                 f"Leave the masks out with --exclude {folder.name}, or give a CSV file with path and label",
