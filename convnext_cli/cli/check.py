@@ -91,7 +91,7 @@ def _show(audit: "Audit") -> None:
     index = audit.index
     splits = sorted(set(index.splits), key=(*SPLITS, "").index)
     images = format_count(len(index), "image")
-    console.show(f"{index.location}: {images}: {index.task.describe_classes(index.classes)}", style="bold")
+    console.show(f"{index.location}: {images}; {index.task.describe_classes(index.classes)}", style="bold")
     counts = [index.count_classes(split) for split in splits]
     columns = [split or "images" for split in splits]
     console.show_table(

@@ -13,18 +13,25 @@ if TYPE_CHECKING:
     from convnext_cli.models.catalog import Architecture
     from convnext_cli.recipes.plan import Plan
     from convnext_cli.recipes.settings import Settings
+    from convnext_cli.tasks.task import Task
 
 
-def list_decided(plan: "Plan") -> list[tuple[str, str, str, str]]:
-    """Return name, value with unit, source and reason of each setting that is not at its default, and a last line."""
+def list_decided(plan: "Plan", task: "Task | None") -> list[tuple[str, str, str, str]]:
+    """Return name, value with unit, source and reason of each setting that is not at its default, and a last line.
+
+    Settings that have no effect on the task are left out.
+    """
+    ignored = task.ignored if task is not None else {}
     units = {name: declared.option.unit for name, declared in declare_settings().items()}
     rows = [
         (name, f"{choice.value} {units[name]}".strip(), choice.source, choice.reason)
         for name, choice in plan.non_default.items()
+        if name not in ignored
     ]
+    others = len(plan.choices) - len(plan.non_default)
     return [
         *rows,
-        (f"{len(plan.choices) - len(rows)} others", "", "default", "`convnext finetune --help-all` lists them"),
+        (f"{others} others", "", "default", "`convnext finetune --help-all` lists them"),
     ]
 
 

@@ -64,7 +64,7 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
     for note in notes:
         console.note(note)
     _show(recommendation, request, flags.top)
-    if request.recipe != "specification":
+    if request.recipe != "specification" and request.weights == "auto":
         _show_offline(request)
     console.show(f"Next: {command}")
 
@@ -167,7 +167,7 @@ def _show(recommendation: "Recommendation", request: RecommendRequest, top: int)
     console.say("tier and order: the specification author's ranking, not a benchmark", style="dim")
     console.say("accuracy: the best published on ImageNet-1k", style="dim")
     console.show("")
-    console.show_table(["setting", "value", "from", "reason"], list_decided(recommendation.plan))
+    console.show_table(["setting", "value", "from", "reason"], list_decided(recommendation.plan, recommendation.task))
     console.show("")
     if recommendation.plan.choices["lr"].source.startswith("specification"):
         _show_lr_rule(recommendation)
@@ -188,9 +188,10 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
     if (fingerprint := recommendation.fingerprint) is not None:
         width, height = fingerprint.median_size
         size = f"{width} x {height} px, " if width else ""
-        images, classes = format_count(fingerprint.images, "image"), format_count(fingerprint.classes, "class")
+        assert recommendation.index is not None
+        classes = recommendation.index.task.describe_classes(recommendation.index.classes)
         console.show(
-            f"{data}: {images} in {classes}; {size}"
+            f"{data}: {format_count(fingerprint.images, 'image')}; {classes}; {size}"
             f"{'grey' if fingerprint.is_grey else 'colour'} (from a sample of {fingerprint.sampled})"
         )
     if recommendation.unseen is not None:

@@ -203,7 +203,7 @@ def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     console.say(f"{describe_data(index)}{fold}")
     if is_verbose:
         console.say(describe_sizes(find_model(plan.model)[0], plan.settings, len(index.classes)))
-        console.log_table(["setting", "value", "from", "reason"], list_decided(plan))
+        console.log_table(["setting", "value", "from", "reason"], list_decided(plan, index.task))
     elif not is_brief:
         console.log_table(["", ""], list_main_settings(plan))
         console.say(f"all settings: {console.shorten_path(planned.run)}/plan.toml, or --verbose", style="dim")

@@ -23,6 +23,7 @@ class Fingerprint:
 
     images: int
     classes: int
+    task: str = "single"
     groups: int
     """Number of groups (patients or other sources shared by images); 0 if unknown."""
     smallest_class: tuple[str, int]
@@ -99,6 +100,7 @@ def compute_fingerprint(index: Index) -> Fingerprint:
     return Fingerprint(
         images=len(index),
         classes=len(index.classes),
+        task=index.task.name,
         groups=len(set(index.groups)),
         smallest_class=(counts[0][1], counts[0][0]),
         largest_class=(counts[-1][1], counts[-1][0]),
@@ -125,16 +127,16 @@ def explain_domain(fingerprint: Fingerprint, remedy: str) -> str:
 
 def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
     """Return notes on unreadable images, class imbalance, groups and grey images."""
+    from convnext_cli.tasks.registry import TASKS
+
     sentences = []
     if fingerprint.unreadable:
         sampled = format_count(fingerprint.sampled, "sampled image")
         sentences.append(f"{fingerprint.unreadable} of {sampled} cannot be opened")
     if fingerprint.imbalance >= 5:
         (rare, few), (common, many) = fingerprint.smallest_class, fingerprint.largest_class
-        sentences.append(
-            f"{common} has {many:,} images, {rare} {few:,}: judge by balanced accuracy and the recall of {rare}, "
-            f"not by accuracy; --imbalance sampler draws {rare} more often"
-        )
+        advice = TASKS[fingerprint.task].advise_imbalance(rare)
+        sentences.append(f"most images are of {common} ({many:,}), fewest of {rare} ({few:,}): {advice}")
     if fingerprint.groups:
         groups = format_count(fingerprint.groups, "group (patient?)", "groups (patients?)")
         sentences.append(f"{groups}: a random split keeps each together; `convnext check` shows their source")

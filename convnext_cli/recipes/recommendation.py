@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Unseen, measure_unseen_area
@@ -55,6 +55,9 @@ from convnext_cli.recipes.settings import (
 from convnext_cli.recipes.speeds import estimate_time_here
 from convnext_cli.recipes.tables import load_tables
 from convnext_cli.text import format_count
+
+if TYPE_CHECKING:  # NumPy, which a number of images does without
+    from convnext_cli.tasks.task import Task
 
 DAY = 86_400.0  # seconds
 NIGHT = 10 * 3_600.0
@@ -122,6 +125,11 @@ class Recommendation:
     def plan(self) -> Plan:
         """The recommended candidate's plan."""
         return self.best.plan
+
+    @property
+    def task(self) -> "Task | None":
+        """The task of the scanned data; None for a number of images."""
+        return self.index.task if self.index is not None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -432,7 +440,8 @@ def _list_warnings(data: _DataSummary, best: Candidate, candidates: Sequence[Can
     """Return the warnings about the size of the data set and the duration of the run."""
     images = data.counts.images
     warnings = [load_tables().describe_gap(images), suggest_faster(best.seconds or 0, candidates)]
-    if data.classes and images / data.classes < MIN_CLASS_IMAGES:
+    is_single = data.index is None or not data.index.task.has_values
+    if is_single and data.classes and images / data.classes < MIN_CLASS_IMAGES:
         per_class = format_count(round(images / data.classes), "image per class is", "images per class are")
         warnings.append(f"{per_class} very few: expect wide confidence intervals, and collect more if you can")
     if images < MIN_IMAGES:

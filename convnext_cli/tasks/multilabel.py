@@ -174,6 +174,11 @@ class Multilabel(Task):
         """Return the labels of each image, (N, K) float32: 1, 0, -1 or nan."""
         return np.array(values, np.float32)
 
+    @classmethod
+    def advise_imbalance(cls, rare: str) -> str:
+        """Return the metrics and the correction that suit a data set with few images of a label."""
+        return f"judge by the ROC AUC and the recall of {rare}; --imbalance asymmetric is for rare labels"
+
     def number_strata(self, values: Sequence[tuple[float, ...]]) -> list[int]:
         """Return a number for each combination of positive labels."""
         numbers: dict[tuple[int, ...], int] = {}

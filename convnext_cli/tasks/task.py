@@ -214,6 +214,14 @@ class Task(ABC):
         """Return the number of classes or labels, or the name of the number, in words."""
         return format_count(len(classes), "class")
 
+    @classmethod
+    def advise_imbalance(cls, rare: str) -> str:
+        """Return the metrics and the correction that suit a data set with few images of a class."""
+        return (
+            f"judge by balanced accuracy and the recall of {rare}, not by accuracy; --imbalance sampler draws {rare} "
+            "more often"
+        )
+
     def number_strata(self, values: Sequence[tuple[float, ...]]) -> list[int]:
         """Return a number for each image, equal for images with alike targets."""
         return [0] * len(values)

@@ -64,7 +64,7 @@ def test_data_have_the_name_that_the_user_gave(convnext: Convnext, few_pictures:
             archive.write(path)
     for name in ("list.csv", "pictures.zip", "data"):
         assert json.loads(convnext("check", name, "--json").out)["data"] == name
-        assert convnext("check", name).out.startswith(f"{name}: 12 images: ")
+        assert convnext("check", name).out.startswith(f"{name}: 12 images; ")
     assert convnext("check", "one.csv").err.splitlines()[-1].startswith("error: one.csv has one class only ('leaf')")
 
 
@@ -188,7 +188,7 @@ def test_check_refuses_data_that_cannot_be_trained_on(convnext: Convnext, tmp_pa
     outcome = convnext("check", "one")
     assert outcome.code == 3
     assert "one class only" in outcome.err
-    assert "one: 3 images: 1 class\n" in outcome.out
+    assert "one: 3 images; 1 class\n" in outcome.out
     assert "Nothing found" not in outcome.out
 
 

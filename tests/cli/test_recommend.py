@@ -136,3 +136,32 @@ def test_recommend_tells_the_area_that_evaluation_never_sees(convnext: Convnext,
     plan = json.loads(convnext("recommend", "data", "--fit", "crop", "--json").out)
     assert plan["unseen_area"]["all"] == pytest.approx(0.74, abs=0.01)
     assert "shapes" not in plan["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "said", "unsaid"),
+    [
+        ("age", [1.5 * place for place in range(12)], ["12 images; a number, age;"], ["per class", "label_smoothing"]),
+        (
+            "a,b",
+            ["1,1"] * 2 + ["1,0"] * 10,
+            ["12 images; 2 labels;", "judge by the ROC AUC", "asymmetric"],
+            ["sampler"],
+        ),
+        ("grade", [1] + [0] * 11, ["fewest of 1 (1): judge by balanced", "--imbalance sampler", "label_smoothing"], []),
+    ],
+)
+def test_recommend_speaks_of_the_task(
+    convnext: Convnext, tmp_path: Path, column: str, cells: list[object], said: list[str], unsaid: list[str]
+) -> None:
+    """A column of numbers was "12 images in 1 class", with label smoothing; labels were told to be sampled."""
+    rows = []
+    for place, cell in enumerate(cells):
+        save_image(tmp_path / f"images/{place}.png", seed=place)
+        rows.append(f"images/{place}.png,{cell}\n")
+    (tmp_path / "data.csv").write_text(f"path,{column}\n{''.join(rows)}")
+    shown = convnext("recommend", tmp_path / "data.csv", "--weights", "builtin")
+    for words in said:
+        assert words in shown.out + shown.err
+    for words in unsaid:
+        assert words not in shown.out + shown.err
