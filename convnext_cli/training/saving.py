@@ -118,7 +118,8 @@ def _train_and_save_once(context: TrainingContext, state: TrainingState, writer:
                 snapshot = take_snapshot(context, state)
                 if context.accelerator.is_main_process:
                     writer.start(partial(_write_snapshot, context, snapshot))
-                context.accelerator.log({name: value for name, value in state.log[-1].items() if value is not None})
+                entry = {name: value for name, value in state.log[-1].items() if value is not None}
+                context.accelerator.log(entry, step=event.epoch)
             yield event
             if isinstance(event, StepDone) and event.is_due:
                 writer.wait()

@@ -151,8 +151,9 @@ def test_tensorboard_gets_the_metrics_and_unknown_trackers_are_refused(few_digit
     train(tiny_request(few_digits, "run", epochs=2, track=("tensorboard",)))
     [folder] = {path.parent for path in Path("run").rglob("events.out.tfevents*") if path.parent.name == "convnext"}
     seen = EventAccumulator(str(folder)).Reload()
-    losses = [scalar.value for scalar in seen.Scalars("train_loss")]
-    assert losses == pytest.approx([line["train_loss"] for line in read_final_files(RunFolder(Path("run")))[1]])
+    scalars, log = seen.Scalars("train_loss"), RunFolder(Path("run")).read_log()
+    assert [scalar.step for scalar in scalars] == [line["epoch"] for line in log]
+    assert [scalar.value for scalar in scalars] == pytest.approx([line["train_loss"] for line in log])
 
 
 def test_failing_tracker_loses_no_training(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
