@@ -76,6 +76,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
                 if is_resumed and accelerator.is_main_process:
                     run.copy_audit(folder)  # a resumed cross-validation does not audit the images again
                 result = yield from run_training(training, complete, notices)
+            del training  # its model and optimizer, before the next fold's
             yield FoldDone(fold=fold, result=result)
             accelerator.free_memory()
         summary = yield from _summarise(folder, preparation.plan.settings.folds, accelerator)

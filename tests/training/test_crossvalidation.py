@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from convnext_cli.recipes.plan import read_plan
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run
+from convnext_cli.training import build
+from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
 from convnext_cli.training.events import CrossValidationResult, FoldDone, Started, StepDone
 from convnext_cli.training.request import TrainRequest
@@ -79,6 +82,21 @@ def test_fold_equals_the_same_fold_trained_alone(data: Path, folds_run: FoldsFol
     assert Path("alone/model.safetensors").read_bytes() == weights_of(folds_run)[1]
     assert read_plan(Path("alone/plan.toml")) == read_plan(folds_run.run(2).plan)
     assert weights_of(folds_run)[0] != weights_of(folds_run)[1]
+
+
+def test_a_fold_begins_when_the_model_of_the_one_before_is_freed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks: list[weakref.ref[torch.nn.Module]] = []
+    true = build.build_context
+
+    def watch(*arguments: Any) -> TrainingContext:
+        assert not [network for network in networks if network() is not None]
+        context = true(*arguments)
+        networks.append(weakref.ref(context.network))
+        return context
+
+    monkeypatch.setattr(build, "build_context", watch)
+    run_all(cross_validate_steps(folds_request(data, "cv")))
+    assert len(networks) == FOLDS
 
 
 def test_spread_is_mean_and_sd_over_folds(folds_run: FoldsFolder) -> None:
