@@ -1,8 +1,10 @@
 """The number of epochs that fit into a time budget, measured on real steps before the training begins."""
 
 import time
+from contextlib import closing, suppress
 from copy import deepcopy
 
+from convnext_cli.errors import DivergedError
 from convnext_cli.recipes.costs import describe_seconds
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Choice
@@ -27,15 +29,16 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
     plan = context.plan
     steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
     done, started, skipped = 0, time.perf_counter(), 0
-    for event in train(context, deepcopy(state)):
-        if isinstance(event, StepDone):
-            done += 1
-            if done == min(WARM_UP, steps - 1):
-                started, skipped = time.perf_counter(), done
-            elapsed = time.perf_counter() - started
-            (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
-            if is_enough or event.step == steps:
-                break
+    with suppress(DivergedError), closing(train(context, deepcopy(state))) as events:  # the run halves its rate then
+        for event in events:
+            if isinstance(event, StepDone):
+                done += 1
+                if done == min(WARM_UP, steps - 1):
+                    started, skipped = time.perf_counter(), done
+                elapsed = time.perf_counter() - started
+                (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
+                if is_enough or event.step == steps:
+                    break
     step_seconds = (time.perf_counter() - started) / max(1, done - skipped)
     images = len(context.index.rows("train"))
     epoch_seconds = step_seconds * steps * (1 + VALIDATION * len(context.index.rows("val")) / images)
