@@ -161,9 +161,10 @@ def _diverged(state: TrainingState, reason: str) -> DivergedError:
 
 
 def _describe_smaller_batch(context: TrainingContext, state: TrainingState) -> Notice:
-    exception = ", except for the random numbers of drop path" if context.settings.drop_path else ""
-    images = format_count(state.micro_batch_size, "image")
+    settings, images = context.settings, format_count(state.micro_batch_size, "image")
+    draws = ["drop path"] * (settings.drop_path > 0) + ["dropout"] * (settings.head_dropout > 0)
+    exception = f", except for the random numbers of {' and '.join(draws)}" if draws else ""
     return Notice(
         text=f"out of memory at step {state.step}: from here on micro-batches have {images}. "
-        f"The batch size stays {context.settings.batch_size}, and the training is the same{exception}"
+        f"The batch size stays {settings.batch_size}, and the training is the same{exception}"
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from convnext_cli.recipes.plan import Plan
 
 CHANGEABLE = ("micro_batch_size", "grad_checkpointing", "save_every")
-"""Settings that depend on the machine and may change; results differ only by rounding and draws of drop path."""
+"""Settings that depend on the machine and may change: only rounding and draws of drop path and dropout differ."""
 NO_CONTENTS = np.zeros((0, 2), np.uint64)  # on ranks that do not compare
 _PART = 256  # images digested between two events
 
@@ -146,7 +146,7 @@ def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
     for name in CHANGEABLE:
         if name in changed:
             value, former = changed.pop(name)
-            differing = "rounding and random numbers of drop path differ"
+            differing = "rounding and random numbers of drop path and dropout differ"
             effect = differing if name == "micro_batch_size" else "the result is the same"
             text = f"{name} = {value} in {run.plan}, {former} when the run began: {effect}"
             notices.append(Notice(text=text))

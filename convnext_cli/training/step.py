@@ -39,8 +39,10 @@ def take_step(context: TrainingContext, state: TrainingState, batch: RankBatch) 
         try:
             losses += _accumulate_gradients(context, state, batch)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or is_sharded(accelerator):  # the others wait for its shards
-                raise _out_of_memory(context, state) if is_out_of_memory(error) else error from error
+            if not is_out_of_memory(error):
+                raise
+            if is_sharded(accelerator):  # the others wait for its shards
+                raise _out_of_memory(context, state) from error
             failed = 1
         failed, signal = agree(accelerator, failed, context.signals.received)
         if not failed:
