@@ -141,7 +141,7 @@ def read_choices(path: Path) -> dict[str, Choice]:
     """
     raw = _read_tables(path)
     recorded, settings = raw.get("reasons", {}), raw.get("settings", {})
-    choices = {name: _restore(value, recorded.get(name)) for name, value in settings.items()}
+    choices = {name: _hand_on(_restore(value, recorded.get(name))) for name, value in settings.items()}
     if settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan, perhaps of version 0.1.0
         for name, value in BEFORE_FIT.items():
             choices.setdefault(name, Choice(value=value, source="plan", reason="the plan is older than this setting"))
@@ -149,17 +149,19 @@ def read_choices(path: Path) -> dict[str, Choice]:
 
 
 def read_reasons(path: Path) -> dict[str, str]:
-    """Return the source and reason of each setting of a plan file as text; empty if the file has none.
+    """Return the source and reason of each setting of a run's plan as text; empty if the file has none.
 
     Raises:
         UsageError: as `read_plan`.
         OSError: the file cannot be read.
     """
-    if "reasons" not in _read_tables(path):
+    raw = _read_tables(path)
+    if "reasons" not in raw:
         return parse_comments(path.read_text(encoding="utf-8"))
+    choices = {name: _restore(value, raw["reasons"].get(name)) for name, value in raw.get("settings", {}).items()}
     return {
         name: f"{choice.source} ({choice.reason})" if choice.reason else choice.source
-        for name, choice in read_choices(path).items()
+        for name, choice in choices.items()
     }
 
 
@@ -259,9 +261,15 @@ def _restore(value: Any, recorded: Any) -> Choice:
     source, reason = recorded["source"], recorded["reason"]
     if value != recorded["value"]:
         return Choice(value=value, source="plan", reason=f"edited; it was {recorded['value']} (from {source})")
-    if source in ("flag", AUTO):
-        return Choice(value=value, source="plan", reason=reason or f"a {source} of the command that made the plan")
     return Choice(value=value, source=source, reason=reason)
+
+
+def _hand_on(choice: Choice) -> Choice:
+    """Return a plan's choice as another command sees it: what was a flag there comes from the plan here."""
+    if choice.source not in ("flag", AUTO):
+        return choice
+    reason = choice.reason or f"a {choice.source} of the command that made the plan"
+    return replace(choice, source="plan", reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

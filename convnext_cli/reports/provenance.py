@@ -119,7 +119,7 @@ def show_limits(report: ReportData) -> Section:
             f"{100 * calibration.novelty_rate:.0f}% of the validation images exceed"
         )
     limit = ": not for commercial use; this holds for the fine-tuned model too" if is_non_commercial(license) else ""
-    source = "not recorded: random weights, or the user's own"
+    source = "not recorded (random weights, or your own)"
     if license:
         source = f"{license} (base weights, teacher and images){limit}"
     classes = evaluation.task.describe_classes(evaluation.evaluated.classes)

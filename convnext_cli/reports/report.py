@@ -1,5 +1,6 @@
 """The report of an evaluation: `report.html`, one file without scripts and network requests."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -7,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
@@ -111,6 +112,7 @@ def render_page(report: ReportData, sections: Sequence[Section], svg: Mapping[st
     environment.filters |= {
         "percent": lambda value: f"{100 * value:.2f}",
         "visible": lambda text: make_visible(str(text)),
+        "prose": format_prose,
     }
     folder = files("convnext_cli.reports")
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
@@ -131,6 +133,11 @@ def render_page(report: ReportData, sections: Sequence[Section], svg: Mapping[st
         created=datetime.now().astimezone(),
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704  (our own file)
     )
+
+
+def format_prose(text: str) -> Markup:
+    """Return a text as HTML, with what stands in backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(make_visible(text)))))  # noqa: S704  (escaped)
 
 
 def list_metrics(evaluation: Evaluation, sections: Iterable[Section]) -> list[Metric]:

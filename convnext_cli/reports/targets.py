@@ -34,9 +34,9 @@ def show_targets(report: ReportData) -> Section | None:
     for point in points:
         sentences += describe_point(point, evaluation.fitted_on)
     sentences += [curve.describe() for curve in evaluation.decision_curves]
-    note = "The confidence is that of these images"
-    note += " and counts each group as one image" * evaluation.intervals.clustered
-    note += ", some of which chose the threshold." if is_fitted_here else ", which did not choose the threshold."
+    note = "The confidence is computed from these images; "
+    note += "each group counts as one image; " * evaluation.intervals.clustered
+    note += "the threshold was set on some of them." if is_fitted_here else "the threshold was not set on them."
     tables = [_tabulate_bounds(points, evaluation.fitted_on, note), _tabulate_points(points)] if points else []
     return Section(
         title="Targets", sentences=sentences, blocks=[*tables, *_tabulate_ratios(evaluation), *_draw_curves(evaluation)]

@@ -173,6 +173,7 @@ def test_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
     again = make_plan(inputs_for(plan.model, choices=choices))
     assert {name: again.choices[name] for name in choices} == choices
     assert read_reasons(path)["image_size"] == "rule (the input size of in12k_ft_in1k)"
+    assert read_reasons(path)["epochs"] == "flag", "for a run's own plan, in its report"
 
 
 def test_edited_values_lose_their_reason(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from convnext_cli.reports.plots import (
     write_png,
 )
 from convnext_cli.reports.provenance import show_data, show_settings, show_training
-from convnext_cli.reports.report import render_page
+from convnext_cli.reports.report import format_prose, render_page
 from convnext_cli.reports.section import Cell, Column, Listing, Plots, ReportData, Section, Table
 from convnext_cli.reports.targets import describe_point, show_targets
 from convnext_cli.reports.verdict import answer_questions, describe_chance, describe_leakage
@@ -91,7 +91,8 @@ def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) 
     assert "This is the first evaluation of this run on a test split." in page
     assert page.count("<svg") == 6
     assert 2 <= page.count("data:image/jpeg") <= 4 * IMAGES
-    assert re.search(rf'>epochs</th><td data-label="value">{SMALL["epochs"]}</td>', page)
+    epochs = rf'>epochs</th><td data-label="value">{SMALL["epochs"]}</td><td data-label="source">flag</td>'
+    assert re.search(epochs, page)
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing from elsewhere"
     assert "<script" not in page
     assert {path.name for path in run.plots.iterdir()} == {
@@ -106,6 +107,11 @@ def test_names_in_the_report_are_escaped(hostile: Evaluation) -> None:
     assert "<img src=x" not in page
     assert "new\\nline" in page
     assert "new\nline" not in page
+
+
+def test_backticks_are_code_and_the_rest_is_escaped() -> None:
+    text = "`convnext export <b>` writes it; one ` alone stays"
+    assert format_prose(text) == "<code>convnext export &lt;b&gt;</code> writes it; one ` alone stays"
 
 
 @pytest.mark.slow
