@@ -292,7 +292,10 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
         chosen_architecture, chosen_tag = find_model(model)
         has_tag = chosen_tag is not None and model.rstrip("/").endswith(f".{chosen_tag.name}")
         if chosen_architecture != architecture or (has_tag and chosen_tag != tag):
-            raise UsageError(f"--weights {weights} are not those of --model {model}", "Leave out one of the two")
+            raise UsageError(
+                f"--weights {weights} are not those of --model {model}",
+                "Leave out one of the two; the plan of --config also names a model",
+            )
     return (architecture.name if tag is None else f"{architecture.name}.{tag.name}"), "auto"
 
 
@@ -305,7 +308,8 @@ def _name_builtin(model: str | None) -> str:
     name = load_builtin().architecture
     if model not in (None, name, f"{name}.{BUILTIN}"):
         raise UsageError(
-            f"the built-in weights are for {name}, not for {model}", f"Leave out --model, or use --model {name}"
+            f"the built-in weights are for {name}, not for {model}",
+            "Leave out --model, or --config if its plan names the model",
         )
     return f"{name}.{BUILTIN}"
 

@@ -91,6 +91,11 @@ class Candidate:
         return self.tag.license if self.tag and self.plan.weights == "auto" else None
 
     @property
+    def top1(self) -> float | None:
+        """The best published ImageNet-1k accuracy of the tag's weights in percent; without a tag, of the model's."""
+        return self.tag.best_top1 if self.tag else self.model.top1
+
+    @property
     def seconds(self) -> float | None:
         """Estimated seconds of the run; None if the machine is unknown."""
         return self.time.total if self.time else None
@@ -305,7 +310,7 @@ def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Cand
     if request.model is None:
         return candidates
     architecture, tag = find_model(request.model)
-    own = _plan_candidate(request, data, architecture, tag if "." in request.model else None, reason="--model")
+    own = _plan_candidate(request, data, architecture, tag if "." in request.model else None, reason="your choice")
     if own.rejection:
         raise UsageError(f"{request.model}: {own.rejection}", "Choose another --model, or leave it out")
     return [own, *(candidate for candidate in candidates if candidate.model.name != architecture.name)]
@@ -383,7 +388,7 @@ def _preference_key(candidate: Candidate, prefer: str) -> tuple[bool, float]:
     """Return a sort key for a preference; rejected candidates go last."""
     model = candidate.model
     if prefer == "accuracy":
-        return bool(candidate.rejection), -(model.top1 or 0.0)
+        return bool(candidate.rejection), -(candidate.top1 or 0.0)
     if prefer == "speed":  # on a GPU, where GRN costs most
         return bool(candidate.rejection), training_seconds(model, 1, (DEFAULT_IMAGE_SIZE,) * 2, make_gpu_machine(1))
     return bool(candidate.rejection), float(model.params)
@@ -393,7 +398,7 @@ def _explain_preference(model: Architecture, tag: Tag | None, prefer: str | None
     if tag is None or prefer is None:
         return ""
     return {
-        "accuracy": f"; ImageNet accuracy {model.top1}%",
+        "accuracy": f"; ImageNet accuracy {'unknown' if tag.best_top1 is None else f'{tag.best_top1}%'}",
         "speed": f"; {model.gmacs} GMACs{', slowed by GRN' if model.grn else ''}",
         "size": f"; {model.params / 1e6:.1f}M parameters",
     }[prefer]

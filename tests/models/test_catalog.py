@@ -73,8 +73,13 @@ def test_hub_ids_name_models_and_weights(prefix: str) -> None:
     assert resolve_weights(None, f"{prefix}convnext_tiny.fb_in22k") == ("convnext_tiny.fb_in22k", "auto")
     assert resolve_weights("convnext_tiny", f"{prefix}convnext_tiny.fb_in22k") == ("convnext_tiny.fb_in22k", "auto")
     for model in ("convnext_small", "convnext_tiny.in12k_ft_in1k"):
-        with pytest.raises(UsageError, match="are not those of --model"):
+        with pytest.raises(UsageError, match=r"are not those of --model.*--config"):
             resolve_weights(model, f"{prefix}convnext_tiny.fb_in22k")
+
+
+def test_builtin_weights_of_another_model_are_refused_naming_the_plan() -> None:
+    with pytest.raises(UsageError, match=r"are for convnext_zepto_rms.*--config"):
+        resolve_weights("convnext_tiny", "builtin")
 
 
 def test_hub_ids_of_other_owners_are_refused_with_a_remedy() -> None:

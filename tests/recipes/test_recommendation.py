@@ -132,7 +132,10 @@ def test_candidates_name_their_true_place_in_the_specification(size: int) -> Non
 
 def test_users_own_model_comes_first() -> None:
     recommendation = recommend(6000, model="convnext_femto.d1_in1k")
-    assert (recommendation.plan.model, recommendation.best.reason) == ("convnext_femto.d1_in1k", "--model")
+    assert (recommendation.plan.model, recommendation.best.reason) == ("convnext_femto.d1_in1k", "your choice")
+    assert recommendation.best.top1 == 78.712
+    assert recommend(6000, model="convnext_tiny.fb_in1k").best.top1 == 82.694, "of these weights, not the default ones"
+    assert recommend(6000, weights="builtin", prefer="accuracy").best.top1 is None
     assert recommend(6000, model="convnext_xxlarge").candidates[1].model.name == "convnextv2_tiny"
     for model, why in (("convnextv2_small", "no pretrained weights"), ("convnext_xxlarge", "GiB for a single image")):
         with pytest.raises(UsageError, match=why):
