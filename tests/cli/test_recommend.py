@@ -144,7 +144,7 @@ def test_recommend_tells_the_area_that_evaluation_never_sees(convnext: Convnext,
         ("age", [1.5 * place for place in range(12)], ["12 images; a number, age;"], ["per class", "label_smoothing"]),
         (
             "a,b",
-            ["1,1"] * 2 + ["1,0"] * 10,
+            ["0,0", "1,1", *["1,0"] * 10],
             ["12 images; 2 labels;", "judge by the ROC AUC", "asymmetric"],
             ["sampler"],
         ),
