@@ -1,10 +1,12 @@
 """Options: annotated fields of request classes. Command line, plan files and Python functions are made from them."""
 
+import os
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -120,31 +122,66 @@ def describe_options(request: Any) -> dict[str, Declaration]:
 
 
 def make_request(request: type[Request], values: Mapping[str, Any]) -> Request:
-    """Return a request with these options, checked. Text becomes a path, and a list a tuple, where that is the type.
+    """Return a request with these options, converted and checked.
 
     Raises:
         UsageError: an option is unknown, or its value has the wrong type or lies out of bounds; all are named.
     """
     known = describe_options(request)  # type: ignore[arg-type]  # a class is hashable
-    converted = {name: _convert(known[name], value) if name in known else value for name, value in values.items()}
+    converted = {name: convert_value(known[name], value) if name in known else value for name, value in values.items()}
     plain = {field.name for field in fields(request)} - known.keys()  # type: ignore[arg-type]  # a dataclass
     check_options({name: value for name, value in converted.items() if name not in plain}, known, kind="option")
     return request(**converted)
 
 
-def make_path(name: str, value: Path | str) -> Path:
-    """Return a path from text, which must not be empty: `Path` takes that for the current folder.
+def make_path(name: str, value: Any) -> Path:
+    """Return the path of an argument.
 
     Args:
         name: of the argument, for the message.
-        value: the path.
+        value: text or a path-like object.
 
     Raises:
-        UsageError: it is empty.
+        UsageError: it is neither, or empty.
     """
+    path = _to_path(value)
+    if problem := _explain_path(path):
+        raise UsageError(f"{name} {problem}", "Give a path")
+    assert isinstance(path, Path)
+    return path
+
+
+def _to_path(value: Any) -> Any:
+    """Return text or a path-like object as a path; other values and empty text as they are, to be refused."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return Path(text) if isinstance(text, str) and text else value  # `Path` takes an empty one for "."
+
+
+def _explain_path(value: Any) -> str | None:
+    """Return what is wrong with a path, or None."""
     if value == "":
-        raise UsageError(f"{name} is empty", "Give a path")
-    return Path(value)
+        return "is empty"
+    return None if isinstance(value, Path) and "\0" not in str(value) else f"= {value!r} must be a path"
+
+
+def convert_value(declaration: Declaration, value: Any) -> Any:
+    """Return an option's value in its type, where it has one of the forms that stand for it; others as they are.
+
+    Text and path-like objects are paths; paths are texts, where a text is declared; a number may be NumPy's; and any
+    iterable is a tuple.
+    """
+    kind = declaration.kind
+    if kind is Path:
+        return _to_path(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind in (int, float) and type(value) not in (bool, int, float):
+        if isinstance(value, Integral):
+            return int(value)
+        return float(value) if isinstance(value, Real) else value
+    if declaration.is_repeated and isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(map(_to_path, value)) if Path in get_args(kind) else tuple(value)
+    return value
 
 
 def check_options(values: Mapping[str, Any], known: Mapping[str, Declaration], *, kind: str) -> None:
@@ -173,7 +210,9 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
     option, kind = declaration.option, declaration.kind
     if (option.words and value in option.words) or (value is None and declaration.is_optional):
         return None
-    if value == "" and kind in (str, Path):
+    if kind is Path:
+        return _explain_path(value)
+    if value == "" and kind is str:
         return "is empty"
     if declaration.takes_text and isinstance(value, str):
         return _explain_text(option, value)
@@ -188,9 +227,10 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
         return None if fits else f"= {value!r} must be Unicode text"
     if kind is bool:
         return None if isinstance(value, bool) else f"= {value!r} must be true or false"
-    if kind not in (int, float):
-        name = "a path" if kind is Path else "a list"
-        return None if isinstance(value, get_origin(kind) or kind) else f"= {value!r} must be {name}"
+    if get_origin(kind) is tuple:
+        entry_type, *_ = get_args(kind)
+        fits = isinstance(value, tuple) and all(isinstance(entry, entry_type) for entry in value)
+        return None if fits else f"= {value!r} must be a list of {'paths' if entry_type is Path else 'texts'}"
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
     problem = option.explain_bound(value)
@@ -236,14 +276,6 @@ def _split_union(kind: Any) -> tuple[Any, bool, bool]:
 
 def _find_default(field: "Field[Any]") -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
-
-
-def _convert(declaration: Declaration, value: Any) -> Any:
-    if declaration.kind is Path and isinstance(value, str) and value:  # `Path` takes an empty one for "."
-        return Path(value)
-    if declaration.is_repeated and isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(Path(entry) if get_args(declaration.kind)[0] is Path else entry for entry in value)
-    return str(value) if declaration.kind is str and isinstance(value, Path) else value
 
 
 def _format_bound(bound: float) -> str:

@@ -272,7 +272,18 @@ def test_recommend_equals_the_command(flags: str, options: dict[str, Any], digit
 def test_recommend_for_a_number_or_for_nothing(tmp_path: Path, digits: Path) -> None:
     result = recommend(6000)
     assert (result.dataset_size, result.machine, result.index, result.fingerprint) == (6000, None, None, None)
-    assert recommend(int(np.int64(6000))).plan.model == result.plan.model
+    assert recommend(np.int64(6000)).dataset_size == 6000  # type: ignore[arg-type]
+    wrong: tuple[tuple[Any, str], ...] = (
+        (1.5, "dataset_size = 1.5 must be a whole"),
+        ([], r"data = \[\] must be a path"),
+        (0, "must be at least 1"),
+    )
+    for value, problem in wrong:
+        with pytest.raises(UsageError, match=problem):
+            recommend(value)
+    for name in ("classes", "vram", "license", "domain", "prefer", "recipe", "model", "weights"):
+        with pytest.raises(UsageError, match=name):
+            recommend(600, **{name: ["a"]})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="nowhere does not exist"):
         recommend("nowhere")
     with pytest.raises(UsageError, match="classes: counted from the data"):

@@ -2,13 +2,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
 from convnext_cli.errors import UsageError
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.request import EvalRequest, PredictRequest
-from convnext_cli.options import GROUPS, Option, describe_options, make_request, parse_duration
-from convnext_cli.recipes.settings import Settings, SettingSources
+from convnext_cli.options import GROUPS, Option, describe_options, make_path, make_request, parse_duration
+from convnext_cli.recipes.settings import Settings, SettingSources, expand_settings
 from convnext_cli.training.request import TrainRequest
 
 REQUESTS = (Settings, SettingSources, TrainRequest, EvalRequest, PredictRequest, ExportRequest)
@@ -61,6 +62,13 @@ def test_flags_of_a_training_are_unique() -> None:
         ({"mode": "c"}, "must be one of a, b: too slow"),
         ({"paths": 3}, "paths = 3 must be a list"),
         ({"paths": "x"}, "paths = 'x' must be a list"),
+        ({"paths": ["x", 3]}, "paths = ('x', 3) must be a list of texts"),
+        ({"paths": b"x"}, "paths = (120,) must be a list of texts"),
+        ({"file": "a\0"}, "file = PosixPath('a\\x00') must be a path"),
+        ({"file": b"a"}, "file = b'a' must be a path"),
+        ({"count": np.int64(0)}, "count = 0 must be at least 1"),
+        ({"count": np.float64(2)}, "count = 2.0 must be a whole number"),
+        ({"count": np.True_}, "must be a whole number"),
         ({"file": 3}, "file = 3 must be a path"),
         ({"cuont": 3}, "cuont is not an option. Did you mean count?"),
         ({"count": 0, "ratio": 0}, "count = 0 must be at least 1; ratio = 0 must be above 0"),
@@ -72,9 +80,27 @@ def test_wrong_values_are_named_with_the_bound(values: dict[str, Any], problem: 
     assert problem in str(caught.value)
 
 
+class Link:
+    """A path-like object."""
+
+    def __fspath__(self) -> str:
+        return "a/b"
+
+
 def test_values_are_converted_to_the_declared_types() -> None:
     request = make_request(Example, {"file": "a/b", "paths": ["x"], "ratio": "auto", "plain": 4})
     assert request == Example(file=Path("a/b"), paths=("x",), ratio="auto", plain=4)  # type: ignore[arg-type]
+    assert make_request(Example, {"file": Link()}).file == make_path("run", Link()) == Path("a/b")
+    numbers = make_request(Example, {"count": np.int64(2), "ratio": np.float32(0.5)})
+    assert (numbers, type(numbers.count), type(numbers.ratio)) == (Example(count=2, ratio=0.5), int, float)
+    settings = expand_settings({"lr": np.float64(0.5), "epochs": np.int64(3), "image_root": Link()})
+    assert (settings, type(settings["lr"])) == ({"lr": 0.5, "epochs": 3, "image_root": "a/b"}, float)
+
+
+@pytest.mark.parametrize("value", [None, 3, b"x", ["a"], "a\0", ""])
+def test_an_argument_that_is_no_path_is_a_usage_error(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"run (is empty|= .* must be a path)"):
+        make_path("run", value)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
     Architecture,
     Reference,
-    check_license,
     find_model,
     list_models,
     list_tags,
@@ -20,7 +19,7 @@ from convnext_cli.models.catalog import (
     load_references,
 )
 from convnext_cli.models.licenses import license_matches
-from convnext_cli.models.names import FAMILIES, SIZES
+from convnext_cli.models.names import FAMILIES
 from convnext_cli.options import Option, describe_options
 
 _ORDERS = {
@@ -113,11 +112,7 @@ def _make_rows(flags: ListFlags) -> list[dict[str, Any]]:
     Raises:
         UsageError: a word is unknown.
     """
-    check_word("family", flags.family, tuple(FAMILIES))
-    check_word("size", flags.size, (*SIZES, "convnext", "convnext2", "convnext3"))
     check_word("order", flags.sort, tuple(_ORDERS))
-    if flags.license is not None:
-        check_license(flags.license)
     models = list_models(
         flags.pattern,
         family=flags.family,

@@ -125,7 +125,7 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
         DataError: there are no images to check parity on.
         ConvnextError: the extra `onnx` is not installed, or the Hub refused the upload.
     """
-    values = options | {"images": tuple(Path(image) for image in options.get("images", ()))}
+    values = options | {"images": tuple(make_path("images", image) for image in options.get("images", ()))}
     folder = find_newest_run(EXPORT_RUN) if run is None else RunFolder(make_path("run", run))
     return finish(export_steps(folder, make_request(ExportRequest, values)), on_event)
 

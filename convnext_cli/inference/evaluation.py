@@ -226,8 +226,8 @@ def compare(
         DataError: the data has no such split, or the runs differ in their task or classes.
         ImageError: an image cannot be read.
     """
-    values: dict[str, Any] = {"data": None if data is None else make_path("data", data), "split": split, "cache": cache}
-    request = EvalRequest(runs=(make_path("first", first), make_path("second", second)), **values)
+    runs = (make_path("first", first), make_path("second", second))
+    request = make_request(EvalRequest, {"runs": runs, "data": data, "split": split, "cache": cache})
 
     def compare_steps() -> Steps[Comparison]:
         evaluations = yield from evaluate_all_steps(request)

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from convnext_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
+from convnext_cli.errors import UnknownModelError, UsageError, WeightsError, check_word, suggest
 from convnext_cli.images.preprocessing import REDUCTION, Preprocessing
 from convnext_cli.models.licenses import PERMISSIVE_LICENSES, license_matches
-from convnext_cli.models.names import ModelName, parse_hub_id, parse_name
+from convnext_cli.models.names import FAMILIES, SIZES, ModelName, parse_hub_id, parse_name
 
 BUILTIN = "builtin"
 """The tag of the weights that come with the package, and the word for them in `--weights`."""
@@ -334,7 +334,14 @@ def list_models(
         max_params: highest number of parameters in millions (with 1,000 classes).
         license: a licence that at least one of the tags has, or `permissive`.
         pretrained: True for architectures with weights only.
+
+    Raises:
+        UsageError: no model has this family, size or licence.
     """
+    check_word("family", family, tuple(FAMILIES))
+    check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
+    if license is not None:
+        check_license(license)
     shell_pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
 
     def passes(model: Architecture) -> bool:

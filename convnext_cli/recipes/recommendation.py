@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Unseen, measure_unseen_area
@@ -20,7 +21,7 @@ from convnext_cli.models.catalog import (
     resolve_weights,
 )
 from convnext_cli.models.licenses import license_matches
-from convnext_cli.options import make_path
+from convnext_cli.options import make_request
 from convnext_cli.recipes.costs import (
     USABLE,
     RunTime,
@@ -187,14 +188,13 @@ def recommend(
         WeightsError: there are no weights of that name.
         DataError: the data cannot be trained on.
     """
-    path, number = (make_path("data", data), None) if isinstance(data, Path | str) else (None, data)
-    return make_recommendation(
-        RecommendRequest(
-            data=path, dataset_size=number, classes=classes, vram=vram, machine=machine, license=license, domain=domain,
-            prefer=prefer, recipe=recipe, model=model, weights=weights, counts=counts, fingerprint=fingerprint,
-            settings=expand_settings(settings),
-        )
-    )  # fmt: skip
+    source: Any = data  # for a type checker, NumPy's numbers are not whole numbers
+    values = {
+        "classes": classes, "vram": vram, "machine": machine, "license": license, "domain": domain, "prefer": prefer,
+        "recipe": recipe, "model": model, "weights": weights, "counts": counts, "fingerprint": fingerprint,
+        "dataset_size" if isinstance(source, Real) else "data": source, "settings": expand_settings(settings),
+    }  # fmt: skip
+    return make_recommendation(make_request(RecommendRequest, values))
 
 
 def make_recommendation(request: RecommendRequest) -> Recommendation:
@@ -249,8 +249,6 @@ def _check_request(request: RecommendRequest) -> None:
             raise UsageError(f"{' and '.join(names)}: counted from the data", "Leave these out")
     elif request.dataset_size is None:
         raise UsageError("no data and no --dataset-size", "Give a folder of images, or --dataset-size N")
-    elif request.dataset_size < 1:
-        raise UsageError(f"dataset size {request.dataset_size} must be at least 1", "Give the number of your images")
     elif request.classes is not None and not 2 <= request.classes <= request.dataset_size:
         problem = f"{format_count(request.classes, 'class')} for {format_count(request.dataset_size, 'image')}"
         raise UsageError(problem, "Give 2 classes or more, each with images")

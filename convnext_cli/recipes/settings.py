@@ -17,6 +17,7 @@ from convnext_cli.options import (
     Declaration,
     Option,
     check_options,
+    convert_value,
     describe_options,
 )
 from convnext_cli.tasks.reading import TaskName
@@ -645,13 +646,16 @@ def check_settings(values: Mapping[str, Any]) -> None:
 
 
 def expand_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with `imbalance`, a fold `K/N`, a size (H, W) and paths replaced by what they stand for.
+    """Return settings in their types, with `imbalance`, a fold `K/N` and a size (H, W) replaced by what they stand for.
 
     Raises:
         UsageError: one of them is set in both ways, or a fold is not one.
     """
+    declared = declare_settings()
     settings = {
-        name: str(value) if isinstance(value, Path) else value for name, value in values.items() if name != "imbalance"
+        name: convert_value(declared[name], value) if name in declared else value
+        for name, value in values.items()
+        if name != "imbalance"
     }
     imbalance = values.get("imbalance")
     if imbalance is not None:

@@ -48,6 +48,9 @@ def test_list_models_filters() -> None:
     assert {m.parsed.family for m in list_models(license="cc-by-nc-4.0")} == {"convnextv2"}
     assert len(list_models(tier=1)) == 4
     assert not list_models("resnet")
+    for words in ({"family": "resnet"}, {"size": "nan"}, {"license": "mit0"}):
+        with pytest.raises(UsageError, match="unknown"):
+            list_models(**words)  # type: ignore[arg-type]
 
 
 def test_find_model_accepts_a_tag() -> None:
