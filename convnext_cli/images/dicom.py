@@ -333,6 +333,8 @@ def _find_shift(dataset: "Dataset", pixel_format: _PixelFormat) -> int:
 
 def find_coded_shape(data: bytes) -> tuple[int, int, int] | None:
     """Return width, height and samples per pixel of a JPEG, JPEG-LS or JPEG 2000 codestream; None for other data."""
+    if data[4:8] == b"jP  ":  # the codestream in the boxes of a JP2 file
+        data = data[max(0, data.find(JPEG2000_CODESTREAM)) :]
     if data[:4] == JPEG2000_CODESTREAM and len(data) >= 42:
         right, lower, left, upper = struct.unpack_from(">LLLL", data, 8)
         return right - left, lower - upper, int.from_bytes(data[40:42], "big")

@@ -288,23 +288,25 @@ def test_codestream_larger_than_declared_is_refused(tmp_path: Path, syntax: str)
 
 
 @pytest.mark.parametrize(
-    ("syntax", "header", "message"),
+    ("syntax", "header", "in_boxes", "message"),
     [
-        (JPEGBaseline8Bit, {"BitsStored": 7}, ""),
-        (JPEGBaseline8Bit, {"SamplesPerPixel": 3}, "has 64 x 64 pixels of 1 sample and"),
-        (JPEGLosslessSV1, {"BitsStored": 7}, ""),
-        (JPEGLosslessSV1, {"BitsAllocated": 32, "BitsStored": 32}, "JPEG of 32 bits allocated"),
-        (JPEG2000Lossless, {"SamplesPerPixel": 3}, "has 64 x 64 pixels of 1 sample and"),
+        (JPEGBaseline8Bit, {"BitsStored": 7}, False, ""),
+        (JPEGBaseline8Bit, {"SamplesPerPixel": 3}, False, "has 64 x 64 pixels of 1 sample and"),
+        (JPEGLosslessSV1, {"BitsStored": 7}, False, ""),
+        (JPEGLosslessSV1, {"BitsAllocated": 32, "BitsStored": 32}, False, "JPEG of 32 bits allocated"),
+        (JPEG2000Lossless, {"SamplesPerPixel": 3}, False, "has 64 x 64 pixels of 1 sample and"),
+        (JPEG2000Lossless, {"SamplesPerPixel": 3}, True, "has 64 x 64 pixels of 1 sample and"),
+        (JPEG2000Lossless, {}, True, ""),
     ],
 )
 def test_header_unlike_its_codestream_ends_no_process(
-    tmp_path: Path, syntax: str, header: dict[str, int], message: str
+    tmp_path: Path, syntax: str, header: dict[str, int], in_boxes: bool, message: str
 ) -> None:
     """In a process of its own: gdcm aborts it."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(PLAIN).save(buffer, "JPEG2000" if syntax == JPEG2000Lossless else "JPEG", no_jp2=True)
+    Image.fromarray(PLAIN).save(buffer, "JPEG2000" if syntax == JPEG2000Lossless else "JPEG", no_jp2=not in_boxes)
     path = save_dicom(tmp_path / "odd.dcm", PLAIN, BitsAllocated=8, BitsStored=8, HighBit=7)
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = syntax
