@@ -118,7 +118,5 @@ class RankBatch:
     """1; 0 for a rank without images of its own in this batch, which computes another's to keep step."""
     batch_images: int
     """Images of the whole batch, over all ranks."""
-    mixes: bool
-    """True if mixup and CutMix are on."""
     teacher: Tensor | None = None
     """The teacher's outputs for the images, (B, C + D); None without a teacher."""

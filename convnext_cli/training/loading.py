@@ -68,7 +68,7 @@ def choose_workers(device: torch.device, cores: int) -> int:
 
 
 def load_rank_batches(
-    context: TrainingContext, batches: Sequence[Sequence[int]], loader: ViewLoader, epoch: int, *, mixes: bool
+    context: TrainingContext, batches: Sequence[Sequence[int]], loader: ViewLoader, epoch: int
 ) -> Generator[RankBatch, None, None]:
     """Yield this rank's slice of each batch of rows, loaded ahead.
 
@@ -79,13 +79,12 @@ def load_rank_batches(
         batches: rows of each batch; for numbers above the index's length see `balance_rows`.
         loader: of the training images.
         epoch: counted from 0; seeds the augmentation.
-        mixes: True if mixup and CutMix are on.
     """
-    return load_ahead(_load_rank_batches(context, batches, loader, epoch, mixes=mixes))
+    return load_ahead(_load_rank_batches(context, batches, loader, epoch))
 
 
 def _load_rank_batches(
-    context: TrainingContext, batches: Sequence[Sequence[int]], loader: ViewLoader, epoch: int, *, mixes: bool
+    context: TrainingContext, batches: Sequence[Sequence[int]], loader: ViewLoader, epoch: int
 ) -> Generator[RankBatch, None, None]:
     accelerator, distillation = context.accelerator, context.distillation
     targets = torch.from_numpy(context.index.targets())
@@ -97,7 +96,6 @@ def _load_rank_batches(
             targets=targets[torch.tensor(rows) % len(targets)],
             weight=1.0 if accelerator.process_index < len(batch) else 0.0,
             batch_images=len(batch),
-            mixes=mixes,
             teacher=None if distillation is None else distillation.read(rows, len(targets), epoch),
         )
 

@@ -77,8 +77,7 @@ def _train(
         done = state.step - epoch * steps  # steps of this epoch before the run was interrupted
         loss = EpochLoss.start(context, state, images=sum(map(len, batches[:done])))
         make_event = partial(StepDone, epoch=epoch + 1, steps=steps)
-        mixes = not 0 < settings.mixup_off_epoch <= epoch
-        with closing(load_rank_batches(context, batches[done:], loader, epoch, mixes=mixes)) as loaded:
+        with closing(load_rank_batches(context, batches[done:], loader, epoch)) as loaded:
             for step, batch in enumerate(loaded, start=done + 1):
                 lr = schedule.lr_at(state.step) * 0.5**state.halvings
                 set_lr(context.optimizer, lr)

@@ -79,7 +79,7 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
     targets = context.criterion.encode(move_to_device(batch.targets, device))
     if context.distillation is not None and batch.teacher is not None:
         targets = context.distillation.loss.join_targets(targets, move_to_device(batch.teacher, device))
-    if batch.mixes:
+    if not 0 < settings.mixup_off_epoch <= state.epochs:
         inputs, targets = mix_batch(inputs, targets, random, mixup=settings.mixup, cutmix=settings.cutmix)
     # FSDP averages the gradients over the ranks; the mean over the batch needs their sum.
     scale = (accelerator.num_processes if is_sharded(accelerator) else 1) / batch.batch_images

@@ -45,7 +45,7 @@ def find_lr_steps(context: TrainingContext, state: TrainingState) -> Steps[dict[
         for epoch in range(MAX_STEPS):
             batches = cut_batches(draw_rows(context, rows, epoch), batch_size)
             batches = [batch for batch in batches if len(batch) == batch_size] or batches
-            with closing(load_rank_batches(context, batches, loader, epoch, mixes=True)) as loaded:
+            with closing(load_rank_batches(context, batches, loader, epoch)) as loaded:
                 for batch in loaded:
                     lr = LOW * (HIGH / LOW) ** (state.step / (MAX_STEPS - 1))
                     set_lr(context.optimizer, lr)
