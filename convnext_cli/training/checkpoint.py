@@ -6,6 +6,7 @@ They have no random state, because every draw comes from (seed, epoch, row) or (
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -48,7 +49,7 @@ class Snapshot:
     tensors: Tensors
     """Empty on ranks that do not write."""
     weights: Tensors
-    """Those of `gather_result`."""
+    """The result of `gather_result`."""
 
 
 def save_checkpoint(context: "TrainingContext", state: TrainingState) -> None:
@@ -77,21 +78,19 @@ def write_checkpoint(run: RunFolder, snapshot: Snapshot) -> None:
 
 def take_snapshot(context: "TrainingContext", state: TrainingState) -> Snapshot:
     """Copy all that a checkpoint keeps to the CPU. All ranks call it."""
-    accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
+    scaler = context.accelerator.scaler
     state.compiled = context.compiled is not None  # memory may have become too small for it since the state began
-    tensors = {f"model.{name}": value for name, value in _gather_weights(model).items()}
-    weights = gather_result(context)
+    own = _gather_weights(context)
+    weights = own if context.ema is None else gather_result(context)
+    tensors = {f"model.{name}": value for name, value in own.items()}
     if context.ema is not None:
         tensors |= {f"average.{name}": value for name, value in weights.items()}
     if state.step:  # before its first step AdamW has no state; reading it would create one
-        states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+        states: Any = get_optimizer_state_dict(context.model, context.optimizer, options=WHOLE)
         for name, moments in states.get("state", {}).items():  # empty on ranks that do not write
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
-    if accelerator.scaler is not None:
-        state.loss_scale = accelerator.scaler.state_dict()
-    if accelerator.device.type == "cpu":  # the tensors share the model's memory; a GPU's are copies already
-        weights = {name: value.clone() for name, value in weights.items()} if context.ema is None else weights
-        tensors = {name: value if name.startswith("average.") else value.clone() for name, value in tensors.items()}
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in _copy(moments, context).items()}
+    if scaler is not None:
+        state.loss_scale = scaler.state_dict()
     return Snapshot(state=deepcopy(state), tensors=tensors, weights=weights)
 
 
@@ -100,14 +99,19 @@ def gather_result(context: "TrainingContext") -> Tensors:
 
     They are unsharded and on the CPU. With FSDP only the first rank has them.
     """
-    if context.ema is None:
-        return _gather_weights(context.model)
-    with context.ema.in_place():  # on a CPU they share the model's memory, which changes back
-        return {name: value.clone() for name, value in _gather_weights(context.model).items()}
+    with context.ema.in_place() if context.ema else nullcontext():
+        return _gather_weights(context)
 
 
-def _gather_weights(model: nn.Module) -> Tensors:
-    return get_model_state_dict(model, options=WHOLE)  # type: ignore[return-value]  # torch types values as anything
+def _gather_weights(context: "TrainingContext") -> Tensors:
+    weights: Any = get_model_state_dict(context.model, options=WHOLE)
+    return _copy(weights, context)
+
+
+def _copy(tensors: Tensors, context: "TrainingContext") -> Tensors:
+    """Return copies of gathered tensors, which share a CPU's memory with the model; those of a GPU are copies."""
+    is_copy = context.accelerator.device.type != "cpu"
+    return tensors if is_copy else {name: value.clone() for name, value in tensors.items()}
 
 
 def save_model(context: "TrainingContext", state: TrainingState, weights: Tensors) -> None:
