@@ -36,13 +36,11 @@ class Preparation:
     fingerprint: Fingerprint | None
     """Properties of the images; None for a resumed run."""
     plan_notices: tuple[Notice, ...]
-    """Notices about the plan."""
+    """Notices about the plan; for a resumed run, about allowed changes since it began."""
     small_validation: str | None
     """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     origin: Origin | None = None
     """The recorded start of the run; None for a new run, and if it was not recorded."""
-    changes: tuple[Notice, ...] = ()
-    """Notices about allowed changes since the run began."""
     device_notices: tuple[Notice, ...] = ()
     """Notices about the device, from torch."""
 
@@ -55,7 +53,6 @@ class Preparation:
             *self._list_fold_notices(),
             *self._list_split_notices(),
             *self.plan_notices,
-            *self.changes,
             *self.device_notices,
         )
 

@@ -73,10 +73,9 @@ def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
         plan=plan,
         images=digest_images(index),
         fingerprint=None,
-        plan_notices=(),
+        plan_notices=changes,
         small_validation=explain_small_validation(index),
         origin=origin,
-        changes=changes,
     )
 
 

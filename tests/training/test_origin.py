@@ -248,7 +248,7 @@ def test_measured_epochs_and_lr_are_part_of_the_origin(data: Path) -> None:
     events.close()
     prepared = prepare(TrainRequest(resume=Path("run")))
     assert prepared.plan.settings.epochs < 100_000
-    assert prepared.changes == ()
+    assert prepared.plan_notices == ()
     edit_plan(RunFolder(Path("run")), "epochs", "100000")
     with pytest.raises(RunError, match="epochs = 100000, the run began with"):
         prepare(TrainRequest(resume=Path("run")))
@@ -258,7 +258,7 @@ def test_changes_of_a_cross_validation_are_found_overall_and_by_fold(data: Path)
     events = cross_validate_steps(tiny_request(data, "cv", folds=3, val_fraction=0.0))
     next(event for event in events if isinstance(event, StepDone))
     events.close()
-    assert prepare(TrainRequest(resume=Path("cv"))).changes == ()
+    assert prepare(TrainRequest(resume=Path("cv"))).plan_notices == ()
 
     def refuse(error: str, change: Callable[[], object], where: str = "copy") -> None:
         shutil.rmtree("copy", ignore_errors=True)
