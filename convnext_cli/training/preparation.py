@@ -96,6 +96,8 @@ class Preparation:
             effect = "too few to choose the best epoch by, so the last one is kept"
             if not self.index.rows("val"):
                 effect = "the last epoch is kept, not the best one, and the model is not calibrated"
+            if self.plan.settings.patience:
+                effect += "; --patience has no effect"
             text = f"{self.small_validation}: {effect}. {self._advise_on_validation()}"
             notices.append(Notice(text=text, severity="warning"))
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]

@@ -97,7 +97,7 @@ def test_training_without_validation_images_says_what_gives_some(few_digits: Pat
     [
         ("{}/{}.png", {}, "Collect more images, or raise --val-fraction (now 0.15)"),
         ("val/{}/{}.png train/{}/x{}.png", {}, "Move images from train to val"),
-        ("{}/{}.png", {"folds": 2}, "Fewer folds make it larger"),
+        ("{}/{}.png", {"folds": 2, "patience": 3}, "Fewer folds make it larger"),
     ],
 )
 def test_a_small_validation_split_is_a_warning_with_advice_that_makes_it_larger(
@@ -110,6 +110,7 @@ def test_a_small_validation_split_is_a_warning_with_advice_that_makes_it_larger(
     notices = prepare(tiny_request(tmp_path / "data", tmp_path / "run", audit=False, **options)).notices
     [text] = [notice.text for notice in notices if "validation split" in notice.text]
     assert text.endswith(f". {advice}")
+    assert ("; --patience has no effect" in text) == ("patience" in options)
 
 
 def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
