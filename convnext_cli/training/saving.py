@@ -1,10 +1,10 @@
 """Saving during training: checkpoints to resume from, and the best model so far for other programs."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from signal import SIGINT, SIGTERM, Signals
-from threading import Thread
 
 from convnext_cli.errors import ConvnextError, DivergedError, StoppedError
 from convnext_cli.progress import Notice
@@ -47,12 +47,11 @@ def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps
         DivergedError: a loss or gradient is not finite, even at a quarter of the learning rate.
         ConvnextError: another subclass, about memory, an image or the disk.
     """
-    writer = Writer()
     if state.log and not state.loss_sums:  # an epoch's end: a kill may have come before the model was written
         _write_epoch(context, state, gather_result(context))
     while True:
         try:
-            with writer:
+            with Writer() as writer:
                 yield from _train_and_save_once(context, state, writer)
             return state
         except RuntimeError as error:
@@ -69,8 +68,8 @@ class Writer:
     """Writes in a thread, one piece of work at a time, while the training goes on. As a context it waits at the end."""
 
     def __init__(self) -> None:
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._work: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
         """Start `work` after that before it.
@@ -79,8 +78,7 @@ class Writer:
             ConvnextError: the work before it has failed.
         """
         self.wait()
-        self._thread = Thread(target=self._run, args=(work,), name="save")
-        self._thread.start()
+        self._work = self._pool.submit(work)
 
     def wait(self) -> None:
         """Wait for the work to end.
@@ -88,24 +86,16 @@ class Writer:
         Raises:
             ConvnextError: it has failed.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wait()
-
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:  # raised where the training waits for it
-            self._error = error
+        with self._pool:
+            self.wait()
 
 
 def _train_and_save_once(context: TrainingContext, state: TrainingState, writer: Writer) -> TrainSteps[None]:
