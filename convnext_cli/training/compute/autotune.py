@@ -124,50 +124,28 @@ def choose_compute_config(
         measure: True to measure. Without, and in short runs, the blocks that are usually fastest are chosen.
         compile: True to compile the model, False not to; None to measure, in runs of `COMPILE_FROM` seconds.
     """
-    passes = tuned_passes.passes
-    if is_whole_on_gpu(accelerator):
-        return _choose_on_gpu(network, tuned_passes, accelerator, measure=measure, compile=compile)
-    if not is_plain_cpu(accelerator):
+    is_gpu = is_whole_on_gpu(accelerator)
+    if not is_gpu and not is_plain_cpu(accelerator):
         text = "--compile needs a whole model on a CUDA GPU, or in float32 on a CPU; the model is not compiled"
         return AutotuneResult(compute_config=ComputeConfig(), notices=(Notice(text=text),) if compile else ())
-    [missing] = broadcast_object_list([explain_missing_kernels()])
-    default = FAST if missing else NATIVE
-    if passes < MIN_NOTICE_PASSES:
-        return AutotuneResult(compute_config=ComputeConfig(blocks=default, compiled=bool(compile)))
+    [missing] = [""] if is_gpu else broadcast_object_list([explain_missing_kernels()])
+    fused = FAST if is_gpu or missing else NATIVE
+    default = ComputeConfig(blocks=TIMM if is_gpu else fused, compiled=bool(compile))
+    if not is_gpu and tuned_passes.passes < MIN_NOTICE_PASSES:
+        return AutotuneResult(compute_config=default)
     notices: tuple[Notice, ...] = (Notice(text=missing),) if missing else ()
     measurement = None
     if measure:
-        measurement, more = _measure_all(network, tuned_passes, default, accelerator, tries_compiling=compile is None)
+        measurement, more = _measure_all(network, tuned_passes, fused, accelerator, tries_compiling=compile is None)
         notices += more
     if measurement is None:
-        return AutotuneResult(compute_config=ComputeConfig(blocks=default, compiled=bool(compile)), notices=notices)
-    result = _choose_fastest(tuned_passes, measurement, compile, notices)
-    if measurement.bf16 is not None and measurement.bf16 < measurement.seconds and not result.compute_config.compiled:
-        text = f"--amp bf16 would be {measurement.seconds / measurement.bf16:.2f} times as fast here"
-        result = replace(result, notices=(*notices, Notice(text=text)))
-    return result
-
-
-def _choose_on_gpu(
-    network: nn.Module, tuned_passes: TunedPasses, accelerator: Accelerator, *, measure: bool, compile: bool | None
-) -> AutotuneResult:
-    """Choose timm's or fused blocks for a GPU, by measurement, and compile them where that pays."""
-    measurement: Measurement | None = None
-    notices: tuple[Notice, ...] = ()
-    if measure:
-        measurement, notices = _measure_all(network, tuned_passes, FAST, accelerator, tries_compiling=compile is None)
-    if measurement is None:
-        return AutotuneResult(compute_config=ComputeConfig(compiled=bool(compile)), notices=notices)
-    return _choose_fastest(tuned_passes, measurement, compile, notices)
-
-
-def _choose_fastest(
-    tuned_passes: TunedPasses, measurement: Measurement, compile: bool | None, notices: tuple[Notice, ...]
-) -> AutotuneResult:
-    """Return the fastest configuration, compiled where `compile` says so; None: where that saves more than it takes."""
+        return AutotuneResult(compute_config=default, notices=notices)
     saved = tuned_passes.passes * (measurement.seconds - (measurement.compiled or math.inf))
     compiles = saved > COMPILING if compile is None else compile
     seconds = measurement.compiled if compiles else measurement.seconds
+    if measurement.bf16 is not None and measurement.bf16 < measurement.seconds and not compiles:
+        text = f"--amp bf16 would be {measurement.seconds / measurement.bf16:.2f} times as fast here"
+        notices += (Notice(text=text),)
     return AutotuneResult(
         compute_config=replace(measurement.best, compiled=compiles),
         gain=measurement.plain[f"{TIMM} {THREADS}"] / seconds if seconds is not None else None,
