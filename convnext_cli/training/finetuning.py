@@ -295,7 +295,8 @@ def _configure(context: "TrainingContext", compute: "AutotuneResult") -> "Autotu
             copies=moments + average,
         )
     config = replace(compute.compute_config, compiled=context.compiled is not None)
-    return replace(compute, compute_config=config, notices=(*compute.notices, *notices))
+    gain = compute.gain if config == compute.compute_config else None  # that of a compiled model, which this one is not
+    return replace(compute, compute_config=config, gain=gain, notices=(*compute.notices, *notices))
 
 
 def _measure_settings(
