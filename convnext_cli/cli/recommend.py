@@ -1,5 +1,6 @@
 """`convnext recommend`: a model and settings for a data set, with reasons."""
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,7 +46,8 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
     request = values.make(RecommendRequest, machine=detect_machine(), settings=settings)
     flags = values.make(RecommendFlags)
     _check_output(request, flags)
-    recommendation = make_recommendation(request)
+    with nullcontext() if request.data is None else console.progress("reading the data"):
+        recommendation = make_recommendation(request)
     index = recommendation.index
     if flags.output is not None and index:
         from convnext_cli.data.outside import check_outside_data

@@ -107,7 +107,7 @@ class Multilabel(Task):
             )
         split = [_split_labels(cell, separator) if separator else list(filter(None, [cell])) for cell in cells]
         names = tuple(sorted({label for labels in split for label in labels}))
-        values = tuple(tuple(float(name in labels) for name in names) for labels in map(set, split))
+        values = tuple(tuple(1.0 if name in labels else 0.0 for name in names) for labels in map(set, split))
         separated = f"cells of {name!r} separated by {separator!r}" if separator else f"a label of {name!r} in each row"
         notes = [f"{separated}: read as several labels per image; --task single overrides this"]
         if blank := cells.count(""):

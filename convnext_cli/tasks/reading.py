@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # NumPy
 TaskName = Literal["auto", "single", "multilabel", "ordinal", "regression"]
 """The values of `--task`."""
 EXAMPLES = 5
+CACHED_CELLS = 1024
+"""Different cells that are parsed once: large tables hold a few words millions of times."""
 MAX_FRACTIONS = 10
 """Values with a fraction: more of them are a measurement, not class names."""
 MAX_GAPPED = 20
@@ -123,6 +126,7 @@ def fold_column(name: str) -> str:
     return "_".join(normalise_name(name).casefold().replace("-", " ").replace("_", " ").split())
 
 
+@lru_cache(CACHED_CELLS)
 def parse_number(text: str) -> float | None:
     """Return a finite number, 1 and 0 for true and false; None if the text is none of these."""
     if text.casefold() in ("true", "false"):
@@ -134,6 +138,7 @@ def parse_number(text: str) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
+@lru_cache(CACHED_CELLS)
 def parse_flag(text: str) -> float | None:
     """Return 1, 0 or -1, or nan for an unknown label; None if the text is none of these."""
     word = text.casefold()

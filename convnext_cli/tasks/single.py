@@ -324,8 +324,9 @@ def _read_one_hot(table: Table, names: Sequence[str], *, least: int) -> tuple[tu
     1. Two complementary columns beside a third, such as normal, abnormal and a finding, are three labels.
     """
     rows = [[name for name in names if parse_flag(table.columns[name][row]) == 1.0] for row in range(len(table))]
-    if any(len(classes) != 1 for classes in rows):
-        others = names if len(names) > 2 else ()
+    other_than_one = next((classes for classes in rows if len(classes) != 1), None)
+    if other_than_one is not None:
+        others = other_than_one if len(names) > 2 and len(other_than_one) == 2 else ()
         for other in others:
             remaining = [[name for name in classes if name != other] for classes in rows]
             if all(len(classes) == 1 for classes in remaining) and len({name for [name] in remaining}) >= least:
@@ -334,7 +335,8 @@ def _read_one_hot(table: Table, names: Sequence[str], *, least: int) -> tuple[tu
         else:
             return None
     labels = tuple(classes[0] for classes in rows)
-    return labels, tuple(name for name in names if name in set(labels))  # without ISIC's UNK, which has no images
+    different = set(labels)
+    return labels, tuple(name for name in names if name in different)  # without ISIC's UNK, which has no images
 
 
 def _find_possible_separator(classes: Iterable[str]) -> str:

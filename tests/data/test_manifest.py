@@ -11,8 +11,11 @@ import pytest
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
-from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.tasks.multilabel import Multilabel
+from convnext_cli.tasks.reading import Table, parse_flag
+from convnext_cli.tasks.registry import read_columns
 from tests.conftest import save_image
 
 
@@ -47,6 +50,33 @@ def test_one_hot_labels_and_names_without_suffix(images: Path) -> None:
     index = scan_data(write(images / "truth.csv", text))
     assert index.paths == ("images/a.png", "images/b.png")
     assert [index.classes[label] for label in index.labels] == ["MEL", "NV"]
+
+
+def test_the_work_of_reading_labels_grows_with_the_cells_only(images: Path) -> None:
+    comparisons = 0
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __ne__(self, other: object) -> bool:
+            nonlocal comparisons
+            comparisons += 1
+            return str.__ne__(self, other)
+
+    def count(rows: int, columns: int) -> tuple[int, int]:
+        nonlocal comparisons
+        comparisons = 0
+        parse_flag.cache_clear()
+        cells: dict[str, list[str]] = {
+            Name(f"l{at}"): ["01"[(row + at) % 7 < 3] for row in range(rows)] for at in range(columns)
+        }
+        table = Table(path=images, columns=cells, lines=list(range(rows)), encoding="utf-8")
+        targets = read_columns(table, list(cells), AUTO_OPTIONS)
+        assert targets.task == Multilabel()
+        return parse_flag.cache_info().misses, comparisons
+
+    assert count(14, 7) == count(140, 70)
 
 
 def test_absolute_paths_tabs_and_a_byte_order_mark(images: Path, tmp_path: Path) -> None:
