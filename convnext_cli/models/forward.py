@@ -1,5 +1,7 @@
 """Compute logits of uint8 images; training, eval and predict share this path."""
 
+import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -13,6 +15,7 @@ from torch import Tensor
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.models.device_memory import BatchHalver
 
+ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)")  # of compiled code, and of code that the driver compiles
 VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of the side
 
 
@@ -65,16 +68,35 @@ def to_luminance(pixels: Tensor) -> Tensor:
 
 
 def choose_device() -> torch.device:
-    """Return the GPU that PyTorch can use (CUDA, ROCm, XPU or MPS), or the CPU if there is none."""
+    """Return the GPU that PyTorch can use (CUDA, ROCm, XPU or MPS), or the CPU if there is none.
+
+    Each of a launcher's processes has its own GPU, also before Accelerate makes that the current one.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a driver that is too old; `explain_unusable_gpu` says it in words
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.xpu.is_available():
-            return torch.device("xpu")
+        warnings.simplefilter("ignore")  # of an old driver or GPU; `explain_unusable_gpu` says it in words
+        for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+            if module.is_available():
+                rank = int(os.environ.get("LOCAL_RANK", "-1"))
+                device = torch.device(kind) if rank < 0 else torch.device(kind, rank % module.device_count())
+                if kind == "xpu" or has_kernels(device):
+                    return device
         if torch.backends.mps.is_available():
             return torch.device("mps")
     return torch.device("cpu")
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Return False if PyTorch was built without kernels for a CUDA GPU, as its builds for CUDA 13 are for a V100.
+
+    Compiled code runs on its own compute capability and on those of the same major version after it; code that the
+    driver compiles runs on all after it. Source: CUDA C++ Programming Guide, binary and PTX compatibility.
+    """
+    built = [(kind, (int(a), int(b))) for kind, a, b in ARCHITECTURE.findall(" ".join(torch.cuda.get_arch_list()))]
+    try:
+        own = torch.cuda.get_device_capability(device) if built else (0, 0)
+    except RuntimeError:  # such as of a full GPU, which is an error where memory is allocated
+        return True
+    return not built or any(code <= own and (kind == "compute" or code[0] == own[0]) for kind, code in built)
 
 
 def has_native_bf16(device: torch.device) -> bool:

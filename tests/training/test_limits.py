@@ -10,18 +10,21 @@ import tomllib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.progress import Progress
+from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute import launcher
 from convnext_cli.training.compute.launcher import SHUTDOWN_TIMEOUT, choose_shutdown_timeout, launch
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.phases import time_budget
 from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.resumption import continue_if_restarted
 from tests.training.conftest import STEPS, make_request, resume, small_request, stop_after, tiny_request, train
@@ -112,6 +115,33 @@ def test_time_budget_changes_only_the_epochs(few_digits: Path, train_once: Calla
     roomy = replace(request, max_time=3600.0)
     train(roomy)
     assert read_final_files(RunFolder(Path("measured"))) == read_final_files(train_once(few_digits, epochs=2))
+
+
+def test_time_of_an_epoch_is_that_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU computes a step in a second, which the processor only asks for; the end of an epoch waits for it."""
+    clock, queued = [0.0], [0.0]
+    epochs: list[Choice] = []
+
+    def wait(*_: object) -> None:
+        clock[0], queued[0] = clock[0] + queued[0], 0.0
+
+    def train(*_: object) -> Iterator[StepDone]:
+        for step in range(1, 5):
+            queued[0] += 1.0
+            if step == 4:
+                wait()
+            yield StepDone(epoch=1, step=step, steps=4, images=8, loss=1.0, lr=1.0, is_due=False, signal=0)
+
+    monkeypatch.setattr(time_budget, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(time_budget, "plan_steps", lambda *_: (4, None))
+    monkeypatch.setattr(time_budget, "train", train)
+    monkeypatch.setattr(time_budget, "wait_for_gpu", wait)
+    plan = SimpleNamespace(settings=SimpleNamespace(epochs=100), with_epochs=epochs.append)
+    index = SimpleNamespace(rows=lambda split: [0] * 8 if split == "train" else [])
+    accelerator = SimpleNamespace(num_processes=1, device=None)
+    context: Any = SimpleNamespace(plan=plan, settings=plan.settings, index=index, accelerator=accelerator)
+    time_budget.fit_epochs(context, cast("Any", None), 44.0)
+    assert [choice.value for choice in epochs] == [10], "epochs of 4 seconds, with 5% in reserve"
 
 
 def test_gradient_checkpointing_gives_the_same_losses(few_digits: Path, train_once: Callable[..., RunFolder]) -> None:

@@ -38,7 +38,13 @@ from convnext_cli.training.compute.compute_config import (
     explain_missing_kernels,
     run_pass,
 )
-from convnext_cli.training.compute.devices import THREADS, describe_device, is_plain_cpu, is_whole_on_gpu
+from convnext_cli.training.compute.devices import (
+    THREADS,
+    describe_device,
+    is_plain_cpu,
+    is_whole_on_gpu,
+    wait_for_gpu,
+)
 
 MIN_NOTICE_PASSES = 100  # passes from which a run uses kept measurements, and names a missing compiler
 COMPILE_FROM = 1_800.0  # seconds of passes from which compiling is tried: it takes one to two minutes
@@ -285,19 +291,14 @@ def _make_timer(
 
 
 def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: bool) -> float:
-    _wait_for(inputs.device)
+    wait_for_gpu(inputs.device)
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         run_pass(forward, inputs)
-    _wait_for(inputs.device)
+    wait_for_gpu(inputs.device)
     seconds = time.perf_counter() - started
     release_freed_memory()  # else the candidates' blocks of different sizes would add up
     return seconds
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
 
 
 def _find_measurement(tuned_passes: TunedPasses, accelerator: Accelerator, default: str) -> Path:

@@ -23,6 +23,7 @@ from convnext_cli.machine import (
     detect_machine,
     uses_fsdp,
 )
+from convnext_cli.models.device_memory import free_memory
 from convnext_cli.models.forward import choose_device, has_native_bf16
 from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import RANK_TIMEOUT, agree, is_sharded
@@ -151,6 +152,7 @@ def explain_unusable_gpu(machine: Machine) -> str:
     else:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
+            remedy = "Install a build of PyTorch that supports it from pytorch.org"
         except (RuntimeError, AssertionError) as error:
             reason = shorten_error(error)
     return f"{machine.name} is not used: {reason}. Training runs on the CPU, many times slower. {remedy}"
@@ -181,6 +183,12 @@ def is_whole_on_gpu(accelerator: Accelerator) -> bool:
     return accelerator.device.type == "cuda" and not is_sharded(accelerator)
 
 
+def wait_for_gpu(device: torch.device) -> None:
+    """Wait until a GPU has done what was asked of it, before a time is read; a CPU has."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
 def describe_device(device: torch.device) -> str:
     """Return the device in words."""
     if device.type == "mps":
@@ -201,6 +209,7 @@ def _measure_free_memory(device: torch.device) -> int:
     """Return a GPU's free bytes, with those that PyTorch holds and does not use."""
     if device.type == "mps":  # memory shared with the CPU
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    free_memory(device)  # the model of an earlier training in this process may be garbage that nothing has collected
     module = torch.get_device_module(device)
     free, _ = module.mem_get_info(device)
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))

@@ -8,6 +8,7 @@ from convnext_cli.errors import DivergedError
 from convnext_cli.recipes.costs import describe_seconds
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import Choice
+from convnext_cli.training.compute.devices import wait_for_gpu
 from convnext_cli.training.compute.ranks import agree
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import StepDone
@@ -34,11 +35,13 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
             if isinstance(event, StepDone):
                 done += 1
                 if done == min(WARM_UP, steps - 1):
+                    wait_for_gpu(context.accelerator.device)
                     started, skipped = time.perf_counter(), done
                 elapsed = time.perf_counter() - started
                 (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
                 if is_enough or event.step == steps:
                     break
+    wait_for_gpu(context.accelerator.device)
     step_seconds = (time.perf_counter() - started) / max(1, done - skipped)
     images = len(context.index.rows("train"))
     epoch_seconds = step_seconds * steps * (1 + VALIDATION * len(context.index.rows("val")) / images)

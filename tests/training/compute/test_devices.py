@@ -1,5 +1,7 @@
 """Devices that this machine does not have, by stubs."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,11 +83,74 @@ def test_device_is_the_gpu_of_any_maker(present: str, device: torch.device, monk
     assert choose_device() == device
 
 
+@pytest.mark.parametrize(
+    ("capability", "built", "device"),
+    [
+        ((7, 0), "sm_75 sm_80 sm_90 sm_120 compute_120", CPU),  # V100, with a build for CUDA 13
+        ((7, 0), "sm_50 sm_60 sm_70 sm_75 sm_80 sm_90", CUDA),
+        ((8, 9), "sm_75 sm_80 sm_86 sm_90", CUDA),  # RTX 4090: code for an earlier minor version
+        ((8, 0), "sm_86 sm_90a", CPU),
+        ((12, 1), "sm_90 compute_90", CUDA),  # the driver compiles for later ones
+        ((9, 4), "gfx90a gfx942", CUDA),  # ROCm
+        ((7, 0), "", CUDA),
+        (None, "sm_75", CUDA),  # a GPU that another process has filled
+    ],
+)
+def test_gpu_that_this_build_of_torch_has_no_kernels_for_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, built: str, device: torch.device
+) -> None:
+    def get_capability(_: torch.device) -> tuple[int, int]:
+        if capability is None:
+            raise RuntimeError("CUDA error: out of memory")
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", built.split)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", get_capability)
+    assert choose_device() == device
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    assert explain_unusable_gpu(Machine(name="Tesla V100", is_gpu=True, memory=GIB, cores=1)) == (
+        f"Tesla V100 is not used: PyTorch {torch.__version__} does not support it. Training runs on the CPU, many "
+        "times slower. Install a build of PyTorch that supports it from pytorch.org"
+    )
+
+
+@pytest.mark.parametrize(("rank", "index"), [(None, None), ("-1", None), ("0", 0), ("1", 1), ("3", 1)])
+def test_each_process_of_a_launcher_has_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, index: int | None
+) -> None:
+    """Accelerate makes it the current one, but a teacher that labels the images is opened before."""
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device().index == index
+
+
+def test_garbage_of_an_earlier_training_is_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(1, 1)
+    model.forward = model.__call__  # type: ignore[method-assign]  # a cycle, as Accelerate makes with mixed precision
+    left = weakref.ref(model)
+    module = SimpleNamespace(
+        get_device_properties=lambda _: SimpleNamespace(name="GPU"), empty_cache=lambda: None,
+        mem_get_info=lambda _: (10 * GIB if left() is None else GIB, 12 * GIB),
+        memory_reserved=lambda _: 0, memory_allocated=lambda _: 0,
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    gc.disable()
+    try:
+        del model
+        accelerator: Any = SimpleNamespace(device=CUDA, num_processes=1)
+        assert devices.find_torch_machine(accelerator).memory == 10 * GIB
+    finally:
+        gc.enable()
+
+
 def test_apple_and_intel_gpus_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(name="Intel Arc B580", total_memory=12 * GIB)
     module = SimpleNamespace(
         get_device_properties=lambda _: properties, mem_get_info=lambda _: (10 * GIB, 12 * GIB),
-        memory_reserved=lambda _: 3, memory_allocated=lambda _: 1,
+        memory_reserved=lambda _: 3, memory_allocated=lambda _: 1, empty_cache=lambda: None,
     )  # fmt: skip
     monkeypatch.setattr(torch, "get_device_module", lambda _: module)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * GIB)
