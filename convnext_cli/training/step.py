@@ -76,7 +76,7 @@ def _accumulate_gradients(context: TrainingContext, state: TrainingState, batch:
     random = np.random.default_rng((settings.seed, state.step, accelerator.process_index))
     torch.manual_seed(int(random.integers(2**63)))  # drop path and dropout draw from torch's generator
     inputs = prepare_input(batch.images, context.preprocessing, device)
-    targets = context.criterion.encode(move_to_device(batch.targets, device))
+    targets = move_to_device(context.criterion.encode(batch.targets), device)
     if context.distillation is not None and batch.teacher is not None:
         targets = context.distillation.loss.join_targets(targets, move_to_device(batch.teacher, device))
     if not 0 < settings.mixup_off_epoch <= state.epochs:

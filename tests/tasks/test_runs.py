@@ -33,12 +33,26 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import TASKS as KINDS
 from convnext_cli.tasks.regression import Regression
+from convnext_cli.training import step
 from tests.conftest import Convnext
 from tests.tasks.conftest import SETTINGS, TASKS, list_images, options_of, write_set
 from tests.training.conftest import make_request, resume, stop_after, train
 
 Runs = Callable[[str], RunFolder]
 HEADLINES = {"multilabel": ("macro_roc_auc", 0.9), "ordinal": ("quadratic_kappa", 0.3), "regression": ("r2", 0.6)}
+
+
+def test_targets_go_to_the_device_encoded(tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are float64, which not every GPU has."""
+    moved: set[torch.dtype] = set()
+
+    def move(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        moved.add(values.dtype)
+        return values.to(device)
+
+    monkeypatch.setattr(step, "move_to_device", move)
+    stop_after(make_request(SETTINGS, tables["regression"], "run"), 1)
+    assert moved == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", TASKS)

@@ -22,7 +22,7 @@ class Loss(ABC):
 
     @abstractmethod
     def encode(self, targets: Tensor) -> Tensor:
-        """Return the targets of B images as a float tensor, (B, W)."""
+        """Return the targets of B images as float32, (B, W). On the CPU: not every GPU has the float64 of numbers."""
 
     @abstractmethod
     def sum_losses(self, logits: Tensor, targets: Tensor) -> Tensor:

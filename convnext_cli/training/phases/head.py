@@ -88,10 +88,10 @@ def _take_step(
 ) -> Tensor:
     """Do one optimizer step of the head on features (B, C) of rows, and return the sum of their losses."""
     index, device = context.index, context.accelerator.device
-    targets = torch.from_numpy(index.targets(rows)).to(device)
+    targets = context.criterion.encode(torch.from_numpy(index.targets(rows))).to(device)
     outputs = index.task.count_outputs(len(index.classes))
     logits = _forward_head(context.head, features.to(device))[:, :outputs]
-    loss = context.criterion.sum_losses(logits, context.criterion.encode(targets))
+    loss = context.criterion.sum_losses(logits, targets)
     trainable = _list_trainable(context.head)
     gradients = torch.autograd.grad(loss / len(rows), trainable)
     for parameter, gradient in zip(trainable, gradients, strict=True):

@@ -44,6 +44,14 @@ def test_label_smoothing_changes_the_loss_of_each_task_that_takes_it(name: str) 
     assert torch.equal(plain, smoothed) == ("label_smoothing" in task.ignored)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_encoded_targets_are_float32(name: str) -> None:
+    """Apple's GPUs refuse float64, and Intel's do not compute in it."""
+    task = TASKS[name]()
+    targets = torch.from_numpy(task.stack_targets([1, 0], [(1.0, 0.0, -1.0), (1.0, 0.0, 0.0)]))
+    assert criterion(task.to_dict()).encode(targets).dtype == torch.float32
+
+
 def test_loss_without_corrections_is_torchs_cross_entropy() -> None:
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     ours = criterion().sum_losses(logits, F.one_hot(labels, 3).float())
