@@ -113,18 +113,24 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: "Accel
         do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
     teacher = _open_teacher(preparation)
     context = build_context(preparation, run, accelerator, teacher)
+    identity, licenses = (teacher.identity, teacher.licenses) if teacher else ("", ())
     if teacher is not None:
         images = do_on_first_rank(accelerator, partial(sum_digests, contents))
         yield from compute_outputs(context, teacher, images)
-    if is_resumed:
-        training = _resume(context, preparation, contents)
-    else:
-        training = yield from _begin(context, preparation, contents, teacher)
-    if training.state.images != preparation.images:
-        raise DataError(
-            f"the images in {index.location} are not those that {run.path} began with",
-            restore_remedy("the original files"),
-        )
+    del teacher  # and its memory on the device, before the training's is measured
+    try:
+        if is_resumed:
+            training = _resume(context, preparation, contents)
+        else:
+            training = yield from _begin(context, preparation, contents, identity, licenses)
+        if training.state.images != preparation.images:
+            raise DataError(
+                f"the images in {index.location} are not those that {run.path} began with",
+                restore_remedy("the original files"),
+            )
+    except BaseException:
+        context.drop_compiled()
+        raise
     return training
 
 
@@ -145,29 +151,30 @@ def run_training(
 
     context, state = training.context, training.state
     run, accelerator = context.run, context.accelerator
-    yield Started(
-        run=run.path,
-        plan=context.plan,
-        index=context.index,
-        device=describe_device(accelerator.device),
-        num_processes=accelerator.num_processes,
-        precision=PRECISIONS[accelerator.mixed_precision],
-        compute_config=str(training.compute),
-        params=context.params,
-        new_params=context.new_params,
-        resumed_at=state.step if training.is_resumed else None,
-        license=state.license,
-        notices=(*training.notices, *notices),
-    )
-    if training.head_epoch is not None:
-        yield training.head_epoch
-    with track_metrics(accelerator, context.plan, run.path), watch_signals(context.signals):
-        try:
+    try:
+        yield Started(
+            run=run.path,
+            plan=context.plan,
+            index=context.index,
+            device=describe_device(accelerator.device),
+            num_processes=accelerator.num_processes,
+            precision=PRECISIONS[accelerator.mixed_precision],
+            compute_config=str(training.compute),
+            params=context.params,
+            new_params=context.new_params,
+            resumed_at=state.step if training.is_resumed else None,
+            license=state.license,
+            notices=(*training.notices, *notices),
+        )
+        if training.head_epoch is not None:
+            yield training.head_epoch
+        with track_metrics(accelerator, context.plan, run.path), watch_signals(context.signals):
             state = yield from train_and_save(context, state)
-        finally:
-            context.drop_compiled()
-        context.signals.remedy = describe_resume(run)
-        return (yield from _finish(context, state, complete))
+            context.drop_compiled()  # the calibration needs its memory
+            context.signals.remedy = describe_resume(run)
+            return (yield from _finish(context, state, complete))
+    finally:
+        context.drop_compiled()
 
 
 def _open_teacher(preparation: Preparation) -> "Teacher | None":
@@ -196,9 +203,10 @@ def _begin(
     context: "TrainingContext",
     preparation: Preparation,
     contents: "NDArray[np.uint64]",
-    teacher: "Teacher | None",
+    teacher: str,
+    licenses: Sequence[str | None],
 ) -> TrainSteps[Training]:
-    """Begin a new run: all that comes before its first step. All ranks call it."""
+    """Begin a new run: all that comes before its first step; `teacher` is its identity. All ranks call it."""
     from convnext_cli.training.checkpoint import load_checkpoint, save_checkpoint
     from convnext_cli.training.compute.devices import describe_device
     from convnext_cli.training.compute.ranks import do_on_first_rank
@@ -214,7 +222,7 @@ def _begin(
         run.create(overwrite=request.overwrite)
         write_data_files(run, preparation, index)
         run.write(ENVIRONMENT, describe_environment(describe_device(accelerator.device)))
-    record = partial(record_origin, run, context.plan, index, contents, teacher.identity if teacher else "")
+    record = partial(record_origin, run, context.plan, index, contents, teacher)
     origin = do_on_first_rank(accelerator, record)
 
     # 2. The compute configuration, which decides the rounding of all that follows.
@@ -223,7 +231,7 @@ def _begin(
     state = TrainingState(
         images=preparation.images,
         origin=asdict(origin),
-        license=_find_license(preparation, teacher),
+        license=_find_license(preparation, licenses),
         micro_batch_size=settings.micro_batch_size,
         **asdict(compute.compute_config),
     )
@@ -434,7 +442,7 @@ def _describe_selection(context: "TrainingContext", state: "TrainingState") -> s
     return rule
 
 
-def _find_license(preparation: Preparation, teacher: "Teacher | None") -> str | None:
+def _find_license(preparation: Preparation, teacher: Sequence[str | None]) -> str | None:
     """Return the licence of a run, None if it is unknown: that of its base weights, its teacher and its images.
 
     The base weights' is the tag's, or the one that the user's own weights file names.
@@ -447,6 +455,6 @@ def _find_license(preparation: Preparation, teacher: "Teacher | None") -> str | 
         licenses.append(preparation.tag.license if preparation.tag else None)
     elif weights != "none":
         licenses.append(read_weights_license(Path(weights)))
-    licenses += teacher.licenses if teacher else ()
+    licenses += teacher
     licenses += [data_license] * (data_license != UNKNOWN)
     return join_licenses(licenses)

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from convnext_cli.exports.model_card import find_license
 from convnext_cli.inference.metadata import read_metadata
 from convnext_cli.inference.teacher import Teacher, open_teacher
 from convnext_cli.models.licenses import is_non_commercial, join_licenses
+from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.parts.distillation import DistillationLoss, ProjectingClassifier
 from convnext_cli.training.parts.loss import CrossEntropy
 from convnext_cli.training.views import choose_view
@@ -73,6 +77,22 @@ def test_resume_refuses_another_teacher(few_digits: Path, teacher: RunFolder) ->
     shutil.rmtree("teacher")
     with pytest.raises(RunError, match=r"there is no teacher .* Restore the teacher .*/teacher, or start a new run"):
         resume("run")
+
+
+def test_teacher_leaves_the_device_before_the_training_is_measured(
+    few_digits: Path, teacher: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[Any]] = []
+
+    def open_and_watch(*args: Any, **options: Any) -> Teacher:
+        opened.append(weakref.ref((result := open_teacher(*args, **options)).classifier))
+        return result
+
+    monkeypatch.setattr("convnext_cli.inference.teacher.open_teacher", open_and_watch)
+    events = finetune_steps(tiny_request(few_digits, "run", teacher=str(teacher.path)))
+    assert any(isinstance(event, Progress) and event.activity == "autotuning" for event in events)
+    assert [reference() for reference in opened] == [None]
+    events.close()
 
 
 def test_outputs_of_a_teacher_are_computed_once(

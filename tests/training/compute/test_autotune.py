@@ -2,6 +2,7 @@ import gc
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from convnext_cli.cache_folder import find_cache_folder
+from convnext_cli.errors import ImageError
 from convnext_cli.kernels.blocks import FusedBlock, NativeBlock, RecomputingBlock
 from convnext_cli.kernels.depthwise import NativeDepthwise
 from convnext_cli.kernels.library import load_kernels
@@ -41,7 +43,7 @@ from convnext_cli.training.compute.devices import make_accelerator
 from convnext_cli.training.events import Started, StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
-from tests.training.conftest import small_request, train
+from tests.training.conftest import small_request, tiny_request, train
 
 Passes = list[tuple[str, int]]
 UNTRAINED: dict[str, Any] = {"model": "test_convnext", "weights": "none"}
@@ -318,6 +320,29 @@ def test_only_whole_micro_batches_are_compiled(digits: Path, tmp_path: Path, mon
     sizes.clear()
     train(replace(request, output=tmp_path / "plain", compile=False))
     assert not sizes
+
+
+@pytest.mark.parametrize("place", ["fit_epochs", "Started"])
+def test_compiled_model_is_dropped_however_early_a_training_ends(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Its CUDA graphs would keep the memory of a pass until the process ends."""
+    resets: list[bool] = []
+
+    def fail(*_: object) -> None:
+        raise ImageError("1.png cannot be read", "Remove it")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    request = replace(tiny_request(few_digits, tmp_path / "run"), compile=True, max_time=60.0)
+    if place == "Started":
+        with closing(finetune_steps(request)) as events:
+            next(event for event in events if isinstance(event, Started))
+    else:
+        monkeypatch.setattr("convnext_cli.training.phases.time_budget.fit_epochs", fail)
+        with pytest.raises(ImageError):
+            train(request)
+    assert resets == [True]
 
 
 def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
