@@ -10,8 +10,8 @@ TARGET = Path(__file__).parents[1] / "docs/images/pipeline.svg"
 STEPS = (  # step, its command, the files that it writes, and whether the next step reads one of them
     ("data", "check", ("exclude.txt",), True),
     ("plan", "recommend", ("plan.toml",), True),
-    ("training", "finetune", ("split.csv", "model.safetensors"), True),
-    ("evaluation", "eval", ("calibration.json", "report.html"), True),
+    ("training", "finetune", ("split.csv", "model.safetensors", "calibration.json"), True),
+    ("evaluation", "eval", ("report.html",), False),
     ("prediction", "predict", ("predictions.csv",), False),
     ("export", "export", ("model.onnx",), False),
 )

@@ -85,15 +85,19 @@ def draw(path: Path) -> None:
     figure, (over_steps, by_depth) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     rates = [schedule.lr_at(step) for step in range(schedule.total_steps)]
     scales = sorted({scale for _, scale, *_ in groups})
+    ends = {0: "stem", len(scales) - 1: "head"}
     for i, scale in enumerate(scales):
-        over_steps.plot([rate * scale for rate in rates], color=plt.cm.viridis(i / len(scales)), linewidth=1)
-    over_steps.set(xlabel="step", ylabel="learning rate", yscale="log", title="lr_at(step), one line per depth")
+        color = plt.cm.viridis(i / len(scales))
+        over_steps.plot([rate * scale for rate in rates], color=color, linewidth=1, label=ends.get(i))
+    over_steps.set(xlabel="step", ylabel="learning rate", yscale="log", title="lr_at(step) x factor, one line per depth")
+    over_steps.legend(reverse=True)
     marks = {True: ("o", "decayed: weights"), False: ("x", "not decayed: norms, biases, LayerScale")}
     for decayed, (mark, label) in marks.items():
         chosen = [(scales.index(scale), lr) for _, scale, lr, decay, _ in groups if (decay > 0) is decayed]
         by_depth.plot(*zip(*chosen, strict=True), mark, label=label, fillstyle="none")
     by_depth.set(xlabel="depth, from the stem (0) to the head", ylabel="peak learning rate", yscale="log")
     by_depth.set_title(f"peak lr; weight decay {SETTINGS.weight_decay:g} or 0")
+    by_depth.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     by_depth.legend()
     figure.savefig(path, metadata={"Date": None})
 
