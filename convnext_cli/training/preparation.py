@@ -103,7 +103,9 @@ class Preparation:
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):
             choice = "" if self.small_validation else "; choosing the epoch makes validation scores slightly too high"
-            notices.append(Notice(text=f"there is no test split{choice}"))
+            has_own = self.dataset is not None and "train" in self.dataset.index.splits and not index.fold_names
+            remedy = "; --resplit draws new splits with one" if has_own else ""
+            notices.append(Notice(text=f"there is no test split{choice}{remedy}"))
         elif absent:
             notices.append(Notice(text=f"the test split has no image of {', '.join(absent)}"))
         if index.skipped:

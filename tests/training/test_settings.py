@@ -111,6 +111,8 @@ def test_a_small_validation_split_is_a_warning_with_advice_that_makes_it_larger(
     [text] = [notice.text for notice in notices if "validation split" in notice.text]
     assert text.endswith(f". {advice}")
     assert ("; --patience has no effect" in text) == ("patience" in options)
+    missing = [notice.text for notice in notices if "draws new splits" in notice.text]
+    assert missing == ["there is no test split; --resplit draws new splits with one"] * (" " in layout)
 
 
 def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
