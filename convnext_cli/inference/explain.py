@@ -87,9 +87,9 @@ def draw_explanation(image: Pixels, maps: Sequence[NDArray[np.float32]], frame: 
         if (left, top, right, bottom) != (0, 0, width, height):
             edge = (x + left, top, x + right - 1, bottom - 1)
             draw.rectangle(edge, outline=FRAME, width=max(1, gap // 4))
-    while text_height > 8 and draw.textlength(caption, _load_font(text_height)) > canvas.width:
+    while text_height > 8 and draw.textlength(caption, _load_font(text_height)) > canvas.width - 2 * gap:
         text_height -= 1
-    draw.text((0, height + text_height // 4), caption, fill="black", font=_load_font(text_height))
+    draw.text((gap, height + text_height // 4), caption, fill="black", font=_load_font(text_height))
     return canvas
 
 

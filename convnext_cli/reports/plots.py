@@ -326,10 +326,12 @@ def _draw_accuracy(axes: Axes, log: Log) -> None:
 def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None:
     """Plot values of the log by epoch; `lines` has their keys and titles."""
     marker = "o" if len(log) < 30 else None  # a single epoch has no line
-    for (key, title), colour in zip(lines, COLOURS, strict=False):
+    epochs = [entry["epoch"] for entry in log]
+    for number, (key, title) in enumerate(lines):
         values = [np.nan if entry.get(key) is None else entry[key] for entry in log]
+        style = "--" if number else "-"  # equal lines are both seen
         if not np.isnan(values).all():
-            axes.plot([entry["epoch"] for entry in log], values, color=colour, label=title, marker=marker, markersize=3)
+            axes.plot(epochs, values, style, color=COLOURS[number], label=title, marker=marker, markersize=3)
     _add_legend(axes, "best")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

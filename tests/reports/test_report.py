@@ -29,6 +29,7 @@ from convnext_cli.reports.plots import (
     plot_loss,
     plot_range_test,
     plot_roc,
+    plot_training,
     write_png,
 )
 from convnext_cli.reports.provenance import show_data, show_settings, show_training
@@ -391,6 +392,9 @@ def test_forest_plot_has_a_row_for_a_metric_that_is_not_defined() -> None:
 def test_training_curves_are_drawn(run: RunFolder) -> None:
     assert run.curves.read_bytes().startswith(b"\x89PNG"), "`finetune` draws it, from the command line or not"
     assert run.curves.stat().st_size > 5000
+    log = [{"epoch": n, "train_loss": 1.0, "val_log_loss": 1.0, "val_top1": 0.5} for n in (1, 2)]
+    styles = [line.get_linestyle() for axes in plot_training(log).axes for line in axes.lines]
+    assert styles == ["-", "--", "-"], "equal curves are both seen"
 
 
 def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_path: Path) -> None:
