@@ -89,7 +89,7 @@ def draw(path: Path) -> None:
     for i, scale in enumerate(scales):
         color = plt.cm.viridis(i / len(scales))
         over_steps.plot([rate * scale for rate in rates], color=color, linewidth=1, label=ends.get(i))
-    over_steps.set(xlabel="step", ylabel="learning rate", yscale="log", title="lr_at(step) x factor, one line per depth")
+    over_steps.set(xlabel="step", ylabel="learning rate", yscale="log", title="lr_at(step) x factor, by depth")
     over_steps.legend(reverse=True)
     marks = {True: ("o", "decayed: weights"), False: ("x", "not decayed: norms, biases, LayerScale")}
     for decayed, (mark, label) in marks.items():
