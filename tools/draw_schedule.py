@@ -79,6 +79,7 @@ def draw(path: Path) -> None:
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "convnext"  # the same drawing has the same bytes
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     groups = list(read_groups())
     _, schedule = plan_steps(SETTINGS, IMAGES)
@@ -97,7 +98,7 @@ def draw(path: Path) -> None:
         by_depth.plot(*zip(*chosen, strict=True), mark, label=label, fillstyle="none")
     by_depth.set(xlabel="depth, from the stem (0) to the head", ylabel="peak learning rate", yscale="log")
     by_depth.set_title(f"peak lr; weight decay {SETTINGS.weight_decay:g} or 0")
-    by_depth.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    by_depth.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_depth.legend()
     figure.savefig(path, metadata={"Date": None})
 

@@ -33,9 +33,10 @@ def show_mistakes(report: ReportData) -> Section | None:
     if not report.mistakes and not report.uncertain:
         return None
     height, width = report.config.pretrained_cfg.input_size[1:]
+    output = "of the most probable class" if report.evaluation.metrics.per_class else "of the predicted number"
     explanation = (
-        "Right of each image: Grad-CAM of the most probable class, bright where evidence for it lies, at "
-        f"{height // REDUCTION} x {width // REDUCTION} positions. It shows where the model looked, not why."
+        f"Right of each image: Grad-CAM {output}, bright where evidence for it lies, at {height // REDUCTION} x "
+        f"{width // REDUCTION} positions. It shows where the model looked, not why."
     )
     kinds = (
         ("worst mistakes", report.mistakes, "The label may be wrong too: check these first."),

@@ -241,7 +241,9 @@ def plot_bland_altman(evaluation: Evaluation) -> Figure:
         axes.axhline(value, color=COLOURS[1], linewidth=0.9, linestyle=style, label=f"{title} {value:.3g}")
     axes.set(xlabel="mean of predicted and true", ylabel="predicted - true")
     axes.set_title("Bland-Altman")
-    _add_legend(axes, "best")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.35 * (high - low))  # the legend lies above the lines
+    _add_legend(axes, "upper right")
     return figure
 
 
@@ -334,7 +336,7 @@ def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None
             axes.plot(epochs, values, style, color=COLOURS[number], label=title, marker=marker, markersize=3)
     _add_legend(axes, "best")
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # 1 for a single epoch
 
 
 def _shorten_name(name: str) -> str:

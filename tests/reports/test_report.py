@@ -395,6 +395,9 @@ def test_training_curves_are_drawn(run: RunFolder) -> None:
     log = [{"epoch": n, "train_loss": 1.0, "val_log_loss": 1.0, "val_top1": 0.5} for n in (1, 2)]
     styles = [line.get_linestyle() for axes in plot_training(log).axes for line in axes.lines]
     assert styles == ["-", "--", "-"], "equal curves are both seen"
+    [loss, _] = plot_training(log[:1]).axes
+    low, high = loss.get_xlim()
+    assert [tick for tick in loss.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_path: Path) -> None:
