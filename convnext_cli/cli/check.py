@@ -98,6 +98,7 @@ def _show(audit: "Audit") -> None:
         ["class", *columns],
         ((name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)),
         numbers=columns,
+        part="class",
     )
     _show_facts(audit)
     for finding in audit.findings:

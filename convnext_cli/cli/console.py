@@ -14,7 +14,7 @@ from convnext_cli.cli.signals import check_stopped
 from convnext_cli.cli.tables import lay_out
 from convnext_cli.progress import Notice, Result, Yielded, finish
 from convnext_cli.progress import Progress as StepProgress
-from convnext_cli.text import guard_cell, make_visible, to_json
+from convnext_cli.text import format_count, guard_cell, make_visible, to_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -25,6 +25,7 @@ Style = Literal["", "bold", "dim", "yellow", "bold red", "bold yellow", "bold gr
 _STYLES: dict[Style, str] = {  # ECMA-48, SGR
     "bold": "1", "dim": "2", "yellow": "33", "bold red": "1;31", "bold yellow": "1;33", "bold green": "1;32",
 }  # fmt: skip
+MAX_ROWS = 100  # of a table with a row for each part of the data
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -128,7 +129,12 @@ def show_json_rows(rows: Iterable[Any]) -> None:
 
 
 def show_table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = (), spare: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    numbers: Sequence[str] = (),
+    spare: Sequence[str] = (),
+    part: str = "",
 ) -> None:
     """Write a table of the result.
 
@@ -137,8 +143,14 @@ def show_table(
         rows: cells; None is a dash.
         numbers: titles of the columns aligned to the right.
         spare: titles of the columns that a narrow terminal leaves out, the first one first.
+        part: the part of the data that each row is of; rows after the first `MAX_ROWS` are counted only, and `--json`
+            must have them.
     """
-    _print_table(sys.stdout, columns, rows, numbers, spare)
+    shown = list(rows)
+    more = len(shown) - MAX_ROWS if part else 0
+    _print_table(sys.stdout, columns, shown[:MAX_ROWS] if more > 0 else shown, numbers, spare)
+    if more > 0:
+        show(f"({format_count(more, f'more {part}')}: --json has all)")
 
 
 def log_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

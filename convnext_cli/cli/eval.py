@@ -197,6 +197,7 @@ def _show_classes(display: "Display", metrics: "MetricSet", intervals: "Interval
         ),
         numbers=columns,
         spare=[METRICS[key].short_heading for key in display.class_values if key != "roc_auc"],
+        part="class",
     )
 
 

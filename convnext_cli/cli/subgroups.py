@@ -48,10 +48,10 @@ def _show_metrics(evaluation: "SubgroupEvaluation", target: str, *, has_counts: 
         )
         for name, subgroup, metrics in subgroups
     )
-    console.show_table(["subgroup", *columns], rows, numbers=columns, spare=unit)
+    console.show_table(["subgroup", *columns], rows, numbers=columns, spare=unit, part="subgroup")
     console.show("")
     rows = ((name, *map(_describe_gap, metrics)) for name, _, metrics in subgroups)
-    console.show_table(["gap to the rest (p)", *headings], rows, numbers=headings)
+    console.show_table(["gap to the rest (p)", *headings], rows, numbers=headings, part="subgroup")
     console.show("")
 
 

@@ -13,6 +13,9 @@ from convnext_cli.metrics.formulas import ClassCalculator
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
+MAX_MATRIX = 1000
+"""Classes of a confusion matrix: its size is their square, and of more the files could not be read."""
+
 
 class MetricSet:
     """Metrics of one evaluation, of any task: attributes by the keys of `metrics.registry`, and those below."""
@@ -23,7 +26,7 @@ class MetricSet:
     per_class: tuple[Any, ...]
     """Metrics of each class, label or grade; empty for a number."""
     confusion: tuple[tuple[int, ...], ...]
-    """Number of images by true class (row) and predicted class (column); empty where there are no classes."""
+    """Number of images by true class (row) and predicted class (column); empty without classes, and above 1,000."""
 
     if TYPE_CHECKING:
 
@@ -78,7 +81,7 @@ class Metrics(MetricSet):
     ece: Fraction
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """Number of images by true class (row) and predicted class (column)."""
+    """Number of images by true class (row) and predicted class (column); empty above `MAX_MATRIX` classes."""
 
 
 def summarise(calculator: ClassCalculator, classes: Sequence[str]) -> Metrics:
@@ -91,14 +94,16 @@ def summarise(calculator: ClassCalculator, classes: Sequence[str]) -> Metrics:
     overall, per_class = calculator.compute_classes(np.ones((1, calculator.images)))
     values: dict[str, Any] = {key: none_if_nan(value[0]) for key, value in overall.items()}
     values["log_loss"] = float(overall["log_loss"][0])  # always defined; nan if the model has diverged
-    confusion = count_confusion(calculator.labels, calculator.predictions, len(classes))
+    images = np.bincount(calculator.labels, minlength=len(classes))
+    has_matrix = len(classes) <= MAX_MATRIX
+    confusion = count_confusion(calculator.labels, calculator.predictions, len(classes)) if has_matrix else ()
     return Metrics(
         images=calculator.images,
         **values,
         per_class=tuple(
             ClassMetrics(
                 name=name,
-                images=int(confusion[k].sum()),
+                images=int(images[k]),
                 **{key: none_if_nan(value[0, k]) for key, value in per_class.items()},
             )
             for k, name in enumerate(classes)
@@ -111,6 +116,16 @@ def count_confusion(labels: Ints, predictions: Ints, num_classes: int) -> NDArra
     """Count images by true class (row) and predicted class (column), (K, K)."""
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def list_mistakes(labels: Ints, predictions: Ints) -> list[tuple[int, int, int]]:
+    """Return true class, predicted class and number of images of each confusion, the most frequent first."""
+    wrong = np.flatnonzero(labels != predictions)
+    pairs, counts = np.unique(np.stack([labels[wrong], predictions[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        (int(true), int(predicted), int(n)) for (true, predicted), n in zip(pairs[order], counts[order], strict=True)
+    ]
 
 
 def none_if_nan(value: float) -> float | None:

@@ -5,6 +5,7 @@ import numpy as np
 from convnext_cli.images.preprocessing import REDUCTION
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.summary import list_mistakes
 from convnext_cli.reports import plots
 from convnext_cli.reports.section import (
     Cell,
@@ -127,25 +128,25 @@ def _tabulate_classes(evaluation: Evaluation) -> list[Table | Plots]:
 
 def _show_confusion(evaluation: Evaluation) -> list[Table | Plots]:
     """Return the confusion matrix as a table or, of many classes, as a plot with the most frequent confusions."""
-    counts = np.array(evaluation.metrics.confusion)
-    if not counts.size:
+    task, metrics = evaluation.task, evaluation.metrics
+    if MATRIX not in task.display.plots:
         return []
-    names = [entry.name for entry in evaluation.metrics.per_class]
-    totals = counts.sum(axis=1)
+    names, totals = [entry.name for entry in metrics.per_class], [entry.images for entry in metrics.per_class]
     note = "Rows: true class; columns: predicted class. Number of images and percentage of the row."
     if len(names) <= MAX_CONFUSION:
-        cells = [[_make_count(n, total) for n in row] for row, total in zip(counts, totals, strict=True)]
+        cells = [[_make_count(n, total) for n in row] for row, total in zip(metrics.confusion, totals, strict=True)]
         columns = [Column(heading="true \\ predicted", is_number=False), *(Column(heading=name) for name in names)]
         rows = [(name, *row) for name, row in zip(names, cells, strict=True)]
         return [Table(title="Confusion matrix", columns=columns, rows=rows, note=note)]
-    mistakes = counts - np.diag(np.diag(counts))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:MAX_PAIRS]
-    pairs = [(*divmod(int(place), len(names)), int(mistakes.flat[place])) for place in order]
+    decisions = task.decide(evaluation.probabilities, evaluation.calibration)
+    pairs = list_mistakes(evaluation.evaluated.targets, decisions)[:MAX_PAIRS]
     table = Table(
         title="Most frequent confusions",
         columns=[Column(heading=h, is_number=h == "images") for h in ("predicted", "labelled", "images")],
-        rows=[(names[k], names[j], _make_count(n, totals[j])) for j, k, n in pairs if n],
+        rows=[(names[k], names[j], _make_count(n, totals[j])) for j, k, n in pairs],
     )
+    if not metrics.confusion:
+        return [table]
     drawing = Plot(name=MATRIX, figure=plots.plot_confusion(evaluation))
     return [table, Plots(title="Confusion matrix", plots=[drawing], note="Rows: true class; columns: predicted class.")]
 

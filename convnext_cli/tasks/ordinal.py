@@ -140,7 +140,7 @@ class Ordinal(Single):
         exact, near = (METRICS[key].format_with_unit(getattr(metrics, key)) for key in ("top1", "within_one"))
         return [
             f"It gives the exact grade for {exact} of the images, at most one grade off for {near}.",
-            describe_mistakes(metrics),
+            describe_mistakes(metrics, targets, self.decide(scores, None)),
         ]
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:

@@ -14,7 +14,7 @@ from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import Metrics, MetricSet, summarise
+from convnext_cli.metrics.summary import Metrics, MetricSet, list_mistakes, summarise
 from convnext_cli.metrics.temperature import fit_bias_corrected_temperature, fit_temperature
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
@@ -281,7 +281,7 @@ class Single(Task):
         parts = [
             f"{recall.format_with_unit(e.recall)} of the {format_count(e.images, 'image')} of {e.name}" for e in ends
         ]
-        return [f"It recognises {' and '.join(parts)}.", describe_mistakes(metrics)]
+        return [f"It recognises {' and '.join(parts)}.", describe_mistakes(metrics, targets, self.decide(scores, None))]
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
         """Return the balanced accuracy of always giving one class, and the accuracy if it is the most frequent one."""
@@ -352,19 +352,17 @@ def _is_binary(cells: Sequence[str]) -> bool:
     return {parse_flag(cell) for cell in cells} <= {0.0, 1.0}
 
 
-def describe_mistakes(metrics: MetricSet) -> str:
+def describe_mistakes(metrics: MetricSet, targets: Targets, decisions: Targets) -> str:
     """Return the most frequent confusion of two classes in a sentence."""
-    counts = np.array(metrics.confusion)
-    mistakes = counts - np.diag(np.diag(counts))
-    if not mistakes.any():
+    mistakes = list_mistakes(targets, decisions)
+    if not mistakes:
         these = "this" if metrics.images == 1 else "these"
         return f"It makes no mistake on {these} {format_count(metrics.images, 'image')}."
-    true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
-    names = [entry.name for entry in metrics.per_class]
-    number, total = mistakes[true, predicted], counts[true].sum()
+    true, predicted, number = mistakes[0]
+    actual = metrics.per_class[true]
     return (
-        f"Most frequent mistake: it predicted {names[predicted]} for {number:,} of the "
-        f"{format_count(total, 'image')} of {names[true]} ({100 * number / total:.0f}%)."
+        f"Most frequent mistake: it predicted {metrics.per_class[predicted].name} for {number:,} of the "
+        f"{format_count(actual.images, 'image')} of {actual.name} ({100 * number / actual.images:.0f}%)."
     )
 
 

@@ -57,6 +57,16 @@ def test_spare_columns_are_left_out_with_a_line_that_names_them() -> None:
     assert "tier" in next(lay_out(columns, rows, ["tier"], 40, ["tier"]))[0]
 
 
+def test_a_table_of_parts_of_the_data_does_not_fill_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    many = console.MAX_ROWS + 4900
+    console.show_table(["class"], [[f"c{k}"] for k in range(many)], part="class")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:-1] == [f"c{k}" for k in range(console.MAX_ROWS)]
+    assert lines[-1] == "(4,900 more classes: --json has all)"
+    console.show_table(["class"], [["c"]] * console.MAX_ROWS, part="class")
+    assert len(capsys.readouterr().out.splitlines()) == 1 + console.MAX_ROWS
+
+
 def test_a_table_without_titles_has_no_line_for_them() -> None:
     assert list(lay_out(["", ""], [["a", 1]], [], None)) == [("a  1", False)]
 

@@ -9,7 +9,7 @@ from sklearn.calibration import calibration_curve
 from convnext_cli.inference.calibration_fit import describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.metrics.summary import Metrics
+from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, list_mistakes
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.tasks.registry import SINGLE
 
@@ -53,6 +53,18 @@ def test_metrics_equal_scikit_learn(ties: bool) -> None:
         assert entry.pr_auc == pytest.approx(reference.average_precision_score(labels == k, probabilities[:, k]))
     assert metrics.macro_specificity == pytest.approx(np.mean([entry.specificity for entry in metrics.per_class]))
     assert metrics.absent == ()
+
+
+def test_metrics_grow_with_the_classes_not_with_their_square() -> None:
+    many = MAX_MATRIX + 1
+    labels = np.array([0, 0, 0, many - 1, many - 1])
+    logits = np.eye(many)[[0, 7, 7, 3, many - 1]]
+    metrics = SINGLE.compute_metrics(logits, labels, tuple(map(str, range(many))))
+    assert metrics.confusion == ()
+    assert [entry.images for entry in metrics.per_class if entry.images] == [3, 2]
+    assert list_mistakes(labels, logits.argmax(axis=1)) == [(0, 7, 2), (many - 1, 3, 1)]
+    sentences = SINGLE.describe_results(metrics, SINGLE.activate(logits), labels)
+    assert sentences[-1] == "Most frequent mistake: it predicted 7 for 2 of the 3 images of 0 (67%)."
 
 
 def test_ece_is_the_mean_gap_of_quantile_bins() -> None:
