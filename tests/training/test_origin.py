@@ -188,7 +188,7 @@ def test_changed_images_of_equal_size_are_named(data: Path, run: RunFolder) -> N
         assert len(content) == path.stat().st_size
     names = ", ".join(index.paths[index.rows(split)[0]] for split in ("train", "val"))  # test images are not compared
     with pytest.raises(
-        DataError, match=rf"in own are not those that run began with: 2 of 48 differ: {names}\. Restore"
+        DataError, match=rf"in own are not those that run began with: 2 of 48 images differ: {names}\. Restore"
     ):
         resume("run", data=own)
     (run.path / "last/origin.safetensors").write_bytes(b"damaged")
