@@ -289,7 +289,7 @@ def test_120_training_images_given_as_a_folder_are_reported(digits: Path, tmp_pa
         target = tmp_path / f"site/{index.name_class(row)}/{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(index.root / index.paths[row], target)
-    text = "leakage: 120 of these 120 images were trained on; the scores are too high"
+    text = "leakage: 120 of 120 images were trained on; the scores are too high"
     outcome = convnext("eval", tmp_path / "run", tmp_path / "site")
     assert f"warning: {text}" in outcome.err
     assert text in (tmp_path / "run/report.html").read_text()

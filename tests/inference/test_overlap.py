@@ -83,8 +83,8 @@ def test_copies_of_training_images_are_found_by_content(
         (run.path / "image_hashes.safetensors").unlink()
     images, notes, overlap = evaluate(run, tmp_path / "new")
     assert (images, overlap) == (33, Overlap(trained=6, trained_near=4, validated=3))
-    assert "leakage: 10 of these 33 images were trained on (4 as near-duplicates); the scores are too high" in notes
-    assert any(note.startswith("3 of these 33 images are validation images") for note in notes)
+    assert "leakage: 10 of 33 images were trained on (4 as near-duplicates); the scores are too high" in notes
+    assert any(note.startswith("3 of 33 images are validation images") for note in notes)
 
 
 def test_run_without_digests_and_data_gives_a_note(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
