@@ -28,12 +28,11 @@ from convnext_cli.training.events import (
     Spread,
     TrainSteps,
 )
-from convnext_cli.training.finetuning import finetune_steps, run_training, start_training, write_data_files
+from convnext_cli.training.finetuning import finetune_steps, prepare_while_importing
 from convnext_cli.training.origin import digest_split, sum_digests
 from convnext_cli.training.planning import prepare
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest, resume_request
-from convnext_cli.training.resources import guard_training, hold_folder, open_devices, prepare_while_importing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,6 +56,8 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
     if preparation.folds is None:
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
     from convnext_cli.training.compute.ranks import end_training
+    from convnext_cli.training.lifecycle import run_training, start_training
+    from convnext_cli.training.resources import guard_training, hold_folder, open_devices
 
     accelerator, preparation = open_devices(preparation)
     is_resumed = preparation.request.resume is not None
@@ -122,7 +123,7 @@ def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerato
     accelerator.wait_for_everyone()  # until all have read the folder
     if is_new and accelerator.is_main_process:
         folder.create(overwrite=preparation.request.overwrite)
-        write_data_files(folder, preparation, preparation.folds)
+        preparation.write_data(folder)
         environment_now = describe_environment(describe_device(accelerator.device))
         folder.write(ENVIRONMENT, environment_now | {"images": images, "split": split})
     elif accelerator.is_main_process:

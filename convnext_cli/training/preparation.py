@@ -10,6 +10,8 @@ from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.fingerprint import Fingerprint
 from convnext_cli.recipes.plan import Plan
+from convnext_cli.runs.files import AUDIT, IMAGE_HASHES
+from convnext_cli.runs.folder import RunFolder
 from convnext_cli.text import format_count
 from convnext_cli.training.origin import Origin
 from convnext_cli.training.request import TrainRequest
@@ -55,6 +57,14 @@ class Preparation:
             *self.plan_notices,
             *self.device_notices,
         )
+
+    def write_data(self, run: RunFolder) -> None:
+        """Write split, audit and image hashes into a new run or cross-validation."""
+        index, audit = self.folds or self.index, self.dataset and self.dataset.audit
+        run.write_split(index)
+        if audit:
+            run.write(AUDIT, audit.to_dict())
+            run.write_arrays(IMAGE_HASHES, audit.list_image_hashes(index))
 
     def _list_fold_notices(self) -> list[Notice]:
         """Return a warning if the table's own folds separate groups or duplicates."""

@@ -1,62 +1,30 @@
-"""Resources of a training: imported libraries, devices, and the folder that it locks and writes into.
-
-Heavy libraries are imported after the request has been checked, so that errors in it come at once; a thread does it
-while the images are checked.
-"""
+"""Resources of a training: its devices, and the folder that it locks and writes into."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
 
 from convnext_cli.errors import ConvnextError
 from convnext_cli.locks import lock_folder
-from convnext_cli.progress import Notice, Progress, map_events
+from convnext_cli.models.device_memory import guard_memory
+from convnext_cli.models.forward import choose_device
+from convnext_cli.progress import Notice
 from convnext_cli.runs.folds import name_runs, open_folder, remove_aborted_start
-from convnext_cli.training.events import TrainSteps
-from convnext_cli.training.planning import plan_again, prepare_steps
+from convnext_cli.training.compute import devices
+from convnext_cli.training.compute.ranks import do_on_first_rank, is_lost_connection
+from convnext_cli.training.planning import plan_again
 from convnext_cli.training.preparation import Preparation
-from convnext_cli.training.request import TrainRequest
-from convnext_cli.training.resumption import check_unfinished, continue_if_restarted
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
+from convnext_cli.training.resumption import check_unfinished
 
 SIMILAR = 0.1  # fraction by which a GPU's free memory may differ from that of the plan
 
 
-def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
-    """Prepare a training or continue a restarted one, while a thread imports torch and timm.
-
-    The thread starts with the first event, after the request is checked. A process that ends earlier waits for it.
-    """
-    importing = Thread(target=_import_libraries, name="import")
-
-    def start(event: Progress) -> Progress:
-        if importing.ident is None:
-            importing.start()
-        return event
-
-    preparation = yield from map_events(prepare_steps(continue_if_restarted(request)), start)
-    if importing.ident is not None:
-        importing.join()
-    return preparation
-
-
-def _import_libraries() -> None:
-    """Import what a training needs; an error comes again where it is imported."""
-    with suppress(Exception):
-        import convnext_cli.training.build
-        import convnext_cli.training.compute.autotune
-        import convnext_cli.training.saving  # noqa: F401
-
-
 @contextmanager
-def hold_folder(preparation: Preparation, accelerator: "Accelerator") -> Iterator[tuple[Path, tuple[Notice, ...]]]:
+def hold_folder(preparation: Preparation, accelerator: Accelerator) -> Iterator[tuple[Path, tuple[Notice, ...]]]:
     """Choose the folder that a training writes into, and hold its lock during the block. All ranks call it.
 
     A training that fails before it has begun leaves no file, so that it can be tried again.
@@ -68,8 +36,6 @@ def hold_folder(preparation: Preparation, accelerator: "Accelerator") -> Iterato
         RunError: another process trains into the folder.
         UsageError: its run has finished, or another process has written into it, since it was checked.
     """
-    from convnext_cli.training.compute.ranks import do_on_first_rank
-
     request, model = preparation.request, preparation.plan.model
     with ExitStack() as stack:
 
@@ -95,7 +61,7 @@ def hold_folder(preparation: Preparation, accelerator: "Accelerator") -> Iterato
             raise
 
 
-def open_devices(preparation: Preparation) -> "tuple[Accelerator, Preparation]":
+def open_devices(preparation: Preparation) -> tuple[Accelerator, Preparation]:
     """Return the accelerator, and the preparation for its device; wait until all ranks have prepared.
 
     The plan was made for the device that the driver names. If torch uses another one, the plan is made again for it,
@@ -104,10 +70,6 @@ def open_devices(preparation: Preparation) -> "tuple[Accelerator, Preparation]":
     Raises:
         OutOfMemoryError: other processes have filled the GPU.
     """
-    from convnext_cli.models.device_memory import guard_memory
-    from convnext_cli.models.forward import choose_device
-    from convnext_cli.training.compute import devices
-
     request, settings = preparation.request, preparation.plan.settings
     with guard_memory("the GPU has too little memory to start on", "Use another one", choose_device()):
         accelerator = devices.make_accelerator(
@@ -122,16 +84,13 @@ def open_devices(preparation: Preparation) -> "tuple[Accelerator, Preparation]":
 
 
 @contextmanager
-def guard_training(accelerator: "Accelerator") -> Iterator[None]:
+def guard_training(accelerator: Accelerator) -> Iterator[None]:
     """Report too little memory, where a smaller batch does not help, and the end of another process.
 
     Raises:
         OutOfMemoryError: the device has too little memory, at any point of the block.
         ConvnextError: another process has ended.
     """
-    from convnext_cli.models.device_memory import guard_memory
-    from convnext_cli.training.compute.ranks import is_lost_connection
-
     problem = "the device has too little memory for the model, its optimizer and a validation batch"
     remedy = "Try a smaller --model or --image-size, or more GPUs with FSDP"
     try:
@@ -143,10 +102,8 @@ def guard_training(accelerator: "Accelerator") -> Iterator[None]:
         raise ConvnextError("another process of this run has ended", "See its own error message") from error
 
 
-def _plan_for_device(preparation: Preparation, accelerator: "Accelerator") -> Preparation:
+def _plan_for_device(preparation: Preparation, accelerator: Accelerator) -> Preparation:
     """Return the preparation for the device that torch uses, with notices about it."""
-    from convnext_cli.training.compute import devices
-
     planned, used = preparation.machine, devices.find_torch_machine(accelerator)
     notices = list(preparation.device_notices)
     if planned.is_gpu and not used.is_gpu:

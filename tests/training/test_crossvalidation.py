@@ -29,7 +29,8 @@ from convnext_cli.recipes.plan import read_plan
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run
-from convnext_cli.training import build
+from convnext_cli.training import lifecycle
+from convnext_cli.training.build import build_context
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
 from convnext_cli.training.events import CrossValidationResult, FoldDone, Started, StepDone
@@ -86,15 +87,14 @@ def test_fold_equals_the_same_fold_trained_alone(data: Path, folds_run: FoldsFol
 
 def test_a_fold_begins_when_the_model_of_the_one_before_is_freed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks: list[weakref.ref[torch.nn.Module]] = []
-    true = build.build_context
 
     def watch(*arguments: Any) -> TrainingContext:
         assert not [network for network in networks if network() is not None]
-        context = true(*arguments)
+        context = build_context(*arguments)
         networks.append(weakref.ref(context.network))
         return context
 
-    monkeypatch.setattr(build, "build_context", watch)
+    monkeypatch.setattr(lifecycle, "build_context", watch)
     run_all(cross_validate_steps(folds_request(data, "cv")))
     assert len(networks) == FOLDS
 
@@ -267,7 +267,7 @@ def test_evaluation_on_training_images_gives_a_notice(data: Path, folds_run: Fol
     Path("all.csv").write_text("\n".join(["path,label", *lines, ""]))
     result = evaluate(folds_run.path, "all.csv", split="all")
     folds = sum(map(is_fold, index.splits))
-    assert any(f"{folds} of these {len(index)} images were trained on" in note.text for note in result.notes)
+    assert any(f"{folds} of {len(index)} images were trained on" in note.text for note in result.notes)
 
 
 def test_commands_for_one_model_name_a_fold(

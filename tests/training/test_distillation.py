@@ -88,7 +88,7 @@ def test_teacher_leaves_the_device_before_the_training_is_measured(
         opened.append(weakref.ref((result := open_teacher(*args, **options)).classifier))
         return result
 
-    monkeypatch.setattr("convnext_cli.inference.teacher.open_teacher", open_and_watch)
+    monkeypatch.setattr("convnext_cli.training.lifecycle.open_teacher", open_and_watch)
     events = finetune_steps(tiny_request(few_digits, "run", teacher=str(teacher.path)))
     assert any(isinstance(event, Progress) and event.activity == "autotuning" for event in events)
     assert [reference() for reference in opened] == [None]

@@ -22,6 +22,7 @@ from convnext_cli.kernels.library import load_kernels
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.costs import AUTOTUNED_PASSES
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training import lifecycle
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute import autotune, compute_config
 from convnext_cli.training.compute.autotune import (
@@ -269,7 +270,7 @@ def test_resumed_run_keeps_its_compute_config(
     def choose(*_args: Any, **_options: Any) -> autotune.AutotuneResult:
         return autotune.AutotuneResult(compute_config=compute_config)
 
-    monkeypatch.setattr(autotune, "choose_compute_config", choose)
+    monkeypatch.setattr(lifecycle, "choose_compute_config", choose)
     request = replace(small_request(digits, tmp_path / "whole", save_every=5, **UNTRAINED), audit=False)
     train(request)
     events = finetune_steps(replace(request, output=tmp_path / "cut"))
@@ -277,7 +278,7 @@ def test_resumed_run_keeps_its_compute_config(
         if isinstance(event, StepDone) and event.step == 6:
             break
     events.close()
-    monkeypatch.setattr(autotune, "choose_compute_config", None)  # must not be called again
+    monkeypatch.setattr(lifecycle, "choose_compute_config", None)  # must not be called again
     went_on = [
         event for event in finetune_steps(TrainRequest(resume=tmp_path / "cut")) if not isinstance(event, Progress)
     ]
@@ -339,7 +340,7 @@ def test_compiled_model_is_dropped_however_early_a_training_ends(
         with closing(finetune_steps(request)) as events:
             next(event for event in events if isinstance(event, Started))
     else:
-        monkeypatch.setattr("convnext_cli.training.phases.time_budget.fit_epochs", fail)
+        monkeypatch.setattr("convnext_cli.training.lifecycle.fit_epochs", fail)
         with pytest.raises(ImageError):
             train(request)
     assert resets == [True]
@@ -350,7 +351,7 @@ def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monk
         raise RuntimeError("no C++ compiler")
 
     chosen = autotune.AutotuneResult(compute_config=ComputeConfig(compiled=True), gain=2.0)
-    monkeypatch.setattr(autotune, "choose_compute_config", lambda *_args, **_options: chosen)
+    monkeypatch.setattr(lifecycle, "choose_compute_config", lambda *_args, **_options: chosen)
     monkeypatch.setattr(torch, "compile", refuse)
     request = replace(small_request(digits, tmp_path / "run", **UNTRAINED), audit=False)
     started = next(event for event in finetune_steps(request) if isinstance(event, Started))

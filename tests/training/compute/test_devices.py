@@ -15,7 +15,7 @@ from convnext_cli.diagnosis import _test_gpu
 from convnext_cli.errors import ConvnextError, OutOfMemoryError, UsageError
 from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.forward import choose_device
-from convnext_cli.training import finetuning
+from convnext_cli.training import lifecycle
 from convnext_cli.training.compute import devices, ranks
 from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, adapt_to_device
 from convnext_cli.training.compute.devices import choose_precision, explain_unusable_gpu
@@ -220,7 +220,7 @@ def test_filled_gpu_is_an_error_with_its_memory(few_digits: Path, monkeypatch: p
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(devices, "make_accelerator", fail)
-    monkeypatch.setattr("convnext_cli.models.forward.choose_device", lambda: CUDA)
+    monkeypatch.setattr("convnext_cli.training.resources.choose_device", lambda: CUDA)
     monkeypatch.setattr("convnext_cli.models.device_memory._measure_memory", lambda _: (GIB // 5, 24 * GIB, 0))
     with pytest.raises(
         OutOfMemoryError, match=r"other processes use 23\.8 of the GPU's 24\.0 GiB.*CUDA_VISIBLE_DEVICES"
@@ -323,7 +323,7 @@ def test_cudnn_searches_algorithms_of_whole_batches_in_long_runs(
         return forward(self, inputs)
 
     monkeypatch.setattr(TrainingContext, "forward", record)
-    monkeypatch.setattr(finetuning, "AUTOTUNED_PASSES", from_passes)
+    monkeypatch.setattr(lifecycle, "AUTOTUNED_PASSES", from_passes)
     request = tiny_request(few_digits, tmp_path / "run", deterministic=deterministic, batch_size=10)
     train(replace(request, autotune=False))
     searches = from_passes == 1 and not deterministic
