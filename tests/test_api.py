@@ -384,3 +384,17 @@ main(sys.argv[1:])
     for command in ("eval", "export"):
         done = subprocess.run([sys.executable, "-c", script, command, "run"], check=False)
         assert done.returncode == 42
+
+
+def test_errors_in_a_request_come_before_torch_is_imported() -> None:
+    script = """
+import sys
+from convnext_cli.cli.app import main
+for words in ("finetune missing", "finetune missing --folds 3", "finetune --resume missing", "check missing"):
+    try:
+        main(words.split())
+    except SystemExit as end:
+        assert end.code in (2, 3), words
+    assert "torch" not in sys.modules, words
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

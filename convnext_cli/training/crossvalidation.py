@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from convnext_cli.data.index import digest_images
 from convnext_cli.data.split import choose_fold, explain_small_validation
 from convnext_cli.errors import DataError, RunError, UsageError
-from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.recipes.plan import Plan
@@ -181,6 +180,8 @@ def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> 
 
 def _evaluate_left_out(run: RunFolder, fold: int, name: str) -> TrainSteps[LeftOut]:
     """Evaluate the model of a fold on its validation images, and on those of the value that it has not seen."""
+    from convnext_cli.inference.evaluation import evaluate_steps
+
     parts = {}
     for split in ("val", "test"):
         evaluation = yield from evaluate_steps(run, EvalRequest(split=split))
