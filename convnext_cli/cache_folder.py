@@ -117,14 +117,17 @@ def explain_cache_location() -> str | None:
 
 
 def redirect_library_caches() -> None:
-    """Point libraries that write to the home folder to the cache folder, if the home folder is not writable.
+    """Point libraries that write to the home folder to a cache folder, if the home folder is not writable.
 
-    Sets environment variables, which child processes inherit. PyTorch's compiler also needs a user name, which the
-    numeric user of a container lacks.
+    It is `$CONVNEXT_CACHE` if that is set and writable. Sets environment variables, which child processes inherit.
+    PyTorch's compiler also needs a user name, which the numeric user of a container lacks.
     """
-    if _lacks_home() and (base := _find_base_folder()) != NULL_FOLDER:
-        os.environ["XDG_CACHE_HOME"] = str(base)  # of the Hub's client, PyTorch, and this program
-        os.environ.setdefault("MPLCONFIGDIR", str(base / "matplotlib"))
+    if not _has_home():
+        own = os.environ.get("CONVNEXT_CACHE")
+        base = Path(own).absolute() if own and _is_writable(Path(own)) else _make_private_folder()
+        if base != NULL_FOLDER:
+            os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(base)  # of the Hub's client, PyTorch
+            os.environ.setdefault("MPLCONFIGDIR", str(base / "matplotlib"))
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
@@ -133,12 +136,15 @@ def redirect_library_caches() -> None:
 
 def _lacks_home() -> bool:
     """Return True if no variable names a cache folder and the home folder is missing or not writable."""
-    if list_cache_variables():
-        return False
+    return not list_cache_variables() and not _has_home()
+
+
+def _has_home() -> bool:
+    """Return True if a cache in the home folder is writable or can be created."""
     try:
-        return not _is_writable(_find_user_cache() / "convnext")
+        return _is_writable(Path.home() / ".cache/convnext")
     except RuntimeError:  # neither a variable nor the system knows a home folder of this user
-        return True
+        return False
 
 
 def _find_base_folder() -> Path:
@@ -146,15 +152,9 @@ def _find_base_folder() -> Path:
 
 
 def _find_user_cache() -> Path:
-    """Return the platform's folder for cached files: `$XDG_CACHE_HOME` or `~/.cache` on Linux.
-
-    Raises:
-        RuntimeError: this user has no home folder.
-    """
+    """Return the platform's folder for cached files: `$XDG_CACHE_HOME` or `~/.cache` on Linux."""
     from platformdirs import user_cache_path  # 10 ms, which most commands do without
 
-    if not os.environ.get("XDG_CACHE_HOME"):
-        Path.home()  # platformdirs would return the folder `~`
     return user_cache_path()
 
 

@@ -13,6 +13,7 @@ from convnext_cli.cache_folder import (
     explain_cache_location,
     find_cache_folder,
     list_cache,
+    redirect_library_caches,
 )
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext, save_image
@@ -49,6 +50,21 @@ def test_cache_folder_without_a_home_is_private_and_temporary(
     assert folder == tmp_path / f"tmp/convnext-{os.getuid()}/convnext"
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
     assert str(folder) in (explain_cache_location() or "")
+
+
+@pytest.mark.parametrize("own", [None, "own", f"{os.devnull}/own"])
+def test_libraries_write_to_a_cache_folder_if_the_home_is_not_writable(
+    homeless: pytest.MonkeyPatch, tmp_path: Path, own: str | None
+) -> None:
+    homeless.setenv("HOME", os.devnull)
+    homeless.setenv("XDG_CACHE_HOME", "")
+    homeless.setenv("MPLCONFIGDIR", "before")
+    homeless.delenv("MPLCONFIGDIR")  # restored afterwards
+    if own:
+        homeless.setenv("CONVNEXT_CACHE", own)
+    redirect_library_caches()
+    base = Path(own).absolute() if own == "own" else tmp_path / f"tmp/convnext-{os.getuid()}"
+    assert [os.environ["XDG_CACHE_HOME"], os.environ["MPLCONFIGDIR"]] == [str(base), str(base / "matplotlib")]
 
 
 def test_temporary_folder_writable_by_others_is_not_used(homeless: pytest.MonkeyPatch, tmp_path: Path) -> None:
